@@ -1,0 +1,39 @@
+"""Hydra's basic sweeper without its traces: it writes no file, and leaves composing to the launcher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
+
+ConfigStore.instance().store(
+    group="hydra/sweeper",
+    name="truba",
+    node={"_target_": f"{__name__}.TrubaSweeper", "max_batch_size": None, "params": {}},
+    provider="truba_runner",
+)
+
+
+class TrubaSweeper(BasicSweeper):
+    """The product of all swept values, given to the launcher in one batch."""
+
+    def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
+        """Expands the overrides and launches them.
+
+        Raises:
+            Exception: what a run that failed left as its return value.
+        """
+        assert self.hydra_context is not None and self.launcher is not None  # noqa: S101  # Hydra called setup.
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        returned: list[Sequence[JobReturn]] = []
+        first = 0
+        for batch in self.split_arguments(overrides, self.max_batch_size):
+            returned.append(self.launcher.launch(batch, initial_job_idx=first))
+            first += len(batch)
+            for one in returned[-1]:
+                _ = one.return_value  # Raises where the run failed.
+        return returned

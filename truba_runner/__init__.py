@@ -1,0 +1,3 @@
+"""Train networks on TRUBA: a Hydra config becomes a checked Slurm job."""
+
+__version__ = "0.1.0"

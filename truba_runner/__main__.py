@@ -1,0 +1,51 @@
+"""`python -m truba_runner`, also `truba`: a management command, or, with overrides, the Hydra app."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from truba_runner.errors import Failed, Problem, Refused, nearest
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 1 a job or a check failed, 2 the input was refused."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(given)
+    except Refused as refused:
+        for problem in refused.problems:
+            print(problem, file=sys.stderr)
+        return 2
+    except Failed as failed:
+        print(failed, file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader (head, less) has gone; Python's own flush at exit must not complain of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def commands() -> list[str]:
+    """The management commands: the modules of `commands/`."""
+    return sorted(file.stem for file in (Path(__file__).parent / "commands").glob("[!_]*.py"))
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if arguments and arguments[0] in commands():
+        command = importlib.import_module(f"truba_runner.commands.{arguments[0]}")
+        return int(command.main(arguments[1:]))
+    if arguments and arguments[0].isidentifier():
+        raise Refused(Problem(arguments[0], "there is no such command.", nearest(arguments[0], commands())))
+    from truba_runner.app import main as app
+
+    return app(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

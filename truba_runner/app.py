@@ -1,0 +1,139 @@
+"""The Hydra app: composes experiments from the command line and hands them to `launch`; errors end here, once."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from truba_runner.config import Experiment, detect_cluster, experiment_from, shipped
+from truba_runner.errors import Failed, Problem, Refused, nearest
+from truba_runner.launch import Outcome, absolute, launch
+from truba_runner.rundir import RunDir
+
+
+def register() -> None:
+    """Tells Hydra of the schema and of the resolvers that `conf/` uses."""
+    ConfigStore.instance().store(name="schema", node=Experiment)
+    OmegaConf.register_new_resolver("detect_cluster", detect_cluster, replace=True)
+    OmegaConf.register_new_resolver("user", getpass.getuser, replace=True)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the app on Hydra's own command line; returns the exit status.
+
+    Raises:
+        Refused: the command line or a config is wrong.
+        Failed: a job could not be submitted.
+    """
+    register()
+    outcomes: list[Outcome] = []
+    raised: list[Exception] = []
+
+    def run_one(config: DictConfig) -> None:
+        try:
+            outcomes.extend(launch([typed(config)], selector(HydraConfig.get())))
+        except Exception as error:  # Hydra prints a line of its own about one that gets through it.
+            raised.append(error)
+
+    sys.argv[1:] = arguments
+    # Hydra then raises instead of printing an error of its own and exiting with 1.
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="config")(run_one)()
+        if raised:
+            raise raised[0]
+    except (HydraException, OmegaConfBaseException) as error:
+        if wants_traceback:
+            raise
+        raise Refused(_translated(error)) from error
+    return 1 if any(outcome.action == "failed" for outcome in outcomes) else 0
+
+
+def composed(overrides: Sequence[str]) -> Experiment:
+    """The experiment that these overrides compose to, its folders absolute; nothing is launched.
+
+    Raises:
+        Refused: an override or a config is wrong.
+    """
+    register()
+    try:
+        with hydra.initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+            return absolute(typed(hydra.compose("config", list(overrides))))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise Refused(_translated(error)) from error
+
+
+def launch_composed(configs: Sequence[DictConfig]) -> list[Any]:
+    """Launches the runs of a sweep; for each its outcome, its metric where one is asked for, or its failure."""
+    experiments = [typed(config) for config in configs]
+    outcomes = launch(experiments, selector(configs[0].hydra))
+    return [_value(outcome, experiment) for outcome, experiment in zip(outcomes, experiments, strict=True)]
+
+
+def _value(outcome: Outcome, experiment: Experiment) -> Any:
+    if outcome.action == "failed":
+        return Failed(f"{outcome.run_id} failed")
+    metric = experiment.launcher.metric
+    if not metric or outcome.action not in {"trained", "finished"}:
+        return outcome
+    metrics = RunDir(Path(outcome.run_dir)).result().get("metrics", {})
+    if metric not in metrics:
+        return Refused(Problem(f"launcher.metric={metric}", "the result has no such metric.", nearest(metric, metrics)))
+    return metrics[metric]
+
+
+def typed(config: DictConfig) -> Experiment:
+    """A composed config as dataclasses.
+
+    Raises:
+        Refused: no experiment was chosen.
+    """
+    if OmegaConf.is_missing(config, "name"):
+        raise Refused(Problem("no experiment", "a run needs one.", f"Type +experiment=NAME. {_experiments()}"))
+    return experiment_from(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
+
+
+def selector(config: Any) -> str:
+    """How the user chose the experiment, for a remedy to repeat. `config` is the composed `hydra` node."""
+    chosen = config.runtime.choices.get("experiment")
+    return f"+experiment={chosen}" if chosen else ""
+
+
+def _experiments() -> str:
+    folders = (Path.cwd() / "conf" / "experiment", shipped("conf") / "experiment")
+    names = {file.stem for folder in folders if folder.is_dir() for file in folder.glob("*.yaml")}
+    return nearest("", names)
+
+
+def _translated(error: Exception) -> Problem:
+    """One of Hydra's or OmegaConf's errors in the words of ours."""
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return Problem(f"{group}={name}", f"conf/{group} has no such file.", nearest(name, error.options))
+    cause = error.__cause__ if isinstance(error, ConfigCompositionException) and error.__cause__ else error
+    if isinstance(cause, OmegaConfBaseException):
+        return _translated_key(cause)
+    return Problem(
+        str(error).splitlines()[0], "the command line could not be read.", " ".join(str(error).split("\n")[1:])
+    )
+
+
+def _translated_key(error: OmegaConfBaseException) -> Problem:
+    parent, key = error.parent_node, str(error.key) if error.key is not None else ""
+    place = str(error.full_key or key)
+    message = str(error).splitlines()[0]
+    if parent is not None and OmegaConf.is_dict(parent) and key and key not in parent:
+        return Problem(place, "there is no such key.", nearest(key, [str(name) for name in parent]))
+    return Problem(place or "config", f"{message}.".replace("..", "."), "--cfg job prints the whole config.")

@@ -1,0 +1,53 @@
+"""What a training framework offers so that a job can be trained with it: a module a backend, `train` its entry."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from truba_runner.config import Experiment
+from truba_runner.progress import Progress
+from truba_runner.rundir import RunDir
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What the plan must know of a backend without importing it."""
+
+    # A task is one process: one a node with all of its GPUs, or one a GPU.
+    task_per_gpu: bool
+    multi_node: bool
+
+
+TRAITS = {
+    "keras": Traits(task_per_gpu=False, multi_node=False),
+}
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that a backend is given."""
+
+    experiment: Experiment
+    # The module of `jobs/` that the experiment names.
+    job: ModuleType
+    run: RunDir
+    progress: Progress
+    # This process among `tasks` of the job; rank 0 writes the run's records.
+    rank: int = 0
+    tasks: int = 1
+
+
+Train = Callable[[Context], dict[str, Any]]
+
+
+def load(name: str) -> Train:
+    """The `train` function of a backend: trains, evaluates and saves, and returns what `result.json` should say.
+
+    The mapping holds `metrics` (final, by name), `seconds_training`, `epochs`, `steps`, `weights_sha256`, `devices`.
+    """
+    train: Train = importlib.import_module(f"truba_runner.backends.{name}").train
+    return train

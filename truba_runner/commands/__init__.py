@@ -1,0 +1,43 @@
+"""Management commands: one file each, with `main(arguments) -> exit status`, quick to start."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from truba_runner import scheduler
+from truba_runner.rundir import RunDir
+from truba_runner.scheduler import Job, SlurmError
+from truba_runner.state import last_job_id
+
+
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+    """A parser with the options that every command has."""
+    made = argparse.ArgumentParser(prog=f"truba {name}", description=description, allow_abbrev=False)
+    made.add_argument("--json", action="store_true", help="print JSON for programs")
+    made.add_argument("--runs", type=Path, metavar="FOLDER", help="look in this runs folder (default: all ever used)")
+    return made
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def known_jobs(runs: Sequence[RunDir]) -> Mapping[str, Job] | None:
+    """What Slurm knows of these runs' jobs, in one squeue and one sacct; None where it does not answer.
+
+    A run whose result is there, and one that never met Slurm, is not asked about.
+    """
+    job_ids = {last_job_id(run) for run in runs}
+    asked = {job_id for job_id in job_ids if job_id and not job_id.startswith("local-")}
+    if not asked:
+        return {}
+    try:
+        jobs = scheduler.queue()
+        return {**scheduler.accounting(asked - {job_id for job_id, job in jobs.items() if job.live}), **jobs}
+    except SlurmError:
+        return None

@@ -1,0 +1,58 @@
+"""`truba cancel RUN…`: ends waiting and running jobs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from truba_runner import places, scheduler
+from truba_runner.commands import known_jobs, parser, print_json
+from truba_runner.errors import Failed, Problem, Refused
+from truba_runner.rundir import RunDir
+from truba_runner.state import last_job_id, state_of
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Cancels the runs; asks first where they are more than one."""
+    options = parser("cancel", "Ends the jobs of runs that wait or run. What they have written stays.")
+    options.add_argument("run", nargs="+", help="a run's id, or any unique beginning of it")
+    options.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    given = options.parse_args(arguments)
+    runs = list({run.path: run for run in (places.find(prefix, given.runs) for prefix in given.run)}.values())
+    jobs = known_jobs(runs)
+    if jobs is None:
+        raise Failed("Slurm does not answer, so nothing was cancelled; try again in a while")
+    live = [run for run in runs if state_of(run, jobs).live]
+    if len(live) > 1 and not given.yes and not _agreed(live):
+        print("nothing was cancelled", file=sys.stderr)
+        return 1
+    if on_slurm := [last_job_id(run) for run in live if not last_job_id(run).startswith("local-")]:
+        try:
+            scheduler.cancel(on_slurm)
+        except scheduler.SlurmError as error:
+            raise Failed(f"Slurm did not cancel: {error.message}") from error
+    for run in live:
+        if last_job_id(run).startswith("local-"):
+            os.kill(run.progress()["pid"], signal.SIGTERM)
+    cancelled = [run.id for run in live]
+    ended = [run.id for run in runs if run not in live]
+    if given.json:
+        print_json({"cancelled": cancelled, "ended_before": ended})
+        return 0
+    for name in cancelled:
+        print(f"cancelled {name}")
+    for name in ended:
+        print(f"{name} had ended already")
+    return 0
+
+
+def _agreed(runs: Sequence[RunDir]) -> bool:
+    if not sys.stdin.isatty():
+        raise Refused(
+            Problem(f"{len(runs)} runs", "cancelling more than one is asked about, and nobody is here to answer.",
+                    "Add --yes.")
+        )  # fmt: skip
+    print("\n".join(run.id for run in runs))
+    return input(f"cancel these {len(runs)} runs? [y/N] ").strip().lower() in {"y", "yes", "e", "evet"}

@@ -1,0 +1,60 @@
+"""`truba logs RUN [-f]`: what a run's job printed."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+from truba_runner import places, watch
+from truba_runner.commands import known_jobs, parser, print_json
+from truba_runner.errors import Failed
+from truba_runner.rundir import RunDir
+from truba_runner.state import RunState, state_of
+
+# Slurm is asked this often whether a followed run has ended; the log itself is looked at more often.
+_ASK_EVERY_SECONDS = 5.0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints the log of the run's latest job, and with -f what comes until the run ends."""
+    options = parser("logs", "What a run's latest job printed, and at its end why it failed, where it did.")
+    options.add_argument("run", help="a run's id, or any unique beginning of it")
+    options.add_argument("-f", "--follow", action="store_true", help="go on until the run ends, with a progress bar")
+    given = options.parse_args(arguments)
+    run = places.find(given.run, given.runs)
+    if given.json:
+        print_json({"run": run.id, "logs": [str(path) for path in sorted(run.logs.iterdir())]})
+        return 0
+    if given.follow:
+        watch.follow(run, lambda: watch.latest_log(run), _Ended(run))
+    else:
+        log = watch.latest_log(run)
+        if log is None:
+            raise Failed(f"{run.id} has printed nothing yet: {_state(run).state} {_state(run).why}")
+        sys.stdout.write(log.read_text(errors="replace"))
+        sys.stdout.flush()
+    state = _state(run)
+    if not state.live and state.state != "COMPLETED":
+        print(f"\n{run.id}: {state.state} {state.why}", file=sys.stderr)
+    return 0
+
+
+def _state(run: RunDir) -> RunState:
+    return state_of(run, known_jobs([run]))
+
+
+class _Ended:
+    """Whether a run has ended, without asking Slurm at every look."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._run = run
+        self._asked = 0.0
+
+    def __call__(self) -> bool:
+        if self._run.progress().get("state") not in {"running", None}:
+            return not _state(self._run).live
+        if time.monotonic() - self._asked < _ASK_EVERY_SECONDS:
+            return False
+        self._asked = time.monotonic()
+        return not _state(self._run).live

@@ -1,0 +1,88 @@
+"""`truba status [RUN…]`: where each run is, in one table."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from truba_runner import places
+from truba_runner.commands import known_jobs, parser, print_json
+from truba_runner.rundir import RunDir
+from truba_runner.scheduler import Job
+from truba_runner.state import last_job_id, state_of
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints the table, newest run first."""
+    options = parser("status", "Where runs are: state, epoch and step, metrics, time, and why one waits or failed.")
+    options.add_argument("run", nargs="*", help="a run's id, or any unique beginning of it (default: all runs)")
+    given = options.parse_args(arguments)
+    runs = [places.find(prefix, given.runs) for prefix in given.run] or places.runs(given.runs)[::-1]
+    jobs = known_jobs(runs)
+    if jobs is None:
+        print("Slurm does not answer: states are those on record", file=sys.stderr)
+    rows = [row(run, jobs) for run in runs]
+    if given.json:
+        print_json(rows)
+    elif rows:
+        _print_table(rows)
+    else:
+        print("no runs yet; python -m truba_runner +experiment=mnist starts one")
+    return 0
+
+
+def row(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
+    """One run, in values that JSON holds. Times are in Slurm's own notation."""
+    state, progress = state_of(run, jobs), run.progress()
+    job = state.job
+    return {
+        "run": run.id,
+        "state": state.state,
+        "partition": job.partition if job else "",
+        "job_id": last_job_id(run),
+        "epoch": progress.get("epoch"),
+        "epochs": progress.get("epochs"),
+        "step": progress.get("step"),
+        "steps_per_epoch": progress.get("steps_per_epoch"),
+        "metrics": run.result().get("metrics") or progress.get("metrics", {}),
+        "elapsed": job.elapsed if job else _own_clock(progress),
+        "time_limit": job.time_limit if job else "",
+        "why": state.why,
+        "directory": str(run.path),
+    }
+
+
+def _own_clock(progress: Mapping[str, Any]) -> str:
+    if "updated" not in progress:
+        return ""
+    return time.strftime("%H:%M:%S", time.gmtime(progress["updated"] - progress["started"]))
+
+
+def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("run", "state", "partition", "job", "epoch", "step", "metrics", "elapsed/limit", "why", box=None)
+    for one in rows:
+        metrics = "  ".join(f"{name} {value:.4f}" for name, value in _shown(one["metrics"]).items())
+        clock = one["elapsed"] + (f"/{one['time_limit']}" if one["time_limit"] else "")
+        cells = (one["run"], one["state"], one["partition"], one["job_id"], _part(one, "epoch", "epochs"),
+                 _part(one, "step", "steps_per_epoch"), metrics, clock, one["why"])  # fmt: skip
+        table.add_row(*(Text(cell) for cell in cells))
+    width = None if sys.stdout.isatty() else 250
+    Console(width=width).print(table)
+
+
+def _shown(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The few that a table has room for: the held-out ones, where there are any."""
+    for prefix in ("test_", "val_"):
+        if held_out := {name: value for name, value in metrics.items() if name.startswith(prefix)}:
+            return held_out
+    return dict(metrics)
+
+
+def _part(one: Mapping[str, Any], done: str, of: str) -> str:
+    return f"{one[done]}/{one[of]}" if one[done] is not None and one[of] is not None else ""

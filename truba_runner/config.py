@@ -1,0 +1,208 @@
+"""Everything that a config may say, as dataclasses; Hydra checks every key and type of an experiment against them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+
+
+@dataclass
+class Partition:
+    """One Slurm partition's facts and rules. Cores, GPUs and memory are counted per node; 0 is not checked."""
+
+    nodes: int = 0
+    cores_per_node: int = 0
+    memory_gb: float = 0.0
+    gpus_per_node: int = 0
+    gpu: str = ""
+    gpu_memory_gb: float = 0.0
+    cores_per_gpu: int = 0
+    min_cores: int = 1
+    max_time: str = "3-00:00:00"
+    local_scratch: str = "/tmp"
+    features: list[str] = field(default_factory=list)
+    feature_required: bool = False
+    # Partitions whose nodes this one mixes, each chosen with a feature of the same name; their facts then apply.
+    families: list[str] = field(default_factory=list)
+    access: str = ""
+    login_nodes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Cluster:
+    """A site: how work is started there, where its files lie, and what its partitions allow."""
+
+    name: str = MISSING
+    scheduler: str = "local"
+    # Everything a job writes must lie under this folder; empty where the site has no such rule.
+    scratch: str = ""
+    runs_folder: str = "runs"
+    data_folder: str = "data"
+    default_partition: str = ""
+    default_account: str = ""
+    default_gpus: int = 0
+    account_cores: int = 0
+    partitions: dict[str, Partition] = field(default_factory=dict)
+
+
+@dataclass
+class Environment:
+    """How a job gets its Python: shell lines that run before it, and the command that starts it."""
+
+    name: str = MISSING
+    setup: list[str] = field(default_factory=list)
+    # Empty: the interpreter that submits.
+    python: str = ""
+
+
+@dataclass
+class Job:
+    """The training code: a module of `jobs/`, the backend that runs it, and what is passed to its functions."""
+
+    module: str = MISSING
+    backend: str = "keras"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Source:
+    """A file that must lie in the data folder; no file where a Python package ships the data."""
+
+    file: str = ""
+    url: str = ""
+    sha256: str = ""
+
+
+@dataclass
+class Data:
+    """What is trained on, by name, and where its files come from."""
+
+    name: str = MISSING
+    folder: str = "${cluster.data_folder}"
+    sources: dict[str, Source] = field(default_factory=dict)
+    # Stands in on a local run whose data can be neither found nor downloaded.
+    fallback: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Train:
+    """How the network is trained. `batch_size` is global: it is divided among the GPUs."""
+
+    epochs: int = 1
+    batch_size: int = 64
+    # None: the optimizer's own default.
+    learning_rate: float | None = None
+    optimizer: Any = "adam"
+    loss: Any = None
+    metrics: list[Any] = field(default_factory=list)
+    seed: int = 0
+    steps_per_execution: int = 1
+    jit_compile: bool = False
+
+
+@dataclass
+class Checkpoint:
+    """What is kept of the network."""
+
+    save_model: bool = True
+
+
+@dataclass
+class TensorBoard:
+    """Event files for TensorBoard, in the run directory."""
+
+    enabled: bool = True
+
+
+@dataclass
+class Resources:
+    """What is asked of the cluster. GPUs, cores and memory are counted per node."""
+
+    partition: str = "${cluster.default_partition}"
+    nodes: int = 1
+    gpus: int = "${cluster.default_gpus}"  # type: ignore[assignment]
+    # None: as many as the partition wants for these GPUs.
+    cores: int | None = None
+    # None: the partition's default for these cores.
+    memory_gb: float | None = None
+    time: str = "1h"
+    account: str = "${cluster.default_account}"
+    constraint: str = ""
+
+
+@dataclass
+class Launcher:
+    """What the command does after it has submitted."""
+
+    # For sweepers that need a value back, and for tests: holds the terminal until the jobs have ended.
+    wait: bool = False
+    # What a sweeper that needs a value is given: a name among the metrics of the result.
+    metric: str = ""
+
+
+@dataclass
+class Experiment:
+    """A whole config: one run."""
+
+    name: str = MISSING
+    job: Job = field(default_factory=Job)
+    data: Data = field(default_factory=Data)
+    train: Train = field(default_factory=Train)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    tensorboard: TensorBoard = field(default_factory=TensorBoard)
+    resources: Resources = field(default_factory=Resources)
+    cluster: Cluster = field(default_factory=Cluster)
+    environment: Environment = field(default_factory=Environment)
+    launcher: Launcher = field(default_factory=Launcher)
+    # Prints the plan and the sbatch script; submits nothing and writes nothing.
+    dry_run: bool = False
+    # Starts anew beside an earlier run of the same config.
+    fresh: bool = False
+
+
+def experiment_from(values: Any) -> Experiment:
+    """The typed form of a mapping or of a composed Hydra config.
+
+    Raises:
+        omegaconf.errors.OmegaConfBaseException: a key, a type or an interpolation is wrong, or a value is missing.
+    """
+    merged = OmegaConf.merge(OmegaConf.structured(Experiment), values)
+    experiment = OmegaConf.to_object(merged)
+    if not isinstance(experiment, Experiment):
+        raise TypeError(f"expected a mapping, got {type(values).__name__}")
+    return experiment
+
+
+def training_config(experiment: Experiment) -> dict[str, Any]:
+    """What decides the trained network: job, data (by name, wherever its files lie) and training settings."""
+    return {
+        "job": asdict(experiment.job),
+        "data": {"name": experiment.data.name, "options": experiment.data.options},
+        "train": asdict(experiment.train),
+    }
+
+
+def run_id(experiment: Experiment) -> str:
+    """`NAME-HASH`: the same training config has the same id on every cluster, with any resources."""
+    canonical = json.dumps(training_config(experiment), sort_keys=True, separators=(",", ":"))
+    return f"{experiment.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
+
+
+def detect_cluster() -> str:
+    """The file of `conf/cluster/` that `cluster=auto` stands for: $TRUBA_CLUSTER, else truba where there is Slurm."""
+    return os.environ.get("TRUBA_CLUSTER") or ("truba" if shutil.which("sbatch") else "local")
+
+
+def shipped(folder: str) -> Path:
+    """Where the package's own `conf` or `jobs` lies: inside an installed wheel, beside the package in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / folder
+    return inside if inside.is_dir() else package.parent / folder

@@ -1,0 +1,42 @@
+"""What a user can do wrong, told as what was received, which rule it breaks and what to type instead."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One broken rule."""
+
+    received: str
+    rule: str
+    remedy: str
+
+    def __str__(self) -> str:
+        """One paragraph."""
+        return f"{self.received}: {self.rule} {self.remedy}"
+
+
+class Refused(Exception):
+    """The user's input cannot be carried out; every broken rule is in `problems`. Exit status 2."""
+
+    def __init__(self, *problems: Problem) -> None:
+        """Takes at least one problem."""
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+class Failed(Exception):
+    """A job or a check failed through no fault of the command line's. Exit status 1."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A sentence that lists the valid names, the nearest to `name` first."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        return f"Did you mean {' or '.join(close)}?"
+    return f"There are: {', '.join(names)}." if names else "There are none."

@@ -1,0 +1,67 @@
+"""The training code that an experiment names: found when it is submitted, imported only where it trains."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from truba_runner.config import shipped
+from truba_runner.errors import Failed, Problem, Refused, nearest
+
+
+def find(name: str, project: Path) -> Path:
+    """The file of `jobs/NAME.py`: the user's own in `project`, else the one that the package ships.
+
+    `name` may also be the path of a Python file.
+
+    Raises:
+        Refused: there is none, or it is not Python.
+    """
+    folders = [project / "jobs", shipped("jobs")]
+    candidates = [project / name] if name.endswith(".py") else [folder / f"{name}.py" for folder in folders]
+    for file in candidates:
+        if file.is_file():
+            _refuse_syntax_error(file)
+            return file.resolve()
+    known = {file.stem for folder in folders if folder.is_dir() for file in folder.glob("[!_]*.py")}
+    raise Refused(
+        Problem(
+            f"job.module={name}",
+            f"there is no {' nor '.join(str(file) for file in dict.fromkeys(candidates))}.",
+            nearest(name, known),
+        )
+    )
+
+
+def _refuse_syntax_error(file: Path) -> None:
+    try:
+        ast.parse(file.read_bytes(), filename=str(file))
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None)
+        raise Refused(
+            Problem(f"{file}:{line}" if line else str(file), "it is not valid Python:", f"{error}.")
+        ) from error
+
+
+def load(file: Path) -> ModuleType:
+    """Imports a job module; its own folder and the one above are importable from it.
+
+    Raises:
+        Failed: the file has gone since it was submitted.
+        Exception: whatever the module raises when it is imported.
+    """
+    if not file.is_file():
+        raise Failed(f"the job module {file} is not there any more; put it back and submit again")
+    for folder in (str(file.parent.parent), str(file.parent)):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+    spec = importlib.util.spec_from_file_location(f"truba_job_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise Failed(f"{file} cannot be imported: it is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,62 @@
+"""Where runs lie: the folders that this user has trained in, remembered so that no command has to ask.
+
+One line a folder in `$XDG_STATE_HOME/truba_runner/runs_folders` (by default under ~/.local/state).
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from truba_runner.errors import Problem, Refused, nearest
+from truba_runner.rundir import RunDir
+
+
+def _memory() -> Path:
+    state_home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state_home) / "truba_runner" / "runs_folders"
+
+
+def remember(runs_folder: Path) -> None:
+    """Notes a runs folder. A home that can't be written to costs no run: `--runs` names the folder."""
+    if runs_folder in folders():
+        return
+    with suppress(OSError):
+        _memory().parent.mkdir(parents=True, exist_ok=True)
+        with _memory().open("a") as file:
+            file.write(f"{runs_folder}\n")
+
+
+def folders() -> list[Path]:
+    """The remembered folders that are still there."""
+    try:
+        lines = _memory().read_text().splitlines()
+    except OSError:
+        return []
+    return [Path(line) for line in dict.fromkeys(lines) if line and Path(line).is_dir()]
+
+
+def runs(runs_folder: Path | None = None) -> list[RunDir]:
+    """Every run, the latest submitted last; of one folder where it is given."""
+    found = [
+        RunDir(path.parent)
+        for folder in ([runs_folder] if runs_folder else folders())
+        for path in folder.glob("*/submissions.jsonl")
+    ]
+    return sorted(found, key=lambda run: run.submissions_file.stat().st_mtime)
+
+
+def find(prefix: str, runs_folder: Path | None = None) -> RunDir:
+    """The one run whose id is `prefix`, or starts with it and no other does.
+
+    Raises:
+        Refused: there is none, or more than one.
+    """
+    known = runs(runs_folder)
+    matches = [run for run in known if run.id == prefix] or [run for run in known if run.id.startswith(prefix)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise Refused(Problem(prefix, f"{len(matches)} runs start with it:", ", ".join(run.id for run in matches)))
+    raise Refused(Problem(prefix, "no run starts with it.", nearest(prefix, [run.id for run in known])))

@@ -1,0 +1,67 @@
+"""How far a run has come, for those who watch: `progress.json` for programs, plain lines in the log for people."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from truba_runner.rundir import RunDir
+
+EVERY_SECONDS = 1.0
+LINE_EVERY_SECONDS = 60.0
+
+
+class Progress:
+    """The one writer of a run's `progress.json`. A disk that refuses it is told of once and stops no training."""
+
+    def __init__(self, run: RunDir, job_id: str, writes: bool = True) -> None:
+        """`writes` is false on every rank but the first."""
+        self._run = run
+        self._writes = writes
+        self._disk_complained = False
+        self._written = 0.0
+        self._line_printed = time.monotonic()
+        self.record: dict[str, Any] = {
+            "state": "running",
+            "job_id": job_id,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": time.time(),
+        }
+
+    def update(self, **values: Any) -> None:
+        """Changes the record and writes it now."""
+        self.record.update(values, updated=time.time())
+        self._written = time.monotonic()
+        if not self._writes:
+            return
+        try:
+            self._run.write_progress(self.record)
+        except OSError as error:
+            if not self._disk_complained:
+                print(f"progress.json could not be written ({error}); training goes on", file=sys.stderr, flush=True)
+            self._disk_complained = True
+
+    def step(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
+        """After each step: writes when the last record is a second old. `epoch` and `step` count from 1."""
+        now = time.monotonic()
+        if now - self._written >= EVERY_SECONDS:
+            self.update(epoch=epoch, step=step, metrics=dict(metrics))
+        if now - self._line_printed >= LINE_EVERY_SECONDS:
+            self._print(epoch, step, metrics)
+
+    def epoch_end(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
+        """After each epoch: writes and prints a line."""
+        self.update(epoch=epoch, step=step, metrics=dict(metrics))
+        self._print(epoch, step, metrics)
+
+    def _print(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
+        self._line_printed = time.monotonic()
+        if self._writes:
+            values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            of = self.record.get
+            print(f"epoch {epoch}/{of('epochs', '?')}  step {step}/{of('steps_per_epoch', '?')}  {values}", flush=True)

@@ -1,0 +1,33 @@
+"""What a submission was made of: the code's git commit and the versions that submitted it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+_GIT_TIMEOUT_SECONDS = 5
+
+
+def git_state(folder: Path) -> dict[str, Any]:
+    """`commit` and whether tracked files differ from it (`dirty`); empty where there is no repository or no git."""
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"commit": commit, "dirty": bool(changed)}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    argv = ["git", "-C", str(folder), *arguments]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=_GIT_TIMEOUT_SECONDS, check=True)
+    return done.stdout.strip()
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that take part in a submission."""
+    names = ("truba_runner", "hydra-core", "submitit")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}

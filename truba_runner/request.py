@@ -1,0 +1,69 @@
+"""What sbatch will be told: the resources of one job, worked out from an experiment and its partition's facts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from truba_runner.backends import TRAITS
+from truba_runner.config import Cluster, Experiment, Partition
+from truba_runner.durations import parse_minutes
+
+
+@dataclass(frozen=True)
+class Request:
+    """The resources of one job. Cores, GPUs and memory are those of one node unless the name says otherwise."""
+
+    partition: str
+    account: str
+    nodes: int
+    tasks_per_node: int
+    cpus_per_task: int
+    gpus: int
+    # None: the partition's default for these cores.
+    memory_gb: float | None
+    time_minutes: int
+    constraint: str
+
+    @property
+    def cores(self) -> int:
+        """Cores on one node."""
+        return self.tasks_per_node * self.cpus_per_task
+
+    @property
+    def total_cores(self) -> int:
+        """Cores on all nodes: what the account is charged for."""
+        return self.nodes * self.cores
+
+
+def derive(experiment: Experiment) -> Request:
+    """The request that an experiment amounts to, allowed or not."""
+    resources = experiment.resources
+    facts = facts_of(experiment.cluster, resources.partition, resources.constraint)
+    traits = TRAITS.get(experiment.job.backend)
+    tasks = max(1, resources.gpus) if traits and traits.task_per_gpu else 1
+    cores = resources.cores or (resources.gpus * facts.cores_per_gpu if facts.gpus_per_node else facts.min_cores)
+    try:
+        time_minutes = parse_minutes(resources.time)
+    except ValueError:
+        time_minutes = 0
+    return Request(
+        partition=resources.partition,
+        account=resources.account,
+        nodes=resources.nodes,
+        tasks_per_node=tasks,
+        cpus_per_task=max(1, cores // tasks),
+        gpus=resources.gpus,
+        memory_gb=resources.memory_gb,
+        time_minutes=time_minutes,
+        constraint=resources.constraint,
+    )
+
+
+def facts_of(cluster: Cluster, name: str, constraint: str) -> Partition:
+    """A partition's own facts; for one that mixes nodes, those of the family that the constraint chooses."""
+    partition = cluster.partitions.get(name, Partition())
+    if constraint in partition.families and constraint in cluster.partitions:
+        family = cluster.partitions[constraint]
+        limits = [count for count in (partition.nodes, family.nodes) if count]
+        return replace(family, nodes=min(limits, default=0), max_time=partition.max_time)
+    return partition

@@ -1,0 +1,161 @@
+"""Slurm's commands: the only place that runs sbatch, squeue, sacct and scancel. Arguments in, parsed rows out."""
+
+from __future__ import annotations
+
+import getpass
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+TIMEOUT_SECONDS = 60
+# Between attempts; TRUBA's own advice on a socket timeout is to wait and try again.
+BACKOFF_SECONDS = (1, 2, 4, 8, 16)
+_TRANSIENT = (
+    "Socket timed out",
+    "Unable to contact slurm controller",
+    "Zero Bytes were transmitted",
+    "Connection refused",
+    "Connection reset",
+    "Connection timed out",
+    "Resource temporarily unavailable",
+)
+_SEPARATOR = "\x1f"
+
+
+class SlurmError(Exception):
+    """A Slurm command failed; `transient` where the same command may work a moment later."""
+
+    def __init__(self, command: str, message: str, transient: bool) -> None:
+        """`message` is what the command printed on its standard error."""
+        super().__init__(f"{command}: {message}")
+        self.message = message
+        self.transient = transient
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job, or one task of a job array, as squeue or sacct tells of it."""
+
+    job_id: str
+    state: str
+    partition: str = ""
+    # Why it is pending, in Slurm's own word.
+    reason: str = ""
+    elapsed: str = ""
+    time_limit: str = ""
+    nodes: str = ""
+    exit_code: str = ""
+
+    @property
+    def live(self) -> bool:
+        """Whether it still waits or runs."""
+        return self.state in {
+            "PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "RESIZING", "STAGE_OUT",
+            "REQUEUE_HOLD", "REQUEUE_FED", "SIGNALING", "STOPPED", "SPECIAL_EXIT",
+        }  # fmt: skip
+
+
+def run(argv: Sequence[str], *, text: str | None = None, inherit: Sequence[int] = ()) -> str:
+    """Runs one command once; `text` is its standard input, `inherit` are descriptors that it keeps open.
+
+    Raises:
+        SlurmError: it is not installed, ended with an error, or did not answer in time.
+    """
+    try:
+        done = subprocess.run(
+            argv, input=text, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, pass_fds=inherit, check=False
+        )
+    except FileNotFoundError as error:
+        raise SlurmError(argv[0], "it is not on the PATH; is this a login node?", transient=False) from error
+    except subprocess.TimeoutExpired as error:
+        raise SlurmError(argv[0], f"no answer within {TIMEOUT_SECONDS} s", transient=True) from error
+    if done.returncode:
+        message = done.stderr.strip() or f"exit status {done.returncode}"
+        raise SlurmError(argv[0], message, any(sign in message for sign in _TRANSIENT))
+    return done.stdout
+
+
+def query(argv: Sequence[str]) -> str:
+    """Runs a command that changes nothing, again after a pause where Slurm did not answer.
+
+    Raises:
+        SlurmError: as `run`, after the last attempt.
+    """
+    for pause_seconds in BACKOFF_SECONDS:
+        try:
+            return run(argv)
+        except SlurmError as error:
+            if not error.transient:
+                raise
+            time.sleep(pause_seconds)
+    return run(argv)
+
+
+def sbatch(script: str, *, inherit: Sequence[int] = ()) -> str:
+    """Submits a script once and returns the job id.
+
+    Raises:
+        SlurmError: refused, or not answered: then the job may or may not exist.
+    """
+    return run(["sbatch", "--parsable"], text=script, inherit=inherit).strip().split(";")[0]
+
+
+def would_accept(script: str) -> str:
+    """What `sbatch --test-only` says of a script that it would take; nothing is submitted.
+
+    Raises:
+        SlurmError: it would be refused.
+    """
+    return run(["sbatch", "--test-only"], text=script)
+
+
+def jobs_named(name: str) -> list[str]:
+    """Ids of the caller's jobs of this name (an array's own id, without its tasks), waiting, running or ended."""
+    argv = ["squeue", "--noheader", "--user", getpass.getuser(), "--states=all", "--name", name, "--format=%F"]
+    found = query(argv).split()
+    if not found:
+        try:
+            found = query(["sacct", "-nPX", "--name", name, "--starttime=now-30days", "--format=JobIDRaw"]).split()
+        except SlurmError:  # A site without accounting: what squeue knew is all there is.
+            found = []
+    return list(dict.fromkeys(job_id.split("_")[0] for job_id in found))
+
+
+def queue() -> dict[str, Job]:
+    """The caller's jobs that Slurm has in its queue, by id (`123`, `123_4`), in one call."""
+    fields = _SEPARATOR.join(("%i", "%T", "%P", "%r", "%M", "%l", "%N"))
+    argv = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--states=all", f"--format={fields}"]
+    rows = (line.split(_SEPARATOR) for line in query(argv).splitlines())
+    return {
+        row[0]: Job(row[0], row[1], row[2], "" if row[3] == "None" else row[3], row[4], row[5], row[6])
+        for row in rows
+        if len(row) == 7
+    }
+
+
+def accounting(job_ids: Iterable[str]) -> dict[str, Job]:
+    """What Slurm's accounting knows of these jobs, by id, in one call; nothing where the site has none."""
+    wanted = sorted(set(job_ids))
+    if not wanted:
+        return {}
+    fields = "JobID,State,Partition,Elapsed,Timelimit,NodeList,ExitCode"
+    try:
+        text = query(["sacct", "-nPX", f"--jobs={','.join(wanted)}", f"--format={fields}", "--starttime=1970-01-01"])
+    except SlurmError:
+        return {}
+    jobs = {}
+    for line in text.splitlines():
+        job_id, state, partition, elapsed, limit, nodes, exit_code = line.split("|")
+        # "CANCELLED by 1000" names who did it.
+        jobs[job_id] = Job(job_id, state.split()[0], partition, "", elapsed, limit, nodes, exit_code)
+    return jobs
+
+
+def cancel(job_ids: Sequence[str]) -> None:
+    """Cancels jobs; one that has ended already is no error.
+
+    Raises:
+        SlurmError: Slurm refused.
+    """
+    query(["scancel", *job_ids])

@@ -1,0 +1,91 @@
+"""What state a run is in, told from Slurm where it knows the run's job, else from the run directory; never guessed."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from truba_runner.rundir import RunDir
+from truba_runner.scheduler import Job
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A run as its owner wants to see it. `state` is Slurm's word where Slurm has one."""
+
+    state: str
+    live: bool
+    job: Job | None
+    # One line: why it waits, or why it failed.
+    why: str = ""
+
+
+def last_job_id(run: RunDir) -> str:
+    """The id of the job that the run was last given; empty where there was none."""
+    for event in reversed(run.submissions()):
+        if event["event"] in {"submitted", "started"}:
+            return str(event["job_id"])
+    return ""
+
+
+def state_of(run: RunDir, jobs: Mapping[str, Job] | None) -> RunState:
+    """The state of a run, given what Slurm knows of its owner's jobs; `jobs` is None where Slurm does not answer."""
+    job = jobs.get(last_job_id(run)) if jobs else None
+    progress = run.progress()
+    if job is not None and job.live:
+        return RunState(job.state, live=True, job=job, why=job.reason)
+    if run.result():
+        return RunState("COMPLETED", live=False, job=job)
+    if job is not None:
+        # A job that ended well without a result has not trained: the run is not complete.
+        state = "FAILED" if job.state == "COMPLETED" else job.state
+        return RunState(state, live=False, job=job, why=_why(progress) or _exit(job))
+    return _state_on_record(run, progress, slurm_answers=jobs is not None)
+
+
+def _state_on_record(run: RunDir, progress: Mapping[str, Any], slurm_answers: bool) -> RunState:
+    """Where Slurm has nothing to say: what the run directory itself tells."""
+    recorded = progress.get("state")
+    if recorded == "failed":
+        return RunState("FAILED", live=False, job=None, why=_why(progress))
+    if recorded == "interrupted":
+        return RunState("INTERRUPTED", live=False, job=None)
+    if recorded == "running":
+        if _process_lives(run, progress):
+            return RunState("RUNNING", live=True, job=None)
+        if not slurm_answers:
+            return RunState("UNKNOWN", live=False, job=None, why="it was running when Slurm last answered")
+        return RunState("LOST", live=False, job=None, why="it ended without a word")
+    events = run.submissions()
+    if events and events[-1]["event"] == "refused":
+        return RunState("REFUSED", live=False, job=None, why=str(events[-1].get("message", "")))
+    why = "Slurm does not know its job, and it never started" if slurm_answers else "Slurm does not answer"
+    return RunState("UNKNOWN", live=False, job=None, why=why)
+
+
+def _process_lives(run: RunDir, progress: Mapping[str, Any]) -> bool:
+    """Whether a local run's process is still there; what runs on another host can't be seen from here."""
+    if progress.get("host") != socket.gethostname():
+        return False
+    try:
+        command = Path(f"/proc/{progress['pid']}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return os.fsencode(run.id) in command  # Else the number is another process's by now.
+
+
+def _why(progress: Mapping[str, Any]) -> str:
+    error = progress.get("error")
+    if not error:
+        return ""
+    place = f" at {error['file']}:{error['line']}: {error['code']}" if "file" in error else ""
+    message = str(error["message"]).splitlines()
+    return f"{error['type']}: {message[0] if message else ''}{place}"
+
+
+def _exit(job: Job) -> str:
+    return f"exit code {job.exit_code}" if job.exit_code not in {"", "0:0"} else ""
