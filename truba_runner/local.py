@@ -26,6 +26,7 @@ def train_here(prepared: Prepared) -> int:
     run.append_submission(
         {
             "event": "local",
+            "job_id": job_id,
             "time": time.time(),
             "job_file": str(prepared.job_file),
             "project": str(Path.cwd()),

@@ -5,11 +5,11 @@ Pure: no disk, no network, no scheduler. The rules are data in `conf/cluster/`.
 
 from __future__ import annotations
 
-import os.path
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
+from posixpath import normpath
 
 from truba_runner.backends import TRAITS
 from truba_runner.config import Cluster, Experiment, Partition
@@ -127,9 +127,9 @@ def _where(cluster: Cluster, key: str = "") -> str:
 
 
 def _output_problems(cluster: Cluster) -> Iterator[Problem]:
-    folder = os.path.normpath(cluster.runs_folder)
+    folder = normpath(cluster.runs_folder)
     received = f"cluster.runs_folder={cluster.runs_folder}"
-    if cluster.scratch and not PurePath(folder).is_relative_to(os.path.normpath(cluster.scratch)):
+    if cluster.scratch and not PurePath(folder).is_relative_to(normpath(cluster.scratch)):
         yield Problem(
             received,
             f"{cluster.name} wants a job's output and working directory under {cluster.scratch} (cluster.scratch).",

@@ -27,15 +27,21 @@ class RunState:
 def last_job_id(run: RunDir) -> str:
     """The id of the job that the run was last given; empty where there was none."""
     for event in reversed(run.submissions()):
-        if event["event"] in {"submitted", "started"}:
+        if event["event"] in {"submitted", "started", "local"}:
             return str(event["job_id"])
     return ""
+
+
+def progress_of(run: RunDir) -> dict[str, Any]:
+    """How far the run's latest job has come; empty where that job has not begun, whatever an earlier one left."""
+    progress = run.progress()
+    return progress if progress.get("job_id") == last_job_id(run) else {}
 
 
 def state_of(run: RunDir, jobs: Mapping[str, Job] | None) -> RunState:
     """The state of a run, given what Slurm knows of its owner's jobs; `jobs` is None where Slurm does not answer."""
     job = jobs.get(last_job_id(run)) if jobs else None
-    progress = run.progress()
+    progress = progress_of(run)
     if job is not None and job.live:
         return RunState(job.state, live=True, job=job, why=job.reason)
     if run.result():

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from truba_runner.rundir import RunDir
+from truba_runner.state import progress_of
 
 _LOOK_EVERY_SECONDS = 0.2
 
@@ -82,7 +83,7 @@ class _Screen(_Plain):
             self._bar.console.out(whole, highlight=False)
 
     def refresh(self) -> None:
-        progress = self._run.progress()
+        progress = progress_of(self._run)
         if not {"epoch", "epochs", "step", "steps_per_epoch"} <= progress.keys():
             return
         per_epoch = progress["steps_per_epoch"]

@@ -10,7 +10,7 @@ from truba_runner import places, watch
 from truba_runner.commands import known_jobs, parser, print_json
 from truba_runner.errors import Failed
 from truba_runner.rundir import RunDir
-from truba_runner.state import RunState, state_of
+from truba_runner.state import RunState, progress_of, state_of
 
 # Slurm is asked this often whether a followed run has ended; the log itself is looked at more often.
 _ASK_EVERY_SECONDS = 5.0
@@ -49,12 +49,13 @@ class _Ended:
 
     def __init__(self, run: RunDir) -> None:
         self._run = run
+        self._recorded = None
         self._asked = 0.0
 
     def __call__(self) -> bool:
-        if self._run.progress().get("state") not in {"running", None}:
-            return not _state(self._run).live
-        if time.monotonic() - self._asked < _ASK_EVERY_SECONDS:
+        recorded = progress_of(self._run).get("state")
+        ask_now = recorded != self._recorded
+        if not ask_now and time.monotonic() - self._asked < _ASK_EVERY_SECONDS:
             return False
-        self._asked = time.monotonic()
+        self._recorded, self._asked = recorded, time.monotonic()
         return not _state(self._run).live

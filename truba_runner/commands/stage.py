@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from truba_runner import data
 from truba_runner.commands import parser, print_json
 from truba_runner.errors import Failed
 
@@ -17,6 +16,7 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("--from", dest="origin", metavar="FILE", help="a path or URL, in place of the data's own URL")
     given = options.parse_args(arguments)
 
+    from truba_runner import data
     from truba_runner.app import composed
 
     experiment = composed(given.override)

@@ -11,7 +11,7 @@ from truba_runner import places
 from truba_runner.commands import known_jobs, parser, print_json
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
-from truba_runner.state import last_job_id, state_of
+from truba_runner.state import last_job_id, progress_of, state_of
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def row(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
     """One run, in values that JSON holds. Times are in Slurm's own notation."""
-    state, progress = state_of(run, jobs), run.progress()
+    state, progress = state_of(run, jobs), progress_of(run)
     job = state.job
     return {
         "run": run.id,

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from truba_runner.app import register, typed
+from truba_runner.config import Experiment, shipped
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test remembers its runs in the developer's home."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("TRUBA_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.delenv("TRUBA_CLUSTER", raising=False)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def hydra_ready() -> Iterator[None]:
+    register()
+    with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+        yield
+
+
+@pytest.fixture
+def experiment(hydra_ready: None) -> Callable[..., Experiment]:
+    """Composes an experiment as the command line does; by default mnist on TRUBA's own config."""
+
+    def composed(*overrides: str, cluster: str = "truba", **values: Any) -> Experiment:
+        return typed(compose("config", [f"cluster={cluster}", "+experiment=mnist", *overrides]))
+
+    return composed

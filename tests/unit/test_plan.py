@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from truba_runner.config import Experiment
+from truba_runner.errors import Refused
+from truba_runner.plan import plan
+
+Compose = Callable[..., Experiment]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cores", "constraint"),
+    [
+        (["resources.partition=akya-cuda", "resources.gpus=2"], 20, ""),
+        (["resources.partition=barbun-cuda", "resources.gpus=1"], 20, ""),
+        (["resources.partition=palamut-cuda", "resources.gpus=8"], 128, ""),
+        (["resources.partition=kolyoz-cuda", "resources.gpus=4", "resources.constraint=H200"], 64, "H200"),
+        (["resources.partition=debug", "resources.gpus=2", "resources.constraint=akya-cuda"], 20, "akya-cuda"),
+        (["resources.partition=debug", "resources.gpus=2", "resources.constraint=barbun-cuda"], 40, "barbun-cuda"),
+        (["resources.partition=orfoz", "resources.gpus=0"], 56, ""),
+        (["resources.partition=hamsi", "resources.gpus=0", "resources.cores=56"], 56, ""),
+        (["resources.partition=akya-cuda", "resources.gpus=1", "resources.cores=20"], 20, ""),
+    ],
+)
+def test_cores_follow_from_gpus_and_partition(
+    experiment: Compose, overrides: list[str], cores: int, constraint: str
+) -> None:
+    request = plan(experiment(*overrides)).request
+    assert (request.tasks_per_node, request.cores, request.constraint) == (1, cores, constraint)
+
+
+REFUSALS = [
+    (["resources.gpus=0"], "takes no job without a GPU", "resources.gpus=1"),
+    (["resources.gpus=5"], "has 4 GPUs", "resources.gpus=4"),
+    (["resources.gpus=-1"], "must be 0 or more", "resources.gpus=1"),
+    (["resources.gpus=2", "resources.cores=25"], "multiples of 10", "resources.cores=20"),
+    (["resources.gpus=2", "resources.cores=10"], "at least 10 per GPU", "resources.cores=20"),
+    (["resources.cores=50"], "has 40 cores", "Leave resources.cores out"),
+    (["resources.partition=kolyoz-cuda"], "which of its GPUs", "resources.constraint=H100"),
+    (["resources.partition=kolyoz-cuda", "resources.constraint=h100"], "no node of kolyoz-cuda", "H100"),
+    (["resources.time=4d"], "allows 3-00:00:00", "resources.time=3-00:00:00"),
+    (["resources.partition=debug", "resources.constraint=akya-cuda", "resources.time=5h"], "04:00:00", "04:00:00"),
+    (["resources.time=0"], "must be 1 or more", "resources.time=1"),
+    (["resources.time=soon"], "none of the forms", "2h"),
+    (["resources.time=3600"], "quotes", "1:30:00"),
+    (["resources.partition=debug"], "must choose one", "resources.constraint=akya-cuda"),
+    (["cluster.runs_folder=/arf/home/me/runs"], "under", "choose a folder there"),
+    (["cluster.runs_folder=${cluster.scratch}/../home"], "under", "choose a folder there"),
+    (["cluster.runs_folder=${cluster.scratch}/a%j"], "pattern", "without one"),
+    (["resources.partition=akya-kuda"], "no such partition", "Did you mean akya-cuda"),
+    (["resources.memory_gb=500"], "has 384 GB", "resources.partition=palamut-cuda"),
+    (["resources.memory_gb=2000"], "has 384 GB", "Ask for less."),
+    (["resources.nodes=2"], "trains on one node", "resources.nodes=1"),
+    (["resources.nodes=25"], "has 24", "resources.nodes=24"),
+    (["resources.partition=orfoz"], "has no GPUs", "resources.gpus=0"),
+    (["resources.partition=orfoz", "resources.gpus=0", "resources.cores=8"], "56 cores or more", "resources.cores=56"),
+    (["resources.account=''"], "charged to one", "resources.account=ACCOUNT"),
+    (["job.backend=keas"], "no such backend", "Did you mean keras"),
+    (["data.name=minst"], "knows no such data", "Did you mean mnist"),
+    (["name='a b'"], "letters, digits", "another name"),
+    (["train.epochs=0"], "must be 1 or more", "train.epochs=1"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "rule", "remedy"), REFUSALS, ids=[" ".join(row[0]) for row in REFUSALS])
+def test_each_rule_is_told_with_its_remedy(experiment: Compose, overrides: list[str], rule: str, remedy: str) -> None:
+    with pytest.raises(Refused) as refused:
+        plan(experiment(*overrides))
+    assert any(rule in problem.rule and remedy in problem.remedy for problem in refused.value.problems), str(
+        refused.value
+    )
+
+
+def test_all_broken_rules_are_told_at_once(experiment: Compose) -> None:
+    with pytest.raises(Refused) as refused:
+        plan(experiment("resources.gpus=9", "resources.time=9d", "resources.memory_gb=999", "train.epochs=0"))
+    received = {problem.received.split("=")[0] for problem in refused.value.problems}
+    assert received == {"resources.gpus", "resources.time", "resources.memory_gb", "train.epochs"}
+
+
+def test_a_second_site_is_a_second_file(experiment: Compose) -> None:
+    four_nodes = experiment("resources.nodes=5", cluster="testcluster")
+    with pytest.raises(Refused, match="akya-cuda has 4"):
+        plan(four_nodes)
+
+
+def test_more_cores_than_the_account_has_is_a_warning(experiment: Compose) -> None:
+    asked = experiment("resources.gpus=4", "cluster.account_cores=30")
+    assert "AssocGrpCpuLimit" in "".join(plan(asked).warnings)
+    assert plan(experiment("resources.gpus=4")).warnings == ()
+
+
+def test_partitions_with_a_login_node_of_their_own_say_so(experiment: Compose) -> None:
+    asked = experiment("resources.partition=palamut-cuda")
+    assert "cuda-ui" in "".join(plan(asked, login_node="arf-ui1").warnings)
+    assert "cuda-ui" not in "".join(plan(asked, login_node="cuda-ui").warnings)
+
+
+def test_a_local_run_needs_no_partition_and_has_one_machine(experiment: Compose) -> None:
+    assert plan(experiment("resources.gpus=2", cluster="local")).request.gpus == 2
+    with pytest.raises(Refused, match="this one machine"):
+        plan(experiment("resources.nodes=2", cluster="local"))
