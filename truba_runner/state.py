@@ -26,8 +26,10 @@ class RunState:
 
 def last_job_id(run: RunDir) -> str:
     """The id of the job that the run was last given; empty where there was none."""
-    for event in reversed(run.submissions()):
-        if event["event"] in {"submitted", "started", "local"}:
+    events = run.submissions()
+    duplicates = {event["job_id"] for event in events if event["event"] == "duplicate"}
+    for event in reversed(events):
+        if event["event"] in {"submitted", "started", "local"} and event["job_id"] not in duplicates:
             return str(event["job_id"])
     return ""
 

@@ -40,6 +40,8 @@ def main(arguments: list[str]) -> int:
             run.append_submission({**started, "host": platform.node(), "python": platform.python_version()})
         if (other := _claimed_by(run, here)) != here.job_id:
             print(f"this submission is job {other}'s already; there is nothing to do for {here.job_id}", flush=True)
+            if first:
+                run.append_submission({"event": "duplicate", "job_id": here.job_id})
             return 0
         experiment = experiment_from(run.read_config())
         progress.update(epochs=experiment.train.epochs)

@@ -1,0 +1,115 @@
+"""Slurm is the judge: what the plan accepts the test cluster accepts, and what it refuses the plan had refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import Cluster
+from hydra import compose, initialize_config_dir
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from truba_runner.app import register, typed
+from truba_runner.config import Experiment, Resources, run_id, shipped
+from truba_runner.errors import Refused
+from truba_runner.plan import plan
+from truba_runner.request import derive
+from truba_runner.rundir import RunDir
+from truba_runner.submit import Prepared, Submission
+
+FEATURES = ["akya-cuda", "barbun-cuda", "palamut-cuda", "kolyoz-cuda", "H100", "H200", "h200", "gpu", ""]
+HOME_OUTSIDE_SCRATCH = "/home/ayse/runs"
+
+# For each partition (and family) its GPUs, cores per GPU and memory: what a request that breaks no rule is made of.
+ALLOWED = [
+    ("akya-cuda", "", 4, 10, 384),
+    ("barbun-cuda", "", 2, 20, 384),
+    ("palamut-cuda", "", 8, 16, 1024),
+    ("kolyoz-cuda", "H100", 4, 16, 1024),
+    ("kolyoz-cuda", "H200", 4, 16, 1024),
+    ("debug", "akya-cuda", 4, 10, 384),
+    ("debug", "barbun-cuda", 2, 20, 384),
+    ("orfoz", "", 0, 112, 256),
+    ("hamsi", "", 0, 56, 192),
+    ("barbun", "", 0, 40, 384),
+    ("smp", "", 0, 224, 4096),
+]
+# What one thing at a time is changed to, allowed or not.
+CHANGES: dict[str, st.SearchStrategy[Any]] = {
+    "partition": st.sampled_from(["akya-cuda", "barbun-cuda", "palamut-cuda", "kolyoz-cuda", "debug", "orfoz", "smp"]),
+    "nodes": st.sampled_from([1, 2, 3, 5]),
+    "gpus": st.integers(0, 9),
+    "cores": st.one_of(st.integers(1, 230), st.sampled_from([10, 20, 16, 32, 40, 56, 112])),
+    "memory_gb": st.one_of(st.integers(1, 5000), st.sampled_from([192, 256, 384, 385, 1024])),
+    "time": st.sampled_from(["1", "30m", "04:00:00", "4:00:30", "3-00:00:00", "3-00:00:01", "4d"]),
+    "constraint": st.sampled_from(FEATURES),
+}
+
+
+@st.composite
+def resources(draw: st.DrawFn) -> Resources:
+    """A request that breaks no rule, with up to two things changed."""
+    partition, constraint, gpus, cores_per_gpu, memory_gb = draw(st.sampled_from(ALLOWED))
+    asked_gpus = draw(st.integers(1, gpus)) if gpus else 0
+    cores = draw(st.sampled_from([None, cores_per_gpu * max(1, asked_gpus)]))
+    allowed = Resources(
+        partition=partition,
+        gpus=asked_gpus,
+        cores=cores,
+        memory_gb=draw(st.one_of(st.none(), st.integers(1, memory_gb))),
+        time=draw(st.sampled_from(["1", "30m", "2h", "04:00:00"])),
+        account="ayse",
+        constraint=constraint,
+    )
+    changed = draw(st.lists(st.sampled_from(sorted(CHANGES)), max_size=2, unique=True))
+    return replace(allowed, **{key: draw(CHANGES[key]) for key in changed})
+
+
+@pytest.fixture(scope="module")
+def base(cluster: Cluster) -> Experiment:
+    """mnist on the test cluster, as ayse would compose it."""
+    register()
+    with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+        scratch = cluster.scratch_root
+        own = [f"cluster.scratch={scratch}", f"cluster.runs_folder={scratch}/ayse/runs", "cluster=testcluster"]
+        return typed(compose("config", ["+experiment=mnist", *own]))
+
+
+def slurm_accepts(cluster: Cluster, experiment: Experiment) -> tuple[bool, str]:
+    run = RunDir(Path(experiment.cluster.runs_folder) / run_id(experiment))
+    script = Submission.of([Prepared(experiment, run, derive(experiment), Path("/job.py"))]).script()
+    done = cluster.run(["sbatch", "--test-only"], input=script, check=False)
+    return done.returncode == 0, done.stderr + script
+
+
+def plan_accepts(experiment: Experiment) -> tuple[bool, str]:
+    try:
+        plan(experiment)
+    except Refused as refused:
+        return False, str(refused)
+    return True, ""
+
+
+def test_what_the_plan_accepts_slurm_accepts(cluster: Cluster, base: Experiment) -> None:
+    cluster.run(["mkdir", "-p", base.cluster.runs_folder])
+    seen: Counter[tuple[bool, bool]] = Counter()
+
+    @settings(max_examples=400, deadline=None, database=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @given(resources(), st.integers(0, 9))
+    def judge(asked: Resources, outside: int) -> None:
+        folder = HOME_OUTSIDE_SCRATCH if outside == 0 else base.cluster.runs_folder
+        experiment = replace(base, resources=asked, cluster=replace(base.cluster, runs_folder=folder))
+        planned, why = plan_accepts(experiment)
+        accepted, answer = slurm_accepts(cluster, experiment)
+        seen[planned, accepted] += 1
+        assert accepted or not planned, f"the plan accepted what Slurm refused:\n{asked}\n{answer}"
+
+    judge()
+    print(f"both accept {seen[True, True]}, both refuse {seen[False, False]}, the plan alone {seen[False, True]}")
+    assert seen[True, True] >= 50 and seen[False, False] >= 100
+    # A plan that refuses everything would pass too: most of what it refuses, Slurm must refuse as well.
+    assert seen[False, True] < seen[False, False]

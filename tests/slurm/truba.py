@@ -1,0 +1,92 @@
+"""`python -m truba_runner` typed by a user of the test cluster, in a project folder of that user's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster import Cluster
+
+ROOT = Path(__file__).resolve().parents[2]
+FAILING_JOB = 'raise RuntimeError("failing on purpose")\n'
+# Tells that it has begun, and lives until it is told to end; no framework is imported meanwhile.
+WAITING_JOB = """
+import time
+from pathlib import Path
+with open("began", "a") as file:
+    file.write("began\\n")
+while not Path("end").exists():
+    time.sleep(0.05)
+raise RuntimeError("failing on purpose")
+"""
+
+
+class Truba:
+    """A project folder with jobs of its own, and the program run in it."""
+
+    def __init__(self, cluster: Cluster, name: str, user: str = "ayse") -> None:
+        self.cluster, self.user = cluster, user
+        self.project = cluster.scratch(user) / name
+        cluster.run(["mkdir", "-p", str(self.project / "jobs"), str(self.project / "bin")], user=user)
+        self.environment = {
+            "PYTHONPATH": str(ROOT),
+            "XDG_STATE_HOME": str(self.project / "state"),
+            "COLUMNS": "250",
+        }
+
+    def write(self, name: str, text: str, executable: bool = False) -> Path:
+        """A file of the project, owned by its user."""
+        path = self.project / name
+        path.write_text(text)
+        path.chmod(0o755 if executable else 0o644)
+        return path
+
+    def start(self, *arguments: str, program: list[str] | None = None, **variables: str) -> subprocess.Popen[str]:
+        argv = [sys.executable, *(program or ["-m", "truba_runner"]), *arguments]
+        return self.cluster.popen(argv, user=self.user, cwd=self.project, env=self.environment | variables)
+
+    def __call__(
+        self, *arguments: str, program: list[str] | None = None, timeout: float = 120, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, *(program or ["-m", "truba_runner"]), *arguments]
+        return self.cluster.run(
+            argv, user=self.user, cwd=self.project, env=self.environment | variables, timeout=timeout, check=False
+        )
+
+    def path_with_own_bin(self) -> str:
+        """PATH with the project's own `bin` first, for a stand-in of sbatch that calls the real one."""
+        return f"{self.project / 'bin'}:/usr/local/bin:/usr/bin:/bin"
+
+    def runs_folder(self, name: str = "runs") -> str:
+        """The override that keeps this project's runs apart from other tests'."""
+        return f"cluster.runs_folder={self.project / name}"
+
+    def status(self, *arguments: str) -> list[dict[str, Any]]:
+        done = self("status", "--json", *arguments)
+        assert done.returncode == 0, done.stderr
+        rows: list[dict[str, Any]] = json.loads(done.stdout)
+        return rows
+
+    def jobs(self, name_prefix: str = "") -> Mapping[str, str]:
+        """Job ids and names that the controller knows of this user, ended ones too, whose name begins so."""
+        shown = self.cluster.run(["squeue", "--noheader", "--states=all", "--format=%i|%j", f"--user={self.user}"])
+        rows = (line.split("|") for line in shown.stdout.splitlines())
+        return {job_id: name for job_id, name in rows if name.startswith(name_prefix)}
+
+
+def run_dirs(project: Path, runs: str = "runs") -> list[Path]:
+    return sorted(path for path in (project / runs).iterdir() if not path.name.startswith("."))
+
+
+def events(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "submissions.jsonl").read_text().splitlines()]
+
+
+def own(path: Path, uid: int = 60001) -> None:
+    """Gives a file that a test made to the cluster's user."""
+    os.chown(path, uid, uid)
