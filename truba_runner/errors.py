@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 
+_LISTED = 12
+
+
 @dataclass(frozen=True)
 class Problem:
     """One broken rule."""
@@ -34,9 +37,12 @@ class Failed(Exception):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A sentence that lists the valid names, the nearest to `name` first."""
+    """A sentence with the valid names: those near to `name`, or where none is near all of them, up to a dozen."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
         return f"Did you mean {' or '.join(close)}?"
-    return f"There are: {', '.join(names)}." if names else "There are none."
+    if not names:
+        return "There are none."
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"There are: {', '.join(names[:_LISTED])}{more}."

@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
         if first:
             run.write_result({**result, "data": _data_record(experiment), "job_id": here.job_id})
         progress.update(state="finished", metrics=result.get("metrics", {}))
-    except (Terminated, KeyboardInterrupt):
+    except Terminated:
         progress.update(state="interrupted")
         print("interrupted", file=sys.stderr, flush=True)
         return 128 + signal.SIGTERM
@@ -88,12 +88,15 @@ def _data_record(experiment: Experiment) -> dict[str, str]:
 
 def _listen_to_signals() -> None:
     def end(number: int, frame: FrameType | None) -> None:
+        for once_is_enough in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(once_is_enough, signal.SIG_IGN)
         raise Terminated
 
     def note(number: int, frame: FrameType | None) -> None:
         print("the time limit is near", file=sys.stderr, flush=True)
 
     signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
     signal.signal(signal.SIGUSR2, note)
 
 

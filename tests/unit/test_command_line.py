@@ -95,9 +95,7 @@ def test_hydras_own_options_keep_working(truba) -> None:  # type: ignore[no-unty
     helped = truba("--help")
     assert helped.returncode == 0 and "experiment: mnist" in helped.stdout and "dry_run=true" in helped.stdout
     assert "experiment/mnist" in truba("--info", "defaults", "+experiment=mnist").stdout
-    completed = truba(
-        "-sc", "query=bash", COMP_LINE="truba +experiment=mnist resources.par", COMP_POINT="99"
-    )
+    completed = truba("-sc", "query=bash", COMP_LINE="truba +experiment=mnist resources.par", COMP_POINT="99")
     assert "resources.partition=" in completed.stdout
 
 

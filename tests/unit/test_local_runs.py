@@ -1,0 +1,140 @@
+"""A run in the foreground: its job module is imported first, so that no framework is needed to see how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FAULTY = "import math\n\nmath.sqrt(-1)  # the fault\n"
+WAITING = "import time\nprint('here I am', flush=True)\nwhile True:\n    time.sleep(0.05)\n"
+# Reports progress as a backend does, then waits to be looked at.
+REPORTING = """
+import json, time
+from pathlib import Path
+record = json.loads(Path("progress.json").read_text())
+record |= {"epoch": 1, "epochs": 2, "step": 5, "steps_per_epoch": 10, "metrics": {"loss": 0.5}}
+Path("progress.json").write_text(json.dumps(record))
+print("a line of the log", flush=True)
+while not Path("end").exists():
+    time.sleep(0.05)
+raise RuntimeError("failing on purpose")
+"""
+
+
+class Project:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "jobs").mkdir(parents=True)
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(folder / "state")}
+        self.environment |= {"COLUMNS": "200", "TRUBA_CLUSTER": "local"}
+
+    def command(self, code: str) -> list[str]:
+        (self.folder / "jobs" / "own.py").write_text(code)
+        return [sys.executable, "-m", "truba_runner", "+experiment=mnist", "job.module=own", "data.name=digits"]
+
+    def start(self, code: str, **options: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(self.command(code), cwd=self.folder, env=self.environment, text=True, **options)  # type: ignore[call-overload, no-any-return]
+
+    def status(self) -> dict[str, object]:
+        argv = [sys.executable, "-m", "truba_runner", "status", "--json"]
+        done = subprocess.run(argv, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=True)
+        (row,) = json.loads(done.stdout)
+        return dict(row)
+
+    @property
+    def run_dir(self) -> Path:
+        (found,) = (path for path in (self.folder / "runs").iterdir() if not path.name.startswith("."))
+        return found
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path / "project")
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def test_a_fault_in_the_users_code(project: Project) -> None:
+    with project.start(FAULTY, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+        out, err = command.communicate(timeout=60)
+    assert command.returncode == 1
+    assert "Traceback" in out, "the log is shown as it comes"
+    assert "ValueError" in err and "jobs/own.py:3: math.sqrt(-1)  # the fault" in err and "Traceback" not in err
+    assert project.status()["state"] == "FAILED"
+
+
+def test_ctrl_c_ends_the_run_and_says_so(project: Project) -> None:
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True}
+    with project.start(WAITING, **options) as command:
+        assert command.stdout is not None
+        assert any("here I am" in line for line in iter(command.stdout.readline, ""))
+        os.killpg(command.pid, signal.SIGINT)  # As the terminal does: to every process of the group.
+        _, err = command.communicate(timeout=30)
+    assert command.returncode != 0 and "interrupted" in err and "Traceback" not in err
+    assert project.status()["state"] == "INTERRUPTED"
+
+
+def test_a_killed_worker_is_told_as_lost(project: Project) -> None:
+    with project.start(WAITING, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+        assert command.stdout is not None
+        assert any("here I am" in line for line in iter(command.stdout.readline, ""))
+        assert project.status()["state"] == "RUNNING"
+        os.kill(json.loads((project.run_dir / "progress.json").read_text())["pid"], signal.SIGKILL)
+        command.communicate(timeout=30)
+    assert command.returncode == 1
+    assert project.status()["state"] == "LOST"
+
+
+def test_a_second_command_for_a_running_run_points_at_it(project: Project) -> None:
+    with project.start(WAITING, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+        assert command.stdout is not None
+        assert any("here I am" in line for line in iter(command.stdout.readline, ""))
+        again = subprocess.run(
+            project.command(WAITING), cwd=project.folder, env=project.environment, capture_output=True, text=True
+        )
+        assert again.returncode == 0 and "running already" in again.stdout
+        cancel = [sys.executable, "-m", "truba_runner", "cancel", project.run_dir.name]
+        cancelled = subprocess.run(cancel, cwd=project.folder, env=project.environment, capture_output=True, text=True)
+        assert "cancelled" in cancelled.stdout
+        command.communicate(timeout=30)
+    assert project.status()["state"] == "INTERRUPTED"
+
+
+def test_a_person_sees_a_bar_and_a_file_plain_lines(project: Project) -> None:
+    ours, theirs = pty.openpty()
+    with project.start(REPORTING, stdout=theirs, stderr=theirs) as command:
+        os.close(theirs)
+        seen = ""
+
+        def shown() -> bool:
+            nonlocal seen
+            seen += os.read(ours, 65536).decode(errors="replace")
+            return "epoch 1/2" in seen and "25%" in seen and "a line of the log" in seen
+
+        wait_until(shown)
+        (project.run_dir / "end").touch()
+        while True:
+            try:
+                if not os.read(ours, 65536):
+                    break
+            except OSError:  # The other end of a terminal has closed.
+                break
+        command.wait(30)
+    os.close(ours)
+    log = next((project.run_dir / "logs").iterdir()).read_text()
+    assert "a line of the log\n" in log and "\x1b" not in log

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from truba_runner.rundir import RunDir
+from truba_runner.scheduler import Job
+from truba_runner.state import last_job_id, state_of
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    made = RunDir(tmp_path / "mnist-00000000")
+    made.create()
+    made.append_submission({"event": "intent", "token": "t", "job_name": "mnist-00000000.t"})
+    made.append_submission({"event": "submitted", "token": "t", "job_id": "7"})
+    return made
+
+
+def progress(run: RunDir, **values: object) -> None:
+    run.write_progress({"job_id": "7", "host": "akya1", "pid": 1, "started": 0, "updated": 9} | values)
+
+
+@pytest.mark.parametrize("word", ["PENDING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED"])
+def test_a_job_in_the_queue_is_live_in_slurms_own_word(run: RunDir, word: str) -> None:
+    state = state_of(run, {"7": Job("7", word, reason="Priority")})
+    assert (state.state, state.live, state.why) == (word, True, "Priority")
+
+
+def test_a_result_means_completed_even_where_slurm_has_forgotten(run: RunDir) -> None:
+    run.write_result({"metrics": {}, "steps": 1})
+    assert state_of(run, {}).state == "COMPLETED"
+    assert state_of(run, None).state == "COMPLETED"
+
+
+def test_a_job_that_ended_well_without_a_result_did_not_train(run: RunDir) -> None:
+    assert state_of(run, {"7": Job("7", "COMPLETED", exit_code="0:0")}).state == "FAILED"
+
+
+@pytest.mark.parametrize("word", ["TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "CANCELLED", "PREEMPTED"])
+def test_how_slurm_ended_it_is_told(run: RunDir, word: str) -> None:
+    progress(run, state="running")
+    assert state_of(run, {"7": Job("7", word)}).state == word
+
+
+def test_a_failure_names_the_users_line(run: RunDir) -> None:
+    error = {"type": "ValueError", "message": "no", "file": "/p/jobs/own.py", "line": 3, "code": "raise ValueError"}
+    progress(run, state="failed", error=error)
+    assert state_of(run, {"7": Job("7", "FAILED")}).why == "ValueError: no at /p/jobs/own.py:3: raise ValueError"
+    assert state_of(run, {}).state == "FAILED"
+
+
+def test_what_slurm_has_forgotten_is_told_from_the_run_directory_and_never_guessed(run: RunDir) -> None:
+    assert (state_of(run, {}).state, state_of(run, {}).why) == (
+        "UNKNOWN",
+        "Slurm does not know its job, and it never started",
+    )
+    progress(run, state="running")
+    assert (state_of(run, {}).state, state_of(run, {}).live) == ("LOST", False)
+    progress(run, state="interrupted")
+    assert state_of(run, {}).state == "INTERRUPTED"
+
+
+def test_silence_of_slurm_is_not_taken_for_an_answer(run: RunDir) -> None:
+    progress(run, state="running")
+    assert (state_of(run, None).state, state_of(run, None).live) == ("UNKNOWN", False)
+
+
+def test_what_an_earlier_job_left_is_not_the_present_ones(run: RunDir) -> None:
+    progress(run, state="failed", error={"type": "E", "message": "old"})
+    run.append_submission({"event": "submitted", "token": "u", "job_id": "8"})
+    assert "old" not in state_of(run, {"8": Job("8", "FAILED", exit_code="1:0")}).why
+
+
+def test_a_job_that_was_taken_twice_does_not_count(run: RunDir) -> None:
+    run.append_submission({"event": "started", "job_id": "9", "job_name": "mnist-00000000.t"})
+    run.append_submission({"event": "duplicate", "job_id": "9"})
+    assert last_job_id(run) == "7"
+
+
+def test_a_local_run_is_live_while_its_own_process_is(run: RunDir) -> None:
+    run.append_submission({"event": "local", "job_id": "local-1"})
+    argv = [sys.executable, "-c", "import sys; sys.stdin.read()", run.id]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE) as worker:
+        progress(run, job_id="local-1", state="running", host=socket.gethostname(), pid=worker.pid)
+        assert (state_of(run, {}).state, state_of(run, {}).live) == ("RUNNING", True)
+        worker.communicate()
+    assert state_of(run, {}).state == "LOST"
+    progress(run, job_id="local-1", state="running", host=socket.gethostname(), pid=os.getpid())
+    assert state_of(run, {}).state == "LOST", "another process that has the number now is not the run"
