@@ -16,7 +16,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from truba_runner.config import Experiment, detect_cluster, experiment_from, shipped
+from truba_runner.config import Experiment, detect_cluster, shipped
 from truba_runner.errors import Failed, Problem, Refused, nearest
 from truba_runner.launch import Outcome, absolute, launch
 from truba_runner.rundir import RunDir
@@ -75,10 +75,10 @@ def composed(overrides: Sequence[str]) -> Experiment:
         raise Refused(_translated(error)) from error
 
 
-def launch_composed(configs: Sequence[DictConfig]) -> list[Any]:
+def launch_composed(configs: Sequence[DictConfig], hydra_config: Any) -> list[Any]:
     """Launches the runs of a sweep; for each its outcome, its metric where one is asked for, or its failure."""
     experiments = [typed(config) for config in configs]
-    outcomes = launch(experiments, selector(configs[0].hydra))
+    outcomes = launch(experiments, selector(hydra_config))
     return [_value(outcome, experiment) for outcome, experiment in zip(outcomes, experiments, strict=True)]
 
 
@@ -102,7 +102,9 @@ def typed(config: DictConfig) -> Experiment:
     """
     if OmegaConf.is_missing(config, "name"):
         raise Refused(Problem("no experiment", "a run needs one.", f"Type +experiment=NAME. {_experiments()}"))
-    return experiment_from(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
+    experiment = OmegaConf.to_object(config)
+    assert isinstance(experiment, Experiment)  # noqa: S101  # conf/config.yaml begins with the schema.
+    return experiment
 
 
 def selector(config: Any) -> str:

@@ -9,7 +9,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 ConfigStore.instance().store(
     group="hydra/launcher", name="truba", node={"_target_": f"{__name__}.TrubaLauncher"}, provider="truba_runner"
@@ -33,14 +33,21 @@ class TrubaLauncher(Launcher):
 
         loader = self.hydra_context.config_loader
         composed = [loader.load_sweep_config(self.config, list(overrides)) for overrides in job_overrides]
-        return [
-            self._returned(config, list(overrides), value)
-            for config, overrides, value in zip(composed, job_overrides, launch_composed(composed), strict=True)
-        ]
+        hydra_nodes = [_taken_out(config) for config in composed]
+        values = launch_composed(composed, hydra_nodes[0])
+        return [_returned(*one) for one in zip(composed, hydra_nodes, job_overrides, values, strict=True)]
 
-    @staticmethod
-    def _returned(config: DictConfig, overrides: list[str], value: Any) -> JobReturn:
-        returned = JobReturn(overrides=overrides, cfg=config, hydra_cfg=OmegaConf.create({"hydra": config.hydra}))
-        returned.status = JobStatus.FAILED if isinstance(value, Exception) else JobStatus.COMPLETED
-        returned.return_value = value
-        return returned
+
+def _taken_out(config: DictConfig) -> DictConfig:
+    """Takes Hydra's own node out of a composed config, as Hydra does before it runs a job."""
+    with open_dict(config):
+        node = config.pop("hydra")
+    assert isinstance(node, DictConfig)  # noqa: S101
+    return node
+
+
+def _returned(config: DictConfig, hydra_node: DictConfig, overrides: Sequence[str], value: Any) -> JobReturn:
+    returned = JobReturn(overrides=overrides, cfg=config, hydra_cfg=OmegaConf.create({"hydra": hydra_node}))
+    returned.status = JobStatus.FAILED if isinstance(value, Exception) else JobStatus.COMPLETED
+    returned.return_value = value
+    return returned
