@@ -1,0 +1,120 @@
+"""A job's arrays as batches for Keras, in an order that depends on nothing but the seed and the epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from truba_runner.backends import Context
+from truba_runner.backends.keras_job import call
+from truba_runner.errors import Failed
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SPLITS = ("train", "validation", "test")
+
+
+def load_splits(context: Context) -> dict[str, Any]:
+    """What the job's `load_data` returns: `(x, y)` a split, `x` and `y` an array or a mapping of arrays each.
+
+    Raises:
+        truba_runner.errors.Failed: there is no such function, or what it returns is something else.
+    """
+    data = context.experiment.data
+    splits = call(context.job, "load_data", "data.options", data.options, name=data.name, folder=Path(data.folder))
+    if not isinstance(splits, dict) or "train" not in splits or not set(splits) <= set(SPLITS):
+        received = f"the keys {', '.join(map(str, splits))}" if isinstance(splits, dict) else type(splits).__name__
+        raise Failed(
+            f"load_data in {context.job.__file__} returned {received}. It has to return a dict with the key train, and "
+            "validation or test or both beside it, each with a pair (x, y) of arrays."
+        )
+    for name, split in splits.items():
+        if not isinstance(split, tuple) or len(split) != 2:
+            raise Failed(
+                f"load_data in {context.job.__file__} returned for {name} a {type(split).__name__}. "
+                "It has to be a pair (x, y) of arrays."
+            )
+        count_examples(name, split)
+    return splits
+
+
+def count_examples(name: str, split: Any) -> int:
+    """How many examples a split has.
+
+    Raises:
+        truba_runner.errors.Failed: it has none, its arrays disagree, or they are no arrays.
+    """
+    import tensorflow as tf
+
+    arrays = tf.nest.flatten(split)
+    # A list of numbers is flattened into numbers, which have no shape.
+    if not arrays or not all(getattr(array, "shape", None) for array in arrays):
+        raise Failed(f"load_data returned something else than NumPy arrays for {name}. Wrap lists in np.array(…).")
+    counts = {len(array) for array in arrays}
+    if len(counts) != 1 or 0 in counts:
+        found = " and ".join(map(str, sorted(counts)))
+        raise Failed(f"load_data returned arrays of {found} examples for {name}: x and y need the same number, not 0.")
+    return counts.pop()
+
+
+def epoch_order(seed: int, epoch: int, examples: int) -> NDArray[Any]:
+    """The order in which epoch `epoch`, counted from 0, goes through the examples: int64 of shape `(examples,)`."""
+    import numpy as np
+
+    return np.random.default_rng([seed, epoch]).permutation(examples)
+
+
+class DataPlan:
+    """Batches out of arrays in memory. `begin` says which epoch an iterator that is made after it goes through."""
+
+    def __init__(self, arrays: Any, *, examples: int, batch_size: int, devices: int, seed: int | None = None) -> None:
+        """With a seed it is for training: shuffled anew each epoch. Without, for evaluation: in order and complete.
+
+        Every batch has to divide among the devices, else Keras weights the examples of the smaller share more. So a
+        shuffled epoch leaves out the last `examples % devices`, others each time; and as Keras builds a model from
+        the mean of the first batch's shares, that batch at least divides in evaluation.
+
+        Raises:
+            truba_runner.errors.Failed: there are fewer examples than devices.
+        """
+        import numpy as np
+        import tensorflow as tf
+
+        if examples < devices:
+            raise Failed(f"{devices} devices need {devices} examples or more in every split, and one has {examples}.")
+        divisible = examples - examples % devices
+        self._seed = seed
+        self._examples = examples
+        self._used = examples if seed is None else divisible
+        self._batch_size = min(batch_size, divisible)
+        self.steps = -(-self._used // self._batch_size)
+        # Outside the strategy's scope and on the host: one order, whatever the devices.
+        with tf.device("CPU:0"):
+            self._arrays = tf.nest.map_structure(tf.constant, arrays)
+            self._order = tf.Variable(np.arange(self._used), dtype=tf.int64, trainable=False, name="order")
+        self.dataset = self._dataset()
+
+    def begin(self, epoch: int) -> None:
+        """Sets the order of epoch `epoch`, counted from 0."""
+        if self._seed is not None:
+            self._order.assign(epoch_order(self._seed, epoch, self._examples)[: self._used])
+
+    def _dataset(self) -> Any:
+        import tensorflow as tf
+
+        def batches(order: Any) -> Any:
+            def batch(start: Any) -> Any:
+                rows = order[start : start + self._batch_size]
+                return tf.nest.map_structure(lambda array: tf.gather(array, rows), self._arrays)
+
+            starts = tf.data.Dataset.range(0, self._used, self._batch_size)
+            return starts.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+        # The variable is read when an iterator is made, not when the dataset is.
+        orders = tf.data.Dataset.range(1).map(lambda _: self._order.read_value())
+        known = tf.data.experimental.assert_cardinality(self.steps)
+        options = tf.data.Options()
+        # One process feeds every device: batches are divided among them, files are not.
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+        return orders.flat_map(batches).apply(known).prefetch(tf.data.AUTOTUNE).with_options(options)

@@ -1,0 +1,102 @@
+"""The devices that a Keras job trains on, and what follows from how many there are."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from truba_runner.errors import Failed
+
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+def pick_devices(gpus_asked: int) -> list[str]:
+    """All GPUs that TensorFlow sees, as `GPU:0`; without one, as many logical CPU devices as GPUs were asked for.
+
+    Raises:
+        truba_runner.errors.Failed: GPUs were asked for and are there, but TensorFlow cannot use them.
+    """
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        return [f"GPU:{index}" for index in range(len(gpus))]
+    if gpus_asked:
+        _tell_of_missing_gpus(gpus_asked)
+    count = max(1, gpus_asked)
+    if count > 1:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        try:
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+        except RuntimeError as error:
+            raise Failed(
+                f"TensorFlow was in use before its {count} devices could be set up. Move what the job's module "
+                "computes with TensorFlow at its top level into build_model or load_data."
+            ) from error
+    return [f"CPU:{index}" for index in range(count)]
+
+
+def _tell_of_missing_gpus(gpus_asked: int) -> None:
+    if NVIDIA_DRIVER.exists():
+        raise Failed(
+            f"{gpus_asked} GPUs a node were asked for and this node has NVIDIA's driver, but TensorFlow sees no GPU "
+            f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}). Training on the CPU would "
+            "waste the GPUs. Install tensorflow[and-cuda] in the job's environment, or start its container with --nv; "
+            "to train on the CPU, ask for none: resources.gpus=0."
+        )
+    print(
+        f"WARNING: {gpus_asked} GPUs a node were asked for, but this node has none. "
+        "Training on the CPU, with a logical device in place of each GPU.",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def check_batch_size(batch_size: int, devices: int) -> None:
+    """Refuses a batch that does not divide among the devices.
+
+    Raises:
+        truba_runner.errors.Failed: it does not.
+    """
+    if batch_size % devices:
+        below = batch_size - batch_size % devices
+        valid = f"{below} or {below + devices}" if below else str(devices)
+        raise Failed(
+            f"train.batch_size={batch_size} does not divide among {devices} devices: each device has to get the same "
+            f"number of examples of a batch. Set train.batch_size={valid}, or ask for another number of GPUs."
+        )
+
+
+def make_strategy(devices: list[str]) -> Any:
+    """What a model is built under: mirrored over several devices; TensorFlow's default on one."""
+    import tensorflow as tf
+
+    # One device has nothing to mirror, and the strategy's iterator costs a third of a small model's step.
+    if len(devices) == 1:
+        return tf.distribute.get_strategy()
+    on_cpu = devices[0].startswith("CPU")
+    # The default reduction is NCCL's, which knows GPUs alone.
+    reduction = tf.distribute.ReductionToOneDevice() if on_cpu else None
+    return tf.distribute.MirroredStrategy(devices, cross_device_ops=reduction)
+
+
+def can_compile(wanted: bool, devices: int) -> bool:
+    """Whether a step is compiled with XLA: where the config wants it and one device runs it."""
+    # XLA compiles for one device: a mirrored step touches the variables of several and fails.
+    if wanted and devices > 1:
+        print(f"train.jit_compile is off: XLA cannot compile a step that runs on {devices} devices", flush=True)
+        return False
+    return wanted
+
+
+def describe(device: str) -> str:
+    """A device with the name of its model: `GPU:0 (NVIDIA H100)`."""
+    import tensorflow as tf
+
+    kind, index = device.split(":")
+    if kind == "CPU":
+        return device
+    details = tf.config.experimental.get_device_details(tf.config.list_physical_devices(kind)[int(index)])
+    return f"{device} ({details.get('device_name', 'unknown')})"
