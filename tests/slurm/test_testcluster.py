@@ -1,0 +1,454 @@
+"""The test cluster itself: its submit rules, users, limits and failures, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cluster import POLL_SECONDS, TESTCLUSTER, Cluster
+
+AKYA = ["-p", "akya-cuda"]
+BARBUN_GPU = ["-p", "barbun-cuda"]
+PALAMUT = ["-p", "palamut-cuda"]
+KOLYOZ = ["-p", "kolyoz-cuda"]
+DEBUG = ["-p", "debug"]
+
+# What breaks a rule, its nearest legal twin, and words that the refusal must say.
+RULES = {
+    "GPU required": (
+        [*AKYA, "-c10"],
+        [*AKYA, "-c10", "--gres=gpu:1"],
+        "add --gres=gpu:N",
+    ),
+    "GPU required on the default partition": (
+        ["-c10"],
+        ["-c10", "--gres=gpu:1"],
+        "akya-cuda: a job on this partition must ask for a GPU",
+    ),
+    "GPU required in debug": (
+        [*DEBUG, "-C", "akya-cuda", "-c10"],
+        [*DEBUG, "-C", "akya-cuda", "-c10", "--gres=gpu:1"],
+        "add --gres=gpu:N",
+    ),
+    "cores not a multiple": (
+        [*AKYA, "-c15", "--gres=gpu:1"],
+        [*AKYA, "-c20", "--gres=gpu:1"],
+        "multiple of 10",
+    ),
+    "too few cores for the GPUs": (
+        [*BARBUN_GPU, "-c20", "--gres=gpu:2"],
+        [*BARBUN_GPU, "-c40", "--gres=gpu:2"],
+        "2 GPU(s) need 40 cores",
+    ),
+    "no cores asked for": (
+        [*AKYA, "--gres=gpu:1"],
+        [*AKYA, "--gres=gpu:1", "-n10"],
+        "--cpus-per-task to 10",
+    ),
+    "cores by tasks per node": (
+        [*KOLYOZ, "-C", "H100|H200", "-N2", "--ntasks-per-node=4", "-c8", "--gres=gpu:4"],
+        [*KOLYOZ, "-C", "H100|H200", "-N2", "--ntasks-per-node=4", "-c16", "--gres=gpu:4"],
+        "4 GPU(s) need 64 cores",
+    ),
+    "cores over two nodes": (
+        [*AKYA, "-N2", "-n2", "-c15", "--gres=gpu:1"],
+        [*AKYA, "-N2", "-n2", "-c10", "--gres=gpu:1"],
+        "multiple of 10",
+    ),
+    "GPUs by --gpus": (
+        [*AKYA, "--gpus=2", "-n1", "-c10"],
+        [*AKYA, "--gpus=2", "-n1", "-c20"],
+        "2 GPU(s) need 20 cores",
+    ),
+    "cores by --cpus-per-gpu": (
+        [*AKYA, "--gpus=2", "-n1", "--cpus-per-gpu=5"],
+        [*AKYA, "--gpus=2", "-n1", "--cpus-per-gpu=10"],
+        "2 GPU(s) need 20 cores",
+    ),
+    "palamut's cores": (
+        [*PALAMUT, "-c20", "--gres=gpu:1"],
+        [*PALAMUT, "-c16", "--gres=gpu:a100:1"],
+        "multiple of 16",
+    ),
+    "kolyoz needs a GPU model": (
+        [*KOLYOZ, "-c16", "--gres=gpu:1"],
+        [*KOLYOZ, "-c16", "--gres=gpu:1", "-C", "kolyoz-cuda&H200"],
+        "add -C with one of H100, H200",
+    ),
+    "debug needs a node family": (
+        [*DEBUG, "-c10", "--gres=gpu:1"],
+        [*DEBUG, "-c10", "--gres=gpu:1", "-C", "akya-cuda"],
+        "one of akya-cuda, barbun-cuda",
+    ),
+    "debug has its family's cores": (
+        [*DEBUG, "-c10", "--gres=gpu:1", "-C", "barbun-cuda"],
+        [*DEBUG, "-c20", "--gres=gpu:1", "-C", "barbun-cuda"],
+        "debug on barbun-cuda: cores must be a multiple of 20",
+    ),
+    "debug is short": (
+        [*DEBUG, "-c10", "--gres=gpu:1", "-C", "akya-cuda", "-t", "5:00:00"],
+        [*DEBUG, "-c10", "--gres=gpu:1", "-C", "akya-cuda", "-t", "4:00:00"],
+        "time limit",
+    ),
+    "three days at most": (
+        [*AKYA, "-c10", "--gres=gpu:1", "-t", "3-00:01:00"],
+        [*AKYA, "-c10", "--gres=gpu:1", "-t", "3-00:00:00"],
+        "time limit",
+    ),
+    "no GPU on a CPU partition": (
+        ["-p", "hamsi", "-c28", "--gres=gpu:1"],
+        ["-p", "hamsi", "-c28"],
+        "this partition has no GPUs",
+    ),
+    "orfoz's cores": (["-p", "orfoz", "-c55"], ["-p", "orfoz", "-c56"], "at least 56 cores"),
+    "hamsi's cores": (["-p", "hamsi", "-n27"], ["-p", "hamsi", "-n28"], "at least 28 cores"),
+    "barbun's cores": (["-p", "barbun", "-c19"], ["-p", "barbun", "-c20"], "at least 20 cores"),
+    "output on scratch": (
+        [*AKYA, "-c10", "--gres=gpu:1", "--output=/tmp/out.txt"],
+        [*AKYA, "-c10", "--gres=gpu:1", "--output={scratch}/logs/%j.txt"],
+        "--output must be on scratch",
+    ),
+    "output by dots": (
+        [*AKYA, "-c10", "--gres=gpu:1", "--output=../../out.txt"],
+        [*AKYA, "-c10", "--gres=gpu:1", "--output=../ayse/out.txt"],
+        "--output must be on scratch",
+    ),
+    "error on scratch": (
+        [*AKYA, "-c10", "--gres=gpu:1", "--error=/home/ayse/err.txt"],
+        [*AKYA, "-c10", "--gres=gpu:1", "--error=err.txt"],
+        "--error must be on scratch",
+    ),
+    "working directory on scratch": (
+        [*AKYA, "-c10", "--gres=gpu:1", "--chdir=/tmp"],
+        [*AKYA, "-c10", "--gres=gpu:1", "--chdir={scratch}"],
+        "--chdir (the working directory) must be on scratch",
+    ),
+    "every partition of several": (
+        ["-p", "akya-cuda,barbun-cuda", "-c10", "--gres=gpu:1"],
+        ["-p", "akya-cuda,barbun-cuda", "-c20", "--gres=gpu:1"],
+        "barbun-cuda: cores must be a multiple of 20",
+    ),
+    "account": (
+        [*AKYA, "-c10", "--gres=gpu:1", "-A", "mehmet"],
+        [*AKYA, "-c10", "--gres=gpu:1", "-A", "proj1"],
+        "Invalid account",
+    ),
+    "array size": (
+        [*AKYA, "-c10", "--gres=gpu:1", "--array=0-2001"],
+        [*AKYA, "-c10", "--gres=gpu:1", "--array=0-2000"],
+        "Invalid job array",
+    ),
+}
+
+
+def submit(cluster: Cluster, arguments: list[str], *, user: str = "ayse", hold: bool = False) -> tuple[int, str]:
+    """Try a submission; the status and all that was printed. `--test-only` unless it is to be held in the queue."""
+    filled = [argument.format(scratch=cluster.scratch(user)) for argument in arguments]
+    mode = ["--hold"] if hold else ["--test-only"]
+    done = cluster.run(["sbatch", *mode, *filled, "--wrap", "true"], user=user, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("illegal", "legal", "words"), RULES.values(), ids=RULES.keys())
+def test_a_rule_refuses_and_its_legal_twin_passes(
+    cluster: Cluster, illegal: list[str], legal: list[str], words: str
+) -> None:
+    status, said = submit(cluster, illegal)
+    assert status != 0 and words in said, said
+    status, said = submit(cluster, legal)
+    assert status == 0, said
+
+
+def test_a_refusal_is_the_same_without_test_only(cluster: Cluster) -> None:
+    status, said = submit(cluster, [*AKYA, "-c10"], hold=True)
+    assert status == 1
+    assert "sbatch: error: akya-cuda: a job on this partition must ask for a GPU: add --gres=gpu:N" in said
+    assert "Batch job submission failed: Invalid generic resource (gres) specification" in said
+
+
+def test_root_keeps_the_same_rules(cluster: Cluster) -> None:
+    status, said = submit(cluster, [*AKYA, "-c10"], user="root")
+    assert status != 0 and "add --gres=gpu:N" in said
+
+
+def test_a_job_without_a_time_gets_two_minutes(cluster: Cluster) -> None:
+    job = cluster.sbatch(["-c10", "--gres=gpu:1", "--hold"], "true")
+    assert "TimeLimit=00:02:00" in cluster.run(["scontrol", "show", "job", job]).stdout
+    cluster.run(["scancel", job])
+
+
+def test_a_batch_job_sees_its_node_and_gpus(cluster: Cluster) -> None:
+    script = "hostname; echo $CUDA_VISIBLE_DEVICES; echo $HOME; python -c 'import sys; print(sys.executable)'"
+    job = cluster.sbatch(["-p", "barbun-cuda", "-c40", "--gres=gpu:2", "-o", "seen-%j.txt"], script)
+    cluster.wait_for_state(job, "COMPLETED")
+    node, gpus, home, python = (cluster.scratch() / f"seen-{job}.txt").read_text().splitlines()
+    assert node in {"barbun121", "barbun122"}
+    assert gpus == "0,1"
+    assert home == str(cluster.folder / "home/ayse")
+    assert python == cluster.run(["python", "-c", "import sys; print(sys.executable)"]).stdout.strip()
+    assert cluster.wait_for_state(job, "COMPLETED", in_accounting=True)
+
+
+def test_a_job_that_lost_slurm_conf_still_finds_the_cluster(cluster: Cluster) -> None:
+    job = cluster.sbatch(["-c10", "--gres=gpu:1", "--export=NONE"], "unset SLURM_CONF; srun -c10 /bin/hostname")
+    cluster.wait_for_state(job, "COMPLETED")
+
+
+def test_interactive_srun_needs_no_scratch(cluster: Cluster) -> None:
+    argv = ["srun", *DEBUG, "-C", "akya-cuda", "-n1", "-c10", "--gres=gpu:1", "hostname"]
+    assert cluster.run(argv, cwd="/tmp").stdout.startswith("akya")
+
+
+def test_interactive_srun_with_a_terminal(cluster: Cluster) -> None:
+    argv = ["srun", *DEBUG, "-C", "akya-cuda", "-n1", "-c10", "--gres=gpu:1", "--pty", "/bin/sh", "-c", "test -t 1"]
+    in_terminal = ["script", "--quiet", "--return", "--command", " ".join(f"'{word}'" for word in argv), "/dev/null"]
+    cluster.run(in_terminal)
+
+
+def test_users_are_apart(cluster: Cluster) -> None:
+    secret = cluster.scratch("ayse") / "secret"
+    cluster.run(["sh", "-c", f"id -un; id -u; echo hush >{secret}"])
+    refused = cluster.run(["cat", secret], user="mehmet", check=False)
+    assert refused.returncode != 0 and "Permission denied" in refused.stderr
+    for user, uid in {"ayse": 60001, "mehmet": 60002}.items():
+        seen = cluster.run(["sh", "-c", "id -u; whoami; echo $USER $LOGNAME; pwd; hostname"], user=user)
+        assert seen.stdout.split() == [str(uid), user, user, user, str(cluster.scratch(user)), "arf-ui1"]
+
+
+def test_an_undergraduate_is_refused_on_contracted_partitions(cluster: Cluster) -> None:
+    for job in ([*PALAMUT, "-c16", "--gres=gpu:1"], [*KOLYOZ, "-c16", "--gres=gpu:1", "-C", "H100"]):
+        status, said = submit(cluster, job, user="mehmet")
+        assert status != 0 and "Invalid account or account/partition combination" in said
+
+
+def test_an_undergraduate_waits_for_more_than_four_cores(cluster: Cluster) -> None:
+    job = cluster.sbatch(["-c10", "--gres=gpu:1"], "true", user="mehmet")
+    shown = eventually(lambda: cluster.run(["squeue", "-h", "-j", job, "-o", "%T %r"]).stdout, contains="Assoc")
+    assert shown.split() == ["PENDING", "AssocGrpCpuLimit"]
+    cluster.run(["scancel", job], user="mehmet")
+
+
+def preempt_on_akya4(cluster: Cluster, script: str) -> str:
+    """Submit a lowprio job, then a better one for its node; return the first one's id when the other is done."""
+    whole_node = ["-w", "akya4", "-c40", "--gres=gpu:4"]
+    low = cluster.sbatch(["-p", "lowprio", "--signal=B:USR1@60", "--requeue", *whole_node], script)
+    cluster.wait_for_state(low, "RUNNING")
+    high = cluster.sbatch([*AKYA, *whole_node], "true")
+    cluster.wait_for_state(high, "COMPLETED", timeout=90)
+    return low
+
+
+@pytest.mark.slow
+def test_a_preempted_job_that_stays_is_killed_and_requeued(cluster: Cluster) -> None:
+    low = preempt_on_akya4(cluster, "trap 'echo asked to go' USR1; while :; do sleep 0.1; done")
+    assert "Restarts=1" in cluster.run(["scontrol", "show", "job", low]).stdout
+    assert "asked to go" in (cluster.scratch() / f"slurm-{low}.out").read_text()
+    cluster.run(["scancel", low])
+
+
+def test_a_preempted_job_may_requeue_itself(cluster: Cluster) -> None:
+    low = preempt_on_akya4(cluster, "trap 'scontrol requeue $SLURM_JOB_ID; sleep 9' USR1; while :; do sleep 0.1; done")
+    assert "Restarts=1" in cluster.run(["scontrol", "show", "job", low]).stdout
+    cluster.run(["scancel", low])
+
+
+def test_a_preempted_job_that_ends_by_itself_is_not_requeued(cluster: Cluster) -> None:
+    low = preempt_on_akya4(cluster, "trap 'exit 0' USR1; while :; do sleep 0.1; done")
+    cluster.wait_for_state(low, "COMPLETED")
+
+
+def test_the_queue_commands_of_another_user_are_refused(cluster: Cluster) -> None:
+    job = cluster.sbatch(["-c10", "--gres=gpu:1", "--hold"], "true")
+    assert cluster.run(["scancel", job], user="mehmet", check=False).returncode != 0
+    cluster.run(["scancel", job])
+
+
+def test_nodes_are_machines_of_their_own(cluster: Cluster) -> None:
+    """Each may listen on the same port at all addresses; none sees another's processes or shared memory."""
+    program = (
+        "import os, socket, time; socket.create_server(('0.0.0.0', 29500)); open('/dev/shm/mark', 'x').close();"
+        "print(sum(name.isdigit() for name in os.listdir('/proc')) < 20); time.sleep(0.5)"
+    )
+    step = ["-N2", "-n2", "--ntasks-per-node=1", "-c10", "--gres=gpu:1"]
+    assert cluster.run(["srun", *AKYA, *step, "python", "-c", program]).stdout.split() == ["True", "True"]
+
+
+def test_a_dead_node_comes_back(cluster: Cluster) -> None:
+    cluster.node_down("hamsi1")
+    assert cluster.run(["ping", "-c1", "-W1", "hamsi1"], check=False).returncode != 0
+    cluster.node_up("hamsi1")
+    assert cluster.run(["srun", "-p", "hamsi", "-c28", "hostname"]).stdout == "hamsi1\n"
+
+
+@pytest.mark.slow
+def test_a_job_on_a_dead_node_is_requeued_elsewhere(cluster: Cluster) -> None:
+    script = 'echo $SLURMD_NODENAME $SLURM_RESTART_COUNT; [ -n "$SLURM_RESTART_COUNT" ] || sleep 300'
+    job = cluster.sbatch([*BARBUN_GPU, "-c20", "--gres=gpu:1", "-t10", "--requeue", "--open-mode=append"], script)
+    output = cluster.scratch() / f"slurm-{job}.out"
+    first = eventually(lambda: output.read_text() if output.exists() else "", contains="barbun").strip()
+    cluster.node_down(first)
+    cluster.wait_for_state(job, "COMPLETED", timeout=120)
+    assert output.read_text().split() == [first, *sorted({"barbun121", "barbun122"} - {first}), "1"]
+    assert "NODE_FAIL" in cluster.run(["sacct", "-nXDj", job, "-o", "state"]).stdout
+    cluster.node_up(first)
+
+
+# ---- a cluster beside the session's, and what is left of it
+
+
+def run_in_fresh_cluster(
+    *arguments: str, input: str = "", testcluster: Path = TESTCLUSTER
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [testcluster / "run", *arguments], capture_output=True, text=True, timeout=120, check=False, input=input
+    )
+
+
+def eventually(look: Callable[[], str], *, contains: str, timeout: float = 30) -> str:
+    deadline = time.monotonic() + timeout
+    while contains not in (seen := look()):
+        assert time.monotonic() < deadline, f"no {contains!r} after {timeout} s: {seen!r}"
+        time.sleep(POLL_SECONDS)
+    return seen
+
+
+def processes_of(folder: str) -> list[str]:
+    """Command lines of the living processes that name a cluster's folder, in their arguments or environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = (process / "cmdline").read_bytes()
+            if folder.encode() in arguments + (process / "environ").read_bytes():
+                found.append(arguments.replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:  # it has ended
+            continue
+    return found
+
+
+def listening_ports() -> str:
+    return subprocess.run(["ss", "-ltnH"], capture_output=True, text=True, check=True).stdout
+
+
+def test_run_returns_the_commands_status_and_output_only(cluster: Cluster) -> None:
+    ports = listening_ports()
+    done = run_in_fresh_cluster("sh", "-c", 'sinfo -h -o %N -p smp; echo "$TRUBA_TESTCLUSTER_INSIDE" >&2; exit 42')
+    assert (done.returncode, done.stdout) == (42, "smp1\n")
+    folder = done.stderr.strip()
+    assert folder != str(cluster.folder)
+    assert processes_of(folder) == []
+    assert not Path(folder).exists()
+    assert listening_ports() == ports
+    assert cluster.run(["sinfo", "-h", "-o", "%N", "-p", "smp"]).stdout == "smp1\n"
+
+
+@pytest.mark.usefixtures("cluster")
+def test_run_as_a_user_whose_command_crashes() -> None:
+    done = run_in_fresh_cluster("--user", "mehmet", "sh", "-c", "cat; whoami; kill -SEGV $$", input="from stdin\n")
+    assert (done.returncode, done.stdout) == (128 + signal.SIGSEGV, "from stdin\nmehmet\n")
+
+
+@pytest.mark.parametrize("signal_name", ["SIGKILL", "SIGINT", "SIGTERM"])
+@pytest.mark.usefixtures("cluster")
+def test_nothing_is_left_of_a_run_that_was_killed(signal_name: str) -> None:
+    signal_number = signal.Signals[signal_name]
+    script = 'sbatch -c10 --gres=gpu:1 --wrap "sleep 600" >/dev/null; echo "$TRUBA_TESTCLUSTER_INSIDE"; sleep 600'
+    with subprocess.Popen(
+        [TESTCLUSTER / "run", "--user", "ayse", "sh", "-c", script], stdout=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        folder = running.stdout.readline().strip()
+        assert len(processes_of(folder)) > 15  # two daemons, fourteen nodes
+        running.send_signal(signal_number)
+        assert running.wait(10) in {-signal.SIGKILL, 128 + signal_number}
+    eventually(lambda: f"{len(processes_of(folder))} left", contains="0 left", timeout=5)
+    if signal_number != signal.SIGKILL:
+        assert not Path(folder).exists()
+
+
+def test_run_says_why_it_can_not() -> None:
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.geteuid() == 0 else []
+    done = subprocess.run(
+        [*nobody, TESTCLUSTER / "run", "true"], capture_output=True, text=True, timeout=60, check=False, cwd="/"
+    )
+    assert done.returncode == 77 and "root is needed" in done.stderr and done.stdout == ""
+
+
+@pytest.mark.usefixtures("cluster")
+def test_ctrl_c_at_a_terminal_is_for_the_command() -> None:
+    """As in an interactive shell: the cluster goes on, the command decides."""
+    script = "trap 'told=1' INT; echo ready; until [ -n \"$told\" ]; do sleep 0.05; done; sinfo -h -p smp -o %N; exit 7"
+    controller, terminal = pty.openpty()
+    with subprocess.Popen(
+        ["setsid", "--ctty", "--wait", TESTCLUSTER / "run", "sh", "-c", script], stdin=terminal, stdout=subprocess.PIPE
+    ) as running:
+        os.close(terminal)
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"ready\n"
+        os.write(controller, b"\x03")
+        assert running.stdout.read() == b"smp1\n"
+    os.close(controller)
+    assert running.returncode == 7
+
+
+@pytest.mark.usefixtures("cluster")
+def test_users_can_run_a_checkout_in_a_closed_folder(tmp_path: Path) -> None:
+    """Of the folder only the checkout shows, read-only; outside, the folder is as closed as before."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    checkout = closed / "deep" / "checkout"
+    shutil.copytree(TESTCLUSTER, checkout / "slurm" / "testcluster")
+    (closed / "secret").touch()
+    testcluster = checkout / "slurm" / "testcluster"
+    script = 'head -n1 "$0/enter"; test -e "$1/secret" || echo hidden'
+    done = run_in_fresh_cluster(
+        "--user", "mehmet", "sh", "-c", script, str(testcluster), str(closed), testcluster=testcluster
+    )
+    assert (done.returncode, done.stdout) == (0, "#!/bin/bash\nhidden\n"), done.stderr
+    done = run_in_fresh_cluster("sh", "-c", 'touch "$0/new"', str(checkout), testcluster=testcluster)
+    assert done.returncode != 0 and "Read-only" in done.stderr
+    assert (closed / "secret").exists() and closed.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_lasting_cluster(tmp_path: Path) -> None:
+    folder = str(tmp_path / "lasting")
+
+    def command(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        argv = [str(TESTCLUSTER / name), "--cluster", folder, *arguments]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+
+    assert command("status").returncode == 69
+    assert command("enter", "true").returncode == 69
+    try:
+        up = command("up")
+        assert up.returncode == 0 and folder in up.stdout, up
+        assert command("up").stdout.startswith("already up")
+        status = command("status")
+        assert status.returncode == 0 and "akya[1-4]" in status.stdout
+        entered = command("enter", "--user", "ayse", "sh", "-c", "whoami; pwd; exit 3")
+        assert (entered.returncode, entered.stdout) == (3, f"ayse\n{folder}/scratch/ayse\n")
+        assert command("node", "down", "akya9").returncode == 64
+    finally:
+        down = command("down")
+    assert down.returncode == 0
+    assert command("status").stdout == f"down: {folder}\n"
+    assert command("down").returncode == 0
+    assert processes_of(folder) == []
+    assert not Path(folder).exists()
+
+
+def test_a_signal_reaches_a_command_that_was_started_inside(cluster: Cluster) -> None:
+    script = "trap 'echo told; exit 5' TERM; echo ready; while :; do sleep 0.05; done"
+    with cluster.popen(["sh", "-c", script]) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "ready\n"
+        running.send_signal(signal.SIGTERM)
+        assert running.stdout.read() == "told\n"
+    assert running.returncode == 5
