@@ -111,9 +111,9 @@ def _make(where: str, module: Any, value: Mapping[str, Any]) -> Any:
     valid = {name for name in dir(module) if inspect.isclass(getattr(module, name))}
     if class_name.lower() not in {name.lower() for name in valid}:
         raise Failed(f"{where}: Keras has no {class_name!r}. {nearest(class_name, valid)}")
+    settings = dict(value.get("config") or {})
     try:
-        return get({"class_name": class_name, "config": dict(value.get("config") or {})})
+        return get({"class_name": class_name, "config": settings})
     except (TypeError, ValueError) as error:
-        raise Failed(
-            f"{where}: Keras cannot make {class_name} with {dict(value.get('config') or {})}: {error}"
-        ) from error
+        reason = " ".join(str(error).split())
+        raise Failed(f"{where}: Keras cannot make {class_name} with {settings}: {reason}") from error
