@@ -110,9 +110,16 @@ class Train:
 
 @dataclass
 class Checkpoint:
-    """What is kept of the network."""
+    """What is kept of the network, and when the state is saved that an interrupted run goes on from."""
 
     save_model: bool = True
+    # Beside the end of every epoch.
+    every_steps: int | None = None
+    every_minutes: float | None = 10.0
+    keep: int = 2
+    # Which checkpoint is the best: a metric, and whether it is to be small (min) or large (max).
+    monitor: str = "val_loss"
+    mode: str = "min"
 
 
 @dataclass
@@ -136,6 +143,8 @@ class Resources:
     time: str = "1h"
     account: str = "${cluster.default_account}"
     constraint: str = ""
+    # How often an interrupted run puts itself back into the queue.
+    max_requeues: int = 1000
 
 
 @dataclass

@@ -152,6 +152,24 @@ def accounting(job_ids: Iterable[str]) -> dict[str, Job]:
     return jobs
 
 
+def state(job_id: str) -> str:
+    """One job's state in the queue; empty where Slurm does not know it any more.
+
+    Raises:
+        SlurmError: Slurm does not answer.
+    """
+    return query(["squeue", "--noheader", "--states=all", "--jobs", job_id, "--format=%T"]).strip()
+
+
+def requeue(job_id: str) -> None:
+    """Puts a running job back into the queue; its processes are told to end.
+
+    Raises:
+        SlurmError: Slurm does not answer, or the job may not be requeued.
+    """
+    query(["scontrol", "requeue", job_id])
+
+
 def cancel(job_ids: Sequence[str]) -> None:
     """Cancels jobs; one that has ended already is no error.
 

@@ -10,61 +10,93 @@ import os
 import platform
 import signal
 import sys
-import time
 import traceback
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from truba_runner import allocation, backends, job_module
+from truba_runner import allocation, backends, job_module, restarts, scheduler
+from truba_runner.checkpoint import CheckpointStore
 from truba_runner.config import Experiment, experiment_from
+from truba_runner.errors import Failed
+from truba_runner.interrupt import Interrupted, Interruption
 from truba_runner.progress import Progress
 from truba_runner.rundir import RunDir
 
 
-class Terminated(BaseException):
-    """Slurm, or the user, told this process to end."""
-
-
 def main(arguments: list[str]) -> int:
-    """Trains the run at `arguments[0]`; 0 when it has a result, 1 when it raised, 143 when it was told to end."""
+    """Trains the run at `arguments[0]`; 0: it has a result or is queued again, 1: it raised, 143: it was ended."""
     run = RunDir(Path(arguments[0]).resolve())
     here = allocation.current()
-    first = here.rank == 0
-    progress = Progress(run, here.job_id, writes=first)
+    interruption = Interruption()
+    interruption.listen()
+    progress = Progress(run, here.job_id, writes=here.rank == 0)
     try:
-        _listen_to_signals()
         os.chdir(run.path)
-        if first:
-            started = {"event": "started", "time": time.time(), "job_id": here.job_id, "job_name": here.job_name}
-            run.append_submission({**started, "host": platform.node(), "python": platform.python_version()})
-        if (other := _claimed_by(run, here)) != here.job_id:
-            print(f"this submission is job {other}'s already; there is nothing to do for {here.job_id}", flush=True)
-            if first:
-                run.append_submission({"event": "duplicate", "job_id": here.job_id})
+        if here.rank == 0 and not _begin(run, here):
             return 0
         experiment = experiment_from(run.read_config())
         progress.update(epochs=experiment.train.epochs)
-        result = _train(experiment, run, progress, here)
-        if first:
-            run.write_result({**result, "data": _data_record(experiment), "job_id": here.job_id})
+        result = _train(experiment, run, progress, here, interruption)
+        if here.rank == 0:
+            record = {"data": _data_record(experiment), "job_id": here.job_id, **restarts.account(run)}
+            run.write_result({**result, **record})
         progress.update(state="finished", metrics=result.get("metrics", {}))
-    except Terminated:
-        progress.update(state="interrupted")
-        print("interrupted", file=sys.stderr, flush=True)
-        return 128 + signal.SIGTERM
+    except Interrupted:
+        return _after_interruption(run, here, progress, interruption)
     except BaseException as error:
-        traceback.print_exc()
-        progress.update(state="failed", error=describe(error, Path(_job_file(run)).parent))
-        return 1
+        return _failed(run, progress, error)
     return 0
 
 
-def _train(experiment: Experiment, run: RunDir, progress: Progress, here: allocation.Allocation) -> dict[str, Any]:
+def _begin(run: RunDir, here: allocation.Allocation) -> bool:
+    """Records the start; False where this submission is another job's."""
+    about = {"job_name": here.job_name, "host": platform.node(), "python": platform.python_version()}
+    restarts.begin(run, here.job_id, CheckpointStore(run.checkpoints).position(), about)
+    other = _claimed_by(run, here)
+    if other == here.job_id:
+        return True
+    print(f"this submission is job {other}'s already; there is nothing to do for {here.job_id}", flush=True)
+    run.append_submission({"event": "duplicate", "job_id": here.job_id})
+    return False
+
+
+def _train(
+    experiment: Experiment,
+    run: RunDir,
+    progress: Progress,
+    here: allocation.Allocation,
+    interruption: Interruption,
+) -> dict[str, Any]:
     print(f"run {run.id}, job {here.job_id}, on {platform.node()}, data {experiment.data.name}", flush=True)
-    job = job_module.load(Path(_job_file(run)))
+    # The backend first: it sets up its framework, which the job then imports.
     train = backends.load(experiment.job.backend)
-    return train(backends.Context(experiment, job, run, progress, here.rank, here.tasks))
+    job = job_module.load(Path(_job_file(run)))
+    return train(backends.Context(experiment, job, run, progress, interruption, here.rank, here.tasks))
+
+
+def _after_interruption(
+    run: RunDir, here: allocation.Allocation, progress: Progress, interruption: Interruption
+) -> int:
+    """The state is on disk: back into the queue, or out."""
+    progress.update(state="interrupted")
+    if not here.on_slurm or here.rank:
+        return 128 + signal.SIGTERM
+    most = experiment_from(run.read_config()).resources.max_requeues
+    try:
+        requeued = restarts.requeue(run, here.job_id, interruption.requeue, most)
+    except (Failed, scheduler.SlurmError) as error:
+        return _failed(run, progress, error)
+    print("back in the queue" if requeued else "interrupted", file=sys.stderr, flush=True)
+    return 0 if requeued else 128 + signal.SIGTERM
+
+
+def _failed(run: RunDir, progress: Progress, error: BaseException) -> int:
+    if isinstance(error, Failed):
+        print(error, file=sys.stderr, flush=True)
+    else:
+        traceback.print_exception(error)
+    progress.update(state="failed", error=describe(error, Path(_job_file(run)).parent))
+    return 1
 
 
 def _claimed_by(run: RunDir, here: allocation.Allocation) -> str:
@@ -84,20 +116,6 @@ def _job_file(run: RunDir) -> str:
 def _data_record(experiment: Experiment) -> dict[str, str]:
     source = experiment.data.sources.get(experiment.data.name)
     return {"name": experiment.data.name, "file": source.file if source else ""}
-
-
-def _listen_to_signals() -> None:
-    def end(number: int, frame: FrameType | None) -> None:
-        for once_is_enough in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(once_is_enough, signal.SIG_IGN)
-        raise Terminated
-
-    def note(number: int, frame: FrameType | None) -> None:
-        print("the time limit is near", file=sys.stderr, flush=True)
-
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, end)
-    signal.signal(signal.SIGUSR2, note)
 
 
 def describe(error: BaseException, job_folder: Path) -> dict[str, Any]:

@@ -74,7 +74,6 @@ def test_the_worker_never_imports_the_command_line() -> None:
         "truba_runner.app",
         "truba_runner.launch",
         "truba_runner.submit",
-        "truba_runner.scheduler",
         "hydra",
         "submitit",
     }

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 from truba_runner.config import Experiment
+from truba_runner.interrupt import Interruption
 from truba_runner.progress import Progress
 from truba_runner.rundir import RunDir
 
@@ -36,6 +37,8 @@ class Context:
     job: ModuleType
     run: RunDir
     progress: Progress
+    # Looked at between two steps; once it is set, the backend saves and raises `Interrupted`.
+    interruption: Interruption = field(default_factory=Interruption)
     # This process among `tasks` of the job; rank 0 writes the run's records.
     rank: int = 0
     tasks: int = 1

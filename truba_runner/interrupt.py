@@ -1,0 +1,64 @@
+"""Signals as a flag: a handler only sets it, and whoever trains looks at it between two steps.
+
+| signal | from | what the run does after it has saved |
+|---|---|---|
+| USR2 | Slurm, a while before the time limit or at a preemption; `scancel --signal=USR2` | requeues itself |
+| TERM | Slurm: preemption, requeue, cancellation; the system | ends; whether it comes back is Slurm's to say |
+| INT | Ctrl-C on a local run; a second one ends it at once | ends |
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+_WORDS = {
+    signal.SIGUSR2: "the time limit is near, or the job is preempted",
+    signal.SIGTERM: "told to end",
+    signal.SIGINT: "Ctrl-C",
+}
+
+
+class Interrupted(BaseException):
+    """Raised by a backend out of its loop once the state is on disk; no framework's handler takes it for an error."""
+
+
+class Interruption:
+    """Which signals have asked this process to stop."""
+
+    def __init__(self) -> None:
+        """None has, so far."""
+        self.received: list[int] = []
+        self._held = False
+
+    def listen(self) -> None:
+        """Sets the handlers; in the main thread, before a framework starts."""
+        for number in _WORDS:
+            signal.signal(number, self._note)
+
+    def hold(self) -> None:
+        """From now on there is a state to save, and a signal waits to be looked at; before, it ends the run at once."""
+        self._held = True
+
+    @property
+    def requested(self) -> bool:
+        """Looked at between two steps of training, evaluation or prediction."""
+        return bool(self.received)
+
+    @property
+    def requeue(self) -> bool:
+        """Whether the run should put itself back into the queue; after a TERM alone Slurm does so, or must not."""
+        return signal.SIGUSR2 in self.received
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and signal.SIGINT in self.received:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGINT)
+        first = not self.received  # Before anything else: the next signal may come in the middle of this one.
+        self.received.append(number)
+        # Not print: the signal may have come in the middle of one.
+        then = "saving after this step" if self._held else "nothing to save yet"
+        os.write(2, f"\n{_WORDS[signal.Signals(number)]}: {then}\n".encode())
+        if first and not self._held:
+            raise Interrupted

@@ -1,0 +1,79 @@
+"""How often a run was started, how far it had come each time, and whether it may be started again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from truba_runner import scheduler
+from truba_runner.checkpoint import Position
+from truba_runner.errors import Failed
+from truba_runner.rundir import RunDir
+
+# So many starts from the same step, one after the other, mean that the step itself kills the run.
+FRUITLESS_STARTS = 3
+
+
+def begin(run: RunDir, job_id: str, position: Position, about: Mapping[str, Any]) -> None:
+    """Records a start from `position`, and how many steps of the start before it are lost.
+
+    Raises:
+        Failed: the job has been started from here often enough, and has never come further.
+    """
+    fruitless = 0
+    for event in reversed(run.submissions()):
+        if event["event"] == "started":
+            if (event["job_id"], event.get("position")) != (job_id, [position.epoch, position.step]):
+                break
+            fruitless += 1
+    lost = _steps_lost(run.progress(), position)
+    start = {"event": "started", "time": time.time(), "job_id": job_id, "position": [position.epoch, position.step]}
+    run.append_submission({**start, "steps_lost": lost, **about})
+    if fruitless >= FRUITLESS_STARTS:
+        raise Failed(
+            f"{fruitless} starts from epoch {position.epoch + 1}, step {position.step} came no further, so there is no "
+            "other one. The log shows how they ended; submit again once the cause is mended."
+        )
+
+
+def _steps_lost(progress: Mapping[str, Any], position: Position) -> int:
+    """Steps that were trained, as far as the record knows, and are trained again."""
+    if not {"epoch", "step", "steps_per_epoch"} <= progress.keys():
+        return 0
+    per_epoch = int(progress["steps_per_epoch"])
+    trained = (int(progress["epoch"]) - 1) * per_epoch + int(progress["step"])
+    return max(0, trained - position.epoch * per_epoch - position.step)
+
+
+def account(run: RunDir) -> dict[str, Any]:
+    """For the result: `restarts`, `requeues`, `steps_lost` and `seconds_restoring`, over the run's whole life."""
+    events = run.submissions()
+    duplicates = {event["job_id"] for event in events if event["event"] == "duplicate"}
+    starts = [event for event in events if event["event"] == "started" and event["job_id"] not in duplicates]
+    restoring = [event["seconds"] for event in events if event["event"] == "restored"]
+    return {
+        "restarts": max(0, len(starts) - 1),
+        "requeues": sum(event["event"] == "requeued" for event in events),
+        "steps_lost": sum(event.get("steps_lost", 0) for event in starts),
+        "seconds_restoring": round(sum(restoring), 3),
+    }
+
+
+def requeue(run: RunDir, job_id: str, signalled: bool, most: int) -> bool:
+    """Puts the run's own job back into the queue, under its own id; False where that is Slurm's affair.
+
+    `signalled`: it was Slurm's early signal that stopped the run. Without it, a job that Slurm still counts as running
+    is being preempted, and would not come back once it ends by itself; any other is cancelled or requeued already.
+
+    Raises:
+        Failed: it was requeued `most` times already.
+        SlurmError: Slurm does not answer, or may not requeue.
+    """
+    if not signalled and scheduler.state(job_id) != "RUNNING":
+        return False
+    if account(run)["requeues"] >= most:
+        raise Failed(f"the run was requeued {most} times (resources.max_requeues) and is not finished; submit it again")
+    run.append_submission({"event": "requeued", "time": time.time(), "job_id": job_id})
+    scheduler.requeue(job_id)
+    return True
