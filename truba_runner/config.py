@@ -148,6 +148,16 @@ class Resources:
 
 
 @dataclass
+class Drill:
+    """Steps, over all epochs, at which a run breaks itself on purpose; `truba drill` sets them."""
+
+    # At its first start, with the signal that Slurm sends before a time limit.
+    signal_at_step: int | None = None
+    # At its second, with SIGKILL.
+    kill_at_step: int | None = None
+
+
+@dataclass
 class Launcher:
     """What the command does after it has submitted."""
 
@@ -171,6 +181,7 @@ class Experiment:
     cluster: Cluster = field(default_factory=Cluster)
     environment: Environment = field(default_factory=Environment)
     launcher: Launcher = field(default_factory=Launcher)
+    drill: Drill = field(default_factory=Drill)
     # Prints the plan and the sbatch script; submits nothing and writes nothing.
     dry_run: bool = False
     # Starts anew beside an earlier run of the same config.

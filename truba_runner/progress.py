@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from truba_runner.rundir import RunDir
@@ -25,6 +25,8 @@ class Progress:
         self._disk_complained = False
         self._written = 0.0
         self._line_printed = time.monotonic()
+        # Called after each step with its number over all epochs.
+        self.watcher: Callable[[int], None] | None = None
         self.record: dict[str, Any] = {
             "state": "running",
             "job_id": job_id,
@@ -48,6 +50,8 @@ class Progress:
 
     def step(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
         """After each step: writes when the last record is a second old. `epoch` and `step` count from 1."""
+        if self.watcher is not None:
+            self.watcher((epoch - 1) * int(self.record["steps_per_epoch"]) + step)
         now = time.monotonic()
         if now - self._written >= EVERY_SECONDS:
             self.update(epoch=epoch, step=step, metrics=dict(metrics))

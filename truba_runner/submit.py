@@ -110,6 +110,8 @@ class Submission:
             "array_parallelism": len(self.runs),
             "additional_parameters": {"chdir": str(first.run.path.parent), "requeue": True},
             "setup": [*environment.setup, *_find_package()],
+            # Killed without a word, by a failing node or for its memory: Slurm would not start it again.
+            "teardown": ["status=$?", "[ $status -ne 137 ] || scontrol requeue $SLURM_JOB_ID", "exit $status"],
             # From Slurm 22.05 on, srun does not take this over from sbatch.
             "srun_args": [f"--cpus-per-task={request.cpus_per_task}", "--kill-on-bad-exit=1"],
         }  # fmt: skip

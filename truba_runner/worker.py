@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from truba_runner import allocation, backends, job_module, restarts, scheduler
+from truba_runner import allocation, backends, drill, job_module, restarts, scheduler
 from truba_runner.checkpoint import CheckpointStore
 from truba_runner.config import Experiment, experiment_from
 from truba_runner.errors import Failed
@@ -36,6 +36,7 @@ def main(arguments: list[str]) -> int:
             return 0
         experiment = experiment_from(run.read_config())
         progress.update(epochs=experiment.train.epochs)
+        progress.watcher = drill.saboteur(experiment.drill, start=restarts.account(run)["restarts"])
         result = _train(experiment, run, progress, here, interruption)
         if here.rank == 0:
             record = {"data": _data_record(experiment), "job_id": here.job_id, **restarts.account(run)}

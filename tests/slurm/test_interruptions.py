@@ -1,0 +1,258 @@
+"""Runs that Slurm, or a failing machine, breaks off end as if nothing had happened: the same weights, bit for bit."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import Cluster
+from truba import Truba, events, run_dirs
+
+_names = (f"interruption{number}" for number in itertools.count())
+
+# Small, slow enough to be caught in mid-epoch, and with all that makes resuming hard: dropout, shuffling, momentum.
+SLOW_JOB = """
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+
+class Pause(layers.Layer):
+    def call(self, x):
+        def pause(value):
+            time.sleep(0.08)
+            return value
+
+        y = tf.numpy_function(pause, [x], tf.float32)
+        y.set_shape(x.shape)
+        return y
+
+
+def build_model():
+    inputs = keras.Input((8,))
+    x = layers.Dense(16, activation="relu")(Pause()(inputs))
+    x = layers.BatchNormalization()(layers.Dropout(0.3)(x))
+    return keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
+
+
+def load_data(name, folder):
+    random = np.random.default_rng(0)
+    x = random.normal(size=(480, 8)).astype("float32")
+    y = x[:, :3].argmax(axis=1)
+    return {"train": (x[:400], y[:400]), "validation": (x[400:], y[400:])}
+"""
+SETTINGS = [
+    "job.module=slow", "data.name=digits", "train.epochs=4", "train.batch_size=20", "train.steps_per_execution=1",
+    "train.jit_compile=false", "checkpoint.every_steps=7",
+]  # fmt: skip
+
+
+class Run:
+    """A run on the cluster, as a test watches it."""
+
+    def __init__(self, truba: Truba, *overrides: str) -> None:
+        self.truba = truba
+        truba.write("jobs/slow.py", SLOW_JOB)
+        self.command = ["+experiment=mnist", f"name={truba.project.name}", *SETTINGS, truba.runs_folder(), *overrides]
+        self.submit()
+
+    def submit(self) -> None:
+        done = self.truba(*self.command)
+        assert done.returncode == 0, done.stderr
+        (self.path,) = run_dirs(self.truba.project)
+        self.job_id = str(
+            next(event["job_id"] for event in reversed(events(self.path)) if event["event"] == "submitted")
+        )
+
+    def progress(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.path / "progress.json").read_text()))
+        except FileNotFoundError:
+            return {}
+
+    def starts(self) -> int:
+        return sum(event["event"] == "started" for event in events(self.path))
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"not in time: {self.progress()} {self.log()[-3000:]}"
+            time.sleep(0.05)
+
+    def wait_for_step(self, start: int) -> None:
+        """Until start number `start`, counted from 1, has trained a step."""
+
+        def trains() -> bool:
+            progress = self.progress()
+            return self.starts() >= start and progress.get("state") == "running" and "step" in progress
+
+        self.wait_until(trains)
+
+    def node(self) -> str:
+        return str(next(event["host"] for event in reversed(events(self.path)) if event["event"] == "started"))
+
+    def workers(self) -> list[int]:
+        """Process ids of the run's Python, wherever it runs."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
+            except OSError:
+                continue
+            if b"truba_runner.worker" in words and b"srun" not in words[0] and os.fsencode(self.path.name) in words[-2]:
+                found.append(int(entry.name))
+        return found
+
+    def log(self) -> str:
+        return "".join(path.read_text(errors="replace") for path in sorted((self.path / "logs").iterdir()))
+
+    def finish(self, seconds: float = 150) -> dict[str, Any]:
+        """The result, once Slurm's accounting has the job as COMPLETED."""
+        self.wait_until(lambda: (self.path / "result.json").exists(), seconds)
+        self.truba.cluster.wait_for_state(self.job_id, "COMPLETED", in_accounting=True)
+        return dict(json.loads((self.path / "result.json").read_text()))
+
+    def history(self) -> list[dict[str, str]]:
+        with (self.path / "history.csv").open(newline="") as file:
+            return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+@pytest.fixture
+def truba(cluster: Cluster) -> Iterator[Truba]:
+    made = Truba(cluster, next(_names))
+    yield made
+    for run in run_dirs(made.project) if (made.project / "runs").exists() else []:
+        for event in events(run):
+            if event["event"] == "submitted":
+                cluster.run(["scancel", str(event["job_id"])], check=False)
+
+
+@pytest.fixture(scope="module")
+def whole(cluster: Cluster) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """Result and history of the run that nothing interrupts."""
+    run = Run(Truba(cluster, "uninterrupted"))
+    return run.finish(), run.history()
+
+
+def check_same(run: Run, whole: tuple[dict[str, Any], list[dict[str, str]]], **counts: int) -> None:
+    result = run.finish()
+    assert result["weights_sha256"] == whole[0]["weights_sha256"]
+    assert result["metrics"] == whole[0]["metrics"]
+    assert run.history() == whole[1]
+    assert {key: result[key] for key in counts} == counts
+
+
+def test_slurms_signal_twice(truba: Truba, whole: Any) -> None:
+    run = Run(truba)
+    for start in (1, 2):
+        run.wait_for_step(start)
+        truba.cluster.run(["scancel", "--signal=USR2", run.job_id])
+        run.wait_until(lambda start=start: run.starts() > start)  # type: ignore[misc]
+    check_same(run, whole, restarts=2, requeues=2, steps_lost=0)
+    assert len(truba.jobs(run.path.name)) == 1, "it went back into the queue under its own id"
+
+
+def test_a_requeue_in_mid_epoch(truba: Truba, whole: Any) -> None:
+    run = Run(truba)
+    run.wait_for_step(1)
+    truba.cluster.run(["scontrol", "requeue", run.job_id], user="root")
+    check_same(run, whole, restarts=1, requeues=0, steps_lost=0)
+
+
+def test_preemption_by_a_better_partition(truba: Truba, whole: Any) -> None:
+    run = Run(truba, "resources.partition=lowprio")
+    run.wait_for_step(1)
+    every_node = ["-p", "akya-cuda", "-A", "root", "-N4", "--ntasks-per-node=1", "-c40", "--gres=gpu:4", "-t1"]
+    scratch = truba.cluster.scratch("root")
+    better = truba.cluster.run(
+        ["sbatch", "--parsable", *every_node, f"--output={scratch}/%j.log", "--wrap", "true"], user="root", cwd=scratch
+    ).stdout.strip()
+    truba.cluster.wait_for_state(better, "COMPLETED", timeout=90)
+    check_same(run, whole, restarts=1, steps_lost=0)
+
+
+@pytest.mark.timeout(900)
+def test_twenty_kills_at_random_moments(truba: Truba, whole: Any) -> None:
+    run = Run(truba, "checkpoint.every_steps=2")
+    moments = random.Random(20)
+    kills = 0
+    for start in range(1, 21):
+        run.wait_for_step(start)
+        time.sleep(moments.uniform(0, 0.6))  # The moment is the test's subject.
+        if (run.path / "result.json").exists():
+            break
+        for process in run.workers():
+            os.kill(process, signal.SIGKILL)
+            kills += 1
+        run.wait_until(lambda start=start: run.starts() > start or (run.path / "result.json").exists())  # type: ignore[misc]
+    assert kills >= 8, "the run was over before it was killed often enough to tell"
+    check_same(run, whole)
+
+
+def test_a_cancelled_run_stays_cancelled_and_goes_on_when_it_is_submitted_again(truba: Truba, whole: Any) -> None:
+    run = Run(truba)
+    run.wait_for_step(1)
+    assert truba("cancel", run.path.name).returncode == 0
+    truba.cluster.wait_for_state(run.job_id, "CANCELLED", in_accounting=True)
+    first_job = run.job_id
+    run.submit()
+    assert run.job_id != first_job
+    check_same(run, whole, restarts=1, requeues=0, steps_lost=0)
+
+
+def test_a_run_that_comes_no_further_is_given_up(truba: Truba) -> None:
+    truba.write("jobs/dying.py", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    truba.write("jobs/slow.py", SLOW_JOB)
+    submitted = truba("+experiment=mnist", "job.module=dying", "data.name=digits", truba.runs_folder())
+    assert submitted.returncode == 0, submitted.stderr
+    (path,) = run_dirs(truba.project)
+    job_id = str(events(path)[1]["job_id"])
+    truba.cluster.wait_for_state(job_id, "FAILED", timeout=90, in_accounting=True)
+    assert "came no further" in truba.status()[0]["why"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_node_that_goes_down(truba: Truba, whole: Any) -> None:
+    run = Run(truba)
+    run.wait_for_step(1)
+    node = run.node()
+    truba.cluster.node_down(node)
+    try:
+        run.wait_until(lambda: run.starts() > 1, 150)
+        check_same(run, whole, restarts=1)
+    finally:
+        truba.cluster.node_up(node)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_time_limit_that_is_reached_twice(truba: Truba, whole: Any) -> None:
+    # Slurm looks every 30 s: with a limit of two minutes its signal comes 30 to 60 s after a start.
+    settings = ["train.epochs=40", "resources.time=2"]
+    reference = Run(Truba(truba.cluster, f"{truba.project.name}-whole"), "train.epochs=40")
+    run = Run(truba, *settings)
+    result = run.finish(500)
+    assert result["requeues"] >= 2 and result["steps_lost"] == 0
+    assert result["weights_sha256"] == reference.finish(300)["weights_sha256"]
+    assert run.history() == reference.history()
+
+
+def test_the_drill(truba: Truba) -> None:
+    truba.write("jobs/slow.py", SLOW_JOB)
+    done = truba("drill", "+experiment=mnist", *SETTINGS, truba.runs_folder(), "--json", timeout=170)
+    assert done.returncode == 0, done.stderr + done.stdout
+    report = json.loads(done.stdout[done.stdout.index("{") :])
+    assert report["same_weights"] and report["same_history"] and (report["restarts"], report["requeues"]) == (2, 1)

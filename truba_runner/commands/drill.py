@@ -1,0 +1,97 @@
+"""`truba drill RUN-OR-EXPERIMENT`: rehearses an interruption, so that people can trust it before a three-day job."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from truba_runner import places
+from truba_runner.commands import parser, print_json
+from truba_runner.errors import Failed
+from truba_runner.rundir import RunDir
+
+if TYPE_CHECKING:
+    from truba_runner.config import Drill, Experiment
+
+# A run that is broken twice is started three times; one more start means that it does not come through.
+_MOST_STARTS = 4
+# What two runs of the same config may differ in.
+_CLOCKS = {"seconds"}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Trains the experiment twice, once broken on purpose, and compares; 0 where nothing was lost."""
+    options = parser(
+        "drill", "Trains an experiment twice, once interrupted by a signal and by a kill, and compares both."
+    )
+    options.add_argument("override", nargs="+", help="the experiment, as for a run: +experiment=mnist KEY=VALUE…")
+    given = options.parse_args(arguments)
+
+    from truba_runner.app import composed
+    from truba_runner.config import Drill
+
+    experiment = composed(given.what)
+    whole = _trained(experiment, "whole", Drill(), given.what)
+    steps = whole.result()["steps"]
+    cut = _trained(experiment, "cut", Drill(steps // 3, 2 * steps // 3), given.what)
+    report = compared(whole, cut)
+    if given.json:
+        print_json(report)
+    else:
+        _print(report)
+    return 0 if report["same_weights"] and report["same_history"] and report["restarts"] == 2 else 1
+
+
+def _experiment(what: Sequence[str], runs_folder: Path | None) -> Experiment:
+    from truba_runner.app import composed
+    from truba_runner.config import experiment_from
+
+    if len(what) == 1 and "=" not in what[0]:
+        return experiment_from(places.find(what[0], runs_folder).read_config())
+    return composed(what)
+
+
+def _trained(experiment: Experiment, which: str, drill: Drill, overrides: Sequence[str]) -> RunDir:
+    """A run of the experiment, waited for, and on a local machine started again after each break."""
+    from truba_runner.launch import launch
+
+    named = replace(experiment, name=f"{experiment.name}-drill-{which}", drill=drill)
+    named = replace(named, launcher=replace(experiment.launcher, wait=True), fresh=True)
+    for _ in range(_MOST_STARTS):
+        (outcome,) = launch([named], " ".join(overrides))
+        run = RunDir(Path(outcome.run_dir))
+        if run.result():
+            return run
+        named = replace(named, fresh=False)
+        if experiment.cluster.scheduler == "slurm":
+            break
+    raise Failed(f"the drill's run {run.id} did not come through; truba logs {run.id} shows why")
+
+
+def compared(whole: RunDir, cut: RunDir) -> dict[str, Any]:
+    """What the interruptions cost, and whether the result is the same."""
+    one, other = whole.result(), cut.result()
+    return {
+        "runs": [whole.id, cut.id],
+        "steps": one["steps"],
+        "same_weights": one["weights_sha256"] == other["weights_sha256"],
+        "same_history": _history(whole) == _history(cut),
+        **{key: other[key] for key in ("restarts", "requeues", "steps_lost", "seconds_restoring")},
+    }
+
+
+def _history(run: RunDir) -> list[dict[str, str]]:
+    with (run.path / "history.csv").open(newline="") as file:
+        return [{name: value for name, value in row.items() if name not in _CLOCKS} for row in csv.DictReader(file)]
+
+
+def _print(report: dict[str, Any]) -> None:
+    whole, cut = report["runs"]
+    print(f"{cut} was interrupted by a signal and by a kill, {whole} was not; {report['steps']} steps each")
+    for key in ("same_weights", "same_history"):
+        print(f"  {key.replace('_', ' '):20} {'yes, bit for bit' if report[key] else 'NO'}")
+    for key in ("restarts", "requeues", "steps_lost", "seconds_restoring"):
+        print(f"  {key.replace('_', ' '):20} {report[key]}")
