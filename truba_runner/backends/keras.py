@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
-import time
 from typing import Any
 
 from truba_runner.backends import Context
 from truba_runner.backends.keras_data import DataPlan, count_examples, load_splits
 from truba_runner.backends.keras_devices import can_compile, check_batch_size, describe, make_strategy, pick_devices
-from truba_runner.backends.keras_job import build_model
+from truba_runner.backends.keras_hooks import callback_list
+from truba_runner.backends.keras_job import build_model, call
+from truba_runner.backends.keras_reporter import Reporter, loss_first
+from truba_runner.backends.keras_resume import Resume
 
 # Both are read when TensorFlow and Keras are first imported, so no function here could set them in time.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
@@ -38,11 +39,14 @@ def train(context: Context) -> dict[str, Any]:
     model.summary(print_fn=lambda text: print(text, flush=True))
 
     reporter = Reporter(context, model, plans["train"])
-    started = time.perf_counter()
-    _fit(context, model, plans, reporter)
+    resume = Resume(context, model, plans["train"], reporter)
+    if resume.trained:
+        resume.restore()
+    else:
+        _fit(context, model, plans, reporter, resume)
     result = {
         "metrics": reporter.last_metrics(),
-        "seconds_training": round(time.perf_counter() - started, 3),
+        "seconds_training": round(reporter.seconds, 3),
         "epochs": len(reporter.rows),
         "steps": int(keras.ops.convert_to_numpy(model.optimizer.iterations)),
         "weights_sha256": weights_sha256(model),
@@ -52,7 +56,7 @@ def train(context: Context) -> dict[str, Any]:
         "versions": {"keras": keras.__version__, "tensorflow": tensorflow.__version__},
     }
     _save_model(context, model, result)
-    _evaluate_and_predict(context, model, plans, result)
+    _evaluate_and_predict(context, model, plans, result, resume)
     return result
 
 
@@ -73,18 +77,24 @@ def _plans(context: Context, splits: dict[str, Any], devices: int) -> dict[str, 
     }
 
 
-def _fit(context: Context, model: Any, plans: dict[str, DataPlan], reporter: Reporter) -> None:
-    callbacks = [reporter.callback()]
-    if context.experiment.tensorboard.enabled:
-        callbacks.append(_tensorboard(context))
+def _fit(context: Context, model: Any, plans: dict[str, DataPlan], reporter: Reporter, resume: Resume) -> None:
+    epochs = context.experiment.train.epochs
+    callbacks = [reporter.callback(), *_callbacks(context)]
     model.fit(
         plans["train"].dataset,
-        epochs=context.experiment.train.epochs,
+        epochs=epochs,
+        initial_epoch=resume.initial_epoch,
         validation_data=plans["validation"].dataset if "validation" in plans else None,
-        callbacks=callbacks,
+        callbacks=callback_list(resume, callbacks, model, epochs=epochs, steps=plans["train"].steps),
         shuffle=False,
         verbose=0,
     )
+
+
+def _callbacks(context: Context) -> list[Any]:
+    """TensorBoard's where it is wanted, and those that the job's `build_callbacks` returns where it has one."""
+    found = [_tensorboard(context)] if context.experiment.tensorboard.enabled else []
+    return [*found, *call(context.job, "build_callbacks", "", {})] if hasattr(context.job, "build_callbacks") else found
 
 
 def _tensorboard(context: Context) -> Any:
@@ -95,74 +105,6 @@ def _tensorboard(context: Context) -> Any:
     # Keras makes a summary of each batch even where it writes those of epochs alone, for 0.1 ms and more.
     callback.on_train_batch_end = lambda batch, logs=None: None
     return callback
-
-
-class Reporter:
-    """Sets each epoch's order, and tells of steps and epochs: in `progress.json`, `history.csv` and the log."""
-
-    def __init__(self, context: Context, model: Any, plan: DataPlan) -> None:
-        """`rows` are those of `history.csv`, one a finished epoch."""
-        self._context = context
-        self._model = model
-        self._plan = plan
-        self._epoch = 0
-        self._epoch_started = 0.0
-        self.rows: list[dict[str, Any]] = []
-
-    def callback(self) -> Any:
-        """Itself, in Keras' form."""
-        import keras
-
-        return keras.callbacks.LambdaCallback(
-            on_train_begin=self._train_begin,
-            on_epoch_begin=self._epoch_begin,
-            on_train_batch_end=self._steps_end,
-            on_epoch_end=self._epoch_end,
-        )
-
-    def last_metrics(self) -> dict[str, float]:
-        """The last epoch's, by name."""
-        own = ("epoch", "learning_rate", "seconds")
-        return {name: value for name, value in self.rows[-1].items() if name not in own} if self.rows else {}
-
-    def _train_begin(self, logs: dict[str, float]) -> None:
-        epochs = self._context.experiment.train.epochs
-        self._context.progress.update(epochs=epochs, steps_per_epoch=self._plan.steps)
-
-    def _epoch_begin(self, epoch: int, logs: dict[str, float]) -> None:
-        self._epoch = epoch
-        self._epoch_started = time.perf_counter()
-        self._plan.begin(epoch)
-
-    def _steps_end(self, batch: int, logs: dict[str, float]) -> None:
-        # Keras counts an epoch's last execution as if it had all of its steps.
-        self._context.progress.step(self._epoch + 1, min(batch + 1, self._plan.steps), logs)
-
-    def _epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        import keras
-
-        metrics = {name: float(logs[name]) for name in sorted(logs, key=_loss_first)}
-        self.rows.append(
-            {
-                "epoch": epoch + 1,
-                **metrics,
-                "learning_rate": float(keras.ops.convert_to_numpy(self._model.optimizer.learning_rate)),
-                "seconds": round(time.perf_counter() - self._epoch_started, 3),
-            }
-        )
-        self._write_history()
-        self._context.progress.epoch_end(epoch + 1, self._plan.steps, metrics)
-
-    def _write_history(self) -> None:
-        try:
-            self._context.run.write_history(self.rows)
-        except OSError as error:
-            # The next epoch writes every row again.
-            print(f"history.csv could not be written ({error}); training goes on", file=sys.stderr, flush=True)
-
-
-def _loss_first(name: str) -> tuple[bool, bool]:
-    return name.startswith("val_"), not name.endswith("loss")
 
 
 # -- what is kept ----------------------------------------------------------------------------------------------
@@ -184,16 +126,22 @@ def _save_model(context: Context, model: Any, result: dict[str, Any]) -> None:
         model.save(context.run.path / result["model"])
 
 
-def _evaluate_and_predict(context: Context, model: Any, plans: dict[str, DataPlan], result: dict[str, Any]) -> None:
+def _evaluate_and_predict(
+    context: Context, model: Any, plans: dict[str, DataPlan], result: dict[str, Any], resume: Resume
+) -> None:
     """On the held-out split: its metrics, named `test_…`, join the result's; its predictions go to a file."""
     import numpy as np
 
     held_out = plans.get("test", plans.get("validation"))
     if held_out is None:
         return
-    metrics = model.evaluate(held_out.dataset, verbose=0, return_dict=True)
-    result["metrics"].update({f"test_{name}": float(metrics[name]) for name in sorted(metrics, key=_loss_first)})
-    # For prediction Keras unrolls all steps of an execution, and would compile for longer than it predicts.
-    model.steps_per_execution, model.jit_compile = 1, False
+    with resume.after_training() as callbacks:
+        if "evaluation" not in resume.result:
+            metrics = model.evaluate(held_out.dataset, verbose=0, return_dict=True, callbacks=callbacks)
+            resume.result["evaluation"] = {name: float(metrics[name]) for name in sorted(metrics, key=loss_first)}
+        result["metrics"].update({f"test_{name}": value for name, value in resume.result["evaluation"].items()})
+        # For prediction Keras unrolls all steps of an execution, and would compile for longer than it predicts.
+        model.steps_per_execution, model.jit_compile = 1, False
+        predictions = model.predict(held_out.dataset, verbose=0, callbacks=callbacks)
     result["predictions"] = "predictions.npy"
-    np.save(context.run.path / result["predictions"], model.predict(held_out.dataset, verbose=0))
+    np.save(context.run.path / result["predictions"], predictions)

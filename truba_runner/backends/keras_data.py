@@ -93,14 +93,20 @@ class DataPlan:
         with tf.device("CPU:0"):
             self._arrays = tf.nest.map_structure(tf.constant, arrays)
             self._order = tf.Variable(np.arange(self._used), dtype=tf.int64, trainable=False, name="order")
-        self.dataset = self._dataset()
+        self.dataset = self.from_step(0)
+
+    @property
+    def signature(self) -> dict[str, Any]:
+        """What decides which examples a step is trained on."""
+        return {"examples": self._examples, "batch_size": self._batch_size, "seed": self._seed}
 
     def begin(self, epoch: int) -> None:
         """Sets the order of epoch `epoch`, counted from 0."""
         if self._seed is not None:
             self._order.assign(epoch_order(self._seed, epoch, self._examples)[: self._used])
 
-    def _dataset(self) -> Any:
+    def from_step(self, step: int) -> Any:
+        """The dataset of an epoch without its first `step` batches, which are not made; `dataset` is that from 0."""
         import tensorflow as tf
 
         def batches(order: Any) -> Any:
@@ -108,12 +114,12 @@ class DataPlan:
                 rows = order[start : start + self._batch_size]
                 return tf.nest.map_structure(lambda array: tf.gather(array, rows), self._arrays)
 
-            starts = tf.data.Dataset.range(0, self._used, self._batch_size)
+            starts = tf.data.Dataset.range(step * self._batch_size, self._used, self._batch_size)
             return starts.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
         # The variable is read when an iterator is made, not when the dataset is.
         orders = tf.data.Dataset.range(1).map(lambda _: self._order.read_value())
-        known = tf.data.experimental.assert_cardinality(self.steps)
+        known = tf.data.experimental.assert_cardinality(self.steps - step)
         options = tf.data.Options()
         # One process feeds every device: batches are divided among them, files are not.
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF

@@ -1,0 +1,29 @@
+"""TensorBoard's event files after an interruption: cut back to where a checkpoint left them, so no step is told twice.
+
+They are only ever appended to, and each start of the run opens new ones.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """The length in bytes of each event file under `folder`, by its path from there."""
+    return {str(file.relative_to(folder)): file.stat().st_size for file in _event_files(folder)}
+
+
+def cut(folder: Path, to: Mapping[str, int]) -> None:
+    """Takes back all that was written since `sizes` gave `to`."""
+    for file in _event_files(folder):
+        size = to.get(str(file.relative_to(folder)))
+        if size is None:
+            file.unlink()
+        elif size < file.stat().st_size:
+            os.truncate(file, size)
+
+
+def _event_files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("events.out.tfevents.*"))

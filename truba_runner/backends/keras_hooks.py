@@ -1,0 +1,79 @@
+"""Where Keras' loops give the exact resume its say: after all callbacks, and for steps that are done before them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from truba_runner.interrupt import Interrupted, Interruption
+
+if TYPE_CHECKING:
+    from truba_runner.backends.keras_resume import Resume
+
+
+def callback_list(resume: Resume, callbacks: list[Any], model: Any, **params: Any) -> Any:
+    """What `fit` is given for `callbacks`: a list of Keras' own kind, so that no callback's place in it matters."""
+    import keras
+
+    class Hooks(keras.callbacks.CallbackList):  # type: ignore[misc]
+        def on_train_begin(self, logs: Any = None) -> None:
+            super().on_train_begin(logs)
+            resume.train_begin(self.callbacks)
+
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            super().on_epoch_begin(epoch, logs)
+            resume.epoch_begin(epoch)
+
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            if not resume.skipping:
+                super().on_train_batch_begin(batch, logs)
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if resume.skipping:
+                resume.skipped()
+            else:
+                super().on_train_batch_end(batch, logs)
+                resume.steps_end(batch + 1, logs)
+
+        def on_test_begin(self, logs: Any = None) -> None:
+            resume.test_begin()
+            super().on_test_begin(logs)
+
+        def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+            super().on_test_batch_end(batch, logs)
+            resume.test_steps_end()
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            super().on_epoch_end(epoch, logs)
+            resume.epoch_end(epoch, plain(logs))
+
+        def on_train_end(self, logs: Any = None) -> None:
+            super().on_train_end(logs)
+            resume.train_end()
+
+    return Hooks(callbacks, add_history=True, model=model, **params)
+
+
+def attentive(interruption: Interruption) -> Any:
+    """A callback for evaluation and prediction after training, which raises `Interrupted` once it is asked for."""
+    import keras
+
+    def look(batch: int, logs: Any = None) -> None:
+        if interruption.requested:
+            raise Interrupted
+
+    callback = keras.callbacks.Callback()
+    callback.on_test_batch_end = callback.on_predict_batch_end = look
+    return callback
+
+
+def plain(logs: Any) -> dict[str, Any]:
+    """What a step returned, as the numbers that callbacks are given."""
+    return {name: float(value) if getattr(value, "ndim", 0) == 0 else value for name, value in (logs or {}).items()}
+
+
+def flush_event_files(callbacks: list[Any]) -> None:
+    """Lets TensorBoard's callbacks write what they hold back."""
+    for callback in callbacks:
+        if type(callback).__name__ == "TensorBoard":
+            for writer in callback._writers.values():
+                writer.flush()

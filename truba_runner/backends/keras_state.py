@@ -1,0 +1,114 @@
+"""The state of a training as bytes: JSON, then the arrays that it points to. Nothing in it can run when it is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_LENGTH_BYTES = 8
+# A dict of one key with this first letter stands for what JSON has no word for.
+_MARK = "~"
+
+
+class NoState(TypeError):
+    """A value that has no place in a state."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A state that no later step can change: its arrays are shared with whoever gave them, all else is text."""
+
+    text: bytes
+    arrays: list[NDArray[Any]]
+
+    def write(self, file: IO[bytes]) -> None:
+        """Appends all of it; `decode` reads it."""
+        import numpy as np
+
+        file.write(len(self.text).to_bytes(_LENGTH_BYTES, "little") + self.text)
+        for array in self.arrays:
+            # Not every dtype of TensorFlow's can be seen as a buffer; its bytes can.
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def encode(value: Any) -> Encoded:
+    """Numbers, text, None, arrays and tensors, in lists, tuples and dicts of any depth.
+
+    Raises:
+        NoState: there is something else in it.
+    """
+    arrays: list[NDArray[Any]] = []
+    tree = _encode(value, arrays)
+    kinds = [[_dtype_name(array), list(array.shape)] for array in arrays]
+    return Encoded(json.dumps({"arrays": kinds, "tree": tree}).encode(), arrays)
+
+
+def decode(file: IO[bytes]) -> Any:
+    """What `Encoded.write` wrote, from where the file stands.
+
+    Raises:
+        ValueError: it is no such thing, or cut short.
+    """
+    import numpy as np
+
+    header = json.loads(file.read(int.from_bytes(file.read(_LENGTH_BYTES), "little")))
+    arrays = []
+    for dtype, shape in header["arrays"]:
+        array = np.empty(shape, np.dtype(dtype))
+        if array.nbytes and file.readinto(array.reshape(-1).view(np.uint8)) != array.nbytes:  # type: ignore[attr-defined]
+            raise ValueError("it ends in the middle of an array")
+        arrays.append(array)
+    return _decode(header["tree"], arrays)
+
+
+def _encode(value: Any, arrays: list[NDArray[Any]]) -> Any:
+    import numpy as np
+
+    # First what JSON would take for a plain number: numpy's float64 is a float too.
+    if isinstance(value, (np.ndarray, np.generic)) or hasattr(value, "numpy"):
+        array = np.asarray(value.numpy() if hasattr(value, "numpy") else value)
+        if array.dtype.hasobject:
+            raise NoState("an array of Python objects")
+        arrays.append(array)
+        return {f"{_MARK}{'scalar' if isinstance(value, np.generic) else 'array'}": len(arrays) - 1}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, tuple):
+        return {f"{_MARK}tuple": [_encode(item, arrays) for item in value]}
+    if isinstance(value, list):
+        return [_encode(item, arrays) for item in value]
+    if isinstance(value, Mapping):
+        items = [[_encode(key, arrays), _encode(item, arrays)] for key, item in value.items()]
+        plain = all(isinstance(key, str) and not key.startswith(_MARK) for key in value)
+        return dict(items) if plain else {f"{_MARK}dict": items}
+    raise NoState(f"a {type(value).__name__}")
+
+
+def _decode(tree: Any, arrays: list[NDArray[Any]]) -> Any:
+    if isinstance(tree, list):
+        return [_decode(item, arrays) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    kind: str
+    content: Any
+    kind, content = next(iter(tree.items()), ("", None))
+    match kind:
+        case "~array":
+            return arrays[content]
+        case "~scalar":
+            return arrays[content][()]
+        case "~tuple":
+            return tuple(_decode(item, arrays) for item in content)
+        case "~dict":
+            return {_decode(key, arrays): _decode(item, arrays) for key, item in content}
+    return {key: _decode(item, arrays) for key, item in tree.items()}
+
+
+def _dtype_name(array: NDArray[Any]) -> str:
+    # bfloat16 and its like are no types of numpy's own: only their names find them again.
+    return str(array.dtype.name if array.dtype.kind == "V" else array.dtype.str)
