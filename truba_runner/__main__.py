@@ -27,6 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader (head, less) has gone; Python's own flush at exit must not complain of it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        # A disk that is full or read-only, a folder that is none: the user's to mend, and no fault of the program.
+        print(f"{error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 

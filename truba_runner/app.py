@@ -12,14 +12,14 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from truba_runner.config import Experiment, detect_cluster, shipped
+from truba_runner.config_errors import FOREIGN, refuse_foreign_config, translated, unknown_keys
 from truba_runner.errors import Failed, Problem, Refused, nearest
-from truba_runner.launch import Outcome, absolute, launch
+from truba_runner.launch import absolute, launch
 from truba_runner.rundir import RunDir
+from truba_runner.tell import Outcome
 
 
 def register() -> None:
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         except Exception as error:  # Hydra prints a line of its own about one that gets through it.
             raised.append(error)
 
+    refuse_foreign_config()
     sys.argv[1:] = arguments
     # Hydra then raises instead of printing an error of its own and exiting with 1.
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -54,10 +55,10 @@ def main(arguments: Sequence[str]) -> int:
         hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="config")(run_one)()
         if raised:
             raise raised[0]
-    except (HydraException, OmegaConfBaseException) as error:
+    except FOREIGN as error:
         if wants_traceback:
             raise
-        raise Refused(_translated(error)) from error
+        raise Refused(translated(error)) from error
     return 1 if any(outcome.action == "failed" for outcome in outcomes) else 0
 
 
@@ -71,8 +72,8 @@ def composed(overrides: Sequence[str]) -> Experiment:
     try:
         with hydra.initialize_config_dir(str(shipped("conf")), version_base="1.3"):
             return absolute(typed(hydra.compose("config", list(overrides))))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise Refused(_translated(error)) from error
+    except FOREIGN as error:
+        raise Refused(translated(error)) from error
 
 
 def launch_composed(configs: Sequence[DictConfig], hydra_config: Any) -> list[Any]:
@@ -102,6 +103,8 @@ def typed(config: DictConfig) -> Experiment:
     """
     if OmegaConf.is_missing(config, "name"):
         raise Refused(Problem("no experiment", "a run needs one.", f"Type +experiment=NAME. {_experiments()}"))
+    if unknown := unknown_keys(config):
+        raise Refused(*unknown)
     experiment = OmegaConf.to_object(config)
     assert isinstance(experiment, Experiment)  # noqa: S101  # conf/config.yaml begins with the schema.
     return experiment
@@ -117,25 +120,3 @@ def _experiments() -> str:
     folders = (Path.cwd() / "conf" / "experiment", shipped("conf") / "experiment")
     names = {file.stem for folder in folders if folder.is_dir() for file in folder.glob("*.yaml")}
     return nearest("", names)
-
-
-def _translated(error: Exception) -> Problem:
-    """One of Hydra's or OmegaConf's errors in the words of ours."""
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return Problem(f"{group}={name}", f"conf/{group} has no such file.", nearest(name, error.options))
-    cause = error.__cause__ if isinstance(error, ConfigCompositionException) and error.__cause__ else error
-    if isinstance(cause, OmegaConfBaseException):
-        return _translated_key(cause)
-    return Problem(
-        str(error).splitlines()[0], "the command line could not be read.", " ".join(str(error).split("\n")[1:])
-    )
-
-
-def _translated_key(error: OmegaConfBaseException) -> Problem:
-    parent, key = error.parent_node, str(error.key) if error.key is not None else ""
-    place = str(error.full_key or key)
-    message = str(error).splitlines()[0]
-    if parent is not None and OmegaConf.is_dict(parent) and key and key not in parent:
-        return Problem(place, "there is no such key.", nearest(key, [str(name) for name in parent]))
-    return Problem(place or "config", f"{message}.".replace("..", "."), "--cfg job prints the whole config.")

@@ -6,29 +6,20 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
-from truba_runner import data, job_module, places, rundir, scheduler
+from truba_runner import data, job_module, places, rundir, scheduler, tell
 from truba_runner.config import Experiment, run_id
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.plan import Plan, plan
 from truba_runner.rundir import RunDir
 from truba_runner.state import last_job_id, state_of
 from truba_runner.submit import Prepared, Submission, settle
+from truba_runner.tell import Outcome
 
 _WAIT_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one run. `action` is submitted, running, finished, trained, failed or dry_run."""
-
-    run_id: str
-    run_dir: str
-    action: str
-    job_id: str = ""
 
 
 def launch(experiments: Sequence[Experiment], selector: str) -> list[Outcome]:
@@ -48,9 +39,12 @@ def launch(experiments: Sequence[Experiment], selector: str) -> list[Outcome]:
     for warning in dict.fromkeys(warning for made in plans for warning in made.warnings):
         print(f"warning: {warning}", file=sys.stderr)
     if dry_run:
-        return _dry_run(prepared)
+        tell.dry_run(_alike(prepared))
+        return [Outcome(one.run.id, str(one.run.path), "dry_run") for one in prepared]
     places.remember(prepared[0].run.path.parent)
     if prepared[0].experiment.cluster.scheduler == "slurm":
+        if not scheduler.available():
+            raise Failed("there is no sbatch on the PATH; is this a login node? cluster=local trains here")
         outcomes = _through_slurm(prepared)
         return _waited_for(outcomes) if prepared[0].experiment.launcher.wait else outcomes
     return [_here(one) for one in prepared]
@@ -115,7 +109,8 @@ def _through_slurm(runs: Sequence[Prepared]) -> list[Outcome]:
         for prepared in runs:
             done = _already(prepared)
             if prepared.run.id in outcomes:
-                continue  # Two choices of a sweep that come to the same run.
+                tell.same_run(prepared)
+                continue
             if done is None:
                 wanted.append(prepared)
             outcomes[prepared.run.id] = done or Outcome(prepared.run.id, str(prepared.run.path), "submitted")
@@ -123,9 +118,9 @@ def _through_slurm(runs: Sequence[Prepared]) -> list[Outcome]:
             submission = Submission.of(group)
             for prepared, job_id in zip(group, submission.send(held), strict=True):
                 outcomes[prepared.run.id] = replace(outcomes[prepared.run.id], job_id=job_id)
-            _tell_submission(submission, outcomes[group[0].run.id].job_id)
+            tell.submitted(submission, outcomes[group[0].run.id].job_id)
     for outcome in outcomes.values():
-        _tell(outcome)
+        tell.came_of_it(outcome)
     return [outcomes[prepared.run.id] for prepared in runs]
 
 
@@ -137,7 +132,7 @@ def _waited_for(outcomes: Sequence[Outcome]) -> list[Outcome]:
         while not run.result() and _in_slurms_hands(run):
             time.sleep(_WAIT_SECONDS)
         ended.append(replace(outcome, action="trained" if run.result() else "failed"))
-        _tell(ended[-1])
+        tell.came_of_it(ended[-1])
     return ended
 
 
@@ -153,6 +148,7 @@ def _already(prepared: Prepared) -> Outcome | None:
     if not run.submissions():
         return None
     if run.result():
+        tell.changed_code(prepared)
         return Outcome(run.id, str(run.path), "finished", last_job_id(run))
     try:
         settle(run)
@@ -175,61 +171,19 @@ def _alike(runs: Iterable[Prepared]) -> list[list[Prepared]]:
 
 
 def _here(prepared: Prepared) -> Outcome:
-    from truba_runner.local import train_here
+    from truba_runner.local import see_through, start_here
 
     run = prepared.run
-    outcome = Outcome(run.id, str(run.path), "finished")
+    action = "finished"
     if not run.result():
-        if state_of(run, {}).live:
-            outcome = replace(outcome, action="running")
-        else:
-            status = train_here(prepared)
-            outcome = replace(outcome, action="trained" if status == 0 else "failed")
-    _tell(outcome)
+        with rundir.lock(run.path.parent):
+            worker = None if state_of(run, {}).live else start_here(prepared)
+        action = "running"
+        if worker is not None:
+            see_through(prepared, worker)
+            action = "trained" if run.result() else "failed"
+    outcome = Outcome(run.id, str(run.path), action, last_job_id(run))
+    if action == "finished":
+        tell.changed_code(prepared)
+    tell.came_of_it(outcome)
     return outcome
-
-
-# -- what the user is told -------------------------------------------------------------------------------------
-
-
-def _tell_submission(submission: Submission, job_id: str) -> None:
-    request = submission.runs[0].request
-    what = f"{len(submission.runs)} runs as job array" if submission.is_array else f"{submission.runs[0].run.id} as job"
-    gpus = f"{request.gpus} GPU{'s' if request.gpus > 1 else ''}, " if request.gpus else ""
-    nodes = f"{request.nodes} nodes with " if request.nodes > 1 else ""
-    print(f"submitted {what} {job_id.split('_')[0]} to {request.partition}: {nodes}{gpus}{request.cores} cores")
-
-
-def _tell(outcome: Outcome) -> None:
-    run = RunDir(Path(outcome.run_dir))
-    if outcome.action == "running":
-        print(f"{run.id} is in the queue or running already, as job {outcome.job_id or '(local)'}")
-    elif outcome.action == "finished":
-        print(f"{run.id} was finished before; fresh=true trains it anew beside the old one")
-    if outcome.action in {"finished", "trained"}:
-        result = run.result()
-        values = "  ".join(f"{name} {value:.4f}" for name, value in result.get("metrics", {}).items())
-        print(f"{run.id}: {values}  (data: {result.get('data', {}).get('name', '?')})")
-    if outcome.action == "failed":
-        print(f"{run.id} failed: {state_of(run, {}).why}", file=sys.stderr)
-    print(f"  {run.path}")
-
-
-def _dry_run(runs: Sequence[Prepared]) -> list[Outcome]:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    for group in _alike(runs):
-        experiment = group[0].experiment
-        table = Table("key", "value", title=f"plan of {len(group)} run{'s' if len(group) > 1 else ''}")
-        table.add_row("runs", "\n".join(prepared.run.id for prepared in group))
-        table.add_row("cluster", experiment.cluster.name)
-        if (source := data.missing(experiment.data)) is not None:
-            table.add_row("data", f"{source.file} is not in {experiment.data.folder}; it would be downloaded")
-        for key, value in asdict(group[0].request).items():
-            table.add_row(key, str(value))
-        console.print(table)
-        if experiment.cluster.scheduler == "slurm":
-            print(Submission.of(group).script())
-    return [Outcome(prepared.run.id, str(prepared.run.path), "dry_run") for prepared in runs]

@@ -57,6 +57,9 @@ def find(prefix: str, runs_folder: Path | None = None) -> RunDir:
     matches = [run for run in known if run.id == prefix] or [run for run in known if run.id.startswith(prefix)]
     if len(matches) == 1:
         return matches[0]
+    if len({run.id for run in matches}) < len(matches):
+        found = ", ".join(str(run.path) for run in matches)
+        raise Refused(Problem(prefix, f"there are several such runs: {found}.", "Choose a folder with --runs FOLDER."))
     if matches:
         raise Refused(Problem(prefix, f"{len(matches)} runs start with it:", ", ".join(run.id for run in matches)))
     raise Refused(Problem(prefix, "no run starts with it.", nearest(prefix, [run.id for run in known])))

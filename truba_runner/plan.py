@@ -68,6 +68,10 @@ def _experiment_problems(experiment: Experiment) -> Iterator[Problem]:
     yield from _at_least(experiment.resources.gpus, 0, "resources.gpus")
     yield from _at_least(experiment.train.epochs, 1, "train.epochs")
     yield from _at_least(experiment.train.batch_size, 1, "train.batch_size")
+    yield from _at_least(experiment.train.seed, 0, "train.seed")
+    rate = experiment.train.learning_rate
+    if rate is not None and not rate > 0:
+        yield Problem(f"train.learning_rate={rate}", "it must be positive.", "Leave it out for the optimizer's own.")
     try:
         time_minutes = parse_minutes(experiment.resources.time)
     except ValueError as error:

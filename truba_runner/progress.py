@@ -15,6 +15,11 @@ EVERY_SECONDS = 1.0
 LINE_EVERY_SECONDS = 60.0
 
 
+def format_metrics(metrics: Mapping[str, float | None]) -> str:
+    """Names and values in one line; a value that is no number any more is `nan`."""
+    return "  ".join(f"{name} {'nan' if value is None else f'{value:.4f}'}" for name, value in metrics.items())
+
+
 class Progress:
     """The one writer of a run's `progress.json`. A disk that refuses it is told of once and stops no training."""
 
@@ -66,6 +71,6 @@ class Progress:
     def _print(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
         self._line_printed = time.monotonic()
         if self._writes:
-            values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             of = self.record.get
-            print(f"epoch {epoch}/{of('epochs', '?')}  step {step}/{of('steps_per_epoch', '?')}  {values}", flush=True)
+            counts = f"epoch {epoch}/{of('epochs', '?')}  step {step}/{of('steps_per_epoch', '?')}"
+            print(f"{counts}  {format_metrics(metrics)}", flush=True)

@@ -1,7 +1,8 @@
-"""What a submission was made of: the code's git commit and the versions that submitted it."""
+"""What a submission was made of: the job's code, the project's git commit, and the versions that submitted it."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import platform
 import subprocess
@@ -9,6 +10,26 @@ from pathlib import Path
 from typing import Any
 
 _GIT_TIMEOUT_SECONDS = 5
+
+
+def record(job_file: Path) -> dict[str, Any]:
+    """For a submission's record: `job_file`, its `job_sha256`, `project`, `git` and `versions`."""
+    project = Path.cwd()
+    return {
+        "job_file": str(job_file),
+        "job_sha256": code_sha256(job_file),
+        "project": str(project),
+        "git": git_state(project),
+        "versions": versions(),
+    }
+
+
+def code_sha256(file: Path) -> str:
+    """Tells whether a job module is still the one that was submitted; empty where it has gone."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def git_state(folder: Path) -> dict[str, Any]:

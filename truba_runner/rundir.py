@@ -14,6 +14,7 @@ import csv
 import fcntl
 import io
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -42,7 +43,16 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def _json_bytes(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def finite(value: Any) -> Any:
+    """`value` with null for every number that JSON has no word for: a loss that became NaN or infinite."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True)
@@ -130,15 +140,17 @@ class RunDir:
     def submissions(self) -> list[dict[str, Any]]:
         """Every event, oldest first. A line that a full disk or a kill cut short is passed over."""
         try:
-            lines = self.submissions_file.read_text().splitlines()
+            lines = self.submissions_file.read_text(errors="replace").splitlines()
         except FileNotFoundError:
             return []
         events = []
         for line in lines:
             try:
-                events.append(json.loads(line))
+                event = json.loads(line)
             except json.JSONDecodeError:
                 continue
+            if isinstance(event, dict) and "event" in event:
+                events.append(event)
         return events
 
     # -- progress, history, result -----------------------------------------------------------------------------
@@ -171,10 +183,10 @@ class RunDir:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value: dict[str, Any] = json.loads(path.read_bytes())
-    except (FileNotFoundError, json.JSONDecodeError):
+        value = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):  # A damaged record, undecodable ones included, counts as none.
         return {}
-    return value
+    return value if isinstance(value, dict) else {}
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
@@ -20,17 +21,27 @@ _TRANSIENT = (
     "Connection timed out",
     "Resource temporarily unavailable",
 )
+# The command found no Slurm to ask.
+_UNREACHABLE = (
+    "resolve_ctls_from_dns_srv",
+    "Could not establish a configuration source",
+    "Unable to process configuration",
+)
 _SEPARATOR = "\x1f"
 
 
 class SlurmError(Exception):
-    """A Slurm command failed; `transient` where the same command may work a moment later."""
+    """A Slurm command failed.
 
-    def __init__(self, command: str, message: str, transient: bool) -> None:
+    `transient`: the same command may work a moment later. `refused`: Slurm has heard the request and will not have it.
+    """
+
+    def __init__(self, command: str, message: str, transient: bool, refused: bool = False) -> None:
         """`message` is what the command printed on its standard error."""
         super().__init__(f"{command}: {message}")
         self.message = message
         self.transient = transient
+        self.refused = refused
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,11 @@ class Job:
         }  # fmt: skip
 
 
+def available() -> bool:
+    """Whether jobs can be submitted from here."""
+    return shutil.which("sbatch") is not None
+
+
 def run(argv: Sequence[str], *, text: str | None = None, inherit: Sequence[int] = ()) -> str:
     """Runs one command once; `text` is its standard input, `inherit` are descriptors that it keeps open.
 
@@ -67,12 +83,13 @@ def run(argv: Sequence[str], *, text: str | None = None, inherit: Sequence[int] 
             argv, input=text, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, pass_fds=inherit, check=False
         )
     except FileNotFoundError as error:
-        raise SlurmError(argv[0], "it is not on the PATH; is this a login node?", transient=False) from error
+        raise SlurmError(argv[0], "there is no such command on the PATH; is this a login node?", False) from error
     except subprocess.TimeoutExpired as error:
         raise SlurmError(argv[0], f"no answer within {TIMEOUT_SECONDS} s", transient=True) from error
     if done.returncode:
         message = done.stderr.strip() or f"exit status {done.returncode}"
-        raise SlurmError(argv[0], message, any(sign in message for sign in _TRANSIENT))
+        unreachable = any(sign in message for sign in _UNREACHABLE)
+        raise SlurmError(argv[0], message, any(sign in message for sign in _TRANSIENT), refused=not unreachable)
     return done.stdout
 
 

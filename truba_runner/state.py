@@ -12,6 +12,8 @@ from typing import Any
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
 
+_SILENT = "it ended without a word; truba logs shows the last of it"
+
 
 @dataclass(frozen=True)
 class RunState:
@@ -34,6 +36,12 @@ def last_job_id(run: RunDir) -> str:
     return ""
 
 
+def local_process(run: RunDir) -> int:
+    """The process that trains a live local run."""
+    progress = progress_of(run)
+    return int(progress["pid"] if progress else run.submissions()[-1]["pid"])
+
+
 def progress_of(run: RunDir) -> dict[str, Any]:
     """How far the run's latest job has come; empty where that job has not begun, whatever an earlier one left."""
     progress = run.progress()
@@ -51,7 +59,7 @@ def state_of(run: RunDir, jobs: Mapping[str, Job] | None) -> RunState:
     if job is not None:
         # A job that ended well without a result has not trained: the run is not complete.
         state = "FAILED" if job.state == "COMPLETED" else job.state
-        return RunState(state, live=False, job=job, why=_why(progress) or _exit(job))
+        return RunState(state, live=False, job=job, why=_why(progress) or _exit(job) or _SILENT)
     return _state_on_record(run, progress, slurm_answers=jobs is not None)
 
 
@@ -61,26 +69,29 @@ def _state_on_record(run: RunDir, progress: Mapping[str, Any], slurm_answers: bo
     if recorded == "failed":
         return RunState("FAILED", live=False, job=None, why=_why(progress))
     if recorded == "interrupted":
-        return RunState("INTERRUPTED", live=False, job=None)
+        why = "it was told to end; the same command goes on from its last checkpoint"
+        return RunState("INTERRUPTED", live=False, job=None, why=why)
     if recorded == "running":
         if _process_lives(run, progress):
             return RunState("RUNNING", live=True, job=None)
         if not slurm_answers:
             return RunState("UNKNOWN", live=False, job=None, why="it was running when Slurm last answered")
-        return RunState("LOST", live=False, job=None, why="it ended without a word")
+        return RunState("LOST", live=False, job=None, why=_SILENT)
     events = run.submissions()
+    if events and events[-1]["event"] == "local" and _process_lives(run, events[-1]):
+        return RunState("RUNNING", live=True, job=None)
     if events and events[-1]["event"] == "refused":
         return RunState("REFUSED", live=False, job=None, why=str(events[-1].get("message", "")))
     why = "Slurm does not know its job, and it never started" if slurm_answers else "Slurm does not answer"
     return RunState("UNKNOWN", live=False, job=None, why=why)
 
 
-def _process_lives(run: RunDir, progress: Mapping[str, Any]) -> bool:
+def _process_lives(run: RunDir, record: Mapping[str, Any]) -> bool:
     """Whether a local run's process is still there; what runs on another host can't be seen from here."""
-    if progress.get("host") != socket.gethostname():
+    if record.get("host") != socket.gethostname():
         return False
     try:
-        command = Path(f"/proc/{progress['pid']}/cmdline").read_bytes()
+        command = Path(f"/proc/{record['pid']}/cmdline").read_bytes()
     except OSError:
         return False
     return os.fsencode(run.id) in command  # Else the number is another process's by now.
@@ -96,4 +107,4 @@ def _why(progress: Mapping[str, Any]) -> str:
 
 
 def _exit(job: Job) -> str:
-    return f"exit code {job.exit_code}" if job.exit_code not in {"", "0:0"} else ""
+    return f"exit code {job.exit_code}" if job.exit_code not in {"", "0:0"} and job.state == "FAILED" else ""

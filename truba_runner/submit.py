@@ -150,6 +150,8 @@ class Submission:
                 ) from error
             for prepared in self.runs:
                 prepared.run.append_submission({"event": "refused", "token": self.token, "message": error.message})
+            if not error.refused:
+                raise Failed(f"the job could not be submitted: {error}") from error
             raise Refused(_refusal(error)) from error
         return self.record_job(job_id)
 
@@ -169,15 +171,12 @@ class Submission:
         return scheduler.sbatch(script, inherit=(lock,))
 
     def _record_intent(self) -> None:
-        project = Path.cwd()
         common = {
             "event": "intent",
             "time": time.time(),
             "token": self.token,
             "job_name": self.job_name,
-            "project": str(project),
-            "git": provenance.git_state(project),
-            "versions": provenance.versions(),
+            **provenance.record(self.runs[0].job_file),
             "request": asdict(self.runs[0].request),
             "sbatch": self.parameters(),
         }
@@ -187,8 +186,7 @@ class Submission:
             prepare_directory(prepared)
             if self.is_array:
                 os.symlink(prepared.run.path, self.array_folder / str(index))
-            own = {"job_file": str(prepared.job_file), "array_index": index if self.is_array else None}
-            prepared.run.append_submission({**common, **own})
+            prepared.run.append_submission({**common, "array_index": index if self.is_array else None})
 
     def record_job(self, job_id: str) -> list[str]:
         """Records the job's id in each run directory."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from truba_runner.progress import format_metrics
 from truba_runner.rundir import RunDir
 from truba_runner.state import progress_of
 
@@ -87,7 +88,7 @@ class _Screen(_Plain):
         if not {"epoch", "epochs", "step", "steps_per_epoch"} <= progress.keys():
             return
         per_epoch = progress["steps_per_epoch"]
-        values = "  ".join(f"{name} {value:.4f}" for name, value in progress.get("metrics", {}).items())
+        values = format_metrics(progress.get("metrics", {}))
         self._bar.update(
             self._task,
             description=f"epoch {progress['epoch']}/{progress['epochs']}  {values}",

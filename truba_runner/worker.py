@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from truba_runner import allocation, backends, drill, job_module, restarts, scheduler
+from truba_runner import allocation, backends, drill, job_module, provenance, restarts, scheduler
 from truba_runner.checkpoint import CheckpointStore
 from truba_runner.config import Experiment, experiment_from
 from truba_runner.errors import Failed
@@ -71,7 +71,10 @@ def _train(
     print(f"run {run.id}, job {here.job_id}, on {platform.node()}, data {experiment.data.name}", flush=True)
     # The backend first: it sets up its framework, which the job then imports.
     train = backends.load(experiment.job.backend)
-    job = job_module.load(Path(_job_file(run)))
+    submitted = _submitted(run)
+    if provenance.code_sha256(Path(submitted["job_file"])) != submitted.get("job_sha256"):
+        print(f"WARNING: {submitted['job_file']} has changed since it was submitted", file=sys.stderr, flush=True)
+    job = job_module.load(Path(submitted["job_file"]))
     return train(backends.Context(experiment, job, run, progress, interruption, here.rank, here.tasks))
 
 
@@ -96,7 +99,7 @@ def _failed(run: RunDir, progress: Progress, error: BaseException) -> int:
         print(error, file=sys.stderr, flush=True)
     else:
         traceback.print_exception(error)
-    progress.update(state="failed", error=describe(error, Path(_job_file(run)).parent))
+    progress.update(state="failed", error=describe(error, Path(_submitted(run).get("job_file", "/")).parent))
     return 1
 
 
@@ -109,9 +112,9 @@ def _claimed_by(run: RunDir, here: allocation.Allocation) -> str:
     return here.job_id
 
 
-def _job_file(run: RunDir) -> str:
-    """The training code that the latest submission named."""
-    return next((str(event["job_file"]) for event in reversed(run.submissions()) if "job_file" in event), "")
+def _submitted(run: RunDir) -> dict[str, Any]:
+    """The latest submission's record, with `job_file`, the training code, and its hash."""
+    return next((event for event in reversed(run.submissions()) if "job_file" in event), {})
 
 
 def _data_record(experiment: Experiment) -> dict[str, str]:

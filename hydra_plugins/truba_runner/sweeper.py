@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 
 ConfigStore.instance().store(
     group="hydra/sweeper",
@@ -35,5 +35,7 @@ class TrubaSweeper(BasicSweeper):
             returned.append(self.launcher.launch(batch, initial_job_idx=first))
             first += len(batch)
             for one in returned[-1]:
-                _ = one.return_value  # Raises where the run failed.
+                # Not `one.return_value`: it prints before it raises.
+                if one.status is JobStatus.FAILED:
+                    raise one._return_value
         return returned

@@ -42,8 +42,15 @@ REFUSALS = [
     (["+experiment=mnist", "resources.time=soon", "cluster=truba"], "Write it as 90 (minutes)"),
     (["+experiment=mnist", "cluster=turba"], "Did you mean truba?"),
     (["+experiment=mnist", "job.module=mnits"], "Did you mean mnist?"),
-    (["+experiment=mnist", "train.seed=[1"], "could not be read"),
+    (["+experiment=mnist", "train.seed=[1"], "train.seed=[1: it is no KEY=VALUE"),
     (["experiment=mnist"], "+experiment=mnist"),
+    (["+experiment=mnist", "+train.epoch=3"], "train.epoch: there is no such key. Did you mean epochs?"),
+    (["+experiment=mnist", "++foo=1"], "foo: there is no such key"),
+    (["+experiment=mnist", "train.learning_rate=-1"], "must be positive"),
+    (["+experiment=mnist", "train.seed=-1"], "must be 0 or more"),
+    (["+experiment=mnist", "name=şöyle"], "in quotes"),
+    (["stage", "+experiment=mnist", "--from", "/nonexistent"], "there is no such file"),
+    (["stage", "+experiment=mnist", "data.name=digits"], "nothing to stage"),
     (["statsu"], "Did you mean status or stage?"),
     ([], "Type +experiment=NAME"),
     (["logs", "nothing"], "no run starts with it"),
@@ -87,6 +94,61 @@ def test_a_users_own_conf_and_jobs_come_first(truba) -> None:  # type: ignore[no
     (truba.folder / "jobs" / "own.py").write_text("")
     assert truba("+experiment=own", "dry_run=true").returncode == 0
     assert truba("+experiment=mnist", "dry_run=true").returncode == 0
+
+
+BROKEN_CONFIGS = [
+    ("experiment/own.yaml", b"# @package _global_\nname: own\na: [\n", "own.yaml:"),
+    ("experiment/own.yaml", b"# @package _global_\nname: own\ntrain: {epohcs: 3}\n", "Did you mean epochs?"),
+    ("experiment/own.yaml", b"# @package _global_\nname: \xff\xfe\n", "not UTF-8"),
+    ("config.yaml", b"db: {driver: mysql}\n", "another project's?"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "words"), BROKEN_CONFIGS, ids=[row[2] for row in BROKEN_CONFIGS])
+def test_a_slip_in_a_users_own_config_is_one_paragraph(truba, name: str, content: bytes, words: str) -> None:  # type: ignore[no-untyped-def]
+    file = truba.folder / "conf" / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    done = truba("+experiment=own")
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_runs_folder_that_cannot_be_one_is_named(truba) -> None:  # type: ignore[no-untyped-def]
+    (truba.folder / "plain").touch()
+    done = truba("+experiment=mnist", "data.name=digits", "cluster.runs_folder=plain")
+    assert done.returncode == 1 and "plain" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_slurm_that_is_not_there_is_not_said_to_have_refused(truba) -> None:  # type: ignore[no-untyped-def]
+    done = truba("+experiment=mnist", "data.name=digits", "cluster=truba", PATH=str(truba.folder))
+    assert done.returncode == 1 and "no sbatch on the PATH" in done.stderr
+    assert not list(truba.folder.parent.glob("scratch/*/truba_runner/runs/mnist*"))
+
+
+@pytest.mark.parametrize("file", ["submissions.jsonl", "progress.json", "result.json"])
+@pytest.mark.parametrize("content", [b"null", b"{}", b"[1]", b"\xff\xfe", b'{"metrics": 3}', b'"x"', b""])
+def test_one_damaged_run_hides_no_other(truba, file: str, content: bytes) -> None:  # type: ignore[no-untyped-def]
+    for name in ("good-1", "bad-1"):
+        folder = truba.folder / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "submissions.jsonl").write_text('{"event": "local", "job_id": "local-1"}\n')
+    (truba.folder / "runs" / "bad-1" / file).write_bytes(content)
+    done = truba("status", "--json", "--runs", "runs")
+    assert done.returncode == 0, done.stderr
+    assert {row["run"] for row in json.loads(done.stdout)} == {"good-1", "bad-1"}
+
+
+def test_a_loss_that_is_no_number_any_more_is_still_json(truba) -> None:  # type: ignore[no-untyped-def]
+    from truba_runner.rundir import RunDir
+
+    run = RunDir(truba.folder / "runs" / "nan-1")
+    run.create()
+    run.append_submission({"event": "local", "job_id": "local-1"})
+    run.write_result({"metrics": {"loss": float("nan"), "accuracy": 0.5}})
+    done = truba("status", "--json", "--runs", "runs")
+    (row,) = json.loads(done.stdout, parse_constant=pytest.fail)
+    assert row["metrics"] == {"loss": None, "accuracy": 0.5}
+    assert "loss nan  accuracy 0.5000" in truba("status", "--runs", "runs").stdout
 
 
 def test_hydras_own_options_keep_working(truba) -> None:  # type: ignore[no-untyped-def]

@@ -115,6 +115,49 @@ def test_a_second_command_for_a_running_run_points_at_it(project: Project) -> No
     assert project.status()["state"] == "INTERRUPTED"
 
 
+def test_two_commands_at_once_train_once(project: Project) -> None:
+    both = [project.start(WAITING, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    pointed = [command for command in both if _first_line(command).startswith(project.run_dir.name)]
+    assert len(pointed) == 1, "one of them trains, the other points at it"
+    out, _ = pointed[0].communicate(timeout=30)
+    assert pointed[0].returncode == 0
+    (training,) = (command for command in both if command not in pointed)
+    training.send_signal(signal.SIGTERM)  # Passed on to the worker: no process is left behind.
+    training.communicate(timeout=30)
+    assert project.status()["state"] == "INTERRUPTED"
+
+
+def _first_line(command: subprocess.Popen[str]) -> str:
+    assert command.stdout is not None
+    return command.stdout.readline()
+
+
+def test_a_worker_that_exits_well_without_a_result_has_failed(project: Project) -> None:
+    with project.start("import os\nos._exit(0)\n", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+        _, err = command.communicate(timeout=60)
+    assert command.returncode == 1 and "ended without a word" in err
+
+
+def test_a_finished_run_of_other_code_is_pointed_out(project: Project) -> None:
+    with project.start(FAULTY, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+        command.communicate(timeout=60)
+    (project.run_dir / "result.json").write_text('{"metrics": {"loss": 1.0}}')
+    with project.start(FAULTY, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+        out, err = command.communicate(timeout=60)
+    assert command.returncode == 0 and "finished before" in out and "WARNING" not in err
+    with project.start(FAULTY + "# changed\n", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+        out, err = command.communicate(timeout=60)
+    assert "finished before" in out and "is not the code that" in err and "fresh=true" in err
+
+
+def test_a_sweep_that_fails_says_so_without_hydras_noise(project: Project) -> None:
+    project.command(FAULTY)
+    argv = [*project.command(FAULTY), "train.seed=1,2", "-m"]
+    done = subprocess.run(argv, cwd=project.folder, env=project.environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "Error executing job" not in done.stderr and "Traceback" not in done.stderr
+    assert len([path for path in (project.folder / "runs").iterdir() if path.name.startswith("mnist")]) == 2
+
+
 def test_a_person_sees_a_bar_and_a_file_plain_lines(project: Project) -> None:
     ours, theirs = pty.openpty()
     with project.start(REPORTING, stdout=theirs, stderr=theirs) as command:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner import scheduler
-from truba_runner.rundir import RunDir
+from truba_runner.rundir import RunDir, finite
 from truba_runner.scheduler import Job, SlurmError
 from truba_runner.state import last_job_id
 
@@ -24,7 +24,7 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    print(json.dumps(finite(value), indent=1, allow_nan=False))
 
 
 def known_jobs(runs: Sequence[RunDir]) -> Mapping[str, Job] | None:

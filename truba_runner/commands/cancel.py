@@ -11,7 +11,7 @@ from truba_runner import places, scheduler
 from truba_runner.commands import known_jobs, parser, print_json
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.rundir import RunDir
-from truba_runner.state import last_job_id, state_of
+from truba_runner.state import last_job_id, local_process, state_of
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
             raise Failed(f"Slurm did not cancel: {error.message}") from error
     for run in live:
         if last_job_id(run).startswith("local-"):
-            os.kill(run.progress()["pid"], signal.SIGTERM)
+            os.kill(local_process(run), signal.SIGTERM)
     cancelled = [run.id for run in live]
     ended = [run.id for run in runs if run not in live]
     if given.json:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from truba_runner.commands import parser, print_json
-from truba_runner.errors import Failed
+from truba_runner.errors import Failed, Problem, Refused
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -20,16 +20,24 @@ def main(arguments: Sequence[str]) -> int:
     from truba_runner.app import composed
 
     experiment = composed(given.override)
+    wanted = experiment.data.sources.get(experiment.data.name)
+    if wanted is None or not wanted.file:
+        raise Refused(
+            Problem(f"data.name={experiment.data.name}", "it needs no file, as far as data.sources tells.",
+                    "There is nothing to stage.")
+        )  # fmt: skip
+    if given.origin and "://" not in given.origin and not Path(given.origin).is_file():
+        raise Refused(Problem(f"--from {given.origin}", "there is no such file.", "Give its path, or a URL."))
     source = data.missing(experiment.data)
     if source is None:
-        path, done = experiment.data.folder, "there already"
+        path, done = str(Path(experiment.data.folder) / wanted.file), "there already"
     else:
         try:
             path, done = str(data.stage(experiment.data, given.origin or source.url)), "staged"
         except OSError as error:
             raise Failed(
-                f"{source.file} could not be staged: {error}. Fetch {source.url} on a machine that can, copy it here, "
-                f"and add --from {source.file}"
+                f"{source.file} could not be staged: {error}. Get {source.url or 'it'} on a machine that can, "
+                f"copy it here, and give its path with --from."
             ) from error
     if given.json:
         print_json({"data": experiment.data.name, "path": str(Path(path)), "state": done})

@@ -9,6 +9,7 @@ from typing import Any
 
 from truba_runner import places
 from truba_runner.commands import known_jobs, parser, print_json
+from truba_runner.progress import format_metrics
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
 from truba_runner.state import last_job_id, progress_of, state_of
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     jobs = known_jobs(runs)
     if jobs is None:
         print("Slurm does not answer: states are those on record", file=sys.stderr)
-    rows = [row(run, jobs) for run in runs]
+    rows = [_row_or_damage(run, jobs) for run in runs]
     if given.json:
         print_json(rows)
     elif rows:
@@ -31,6 +32,25 @@ def main(arguments: Sequence[str]) -> int:
     else:
         print("no runs yet; python -m truba_runner +experiment=mnist starts one")
     return 0
+
+
+def _row_or_damage(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
+    """A row even for a run whose records hold something else than they should: it must not hide the others."""
+    try:
+        return row(run, jobs)
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        nothing = dict.fromkeys(("epoch", "epochs", "step", "steps_per_epoch"))
+        words = dict.fromkeys(("partition", "job_id", "elapsed", "time_limit"), "")
+        why = f"its records cannot be read: {error!r}"
+        return {
+            "run": run.id,
+            "state": "DAMAGED",
+            **nothing,
+            **words,
+            "metrics": {},
+            "why": why,
+            "directory": str(run.path),
+        }
 
 
 def row(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
@@ -67,7 +87,7 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
 
     table = Table("run", "state", "partition", "job", "epoch", "step", "metrics", "elapsed/limit", "why", box=None)
     for one in rows:
-        metrics = "  ".join(f"{name} {value:.4f}" for name, value in _shown(one["metrics"]).items())
+        metrics = format_metrics(_shown(one["metrics"]))
         clock = one["elapsed"] + (f"/{one['time_limit']}" if one["time_limit"] else "")
         cells = (one["run"], one["state"], one["partition"], one["job_id"], _part(one, "epoch", "epochs"),
                  _part(one, "step", "steps_per_epoch"), metrics, clock, one["why"])  # fmt: skip
@@ -76,7 +96,7 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     Console(width=width).print(table)
 
 
-def _shown(metrics: Mapping[str, float]) -> dict[str, float]:
+def _shown(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
     """The few that a table has room for: the held-out ones, where there are any."""
     for prefix in ("test_", "val_"):
         if held_out := {name: value for name, value in metrics.items() if name.startswith(prefix)}:

@@ -1,0 +1,93 @@
+"""What the user is told of a launch: on standard output what was asked for, on standard error what else matters."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from truba_runner import data, provenance
+from truba_runner.progress import format_metrics
+from truba_runner.rundir import RunDir
+from truba_runner.state import state_of
+from truba_runner.submit import Prepared, Submission
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one run. `action` is submitted, running, finished, trained, failed or dry_run."""
+
+    run_id: str
+    run_dir: str
+    action: str
+    job_id: str = ""
+
+
+def same_run(prepared: Prepared) -> None:
+    """That a sweep's choices differ in nothing that makes a network another."""
+    print(
+        f"note: several choices of the sweep come to the run {prepared.run.id}, submitted once, with the first one's "
+        "resources; a name of its own (name=NAME) makes a choice a run of its own",
+        file=sys.stderr,
+    )
+
+
+def changed_code(prepared: Prepared) -> None:
+    """A run's id is that of its config: code that has changed since is for the user to decide on."""
+    trained: dict[str, Any] = next(
+        (event for event in reversed(prepared.run.submissions()) if "job_sha256" in event), {}
+    )
+    if trained.get("job_sha256") != provenance.code_sha256(prepared.job_file):
+        print(
+            f"WARNING: {prepared.job_file} is not the code that {prepared.run.id} was trained with "
+            f"({trained.get('job_file', 'unknown')}, since changed or another). fresh=true trains it.",
+            file=sys.stderr,
+        )
+
+
+def submitted(submission: Submission, job_id: str) -> None:
+    """What Slurm has taken."""
+    request = submission.runs[0].request
+    what = f"{len(submission.runs)} runs as job array" if submission.is_array else f"{submission.runs[0].run.id} as job"
+    gpus = f"{request.gpus} GPU{'s' if request.gpus > 1 else ''}, " if request.gpus else ""
+    nodes = f"{request.nodes} nodes with " if request.nodes > 1 else ""
+    cores = f"{request.cores} core{'s' if request.cores > 1 else ''}"
+    print(f"submitted {what} {job_id.split('_')[0]} to {request.partition}: {nodes}{gpus}{cores}")
+
+
+def came_of_it(outcome: Outcome) -> None:
+    """Where a run is now, and its metrics where it has them."""
+    run = RunDir(Path(outcome.run_dir))
+    if outcome.action == "running":
+        print(f"{run.id} is in the queue or running already, as job {outcome.job_id or '(local)'}")
+    elif outcome.action == "finished":
+        print(f"{run.id} was finished before; fresh=true trains it anew beside the old one")
+    if outcome.action in {"finished", "trained"}:
+        result = run.result()
+        values = format_metrics(result.get("metrics", {}))
+        print(f"{run.id}: {values}  (data: {result.get('data', {}).get('name', '?')})")
+    if outcome.action == "failed":
+        print(f"{run.id} failed: {state_of(run, {}).why}", file=sys.stderr)
+    print(f"  {run.path}")
+
+
+def dry_run(groups: Sequence[Sequence[Prepared]]) -> None:
+    """The plan, and exactly what sbatch would read, of each group of runs that asks for the same."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for group in groups:
+        experiment = group[0].experiment
+        table = Table("key", "value", title=f"plan of {len(group)} run{'s' if len(group) > 1 else ''}")
+        table.add_row("runs", "\n".join(prepared.run.id for prepared in group))
+        table.add_row("cluster", experiment.cluster.name)
+        if (source := data.missing(experiment.data)) is not None:
+            table.add_row("data", f"{source.file} is not in {experiment.data.folder}; it would be downloaded")
+        for key, value in asdict(group[0].request).items():
+            table.add_row(key, "(the default)" if value in {None, ""} else str(value))
+        console.print(table)
+        if experiment.cluster.scheduler == "slurm":
+            print(Submission.of(group).script())
