@@ -184,13 +184,15 @@ def _small_disk(folder: Path, kilobytes: int) -> None:
 
 def _slow_down(seconds: float) -> None:
     """Makes every checkpoint take its time, half written, so that kills fall into it."""
+    # Its own: the run's random numbers are among what is compared.
+    dice = random.Random()
     write_whole = checkpoint._write_whole
 
     def slowly(path: Path, write: Any) -> None:
         def halting(file: IO[bytes]) -> None:
             write(file)
             file.flush()
-            time.sleep(random.random() * seconds)
+            time.sleep(dice.random() * seconds)
 
         write_whole(path, halting)
 
