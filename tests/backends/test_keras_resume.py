@@ -208,11 +208,13 @@ def test_a_run_that_is_killed_at_random_moments_ends_like_one_that_is_not(
 ) -> None:
     dice = random.Random(2)
     sections = {"checkpoint": {"every_steps": 1}}
-    killed = [start(tmp_path, sections=sections, kill_after=0.4 * dice.random(), slow_save=0.06) for _ in range(8)]
+    killed = [
+        start(tmp_path, sections=sections, kill_after=0.1 + 0.3 * dice.random(), slow_save=0.06) for _ in range(8)
+    ]
     assert {ended["status"] for ended in killed} == {-signal.SIGKILL}, "it was done too early"
     assert any(ended["half_saved"] for ended in killed), "no kill fell into a save"
     assert start(tmp_path, sections=sections)["status"] == 0
-    assert len(set(restored(tmp_path))) > 4, "it came further from start to start"
+    assert len(set(restored(tmp_path))) > 2, "it came further from start to start"
     assert_same_end(tmp_path, undisturbed("one device"))
 
 
