@@ -116,8 +116,9 @@ class Checkpoint:
     # Beside the end of every epoch.
     every_steps: int | None = None
     every_minutes: float | None = 10.0
+    # So many of the newest are kept beside the best, after the end of the run too.
     keep: int = 2
-    # Which checkpoint is the best: a metric, and whether it is to be small (min) or large (max).
+    # Which end of an epoch is the best: a metric, and whether it is to be small (min) or large (max).
     monitor: str = "val_loss"
     mode: str = "min"
 

@@ -1,24 +1,30 @@
-"""Trains small runs in this process, interrupted as told; what `test_keras_resume.py` starts in processes of its own.
+"""Starts small runs, each start a process of its own that may really be killed; `test_keras_resume.py` asks for them.
 
-As a script it takes one JSON object: `runs`, a list of `{"folder", "sections", "stops", …}` (see `until_done`).
+As a script it reads orders from its standard input, a JSON object a line (the arguments of `Starts.start`), and answers
+each with a line. TensorFlow is imported once: every start is a fork of a process that has not used it yet.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import random
+import signal
 import sys
+import time
+import traceback
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from truba_runner import backends, config, job_module
+from truba_runner import backends, checkpoint, config, job_module
 from truba_runner.errors import Failed
 from truba_runner.interrupt import Interrupted, Interruption
 from truba_runner.progress import Progress
 from truba_runner.rundir import RunDir
 
 JOB = '''
-import keras, numpy as np
+import keras, numpy as np, os
 from keras import layers
 
 def build_model(units=8, flip=True, metrics=True):
@@ -61,80 +67,146 @@ class Averaging(keras.callbacks.Callback):
         self.total = state["total"]
 '''
 
-
-def context(folder: Path, sections: dict[str, Any], stop: tuple[str, int] | None = None) -> backends.Context:
-    values: dict[str, Any] = {
-        "name": "small",
-        "job": {"module": "small"},
-        "data": {"name": "made", "folder": str(folder)},
-        "train": {
-            "loss": "sparse_categorical_crossentropy",
-            "metrics": ["accuracy"],
-            "batch_size": 16,
-            "epochs": 4,
-            "learning_rate": 0.01,
-        },
-        "resources": {"partition": "", "account": "", "gpus": 0},
-        "cluster": {"name": "test"},
-        "environment": {"name": "test"},
-        "checkpoint": {"save_model": False},
-    }
-    for section, settings in sections.items():
-        values[section] = {**values.get(section, {}), **settings}
-    run = RunDir(folder / "small-0")
-    run.create()
-    (folder / "small.py").write_text(JOB)
-    job = job_module.load(folder / "small.py")
-    return backends.Context(config.experiment_from(values), job, run, Progress(run, "1"), StopAt(stop))
+SECTIONS: dict[str, Any] = {
+    "name": "small",
+    "job": {"module": "small"},
+    "data": {"name": "made"},
+    "train": {
+        "loss": "sparse_categorical_crossentropy",
+        "metrics": ["accuracy"],
+        "batch_size": 16,
+        "epochs": 4,
+        "learning_rate": 0.01,
+    },
+    "resources": {"partition": "", "account": "", "gpus": 0},
+    "cluster": {"name": "test"},
+    "environment": {"name": "test"},
+    "checkpoint": {"save_model": False},
+}
 
 
 class StopAt(Interruption):
-    """A signal that comes before the Nth time that somebody looks, from the moment that it would be held."""
+    """Sends its own process a real signal when the run looks for one the Nth time."""
 
-    def __init__(self, stop: tuple[str, int] | None) -> None:
+    def __init__(self, name: str | None, look: int, begun: Path) -> None:
         super().__init__()
+        self.begun = begun
         self.looks = 0
-        self.stop = stop
+        self.name, self.look = name, look
 
     @property
     def requested(self) -> bool:
         self.looks += 1
-        if self.stop == ("signal", self.looks):
-            self.received.append(10)
-        if self.stop == ("kill", self.looks):
-            raise Killed
+        if self.looks == 1:
+            self.begun.touch()
+        if self.name and self.looks == self.look:
+            signal.raise_signal(signal.Signals[self.name])
         return super().requested
 
 
-class Killed(BaseException):
-    """Nothing is saved any more: as near to a kill as one process comes."""
+def train(folder: Path, sections: dict[str, Any], job: str, stop: StopAt) -> None:
+    """One start, as the worker makes it."""
+    values = {key: {**SECTIONS[key], **sections.get(key, {})} for key in SECTIONS if key != "name"}
+    values = {**values, "name": "small", "data": {"name": "made", "folder": str(folder)}}
+    run = RunDir(folder)
+    run.create()
+    (folder / "small.py").write_text(job)
+    stop.listen()
+    loaded = job_module.load(folder / "small.py")
+    given = backends.Context(config.experiment_from(values), loaded, run, Progress(run, "1"), stop)
+    os.chdir(folder)
+    run.write_result({**backends.load("keras")(given), "looks": stop.looks})
 
 
-def until_done(folder: str, sections: dict[str, Any], stops: list[tuple[str, int]]) -> dict[str, Any]:
-    """Starts the run once for each of `stops`, and then to its end."""
-    import keras
-
+def start(
+    folder: str,
+    sections: dict[str, Any] | None = None,
+    job: str = JOB,
+    stop: str | None = None,
+    look: int = 0,
+    kill_after: float | None = None,
+    slow_save: float = 0.0,
+    disk_kb: int = 0,
+) -> dict[str, Any]:
+    """Trains in a fork until it ends, or is killed `kill_after` seconds after its first step."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    ended, looks = [], 0
-    for stop in [*map(tuple, stops), None]:
-        keras.utils.clear_session()
-        given = context(path, sections, stop)  # type: ignore[arg-type]
-        os.chdir(given.run.path)
-        try:
-            result = backends.load("keras")(given)
-        except (Interrupted, Killed, Failed) as end:
-            ended.append(f"{type(end).__name__} {end}".strip())
-            continue
-        looks = given.interruption.looks  # type: ignore[attr-defined]
-        break
-    return {"result": result, "ended": ended, "looks": looks}
+    (path / "begun").unlink(missing_ok=True)
+    child = os.fork()
+    if not child:
+        if disk_kb:
+            _small_disk(path / "checkpoints", disk_kb)
+        _in_child(path, sections or {}, job, StopAt(stop, look, path / "begun"), slow_save)
+    if kill_after is not None:
+        while not (path / "begun").exists() and not _ended(child):
+            time.sleep(0.01)
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return {"status": status, "half_saved": [str(half) for half in path.glob("checkpoints/.checkpoint-*")]}
 
 
-def main(plan: dict[str, Any]) -> None:
-    results = [until_done(**run) for run in plan["runs"]]
-    print(json.dumps(results))
+def _ended(child: int) -> bool:
+    """Without taking its status away."""
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _in_child(path: Path, sections: dict[str, Any], job: str, stop: StopAt, slow_save: float) -> None:
+    log = os.open(path / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if slow_save:
+        _slow_down(slow_save)
+    status = 1
+    try:
+        train(path, sections, job, stop)
+        status = 0
+    except Interrupted:
+        status = 75
+    except Failed as error:
+        print(f"Failed: {error}", flush=True)
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _small_disk(folder: Path, kilobytes: int) -> None:
+    """A disk that this process alone sees, and that goes with it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    private, recursive, new_mounts = 1 << 18, 1 << 14, 0x20000
+    folder.mkdir()
+    assert libc.unshare(new_mounts) == 0
+    assert libc.mount(b"none", b"/", None, recursive | private, None) == 0
+    assert libc.mount(b"none", bytes(folder), b"tmpfs", 0, f"size={kilobytes}k".encode()) == 0
+
+
+def _slow_down(seconds: float) -> None:
+    """Makes every checkpoint take its time, half written, so that kills fall into it."""
+    # Its own: the run's random numbers are among what is compared.
+    dice = random.Random()
+    write_whole = checkpoint._write_whole
+
+    def slowly(path: Path, write: Any) -> None:
+        def halting(file: IO[bytes]) -> None:
+            write(file)
+            file.flush()
+            time.sleep(dice.random() * seconds)
+
+        write_whole(path, halting)
+
+    checkpoint._write_whole = slowly
+
+
+def main() -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    import keras  # noqa: F401
+    import tensorflow  # noqa: F401
+
+    for line in sys.stdin:
+        print(json.dumps(start(**json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    main()

@@ -73,7 +73,9 @@ def plain(logs: Any) -> dict[str, Any]:
 
 def flush_event_files(callbacks: list[Any]) -> None:
     """Lets TensorBoard's callbacks write what they hold back."""
+    import keras
+
     for callback in callbacks:
-        if type(callback).__name__ == "TensorBoard":
+        if isinstance(callback, keras.callbacks.TensorBoard):
             for writer in callback._writers.values():
                 writer.flush()

@@ -16,6 +16,7 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from truba_runner.backends import Context, event_files, keras_callback_state
@@ -46,23 +47,26 @@ class Resume:
         self._callbacks: list[Any] = []
         self._epoch = self._done = self._skips = 0
         self._logs: dict[str, float] = {}
-        self._before_test: dict[int, Any] = {}
+        self._before_test: _BesidesWeights | None = None
         self._best: float | None = None
         self._saved_at = time.monotonic()
         self._train_function: Any = None
+        if self._settings.mode not in ("min", "max"):
+            raise Failed(f"checkpoint.mode={self._settings.mode} is neither min nor max.")
         self._found = self._store.newest(decode)
         # What is already known of the time after training.
         self.result: dict[str, Any] = {}
         self.trained = False
-        if self._found is not None:
-            self._open(self._found[1])
+        self._open({} if self._found is None else self._found[1])
 
     def _open(self, state: dict[str, Any]) -> None:
-        if state.get("format") != FORMAT:
-            self._refuse(f"its format is {state.get('format')}, and this version of truba_runner reads {FORMAT}")
-        self.trained, self.result, self._best = state["trained"], state["result"], state["best"]
+        if state:
+            if state["format"] != FORMAT:
+                self._refuse(f"its format is {state['format']}, and this version of truba_runner reads {FORMAT}")
+            self.trained, self.result, self._best = state["trained"], state["result"], state["best"]
         if self._context.rank == 0:
-            event_files.cut(self._context.run.tensorboard, state["event_files"])
+            # Without a checkpoint every step is told again.
+            event_files.cut(self._context.run.tensorboard, state.get("event_files", {}))
 
     # -- going on ----------------------------------------------------------------------------------------------
 
@@ -197,8 +201,8 @@ class Resume:
             self._save(Position(self._epoch, self._done))
 
     def test_begin(self) -> None:
-        """Before validation, which begins with new sums in every metric."""
-        self._before_test = self._variables.read_small()
+        """Before validation, and before any callback hears of it: an interrupted one is done anew."""
+        self._before_test = self._besides_weights()
 
     def test_steps_end(self) -> None:
         """After every execution of validation: what is saved is the state before it.
@@ -208,7 +212,7 @@ class Resume:
         """
         requested = self._context.interruption.requested
         if requested or self._time_is_up():
-            self._save(Position(self._epoch, self._done), instead=self._before_test)
+            self._save(Position(self._epoch, self._done), besides=self._before_test)
         if requested:
             self._leave()
 
@@ -237,11 +241,12 @@ class Resume:
             Interrupted: it was asked for. What was saved with the last epoch now says that the training is over, and
                 holds `result`, which is known by then.
         """
-        before = self._variables.read_small()
+        before = self._besides_weights()
         try:
             yield [attentive(self._context.interruption)]
         except Interrupted:
-            self._save(Position(len(self._reporter.rows), 0), instead=before)
+            before.values["result"] = self.result
+            self._save(Position(len(self._reporter.rows), 0), besides=before)
             self._background.wait()
             raise
 
@@ -261,27 +266,27 @@ class Resume:
 
     def _leave(self) -> None:
         self._background.wait()
+        self._context.progress.update(epoch=self._epoch + 1, step=self._done)
         raise Interrupted
 
-    def _save(self, position: Position, best: bool = False, instead: dict[int, Any] | None = None) -> None:
+    def _save(self, position: Position, best: bool = False, besides: _BesidesWeights | None = None) -> None:
         """Copies the state here and now, and writes it in the background."""
         if self._context.rank:
             return
-        state = encode(self._state(instead or {}))
+        besides = besides or self._besides_weights()
+        variables = self._variables.read()
+        for index, array in besides.small.items():
+            variables[index] = array
+        state = encode({**besides.values, "signature": self._signature(), "variables": variables})
         self._background.start(lambda: self._store.save(position, state.write, best))
         self._saved_at = time.monotonic()
 
-    def _state(self, instead: dict[int, Any]) -> dict[str, Any]:
+    def _besides_weights(self) -> _BesidesWeights:
         import numpy as np
 
-        variables = self._variables.read()
-        for index, array in instead.items():
-            variables[index] = array
         flush_event_files(self._callbacks)
-        return {
+        values = {
             "format": FORMAT,
-            "signature": self._signature(),
-            "variables": variables,
             "seeds": [seed.numpy() for seed in global_seeds(create=False)],
             "callbacks": keras_callback_state.states(self._callbacks),
             "reporter": self._reporter.get_state(),
@@ -294,3 +299,12 @@ class Resume:
             "trained": self.trained,
             "result": self.result,
         }
+        return _BesidesWeights(values, self._variables.read_small())
+
+
+@dataclass(frozen=True)
+class _BesidesWeights:
+    """What of a state evaluation changes; `small`: variables, by their place in the signature."""
+
+    values: dict[str, Any]
+    small: dict[int, Any]

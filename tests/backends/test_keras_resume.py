@@ -1,0 +1,327 @@
+"""Interrupted and killed runs end like undisturbed ones, to the bit: real TensorFlow, real processes, real signals.
+
+A start looks for a signal after every execution of training, validation, evaluation and prediction, and at every
+epoch's end: with one step an execution 13 + 4 + 1 times an epoch, and 4 + 4 times after four of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras_resume_runs as runs
+import numpy as np
+import pytest
+
+from truba_runner.backends.keras_state import decode
+from truba_runner.checkpoint import BEST, CheckpointStore
+from truba_runner.rundir import RunDir
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAINING, VALIDATION, EPOCHS = 13, 4, 4
+EPOCH = TRAINING + VALIDATION + 1
+AFTER = EPOCHS * EPOCH
+INTERRUPTED = 75
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "one device": {},
+    "32 steps an execution": {"train": {"steps_per_execution": 32}},
+    "two devices, 4 steps an execution": {"train": {"steps_per_execution": 4}, "resources": {"gpus": 2}},
+    "XLA, 4 steps an execution": {"train": {"steps_per_execution": 4, "jit_compile": True}},
+}
+
+Start = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def start() -> Iterator[Start]:
+    command = [sys.executable, runs.__file__]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdin and process.stdout
+    stdin, stdout = process.stdin, process.stdout
+
+    def ask(folder: Path, **order: Any) -> dict[str, Any]:
+        stdin.write(json.dumps({"folder": str(folder), **order}) + "\n")
+        stdin.flush()
+        answer: dict[str, Any] = json.loads(stdout.readline())
+        return answer
+
+    yield ask
+    stdin.close()
+    assert process.wait(60) == 0
+    stdout.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a run without interruption, trained when it is first asked for."""
+    done: dict[str, Path] = {}
+
+    def get(config: str = "one device") -> Path:
+        if config not in done:
+            done[config] = tmp_path_factory.mktemp("undisturbed") / "run"
+            assert start(done[config], sections=CONFIGS[config])["status"] == 0, log(done[config])
+        return done[config]
+
+    return get
+
+
+def log(folder: Path) -> str:
+    return (folder / "log").read_text()
+
+
+def newest(folder: Path) -> tuple[tuple[int, int], dict[str, Any]]:
+    found = CheckpointStore(folder / "checkpoints").newest(decode)
+    assert found
+    return (found[0].epoch, found[0].step), found[1]
+
+
+def history(folder: Path) -> list[dict[str, str]]:
+    header, *rows = [line.split(",") for line in (folder / "history.csv").read_text().splitlines()]
+    return [{name: cell for name, cell in zip(header, row, strict=True) if name != "seconds"} for row in rows]
+
+
+def told_to_tensorboard(folder: Path) -> list[tuple[str, str, int, bytes]]:
+    """Folder, tag, step and value of every summary."""
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    found = []
+    for file in sorted(folder.glob("tensorboard/**/events.*")):
+        data = file.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+            for value in event.summary.value:
+                found.append((file.parent.name, value.tag, event.step, value.tensor.SerializeToString()))
+    return sorted(found)
+
+
+def restored(folder: Path) -> list[tuple[int, int]]:
+    events = [event for event in RunDir(folder).submissions() if event["event"] == "restored"]
+    assert all(0 < event["seconds"] < 60 for event in events)
+    return [tuple(event["position"]) for event in events]
+
+
+def assert_same_end(folder: Path, reference: Path) -> None:
+    ended, expected = RunDir(folder).result(), RunDir(reference).result()
+    for key in ("weights_sha256", "metrics", "epochs", "steps"):
+        assert ended[key] == expected[key], key
+    assert history(folder) == history(reference)
+    assert (folder / "predictions.npy").read_bytes() == (reference / "predictions.npy").read_bytes()
+    assert told_to_tensorboard(folder) == told_to_tensorboard(reference)
+    (position, state), (expected_position, expected_state) = newest(folder), newest(reference)
+    assert position == expected_position
+    for key in ("signature", "variables", "seeds", "callbacks", "stop", "best", "random", "numpy"):
+        np.testing.assert_equal(state[key], expected_state[key], key)
+
+
+# -- signals ---------------------------------------------------------------------------------------------------
+
+
+def test_the_reference_uses_all_that_is_to_be_restored(undisturbed: Callable[[str], Path]) -> None:
+    state = newest(undisturbed("one device"))[1]
+    assert set(state["callbacks"]) == {"EarlyStopping", "ReduceLROnPlateau", "Averaging", "TensorBoard", "History"}
+    rates = [float(row["learning_rate"]) for row in history(undisturbed("one device"))]
+    assert rates[-1] < 0.5 * rates[0], "ReduceLROnPlateau has reduced the rate"
+    names = " ".join(name for name, _, _ in state["signature"]["variables"])
+    for part in ("seed_generator_state", "moving_mean", "adam", "accuracy", "loss", "iteration"):
+        assert part in names
+    assert len({(split, tag, step) for split, tag, step, _ in told_to_tensorboard(undisturbed("one device"))}) == len(
+        told_to_tensorboard(undisturbed("one device"))
+    )
+
+
+STOPS: dict[str, list[tuple[str, int]]] = {
+    # In training, in validation, between two epochs, at the first step after the restart, in the third epoch.
+    "one device": [
+        ("SIGUSR2", 5),
+        ("SIGTERM", TRAINING - 5 + 2),
+        ("SIGINT", VALIDATION + 1),
+        ("SIGUSR2", 1),
+        ("SIGUSR2", 30),
+    ],
+    "32 steps an execution": [("SIGUSR2", 1), ("SIGTERM", 2 + 2)],
+    "two devices, 4 steps an execution": [("SIGUSR2", 2), ("SIGTERM", 2 + 3)],
+    "XLA, 4 steps an execution": [("SIGUSR2", 2)],
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_run_that_signals_interrupt_ends_like_one_that_they_do_not(
+    config: str, start: Start, undisturbed: Callable[[str], Path], tmp_path: Path
+) -> None:
+    for name, look in STOPS[config]:
+        assert start(tmp_path, sections=CONFIGS[config], stop=name, look=look)["status"] == INTERRUPTED, log(tmp_path)
+    assert start(tmp_path, sections=CONFIGS[config])["status"] == 0, log(tmp_path)
+    assert len(restored(tmp_path)) == len(STOPS[config])
+    assert_same_end(tmp_path, undisturbed(config))
+
+
+def test_a_signal_in_validation_neither_finishes_the_epoch_nor_loses_its_training(start: Start, tmp_path: Path) -> None:
+    assert start(tmp_path, stop="SIGTERM", look=TRAINING + 2)["status"] == INTERRUPTED
+    assert newest(tmp_path)[0] == (0, TRAINING)
+    assert not (tmp_path / "history.csv").exists() and "epoch 1/4" not in log(tmp_path)
+    assert not [tag for _, tag, _, _ in told_to_tensorboard(tmp_path) if tag == "epoch_loss"]
+    assert RunDir(tmp_path).progress()["step"] == TRAINING
+    assert start(tmp_path)["status"] == 0
+    assert restored(tmp_path) == [(0, TRAINING)]
+    assert f"goes on from epoch 1, step {TRAINING} of {TRAINING}; restored in " in log(tmp_path)
+    # No step of the first epoch is executed again, and its validation once, whole.
+    assert RunDir(tmp_path).result()["looks"] == VALIDATION + 1 + 3 * EPOCH + 8
+
+
+def test_a_signal_in_training_costs_no_step(start: Start, tmp_path: Path) -> None:
+    assert start(tmp_path, stop="SIGUSR2", look=EPOCH + 7)["status"] == INTERRUPTED
+    assert newest(tmp_path)[0] == (1, 7)
+    assert start(tmp_path)["status"] == 0
+    assert RunDir(tmp_path).result()["looks"] == AFTER + 8 - EPOCH - 7
+
+
+def test_after_training_only_the_rest_is_done(start: Start, undisturbed: Callable[[str], Path], tmp_path: Path) -> None:
+    assert start(tmp_path, stop="SIGTERM", look=AFTER + 2)["status"] == INTERRUPTED
+    assert start(tmp_path, stop="SIGTERM", look=VALIDATION + 2)["status"] == INTERRUPTED
+    assert start(tmp_path)["status"] == 0
+    assert log(tmp_path).count("goes on from the end of the training") == 2
+    # Evaluated by the second start, predicted by the third.
+    assert RunDir(tmp_path).result()["looks"] == VALIDATION
+    for key in ("weights_sha256", "metrics"):
+        assert RunDir(tmp_path).result()[key] == RunDir(undisturbed("one device")).result()[key]
+    assert history(tmp_path) == history(undisturbed("one device"))
+
+
+# -- kills -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_killed_at_random_moments_ends_like_one_that_is_not(
+    start: Start, undisturbed: Callable[[str], Path], tmp_path: Path
+) -> None:
+    dice = random.Random(2)
+    sections = {"checkpoint": {"every_steps": 1}}
+    killed = [
+        start(tmp_path, sections=sections, kill_after=0.1 + 0.3 * dice.random(), slow_save=0.06) for _ in range(8)
+    ]
+    assert {ended["status"] for ended in killed} == {-signal.SIGKILL}, "it was done too early"
+    assert any(ended["half_saved"] for ended in killed), "no kill fell into a save"
+    assert start(tmp_path, sections=sections)["status"] == 0
+    assert len(set(restored(tmp_path))) > 2, "it came further from start to start"
+    assert_same_end(tmp_path, undisturbed("one device"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "look", "positions"),
+    [
+        ({"every_steps": 4}, 11, {(0, 4), (0, 8)}),
+        ({"every_minutes": 1e-9}, 11, {(0, 9), (0, 10)}),
+        # What is written in the course of validation says that it is still to come.
+        ({"every_minutes": 1e-9}, TRAINING + 3, {(0, TRAINING)}),
+        ({}, EPOCH + EPOCH + 5, {(1, 0), (2, 0)}),
+    ],
+)
+def test_a_kill_costs_no_more_than_what_is_not_yet_saved(
+    settings: dict[str, Any], look: int, positions: set[Any], start: Start, tmp_path: Path
+) -> None:
+    sections = {"checkpoint": settings}
+    assert start(tmp_path, sections=sections, stop="SIGKILL", look=look)["status"] == -signal.SIGKILL
+    assert newest(tmp_path)[0] in positions
+
+
+# -- files that are not as they should be ----------------------------------------------------------------------
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    start: Start, undisturbed: Callable[[str], Path], tmp_path: Path
+) -> None:
+    assert start(tmp_path, stop="SIGUSR2", look=2 * EPOCH + 6)["status"] == INTERRUPTED
+    damaged = tmp_path / "checkpoints" / "checkpoint-000002-000000006.ckpt"
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    assert start(tmp_path)["status"] == 0
+    assert f"{damaged.name} is damaged and passed over" in log(tmp_path)
+    assert restored(tmp_path) == [(2, 0)]
+    assert_same_end(tmp_path, undisturbed("one device"))
+
+
+def test_without_any_checkpoint_it_begins_anew_and_tells_nothing_twice(
+    start: Start, undisturbed: Callable[[str], Path], tmp_path: Path
+) -> None:
+    assert start(tmp_path, stop="SIGUSR2", look=EPOCH + 6)["status"] == INTERRUPTED
+    for file in (tmp_path / "checkpoints").iterdir():
+        os.truncate(file, 100)
+    assert start(tmp_path)["status"] == 0
+    assert_same_end(tmp_path, undisturbed("one device"))
+
+
+def test_a_checkpoint_of_another_training_is_refused_with_the_reason(start: Start, tmp_path: Path) -> None:
+    assert start(tmp_path, stop="SIGUSR2", look=3)["status"] == INTERRUPTED
+    changed: list[tuple[str, dict[str, Any]]] = [
+        ("where it has .*conv2d/kernel, .3, 3, 1, 8., float32, the model has .*3, 3, 1, 9", {"job": "units=9"}),
+        ("examples was 200 then and is 190 now", {"job": "train=190"}),
+        ("devices was 1 then and is 2 now", {"sections": {"resources": {"gpus": 2}}}),
+    ]
+    for reason, order in changed:
+        if "job" in order:
+            name = order["job"].split("=")[0]
+            order["job"] = runs.JOB.replace({"units": "units=8", "train": "train=200"}[name], order["job"])
+        (tmp_path / "log").write_text("")
+        assert start(tmp_path, **order)["status"] == 1
+        (message,) = [line for line in log(tmp_path).splitlines() if line.startswith("Failed: ")]
+        assert re.search(reason, message), message
+        assert "fresh=true" in message
+    assert newest(tmp_path)[0] == (0, 3), "it is still there, for whom it belongs to"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_stops_no_training(start: Start, undisturbed: Callable[[str], Path], tmp_path: Path) -> None:
+    assert start(tmp_path, disk_kb=84)["status"] == 0, log(tmp_path)
+    assert "could not be written ([Errno 28] No space left on device); training goes on" in log(tmp_path)
+    expected = RunDir(undisturbed("one device")).result()
+    assert RunDir(tmp_path).result()["weights_sha256"] == expected["weights_sha256"]
+
+
+# -- what is kept, and callbacks -------------------------------------------------------------------------------
+
+
+def test_the_newest_two_and_the_best_stay_after_the_end(undisturbed: Callable[[str], Path]) -> None:
+    folder = undisturbed("one device")
+    names = sorted(file.name for file in (folder / "checkpoints").iterdir())
+    assert names == [BEST, "checkpoint-000003-000000000.ckpt", "checkpoint-000004-000000000.ckpt"]
+    best = CheckpointStore(folder / "checkpoints").best(decode)
+    assert best and best["best"] == min(float(row["val_loss"]) for row in history(folder))
+
+
+def test_the_best_is_what_the_config_says(start: Start, tmp_path: Path) -> None:
+    sections = {"checkpoint": {"monitor": "val_accuracy", "mode": "max", "keep": 1}}
+    assert start(tmp_path, sections=sections)["status"] == 0
+    best = CheckpointStore(tmp_path / "checkpoints").best(decode)
+    values = [float(row["val_accuracy"]) for row in history(tmp_path)]
+    assert best and best["best"] == max(values)
+    assert len(best["reporter"]["rows"]) == 1 + values.index(max(values))
+    (tmp_path / "log").write_text("")
+    assert start(tmp_path, sections={"checkpoint": {"mode": "least"}})["status"] == 1
+    assert "checkpoint.mode=least is neither min nor max" in log(tmp_path)
+
+
+def test_a_callback_that_cannot_say_its_state_is_named(start: Start, tmp_path: Path) -> None:
+    silent = runs.JOB.replace("def get_state", "def forget_state")
+    assert start(tmp_path, job=silent, stop="SIGUSR2", look=3)["status"] == INTERRUPTED
+    assert "WARNING: the callback Averaging is started anew after an interruption" in log(tmp_path)
+    assert log(tmp_path).count("is started anew") == 1, "those of Keras are known"
+    assert "Averaging" not in newest(tmp_path)[1]["callbacks"]
+
+
+def test_a_callback_whose_state_cannot_be_saved_is_refused_before_it_is_missed(start: Start, tmp_path: Path) -> None:
+    odd = runs.JOB.replace('{"total": self.total}', '{"total": {1, 2}}')
+    assert start(tmp_path, job=odd)["status"] == 1
+    assert "Failed: get_state of the callback Averaging returned a set, which no checkpoint can hold" in log(tmp_path)
