@@ -21,6 +21,11 @@ class Background:
         self._thread = threading.Thread(target=_guarded, args=(work,), name="background")
         self._thread.start()
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is under way."""
+        return self._thread is not None and self._thread.is_alive()
+
     def wait(self) -> None:
         """Until nothing is under way."""
         if self._thread is not None:

@@ -7,22 +7,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 
 def sizes(folder: Path) -> dict[str, int]:
     """The length in bytes of each event file under `folder`, by its path from there."""
-    return {str(file.relative_to(folder)): file.stat().st_size for file in _event_files(folder)}
+    found = {}
+    for file in _event_files(folder):
+        # One that its user takes away meanwhile is none of ours any more.
+        with suppress(OSError):
+            found[str(file.relative_to(folder))] = file.stat().st_size
+    return found
 
 
 def cut(folder: Path, to: Mapping[str, int]) -> None:
     """Takes back all that was written since `sizes` gave `to`."""
     for file in _event_files(folder):
         size = to.get(str(file.relative_to(folder)))
-        if size is None:
-            file.unlink()
-        elif size < file.stat().st_size:
-            os.truncate(file, size)
+        with suppress(OSError):
+            if size is None:
+                file.unlink()
+            elif size < file.stat().st_size:
+                os.truncate(file, size)
 
 
 def _event_files(folder: Path) -> list[Path]:

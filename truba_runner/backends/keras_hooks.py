@@ -72,10 +72,13 @@ def plain(logs: Any) -> dict[str, Any]:
 
 
 def flush_event_files(callbacks: list[Any]) -> None:
-    """Lets TensorBoard's callbacks write what they hold back."""
+    """Lets TensorBoard's callbacks write what they hold back; a full disk stops no training."""
     import keras
+    import tensorflow as tf
 
-    for callback in callbacks:
-        if isinstance(callback, keras.callbacks.TensorBoard):
-            for writer in callback._writers.values():
-                writer.flush()
+    writers = [callback._writers for callback in callbacks if isinstance(callback, keras.callbacks.TensorBoard)]
+    for writer in (writer for named in writers for writer in named.values()):
+        try:
+            writer.flush()
+        except tf.errors.OpError as error:
+            print(f"TensorBoard's event file could not be written ({error.message}); training goes on", flush=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,9 +124,11 @@ class Resume:
         where = f"epoch {position.epoch + 1}, step {position.step} of {self._plan.steps}"
         where = "the end of the training" if self.trained else where
         print(f"goes on from {where}; restored in {seconds} s", flush=True)
+        event = {"event": "restored", "time": time.time(), "seconds": seconds}
         if self._context.rank == 0:
-            event = {"event": "restored", "time": time.time(), "seconds": seconds}
-            self._context.run.append_submission({**event, "position": [position.epoch, position.step]})
+            # Where the disk is full this one record is not worth the run.
+            with suppress(OSError):
+                self._context.run.append_submission({**event, "position": [position.epoch, position.step]})
 
     def _build_and_check(self, saved: dict[str, Any]) -> None:
         import keras
