@@ -63,5 +63,6 @@ class Progress:
         self._line_printed = time.monotonic()
         if self._writes:
             values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-            of = self.record.get
-            print(f"epoch {epoch}/{of('epochs', '?')}  step {step}/{of('steps_per_epoch', '?')}  {values}", flush=True)
+            # 0: how many steps an epoch has is not known before its end.
+            epochs, steps = self.record.get("epochs", "?"), self.record.get("steps_per_epoch") or "?"
+            print(f"epoch {epoch}/{epochs}  step {step}/{steps}  {values}", flush=True)

@@ -8,10 +8,15 @@ import sys
 import time
 from typing import Any
 
+from truba_runner import plots
 from truba_runner.backends import Context
-from truba_runner.backends.keras_data import DataPlan, count_examples, load_splits
-from truba_runner.backends.keras_devices import can_compile, check_batch_size, describe, make_strategy, pick_devices
+from truba_runner.backends.keras_callbacks import extra_callbacks
+from truba_runner.backends.keras_data import DataPlan, load_splits
+from truba_runner.backends.keras_devices import can_compile, describe, make_strategy, pick_devices
+from truba_runner.backends.keras_input import known_examples, make_plans
 from truba_runner.backends.keras_job import build_model
+from truba_runner.backends.keras_preprocessing import Preprocessing, add_preprocessing
+from truba_runner.backends.keras_settings import precision, scale_learning_rate, storable
 
 # Both are read when TensorFlow and Keras are first imported, so no function here could set them in time.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
@@ -29,17 +34,18 @@ def train(context: Context) -> dict[str, Any]:
 
     experiment = context.experiment
     devices = pick_devices(experiment.resources.gpus)
-    check_batch_size(experiment.train.batch_size, len(devices))
     keras.utils.set_random_seed(experiment.train.seed)
     splits = load_splits(context)
-    plans = _plans(context, splits, len(devices))
-    with make_strategy(devices).scope():
-        model = build_model(context, jit_compile=can_compile(experiment.train.jit_compile, len(devices)))
-    model.summary(print_fn=lambda text: print(text, flush=True))
+    plans = make_plans(context, splits, len(devices))
+    preprocessing = add_preprocessing(context, splits, plans)
+    with make_strategy(devices).scope(), precision(experiment.train.mixed_precision):
+        model = build_model(context, can_compile(experiment.train.jit_compile, len(devices)), preprocessing)
+    scale_learning_rate(model, experiment.train, len(devices))
+    model.summary(print_fn=lambda text: print(text, flush=True), expand_nested=True)
 
     reporter = Reporter(context, model, plans["train"])
     started = time.perf_counter()
-    _fit(context, model, plans, reporter)
+    _fit(context, model, plans, reporter, extra_callbacks(context, plans["train"], preprocessing))
     result = {
         "metrics": reporter.last_metrics(),
         "seconds_training": round(time.perf_counter() - started, 3),
@@ -48,10 +54,11 @@ def train(context: Context) -> dict[str, Any]:
         "weights_sha256": weights_sha256(model),
         "devices": [describe(device) for device in devices],
         "parameters": model.count_params(),
-        "examples": {name: count_examples(name, split) for name, split in splits.items()},
+        "examples": known_examples(splits),
         "versions": {"keras": keras.__version__, "tensorflow": tensorflow.__version__},
     }
-    _save_model(context, model, result)
+    plots.learning_curves(reporter.rows, context.run.plots)
+    _save_model(context, model, result, preprocessing)
     _evaluate_and_predict(context, model, plans, result)
     return result
 
@@ -59,22 +66,8 @@ def train(context: Context) -> dict[str, Any]:
 # -- training --------------------------------------------------------------------------------------------------
 
 
-def _plans(context: Context, splits: dict[str, Any], devices: int) -> dict[str, DataPlan]:
-    train = context.experiment.train
-    return {
-        name: DataPlan(
-            split,
-            examples=count_examples(name, split),
-            batch_size=train.batch_size,
-            devices=devices,
-            seed=train.seed if name == "train" else None,
-        )
-        for name, split in splits.items()
-    }
-
-
-def _fit(context: Context, model: Any, plans: dict[str, DataPlan], reporter: Reporter) -> None:
-    callbacks = [reporter.callback()]
+def _fit(context: Context, model: Any, plans: dict[str, Any], reporter: Reporter, extra: list[Any]) -> None:
+    callbacks = [reporter.callback(), *extra]
     if context.experiment.tensorboard.enabled:
         callbacks.append(_tensorboard(context))
     model.fit(
@@ -136,7 +129,7 @@ class Reporter:
 
     def _steps_end(self, batch: int, logs: dict[str, float]) -> None:
         # Keras counts an epoch's last execution as if it had all of its steps.
-        self._context.progress.step(self._epoch + 1, min(batch + 1, self._plan.steps), logs)
+        self._context.progress.step(self._epoch + 1, min(batch + 1, self._plan.steps or batch + 1), logs)
 
     def _epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         import keras
@@ -178,13 +171,14 @@ def weights_sha256(model: Any) -> str:
     return digest.hexdigest()
 
 
-def _save_model(context: Context, model: Any, result: dict[str, Any]) -> None:
+def _save_model(context: Context, model: Any, result: dict[str, Any], preprocessing: Preprocessing | None) -> None:
     if context.experiment.checkpoint.save_model:
         result["model"] = "model.keras"
-        model.save(context.run.path / result["model"])
+        whole = preprocessing.joined(model) if preprocessing and not preprocessing.inside else model
+        whole.save(context.run.path / result["model"])
 
 
-def _evaluate_and_predict(context: Context, model: Any, plans: dict[str, DataPlan], result: dict[str, Any]) -> None:
+def _evaluate_and_predict(context: Context, model: Any, plans: dict[str, Any], result: dict[str, Any]) -> None:
     """On the held-out split: its metrics, named `test_…`, join the result's; its predictions go to a file."""
     import numpy as np
 
@@ -196,4 +190,4 @@ def _evaluate_and_predict(context: Context, model: Any, plans: dict[str, DataPla
     # For prediction Keras unrolls all steps of an execution, and would compile for longer than it predicts.
     model.steps_per_execution, model.jit_compile = 1, False
     result["predictions"] = "predictions.npy"
-    np.save(context.run.path / result["predictions"], model.predict(held_out.dataset, verbose=0))
+    np.save(context.run.path / result["predictions"], storable(model.predict(held_out.dataset, verbose=0)))

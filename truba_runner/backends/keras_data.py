@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from truba_runner.backends import Context
 from truba_runner.backends.keras_job import call
+from truba_runner.backends.keras_streams import is_stream
 from truba_runner.errors import Failed
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ SPLITS = ("train", "validation", "test")
 
 def load_splits(context: Context) -> dict[str, Any]:
     """What the job's `load_data` returns: `(x, y)` a split, `x` and `y` an array or a mapping of arrays each.
+
+    A split may also be what `keras_streams` goes through.
 
     Raises:
         truba_runner.errors.Failed: there is no such function, or what it returns is something else.
@@ -30,10 +33,12 @@ def load_splits(context: Context) -> dict[str, Any]:
             "validation or test or both beside it, each with a pair (x, y) of arrays."
         )
     for name, split in splits.items():
+        if is_stream(split):
+            continue
         if not isinstance(split, tuple) or len(split) != 2:
             raise Failed(
                 f"load_data in {context.job.__file__} returned for {name} a {type(split).__name__}. "
-                "It has to be a pair (x, y) of arrays."
+                "It has to be a pair (x, y) of arrays, a tf.data.Dataset, a keras.utils.PyDataset or a function."
             )
         count_examples(name, split)
     return splits
