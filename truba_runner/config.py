@@ -77,9 +77,9 @@ class Source:
 
     file: str = ""
     url: str = ""
+    sha256: str = ""
     # For data that cannot be downloaded without an account: where a person gets it.
     page: str = ""
-    sha256: str = ""
 
 
 @dataclass

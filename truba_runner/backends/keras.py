@@ -37,7 +37,7 @@ def train(context: Context) -> dict[str, Any]:
     keras.utils.set_random_seed(experiment.train.seed)
     splits = load_splits(context)
     plans = make_plans(context, splits, len(devices))
-    preprocessing = add_preprocessing(context, splits, plans)
+    preprocessing = add_preprocessing(context, splits, plans, len(devices))
     with make_strategy(devices).scope(), precision(experiment.train.mixed_precision):
         model = build_model(context, can_compile(experiment.train.jit_compile, len(devices)), preprocessing)
     scale_learning_rate(model, experiment.train, len(devices))

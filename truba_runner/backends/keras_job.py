@@ -82,17 +82,17 @@ def _model_options(context: Context) -> dict[str, Any]:
 
 
 def _joined(context: Context, model: Any, preprocessing: Preprocessing, jit_compile: bool) -> tuple[Any, bool]:
-    import tensorflow as tf
+    from truba_runner.backends.keras_preprocessing import takes_text
 
     if model.compiled:
         raise Failed(
             f"data.preprocessing=model puts a layer before the model, but build_model in {context.job.__file__} "
             "compiled it already. Leave compile out there and set train.loss, or set data.preprocessing=async."
         )
-    takes_text = any(spec.dtype == tf.string for spec in tf.nest.flatten(preprocessing.signature))
-    if jit_compile and takes_text:
+    text = takes_text(preprocessing.signature)
+    if jit_compile and text:
         print("train.jit_compile is off: XLA cannot compile a network that takes text", flush=True)
-    return preprocessing.joined(model), jit_compile and not takes_text
+    return preprocessing.joined(model), jit_compile and not text
 
 
 def _compile(context: Context, model: Any, train: Train) -> None:

@@ -42,7 +42,9 @@ class Preprocessing:
         return keras.Model(raw, model(self.layer(raw)), name=model.name)
 
 
-def add_preprocessing(context: Context, splits: Mapping[str, Any], plans: Mapping[str, Any]) -> Preprocessing | None:
+def add_preprocessing(
+    context: Context, splits: Mapping[str, Any], plans: Mapping[str, Any], devices: int
+) -> Preprocessing | None:
     """The job's preprocessing, and with data.preprocessing=async the plans' batches through it. None: it has none.
 
     Raises:
@@ -60,12 +62,32 @@ def add_preprocessing(context: Context, splits: Mapping[str, Any], plans: Mappin
         raise Failed(
             f"build_preprocessing in {context.job.__file__} returned a {type(layer).__name__}, not a keras.Layer."
         )
-    inside = context.experiment.data.preprocessing == "model"
-    preprocessing = Preprocessing(layer, inside, plans["train"].dataset.element_spec[0])
+    signature = plans["train"].dataset.element_spec[0]
+    inside = _can_be_inside(context.experiment.data.preprocessing == "model", signature, devices)
+    preprocessing = Preprocessing(layer, inside, signature)
     if not inside:
         for plan in plans.values():
             plan.dataset = preprocessing.ahead(plan.dataset)
     return preprocessing
+
+
+def takes_text(signature: Any) -> bool:
+    """Whether any of the inputs is text."""
+    import tensorflow as tf
+
+    return any(spec.dtype == tf.string for spec in tf.nest.flatten(signature))
+
+
+def _can_be_inside(wanted: bool, signature: Any, devices: int) -> bool:
+    # Before the first step Keras takes the mean of what the devices get, and text has none.
+    if wanted and devices > 1 and takes_text(signature):
+        print(
+            f"data.preprocessing is async: Keras cannot train a network that takes text on {devices} devices. The "
+            "weights come out the same",
+            flush=True,
+        )
+        return False
+    return wanted
 
 
 def _inputs(split: Any, plan: Any) -> Any:

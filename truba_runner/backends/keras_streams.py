@@ -39,7 +39,7 @@ class StreamPlan:
         import tensorflow as tf
 
         self._name = name
-        self._devices = devices if name == "train" else 1
+        self._devices = devices
         self._epoch = 0
         self._seed = train.seed if name == "train" else None
         self._split = split
@@ -147,18 +147,33 @@ class StreamPlan:
         if not batched:
             dataset = dataset.batch(batch_size)
         if self._devices > 1:
-            dataset = dataset.map(self._divisible).filter(lambda *parts: tf.shape(tf.nest.flatten(parts)[0])[0] > 0)
+            dataset = self._trimmed(dataset) if self._name == "train" else self._evened(dataset)
         options = tf.data.Options()
         # One process feeds every device: batches are divided among them, files are not.
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
 
-    def _divisible(self, *parts: Any) -> Any:
-        """A batch without its last examples, where they do not divide among the devices."""
+    def _trimmed(self, dataset: Any) -> Any:
+        """Batches without their last examples, where they do not divide among the devices; `DataPlan` says why."""
         import tensorflow as tf
 
-        size = tf.shape(tf.nest.flatten(parts)[0])[0]
-        return tf.nest.map_structure(lambda part: part[: size - size % self._devices], parts)
+        def size(parts: Any) -> Any:
+            return tf.shape(tf.nest.flatten(parts)[0])[0]
+
+        def trim(*parts: Any) -> Any:
+            kept = size(parts) - size(parts) % self._devices
+            return tf.nest.map_structure(lambda part: part[:kept], parts)
+
+        return dataset.map(trim).filter(lambda *parts: size(parts) > 0)
+
+    def _evened(self, dataset: Any) -> Any:
+        """For evaluation nothing may be left out, but the first batch has to divide: where it does not, all shrink."""
+        import tensorflow as tf
+
+        size = next((len(tf.nest.flatten(first)[0]) for first in dataset), 0)
+        if size < self._devices:
+            raise Failed(f"{self._devices} devices need as many examples or more in the first batch of {self._name}.")
+        return dataset.rebatch(size - size % self._devices) if size % self._devices else dataset
 
 
 def _array(value: Any, dtype: Any) -> Any:
