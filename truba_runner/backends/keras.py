@@ -10,13 +10,14 @@ from typing import Any
 
 from truba_runner import plots
 from truba_runner.backends import Context
-from truba_runner.backends.keras_callbacks import extra_callbacks
+from truba_runner.backends.keras_callbacks import extra_callbacks, step_counter
 from truba_runner.backends.keras_data import DataPlan, load_splits
 from truba_runner.backends.keras_devices import can_compile, describe, make_strategy, pick_devices
 from truba_runner.backends.keras_input import known_examples, make_plans
 from truba_runner.backends.keras_job import build_model
 from truba_runner.backends.keras_preprocessing import Preprocessing, add_preprocessing
 from truba_runner.backends.keras_settings import precision, scale_learning_rate, storable
+from truba_runner.backends.keras_streams import run_out_safely
 
 # Both are read when TensorFlow and Keras are first imported, so no function here could set them in time.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
@@ -41,11 +42,12 @@ def train(context: Context) -> dict[str, Any]:
     with make_strategy(devices).scope(), precision(experiment.train.mixed_precision):
         model = build_model(context, can_compile(experiment.train.jit_compile, len(devices)), preprocessing)
     scale_learning_rate(model, experiment.train, len(devices))
+    run_out_safely(model, plans["train"])
     model.summary(print_fn=lambda text: print(text, flush=True), expand_nested=True)
 
     reporter = Reporter(context, model, plans["train"])
     started = time.perf_counter()
-    _fit(context, model, plans, reporter, extra_callbacks(context, plans["train"], preprocessing))
+    _fit(context, model, plans, reporter, extra_callbacks(context, preprocessing))
     result = {
         "metrics": reporter.last_metrics(),
         "seconds_training": round(time.perf_counter() - started, 3),
@@ -67,7 +69,7 @@ def train(context: Context) -> dict[str, Any]:
 
 
 def _fit(context: Context, model: Any, plans: dict[str, Any], reporter: Reporter, extra: list[Any]) -> None:
-    callbacks = [reporter.callback(), *extra]
+    callbacks = [*step_counter(context, plans["train"]), reporter.callback(), *extra]
     if context.experiment.tensorboard.enabled:
         callbacks.append(_tensorboard(context))
     model.fit(

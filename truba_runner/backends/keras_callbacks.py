@@ -16,7 +16,7 @@ from truba_runner.backends.keras_preprocessing import Preprocessing
 from truba_runner.errors import Failed, nearest
 
 
-def extra_callbacks(context: Context, plan: Any, preprocessing: Preprocessing | None) -> list[Any]:
+def extra_callbacks(context: Context, preprocessing: Preprocessing | None) -> list[Any]:
     """What the config adds to `fit`, in the order of `train.callbacks`; the kept models come after them.
 
     Raises:
@@ -26,7 +26,7 @@ def extra_callbacks(context: Context, plan: Any, preprocessing: Preprocessing | 
     made = [make_callback(context, index, given) for index, given in enumerate(experiment.train.callbacks)]
     if experiment.checkpoint.model_each_epoch or experiment.checkpoint.best_model:
         made.append(_kept_models(context, preprocessing))
-    return [*_step_counter(plan), *made]
+    return made
 
 
 # -- from the config -------------------------------------------------------------------------------------------
@@ -148,19 +148,26 @@ def _tell(line: str) -> None:
 # -- epochs of unknown length ----------------------------------------------------------------------------------
 
 
-def _step_counter(plan: Any) -> list[Any]:
-    """Tells a plan that does not know its number of steps, once an epoch is over."""
+def step_counter(context: Context, plan: Any) -> list[Any]:
+    """A callback that tells a plan its number of steps, which it did not know, at the end of an epoch. Goes first."""
     import keras
 
     if plan.steps:
         return []
-    seen = 0
 
-    def step(batch: int, logs: Any) -> None:
-        nonlocal seen
-        seen = batch + 1
+    class Counter(keras.callbacks.Callback):  # type: ignore[misc]
+        """Counts what the optimizer did: Keras counts an execution as if it had all of its steps."""
 
-    def end(epoch: int, logs: Any) -> None:
-        plan.steps = seen
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            """Remembers where the epoch began."""
+            self.began = self._iterations()
 
-    return [keras.callbacks.LambdaCallback(on_train_batch_end=step, on_epoch_end=end)]
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            """Tells the plan, and those who watch."""
+            plan.steps = self._iterations() - self.began
+            context.progress.update(steps_per_epoch=plan.steps)
+
+        def _iterations(self) -> int:
+            return int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
+
+    return [Counter()]

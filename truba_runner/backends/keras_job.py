@@ -104,11 +104,21 @@ def _compile(context: Context, model: Any, train: Train) -> None:
             "train.loss is not set. Set it, for example train.loss=sparse_categorical_crossentropy."
         )
     model.compile(
-        optimizer=make_optimizer(train),
+        optimizer=_scaling_losses(make_optimizer(train), train),
         loss=_loss_or_metric("train.loss", keras.losses, train.loss),
         metrics=[_loss_or_metric("train.metrics", keras.metrics, item) for item in train.metrics],
         steps_per_execution=train.steps_per_execution,
     )
+
+
+def _scaling_losses(optimizer: Any, train: Train) -> Any:
+    """For mixed_float16, whose small gradients would else be 0.
+
+    compile() would do the same, but then `keras.models.load_model` does not find the optimizer that was saved.
+    """
+    import keras
+
+    return keras.optimizers.LossScaleOptimizer(optimizer) if train.mixed_precision == "mixed_float16" else optimizer
 
 
 def _adjust(model: Any, train: Train) -> None:

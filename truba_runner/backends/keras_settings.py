@@ -30,6 +30,8 @@ def scale_learning_rate(model: Any, train: Train, devices: int) -> None:
     Raises:
         truba_runner.errors.Failed: the optimizer follows a schedule, which has no single rate.
     """
+    import keras
+
     if not train.scale_learning_rate or devices == 1:
         return
     rate = model.optimizer.get_config().get("learning_rate", model.optimizer.learning_rate)
@@ -38,7 +40,7 @@ def scale_learning_rate(model: Any, train: Train, devices: int) -> None:
             "train.scale_learning_rate=true: this optimizer follows a schedule, and has no single rate to multiply. "
             "Scale the schedule's own settings, and leave train.scale_learning_rate out."
         )
-    scaled = float(model.optimizer.learning_rate) * devices
+    scaled = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)) * devices
     model.optimizer.learning_rate = scaled
     print(f"learning rate {scaled:g}: that of one device, times {devices}", flush=True)
 

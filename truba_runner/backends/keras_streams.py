@@ -176,6 +176,17 @@ class StreamPlan:
         return dataset.rebatch(size - size % self._devices) if size % self._devices else dataset
 
 
+def run_out_safely(model: Any, plan: Any) -> None:
+    """Sees to it that a stream whose length is not known can end without a trace in the model.
+
+    Where an execution is a single step, Keras learns of the end from an error in the middle of that step, when parts of
+    it that need no data have run: the optimizer has counted one step more than it made, and trains otherwise from then
+    on. An execution of several steps asks before each of them.
+    """
+    if not plan.steps:
+        model.steps_per_execution = max(2, model.steps_per_execution)
+
+
 def _array(value: Any, dtype: Any) -> Any:
     import numpy as np
 
