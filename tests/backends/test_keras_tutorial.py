@@ -306,6 +306,30 @@ def test_a_function_of_the_epoch_gives_each_epoch_its_dataset(
     assert given.run.progress()["steps_per_epoch"] == 5
 
 
+def test_a_shuffled_dataset_of_an_epoch_can_be_had_again(job: ModuleType) -> None:
+    import keras
+    import tensorflow as tf
+
+    from truba_runner.backends.keras_streams import StreamPlan
+    from truba_runner.config import Train
+
+    def labels(epochs: list[int]) -> list[list[int]]:
+        keras.utils.set_random_seed(0)
+        plan = StreamPlan(Train(), "train", epoch_of, 1, 64)
+        assert plan.addressable
+        given = []
+        for epoch in epochs:
+            plan.begin(epoch)
+            given.append([int(label) for _, batch in plan.dataset for label in batch])
+        return given
+
+    x, y, *_ = ordered_digits(job)
+    # As docs/keras.md writes it.
+    epoch_of = lambda epoch: tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=epoch).batch(64)  # noqa: E731
+    first, second = labels([0, 1])
+    assert labels([1]) == [second] and first != second and sorted(first) == sorted(y)
+
+
 @pytest.fixture(scope="module")
 def in_order(folder: Path, job: ModuleType) -> dict[str, dict[str, Any]]:
     """The same 300 digits in the same order, as each kind of input that has an order of its own."""

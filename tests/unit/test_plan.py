@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 
 import pytest
+import yaml
 
-from truba_runner.config import Experiment
+from truba_runner.config import Experiment, experiment_from, run_id
 from truba_runner.errors import Refused
 from truba_runner.plan import plan
 
@@ -143,3 +145,18 @@ def test_mail_is_sent_at_the_end_unless_told_otherwise(experiment: Compose) -> N
     assert mail("resources.mail_type=begin") == ("BEGIN", "")
     local = plan(experiment("resources.mail_user=me@example.org", cluster="local"))
     assert "Slurm sends the mails" in "".join(local.warnings)
+
+
+def test_weights_and_callbacks_can_be_said_on_the_command_line(experiment: Compose) -> None:
+    weights = "train.class_weight={0: 1.0, 1: 50.0}"
+    callbacks = "train.callbacks=[EarlyStopping,{class_name: ReduceLROnPlateau, config: {patience: 2}}]"
+    asked = experiment(weights, callbacks)
+    assert asked.train.class_weight == {0: 1.0, 1: 50.0}
+    assert asked.train.callbacks == ["EarlyStopping", {"class_name": "ReduceLROnPlateau", "config": {"patience": 2}}]
+    # What the job reads from run.yaml is the same, and has the same name.
+    read = experiment_from(yaml.safe_load(yaml.safe_dump(asdict(asked))))
+    assert (read.train, run_id(read)) == (asked.train, run_id(asked))
+    plain = run_id(experiment())
+    assert len({plain, run_id(asked), run_id(experiment("data.preprocessing=model"))}) == 3
+    # Who is told and what is kept makes no other network.
+    assert run_id(experiment("notify.webhook=http://a.b/c", "checkpoint.best_model=true")) == plain
