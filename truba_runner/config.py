@@ -78,6 +78,8 @@ class Source:
     file: str = ""
     url: str = ""
     sha256: str = ""
+    # For data that cannot be downloaded without an account: where a person gets it.
+    page: str = ""
 
 
 @dataclass
@@ -89,20 +91,33 @@ class Data:
     sources: dict[str, Source] = field(default_factory=dict)
     # Stands in on a local run whose data can be neither found nor downloaded.
     fallback: str = ""
+    # Where the job's build_preprocessing works: async (on the CPU, ahead of the training) or model (in the network).
+    preprocessing: str = "async"
     options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class Train:
-    """How the network is trained. `batch_size` is global: it is divided among the GPUs."""
+    """How the network is trained."""
 
     epochs: int = 1
-    batch_size: int = 64
+    # None: 64 for arrays; a dataset or a generator then brings batches of its own.
+    batch_size: int | None = None
+    # What `batch_size` counts: global (it is divided among the GPUs) or per_replica (each GPU gets as many).
+    batch_scaling: str = "global"
+    # Multiplies the learning rate by the number of GPUs, for batches that grow with it.
+    scale_learning_rate: bool = False
     # None: the optimizer's own default.
     learning_rate: float | None = None
     optimizer: Any = "adam"
     loss: Any = None
     metrics: list[Any] = field(default_factory=list)
+    # {0: 1.0, 1: 50.0} by class, or balanced: each class weighs as much as every other.
+    class_weight: Any = None
+    # Keras' own by name, or any by import path: {class_name: …, config: {…}}.
+    callbacks: list[Any] = field(default_factory=list)
+    # A Keras dtype policy, for example mixed_float16; None: float32.
+    mixed_precision: str | None = None
     seed: int = 0
     steps_per_execution: int = 1
     jit_compile: bool = False
@@ -121,6 +136,9 @@ class Checkpoint:
     # Which end of an epoch is the best: a metric, and whether it is to be small (min) or large (max).
     monitor: str = "val_loss"
     mode: str = "min"
+    # Models for use, in checkpoints/models/: model_{epoch}.keras after each epoch, best.keras after each better one.
+    model_each_epoch: bool = False
+    best_model: bool = False
 
 
 @dataclass
@@ -146,6 +164,17 @@ class Resources:
     constraint: str = ""
     # How often an interrupted run puts itself back into the queue.
     max_requeues: int = 1000
+    # Slurm's mails: END, FAIL, …, joined by commas. Empty with an address: END,FAIL.
+    mail_type: str = ""
+    mail_user: str = ""
+
+
+@dataclass
+class Notify:
+    """Who is told of a run's end."""
+
+    # Gets a POST with JSON when the run has finished or failed.
+    webhook: str = ""
 
 
 @dataclass
@@ -179,6 +208,7 @@ class Experiment:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     tensorboard: TensorBoard = field(default_factory=TensorBoard)
     resources: Resources = field(default_factory=Resources)
+    notify: Notify = field(default_factory=Notify)
     cluster: Cluster = field(default_factory=Cluster)
     environment: Environment = field(default_factory=Environment)
     launcher: Launcher = field(default_factory=Launcher)
@@ -206,7 +236,11 @@ def training_config(experiment: Experiment) -> dict[str, Any]:
     """What decides the trained network: job, data (by name, wherever its files lie) and training settings."""
     return {
         "job": asdict(experiment.job),
-        "data": {"name": experiment.data.name, "options": experiment.data.options},
+        "data": {
+            "name": experiment.data.name,
+            "options": experiment.data.options,
+            "preprocessing": experiment.data.preprocessing,
+        },
         "train": asdict(experiment.train),
     }
 

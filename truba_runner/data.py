@@ -65,6 +65,8 @@ def stage(data: Data, origin: str) -> Path:
         OSError: it can't be read, fetched or written, or is not the file that it should be.
     """
     source = data.sources[data.name]
+    if not origin:
+        raise OSError("it has no address that a program could fetch it from")
     folder = Path(data.folder)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(dir=folder, prefix=f".{source.file}.")
@@ -91,7 +93,7 @@ def _missing_problem(data: Data, source: Source, selector: str, error: OSError) 
         f"data.name={data.name}",
         f"{Path(data.folder) / source.file} is not there, and the download failed ({error}); a compute node has no "
         "network to fetch it.",
-        f"Fetch {source.url} on a machine that can, copy it here, and type: "
+        f"Fetch {source.url or source.page} on a machine that can, copy it here, and type: "
         f"python -m truba_runner stage {selector} --from {source.file}",
     )
 

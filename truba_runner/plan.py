@@ -16,6 +16,7 @@ from truba_runner.config import Cluster, Experiment, Partition
 from truba_runner.durations import FORMS, parse_minutes, slurm_time
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.request import Request, derive, facts_of
+from truba_runner.training_rules import batch_problems, problems
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,13 @@ def plan(experiment: Experiment, login_node: str = "") -> Plan:
     Raises:
         Refused: with every rule that is broken, each with its remedy.
     """
-    problems = [*_experiment_problems(experiment)]
+    broken = [*_experiment_problems(experiment)]
     if experiment.cluster.scheduler == "slurm":
-        problems += _slurm_problems(experiment)
+        broken += _slurm_problems(experiment)
     else:
-        problems += _local_problems(experiment)
-    if problems:
-        raise Refused(*problems)
+        broken += _local_problems(experiment)
+    if broken:
+        raise Refused(*broken)
     request = derive(experiment)
     return Plan(request, tuple(_warnings(experiment, request, login_node)))
 
@@ -67,11 +68,10 @@ def _experiment_problems(experiment: Experiment) -> Iterator[Problem]:
     yield from _at_least(experiment.resources.nodes, 1, "resources.nodes")
     yield from _at_least(experiment.resources.gpus, 0, "resources.gpus")
     yield from _at_least(experiment.train.epochs, 1, "train.epochs")
-    yield from _at_least(experiment.train.batch_size, 1, "train.batch_size")
+    if experiment.train.batch_size is not None:
+        yield from _at_least(experiment.train.batch_size, 1, "train.batch_size")
     yield from _at_least(experiment.train.seed, 0, "train.seed")
-    rate = experiment.train.learning_rate
-    if rate is not None and not rate > 0:
-        yield Problem(f"train.learning_rate={rate}", "it must be positive.", "Leave it out for the optimizer's own.")
+    yield from problems(experiment)
     try:
         time_minutes = parse_minutes(experiment.resources.time)
     except ValueError as error:
@@ -92,6 +92,13 @@ def _local_problems(experiment: Experiment) -> Iterator[Problem]:
             "a local run has this one machine.",
             "Leave resources.nodes out, or choose a cluster with cluster=NAME.",
         )
+    yield from _batch_problems(experiment)
+
+
+def _batch_problems(experiment: Experiment) -> Iterator[Problem]:
+    traits = TRAITS.get(experiment.job.backend)
+    if traits and not traits.task_per_gpu:
+        yield from batch_problems(experiment, experiment.resources.gpus)
 
 
 def _slurm_problems(experiment: Experiment) -> Iterator[Problem]:
@@ -224,6 +231,7 @@ def _gpu_problems(experiment: Experiment, facts: Partition) -> Iterator[Problem]
             f"Set resources.gpus={facts.gpus_per_node} or less (it is counted per node).",
         )
         return
+    yield from _batch_problems(experiment)
     cores, least = resources.cores, resources.gpus * facts.cores_per_gpu
     if cores is not None and (cores % facts.cores_per_gpu or cores < least):
         yield Problem(
@@ -259,6 +267,8 @@ def _cpu_problems(experiment: Experiment, facts: Partition) -> Iterator[Problem]
 
 def _warnings(experiment: Experiment, request: Request, login_node: str) -> Iterator[str]:
     cluster, partition = experiment.cluster, experiment.cluster.partitions.get(request.partition)
+    if request.mail_type and cluster.scheduler != "slurm":
+        yield "resources.mail_type and mail_user: Slurm sends the mails, and this run does not go through it."
     if cluster.account_cores and request.total_cores > cluster.account_cores:
         yield (
             f"{request.total_cores} cores are more than the {cluster.account_cores} that an account may use at once "

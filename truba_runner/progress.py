@@ -71,6 +71,6 @@ class Progress:
     def _print(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
         self._line_printed = time.monotonic()
         if self._writes:
-            of = self.record.get
-            counts = f"epoch {epoch}/{of('epochs', '?')}  step {step}/{of('steps_per_epoch', '?')}"
-            print(f"{counts}  {format_metrics(metrics)}", flush=True)
+            # 0: how many steps an epoch has is not known before its end.
+            epochs, steps = self.record.get("epochs", "?"), self.record.get("steps_per_epoch") or "?"
+            print(f"epoch {epoch}/{epochs}  step {step}/{steps}  {format_metrics(metrics)}", flush=True)

@@ -23,6 +23,8 @@ class Request:
     memory_gb: float | None
     time_minutes: int
     constraint: str
+    mail_type: str = ""
+    mail_user: str = ""
 
     @property
     def cores(self) -> int:
@@ -56,6 +58,8 @@ def derive(experiment: Experiment) -> Request:
         memory_gb=resources.memory_gb,
         time_minutes=time_minutes,
         constraint=resources.constraint,
+        mail_type=resources.mail_type.upper() or ("END,FAIL" if resources.mail_user else ""),
+        mail_user=resources.mail_user,
     )
 
 

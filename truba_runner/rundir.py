@@ -4,6 +4,7 @@ run.yaml           the resolved config
 submissions.jsonl  what was asked of Slurm and what it answered, a line an event
 progress.json      state, epoch, step and metrics, replaced atomically
 history.csv        a row an epoch
+plots/             the same as pictures
 result.json        written once, when the training has ended
 logs/              what the job printed, a file a submission and task
 """
@@ -90,6 +91,16 @@ class RunDir:
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def plots(self) -> Path:
+        """The folder of learning curves."""
+        return self.path / "plots"
+
+    @property
+    def models(self) -> Path:
+        """The folder of the models that are kept on the way."""
+        return self.checkpoints / "models"
 
     def create(self) -> None:
         """Makes the directory and its log folder, readable by their owner alone."""

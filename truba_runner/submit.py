@@ -104,6 +104,8 @@ class Submission:
             "mem": f"{request.memory_gb * 1024:.0f}M" if request.memory_gb else None,
             "time": request.time_minutes,
             "constraint": request.constraint or None,
+            "mail_type": request.mail_type or None,
+            "mail_user": request.mail_user or None,
             "signal_delay_s": SIGNAL_SECONDS,
             "stderr_to_stdout": True,
             "wckey": None,

@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from truba_runner import allocation, backends, drill, job_module, provenance, restarts, scheduler
+from truba_runner import allocation, backends, drill, job_module, notify, provenance, restarts, scheduler
 from truba_runner.checkpoint import CheckpointStore
 from truba_runner.config import Experiment, experiment_from
 from truba_runner.errors import Failed
@@ -42,10 +42,12 @@ def main(arguments: list[str]) -> int:
             record = {"data": _data_record(experiment), "job_id": here.job_id, **restarts.account(run)}
             run.write_result({**result, **record})
         progress.update(state="finished", metrics=result.get("metrics", {}))
+        if here.rank == 0:
+            notify.tell(run, "finished", {"metrics": result.get("metrics", {})})
     except Interrupted:
         return _after_interruption(run, here, progress, interruption)
     except BaseException as error:
-        return _failed(run, progress, error)
+        return _failed(run, progress, error, here.rank)
     return 0
 
 
@@ -89,17 +91,20 @@ def _after_interruption(
     try:
         requeued = restarts.requeue(run, here.job_id, interruption.requeue, most)
     except (Failed, scheduler.SlurmError) as error:
-        return _failed(run, progress, error)
+        return _failed(run, progress, error, here.rank)
     print("back in the queue" if requeued else "interrupted", file=sys.stderr, flush=True)
     return 0 if requeued else 128 + signal.SIGTERM
 
 
-def _failed(run: RunDir, progress: Progress, error: BaseException) -> int:
+def _failed(run: RunDir, progress: Progress, error: BaseException, rank: int) -> int:
     if isinstance(error, Failed):
         print(error, file=sys.stderr, flush=True)
     else:
         traceback.print_exception(error)
-    progress.update(state="failed", error=describe(error, Path(_submitted(run).get("job_file", "/")).parent))
+    record = describe(error, Path(_submitted(run).get("job_file", "/")).parent)
+    progress.update(state="failed", error=record)
+    if rank == 0:
+        notify.tell(run, "failed", {"error": record})
     return 1
 
 

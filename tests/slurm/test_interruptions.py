@@ -93,7 +93,7 @@ class Run:
             time.sleep(0.05)
 
     def wait_for_step(self, start: int, seconds: float = 120) -> None:
-        """Until start number `start`, counted from 1, has trained a step beyond where it went on from."""
+        """Until start number `start`, counted from 1, has come a few steps beyond where it went on from."""
 
         def trains() -> bool:
             starts = [event for event in events(self.path) if event["event"] == "started"]
@@ -101,7 +101,7 @@ class Run:
             if len(starts) < start or progress.get("state") != "running" or "step" not in progress:
                 return False
             epoch, step = starts[-1]["position"]
-            return (progress["epoch"] - 1) * STEPS_PER_EPOCH + progress["step"] > epoch * STEPS_PER_EPOCH + step
+            return (progress["epoch"] - 1) * STEPS_PER_EPOCH + progress["step"] > epoch * STEPS_PER_EPOCH + step + 2
 
         self.wait_until(lambda: trains() or (self.path / "result.json").exists(), seconds)
 
@@ -214,7 +214,7 @@ def test_a_cancelled_run_stays_cancelled_and_goes_on_when_it_is_submitted_again(
     run = Run(truba)
     run.wait_for_step(1)
     assert truba("cancel", run.path.name).returncode == 0
-    truba.cluster.wait_for_state(run.job_id, "CANCELLED", in_accounting=True)
+    run.wait_until(lambda: truba.status()[0]["state"] == "CANCELLED")
     first_job = run.job_id
     run.submit()
     assert run.job_id != first_job

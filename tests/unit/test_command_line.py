@@ -67,9 +67,12 @@ def test_wrong_input_is_one_paragraph_and_exit_status_2(truba, arguments: list[s
 
 
 def test_a_dry_run_prints_the_script_and_leaves_no_trace(truba, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    done = truba("+experiment=mnist", "cluster=truba", "resources.gpus=2", "dry_run=true")
+    done = truba(
+        "+experiment=mnist", "cluster=truba", "resources.gpus=2", "resources.mail_user=me@example.org", "dry_run=true"
+    )
     assert done.returncode == 0, done.stderr
-    for line in ("--partition=akya-cuda", "--gres=gpu:2", "--cpus-per-task=20", "--time=60", "--requeue"):
+    asked = ("--partition=akya-cuda", "--gres=gpu:2", "--cpus-per-task=20", "--time=60", "--requeue")
+    for line in (*asked, "--mail-type=END,FAIL", "--mail-user=me@example.org"):
         assert f"#SBATCH {line}\n" in done.stdout
     assert "srun --unbuffered" in done.stdout and "-m truba_runner.worker" in done.stdout
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["work"]
@@ -155,7 +158,7 @@ def test_hydras_own_options_keep_working(truba) -> None:  # type: ignore[no-unty
     shown = truba("--cfg", "job", "+experiment=mnist", "train.seed=3")
     assert shown.returncode == 0 and "seed: 3" in shown.stdout and "name: mnist" in shown.stdout
     helped = truba("--help")
-    assert helped.returncode == 0 and "experiment: mnist" in helped.stdout and "dry_run=true" in helped.stdout
+    assert helped.returncode == 0 and "experiment: fraud, mnist" in helped.stdout and "dry_run=true" in helped.stdout
     assert "experiment/mnist" in truba("--info", "defaults", "+experiment=mnist").stdout
     completed = truba("-sc", "query=bash", COMP_LINE="truba +experiment=mnist resources.par", COMP_POINT="99")
     assert "resources.partition=" in completed.stdout

@@ -83,3 +83,12 @@ def test_on_slurm_it_is_downloaded_at_submission(
     source = [f"data.sources.mnist.url={url}", f"data.sources.mnist.sha256={sha256}"]
     assert provide(experiment(*source, f"data.folder={tmp_path / 'data'}"), "+experiment=mnist") == "mnist"
     assert (tmp_path / "data" / "mnist.npz").read_bytes() == CONTENT
+
+
+def test_data_behind_a_log_in_is_named_with_the_page_that_has_it(
+    tmp_path: Path, experiment: Callable[..., Experiment]
+) -> None:
+    asked = experiment(f"data.folder={tmp_path}")
+    asked.data.sources["mnist"] = Source("mnist.npz", page="https://example.org/get-it")
+    with pytest.raises(Refused, match="Fetch https://example.org/get-it on a machine .* --from mnist.npz"):
+        provide(asked, "+experiment=mnist")

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 
 import pytest
+import yaml
 
-from truba_runner.config import Experiment
+from truba_runner.config import Experiment, experiment_from, run_id
 from truba_runner.errors import Refused
 from truba_runner.plan import plan
 
@@ -62,6 +64,16 @@ REFUSALS = [
     (["data.name=minst"], "knows no such data", "Did you mean mnist"),
     (["name='a b'"], "letters, digits", "another name"),
     (["train.epochs=0"], "must be 1 or more", "train.epochs=1"),
+    (["train.batch_size=0"], "must be 1 or more", "train.batch_size=1"),
+    (["resources.gpus=4", "train.batch_size=66"], "does not divide among 4 devices", "train.batch_size=64 or 68"),
+    (["resources.gpus=4", "train.batch_size=2"], "does not divide among 4 devices", "train.batch_size=4,"),
+    (["train.batch_scaling=replica"], "no such choice", "Did you mean per_replica"),
+    (["train.scale_learning_rate=true"], "this one is kept", "train.batch_scaling=per_replica"),
+    (["train.mixed_precision=mixed_flaot16"], "no such choice", "Did you mean mixed_float16"),
+    (["data.preprocessing=asynchronous"], "no such choice", "Did you mean async"),
+    (["checkpoint.mode=maximum"], "no such choice", "max"),
+    (["resources.mail_type='END,FIAL'", "resources.mail_user=me@example.org"], "no such choice", "FAIL"),
+    (["notify.webhook=example.org/hook"], "no address of a web server", "https://HOST/PATH"),
 ]
 
 
@@ -103,3 +115,48 @@ def test_a_local_run_needs_no_partition_and_has_one_machine(experiment: Compose)
     assert plan(experiment("resources.gpus=2", cluster="local")).request.gpus == 2
     with pytest.raises(Refused, match="this one machine"):
         plan(experiment("resources.nodes=2", cluster="local"))
+
+
+def test_a_batch_is_checked_against_the_gpus_of_one_node_and_local_devices_too(experiment: Compose) -> None:
+    for given in (["train.batch_size=66"], ["train.batch_size=null"], ["train.batch_size=64"]):
+        assert plan(experiment("resources.gpus=2", *given))
+    # 33 for each of two GPUs.
+    assert plan(experiment("resources.gpus=2", "train.batch_size=33", "train.batch_scaling=per_replica"))
+    with pytest.raises(Refused, match="train.batch_size=33: it does not divide among 2 devices.*32 or 34"):
+        plan(experiment("resources.gpus=2", "train.batch_size=33", cluster="local"))
+
+
+def test_what_training_allows_passes(experiment: Compose) -> None:
+    valid = [
+        "train.batch_scaling=per_replica",
+        "train.scale_learning_rate=true",
+        "train.mixed_precision=mixed_bfloat16",
+    ]
+    assert plan(experiment(*valid, "data.preprocessing=model", "notify.webhook=http://example.org/hook"))
+
+
+def test_mail_is_sent_at_the_end_unless_told_otherwise(experiment: Compose) -> None:
+    def mail(*overrides: str) -> tuple[str, str]:
+        request = plan(experiment(*overrides)).request
+        return request.mail_type, request.mail_user
+
+    assert mail() == ("", "")
+    assert mail("resources.mail_user=me@example.org") == ("END,FAIL", "me@example.org")
+    assert mail("resources.mail_type=begin") == ("BEGIN", "")
+    local = plan(experiment("resources.mail_user=me@example.org", cluster="local"))
+    assert "Slurm sends the mails" in "".join(local.warnings)
+
+
+def test_weights_and_callbacks_can_be_said_on_the_command_line(experiment: Compose) -> None:
+    weights = "train.class_weight={0: 1.0, 1: 50.0}"
+    callbacks = "train.callbacks=[EarlyStopping,{class_name: ReduceLROnPlateau, config: {patience: 2}}]"
+    asked = experiment(weights, callbacks)
+    assert asked.train.class_weight == {0: 1.0, 1: 50.0}
+    assert asked.train.callbacks == ["EarlyStopping", {"class_name": "ReduceLROnPlateau", "config": {"patience": 2}}]
+    # What the job reads from run.yaml is the same, and has the same name.
+    read = experiment_from(yaml.safe_load(yaml.safe_dump(asdict(asked))))
+    assert (read.train, run_id(read)) == (asked.train, run_id(asked))
+    plain = run_id(experiment())
+    assert len({plain, run_id(asked), run_id(experiment("data.preprocessing=model"))}) == 3
+    # Who is told and what is kept makes no other network.
+    assert run_id(experiment("notify.webhook=http://a.b/c", "checkpoint.best_model=true")) == plain

@@ -6,13 +6,20 @@ import hashlib
 import os
 from typing import Any
 
+from truba_runner import plots
 from truba_runner.backends import Context
-from truba_runner.backends.keras_data import DataPlan, count_examples, load_splits
-from truba_runner.backends.keras_devices import can_compile, check_batch_size, describe, make_strategy, pick_devices
+from truba_runner.backends.keras_callbacks import extra_callbacks, step_counter
+from truba_runner.backends.keras_data import load_splits
+from truba_runner.backends.keras_devices import can_compile, describe, make_strategy, pick_devices
 from truba_runner.backends.keras_hooks import callback_list
-from truba_runner.backends.keras_job import build_model, call
+from truba_runner.backends.keras_input import known_examples, make_plans
+from truba_runner.backends.keras_job import build_model
+from truba_runner.backends.keras_plan import Plan
+from truba_runner.backends.keras_preprocessing import Preprocessing, add_preprocessing
 from truba_runner.backends.keras_reporter import Reporter, loss_first
 from truba_runner.backends.keras_resume import Resume
+from truba_runner.backends.keras_settings import precision, scale_learning_rate, storable
+from truba_runner.backends.keras_streams import run_out_safely
 
 # Both are read when TensorFlow and Keras are first imported, so no function here could set them in time.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
@@ -30,20 +37,22 @@ def train(context: Context) -> dict[str, Any]:
 
     experiment = context.experiment
     devices = pick_devices(experiment.resources.gpus)
-    check_batch_size(experiment.train.batch_size, len(devices))
     keras.utils.set_random_seed(experiment.train.seed)
     splits = load_splits(context)
-    plans = _plans(context, splits, len(devices))
-    with make_strategy(devices).scope():
-        model = build_model(context, jit_compile=can_compile(experiment.train.jit_compile, len(devices)))
-    model.summary(print_fn=lambda text: print(text, flush=True))
+    plans = make_plans(context, splits, len(devices))
+    preprocessing = add_preprocessing(context, splits, plans, len(devices))
+    with make_strategy(devices).scope(), precision(experiment.train.mixed_precision):
+        model = build_model(context, can_compile(experiment.train.jit_compile, len(devices)), preprocessing)
+    scale_learning_rate(model, experiment.train, len(devices))
+    run_out_safely(model, plans["train"])
+    model.summary(print_fn=lambda text: print(text, flush=True), expand_nested=True)
 
     reporter = Reporter(context, model, plans["train"])
     resume = Resume(context, model, plans["train"], reporter)
     if resume.trained:
         resume.restore()
     else:
-        _fit(context, model, plans, reporter, resume)
+        _fit(context, model, plans, reporter, resume, extra_callbacks(context, preprocessing))
     result = {
         "metrics": reporter.last_metrics(),
         "seconds_training": round(reporter.seconds, 3),
@@ -52,10 +61,11 @@ def train(context: Context) -> dict[str, Any]:
         "weights_sha256": weights_sha256(model),
         "devices": [describe(device) for device in devices],
         "parameters": model.count_params(),
-        "examples": {name: count_examples(name, split) for name, split in splits.items()},
+        "examples": known_examples(splits),
         "versions": {"keras": keras.__version__, "tensorflow": tensorflow.__version__},
     }
-    _save_model(context, model, result)
+    plots.learning_curves(reporter.rows, context.run.plots)
+    _save_model(context, model, result, preprocessing)
     _evaluate_and_predict(context, model, plans, result, resume)
     return result
 
@@ -63,23 +73,13 @@ def train(context: Context) -> dict[str, Any]:
 # -- training --------------------------------------------------------------------------------------------------
 
 
-def _plans(context: Context, splits: dict[str, Any], devices: int) -> dict[str, DataPlan]:
-    train = context.experiment.train
-    return {
-        name: DataPlan(
-            split,
-            examples=count_examples(name, split),
-            batch_size=train.batch_size,
-            devices=devices,
-            seed=train.seed if name == "train" else None,
-        )
-        for name, split in splits.items()
-    }
-
-
-def _fit(context: Context, model: Any, plans: dict[str, DataPlan], reporter: Reporter, resume: Resume) -> None:
+def _fit(
+    context: Context, model: Any, plans: dict[str, Plan], reporter: Reporter, resume: Resume, extra: list[Any]
+) -> None:
     epochs = context.experiment.train.epochs
-    callbacks = [reporter.callback(), *_callbacks(context)]
+    callbacks = [*step_counter(context, plans["train"]), reporter.callback(), *extra]
+    if context.experiment.tensorboard.enabled:
+        callbacks.append(_tensorboard(context))
     model.fit(
         plans["train"].dataset,
         epochs=epochs,
@@ -89,12 +89,6 @@ def _fit(context: Context, model: Any, plans: dict[str, DataPlan], reporter: Rep
         shuffle=False,
         verbose=0,
     )
-
-
-def _callbacks(context: Context) -> list[Any]:
-    """TensorBoard's where it is wanted, and those that the job's `build_callbacks` returns where it has one."""
-    found = [_tensorboard(context)] if context.experiment.tensorboard.enabled else []
-    return [*found, *call(context.job, "build_callbacks", "", {})] if hasattr(context.job, "build_callbacks") else found
 
 
 def _tensorboard(context: Context) -> Any:
@@ -120,14 +114,15 @@ def weights_sha256(model: Any) -> str:
     return digest.hexdigest()
 
 
-def _save_model(context: Context, model: Any, result: dict[str, Any]) -> None:
+def _save_model(context: Context, model: Any, result: dict[str, Any], preprocessing: Preprocessing | None) -> None:
     if context.experiment.checkpoint.save_model:
         result["model"] = "model.keras"
-        model.save(context.run.path / result["model"])
+        whole = preprocessing.joined(model) if preprocessing and not preprocessing.inside else model
+        whole.save(context.run.path / result["model"])
 
 
 def _evaluate_and_predict(
-    context: Context, model: Any, plans: dict[str, DataPlan], result: dict[str, Any], resume: Resume
+    context: Context, model: Any, plans: dict[str, Plan], result: dict[str, Any], resume: Resume
 ) -> None:
     """On the held-out split: its metrics, named `test_…`, join the result's; its predictions go to a file."""
     import numpy as np
@@ -144,4 +139,4 @@ def _evaluate_and_predict(
         model.steps_per_execution, model.jit_compile = 1, False
         predictions = model.predict(held_out.dataset, verbose=0, callbacks=callbacks)
     result["predictions"] = "predictions.npy"
-    np.save(context.run.path / result["predictions"], predictions)
+    np.save(context.run.path / result["predictions"], storable(predictions))

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from truba_runner.backends import Context
 from truba_runner.backends.keras_job import call
+from truba_runner.backends.keras_plan import Plan
+from truba_runner.backends.keras_streams import is_stream
 from truba_runner.errors import Failed
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ SPLITS = ("train", "validation", "test")
 
 def load_splits(context: Context) -> dict[str, Any]:
     """What the job's `load_data` returns: `(x, y)` a split, `x` and `y` an array or a mapping of arrays each.
+
+    A split may also be what `keras_streams` goes through.
 
     Raises:
         truba_runner.errors.Failed: there is no such function, or what it returns is something else.
@@ -30,10 +34,12 @@ def load_splits(context: Context) -> dict[str, Any]:
             "validation or test or both beside it, each with a pair (x, y) of arrays."
         )
     for name, split in splits.items():
+        if is_stream(split):
+            continue
         if not isinstance(split, tuple) or len(split) != 2:
             raise Failed(
                 f"load_data in {context.job.__file__} returned for {name} a {type(split).__name__}. "
-                "It has to be a pair (x, y) of arrays."
+                "It has to be a pair (x, y) of arrays, a tf.data.Dataset, a keras.utils.PyDataset or a function."
             )
         count_examples(name, split)
     return splits
@@ -65,7 +71,7 @@ def epoch_order(seed: int, epoch: int, examples: int) -> NDArray[Any]:
     return np.random.default_rng([seed, epoch]).permutation(examples)
 
 
-class DataPlan:
+class DataPlan(Plan):
     """Batches out of arrays in memory. `begin` says which epoch an iterator that is made after it goes through."""
 
     def __init__(self, arrays: Any, *, examples: int, batch_size: int, devices: int, seed: int | None = None) -> None:
@@ -81,6 +87,7 @@ class DataPlan:
         import numpy as np
         import tensorflow as tf
 
+        super().__init__()
         if examples < devices:
             raise Failed(f"{devices} devices need {devices} examples or more in every split, and one has {examples}.")
         divisible = examples - examples % devices
@@ -105,8 +112,8 @@ class DataPlan:
         if self._seed is not None:
             self._order.assign(epoch_order(self._seed, epoch, self._examples)[: self._used])
 
-    def from_step(self, step: int) -> Any:
-        """The dataset of an epoch without its first `step` batches, which are not made; `dataset` is that from 0."""
+    def _batches_from(self, step: int) -> Any:
+        """Those before are not made."""
         import tensorflow as tf
 
         def batches(order: Any) -> Any:

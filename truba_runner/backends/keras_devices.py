@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner.errors import Failed
+from truba_runner.training_rules import divisible_sizes
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -61,11 +62,10 @@ def check_batch_size(batch_size: int, devices: int) -> None:
         truba_runner.errors.Failed: it does not.
     """
     if batch_size % devices:
-        below = batch_size - batch_size % devices
-        valid = f"{below} or {below + devices}" if below else str(devices)
         raise Failed(
             f"train.batch_size={batch_size} does not divide among {devices} devices: each device has to get the same "
-            f"number of examples of a batch. Set train.batch_size={valid}, or ask for another number of GPUs."
+            f"number of examples of a batch. Set train.batch_size={divisible_sizes(batch_size, devices)}, or ask for "
+            "another number of GPUs."
         )
 
 

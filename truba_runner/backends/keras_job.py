@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from truba_runner.backends import Context
 from truba_runner.config import Train
 from truba_runner.errors import Failed, nearest
+
+if TYPE_CHECKING:
+    from truba_runner.backends.keras_preprocessing import Preprocessing
 
 
 def call(job: ModuleType, name: str, where: str, options: Mapping[str, Any], /, **given: Any) -> Any:
@@ -36,20 +40,28 @@ def call(job: ModuleType, name: str, where: str, options: Mapping[str, Any], /, 
     return function(**given, **options)
 
 
-def build_model(context: Context, jit_compile: bool) -> Any:
+def accepted(function: Callable[..., Any] | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that a function takes by name."""
+    names = inspect.signature(function).parameters if function else ()
+    return {name: value for name, value in options.items() if name in names}
+
+
+def build_model(context: Context, jit_compile: bool, preprocessing: Preprocessing | None = None) -> Any:
     """The job's model, compiled: by the job itself, else from the config's `train`. Needs the strategy's scope.
 
-    `jit_compile` is for the training step alone.
+    `jit_compile` is for the training step alone. Preprocessing that works in the network is joined to it.
 
     Raises:
         truba_runner.errors.Failed: it is no model, or the config does not say how to compile it.
     """
     import keras
 
-    job, train = context.experiment.job, context.experiment.train
-    model = call(context.job, "build_model", "job.options", job.options)
+    train = context.experiment.train
+    model = call(context.job, "build_model", "job.options", _model_options(context))
     if not isinstance(model, keras.Model):
         raise Failed(f"build_model in {context.job.__file__} returned a {type(model).__name__}, not a keras.Model.")
+    if preprocessing and preprocessing.inside:
+        model, jit_compile = _joined(context, model, preprocessing, jit_compile)
     if model.compiled:
         _adjust(model, train)
     else:
@@ -61,6 +73,28 @@ def build_model(context: Context, jit_compile: bool) -> Any:
     return model
 
 
+def _model_options(context: Context) -> dict[str, Any]:
+    """`job.options` without those that only `build_preprocessing` takes; what neither takes is refused later."""
+    build, preprocess = (getattr(context.job, name, None) for name in ("build_model", "build_preprocessing"))
+    options = context.experiment.job.options
+    others = set(accepted(preprocess, options)) - set(accepted(build, options))
+    return {name: value for name, value in options.items() if name not in others}
+
+
+def _joined(context: Context, model: Any, preprocessing: Preprocessing, jit_compile: bool) -> tuple[Any, bool]:
+    from truba_runner.backends.keras_preprocessing import takes_text
+
+    if model.compiled:
+        raise Failed(
+            f"data.preprocessing=model puts a layer before the model, but build_model in {context.job.__file__} "
+            "compiled it already. Leave compile out there and set train.loss, or set data.preprocessing=async."
+        )
+    text = takes_text(preprocessing.signature)
+    if jit_compile and text:
+        print("train.jit_compile is off: XLA cannot compile a network that takes text", flush=True)
+    return preprocessing.joined(model), jit_compile and not text
+
+
 def _compile(context: Context, model: Any, train: Train) -> None:
     import keras
 
@@ -70,11 +104,21 @@ def _compile(context: Context, model: Any, train: Train) -> None:
             "train.loss is not set. Set it, for example train.loss=sparse_categorical_crossentropy."
         )
     model.compile(
-        optimizer=make_optimizer(train),
-        loss=_make("train.loss", keras.losses, train.loss) if _is_object(train.loss) else train.loss,
-        metrics=[_make("train.metrics", keras.metrics, item) if _is_object(item) else item for item in train.metrics],
+        optimizer=_scaling_losses(make_optimizer(train), train),
+        loss=_loss_or_metric("train.loss", keras.losses, train.loss),
+        metrics=[_loss_or_metric("train.metrics", keras.metrics, item) for item in train.metrics],
         steps_per_execution=train.steps_per_execution,
     )
+
+
+def _scaling_losses(optimizer: Any, train: Train) -> Any:
+    """For mixed_float16, whose small gradients would else be 0.
+
+    compile() would do the same, but then `keras.models.load_model` does not find the optimizer that was saved.
+    """
+    import keras
+
+    return keras.optimizers.LossScaleOptimizer(optimizer) if train.mixed_precision == "mixed_float16" else optimizer
 
 
 def _adjust(model: Any, train: Train) -> None:
@@ -98,6 +142,37 @@ def make_optimizer(train: Train) -> Any:
     if train.learning_rate is not None:
         optimizer["config"] = {**optimizer.get("config", {}), "learning_rate": train.learning_rate}
     return _make("train.optimizer", keras.optimizers, optimizer)
+
+
+def _loss_or_metric(where: str, module: Any, value: Any) -> Any:
+    """An object for `{class_name: …}`; a name as it is, once Keras is known to have it."""
+    if _is_object(value):
+        return _make(where, module, value)
+    # compile() picks the accuracy that fits the labels.
+    if isinstance(value, str) and value.lower() not in {"accuracy", "acc"}:
+        try:
+            module.get(value)
+        except ValueError as error:
+            raise Failed(f"{where}: Keras has no {value!r}. {nearest(value, _names(module))}") from error
+    return value
+
+
+def _names(module: Any) -> set[str]:
+    """What a loss or a metric may be called: classes in both spellings, and functions."""
+    public = {name for name in dir(module) if callable(getattr(module, name)) and not name.startswith("_")}
+    snakes = {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in public}
+    return {name for name in public | snakes if _has(module, name)} | ({"accuracy"} if "Accuracy" in public else set())
+
+
+def _has(module: Any, name: str) -> bool:
+    try:
+        module.get(name)
+    # What needs arguments of its own is there all the same.
+    except TypeError:
+        return True
+    except ValueError:
+        return False
+    return True
 
 
 def _is_object(value: Any) -> bool:

@@ -7,13 +7,13 @@ import time
 from typing import Any
 
 from truba_runner.backends import Context
-from truba_runner.backends.keras_data import DataPlan
+from truba_runner.backends.keras_plan import Plan
 
 
 class Reporter:
     """Sets each epoch's order, and tells of steps and epochs: in `progress.json`, `history.csv` and the log."""
 
-    def __init__(self, context: Context, model: Any, plan: DataPlan) -> None:
+    def __init__(self, context: Context, model: Any, plan: Plan) -> None:
         """`rows` are those of `history.csv`, one a finished epoch."""
         self._context = context
         self._model = model
@@ -68,7 +68,7 @@ class Reporter:
 
     def _steps_end(self, batch: int, logs: dict[str, float]) -> None:
         # Keras counts an epoch's last execution as if it had all of its steps.
-        self._context.progress.step(self._epoch + 1, min(batch + 1, self._plan.steps), logs)
+        self._context.progress.step(self._epoch + 1, min(batch + 1, self._plan.steps or batch + 1), logs)
 
     def _epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         import keras

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from truba_runner.backends import Context, event_files, keras_callback_state
-from truba_runner.backends.keras_data import DataPlan
 from truba_runner.backends.keras_hooks import attentive, flush_event_files, plain
+from truba_runner.backends.keras_plan import Plan
 from truba_runner.backends.keras_reporter import Reporter
 from truba_runner.backends.keras_state import decode, encode
 from truba_runner.backends.keras_variables import Variables, global_seeds
@@ -36,7 +36,7 @@ FORMAT = 1
 class Resume:
     """Saves a training while it goes on, and lets it go on from what was saved. `keras_hooks` calls it."""
 
-    def __init__(self, context: Context, model: Any, plan: DataPlan, reporter: Reporter) -> None:
+    def __init__(self, context: Context, model: Any, plan: Plan, reporter: Reporter) -> None:
         """Reads the newest checkpoint; before TensorBoard's callback is made, whose files it may cut."""
         self._started = time.perf_counter()
         self._context, self._model, self._plan, self._reporter = context, model, plan, reporter
@@ -192,8 +192,11 @@ class Resume:
         Raises:
             Interrupted: it was asked for, and the state is saved.
         """
-        before, self._done = self._done, min(done, self._plan.steps)
         self._logs = logs
+        if not self._plan.counted:
+            self._leave_uncounted()
+            return
+        before, self._done = self._done, min(done, self._plan.steps)
         if self._context.interruption.requested:
             self._save(Position(self._epoch, self._done))
             self._leave()
@@ -212,6 +215,9 @@ class Resume:
         Raises:
             Interrupted: it was asked for, and the state is saved.
         """
+        if not self._plan.counted:
+            self._leave_uncounted()
+            return
         requested = self._context.interruption.requested
         if requested or self._time_is_up():
             self._save(Position(self._epoch, self._done), besides=self._before_test)
@@ -265,6 +271,12 @@ class Resume:
         best = self._best is None or sign * value < sign * self._best
         self._best = value if best else self._best
         return best
+
+    def _leave_uncounted(self) -> None:
+        """In an epoch whose length nobody knows there is no place to go on from but its beginning."""
+        if self._context.interruption.requested:
+            self._background.wait()
+            raise Interrupted
 
     def _leave(self) -> None:
         self._background.wait()

@@ -36,8 +36,8 @@ def main(arguments: Sequence[str]) -> int:
             path, done = str(data.stage(experiment.data, given.origin or source.url)), "staged"
         except OSError as error:
             raise Failed(
-                f"{source.file} could not be staged: {error}. Get {source.url or 'it'} on a machine that can, "
-                f"copy it here, and give its path with --from."
+                f"{source.file} could not be staged: {error}. Fetch {source.url or source.page} on a machine that can, "
+                f"copy it here, and add --from {source.file}"
             ) from error
     if given.json:
         print_json({"data": experiment.data.name, "path": str(Path(path)), "state": done})

@@ -105,4 +105,6 @@ def _shown(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 def _part(one: Mapping[str, Any], done: str, of: str) -> str:
-    return f"{one[done]}/{one[of]}" if one[done] is not None and one[of] is not None else ""
+    # 0: how many there are is not known yet.
+    total = one[of] if one[of] != 0 else "?"
+    return f"{one[done]}/{total}" if one[done] is not None and total is not None else ""

@@ -1,0 +1,173 @@
+"""Callbacks beside those that every run has: the config's own, the models that it keeps, an epoch's unknown length."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from truba_runner.backends import Context
+from truba_runner.backends.keras_preprocessing import Preprocessing
+from truba_runner.errors import Failed, nearest
+
+
+def extra_callbacks(context: Context, preprocessing: Preprocessing | None) -> list[Any]:
+    """What the config adds to `fit`, in the order of `train.callbacks`; the kept models come after them.
+
+    Raises:
+        truba_runner.errors.Failed: a callback cannot be made.
+    """
+    experiment = context.experiment
+    made = [make_callback(context, index, given) for index, given in enumerate(experiment.train.callbacks)]
+    if experiment.checkpoint.model_each_epoch or experiment.checkpoint.best_model:
+        made.append(_kept_models(context, preprocessing))
+    return made
+
+
+# -- from the config -------------------------------------------------------------------------------------------
+
+
+def make_callback(context: Context, index: int, given: Any) -> Any:
+    """A Keras callback out of `NAME` or `{class_name: NAME, config: {…}}`; NAME with a dot is an import path.
+
+    Raises:
+        truba_runner.errors.Failed: there is no such callback, or it does not take these arguments.
+    """
+    import keras
+
+    where = f"train.callbacks[{index}]"
+    entry: Any = {"class_name": given} if isinstance(given, str) else given
+    if not isinstance(entry, Mapping) or not set(entry) <= {"class_name", "config"} or "class_name" not in entry:
+        raise Failed(f"{where}={given}: write it as {{class_name: EarlyStopping, config: {{patience: 3}}}}.")
+    name, settings = str(entry["class_name"]), dict(entry.get("config") or {})
+    found = _imported(context, where, name) if "." in name else _own(context, where, name)
+    try:
+        callback = found(**settings)
+    except (TypeError, ValueError) as error:
+        raise Failed(f"{where}: {name} cannot be made with {settings}: {' '.join(str(error).split())}") from error
+    if not isinstance(callback, keras.callbacks.Callback):
+        raise Failed(f"{where}: {name} made a {type(callback).__name__}, which is not a keras.callbacks.Callback.")
+    return callback
+
+
+def _own(context: Context, where: str, name: str) -> Any:
+    """A name without a dot: the job's, or Keras'."""
+    import keras
+
+    for module in (context.job, keras.callbacks):
+        if inspect.isclass(getattr(module, name, None)):
+            return getattr(module, name)
+    valid = {item for item in dir(keras.callbacks) if inspect.isclass(getattr(keras.callbacks, item))}
+    raise Failed(
+        f"{where}: neither Keras nor {context.job.__file__} has a callback {name!r}. {nearest(name, valid)} "
+        "Those of other modules are named with their path: mypackage.mymodule.MyCallback."
+    )
+
+
+def _imported(context: Context, where: str, name: str) -> Any:
+    module_name, _, attribute = name.rpartition(".")
+    try:
+        # The job's own module is there already, under another name.
+        is_job = module_name == Path(str(context.job.__file__)).stem
+        module = context.job if is_job else importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise Failed(
+            f"{where}: {name} cannot be imported: {error}. Modules beside the job's own file are found, and those of "
+            "the job's environment."
+        ) from error
+    if not hasattr(module, attribute):
+        valid = {item for item in dir(module) if inspect.isclass(getattr(module, item))}
+        raise Failed(f"{where}: {module_name} has no {attribute}. {nearest(attribute, valid)}")
+    return getattr(module, attribute)
+
+
+# -- the models that are kept ----------------------------------------------------------------------------------
+
+
+def _kept_models(context: Context, preprocessing: Preprocessing | None) -> Any:
+    """A model for use after each epoch, and the best of them: ModelCheckpoint's work, with files that are whole."""
+    import keras
+
+    wanted, folder = context.experiment.checkpoint, context.run.models
+    ahead = preprocessing if preprocessing and not preprocessing.inside else None
+
+    class KeptModels(keras.callbacks.Callback):  # type: ignore[misc]
+        """Saves to `checkpoints/models/`; a disk that refuses it stops no training."""
+
+        best: float | None = None
+
+        def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+            """Saves what the config wants of this epoch's model."""
+            names = [f"model_{epoch + 1}.keras"] if wanted.model_each_epoch else []
+            if wanted.best_model and self._is_better(logs or {}):
+                names.append("best.keras")
+            for name in names:
+                self._save(folder / name)
+
+        def get_state(self) -> dict[str, Any]:
+            """What an interrupted run needs to go on."""
+            return {"best": self.best}
+
+        def set_state(self, state: Mapping[str, Any]) -> None:
+            """Goes on from `get_state`."""
+            self.best = state["best"]
+
+        def _is_better(self, logs: Mapping[str, float]) -> bool:
+            value = logs.get(wanted.monitor)
+            if value is None:
+                _tell(f"checkpoint.monitor={wanted.monitor}: no such metric. {nearest(wanted.monitor, logs)}")
+                return False
+            if math.isnan(value):
+                return False
+            better = self.best is None or (value < self.best if wanted.mode == "min" else value > self.best)
+            self.best = float(value) if better else self.best
+            return better
+
+        def _save(self, path: Path) -> None:
+            beside = path.with_name(f".{path.name}.{os.getpid()}.keras")
+            try:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                (ahead.joined(self.model) if ahead else self.model).save(beside)
+                os.replace(beside, path)
+            except OSError as error:
+                beside.unlink(missing_ok=True)
+                _tell(f"{path.name} could not be saved ({error}); training goes on")
+
+    return KeptModels()
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+# -- epochs of unknown length ----------------------------------------------------------------------------------
+
+
+def step_counter(context: Context, plan: Any) -> list[Any]:
+    """A callback that tells a plan its number of steps, which it did not know, at the end of an epoch. Goes first."""
+    import keras
+
+    if plan.steps:
+        return []
+
+    class Counter(keras.callbacks.Callback):  # type: ignore[misc]
+        """Counts what the optimizer did: Keras counts an execution as if it had all of its steps."""
+
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            """Remembers where the epoch began."""
+            self.began = self._iterations()
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            """Tells the plan, and those who watch."""
+            plan.steps = self._iterations() - self.began
+            context.progress.update(steps_per_epoch=plan.steps)
+
+        def _iterations(self) -> int:
+            return int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
+
+    return [Counter()]

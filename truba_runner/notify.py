@@ -1,0 +1,42 @@
+"""Tells a webhook of a run's end: one POST with JSON, whose failure is a line in the log and nothing else."""
+
+from __future__ import annotations
+
+import json
+import sys
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+from truba_runner.config import experiment_from
+from truba_runner.rundir import RunDir
+
+# A compute node may have no network at all: a finished job must not wait for it.
+TIMEOUT_SECONDS = 10.0
+
+
+def tell(run: RunDir, state: str, about: Mapping[str, Any]) -> bool:
+    """POSTs `{run, name, state, text, …about}` to the run's `notify.webhook`; `state` is finished or failed.
+
+    `text` is the same in a sentence, as chat services show it. Returns whether it was told; never raises.
+    """
+    try:
+        experiment = experiment_from(run.read_config())
+        if not experiment.notify.webhook:
+            return False
+        record = {"run": run.id, "name": experiment.name, "state": state, "text": _sentence(run, state, about), **about}
+        body = json.dumps(record, ensure_ascii=False, default=str).encode()
+        headers = {"Content-Type": "application/json", "User-Agent": "truba_runner"}
+        request = urllib.request.Request(experiment.notify.webhook, body, headers, method="POST")
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):
+            return True
+    # Whatever a config, a proxy or a server can do: the run has ended already, and how is on record.
+    except Exception as error:
+        print(f"notify.webhook was not told ({error}); the run is {state} all the same", file=sys.stderr, flush=True)
+        return False
+
+
+def _sentence(run: RunDir, state: str, about: Mapping[str, Any]) -> str:
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in about.get("metrics", {}).items())
+    reason = about.get("error", {}).get("message", "")
+    return f"{run.id} {state}" + (f": {metrics or reason}" if metrics or reason else "")
