@@ -47,13 +47,6 @@ def load_data(name, folder, train=200):
     y = (x[:, :, :4].sum((1, 2, 3)) > 2).astype("int64") + (x[:, :4].sum((1, 2, 3)) > 2)
     return {"train": (x[:train], y[:train]), "validation": (x[train:], y[train:])}
 
-def build_callbacks():
-    return [
-        keras.callbacks.EarlyStopping(patience=30, restore_best_weights=True),
-        keras.callbacks.ReduceLROnPlateau(factor=0.5, patience=1, min_delta=0.02),
-        Averaging(),
-    ]
-
 class Averaging(keras.callbacks.Callback):
     """Has a state, draws from the host's random numbers, and changes what is trained with it."""
 
@@ -83,6 +76,11 @@ SECTIONS: dict[str, Any] = {
         "batch_size": 16,
         "epochs": 4,
         "learning_rate": 0.01,
+        "callbacks": [
+            {"class_name": "EarlyStopping", "config": {"patience": 30, "restore_best_weights": True}},
+            {"class_name": "ReduceLROnPlateau", "config": {"factor": 0.5, "patience": 1, "min_delta": 0.02}},
+            "Averaging",
+        ],
     },
     "resources": {"partition": "", "account": "", "gpus": 0},
     "cluster": {"name": "test"},

@@ -121,7 +121,8 @@ def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
     turns["with"].other, turns["without"].other = turns["without"], turns["with"]
     turns["without"].mine.acquire()
     beside.start()
-    given.job.build_callbacks = lambda: [turns["with"].callback()]
+    given.job.Turn = type("Turn", (), {"__new__": lambda _: turns["with"].callback()})
+    given.experiment.train.callbacks = ["Turn"]
     plan = ours["plans"]["train"]
     reporter = Reporter(given, ours["model"], plan)
     backend._fit(given, ours["model"], ours["plans"], reporter, Resume(given, ours["model"], plan, reporter))
