@@ -24,13 +24,15 @@ from truba_runner.progress import Progress
 from truba_runner.rundir import RunDir
 
 JOB = '''
-import keras, numpy as np, os
+import keras, numpy as np, tensorflow as tf
 from keras import layers
 
-def build_model(units=8, flip=True, metrics=True):
+def build_model(units=8, augment=True):
     x = inputs = keras.Input((8, 8, 1))
-    x = layers.RandomFlip()(x) if flip else x
-    x = Jitter()(layers.GaussianNoise(0.1)(x))
+    x = layers.RandomFlip()(x) if augment else x
+    # Keras fails to make the common seed in a step of several devices, each of which runs in a thread.
+    x = x if tf.distribute.has_strategy() else Jitter()(x)
+    x = layers.GaussianNoise(0.1)(x)
     x = layers.BatchNormalization()(layers.Conv2D(units, 3)(x))
     x = layers.Dropout(0.3)(layers.Flatten()(layers.ReLU()(x)))
     return keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
@@ -92,18 +94,18 @@ SECTIONS: dict[str, Any] = {
 class StopAt(Interruption):
     """Sends its own process a real signal when the run looks for one the Nth time."""
 
-    def __init__(self, name: str | None, look: int, begun: Path) -> None:
+    def __init__(self, name: str | None, look: int, reached: Path) -> None:
         super().__init__()
-        self.begun = begun
+        self.reached = reached
         self.looks = 0
         self.name, self.look = name, look
 
     @property
     def requested(self) -> bool:
         self.looks += 1
-        if self.looks == 1:
-            self.begun.touch()
-        if self.name and self.looks == self.look:
+        if self.looks == self.look:
+            self.reached.touch()
+        if self.looks == self.look and self.name:
             signal.raise_signal(signal.Signals[self.name])
         return super().requested
 
@@ -132,17 +134,17 @@ def start(
     slow_save: float = 0.0,
     disk_kb: int = 0,
 ) -> dict[str, Any]:
-    """Trains in a fork until it ends, or is killed `kill_after` seconds after its first step."""
+    """Trains in a fork until it ends; its `look` brings `stop`, or a kill from outside `kill_after` seconds later."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    (path / "begun").unlink(missing_ok=True)
+    (path / "reached").unlink(missing_ok=True)
     child = os.fork()
     if not child:
         if disk_kb:
             _small_disk(path / "checkpoints", disk_kb)
-        _in_child(path, sections or {}, job, StopAt(stop, look, path / "begun"), slow_save)
+        _in_child(path, sections or {}, job, StopAt(stop, look, path / "reached"), slow_save)
     if kill_after is not None:
-        while not (path / "begun").exists() and not _ended(child):
+        while not (path / "reached").exists() and not _ended(child):
             time.sleep(0.01)
         time.sleep(kill_after)
         os.kill(child, signal.SIGKILL)
