@@ -31,9 +31,16 @@ class Interruption:
         """None has, so far."""
         self.received: list[int] = []
         self._held = False
+        self.listening = False
+
+    @staticmethod
+    def signals() -> list[int]:
+        """Those that are listened to, in an order that is every rank's."""
+        return [int(number) for number in _WORDS]
 
     def listen(self) -> None:
         """Sets the handlers; in the main thread, before a framework starts."""
+        self.listening = True
         for number in _WORDS:
             signal.signal(number, self._note)
 

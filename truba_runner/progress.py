@@ -53,6 +53,11 @@ class Progress:
                 print(f"progress.json could not be written ({error}); training goes on", file=sys.stderr, flush=True)
             self._disk_complained = True
 
+    def tell_for_rank_0(self) -> None:
+        """Writes the record from another rank, once: it has failed, and rank 0 will not learn why."""
+        self._writes = True
+        self.update()
+
     def step(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
         """After each step: writes when the last record is a second old. `epoch` and `step` count from 1."""
         if self.watcher is not None:

@@ -178,6 +178,15 @@ def state(job_id: str) -> str:
     return query(["squeue", "--noheader", "--states=all", "--jobs", job_id, "--format=%T"]).strip()
 
 
+def forbid_requeue(job_id: str) -> None:
+    """Lets a job end for good, whatever it or Slurm would do at its end.
+
+    Raises:
+        SlurmError: Slurm does not answer, or may not.
+    """
+    query(["scontrol", "update", f"jobid={job_id}", "requeue=0"])
+
+
 def requeue(job_id: str) -> None:
     """Puts a running job back into the queue; its processes are told to end.
 

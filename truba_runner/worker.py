@@ -11,6 +11,7 @@ import platform
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from truba_runner.errors import Failed
 from truba_runner.interrupt import Interrupted, Interruption
 from truba_runner.progress import Progress
 from truba_runner.rundir import RunDir
+
+# What TensorFlow raises on the ranks that are left behind.
+_OTHERS_FAULT = {"UnavailableError", "AbortedError", "CancelledError"}
 
 
 def main(arguments: list[str]) -> int:
@@ -34,6 +38,8 @@ def main(arguments: list[str]) -> int:
         os.chdir(run.path)
         if here.rank == 0 and not _begin(run, here):
             return 0
+        if here.rank and _claimed_by(run, here) != here.job_id:
+            return 0  # As rank 0 does: it must not be waited for.
         experiment = experiment_from(run.read_config())
         progress.update(epochs=experiment.train.epochs)
         progress.watcher = drill.saboteur(experiment.drill, start=restarts.account(run)["restarts"])
@@ -47,7 +53,7 @@ def main(arguments: list[str]) -> int:
     except Interrupted:
         return _after_interruption(run, here, progress, interruption)
     except BaseException as error:
-        return _failed(run, progress, error, here.rank)
+        return _failed(run, here, progress, error)
     return 0
 
 
@@ -85,27 +91,41 @@ def _after_interruption(
 ) -> int:
     """The state is on disk: back into the queue, or out."""
     progress.update(state="interrupted")
-    if not here.on_slurm or here.rank:
+    if not here.on_slurm:
         return 128 + signal.SIGTERM
+    if here.rank:
+        return 0  # Rank 0 speaks for the job: a bad end here would have srun kill it meanwhile.
     most = experiment_from(run.read_config()).resources.max_requeues
     try:
         requeued = restarts.requeue(run, here.job_id, interruption.requeue, most)
     except (Failed, scheduler.SlurmError) as error:
-        return _failed(run, progress, error, here.rank)
+        return _failed(run, here, progress, error)
     print("back in the queue" if requeued else "interrupted", file=sys.stderr, flush=True)
     return 0 if requeued else 128 + signal.SIGTERM
 
 
-def _failed(run: RunDir, progress: Progress, error: BaseException, rank: int) -> int:
+def _failed(run: RunDir, here: allocation.Allocation, progress: Progress, error: BaseException) -> int:
     if isinstance(error, Failed):
         print(error, file=sys.stderr, flush=True)
     else:
         traceback.print_exception(error)
     record = describe(error, Path(_submitted(run).get("job_file", "/")).parent)
-    progress.update(state="failed", error=record)
-    if rank == 0:
+    others = here.tasks > 1 and type(error).__name__ in _OTHERS_FAULT
+    if not (others and run.progress().get("error")):
+        progress.update(state="failed", error=record)
+    if here.on_slurm and here.tasks > 1 and not others:
+        _end_for_all(here, progress)
+    if here.rank == 0:
         notify.tell(run, "failed", {"error": record})
     return 1
+
+
+def _end_for_all(here: allocation.Allocation, progress: Progress) -> None:
+    """One rank is at fault: srun kills the others, which looks as if their nodes had failed, and must not requeue."""
+    if here.rank:
+        progress.tell_for_rank_0()
+    with suppress(scheduler.SlurmError):  # Then the run gives up after some starts in vain.
+        scheduler.forbid_requeue(here.job_id)
 
 
 def _claimed_by(run: RunDir, here: allocation.Allocation) -> str:

@@ -87,7 +87,7 @@ REFUSALS = [
     (["cluster.runs_folder=/home/ayse/runs"], "under"),
     (["resources.partition=akya"], "Did you mean akya-cuda"),
     (["resources.memory_gb=9999"], "has 384 GB"),
-    (["resources.nodes=2"], "trains on one node"),
+    (["resources.nodes=5", "cluster=testcluster"], "has 4"),
 ]
 
 

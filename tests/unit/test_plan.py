@@ -6,6 +6,7 @@ from dataclasses import asdict
 import pytest
 import yaml
 
+from truba_runner import backends
 from truba_runner.config import Experiment, experiment_from, run_id
 from truba_runner.errors import Refused
 from truba_runner.plan import plan
@@ -55,7 +56,6 @@ REFUSALS = [
     (["resources.partition=akya-kuda"], "no such partition", "Did you mean akya-cuda"),
     (["resources.memory_gb=500"], "has 384 GB", "resources.partition=palamut-cuda"),
     (["resources.memory_gb=2000"], "has 384 GB", "Ask for less."),
-    (["resources.nodes=2"], "trains on one node", "resources.nodes=1"),
     (["resources.nodes=25"], "has 24", "resources.nodes=24"),
     (["resources.partition=orfoz"], "has no GPUs", "resources.gpus=0"),
     (["resources.partition=orfoz", "resources.gpus=0", "resources.cores=8"], "56 cores or more", "resources.cores=56"),
@@ -84,6 +84,19 @@ def test_each_rule_is_told_with_its_remedy(experiment: Compose, overrides: list[
     assert any(rule in problem.rule and remedy in problem.remedy for problem in refused.value.problems), str(
         refused.value
     )
+
+
+def test_several_nodes_have_a_task_each_and_the_gpus_of_each(experiment: Compose) -> None:
+    request = plan(experiment("resources.nodes=2", "resources.gpus=2")).request
+    assert (request.nodes, request.tasks_per_node, request.gpus) == (2, 1, 2)
+    assert (request.cores, request.total_cores) == (20, 40)
+
+
+def test_a_backend_that_trains_on_one_node_says_so(experiment: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(backends.TRAITS, "keras", backends.Traits(task_per_gpu=False, multi_node=False))
+    with pytest.raises(Refused, match="the keras backend trains on one node") as refused:
+        plan(experiment("resources.nodes=2"))
+    assert "resources.nodes=1" in refused.value.problems[0].remedy
 
 
 def test_all_broken_rules_are_told_at_once(experiment: Compose) -> None:

@@ -24,7 +24,7 @@ class Traits:
 
 
 TRAITS = {
-    "keras": Traits(task_per_gpu=False, multi_node=False),
+    "keras": Traits(task_per_gpu=False, multi_node=True),
 }
 
 

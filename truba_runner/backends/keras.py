@@ -14,6 +14,7 @@ from truba_runner.backends.keras_devices import can_compile, describe, make_stra
 from truba_runner.backends.keras_hooks import callback_list
 from truba_runner.backends.keras_input import known_examples, make_plans
 from truba_runner.backends.keras_job import build_model
+from truba_runner.backends.keras_nodes import Team
 from truba_runner.backends.keras_plan import Plan
 from truba_runner.backends.keras_preprocessing import Preprocessing, add_preprocessing
 from truba_runner.backends.keras_reporter import Reporter, loss_first
@@ -37,18 +38,23 @@ def train(context: Context) -> dict[str, Any]:
 
     experiment = context.experiment
     devices = pick_devices(experiment.resources.gpus)
+    team = Team(context, devices) if context.tasks > 1 else None
+    count = team.devices if team else len(devices)
     keras.utils.set_random_seed(experiment.train.seed)
     splits = load_splits(context)
-    plans = make_plans(context, splits, len(devices))
-    preprocessing = add_preprocessing(context, splits, plans, len(devices))
-    with make_strategy(devices).scope(), precision(experiment.train.mixed_precision):
-        model = build_model(context, can_compile(experiment.train.jit_compile, len(devices)), preprocessing)
-    scale_learning_rate(model, experiment.train, len(devices))
+    plans = make_plans(context, splits, count, team)
+    preprocessing = add_preprocessing(context, splits, plans, count)
+    with (team.strategy if team else make_strategy(devices)).scope(), precision(experiment.train.mixed_precision):
+        model = build_model(context, can_compile(experiment.train.jit_compile, count), preprocessing)
+    if team:
+        team.adjust(model)
+    scale_learning_rate(model, experiment.train, count)
     run_out_safely(model, plans["train"])
-    model.summary(print_fn=lambda text: print(text, flush=True), expand_nested=True)
+    if context.rank == 0:
+        model.summary(print_fn=lambda text: print(text, flush=True), expand_nested=True)
 
     reporter = Reporter(context, model, plans["train"])
-    resume = Resume(context, model, plans["train"], reporter)
+    resume = Resume(context, model, plans["train"], reporter, team)
     if resume.trained:
         resume.restore()
     else:
@@ -64,7 +70,10 @@ def train(context: Context) -> dict[str, Any]:
         "examples": known_examples(splits),
         "versions": {"keras": keras.__version__, "tensorflow": tensorflow.__version__},
     }
-    plots.learning_curves(reporter.rows, context.run.plots)
+    if context.rank == 0:
+        plots.learning_curves(reporter.rows, context.run.plots)
+    if team:
+        return _finish_as_team(context, team, model, splits, preprocessing, resume, result)
     _save_model(context, model, result, preprocessing)
     _evaluate_and_predict(context, model, plans, result, resume)
     return result
@@ -78,7 +87,7 @@ def _fit(
 ) -> None:
     epochs = context.experiment.train.epochs
     callbacks = [*step_counter(context, plans["train"]), reporter.callback(), *extra]
-    if context.experiment.tensorboard.enabled:
+    if context.experiment.tensorboard.enabled and context.rank == 0:
         callbacks.append(_tensorboard(context))
     model.fit(
         plans["train"].dataset,
@@ -112,6 +121,42 @@ def weights_sha256(model: Any) -> str:
     for weights in model.get_weights():
         digest.update(np.ascontiguousarray(weights).tobytes())
     return digest.hexdigest()
+
+
+def _finish_as_team(
+    context: Context,
+    team: Team,
+    model: Any,
+    splits: dict[str, Any],
+    preprocessing: Preprocessing | None,
+    resume: Resume,
+    result: dict[str, Any],
+) -> dict[str, Any]:
+    """Rank 0 saves, evaluates and predicts as on one device, with a copy of the model that is not mirrored."""
+    team.check_same(model)
+    result["tasks"] = team.tasks
+    if context.rank == 0:
+        _save_model(context, model, result, preprocessing)
+        alone = copy_of(context, model, preprocessing)
+        held_out = make_plans(context, {name: split for name, split in splits.items() if name != "train"}, devices=1)
+        if preprocessing and not preprocessing.inside:
+            for plan in held_out.values():
+                plan.then(preprocessing.ahead)
+        _evaluate_and_predict(context, alone, held_out, result, resume)
+    team.wait_for_all()
+    return result
+
+
+def copy_of(context: Context, model: Any, preprocessing: Preprocessing | None) -> Any:
+    """The job's model, built anew outside the strategy's scope, with the same weights."""
+    import tensorflow as tf
+
+    with precision(context.experiment.train.mixed_precision):
+        copy = build_model(context, jit_compile=False, preprocessing=preprocessing)
+    if not copy.built:
+        copy.build(tf.nest.map_structure(lambda tensor: tensor.shape, model.input))
+    copy.set_weights(model.get_weights())
+    return copy
 
 
 def _save_model(context: Context, model: Any, result: dict[str, Any], preprocessing: Preprocessing | None) -> None:

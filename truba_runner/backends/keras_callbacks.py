@@ -24,7 +24,7 @@ def extra_callbacks(context: Context, preprocessing: Preprocessing | None) -> li
     """
     experiment = context.experiment
     made = [make_callback(context, index, given) for index, given in enumerate(experiment.train.callbacks)]
-    if experiment.checkpoint.model_each_epoch or experiment.checkpoint.best_model:
+    if context.rank == 0 and (experiment.checkpoint.model_each_epoch or experiment.checkpoint.best_model):
         made.append(_kept_models(context, preprocessing))
     return made
 

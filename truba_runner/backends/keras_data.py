@@ -14,6 +14,8 @@ from truba_runner.errors import Failed
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from truba_runner.backends.keras_nodes import Team
+
 SPLITS = ("train", "validation", "test")
 
 
@@ -74,8 +76,19 @@ def epoch_order(seed: int, epoch: int, examples: int) -> NDArray[Any]:
 class DataPlan(Plan):
     """Batches out of arrays in memory. `begin` says which epoch an iterator that is made after it goes through."""
 
-    def __init__(self, arrays: Any, *, examples: int, batch_size: int, devices: int, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        arrays: Any,
+        *,
+        examples: int,
+        batch_size: int,
+        devices: int,
+        seed: int | None = None,
+        team: Team | None = None,
+    ) -> None:
         """With a seed it is for training: shuffled anew each epoch. Without, for evaluation: in order and complete.
+
+        With a team, whose devices `devices` counts, it gives this rank's share of each batch alone.
 
         Every batch has to divide among the devices, else Keras weights the examples of the smaller share more. So a
         shuffled epoch leaves out the last `examples % devices`, others each time; and as Keras builds a model from
@@ -87,7 +100,7 @@ class DataPlan(Plan):
         import numpy as np
         import tensorflow as tf
 
-        super().__init__()
+        super().__init__(team)
         if examples < devices:
             raise Failed(f"{devices} devices need {devices} examples or more in every split, and one has {examples}.")
         divisible = examples - examples % devices
@@ -100,7 +113,6 @@ class DataPlan(Plan):
         with tf.device("CPU:0"):
             self._arrays = tf.nest.map_structure(tf.constant, arrays)
             self._order = tf.Variable(np.arange(self._used), dtype=tf.int64, trainable=False, name="order")
-        self.dataset = self.from_step(0)
 
     @property
     def signature(self) -> dict[str, Any]:
@@ -117,12 +129,14 @@ class DataPlan(Plan):
         import tensorflow as tf
 
         def batches(order: Any) -> Any:
-            def batch(start: Any) -> Any:
-                rows = order[start : start + self._batch_size]
+            def batch(rows: Any) -> Any:
                 return tf.nest.map_structure(lambda array: tf.gather(array, rows), self._arrays)
 
             starts = tf.data.Dataset.range(step * self._batch_size, self._used, self._batch_size)
-            return starts.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            parts = starts.map(lambda start: order[start : start + self._batch_size])
+            if self._team is not None:
+                parts = parts.flat_map(self._team.split)
+            return parts.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
         # The variable is read when an iterator is made, not when the dataset is.
         orders = tf.data.Dataset.range(1).map(lambda _: self._order.read_value())
@@ -130,4 +144,7 @@ class DataPlan(Plan):
         options = tf.data.Options()
         # One process feeds every device: batches are divided among them, files are not.
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-        return orders.flat_map(batches).apply(known).prefetch(tf.data.AUTOTUNE).with_options(options)
+        dataset = orders.flat_map(batches)
+        # A team's shares are more than its steps.
+        counted = dataset.apply(known) if self._team is None else dataset
+        return counted.prefetch(tf.data.AUTOTUNE).with_options(options)

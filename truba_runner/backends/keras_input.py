@@ -8,6 +8,7 @@ from typing import Any
 from truba_runner.backends import Context
 from truba_runner.backends.keras_data import DataPlan, count_examples
 from truba_runner.backends.keras_devices import check_batch_size
+from truba_runner.backends.keras_nodes import Team
 from truba_runner.backends.keras_plan import Plan
 from truba_runner.backends.keras_streams import StreamPlan, is_stream
 from truba_runner.config import Train
@@ -22,26 +23,31 @@ def global_batch(train: Train, devices: int) -> int:
     return size * devices if train.batch_scaling == "per_replica" else size
 
 
-def make_plans(context: Context, splits: dict[str, Any], devices: int) -> dict[str, Plan]:
-    """A `DataPlan` or a `StreamPlan` for each split, class weights included.
+def make_plans(context: Context, splits: dict[str, Any], devices: int, team: Team | None = None) -> dict[str, Plan]:
+    """A `DataPlan` or a `StreamPlan` for each split, class weights included. `devices` counts those of all nodes.
 
     Raises:
         truba_runner.errors.Failed: a split cannot be gone through as the config wants it.
     """
     train = context.experiment.train
-    plans = {name: _plan(train, name, split, devices) for name, split in splits.items()}
-    if train.class_weight is not None:
+    plans = {name: _plan(train, name, split, devices, team) for name, split in splits.items()}
+    if train.class_weight is not None and "train" in plans:
         weights = class_weights(train.class_weight, splits["train"])
         plans["train"].then(lambda dataset: _weighted(dataset, weights))
         print("class weights: " + ", ".join(f"{label}: {weight:.4g}" for label, weight in weights.items()), flush=True)
     return plans
 
 
-def _plan(train: Train, name: str, split: Any, devices: int) -> Plan:
+def _plan(train: Train, name: str, split: Any, devices: int, team: Team | None) -> Plan:
     batch_size = global_batch(train, devices)
     if train.batch_size is not None or not is_stream(split):
         check_batch_size(batch_size, devices)
     if is_stream(split):
+        if team is not None:
+            raise Failed(
+                f"load_data returned no arrays for {name}, and several nodes divide arrays alone among them. Return "
+                "arrays, or set resources.nodes=1."
+            )
         return StreamPlan(train, name, split, devices, batch_size)
     return DataPlan(
         split,
@@ -49,6 +55,7 @@ def _plan(train: Train, name: str, split: Any, devices: int) -> Plan:
         batch_size=batch_size,
         devices=devices,
         seed=train.seed if name == "train" else None,
+        team=team,
     )
 
 

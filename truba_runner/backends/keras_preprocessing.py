@@ -62,7 +62,7 @@ def add_preprocessing(
         raise Failed(
             f"build_preprocessing in {context.job.__file__} returned a {type(layer).__name__}, not a keras.Layer."
         )
-    signature = plans["train"].dataset.element_spec[0]
+    signature = plans["train"].batches.element_spec[0]
     inside = _can_be_inside(context.experiment.data.preprocessing == "model", signature, devices)
     preprocessing = Preprocessing(layer, inside, signature)
     if not inside:
@@ -92,4 +92,4 @@ def _can_be_inside(wanted: bool, signature: Any, devices: int) -> bool:
 
 def _inputs(split: Any, plan: Any) -> Any:
     """The training inputs, for the layer to adapt to: arrays as they are, of all else a Dataset of their batches."""
-    return plan.dataset.map(lambda x, *rest: x) if is_stream(split) else split[0]
+    return plan.batches.map(lambda x, *rest: x) if is_stream(split) else split[0]

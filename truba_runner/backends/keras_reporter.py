@@ -86,6 +86,8 @@ class Reporter:
         self._context.progress.epoch_end(epoch + 1, self._plan.steps, metrics)
 
     def _write_history(self) -> None:
+        if self._context.rank:
+            return
         try:
             self._context.run.write_history(self.rows)
         except OSError as error:

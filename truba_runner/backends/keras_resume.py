@@ -21,6 +21,7 @@ from typing import Any
 
 from truba_runner.backends import Context, event_files, keras_callback_state
 from truba_runner.backends.keras_hooks import attentive, flush_event_files, plain
+from truba_runner.backends.keras_nodes import Team
 from truba_runner.backends.keras_plan import Plan
 from truba_runner.backends.keras_reporter import Reporter
 from truba_runner.backends.keras_state import decode, encode
@@ -36,7 +37,7 @@ FORMAT = 1
 class Resume:
     """Saves a training while it goes on, and lets it go on from what was saved. `keras_hooks` calls it."""
 
-    def __init__(self, context: Context, model: Any, plan: Plan, reporter: Reporter) -> None:
+    def __init__(self, context: Context, model: Any, plan: Plan, reporter: Reporter, team: Team | None = None) -> None:
         """Reads the newest checkpoint; before TensorBoard's callback is made, whose files it may cut."""
         self._started = time.perf_counter()
         self._context, self._model, self._plan, self._reporter = context, model, plan, reporter
@@ -53,7 +54,9 @@ class Resume:
         self._train_function: Any = None
         if self._settings.mode not in ("min", "max"):
             raise Failed(f"checkpoint.mode={self._settings.mode} is neither min nor max.")
-        self._found = self._store.newest(decode)
+        self._team = team
+        # What each node's devices hold beside the weights is not in one process' reach, so a team saves nothing.
+        self._found = self._store.newest(decode) if team is None else None
         # What is already known of the time after training.
         self.result: dict[str, Any] = {}
         self.trained = False
@@ -193,8 +196,8 @@ class Resume:
             Interrupted: it was asked for, and the state is saved.
         """
         self._logs = logs
-        if not self._plan.counted:
-            self._leave_uncounted()
+        if self._team or not self._plan.counted:
+            self._leave_unsaved()
             return
         before, self._done = self._done, min(done, self._plan.steps)
         if self._context.interruption.requested:
@@ -215,8 +218,8 @@ class Resume:
         Raises:
             Interrupted: it was asked for, and the state is saved.
         """
-        if not self._plan.counted:
-            self._leave_uncounted()
+        if self._team or not self._plan.counted:
+            self._leave_unsaved()
             return
         requested = self._context.interruption.requested
         if requested or self._time_is_up():
@@ -232,6 +235,8 @@ class Resume:
         """
         if self._train_function is not None:
             self._model.train_function, self._train_function = self._train_function, None
+        if self._team:
+            return
         self._save(Position(epoch + 1, 0), best=self._is_best(logs))
         if self._context.interruption.requested:
             self._leave()
@@ -272,9 +277,10 @@ class Resume:
         self._best = value if best else self._best
         return best
 
-    def _leave_uncounted(self) -> None:
-        """In an epoch whose length nobody knows there is no place to go on from but its beginning."""
-        if self._context.interruption.requested:
+    def _leave_unsaved(self) -> None:
+        """On several nodes nothing is saved, and in an epoch of unknown length nothing but its beginning."""
+        interruption = self._context.interruption
+        if self._team.agree(interruption) if self._team else interruption.requested:
             self._background.wait()
             raise Interrupted
 
@@ -285,7 +291,7 @@ class Resume:
 
     def _save(self, position: Position, best: bool = False, besides: _BesidesWeights | None = None) -> None:
         """Copies the state here and now, and writes it in the background."""
-        if self._context.rank:
+        if self._team:
             return
         besides = besides or self._besides_weights()
         variables = self._variables.read()

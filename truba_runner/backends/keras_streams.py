@@ -50,8 +50,8 @@ class StreamPlan(Plan):
         # Keras says so at the end of the first epoch of whatever did not tell its length before.
         warnings.filterwarnings("ignore", message="Your input ran out of data")
         with tf.device("CPU:0"):
-            self.dataset = self._batches = self._in_batches(self._dataset(), train, batch_size)
-        self.steps = max(0, int(self.dataset.cardinality()))
+            self._all = self._in_batches(self._dataset(), train, batch_size)
+        self.steps = max(0, int(self._all.cardinality()))
         self.counted = self.steps > 0
 
     @property
@@ -65,7 +65,7 @@ class StreamPlan(Plan):
 
     def _batches_from(self, step: int) -> Any:
         """Those before are made, and thrown away: a stream has no other way to get there."""
-        return self._batches.skip(step)
+        return self._all.skip(step) if step else self._all
 
     def _dataset(self) -> Any:
         import keras

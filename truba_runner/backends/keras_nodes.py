@@ -1,0 +1,254 @@
+"""Keras on several nodes, one process each: TensorFlow's MultiWorkerMirroredStrategy, told by Slurm who takes part.
+
+Keras 3 broke `fit` under this strategy. Two of its functions are replaced, in this process and only where a job has
+several tasks; they are internal to Keras, so the versions are checked first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from truba_runner import hostlist
+from truba_runner.backends import Context
+from truba_runner.errors import Failed
+from truba_runner.interrupt import Interruption
+
+# What the two replaced functions were tried with.
+KERAS, TENSORFLOW = "3.15", "2.21"
+# Above what services use, below what Linux gives to outgoing connections (32768 and on).
+FIRST_PORT, PORTS = 20000, 12768
+
+
+class Team:
+    """All processes of a job that trains one network, seen from one of them. Every rank calls the same, in order."""
+
+    def __init__(self, context: Context, devices: list[str]) -> None:
+        """Meets the other ranks; before TensorFlow computes anything.
+
+        Raises:
+            truba_runner.errors.Failed: other versions are installed, or Slurm did not say who the other ranks are.
+        """
+        self.rank, self.tasks, self._local = context.rank, context.tasks, len(devices)
+        _check_versions()
+        addresses = worker_addresses(os.environ, context.tasks)
+        os.environ["TF_CONFIG"] = tf_config(addresses, context.rank)
+        # gRPC would ask a proxy for the other nodes, and wait for ever.
+        os.environ["no_grpc_proxy"] = ",".join(address.rpartition(":")[0] for address in addresses)
+        print(f"rank {self.rank} of {self.tasks}: {', '.join(addresses)}", flush=True)
+        self.strategy = _make_strategy(devices)
+        # TensorFlow has taken SIGTERM for itself.
+        if context.interruption.listening:
+            context.interruption.listen()
+        _mend_keras()
+        self._sum_over_ranks = self._make_sum()
+
+    @property
+    def devices(self) -> int:
+        """Of all ranks together."""
+        return self._local * self.tasks
+
+    def adjust(self, model: Any) -> None:
+        """Sets what this strategy cannot do otherwise."""
+        if model.steps_per_execution > 1:
+            # TensorFlow's graph of such a loop fails in its first step: "You must feed a value for placeholder".
+            print("train.steps_per_execution is 1: several nodes take each step by itself", flush=True)
+            model.steps_per_execution = 1
+
+    # -- data --------------------------------------------------------------------------------------------------
+
+    def split(self, rows: Any) -> Any:
+        """What this rank's devices take of a global batch: a dataset of an int64 vector a device, from row numbers.
+
+        The devices of all ranks take equal shares one after the other, as those of one node do.
+        """
+        import tensorflow as tf
+
+        count = tf.size(rows, out_type=tf.int64)
+
+        def share(device: Any) -> Any:
+            index = self.rank * self._local + device
+            return rows[count * index // self.devices : count * (index + 1) // self.devices]
+
+        return tf.data.Dataset.range(self._local).map(share)
+
+    def feed(self, shares: Any, steps: int) -> Any:
+        """A dataset of each device's shares in turn, in the form that Keras takes; an epoch has `steps` steps."""
+        fed = self.strategy.distribute_datasets_from_function(lambda _: shares)
+        # TensorFlow counts shares, but Keras asks for steps.
+        fed.__class__ = type("Steps", (type(fed),), {"cardinality": steps})
+        return fed
+
+    # -- agreement ---------------------------------------------------------------------------------------------
+
+    def agree(self, interruption: Interruption) -> bool:
+        """Whether any rank was asked to stop, by the time that all have called this: the same answer on every rank.
+
+        Signals that only others have received count as received here too, so every rank does the same about them.
+        """
+        signals = Interruption.signals()
+        totals = self._sum([int(number in interruption.received) for number in signals])
+        for number, total in zip(signals, totals, strict=True):
+            if total and number not in interruption.received:
+                interruption.received.append(number)
+        return any(totals)
+
+    def check_same(self, model: Any) -> None:
+        """Makes sure that every rank has trained the same weights, bit for bit.
+
+        What is not trained, as BatchNormalization's statistics, is each device's own in Keras, and is left out.
+
+        Raises:
+            RuntimeError: they differ.
+        """
+        digest = hashlib.sha256()
+        for weight in model.trainable_weights:
+            digest.update(weight.numpy().tobytes())
+        own = list(digest.digest())
+        by_rank = self._sum([byte if rank == self.rank else 0 for rank in range(self.tasks) for byte in own])
+        if by_rank != own * self.tasks:
+            raise RuntimeError("the ranks have trained different weights: their results cannot be trusted")
+
+    def wait_for_all(self) -> None:
+        """Returns once every rank is here; whoever ended earlier would be taken for dead by the others."""
+        self._sum([0])
+
+    def _sum(self, values: list[int]) -> list[int]:
+        import tensorflow as tf
+
+        # Every device of a rank brings the same.
+        return [int(total) // self._local for total in self._sum_over_ranks(tf.constant(values, tf.int32)).numpy()]
+
+    def _make_sum(self) -> Callable[[Any], Any]:
+        import tensorflow as tf
+
+        strategy = self.strategy
+
+        def total(values: Any) -> Any:
+            # One tensor for all devices of a rank would be added once, not once a device.
+            copies = strategy.run(lambda: tf.identity(values))
+            return strategy.reduce(tf.distribute.ReduceOp.SUM, copies, axis=None)
+
+        function: Callable[[Any], Any] = tf.function(total)
+        return function
+
+
+# -- who the others are ----------------------------------------------------------------------------------------
+
+
+def worker_addresses(environment: Mapping[str, str], tasks: int) -> list[str]:
+    """`HOST:PORT` of every rank, from the variables that Slurm sets for a job step (man srun).
+
+    The port follows from the job's id, so that every rank knows it unasked and two jobs on a node have two: the ids of
+    jobs that run at the same time are seldom 12,768 apart. If they are, the second fails to start its server.
+
+    Raises:
+        truba_runner.errors.Failed: the variables are missing, or name another number of tasks.
+    """
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
+    per_node = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE", "")
+    try:
+        names, counts = hostlist.expand(nodes), hostlist.tasks_per_node(per_node)
+        job_id = int(environment.get("SLURM_JOB_ID", "0"))
+        placed = [(name, local) for name, count in zip(names, counts, strict=True) for local in range(count)]
+    except ValueError as error:
+        raise Failed(
+            f"Slurm's variables do not say where the {tasks} tasks of this job are: SLURM_JOB_NODELIST={nodes!r}, "
+            f"SLURM_TASKS_PER_NODE={per_node!r} ({error}). Start them with srun."
+        ) from error
+    if len(placed) != tasks:
+        raise Failed(f"SLURM_NTASKS is {tasks}, but {nodes} with {per_node} tasks a node have {len(placed)}.")
+    return [f"{name}:{FIRST_PORT + (job_id * max(counts) + local) % PORTS}" for name, local in placed]
+
+
+def tf_config(addresses: list[str], rank: int) -> str:
+    """The variable TF_CONFIG, from which TensorFlow learns of the other workers."""
+    return json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}})
+
+
+def _check_versions() -> None:
+    import keras
+    import tensorflow as tf
+
+    for name, needed, found in (("Keras", KERAS, keras.__version__), ("TensorFlow", TENSORFLOW, tf.__version__)):
+        if not found.startswith(f"{needed}."):
+            raise Failed(
+                f"{name} {found} is installed. Several nodes need Keras {KERAS} and TensorFlow {TENSORFLOW}: Keras 3 "
+                "alone cannot train on them, and the two of its functions that are replaced here are known in these "
+                f"versions only. Install keras=={KERAS}.* and tensorflow=={TENSORFLOW}.*, or set resources.nodes=1."
+            )
+
+
+def _make_strategy(devices: list[str]) -> Any:
+    import tensorflow as tf
+
+    on_cpu = devices[0].startswith("CPU")
+    kinds = tf.distribute.experimental.CommunicationImplementation
+    options = tf.distribute.experimental.CommunicationOptions(implementation=kinds.RING if on_cpu else kinds.NCCL)
+    try:
+        with _all_logical_cpus(len(devices) if on_cpu else 0):
+            return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+    except RuntimeError as error:
+        raise Failed(
+            f"TensorFlow was in use before the nodes had met ({error}). Move what the job's module computes with "
+            "TensorFlow at its top level into build_model or load_data."
+        ) from error
+
+
+@contextmanager
+def _all_logical_cpus(count: int) -> Iterator[None]:
+    """TensorFlow's strategy takes a node's GPUs all, but one CPU device alone; in here `count` of them (0: as ever)."""
+    from tensorflow.python.distribute.collective_all_reduce_strategy import CollectiveAllReduceExtended
+
+    original = CollectiveAllReduceExtended._initialize_local_devices
+
+    def all_of_them(self: Any, resolver: Any, worker: str) -> tuple[tuple[str, ...], str]:
+        return tuple(f"{worker}/device:CPU:{index}" for index in range(count)), "CPU"
+
+    if count:
+        CollectiveAllReduceExtended._initialize_local_devices = all_of_them
+    try:
+        yield
+    finally:
+        CollectiveAllReduceExtended._initialize_local_devices = original
+
+
+# -- Keras -----------------------------------------------------------------------------------------------------
+
+
+def _mend_keras() -> None:
+    """Replaces the two functions of Keras' trainer that fail where values lie on other nodes too."""
+    from keras.src.backend.tensorflow import trainer
+
+    original = trainer.reduce_per_replica
+
+    def reduce_per_replica(values: Any, strategy: Any, reduction: str) -> Any:
+        """Keras takes the mean over an axis that a metric, a single number, does not have."""
+        import tensorflow as tf
+
+        if trainer._collective_all_reduce_multi_worker(strategy) and reduction in ("auto", "mean"):
+            return tf.nest.map_structure(lambda value: strategy.reduce("MEAN", value, axis=None), values)
+        return original(values, strategy, reduction)
+
+    trainer.reduce_per_replica = reduce_per_replica
+    trainer.TensorFlowTrainer._maybe_symbolic_build = _build_from_own_share
+
+
+def _build_from_own_share(model: Any, iterator: Any = None, data_batch: Any = None) -> None:
+    """Shows a model the shapes of a batch: those of one share. Keras takes the mean of all, on all nodes."""
+    import tensorflow as tf
+
+    strategy = model._distribute_strategy
+    if strategy is None:
+        return
+    if iterator is not None:
+        _, _, batches = next(iter(iterator))
+        data_batch = tf.nest.map_structure(
+            lambda value: strategy.experimental_local_results(value)[0], next(batches), expand_composites=False
+        )
+    with strategy.scope():
+        model._symbolic_build(data_batch=data_batch)

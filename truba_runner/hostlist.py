@@ -1,0 +1,53 @@
+"""The node lists that Slurm writes short: `akya[1-3,7],barbun121` (man scontrol, show hostnames)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+# Between two commas, of which those inside brackets do not count.
+_ITEM = re.compile(r"(?:[^,\[\]]|\[[^\[\]]*\])+")
+_BRACKETS = re.compile(r"\[([^\[\]]*)\]")
+_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+_TASKS = re.compile(r"(\d+)(?:\(x(\d+)\))?")
+
+
+def expand(text: str) -> list[str]:
+    """The names of the nodes, in Slurm's order, which is that of the ranks.
+
+    Raises:
+        ValueError: it is no node list.
+    """
+    if ",".join(_ITEM.findall(text)) != text or not text:
+        raise ValueError(f"{text!r} is no list of nodes")
+    return [name for item in _ITEM.findall(text) for name in _names(item)]
+
+
+def _names(item: str) -> Iterator[str]:
+    found = _BRACKETS.search(item)
+    if found is None:
+        yield item
+        return
+    for part in found[1].split(","):
+        matched = _RANGE.fullmatch(part)
+        if matched is None:
+            raise ValueError(f"{item!r} is no list of nodes: {part!r} is no range")
+        first, last = matched[1], matched[2] or matched[1]
+        for number in range(int(first), int(last) + 1):
+            # A number has as many digits as the first: node[08-10] are node08, node09 and node10.
+            yield from _names(f"{item[: found.start()]}{number:0{len(first)}d}{item[found.end() :]}")
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """How many tasks each node of the list has: `2(x3),1` are 2, 2, 2 and 1 (man sbatch, SLURM_TASKS_PER_NODE).
+
+    Raises:
+        ValueError: it says something else.
+    """
+    counts: list[int] = []
+    for part in text.split(","):
+        matched = _TASKS.fullmatch(part)
+        if matched is None:
+            raise ValueError(f"{text!r} says not how many tasks a node has")
+        counts += [int(matched[1])] * int(matched[2] or 1)
+    return counts
