@@ -98,7 +98,7 @@ def _local_problems(experiment: Experiment) -> Iterator[Problem]:
 def _batch_problems(experiment: Experiment) -> Iterator[Problem]:
     traits = TRAITS.get(experiment.job.backend)
     if traits and not traits.task_per_gpu:
-        yield from batch_problems(experiment, experiment.resources.gpus)
+        yield from batch_problems(experiment, experiment.resources.gpus * experiment.resources.nodes)
 
 
 def _slurm_problems(experiment: Experiment) -> Iterator[Problem]:
@@ -273,6 +273,11 @@ def _warnings(experiment: Experiment, request: Request, login_node: str) -> Iter
         yield (
             f"{request.total_cores} cores are more than the {cluster.account_cores} that an account may use at once "
             "(cluster.account_cores): the job may wait for ever with AssocGrpCpuLimit."
+        )
+    if request.nodes > 1:
+        yield (
+            "a run on several nodes saves no state to go on from: interrupted, it starts again from the beginning "
+            "(docs/multi-node.md)."
         )
     if partition is None:
         return

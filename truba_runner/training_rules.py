@@ -51,7 +51,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
 
 
 def batch_problems(experiment: Experiment, devices: int) -> Iterator[Problem]:
-    """A batch that does not divide among the devices of one process."""
+    """A batch that does not divide among all devices of the run."""
     size = experiment.train.batch_size
     if size is None or size < 1 or devices < 1 or experiment.train.batch_scaling != "global" or not size % devices:
         return

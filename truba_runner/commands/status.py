@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from truba_runner import places
+from truba_runner import places, restarts
 from truba_runner.commands import known_jobs, parser, print_json
 from truba_runner.progress import format_metrics
 from truba_runner.rundir import RunDir
@@ -40,6 +40,7 @@ def _row_or_damage(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any
         return row(run, jobs)
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         nothing = dict.fromkeys(("epoch", "epochs", "step", "steps_per_epoch"))
+        nothing["restarts"] = None
         words = dict.fromkeys(("partition", "job_id", "elapsed", "time_limit"), "")
         why = f"its records cannot be read: {error!r}"
         return {
@@ -69,6 +70,7 @@ def row(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
         "metrics": run.result().get("metrics") or progress.get("metrics", {}),
         "elapsed": job.elapsed if job else _own_clock(progress),
         "time_limit": job.time_limit if job else "",
+        "restarts": restarts.account(run)["restarts"],
         "why": state.why,
         "directory": str(run.path),
     }
@@ -85,12 +87,13 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("run", "state", "partition", "job", "epoch", "step", "metrics", "elapsed/limit", "why", box=None)
+    columns = ("run", "state", "partition", "job", "epoch", "step", "metrics", "elapsed/limit", "restarts", "why")
+    table = Table(*columns, box=None)
     for one in rows:
         metrics = format_metrics(_shown(one["metrics"]))
         clock = one["elapsed"] + (f"/{one['time_limit']}" if one["time_limit"] else "")
         cells = (one["run"], one["state"], one["partition"], one["job_id"], _part(one, "epoch", "epochs"),
-                 _part(one, "step", "steps_per_epoch"), metrics, clock, one["why"])  # fmt: skip
+                 _part(one, "step", "steps_per_epoch"), metrics, clock, str(one["restarts"] or ""), one["why"])  # fmt: skip
         table.add_row(*(Text(cell) for cell in cells))
     width = None if sys.stdout.isatty() else 250
     Console(width=width).print(table)
