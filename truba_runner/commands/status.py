@@ -92,8 +92,19 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     for one in rows:
         metrics = format_metrics(_shown(one["metrics"]))
         clock = one["elapsed"] + (f"/{one['time_limit']}" if one["time_limit"] else "")
-        cells = (one["run"], one["state"], one["partition"], one["job_id"], _part(one, "epoch", "epochs"),
-                 _part(one, "step", "steps_per_epoch"), metrics, clock, str(one["restarts"] or ""), one["why"])  # fmt: skip
+        counts = (_part(one, "epoch", "epochs"), _part(one, "step", "steps_per_epoch"))
+        restarts_made = str(one["restarts"] or "")
+        cells = (
+            one["run"],
+            one["state"],
+            one["partition"],
+            one["job_id"],
+            *counts,
+            metrics,
+            clock,
+            restarts_made,
+            one["why"],
+        )
         table.add_row(*(Text(cell) for cell in cells))
     width = None if sys.stdout.isatty() else 250
     Console(width=width).print(table)
