@@ -106,7 +106,9 @@ def context(folder: str, units: int = 128, **sections: Any) -> Any:
 def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of each epoch, validation and save included: `with` all that a job has, and `without`."""
     from truba_runner.backends import keras as backend
+    from truba_runner.backends.keras_callbacks import extra_callbacks
     from truba_runner.backends.keras_data import load_splits
+    from truba_runner.backends.keras_input import make_plans
     from truba_runner.backends.keras_job import build_model
     from truba_runner.backends.keras_reporter import Reporter
     from truba_runner.backends.keras_resume import Resume
@@ -115,7 +117,7 @@ def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
     settings = {"epochs": options.epochs, "steps_per_execution": steps, "jit_compile": True}
     given = context(options.folder, train=settings)
     splits = load_splits(given)
-    ours, bare = ({"plans": backend._plans(given, splits, 1), "model": build_model(given, True)} for _ in range(2))
+    ours, bare = ({"plans": make_plans(given, splits, 1), "model": build_model(given, True)} for _ in range(2))
     turns = {"with": Turns(), "without": Turns()}
     beside = threading.Thread(target=fit_bare, args=(bare, options.epochs, turns["without"]), daemon=True)
     turns["with"].other, turns["without"].other = turns["without"], turns["with"]
@@ -125,7 +127,8 @@ def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
     given.experiment.train.callbacks = ["Turn"]
     plan = ours["plans"]["train"]
     reporter = Reporter(given, ours["model"], plan)
-    backend._fit(given, ours["model"], ours["plans"], reporter, Resume(given, ours["model"], plan, reporter))
+    resume = Resume(given, ours["model"], plan, reporter)
+    backend._fit(given, ours["model"], ours["plans"], reporter, resume, extra_callbacks(given, None))
     # The first epochs compile, and the last is not seen to its end.
     return {**{name: turn.seconds[1 : options.epochs - 1] for name, turn in turns.items()}, "steps": plan.steps}
 
