@@ -19,16 +19,14 @@ def build_model(units: int = 128) -> keras.Model:
 
 
 def load_data(name: str, folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Images, uint8 0..255 of 28×28, and their digits. As in the tutorial the test images serve as validation."""
+    """Images, uint8 0..255 of 28×28, and their digits. As in the tutorial the test images serve as validation too."""
     if name == "digits":
         return load_digits()
     if name != "mnist":
         raise ValueError(f"data.name is {name!r}; there are mnist and digits")
     with np.load(folder / "mnist.npz", allow_pickle=False) as file:
-        return {
-            "train": (file["x_train"], file["y_train"]),
-            "validation": (file["x_test"], file["y_test"]),
-        }
+        train, test = (file["x_train"], file["y_train"]), (file["x_test"], file["y_test"])
+        return {"train": train, "validation": test, "test": test}
 
 
 def load_digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -42,4 +40,4 @@ def load_digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     images = np.round(np.pad(blocks, ((0, 0), (2, 2), (2, 2))) * (255 / 16)).astype(np.uint8)
     split = train_test_split(images, digits, test_size=0.2, random_state=0, stratify=digits)
     x_train, x_test, y_train, y_test = split
-    return {"train": (x_train, y_train), "validation": (x_test, y_test)}
+    return {"train": (x_train, y_train), "validation": (x_test, y_test), "test": (x_test, y_test)}

@@ -40,7 +40,7 @@ def build_model(units=8, compiled=False):
     return model
 
 def load_data(name, folder, train=300, validation=71, test=0):
-    (x, y), (v, w) = mnist.load_digits().values()
+    (x, y), (v, w), _ = mnist.load_digits().values()
     sizes = {"validation": (v[:validation], w[:validation]), "test": (v[-test:], w[-test:])}
     wanted = {"validation": validation, "test": test}
     return {"train": (x[:train], y[:train])} | {key: sizes[key] for key in sizes if wanted[key]}
@@ -176,7 +176,7 @@ def test_the_result_says_what_was_trained(digits: SimpleNamespace) -> None:
 
     result = digits.result
     assert result["parameters"] == 118_282
-    assert result["examples"] == {"train": DIGITS_TRAIN, "validation": DIGITS_TEST}
+    assert result["examples"] == {"train": DIGITS_TRAIN, "validation": DIGITS_TEST, "test": DIGITS_TEST}
     assert (result["epochs"], result["devices"]) == (3, ["CPU:0"])
     assert result["versions"] == {"keras": keras.__version__, "tensorflow": tf.__version__}
     assert 0 < result["seconds_training"] < 300
@@ -320,7 +320,7 @@ def test_two_devices_evaluate_and_predict_every_one_of_an_odd_number(two_devices
     x, y = shipped_job().load_digits()["validation"]
     model = keras.models.load_model(path / "model.keras")
     plain = model.evaluate(x[:31], y[:31], verbose=0, return_dict=True)
-    assert {name: result["metrics"][f"test_{name}"] for name in plain} == pytest.approx(plain, rel=1e-5)
+    assert {name: result["metrics"][f"val_{name}"] for name in plain} == pytest.approx(plain, rel=1e-5)
     np.testing.assert_allclose(np.load(path / "predictions.npy"), model.predict(x[:31], verbose=0), atol=1e-5)
 
 
@@ -510,7 +510,7 @@ def test_loss_metrics_and_optimizer_as_objects_are_trained_with(folder: Path, jo
         "optimizer": {"class_name": "SGD", "config": {"learning_rate": 0.5}},
     }
     given = context(folder / "objects", job, train=settings)
-    assert set(train(given)["metrics"]) == {"loss", "acc", "val_loss", "val_acc", "test_loss", "test_acc"}
+    assert set(train(given)["metrics"]) == {"loss", "acc", "val_loss", "val_acc"}
     header, row = (given.run.path / "history.csv").read_text().splitlines()
     assert float(dict(zip(header.split(","), row.split(","), strict=True))["learning_rate"]) == 0.5
 

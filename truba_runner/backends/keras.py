@@ -169,19 +169,20 @@ def _save_model(context: Context, model: Any, result: dict[str, Any], preprocess
 def _evaluate_and_predict(
     context: Context, model: Any, plans: dict[str, Plan], result: dict[str, Any], resume: Resume
 ) -> None:
-    """On the held-out split: its metrics, named `test_…`, join the result's; its predictions go to a file."""
+    """On `test`, else on `validation`: metrics, named after the split, join the result's; predictions go to a file."""
     import numpy as np
 
-    held_out = plans.get("test", plans.get("validation"))
-    if held_out is None:
+    split = "test" if "test" in plans else "validation"
+    if split not in plans:
         return
+    held_out, prefix = plans[split], {"test": "test", "validation": "val"}[split]
     with resume.after_training() as callbacks:
         if "evaluation" not in resume.result:
             metrics = model.evaluate(held_out.dataset, verbose=0, return_dict=True, callbacks=callbacks)
             resume.result["evaluation"] = {name: float(metrics[name]) for name in sorted(metrics, key=loss_first)}
-        result["metrics"].update({f"test_{name}": value for name, value in resume.result["evaluation"].items()})
+        result["metrics"].update({f"{prefix}_{name}": value for name, value in resume.result["evaluation"].items()})
         # For prediction Keras unrolls all steps of an execution, and would compile for longer than it predicts.
         model.steps_per_execution, model.jit_compile = 1, False
         predictions = model.predict(held_out.dataset, verbose=0, callbacks=callbacks)
-    result["predictions"] = "predictions.npy"
+    result["predictions"], result["predicted"] = "predictions.npy", split
     np.save(context.run.path / result["predictions"], storable(predictions))
