@@ -775,7 +775,7 @@ def test_the_learning_rate_grows_only_where_the_config_asks_for_it(two_devices: 
 def test_streams_divide_among_the_devices_and_evaluation_leaves_nothing_out(two_devices: dict[str, Any]) -> None:
     assert two_devices["stream"]["steps"] == 9
     # Of all 60, in fractions that 60 has and 59 or 58 have not.
-    accuracy = two_devices["stream"]["metrics"]["test_accuracy"]
+    accuracy = two_devices["stream"]["metrics"]["val_accuracy"]
     assert accuracy * 60 == pytest.approx(round(accuracy * 60), abs=1e-4)
 
 
