@@ -25,15 +25,16 @@ _CLOCKS = {"seconds"}
 def main(arguments: Sequence[str]) -> int:
     """Trains the experiment twice, once broken on purpose, and compares; 0 where nothing was lost."""
     options = parser(
-        "drill", "Trains an experiment twice, once interrupted by a signal and by a kill, and compares both."
+        "drill", "Trains a short run twice, once interrupted by a signal and by a kill, and compares both."
     )
-    options.add_argument("override", nargs="+", help="the experiment, as for a run: +experiment=mnist KEY=VALUE…")
+    options.add_argument("what", nargs="+", help="a run, or an experiment as for a run: +experiment=mnist KEY=VALUE…")
+    options.add_argument("--epochs", type=int, default=2, help="train so many epochs at most (default: 2)")
     given = options.parse_args(arguments)
 
-    from truba_runner.app import composed
     from truba_runner.config import Drill
 
-    experiment = composed(given.what)
+    experiment = _experiment(given.what, given.runs)
+    experiment = replace(experiment, train=replace(experiment.train, epochs=min(experiment.train.epochs, given.epochs)))
     whole = _trained(experiment, "whole", Drill(), given.what)
     steps = whole.result()["steps"]
     cut = _trained(experiment, "cut", Drill(steps // 3, 2 * steps // 3), given.what)
