@@ -248,19 +248,6 @@ def test_a_node_that_goes_down(truba: Truba, whole: Any) -> None:
         truba.cluster.node_up(node)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_time_limit_that_is_reached_twice(truba: Truba, whole: Any) -> None:
-    # Slurm looks every 30 s: with a limit of two minutes its signal comes 30 to 60 s after a start.
-    settings = ["train.epochs=40", "resources.time=2"]
-    reference = Run(Truba(truba.cluster, f"{truba.project.name}-whole"), "train.epochs=40")
-    run = Run(truba, *settings)
-    result = run.finish(500)
-    assert result["requeues"] >= 2 and result["steps_lost"] == 0
-    assert result["weights_sha256"] == reference.finish(300)["weights_sha256"]
-    assert run.history() == reference.history()
-
-
 def test_the_drill(truba: Truba) -> None:
     truba.write("jobs/slow.py", SLOW_JOB)
     done = truba("drill", "+experiment=mnist", *SETTINGS, truba.runs_folder(), "--json", timeout=170)
