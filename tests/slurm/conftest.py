@@ -1,12 +1,16 @@
-"""The `cluster` fixture: one real Slurm cluster for the whole test session."""
+"""One real Slurm cluster for the whole test session, and a project folder on it for each test."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 
 import pytest
 from cluster import Cluster, ClusterUnavailable
+from truba import Truba
+
+_names = (f"project{number}" for number in itertools.count())
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +27,11 @@ def cluster() -> Iterator[Cluster]:
         pytest.skip(reason)
     with running:
         yield running
+
+
+@pytest.fixture
+def truba(cluster: Cluster) -> Iterator[Truba]:
+    """A project of ayse's; what it leaves in the queue is cancelled."""
+    made = Truba(cluster, next(_names))
+    yield made
+    made.clear()

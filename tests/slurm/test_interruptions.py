@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cluster import Cluster
 from truba import Truba, events, run_dirs
-
-_names = (f"interruption{number}" for number in itertools.count())
 
 # Small, slow enough to be caught in mid-epoch, and with all that makes resuming hard: dropout, shuffling, momentum.
 SLOW_JOB = """
@@ -132,16 +129,6 @@ class Run:
     def history(self) -> list[dict[str, str]]:
         with (self.path / "history.csv").open(newline="") as file:
             return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
-
-
-@pytest.fixture
-def truba(cluster: Cluster) -> Iterator[Truba]:
-    made = Truba(cluster, next(_names))
-    yield made
-    for run in run_dirs(made.project) if (made.project / "runs").exists() else []:
-        for event in events(run):
-            if event["event"] == "submitted":
-                cluster.run(["scancel", str(event["job_id"])], check=False)
 
 
 @pytest.fixture(scope="module")
