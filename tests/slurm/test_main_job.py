@@ -131,6 +131,7 @@ def test_a_pending_run_says_why(truba: Truba) -> None:
     jobs = [events(run)[1]["job_id"] for run in run_dirs(truba.project)]
     for job_id in sorted(jobs, key=int)[:4]:
         truba.cluster.wait_for_state(job_id, "RUNNING")
+    truba.cluster.wait_for_reason(max(jobs, key=int))
     rows = {row["job_id"]: row for row in truba.status()}
     last = rows[max(jobs, key=int)]
     assert last["state"] == "PENDING" and last["why"] in {"AssocGrpCpuLimit", "Resources", "Priority"}
