@@ -160,6 +160,8 @@ class Resources:
     # None: the partition's default for these cores.
     memory_gb: float | None = None
     time: str = "1h"
+    # How long before the time limit Slurm sends the signal on which a run saves and goes back into the queue.
+    signal_seconds: int = 90
     account: str = "${cluster.default_account}"
     constraint: str = ""
     # How often an interrupted run puts itself back into the queue.

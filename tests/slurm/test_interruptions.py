@@ -54,6 +54,7 @@ def load_data(name, folder):
     return {"train": (x[:400], y[:400]), "validation": (x[400:], y[400:])}
 """
 STEPS_PER_EPOCH = 20
+LIMITED = "test_a_time_limit_is_reached_twice"
 SETTINGS = [
     "job.module=slow", "data.name=digits", "train.epochs=4", "train.batch_size=20", "train.steps_per_execution=1",
     "train.jit_compile=false", "checkpoint.every_steps=7",
@@ -125,13 +126,30 @@ class Run:
 
     def finish(self, seconds: float = 150) -> dict[str, Any]:
         """The result, once Slurm's accounting has the job as COMPLETED."""
-        self.wait_until(lambda: (self.path / "result.json").exists(), seconds)
+        self.wait_until(
+            lambda: (self.path / "result.json").exists() or self.progress().get("state") == "failed", seconds
+        )
         self.truba.cluster.wait_for_state(self.job_id, "COMPLETED", in_accounting=True)
         return dict(json.loads((self.path / "result.json").read_text()))
 
     def history(self) -> list[dict[str, str]]:
         with (self.path / "history.csv").open(newline="") as file:
             return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def limited(cluster: Cluster, request: pytest.FixtureRequest) -> list[Run]:
+    """A run that reaches its time limit twice, and the same without one: on their way before all other tests.
+
+    They wait for Slurm's clock rather than for the machine. Slurm looks every 30 s which limits are near, so of two
+    minutes a start has 60 to 90 s; the whole run trains for three of them.
+    """
+    if not any(item.originalname == LIMITED for item in request.session.items if isinstance(item, pytest.Function)):
+        return []
+    # A partition that no other test takes nodes from.
+    settings = ["resources.partition=barbun-cuda", "train.epochs=75", "resources.signal_seconds=30"]
+    limits = {"limited": "2", "unlimited": "1h"}
+    return [Run(Truba(cluster, name), *settings, f"resources.time={limit}") for name, limit in limits.items()]
 
 
 @pytest.fixture
@@ -254,3 +272,17 @@ def test_the_drill(truba: Truba) -> None:
     assert done.returncode == 0, done.stderr + done.stdout
     report = json.loads(done.stdout[done.stdout.index("{") :])
     assert report["same_weights"] and report["same_history"] and (report["restarts"], report["requeues"]) == (2, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_time_limit_is_reached_twice(limited: list[Run]) -> None:
+    run, unlimited = limited
+    whole = unlimited.finish(300), unlimited.history()
+    run.finish(400)
+    check_same(run, whole, restarts=2, requeues=2, steps_lost=0)
+    starts = [event for event in events(run.path) if event["event"] == "started"]
+    signals = [event["time"] for event in events(run.path) if event["event"] == "requeued"]
+    for start, signalled in zip(starts, signals, strict=False):
+        assert 45 < signalled - start["time"] < 120, "Slurm's own signal, before the limit of two minutes"
+    assert run.log().count("the time limit is near") == 2
