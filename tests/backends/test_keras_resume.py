@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "job": {"options": {"augment": False}},
     },
 }
+# Two processes with two devices each. A validation on several devices has as many steps as on one.
+NODES = {"sections": {"resources": {"gpus": 2}, "checkpoint": {"every_steps": 3}}, "tasks": 2}
 
 Start = Callable[..., dict[str, Any]]
 
@@ -237,6 +240,30 @@ def test_a_kill_costs_no_more_than_what_is_not_yet_saved(
     sections = {"checkpoint": settings}
     assert start(tmp_path, sections=sections, stop="SIGKILL", look=look)["status"] == -signal.SIGKILL
     assert newest(tmp_path)[0] in positions
+
+
+# -- several nodes ---------------------------------------------------------------------------------------------
+
+
+def test_nodes_that_are_interrupted_and_killed_end_like_nodes_that_are_not(start: Start, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert start(whole, **NODES)["status"] == 0, log(whole)
+    # One rank alone is asked to stop, in mid-epoch; both do, after the same step.
+    assert start(cut, **NODES, stop="SIGUSR2", stop_rank=1, look=5)["statuses"] == [INTERRUPTED] * 2, log(cut)
+    assert newest(cut)[0] == (0, 5)
+    assert RunDir(cut).progress()["step"] == 5
+    # Killed in the second epoch, two steps after a save; then asked to stop in the validation.
+    look = EPOCH - 5 + 8
+    assert start(cut, **NODES, stop="SIGKILL", stop_rank=1, look=look)["statuses"] == [-signal.SIGKILL] * 2, log(cut)
+    assert newest(cut)[0] in {(1, 3), (1, 6)}
+    look = TRAINING - newest(cut)[0][1] + 2
+    assert start(cut, **NODES, stop="SIGTERM", stop_rank=0, look=look)["statuses"] == [INTERRUPTED] * 2, log(cut)
+    assert newest(cut)[0] == (1, TRAINING)
+    assert start(cut, **NODES)["statuses"] == [0, 0], log(cut)
+    assert len(restored(cut)) == 3
+    assert_same_end(cut, whole)
+    (own,), (expected,) = (newest(folder)[1]["others"] for folder in (cut, whole))
+    np.testing.assert_equal(decode(BytesIO(own.tobytes())), decode(BytesIO(expected.tobytes())))
 
 
 # -- files that are not as they should be ----------------------------------------------------------------------

@@ -24,6 +24,8 @@ class _Slot:
     copies: list[Any]
     # Evaluation changes it: a metric, or a seed.
     small: bool
+    # Not every device has the same.
+    own: bool
 
     @property
     def signature(self) -> list[Any]:
@@ -50,6 +52,10 @@ class Variables:
         """Those that evaluation changes, by their place in the signature."""
         return {index: slot.copies[0].numpy() for index, slot in enumerate(self._slots()) if slot.small}
 
+    def own(self) -> list[int]:
+        """The places in the signature of those that each device has by itself."""
+        return [index for index, slot in enumerate(self._slots()) if slot.own]
+
     def assign(self, arrays: list[NDArray[Any]]) -> None:
         """Sets what `read` read."""
         for slot, array in zip(self._slots(), arrays, strict=True):
@@ -66,8 +72,9 @@ class Variables:
             copies = list(getattr(variable.value, "values", (variable.value,)))
             name = _NUMBER.sub("", variable.path)
             small = id(variable) not in agreed | weights
-            groups = [copies] if id(variable) in agreed else [[copy] for copy in copies]
-            slots[id(variable)] = [_Slot(name, group, small) for group in groups]
+            own = id(variable) not in agreed
+            groups = [[copy] for copy in copies] if own else [copies]
+            slots[id(variable)] = [_Slot(name, group, small, own) for group in groups]
         return [slot for group in slots.values() for slot in group]
 
 
