@@ -10,6 +10,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -44,7 +45,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 # Two processes with two devices each. A validation on several devices has as many steps as on one.
-NODES = {"sections": {"resources": {"gpus": 2}, "checkpoint": {"every_steps": 3}}, "tasks": 2}
+NODES = {"sections": {"resources": {"gpus": 2}, "checkpoint": {"every_steps": 3}, "train": {"epochs": 2}}, "tasks": 2}
 
 Start = Callable[..., dict[str, Any]]
 
@@ -259,11 +260,18 @@ def test_nodes_that_are_interrupted_and_killed_end_like_nodes_that_are_not(start
     look = TRAINING - newest(cut)[0][1] + 2
     assert start(cut, **NODES, stop="SIGTERM", stop_rank=0, look=look)["statuses"] == [INTERRUPTED] * 2, log(cut)
     assert newest(cut)[0] == (1, TRAINING)
+    late = Path(shutil.copytree(cut, tmp_path / "late"))
     assert start(cut, **NODES)["statuses"] == [0, 0], log(cut)
     assert len(restored(cut)) == 3
     assert_same_end(cut, whole)
     (own,), (expected,) = (newest(folder)[1]["others"] for folder in (cut, whole))
     np.testing.assert_equal(decode(BytesIO(own.tobytes())), decode(BytesIO(expected.tobytes())))
+    # In the evaluation, which rank 0 does alone: the other waits, and cannot be asked.
+    assert start(late, **NODES, stop="SIGUSR2", look=VALIDATION + 1 + 2)["status"] == INTERRUPTED, log(late)
+    assert start(late, **NODES)["statuses"] == [0, 0], log(late)
+    assert "goes on from the end of the training" in log(late)
+    assert RunDir(late).result()["weights_sha256"] == RunDir(whole).result()["weights_sha256"]
+    assert RunDir(late).result()["metrics"] == RunDir(whole).result()["metrics"]
 
 
 # -- files that are not as they should be ----------------------------------------------------------------------
