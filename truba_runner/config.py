@@ -119,6 +119,8 @@ class Train:
     # A Keras dtype policy, for example mixed_float16; None: float32.
     mixed_precision: str | None = None
     seed: int = 0
+    # Kernels that give the same result each time, to the bit, where a GPU has faster ones that do not.
+    deterministic: bool = False
     steps_per_execution: int = 1
     jit_compile: bool = False
 

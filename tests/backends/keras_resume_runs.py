@@ -29,6 +29,8 @@ import keras, numpy as np, tensorflow as tf
 from keras import layers
 
 def build_model(units=8, augment=True):
+    global common
+    common = tf.random.Generator.from_seed(2)
     x = inputs = keras.Input((8, 8, 1))
     x = layers.RandomFlip()(x) if augment else x
     # Keras fails to make the common seed in a step of several devices, each of which runs in a thread.
@@ -39,10 +41,17 @@ def build_model(units=8, augment=True):
     return keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
 
 class Jitter(layers.Layer):
-    """Draws from the seed that all share who have none of their own."""
+    """Draws from the seed that all share who have none of their own, and from generators of TensorFlow's."""
+
+    def __init__(self):
+        super().__init__()
+        self.generators = [tf.random.Generator.from_seed(1)]
 
     def call(self, x, training=False):
-        return x + 0.01 * keras.random.normal(keras.ops.shape(x)) if training else x
+        if not training:
+            return x
+        noise = keras.random.normal(keras.ops.shape(x)) + self.generators[0].normal(tf.shape(x))
+        return x + 0.01 * (noise + common.normal(tf.shape(x)))
 
 def load_data(name, folder, train=200):
     rng = np.random.default_rng(5)
@@ -55,8 +64,12 @@ class Averaging(keras.callbacks.Callback):
 
     total = 0.0
 
+    def __init__(self):
+        super().__init__()
+        self.generator = tf.random.Generator.from_seed(3)
+
     def on_train_batch_end(self, batch, logs=None):
-        self.total = 0.9 * self.total + logs["loss"] * np.random.random()
+        self.total = 0.9 * self.total + logs["loss"] * np.random.random() * float(self.generator.uniform(()))
 
     def on_epoch_begin(self, epoch, logs=None):
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))

@@ -37,6 +37,9 @@ def train(context: Context) -> dict[str, Any]:
     import tensorflow
 
     experiment = context.experiment
+    if experiment.train.deterministic:
+        # Before anything is computed: kernels are chosen when they are first used.
+        tensorflow.config.experimental.enable_op_determinism()
     devices = pick_devices(experiment.resources.gpus)
     team = Team(context, devices) if context.tasks > 1 else None
     count = team.devices if team else len(devices)

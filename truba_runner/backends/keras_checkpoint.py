@@ -18,13 +18,13 @@ from truba_runner.backends.keras_nodes import Team
 from truba_runner.backends.keras_plan import Plan
 from truba_runner.backends.keras_reporter import Reporter
 from truba_runner.backends.keras_state import Encoded, decode, encode
-from truba_runner.backends.keras_variables import Variables, global_seeds
+from truba_runner.backends.keras_variables import Variables, generator_states, global_seeds
 from truba_runner.checkpoint import CheckpointStore, Position
 from truba_runner.errors import Failed
 
 FORMAT = 2
 # Of what is no variable, what each rank has by itself.
-_OWN = ("seeds", "random", "numpy")
+_OWN = ("seeds", "generators", "random", "numpy")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Contents:
         values = {
             "format": FORMAT,
             "seeds": [seed.numpy() for seed in global_seeds(create=False)],
+            "generators": [state.numpy() for state in self._generators()],
             "callbacks": keras_callback_state.states(self.callbacks),
             "reporter": self._reporter.get_state(),
             "stop": bool(self._model.stop_training),
@@ -81,6 +82,10 @@ class Contents:
         if self._context.rank:
             return None
         return encode({**beside.values, "signature": self._signature(), "variables": variables, "others": self._others})
+
+    def _generators(self) -> list[Any]:
+        # The callbacks last: they are missing where all that is left to do is to evaluate.
+        return generator_states([*self._model._flatten_layers(), self._context.job, *self.callbacks])
 
     # -- giving back -------------------------------------------------------------------------------------------
 
@@ -118,6 +123,8 @@ class Contents:
         self.variables.assign(state["variables"])
         for seed, array in zip(global_seeds(create=bool(state["seeds"])), state["seeds"], strict=False):
             seed.assign(array)
+        for generator, array in zip(self._generators(), state["generators"], strict=False):
+            generator.assign(array)
         keras_callback_state.restore(self.callbacks, state["callbacks"])
         self._reporter.set_state(state["reporter"])
         self._model.stop_training = state["stop"]

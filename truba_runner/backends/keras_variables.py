@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -88,3 +89,21 @@ def global_seeds(create: bool) -> list[Any]:
 
     found = global_seed_generator() if create else get_global_attribute(GLOBAL_SEED_GENERATOR)
     return [] if found is None else list(getattr(found.state.value, "values", (found.state.value,)))
+
+
+def generator_states(owners: Iterable[Any]) -> list[Any]:
+    """The state, a copy a device, of each tf.random.Generator that one of `owners` has as an attribute.
+
+    It may also stand in a list, a tuple or a dict there.
+    """
+    found = {id(generator): generator for owner in owners for generator in _generators(vars(owner))}
+    states = [generator.state for generator in found.values()]
+    return [copy for state in states for copy in getattr(state, "values", (state,))]
+
+
+def _generators(attributes: Mapping[str, Any]) -> Iterator[Any]:
+    import tensorflow as tf
+
+    for value in list(attributes.values()):
+        held = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
+        yield from (item for item in held if isinstance(item, tf.random.Generator))
