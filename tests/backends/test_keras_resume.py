@@ -330,10 +330,11 @@ def test_a_full_disk_stops_no_training(start: Start, undisturbed: Callable[[str]
 def test_deterministic_kernels_are_asked_for_before_anything_is_computed(start: Start, tmp_path: Path) -> None:
     # The first of a job's functions that is called. TensorFlow refuses this where results have to be the same.
     unruly = runs.JOB.replace("    rng =", "    tf.random.Generator.from_non_deterministic_state()\n    rng =")
-    sections = {"train": {"deterministic": True, "epochs": 1}}
+    sections = {"train": {"deterministic": True, "jit_compile": True, "epochs": 1}}
     assert start(tmp_path / "unruly", job=unruly, sections=sections)["status"] == 1
     assert "when determinism is enabled" in log(tmp_path / "unruly")
     assert start(tmp_path / "orderly", sections=sections)["status"] == 0, log(tmp_path / "orderly")
+    assert "train.jit_compile is off: Keras does not compile" in log(tmp_path / "orderly")
 
 
 # -- what is kept, and callbacks -------------------------------------------------------------------------------

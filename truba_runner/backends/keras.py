@@ -48,7 +48,7 @@ def train(context: Context) -> dict[str, Any]:
     plans = make_plans(context, splits, count, team)
     preprocessing = add_preprocessing(context, splits, plans, count)
     with (team.strategy if team else make_strategy(devices)).scope(), precision(experiment.train.mixed_precision):
-        model = build_model(context, can_compile(experiment.train.jit_compile, count), preprocessing)
+        model = build_model(context, can_compile(experiment.train, count), preprocessing)
     if team:
         team.adjust(model)
     scale_learning_rate(model, experiment.train, count)
