@@ -26,7 +26,7 @@ def limited(cluster: Cluster, request: pytest.FixtureRequest) -> list[Run]:
     """A run that reaches its time limit twice, and the same without one: on their way before all other tests.
 
     They wait for Slurm's clock rather than for the machine. Slurm looks every 30 s which limits are near, so of two
-    minutes a start has 60 to 90 s; the whole run trains for three of them.
+    minutes a start has 60 to 90 s; the whole run trains for three of them or more.
     """
     if not any(item.originalname == LIMITED for item in request.session.items if isinstance(item, pytest.Function)):
         return []
@@ -155,10 +155,11 @@ def test_the_drill(truba: Truba) -> None:
 def test_a_time_limit_is_reached_twice(limited: list[Run]) -> None:
     run, unlimited = limited
     whole = unlimited.finish(300), unlimited.history()
-    run.finish(400)
-    check_same(run, whole, restarts=2, requeues=2, steps_lost=0)
+    restarts = run.finish(400)["restarts"]
+    assert restarts >= 2, "a machine with other work reaches it more often"
+    check_same(run, whole, restarts=restarts, requeues=restarts, steps_lost=0)
     starts = [event for event in events(run.path) if event["event"] == "started"]
     signals = [event["time"] for event in events(run.path) if event["event"] == "requeued"]
     for start, signalled in zip(starts, signals, strict=False):
         assert 45 < signalled - start["time"] < 120, "Slurm's own signal, before the limit of two minutes"
-    assert run.log().count("the time limit is near") == 2
+    assert run.log().count("the time limit is near") == restarts
