@@ -31,7 +31,7 @@ def limited(cluster: Cluster, request: pytest.FixtureRequest) -> list[Run]:
     if not any(item.originalname == LIMITED for item in request.session.items if isinstance(item, pytest.Function)):
         return []
     # A partition that no other test takes nodes from.
-    settings = ["resources.partition=barbun-cuda", "train.epochs=75", "resources.signal_seconds=30"]
+    settings = ["resources.partition=barbun-cuda", "train.epochs=85", "resources.signal_seconds=30"]
     limits = {"limited": "2", "unlimited": "1h"}
     return [Run(Truba(cluster, name), *settings, f"resources.time={limit}") for name, limit in limits.items()]
 
@@ -151,10 +151,10 @@ def test_the_drill(truba: Truba) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_time_limit_is_reached_twice(limited: list[Run]) -> None:
     run, unlimited = limited
-    whole = unlimited.finish(300), unlimited.history()
+    whole = unlimited.finish(400), unlimited.history()
     restarts = run.finish(400)["restarts"]
     assert restarts >= 2, "a machine with other work reaches it more often"
     check_same(run, whole, restarts=restarts, requeues=restarts, steps_lost=0)
