@@ -119,6 +119,8 @@ class Train:
     # A Keras dtype policy, for example mixed_float16; None: float32.
     mixed_precision: str | None = None
     seed: int = 0
+    # Kernels that give the same result each time, to the bit, where a GPU has faster ones that do not.
+    deterministic: bool = False
     steps_per_execution: int = 1
     jit_compile: bool = False
 
@@ -160,6 +162,8 @@ class Resources:
     # None: the partition's default for these cores.
     memory_gb: float | None = None
     time: str = "1h"
+    # How long before the time limit Slurm sends the signal on which a run saves and goes back into the queue.
+    signal_seconds: int = 90
     account: str = "${cluster.default_account}"
     constraint: str = ""
     # How often an interrupted run puts itself back into the queue.

@@ -68,10 +68,18 @@ def test_wrong_input_is_one_paragraph_and_exit_status_2(truba, arguments: list[s
 
 def test_a_dry_run_prints_the_script_and_leaves_no_trace(truba, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     done = truba(
-        "+experiment=mnist", "cluster=truba", "resources.gpus=2", "resources.mail_user=me@example.org", "dry_run=true"
-    )
+        "+experiment=mnist", "cluster=truba", "resources.gpus=2", "resources.mail_user=me@example.org", "dry_run=true",
+        "resources.signal_seconds=120",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    asked = ("--partition=akya-cuda", "--gres=gpu:2", "--cpus-per-task=20", "--time=60", "--requeue")
+    asked = (
+        "--partition=akya-cuda",
+        "--gres=gpu:2",
+        "--cpus-per-task=20",
+        "--time=60",
+        "--requeue",
+        "--signal=USR2@120",
+    )
     for line in (*asked, "--mail-type=END,FAIL", "--mail-user=me@example.org"):
         assert f"#SBATCH {line}\n" in done.stdout
     assert "srun --unbuffered" in done.stdout and "-m truba_runner.worker" in done.stdout
