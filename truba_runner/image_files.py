@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from truba_runner.errors import Failed
+from truba_runner.errors import Failed, Problem
 
 # What fastai's get_image_files takes for an image.
 EXTENSIONS = {suffix for suffix, kind in mimetypes.types_map.items() if kind.startswith("image/")}
@@ -47,22 +47,19 @@ def labels_of(names: Sequence[PurePosixPath], pattern: str) -> list[str]:
     Raises:
         Failed: it finds nothing in one of them.
     """
-    found = [re.search(pattern, name.name) for name in names]
-    without = [str(name) for name, match in zip(names, found, strict=True) if not match]
-    if without:
-        how_many = "any" if len(without) == len(names) else f"{len(without)} of {len(names)}"
-        raise Failed(
-            f"data.label_pattern={pattern} finds no label in {how_many} of the images' names, for example "
-            f"{without[0]}. Its first group (…) has to match the label: (.+)_\\d+.jpg$ finds great_pyrenees in "
-            "great_pyrenees_173.jpg. On the command line write it in quotes."
-        )
-    return [match.group(1) for match in found if match]
+    if problem := unlabelled(names, pattern):
+        raise Failed(str(problem))
+    return [match[1] for name in names if (match := re.search(pattern, name.name))]
 
 
-def vocabulary(names: Sequence[PurePosixPath], pattern: str) -> list[str]:
-    """Every label once, sorted; for CategoryBlock, which else knows only those that its split happens to train on.
-
-    Raises:
-        Failed: as `labels_of`.
-    """
-    return sorted(set(labels_of(names, pattern)))
+def unlabelled(names: Sequence[PurePosixPath], pattern: str) -> Problem | None:
+    """That a regular expression finds no label in some of the names, if so."""
+    without = [name for name in names if not re.search(pattern, name.name)]
+    if not without:
+        return None
+    return Problem(
+        f"data.label_pattern={pattern}",
+        f"it finds no label in {len(without)} of {len(names)} images' names, for example {without[0]}.",
+        "Its first group (…) has to match the label, as (.+)_\\d+.jpg$ finds great_pyrenees in great_pyrenees_173.jpg; "
+        "in the shell write it in quotes.",
+    )

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -55,8 +56,8 @@ class Photographs:
         """A path for each, in order."""
         return [self.path / name for name in self.names]
 
-    def image(self, item: Any) -> Any:
-        """An item, opened: a Pillow image, RGB.
+    def image(self, item: Any, mode: str = "RGB") -> Any:
+        """An item, opened: a Pillow image of that mode.
 
         Raises:
             Unreadable: it cannot be decoded.
@@ -65,17 +66,21 @@ class Photographs:
 
         name = PurePosixPath(item.relative_to(self.path))
         if isinstance(self.origin, Pack):
-            return self.origin.image(name)
+            return self.origin.image(name).convert(mode)
         try:
             with Image.open(self.origin / name) as image:
-                return image.convert("RGB")
+                return image.convert(mode)
         except Exception as error:  # A damaged file raises whatever its decoder stumbles over.
             raise Unreadable(f"{item} cannot be read as an image ({_line(error)}). Delete or replace it.") from error
 
     def read_by(self, block: Any) -> Any:
         """The same DataBlock with these items, opened here; labels, splitter, blocks and transforms are its own."""
         block.get_items = self._items
-        block.getters[0] = self.image
+        # What ImageBlock opens files with says in which mode: PILImage in RGB, PILImageBW in L.
+        opener = getattr(block.type_tfms[0][0], "__self__", None)
+        mode = getattr(opener, "_open_args", {}).get("mode") or "RGB"
+        # fastai takes a method for a decorator of its Transform class.
+        block.getters[0] = partial(Photographs.image, self, mode=mode)
         return block
 
     def _items(self, source: Any) -> list[Path]:
