@@ -7,11 +7,12 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -48,8 +49,6 @@ class Photographs:
     # Where they are read from: the folder that holds them, or the packed file.
     origin: Path | Pack
     names: list[PurePosixPath]
-    # Every label once, sorted; empty without a `data.label_pattern`.
-    vocabulary: list[str]
 
     @property
     def items(self) -> list[Path]:
@@ -74,8 +73,8 @@ class Photographs:
             raise Unreadable(f"{item} cannot be read as an image ({_line(error)}). Delete or replace it.") from error
 
     def read_by(self, block: Any) -> Any:
-        """The same DataBlock with these items, opened here; labels, splitter, blocks and transforms are its own."""
-        block.get_items = self._items
+        """The same DataBlock for `items` as its source, opened here; labels, splitter and transforms are its own."""
+        block.get_items = None
         # What ImageBlock opens files with says in which mode: PILImage in RGB, PILImageBW in L.
         opener = getattr(block.type_tfms[0][0], "__self__", None)
         mode = getattr(opener, "_open_args", {}).get("mode") or "RGB"
@@ -83,16 +82,14 @@ class Photographs:
         block.getters[0] = partial(Photographs.image, self, mode=mode)
         return block
 
-    def _items(self, source: Any) -> list[Path]:
-        return self.items
-
 
 @contextmanager
-def opened(context: Context, path: Path, block: Any) -> Iterator[Photographs]:
+def opened(context: Context, path: Path, block_of: Callable[[list[Path]], Any]) -> Iterator[Photographs]:
     """The photographs at `path`, ready to be read on this rank in the way that `data.pack` and its like say.
 
-    `path` is a folder, or a place in an archive (see `image_sources.source_at`). Packing takes its size from the
-    block's Resize. What was put on the node's own disk is removed at the end. Every rank of a job comes here.
+    `path` is a folder, or a place in an archive (see `image_sources.source_at`). `block_of` makes the DataBlock that
+    items go into; its Resize says at what size to pack. What was put on the node's own disk is removed at the end.
+    Every rank of a job comes here.
 
     Raises:
         truba_runner.errors.Failed: there are none, a name has no label, one is no image, or there is no room.
@@ -101,23 +98,32 @@ def opened(context: Context, path: Path, block: Any) -> Iterator[Photographs]:
     data = context.experiment.data
     with ExitStack() as at_the_end:
         at_the_end.callback(handover.forget, rank, context.run.path, _NOTE)
+        # All names of a folder; of an archive the first, which is soon found.
+        known = (
+            names_in(source.path)
+            if isinstance(source, Folder)
+            else [name for name, _ in islice(source.photographs(), 1)]
+        )
+        _check_names(path, known, data.label_pattern)
         origin: Path | Pack
-        if isinstance(source, Folder) and data.label_pattern:
-            labels_of(names_in(source.path), data.label_pattern)
         if data.pack:
-            origin = Pack(_packed(context, rank, source, resize_of(block), at_the_end))
+            resize = _resize_of(block_of([path / known[0]]))
+            origin = Pack(_packed(context, rank, source, resize, at_the_end))
             names = origin.names
         else:
             origin = source.path if isinstance(source, Folder) else _unpacked(context, rank, source, at_the_end)
             names = names_in(origin)
-        if not names:
-            raise Failed(
-                f"There is no image in {path}, nor in a folder under it. data.name and data.folder lead there."
-            )
-        vocabulary = sorted(set(labels_of(names, data.label_pattern))) if data.label_pattern else []
-        if isinstance(origin, Path) and rank.rank == 0:
-            check_headers(origin, names)
-        yield Photographs(path, origin, names, vocabulary)
+            if rank.rank == 0:
+                check_headers(origin, names)
+        _check_names(path, names, data.label_pattern)
+        yield Photographs(path, origin, names)
+
+
+def _check_names(path: Path, names: list[PurePosixPath], label_pattern: str) -> None:
+    if not names:
+        raise Failed(f"There is no image in {path}, nor in a folder under it. data.name and data.folder lead there.")
+    if label_pattern:
+        labels_of(names, label_pattern)
 
 
 def check_headers(folder: Path, names: list[PurePosixPath]) -> None:
@@ -147,7 +153,7 @@ def _line(error: Exception) -> str:
 # -- packing ---------------------------------------------------------------------------------------------------
 
 
-def resize_of(block: Any) -> Any:
+def _resize_of(block: Any) -> Any:
     """The Resize among a DataBlock's item_tfms.
 
     Raises:
