@@ -12,6 +12,7 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO
 
@@ -101,9 +102,12 @@ def stage(folder: Path, source: Source, origin: str) -> Path:
 
 def _download(url: str, file: IO[bytes]) -> None:
     request = urllib.request.Request(url, headers={"User-Agent": "truba_runner"})
-    with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT_SECONDS) as answer:
-        shutil.copyfileobj(answer, file, _CHUNK_BYTES)
-        announced = answer.headers.get("Content-Length")
+    try:
+        with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT_SECONDS) as answer:
+            shutil.copyfileobj(answer, file, _CHUNK_BYTES)
+            announced = answer.headers.get("Content-Length")
+    except HTTPException as error:
+        raise OSError(f"{url} does not answer as a web server should: {error!r}") from error
     if announced is not None and file.tell() != int(announced):
         raise OSError(f"{url} broke off after {file.tell()} of {announced} bytes")
 

@@ -134,15 +134,37 @@ def _reopened(path: Path, digest: bytes) -> Pack:
 def presized(file: IO[bytes], size: tuple[int, int], resample: int) -> Image:
     """A photograph as fastai opens it, so large that it just covers `size` (width, height).
 
+    Its pixels lie where fastai's Resize puts them when it crops the middle, as in validation; on both sides there are
+    as many more as the photograph has.
+
     Raises:
         OSError: it can't be decoded.
     """
     from PIL import Image
 
     image = Image.open(file).convert("RGB")
-    scale = max(size[0] / image.width, size[1] / image.height)
-    width, height = (max(least, round(side * scale)) for least, side in zip(size, image.size, strict=True))
-    return image.resize((width, height), resample)
+    ratios = (image.width / size[0], image.height / size[1])
+    spans = [
+        _span(side, least, ratio, min(ratios)) for side, least, ratio in zip(image.size, size, ratios, strict=True)
+    ]
+    (left, right, width), (top, bottom, height) = spans
+    return image.resize((width, height), resample, (left, top, right, bottom))
+
+
+def _span(side: int, least: int, ratio: float, scale: float) -> tuple[float, float, int]:
+    """Along one side of a photograph: from where to where it is taken, and how many pixels come of it.
+
+    `scale` is how many of the photograph's pixels go into one, `ratio` how many would if the whole side made `least`.
+    """
+    crop = max(1, int(scale * least))  # This and the next line are Resize.encodes'.
+    before = int(0.5 * (side - crop))
+    if ratio == scale:
+        return before, before + crop, least
+    pixel = crop / least
+    left = int(before / pixel)
+    # One more at most, so that the middle of what comes out is still the middle.
+    right = min(int((side - before - crop) / pixel), left + 1)
+    return before - left * pixel, before + crop + right * pixel, left + least + right
 
 
 def write(
