@@ -219,6 +219,29 @@ def test_everything_of_the_lesson_works_on_a_packed_file(
     assert grey.dataloaders(photos.items, bs=8, num_workers=0).one_batch()[0].shape[1] == 1
 
 
+@pytest.mark.parametrize("pack", [False, True])
+def test_an_exported_learner_predicts_other_photographs_without_the_old_ones(
+    crops: Path, photographs: Open, tmp_path: Path, pack: bool
+) -> None:
+    from fastai.vision import all as vision
+
+    mine = Path(shutil.copytree(crops, tmp_path / "mine"))
+    other = Path(shutil.copy(crops / "flower_left_1.jpg", tmp_path / "other.jpg"))
+    photos = photographs(mine, pack=pack)
+    learner = vision.Learner(loaders(photos), vision.nn.Sequential(vision.Flatten(), vision.nn.LazyLinear(6)))
+    learner.path = tmp_path
+    learner.dls.device = "cpu"
+    with learner.no_bar():
+        before = learner.predict(other)[2]
+    learner.export("export.pkl")
+    shutil.rmtree(mine)
+    shutil.rmtree(tmp_path / "data", ignore_errors=True)
+    with pytest.warns(UserWarning, match="insecure pickle"):
+        loaded = vision.load_learner(tmp_path / "export.pkl")
+    with loaded.no_bar():
+        assert (loaded.predict(other)[2] == before).all()
+
+
 # -- one file --------------------------------------------------------------------------------------------------
 
 
@@ -302,10 +325,10 @@ def test_a_pack_is_small_to_hand_on_and_is_known_again(crops: Path, photographs:
     copied = pickle.loads(pickle.dumps(photos))
     item = photos.items[5]
     assert np.array_equal(np.asarray(copied.image(item)), np.asarray(photos.image(item)))
-    message = pickle.dumps(photos.origin)
+    message = pickle.dumps(photos)
     image_pack.write(packed_file(tmp_path), [], (64, 64), 2, {})
     with pytest.raises(Failed, match="was replaced by another file"):
-        pickle.loads(message)
+        pickle.loads(message).image(item)
     assert np.array_equal(np.asarray(copied.image(item)), np.asarray(photos.image(item))), "what is open stays"
 
 

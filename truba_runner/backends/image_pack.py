@@ -17,6 +17,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
@@ -38,6 +40,16 @@ class Damaged(ValueError):
     """A file that is no pack, or not the pack that it was."""
 
 
+@dataclass(frozen=True)
+class _Contents:
+    """What an open file's index says. A record is an image's offset, width, height and CRC-32."""
+
+    file: int
+    digest: bytes
+    about: dict[str, Any]
+    records: dict[PurePosixPath, tuple[int, int, int, int]]
+
+
 class Pack:
     """A packed file, open. Small to pickle; safe to use from forked processes and from threads."""
 
@@ -49,38 +61,57 @@ class Pack:
             Damaged: it is cut short, or is something else.
         """
         self.path = path
-        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            index = self._index()
-        except BaseException:
-            os.close(self._file)
-            self._file = -1
-            raise
-        self.about: dict[str, Any] = index["about"]
-        self._records = {PurePosixPath(name): tuple(record) for name, *record in index["images"]}
-        self.names = in_order(self._records)
+        self._digest = self._contents.digest
 
-    def _index(self) -> dict[str, Any]:
-        size = os.fstat(self._file).st_size
-        tail = os.pread(self._file, _TAIL.size, max(0, size - _TAIL.size))
-        if len(tail) != _TAIL.size or os.pread(self._file, len(MAGIC), 0) != MAGIC:
+    @cached_property
+    def _contents(self) -> _Contents:
+        file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            contents = self._read(file)
+        except BaseException:
+            os.close(file)
+            raise
+        if self.__dict__.get("_digest", contents.digest) != contents.digest:
+            os.close(file)
+            raise Failed(f"{self.path} was replaced by another file while it was in use; start the run again")
+        return contents
+
+    def _read(self, file: int) -> _Contents:
+        size = os.fstat(file).st_size
+        tail = os.pread(file, _TAIL.size, max(0, size - _TAIL.size))
+        if len(tail) != _TAIL.size or os.pread(file, len(MAGIC), 0) != MAGIC:
             raise Damaged(f"{self.path} is no packed file, or was cut short")
-        length, self._digest = _TAIL.unpack(tail)
+        length, digest = _TAIL.unpack(tail)
         begin = size - _TAIL.size - length
-        text = os.pread(self._file, length, begin) if begin >= len(MAGIC) else b""
-        if hashlib.sha256(text).digest() != self._digest:
+        text = os.pread(file, length, begin) if begin >= len(MAGIC) else b""
+        if hashlib.sha256(text).digest() != digest:
             raise Damaged(f"{self.path} is damaged: its index is not the one that was written")
         index: dict[str, Any] = json.loads(text)
-        return index
+        records = {PurePosixPath(name): tuple(record) for name, *record in index["images"]}
+        return _Contents(file, digest, index["about"], records)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """By address: another process opens the file anew."""
-        return _reopened, (self.path, self._digest)
+    def __getstate__(self) -> dict[str, Any]:
+        """The address alone: another process opens the file when it first needs it."""
+        return {"path": self.path, "_digest": self._digest}
 
     def __del__(self) -> None:
         """Closes the file."""
-        if getattr(self, "_file", -1) >= 0:
-            os.close(self._file)
+        if "_contents" in self.__dict__:
+            os.close(self._contents.file)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the file was made of."""
+        return self._contents.about
+
+    @cached_property
+    def names(self) -> list[PurePosixPath]:
+        """The images' names, in order."""
+        return in_order(self._contents.records)
+
+    def __contains__(self, name: PurePosixPath) -> bool:
+        """Whether there is an image of this name."""
+        return name in self._contents.records
 
     def __len__(self) -> int:
         """How many images there are."""
@@ -92,9 +123,9 @@ class Pack:
         Raises:
             Damaged: the file has become shorter.
         """
-        offset, width, height, _ = self._records[name]
+        offset, width, height, _ = self._contents.records[name]
         # Not a memory map: its pages count as the job's own memory, and a disk that fails then kills without a word.
-        content = os.pread(self._file, width * height * 3, offset)
+        content = os.pread(self._contents.file, width * height * 3, offset)
         if len(content) != width * height * 3:
             raise Damaged(f"{self.path} was cut short; delete it, and the next run packs anew")
         return content, width, height
@@ -114,7 +145,7 @@ class Pack:
         """
 
         def wrong(name: PurePosixPath) -> bool:
-            return bool(zlib.crc32(self.pixels(name)[0]) != self._records[name][3])
+            return bool(zlib.crc32(self.pixels(name)[0]) != self._contents.records[name][3])
 
         with ThreadPoolExecutor(cores()) as threads:
             damaged = [
@@ -122,13 +153,6 @@ class Pack:
             ]
         if damaged:
             raise Damaged(f"{self.path} is damaged, at {damaged[0]} first")
-
-
-def _reopened(path: Path, digest: bytes) -> Pack:
-    pack = Pack(path)
-    if pack._digest != digest:
-        raise Failed(f"{path} was replaced by another file while it was in use; start the run again")
-    return pack
 
 
 def presized(file: IO[bytes], size: tuple[int, int], resample: int) -> Image:

@@ -55,17 +55,23 @@ class Photographs:
         """A path for each, in order."""
         return [self.path / name for name in self.names]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the names: whoever opens images is given them one by one."""
+        return {**self.__dict__, "names": []}
+
     def image(self, item: Any, mode: str = "RGB") -> Any:
-        """An item, opened: a Pillow image of that mode.
+        """An item, opened: a Pillow image of that mode. What is none of the items (to predict, say) is left as it is.
 
         Raises:
             Unreadable: it cannot be decoded.
         """
         from PIL import Image
 
+        if not isinstance(item, Path) or not item.is_relative_to(self.path):
+            return item
         name = PurePosixPath(item.relative_to(self.path))
         if isinstance(self.origin, Pack):
-            return self.origin.image(name).convert(mode)
+            return self.origin.image(name).convert(mode) if name in self.origin else item
         try:
             with Image.open(self.origin / name) as image:
                 return image.convert(mode)
