@@ -256,7 +256,7 @@ def _node_folder(context: Context, rank: Rank, bytes_needed: int, at_the_end: Ex
     free = shutil.disk_usage(scratch).free
     if free < bytes_needed:
         raise OSError(f"{scratch} has {free / _GIGABYTE:.1f} GB free, and {bytes_needed / _GIGABYTE:.1f} are needed")
-    return at_the_end.enter_context(node_folder.made(scratch, rank.start))
+    return at_the_end.enter_context(node_folder.made(scratch, f"{rank.start}-{rank.node}"))
 
 
 def _copied_to_node(context: Context, rank: Rank, shared: Path, at_the_end: ExitStack) -> Path:
