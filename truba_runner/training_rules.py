@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from truba_runner import image_rules
 from truba_runner.config import Experiment
 from truba_runner.errors import Problem, nearest
 
@@ -21,6 +22,7 @@ MAIL_TYPES = (
 
 def problems(experiment: Experiment) -> Iterator[Problem]:
     """What is wrong whatever the cluster."""
+    yield from image_rules.problems(experiment)
     train = experiment.train
     yield from _one_of("train.batch_scaling", train.batch_scaling, BATCH_SCALINGS)
     yield from _one_of("data.preprocessing", experiment.data.preprocessing, PREPROCESSINGS)

@@ -190,5 +190,18 @@ def test_staging_checks_what_it_is_given(truba, tmp_path: Path) -> None:  # type
     assert refused.returncode == 1 and "SHA-256" in refused.stderr
     assert not list((truba.folder / "data").iterdir())
     accepted = truba("stage", "+experiment=mnist", "data.sources.mnist.sha256=''", "--from", "mnist.npz", "--json")
-    assert accepted.returncode == 0 and json.loads(accepted.stdout)["state"] == "staged"
+    assert accepted.returncode == 0 and json.loads(accepted.stdout)[0]["state"] == "staged"
     assert (truba.folder / "data" / "mnist.npz").read_bytes() == b"not it"
+
+
+def test_each_of_several_files_is_staged_by_its_own_name(truba) -> None:  # type: ignore[no-untyped-def]
+    asked = ["+experiment=mnist", "data.sources.mnist.sha256=''", "+job.options={arch: small, pretrained: true}"]
+    asked += ["+job.weights={small: 'http://127.0.0.1:9/small-abcdef12.pth'}"]
+    (truba.folder / "mnist.npz").write_bytes(b"digits")
+    (truba.folder / "small.pth").write_bytes(b"weights")
+    wrong = truba("stage", *asked, "--from", "small.pth")
+    assert wrong.returncode == 2 and "mnist.npz and small-abcdef12.pth" in wrong.stderr
+    done = truba("stage", *asked, "--from", "mnist.npz", "--json")
+    assert [one["file"] for one in json.loads(done.stdout)] == ["mnist.npz"]
+    both = truba("stage", *asked)
+    assert both.returncode == 1 and "add --from small-abcdef12.pth" in both.stderr
