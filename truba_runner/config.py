@@ -174,7 +174,8 @@ class Resources:
     memory_gb: float | None = None
     time: str = "1h"
     # How long before the time limit Slurm sends the signal on which a run saves and goes back into the queue.
-    signal_seconds: int = 90
+    # None: 90, or half of a shorter limit.
+    signal_seconds: int | None = None
     account: str = "${cluster.default_account}"
     constraint: str = ""
     # How often an interrupted run puts itself back into the queue.

@@ -191,7 +191,8 @@ def _time_problems(experiment: Experiment, facts: Partition) -> Iterator[Problem
             f"{resources.partition} allows {slurm_time(allowed)} ({_where(experiment.cluster, 'max_time')}).",
             f"Set resources.time={slurm_time(allowed)} or less; the shorter, the sooner a job starts.",
         )
-    yield from _signal_problems(resources.signal_seconds, asked)
+    if resources.signal_seconds is not None:
+        yield from _signal_problems(resources.signal_seconds, asked)
 
 
 def _signal_problems(signal_seconds: int, time_minutes: int) -> Iterator[Problem]:
@@ -201,7 +202,7 @@ def _signal_problems(signal_seconds: int, time_minutes: int) -> Iterator[Problem
         yield Problem(
             received,
             f"a run needs {_LEAST_SIGNAL_SECONDS} s or more to save before its time limit.",
-            "Leave it out: 90 s.",
+            "Leave it out: 90 s, or half of a shorter limit.",
         )
     elif time_minutes > 0 and 2 * signal_seconds > 60 * time_minutes:
         yield Problem(
