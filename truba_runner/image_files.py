@@ -61,5 +61,5 @@ def unlabelled(names: Sequence[PurePosixPath], pattern: str) -> Problem | None:
         f"data.label_pattern={pattern}",
         f"it finds no label in {len(without)} of {len(names)} images' names, for example {without[0]}.",
         "Its first group (…) has to match the label, as (.+)_\\d+.jpg$ finds great_pyrenees in great_pyrenees_173.jpg; "
-        "in the shell write it in quotes.",
+        "on the command line it has quotes inside quotes: 'data.label_pattern=\"…\"'.",
     )

@@ -205,8 +205,10 @@ def test_everything_of_the_lesson_works_on_a_packed_file(
     matplotlib.use("agg")
     photos = photographs(crops, pack=True)
     made = photos.read_by(block(batch_tfms=vision.aug_transforms(size=64, min_scale=0.75)))
-    made.summary(photos.items)
-    assert f"PILImage mode=RGB size={ITEM_SIZE}x{ITEM_SIZE}" in capsys.readouterr().out
+    made.summary(photos.path)
+    summary = capsys.readouterr().out
+    assert f"PILImage mode=RGB size={ITEM_SIZE}x{ITEM_SIZE}" in summary
+    assert f"Collecting items from {crops}\nFound 36 items" in summary, "not from a list of all of them"
     batches = {}
     for workers in (0, 2):
         data = made.dataloaders(photos.items, bs=8, num_workers=workers)

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import tarfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pytest
 
@@ -35,7 +37,17 @@ def archive_of(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-def test_images_come_in_the_order_of_their_names_whatever_the_disk_says(tmp_path: Path) -> None:
+def test_images_come_in_the_order_of_their_names_whatever_the_disk_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk = os.walk
+
+    def backwards(*arguments: Any, **options: Any) -> Iterator[Any]:
+        for here, folders, files in walk(*arguments, **options):
+            folders.sort(reverse=True)
+            yield here, folders, sorted(files, reverse=True)
+
+    monkeypatch.setattr(os, "walk", backwards)
     for name in ("b/1.jpg", "b-c/1.PNG", "a_10.jpg", "a_9.jpg", "notes.txt", ".hidden.jpg", ".git/x.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -188,13 +200,15 @@ def test_one_rank_does_it_and_the_others_get_its_word(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_requeued_job_does_not_take_its_earlier_starts_word(tmp_path: Path) -> None:
+def test_a_requeued_job_does_not_take_its_earlier_starts_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = {"SLURM_JOB_ID": "7", "SLURM_NODEID": "0", "SLURM_LOCALID": "0"}
     handover.by_one(Rank.here(0, 2, first), tmp_path, "x", lambda: "old")
     again = {**first, "SLURM_RESTART_COUNT": "1"}
-    handover.by_one(Rank.here(0, 2, again), tmp_path, "x", lambda: "new")
-    waiting = Rank.here(1, 2, {**again, "SLURM_LOCALID": "1"})
-    assert handover.by_one(waiting, tmp_path, "x", lambda: "never") == "new"
+    # Rank 0 comes to it while rank 1 waits.
+    leads = Rank.here(0, 2, again)
+    monkeypatch.setattr(handover.time, "sleep", lambda _: handover.by_one(leads, tmp_path, "x", lambda: "new"))
+    waits = Rank.here(1, 2, {**again, "SLURM_LOCALID": "1"})
+    assert handover.by_one(waits, tmp_path, "x", lambda: "never") == "new"
 
 
 def test_a_single_process_leaves_no_note(tmp_path: Path) -> None:

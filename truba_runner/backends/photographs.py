@@ -79,8 +79,12 @@ class Photographs:
             raise Unreadable(f"{item} cannot be read as an image ({_line(error)}). Delete or replace it.") from error
 
     def read_by(self, block: Any) -> Any:
-        """The same DataBlock for `items` as its source, opened here; labels, splitter and transforms are its own."""
-        block.get_items = None
+        """The same DataBlock with these items, opened here, whatever its source: `path` is shorter in a summary.
+
+        Labels, splitter and transforms are its own.
+        """
+        items = self.items
+        block.get_items = lambda source: items
         # What ImageBlock opens files with says in which mode: PILImage in RGB, PILImageBW in L.
         opener = getattr(block.type_tfms[0][0], "__self__", None)
         mode = getattr(opener, "_open_args", {}).get("mode") or "RGB"
