@@ -46,7 +46,7 @@ class CheckpointStore:
 
         A disk that is full, or over quota, stops no training: it is told of, False returned, and what was there stays.
         """
-        path = self._folder / f"checkpoint-{position.epoch:06d}-{position.step:09d}.ckpt"
+        path = self._path(position)
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _write_whole(path, write)
@@ -70,6 +70,16 @@ class CheckpointStore:
                 return position, value[0]
         return None
 
+    def at(self, position: Position, read: Callable[[IO[bytes]], T]) -> T:
+        """The checkpoint of a position that is known to have one.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is damaged.
+        """
+        with _checked(self._path(position)) as file:
+            return read(file)
+
     def position(self) -> Position:
         """That of the newest checkpoint, unread; the beginning where there is none."""
         return max((position for position, _ in self._all()), default=Position(0, 0))
@@ -79,6 +89,9 @@ class CheckpointStore:
         path = self._folder / BEST
         value = self._read(path, read) if path.exists() else None
         return value[0] if value is not None else None
+
+    def _path(self, position: Position) -> Path:
+        return self._folder / f"checkpoint-{position.epoch:06d}-{position.step:09d}.ckpt"
 
     def _read(self, path: Path, read: Callable[[IO[bytes]], T]) -> tuple[T] | None:
         try:

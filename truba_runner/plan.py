@@ -92,13 +92,18 @@ def _local_problems(experiment: Experiment) -> Iterator[Problem]:
             "a local run has this one machine.",
             "Leave resources.nodes out, or choose a cluster with cluster=NAME.",
         )
+    traits = TRAITS.get(experiment.job.backend)
+    if traits and traits.task_per_gpu and experiment.resources.gpus > 1:
+        yield Problem(
+            f"resources.gpus={experiment.resources.gpus}",
+            f"the {experiment.job.backend} backend runs a process a GPU, and a local run is one process.",
+            "Set resources.gpus=1, or choose a cluster with cluster=NAME.",
+        )
     yield from _batch_problems(experiment)
 
 
 def _batch_problems(experiment: Experiment) -> Iterator[Problem]:
-    traits = TRAITS.get(experiment.job.backend)
-    if traits and not traits.task_per_gpu:
-        yield from batch_problems(experiment, experiment.resources.gpus * experiment.resources.nodes)
+    yield from batch_problems(experiment, max(1, experiment.resources.gpus) * experiment.resources.nodes)
 
 
 def _slurm_problems(experiment: Experiment) -> Iterator[Problem]:
@@ -274,7 +279,7 @@ def _warnings(experiment: Experiment, request: Request, login_node: str) -> Iter
             f"{request.total_cores} cores are more than the {cluster.account_cores} that an account may use at once "
             "(cluster.account_cores): the job may wait for ever with AssocGrpCpuLimit."
         )
-    if request.nodes > 1:
+    if request.nodes > 1 and experiment.job.backend == "keras":
         yield (
             "a run on several nodes saves no state to go on from: interrupted, it starts again from the beginning "
             "(docs/multi-node.md)."
