@@ -59,6 +59,7 @@ def _train(context: Context) -> dict[str, Any]:
         context.interruption.hold()
         Course(context, learner, data, loop, reporter, resume).run(stages)
         result = _result(context, learner, reporter, device)
+        ranks.check_same(result["weights_sha256"])
         evaluated = fastai_outputs.evaluate(context, learner, result)
     if context.rank == 0:
         plots.learning_curves(reporter.rows, context.run.plots)

@@ -148,6 +148,7 @@ class Loop:
 
     def _one_batch(self, step: int, batch: Any, passed: Pass, kind: str) -> None:
         where = Where(self._seed, self.stage, self.learner.epoch, kind)
-        seed_all(where.key("step", self.ranks.rank, step))
+        # Dropout differs between ranks. What a callback draws does not: it may change the weights by it.
+        seed_all(where.key("step", step), for_torch=where.key("step", step, self.ranks.rank))
         self.ranks.batch_size = passed.sizes[step]
         self.learner.one_batch(step, batch)

@@ -132,6 +132,19 @@ class Ranks:
             for value in model.state_dict().values():
                 self._all(lambda dist, value=value: dist.broadcast(value, 0))  # type: ignore[misc]
 
+    def check_same(self, digest: str) -> None:
+        """Makes sure that every rank has trained the same weights, bit for bit; `digest` is of this rank's.
+
+        Raises:
+            RuntimeError: they differ.
+        """
+        own = [float(byte) for byte in bytes.fromhex(digest)]
+        if self.together and self._summed([*own, *(byte * byte for byte in own)]) != [
+            *(byte * self.count for byte in own),
+            *(byte * byte * self.count for byte in own),
+        ]:
+            raise RuntimeError("the ranks have trained different weights: their results cannot be trusted")
+
     def mean_gradients(self, model: Any) -> None:
         """Sets every parameter's gradient to its mean over all ranks, added up in the same order each time."""
         import torch

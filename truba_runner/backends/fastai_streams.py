@@ -36,23 +36,23 @@ def key(*parts: Any) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "big")
 
 
-def seed_all(number: int) -> None:
-    """Every generator that a network or an augmentation may draw from."""
+def seed_all(number: int, for_torch: int | None = None) -> None:
+    """Every generator that a network or an augmentation may draw from; torch's with a number of its own if given."""
     import torch
 
-    _seed_host(number)
+    _seed_host(number, for_torch)
     if torch.cuda.is_available():
-        torch.cuda.manual_seed(number)
+        torch.cuda.manual_seed(number if for_torch is None else for_torch)
 
 
-def _seed_host(number: int) -> None:
-    """Those of this process. `torch.manual_seed` would cost more than a crop."""
+def _seed_host(number: int, for_torch: int | None = None) -> None:
+    """Those of the CPU. `torch.manual_seed` would cost more than a crop."""
     import numpy as np
     import torch
 
     random.seed(number)
     np.random.seed(number)
-    torch.default_generator.manual_seed(number)
+    torch.default_generator.manual_seed(number if for_torch is None else for_torch)
 
 
 class Pass:
