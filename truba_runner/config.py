@@ -104,6 +104,8 @@ class Data:
     stage_to_node: bool = False
     # Where the job's build_preprocessing works: async (on the CPU, ahead of the training) or model (in the network).
     preprocessing: str = "async"
+    # fastai: processes that read ahead of the training; None: a core each, but one. The result is the same with any.
+    workers: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -125,15 +127,17 @@ class Train:
     metrics: list[Any] = field(default_factory=list)
     # {0: 1.0, 1: 50.0} by class, or balanced: each class weighs as much as every other.
     class_weight: Any = None
-    # Keras' own by name, or any by import path: {class_name: …, config: {…}}.
+    # The framework's own by name, or any by import path: {class_name: …, config: {…}}.
     callbacks: list[Any] = field(default_factory=list)
-    # A Keras dtype policy, for example mixed_float16; None: float32.
+    # A Keras dtype policy, for example mixed_float16; None: float32. fastai: mixed_float16 and mixed_bfloat16.
     mixed_precision: str | None = None
     seed: int = 0
     # Kernels that give the same result each time, to the bit, where a GPU has faster ones that do not.
     deterministic: bool = False
     steps_per_execution: int = 1
     jit_compile: bool = False
+    # fastai: the stages of the training, described in truba_runner/recipe.py. Empty: one fit_one_cycle of `epochs`.
+    recipe: list[Any] = field(default_factory=list)
 
 
 @dataclass

@@ -95,13 +95,18 @@ def _local_problems(experiment: Experiment) -> Iterator[Problem]:
             "a local run has this one machine.",
             "Leave resources.nodes out, or choose a cluster with cluster=NAME.",
         )
+    traits = TRAITS.get(experiment.job.backend)
+    if traits and traits.task_per_gpu and experiment.resources.gpus > 1:
+        yield Problem(
+            f"resources.gpus={experiment.resources.gpus}",
+            f"the {experiment.job.backend} backend runs a process a GPU, and a local run is one process.",
+            "Set resources.gpus=1, or choose a cluster with cluster=NAME.",
+        )
     yield from _batch_problems(experiment)
 
 
 def _batch_problems(experiment: Experiment) -> Iterator[Problem]:
-    traits = TRAITS.get(experiment.job.backend)
-    if traits and not traits.task_per_gpu:
-        yield from batch_problems(experiment, experiment.resources.gpus * experiment.resources.nodes)
+    yield from batch_problems(experiment, max(1, experiment.resources.gpus) * experiment.resources.nodes)
 
 
 def _slurm_problems(experiment: Experiment) -> Iterator[Problem]:

@@ -1,16 +1,16 @@
-"""Learning curves as a picture: what `history.csv` holds, a panel a metric."""
+"""Learning curves as a picture, what `history.csv` holds, a panel a metric; and a finder's curve."""
 
 from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from truba_runner.rundir import write_atomically
 
-NOT_METRICS = ("epoch", "seconds")
+NOT_METRICS = ("epoch", "stage", "seconds")
 _COLUMNS = 3
 _PANEL_INCHES = (4.0, 3.0)
 
@@ -21,16 +21,45 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path | N
     None where there is nothing to draw, or nothing to draw it with: a picture stops no run.
     """
     panels = _panels(rows)
-    if not panels:
-        return None
+    return save_png(folder, "learning_curves.png", lambda: _curves_figure(rows, panels)) if panels else None
+
+
+def rate_curve(
+    rates: Sequence[float], losses: Sequence[float], suggested: Mapping[str, float | None], folder: Path, name: str
+) -> None:
+    """Draws what a learning-rate finder has found: the loss over the rate, and where its suggestions lie."""
+    save_png(folder, name, lambda: _rate_figure(rates, losses, suggested))
+
+
+def save_png(folder: Path, name: str, draw: Callable[[], Any]) -> Path | None:
+    """Saves the matplotlib figure that `draw` makes, under its name only when whole.
+
+    None where there is nothing to draw it with, or no room for it: a picture stops no run.
+    """
     try:
-        # Under a name of its own only when whole, and without pyplot, which would look for a screen.
+        figure = draw()
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=120)
         folder.mkdir(mode=0o700, exist_ok=True)
-        write_atomically(folder / "learning_curves.png", _png(rows, panels))
+        write_atomically(folder / name, content.getvalue())
     except (ImportError, OSError) as error:
-        print(f"the learning curves could not be drawn ({error})", file=sys.stderr, flush=True)
+        print(f"{name} could not be drawn ({error})", file=sys.stderr, flush=True)
         return None
-    return folder / "learning_curves.png"
+    return folder / name
+
+
+def _rate_figure(rates: Sequence[float], losses: Sequence[float], suggested: Mapping[str, float | None]) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained")
+    axes = figure.add_subplot(xlabel="learning rate", ylabel="loss", xscale="log")
+    axes.plot(rates, losses)
+    for name, rate in suggested.items():
+        if rate is not None:
+            nearest = min(range(len(rates)), key=lambda index: abs(rates[index] - rate))  # noqa: B023
+            axes.plot([rate], [losses[nearest]], "o", label=name)
+    axes.legend()
+    return figure
 
 
 def _panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
@@ -42,7 +71,8 @@ def _panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     return panels
 
 
-def _png(rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequence[str]]) -> bytes:
+def _curves_figure(rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequence[str]]) -> Any:
+    # Without pyplot, which would look for a screen.
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -59,6 +89,4 @@ def _png(rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequence[str]])
             axes.plot(*zip(*points, strict=True), marker=".", label=label)
         if len(columns) > 1:
             axes.legend()
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    return content.getvalue()
+    return figure

@@ -58,10 +58,13 @@ class Progress:
         self._writes = True
         self.update()
 
-    def step(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
-        """After each step: writes when the last record is a second old. `epoch` and `step` count from 1."""
+    def step(self, epoch: int, step: int, metrics: Mapping[str, float], total: int | None = None) -> None:
+        """After each step: writes when the last record is a second old. `epoch` and `step` count from 1.
+
+        `total`: steps over all epochs, where those have different numbers.
+        """
         if self.watcher is not None:
-            self.watcher((epoch - 1) * int(self.record["steps_per_epoch"]) + step)
+            self.watcher(total or (epoch - 1) * int(self.record["steps_per_epoch"]) + step)
         now = time.monotonic()
         if now - self._written >= EVERY_SECONDS:
             self.update(epoch=epoch, step=step, metrics=dict(metrics))

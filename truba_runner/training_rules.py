@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from urllib.parse import urlsplit
 
-from truba_runner import image_rules
-from truba_runner.config import Experiment
+from truba_runner import image_rules, recipe
+from truba_runner.config import Experiment, Train
 from truba_runner.errors import Problem, nearest
 
 BATCH_SCALINGS = ("global", "per_replica")
 PREPROCESSINGS = ("async", "model")
 # Keras' dtype policies that train; int8 and float8 are for what is trained already.
 DTYPE_POLICIES = ("mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float32", "float64")
+FASTAI_PRECISIONS = ("mixed_float16", "float16", "mixed_bfloat16", "bfloat16", "float32")
 # Of sbatch's --mail-type.
 MAIL_TYPES = (
     "NONE", "BEGIN", "END", "FAIL", "REQUEUE", "ALL", "INVALID_DEPEND", "STAGE_OUT",
@@ -20,14 +22,26 @@ MAIL_TYPES = (
 )  # fmt: skip
 
 
+# Keys that another backend gives a meaning to, with what serves here instead.
+_NOT_FASTAI = {
+    "optimizer": "Pass opt_func to the Learner in the job's build_learner.",
+    "loss": "fastai chooses one that fits the labels; for another pass loss_func to the Learner in build_learner.",
+    "class_weight": "Pass loss_func=CrossEntropyLossFlat(weight=…) to the Learner in build_learner.",
+    "steps_per_execution": "Leave it out: each step is one execution.",
+    "jit_compile": "Leave it out, or add a callback that compiles the model to train.callbacks.",
+    "scale_learning_rate": "Leave it out: lr_find is run with the batch of all GPUs, and suggests a rate for that.",
+}
+
+
 def problems(experiment: Experiment) -> Iterator[Problem]:
     """What is wrong whatever the cluster."""
     yield from image_rules.problems(experiment)
+    yield from _backend_problems(experiment)
     train = experiment.train
     yield from _one_of("train.batch_scaling", train.batch_scaling, BATCH_SCALINGS)
     yield from _one_of("data.preprocessing", experiment.data.preprocessing, PREPROCESSINGS)
     yield from _one_of("checkpoint.mode", experiment.checkpoint.mode, ("min", "max"))
-    if train.mixed_precision is not None:
+    if train.mixed_precision is not None and experiment.job.backend != "fastai":
         yield from _one_of("train.mixed_precision", train.mixed_precision, DTYPE_POLICIES)
     if train.learning_rate is not None and not train.learning_rate > 0:
         yield Problem(
@@ -50,6 +64,31 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
             "it is no address of a web server.",
             "Write it as https://HOST/PATH.",
         )
+
+
+def _backend_problems(experiment: Experiment) -> Iterator[Problem]:
+    """Keys that would change nothing, or that mean something else to this backend."""
+    train, data = experiment.train, experiment.data
+    if experiment.job.backend == "fastai":
+        defaults = Train()
+        for field in fields(Train):
+            value = getattr(train, field.name)
+            if field.name in _NOT_FASTAI and value != getattr(defaults, field.name):
+                rule = "the fastai backend has no use for it."
+                yield Problem(f"train.{field.name}={value}", rule, _NOT_FASTAI[field.name])
+        if data.preprocessing != "async":
+            rule = "the job's data_block says how fastai prepares its examples."
+            yield Problem(f"data.preprocessing={data.preprocessing}", rule, "Leave it out.")
+        if train.mixed_precision is not None:
+            yield from _one_of("train.mixed_precision", train.mixed_precision, FASTAI_PRECISIONS)
+        if data.workers is not None and data.workers < 0:
+            yield Problem(f"data.workers={data.workers}", "it must be 0 or more.", "Leave it out.")
+        yield from recipe.problems(train.recipe, train.epochs)
+    else:
+        for key, given in (("train.recipe", bool(train.recipe)), ("data.workers", data.workers is not None)):
+            if given:
+                rule = f"it is fastai's, and the backend is {experiment.job.backend}."
+                yield Problem(key, rule, "Leave it out, or set job.backend=fastai.")
 
 
 def batch_problems(experiment: Experiment, devices: int) -> Iterator[Problem]:

@@ -23,8 +23,8 @@ from truba_runner.interrupt import Interrupted, Interruption
 from truba_runner.progress import Progress
 from truba_runner.rundir import RunDir
 
-# What TensorFlow raises on the ranks that are left behind.
-_OTHERS_FAULT = {"UnavailableError", "AbortedError", "CancelledError"}
+# What TensorFlow, and our own ranks of fastai, raise on those that are left behind.
+_OTHERS_FAULT = {"UnavailableError", "AbortedError", "CancelledError", "RankLost"}
 
 
 def main(arguments: list[str]) -> int:

@@ -620,11 +620,11 @@ def test_what_the_users_code_raises_goes_through_untouched(tmp_path: Path, job: 
 
 
 def test_gpus_that_tensorflow_cannot_use_fail_the_job(tmp_path: Path, job: ModuleType, monkeypatch: Any) -> None:
-    from truba_runner.backends import keras_devices
+    from truba_runner.backends import keras_devices, missing_gpus
 
     driver = tmp_path / "version"
     driver.touch()
-    monkeypatch.setattr(keras_devices, "NVIDIA_DRIVER", driver)
+    monkeypatch.setattr(missing_gpus, "NVIDIA_DRIVER", driver)
     with pytest.raises(Failed, match="1 GPUs a node were asked for .*--nv.*resources.gpus=0"):
         train(context(tmp_path, job, resources={"gpus": 1}))
     assert keras_devices.pick_devices(0) == ["CPU:0"]

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -31,7 +30,7 @@ def hydra_ready() -> Iterator[None]:
 def experiment(hydra_ready: None) -> Callable[..., Experiment]:
     """Composes an experiment as the command line does; by default mnist on TRUBA's own config."""
 
-    def composed(*overrides: str, cluster: str = "truba", **values: Any) -> Experiment:
-        return typed(compose("config", [f"cluster={cluster}", "+experiment=mnist", *overrides]))
+    def composed(*overrides: str, cluster: str = "truba", name: str = "mnist") -> Experiment:
+        return typed(compose("config", [f"cluster={cluster}", f"+experiment={name}", *overrides]))
 
     return composed

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from truba_runner import hostlist
-from truba_runner.backends.keras_nodes import FIRST_PORT, PORTS, tf_config, worker_addresses
+from truba_runner.backends.addresses import FIRST_PORT, PORTS, worker_addresses
+from truba_runner.backends.keras_nodes import tf_config
 from truba_runner.errors import Failed
 
 

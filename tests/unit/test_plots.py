@@ -54,4 +54,4 @@ def test_a_missing_matplotlib_stops_no_run(
 
     monkeypatch.setattr(builtins, "__import__", without)
     assert learning_curves(ROWS, tmp_path / "plots") is None
-    assert "learning curves could not be drawn (No module named 'matplotlib')" in capsys.readouterr().err
+    assert "learning_curves.png could not be drawn (No module named 'matplotlib')" in capsys.readouterr().err

@@ -25,6 +25,7 @@ class Traits:
 
 TRAITS = {
     "keras": Traits(task_per_gpu=False, multi_node=True),
+    "fastai": Traits(task_per_gpu=True, multi_node=True),
 }
 
 

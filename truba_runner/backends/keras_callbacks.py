@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner.backends import Context
+from truba_runner.backends.job_calls import imported
 from truba_runner.backends.keras_preprocessing import Preprocessing
 from truba_runner.errors import Failed, nearest
 
@@ -45,7 +45,7 @@ def make_callback(context: Context, index: int, given: Any) -> Any:
     if not isinstance(entry, Mapping) or not set(entry) <= {"class_name", "config"} or "class_name" not in entry:
         raise Failed(f"{where}={given}: write it as {{class_name: EarlyStopping, config: {{patience: 3}}}}.")
     name, settings = str(entry["class_name"]), dict(entry.get("config") or {})
-    found = _imported(context, where, name) if "." in name else _own(context, where, name)
+    found = imported(context, where, name) if "." in name else _own(context, where, name)
     try:
         callback = found(**settings)
     except (TypeError, ValueError) as error:
@@ -67,23 +67,6 @@ def _own(context: Context, where: str, name: str) -> Any:
         f"{where}: neither Keras nor {context.job.__file__} has a callback {name!r}. {nearest(name, valid)} "
         "Those of other modules are named with their path: mypackage.mymodule.MyCallback."
     )
-
-
-def _imported(context: Context, where: str, name: str) -> Any:
-    module_name, _, attribute = name.rpartition(".")
-    try:
-        # The job's own module is there already, under another name.
-        is_job = module_name == Path(str(context.job.__file__)).stem
-        module = context.job if is_job else importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise Failed(
-            f"{where}: {name} cannot be imported: {error}. Modules beside the job's own file are found, and those of "
-            "the job's environment."
-        ) from error
-    if not hasattr(module, attribute):
-        valid = {item for item in dir(module) if inspect.isclass(getattr(module, item))}
-        raise Failed(f"{where}: {module_name} has no {attribute}. {nearest(attribute, valid)}")
-    return getattr(module, attribute)
 
 
 # -- the models that are kept ----------------------------------------------------------------------------------

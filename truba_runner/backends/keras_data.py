@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from truba_runner.backends import Context
-from truba_runner.backends.keras_job import call
+from truba_runner.backends.job_calls import call
 from truba_runner.backends.keras_plan import Plan
 from truba_runner.backends.keras_streams import is_stream
 from truba_runner.errors import Failed

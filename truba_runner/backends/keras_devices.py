@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from pathlib import Path
 from typing import Any
 
+from truba_runner.backends.missing_gpus import tell_of_missing_gpus
 from truba_runner.config import Train
 from truba_runner.errors import Failed
 from truba_runner.training_rules import divisible_sizes
-
-NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def pick_devices(gpus_asked: int) -> list[str]:
@@ -26,7 +22,7 @@ def pick_devices(gpus_asked: int) -> list[str]:
     if gpus:
         return [f"GPU:{index}" for index in range(len(gpus))]
     if gpus_asked:
-        _tell_of_missing_gpus(gpus_asked)
+        tell_of_missing_gpus(gpus_asked, "TensorFlow", "tensorflow[and-cuda]")
     count = max(1, gpus_asked)
     if count > 1:
         cpu = tf.config.list_physical_devices("CPU")[0]
@@ -38,22 +34,6 @@ def pick_devices(gpus_asked: int) -> list[str]:
                 "computes with TensorFlow at its top level into build_model or load_data."
             ) from error
     return [f"CPU:{index}" for index in range(count)]
-
-
-def _tell_of_missing_gpus(gpus_asked: int) -> None:
-    if NVIDIA_DRIVER.exists():
-        raise Failed(
-            f"{gpus_asked} GPUs a node were asked for and this node has NVIDIA's driver, but TensorFlow sees no GPU "
-            f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}). Training on the CPU would "
-            "waste the GPUs. Install tensorflow[and-cuda] in the job's environment, or start its container with --nv; "
-            "to train on the CPU, ask for none: resources.gpus=0."
-        )
-    print(
-        f"WARNING: {gpus_asked} GPUs a node were asked for, but this node has none. "
-        "Training on the CPU, with a logical device in place of each GPU.",
-        file=sys.stderr,
-        flush=True,
-    )
 
 
 def check_batch_size(batch_size: int, devices: int) -> None:

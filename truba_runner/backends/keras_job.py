@@ -5,45 +5,15 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from truba_runner.backends import Context
+from truba_runner.backends.job_calls import accepted, call
 from truba_runner.config import Train
 from truba_runner.errors import Failed, nearest
 
 if TYPE_CHECKING:
     from truba_runner.backends.keras_preprocessing import Preprocessing
-
-
-def call(job: ModuleType, name: str, where: str, options: Mapping[str, Any], /, **given: Any) -> Any:
-    """`job.name(**given, **options)`; `where` is the place in the config that the options come from.
-
-    What the function raises itself goes through untouched.
-
-    Raises:
-        truba_runner.errors.Failed: the module has no such function, or it does not take these options.
-    """
-    function = getattr(job, name, None)
-    if not callable(function):
-        raise Failed(f"{job.__file__} has no function {name}: a Keras job needs build_model and load_data.")
-    parameters = inspect.signature(function).parameters.values()
-    named = {item.name for item in parameters if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)}
-    takes_any = any(item.kind is item.VAR_KEYWORD for item in parameters)
-    for option in options:
-        if option in given or (option not in named and not takes_any):
-            valid = nearest(option, named - set(given))
-            raise Failed(f"{where}.{option}: {name} in {job.__file__} takes no such option. {valid}")
-    for item in parameters:
-        if item.name in named and item.default is item.empty and item.name not in {*given, *options}:
-            raise Failed(f"{where}.{item.name} is missing: {name} in {job.__file__} cannot do without it.")
-    return function(**given, **options)
-
-
-def accepted(function: Callable[..., Any] | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the options that a function takes by name."""
-    names = inspect.signature(function).parameters if function else ()
-    return {name: value for name, value in options.items() if name in names}
 
 
 def build_model(context: Context, jit_compile: bool, preprocessing: Preprocessing | None = None) -> Any:

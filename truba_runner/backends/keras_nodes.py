@@ -9,19 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from truba_runner import hostlist
 from truba_runner.backends import Context
+from truba_runner.backends.addresses import worker_addresses
 from truba_runner.errors import Failed
 from truba_runner.interrupt import Interruption
 
 # What the two replaced functions were tried with.
 KERAS, TENSORFLOW = "3.15", "2.21"
-# Above what services use, below what Linux gives to outgoing connections (32768 and on).
-FIRST_PORT, PORTS = 20000, 12768
 
 
 class Team:
@@ -178,31 +176,6 @@ class Team:
 
 
 # -- who the others are ----------------------------------------------------------------------------------------
-
-
-def worker_addresses(environment: Mapping[str, str], tasks: int) -> list[str]:
-    """`HOST:PORT` of every rank, from the variables that Slurm sets for a job step (man srun).
-
-    The port follows from the job's id, so that every rank knows it unasked and two jobs on a node have two: the ids of
-    jobs that run at the same time are seldom 12,768 apart. If they are, the second fails to start its server.
-
-    Raises:
-        truba_runner.errors.Failed: the variables are missing, or name another number of tasks.
-    """
-    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
-    per_node = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE", "")
-    try:
-        names, counts = hostlist.expand(nodes), hostlist.tasks_per_node(per_node)
-        job_id = int(environment.get("SLURM_JOB_ID", "0"))
-        placed = [(name, local) for name, count in zip(names, counts, strict=True) for local in range(count)]
-    except ValueError as error:
-        raise Failed(
-            f"Slurm's variables do not say where the {tasks} tasks of this job are: SLURM_JOB_NODELIST={nodes!r}, "
-            f"SLURM_TASKS_PER_NODE={per_node!r} ({error}). Start them with srun."
-        ) from error
-    if len(placed) != tasks:
-        raise Failed(f"SLURM_NTASKS is {tasks}, but {nodes} with {per_node} tasks a node have {len(placed)}.")
-    return [f"{name}:{FIRST_PORT + (job_id * max(counts) + local) % PORTS}" for name, local in placed]
 
 
 def tf_config(addresses: list[str], rank: int) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from truba_runner.backends import Context
-from truba_runner.backends.keras_job import accepted, call
+from truba_runner.backends.job_calls import accepted, call
 from truba_runner.backends.keras_streams import is_stream
 from truba_runner.errors import Failed
 

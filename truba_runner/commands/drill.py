@@ -14,7 +14,7 @@ from truba_runner.errors import Failed
 from truba_runner.rundir import RunDir
 
 if TYPE_CHECKING:
-    from truba_runner.config import Drill, Experiment
+    from truba_runner.config import Drill, Experiment, Train
 
 # A run that is broken twice is started three times; one more start means that it does not come through.
 _MOST_STARTS = 4
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     from truba_runner.config import Drill
 
     experiment = _experiment(given.what, given.runs)
-    experiment = replace(experiment, train=replace(experiment.train, epochs=min(experiment.train.epochs, given.epochs)))
+    experiment = replace(experiment, train=_short(experiment.train, given.epochs))
     whole = _trained(experiment, "whole", Drill(), given.what)
     steps = whole.result()["steps"]
     cut = _trained(experiment, "cut", Drill(steps // 3, 2 * steps // 3), given.what)
@@ -44,6 +44,16 @@ def main(arguments: Sequence[str]) -> int:
     else:
         _print(report)
     return 0 if report["same_weights"] and report["same_history"] and report["restarts"] == 2 else 1
+
+
+def _short(train: Train, epochs: int) -> Train:
+    """The same training, of so many epochs at most; of a recipe each stage."""
+    from truba_runner import recipe
+
+    if train.recipe:
+        stages = recipe.shortened(train.recipe, epochs)
+        return replace(train, recipe=stages, epochs=1)
+    return replace(train, epochs=min(train.epochs, epochs))
 
 
 def _experiment(what: Sequence[str], runs_folder: Path | None) -> Experiment:

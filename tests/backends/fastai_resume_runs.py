@@ -1,0 +1,262 @@
+"""Starts small fastai runs, each start a process of its own that may really be killed; the tests ask for them.
+
+As a script it reads orders from its standard input, a JSON object a line (the arguments of `start`), and answers each
+with a line. torch and fastai are imported once: every start is a fork of a process that has not used them yet.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import IO, Any
+
+from truba_runner import backends, checkpoint, config, job_module
+from truba_runner.errors import Failed
+from truba_runner.interrupt import Interrupted, Interruption
+from truba_runner.progress import Progress
+from truba_runner.rundir import RunDir
+
+# Small, with all that makes resuming hard: random crops of items and batches, dropout, BatchNorm, and a callback with a
+# state that draws from the host's random numbers and changes what is trained with it.
+JOB = """
+import random
+from fastai.vision.all import *
+
+def load_items(name, folder, count=60):
+    return sorted(get_image_files(folder / "photographs"))[:count]
+
+def data_block(items, size=16, item_size=24):
+    label = using_attr(RegexLabeller(r"(.+)_\\d+.jpg$"), "name")
+    return DataBlock(
+        blocks=(ImageBlock, CategoryBlock(vocab=sorted({label(item) for item in items}))),
+        splitter=RandomSplitter(0.25, seed=3), get_y=label,
+        item_tfms=RandomResizedCrop(item_size, min_scale=0.5), batch_tfms=aug_transforms(size=size, min_scale=0.7),
+    )
+
+class Net(nn.Sequential):
+    def __init__(self, width, classes, dropout):
+        body = nn.Sequential(ConvLayer(3, width), ConvLayer(width, width, stride=2))
+        head = nn.Sequential(AdaptiveAvgPool(), Flatten(), nn.Dropout(dropout), nn.Linear(width, classes))
+        super().__init__(body, head)
+
+def build_learner(dls, width=6, dropout=0.3):
+    return Learner(dls, Net(width, dls.c, dropout), metrics=error_rate, splitter=lambda m: L(m[0], m[1]).map(params))
+
+class Averaging(Callback):
+    order = 70
+
+    def __init__(self):
+        self.total = 0.0
+
+    def after_batch(self):
+        if self.training:
+            self.total = 0.9 * self.total + float(self.loss) * random.random()
+
+    def before_epoch(self):
+        with torch.no_grad():
+            next(self.model.parameters()).mul_(1 + 1e-3 * self.total)
+"""
+
+TWO_STAGES = [
+    "freeze",
+    {"lr_find": {"name": "find", "num_it": 12, "start_lr": 1e-4, "end_lr": 1.0}},
+    {"fit_one_cycle": {"epochs": 2, "lr": "find.valley"}},
+    "unfreeze",
+    {"lr_find": {"name": "all", "num_it": 10}},
+    {"resize": {"size": 20, "batch_size": 8}},
+    {"fit_one_cycle": {"epochs": 2, "lr": ["all.steep/10", 1e-2]}},
+]
+
+SECTIONS: dict[str, Any] = {
+    "name": "small",
+    "job": {"module": "small", "backend": "fastai"},
+    "data": {"name": "made", "workers": 0},
+    "train": {
+        "batch_size": 10,
+        "recipe": TWO_STAGES,
+        "callbacks": [
+            {"class_name": "EarlyStoppingCallback", "config": {"patience": 30}},
+            {"class_name": "ReduceLROnPlateau", "config": {"patience": 1, "min_delta": 0.1}},
+            "SaveModelCallback",
+            "Averaging",
+        ],
+    },
+    "resources": {"partition": "", "account": "", "gpus": 0},
+    "cluster": {"name": "test"},
+    "environment": {"name": "test"},
+    "checkpoint": {"save_model": False},
+}
+
+
+def make_photographs(folder: Path, count: int = 60) -> None:
+    """JPEGs of three kinds that can be told apart, the same each time."""
+    import numpy as np
+    from PIL import Image
+
+    folder.mkdir(parents=True)
+    dice = np.random.default_rng(0)
+    for number in range(count):
+        kind = number % 3
+        pixels = dice.integers(0, 120, (32, 40, 3))
+        pixels[:, :, kind] += 90
+        Image.fromarray(pixels.astype("uint8")).save(folder / f"Kind_{'abc'[kind]}_{number}.jpg", quality=95)
+
+
+class StopAt(Interruption):
+    """Sends its own process a real signal when the run looks for one the Nth time."""
+
+    def __init__(self, name: str | None, look: int, reached: Path) -> None:
+        super().__init__()
+        self.reached = reached
+        self.looks = 0
+        self.name, self.look = name, look
+
+    def count(self) -> None:
+        self.looks += 1
+        if self.looks == self.look:
+            self.reached.touch()
+        if self.looks == self.look and self.name:
+            signal.raise_signal(signal.Signals[self.name])
+
+
+def watch_looks(stop: StopAt) -> None:
+    """Counts each time that a training looks for an interruption: once a batch."""
+    from truba_runner.backends import fastai_loop, fastai_resume
+
+    for owner, names in ((fastai_loop.Watcher, ["look"]), (fastai_resume.Resume, ["trained", "validated"])):
+        for name in names:
+            original = getattr(owner, name)
+
+            def counted(self: Any, *given: Any, original: Any = original) -> Any:
+                stop.count()
+                return original(self, *given)
+
+            setattr(owner, name, counted)
+
+
+def train(folder: Path, sections: dict[str, Any], job: str, stop: StopAt, rank: int = 0, tasks: int = 1) -> None:
+    """One start, as the worker makes it."""
+    values = {key: {**SECTIONS[key], **sections.get(key, {})} for key in SECTIONS if key != "name"}
+    values = {**values, "name": "small"}
+    values["data"] = {"folder": str(folder.parent), **values["data"]}
+    run = RunDir(folder)
+    run.create()
+    (folder / "small.py").write_text(job)
+    stop.listen()
+    watch_looks(stop)
+    os.chdir(folder)
+    train_backend = backends.load("fastai")
+    loaded = job_module.load(folder / "small.py")
+    progress = Progress(run, "1", writes=rank == 0)
+    given = backends.Context(config.experiment_from(values), loaded, run, progress, stop, rank, tasks)
+    result = train_backend(given)
+    if rank == 0:
+        run.write_result({**result, "looks": stop.looks})
+
+
+def start(
+    folder: str,
+    sections: dict[str, Any] | None = None,
+    job: str = JOB,
+    stop: str | None = None,
+    look: int = 0,
+    kill_after: float | None = None,
+    slow_save: float = 0.0,
+    tasks: int = 1,
+    on_rank: int = 0,
+) -> dict[str, Any]:
+    """Trains, a fork a rank, until all end; one rank's `look` brings `stop`, or a kill of all a while later."""
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    if not (path.parent / "photographs").exists():
+        make_photographs(path.parent / "photographs")
+    (path / "reached").unlink(missing_ok=True)
+    port = random.randint(20000, 32000)
+    children = []
+    for rank in range(tasks):
+        child = os.fork()
+        if not child:
+            place_on_slurm(rank, tasks, port)
+            given = StopAt(stop if rank == on_rank else None, look if rank == on_rank else 0, path / "reached")
+            _in_child(path, sections or {}, job, given, slow_save, rank, tasks)
+        children.append(child)
+    if kill_after is not None:
+        while not (path / "reached").exists() and not _ended(children[on_rank]):
+            time.sleep(0.01)
+        time.sleep(kill_after)
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    return {"status": statuses[0], "statuses": statuses}
+
+
+def place_on_slurm(rank: int, tasks: int, job_id: int) -> None:
+    """The variables by which ranks find each other, all on this machine."""
+    os.environ.update(
+        SLURM_JOB_NODELIST="localhost", SLURM_TASKS_PER_NODE=str(tasks), SLURM_JOB_ID=str(job_id), OMP_NUM_THREADS="1"
+    )
+
+
+def _ended(child: int) -> bool:
+    """Without taking its status away."""
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _in_child(
+    path: Path, sections: dict[str, Any], job: str, stop: StopAt, slow_save: float, rank: int, tasks: int
+) -> None:
+    log = os.open(path / ("log" if rank == 0 else f"log{rank}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if slow_save:
+        _slow_down(slow_save)
+    status = 1
+    try:
+        train(path, sections, job, stop, rank, tasks)
+        status = 0
+    except Interrupted:
+        status = 75
+    except Failed as error:
+        print(f"Failed: {error}", flush=True)
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _slow_down(seconds: float) -> None:
+    """Makes every checkpoint take its time, half written, so that kills fall into it."""
+    # Its own: the run's random numbers are among what is compared.
+    dice = random.Random()
+    write_whole = checkpoint._write_whole
+
+    def slowly(path: Path, write: Any) -> None:
+        def halting(file: IO[bytes]) -> None:
+            write(file)
+            file.flush()
+            time.sleep(dice.random() * seconds)
+
+        write_whole(path, halting)
+
+    checkpoint._write_whole = slowly
+
+
+def main() -> None:
+    # Threads do not survive a fork.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["MPLBACKEND"] = "Agg"
+    import fastai.vision.all  # noqa: F401
+
+    for line in sys.stdin:
+        print(json.dumps(start(**json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Trains a job's fastai learner through the stages of a recipe, and keeps what comes of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import asdict
+from typing import Any
+
+from truba_runner import plots, recipe
+from truba_runner.backends import Context, fastai_outputs, fastai_state
+from truba_runner.backends.fastai_devices import compute_the_same_each_time, describe, pick_device
+from truba_runner.backends.fastai_job import Data, build_learner, print_summary
+from truba_runner.backends.fastai_loop import Loop
+from truba_runner.backends.fastai_ranks import Ranks
+from truba_runner.backends.fastai_reporter import Reporter
+from truba_runner.backends.fastai_resume import Resume
+from truba_runner.backends.fastai_stages import Course
+from truba_runner.errors import Failed
+
+# Read when matplotlib is first imported: there is no screen.
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+def train(context: Context) -> dict[str, Any]:
+    """Trains, evaluates, predicts and saves; the result is described at `truba_runner.backends.load`.
+
+    Raises:
+        truba_runner.errors.Failed: the job's code or the config is at fault, or the GPU cannot be used.
+    """
+    import torch
+
+    try:
+        return _train(context)
+    except torch.OutOfMemoryError as error:
+        train = context.experiment.train
+        raise Failed(
+            f"The GPU is out of memory ({str(error).splitlines()[0]}). Take smaller batches with train.batch_size (now "
+            f"{train.batch_size or 64}), half precision with train.mixed_precision=mixed_float16 (now "
+            f"{train.mixed_precision or 'float32'}), smaller images, or a network that is less deep."
+        ) from error
+
+
+def _train(context: Context) -> dict[str, Any]:
+    experiment = context.experiment
+    compute_the_same_each_time()
+    device = pick_device(experiment.resources.gpus, int(os.environ.get("SLURM_LOCALID", "0")))
+    ranks = Ranks(context, device)
+    stages = recipe.read(experiment.train.recipe, experiment.train.epochs, experiment.train.learning_rate)
+    data = Data(context, device)
+    learner = _learner(context, data, ranks)
+    reporter = Reporter(context, learner, recipe.epochs_of(stages))
+    resume = Resume(context, learner, reporter, ranks, _signature(context, learner, data, stages))
+    if resume.stage < 0 and context.rank == 0:
+        fastai_outputs.show_batch(context, learner.dls)
+        print_summary(learner)
+    loop = Loop(learner, experiment.train.seed, ranks)
+    with loop.installed():
+        context.interruption.hold()
+        Course(context, learner, data, loop, reporter, resume).run(stages)
+        result = _result(context, learner, reporter, device)
+        ranks.check_same(result["weights_sha256"])
+        evaluated = fastai_outputs.evaluate(context, learner, result)
+    if context.rank == 0:
+        plots.learning_curves(reporter.rows, context.run.plots)
+        with ranks.alone(), loop.installed():
+            fastai_outputs.interpret(context, learner, evaluated, result)
+        fastai_outputs.save_models(context, learner, result)
+    if reporter.scalars:
+        reporter.scalars.close()
+    ranks.wait_for_all()
+    return result
+
+
+def _learner(context: Context, data: Data, ranks: Ranks) -> Any:
+    first = context.rank == 0 and not context.run.checkpoints.exists()
+    if first:
+        # Tells of each step, so of the one that fails.
+        data.summary()
+    learner = build_learner(context, data, data.loaders())
+    ranks.same_model(learner.model)
+    return learner
+
+
+def _signature(context: Context, learner: Any, data: Data, stages: tuple[recipe.Stage, ...]) -> dict[str, Any]:
+    """What has to be the same for a checkpoint to mean the same."""
+    train = context.experiment.train
+    return {
+        "devices": context.tasks,
+        "batch_size": learner.dls.train.bs,
+        "seed": train.seed,
+        "precision": train.mixed_precision or "float32",
+        "examples": len(data.items),
+        "names_of_the_examples": data.sha256(),
+        "recipe": [[type(stage).__name__, repr(asdict(stage))] for stage in stages],
+        "model": fastai_state.signature_of_model(learner.model),
+    }
+
+
+def _result(context: Context, learner: Any, reporter: Reporter, device: Any) -> dict[str, Any]:
+    import fastai
+    import torch
+
+    return {
+        "metrics": reporter.last_metrics(),
+        "seconds_training": round(reporter.seconds, 3),
+        "epochs": len(reporter.rows),
+        "steps": reporter.steps,
+        "weights_sha256": weights_sha256(learner.model),
+        "devices": [describe(device)] * context.tasks,
+        "tasks": context.tasks,
+        "parameters": sum(parameter.numel() for parameter in learner.model.parameters()),
+        "architecture": fastai_outputs.architecture(learner),
+        "loss": str(learner.loss_func),
+        "examples": {"train": len(learner.dls.train_ds), "validation": len(learner.dls.valid_ds)},
+        "versions": {"fastai": fastai.__version__, "torch": torch.__version__},
+    }
+
+
+def weights_sha256(model: Any) -> str:
+    """SHA-256 over the bytes of all weights and buffers in the order of the state dict."""
+    import torch
+
+    digest = hashlib.sha256()
+    for value in model.state_dict().values():
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,159 @@
+"""What is kept of a fastai run beside its weights: pictures, tables, predictions, and models for use."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from truba_runner import plots
+from truba_runner.backends import Context, fastai_state
+from truba_runner.backends.fastai_reporter import validation_metrics
+from truba_runner.rundir import write_atomically
+
+_SHOWN = 9
+_CONFUSION_INCHES = (12.0, 12.0)
+
+
+def show_batch(context: Context, loaders: Any) -> None:
+    """A few examples as the network gets them: `plots/show_batch.png`."""
+    _pyplot(context, "show_batch.png", lambda: loaders.show_batch(max_n=_SHOWN))
+
+
+def _pyplot(context: Context, name: str, draw: Callable[[], Any]) -> None:
+    """Saves what fastai draws, which knows pyplot alone. What cannot be drawn stops no run."""
+    from matplotlib import pyplot
+
+    try:
+        draw()
+    except Exception as error:
+        print(f"{name} could not be drawn ({type(error).__name__}: {error})", file=sys.stderr, flush=True)
+        return
+    finally:
+        figure = pyplot.gcf()
+        pyplot.close("all")
+    plots.save_png(context.run.plots, name, lambda: figure)
+
+
+def evaluate(context: Context, learner: Any, result: dict[str, Any]) -> Any:
+    """Goes through the validation set once: final metrics and `predictions.npy`, the rows of a classifier sum to 1.
+
+    Returns predictions before and after the loss' activation, labels and what is predicted, for `interpret`.
+
+    Raises:
+        truba_runner.interrupt.Interrupted: it was asked for.
+    """
+    import numpy as np
+    from fastcore.basics import getcallable, noop
+
+    learner.epoch = 0
+    # Inner: no epoch for callbacks, which may stop one or change the weights in it.
+    raw, labels = learner.get_preds(dl=learner.dls.valid, act=noop, reorder=False, inner=True)
+    predictions = getcallable(learner.loss_func, "activation")(raw)
+    result["metrics"].update(validation_metrics(learner))
+    if context.rank == 0:
+        np.save(context.run.path / "predictions.npy", np.asarray(predictions.float()))
+    result["predictions"], result["predicted"] = "predictions.npy", "validation"
+    return raw, predictions, labels
+
+
+def interpret(context: Context, learner: Any, evaluated: Any, result: dict[str, Any]) -> None:
+    """Confusion matrix and top losses as pictures, and what is most confused as a table: for classifiers of one label.
+
+    fastai's own `ClassificationInterpretation`, which would go through the data once for each of them.
+    """
+    import torch
+    from fastai.interpret import ClassificationInterpretation
+
+    raw, _, labels = evaluated
+    vocab = getattr(learner.dls, "vocab", None)
+    if vocab is None or raw.ndim != 2 or raw.shape[1] != len(vocab) or labels.ndim != 1:
+        return
+    result["vocab"] = [str(name) for name in vocab]
+    with learner.loss_not_reduced():
+        losses = learner.loss_func(raw, labels)
+    loader = learner.dls.valid.new(shuffle=False, drop_last=False)
+    interpretation = ClassificationInterpretation(learner, loader, losses)
+    matrix = torch.zeros(len(vocab), len(vocab), dtype=torch.int64)
+    matrix.index_put_((labels.long(), raw.argmax(1)), torch.tensor(1), accumulate=True)
+    interpretation.confusion_matrix = lambda: matrix.numpy().copy()
+    size = max(6.0, min(_CONFUSION_INCHES[0], len(vocab) / 2))
+    _pyplot(context, "confusion_matrix.png", lambda: interpretation.plot_confusion_matrix(figsize=(size, size), dpi=60))
+    _pyplot(context, "top_losses.png", lambda: interpretation.plot_top_losses(min(_SHOWN, len(losses))))
+    confused = [(str(one), str(other), int(count)) for one, other, count in interpretation.most_confused()]
+    _write_table(context.run.path / "most_confused.csv", ("actual", "predicted", "count"), confused)
+    result["most_confused"] = "most_confused.csv"
+
+
+def _write_table(path: Path, header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
+
+
+# -- models for use --------------------------------------------------------------------------------------------
+
+
+def architecture(learner: Any) -> str:
+    """What `vision_learner` was given, by name; else the network's class."""
+    arch = getattr(learner, "arch", None) or type(learner.model)
+    return arch if isinstance(arch, str) else str(getattr(arch, "__name__", arch))
+
+
+def safe_model(learner: Any) -> dict[str, Any]:
+    """`model` (a state dict), `vocab` and `arch`: what `torch.load(weights_only=True)` reads."""
+    vocab = [str(name) for name in getattr(learner.dls, "vocab", None) or []]
+    return {"model": fastai_state.plain(learner.model.state_dict()), "vocab": vocab, "arch": architecture(learner)}
+
+
+def save_safely(path: Path, learner: Any) -> None:
+    """Writes `safe_model`; under its name only when whole."""
+    import torch
+
+    def write(file: IO[bytes]) -> None:
+        torch.save(safe_model(learner), file)
+
+    _replace(path, write)
+
+
+def save_models(context: Context, learner: Any, result: dict[str, Any]) -> None:
+    """`model.pt`, which is safe to load anywhere, and `export.pkl` for fastai's `load_learner`, which runs code."""
+    import cloudpickle
+
+    if not context.experiment.checkpoint.save_model:
+        return
+    result["model"] = "model.pt"
+    save_safely(context.run.path / "model.pt", learner)
+    # The job's own functions go along: whoever loads it has no module of that name.
+    cloudpickle.register_pickle_by_value(context.job)
+    beside = f".export.{os.getpid()}.pkl"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            learner.export(beside)
+        os.replace(beside, "export.pkl")
+        result["export"] = "export.pkl"
+    except Exception as error:
+        # A callback or a transform that cannot be pickled; the safe one is there.
+        print(f"export.pkl could not be written ({type(error).__name__}: {error})", file=sys.stderr, flush=True)
+        Path(beside).unlink(missing_ok=True)
+    finally:
+        cloudpickle.unregister_pickle_by_value(context.job)
+
+
+def _replace(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("wb") as file:
+            write(file)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,288 @@
+"""Exact resume of a fastai training: what a checkpoint holds, when one is saved, and how a run goes on from it.
+
+| position | means |
+|---|---|
+| epoch E, step 0 | E epochs, over all stages, are finished, validated and on record; so may be the finder after them |
+| epoch E, step S | S steps of the epoch after them are trained; all of them: its validation is still to come |
+
+Stages that are done are passed over, but for what costs nothing and leaves no trace in the weights: freezing, and
+another size. Random numbers are no part of a checkpoint; they follow from where the training is (`fastai_streams`).
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import IO, Any
+
+from truba_runner.backends import Context, event_files, fastai_state
+from truba_runner.backends.fastai_loop import Watcher
+from truba_runner.backends.fastai_ranks import Ranks
+from truba_runner.backends.fastai_reporter import Reporter
+from truba_runner.background import Background
+from truba_runner.checkpoint import CheckpointStore, Position
+from truba_runner.errors import Failed
+from truba_runner.interrupt import Interrupted
+
+FORMAT = 1
+
+
+class Resume(Watcher):
+    """Saves a training while it goes on, and lets it go on from what was saved."""
+
+    def __init__(
+        self, context: Context, learner: Any, reporter: Reporter, ranks: Ranks, signature: dict[str, Any]
+    ) -> None:
+        """Reads the newest checkpoint; `signature` is what has to be the same for it to mean the same."""
+        super().__init__(ranks)
+        self._started = time.perf_counter()
+        self._context, self._learner, self._reporter = context, learner, reporter
+        self._settings = context.experiment.checkpoint
+        self._store = CheckpointStore(context.run.checkpoints, self._settings.keep)
+        self._background = Background()
+        self._signature = signature
+        self._stage = self._first_epoch = self._done = 0
+        self._cancelled = False
+        self._beside: dict[str, Any] | None = None
+        self._saved_at = time.monotonic()
+        self._found = self._newest()
+        state = self._found[1] if self._found else {}
+        if state:
+            self._check(state)
+        # The stage of the checkpoint, counted from 0, and whether it is over; -1 where all are still to come.
+        self.stage: int = state.get("stage", -1)
+        self._finished: bool = state.get("finished", False)
+        # What each lr_find has suggested.
+        self.answers: dict[str, dict[str, float | None]] = state.get("answers", {})
+        self._best: float | None = state.get("best")
+        if context.rank == 0:
+            # Without a checkpoint every step is told again.
+            event_files.cut(context.run.tensorboard, state.get("event_files", {}))
+
+    def _newest(self) -> tuple[Position, dict[str, Any]] | None:
+        """The newest checkpoint, the same one on every rank."""
+        found = self._store.newest(_read) if self.ranks.rank == 0 else None
+        if not self.ranks.together:
+            return found
+        position = found[0] if found else Position(0, 0)
+        # Rank 0 alone looks which is the newest: another may see files that it has passed over, or not see all.
+        exists, epoch, step = self.ranks.from_rank_0([float(found is not None), position.epoch, position.step])
+        if not exists:
+            return None
+        position = Position(int(epoch), int(step))
+        return found or (position, self._store.at(position, _read))
+
+    def _check(self, state: dict[str, Any]) -> None:
+        if state["format"] != FORMAT:
+            self._refuse(f"its format is {state['format']}, and this version of truba_runner reads {FORMAT}")
+        then, now = state["signature"], self._signature
+        for name, value in now.items():
+            if name != "model" and value != then.get(name):
+                self._refuse(f"{name.replace('_', ' ')} was {then.get(name)} then and is {value} now")
+        for index in range(max(len(then["model"]), len(now["model"]))):
+            pair = [
+                ", ".join(map(str, side["model"][index])) if index < len(side["model"]) else "nothing"
+                for side in (then, now)
+            ]
+            if pair[0] != pair[1]:
+                self._refuse(f"where it has {pair[0]}, the model has {pair[1]} (name, shape, dtype)")
+
+    def _refuse(self, reason: str) -> None:
+        raise Failed(
+            f"The newest checkpoint in {self._context.run.checkpoints} is of another training: {reason}. Take the "
+            "change back and submit again, or start anew beside it with fresh=true."
+        )
+
+    # -- going on ----------------------------------------------------------------------------------------------
+
+    def is_done(self, stage: int) -> bool:
+        """Whether a stage that trains or looks for a rate was finished by an earlier start.
+
+        The last of those is where the checkpoint is restored.
+        """
+        if stage == self.stage and self._finished:
+            self.restore()
+            return True
+        return stage < self.stage
+
+    def stage_begins(self, stage: int, first_epoch: int) -> None:
+        """A stage that trains or looks for a rate; `first_epoch`: epochs of all stages before it."""
+        self._stage, self._first_epoch, self._done = stage, first_epoch, 0
+
+    def restore(self) -> None:
+        """Sets everything to what the checkpoint says, and puts on record that it did."""
+        if self._found is None:
+            return
+        (position, state), self._found = self._found, None
+        fastai_state.give_weights(self._learner, state)
+        fastai_state.give_besides(self._learner, state)
+        self._reporter.set_state(state["reporter"])
+        self._tell(position, state["steps"])
+
+    def _tell(self, position: Position, steps: int) -> None:
+        seconds = round(time.perf_counter() - self._started, 3)
+        where = f"epoch {position.epoch + 1}, step {position.step}" + (f" of {steps}" if steps else "")
+        print(f"goes on from {where}; restored in {seconds} s", flush=True)
+        event = {"event": "restored", "time": time.time(), "seconds": seconds}
+        if self._context.rank == 0:
+            # Where the disk is full this one record is not worth the run.
+            with suppress(OSError):
+                self._context.run.append_submission({**event, "position": [position.epoch, position.step]})
+
+    def fit_begins(self, epochs: int) -> int:
+        """The first epoch of the stage to be trained, or finished.
+
+        Raises:
+            fastai.callback.core.CancelFitException: a callback has ended this stage before the interruption.
+        """
+        from fastai.callback.core import CancelFitException
+
+        if self._found is None:
+            return 0
+        position, state = self._found
+        if not position.step:
+            self.restore()
+        if state["stopped"]:
+            raise CancelFitException
+        epoch: int = state["epoch"]
+        return epoch
+
+    def training_begins(self) -> tuple[int, bool]:
+        """The first step of the epoch to be trained, and whether a callback has ended its training."""
+        self._done, self._cancelled = 0, False
+        self._reporter.epoch_begins()
+        if self._found is not None:
+            self._done, self._cancelled = self._found[0].step, self._found[1]["cancelled"]
+            self.restore()
+        return self._done, self._cancelled
+
+    # -- saving ------------------------------------------------------------------------------------------------
+
+    def trained(self, done: int) -> None:
+        """After each batch of training.
+
+        Raises:
+            Interrupted: it was asked for, and the state is saved.
+        """
+        self._done = done
+        self._reporter.trained(self._learner.epoch, done)
+        every = self._settings.every_steps
+        if self.ranks.interrupted:
+            self._save(self._position())
+            self._leave()
+        elif done < self._learner.n_iter and (self._time_is_up() or (every is not None and not done % every)):
+            self._save(self._position())
+
+    def training_ends(self, cancelled: bool) -> None:
+        """Before validation: an interrupted one is done anew, from the state before it."""
+        self._cancelled = cancelled
+        self._beside = self._besides()
+
+    def validated(self) -> None:
+        """After each batch of validation: what is saved is the state before it.
+
+        Raises:
+            Interrupted: it was asked for, and the state is saved.
+        """
+        if self.ranks.interrupted or self._time_is_up():
+            self._save(self._position(), beside=self._beside)
+        if self.ranks.interrupted:
+            self._leave()
+
+    def epoch_ends(self, stopped: bool) -> None:
+        """After each epoch, also after one that a callback has ended together with the fit.
+
+        Raises:
+            Interrupted: it was asked for, and the state is saved.
+        """
+        epoch = self._learner.epoch
+        finished = len(self._learner.recorder.values) > epoch
+        row = self._reporter.epoch_ends(epoch) if finished else {}
+        self._done, self._cancelled = 0, False
+        position = Position(self._first_epoch + epoch + 1, 0)
+        self._save(position, best=self._is_best(row), beside=self._besides(epoch + 1, stopped))
+        if self.ranks.agree():
+            self._leave(position)
+
+    def stage_ends(self, epochs: int) -> None:
+        """After a stage of `epochs` epochs and the callbacks' `after_fit`; 0 for an lr_find. It is never repeated."""
+        self._save(Position(self._first_epoch + epochs, 0), beside=self._besides(finished=True))
+
+    def wait(self) -> None:
+        """Until the last checkpoint is written."""
+        self._background.wait()
+
+    def _position(self) -> Position:
+        return Position(self._first_epoch + self._learner.epoch, self._done)
+
+    def _time_is_up(self) -> bool:
+        minutes = self._settings.every_minutes
+        return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+
+    def _is_best(self, row: dict[str, Any]) -> bool:
+        value = row.get(self._settings.monitor)
+        if value is None or value != value:
+            return False
+        sign = -1 if self._settings.mode == "max" else 1
+        best = self._best is None or sign * value < sign * self._best
+        self._best = value if best else self._best
+        return best
+
+    def _leave(self, position: Position | None = None) -> None:
+        position = position or self._position()
+        self._background.wait()
+        if position.step:
+            self._context.progress.update(epoch=position.epoch + 1, step=position.step)
+        # Whoever ends while rank 0 still writes might be taken for dead.
+        self.ranks.wait_for_all()
+        raise Interrupted
+
+    def _save(self, position: Position, best: bool = False, beside: dict[str, Any] | None = None) -> None:
+        """Copies the state here and now, and writes it in the background. Every rank's is the same: rank 0 writes."""
+        self._saved_at = time.monotonic()
+        if self.ranks.rank:
+            return
+        state = {**(beside or self._besides()), **fastai_state.weights(self._learner)}
+        state.update(format=FORMAT, signature=self._signature)
+        self._background.start(lambda: self._store.save(position, lambda file: _write(state, file), best))
+
+    def _besides(self, epoch: int | None = None, stopped: bool = False, finished: bool = False) -> dict[str, Any]:
+        """All but the weights.
+
+        `epoch`: of the stage, how many are done, where that is not the one under way; `stopped`: a callback has ended
+        the stage there; `finished`: it is over, and the next one is to come.
+        """
+        if self._reporter.scalars:
+            self._reporter.scalars.flush()
+        return {
+            **fastai_state.besides(self._learner),
+            "stage": self._stage,
+            "epoch": self._learner.epoch if epoch is None else epoch,
+            "steps": self._learner.n_iter if self._done else 0,
+            "cancelled": self._cancelled,
+            "stopped": stopped,
+            "finished": finished,
+            "answers": {name: dict(rates) for name, rates in self.answers.items()},
+            "reporter": self._reporter.get_state(),
+            "best": self._best,
+            "event_files": event_files.sizes(self._context.run.tensorboard),
+        }
+
+
+def _write(state: dict[str, Any], file: IO[bytes]) -> None:
+    import torch
+
+    torch.save(state, file)
+
+
+def _read(file: IO[bytes]) -> dict[str, Any]:
+    """Nothing in it can run when it is read."""
+    import pickle
+
+    import torch
+
+    try:
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise ValueError(f"it is no checkpoint of this backend: {str(error).splitlines()[0]}") from error
+    return state

@@ -1,0 +1,107 @@
+"""Goes through a recipe, stage by stage, from wherever a checkpoint left it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from truba_runner.backends import Context
+from truba_runner.backends.fastai_find import find_rates
+from truba_runner.backends.fastai_job import Data
+from truba_runner.backends.fastai_loop import Loop, Watcher
+from truba_runner.backends.fastai_reporter import Reporter
+from truba_runner.backends.fastai_resume import Resume
+from truba_runner.errors import Failed
+from truba_runner.recipe import Find, Fit, Freeze, Rate, Rates, Resize, Stage
+
+
+class Course:
+    """A training on its way through the stages."""
+
+    def __init__(
+        self, context: Context, learner: Any, data: Data, loop: Loop, reporter: Reporter, resume: Resume
+    ) -> None:
+        """The learner's loop is installed by whoever calls `run`."""
+        self._context, self._learner, self._data = context, learner, data
+        self._loop, self._reporter, self._resume = loop, reporter, resume
+        self._first_epoch = 0
+
+    def run(self, stages: Sequence[Stage]) -> None:
+        """Does what is still to be done of the stages."""
+        try:
+            for index, stage in enumerate(stages):
+                self._do(index, stage)
+        finally:
+            self._resume.wait()
+
+    def _do(self, index: int, stage: Stage) -> None:
+        if isinstance(stage, Freeze):
+            self._freeze(stage)
+            return
+        if isinstance(stage, Resize):
+            self._learner.dls = self._data.loaders(stage.size, stage.batch_size)
+            return
+        epochs = stage.epochs if isinstance(stage, Fit) else 0
+        if not self._resume.is_done(index):
+            self._resume.stage_begins(index, self._first_epoch)
+            if isinstance(stage, Fit):
+                self._fit(index, stage)
+            else:
+                self._find(index, stage)
+            self._resume.stage_ends(epochs)
+        self._first_epoch += epochs
+
+    def _freeze(self, stage: Freeze) -> None:
+        learner = self._learner
+        if stage.frozen and not getattr(learner, "pretrained", True):
+            print("WARNING: this stage freezes layers that are not pretrained", file=sys.stderr, flush=True)
+        if not stage.frozen:
+            learner.unfreeze()
+            return
+        learner.freeze()
+        for parameter in learner.model.parameters():
+            if not parameter.requires_grad:
+                # fastai steps, and decays, whatever has a gradient.
+                parameter.grad = None
+
+    def _find(self, index: int, stage: Find) -> None:
+        steps = self._steps(index)
+        with self._loop.watched_by(Watcher(self._loop.ranks), index):
+            self._resume.answers[stage.name] = find_rates(self._context, self._learner, stage, steps)
+
+    def _fit(self, index: int, stage: Fit) -> None:
+        steps = self._steps(index)
+        self._reporter.stage_begins(index, self._first_epoch, steps)
+        if self._context.rank == 0:
+            print(f"stage {index + 1}: {stage.method}, {stage.epochs} epochs of {steps} steps", flush=True)
+        name = "lr_max" if stage.method == "fit_one_cycle" else "lr"
+        rates = {} if stage.lr is None else {name: self._rates(stage.lr)}
+        with self._loop.watched_by(self._resume, index):
+            getattr(self._learner, stage.method)(stage.epochs, **rates, **stage.options)
+
+    def _steps(self, index: int) -> int:
+        with self._loop.watched_by(self._loop.watcher, index):
+            steps = self._loop.steps()
+        if not steps:
+            learner, ranks = self._learner, self._loop.ranks.count
+            raise Failed(
+                f"The training set has {len(learner.dls.train_ds)} items, and a batch of {ranks} processes has "
+                f"{learner.dls.train.bs * ranks}: there is not one whole batch. Set train.batch_size lower."
+            )
+        return steps
+
+    def _rates(self, rates: Rates) -> Any:
+        high = self._rate(rates.high)
+        if rates.low is not None:
+            return slice(self._rate(rates.low), high)
+        return slice(high) if rates.falling else high
+
+    def _rate(self, rate: Rate) -> float:
+        value = rate.resolve(self._resume.answers)
+        if value is None:
+            raise Failed(
+                f"train.recipe: {rate} has no value, as lr_find {rate.find} found nothing to suggest that way "
+                f"(lr_find_{rate.find}.json has its curve). Use another of its suggestions, or a number."
+            )
+        return value

@@ -1,0 +1,187 @@
+"""A fastai learner as plain values and tensors, which `torch.load(weights_only=True)` reads, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# A dict of one key with this first letter stands for what the file has no word for.
+_MARK = "~"
+# Of a callback: the learner, and the clock.
+_NOT_STATE = {"learn", "start_epoch"}
+
+
+class _NoState(TypeError):
+    """A value that has no place in a state, such as a function."""
+
+
+def plain(value: Any) -> Any:
+    """A copy of numbers, text, None, arrays and tensors, in lists, tuples and dicts of any depth, on the CPU.
+
+    Raises:
+        TypeError: there is something else in it.
+    """
+    import numpy as np
+    import torch
+    from fastcore.foundation import L
+
+    if value is None or isinstance(value, bool | int | float | str) and not isinstance(value, np.generic):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, torch.Tensor):
+        return value.detach().as_subclass(torch.Tensor).to("cpu", copy=True)
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return {f"{_MARK}array": torch.from_numpy(value.copy())}
+    if isinstance(value, Mapping):
+        return {_key(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | L):
+        kind = "list" if type(value) is list else "L" if isinstance(value, L) else "tuple"
+        return _plain_list(list(value), kind)
+    raise _NoState(type(value).__name__)
+
+
+def _key(key: Any) -> Any:
+    if not isinstance(key, str | int):
+        raise _NoState(type(key).__name__)
+    return key
+
+
+def _plain_list(items: list[Any], kind: str) -> Any:
+    import torch
+
+    single = [isinstance(item, torch.Tensor) and item.ndim == 0 for item in items]
+    if items and all(single) and len({item.dtype for item in items}) == 1:
+        # A loss a step: each by itself would be a file of its own inside the checkpoint.
+        return {
+            f"{_MARK}{kind} of tensors": torch.stack([item.detach().as_subclass(torch.Tensor) for item in items]).cpu()
+        }
+    values = [plain(item) for item in items]
+    return values if kind == "list" else {f"{_MARK}{kind}": values}
+
+
+def unplain(value: Any) -> Any:
+    """What `plain` was given."""
+    from fastcore.foundation import L
+
+    kinds: dict[str, Any] = {"list": list, "tuple": tuple, "L": L}
+    if isinstance(value, list):
+        return [unplain(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) == 1 and str(next(iter(value))).startswith(_MARK):
+        ((mark, held),) = value.items()
+        kind, _, of_tensors = mark.removeprefix(_MARK).partition(" ")
+        if kind == "array":
+            return held.numpy()
+        # Else a view would hold all of them.
+        return kinds[kind]([item.clone() for item in held] if of_tensors else [unplain(item) for item in held])
+    return {key: unplain(item) for key, item in value.items()}
+
+
+def weights(learner: Any) -> dict[str, Any]:
+    """The network and its optimizer: all that is large. Evaluation leaves it as it is."""
+    return {
+        "model": plain(learner.model.state_dict()),
+        "optimizer": plain(learner.opt.state_dict()),
+        "gradients": [_gradient(parameter) for parameter, *_ in learner.opt.all_params()],
+    }
+
+
+def _gradient(parameter: Any) -> Any:
+    """None where there is none: fastai steps, and decays, whatever has one. True: all zero, as after each step."""
+    if parameter.grad is None:
+        return None
+    return plain(parameter.grad) if bool(parameter.grad.any()) else True
+
+
+def give_weights(learner: Any, state: Mapping[str, Any]) -> None:
+    """Sets what `weights` gave; the learner has to have the same layers and groups of parameters."""
+    import torch
+    from fastcore.foundation import L
+
+    learner.model.load_state_dict(state["model"])
+    device = next(learner.model.parameters()).device
+    optimizer = _on(device, unplain(state["optimizer"]))
+    if "hypers" in optimizer:
+        optimizer["hypers"] = L(optimizer["hypers"])
+    learner.opt.load_state_dict(optimizer)
+    for (parameter, *_), gradient in zip(learner.opt.all_params(), state["gradients"], strict=True):
+        if gradient is None:
+            parameter.grad = None
+        else:
+            zeros = torch.zeros_like(parameter)
+            parameter.grad = zeros if gradient is True else gradient.to(device)
+
+
+def _on(device: Any, value: Any) -> Any:
+    """The same with its tensors on a device."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _on(device, item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)([_on(device, item) for item in value])
+    return value
+
+
+def besides(learner: Any) -> dict[str, Any]:
+    """Everything else that the rest of a fit depends on."""
+    smooth = learner.recorder.smooth_loss
+    scaler = getattr(learner, "scaler", None)
+    return {
+        "learner": {name: plain(getattr(learner, name)) for name in ("train_iter", "pct_train")},
+        "smooth_loss": [smooth.count, plain(smooth.val)],
+        "scaler": plain(scaler.state_dict()) if scaler is not None else None,
+        "callbacks": [[callback.name, _attributes(callback)] for callback in learner.cbs],
+        "metrics": [_attributes(metric) for metric in learner.metrics],
+    }
+
+
+def give_besides(learner: Any, state: Mapping[str, Any]) -> None:
+    """Sets what `besides` gave."""
+    for name, value in state["learner"].items():
+        setattr(learner, name, value)
+    smooth = learner.recorder.smooth_loss
+    smooth.count, smooth.val = state["smooth_loss"]
+    if smooth.count:
+        learner.smooth_loss = smooth.value
+    if state["scaler"] and getattr(learner, "scaler", None) is not None:
+        learner.scaler.load_state_dict(state["scaler"])
+    left = list(learner.cbs)
+    for name, attributes in state["callbacks"]:
+        callback = next((item for item in left if item.name == name), None)
+        if callback is not None:
+            left.remove(callback)
+            _give_attributes(callback, attributes)
+    for metric, attributes in zip(learner.metrics, state["metrics"], strict=False):
+        _give_attributes(metric, attributes)
+
+
+def _attributes(owner: Any) -> dict[str, Any]:
+    """What a callback or a metric remembers: what `get_state` gives, else all its attributes that are plain."""
+    if hasattr(type(owner), "get_state"):
+        return {"state": plain(owner.get_state())}
+    found = {}
+    for name, value in vars(owner).items():
+        if name not in _NOT_STATE:
+            try:
+                found[name] = plain(value)
+            except TypeError:
+                continue
+    return found
+
+
+def _give_attributes(owner: Any, attributes: Mapping[str, Any]) -> None:
+    if hasattr(type(owner), "set_state"):
+        owner.set_state(unplain(attributes["state"]))
+        return
+    # Not setattr: fastai warns of names that the learner has too.
+    vars(owner).update({name: unplain(value) for name, value in attributes.items()})
+
+
+def signature_of_model(model: Any) -> list[list[Any]]:
+    """Name, shape and dtype of every weight and buffer."""
+    return [[name, list(value.shape), str(value.dtype)] for name, value in model.state_dict().items()]

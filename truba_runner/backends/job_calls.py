@@ -1,0 +1,65 @@
+"""A job's own code, called as the config says, and what else the config names by import path."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from truba_runner.backends import Context
+from truba_runner.errors import Failed, nearest
+
+
+def call(job: ModuleType, name: str, where: str, options: Mapping[str, Any], /, **given: Any) -> Any:
+    """`job.name(**given, **options)`; `where` is the place in the config that the options come from.
+
+    What the function raises itself goes through untouched.
+
+    Raises:
+        truba_runner.errors.Failed: the module has no such function, or it does not take these options.
+    """
+    function = getattr(job, name, None)
+    if not callable(function):
+        raise Failed(f"{job.__file__} has no function {name}: a job of this backend needs one.")
+    parameters = inspect.signature(function).parameters.values()
+    named = {item.name for item in parameters if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)}
+    takes_any = any(item.kind is item.VAR_KEYWORD for item in parameters)
+    for option in options:
+        if option in given or (option not in named and not takes_any):
+            valid = nearest(option, named - set(given))
+            raise Failed(f"{where}.{option}: {name} in {job.__file__} takes no such option. {valid}")
+    for item in parameters:
+        if item.name in named and item.default is item.empty and item.name not in {*given, *options}:
+            raise Failed(f"{where}.{item.name} is missing: {name} in {job.__file__} cannot do without it.")
+    return function(**given, **options)
+
+
+def accepted(function: Callable[..., Any] | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that a function takes by name."""
+    names = inspect.signature(function).parameters if function else ()
+    return {name: value for name, value in options.items() if name in names}
+
+
+def imported(context: Context, where: str, name: str) -> Any:
+    """What `name`, an import path, stands for; `where` is the place in the config that it comes from.
+
+    Raises:
+        truba_runner.errors.Failed: there is no such module, or nothing of that name in it.
+    """
+    module_name, _, attribute = name.rpartition(".")
+    try:
+        # The job's own module is there already, under another name.
+        is_job = module_name == Path(str(context.job.__file__)).stem
+        module = context.job if is_job else importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise Failed(
+            f"{where}: {name} cannot be imported: {error}. Modules beside the job's own file are found, and those of "
+            "the job's environment."
+        ) from error
+    if not hasattr(module, attribute):
+        valid = {item for item in dir(module) if inspect.isclass(getattr(module, item))}
+        raise Failed(f"{where}: {module_name} has no {attribute}. {nearest(attribute, valid)}")
+    return getattr(module, attribute)
