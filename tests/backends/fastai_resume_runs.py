@@ -6,6 +6,7 @@ with a line. torch and fastai are imported once: every start is a fork of a proc
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import random
@@ -13,6 +14,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -91,7 +93,12 @@ SECTIONS: dict[str, Any] = {
     "cluster": {"name": "test"},
     "environment": {"name": "test"},
     "checkpoint": {"save_model": False},
+    "tensorboard": {},
 }
+
+
+# What the fixture `start` gives to tests.
+Ask = Callable[..., Any]
 
 
 def make_photographs(folder: Path, count: int = 60) -> None:
@@ -168,6 +175,7 @@ def start(
     look: int = 0,
     kill_after: float | None = None,
     slow_save: float = 0.0,
+    disk_kb: int = 0,
     tasks: int = 1,
     on_rank: int = 0,
 ) -> dict[str, Any]:
@@ -182,6 +190,8 @@ def start(
     for rank in range(tasks):
         child = os.fork()
         if not child:
+            if disk_kb:
+                _small_disk(path / "checkpoints", disk_kb)
             place_on_slurm(rank, tasks, port)
             given = StopAt(stop if rank == on_rank else None, look if rank == on_rank else 0, path / "reached")
             _in_child(path, sections or {}, job, given, slow_save, rank, tasks)
@@ -201,6 +211,28 @@ def place_on_slurm(rank: int, tasks: int, job_id: int) -> None:
     os.environ.update(
         SLURM_JOB_NODELIST="localhost", SLURM_TASKS_PER_NODE=str(tasks), SLURM_JOB_ID=str(job_id), OMP_NUM_THREADS="1"
     )
+
+
+def in_fork(function: str, folder: str, **given: Any) -> Any:
+    """What a function of `fastai_looks` answers, in a process of its own."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.dup2(2, 1)  # fastai prints.
+            import fastai_looks
+
+            os.chdir(folder)
+            with os.fdopen(writing, "w") as answer:
+                json.dump(getattr(fastai_looks, function)(Path(folder), **given), answer)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        text = answer.read()
+    os.waitpid(child, 0)
+    return json.loads(text)
 
 
 def _ended(child: int) -> bool:
@@ -231,6 +263,16 @@ def _in_child(
     os._exit(status)
 
 
+def _small_disk(folder: Path, kilobytes: int) -> None:
+    """A disk that this process alone sees, and that goes with it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    private, recursive, new_mounts = 1 << 18, 1 << 14, 0x20000
+    folder.mkdir()
+    assert libc.unshare(new_mounts) == 0
+    assert libc.mount(b"none", b"/", None, recursive | private, None) == 0
+    assert libc.mount(b"none", bytes(folder), b"tmpfs", 0, f"size={kilobytes}k".encode()) == 0
+
+
 def _slow_down(seconds: float) -> None:
     """Makes every checkpoint take its time, half written, so that kills fall into it."""
     # Its own: the run's random numbers are among what is compared.
@@ -255,7 +297,9 @@ def main() -> None:
     import fastai.vision.all  # noqa: F401
 
     for line in sys.stdin:
-        print(json.dumps(start(**json.loads(line))), flush=True)
+        order = json.loads(line)
+        do = {"start": start, "in_fork": in_fork}[order.pop("do", "start")]
+        print(json.dumps(do(**order)), flush=True)
 
 
 if __name__ == "__main__":

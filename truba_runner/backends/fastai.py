@@ -63,14 +63,16 @@ def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
     with loop.installed():
         context.interruption.hold()
         Course(context, learner, data, loop, reporter, resume).run(stages)
-        result = _result(context, learner, reporter, device)
-        ranks.check_same(result["weights_sha256"])
-        evaluated = fastai_outputs.evaluate(context, learner, result)
+    result = _result(context, learner, reporter, device)
+    ranks.check_same(result["weights_sha256"])
     if context.rank == 0:
         plots.learning_curves(reporter.rows, context.run.plots)
+        fastai_outputs.save_models(context, learner, result)
+    with loop.installed():
+        evaluated = fastai_outputs.evaluate(context, learner, result)
+    if context.rank == 0:
         with ranks.alone(), loop.installed():
             fastai_outputs.interpret(context, learner, evaluated, result)
-        fastai_outputs.save_models(context, learner, result)
     if reporter.scalars:
         reporter.scalars.close()
     ranks.wait_for_all()

@@ -177,7 +177,15 @@ def _own(context: Context, where: str, name: str) -> Any:
 
 def print_summary(learner: Any) -> None:
     """The layers, their output and their number of weights, to the log; a network that has none such stops no run."""
+    from fastai.torch_core import defaults
+
+    callbacks = learner.cbs
+    # A batch goes through the network; what else is the config's or the job's is to see nothing of it.
+    learner.cbs = callbacks.filter(lambda callback: type(callback) in defaults.callbacks)
     try:
-        print(learner.summary(), flush=True)
+        text, _, _ = str(learner.summary()).partition("Callbacks:")
+        print(text + "Callbacks:\n" + "\n".join(f"  - {item}" for item in callbacks.sorted("order")), flush=True)
     except Exception as error:
         print(f"fastai could not summarise the model ({error})", file=sys.stderr, flush=True)
+    finally:
+        learner.cbs = callbacks

@@ -119,11 +119,11 @@ class Loop:
 
         learner = self.learner
         first, cancelled = self.watcher.training_begins()
+        passed = self._pass(learner.dl, "train", learner.epoch, first)
+        learner.n_iter = len(passed.sizes)
         try:
             if cancelled:
                 raise CancelTrainException
-            passed = self._pass(learner.dl, "train", learner.epoch, first)
-            learner.n_iter = len(passed.sizes)
             for step, batch in enumerate(passed, start=first):
                 self._one_batch(step, batch, passed, "train")
                 self.watcher.trained(step + 1)

@@ -51,9 +51,7 @@ def evaluate(context: Context, learner: Any, result: dict[str, Any]) -> Any:
     import numpy as np
     from fastcore.basics import getcallable, noop
 
-    learner.epoch = 0
-    # Inner: no epoch for callbacks, which may stop one or change the weights in it.
-    raw, labels = learner.get_preds(dl=learner.dls.valid, act=noop, reorder=False, inner=True)
+    raw, labels = learner.get_preds(dl=learner.dls.valid, act=noop, reorder=False)
     predictions = getcallable(learner.loss_func, "activation")(raw)
     result["metrics"].update(validation_metrics(learner))
     if context.rank == 0:
@@ -121,6 +119,18 @@ def save_safely(path: Path, learner: Any) -> None:
         torch.save(safe_model(learner), file)
 
     _replace(path, write)
+
+
+def keep_models(context: Context, learner: Any, epoch: int, best: bool) -> None:
+    """What the config wants kept of an epoch's model, in `checkpoints/models/`; a disk that refuses it is told of."""
+    wanted = context.experiment.checkpoint
+    names = [f"model_{epoch}.pt"] if wanted.model_each_epoch else []
+    names += ["best.pt"] if wanted.best_model and best else []
+    for name in names if context.rank == 0 else ():
+        try:
+            save_safely(context.run.models / name, learner)
+        except (OSError, RuntimeError) as error:
+            print(f"{name} could not be saved ({error}); training goes on", file=sys.stderr, flush=True)
 
 
 def save_models(context: Context, learner: Any, result: dict[str, Any]) -> None:

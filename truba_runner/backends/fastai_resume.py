@@ -11,17 +11,18 @@ another size. Random numbers are no part of a checkpoint; they follow from where
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import suppress
 from typing import IO, Any
 
-from truba_runner.backends import Context, event_files, fastai_state
+from truba_runner.backends import Context, event_files, fastai_outputs, fastai_state
 from truba_runner.backends.fastai_loop import Watcher
 from truba_runner.backends.fastai_ranks import Ranks
 from truba_runner.backends.fastai_reporter import Reporter
 from truba_runner.background import Background
 from truba_runner.checkpoint import CheckpointStore, Position
-from truba_runner.errors import Failed
+from truba_runner.errors import Failed, nearest
 from truba_runner.interrupt import Interrupted
 
 FORMAT = 1
@@ -42,7 +43,7 @@ class Resume(Watcher):
         self._background = Background()
         self._signature = signature
         self._stage = self._first_epoch = self._done = 0
-        self._cancelled = False
+        self._cancelled = self._monitor_missed = False
         self._beside: dict[str, Any] | None = None
         self._saved_at = time.monotonic()
         self._found = self._newest()
@@ -199,8 +200,9 @@ class Resume(Watcher):
         finished = len(self._learner.recorder.values) > epoch
         row = self._reporter.epoch_ends(epoch) if finished else {}
         self._done, self._cancelled = 0, False
-        position = Position(self._first_epoch + epoch + 1, 0)
-        self._save(position, best=self._is_best(row), beside=self._besides(epoch + 1, stopped))
+        position, best = Position(self._first_epoch + epoch + 1, 0), self._is_best(row)
+        fastai_outputs.keep_models(self._context, self._learner, position.epoch, best)
+        self._save(position, best, beside=self._besides(epoch + 1, stopped))
         if self.ranks.agree():
             self._leave(position)
 
@@ -220,7 +222,11 @@ class Resume(Watcher):
         return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
 
     def _is_best(self, row: dict[str, Any]) -> bool:
-        value = row.get(self._settings.monitor)
+        monitor = self._settings.monitor
+        if row and monitor not in row and not self._monitor_missed:
+            self._monitor_missed = True
+            print(f"checkpoint.monitor={monitor}: no such metric. {nearest(monitor, row)}", file=sys.stderr, flush=True)
+        value = row.get(monitor)
         if value is None or value != value:
             return False
         sign = -1 if self._settings.mode == "max" else 1

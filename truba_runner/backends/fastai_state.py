@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from truba_runner.errors import Failed
+
 # A dict of one key with this first letter stands for what the file has no word for.
 _MARK = "~"
 # Of a callback: the learner, and the clock.
@@ -163,13 +165,19 @@ def give_besides(learner: Any, state: Mapping[str, Any]) -> None:
 def _attributes(owner: Any) -> dict[str, Any]:
     """What a callback or a metric remembers: what `get_state` gives, else all its attributes that are plain."""
     if hasattr(type(owner), "get_state"):
-        return {"state": plain(owner.get_state())}
+        try:
+            return {"state": plain(owner.get_state())}
+        except _NoState as error:
+            raise Failed(
+                f"get_state of {type(owner).__name__} returned a {error}, or one inside of something else, which no "
+                "checkpoint can hold. It may hold numbers, text, None, arrays and tensors, in lists, tuples and dicts."
+            ) from error
     found = {}
     for name, value in vars(owner).items():
         if name not in _NOT_STATE:
             try:
                 found[name] = plain(value)
-            except TypeError:
+            except _NoState:
                 continue
     return found
 

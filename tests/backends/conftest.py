@@ -1,0 +1,36 @@
+"""A process that starts fastai runs, shared by the tests of that backend: importing torch takes longer than a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fastai_resume_runs as runs
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def start() -> Iterator[runs.Ask]:
+    """`start(folder, …)` takes the arguments of `fastai_resume_runs.start`; `do="in_fork"` those of `in_fork`."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, runs.__file__]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdin and process.stdout
+    stdin, stdout = process.stdin, process.stdout
+
+    def ask(folder: Path, **order: Any) -> Any:
+        stdin.write(json.dumps({"folder": str(folder), **order}) + "\n")
+        stdin.flush()
+        return json.loads(stdout.readline())
+
+    yield ask
+    stdin.close()
+    assert process.wait(60) == 0
+    stdout.close()

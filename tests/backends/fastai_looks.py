@@ -1,0 +1,91 @@
+"""Looks at what a fastai run has left, with torch and fastai, in a process of `fastai_resume_runs`."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+
+def checkpoint(folder: Path) -> dict[str, Any]:
+    """The newest one's position and what tells its state apart; tensors by their bytes."""
+    import hashlib
+
+    import torch
+
+    from truba_runner.backends.fastai_resume import _read
+    from truba_runner.checkpoint import CheckpointStore
+
+    found = CheckpointStore(folder / "checkpoints").newest(_read)
+    if found is None:
+        return {}
+    position, state = found
+    for clock in ("seconds", "epoch_seconds"):
+        state["reporter"].pop(clock)
+    for row in state["reporter"]["rows"]:
+        row.pop("seconds")
+    state.pop("event_files")
+    for name, attributes in state["callbacks"]:
+        if name == "recorder":
+            attributes.pop("log", None)  # Has the time that an epoch took.
+
+    def told(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            data = value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
+            return f"{value.dtype} {list(value.shape)} {hashlib.sha256(data).hexdigest()[:16]}"
+        if isinstance(value, dict):
+            return {str(key): told(item) for key, item in value.items()}
+        return [told(item) for item in value] if isinstance(value, list) else value
+
+    return {"position": [position.epoch, position.step], **told(state)}
+
+
+def models(folder: Path, photograph: str) -> dict[str, Any]:
+    """What the two exported models say of themselves and of a photograph."""
+    import torch
+    from fastai.learner import load_learner
+
+    safe = torch.load(folder / "model.pt", weights_only=True)
+    # Loaded where the job's module is not known.
+    sys.modules.pop("truba_job_small", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        learner = load_learner(folder / "export.pkl")
+    same = all(torch.equal(value, safe["model"][name]) for name, value in learner.model.state_dict().items())
+    with learner.no_bar():
+        name, _, chances = learner.predict(folder.parent / "photographs" / photograph)
+    modules = sorted({type(callback).__module__.split(".")[0] for callback in learner.cbs})
+    return {
+        "keys": sorted(safe), "vocab": safe["vocab"], "arch": safe["arch"], "same": same, "predicted": name,
+        "chances": chances.tolist(), "callbacks_from": modules, "patched": "_do_fit" in vars(learner),
+    }  # fmt: skip
+
+
+def stock(folder: Path, recipe: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The same job trained by fastai's own calls alone, without this package's loop: `recipe` is Python."""
+    import torch
+    from fastai.callback.schedule import minimum, slide, steep, valley
+
+    from truba_runner import job_module
+    from truba_runner.backends.fastai import weights_sha256
+    from truba_runner.backends.fastai_streams import key, seed_all
+
+    job = job_module.load(folder / "small.py")
+    items = job.load_items("made", folder.parent)
+    seed_all(key(0, "loaders"))
+    dls = job.data_block(items).dataloaders(items, bs=10, num_workers=0, device=torch.device("cpu"))
+    seed_all(key(0, "learner"))
+    learn = job.build_learner(dls, **options)
+    learn.remove_cb(learn.progress)
+    funcs = (minimum, steep, valley, slide)
+    exec(recipe, {"learn": learn, "funcs": funcs})
+    return {"sha256": weights_sha256(learn.model), "values": [list(row) for row in learn.recorder.values]}
+
+
+def weights(folder: Path, other: str) -> float:
+    """The largest difference between the weights of two runs."""
+    import torch
+
+    one, two = (torch.load(Path(path) / "model.pt", weights_only=True)["model"] for path in (folder, other))
+    return max(float((one[name].double() - two[name].double()).abs().max()) for name in one)
