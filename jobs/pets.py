@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import torchvision
+from _photograph_crops import make_crops
 from fastai.vision.all import (
     CategoryBlock,
     DataBlock,
@@ -15,18 +15,19 @@ from fastai.vision.all import (
     Resize,
     aug_transforms,
     error_rate,
-    get_image_files,
     imagenet_stats,
     using_attr,
     vision_learner,
 )
 
 
-def load_items(name: str, folder: Path) -> list[Path]:
-    """The photographs, in the order of their names: a split by chance is then the same wherever they lie."""
-    if name != "pets":
-        raise ValueError(f"data.name is {name!r}; there is pets")
-    return sorted(get_image_files(folder / "oxford-iiit-pet" / "images"))
+def load_items(name: str, folder: Path) -> Path:
+    """Where the photographs lie."""
+    if name == "crops":
+        return make_crops(folder / "crops")
+    if name != "oxford-iiit-pet":
+        raise ValueError(f"data.name is {name!r}; there are oxford-iiit-pet and crops")
+    return folder / "oxford-iiit-pet.tgz" / "oxford-iiit-pet" / "images"
 
 
 def data_block(
@@ -53,24 +54,9 @@ def data_block(
     )
 
 
-def build_learner(dls: DataLoaders, arch: str = "resnet34", pretrained: bool = True) -> Learner:
-    """A network of torchvision's, or of timm's where that is installed, with a new head for the breeds."""
+def build_learner(dls: DataLoaders, arch: object, pretrained: bool = True, **timm: object) -> Learner:
+    """A network of torchvision's, or of timm's with what that needs besides, with a new head for the breeds."""
     if not pretrained:
         # fastai does this itself, but for pretrained networks alone.
         dls.add_tfms([Normalize.from_stats(*imagenet_stats)], "after_batch")
-    return vision_learner(dls, architecture(arch), pretrained=pretrained, metrics=error_rate)
-
-
-def architecture(name: str) -> object:
-    """What `vision_learner` is given for a network's name."""
-    if name in torchvision.models.list_models():
-        return getattr(torchvision.models, name)
-    try:
-        import timm
-    except ModuleNotFoundError:
-        known = []
-    else:
-        known = timm.list_models(f"{name}*")
-    if name.split(".")[0] not in known:
-        raise ValueError(f"neither torchvision nor timm, where it is installed, has a network {name!r}; try resnet34")
-    return name
+    return vision_learner(dls, arch, pretrained=pretrained, metrics=error_rate, **timm)

@@ -69,13 +69,18 @@ class Job:
     module: str = MISSING
     backend: str = "keras"
     options: dict[str, Any] = field(default_factory=dict)
+    # Where weights that training begins from are fetched, by architecture. Which are needed, options.arch says, and
+    # options.pretrained whether any.
+    weights: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class Source:
-    """A file that must lie in the data folder; no file where a Python package ships the data."""
+    """A file or a folder that must lie in the data folder; neither where a Python package ships the data."""
 
     file: str = ""
+    # Instead of a file: a folder of images, which only you can put there.
+    folder: str = ""
     url: str = ""
     sha256: str = ""
     # For data that cannot be downloaded without an account: where a person gets it.
@@ -91,6 +96,12 @@ class Data:
     sources: dict[str, Source] = field(default_factory=dict)
     # Stands in on a local run whose data can be neither found nor downloaded.
     fallback: str = ""
+    # For images: finds the label in a file's name, as its first group. Checked at submission where the names are known.
+    label_pattern: str = ""
+    # Reads images from one file, decoded and resized once, in place of as many files.
+    pack: bool = False
+    # Copies that file to the node's own disk (local_scratch of its partition) at the beginning of a job.
+    stage_to_node: bool = False
     # Where the job's build_preprocessing works: async (on the CPU, ahead of the training) or model (in the network).
     preprocessing: str = "async"
     # fastai: processes that read ahead of the training; None: a core each, but one. The result is the same with any.
@@ -121,6 +132,8 @@ class Train:
     # A Keras dtype policy, for example mixed_float16; None: float32. fastai: mixed_float16 and mixed_bfloat16.
     mixed_precision: str | None = None
     seed: int = 0
+    # Kernels that give the same result each time, to the bit, where a GPU has faster ones that do not.
+    deterministic: bool = False
     steps_per_execution: int = 1
     jit_compile: bool = False
     # fastai: the stages of the training, described in truba_runner/recipe.py. Empty: one fit_one_cycle of `epochs`.
@@ -164,6 +177,9 @@ class Resources:
     # None: the partition's default for these cores.
     memory_gb: float | None = None
     time: str = "1h"
+    # How long before the time limit Slurm sends the signal on which a run saves and goes back into the queue.
+    # None: 90, or half of a shorter limit.
+    signal_seconds: int | None = None
     account: str = "${cluster.default_account}"
     constraint: str = ""
     # How often an interrupted run puts itself back into the queue.
@@ -239,10 +255,12 @@ def experiment_from(values: Any) -> Experiment:
 def training_config(experiment: Experiment) -> dict[str, Any]:
     """What decides the trained network: job, data (by name, wherever its files lie) and training settings."""
     return {
-        "job": asdict(experiment.job),
+        "job": {key: value for key, value in asdict(experiment.job).items() if key != "weights"},
         "data": {
             "name": experiment.data.name,
             "options": experiment.data.options,
+            "label_pattern": experiment.data.label_pattern,
+            "pack": experiment.data.pack,
             "preprocessing": experiment.data.preprocessing,
         },
         "train": asdict(experiment.train),

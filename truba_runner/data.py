@@ -1,4 +1,4 @@
-"""Where an experiment's data files come from: the data folder, or a download, made before the job is submitted.
+"""Where the files come from that a run needs: the data folder, or a download, made before the job is submitted.
 
 Compute nodes have no network, so nothing is ever fetched by a job.
 """
@@ -11,8 +11,12 @@ import shutil
 import sys
 import tempfile
 import urllib.request
+from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
+from typing import IO
 
+from truba_runner import image_files, weights
 from truba_runner.config import Data, Experiment, Source
 from truba_runner.errors import Problem, Refused
 
@@ -22,79 +26,120 @@ _CHUNK_BYTES = 1 << 20
 _LARGEST_CHECKED_BYTES = 64 << 20
 
 
-def missing(data: Data) -> Source | None:
-    """The file that `data` needs and the data folder lacks (or holds damaged); None where nothing is missing."""
-    source = data.sources.get(data.name)
-    if source is None or not source.file:
-        return None
-    path = Path(data.folder) / source.file
+def needed(experiment: Experiment) -> list[Source]:
+    """The files that the run will read: its data, and the weights that it begins from."""
+    sources = (experiment.data.sources.get(experiment.data.name), weights.source(experiment.job))
+    return [source for source in sources if source is not None and source.file]
+
+
+def missing(experiment: Experiment) -> list[Source]:
+    """Those of the needed files that the data folder lacks, or holds damaged."""
+    folder = Path(experiment.data.folder)
+    return [source for source in needed(experiment) if not _whole(folder / source.file, source)]
+
+
+def _whole(path: Path, source: Source) -> bool:
     if not path.is_file():
-        return source
-    if source.sha256 and path.stat().st_size <= _LARGEST_CHECKED_BYTES and _sha256(path) != source.sha256:
+        return False
+    if path.stat().st_size <= _LARGEST_CHECKED_BYTES and not matches(path, source.sha256):
         print(f"{path} is damaged: its SHA-256 is not the expected one", file=sys.stderr)
-        return source
-    return None
+        return False
+    return True
 
 
 def provide(experiment: Experiment, selector: str) -> str:
-    """Sees to it that the data is there, and returns the name of the data that the run will train on.
+    """Sees to it that every needed file is there, and returns the name of the data that the run will train on.
 
     That is `data.name`, or, on a local run that can neither find nor download it, `data.fallback`.
     `selector` is what the user typed to choose the experiment; a remedy repeats it.
 
     Raises:
-        Refused: the data is missing and can't be fetched.
+        Refused: a file is missing and can't be fetched, or a folder of images is not what it should be.
     """
-    data = experiment.data
-    source = missing(data)
-    if source is None:
-        return data.name
-    try:
-        stage(data, source.url)
-    except OSError as error:
-        if experiment.cluster.scheduler == "local" and data.fallback:
-            return data.fallback
-        raise Refused(_missing_problem(data, source, selector, error)) from error
-    return data.name
+    data, name, problems = experiment.data, experiment.data.name, []
+    own = data.sources.get(name)
+    for source in missing(experiment):
+        try:
+            stage(Path(data.folder), source, source.url)
+        except OSError as error:
+            if source is own and experiment.cluster.scheduler == "local" and data.fallback:
+                name = data.fallback
+            else:
+                problems.append(_missing_problem(experiment, source, selector, error))
+    if own is not None and own.folder:
+        problems += folder_problems(data, own)
+    if problems:
+        raise Refused(*problems)
+    return name
 
 
-def stage(data: Data, origin: str) -> Path:
-    """Puts the file that `data` needs into the data folder, from a URL or a path, checked and renamed into place.
+def stage(folder: Path, source: Source, origin: str) -> Path:
+    """Puts a file into the data folder, from a URL or a path, checked and renamed into place.
 
     Raises:
         OSError: it can't be read, fetched or written, or is not the file that it should be.
     """
-    source = data.sources[data.name]
     if not origin:
         raise OSError("it has no address that a program could fetch it from")
-    folder = Path(data.folder)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=folder, prefix=f".{source.file}.")
+    path = folder / source.file
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             if "://" in origin:
-                request = urllib.request.Request(origin, headers={"User-Agent": "truba_runner"})
-                with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT_SECONDS) as answer:
-                    shutil.copyfileobj(answer, file, _CHUNK_BYTES)
+                _download(origin, file)
             else:
                 with open(origin, "rb") as original:
                     shutil.copyfileobj(original, file, _CHUNK_BYTES)
-        if source.sha256 and _sha256(Path(beside)) != source.sha256:
+        if not matches(Path(beside), source.sha256):
             raise OSError(f"{origin} is not the expected file: its SHA-256 is not {source.sha256}")
-        os.replace(beside, folder / source.file)
+        os.replace(beside, path)
     except BaseException:
         Path(beside).unlink(missing_ok=True)
         raise
-    return folder / source.file
+    return path
 
 
-def _missing_problem(data: Data, source: Source, selector: str, error: OSError) -> Problem:
+def _download(url: str, file: IO[bytes]) -> None:
+    request = urllib.request.Request(url, headers={"User-Agent": "truba_runner"})
+    try:
+        with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT_SECONDS) as answer:
+            shutil.copyfileobj(answer, file, _CHUNK_BYTES)
+            announced = answer.headers.get("Content-Length")
+    except HTTPException as error:
+        raise OSError(f"{url} does not answer as a web server should: {error!r}") from error
+    if announced is not None and file.tell() != int(announced):
+        raise OSError(f"{url} broke off after {file.tell()} of {announced} bytes")
+
+
+def matches(path: Path, sha256: str) -> bool:
+    """Whether a file's SHA-256 is, or begins with, the given one; any file's does with none."""
+    return not sha256 or _sha256(path).startswith(sha256)
+
+
+def folder_problems(data: Data, source: Source) -> Iterator[Problem]:
+    """A folder of images that is not there, or empty, or has one whose name has no label. Looks at names alone."""
+    folder, received = Path(data.folder) / source.folder, f"data.name={data.name}"
+    if not folder.is_dir():
+        yield Problem(received, f"there is no folder {folder}.", "Put the images there, or set data.folder.")
+    elif not (names := image_files.names_in(folder)):
+        yield Problem(received, f"{folder} has no image in it, nor in a folder under it.", "Put the images there.")
+    elif data.label_pattern and (problem := image_files.unlabelled(names, data.label_pattern)):
+        yield problem
+
+
+def _missing_problem(experiment: Experiment, source: Source, selector: str, error: OSError) -> Problem:
+    data, arch = experiment.data, experiment.job.options.get("arch")
+    path = Path(data.folder) / source.file
+    received, chosen, otherwise = f"data.name={data.name}", "", ""
+    if source.file.startswith(f"{weights.FOLDER}/"):
+        received, chosen = "job.options.pretrained=true", f" job.options.arch={arch}"
+        otherwise = "; or set job.options.pretrained=false, and train from nothing"
     return Problem(
-        f"data.name={data.name}",
-        f"{Path(data.folder) / source.file} is not there, and the download failed ({error}); a compute node has no "
-        "network to fetch it.",
+        received,
+        f"{path} is not there, and the download failed ({error}); a compute node has no network to fetch it.",
         f"Fetch {source.url or source.page} on a machine that can, copy it here, and type: "
-        f"python -m truba_runner stage {selector} --from {source.file}",
+        f"python -m truba_runner stage {selector}{chosen} --from {path.name}{otherwise}",
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
-from truba_runner import data, job_module, places, rundir, scheduler, tell
+from truba_runner import data, job_module, places, rundir, scheduler, tell, weights
 from truba_runner.config import Experiment, run_id
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.plan import Plan, plan
@@ -79,6 +79,8 @@ def absolute(experiment: Experiment) -> Experiment:
 def _with_data(experiment: Experiment, selector: str) -> Experiment:
     """Sees to the data; where other data stands in for it, says so and trains on that under its own name."""
     name = data.provide(experiment, selector)
+    # Of a long table the one line that the run uses.
+    experiment = replace(experiment, job=replace(experiment.job, weights=weights.chosen(experiment.job)))
     if name == experiment.data.name:
         return experiment
     print(

@@ -18,6 +18,9 @@ from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.request import Request, derive, facts_of
 from truba_runner.training_rules import batch_problems, problems
 
+# Less than a step and a save may need.
+_LEAST_SIGNAL_SECONDS = 10
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -193,6 +196,27 @@ def _time_problems(experiment: Experiment, facts: Partition) -> Iterator[Problem
             f"{resources.partition} allows {slurm_time(allowed)} ({_where(experiment.cluster, 'max_time')}).",
             f"Set resources.time={slurm_time(allowed)} or less; the shorter, the sooner a job starts.",
         )
+    if resources.signal_seconds is not None:
+        yield from _signal_problems(resources.signal_seconds, asked)
+
+
+def _signal_problems(signal_seconds: int, time_minutes: int) -> Iterator[Problem]:
+    """Whether Slurm's signal comes early enough to save, and late enough for a run to come further at each start."""
+    received = f"resources.signal_seconds={signal_seconds}"
+    if signal_seconds < _LEAST_SIGNAL_SECONDS:
+        yield Problem(
+            received,
+            f"a run needs {_LEAST_SIGNAL_SECONDS} s or more to save before its time limit.",
+            "Leave it out: 90 s, or half of a shorter limit.",
+        )
+    elif time_minutes > 0 and 2 * signal_seconds > 60 * time_minutes:
+        yield Problem(
+            received,
+            f"it may be half of the time limit at most, here {30 * time_minutes} s: a run is stopped so long before "
+            "the limit, and has to come further until then.",
+            f"Set resources.time={-(-signal_seconds // 30)} (minutes) or more, or resources.signal_seconds="
+            f"{30 * time_minutes} or less.",
+        )
 
 
 def _node_problems(experiment: Experiment, facts: Partition) -> Iterator[Problem]:
@@ -278,11 +302,6 @@ def _warnings(experiment: Experiment, request: Request, login_node: str) -> Iter
         yield (
             f"{request.total_cores} cores are more than the {cluster.account_cores} that an account may use at once "
             "(cluster.account_cores): the job may wait for ever with AssocGrpCpuLimit."
-        )
-    if request.nodes > 1 and experiment.job.backend == "keras":
-        yield (
-            "a run on several nodes saves no state to go on from: interrupted, it starts again from the beginning "
-            "(docs/multi-node.md)."
         )
     if partition is None:
         return

@@ -22,6 +22,7 @@ class Request:
     # None: the partition's default for these cores.
     memory_gb: float | None
     time_minutes: int
+    signal_seconds: int
     constraint: str
     mail_type: str = ""
     mail_user: str = ""
@@ -57,6 +58,7 @@ def derive(experiment: Experiment) -> Request:
         gpus=resources.gpus,
         memory_gb=resources.memory_gb,
         time_minutes=time_minutes,
+        signal_seconds=resources.signal_seconds or min(90, 30 * time_minutes),
         constraint=resources.constraint,
         mail_type=resources.mail_type.upper() or ("END,FAIL" if resources.mail_user else ""),
         mail_user=resources.mail_user,

@@ -25,8 +25,10 @@ from pathlib import Path
 from typing import Any
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
     """Writes beside `path`, syncs and renames: `path` holds the old content or the new, never a part.
+
+    Not `durable`, it is not synced, which takes milliseconds: a loss of power may then leave nothing of it.
 
     Raises:
         OSError: the disk is full or not writable; `path` is unchanged.
@@ -36,7 +38,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(beside, path)
     except BaseException:
         os.unlink(beside)
@@ -167,21 +170,21 @@ class RunDir:
     # -- progress, history, result -----------------------------------------------------------------------------
 
     def write_progress(self, progress: Mapping[str, Any]) -> None:
-        """Replaces the progress record."""
-        write_atomically(self.path / "progress.json", _json_bytes(progress))
+        """Replaces the progress record; the training waits meanwhile, and what it tells is soon told again."""
+        write_atomically(self.path / "progress.json", _json_bytes(progress), durable=False)
 
     def progress(self) -> dict[str, Any]:
         """The progress record; empty where the job has not begun."""
         return _read_json(self.path / "progress.json")
 
-    def write_history(self, rows: list[dict[str, Any]]) -> None:
+    def write_history(self, rows: list[dict[str, Any]], durable: bool = True) -> None:
         """Replaces the history: a row an epoch, the columns those of the widest row."""
         columns = list(dict.fromkeys(key for row in rows for key in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        write_atomically(self.path / "history.csv", text.getvalue().encode())
+        write_atomically(self.path / "history.csv", text.getvalue().encode(), durable)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes what the run came to. Its presence means that the run is finished."""

@@ -27,8 +27,6 @@ from truba_runner.rundir import RunDir
 
 # A job that an interrupted sbatch has asked for shows in the queue within this time.
 SETTLE_SECONDS = 10.0
-# How long before the time limit Slurm sends its signal.
-SIGNAL_SECONDS = 90
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ class Submission:
             "constraint": request.constraint or None,
             "mail_type": request.mail_type or None,
             "mail_user": request.mail_user or None,
-            "signal_delay_s": SIGNAL_SECONDS,
+            "signal_delay_s": request.signal_seconds,
             "stderr_to_stdout": True,
             "wckey": None,
             "array_parallelism": len(self.runs),

@@ -84,7 +84,7 @@ def dry_run(groups: Sequence[Sequence[Prepared]]) -> None:
         table = Table("key", "value", title=f"plan of {len(group)} run{'s' if len(group) > 1 else ''}")
         table.add_row("runs", "\n".join(prepared.run.id for prepared in group))
         table.add_row("cluster", experiment.cluster.name)
-        if (source := data.missing(experiment.data)) is not None:
+        for source in data.missing(experiment):
             table.add_row("data", f"{source.file} is not in {experiment.data.folder}; it would be downloaded")
         for key, value in asdict(group[0].request).items():
             table.add_row(key, "(the default)" if value in {None, ""} else str(value))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from urllib.parse import urlsplit
 
-from truba_runner import recipe
+from truba_runner import image_rules, recipe
 from truba_runner.config import Experiment, Train
 from truba_runner.errors import Problem, nearest
 
@@ -35,6 +35,7 @@ _NOT_FASTAI = {
 
 def problems(experiment: Experiment) -> Iterator[Problem]:
     """What is wrong whatever the cluster."""
+    yield from image_rules.problems(experiment)
     yield from _backend_problems(experiment)
     train = experiment.train
     yield from _one_of("train.batch_scaling", train.batch_scaling, BATCH_SCALINGS)

@@ -42,7 +42,9 @@ def main(arguments: list[str]) -> int:
             return 0  # As rank 0 does: it must not be waited for.
         experiment = experiment_from(run.read_config())
         progress.update(epochs=experiment.train.epochs)
-        progress.watcher = drill.saboteur(experiment.drill, start=restarts.account(run)["restarts"])
+        if here.rank == 0:
+            # Which start this is it has put on record itself; the others follow it.
+            progress.watcher = drill.saboteur(experiment.drill, start=restarts.account(run)["restarts"])
         result = _train(experiment, run, progress, here, interruption)
         if here.rank == 0:
             record = {"data": _data_record(experiment), "job_id": here.job_id, **restarts.account(run)}

@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +29,8 @@ import keras, numpy as np, tensorflow as tf
 from keras import layers
 
 def build_model(units=8, augment=True):
+    global common
+    common = tf.random.Generator.from_seed(2)
     x = inputs = keras.Input((8, 8, 1))
     x = layers.RandomFlip()(x) if augment else x
     # Keras fails to make the common seed in a step of several devices, each of which runs in a thread.
@@ -38,10 +41,17 @@ def build_model(units=8, augment=True):
     return keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
 
 class Jitter(layers.Layer):
-    """Draws from the seed that all share who have none of their own."""
+    """Draws from the seed that all share who have none of their own, and from generators of TensorFlow's."""
+
+    def __init__(self):
+        super().__init__()
+        self.generators = [tf.random.Generator.from_seed(1)]
 
     def call(self, x, training=False):
-        return x + 0.01 * keras.random.normal(keras.ops.shape(x)) if training else x
+        if not training:
+            return x
+        noise = keras.random.normal(keras.ops.shape(x)) + self.generators[0].normal(tf.shape(x))
+        return x + 0.01 * (noise + common.normal(tf.shape(x)))
 
 def load_data(name, folder, train=200):
     rng = np.random.default_rng(5)
@@ -54,8 +64,12 @@ class Averaging(keras.callbacks.Callback):
 
     total = 0.0
 
+    def __init__(self):
+        super().__init__()
+        self.generator = tf.random.Generator.from_seed(3)
+
     def on_train_batch_end(self, batch, logs=None):
-        self.total = 0.9 * self.total + logs["loss"] * np.random.random()
+        self.total = 0.9 * self.total + logs["loss"] * np.random.random() * float(self.generator.uniform(()))
 
     def on_epoch_begin(self, epoch, logs=None):
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
@@ -90,6 +104,9 @@ SECTIONS: dict[str, Any] = {
     "checkpoint": {"save_model": False},
 }
 
+# How many starts there were so far.
+_jobs = {"count": 0}
+
 
 class StopAt(Interruption):
     """Sends its own process a real signal when the run looks for one the Nth time."""
@@ -110,8 +127,8 @@ class StopAt(Interruption):
         return super().requested
 
 
-def train(folder: Path, sections: dict[str, Any], job: str, stop: StopAt) -> None:
-    """One start, as the worker makes it."""
+def train(folder: Path, sections: dict[str, Any], job: str, stop: StopAt, rank: int, tasks: int) -> None:
+    """One start of one rank, as the worker makes it."""
     values = {key: {**SECTIONS[key], **sections.get(key, {})} for key in SECTIONS if key != "name"}
     values = {**values, "name": "small", "data": {"name": "made", "folder": str(folder)}}
     run = RunDir(folder)
@@ -119,9 +136,12 @@ def train(folder: Path, sections: dict[str, Any], job: str, stop: StopAt) -> Non
     (folder / "small.py").write_text(job)
     stop.listen()
     loaded = job_module.load(folder / "small.py")
-    given = backends.Context(config.experiment_from(values), loaded, run, Progress(run, "1"), stop)
+    progress = Progress(run, "1", writes=rank == 0)
+    given = backends.Context(config.experiment_from(values), loaded, run, progress, stop, rank, tasks)
     os.chdir(folder)
-    run.write_result({**backends.load("keras")(given), "looks": stop.looks})
+    result = backends.load("keras")(given)
+    if rank == 0:
+        run.write_result({**result, "looks": stop.looks})
 
 
 def start(
@@ -133,23 +153,58 @@ def start(
     kill_after: float | None = None,
     slow_save: float = 0.0,
     disk_kb: int = 0,
+    tasks: int = 1,
+    stop_rank: int = 0,
 ) -> dict[str, Any]:
-    """Trains in a fork until it ends; its `look` brings `stop`, or a kill from outside `kill_after` seconds later."""
+    """Trains in a fork until it ends; its `look` brings `stop`, or a kill from outside `kill_after` seconds later.
+
+    With `tasks` there are so many forks, as nodes of a job; `stop` comes to one of them.
+    """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     (path / "reached").unlink(missing_ok=True)
-    child = os.fork()
-    if not child:
-        if disk_kb:
-            _small_disk(path / "checkpoints", disk_kb)
-        _in_child(path, sections or {}, job, StopAt(stop, look, path / "reached"), slow_save)
+    _jobs["count"] += 1
+    children: dict[int, int] = {}
+    for rank in range(tasks):
+        child = os.fork()
+        if not child:
+            if disk_kb:
+                _small_disk(path / "checkpoints", disk_kb)
+            _as_rank(rank, tasks)
+            stops = StopAt(stop if rank == stop_rank else None, look, path / "reached")
+            _in_child(
+                path, lambda stops=stops, rank=rank: train(path, sections or {}, job, stops, rank, tasks), slow_save
+            )
+        children[child] = rank
     if kill_after is not None:
+        (child,) = children
         while not (path / "reached").exists() and not _ended(child):
             time.sleep(0.01)
         time.sleep(kill_after)
         os.kill(child, signal.SIGKILL)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return {"status": status, "half_saved": [str(half) for half in path.glob("checkpoints/.checkpoint-*")]}
+    statuses = _wait(children)
+    half_saved = [str(half) for half in path.glob("checkpoints/.checkpoint-*")]
+    return {"status": statuses[0], "statuses": statuses, "half_saved": half_saved}
+
+
+def _as_rank(rank: int, tasks: int) -> None:
+    # A port of its own for each start: that of the last may not be free yet.
+    job_id = os.getppid() + _jobs["count"]
+    variables = {"JOB_ID": job_id, "JOB_NODELIST": "127.0.0.1", "TASKS_PER_NODE": tasks}
+    os.environ.update({f"SLURM_{name}": str(value) for name, value in variables.items()})
+
+
+def _wait(children: dict[int, int]) -> list[int]:
+    """Their exit statuses, by rank; when one is killed the others are too, as srun does it."""
+    statuses = [0] * len(children)
+    while children:
+        child, status = os.wait()
+        rank = children.pop(child)
+        statuses[rank] = os.waitstatus_to_exitcode(status)
+        if statuses[rank] == -signal.SIGKILL:
+            for other in children:
+                os.kill(other, signal.SIGKILL)
+    return statuses
 
 
 def _ended(child: int) -> bool:
@@ -157,7 +212,7 @@ def _ended(child: int) -> bool:
     return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _in_child(path: Path, sections: dict[str, Any], job: str, stop: StopAt, slow_save: float) -> None:
+def _in_child(path: Path, train: Callable[[], None], slow_save: float) -> None:
     log = os.open(path / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -165,7 +220,7 @@ def _in_child(path: Path, sections: dict[str, Any], job: str, stop: StopAt, slow
         _slow_down(slow_save)
     status = 1
     try:
-        train(path, sections, job, stop)
+        train()
         status = 0
     except Interrupted:
         status = 75

@@ -75,15 +75,20 @@ def main(folder: Path, rank: int, tasks: int) -> None:
     result = train(given)
     (team,) = teams
     nobody, somebody = Interruption(), Interruption()
-    answers = [team.agree(nobody)]
+    answers = [team.agree(nobody), team.agree(nobody, due=rank == tasks - 1)]
     if rank == tasks - 1:
         somebody.received.append(Interruption.signals()[0])
     answers.append(team.agree(somebody))
+    gathered = [part.decode() for part in team.gather(b"abcdefghi"[: 3 + 5 * rank])]
     started = time.perf_counter()
     for _ in range(100):
         team.agree(nobody)
     milliseconds = (time.perf_counter() - started) * 10
-    print(json.dumps({**result, "agreed": answers, "requeue": somebody.requeue, "agree_ms": milliseconds}))
+    print(
+        json.dumps(
+            {**result, "agreed": answers, "gathered": gathered, "requeue": somebody.requeue, "agree_ms": milliseconds}
+        )
+    )
     sys.stdout.flush()
     team.wait_for_all()
 
@@ -157,9 +162,13 @@ def test_rank_0_alone_writes(two_nodes: SimpleNamespace) -> None:
 
 
 def test_ranks_agree_to_stop_when_one_was_asked_to(two_nodes: SimpleNamespace) -> None:
-    assert [rank["agreed"] for rank in two_nodes.ranks] == [[False, True]] * 2
+    assert [rank["agreed"] for rank in two_nodes.ranks] == [[[False, False], [False, True], [True, False]]] * 2
     assert [rank["requeue"] for rank in two_nodes.ranks] == [True, True]
     assert all(rank["agree_ms"] < 100 for rank in two_nodes.ranks)
+
+
+def test_every_rank_gets_what_each_has(two_nodes: SimpleNamespace) -> None:
+    assert [rank["gathered"] for rank in two_nodes.ranks] == [["abc", "abcdefgh"]] * 2
 
 
 def test_other_versions_are_refused_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

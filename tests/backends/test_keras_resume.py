@@ -42,6 +42,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "job": {"options": {"augment": False}},
     },
 }
+# Two processes with two devices each. A validation on several devices has as many steps as on one.
+NODES = {"sections": {"resources": {"gpus": 2}, "checkpoint": {"every_steps": 3}, "train": {"epochs": 2}}, "tasks": 2}
 
 Start = Callable[..., dict[str, Any]]
 
@@ -117,16 +119,20 @@ def restored(folder: Path) -> list[tuple[int, int]]:
     return [tuple(event["position"]) for event in events]
 
 
-def assert_same_end(folder: Path, reference: Path) -> None:
+def assert_same_results(folder: Path, reference: Path) -> None:
     ended, expected = RunDir(folder).result(), RunDir(reference).result()
     for key in ("weights_sha256", "metrics", "epochs", "steps"):
         assert ended[key] == expected[key], key
     assert history(folder) == history(reference)
     assert (folder / "predictions.npy").read_bytes() == (reference / "predictions.npy").read_bytes()
     assert told_to_tensorboard(folder) == told_to_tensorboard(reference)
+
+
+def assert_same_end(folder: Path, reference: Path) -> None:
+    assert_same_results(folder, reference)
     (position, state), (expected_position, expected_state) = newest(folder), newest(reference)
     assert position == expected_position
-    for key in ("signature", "variables", "seeds", "callbacks", "stop", "best", "random", "numpy"):
+    for key in ("signature", "variables", "seeds", "generators", "callbacks", "stop", "best", "random", "numpy"):
         np.testing.assert_equal(state[key], expected_state[key], key)
 
 
@@ -239,6 +245,31 @@ def test_a_kill_costs_no_more_than_what_is_not_yet_saved(
     assert newest(tmp_path)[0] in positions
 
 
+# -- several nodes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(400)
+def test_nodes_that_are_interrupted_and_killed_end_like_nodes_that_are_not(start: Start, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert start(whole, **NODES)["status"] == 0, log(whole)
+    # One rank alone is asked to stop, in mid-epoch; both do, after the same step.
+    assert start(cut, **NODES, stop="SIGUSR2", stop_rank=1, look=5)["statuses"] == [INTERRUPTED] * 2, log(cut)
+    assert newest(cut)[0] == (0, 5)
+    assert RunDir(cut).progress()["step"] == 5
+    # Killed in the second epoch, two steps after a save; then asked to stop in the validation.
+    look = EPOCH - 5 + 8
+    assert start(cut, **NODES, stop="SIGKILL", stop_rank=1, look=look)["statuses"] == [-signal.SIGKILL] * 2, log(cut)
+    assert newest(cut)[0] in {(1, 3), (1, 6)}
+    look = TRAINING - newest(cut)[0][1] + 2
+    assert start(cut, **NODES, stop="SIGTERM", stop_rank=0, look=look)["statuses"] == [INTERRUPTED] * 2, log(cut)
+    assert newest(cut)[0] == (1, TRAINING)
+    # In the evaluation, which rank 0 does alone: the other waits, and cannot be asked.
+    assert start(cut, **NODES, stop="SIGUSR2", look=VALIDATION + 1 + 2)["status"] == INTERRUPTED, log(cut)
+    assert start(cut, **NODES)["statuses"] == [0, 0], log(cut)
+    assert len(restored(cut)) == 4 and "goes on from the end of the training" in log(cut)
+    assert_same_results(cut, whole)
+
+
 # -- files that are not as they should be ----------------------------------------------------------------------
 
 
@@ -291,6 +322,19 @@ def test_a_full_disk_stops_no_training(start: Start, undisturbed: Callable[[str]
     assert "could not be written ([Errno 28] No space left on device); training goes on" in log(tmp_path)
     expected = RunDir(undisturbed("one device")).result()
     assert RunDir(tmp_path).result()["weights_sha256"] == expected["weights_sha256"]
+
+
+# -- kernels ---------------------------------------------------------------------------------------------------
+
+
+def test_deterministic_kernels_are_asked_for_before_anything_is_computed(start: Start, tmp_path: Path) -> None:
+    # The first of a job's functions that is called. TensorFlow refuses this where results have to be the same.
+    unruly = runs.JOB.replace("    rng =", "    tf.random.Generator.from_non_deterministic_state()\n    rng =")
+    sections = {"train": {"deterministic": True, "jit_compile": True, "epochs": 1}}
+    assert start(tmp_path / "unruly", job=unruly, sections=sections)["status"] == 1
+    assert "when determinism is enabled" in log(tmp_path / "unruly")
+    assert start(tmp_path / "orderly", sections=sections)["status"] == 0, log(tmp_path / "orderly")
+    assert "train.jit_compile is off: Keras does not compile" in log(tmp_path / "orderly")
 
 
 # -- what is kept, and callbacks -------------------------------------------------------------------------------

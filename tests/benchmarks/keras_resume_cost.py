@@ -2,7 +2,8 @@
 
 1. Step time: the shipped MNIST experiment (784-128-128-10, batches of 64, validation of 10,000) as it runs in a job,
    with checkpoints, TensorBoard, progress and a look for signals after every execution, over the same `fit` of the same
-   model and data with no callback at all. Both train in one process and take turns, an epoch each; medians of epochs.
+   model and data, shuffled the same way, with no callback at all. Both train in one process and take turns, an epoch
+   each; medians of epochs.
 2. Stall: a save of 25 million parameters with Adam (75 million numbers) holds training up so much longer than copying
    the same variables once. Also: what an epoch's steps take while the file is written.
 3. From a signal to the saved file, and from a start to the first resumed step over a cold start to the first step.
@@ -162,6 +163,7 @@ def fit_bare(bare: dict[str, Any], epochs: int, turns: Turns) -> None:
     class Between(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
             turns.epoch_begin(epoch, logs)
+            plans["train"].begin(epoch)
 
     plans, model = bare["plans"], bare["model"]
     validation = plans["validation"].dataset
@@ -213,9 +215,9 @@ def measure_save(options: argparse.Namespace) -> dict[str, Any]:
             if done % 16 == 0 and len(found["save"]) < options.rounds:
                 self._background.wait()
                 # Memory that was never touched makes a first copy ten times slower: both find some that was.
-                self._variables.read().clear()
+                self._contents.variables.read().clear()
                 begun = time.perf_counter()
-                self._variables.read().clear()
+                self._contents.variables.read().clear()
                 copied = time.perf_counter()
                 self._save(keras_resume.Position(0, done))
                 found["copy"].append(copied - begun)

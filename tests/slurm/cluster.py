@@ -204,6 +204,19 @@ class Cluster:
                 raise TimeoutError(f"{late}\n{self._describe(job_id)}")
             time.sleep(POLL_SECONDS)
 
+    def wait_for_reason(self, job_id: str, timeout: float = 30) -> None:
+        """Wait until the scheduler has looked at a job that waits, and has said why.
+
+        Raises:
+            TimeoutError: it has not within `timeout` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        argv = ["squeue", "--noheader", "--format=%r", f"--jobs={job_id}"]
+        while self.run(argv, user="root").stdout.strip() == "None":
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"nothing is said of job {job_id} after {timeout} s\n{self._describe(job_id)}")
+            time.sleep(POLL_SECONDS)
+
     def _describe(self, job_id: str) -> str:
         shown = self.run(["scontrol", "show", "job", job_id], user="root", check=False).stdout
         for line in shown.splitlines():

@@ -1,14 +1,16 @@
-"""The `cluster` fixture: one real Slurm cluster for the whole test session."""
+"""One real Slurm cluster for the whole test session, and a project folder on it for each test."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 
 import pytest
 from cluster import Cluster, ClusterUnavailable
+from truba import Truba
 
-LEFT_OUT = "no Slurm test cluster: "
+_names = (f"project{number}" for number in itertools.count())
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +20,7 @@ def cluster() -> Iterator[Cluster]:
     try:
         running = Cluster()
     except ClusterUnavailable as error:
-        reason = f"{LEFT_OUT}{error}"
+        reason = f"no Slurm test cluster: {error}"
     if running is None:
         if os.environ.get("TRUBA_REQUIRE_SLURM") == "1":
             pytest.fail(f"TRUBA_REQUIRE_SLURM=1, but {reason}", pytrace=False)
@@ -27,12 +29,9 @@ def cluster() -> Iterator[Cluster]:
         yield running
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many tests had to do without Slurm, and why: a green run must not hide it."""
-    left_out = [
-        report.longrepr[2].partition(LEFT_OUT)[2]
-        for report in terminalreporter.stats.get("skipped", [])
-        if isinstance(report.longrepr, tuple) and LEFT_OUT in report.longrepr[2]
-    ]
-    if left_out:
-        terminalreporter.write_line(f"{len(left_out)} Slurm tests were left out: {left_out[0]}", yellow=True)
+@pytest.fixture
+def truba(cluster: Cluster) -> Iterator[Truba]:
+    """A project of ayse's; what it leaves in the queue is cancelled."""
+    made = Truba(cluster, next(_names))
+    yield made
+    made.clear()

@@ -2,146 +2,34 @@
 
 from __future__ import annotations
 
-import csv
-import itertools
 import json
 import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from cluster import Cluster
+from slow_run import SETTINGS, SLOW_JOB, Run, check_same
 from truba import Truba, events, run_dirs
 
-_names = (f"interruption{number}" for number in itertools.count())
-
-# Small, slow enough to be caught in mid-epoch, and with all that makes resuming hard: dropout, shuffling, momentum.
-SLOW_JOB = """
-import time
-
-import keras
-import numpy as np
-import tensorflow as tf
-from keras import layers
+LIMITED = "test_a_time_limit_is_reached_twice"
 
 
-class Pause(layers.Layer):
-    def call(self, x):
-        def pause(value):
-            time.sleep(0.08)
-            return value
+@pytest.fixture(scope="module", autouse=True)
+def limited(cluster: Cluster, request: pytest.FixtureRequest) -> list[Run]:
+    """A run that reaches its time limit twice, and the same without one: on their way before all other tests.
 
-        y = tf.numpy_function(pause, [x], tf.float32)
-        y.set_shape(x.shape)
-        return y
-
-
-def build_model():
-    inputs = keras.Input((8,))
-    x = layers.Dense(16, activation="relu")(Pause()(inputs))
-    x = layers.BatchNormalization()(layers.Dropout(0.3)(x))
-    return keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
-
-
-def load_data(name, folder):
-    random = np.random.default_rng(0)
-    x = random.normal(size=(480, 8)).astype("float32")
-    y = x[:, :3].argmax(axis=1)
-    return {"train": (x[:400], y[:400]), "validation": (x[400:], y[400:])}
-"""
-STEPS_PER_EPOCH = 20
-SETTINGS = [
-    "job.module=slow", "data.name=digits", "train.epochs=4", "train.batch_size=20", "train.steps_per_execution=1",
-    "train.jit_compile=false", "checkpoint.every_steps=7",
-]  # fmt: skip
-
-
-class Run:
-    """A run on the cluster, as a test watches it."""
-
-    def __init__(self, truba: Truba, *overrides: str) -> None:
-        self.truba = truba
-        truba.write("jobs/slow.py", SLOW_JOB)
-        self.command = ["+experiment=mnist", f"name={truba.project.name}", *SETTINGS, truba.runs_folder(), *overrides]
-        self.submit()
-
-    def submit(self) -> None:
-        done = self.truba(*self.command)
-        assert done.returncode == 0, done.stderr
-        (self.path,) = run_dirs(self.truba.project)
-        self.job_id = str(
-            next(event["job_id"] for event in reversed(events(self.path)) if event["event"] == "submitted")
-        )
-
-    def progress(self) -> dict[str, Any]:
-        try:
-            return dict(json.loads((self.path / "progress.json").read_text()))
-        except FileNotFoundError:
-            return {}
-
-    def starts(self) -> int:
-        return sum(event["event"] == "started" for event in events(self.path))
-
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 120) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, f"not in time: {self.progress()} {self.log()[-3000:]}"
-            time.sleep(0.05)
-
-    def wait_for_step(self, start: int, seconds: float = 120) -> None:
-        """Until start number `start`, counted from 1, has come a few steps beyond where it went on from."""
-
-        def trains() -> bool:
-            starts = [event for event in events(self.path) if event["event"] == "started"]
-            progress = self.progress()
-            if len(starts) < start or progress.get("state") != "running" or "step" not in progress:
-                return False
-            epoch, step = starts[-1]["position"]
-            return (progress["epoch"] - 1) * STEPS_PER_EPOCH + progress["step"] > epoch * STEPS_PER_EPOCH + step + 2
-
-        self.wait_until(lambda: trains() or (self.path / "result.json").exists(), seconds)
-
-    def node(self) -> str:
-        return str(next(event["host"] for event in reversed(events(self.path)) if event["event"] == "started"))
-
-    def workers(self) -> list[int]:
-        """Process ids of the run's Python, wherever it runs."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
-            except OSError:
-                continue
-            if b"truba_runner.worker" in words and b"srun" not in words[0] and os.fsencode(self.path.name) in words[-2]:
-                found.append(int(entry.name))
-        return found
-
-    def log(self) -> str:
-        return "".join(path.read_text(errors="replace") for path in sorted((self.path / "logs").iterdir()))
-
-    def finish(self, seconds: float = 150) -> dict[str, Any]:
-        """The result, once Slurm's accounting has the job as COMPLETED."""
-        self.wait_until(lambda: (self.path / "result.json").exists(), seconds)
-        self.truba.cluster.wait_for_state(self.job_id, "COMPLETED", in_accounting=True)
-        return dict(json.loads((self.path / "result.json").read_text()))
-
-    def history(self) -> list[dict[str, str]]:
-        with (self.path / "history.csv").open(newline="") as file:
-            return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
-
-
-@pytest.fixture
-def truba(cluster: Cluster) -> Iterator[Truba]:
-    made = Truba(cluster, next(_names))
-    yield made
-    for run in run_dirs(made.project) if (made.project / "runs").exists() else []:
-        for event in events(run):
-            if event["event"] == "submitted":
-                cluster.run(["scancel", str(event["job_id"])], check=False)
+    They wait for Slurm's clock rather than for the machine. Slurm looks every 30 s which limits are near, so of two
+    minutes a start has 60 to 90 s; the whole run trains for three of them or more.
+    """
+    if not any(item.originalname == LIMITED for item in request.session.items if isinstance(item, pytest.Function)):
+        return []
+    # A partition that no other test takes nodes from.
+    settings = ["resources.partition=barbun-cuda", "train.epochs=85", "resources.signal_seconds=30"]
+    limits = {"limited": "2", "unlimited": "1h"}
+    return [Run(Truba(cluster, name), *settings, f"resources.time={limit}") for name, limit in limits.items()]
 
 
 @pytest.fixture(scope="module")
@@ -149,14 +37,6 @@ def whole(cluster: Cluster) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """Result and history of the run that nothing interrupts."""
     run = Run(Truba(cluster, "uninterrupted"))
     return run.finish(), run.history()
-
-
-def check_same(run: Run, whole: tuple[dict[str, Any], list[dict[str, str]]], **counts: int) -> None:
-    result = run.finish()
-    assert result["weights_sha256"] == whole[0]["weights_sha256"]
-    assert result["metrics"] == whole[0]["metrics"]
-    assert run.history() == whole[1]
-    assert {key: result[key] for key in counts} == counts
 
 
 def test_slurms_signal_twice(truba: Truba, whole: Any) -> None:
@@ -254,3 +134,18 @@ def test_the_drill(truba: Truba) -> None:
     assert done.returncode == 0, done.stderr + done.stdout
     report = json.loads(done.stdout[done.stdout.index("{") :])
     assert report["same_weights"] and report["same_history"] and (report["restarts"], report["requeues"]) == (2, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_time_limit_is_reached_twice(limited: list[Run]) -> None:
+    run, unlimited = limited
+    whole = unlimited.finish(400), unlimited.history()
+    restarts = run.finish(400)["restarts"]
+    assert restarts >= 2, "a machine with other work reaches it more often"
+    check_same(run, whole, restarts=restarts, requeues=restarts, steps_lost=0)
+    starts = [event for event in events(run.path) if event["event"] == "started"]
+    signals = [event["time"] for event in events(run.path) if event["event"] == "requeued"]
+    for start, signalled in zip(starts, signals, strict=False):
+        assert 45 < signalled - start["time"] < 120, "Slurm's own signal, before the limit of two minutes"
+    assert run.log().count("the time limit is near") == restarts

@@ -3,27 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Cluster
 from truba import FAILING_JOB, WAITING_JOB, Truba, events, run_dirs
-
-_names = (f"project{number}" for number in itertools.count())
-
-
-@pytest.fixture
-def truba(cluster: Cluster) -> Iterator[Truba]:
-    """A project of ayse's; what it leaves in the queue is cancelled."""
-    made = Truba(cluster, next(_names))
-    yield made
-    for run in run_dirs(made.project) if (made.project / "runs").exists() else []:
-        for event in events(run):
-            if event["event"] == "submitted":
-                cluster.run(["scancel", str(event["job_id"])], check=False)
 
 
 def test_mnist_trains_on_two_gpus_and_everyone_agrees_on_what_came_of_it(truba: Truba) -> None:
@@ -147,6 +131,7 @@ def test_a_pending_run_says_why(truba: Truba) -> None:
     jobs = [events(run)[1]["job_id"] for run in run_dirs(truba.project)]
     for job_id in sorted(jobs, key=int)[:4]:
         truba.cluster.wait_for_state(job_id, "RUNNING")
+    truba.cluster.wait_for_reason(max(jobs, key=int))
     rows = {row["job_id"]: row for row in truba.status()}
     last = rows[max(jobs, key=int)]
     assert last["state"] == "PENDING" and last["why"] in {"AssocGrpCpuLimit", "Resources", "Priority"}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
+from slow_run import Run, check_same
 from truba import Truba, events, run_dirs
 
 COMMAND = ["+experiment=mnist", "resources.partition=akya-cuda", "data.name=digits", "train.epochs=2"]
@@ -56,6 +57,18 @@ def test_two_nodes_agree_with_one(cluster: Cluster) -> None:
     for mine, theirs in zip(rows(runs["two"]), rows(runs["one"]), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4)
     assert (runs["two"] / "predictions.npy").exists() and (runs["two"] / "model.keras").exists()
+
+
+def test_two_nodes_go_on_in_mid_epoch_after_slurms_signal(cluster: Cluster) -> None:
+    nodes = ["resources.nodes=2", "resources.gpus=1", "train.epochs=3"]
+    whole, run = (Run(Truba(cluster, name), *nodes) for name in ("two-nodes", "two-nodes-interrupted"))
+    run.wait_for_step(1)
+    cluster.run(["scancel", "--signal=USR2", run.job_id])
+    run.wait_until(lambda: run.starts() > 1)
+    assert events(run.path)[-1]["position"][1], "it goes on in the middle of an epoch"
+    expected = whole.finish()
+    check_same(run, (expected, whole.history()), restarts=1, requeues=1, steps_lost=0)
+    assert expected["tasks"] == 2
 
 
 def test_a_fault_on_one_node_ends_the_job(cluster: Cluster) -> None:

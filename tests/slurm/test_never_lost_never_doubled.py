@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cluster import Cluster
 from truba import FAILING_JOB, WAITING_JOB, Truba, run_dirs
 
 from truba_runner.rundir import RunDir
 from truba_runner.state import last_job_id
 
-_names = (f"submission{number}" for number in itertools.count())
 TIMED_OUT = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
 
 # A stand-in first on the PATH. `first` is what it does when it is called for the first time; then it is the real one.
@@ -64,13 +61,9 @@ sys.exit(main())
 
 
 @pytest.fixture
-def truba(cluster: Cluster) -> Iterator[Truba]:
-    made = Truba(cluster, next(_names))
-    made.write("jobs/waiting.py", WAITING_JOB)
-    yield made
-    runs = run_dirs(made.project) if (made.project / "runs").exists() else []
-    for job_id in {job_id.split("_")[0] for run in runs for job_id in made.jobs(run.name)}:
-        cluster.run(["scancel", job_id], check=False)
+def truba(truba: Truba) -> Truba:
+    truba.write("jobs/waiting.py", WAITING_JOB)
+    return truba
 
 
 def command(truba: Truba, *more: str) -> list[str]:

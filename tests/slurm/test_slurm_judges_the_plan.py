@@ -45,7 +45,7 @@ CHANGES: dict[str, st.SearchStrategy[Any]] = {
     "gpus": st.integers(0, 9),
     "cores": st.one_of(st.integers(1, 230), st.sampled_from([10, 20, 16, 32, 40, 56, 112])),
     "memory_gb": st.one_of(st.integers(1, 5000), st.sampled_from([192, 256, 384, 385, 1024])),
-    "time": st.sampled_from(["1", "30m", "04:00:00", "4:00:30", "3-00:00:00", "3-00:00:01", "4d"]),
+    "time": st.sampled_from(["3", "30m", "04:00:00", "4:00:30", "3-00:00:00", "3-00:00:01", "4d"]),
     "constraint": st.sampled_from(FEATURES),
 }
 
@@ -61,7 +61,7 @@ def resources(draw: st.DrawFn) -> Resources:
         gpus=asked_gpus,
         cores=cores,
         memory_gb=draw(st.one_of(st.none(), st.integers(1, memory_gb))),
-        time=draw(st.sampled_from(["1", "30m", "2h", "04:00:00"])),
+        time=draw(st.sampled_from(["3", "30m", "2h", "04:00:00"])),
         account="ayse",
         constraint=constraint,
     )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster import Cluster
+from cluster import POLL_SECONDS, Cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 FAILING_JOB = 'raise RuntimeError("failing on purpose")\n'
@@ -76,6 +77,17 @@ class Truba:
         shown = self.cluster.run(["squeue", "--noheader", "--states=all", "--format=%i|%j", f"--user={self.user}"])
         rows = (line.split("|") for line in shown.stdout.splitlines())
         return {job_id: name for job_id, name in rows if name.startswith(name_prefix)}
+
+    def clear(self) -> None:
+        """Cancel this project's jobs, and wait until none of them holds a core: the next test may count on them all."""
+        while left := self._in_queue():
+            self.cluster.run(["scancel", *left], check=False)
+            time.sleep(POLL_SECONDS)
+
+    def _in_queue(self) -> list[str]:
+        shown = self.cluster.run(["squeue", "--noheader", "--format=%F|%Z", f"--user={self.user}"]).stdout
+        rows = (line.split("|") for line in shown.splitlines())
+        return sorted({job_id for job_id, folder in rows if Path(folder).is_relative_to(self.project)})
 
 
 def run_dirs(project: Path, runs: str = "runs") -> list[Path]:

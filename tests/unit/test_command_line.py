@@ -68,10 +68,18 @@ def test_wrong_input_is_one_paragraph_and_exit_status_2(truba, arguments: list[s
 
 def test_a_dry_run_prints_the_script_and_leaves_no_trace(truba, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     done = truba(
-        "+experiment=mnist", "cluster=truba", "resources.gpus=2", "resources.mail_user=me@example.org", "dry_run=true"
-    )
+        "+experiment=mnist", "cluster=truba", "resources.gpus=2", "resources.mail_user=me@example.org", "dry_run=true",
+        "resources.signal_seconds=120",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    asked = ("--partition=akya-cuda", "--gres=gpu:2", "--cpus-per-task=20", "--time=60", "--requeue")
+    asked = (
+        "--partition=akya-cuda",
+        "--gres=gpu:2",
+        "--cpus-per-task=20",
+        "--time=60",
+        "--requeue",
+        "--signal=USR2@120",
+    )
     for line in (*asked, "--mail-type=END,FAIL", "--mail-user=me@example.org"):
         assert f"#SBATCH {line}\n" in done.stdout
     assert "srun --unbuffered" in done.stdout and "-m truba_runner.worker" in done.stdout
@@ -182,5 +190,18 @@ def test_staging_checks_what_it_is_given(truba, tmp_path: Path) -> None:  # type
     assert refused.returncode == 1 and "SHA-256" in refused.stderr
     assert not list((truba.folder / "data").iterdir())
     accepted = truba("stage", "+experiment=mnist", "data.sources.mnist.sha256=''", "--from", "mnist.npz", "--json")
-    assert accepted.returncode == 0 and json.loads(accepted.stdout)["state"] == "staged"
+    assert accepted.returncode == 0 and json.loads(accepted.stdout)[0]["state"] == "staged"
     assert (truba.folder / "data" / "mnist.npz").read_bytes() == b"not it"
+
+
+def test_each_of_several_files_is_staged_by_its_own_name(truba) -> None:  # type: ignore[no-untyped-def]
+    asked = ["+experiment=mnist", "data.sources.mnist.sha256=''", "+job.options={arch: small, pretrained: true}"]
+    asked += ["+job.weights={small: 'http://127.0.0.1:9/small-abcdef12.pth'}"]
+    (truba.folder / "mnist.npz").write_bytes(b"digits")
+    (truba.folder / "small.pth").write_bytes(b"weights")
+    wrong = truba("stage", *asked, "--from", "small.pth")
+    assert wrong.returncode == 2 and "mnist.npz and small-abcdef12.pth" in wrong.stderr
+    done = truba("stage", *asked, "--from", "mnist.npz", "--json")
+    assert [one["file"] for one in json.loads(done.stdout)] == ["mnist.npz"]
+    both = truba("stage", *asked)
+    assert both.returncode == 1 and "add --from small-abcdef12.pth" in both.stderr

@@ -33,32 +33,38 @@ def url(tmp_path: Path) -> Iterator[str]:
     server.server_close()
 
 
-def data(folder: Path, url: str = "", sha256: str = hashlib.sha256(CONTENT).hexdigest(), fallback: str = "") -> Data:
-    sources = {"mnist": Source("mnist.npz", url, sha256), "digits": Source()}
-    return Data("mnist", str(folder), sources, fallback)
+def data(folder: Path, url: str = "", sha256: str = hashlib.sha256(CONTENT).hexdigest()) -> Experiment:
+    sources = {"mnist": Source(file="mnist.npz", url=url, sha256=sha256), "digits": Source()}
+    return Experiment(data=Data("mnist", str(folder), sources))
+
+
+def staged(experiment: Experiment, origin: str) -> Path:
+    return stage(Path(experiment.data.folder), experiment.data.sources["mnist"], origin)
 
 
 def test_a_download_is_checked_and_put_in_place(tmp_path: Path, url: str) -> None:
     wanted = data(tmp_path / "data", url)
-    assert missing(wanted) is not None
-    assert stage(wanted, url).read_bytes() == CONTENT
-    assert missing(wanted) is None
+    assert [source.file for source in missing(wanted)] == ["mnist.npz"]
+    assert staged(wanted, url).read_bytes() == CONTENT
+    assert missing(wanted) == []
 
 
 def test_a_download_of_something_else_leaves_nothing(tmp_path: Path, url: str) -> None:
     with pytest.raises(OSError, match="SHA-256"):
-        stage(data(tmp_path / "data", url, sha256="0" * 64), url)
+        staged(data(tmp_path / "data", url, sha256="0" * 64), url)
     assert list((tmp_path / "data").iterdir()) == []
 
 
 def test_a_staged_file_that_was_cut_short_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mnist.npz").write_bytes(CONTENT[:-1])
-    assert missing(data(tmp_path)) is not None
+    assert len(missing(data(tmp_path))) == 1
     assert "damaged" in capsys.readouterr().err
 
 
 def test_data_that_a_package_ships_is_never_missing(tmp_path: Path) -> None:
-    assert missing(Data("digits", str(tmp_path), data(tmp_path).sources)) is None
+    asked = data(tmp_path)
+    asked.data.name = "digits"
+    assert missing(asked) == []
 
 
 def test_on_a_local_run_the_fallback_stands_in(tmp_path: Path, experiment: Callable[..., Experiment], url: str) -> None:
@@ -89,6 +95,6 @@ def test_data_behind_a_log_in_is_named_with_the_page_that_has_it(
     tmp_path: Path, experiment: Callable[..., Experiment]
 ) -> None:
     asked = experiment(f"data.folder={tmp_path}")
-    asked.data.sources["mnist"] = Source("mnist.npz", page="https://example.org/get-it")
+    asked.data.sources["mnist"] = Source(file="mnist.npz", page="https://example.org/get-it")
     with pytest.raises(Refused, match="Fetch https://example.org/get-it on a machine .* --from mnist.npz"):
         provide(asked, "+experiment=mnist")

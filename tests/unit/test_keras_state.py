@@ -11,8 +11,10 @@ import pytest
 
 from truba_runner.backends import event_files
 from truba_runner.backends.keras_callback_state import restore, states
+from truba_runner.backends.keras_checkpoint import _same_as_rank_0
 from truba_runner.backends.keras_state import NoState, decode, encode
 from truba_runner.background import Background
+from truba_runner.checkpoint import CheckpointStore, Position
 
 EVENTS = "events.out.tfevents"
 
@@ -114,3 +116,25 @@ def test_background_work_never_overlaps_and_its_failure_stops_nobody(capsys: pyt
     background.wait()
     assert (running, most) == ([0], [1])
     assert capsys.readouterr().err.count("RuntimeError: mine") == 3
+
+
+class Told:
+    """What a team of keras_nodes says, where rank 0 has taken the checkpoint of a position, or none."""
+
+    def __init__(self, *values: int) -> None:
+        self.values = list(values)
+
+    def from_rank_0(self, own: list[int]) -> list[int]:
+        assert len(own) == len(self.values)
+        return self.values
+
+
+def test_every_rank_takes_the_checkpoint_that_rank_0_has_taken(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for step in (3, 6):
+        store.save(Position(0, step), encode({"step": step}).write)
+    assert _same_as_rank_0(Told(1, 0, 3), store, None) == (Position(0, 3), {"step": 3})  # type: ignore[arg-type]
+    assert _same_as_rank_0(Told(0, 0, 0), store, None) is None  # type: ignore[arg-type]
+    (tmp_path / "checkpoint-000000-000000003.ckpt").write_bytes(b"cut short")
+    with pytest.raises(ValueError, match="SHA-256"):
+        _same_as_rank_0(Told(1, 0, 3), store, None)  # type: ignore[arg-type]

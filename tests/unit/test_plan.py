@@ -48,6 +48,13 @@ REFUSALS = [
     (["resources.partition=debug", "resources.constraint=akya-cuda", "resources.time=5h"], "04:00:00", "04:00:00"),
     (["resources.time=0"], "must be 1 or more", "resources.time=1"),
     (["resources.time=soon"], "none of the forms", "2h"),
+    (["resources.signal_seconds=9"], "10 s or more", "Leave it out"),
+    (
+        ["resources.time=2", "resources.signal_seconds=90"],
+        "half of the time limit at most, here 60 s",
+        "resources.time=3 (minutes)",
+    ),
+    (["resources.time=9", "resources.signal_seconds=300"], "here 270 s", "resources.signal_seconds=270 or less"),
     (["resources.time=3600"], "quotes", "1:30:00"),
     (["resources.partition=debug"], "must choose one", "resources.constraint=akya-cuda"),
     (["cluster.runs_folder=/arf/home/me/runs"], "under", "choose a folder there"),
@@ -90,6 +97,20 @@ def test_several_nodes_have_a_task_each_and_the_gpus_of_each(experiment: Compose
     request = plan(experiment("resources.nodes=2", "resources.gpus=2")).request
     assert (request.nodes, request.tasks_per_node, request.gpus) == (2, 1, 2)
     assert (request.cores, request.total_cores) == (20, 40)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "seconds"),
+    [
+        (["resources.time=1h"], 90),
+        (["resources.time=2"], 60),
+        (["resources.time=2", "resources.signal_seconds=30"], 30),
+    ],
+)
+def test_the_signal_comes_early_but_not_before_half_of_the_time(
+    experiment: Compose, overrides: list[str], seconds: int
+) -> None:
+    assert plan(experiment(*overrides)).request.signal_seconds == seconds
 
 
 def test_a_backend_that_trains_on_one_node_says_so(experiment: Compose, monkeypatch: pytest.MonkeyPatch) -> None:

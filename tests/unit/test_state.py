@@ -85,8 +85,9 @@ def test_a_job_that_was_taken_twice_does_not_count(run: RunDir) -> None:
 
 def test_a_local_run_is_live_while_its_own_process_is(run: RunDir) -> None:
     run.append_submission({"event": "local", "job_id": "local-1"})
-    argv = [sys.executable, "-c", "import sys; sys.stdin.read()", run.id]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE) as worker:
+    argv = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()", run.id]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+        assert worker.stdout is not None and worker.stdout.readline(), "its command line is not to be seen before"
         progress(run, job_id="local-1", state="running", host=socket.gethostname(), pid=worker.pid)
         assert (state_of(run, {}).state, state_of(run, {}).live) == ("RUNNING", True)
         worker.communicate()

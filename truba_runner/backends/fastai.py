@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
 from truba_runner import plots, recipe
-from truba_runner.backends import Context, fastai_outputs, fastai_state
+from truba_runner.backends import Context, architectures, fastai_outputs, fastai_state
 from truba_runner.backends.fastai_devices import compute_the_same_each_time, describe, pick_device
 from truba_runner.backends.fastai_job import Data, build_learner, print_summary
 from truba_runner.backends.fastai_loop import Loop
@@ -31,7 +32,9 @@ def train(context: Context) -> dict[str, Any]:
     import torch
 
     try:
-        return _train(context)
+        architectures.chosen(context)  # What is wrong with it shows before anything is read.
+        with ExitStack() as at_the_end:
+            return _train(context, at_the_end)
     except torch.OutOfMemoryError as error:
         train = context.experiment.train
         raise Failed(
@@ -41,13 +44,15 @@ def train(context: Context) -> dict[str, Any]:
         ) from error
 
 
-def _train(context: Context) -> dict[str, Any]:
+def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
     experiment = context.experiment
-    compute_the_same_each_time()
     device = pick_device(experiment.resources.gpus, int(os.environ.get("SLURM_LOCALID", "0")))
+    # On CPUs it costs next to nothing.
+    if experiment.train.deterministic or device.type == "cpu":
+        compute_the_same_each_time()
     ranks = Ranks(context, device)
     stages = recipe.read(experiment.train.recipe, experiment.train.epochs, experiment.train.learning_rate)
-    data = Data(context, device)
+    data = Data(context, device, at_the_end)
     learner = _learner(context, data, ranks)
     reporter = Reporter(context, learner, recipe.epochs_of(stages))
     resume = Resume(context, learner, reporter, ranks, _signature(context, learner, data, stages))

@@ -6,13 +6,15 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from truba_runner.backends import Context
+from truba_runner.backends import Context, architectures
 from truba_runner.backends.fastai_devices import cores, set_precision
 from truba_runner.backends.fastai_streams import key, seed_all
 from truba_runner.backends.job_calls import accepted, call, imported
+from truba_runner.backends.photographs import Photographs, opened
 from truba_runner.errors import Failed, nearest
 from truba_runner.training_rules import divisible_sizes
 
@@ -25,7 +27,7 @@ _SUMMARY_EXAMPLES = 4
 class Data:
     """A job's examples, and loaders of them in any size."""
 
-    def __init__(self, context: Context, device: Any) -> None:
+    def __init__(self, context: Context, device: Any, at_the_end: ExitStack) -> None:
         """Calls the job's `load_items`.
 
         Raises:
@@ -37,6 +39,10 @@ class Data:
         self._options = {option: value for option, value in options.items() if option not in loading}
         name, folder = context.experiment.data.name, Path(context.experiment.data.folder)
         self.items = call(job, "load_items", "data.options", loading, name=name, folder=folder)
+        self._photographs: Photographs | None = None
+        if isinstance(self.items, Path):
+            self._photographs = at_the_end.enter_context(opened(context, self.items, self._made))
+            self.items = self._photographs.items
         if not len(self.items):
             raise Failed(f"load_items in {job.__file__} found nothing for data.name={name} in {folder}.")
         # What `build_learner` adds to a batch's transforms, as vision_learner does: other loaders need it too.
@@ -50,10 +56,14 @@ class Data:
 
     def block(self, **changes: Any) -> Any:
         """The job's DataBlock; `changes` stand in for options of the config."""
+        made = self._made(self.items, **changes)
+        return self._photographs.read_by(made) if self._photographs else made
+
+    def _made(self, items: Any, **changes: Any) -> Any:
         from fastai.data.block import DataBlock
 
         job = self._context.job
-        made = call(job, "data_block", "data.options", {**self._options, **changes}, items=self.items)
+        made = call(job, "data_block", "data.options", {**self._options, **changes}, items=items)
         if not isinstance(made, DataBlock):
             raise Failed(f"data_block in {job.__file__} returned a {type(made).__name__}, not a fastai DataBlock.")
         return made
@@ -74,7 +84,8 @@ class Data:
     def summary(self) -> None:
         """fastai's account of how an example and a batch are made, to the log."""
         seed_all(key(self._context.experiment.train.seed, "summary"))
-        self.block().summary(self.items, bs=min(_SUMMARY_EXAMPLES, len(self.items)))
+        source = self._photographs.path if self._photographs else self.items
+        self.block().summary(source, bs=min(_SUMMARY_EXAMPLES, len(self.items)))
 
     def sha256(self) -> str:
         """Over the items' names: what a checkpoint was trained on."""
@@ -111,7 +122,8 @@ def build_learner(context: Context, data: Data, loaders: Any) -> Any:
     experiment, train = context.experiment, context.experiment.train
     before = list(loaders.train.after_batch.fs)
     seed_all(key(train.seed, "learner"))
-    learner = call(context.job, "build_learner", "job.options", experiment.job.options, dls=loaders)
+    options = {**experiment.job.options, **architectures.chosen(context)}
+    learner = call(context.job, "build_learner", "job.options", options, dls=loaders)
     if not isinstance(learner, Learner):
         raise Failed(f"build_learner in {context.job.__file__} returned a {type(learner).__name__}, not a Learner.")
     data.added = [item for item in loaders.train.after_batch.fs if not any(item is other for other in before)]

@@ -37,6 +37,9 @@ def train(context: Context) -> dict[str, Any]:
     import tensorflow
 
     experiment = context.experiment
+    if experiment.train.deterministic:
+        # Before anything is computed: kernels are chosen when they are first used.
+        tensorflow.config.experimental.enable_op_determinism()
     devices = pick_devices(experiment.resources.gpus)
     team = Team(context, devices) if context.tasks > 1 else None
     count = team.devices if team else len(devices)
@@ -45,7 +48,7 @@ def train(context: Context) -> dict[str, Any]:
     plans = make_plans(context, splits, count, team)
     preprocessing = add_preprocessing(context, splits, plans, count)
     with (team.strategy if team else make_strategy(devices)).scope(), precision(experiment.train.mixed_precision):
-        model = build_model(context, can_compile(experiment.train.jit_compile, count), preprocessing)
+        model = build_model(context, can_compile(experiment.train, count), preprocessing)
     if team:
         team.adjust(model)
     scale_learning_rate(model, experiment.train, count)

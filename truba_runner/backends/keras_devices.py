@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from truba_runner.backends.missing_gpus import tell_of_missing_gpus
+from truba_runner.config import Train
 from truba_runner.errors import Failed
 from truba_runner.training_rules import divisible_sizes
 
@@ -62,13 +63,16 @@ def make_strategy(devices: list[str]) -> Any:
     return tf.distribute.MirroredStrategy(devices, cross_device_ops=reduction)
 
 
-def can_compile(wanted: bool, devices: int) -> bool:
-    """Whether a step is compiled with XLA: where the config wants it and one device runs it."""
+def can_compile(train: Train, devices: int) -> bool:
+    """Whether a step is compiled with XLA: where the config wants it, one device runs it, and Keras does it."""
     # XLA compiles for one device: a mirrored step touches the variables of several and fails.
-    if wanted and devices > 1:
+    if train.jit_compile and devices > 1:
         print(f"train.jit_compile is off: XLA cannot compile a step that runs on {devices} devices", flush=True)
         return False
-    return wanted
+    if train.jit_compile and train.deterministic:
+        print("train.jit_compile is off: Keras does not compile with XLA where train.deterministic=true", flush=True)
+        return False
+    return train.jit_compile
 
 
 def describe(device: str) -> str:

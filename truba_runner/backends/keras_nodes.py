@@ -44,6 +44,7 @@ class Team:
             context.interruption.listen()
         _mend_keras()
         self._sum_over_ranks = self._make_sum()
+        self._gather_rows = self._make_gather()
 
     @property
     def devices(self) -> int:
@@ -56,6 +57,10 @@ class Team:
             # TensorFlow's graph of such a loop fails in its first step: "You must feed a value for placeholder".
             print("train.steps_per_execution is 1: several nodes take each step by itself", flush=True)
             model.steps_per_execution = 1
+
+    def build(self, model: Any, share: Any) -> None:
+        """Makes the variables that Keras would make at the start of `fit`, for batches like one device's share."""
+        _build_from_own_share(model, data_batch=share)
 
     # -- data --------------------------------------------------------------------------------------------------
 
@@ -83,17 +88,35 @@ class Team:
 
     # -- agreement ---------------------------------------------------------------------------------------------
 
-    def agree(self, interruption: Interruption) -> bool:
-        """Whether any rank was asked to stop, by the time that all have called this: the same answer on every rank.
+    def agree(self, interruption: Interruption, due: bool = False) -> tuple[bool, bool]:
+        """Whether any rank was asked to stop, and whether any is `due`, by the time that all have called this.
 
-        Signals that only others have received count as received here too, so every rank does the same about them.
+        Every rank gets the same answers. Signals that only others have received count as received here too, so every
+        rank does the same about them.
         """
         signals = Interruption.signals()
-        totals = self._sum([int(number in interruption.received) for number in signals])
+        *totals, dues = self._sum([*(int(number in interruption.received) for number in signals), int(due)])
         for number, total in zip(signals, totals, strict=True):
             if total and number not in interruption.received:
                 interruption.received.append(number)
-        return any(totals)
+        return any(totals), bool(dues)
+
+    def from_rank_0(self, values: list[int]) -> list[int]:
+        """What rank 0 gave; every rank gives as many."""
+        return self._sum(values if self.rank == 0 else [0] * len(values))
+
+    def gather(self, data: bytes) -> list[bytes]:
+        """What each rank gave, in the order of ranks."""
+        import numpy as np
+        import tensorflow as tf
+
+        lengths = self._sum([len(data) if rank == self.rank else 0 for rank in range(self.tasks)])
+        # Collectives know int32, and want as much from every device: each brings a row of its rank's.
+        words = -(-max(lengths) // (4 * self._local))
+        rows = np.zeros((self._local, words), np.int32)
+        rows.reshape(-1).view(np.uint8)[: len(data)] = np.frombuffer(data, np.uint8)
+        gathered = self._gather_rows(tf.constant(rows)).numpy().reshape(self.tasks, -1).view(np.uint8)
+        return [row[:length].tobytes() for row, length in zip(gathered, lengths, strict=True)]
 
     def check_same(self, model: Any) -> None:
         """Makes sure that every rank has trained the same weights, bit for bit.
@@ -132,6 +155,23 @@ class Team:
             return strategy.reduce(tf.distribute.ReduceOp.SUM, copies, axis=None)
 
         function: Callable[[Any], Any] = tf.function(total)
+        return function
+
+    def _make_gather(self) -> Callable[[Any], Any]:
+        import tensorflow as tf
+
+        strategy = self.strategy
+
+        def own_row(rows: Any) -> Any:
+            replica = tf.distribute.get_replica_context()
+            device = replica.replica_id_in_sync_group % self._local
+            return replica.all_gather(rows[device : device + 1], axis=0)
+
+        @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+        def gathered(rows: Any) -> Any:
+            return strategy.experimental_local_results(strategy.run(own_row, args=(rows,)))[0]
+
+        function: Callable[[Any], Any] = gathered
         return function
 
 

@@ -32,6 +32,7 @@ class Reporter:
             on_epoch_begin=self._epoch_begin,
             on_train_batch_end=self._steps_end,
             on_epoch_end=self._epoch_end,
+            on_train_end=lambda logs: self._write_history(durable=True),
         )
 
     def last_metrics(self) -> dict[str, float]:
@@ -55,7 +56,7 @@ class Reporter:
         self.rows = state["rows"]
         self._started, self._epoch_started = now - state["seconds"], now - state["epoch_seconds"]
         # Rows that were written after the checkpoint would stand there twice.
-        self._write_history()
+        self._write_history(durable=True)
 
     def _train_begin(self, logs: dict[str, float]) -> None:
         epochs = self._context.experiment.train.epochs
@@ -82,14 +83,15 @@ class Reporter:
                 "seconds": round(time.perf_counter() - self._epoch_started, 3),
             }
         )
-        self._write_history()
+        # While it trains a checkpoint has all rows too.
+        self._write_history(durable=False)
         self._context.progress.epoch_end(epoch + 1, self._plan.steps, metrics)
 
-    def _write_history(self) -> None:
+    def _write_history(self, durable: bool) -> None:
         if self._context.rank:
             return
         try:
-            self._context.run.write_history(self.rows)
+            self._context.run.write_history(self.rows, durable)
         except OSError as error:
             # The next epoch writes every row again.
             print(f"history.csv could not be written ({error}); training goes on", file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ class _Slot:
     copies: list[Any]
     # Evaluation changes it: a metric, or a seed.
     small: bool
+    # Not every device has the same.
+    own: bool
 
     @property
     def signature(self) -> list[Any]:
@@ -50,6 +53,10 @@ class Variables:
         """Those that evaluation changes, by their place in the signature."""
         return {index: slot.copies[0].numpy() for index, slot in enumerate(self._slots()) if slot.small}
 
+    def own(self) -> list[int]:
+        """The places in the signature of those that each device has by itself."""
+        return [index for index, slot in enumerate(self._slots()) if slot.own]
+
     def assign(self, arrays: list[NDArray[Any]]) -> None:
         """Sets what `read` read."""
         for slot, array in zip(self._slots(), arrays, strict=True):
@@ -66,8 +73,9 @@ class Variables:
             copies = list(getattr(variable.value, "values", (variable.value,)))
             name = _NUMBER.sub("", variable.path)
             small = id(variable) not in agreed | weights
-            groups = [copies] if id(variable) in agreed else [[copy] for copy in copies]
-            slots[id(variable)] = [_Slot(name, group, small) for group in groups]
+            own = id(variable) not in agreed
+            groups = [[copy] for copy in copies] if own else [copies]
+            slots[id(variable)] = [_Slot(name, group, small, own) for group in groups]
         return [slot for group in slots.values() for slot in group]
 
 
@@ -81,3 +89,21 @@ def global_seeds(create: bool) -> list[Any]:
 
     found = global_seed_generator() if create else get_global_attribute(GLOBAL_SEED_GENERATOR)
     return [] if found is None else list(getattr(found.state.value, "values", (found.state.value,)))
+
+
+def generator_states(owners: Iterable[Any]) -> list[Any]:
+    """The state, a copy a device, of each tf.random.Generator that one of `owners` has as an attribute.
+
+    It may also stand in a list, a tuple or a dict there.
+    """
+    found = {id(generator): generator for owner in owners for generator in _generators(vars(owner))}
+    states = [generator.state for generator in found.values()]
+    return [copy for state in states for copy in getattr(state, "values", (state,))]
+
+
+def _generators(attributes: Mapping[str, Any]) -> Iterator[Any]:
+    import tensorflow as tf
+
+    for value in list(attributes.values()):
+        held = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
+        yield from (item for item in held if isinstance(item, tf.random.Generator))

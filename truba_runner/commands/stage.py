@@ -1,46 +1,79 @@
-"""`truba stage +experiment=NAME`: puts an experiment's data into the data folder, before any job needs it."""
+"""`truba stage +experiment=NAME`: puts what an experiment needs into the data folder, before any job reads it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from truba_runner.commands import parser, print_json
 from truba_runner.errors import Failed, Problem, Refused
 
+if TYPE_CHECKING:
+    from truba_runner.config import Source
+
 
 def main(arguments: Sequence[str]) -> int:
-    """Downloads the data, or copies it from a file."""
+    """Downloads what is needed, or copies those files that `--from` names."""
     options = parser("stage", "Puts the data that an experiment needs into its data folder: downloaded, or copied.")
     options.add_argument("override", nargs="+", help="the experiment, as for a run: +experiment=mnist KEY=VALUE…")
-    options.add_argument("--from", dest="origin", metavar="FILE", help="a path or URL, in place of the data's own URL")
+    options.add_argument(
+        "--from", dest="origins", action="append", default=[], metavar="FILE",
+        help="only this file, from a path or URL in place of its own; may be given again for another one",
+    )  # fmt: skip
     given = options.parse_args(arguments)
 
     from truba_runner import data
     from truba_runner.app import composed
 
     experiment = composed(given.override)
-    wanted = experiment.data.sources.get(experiment.data.name)
-    if wanted is None or not wanted.file:
+    needed = data.needed(experiment)
+    if not needed:
         raise Refused(
             Problem(f"data.name={experiment.data.name}", "it needs no file, as far as data.sources tells.",
                     "There is nothing to stage.")
         )  # fmt: skip
-    if given.origin and "://" not in given.origin and not Path(given.origin).is_file():
-        raise Refused(Problem(f"--from {given.origin}", "there is no such file.", "Give its path, or a URL."))
-    source = data.missing(experiment.data)
-    if source is None:
-        path, done = str(Path(experiment.data.folder) / wanted.file), "there already"
-    else:
-        try:
-            path, done = str(data.stage(experiment.data, given.origin or source.url)), "staged"
-        except OSError as error:
-            raise Failed(
-                f"{source.file} could not be staged: {error}. Fetch {source.url or source.page} on a machine that can, "
-                f"copy it here, and add --from {source.file}"
-            ) from error
+    origins = _assigned(given.origins, needed)
+    folder, lacking = Path(experiment.data.folder), data.missing(experiment)
+    wanted = [source for source in needed if source.file in origins or not origins]
+    done = [_staged(folder, source, origins.get(source.file), source in lacking) for source in wanted]
     if given.json:
-        print_json({"data": experiment.data.name, "path": str(Path(path)), "state": done})
+        print_json(done)
     else:
-        print(f"{experiment.data.name}: {done}, in {path}")
+        for one in done:
+            print(f"{one['file']}: {one['state']}, in {one['path']}")
     return 0
+
+
+def _assigned(origins: Sequence[str], needed: Sequence[Source]) -> dict[str, str]:
+    """Which needed file each `--from` is for: where there are several, the one of the same name."""
+    names = {PurePosixPath(source.file).name: source.file for source in needed}
+    assigned = {}
+    for origin in origins:
+        if "://" not in origin and not Path(origin).is_file():
+            raise Refused(Problem(f"--from {origin}", "there is no such file.", "Give its path, or a URL."))
+        name = PurePosixPath(urlsplit(origin).path).name if "://" in origin else Path(origin).name
+        if len(needed) > 1 and name not in names:
+            rule = f"the experiment needs {' and '.join(names)}, and this is none of them by its name."
+            raise Refused(Problem(f"--from {origin}", rule, "Give the file its original name."))
+        assigned[names.get(name, needed[0].file)] = origin
+    return assigned
+
+
+def _staged(folder: Path, source: Source, origin: str | None, lacking: bool) -> dict[str, str]:
+    """What became of one file."""
+    from truba_runner import data
+
+    path = folder / source.file
+    record = {"file": path.name, "path": str(path)}
+    if not lacking:
+        return {**record, "state": "there already"}
+    try:
+        data.stage(folder, source, origin or source.url)
+    except OSError as error:
+        raise Failed(
+            f"{path.name} could not be staged: {error}. Fetch {source.url or source.page} on a machine that can, "
+            f"copy it here, and add --from {path.name}"
+        ) from error
+    return {**record, "state": "staged"}

@@ -1,0 +1,16 @@
+"""What a whole test run says of itself; here, where pytest finds it also when other processes run the tests."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests had to do without Slurm, and why: a green run must not hide it."""
+    left_out = [
+        report.longrepr[2]
+        for report in terminalreporter.stats.get("skipped", [])
+        if report.nodeid.startswith("tests/slurm/") and isinstance(report.longrepr, tuple)
+    ]
+    if left_out:
+        terminalreporter.write_line(f"{len(left_out)} Slurm tests were left out: {left_out[0]}", yellow=True)

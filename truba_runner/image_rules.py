@@ -1,0 +1,35 @@
+"""What an experiment on images may not say, told at submission. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from truba_runner import weights
+from truba_runner.config import Experiment
+from truba_runner.errors import Problem
+
+EXAMPLE = "'(.+)_\\d+.jpg$', which finds great_pyrenees in great_pyrenees_173.jpg"
+
+
+def problems(experiment: Experiment) -> Iterator[Problem]:
+    """A pattern that is none, and keys that need another."""
+    data = experiment.data
+    received = f"data.label_pattern={data.label_pattern}"
+    try:
+        groups = re.compile(data.label_pattern).groups
+    except re.error as error:
+        yield Problem(received, f"it is no regular expression: {error}.", f"Write it as {EXAMPLE}.")
+    else:
+        if data.label_pattern and not groups:
+            yield Problem(received, "the label is what its first group (…) matches.", f"Write it as {EXAMPLE}.")
+    if data.stage_to_node and not data.pack:
+        yield Problem(
+            "data.stage_to_node=true",
+            "what is copied to the node's own disk is the packed file; an archive is unpacked there anyway.",
+            "Add data.pack=true, or leave it out.",
+        )
+    for key, given in (("pack", data.pack), ("label_pattern", bool(data.label_pattern))):
+        if given and experiment.job.backend == "keras":
+            yield Problem(f"data.{key}", "it is for fastai, and the backend is keras.", "Leave it out.")
+    yield from weights.problems(experiment.job)
