@@ -56,11 +56,17 @@ SETTINGS = [
 class Run:
     """A run on the cluster, as a test watches it."""
 
+    steps_per_epoch = STEPS_PER_EPOCH
+
     def __init__(self, truba: Truba, *overrides: str) -> None:
         self.truba = truba
-        truba.write("jobs/slow.py", SLOW_JOB)
-        self.command = ["+experiment=mnist", f"name={truba.project.name}", *SETTINGS, truba.runs_folder(), *overrides]
+        self.command = [*self.prepare(), f"name={truba.project.name}", truba.runs_folder(), *overrides]
         self.submit()
+
+    def prepare(self) -> list[str]:
+        """Writes the job, and returns the overrides that choose it."""
+        self.truba.write("jobs/slow.py", SLOW_JOB)
+        return ["+experiment=mnist", *SETTINGS]
 
     def submit(self) -> None:
         done = self.truba(*self.command)
@@ -94,7 +100,8 @@ class Run:
             if len(starts) < start or progress.get("state") != "running" or "step" not in progress:
                 return False
             epoch, step = starts[-1]["position"]
-            return (progress["epoch"] - 1) * STEPS_PER_EPOCH + progress["step"] > epoch * STEPS_PER_EPOCH + step + 2
+            done = (progress["epoch"] - 1) * self.steps_per_epoch + progress["step"]
+            return bool(done > epoch * self.steps_per_epoch + step + 2)
 
         self.wait_until(lambda: trains() or (self.path / "result.json").exists(), seconds)
 

@@ -42,6 +42,7 @@ class Ranks:
             truba_runner.errors.Failed: Slurm did not say who the other ranks are.
         """
         self.rank, self.count, self._device = context.rank, context.tasks, device
+        self._tasks = context.tasks
         self._interruption = context.interruption
         self._agreed = False
         # How many examples the batch of all ranks has; the last one of a pass may have fewer than its shares together.
@@ -71,7 +72,7 @@ class Ranks:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """In here this rank computes by itself, whatever the others do."""
+        """In here this rank computes by itself while the others wait for it, so it is not interrupted."""
         count, self.count = self.count, 1
         try:
             yield
@@ -83,7 +84,7 @@ class Ranks:
     @property
     def interrupted(self) -> bool:
         """Whether any rank was asked to stop by the last time that all agreed: the same answer on every rank."""
-        return self._agreed if self.together else self._interruption.requested
+        return self._agreed if self._tasks > 1 else self._interruption.requested
 
     def agree(self) -> bool:
         """Asks all ranks whether one was asked to stop; signals that only others have received count as received."""

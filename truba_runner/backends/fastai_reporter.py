@@ -68,7 +68,7 @@ class Reporter:
         self.steps += 1
         loss = float(self._learner.smooth_loss)
         if self.scalars:
-            self.scalars.add("train", "batch_loss", self.steps, float(self._learner.loss))
+            self.scalars.add("train", "batch_loss", self.steps, float(self._learner.loss.detach()))
             self.scalars.add("train", "learning_rate", self.steps, self._rates()[-1])
         self._context.progress.step(self._first_epoch + epoch + 1, step, {"loss": loss}, self.steps)
 
