@@ -169,6 +169,45 @@ def accounting(job_ids: Iterable[str]) -> dict[str, Job]:
     return jobs
 
 
+def max_array_size() -> int:
+    """How many tasks a job array may have.
+
+    Raises:
+        SlurmError: Slurm does not answer.
+    """
+    for line in query(["scontrol", "show", "config"]).splitlines():
+        name, _, value = line.partition("=")
+        if name.strip() == "MaxArraySize":
+            return int(value)
+    return 1001  # Slurm's own default.
+
+
+def core_limit(account: str) -> int:
+    """Cores that the caller may use at once, as Slurm's accounting has it; 0: none is told of."""
+    argv = ["sacctmgr", "-nP", "show", "assoc", f"account={account}", "format=User,GrpTRES"]
+    try:
+        rows = [line.split("|") for line in query(argv).splitlines()]
+    except SlurmError:  # A site without accounting.
+        return 0
+    limits = [
+        int(amount)
+        for user, tres in (row for row in rows if len(row) == 2)
+        if user in {"", getpass.getuser()}
+        for kind, _, amount in (item.partition("=") for item in tres.split(","))
+        if kind == "cpu" and amount.isdigit()
+    ]
+    return min(limits, default=0)
+
+
+def release(job_ids: Sequence[str]) -> None:
+    """Lets jobs start that were submitted to be held.
+
+    Raises:
+        SlurmError: Slurm does not answer, or may not.
+    """
+    query(["scontrol", "release", ",".join(job_ids)])
+
+
 def state(job_id: str) -> str:
     """One job's state in the queue; empty where Slurm does not know it any more.
 

@@ -22,6 +22,7 @@ from truba_runner.errors import Failed
 from truba_runner.interrupt import Interrupted, Interruption
 from truba_runner.progress import Progress
 from truba_runner.rundir import RunDir
+from truba_runner.sweeps import canary
 
 # What TensorFlow raises on the ranks that are left behind.
 _OTHERS_FAULT = {"UnavailableError", "AbortedError", "CancelledError"}
@@ -42,6 +43,7 @@ def main(arguments: list[str]) -> int:
             return 0  # As rank 0 does: it must not be waited for.
         experiment = experiment_from(run.read_config())
         progress.update(epochs=experiment.train.epochs)
+        progress.epoch_watcher = lambda: canary.lived(run)
         progress.watcher = drill.saboteur(experiment.drill, start=restarts.account(run)["restarts"])
         result = _train(experiment, run, progress, here, interruption)
         if here.rank == 0:
@@ -49,6 +51,7 @@ def main(arguments: list[str]) -> int:
             run.write_result({**result, **record})
         progress.update(state="finished", metrics=result.get("metrics", {}))
         if here.rank == 0:
+            canary.lived(run)
             notify.tell(run, "finished", {"metrics": result.get("metrics", {})})
     except Interrupted:
         return _after_interruption(run, here, progress, interruption)
@@ -97,10 +100,12 @@ def _after_interruption(
         return 0  # Rank 0 speaks for the job: a bad end here would have srun kill it meanwhile.
     most = experiment_from(run.read_config()).resources.max_requeues
     try:
-        requeued = restarts.requeue(run, here.job_id, interruption.requeue, most)
+        requeued = restarts.requeue(run, here.job_id, interruption.requeue, most, here.in_crew)
     except (Failed, scheduler.SlurmError) as error:
         return _failed(run, here, progress, error)
     print("back in the queue" if requeued else "interrupted", file=sys.stderr, flush=True)
+    if requeued and here.in_crew:
+        return restarts.REQUEUE_STATUS
     return 0 if requeued else 128 + signal.SIGTERM
 
 
@@ -116,6 +121,7 @@ def _failed(run: RunDir, here: allocation.Allocation, progress: Progress, error:
     if here.on_slurm and here.tasks > 1 and not others:
         _end_for_all(here, progress)
     if here.rank == 0:
+        canary.failed(run, record)
         notify.tell(run, "failed", {"error": record})
     return 1
 

@@ -48,17 +48,53 @@ def composer(*command: str) -> Composer:
 
 
 SWEEPS = {
-    "numbers of every kind": [["train.seed=1", "train.seed=2"], ["train.learning_rate=1", "train.learning_rate=0.5", "train.learning_rate=null"]],
-    "groups": [["+experiment=mnist", "+experiment=own"], ["cluster=local", "cluster=truba"], ["train.seed=3", "train.seed=4"]],
-    "mappings and lists": [["train.optimizer=adam", "train.optimizer={class_name: RMSprop}", "train.optimizer={config: {momentum: 0.5}}"], ["train.metrics=[mae]", "train.metrics=[]", "train.metrics=[mae,acc]"]],
-    "inside of mappings": [["job.options.units=1", "job.options.units=2"], ["train.optimizer.config.momentum=0.1", "train.optimizer.config.momentum=0.2"], ["train.metrics.0=mse", "train.metrics.0=mape"]],
-    "added and removed": [["+job.options.extra=1", "+job.options.extra=word"], ["++job.options.units=3", "++job.options.units=4"], ["~data.options.second", "~job.options.deep"]],
-    "a mapping, then in it": [["job.options={units: 1}", "job.options={units: 2}"], ["job.options.width=7", "job.options.width=8"]],
+    "numbers of every kind": [
+        ["train.seed=1", "train.seed=2"],
+        ["train.learning_rate=1", "train.learning_rate=0.5", "train.learning_rate=null"],
+    ],
+    "groups": [
+        ["+experiment=mnist", "+experiment=own"],
+        ["cluster=local", "cluster=truba"],
+        ["train.seed=3", "train.seed=4"],
+    ],
+    "mappings and lists": [
+        ["train.optimizer=adam", "train.optimizer={class_name: RMSprop}", "train.optimizer={config: {momentum: 0.5}}"],
+        ["train.metrics=[mae]", "train.metrics=[]", "train.metrics=[mae,acc]"],
+    ],
+    "inside of mappings": [
+        ["job.options.units=1", "job.options.units=2"],
+        ["train.optimizer.config.momentum=0.1", "train.optimizer.config.momentum=0.2"],
+        ["train.metrics.0=mse", "train.metrics.0=mape"],
+    ],
+    "added and removed": [
+        ["+job.options.extra=1", "+job.options.extra=word"],
+        ["++job.options.units=3", "++job.options.units=4"],
+        ["~data.options.second", "~job.options.deep"],
+    ],
+    "a mapping, then in it": [
+        ["job.options={units: 1}", "job.options={units: 2}"],
+        ["job.options.width=7", "job.options.width=8"],
+    ],
     "interpolations as values": [["train.epochs=${train.seed}", "train.epochs=2"], ["train.seed=5", "train.seed=6"]],
-    "words that look like numbers": [["job.options.units='1'", "job.options.units=1", "job.options.units=1.0", "job.options.units=true", 'job.options.units="a b"']],
-    "whole nodes that are followed": [["train.metrics=[a]", "train.metrics=[b]"], ["train.seed=1", "train.seed=2"], ["name=x", "name=y"]],
-    "number keys": [["+train.class_weight={0: 1.0, 1: 2.0}"], ["+train.class_weight.0=3.0", "+train.class_weight.0=4.0"]],
-}  # fmt: skip
+    "words that look like numbers": [
+        [
+            "job.options.units='1'",
+            "job.options.units=1",
+            "job.options.units=1.0",
+            "job.options.units=true",
+            'job.options.units="a b"',
+        ]
+    ],
+    "whole nodes that are followed": [
+        ["train.metrics=[a]", "train.metrics=[b]"],
+        ["train.seed=1", "train.seed=2"],
+        ["name=x", "name=y"],
+    ],
+    "number keys": [
+        ["+train.class_weight={0: 1.0, 1: 2.0}"],
+        ["+train.class_weight.0=3.0", "+train.class_weight.0=4.0"],
+    ],
+}
 
 
 @pytest.mark.parametrize("swept", SWEEPS.values(), ids=SWEEPS.keys())

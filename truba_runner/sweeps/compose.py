@@ -49,7 +49,7 @@ class Composer:
     def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:
         """`master` is what Hydra composed of the command line."""
         self._loader, self._master = loader, master
-        self._hydra_overrides = OmegaConf.to_container(master.hydra.overrides.hydra)
+        self._hydra_overrides = [str(one) for one in master.hydra.overrides.hydra]
         self._lines: dict[str, _Line] = {}
         self._bases: dict[tuple[str, ...], _Base | Problem] = {}
         given = OverridesParser.create().parse_overrides(list(master.hydra.overrides.task))

@@ -1,0 +1,135 @@
+"""One sbatch for many runs that ask for the same: a job array whose tasks train one run each, or several side by side.
+
+What the runs share is on record once, in the sweep's own folder, and synced to disk there; a run directory holds its
+config and a line that names the array.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from truba_runner.config import Experiment
+from truba_runner.request import Request
+from truba_runner.rundir import config_text
+from truba_runner.submit import Prepared, Submission
+from truba_runner.sweeps.record import SweepDir
+
+
+@dataclass(frozen=True)
+class ArraySubmission(Submission):
+    """A job array. `first` is the first of its runs."""
+
+    sweep: SweepDir = field(kw_only=True)
+    # The runs of each task.
+    tasks: Sequence[Sequence[Prepared]] = field(kw_only=True)
+    allocation: Request = field(kw_only=True)
+    # How many runs a task has room for.
+    places: int = field(kw_only=True)
+    # How many tasks may run at once.
+    max_parallel: int = field(kw_only=True)
+    # The run that must live through its first epoch before this array may start; empty: it starts when it can.
+    canary: str = ""
+    # Whether its one run is such a canary.
+    goes_ahead: bool = False
+
+    @property
+    def runs(self) -> list[Prepared]:
+        """All of them, in order."""
+        return [prepared for task in self.tasks for prepared in task]
+
+    @property
+    def job_name(self) -> str:
+        """What the queue shows, and what the job is found by."""
+        return f"{self.first.experiment.name}-x{len(self.runs)}.{self.token}"
+
+    @property
+    def request(self) -> Request:
+        """What is asked of Slurm for each task."""
+        return self.allocation
+
+    @property
+    def log_folder(self) -> Path:
+        """Where Slurm writes what a task prints before and after its runs."""
+        return self.sweep.logs
+
+    @property
+    def array_size(self) -> int:
+        """How many tasks the job array has."""
+        return len(self.tasks)
+
+    def worker(self) -> str:
+        """The Python module that a task runs."""
+        return f"truba_runner.sweeps.task {shlex.quote(str(self.sweep.path))} {self.token}"
+
+    def parameters(self) -> dict[str, Any]:
+        """In submitit's names."""
+        parameters = {**super().parameters(), "array_parallelism": self.max_parallel}
+        if self.canary:
+            parameters["additional_parameters"] = {**parameters["additional_parameters"], "hold": True}
+        return parameters
+
+    def intent(self) -> dict[str, Any]:
+        """The record of an array that is about to be submitted."""
+        about = {
+            "places": self.places,
+            "share_gpus": self.allocation.gpus == self.first.request.gpus,
+            "canary": self.canary,
+            "goes_ahead": self.goes_ahead,
+            "tasks": [[prepared.run.id for prepared in task] for task in self.tasks],
+        }
+        return {**super().intent(), **about}
+
+    def record_intent(self) -> None:
+        """Makes the run directories, each with its config and a line that names the array, and syncs them together."""
+        texts = _ConfigTexts()
+        known = set(os.listdir(self.sweep.runs_folder))
+        name = {"time": time.time(), "token": self.token, "job_name": self.job_name, "sweep": self.sweep.id}
+        for index, task in enumerate(self.tasks):
+            own = {"event": "intent", **name, "array_index": index}
+            for prepared in task:
+                run = prepared.run
+                if run.id not in known:
+                    run.path.mkdir(mode=0o700)
+                run.write_config(texts.of(prepared.experiment), sync=False)
+                run.append_submission(own, sync=False)
+        _sync_file_system(self.sweep.runs_folder)
+        self.record(self.intent())
+
+    def record(self, event: dict[str, Any]) -> None:
+        """Adds to the sweep's record."""
+        self.sweep.append(event)
+
+
+class _ConfigTexts:
+    """Configs as text; a part that many runs share is written out once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int], tuple[Any, bytes]] = {}
+
+    def of(self, experiment: Experiment) -> bytes:
+        return b"".join(self._part(one.name, getattr(experiment, one.name)) for one in fields(experiment))
+
+    def _part(self, name: str, value: Any) -> bytes:
+        # The value is kept too: else another could come to have its id.
+        key = (name, id(value))
+        if key not in self._known:
+            plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+            self._known[key] = (value, config_text({name: plain}))
+        return self._known[key][1]
+
+
+def _sync_file_system(folder: Path) -> None:
+    """What was written to the file system of `folder` outlasts a power failure: one call for a thousand files."""
+    import ctypes
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        ctypes.CDLL(None, use_errno=True).syncfs(handle)
+    finally:
+        os.close(handle)
