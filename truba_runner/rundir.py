@@ -122,7 +122,11 @@ class RunDir:
 
     # -- config ------------------------------------------------------------------------------------------------
 
-    def write_config(self, content: bytes, sync: bool = True) -> None:
+    def write_config(self, values: Mapping[str, Any]) -> None:
+        """Writes the resolved config."""
+        self.write_config_text(config_text(values))
+
+    def write_config_text(self, content: bytes, sync: bool = True) -> None:
         """Writes the resolved config: what `config_text` made of it."""
         write_atomically(self.config_file, content, sync)
 
@@ -150,6 +154,16 @@ class RunDir:
             else:
                 told.append(event)
         return told
+
+    def is_last_given_to(self, token: str) -> bool:
+        """Whether the run's last submission is the one of this token."""
+        intents = [event for event in self.submissions() if event["event"] == "intent"]
+        return bool(intents) and intents[-1]["token"] == token
+
+    def log_of(self, job_id: str) -> Path:
+        """What a job prints into where it is not Slurm that opens it; named as Slurm would. Its folder is made."""
+        self.logs.mkdir(mode=0o700, exist_ok=True)
+        return self.logs / f"{job_id}_0_log.out"
 
     # -- progress, history, result -----------------------------------------------------------------------------
 

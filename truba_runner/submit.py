@@ -23,7 +23,7 @@ from truba_runner import events, provenance, scheduler
 from truba_runner.config import Experiment
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.request import Request
-from truba_runner.rundir import RunDir, config_text, sweep_events_file
+from truba_runner.rundir import RunDir, sweep_events_file
 
 # A job that an interrupted sbatch has asked for shows in the queue within this time.
 SETTLE_SECONDS = 10.0
@@ -197,7 +197,7 @@ class Submission:
 def prepare_directory(prepared: Prepared) -> None:
     """Makes the run directory and freezes the config in it."""
     prepared.run.create()
-    prepared.run.write_config(config_text(asdict(prepared.experiment)))
+    prepared.run.write_config(asdict(prepared.experiment))
 
 
 def settle(run: RunDir) -> str | None:

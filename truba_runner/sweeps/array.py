@@ -16,7 +16,7 @@ from typing import Any
 
 from truba_runner.config import Experiment
 from truba_runner.request import Request
-from truba_runner.rundir import config_text
+from truba_runner.rundir import RunDir, config_text
 from truba_runner.submit import Prepared, Submission
 from truba_runner.sweeps.record import SweepDir
 
@@ -86,7 +86,11 @@ class ArraySubmission(Submission):
         return {**super().intent(), **about}
 
     def record_intent(self) -> None:
-        """Makes the run directories, each with its config and a line that names the array, and syncs them together."""
+        """Makes the run directories, each with its config and a line that names the array; then records the array.
+
+        Only that is synced to disk. Where a machine dies with the rest unwritten, the array's tasks find that the runs
+        are not theirs and do nothing, and the same command submits them again.
+        """
         texts = _ConfigTexts()
         known = set(os.listdir(self.sweep.runs_folder))
         name = {"time": time.time(), "token": self.token, "job_name": self.job_name, "sweep": self.sweep.id}
@@ -94,16 +98,24 @@ class ArraySubmission(Submission):
             own = {"event": "intent", **name, "array_index": index}
             for prepared in task:
                 run = prepared.run
-                if run.id not in known:
-                    run.path.mkdir(mode=0o700)
-                run.write_config(texts.of(prepared.experiment), sync=False)
+                content = texts.of(prepared.experiment)
+                if run.id in known:
+                    run.write_config_text(content, sync=False)
+                else:
+                    _write_new(run, content)
                 run.append_submission(own, sync=False)
-        _sync_file_system(self.sweep.runs_folder)
         self.record(self.intent())
 
     def record(self, event: dict[str, Any]) -> None:
         """Adds to the sweep's record."""
         self.sweep.append(event)
+
+
+def _write_new(run: RunDir, content: bytes) -> None:
+    """A run directory and its config; one that a kill cuts short has no submission, and is written again."""
+    run.path.mkdir(mode=0o700)
+    with open(os.open(run.config_file, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
+        file.write(content)
 
 
 class _ConfigTexts:
@@ -122,14 +134,3 @@ class _ConfigTexts:
             plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
             self._known[key] = (value, config_text({name: plain}))
         return self._known[key][1]
-
-
-def _sync_file_system(folder: Path) -> None:
-    """What was written to the file system of `folder` outlasts a power failure: one call for a thousand files."""
-    import ctypes
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        ctypes.CDLL(None, use_errno=True).syncfs(handle)
-    finally:
-        os.close(handle)

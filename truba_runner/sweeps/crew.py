@@ -46,9 +46,7 @@ def train(runs: Sequence[RunDir], token: str, places: int, share_gpus: bool) -> 
 
 def _is_open(run: RunDir, token: str) -> bool:
     """Whether the run is still this job's to train: it may have ended at an earlier start, or be another job's now."""
-    intents = [event for event in run.submissions() if event["event"] == "intent"]
-    failed = progress_of(run).get("state") == "failed"
-    return not run.result() and not failed and intents[-1]["token"] == token
+    return run.is_last_given_to(token) and not run.result() and progress_of(run).get("state") != "failed"
 
 
 def _comes_back(run: RunDir, status: int) -> bool:
@@ -62,11 +60,9 @@ def _words(status: int) -> str:
 
 
 def _start(run: RunDir, place: int, places: int, share_gpus: bool) -> subprocess.Popen[bytes]:
-    from truba_runner.sweeps.task import log_of
-
     environment = {**os.environ, "TRUBA_CREW": "1", **_gpus(place, places, share_gpus)}
     cores = os.sched_getaffinity(0)
-    with log_of(run).open("ab") as output:
+    with run.log_of(allocation.current().job_id).open("ab") as output:
         os.sched_setaffinity(0, _share(sorted(cores), place, places) or cores)
         try:
             return subprocess.Popen(

@@ -247,12 +247,7 @@ def _parts(tasks: Sequence[Sequence[Prepared]], largest: int) -> Iterable[Sequen
 
 
 def _largest_array(experiment: Experiment) -> int:
-    if experiment.cluster.max_array_size:
-        return experiment.cluster.max_array_size
-    try:
-        return scheduler.max_array_size() if scheduler.available() else 1001
-    except scheduler.SlurmError as error:
-        raise Failed(f"Slurm does not answer ({error.message}), so how large an array may be is not known") from error
+    return experiment.cluster.max_array_size or scheduler.max_array_size()
 
 
 def _array(tasks: Sequence[Sequence[Prepared]], sweep: SweepDir, arrays: int) -> ArraySubmission:
@@ -271,8 +266,7 @@ def _array(tasks: Sequence[Sequence[Prepared]], sweep: SweepDir, arrays: int) ->
 
 @lru_cache(maxsize=64)
 def _core_limit(account: str, otherwise: int) -> int:
-    limit = scheduler.core_limit(account) if scheduler.available() else 0
-    return limit or otherwise
+    return scheduler.core_limit(account) or otherwise
 
 
 def _tasks_at_once(experiment: Experiment, cores: int, arrays: int) -> int:

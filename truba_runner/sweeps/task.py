@@ -14,7 +14,6 @@ from typing import Any
 
 from truba_runner import allocation, worker
 from truba_runner.errors import Failed
-from truba_runner.rundir import RunDir
 from truba_runner.sweeps import crew
 from truba_runner.sweeps.record import SweepDir
 
@@ -27,14 +26,11 @@ def main(arguments: list[str]) -> int:
     with _own_log_cleared(sweep):
         if intent["places"] > 1:
             return crew.train(runs, token, intent["places"], intent["share_gpus"])
-        _print_into(log_of(runs[0]))
+        if not runs[0].is_last_given_to(token):
+            print(f"{runs[0].id} is another submission's by now; there is nothing to do", flush=True)
+            return 0
+        _print_into(runs[0].log_of(allocation.current().job_id))
         return worker.main([str(runs[0].path)])
-
-
-def log_of(run: RunDir) -> Path:
-    """Where a run that this task trains prints to; named as Slurm would name it."""
-    run.logs.mkdir(mode=0o700, exist_ok=True)
-    return run.logs / f"{allocation.current().job_id}_0_log.out"
 
 
 def _intent(sweep: SweepDir, token: str) -> dict[str, Any]:
