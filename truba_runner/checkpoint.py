@@ -80,6 +80,12 @@ class CheckpointStore:
         value = self._read(path, read) if path.exists() else None
         return value[0] if value is not None else None
 
+    def keep_the_best_alone(self) -> None:
+        """For a run that is over and will not go on: without a best one, the newest stays."""
+        others = sorted(self._all(), reverse=True)
+        for _, path in others if (self._folder / BEST).exists() else others[1:]:
+            path.unlink(missing_ok=True)
+
     def _read(self, path: Path, read: Callable[[IO[bytes]], T]) -> tuple[T] | None:
         try:
             with _checked(path) as file:

@@ -153,8 +153,11 @@ def queue() -> dict[str, Job]:
 
 
 def accounting(job_ids: Iterable[str]) -> dict[str, Job]:
-    """What Slurm's accounting knows of these jobs, by id, in one call; nothing where the site has none."""
-    wanted = sorted(set(job_ids))
+    """What Slurm's accounting knows of these jobs, by id, in one call; nothing where the site has none.
+
+    Of a job array that one of them is of, all tasks.
+    """
+    wanted = sorted({job_id.split("_")[0] for job_id in job_ids})
     if not wanted:
         return {}
     fields = "JobID,State,Partition,Elapsed,Timelimit,NodeList,ExitCode"

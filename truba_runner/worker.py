@@ -12,10 +12,12 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from truba_runner import allocation, backends, drill, job_module, notify, provenance, restarts, scheduler
+from truba_runner.backends import hparams
 from truba_runner.checkpoint import CheckpointStore
 from truba_runner.config import Experiment, experiment_from
 from truba_runner.errors import Failed
@@ -23,6 +25,7 @@ from truba_runner.interrupt import Interrupted, Interruption
 from truba_runner.progress import Progress
 from truba_runner.rundir import RunDir
 from truba_runner.sweeps import canary
+from truba_runner.sweeps.record import SweepDir
 
 # What TensorFlow raises on the ranks that are left behind.
 _OTHERS_FAULT = {"UnavailableError", "AbortedError", "CancelledError"}
@@ -52,6 +55,7 @@ def main(arguments: list[str]) -> int:
         progress.update(state="finished", metrics=result.get("metrics", {}))
         if here.rank == 0:
             canary.lived(run)
+            _end_in_sweep(run, finished=True)
             notify.tell(run, "finished", {"metrics": result.get("metrics", {})})
     except Interrupted:
         return _after_interruption(run, here, progress, interruption)
@@ -86,7 +90,8 @@ def _train(
     if provenance.code_sha256(Path(submitted["job_file"])) != submitted.get("job_sha256"):
         print(f"WARNING: {submitted['job_file']} has changed since it was submitted", file=sys.stderr, flush=True)
     job = job_module.load(Path(submitted["job_file"]))
-    return train(backends.Context(experiment, job, run, progress, interruption, here.rank, here.tasks))
+    context = backends.Context(experiment, job, run, progress, interruption, here.rank, here.tasks)
+    return train(replace(context, draws=_sweep_of(run) is None))
 
 
 def _after_interruption(
@@ -122,6 +127,7 @@ def _failed(run: RunDir, here: allocation.Allocation, progress: Progress, error:
         _end_for_all(here, progress)
     if here.rank == 0:
         canary.failed(run, record)
+        _end_in_sweep(run, finished=False)
         notify.tell(run, "failed", {"error": record})
     return 1
 
@@ -146,6 +152,22 @@ def _claimed_by(run: RunDir, here: allocation.Allocation) -> str:
 def _submitted(run: RunDir) -> dict[str, Any]:
     """The latest submission's record, with `job_file`, the training code, and its hash."""
     return next((event for event in reversed(run.submissions()) if "job_file" in event), {})
+
+
+def _sweep_of(run: RunDir) -> SweepDir | None:
+    """The sweep that the run was submitted with."""
+    intents = [event for event in run.submissions() if event["event"] == "intent"]
+    return SweepDir.of(run.path.parent, intents[-1]["sweep"]) if intents and "sweep" in intents[-1] else None
+
+
+def _end_in_sweep(run: RunDir, finished: bool) -> None:
+    """Of a thousand runs each leaves few files; TensorBoard shows with which values each has come how far."""
+    if (sweep := _sweep_of(run)) is None:
+        return
+    if run.tensorboard.is_dir():
+        hparams.write(run.tensorboard, run.id, sweep.values_of(run.id), finished)
+    if finished:
+        CheckpointStore(run.checkpoints).keep_the_best_alone()
 
 
 def _data_record(experiment: Experiment) -> dict[str, str]:

@@ -71,7 +71,8 @@ def train(context: Context) -> dict[str, Any]:
         "versions": {"keras": keras.__version__, "tensorflow": tensorflow.__version__},
     }
     if context.rank == 0:
-        plots.learning_curves(reporter.rows, context.run.plots)
+        if context.draws:
+            plots.learning_curves(reporter.rows, context.run.plots)
     if team:
         return _finish_as_team(context, team, model, splits, preprocessing, resume, result)
     _save_model(context, model, result, preprocessing)

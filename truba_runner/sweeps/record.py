@@ -92,6 +92,10 @@ class SweepDir:
         """Its runs, in the order of the command line."""
         return [Member(one["run"], one["values"]) for one in self.description().get("runs", [])]
 
+    def values_of(self, run_id: str) -> dict[str, Any]:
+        """A run's value for each swept key."""
+        return next((dict(member.values) for member in self.members() if member.run == run_id), {})
+
 
 def identity(names: Iterable[str], content: Sequence[str]) -> str:
     """A sweep's id, over what makes it the same sweep again: its runs, in any order."""
