@@ -139,7 +139,9 @@ def test_what_is_wrong_is_told_for_its_run_and_harms_no_other(loader: None) -> N
 
 
 def test_the_swept_values_are_those_that_the_command_line_leaves_open(loader: None) -> None:
-    composed = composer("+experiment=own", "train.epochs=2", "train.seed=1,2", "data.name=choice(digits)")
+    composed = composer(
+        "+experiment=own", "train.epochs=2", "train.seed=7", "train.seed=1,2", "data.name=choice(digits)"
+    )
     run = composed(["+experiment=own", "train.epochs=2", "train.seed=1", "data.name=digits", "name=given"])
     assert run.values == {"train.seed": 1, "data.name": "digits", "name": "given"}
     assert run.selector == "+experiment=own"

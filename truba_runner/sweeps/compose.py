@@ -53,7 +53,9 @@ class Composer:
         self._lines: dict[str, _Line] = {}
         self._bases: dict[tuple[str, ...], _Base | Problem] = {}
         given = OverridesParser.create().parse_overrides(list(master.hydra.overrides.task))
-        self._constant = {one.key_or_group for one in given if not one.is_sweep_override()}
+        # A key that is given twice is what it was given last.
+        swept = {one.key_or_group: one.is_sweep_override() for one in given}
+        self._constant = {key for key, sweeps in swept.items() if not sweeps}
 
     def knows(self, override: Override) -> None:
         """Spares the parsing of an override that somebody has parsed already; its text is its `input_line`."""
