@@ -18,6 +18,7 @@ from truba_runner.config import Experiment, detect_cluster, shipped
 from truba_runner.config_errors import FOREIGN, refuse_foreign_config, translated, unknown_keys
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.launch import absolute, launch
+from truba_runner.sweeps.sweeper_job import SweeperSubmitted
 from truba_runner.tell import Outcome
 
 
@@ -54,6 +55,8 @@ def main(arguments: Sequence[str]) -> int:
         hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="config")(run_one)()
         if raised:
             raise raised[0]
+    except SweeperSubmitted:
+        return 0
     except FOREIGN as error:
         if wants_traceback:
             raise

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +17,20 @@ from omegaconf import DictConfig
 from truba_runner.config import Experiment
 from truba_runner.errors import Failed, Problem, Refused, nearest
 from truba_runner.rundir import RunDir
+from truba_runner.sweeps import sweeper_job
 from truba_runner.sweeps.compose import Composed, Composer
 from truba_runner.sweeps.launch import Refusals, launch_sweep
 from truba_runner.tell import Outcome
 
 # Of this package; any other sweeper may come back with more runs once it knows what became of the first.
 _OWN_SWEEPER = "hydra_plugins.truba_runner."
+_BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+# Overrides that say how a sweep is run, and not of what.
+_NOT_ITS_RUNS = ("sweep.", "launcher.")
+_VALUES_WANTED = (
+    "note: where this sweeper wants a value of each run, set launcher.wait=true and launcher.metric=NAME (one of the "
+    "result's metrics); sweep.sweeper_partition=PARTITION lets it wait in a job of its own"
+)
 
 
 class HydraSweep:
@@ -30,8 +40,13 @@ class HydraSweep:
         """`config` is what Hydra composed of the command line."""
         self._composer = Composer(loader, config)
         self._identity: list[str] = []
-        if not str(config.hydra.sweeper._target_).startswith(_OWN_SWEEPER):
-            self._identity = [str(config.hydra.sweeper._target_), *(str(one) for one in config.hydra.overrides.task)]
+        sweeper = str(config.hydra.sweeper._target_)
+        if not sweeper.startswith(_OWN_SWEEPER):
+            given = [str(one) for one in config.hydra.overrides.task if not one.lstrip("+").startswith(_NOT_ITS_RUNS)]
+            self._identity = [sweeper, *given]
+        self._wants_values = bool(self._identity) and sweeper != _BASIC_SWEEPER
+        # Not for the jobs that this command submits.
+        self._inside_job = bool(os.environ.pop(sweeper_job.INSIDE, ""))
 
     def launch(self, batch: Sequence[Sequence[str]], parsed: Iterable[Override] = ()) -> list[Any]:
         """Launches these runs; for each its outcome, its metric where one is asked for, or its failure.
@@ -57,7 +72,10 @@ class HydraSweep:
             except Refused as refused:
                 refusals.add(refused, label(index))
         refusals.raise_if_any()
-        outcomes = launch_sweep(runs, label, self._identity)
+        first = runs[0].experiment
+        if self._wants_values and not (first.launcher.wait and first.launcher.metric) and not first.dry_run:
+            print(_VALUES_WANTED, file=sys.stderr)
+        outcomes = launch_sweep(runs, label, self._identity, self._inside_job)
         return [_value(outcome, run.experiment) for outcome, run in zip(outcomes, runs, strict=True)]
 
 

@@ -17,7 +17,7 @@ from truba_runner.launch import absolute, newest_run_dir, on_slurm_or_failed, tr
 from truba_runner.plan import Plan, plan
 from truba_runner.state import last_job_id, state_of
 from truba_runner.submit import Prepared, settle
-from truba_runner.sweeps import canary, rules
+from truba_runner.sweeps import canary, rules, sweeper_job
 from truba_runner.sweeps.array import ArraySubmission
 from truba_runner.sweeps.compose import Composed
 from truba_runner.sweeps.record import Member, SweepDir, identity
@@ -64,14 +64,19 @@ class _Run:
 
 
 def launch_sweep(
-    runs: Sequence[Composed], label: Callable[[int], str], identity_of_batches: Sequence[str] = ()
+    runs: Sequence[Composed],
+    label: Callable[[int], str],
+    identity_of_batches: Sequence[str] = (),
+    inside_job: bool = False,
 ) -> list[Outcome]:
     """Submits or trains these runs, one outcome each, in order; `label` tells the run of an index from the others.
 
-    `identity_of_batches`: what the sweep is known by where its runs come in batches.
+    `identity_of_batches`: what the sweep is known by where its runs come in batches. `inside_job`: this command is the
+    job that was asked for with `sweep.sweeper_partition`.
 
     Raises:
         Refused: a run breaks a rule; then none of them is submitted.
+        SweeperSubmitted: the command goes on as a job.
         Failed: Slurm does not answer.
     """
     checked = _checked(runs, label)
@@ -99,8 +104,11 @@ def launch_sweep(
         outcomes = [train_here(one) for one in prepared]
     else:
         on_slurm_or_failed()
+        if first.sweep.sweeper_partition and not inside_job:
+            sweep.describe([], **about)
+            sweeper_job.submit(first, prepared[0].job_file, sweep)
         outcomes = _through_slurm(prepared, sweep, lambda: sweep.describe(members, **about))
-        if first.launcher.wait:
+        if first.launcher.wait or inside_job:
             outcomes = wait_for(outcomes)
     tell.sweep(sweep.id, outcomes)
     return outcomes

@@ -94,7 +94,7 @@ def _print(shown: Table, rows: Sequence[Row]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 250)
     ends = {"min": "smallest", "max": "largest"}[shown.mode]
     states = ", ".join(f"{count} {state}" for state, count in Counter(row.state for row in shown.rows).most_common())
-    print(f"{shown.sweep}: {len(shown.rows)} runs, {states}")
+    print(f"{shown.sweep}: {len(shown.rows)} runs{', ' if states else ''}{states}")
     printed = Printed("run", *shown.keys, "state", "epoch", shown.metric, f"{ends} (epoch)", "why", box=None)
     for row in rows:
         best = row.best(shown.metric, shown.mode)
