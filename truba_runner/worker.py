@@ -25,7 +25,7 @@ from truba_runner.interrupt import Interrupted, Interruption
 from truba_runner.progress import Progress
 from truba_runner.rundir import RunDir
 from truba_runner.sweeps import canary
-from truba_runner.sweeps.record import SweepDir
+from truba_runner.sweeps.record import sweep_of
 
 # What TensorFlow raises on the ranks that are left behind.
 _OTHERS_FAULT = {"UnavailableError", "AbortedError", "CancelledError"}
@@ -91,7 +91,7 @@ def _train(
         print(f"WARNING: {submitted['job_file']} has changed since it was submitted", file=sys.stderr, flush=True)
     job = job_module.load(Path(submitted["job_file"]))
     context = backends.Context(experiment, job, run, progress, interruption, here.rank, here.tasks)
-    return train(replace(context, draws=_sweep_of(run) is None))
+    return train(replace(context, draws=sweep_of(run) is None))
 
 
 def _after_interruption(
@@ -154,15 +154,9 @@ def _submitted(run: RunDir) -> dict[str, Any]:
     return next((event for event in reversed(run.submissions()) if "job_file" in event), {})
 
 
-def _sweep_of(run: RunDir) -> SweepDir | None:
-    """The sweep that the run was submitted with."""
-    intents = [event for event in run.submissions() if event["event"] == "intent"]
-    return SweepDir.of(run.path.parent, intents[-1]["sweep"]) if intents and "sweep" in intents[-1] else None
-
-
 def _end_in_sweep(run: RunDir, finished: bool) -> None:
     """Of a thousand runs each leaves few files; TensorBoard shows with which values each has come how far."""
-    if (sweep := _sweep_of(run)) is None:
+    if (sweep := sweep_of(run)) is None:
         return
     if run.tensorboard.is_dir():
         hparams.write(run.tensorboard, run.id, sweep.values_of(run.id), finished)

@@ -318,3 +318,73 @@ def progress_pid(run: Path) -> int:
         if b"truba_runner.worker" in words and os.fsencode(run.name) in words[-2]:
             return int(entry.name)
     raise AssertionError(f"no worker of {run.name}")
+
+
+# As Optuna's and Ax's do: asks for some runs, looks at what became of them, asks for more.
+SWEEPER = """
+from hydra.core.config_store import ConfigStore
+from hydra.plugins.sweeper import Sweeper
+from hydra.core.plugins import Plugins
+
+ConfigStore.instance().store(group="hydra/sweeper", name="nevergrad_like", node={"_target_": f"{__name__}.Nevergrad"})
+
+
+class Nevergrad(Sweeper):
+    def setup(self, *, hydra_context, task_function, config):
+        self.config, self.hydra_context = config, hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments):
+        ask = lambda rates: [[*arguments, f"train.learning_rate={rate}"] for rate in rates]
+        values = [one.return_value for one in self.launcher.launch(ask([0.01, 0.1]), 0)]
+        rate = [0.02, 0.2][values.index(min(values))]
+        (last,) = self.launcher.launch(ask([rate]), 2)
+        print(f"found {rate}: {last.return_value:.6f}")
+"""
+
+
+def test_a_sweeper_that_wants_values_waits_here_or_in_a_job(truba: Truba) -> None:
+    truba.cluster.run(["mkdir", "-p", str(truba.project / "site/hydra_plugins/nevergrad_like")])
+    truba.write("site/hydra_plugins/nevergrad_like/__init__.py", SWEEPER)
+    found = [*command(truba)[:1], *(one for one in command(truba)[1:] if "learning_rate" not in one)]
+    found += ["hydra/sweeper=nevergrad_like"]
+    refused = truba(*found)
+    assert refused.returncode == 2 and "sweep.sweeper_partition=PARTITION" in refused.stderr
+    assert "found 0.2: " in submit(truba, *found, "launcher.wait=true", "launcher.metric=val_loss")
+    rows = table(truba)["runs"]
+    assert [row["values"]["train.learning_rate"] for row in rows] == [0.01, 0.1, 0.2]
+
+    in_job = [
+        *found,
+        "train.seed=7",
+        "launcher.metric=val_loss",
+        "sweep.sweeper_partition=barbun",
+        "sweep.sweeper_time=10m",
+    ]
+    first = submit(truba, *in_job)
+    assert "the sweeper was submitted as job" in first and "the sweeper is job" in submit(truba, *in_job)
+    sweep = Path(first.split()[-1]).name
+    (log,) = [truba.project / "runs" / ".sweeps" / sweep / "sweeper" / "logs" / f"{first.split()[6]}_0_log.out"]
+    wait_until(lambda: log.exists() and "found 0.2: " in log.read_text())
+    shown = json.loads(truba("status", sweep, "--json").stdout)
+    assert [row["state"] for row in shown["runs"]] == ["COMPLETED"] * 3
+
+
+def test_a_sweep_is_cancelled_as_a_whole_and_a_failed_set_up_shows_in_the_log(truba: Truba) -> None:
+    truba.write("jobs/quick.py", WAITING.format(project=truba.project))
+    submit(truba, *command(truba, "train.seed=range(4)", "sweep.pack=2"))
+    run = table(truba)["runs"][0]["run"]
+    wait_until(lambda: states(truba) == {"RUNNING": 4})
+    # Those that share a job end together.
+    assert truba("cancel", "--yes", run).stdout.count("cancelled") == 2
+    wait_until(lambda: states(truba) == {"RUNNING": 2, "CANCELLED": 2})
+    assert truba("cancel", "--yes", sweep_of(truba)).stdout.count("cancelled") == 2
+    wait_until(lambda: states(truba) == {"CANCELLED": 4})
+    assert "CANCELLED" in truba("logs", run).stdout
+
+    submit(truba, *command(truba, "train.seed=9,10", "environment.setup=['echo no such module; exit 3']"))
+    run = next(run for run in run_dirs(truba.project) if json_seed(run) == 9)
+    truba.cluster.wait_for_state(events(run)[1]["job_id"], "FAILED")
+    assert "no such module" in truba("logs", run.name).stdout

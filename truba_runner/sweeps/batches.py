@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,13 +23,10 @@ from truba_runner.tell import Outcome
 
 # Of this package; any other sweeper may come back with more runs once it knows what became of the first.
 _OWN_SWEEPER = "hydra_plugins.truba_runner."
-_BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+# Of the sweepers that decide by what became of earlier runs, what their classes are called by.
+_WAITING_SWEEPERS = ("optuna", "ax_sweeper", "nevergrad", "smac", "hypersweeper")
 # Overrides that say how a sweep is run, and not of what.
 _NOT_ITS_RUNS = ("sweep.", "launcher.")
-_VALUES_WANTED = (
-    "note: where this sweeper wants a value of each run, set launcher.wait=true and launcher.metric=NAME (one of the "
-    "result's metrics); sweep.sweeper_partition=PARTITION lets it wait in a job of its own"
-)
 
 
 class HydraSweep:
@@ -44,7 +40,7 @@ class HydraSweep:
         if not sweeper.startswith(_OWN_SWEEPER):
             given = [str(one) for one in config.hydra.overrides.task if not one.lstrip("+").startswith(_NOT_ITS_RUNS)]
             self._identity = [sweeper, *given]
-        self._wants_values = bool(self._identity) and sweeper != _BASIC_SWEEPER
+        self._wants_values = any(name in sweeper.lower() for name in _WAITING_SWEEPERS)
         # Not for the jobs that this command submits.
         self._inside_job = bool(os.environ.pop(sweeper_job.INSIDE, ""))
 
@@ -72,11 +68,23 @@ class HydraSweep:
             except Refused as refused:
                 refusals.add(refused, label(index))
         refusals.raise_if_any()
-        first = runs[0].experiment
-        if self._wants_values and not (first.launcher.wait and first.launcher.metric) and not first.dry_run:
-            print(_VALUES_WANTED, file=sys.stderr)
+        if self._wants_values:
+            _refuse_without_values(runs[0].experiment)
         outcomes = launch_sweep(runs, label, self._identity, self._inside_job)
         return [_value(outcome, run.experiment) for outcome, run in zip(outcomes, runs, strict=True)]
+
+
+def _refuse_without_values(experiment: Experiment) -> None:
+    launcher = experiment.launcher
+    if not launcher.metric or not (launcher.wait or experiment.sweep.sweeper_partition):
+        raise Refused(
+            Problem(
+                "hydra/sweeper",
+                "this sweeper chooses its runs by the values of earlier ones.",
+                "Set launcher.metric=NAME, one of the result's metrics, and launcher.wait=true; or, so that it does "
+                "not wait on the login node, sweep.sweeper_partition=PARTITION.",
+            )
+        )
 
 
 def _varied(batch: Sequence[Sequence[str]]) -> list[bool]:

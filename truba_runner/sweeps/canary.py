@@ -11,7 +11,7 @@ from typing import Any
 
 from truba_runner import scheduler
 from truba_runner.rundir import RunDir
-from truba_runner.sweeps.record import SweepDir
+from truba_runner.sweeps.record import SweepDir, sweep_of
 
 
 def has_lived(run: RunDir) -> bool:
@@ -43,10 +43,8 @@ def release(sweep: SweepDir, run_id: str) -> None:
 
 
 def _goes_ahead_of(run: RunDir) -> SweepDir | None:
-    for event in reversed(run.submissions()):
-        if event["event"] == "intent":
-            return SweepDir.of(run.path.parent, event["sweep"]) if event.get("goes_ahead") else None
-    return None
+    intents = [event for event in run.submissions() if event["event"] == "intent"]
+    return sweep_of(run) if intents and intents[-1].get("goes_ahead") else None
 
 
 def _held(sweep: SweepDir, run_id: str) -> dict[str, str]:

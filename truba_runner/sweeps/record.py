@@ -97,6 +97,35 @@ class SweepDir:
         return next((dict(member.values) for member in self.members() if member.run == run_id), {})
 
 
+def sweep_of(run: RunDir) -> SweepDir | None:
+    """The sweep that the run was last submitted with."""
+    return _last_array(run)[0]
+
+
+def task_log(run: RunDir, job_id: str) -> Path | None:
+    """What an array task printed before and after its runs: a failed set-up, and Slurm's own words."""
+    if (sweep := _last_array(run)[0]) is None:
+        return None
+    log = sweep.logs / f"{job_id}_0_log.out"
+    return log if log.is_file() and log.stat().st_size else None
+
+
+def sharing(run: RunDir) -> list[RunDir]:
+    """The other runs of the run's job."""
+    sweep, intent = _last_array(run)
+    for event in sweep.events() if sweep else ():
+        if sweep and event["event"] == "intent" and event["token"] == intent["token"]:
+            return [sweep.run(name) for name in event["tasks"][intent["array_index"]] if name != run.id]
+    return []
+
+
+def _last_array(run: RunDir) -> tuple[SweepDir | None, dict[str, Any]]:
+    intents = [event for event in run.submissions() if event["event"] == "intent"]
+    if not intents or "sweep" not in intents[-1]:
+        return None, {}
+    return SweepDir.of(run.path.parent, intents[-1]["sweep"]), intents[-1]
+
+
 def identity(names: Iterable[str], content: Sequence[str]) -> str:
     """A sweep's id, over what makes it the same sweep again: its runs, in any order."""
     own = sorted(set(names))
