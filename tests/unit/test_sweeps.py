@@ -8,11 +8,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from truba_runner import events, scheduler
 from truba_runner.__main__ import main
@@ -20,8 +21,8 @@ from truba_runner.backends import hparams
 from truba_runner.config import Experiment, Sweep
 from truba_runner.errors import Failed
 from truba_runner.plan import plan
-from truba_runner.rundir import RunDir
-from truba_runner.sweeps import rules
+from truba_runner.rundir import RunDir, config_text
+from truba_runner.sweeps import array, rules
 from truba_runner.sweeps.plots import draw
 from truba_runner.sweeps.record import Member, SweepDir, identity
 from truba_runner.sweeps.table import table
@@ -241,3 +242,18 @@ def test_a_run_whose_sweep_has_gone_knows_what_it_had_itself(tmp_path: Path) -> 
     run.create()
     run.append_submission({"event": "intent", "token": "t", "sweep": "gone", "array_index": 0})
     assert run.submissions() == [{"event": "intent", "token": "t", "sweep": "gone", "array_index": 0}]
+
+
+def test_configs_that_are_written_together_read_as_those_that_are_written_alone(
+    experiment: Callable[..., Experiment],
+) -> None:
+    made = experiment(
+        "train.optimizer={class_name: SGD, config: {momentum: 0.9, nesterov: true}}", "train.metrics=[]",
+        "+job.options.text='a\n\nb: #c'", "+job.options.deep={a: [1, {b: null}], c: ''}",
+        "+train.class_weight={0: 1.0}",
+    )  # fmt: skip
+    texts = array._ConfigTexts()
+    for rate in (0.1, 1e-05, None, 0.1):
+        for seed in range(3):
+            one = replace(made, train=replace(made.train, seed=seed, learning_rate=rate))
+            assert yaml.safe_load(texts.of(one)) == yaml.safe_load(config_text(asdict(one))) == asdict(one)

@@ -119,7 +119,7 @@ def _write_new(run: RunDir, content: bytes) -> None:
 
 
 class _ConfigTexts:
-    """Configs as text; a part that many runs share is written out once."""
+    """Configs as text, as `config_text` writes them; what runs have in common is written out once."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int], tuple[Any, bytes]] = {}
@@ -128,9 +128,25 @@ class _ConfigTexts:
         return b"".join(self._part(one.name, getattr(experiment, one.name)) for one in fields(experiment))
 
     def _part(self, name: str, value: Any) -> bytes:
+        if type(value) is int:
+            return b"%s: %d\n" % (name.encode(), value)
         # The value is kept too: else another could come to have its id.
         key = (name, id(value))
         if key not in self._known:
-            plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-            self._known[key] = (value, config_text({name: plain}))
+            self._known[key] = (value, self._written(name, value))
         return self._known[key][1]
+
+    def _written(self, name: str, value: Any) -> bytes:
+        if not is_dataclass(value) or isinstance(value, type):
+            return config_text({name: _plain(value)})
+        lines = b"".join(self._part(one.name, getattr(value, one.name)) for one in fields(value)).splitlines()
+        return b"\n".join([f"{name}:".encode(), *(b"  " + line if line else b"" for line in lines), b""])
+
+
+def _plain(value: Any) -> Any:
+    """Without dataclasses."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
