@@ -26,11 +26,12 @@ class Outcome:
     job_id: str = ""
 
 
-def same_run(prepared: Prepared) -> None:
+def same_run(runs: Sequence[Prepared]) -> None:
     """That a sweep's choices differ in nothing that makes a network another."""
+    more = f" (and {len(runs) - 1} more)" if len(runs) > 1 else ""
     print(
-        f"note: several choices of the sweep come to the run {prepared.run.id}, submitted once, with the first one's "
-        "resources; a name of its own (name=NAME) makes a choice a run of its own",
+        f"note: several choices of the sweep come to the run {runs[0].run.id}{more}, submitted once, with the first "
+        "one's resources; a name of its own (name=NAME) makes a choice a run of its own",
         file=sys.stderr,
     )
 

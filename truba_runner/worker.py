@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
             return 0  # As rank 0 does: it must not be waited for.
         experiment = experiment_from(run.read_config())
         progress.update(epochs=experiment.train.epochs)
-        progress.epoch_watcher = lambda: canary.lived(run)
+        progress.epoch_watcher = canary.watcher(run)
         progress.watcher = drill.saboteur(experiment.drill, start=restarts.account(run)["restarts"])
         result = _train(experiment, run, progress, here, interruption)
         if here.rank == 0:

@@ -19,8 +19,16 @@ def has_lived(run: RunDir) -> bool:
     return (run.path / "history.csv").exists() or bool(run.result())
 
 
+def watcher(run: RunDir) -> Callable[[], None] | None:
+    """What a run's worker calls after each epoch; None where the run goes ahead of no other.
+
+    After each, not only the first: an array that was submitted meanwhile waits for this run too.
+    """
+    return (lambda: lived(run)) if _goes_ahead_of(run) else None
+
+
 def lived(run: RunDir) -> None:
-    """Called by a run's worker after each epoch: lets the others go if the run goes ahead of any."""
+    """Lets the others go if the run goes ahead of any."""
     if sweep := _goes_ahead_of(run):
         release(sweep, run.id)
 

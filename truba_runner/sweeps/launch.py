@@ -168,13 +168,16 @@ def _through_slurm(runs: Sequence[Prepared], sweep: SweepDir, describe: Callable
     with rundir.lock(sweep.runs_folder) as held:
         describe()
         wanted: list[Prepared] = []
+        same: dict[str, Prepared] = {}
         for prepared, done in zip(runs, _already(runs), strict=True):
             if prepared.run.id in outcomes:
-                tell.same_run(prepared)
+                same.setdefault(prepared.run.id, prepared)
                 continue
             if done is None:
                 wanted.append(prepared)
             outcomes[prepared.run.id] = done or Outcome(prepared.run.id, str(prepared.run.path), "submitted")
+        if same:
+            tell.same_run(list(same.values()))
         for array in _with_canary(runs[0], wanted, sweep):
             job_id = array.send(held)
             for index, task in enumerate(array.tasks):
