@@ -390,10 +390,11 @@ def test_a_sweep_is_cancelled_as_a_whole_and_a_failed_set_up_shows_in_the_log(tr
     assert "no such module" in truba("logs", run.name).stdout
 
 
+@pytest.mark.timeout(300)
 def test_keras_runs_side_by_side_leave_few_files_and_show_in_tensorboard(truba: Truba) -> None:
     own = [f"name={truba.project.name}", "data.name=digits", "train.epochs=3", truba.runs_folder()]
-    submit(truba, "-m", "+experiment=mnist", *own, "train.seed=range(3)", "sweep.pack=3")
-    wait_until(lambda: all((run / "result.json").exists() for run in run_dirs(truba.project)), 150, 1)
+    submit(truba, "-m", "+experiment=mnist", *own, "train.seed=range(2)", "sweep.pack=2")
+    wait_until(lambda: all((run / "result.json").exists() for run in run_dirs(truba.project)), 250, 1)
     (job_id,) = arrays(truba)
     truba.cluster.wait_for_state(job_id, "COMPLETED")
     digests = set()
@@ -402,6 +403,6 @@ def test_keras_runs_side_by_side_leave_few_files_and_show_in_tensorboard(truba: 
         assert len(files) <= 12, sorted(files)
         assert {"checkpoints/best.ckpt", "model.keras", "tensorboard/events.out.tfevents.0000000001.hparams"} <= files
         digests.add(json.loads((run / "result.json").read_text())["weights_sha256"])
-    assert len(digests) == 3
+    assert len(digests) == 2
     (group,) = table(truba)["over_seeds"]
-    assert group["runs"] == 3 and 0 < group["best"]["spread"] < 0.2
+    assert group["runs"] == 2 and 0 < group["best"]["spread"] < 0.2
