@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 from truba_runner.app import register, typed
 from truba_runner.config import Experiment, shipped
@@ -31,20 +30,18 @@ checkpoint: {every_steps: "${plus:${train.seed},1}"}
 
 
 @pytest.fixture
-def loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ConfigLoaderImpl:
     """A project with an experiment in which values follow others in every way."""
     register()
     OmegaConf.register_new_resolver("plus", lambda a, b: a + b, replace=True)
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     (tmp_path / "conf" / "experiment" / "own.yaml").write_text(OWN)
     monkeypatch.chdir(tmp_path)
-    with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
-        yield
+    return ConfigLoaderImpl(create_config_search_path(str(shipped("conf"))))
 
 
-def composer(*command: str) -> Composer:
-    hydra = GlobalHydra.instance().config_loader()
-    return Composer(hydra, hydra.load_configuration("config", list(command), run_mode=RunMode.MULTIRUN))
+def composer(loader: ConfigLoaderImpl, *command: str) -> Composer:
+    return Composer(loader, loader.load_configuration("config", list(command), run_mode=RunMode.MULTIRUN))
 
 
 SWEEPS = {
@@ -98,11 +95,11 @@ SWEEPS = {
 
 
 @pytest.mark.parametrize("swept", SWEEPS.values(), ids=SWEEPS.keys())
-def test_every_run_is_what_hydra_composes(loader: None, swept: list[list[str]]) -> None:
+def test_every_run_is_what_hydra_composes(loader: ConfigLoaderImpl, swept: list[list[str]]) -> None:
     chosen = [] if any("experiment" in values[0] for values in swept) else ["+experiment=own"]
-    composed = composer(*chosen)
+    composed = composer(loader, *chosen)
     runs = [[*chosen, *run] for run in itertools.product(*swept)]
-    expected = [expected_of(run) for run in runs]
+    expected = [expected_of(loader, run) for run in runs]
     assert sum(isinstance(one, Experiment) for one in expected) * 2 >= len(runs), expected
     for run, right in [*zip(runs, expected, strict=True), *reversed(list(zip(runs, expected, strict=True)))]:
         if not isinstance(right, Experiment):
@@ -113,16 +110,19 @@ def test_every_run_is_what_hydra_composes(loader: None, swept: list[list[str]]) 
             assert repr(composed(run).experiment) == repr(right), "1, 1.0 and true are different"
 
 
-def expected_of(run: list[str]) -> Experiment | str:
+def expected_of(loader: ConfigLoaderImpl, run: list[str]) -> Experiment | str:
     """What Hydra composes, or why it does not."""
     try:
-        return typed(compose("config", run))
+        config = loader.load_configuration("config", run, run_mode=RunMode.RUN)
+        with open_dict(config):
+            del config["hydra"]
+        return typed(config)
     except Exception as error:
         return f"{run}: {error!r}"
 
 
-def test_what_is_wrong_is_told_for_its_run_and_harms_no_other(loader: None) -> None:
-    composed = composer("+experiment=own")
+def test_what_is_wrong_is_told_for_its_run_and_harms_no_other(loader: ConfigLoaderImpl) -> None:
+    composed = composer(loader, "+experiment=own")
     good = composed(["+experiment=own", "train.seed=1"])
     for wrong, words in (
         ("train.seed=two", "train.seed"),
@@ -138,17 +138,17 @@ def test_what_is_wrong_is_told_for_its_run_and_harms_no_other(loader: None) -> N
         assert composed(["+experiment=own", "train.seed=2"]).experiment.name == "own-2"
 
 
-def test_the_swept_values_are_those_that_the_command_line_leaves_open(loader: None) -> None:
+def test_the_swept_values_are_those_that_the_command_line_leaves_open(loader: ConfigLoaderImpl) -> None:
     composed = composer(
-        "+experiment=own", "train.epochs=2", "train.seed=7", "train.seed=1,2", "data.name=choice(digits)"
+        loader, "+experiment=own", "train.epochs=2", "train.seed=7", "train.seed=1,2", "data.name=choice(digits)"
     )
     run = composed(["+experiment=own", "train.epochs=2", "train.seed=1", "data.name=digits", "name=given"])
     assert run.values == {"train.seed": 1, "data.name": "digits", "name": "given"}
     assert run.selector == "+experiment=own"
 
 
-def test_a_thousand_runs_are_composed_in_the_time_of_a_few(loader: None) -> None:
-    composed = composer("+experiment=mnist", "train.seed=range(1000)")
+def test_a_thousand_runs_are_composed_in_the_time_of_a_few(loader: ConfigLoaderImpl) -> None:
+    composed = composer(loader, "+experiment=mnist", "train.seed=range(1000)")
     for override in OverridesParser.create().parse_overrides([f"train.seed={seed}" for seed in range(200)]):
         composed.knows(override)
     started = time.perf_counter()
