@@ -132,7 +132,7 @@ def test_a_sweep_is_the_same_in_any_order_and_grows_in_batches(sweep: SweepDir) 
 
 def test_a_run_knows_what_slurm_told_of_its_array(sweep: SweepDir) -> None:
     run = sweep.run("mnist-0")
-    run.append_submission({"event": "intent", "token": "t", "sweep": sweep.id, "array_index": 3}, sync=False)
+    run.append_submission({"event": "intent", "token": "t", "sweep": sweep.id, "array_index": 3}, durable=False)
     sweep.append({"event": "intent", "token": "t", "job_file": "job.py", "tasks": [["mnist-0"]]})
     sweep.append({"event": "intent", "token": "u", "job_file": "other.py", "tasks": []})
     assert run.submissions()[-1] == {
