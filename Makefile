@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Of `make run`, and what the tests need besides: torch is several GB.
 EXTRAS := tensorflow,tensorboard
+TEST_EXTRAS := $(EXTRAS),fastai
 
 .PHONY: run test check setup cluster clean
 
@@ -45,5 +47,5 @@ $(VENV)/.run: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(BIN)/pip install --quiet -e '.[$(EXTRAS),dev]'
+	$(BIN)/pip install --quiet -e '.[$(TEST_EXTRAS),dev]'
 	@touch $@ $(VENV)/.run
