@@ -92,12 +92,7 @@ def launch_sweep(
         return [Outcome(one.run.id, str(one.run.path), "dry_run") for one in prepared]
     places.remember(runs_folder)
     first = prepared[0].experiment
-    about = {
-        "name": first.name,
-        "command": sys.argv[1:],
-        "monitor": first.checkpoint.monitor,
-        "mode": first.checkpoint.mode,
-    }
+    about = {"name": first.name, "command": sys.argv[1:], **_pick(first)}
     members = [Member(one.run.id, run.composed.values) for one, run in zip(prepared, checked, strict=True)]
     if first.cluster.scheduler != "slurm":
         sweep.describe(members, **about)
@@ -112,6 +107,11 @@ def launch_sweep(
             outcomes = wait_for(outcomes)
     tell.sweep(sweep.id, outcomes)
     return outcomes
+
+
+def _pick(experiment: Experiment) -> dict[str, str]:
+    """By which metric a run is better than another."""
+    return {"monitor": experiment.checkpoint.monitor, "mode": experiment.checkpoint.mode}
 
 
 def _checked(runs: Sequence[Composed], label: Callable[[int], str]) -> list[_Run]:
@@ -137,6 +137,12 @@ def _checked(runs: Sequence[Composed], label: Callable[[int], str]) -> list[_Run
             if made is not None:
                 checked.append(_Run(replace(composed, experiment=experiment), made, job_file))
     refusals.raise_if_any()
+    places_of = {
+        (one.cluster.scheduler, one.cluster.runs_folder) for one in (run.composed.experiment for run in checked)
+    }
+    if len(places_of) > 1:
+        folders = " and ".join(sorted(folder for _, folder in places_of))
+        raise Refused(Problem(f"runs in {folders}", "a sweep has one cluster and one folder.", "Give two commands."))
     return checked
 
 
