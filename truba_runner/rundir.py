@@ -7,6 +7,8 @@ history.csv        a row an epoch
 plots/             the same as pictures
 result.json        written once, when the training has ended
 logs/              what the job printed, a file a submission and task
+
+What the runs of a sweep share is in RUNS/.sweeps/SWEEP (sweeps/record.py).
 """
 
 from __future__ import annotations

@@ -205,6 +205,9 @@ def test_one_wrong_value_refuses_every_run_and_is_named(truba: Truba) -> None:
     assert (
         refused.returncode == 2 and "train.seed" in refused.stderr and "1 of 3 runs: train.seed=two" in refused.stderr
     )
+    elsewhere = f"cluster.runs_folder={truba.project / 'runs'},{truba.project / 'others'}"
+    refused = truba(*command(truba, elsewhere))
+    assert refused.returncode == 2 and "a sweep has one cluster and one folder" in refused.stderr
     assert not (truba.project / "runs").exists() and not truba.jobs(truba.project.name)
 
 

@@ -257,3 +257,11 @@ def test_configs_that_are_written_together_read_as_those_that_are_written_alone(
         for seed in range(3):
             one = replace(made, train=replace(made.train, seed=seed, learning_rate=rate))
             assert yaml.safe_load(texts.of(one)) == yaml.safe_load(config_text(asdict(one))) == asdict(one)
+
+
+@pytest.mark.parametrize(
+    ("told", "size"), [("MailProg = x\nMaxArraySize            = 2001\nMaxJobCount = 7\n", 2001), ("nothing", 1001)]
+)
+def test_slurm_is_asked_how_large_an_array_may_be(told: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "query", lambda argv: told)
+    assert scheduler.max_array_size() == size

@@ -37,7 +37,7 @@ class HydraSweep:
         self._composer = Composer(loader, config)
         self._identity: list[str] = []
         sweeper = str(config.hydra.sweeper._target_)
-        if not sweeper.startswith(_OWN_SWEEPER):
+        if not sweeper.startswith(_OWN_SWEEPER) or config.hydra.sweeper.max_batch_size:
             given = [str(one) for one in config.hydra.overrides.task if not one.lstrip("+").startswith(_NOT_ITS_RUNS)]
             self._identity = [sweeper, *given]
         self._wants_values = any(name in sweeper.lower() for name in _WAITING_SWEEPERS)

@@ -88,16 +88,11 @@ def launch_sweep(
     names = [one.experiment.name for one in prepared]
     sweep = SweepDir.of(runs_folder, identity(names, identity_of_batches or [one.run.id for one in prepared]))
     if dry_run:
-        tell.dry_run(_arrays(prepared, sweep))
+        tell.dry_run(_with_canary(prepared[0], prepared, sweep))
         return [Outcome(one.run.id, str(one.run.path), "dry_run") for one in prepared]
     places.remember(runs_folder)
     first = prepared[0].experiment
-    about = {
-        "name": first.name,
-        "command": sys.argv[1:],
-        "monitor": first.checkpoint.monitor,
-        "mode": first.checkpoint.mode,
-    }
+    about = {"name": first.name, "command": sys.argv[1:], **_pick(first)}
     members = [Member(one.run.id, run.composed.values) for one, run in zip(prepared, checked, strict=True)]
     if first.cluster.scheduler != "slurm":
         sweep.describe(members, **about)
@@ -112,6 +107,11 @@ def launch_sweep(
             outcomes = wait_for(outcomes)
     tell.sweep(sweep.id, outcomes)
     return outcomes
+
+
+def _pick(experiment: Experiment) -> dict[str, str]:
+    """By which metric a run is better than another."""
+    return {"monitor": experiment.checkpoint.monitor, "mode": experiment.checkpoint.mode}
 
 
 def _checked(runs: Sequence[Composed], label: Callable[[int], str]) -> list[_Run]:
@@ -137,6 +137,12 @@ def _checked(runs: Sequence[Composed], label: Callable[[int], str]) -> list[_Run
             if made is not None:
                 checked.append(_Run(replace(composed, experiment=experiment), made, job_file))
     refusals.raise_if_any()
+    places_of = {
+        (one.cluster.scheduler, one.cluster.runs_folder) for one in (run.composed.experiment for run in checked)
+    }
+    if len(places_of) > 1:
+        folders = " and ".join(sorted(folder for _, folder in places_of))
+        raise Refused(Problem(f"runs in {folders}", "a sweep has one cluster and one folder.", "Give two commands."))
     return checked
 
 
@@ -178,6 +184,9 @@ def _through_slurm(runs: Sequence[Prepared], sweep: SweepDir, describe: Callable
             outcomes[prepared.run.id] = done or Outcome(prepared.run.id, str(prepared.run.path), "submitted")
         if same:
             tell.same_run(list(same.values()))
+        if canary.has_lived(runs[0].run):
+            # Its own job could not, where a compute node may not.
+            canary.release(sweep, runs[0].run.id)
         for array in _with_canary(runs[0], wanted, sweep):
             job_id = array.send(held)
             for index, task in enumerate(array.tasks):
@@ -221,7 +230,6 @@ def _already(runs: Sequence[Prepared]) -> list[Outcome | None]:
 def _with_canary(first: Prepared, wanted: Sequence[Prepared], sweep: SweepDir) -> list[ArraySubmission]:
     """The arrays for these runs; where the sweep's first run goes ahead, the others are held until it lives."""
     if not first.experiment.sweep.canary or canary.has_lived(first.run):
-        canary.release(sweep, first.run.id)
         return _arrays(wanted, sweep)
     others = [prepared for prepared in wanted if prepared.run.id != first.run.id]
     held = [replace(array, canary=first.run.id) for array in _arrays(others, sweep)]
