@@ -2,11 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Of `make run`, and what the tests need besides: torch is several GB.
-EXTRAS := tensorflow,tensorboard
-TEST_EXTRAS := $(EXTRAS),fastai
 
-.PHONY: run test check setup cluster clean
+.PHONY: run test check cluster clean
 
 run: $(VENV)/.run
 	$(BIN)/python -m truba_runner cluster=local +experiment=mnist fresh=true
@@ -19,9 +16,6 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/unit
-
-setup: $(VENV)/.dev
-	$(BIN)/pip install --quiet -e '.[all,dev]'
 
 cluster:
 	slurm/testcluster/install
@@ -43,9 +37,9 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.run: pyproject.toml | $(BIN)/python
-	$(BIN)/pip install --quiet -e '.[$(EXTRAS)]'
+	$(BIN)/pip install --quiet -e '.[tensorflow,tensorboard]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(BIN)/pip install --quiet -e '.[$(TEST_EXTRAS),dev]'
+	$(BIN)/pip install --quiet -e '.[all,dev]'
 	@touch $@ $(VENV)/.run

@@ -16,6 +16,8 @@ class Allocation:
     rank: int
     tasks: int
     on_slurm: bool
+    # Whether other runs train in the same job, beside this one.
+    in_crew: bool = False
 
 
 def current(environment: Mapping[str, str] = os.environ) -> Allocation:
@@ -31,4 +33,5 @@ def current(environment: Mapping[str, str] = os.environ) -> Allocation:
         rank=int(environment.get("SLURM_PROCID", 0)),
         tasks=int(environment.get("SLURM_NTASKS", 1)),
         on_slurm=bool(job_id),
+        in_crew="TRUBA_CREW" in environment,
     )

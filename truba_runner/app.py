@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from truba_runner.config import Experiment, detect_cluster, shipped
 from truba_runner.config_errors import FOREIGN, refuse_foreign_config, translated, unknown_keys
-from truba_runner.errors import Failed, Problem, Refused, nearest
+from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.launch import absolute, launch
-from truba_runner.rundir import RunDir
+from truba_runner.sweeps.sweeper_job import SweeperSubmitted
 from truba_runner.tell import Outcome
 
 
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
 
     def run_one(config: DictConfig) -> None:
         try:
-            outcomes.extend(launch([typed(config)], selector(HydraConfig.get())))
+            outcomes.append(launch(typed(config), selector(HydraConfig.get())))
         except Exception as error:  # Hydra prints a line of its own about one that gets through it.
             raised.append(error)
 
@@ -55,6 +55,8 @@ def main(arguments: Sequence[str]) -> int:
         hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="config")(run_one)()
         if raised:
             raise raised[0]
+    except SweeperSubmitted:
+        return 0
     except FOREIGN as error:
         if wants_traceback:
             raise
@@ -74,25 +76,6 @@ def composed(overrides: Sequence[str]) -> Experiment:
             return absolute(typed(hydra.compose("config", list(overrides))))
     except FOREIGN as error:
         raise Refused(translated(error)) from error
-
-
-def launch_composed(configs: Sequence[DictConfig], hydra_config: Any) -> list[Any]:
-    """Launches the runs of a sweep; for each its outcome, its metric where one is asked for, or its failure."""
-    experiments = [typed(config) for config in configs]
-    outcomes = launch(experiments, selector(hydra_config))
-    return [_value(outcome, experiment) for outcome, experiment in zip(outcomes, experiments, strict=True)]
-
-
-def _value(outcome: Outcome, experiment: Experiment) -> Any:
-    if outcome.action == "failed":
-        return Failed(f"{outcome.run_id} failed")
-    metric = experiment.launcher.metric
-    if not metric or outcome.action not in {"trained", "finished"}:
-        return outcome
-    metrics = RunDir(Path(outcome.run_dir)).result().get("metrics", {})
-    if metric not in metrics:
-        return Refused(Problem(f"launcher.metric={metric}", "the result has no such metric.", nearest(metric, metrics)))
-    return metrics[metric]
 
 
 def typed(config: DictConfig) -> Experiment:

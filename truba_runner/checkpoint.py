@@ -93,6 +93,12 @@ class CheckpointStore:
     def _path(self, position: Position) -> Path:
         return self._folder / f"checkpoint-{position.epoch:06d}-{position.step:09d}.ckpt"
 
+    def keep_the_best_alone(self) -> None:
+        """For a run that is over and will not go on: without a best one, the newest stays."""
+        others = sorted(self._all(), reverse=True)
+        for _, path in others if (self._folder / BEST).exists() else others[1:]:
+            path.unlink(missing_ok=True)
+
     def _read(self, path: Path, read: Callable[[IO[bytes]], T]) -> tuple[T] | None:
         try:
             with _checked(path) as file:

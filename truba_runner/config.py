@@ -49,6 +49,8 @@ class Cluster:
     default_account: str = ""
     default_gpus: int = 0
     account_cores: int = 0
+    # Tasks in one job array; 0: Slurm is asked (MaxArraySize).
+    max_array_size: int = 0
     partitions: dict[str, Partition] = field(default_factory=dict)
 
 
@@ -218,6 +220,22 @@ class Launcher:
 
 
 @dataclass
+class Sweep:
+    """How the runs of a sweep (`-m`) are handed to Slurm."""
+
+    # So many runs at once; None: as many as the account's core limit has room for.
+    max_parallel: int | None = None
+    # The first run goes ahead; the others start once it has lived through its first epoch.
+    canary: bool = False
+    # So many runs train side by side in one job, each on GPUs of its own or, with share_gpus, all on those of one run.
+    pack: int = 1
+    share_gpus: bool = False
+    # The partition where the command itself runs as a job, for a sweeper that waits for values; empty: it runs here.
+    sweeper_partition: str = ""
+    sweeper_time: str = "1d"
+
+
+@dataclass
 class Experiment:
     """A whole config: one run."""
 
@@ -232,6 +250,7 @@ class Experiment:
     cluster: Cluster = field(default_factory=Cluster)
     environment: Environment = field(default_factory=Environment)
     launcher: Launcher = field(default_factory=Launcher)
+    sweep: Sweep = field(default_factory=Sweep)
     drill: Drill = field(default_factory=Drill)
     # Prints the plan and the sbatch script; submits nothing and writes nothing.
     dry_run: bool = False

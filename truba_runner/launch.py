@@ -1,19 +1,18 @@
-"""What becomes of composed experiments: checked together, decided one by one, then trained here or handed to Slurm."""
+"""What becomes of a composed experiment: checked, decided, then trained here or handed to Slurm."""
 
 from __future__ import annotations
 
 import socket
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 
 from truba_runner import data, job_module, places, rundir, scheduler, tell, weights
 from truba_runner.config import Experiment, run_id
 from truba_runner.errors import Failed, Problem, Refused
-from truba_runner.plan import Plan, plan
+from truba_runner.plan import plan
 from truba_runner.rundir import RunDir
 from truba_runner.state import last_job_id, state_of
 from truba_runner.submit import Prepared, Submission, settle
@@ -22,61 +21,70 @@ from truba_runner.tell import Outcome
 _WAIT_SECONDS = 2.0
 
 
-def launch(experiments: Sequence[Experiment], selector: str) -> list[Outcome]:
-    """Submits or trains these runs, one outcome each, in order. `selector` is how the user chose the experiment.
+def launch(experiment: Experiment, selector: str) -> Outcome:
+    """Submits or trains a run. `selector` is how the user chose the experiment.
 
     Raises:
-        Refused: an experiment breaks a rule; then none of them is submitted.
+        Refused: it breaks a rule.
         Failed: Slurm does not answer.
     """
-    plans, rooted = _checked([absolute(experiment) for experiment in experiments])
-    dry_run = any(experiment.dry_run for experiment in rooted)
-    provided = rooted if dry_run else [_with_data(experiment, selector) for experiment in rooted]
-    prepared = [
-        Prepared(experiment, _run_dir(experiment), made.request, job_module.find(experiment.job.module, Path.cwd()))
-        for experiment, made in zip(provided, plans, strict=True)
-    ]
-    for warning in dict.fromkeys(warning for made in plans for warning in made.warnings):
-        print(f"warning: {warning}", file=sys.stderr)
-    if dry_run:
-        tell.dry_run(_alike(prepared))
-        return [Outcome(one.run.id, str(one.run.path), "dry_run") for one in prepared]
-    places.remember(prepared[0].run.path.parent)
-    if prepared[0].experiment.cluster.scheduler == "slurm":
-        if not scheduler.available():
-            raise Failed("there is no sbatch on the PATH; is this a login node? cluster=local trains here")
-        outcomes = _through_slurm(prepared)
-        return _waited_for(outcomes) if prepared[0].experiment.launcher.wait else outcomes
-    return [_here(one) for one in prepared]
+    prepared = _prepared(absolute(experiment), selector)
+    if experiment.dry_run:
+        tell.dry_run([Submission(prepared)])
+        return Outcome(prepared.run.id, str(prepared.run.path), "dry_run")
+    places.remember(prepared.run.path.parent)
+    if experiment.cluster.scheduler == "slurm":
+        on_slurm_or_failed()
+        outcome = _through_slurm(prepared)
+        tell.came_of_it(outcome)
+        return wait_for([outcome])[0] if experiment.launcher.wait else outcome
+    outcome = train_here(prepared)
+    tell.came_of_it(outcome)
+    return outcome
 
 
-def _checked(experiments: Sequence[Experiment]) -> tuple[list[Plan], Sequence[Experiment]]:
-    """Plans for all, or every broken rule of all at once."""
-    plans: list[Plan] = []
+def _prepared(experiment: Experiment, selector: str) -> Prepared:
+    """Checked, or every broken rule at once."""
     problems: list[Problem] = []
-    for experiment in experiments:
-        try:
-            plans.append(plan(experiment, login_node=socket.gethostname()))
-        except Refused as refused:
-            problems += refused.problems
-        try:
-            job_module.find(experiment.job.module, Path.cwd())
-        except Refused as refused:
-            problems += refused.problems
-    if problems:
-        raise Refused(*dict.fromkeys(problems))
-    return plans, experiments
+    made, job_file = None, None
+    try:
+        made = plan(experiment, login_node=socket.gethostname())
+    except Refused as refused:
+        problems += refused.problems
+    try:
+        job_file = job_module.find(experiment.job.module, Path.cwd())
+    except Refused as refused:
+        problems += refused.problems
+    if made is None or job_file is None:
+        raise Refused(*problems)
+    for warning in made.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if not experiment.dry_run:
+        experiment = with_data(experiment, selector)
+    return Prepared(experiment, newest_run_dir(experiment), made.request, job_file)
+
+
+def on_slurm_or_failed() -> None:
+    """Makes sure that jobs can be submitted from here.
+
+    Raises:
+        Failed: they cannot.
+    """
+    if not scheduler.available():
+        raise Failed("there is no sbatch on the PATH; is this a login node? cluster=local trains here")
 
 
 def absolute(experiment: Experiment) -> Experiment:
     """Folders as a job sees them, which starts in a directory of its own."""
+    if experiment.cluster.runs_folder.startswith("/") and experiment.data.folder.startswith("/"):
+        return experiment
     here = Path.cwd()
     cluster = replace(experiment.cluster, runs_folder=str(here / Path(experiment.cluster.runs_folder).expanduser()))
     folder = str(here / Path(experiment.data.folder).expanduser())
     return replace(experiment, cluster=cluster, data=replace(experiment.data, folder=folder))
 
 
-def _with_data(experiment: Experiment, selector: str) -> Experiment:
+def with_data(experiment: Experiment, selector: str) -> Experiment:
     """Sees to the data; where other data stands in for it, says so and trains on that under its own name."""
     name = data.provide(experiment, selector)
     # Of a long table the one line that the run uses.
@@ -90,13 +98,20 @@ def _with_data(experiment: Experiment, selector: str) -> Experiment:
     return replace(experiment, data=replace(experiment.data, name=name))
 
 
-def _run_dir(experiment: Experiment) -> RunDir:
-    """The newest run of this config, or, for a fresh start, the one after it."""
+def newest_run_dir(experiment: Experiment, names: Collection[str] | None = None) -> RunDir:
+    """The newest run of this config, or, for a fresh start, the one after it.
+
+    `names` is what the runs folder holds, where somebody has looked already.
+    """
     folder, name = Path(experiment.cluster.runs_folder), run_id(experiment)
+
+    def exists(one: str) -> bool:
+        return (names is None or one in names) and RunDir(folder / one).exists()
+
     count = 1
-    while RunDir(folder / f"{name}.{count + 1}").exists():
+    while exists(f"{name}.{count + 1}"):
         count += 1
-    if experiment.fresh and RunDir(folder / name).exists():
+    if experiment.fresh and exists(name):
         count += 1
     return RunDir(folder / (name if count == 1 else f"{name}.{count}"))
 
@@ -104,29 +119,18 @@ def _run_dir(experiment: Experiment) -> RunDir:
 # -- Slurm -----------------------------------------------------------------------------------------------------
 
 
-def _through_slurm(runs: Sequence[Prepared]) -> list[Outcome]:
-    outcomes: dict[str, Outcome] = {}
-    with rundir.lock(runs[0].run.path.parent) as held:
-        wanted = []
-        for prepared in runs:
-            done = _already(prepared)
-            if prepared.run.id in outcomes:
-                tell.same_run(prepared)
-                continue
-            if done is None:
-                wanted.append(prepared)
-            outcomes[prepared.run.id] = done or Outcome(prepared.run.id, str(prepared.run.path), "submitted")
-        for group in _alike(wanted):
-            submission = Submission.of(group)
-            for prepared, job_id in zip(group, submission.send(held), strict=True):
-                outcomes[prepared.run.id] = replace(outcomes[prepared.run.id], job_id=job_id)
-            tell.submitted(submission, outcomes[group[0].run.id].job_id)
-    for outcome in outcomes.values():
-        tell.came_of_it(outcome)
-    return [outcomes[prepared.run.id] for prepared in runs]
+def _through_slurm(prepared: Prepared) -> Outcome:
+    run = prepared.run
+    with rundir.lock(run.path.parent) as held:
+        if done := _already(prepared):
+            return done
+        submission = Submission(prepared)
+        job_id = submission.send(held)
+        tell.submitted(submission, job_id)
+    return Outcome(run.id, str(run.path), "submitted", job_id)
 
 
-def _waited_for(outcomes: Sequence[Outcome]) -> list[Outcome]:
+def wait_for(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """Holds on until Slurm has done with every run."""
     ended = []
     for outcome in outcomes:
@@ -160,19 +164,11 @@ def _already(prepared: Prepared) -> Outcome | None:
     return Outcome(run.id, str(run.path), "running", last_job_id(run)) if state.live else None
 
 
-def _alike(runs: Iterable[Prepared]) -> list[list[Prepared]]:
-    """Runs that one job array can hold: those that ask for the same resources, in the same environment."""
-
-    def resources(prepared: Prepared) -> str:
-        return repr((prepared.request, prepared.experiment.environment))
-
-    return [list(group) for _, group in groupby(sorted(runs, key=resources), key=resources)]
-
-
 # -- here ------------------------------------------------------------------------------------------------------
 
 
-def _here(prepared: Prepared) -> Outcome:
+def train_here(prepared: Prepared) -> Outcome:
+    """Trains a run on this machine, and waits for it."""
     from truba_runner.local import see_through, start_here
 
     run = prepared.run
@@ -187,5 +183,4 @@ def _here(prepared: Prepared) -> Outcome:
     outcome = Outcome(run.id, str(run.path), action, last_job_id(run))
     if action == "finished":
         tell.changed_code(prepared)
-    tell.came_of_it(outcome)
     return outcome

@@ -10,7 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from truba_runner.errors import Problem, Refused, nearest
-from truba_runner.rundir import RunDir
+from truba_runner.rundir import SWEEPS, RunDir
+from truba_runner.sweeps.record import SweepDir
 
 
 def _memory() -> Path:
@@ -45,6 +46,34 @@ def runs(runs_folder: Path | None = None) -> list[RunDir]:
         for path in folder.glob("*/submissions.jsonl")
     ]
     return sorted(found, key=lambda run: run.submissions_file.stat().st_mtime)
+
+
+def sweeps(runs_folder: Path | None = None) -> list[SweepDir]:
+    """Every sweep, the latest last; of one folder where it is given."""
+    found = [
+        SweepDir(path.parent)
+        for folder in ([runs_folder] if runs_folder else folders())
+        for path in (folder / SWEEPS).glob("*/sweep.json")
+    ]
+    return sorted(found, key=lambda sweep: (sweep.path / "sweep.json").stat().st_mtime)
+
+
+def find_sweep(prefix: str, runs_folder: Path | None = None) -> SweepDir | None:
+    """The one sweep whose id is `prefix`, or starts with it; None where there is none, or a run is meant.
+
+    Raises:
+        Refused: there is more than one.
+    """
+    known = sweeps(runs_folder)
+    matches = [sweep for sweep in known if sweep.id == prefix] or [
+        sweep for sweep in known if sweep.id.startswith(prefix)
+    ]
+    if not matches or any(run.id.startswith(prefix) for run in runs(runs_folder)):
+        return None
+    if len(matches) > 1:
+        found = ", ".join(str(sweep.path) for sweep in matches)
+        raise Refused(Problem(prefix, f"{len(matches)} sweeps start with it:", f"{found}."))
+    return matches[0]
 
 
 def find(prefix: str, runs_folder: Path | None = None) -> RunDir:

@@ -32,6 +32,8 @@ class Progress:
         self._line_printed = time.monotonic()
         # Called after each step with its number over all epochs.
         self.watcher: Callable[[int], None] | None = None
+        # Called after each epoch.
+        self.epoch_watcher: Callable[[], None] | None = None
         self.record: dict[str, Any] = {
             "state": "running",
             "job_id": job_id,
@@ -75,6 +77,8 @@ class Progress:
         """After each epoch: writes and prints a line."""
         self.update(epoch=epoch, step=step, metrics=dict(metrics))
         self._print(epoch, step, metrics)
+        if self.epoch_watcher is not None and self._writes:
+            self.epoch_watcher()
 
     def _print(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
         self._line_printed = time.monotonic()

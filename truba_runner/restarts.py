@@ -13,6 +13,8 @@ from truba_runner.rundir import RunDir
 
 # So many starts from the same step, one after the other, mean that the step itself kills the run.
 FRUITLESS_STARTS = 3
+# How a worker that shares its job with others ends when its run is to go on: the job goes back when all have ended.
+REQUEUE_STATUS = 75
 
 
 def begin(run: RunDir, job_id: str, position: Position, about: Mapping[str, Any]) -> None:
@@ -60,8 +62,10 @@ def account(run: RunDir) -> dict[str, Any]:
     }
 
 
-def requeue(run: RunDir, job_id: str, signalled: bool, most: int) -> bool:
+def requeue(run: RunDir, job_id: str, signalled: bool, most: int, in_crew: bool = False) -> bool:
     """Puts the run's own job back into the queue, under its own id; False where that is Slurm's affair.
+
+    In a crew, which shares the job, it is only put on record here.
 
     `signalled`: it was Slurm's early signal that stopped the run. Without it, a job that Slurm still counts as running
     is being preempted, and would not come back once it ends by itself; any other is cancelled or requeued already.
@@ -75,5 +79,6 @@ def requeue(run: RunDir, job_id: str, signalled: bool, most: int) -> bool:
     if account(run)["requeues"] >= most:
         raise Failed(f"the run was requeued {most} times (resources.max_requeues) and is not finished; submit it again")
     run.append_submission({"event": "requeued", "time": time.time(), "job_id": job_id})
-    scheduler.requeue(job_id)
+    if not in_crew:
+        scheduler.requeue(job_id)
     return True

@@ -24,6 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from truba_runner import events
+
+# The folder of the sweeps' own records, in the runs folder.
+SWEEPS = ".sweeps"
+
 
 def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
     """Writes beside `path`, syncs and renames: `path` holds the old content or the new, never a part.
@@ -119,53 +124,46 @@ class RunDir:
 
     def write_config(self, values: Mapping[str, Any]) -> None:
         """Writes the resolved config."""
-        import yaml
+        self.write_config_text(config_text(values))
 
-        write_atomically(self.config_file, yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True).encode())
+    def write_config_text(self, content: bytes, durable: bool = True) -> None:
+        """Writes the resolved config: what `config_text` made of it."""
+        write_atomically(self.config_file, content, durable)
 
     def read_config(self) -> dict[str, Any]:
         """Reads what `write_config` wrote."""
         import yaml
 
-        config: dict[str, Any] = yaml.safe_load(self.config_file.read_text())
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        config: dict[str, Any] = yaml.load(self.config_file.read_bytes(), loader)  # noqa: S506  # Both are safe.
         return config
 
     # -- submissions -------------------------------------------------------------------------------------------
 
-    def append_submission(self, event: Mapping[str, Any]) -> None:
+    def append_submission(self, event: Mapping[str, Any], durable: bool = True) -> None:
         """Appends one event and syncs it: what is on record here has happened, or was about to."""
-        line = (json.dumps(event, ensure_ascii=False) + "\n").encode()
-        handle = os.open(self.submissions_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            if not self._ends_with_newline():
-                line = b"\n" + line
-            os.write(handle, line)
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-    def _ends_with_newline(self) -> bool:
-        with self.submissions_file.open("rb") as file:
-            if file.seek(0, os.SEEK_END) == 0:
-                return True
-            file.seek(-1, os.SEEK_END)
-            return file.read(1) == b"\n"
+        events.append(self.submissions_file, event, durable)
 
     def submissions(self) -> list[dict[str, Any]]:
-        """Every event, oldest first. A line that a full disk or a kill cut short is passed over."""
-        try:
-            lines = self.submissions_file.read_text(errors="replace").splitlines()
-        except FileNotFoundError:
-            return []
-        events = []
-        for line in lines:
-            try:
-                event = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(event, dict) and "event" in event:
-                events.append(event)
-        return events
+        """Every event, oldest first, with what the records of its sweeps tell of the run's job arrays."""
+        own = events.read(self.submissions_file)
+        told: list[dict[str, Any]] = []
+        for event in own:
+            if event["event"] == "intent" and "sweep" in event:
+                told += _from_sweep(self.path.parent, event)
+            else:
+                told.append(event)
+        return told
+
+    def is_last_given_to(self, token: str) -> bool:
+        """Whether the run's last submission is the one of this token."""
+        intents = [event for event in self.submissions() if event["event"] == "intent"]
+        return bool(intents) and intents[-1]["token"] == token
+
+    def log_of(self, job_id: str) -> Path:
+        """What a job prints into where it is not Slurm that opens it; named as Slurm would. Its folder is made."""
+        self.logs.mkdir(mode=0o700, exist_ok=True)
+        return self.logs / f"{job_id}_0_log.out"
 
     # -- progress, history, result -----------------------------------------------------------------------------
 
@@ -193,6 +191,36 @@ class RunDir:
     def result(self) -> dict[str, Any]:
         """What the run came to; empty until it is finished."""
         return _read_json(self.path / "result.json")
+
+
+def config_text(values: Mapping[str, Any]) -> bytes:
+    """A config, or a part of it at its top level, as YAML."""
+    import yaml
+
+    # libyaml's, ten times as fast, where PyYAML was built with it.
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    text: bytes = yaml.dump(dict(values), Dumper=dumper, sort_keys=False, allow_unicode=True, encoding="utf-8")
+    return text
+
+
+def sweep_events_file(runs_folder: Path, sweep: str) -> Path:
+    """Where the job arrays of a sweep are on record."""
+    return runs_folder / SWEEPS / sweep / "submissions.jsonl"
+
+
+def _from_sweep(runs_folder: Path, intent: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A run's own intent with what it shares with the other runs of its array, and what Slurm answered to it."""
+    told: list[dict[str, Any]] = [dict(intent)]
+    for event in events.read_shared(sweep_events_file(runs_folder, str(intent["sweep"]))):
+        if event.get("token") != intent.get("token"):
+            continue
+        if event["event"] == "intent":
+            told[0] = {**{key: value for key, value in event.items() if key != "tasks"}, **intent}
+        elif "job_id" in event:
+            told.append({**event, "job_id": f"{event['job_id']}_{intent['array_index']}"})
+        else:
+            told.append(event)
+    return told
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import re
 import shutil
 import subprocess
 import time
@@ -152,8 +153,11 @@ def queue() -> dict[str, Job]:
 
 
 def accounting(job_ids: Iterable[str]) -> dict[str, Job]:
-    """What Slurm's accounting knows of these jobs, by id, in one call; nothing where the site has none."""
-    wanted = sorted(set(job_ids))
+    """What Slurm's accounting knows of these jobs, by id, in one call; nothing where the site has none.
+
+    Of a job array that one of them is of, all tasks.
+    """
+    wanted = sorted({job_id.split("_")[0] for job_id in job_ids})
     if not wanted:
         return {}
     fields = "JobID,State,Partition,Elapsed,Timelimit,NodeList,ExitCode"
@@ -167,6 +171,39 @@ def accounting(job_ids: Iterable[str]) -> dict[str, Job]:
         # "CANCELLED by 1000" names who did it.
         jobs[job_id] = Job(job_id, state.split()[0], partition, "", elapsed, limit, nodes, exit_code)
     return jobs
+
+
+def max_array_size() -> int:
+    """How many tasks a job array may have; Slurm's own default where it does not tell."""
+    try:
+        told = query(["scontrol", "show", "config"])
+    except SlurmError:
+        told = ""
+    found = re.search(r"^MaxArraySize\s*= (\d+)", told, re.MULTILINE)
+    return int(found[1]) if found else 1001
+
+
+def core_limit(account: str) -> int:
+    """Cores that the caller may use at once on an account, as the controller has it; 0: none is told of."""
+    # sacctmgr prints it better, and takes fifteen times as long.
+    user = getpass.getuser()
+    argv = ["scontrol", "--oneliner", "show", "assoc_mgr", "flags=assoc", f"accounts={account}", f"users={user}"]
+    try:
+        told = query(argv)
+    except SlurmError:  # A site may not let its users see this.
+        return 0
+    pattern = rf"Account={re.escape(account)} UserName=(?:{re.escape(user)}\(\d+\))? .* GrpTRES=cpu=(\d+)\("
+    limits = (re.search(pattern, line) for line in told.splitlines())
+    return min((int(found[1]) for found in limits if found), default=0)
+
+
+def release(job_ids: Sequence[str]) -> None:
+    """Lets jobs start that were submitted to be held.
+
+    Raises:
+        SlurmError: Slurm does not answer, or may not.
+    """
+    query(["scontrol", "release", ",".join(job_ids)])
 
 
 def state(job_id: str) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
 
+# Slurm's word for a job that was submitted to be held.
+_HELD = "JobHeldUser"
 _SILENT = "it ended without a word; truba logs shows the last of it"
 
 
@@ -53,14 +55,39 @@ def state_of(run: RunDir, jobs: Mapping[str, Job] | None) -> RunState:
     job = jobs.get(last_job_id(run)) if jobs else None
     progress = progress_of(run)
     if job is not None and job.live:
-        return RunState(job.state, live=True, job=job, why=job.reason)
+        return _among_others(run, progress, job) or RunState(job.state, live=True, job=job, why=_waits_for(run, job))
     if run.result():
         return RunState("COMPLETED", live=False, job=job)
     if job is not None:
         # A job that ended well without a result has not trained: the run is not complete.
         state = "FAILED" if job.state == "COMPLETED" else job.state
-        return RunState(state, live=False, job=job, why=_why(progress) or _exit(job) or _SILENT)
+        why = _why(progress) or _dropped(run) or _exit(job) or _SILENT
+        return RunState(state, live=False, job=job, why=why)
     return _state_on_record(run, progress, slurm_answers=jobs is not None)
+
+
+def _among_others(run: RunDir, progress: Mapping[str, Any], job: Job) -> RunState | None:
+    """The state of a run that is over while its job goes on: it shares the job with others. None: it is not over."""
+    if _intent(run).get("places", 1) == 1:
+        return None
+    if run.result():
+        return RunState("COMPLETED", live=False, job=job)
+    return RunState("FAILED", live=False, job=job, why=_why(progress)) if progress.get("state") == "failed" else None
+
+
+def _waits_for(run: RunDir, job: Job) -> str:
+    canary = _intent(run).get("canary")
+    return f"held until {canary} has lived through its first epoch" if job.reason == _HELD and canary else job.reason
+
+
+def _dropped(run: RunDir) -> str:
+    """Why a run was taken out of the queue before it started."""
+    told = run.submissions()
+    return str(told[-1]["why"]) if told and told[-1]["event"] == "dropped" else ""
+
+
+def _intent(run: RunDir) -> dict[str, Any]:
+    return next((event for event in reversed(run.submissions()) if event["event"] == "intent"), {})
 
 
 def _state_on_record(run: RunDir, progress: Mapping[str, Any], slurm_answers: bool) -> RunState:

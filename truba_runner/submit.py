@@ -1,29 +1,29 @@
-"""From a checked request to a job id: one sbatch for one run or for an array of them, never lost and never doubled.
+"""From a checked request to a job id, never lost and never doubled.
 
-Before sbatch an intent with a token of its own is on record in each run directory, and the job is named after it; after
-sbatch the job id. Whatever is killed in between, the name tells whether Slurm has the job.
+Before sbatch an intent with a token of its own is on record in the run directory, and the job is named after it; after
+sbatch the job id. Whatever is killed in between, the name tells whether Slurm has the job. The arrays of a sweep are a
+`Submission` of another kind (sweeps/array.py).
 """
 
 from __future__ import annotations
 
-import os
 import secrets
 import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from submitit import SlurmExecutor
 
 import truba_runner
-from truba_runner import provenance, scheduler
+from truba_runner import events, provenance, scheduler
 from truba_runner.config import Experiment
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.request import Request
-from truba_runner.rundir import RunDir
+from truba_runner.rundir import RunDir, sweep_events_file
 
 # A job that an interrupted sbatch has asked for shows in the queue within this time.
 SETTLE_SECONDS = 10.0
@@ -60,37 +60,44 @@ class _Script(SlurmExecutor):
 
 @dataclass(frozen=True)
 class Submission:
-    """One sbatch: its runs, its token, and the folder that leads each array task to its run directory."""
+    """One sbatch for one run."""
 
-    runs: Sequence[Prepared]
-    token: str
-
-    @classmethod
-    def of(cls, runs: Sequence[Prepared]) -> Submission:
-        """Gives these runs, which want the same resources, a token."""
-        return cls(runs, secrets.token_hex(4))
-
-    @property
-    def is_array(self) -> bool:
-        """Whether it is a job array."""
-        return len(self.runs) > 1
+    # The run; of an array, one of its runs: they want the same of Slurm.
+    first: Prepared
+    token: str = field(default_factory=lambda: secrets.token_hex(4))
 
     @property
     def job_name(self) -> str:
         """What the queue shows, and what the job is found by."""
-        first = self.runs[0]
-        label = f"{first.experiment.name}-x{len(self.runs)}" if self.is_array else first.run.id
-        return f"{label}.{self.token}"
+        return f"{self.first.run.id}.{self.token}"
 
     @property
-    def array_folder(self) -> Path:
-        """Holds a link to a run directory for each task of the array, named by its index."""
-        return self.runs[0].run.path.parent / ".arrays" / self.token
+    def runs(self) -> Sequence[Prepared]:
+        """All of its runs."""
+        return [self.first]
+
+    @property
+    def request(self) -> Request:
+        """What is asked of Slurm."""
+        return self.first.request
+
+    @property
+    def log_folder(self) -> Path:
+        """Where Slurm writes what the job prints."""
+        return self.first.run.logs
+
+    @property
+    def array_size(self) -> int:
+        """How many tasks the job array has; 0: it is none."""
+        return 0
+
+    def worker(self) -> str:
+        """The Python module that the job runs, and what it is told, for the shell."""
+        return f"truba_runner.worker {shlex.quote(str(self.first.run.path))}"
 
     def parameters(self) -> dict[str, Any]:
         """In submitit's names."""
-        first = self.runs[0]
-        request, environment = first.request, first.experiment.environment
+        request, environment = self.request, self.first.experiment.environment
         return {
             "job_name": self.job_name,
             "partition": request.partition,
@@ -107,8 +114,7 @@ class Submission:
             "signal_delay_s": request.signal_seconds,
             "stderr_to_stdout": True,
             "wckey": None,
-            "array_parallelism": len(self.runs),
-            "additional_parameters": {"chdir": str(first.run.path.parent), "requeue": True},
+            "additional_parameters": {"chdir": str(self.first.run.path.parent), "requeue": True},
             "setup": [*environment.setup, *_find_package()],
             # Killed without a word, by a failing node or for its memory: Slurm would not start it again.
             "teardown": ["status=$?", "[ $status -ne 137 ] || scontrol requeue $SLURM_JOB_ID", "exit $status"],
@@ -118,19 +124,13 @@ class Submission:
 
     def script(self) -> str:
         """Exactly what sbatch reads."""
-        first = self.runs[0]
-        python = first.experiment.environment.python or shlex.quote(sys.executable)
-        home = self.array_folder / "%a" if self.is_array else first.run.path
-        address = f"{shlex.quote(str(self.array_folder))}/$SLURM_ARRAY_TASK_ID" if self.is_array else (
-            shlex.quote(str(first.run.path))
-        )  # fmt: skip
-        executor = _Script(folder=home / "logs", python=python)
+        python = self.first.experiment.environment.python or shlex.quote(sys.executable)
+        executor = _Script(folder=self.log_folder, python=python)
         executor.update_parameters(**self.parameters())
-        command = f"{python} -u -m truba_runner.worker {address}"
-        return executor.text(command, len(self.runs) if self.is_array else 0)
+        return executor.text(f"{python} -u -m {self.worker()}", self.array_size)
 
-    def send(self, lock: int) -> list[str]:
-        """Records the intent, submits, records the answer; returns a job id for each run.
+    def send(self, lock: int) -> str:
+        """Records the intent, submits, records the answer; returns the job's id.
 
         `lock` is the runs folder's; sbatch inherits it, so that no other command decides while one is under way.
 
@@ -139,7 +139,7 @@ class Submission:
             Failed: Slurm did not answer; whether it has the job shows when the same command is given again.
         """
         script = self.script()
-        self._record_intent()
+        self.record_intent()
         try:
             job_id = self._sbatch(script, lock)
         except scheduler.SlurmError as error:
@@ -148,12 +148,12 @@ class Submission:
                     f"Slurm does not answer ({error.message}). Nothing is lost: give the same command again later; it "
                     "first looks whether Slurm has taken the job after all."
                 ) from error
-            for prepared in self.runs:
-                prepared.run.append_submission({"event": "refused", "token": self.token, "message": error.message})
+            self.record({"event": "refused", "token": self.token, "message": error.message})
             if not error.refused:
                 raise Failed(f"the job could not be submitted: {error}") from error
             raise Refused(_refusal(error)) from error
-        return self.record_job(job_id)
+        self.record({"event": "submitted", "token": self.token, "job_id": job_id})
+        return job_id
 
     def _sbatch(self, script: str, lock: int) -> str:
         """Submits until Slurm has answered; before each new attempt, looks whether an earlier one was taken."""
@@ -170,30 +170,26 @@ class Submission:
                 return taken[0]
         return scheduler.sbatch(script, inherit=(lock,))
 
-    def _record_intent(self) -> None:
-        common = {
+    def record_intent(self) -> None:
+        """Puts on record, where the run will be looked for, that it is about to be submitted."""
+        prepare_directory(self.first)
+        self.record(self.intent())
+
+    def intent(self) -> dict[str, Any]:
+        """The record of a submission that is about to be made."""
+        return {
             "event": "intent",
             "time": time.time(),
             "token": self.token,
             "job_name": self.job_name,
-            **provenance.record(self.runs[0].job_file),
-            "request": asdict(self.runs[0].request),
+            **provenance.record(self.first.job_file),
+            "request": asdict(self.request),
             "sbatch": self.parameters(),
         }
-        if self.is_array:
-            self.array_folder.mkdir(mode=0o700, parents=True)
-        for index, prepared in enumerate(self.runs):
-            prepare_directory(prepared)
-            if self.is_array:
-                os.symlink(prepared.run.path, self.array_folder / str(index))
-            prepared.run.append_submission({**common, "array_index": index if self.is_array else None})
 
-    def record_job(self, job_id: str) -> list[str]:
-        """Records the job's id in each run directory."""
-        job_ids = [f"{job_id}_{index}" if self.is_array else job_id for index in range(len(self.runs))]
-        for prepared, own_id in zip(self.runs, job_ids, strict=True):
-            prepared.run.append_submission({"event": "submitted", "token": self.token, "job_id": own_id})
-        return job_ids
+    def record(self, event: dict[str, Any]) -> None:
+        """Adds to the submission's record."""
+        self.first.run.append_submission(event)
 
 
 def prepare_directory(prepared: Prepared) -> None:
@@ -210,11 +206,11 @@ def settle(run: RunDir) -> str | None:
     Raises:
         SlurmError: Slurm does not answer.
     """
-    events = run.submissions()
-    intent = next((event for event in reversed(events) if event["event"] == "intent"), None)
+    told = run.submissions()
+    intent = next((event for event in reversed(told) if event["event"] == "intent"), None)
     if intent is None:
         return None
-    for event in reversed(events):
+    for event in reversed(told):
         if event.get("token") == intent["token"] and event["event"] == "submitted":
             return str(event["job_id"])
         if event.get("token") == intent["token"] and event["event"] in {"refused", "lost"}:
@@ -229,14 +225,22 @@ def _adopt(run: RunDir, intent: dict[str, Any]) -> str | None:
     while True:
         age_seconds = time.time() - intent["time"]
         if taken := scheduler.jobs_named(intent["job_name"]):
+            _answer(run, intent, {"event": "submitted", "job_id": taken[0], "adopted": True})
             index = intent.get("array_index")
-            job_id = taken[0] if index is None else f"{taken[0]}_{index}"
-            run.append_submission({"event": "submitted", "token": intent["token"], "job_id": job_id, "adopted": True})
-            return job_id
+            return taken[0] if index is None else f"{taken[0]}_{index}"
         if age_seconds > SETTLE_SECONDS:
-            run.append_submission({"event": "lost", "token": intent["token"]})
+            _answer(run, intent, {"event": "lost"})
             return None
         time.sleep(0.5)
+
+
+def _answer(run: RunDir, intent: dict[str, Any], event: dict[str, Any]) -> None:
+    """Records what became of an intent: with the sweep's arrays where it is one of them, for all of its runs."""
+    told = {**event, "token": intent["token"]}
+    if "sweep" in intent:
+        events.append(sweep_events_file(run.path.parent, intent["sweep"]), told)
+    else:
+        run.append_submission(told)
 
 
 def _refusal(error: scheduler.SlurmError) -> Problem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,11 +26,12 @@ class Outcome:
     job_id: str = ""
 
 
-def same_run(prepared: Prepared) -> None:
+def same_run(runs: Sequence[Prepared]) -> None:
     """That a sweep's choices differ in nothing that makes a network another."""
+    more = f" (and {len(runs) - 1} more)" if len(runs) > 1 else ""
     print(
-        f"note: several choices of the sweep come to the run {prepared.run.id}, submitted once, with the first one's "
-        "resources; a name of its own (name=NAME) makes a choice a run of its own",
+        f"note: several choices of the sweep come to the run {runs[0].run.id}{more}, submitted once, with the first "
+        "one's resources; a name of its own (name=NAME) makes a choice a run of its own",
         file=sys.stderr,
     )
 
@@ -49,12 +51,21 @@ def changed_code(prepared: Prepared) -> None:
 
 def submitted(submission: Submission, job_id: str) -> None:
     """What Slurm has taken."""
-    request = submission.runs[0].request
-    what = f"{len(submission.runs)} runs as job array" if submission.is_array else f"{submission.runs[0].run.id} as job"
+    request, tasks = submission.request, submission.array_size
+    what = f"{submission.first.run.id} as job" if not tasks else f"{tasks} job{'s' if tasks > 1 else ''} as array"
     gpus = f"{request.gpus} GPU{'s' if request.gpus > 1 else ''}, " if request.gpus else ""
     nodes = f"{request.nodes} nodes with " if request.nodes > 1 else ""
     cores = f"{request.cores} core{'s' if request.cores > 1 else ''}"
-    print(f"submitted {what} {job_id.split('_')[0]} to {request.partition}: {nodes}{gpus}{cores}")
+    print(f"submitted {what} {job_id} to {request.partition}: {nodes}{gpus}{cores}{' each' if tasks > 1 else ''}")
+
+
+def sweep(sweep_id: str, outcomes: Sequence[Outcome]) -> None:
+    """What became of a sweep's runs, in one line, and where to look at them."""
+    unique = {outcome.run_id: outcome.action for outcome in outcomes}
+    words = {"submitted": "submitted", "running": "in the queue or running already", "finished": "finished before"}
+    counts = Counter(words.get(action, action) for action in unique.values())
+    print(f"{sweep_id}: {len(unique)} runs, {', '.join(f'{count} {word}' for word, count in counts.items())}")
+    print(f"  truba status {sweep_id}")
 
 
 def came_of_it(outcome: Outcome) -> None:
@@ -73,21 +84,21 @@ def came_of_it(outcome: Outcome) -> None:
     print(f"  {run.path}")
 
 
-def dry_run(groups: Sequence[Sequence[Prepared]]) -> None:
-    """The plan, and exactly what sbatch would read, of each group of runs that asks for the same."""
+def dry_run(submissions: Sequence[Submission]) -> None:
+    """The plan, and exactly what sbatch would read, of each submission."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    for group in groups:
-        experiment = group[0].experiment
-        table = Table("key", "value", title=f"plan of {len(group)} run{'s' if len(group) > 1 else ''}")
-        table.add_row("runs", "\n".join(prepared.run.id for prepared in group))
+    for submission in submissions:
+        runs, experiment = submission.runs, submission.first.experiment
+        table = Table("key", "value", title=f"plan of {len(runs)} run{'s' if len(runs) > 1 else ''}")
+        table.add_row("runs", "\n".join(prepared.run.id for prepared in runs))
         table.add_row("cluster", experiment.cluster.name)
         for source in data.missing(experiment):
             table.add_row("data", f"{source.file} is not in {experiment.data.folder}; it would be downloaded")
-        for key, value in asdict(group[0].request).items():
+        for key, value in asdict(submission.request).items():
             table.add_row(key, "(the default)" if value in {None, ""} else str(value))
         console.print(table)
         if experiment.cluster.scheduler == "slurm":
-            print(Submission.of(group).script())
+            print(submission.script())

@@ -9,15 +9,20 @@ from pathlib import Path
 
 from truba_runner.progress import format_metrics
 from truba_runner.rundir import RunDir
-from truba_runner.state import progress_of
+from truba_runner.state import last_job_id, progress_of
+from truba_runner.sweeps.record import task_log
 
 _LOOK_EVERY_SECONDS = 0.2
 
 
 def latest_log(run: RunDir) -> Path | None:
-    """The log that was written to last."""
+    """The log that was written to last; of an array task that came to no run, the task's own."""
     logs = [path for path in run.logs.glob("*_log.out") if path.is_file()]
-    return max(logs, key=lambda path: path.stat().st_mtime, default=None)
+    newest = max(logs, key=lambda path: path.stat().st_mtime, default=None)
+    job_id = last_job_id(run)
+    if newest is not None and newest.name.startswith(f"{job_id}_"):
+        return newest
+    return task_log(run, job_id) or newest
 
 
 def follow(run: RunDir, log: Callable[[], Path | None], ended: Callable[[], bool]) -> None:

@@ -12,16 +12,20 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from truba_runner import allocation, backends, drill, job_module, notify, provenance, restarts, scheduler
+from truba_runner.backends import hparams
 from truba_runner.checkpoint import CheckpointStore
 from truba_runner.config import Experiment, experiment_from
 from truba_runner.errors import Failed
 from truba_runner.interrupt import Interrupted, Interruption
 from truba_runner.progress import Progress
 from truba_runner.rundir import RunDir
+from truba_runner.sweeps import canary
+from truba_runner.sweeps.record import sweep_of
 
 # What TensorFlow, and our own ranks of fastai, raise on those that are left behind.
 _OTHERS_FAULT = {"UnavailableError", "AbortedError", "CancelledError", "RankLost"}
@@ -42,6 +46,7 @@ def main(arguments: list[str]) -> int:
             return 0  # As rank 0 does: it must not be waited for.
         experiment = experiment_from(run.read_config())
         progress.update(epochs=experiment.train.epochs)
+        progress.epoch_watcher = canary.watcher(run)
         if here.rank == 0:
             # Which start this is it has put on record itself; the others follow it.
             progress.watcher = drill.saboteur(experiment.drill, start=restarts.account(run)["restarts"])
@@ -51,6 +56,8 @@ def main(arguments: list[str]) -> int:
             run.write_result({**result, **record})
         progress.update(state="finished", metrics=result.get("metrics", {}))
         if here.rank == 0:
+            canary.lived(run)
+            _end_in_sweep(run, finished=True)
             notify.tell(run, "finished", {"metrics": result.get("metrics", {})})
     except Interrupted:
         return _after_interruption(run, here, progress, interruption)
@@ -85,7 +92,8 @@ def _train(
     if provenance.code_sha256(Path(submitted["job_file"])) != submitted.get("job_sha256"):
         print(f"WARNING: {submitted['job_file']} has changed since it was submitted", file=sys.stderr, flush=True)
     job = job_module.load(Path(submitted["job_file"]))
-    return train(backends.Context(experiment, job, run, progress, interruption, here.rank, here.tasks))
+    context = backends.Context(experiment, job, run, progress, interruption, here.rank, here.tasks)
+    return train(replace(context, draws=sweep_of(run) is None))
 
 
 def _after_interruption(
@@ -99,10 +107,12 @@ def _after_interruption(
         return 0  # Rank 0 speaks for the job: a bad end here would have srun kill it meanwhile.
     most = experiment_from(run.read_config()).resources.max_requeues
     try:
-        requeued = restarts.requeue(run, here.job_id, interruption.requeue, most)
+        requeued = restarts.requeue(run, here.job_id, interruption.requeue, most, here.in_crew)
     except (Failed, scheduler.SlurmError) as error:
         return _failed(run, here, progress, error)
     print("back in the queue" if requeued else "interrupted", file=sys.stderr, flush=True)
+    if requeued and here.in_crew:
+        return restarts.REQUEUE_STATUS
     return 0 if requeued else 128 + signal.SIGTERM
 
 
@@ -118,6 +128,8 @@ def _failed(run: RunDir, here: allocation.Allocation, progress: Progress, error:
     if here.on_slurm and here.tasks > 1 and not others:
         _end_for_all(here, progress)
     if here.rank == 0:
+        canary.failed(run, record)
+        _end_in_sweep(run, finished=False)
         notify.tell(run, "failed", {"error": record})
     return 1
 
@@ -142,6 +154,16 @@ def _claimed_by(run: RunDir, here: allocation.Allocation) -> str:
 def _submitted(run: RunDir) -> dict[str, Any]:
     """The latest submission's record, with `job_file`, the training code, and its hash."""
     return next((event for event in reversed(run.submissions()) if "job_file" in event), {})
+
+
+def _end_in_sweep(run: RunDir, finished: bool) -> None:
+    """Of a thousand runs each leaves few files; TensorBoard shows with which values each has come how far."""
+    if (sweep := sweep_of(run)) is None:
+        return
+    if run.tensorboard.is_dir():
+        hparams.write(run.tensorboard, run.id, sweep.values_of(run.id), finished)
+    if finished:
+        CheckpointStore(run.checkpoints).keep_the_best_alone()
 
 
 def _data_record(experiment: Experiment) -> dict[str, str]:

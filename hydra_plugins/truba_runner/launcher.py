@@ -1,15 +1,15 @@
-"""Hydra's `-m` as a job array: found by Hydra only under this package's name, so it holds no more than it must."""
+"""Hydra's `-m` as job arrays: found by Hydra only under this package's name, so it holds no more than it must."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 
 ConfigStore.instance().store(
     group="hydra/launcher", name="truba", node={"_target_": f"{__name__}.TrubaLauncher"}, provider="truba_runner"
@@ -21,33 +21,25 @@ class TrubaLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keeps what Hydra gives."""
-        self.hydra_context = hydra_context
-        self.config = config
+        from truba_runner.sweeps.batches import HydraSweep
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        self.config = config
+        self.sweep = HydraSweep(hydra_context.config_loader, config)
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int, parsed: Iterable[Override] = ()
+    ) -> Sequence[JobReturn]:
         """Composes every run, then launches them together.
 
-        A run's return value is its outcome, or with `launcher.metric` that metric of its result.
+        A run's return value is its outcome, or with `launcher.metric` that metric of its result. `parsed` are
+        overrides that need no parsing any more.
         """
-        from truba_runner.app import launch_composed
-
-        loader = self.hydra_context.config_loader
-        composed = [loader.load_sweep_config(self.config, list(overrides)) for overrides in job_overrides]
-        hydra_nodes = [_taken_out(config) for config in composed]
-        values = launch_composed(composed, hydra_nodes[0])
-        return [_returned(*one) for one in zip(composed, hydra_nodes, job_overrides, values, strict=True)]
+        values = self.sweep.launch(job_overrides, parsed)
+        return [_returned(overrides, value) for overrides, value in zip(job_overrides, values, strict=True)]
 
 
-def _taken_out(config: DictConfig) -> DictConfig:
-    """Takes Hydra's own node out of a composed config, as Hydra does before it runs a job."""
-    with open_dict(config):
-        node = config.pop("hydra")
-    assert isinstance(node, DictConfig)  # noqa: S101
-    return node
-
-
-def _returned(config: DictConfig, hydra_node: DictConfig, overrides: Sequence[str], value: Any) -> JobReturn:
-    returned = JobReturn(overrides=overrides, cfg=config, hydra_cfg=OmegaConf.create({"hydra": hydra_node}))
-    returned.status = JobStatus.FAILED if isinstance(value, Exception) else JobStatus.COMPLETED
-    returned.return_value = value
-    return returned
+def _returned(overrides: Sequence[str], value: object) -> JobReturn:
+    failed = isinstance(value, Exception)
+    return JobReturn(
+        overrides=overrides, status=JobStatus.FAILED if failed else JobStatus.COMPLETED, _return_value=value
+    )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
+
+from hydra_plugins.truba_runner.launcher import TrubaLauncher
 
 ConfigStore.instance().store(
     group="hydra/sweeper",
@@ -26,13 +29,19 @@ class TrubaSweeper(BasicSweeper):
         Raises:
             Exception: what a run that failed left as its return value.
         """
+        from truba_runner.sweeps.batches import elements
+
         assert self.hydra_context is not None and self.launcher is not None  # noqa: S101  # Hydra called setup.
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        launch = self.launcher.launch
+        if isinstance(self.launcher, TrubaLauncher):
+            # Parsing each run's text once more would take longer than all the rest.
+            launch = partial(self.launcher.launch, parsed=[one for whole in overrides for one in elements(whole)])
         returned: list[Sequence[JobReturn]] = []
         first = 0
         for batch in self.split_arguments(overrides, self.max_batch_size):
-            returned.append(self.launcher.launch(batch, initial_job_idx=first))
+            returned.append(launch(batch, initial_job_idx=first))
             first += len(batch)
             for one in returned[-1]:
                 # Not `one.return_value`: it prints before it raises.

@@ -558,7 +558,7 @@ def test_what_is_switched_off_is_not_written(folder: Path, job: ModuleType) -> N
 def test_a_disk_that_refuses_the_history_stops_no_training(
     folder: Path, job: ModuleType, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(self: RunDir, rows: Any) -> None:
+    def refuse(self: RunDir, rows: Any, durable: bool) -> None:
         raise OSError("Disk quota exceeded")
 
     monkeypatch.setattr(RunDir, "write_history", refuse)

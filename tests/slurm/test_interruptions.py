@@ -128,9 +128,10 @@ def test_a_node_that_goes_down(truba: Truba, whole: Any) -> None:
         truba.cluster.node_up(node)
 
 
+@pytest.mark.timeout(300)
 def test_the_drill(truba: Truba) -> None:
     truba.write("jobs/slow.py", SLOW_JOB)
-    done = truba("drill", "+experiment=mnist", *SETTINGS, truba.runs_folder(), "--json", timeout=170)
+    done = truba("drill", "+experiment=mnist", *SETTINGS, truba.runs_folder(), "--json", timeout=280)
     assert done.returncode == 0, done.stderr + done.stdout
     report = json.loads(done.stdout[done.stdout.index("{") :])
     assert report["same_weights"] and report["same_history"] and (report["restarts"], report["requeues"]) == (2, 1)

@@ -12,6 +12,8 @@ from typing import Any
 
 from cluster import POLL_SECONDS, Cluster
 
+from truba_runner.rundir import RunDir
+
 ROOT = Path(__file__).resolve().parents[2]
 FAILING_JOB = 'raise RuntimeError("failing on purpose")\n'
 # Tells that it has begun, and lives until it is told to end; no framework is imported meanwhile.
@@ -95,4 +97,4 @@ def run_dirs(project: Path, runs: str = "runs") -> list[Path]:
 
 
 def events(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_dir / "submissions.jsonl").read_text().splitlines()]
+    return RunDir(run_dir).submissions()

@@ -86,7 +86,7 @@ FIND = {"lr_find": {"name": "find"}}
         ({"fit_one_cycle": {"epochs": 1, "lr": True}}, "a rate is a positive number"),
         ({"fit_one_cycle": {"epochs": 1, "lr": "find.valley/0"}}, "a rate is a positive number"),
         ({"fit_one_cycle": {"epochs": 1, "lr": [1e-3]}}, "a list of rates has two"),
-        ({"fit_one_cycle": {"epochs": 1, "lr": "fid.valley"}}, "named fid comes before it. Did you mean find?"),
+        ({"fit_one_cycle": {"epochs": 1, "lr": "fid.valley"}}, "no lr_find named fid comes before it. Did you mean"),
         ({"fit_one_cycle": {"epochs": 1, "lr": [1e-6, "find.vally"]}}, "no such rate. Did you mean valley"),
         ({"fine_tune": {"epochs": 1, "base_lr": [1e-6, 1e-4]}}, "it takes a single rate"),
         ({"lr_find": {"name": "find"}}, "an earlier lr_find has this name. Write name: find2."),

@@ -73,7 +73,7 @@ def train(context: Context) -> dict[str, Any]:
         "examples": known_examples(splits),
         "versions": {"keras": keras.__version__, "tensorflow": tensorflow.__version__},
     }
-    if context.rank == 0:
+    if context.rank == 0 and context.draws:
         plots.learning_curves(reporter.rows, context.run.plots)
     if team:
         return _finish_as_team(context, team, model, splits, preprocessing, resume, result)

@@ -5,22 +5,24 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from truba_runner import places, scheduler
 from truba_runner.commands import known_jobs, parser, print_json
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.rundir import RunDir
 from truba_runner.state import last_job_id, local_process, state_of
+from truba_runner.sweeps.record import sharing
 
 
 def main(arguments: Sequence[str]) -> int:
     """Cancels the runs; asks first where they are more than one."""
     options = parser("cancel", "Ends the jobs of runs that wait or run. What they have written stays.")
-    options.add_argument("run", nargs="+", help="a run's id, or any unique beginning of it")
+    options.add_argument("run", nargs="+", help="a run's or a sweep's id, or any unique beginning of it")
     options.add_argument("-y", "--yes", action="store_true", help="do not ask")
     given = options.parse_args(arguments)
-    runs = list({run.path: run for run in (places.find(prefix, given.runs) for prefix in given.run)}.values())
+    runs = _with_sharers(_named(prefix, given.runs) for prefix in given.run)
     jobs = known_jobs(runs)
     if jobs is None:
         raise Failed("Slurm does not answer, so nothing was cancelled; try again in a while")
@@ -30,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     if on_slurm := [last_job_id(run) for run in live if not last_job_id(run).startswith("local-")]:
         try:
-            scheduler.cancel(on_slurm)
+            scheduler.cancel(list(dict.fromkeys(on_slurm)))
         except scheduler.SlurmError as error:
             raise Failed(f"Slurm did not cancel: {error.message}") from error
     for run in live:
@@ -46,6 +48,20 @@ def main(arguments: Sequence[str]) -> int:
     for name in ended:
         print(f"{name} had ended already")
     return 0
+
+
+def _named(prefix: str, runs_folder: Path | None) -> list[RunDir]:
+    """A run; of a sweep all of its runs, and the job of its sweeper where it has one."""
+    if (sweep := places.find_sweep(prefix, runs_folder)) is None:
+        return [places.find(prefix, runs_folder)]
+    every = [RunDir(sweep.path / "sweeper"), *(sweep.run(member.run) for member in sweep.members())]
+    return [run for run in every if run.submissions_file.exists()]
+
+
+def _with_sharers(named: Iterable[Iterable[RunDir]]) -> list[RunDir]:
+    """Each once, and with those that train in the same job, which ends for all of them."""
+    runs = {one.path: one for some in named for run in some for one in (run, *sharing(run))}
+    return list(runs.values())
 
 
 def _agreed(runs: Sequence[RunDir]) -> bool:

@@ -72,7 +72,7 @@ def _trained(experiment: Experiment, which: str, drill: Drill, overrides: Sequen
     named = replace(experiment, name=f"{experiment.name}-drill-{which}", drill=drill)
     named = replace(named, launcher=replace(experiment.launcher, wait=True), fresh=True)
     for _ in range(_MOST_STARTS):
-        (outcome,) = launch([named], " ".join(overrides))
+        outcome = launch(named, " ".join(overrides))
         run = RunDir(Path(outcome.run_dir))
         if run.result():
             return run

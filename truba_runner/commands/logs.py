@@ -10,7 +10,8 @@ from truba_runner import places, watch
 from truba_runner.commands import known_jobs, parser, print_json
 from truba_runner.errors import Failed
 from truba_runner.rundir import RunDir
-from truba_runner.state import RunState, progress_of, state_of
+from truba_runner.state import RunState, last_job_id, progress_of, state_of
+from truba_runner.sweeps.record import task_log
 
 # Slurm is asked this often whether a followed run has ended; the log itself is looked at more often.
 _ASK_EVERY_SECONDS = 5.0
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     given = options.parse_args(arguments)
     run = places.find(given.run, given.runs)
     if given.json:
-        print_json({"run": run.id, "logs": [str(path) for path in sorted(run.logs.iterdir())]})
+        print_json({"run": run.id, "logs": [str(path) for path in sorted(run.logs.glob("*"))]})
         return 0
     if given.follow:
         watch.follow(run, lambda: watch.latest_log(run), _Ended(run))
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str]) -> int:
         if log is None:
             raise Failed(f"{run.id} has printed nothing yet: {_state(run).state} {_state(run).why}")
         sys.stdout.write(log.read_text(errors="replace"))
+        if (slurms := task_log(run, last_job_id(run))) not in {None, log} and slurms is not None:
+            sys.stdout.write(slurms.read_text(errors="replace"))
         sys.stdout.flush()
     state = _state(run)
     if not state.live and state.state != "COMPLETED":

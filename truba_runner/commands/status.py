@@ -1,25 +1,47 @@
-"""`truba status [RUN…]`: where each run is, in one table."""
+"""`truba status [RUN…]`: where each run is, in one table; `truba status SWEEP`: a sweep's own table."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from truba_runner import places, restarts
 from truba_runner.commands import known_jobs, parser, print_json
+from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.progress import format_metrics
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
 from truba_runner.state import last_job_id, progress_of, state_of
+from truba_runner.sweeps import show
+from truba_runner.sweeps.record import SweepDir
+
+# A row of which nothing is known.
+_NOTHING: dict[str, Any] = {
+    **dict.fromkeys(("run", "state", "partition", "job_id"), ""),
+    **dict.fromkeys(("epoch", "epochs", "step", "steps_per_epoch")),
+    "metrics": {},
+    **dict.fromkeys(("elapsed", "time_limit"), ""),
+    "restarts": None,
+    **dict.fromkeys(("why", "directory"), ""),
+}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints the table, newest run first."""
+    """Prints the table, newest run first; of all runs, those of a sweep as one row."""
     options = parser("status", "Where runs are: state, epoch and step, metrics, time, and why one waits or failed.")
-    options.add_argument("run", nargs="*", help="a run's id, or any unique beginning of it (default: all runs)")
+    options.add_argument("run", nargs="*", help="a run's or a sweep's id, or any unique beginning (default: all runs)")
+    show.add_options(options)
     given = options.parse_args(arguments)
+    if len(given.run) == 1 and (sweep := places.find_sweep(given.run[0], given.runs)):
+        return show.show(sweep, given)
+    if show.asked(given):
+        what = " ".join(given.run) or "truba status"
+        known = [sweep.id for sweep in places.sweeps(given.runs)]
+        raise Refused(Problem(what, "these options want one sweep.", nearest(given.run[0] if given.run else "", known)))
     runs = [places.find(prefix, given.runs) for prefix in given.run] or places.runs(given.runs)[::-1]
     jobs = known_jobs(runs)
     if jobs is None:
@@ -28,10 +50,28 @@ def main(arguments: Sequence[str]) -> int:
     if given.json:
         print_json(rows)
     elif rows:
-        _print_table(rows)
+        _print_table(rows if given.run else _with_sweeps_as_one(rows, places.sweeps(given.runs)))
     else:
         print("no runs yet; python -m truba_runner +experiment=mnist starts one")
     return 0
+
+
+def _with_sweeps_as_one(rows: Sequence[dict[str, Any]], sweeps: Sequence[SweepDir]) -> list[dict[str, Any]]:
+    """The rows, but for each sweep one in place of its runs': a thousand would hide the others."""
+    of = {(sweep.runs_folder, member.run): sweep for sweep in sweeps for member in sweep.members()}
+    shown: dict[Path, dict[str, Any]] = {}
+    counts: dict[Path, Counter[str]] = {}
+    for row in rows:
+        path = Path(row["directory"])
+        sweep = of.get((path.parent, path.name))
+        if sweep is None:
+            shown[path] = row
+        else:
+            shown.setdefault(sweep.path, {**_NOTHING, "run": sweep.id, "why": f"truba status {sweep.id}"})
+            counts.setdefault(sweep.path, Counter())[row["state"]] += 1
+    for path, states in counts.items():
+        shown[path]["state"] = ", ".join(f"{count} {state}" for state, count in states.most_common())
+    return list(shown.values())
 
 
 def _row_or_damage(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
@@ -39,19 +79,8 @@ def _row_or_damage(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any
     try:
         return row(run, jobs)
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        nothing = dict.fromkeys(("epoch", "epochs", "step", "steps_per_epoch"))
-        nothing["restarts"] = None
-        words = dict.fromkeys(("partition", "job_id", "elapsed", "time_limit"), "")
         why = f"its records cannot be read: {error!r}"
-        return {
-            "run": run.id,
-            "state": "DAMAGED",
-            **nothing,
-            **words,
-            "metrics": {},
-            "why": why,
-            "directory": str(run.path),
-        }
+        return {**_NOTHING, "run": run.id, "state": "DAMAGED", "why": why, "directory": str(run.path)}
 
 
 def row(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:

@@ -1,0 +1,259 @@
+"""A sweep's table, pictures and records, and what its jobs may ask for."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from truba_runner import events, scheduler
+from truba_runner.__main__ import main
+from truba_runner.backends import hparams
+from truba_runner.config import Experiment, Sweep
+from truba_runner.errors import Failed
+from truba_runner.plan import plan
+from truba_runner.rundir import RunDir, config_text
+from truba_runner.sweeps import array, rules
+from truba_runner.sweeps.plots import draw
+from truba_runner.sweeps.record import Member, SweepDir, identity
+from truba_runner.sweeps.table import table
+
+ROOT = Path(__file__).resolve().parents[2]
+RATES, SEEDS = (0.1, 0.001, None), (0, 1)
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> SweepDir:
+    """Six runs: val_loss falls by epoch to rate + seed / 10 and rises again; the ones without a rate have no epoch."""
+    made = SweepDir.of(tmp_path / "runs", "mnist-sweep-00000000")
+    values = [{"train.learning_rate": rate, "train.seed": seed} for rate in RATES for seed in SEEDS]
+    members = [Member(f"mnist-{number}", of) for number, of in enumerate(values)]
+    made.describe(members, name="mnist", monitor="val_loss", mode="min")
+    for member in members:
+        run = made.run(member.run)
+        run.create()
+        run.append_submission({"event": "local", "job_id": "local-1", "pid": 1, "host": "elsewhere"})
+        if (rate := member.values["train.learning_rate"]) is not None:
+            losses = [5.0, rate + member.values["train.seed"] / 10, 1.0, math.nan]
+            run.write_history(
+                [{"epoch": epoch, "val_loss": loss, "acc": epoch} for epoch, loss in enumerate(losses, 1)]
+            )
+            run.write_result({"metrics": {"val_loss": math.nan, "test_acc": 0.5}})
+    return made
+
+
+def test_last_and_best_are_told_apart(sweep: SweepDir) -> None:
+    shown = table(sweep, {})
+    assert (shown.metric, shown.mode, shown.keys) == ("val_loss", "min", ["train.learning_rate", "train.seed"])
+    assert [row.best("val_loss", "min") for row in shown.rows] == [
+        (0.1, 2), (0.2, 2), (0.001, 2), (0.101, 2), None, None,
+    ]  # fmt: skip
+    assert [row.state for row in shown.rows] == ["COMPLETED"] * 4 + ["UNKNOWN"] * 2
+    assert math.isnan(shown.rows[0].last("val_loss") or 0) and shown.rows[0].last("acc") == 4
+    assert table(sweep, {}, "acc").rows[0].best("acc", "max") == (4, 4)
+    assert shown.rows[0].best("test_acc", "max") == (0.5, 0), "the result's own"
+
+
+def test_sorting_puts_the_best_first_and_what_has_no_value_last(sweep: SweepDir) -> None:
+    shown = table(sweep, {})
+    assert [row.run for row in shown.sorted_by("val_loss")] == [f"mnist-{n}" for n in (2, 0, 3, 1, 4, 5)]
+    upwards = table(sweep, {}, "val_loss", "max")
+    assert upwards.rows[0].best("val_loss", upwards.mode) == (5.0, 1)
+    rates = [row.values["train.learning_rate"] for row in shown.sorted_by("train.learning_rate")]
+    assert rates == [0.001, 0.001, 0.1, 0.1, None, None]
+
+
+def test_mean_and_spread_are_over_the_seeds_of_each_choice(sweep: SweepDir) -> None:
+    groups = table(sweep, {}).over_seeds()
+    assert [group["values"]["train.learning_rate"] for group in groups] == [0.1, 0.001, None]
+    assert groups[0]["best"] == pytest.approx({"mean": 0.15, "spread": 0.1 / math.sqrt(2), "least": 0.1, "most": 0.2})
+    assert groups[2]["best"] == {"mean": None, "spread": None, "least": None, "most": None}
+
+
+def test_the_command_shows_it_in_every_form(sweep: SweepDir, capsys: pytest.CaptureFixture[str]) -> None:
+    own = ["status", "mnist-sw", "--runs", str(sweep.runs_folder)]
+    assert main([*own, "--best", "val_loss", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [run["run"] for run in told["runs"]] == ["mnist-2"] and told["runs"][0]["last"] is None
+    assert main([*own, "--csv", "--sort", "val_loss"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("run,train.learning_rate,train.seed,state,epoch,last_val_loss,best_val_loss,best_epoch")
+    assert lines[1].startswith("mnist-2,0.001,0,COMPLETED,,nan,0.001,2,")
+    assert main(own) == 0
+    shown = capsys.readouterr().out
+    assert "6 runs, 4 COMPLETED, 2 UNKNOWN" in shown and "0.1500 ± 0.0707" in shown
+    assert main(["status", "--runs", str(sweep.runs_folder)]) == 0
+    assert "4 COMPLETED, 2 UNKNOWN" in capsys.readouterr().out
+    assert main([*own, "--best", "val_los"]) == 2
+    assert "Did you mean val_loss" in capsys.readouterr().err
+    assert main(["status", "mnist-0", "--runs", str(sweep.runs_folder), "--csv"]) == 2
+    assert "these options want one sweep" in capsys.readouterr().err
+
+
+def test_the_picture_has_a_panel_a_key_and_one_over_all(sweep: SweepDir, tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    panels: list[list[str]] = []
+    saved = Figure.savefig
+
+    def spy(self: Figure, *arguments: Any, **options: Any) -> None:
+        panels.append([axes.get_xlabel() or axes.get_ylabel() for axes in self.axes])
+        lines = self.axes[0].lines[0]
+        assert sorted(lines.get_xdata()) == [0.001, 0.001, 0.1, 0.1] and self.axes[0].get_xscale() == "log"
+        assert sorted(lines.get_ydata()) == [0.001, 0.1, 0.101, 0.2] and len(self.axes[2].lines) == 4
+        saved(self, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", spy)
+        file = draw(table(sweep, {}), tmp_path / "sweep.png")
+    assert panels == [["train.learning_rate", "train.seed", "", "val_loss"]]
+    assert file.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(Failed, match="nothing to draw"):
+        draw(replace(table(sweep, {}), rows=table(sweep, {}).rows[4:]), tmp_path / "none.png")
+
+
+def test_a_sweep_is_the_same_in_any_order_and_grows_in_batches(sweep: SweepDir) -> None:
+    assert identity(["a", "a"], ["x", "y"]) == identity(["a"], ["y", "x"]) != identity(["a"], ["x"])
+    assert identity(["a", "b"], ["x"]).startswith("several-sweep-")
+    sweep.describe([Member("mnist-9", {"train.epochs": 3}), Member("mnist-0", {"train.seed": 99})])
+    assert [member.run for member in sweep.members()][-2:] == ["mnist-5", "mnist-9"]
+    assert sweep.values_of("mnist-0") == {"train.learning_rate": 0.1, "train.seed": 0}
+    assert sweep.description()["keys"] == ["train.learning_rate", "train.seed", "train.epochs"]
+
+
+def test_a_run_knows_what_slurm_told_of_its_array(sweep: SweepDir) -> None:
+    run = sweep.run("mnist-0")
+    run.append_submission({"event": "intent", "token": "t", "sweep": sweep.id, "array_index": 3}, durable=False)
+    sweep.append({"event": "intent", "token": "t", "job_file": "job.py", "tasks": [["mnist-0"]]})
+    sweep.append({"event": "intent", "token": "u", "job_file": "other.py", "tasks": []})
+    assert run.submissions()[-1] == {
+        "event": "intent", "token": "t", "sweep": sweep.id, "array_index": 3, "job_file": "job.py",
+    }  # fmt: skip
+    sweep.append({"event": "submitted", "token": "t", "job_id": "7"})
+    sweep.append({"event": "submitted", "token": "u", "job_id": "8"})
+    assert run.submissions()[-1] == {"event": "submitted", "token": "t", "job_id": "7_3"}
+    assert run.is_last_given_to("t") and not run.is_last_given_to("u")
+
+
+def test_hparams_are_what_tensorboard_reads_back(tmp_path: Path) -> None:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    for _ in range(2):  # A run that is started again has one session all the same.
+        hparams.write(tmp_path / "tensorboard", "mnist-0", {"train.seed": 3, "optimizer": "adam", "lr": None}, True)
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    reader, told = PyRecordReader_New(str(file)), {}
+    for _ in range(3):
+        reader.GetNext()
+        for value in Event.FromString(reader.record()).summary.value:
+            assert value.metadata.plugin_data.plugin_name == "hparams"
+            told[value.tag] = HParamsPluginData.FromString(value.metadata.plugin_data.content)
+    start = told["_hparams_/session_start_info"].session_start_info
+    assert start.group_name == "mnist-0" and start.hparams["train.seed"].number_value == 3
+    assert (start.hparams["optimizer"].string_value, start.hparams["lr"].string_value) == ("adam", "None")
+    assert told["_hparams_/session_end_info"].session_end_info.status == 1
+
+
+PACKS = [
+    (Sweep(pack=4), [], (4, 40, 1)),
+    (Sweep(pack=4, share_gpus=True), [], (1, 10, 1)),
+    (Sweep(pack=3), ["resources.partition=barbun", "resources.gpus=0"], (0, 20, 1)),
+    (Sweep(pack=1), ["resources.gpus=2"], (2, 20, 1)),
+]
+
+
+@pytest.mark.parametrize(("asked", "overrides", "whole"), PACKS)
+def test_a_job_for_several_runs_asks_for_all_of_them(
+    experiment: Callable[..., Experiment], asked: Sweep, overrides: list[str], whole: tuple[int, int, int]
+) -> None:
+    one = replace(experiment(*overrides), sweep=asked)
+    request = rules.allocation(plan(one).request, one)
+    assert (request.gpus, request.cores, request.tasks_per_node) == whole
+    assert not list(rules.problems(one, plan(one).request))
+
+
+WRONG = [
+    (Sweep(pack=5), [], "together, and a node of akya-cuda has 4. Set sweep.pack=4 or less, or let them share"),
+    (Sweep(pack=0), [], "it must be 1 or more"),
+    (Sweep(max_parallel=0), [], "it must be 1 or more"),
+    (Sweep(pack=2), ["resources.nodes=2", "resources.gpus=2"], "shares them with no other"),
+    (Sweep(pack=3), ["resources.memory_gb=200"], "600 GB together"),
+]
+
+
+@pytest.mark.parametrize(("asked", "overrides", "words"), WRONG)
+def test_what_a_sweep_may_not_ask(
+    experiment: Callable[..., Experiment], asked: Sweep, overrides: list[str], words: str
+) -> None:
+    one = replace(experiment(*overrides), sweep=asked)
+    assert words in "\n".join(str(problem) for problem in rules.problems(one, plan(one).request))
+
+
+ASSOC = (
+    "ClusterName=c Account=root UserName= Partition= GrpTRES=cpu=8(0),mem=N(0) GrpTRESMins=cpu=N(0)\n"
+    "ClusterName=c Account=proj UserName= Partition= GrpJobs=N(0) GrpTRES=cpu=160(0),mem=N(0) GrpTRESMins=cpu=4(0)\n"
+    "ClusterName=c Account=proj UserName=me(7) Partition= GrpTRES=cpu=40(0),mem=N(0) GrpTRESMins=cpu=N(0)\n"
+    "ClusterName=c Account=proj UserName=other(8) Partition= GrpTRES=cpu=2(0),mem=N(0) GrpTRESMins=cpu=N(0)\n"
+)
+
+
+@pytest.mark.parametrize(("told", "limit"), [(ASSOC, 40), (ASSOC.replace("40(0)", "N(0)"), 160), ("", 0)])
+def test_the_core_limit_is_the_accounts_or_ones_own(told: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "query", lambda argv: told)
+    monkeypatch.setattr("getpass.getuser", lambda: "me")
+    assert scheduler.core_limit("proj") == limit
+
+
+def test_a_shared_record_is_read_again_once_it_has_changed(tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    assert events.read_shared(file) == []
+    for count in (1, 2, 3):
+        events.append(file, {"event": str(count)})
+        assert len(events.read_shared(file)) == count
+
+
+def test_a_local_sweep_has_a_table_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "broken.py").write_text("raise RuntimeError('on purpose')\n")
+    own = ["+experiment=mnist", "cluster=local", "resources.gpus=0", "data.name=digits", "job.module=broken"]
+    argv = [sys.executable, "-m", "truba_runner", "-m", *own, "train.seed=1,2"]
+    done = subprocess.run(argv, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert done.returncode == 1, done.stderr
+    (sweep,) = (tmp_path / "runs" / ".sweeps").iterdir()
+    assert main(["status", sweep.name, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["runs"]
+    assert [(row["values"], row["state"]) for row in rows] == [
+        ({"train.seed": 1}, "FAILED"), ({"train.seed": 2}, "FAILED"),
+    ]  # fmt: skip
+
+
+def test_a_run_whose_sweep_has_gone_knows_what_it_had_itself(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "runs" / "mnist-1")
+    run.create()
+    run.append_submission({"event": "intent", "token": "t", "sweep": "gone", "array_index": 0})
+    assert run.submissions() == [{"event": "intent", "token": "t", "sweep": "gone", "array_index": 0}]
+
+
+def test_configs_that_are_written_together_read_as_those_that_are_written_alone(
+    experiment: Callable[..., Experiment],
+) -> None:
+    made = experiment(
+        "train.optimizer={class_name: SGD, config: {momentum: 0.9, nesterov: true}}", "train.metrics=[]",
+        "+job.options.text='a\n\nb: #c'", "+job.options.deep={a: [1, {b: null}], c: ''}",
+        "+train.class_weight={0: 1.0}",
+    )  # fmt: skip
+    texts = array._ConfigTexts()
+    for rate in (0.1, 1e-05, None, 0.1):
+        for seed in range(3):
+            one = replace(made, train=replace(made.train, seed=seed, learning_rate=rate))
+            assert yaml.safe_load(texts.of(one)) == yaml.safe_load(config_text(asdict(one))) == asdict(one)

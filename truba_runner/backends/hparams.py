@@ -1,0 +1,69 @@
+"""What TensorBoard's HParams page shows of a run of a sweep: its swept values, in one small event file."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from truba_runner.rundir import write_atomically
+
+# One name, so that a run that is started again replaces it.
+_FILE = "events.out.tfevents.0000000001.hparams"
+
+
+def write(folder: Path, run_id: str, values: Mapping[str, Any], finished: bool) -> None:
+    """Writes a session of `values` into the folder of a run's event files; where it cannot, the run has ended anyhow.
+
+    The metrics are those that the run has written itself: the page takes them from the event files below the folder.
+    """
+    try:
+        content = _events(run_id, values, finished)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        write_atomically(folder / _FILE, content)
+    except (ImportError, OSError) as error:
+        print(f"the swept values could not be written for TensorBoard ({error})", file=sys.stderr, flush=True)
+
+
+def _events(run_id: str, values: Mapping[str, Any], finished: bool) -> bytes:
+    # Not TensorBoard's own helpers for it: they import TensorFlow where that is installed, which takes ten seconds.
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    now = time.time()
+    start = SessionStartInfo(group_name=run_id, start_time_secs=now)
+    for key, value in values.items():
+        if isinstance(value, bool):
+            start.hparams[key].bool_value = value
+        elif isinstance(value, (int, float)):
+            start.hparams[key].number_value = value
+        else:
+            start.hparams[key].string_value = str(value)
+    end = SessionEndInfo(status=STATUS_SUCCESS if finished else STATUS_FAILURE, end_time_secs=now)
+    file = io.BytesIO()
+    writer = RecordWriter(file)
+    writer.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+    for tag, data in (
+        ("session_start_info", HParamsPluginData(version=0, session_start_info=start)),
+        ("session_end_info", HParamsPluginData(version=0, session_end_info=end)),
+    ):
+        writer.write(Event(wall_time=now, summary=_summary(f"_hparams_/{tag}", data)).SerializeToString())
+    return file.getvalue()
+
+
+def _summary(tag: str, data: Any) -> Any:
+    """What the page looks for: the data lies in the metadata of a summary whose value is empty."""
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+    from tensorboard.compat.proto.types_pb2 import DT_FLOAT
+
+    plugin = SummaryMetadata.PluginData(plugin_name="hparams", content=data.SerializeToString())
+    nothing = TensorProto(dtype=DT_FLOAT, tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=0)]))
+    value = Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin), tensor=nothing)
+    return Summary(value=[value])

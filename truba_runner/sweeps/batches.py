@@ -1,0 +1,112 @@
+"""What Hydra's launcher and sweeper leave to this package: batches of overrides in, outcomes or metrics out."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.types import Override, ValueType
+from omegaconf import DictConfig
+
+from truba_runner.config import Experiment
+from truba_runner.errors import Failed, Problem, Refused, nearest
+from truba_runner.rundir import RunDir
+from truba_runner.sweeps import sweeper_job
+from truba_runner.sweeps.compose import Composed, Composer
+from truba_runner.sweeps.launch import Refusals, launch_sweep
+from truba_runner.tell import Outcome
+
+# Of this package; any other sweeper may come back with more runs once it knows what became of the first.
+_OWN_SWEEPER = "hydra_plugins.truba_runner."
+# Of the sweepers that decide by what became of earlier runs, what their classes are called by.
+_WAITING_SWEEPERS = ("optuna", "ax_sweeper", "nevergrad", "smac", "hypersweeper")
+# Overrides that say how a sweep is run, and not of what.
+_NOT_ITS_RUNS = ("sweep.", "launcher.")
+
+
+class HydraSweep:
+    """One sweep, as Hydra's launcher sees it: one batch of runs or, of sweepers that wait for values, many."""
+
+    def __init__(self, loader: ConfigLoader, config: DictConfig) -> None:
+        """`config` is what Hydra composed of the command line."""
+        self._composer = Composer(loader, config)
+        self._identity: list[str] = []
+        sweeper = str(config.hydra.sweeper._target_)
+        if not sweeper.startswith(_OWN_SWEEPER):
+            given = [str(one) for one in config.hydra.overrides.task if not one.lstrip("+").startswith(_NOT_ITS_RUNS)]
+            self._identity = [sweeper, *given]
+        self._wants_values = any(name in sweeper.lower() for name in _WAITING_SWEEPERS)
+        # Not for the jobs that this command submits.
+        self._inside_job = bool(os.environ.pop(sweeper_job.INSIDE, ""))
+
+    def launch(self, batch: Sequence[Sequence[str]], parsed: Iterable[Override] = ()) -> list[Any]:
+        """Launches these runs; for each its outcome, its metric where one is asked for, or its failure.
+
+        Raises:
+            Refused: a run breaks a rule; then none of them is submitted.
+            Failed: Slurm does not answer.
+        """
+        for override in parsed:
+            self._composer.knows(override)
+        varied = _varied(batch)
+
+        def label(index: int) -> str:
+            return (
+                " ".join(text for text, varies in zip(batch[index], varied, strict=False) if varies) or f"run {index}"
+            )
+
+        refusals = Refusals(len(batch))
+        runs: list[Composed] = []
+        for index, overrides in enumerate(batch):
+            try:
+                runs.append(self._composer(overrides))
+            except Refused as refused:
+                refusals.add(refused, label(index))
+        refusals.raise_if_any()
+        if self._wants_values:
+            _refuse_without_values(runs[0].experiment)
+        outcomes = launch_sweep(runs, label, self._identity, self._inside_job)
+        return [_value(outcome, run.experiment) for outcome, run in zip(outcomes, runs, strict=True)]
+
+
+def _refuse_without_values(experiment: Experiment) -> None:
+    launcher = experiment.launcher
+    if not launcher.metric or not (launcher.wait or experiment.sweep.sweeper_partition):
+        raise Refused(
+            Problem(
+                "hydra/sweeper",
+                "this sweeper chooses its runs by the values of earlier ones.",
+                "Set launcher.metric=NAME, one of the result's metrics, and launcher.wait=true; or, so that it does "
+                "not wait on the login node, sweep.sweeper_partition=PARTITION.",
+            )
+        )
+
+
+def _varied(batch: Sequence[Sequence[str]]) -> list[bool]:
+    """For each place in the runs' overrides whether it tells one run from another."""
+    return [len(set(column)) > 1 for column in itertools.zip_longest(*batch)]
+
+
+def _value(outcome: Outcome, experiment: Experiment) -> Any:
+    if outcome.action == "failed":
+        return Failed(f"{outcome.run_id} failed")
+    metric = experiment.launcher.metric
+    if not metric or outcome.action not in {"trained", "finished"}:
+        return outcome
+    metrics = RunDir(Path(outcome.run_dir)).result().get("metrics", {})
+    if metric not in metrics:
+        return Refused(Problem(f"launcher.metric={metric}", "the result has no such metric.", nearest(metric, metrics)))
+    return metrics[metric]
+
+
+def elements(override: Override) -> Iterator[Override]:
+    """What an override that may sweep stands for, one value at a time, each as if it had been typed by itself."""
+    values: Iterable[Any] = override.sweep_iterator() if override.is_sweep_override() else [override._value]
+    for value in values:
+        text = f"{override.get_key_element()}={Override._get_value_element_as_str(value)}"
+        yield replace(override, value_type=ValueType.ELEMENT, _value=value, input_line=text)

@@ -1,0 +1,80 @@
+"""The run that goes ahead of its sweep: the others are held in the queue, and it is its own job that lets them go.
+
+Nothing waits on the login node meanwhile. Where the canary fails, the others are cancelled, and say why.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from truba_runner import scheduler
+from truba_runner.rundir import RunDir
+from truba_runner.sweeps.record import SweepDir, sweep_of
+
+
+def has_lived(run: RunDir) -> bool:
+    """Whether the run has come through an epoch, at any time."""
+    return (run.path / "history.csv").exists() or bool(run.result())
+
+
+def watcher(run: RunDir) -> Callable[[], None] | None:
+    """What a run's worker calls after each epoch; None where the run goes ahead of no other.
+
+    After each, not only the first: an array that was submitted meanwhile waits for this run too.
+    """
+    return (lambda: lived(run)) if _goes_ahead_of(run) else None
+
+
+def lived(run: RunDir) -> None:
+    """Lets the others go if the run goes ahead of any."""
+    if sweep := _goes_ahead_of(run):
+        release(sweep, run.id)
+
+
+def failed(run: RunDir, error: Mapping[str, Any]) -> None:
+    """Called by a run's worker when it has failed: cancels those that wait for it."""
+    if sweep := _goes_ahead_of(run):
+        why = f"the canary {run.id} failed: {error.get('type')}: {error.get('message')}"
+        for token, job_id in _held(sweep, run.id).items():
+            # First the reason: who finds the job cancelled finds it on record.
+            sweep.append({"event": "dropped", "token": token, "why": why})
+            _told(scheduler.cancel, job_id)
+
+
+def release(sweep: SweepDir, run_id: str) -> None:
+    """Lets the arrays go that wait for this run."""
+    for token, job_id in _held(sweep, run_id).items():
+        if _told(scheduler.release, job_id):
+            sweep.append({"event": "released", "token": token})
+
+
+def _goes_ahead_of(run: RunDir) -> SweepDir | None:
+    intents = [event for event in run.submissions() if event["event"] == "intent"]
+    return sweep_of(run) if intents and intents[-1].get("goes_ahead") else None
+
+
+def _held(sweep: SweepDir, run_id: str) -> dict[str, str]:
+    """Arrays that wait for this run, by token: the job's id."""
+    told = sweep.events()
+    over = {event["token"] for event in told if event["event"] in {"released", "dropped", "refused", "lost"}}
+    jobs = {event["token"]: str(event["job_id"]) for event in told if event["event"] == "submitted"}
+    waiting = {}
+    for event in told:
+        if event["event"] == "intent" and event.get("canary") == run_id and event["token"] not in over:
+            token = event["token"]
+            # One that is not on record has just been sent, or was when its command was killed.
+            for job_id in [jobs[token]] if token in jobs else scheduler.jobs_named(event["job_name"]):
+                waiting[token] = job_id
+    return waiting
+
+
+def _told(command: Callable[[list[str]], None], job_id: str) -> bool:
+    """Whether it worked; a canary trains on where Slurm does not answer."""
+    try:
+        command([job_id])
+    except scheduler.SlurmError as error:
+        print(f"the runs that wait for this one could not be told of it ({error})", file=sys.stderr, flush=True)
+        return False
+    return True

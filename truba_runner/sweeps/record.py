@@ -1,0 +1,138 @@
+"""What is on record of a sweep as a whole: its runs and their values, and the job arrays that it was given.
+
+RUNS/.sweeps/ID/sweep.json         the command, the swept keys, each run with its values
+RUNS/.sweeps/ID/submissions.jsonl  a line an event: what was asked of Slurm for each array, and what it answered
+RUNS/.sweeps/ID/logs/              what array tasks printed before and after their runs; empty ones do not stay
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from truba_runner import events
+from truba_runner.rundir import SWEEPS, RunDir, finite, sweep_events_file, write_atomically
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a sweep: its id, and its value for each swept key."""
+
+    run: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SweepDir:
+    """The records of one sweep. `path` is absolute; its last part is the sweep's id."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, runs_folder: Path, sweep: str) -> SweepDir:
+        """The sweep of this id."""
+        return cls(runs_folder / SWEEPS / sweep)
+
+    @property
+    def id(self) -> str:
+        """`NAME-sweep-HASH`."""
+        return self.path.name
+
+    @property
+    def runs_folder(self) -> Path:
+        """Where its runs lie."""
+        return self.path.parent.parent
+
+    @property
+    def events_file(self) -> Path:
+        """One JSON object a line."""
+        return sweep_events_file(self.runs_folder, self.id)
+
+    @property
+    def logs(self) -> Path:
+        """The folder of what its array tasks print."""
+        return self.path / "logs"
+
+    def run(self, run_id: str) -> RunDir:
+        """One of its runs."""
+        return RunDir(self.runs_folder / run_id)
+
+    def append(self, event: Mapping[str, Any]) -> None:
+        """Appends one event and syncs it."""
+        events.append(self.events_file, event)
+
+    def events(self) -> list[dict[str, Any]]:
+        """Every event, oldest first."""
+        return events.read_shared(self.events_file)
+
+    def describe(self, members: Iterable[Member], **about: Any) -> None:
+        """Puts the runs on record, after those that are there already: a sweeper may ask for them in batches."""
+        known = {member.run: member for member in self.members()}
+        for member in members:
+            known.setdefault(member.run, member)
+        keys = list(dict.fromkeys(key for member in known.values() for key in member.values))
+        runs = [{"run": member.run, "values": _plain(member.values)} for member in known.values()]
+        self.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        record = {**about, "keys": keys, "runs": runs}
+        write_atomically(self.path / "sweep.json", (json.dumps(finite(record)) + "\n").encode())
+
+    def description(self) -> dict[str, Any]:
+        """What `describe` wrote; empty where there is none."""
+        try:
+            found = json.loads((self.path / "sweep.json").read_bytes())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def members(self) -> list[Member]:
+        """Its runs, in the order of the command line."""
+        return [Member(one["run"], one["values"]) for one in self.description().get("runs", [])]
+
+    def values_of(self, run_id: str) -> dict[str, Any]:
+        """A run's value for each swept key."""
+        return next((dict(member.values) for member in self.members() if member.run == run_id), {})
+
+
+def sweep_of(run: RunDir) -> SweepDir | None:
+    """The sweep that the run was last submitted with."""
+    return _last_array(run)[0]
+
+
+def task_log(run: RunDir, job_id: str) -> Path | None:
+    """What an array task printed before and after its runs: a failed set-up, and Slurm's own words."""
+    if (sweep := _last_array(run)[0]) is None:
+        return None
+    log = sweep.logs / f"{job_id}_0_log.out"
+    return log if log.is_file() and log.stat().st_size else None
+
+
+def sharing(run: RunDir) -> list[RunDir]:
+    """The other runs of the run's job."""
+    sweep, intent = _last_array(run)
+    for event in sweep.events() if sweep else ():
+        if sweep and event["event"] == "intent" and event["token"] == intent["token"]:
+            return [sweep.run(name) for name in event["tasks"][intent["array_index"]] if name != run.id]
+    return []
+
+
+def _last_array(run: RunDir) -> tuple[SweepDir | None, dict[str, Any]]:
+    intents = [event for event in run.submissions() if event["event"] == "intent"]
+    if not intents or "sweep" not in intents[-1]:
+        return None, {}
+    return SweepDir.of(run.path.parent, intents[-1]["sweep"]), intents[-1]
+
+
+def identity(names: Iterable[str], content: Sequence[str]) -> str:
+    """A sweep's id, over what makes it the same sweep again: its runs, in any order."""
+    own = sorted(set(names))
+    digest = hashlib.sha256("\n".join(sorted(content)).encode()).hexdigest()[:8]
+    return f"{own[0] if len(own) == 1 else 'several'}-sweep-{digest}"
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    scalars = (bool, int, float, type(None))
+    return {key: value if isinstance(value, scalars) else str(value) for key, value in values.items()}

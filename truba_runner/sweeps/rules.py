@@ -1,0 +1,69 @@
+"""What a sweep asks of Slurm for each of its jobs, and what it may not ask. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from truba_runner.config import Experiment
+from truba_runner.errors import Problem
+from truba_runner.request import Request, facts_of
+
+
+def allocation(request: Request, experiment: Experiment) -> Request:
+    """What a job that trains `sweep.pack` runs side by side asks for; `request` is that of one run."""
+    if experiment.sweep.pack == 1:
+        return request
+    times = _times(experiment)
+    return replace(
+        request,
+        gpus=request.gpus * times,
+        tasks_per_node=1,
+        cpus_per_task=request.cores * times,
+        memory_gb=request.memory_gb * times if request.memory_gb else None,
+    )
+
+
+def _times(experiment: Experiment) -> int:
+    """How many runs' resources a job has; where no run has a GPU, all share one run's cores."""
+    shares = experiment.sweep.share_gpus or not experiment.resources.gpus
+    return 1 if shares else experiment.sweep.pack
+
+
+def problems(experiment: Experiment, request: Request) -> Iterator[Problem]:
+    """What is wrong with `sweep`; `request` is that of one run, allowed by itself."""
+    sweep = experiment.sweep
+    if sweep.max_parallel is not None and sweep.max_parallel < 1:
+        yield Problem(f"sweep.max_parallel={sweep.max_parallel}", "it must be 1 or more.", "Leave it out.")
+    if sweep.pack < 1:
+        yield Problem(f"sweep.pack={sweep.pack}", "it must be 1 or more.", "Leave it out: a run a job.")
+    if sweep.pack > 1 and experiment.cluster.scheduler == "slurm":
+        yield from _packing_problems(experiment, request)
+
+
+def _packing_problems(experiment: Experiment, request: Request) -> Iterator[Problem]:
+    received, name = f"sweep.pack={experiment.sweep.pack}", request.partition
+    if request.nodes > 1:
+        yield Problem(received, f"a run of {request.nodes} nodes shares them with no other.", "Leave sweep.pack out.")
+        return
+    if request.tasks_per_node > 1:
+        yield Problem(
+            received,
+            f"the {experiment.job.backend} backend starts a process for each of a run's {request.tasks_per_node} GPUs.",
+            "Set resources.gpus=1, or leave sweep.pack out.",
+        )
+        return
+    facts, whole = facts_of(experiment.cluster, name, request.constraint), allocation(request, experiment)
+    for asked, one, has, what in (
+        (whole.gpus, request.gpus, facts.gpus_per_node, "GPUs"),
+        (whole.cores, request.cores, facts.cores_per_node, "cores"),
+        (whole.memory_gb or 0, request.memory_gb or 0, facts.memory_gb, "GB"),
+    ):
+        if has and asked > has:
+            share = ", or let them share with sweep.share_gpus=true" if request.gpus else ""
+            yield Problem(
+                received,
+                f"so many runs ask for {asked:g} {what} together, and a node of {name} has {has:g}.",
+                f"Set sweep.pack={int(has // one)} or less{share}.",
+            )
+            return

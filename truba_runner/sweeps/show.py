@@ -1,0 +1,142 @@
+"""`truba status SWEEP`: a sweep's table, sorted, as text, JSON, CSV or a picture, and its best run."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from truba_runner.commands import known_jobs, print_json
+from truba_runner.errors import Failed
+from truba_runner.sweeps.plots import draw
+from truba_runner.sweeps.record import SweepDir
+from truba_runner.sweeps.table import SEED, Row, Table, as_csv, table
+
+
+def add_options(options: argparse.ArgumentParser) -> None:
+    """What can be said of a sweep only."""
+    own = options.add_argument_group("of a sweep")
+    own.add_argument("--sort", metavar="COLUMN", help="by a metric, the best first, a swept key, or state")
+    own.add_argument("--best", metavar="METRIC", help="only the run that is best by this metric")
+    own.add_argument("--mode", choices=("min", "max"), help="whether a metric is good when small or large")
+    own.add_argument("--csv", action="store_true", help="print comma-separated values")
+    own.add_argument("--plot", metavar="FILE", nargs="?", const="", help="draw the metric over the swept values")
+
+
+def asked(given: argparse.Namespace) -> bool:
+    """Whether one of these options was given."""
+    return any((given.sort, given.best, given.mode, given.csv, given.plot is not None))
+
+
+def show(sweep: SweepDir, given: argparse.Namespace) -> int:
+    """Prints what was asked for; the exit status."""
+    jobs = known_jobs([sweep.run(member.run) for member in sweep.members()])
+    if jobs is None:
+        print("Slurm does not answer: states are those on record", file=sys.stderr)
+    keys = sweep.description().get("keys", [])
+    sorts_by_metric = given.sort and given.sort != "state" and given.sort not in keys
+    metric = given.best or (given.sort if sorts_by_metric else "")
+    shown = table(sweep, jobs, metric, given.mode or "")
+    rows = shown.sorted_by(given.sort) if given.sort else list(shown.rows)
+    if given.best:
+        rows = [_best(shown)]
+    if given.plot is not None:
+        print(draw(shown, Path(given.plot) if given.plot else sweep.path / f"{shown.metric}.png"))
+    elif given.json:
+        print_json(_as_json(shown, rows))
+    elif given.csv:
+        sys.stdout.write(as_csv(shown, rows))
+    else:
+        _print(shown, rows)
+    return 0
+
+
+def _best(shown: Table) -> Row:
+    best = shown.sorted_by(shown.metric)[0]
+    if shown.best(best) is None:
+        raise Failed(f"no run of {shown.sweep} has a value of {shown.metric} yet")
+    return best
+
+
+def _as_json(shown: Table, rows: Sequence[Row]) -> dict[str, Any]:
+    seeds = {"over_seeds": shown.over_seeds()} if SEED in shown.keys else {}
+    about = {"sweep": shown.sweep, "keys": list(shown.keys), "metric": shown.metric, "mode": shown.mode}
+    return {**about, **seeds, "runs": [_row_as_json(shown, row) for row in rows]}
+
+
+def _row_as_json(shown: Table, row: Row) -> dict[str, Any]:
+    best, epoch = row.best(shown.metric, shown.mode) or (None, None)
+    return {
+        "run": row.run,
+        "values": dict(row.values),
+        "state": row.state,
+        "job_id": row.job_id,
+        "epoch": row.epoch,
+        "epochs": row.epochs,
+        "last": row.last(shown.metric),
+        "best": best,
+        "best_epoch": epoch,
+        "metrics": dict(row.metrics),
+        "why": row.why,
+        "directory": row.directory,
+    }
+
+
+def _print(shown: Table, rows: Sequence[Row]) -> None:
+    from rich.console import Console
+    from rich.table import Table as Printed
+    from rich.text import Text
+
+    console = Console(width=None if sys.stdout.isatty() else 250)
+    ends = {"min": "smallest", "max": "largest"}[shown.mode]
+    states = ", ".join(f"{count} {state}" for state, count in Counter(row.state for row in shown.rows).most_common())
+    print(f"{shown.sweep}: {len(shown.rows)} runs{', ' if states else ''}{states}")
+    printed = Printed("run", *shown.keys, "state", "epoch", shown.metric, f"{ends} (epoch)", "why", box=None)
+    for row in rows:
+        best = row.best(shown.metric, shown.mode)
+        cells = (
+            row.run,
+            *(_word(row.values.get(key)) for key in shown.keys),
+            row.state,
+            f"{row.epoch}/{row.epochs}" if row.epoch is not None else "",
+            _figure(row.last(shown.metric)),
+            f"{_figure(best[0])} ({best[1] or 'end'})" if best else "",
+            row.why,
+        )
+        printed.add_row(*(Text(cell) for cell in cells))
+    console.print(printed)
+    if SEED in shown.keys and len(rows) == len(shown.rows):
+        _print_seeds(console, shown)
+
+
+def _print_seeds(console: Any, shown: Table) -> None:
+    from rich.table import Table as Printed
+
+    others = [key for key in shown.keys if key != SEED]
+    ends = {"min": "smallest", "max": "largest"}[shown.mode]
+    headings = (*others, "seeds", f"{shown.metric}, mean ± spread", "least–most", f"{ends}, mean ± spread")
+    printed = Printed(*headings, box=None, title="over the seeds", title_justify="left")
+    for group in shown.over_seeds():
+        last, best = group["last"], group["best"]
+        within = "" if last["least"] is None else f"{last['least']:.4f}–{last['most']:.4f}"
+        words = [_word(value) for value in group["values"].values()]
+        printed.add_row(*words, str(group["runs"]), _mean(last), within, _mean(best))
+    console.print()
+    console.print(printed)
+
+
+def _mean(told: Mapping[str, float | None]) -> str:
+    spread = "" if told["spread"] is None else f" ± {told['spread']:.4f}"
+    return "" if told["mean"] is None else f"{told['mean']:.4f}{spread}"
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else "nan" if math.isnan(value) else f"{value:.4f}"
+
+
+def _word(value: Any) -> str:
+    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,107 @@
+"""A sweeper that waits for values, as a small job: nothing of it stays on the login node.
+
+The job gives the same command once more, on its compute node, and stays until the last run has ended. Interrupted, it
+starts again from the beginning: runs that are finished give their values at once, and live ones are waited for.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from truba_runner import allocation, rundir, scheduler
+from truba_runner.config import Experiment, Resources
+from truba_runner.errors import Failed
+from truba_runner.plan import plan
+from truba_runner.rundir import RunDir
+from truba_runner.state import last_job_id, state_of
+from truba_runner.submit import Prepared, Submission, settle
+from truba_runner.sweeps.record import SweepDir
+
+# Says to the command that it is the job's.
+INSIDE = "TRUBA_SWEEPER_JOB"
+
+
+class SweeperSubmitted(BaseException):
+    """Takes the command out of the sweeper that it has begun; no sweeper takes it for a failed run."""
+
+
+@dataclass(frozen=True)
+class SweeperSubmission(Submission):
+    """The sbatch of such a job. Its records lie in the sweep's folder, as those of a run in the run directory."""
+
+    command: list[str] = field(default_factory=list)
+
+    def worker(self) -> str:
+        """The Python module that the job runs."""
+        return f"truba_runner.sweeps.sweeper_job {shlex.quote(str(self.first.run.path))}"
+
+    def record_intent(self) -> None:
+        """Puts on record, beside the sweep's runs, what the job is to do."""
+        self.first.run.create()
+        self.record({**self.intent(), "command": self.command})
+
+
+def folder_of(sweep: SweepDir) -> RunDir:
+    """Where the sweeper's own job is on record."""
+    return RunDir(sweep.path / "sweeper")
+
+
+def submit(experiment: Experiment, job_file: Path, sweep: SweepDir) -> None:
+    """Hands the command to Slurm, unless it has it already; says so.
+
+    Raises:
+        SweeperSubmitted: it has it now.
+        Refused: the partition takes no such job.
+        Failed: Slurm does not answer.
+    """
+    asked = experiment.sweep
+    resources = Resources(
+        asked.sweeper_partition, gpus=0, time=asked.sweeper_time, account=experiment.resources.account
+    )
+    request = plan(replace(experiment, resources=resources)).request
+    run = folder_of(sweep)
+    with rundir.lock(sweep.runs_folder) as held:
+        try:
+            live = settle(run) is not None and state_of(run, scheduler.queue()).live
+        except scheduler.SlurmError as error:
+            raise Failed(
+                f"Slurm does not answer ({error.message}), so whether the sweeper runs is not known"
+            ) from error
+        if live:
+            job_id = last_job_id(run)
+        else:
+            job_id = SweeperSubmission(Prepared(experiment, run, request, job_file), command=sys.argv[1:]).send(held)
+    print(f"the sweeper {'is' if live else 'was submitted as'} job {job_id} on {request.partition}")
+    print(f"  truba status {sweep.id}")
+    raise SweeperSubmitted
+
+
+def main(arguments: list[str]) -> int:
+    """Gives the command; its exit status."""
+    from truba_runner.__main__ import main as give
+
+    run = RunDir(Path(arguments[0]))
+    intent: dict[str, Any] = next(event for event in reversed(run.submissions()) if event["event"] == "intent")
+    job_id = allocation.current().job_id
+
+    def go_on_later(number: int, frame: FrameType | None) -> None:
+        scheduler.requeue(job_id)
+
+    signal.signal(signal.SIGUSR2, go_on_later)
+    # What describes this job must not describe those that it submits.
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "SRUN_", "SBATCH_"))]:
+        del os.environ[name]
+    os.environ[INSIDE] = "1"
+    os.chdir(intent["project"])
+    return give(intent["command"])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,68 @@
+"""What a task of a sweep's job array executes: `python -m truba_runner.sweeps.task SWEEP_DIR TOKEN`.
+
+It looks up which runs are its own, and trains one in this process, or several in processes of their own (`crew`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from truba_runner import allocation, worker
+from truba_runner.errors import Failed
+from truba_runner.sweeps import crew
+from truba_runner.sweeps.record import SweepDir
+
+
+def main(arguments: list[str]) -> int:
+    """Trains the runs of this array task; the exit status is the worker's, or the crew's."""
+    sweep, token = SweepDir(Path(arguments[0])), arguments[1]
+    intent = _intent(sweep, token)
+    runs = [sweep.run(run_id) for run_id in intent["tasks"][int(os.environ["SLURM_ARRAY_TASK_ID"])]]
+    with _own_log_cleared(sweep):
+        if intent["places"] > 1:
+            return crew.train(runs, token, intent["places"], intent["share_gpus"])
+        if not runs[0].is_last_given_to(token):
+            print(f"{runs[0].id} is another submission's by now; there is nothing to do", flush=True)
+            return 0
+        _print_into(runs[0].log_of(allocation.current().job_id))
+        return worker.main([str(runs[0].path)])
+
+
+def _intent(sweep: SweepDir, token: str) -> dict[str, Any]:
+    for event in sweep.events():
+        if event["event"] == "intent" and event.get("token") == token:
+            return event
+    raise Failed(f"{sweep.events_file} does not hold the submission {token}; was it moved, or taken away?")
+
+
+def _print_into(log: Path) -> None:
+    """From here on this process, and all that it starts, prints into a run's log."""
+    handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(handle, stream.fileno())
+    os.close(handle)
+
+
+@contextmanager
+def _own_log_cleared(sweep: SweepDir) -> Iterator[None]:
+    """Takes the array task's own log away where nothing stands in it: a thousand runs would leave a thousand."""
+    yield
+    here = allocation.current()
+    log = sweep.logs / f"{here.job_id}_{here.rank}_log.out"
+    with suppress(OSError):
+        if log.stat().st_size == 0:
+            log.unlink()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except Failed as failed:
+        print(failed, file=sys.stderr)
+        sys.exit(1)
