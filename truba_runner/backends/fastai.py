@@ -75,7 +75,7 @@ def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
             fastai_outputs.interpret(context, learner, evaluated, result)
     if reporter.scalars:
         reporter.scalars.close()
-    ranks.wait_for_all()
+    ranks.part()
     return result
 
 
