@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from truba_runner import data, provenance
+from truba_runner.changed_code import trained_with
 from truba_runner.progress import format_metrics
 from truba_runner.rundir import RunDir
 from truba_runner.state import state_of
@@ -36,9 +36,7 @@ def same_run(prepared: Prepared) -> None:
 
 def changed_code(prepared: Prepared) -> None:
     """A run's id is that of its config: code that has changed since is for the user to decide on."""
-    trained: dict[str, Any] = next(
-        (event for event in reversed(prepared.run.submissions()) if "job_sha256" in event), {}
-    )
+    trained = trained_with(prepared.run)
     if trained.get("job_sha256") != provenance.code_sha256(prepared.job_file):
         print(
             f"WARNING: {prepared.job_file} is not the code that {prepared.run.id} was trained with "

@@ -62,6 +62,7 @@ def main(arguments: list[str]) -> int:
 def _begin(run: RunDir, here: allocation.Allocation) -> bool:
     """Records the start; False where this submission is another job's."""
     about = {"job_name": here.job_name, "host": platform.node(), "python": platform.python_version()}
+    about["job_sha256"] = provenance.code_sha256(Path(_submitted(run).get("job_file", "")))
     restarts.begin(run, here.job_id, CheckpointStore(run.checkpoints).position(), about)
     other = _claimed_by(run, here)
     if other == here.job_id:

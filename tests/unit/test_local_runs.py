@@ -150,6 +150,25 @@ def test_a_finished_run_of_other_code_is_pointed_out(project: Project) -> None:
     assert "finished before" in out and "is not the code that" in err and "fresh=true" in err
 
 
+def test_a_run_that_was_begun_is_not_gone_on_with_by_other_code(project: Project) -> None:
+    def submitted(code: str) -> tuple[int, str]:
+        with project.start(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+            _, err = command.communicate(timeout=60)
+        return command.returncode, err
+
+    assert submitted(FAULTY)[0] == 1
+    repaired = FAULTY + "# changed before anything was trained\n"
+    assert submitted(repaired)[0] == 1, "it is started: there is no checkpoint that would bind it"
+    (project.run_dir / "checkpoints").mkdir()
+    (project.run_dir / "checkpoints" / "checkpoint-000002-000000005.ckpt").touch()
+    status, err = submitted(FAULTY)
+    assert status == 2 and "it has come to epoch 3, step 5 with other code" in err
+    assert "own.py has changed since" in err and "fresh=true" in err and "put back" in err
+    before = (project.run_dir / "submissions.jsonl").read_text()
+    assert submitted(repaired)[0] == 1, "put back, it goes on"
+    assert len((project.run_dir / "submissions.jsonl").read_text()) > len(before)
+
+
 def test_a_sweep_that_fails_says_so_without_hydras_noise(project: Project) -> None:
     project.command(FAULTY)
     argv = [*project.command(FAULTY), "train.seed=1,2", "-m"]
