@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import sys
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from truba_runner.checkpoint import Position
 from truba_runner.rundir import RunDir
 
 EVERY_SECONDS = 1.0
@@ -30,6 +32,8 @@ class Progress:
         self._disk_complained = False
         self._written = 0.0
         self._line_printed = time.monotonic()
+        # What the start before this one has left.
+        self._before = run.progress() if writes else {}
         # Called after each step with its number over all epochs.
         self.watcher: Callable[[int], None] | None = None
         self.record: dict[str, Any] = {
@@ -39,6 +43,19 @@ class Progress:
             "pid": os.getpid(),
             "started": time.time(),
         }
+
+    def stand_at(self, position: Position, steps_per_epoch: int = 0) -> None:
+        """The checkpoint that the run goes on from, told with the next update: else nothing is until the next step.
+
+        `steps_per_epoch`: 0 where it is not known; then it is what the start before this one said.
+        """
+        if position == Position(0, 0):
+            return
+        before = {key: self._before[key] for key in ("epochs", "steps_per_epoch", "metrics") if key in self._before}
+        steps = steps_per_epoch or self.record.get("steps_per_epoch") or before.get("steps_per_epoch", 0)
+        # An epoch that is over is told as such, and not as the next one, which there may not be.
+        epoch, step = (position.epoch + 1, position.step) if position.step else (position.epoch, steps)
+        self.record = {**before, **self.record, "epoch": epoch, "step": step, "steps_per_epoch": steps}
 
     def update(self, **values: Any) -> None:
         """Changes the record and writes it now."""
@@ -72,7 +89,14 @@ class Progress:
             self._print(epoch, step, metrics)
 
     def epoch_end(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
-        """After each epoch: writes and prints a line."""
+        """After each epoch: writes and prints a line; warns once where the loss is no number any more."""
+        loss = metrics.get("loss")
+        if loss is not None and not math.isfinite(loss) and "warning" not in self.record:
+            self.record["warning"] = (
+                f"the training loss is {loss} at the end of epoch {epoch}; nothing is learnt from it"
+            )
+            if self._writes:
+                print(f"WARNING: {self.record['warning']}", file=sys.stderr, flush=True)
         self.update(epoch=epoch, step=step, metrics=dict(metrics))
         self._print(epoch, step, metrics)
 

@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     progress = Progress(run, here.job_id, writes=here.rank == 0)
     try:
         os.chdir(run.path)
-        if here.rank == 0 and not _begin(run, here):
+        if here.rank == 0 and not _begin(run, here, progress):
             return 0
         if here.rank and _claimed_by(run, here) != here.job_id:
             return 0  # As rank 0 does: it must not be waited for.
@@ -48,7 +48,8 @@ def main(arguments: list[str]) -> int:
         result = _train(experiment, run, progress, here, interruption)
         if here.rank == 0:
             record = {"data": _data_record(experiment), "job_id": here.job_id, **restarts.account(run)}
-            run.write_result({**result, **record})
+            warned = {"warning": progress.record["warning"]} if "warning" in progress.record else {}
+            run.write_result({**result, **record, **warned})
         progress.update(state="finished", metrics=result.get("metrics", {}))
         if here.rank == 0:
             notify.tell(run, "finished", {"metrics": result.get("metrics", {})})
@@ -59,11 +60,13 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _begin(run: RunDir, here: allocation.Allocation) -> bool:
+def _begin(run: RunDir, here: allocation.Allocation, progress: Progress) -> bool:
     """Records the start; False where this submission is another job's."""
     about = {"job_name": here.job_name, "host": platform.node(), "python": platform.python_version()}
     about["job_sha256"] = provenance.code_sha256(Path(_submitted(run).get("job_file", "")))
-    restarts.begin(run, here.job_id, CheckpointStore(run.checkpoints).position(), about)
+    position = CheckpointStore(run.checkpoints).position()
+    progress.stand_at(position)
+    restarts.begin(run, here.job_id, position, about)
     other = _claimed_by(run, here)
     if other == here.job_id:
         return True

@@ -122,6 +122,8 @@ class Resume(Watcher):
 
     def _tell(self, position: Position, steps: int) -> None:
         seconds = round(time.perf_counter() - self._started, 3)
+        self._context.progress.stand_at(position, steps)
+        self._context.progress.update()
         where = f"epoch {position.epoch + 1}, step {position.step}" + (f" of {steps}" if steps else "")
         print(f"goes on from {where}; restored in {seconds} s", flush=True)
         event = {"event": "restored", "time": time.time(), "seconds": seconds}
