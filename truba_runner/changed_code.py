@@ -36,5 +36,5 @@ def problem(prepared: Prepared) -> Problem | None:
         run.id,
         f"it has come to epoch {position.epoch + 1}, step {position.step} with other code: {where}{commit}. Going on "
         "would train one network partly with the one and partly with the other.",
-        "fresh=true trains the new code anew, beside it; once the file is put back as it was, the same command goes on.",
+        "fresh=true trains the new code anew, beside it; once the file is put back, the same command goes on.",
     )

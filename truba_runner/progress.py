@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from truba_runner.checkpoint import Position
@@ -66,9 +67,13 @@ class Progress:
         try:
             self._run.write_progress(self.record)
         except OSError as error:
-            if not self._disk_complained:
+            if "state" in values:
+                # How it ended is worth more than that nobody sees half of it.
+                with suppress(OSError):
+                    self._run.overwrite_progress(self.record)
+            elif not self._disk_complained:
                 print(f"progress.json could not be written ({error}); training goes on", file=sys.stderr, flush=True)
-            self._disk_complained = True
+                self._disk_complained = True
 
     def tell_for_rank_0(self) -> None:
         """Writes the record from another rank, once: it has failed, and rank 0 will not learn why."""

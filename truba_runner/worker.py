@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from truba_runner import allocation, backends, drill, job_module, notify, provenance, restarts, scheduler
+from truba_runner import allocation, backends, drill, full_disk, job_module, notify, provenance, restarts, scheduler
 from truba_runner.checkpoint import CheckpointStore
 from truba_runner.config import Experiment, experiment_from
 from truba_runner.errors import Failed
@@ -111,14 +111,16 @@ def _after_interruption(
 
 
 def _failed(run: RunDir, here: allocation.Allocation, progress: Progress, error: BaseException) -> int:
-    if isinstance(error, Failed):
-        print(error, file=sys.stderr, flush=True)
-    else:
-        traceback.print_exception(error)
+    error = full_disk.explained(error, run)
     record = describe(error, Path(_submitted(run).get("job_file", "/")).parent)
     others = here.tasks > 1 and type(error).__name__ in _OTHERS_FAULT
     if not (others and run.progress().get("error")):
         progress.update(state="failed", error=record)
+    with suppress(OSError):  # The log may be on a full disk too.
+        if isinstance(error, Failed):
+            print(error, file=sys.stderr, flush=True)
+        else:
+            traceback.print_exception(error)
     if here.on_slurm and here.tasks > 1 and not others:
         _end_for_all(here, progress)
     if here.rank == 0:

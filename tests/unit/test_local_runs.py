@@ -169,6 +169,32 @@ def test_a_run_that_was_begun_is_not_gone_on_with_by_other_code(project: Project
     assert len((project.run_dir / "submissions.jsonl").read_text()) > len(before)
 
 
+FILLING = """
+from pathlib import Path
+folder = Path("checkpoints")
+folder.mkdir()
+(folder / "checkpoint-000002-000000005.ckpt").touch()
+with open("model.keras", "wb", buffering=0) as file:
+    while True:
+        file.write(bytes(4096))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_at_the_end_is_told_with_what_to_do(project: Project) -> None:
+    argv = " ".join(project.command(FILLING))
+    status = f"{sys.executable} -m truba_runner status --json"
+    mounted = f"mkdir runs && mount -t tmpfs -o size=256k none runs && {{ {argv}; echo exit status $?; {status}; }}"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", mounted], cwd=project.folder, env=project.environment,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert "exit status 1" in done.stdout and "Traceback" not in done.stdout + done.stderr
+    (row,) = json.loads(done.stdout[done.stdout.index("[\n") :])
+    assert row["state"] == "FAILED"
+    assert "the disk is full" in row["why"] and "goes on from epoch 3, step 5" in row["why"]
+
+
 def test_a_sweep_that_fails_says_so_without_hydras_noise(project: Project) -> None:
     project.command(FAULTY)
     argv = [*project.command(FAULTY), "train.seed=1,2", "-m"]

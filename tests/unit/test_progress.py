@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,22 @@ def test_a_damaged_checkpoint_that_is_passed_over_costs_the_steps_up_to_the_one_
     progress = started(run, Position(1, 80))  # Killed before its first step.
     run.append_submission({"event": "restored", "position": [1, 80], "seconds": 0.5})
     assert restarts.account(run)["steps_lost"] == 80, "none of them is counted again"
+
+
+def test_how_a_run_ended_is_told_where_the_disk_has_no_room_for_a_new_file(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    progress = started(run, Position(0, 0))
+    progress.update(epoch=1, metrics={"accuracy": 0.123456789})
+    monkeypatch.setattr(tempfile, "mkstemp", full)
+    progress.update(epoch=2)
+    assert run.progress()["epoch"] == 1
+    progress.record["metrics"] = {}
+    progress.update(state="failed", error={"type": "Failed", "message": "the disk is full"})
+    assert status.row(run, {})["state"] == "FAILED" and "the disk is full" in status.row(run, {})["why"]
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])

@@ -215,6 +215,7 @@ class Resume(Watcher):
     def wait(self) -> None:
         """Until the last checkpoint is written."""
         self._background.wait()
+        self._store.retry()
 
     def _position(self) -> Position:
         return Position(self._first_epoch + self._learner.epoch, self._done)

@@ -191,6 +191,7 @@ class Resume:
     def train_end(self) -> None:
         """The training is over, and its last checkpoint written."""
         self._background.wait()
+        self._store.retry()
         self.trained = True
 
     @contextmanager
