@@ -67,8 +67,17 @@ def came_of_it(outcome: Outcome) -> None:
         values = format_metrics(result.get("metrics", {}))
         print(f"{run.id}: {values}  (data: {result.get('data', {}).get('name', '?')})")
     if outcome.action == "failed":
-        print(f"{run.id} failed: {state_of(run, {}).why}", file=sys.stderr)
+        print(_why_not(run, outcome), file=sys.stderr)
     print(f"  {run.path}")
+
+
+def _why_not(run: RunDir, outcome: Outcome) -> str:
+    """Why there is no result; not once more where the log, with the same sentence in it, was just shown."""
+    state = state_of(run, {})
+    if state.state in {"INTERRUPTED", "KILLED"}:
+        return f"{run.id} was {state.why}"
+    shown = outcome.job_id.startswith("local-") and run.progress().get("error", {}).get("type") == "Failed"
+    return f"{run.id} failed, as told above" if shown else f"{run.id} failed: {state.why}"
 
 
 def dry_run(groups: Sequence[Sequence[Prepared]]) -> None:

@@ -85,19 +85,43 @@ def test_ctrl_c_ends_the_run_and_says_so(project: Project) -> None:
         assert any("here I am" in line for line in iter(command.stdout.readline, ""))
         os.killpg(command.pid, signal.SIGINT)  # As the terminal does: to every process of the group.
         _, err = command.communicate(timeout=30)
-    assert command.returncode != 0 and "interrupted" in err and "Traceback" not in err
+    assert command.returncode != 0 and "Traceback" not in err
+    assert f"{project.run_dir.name} was interrupted; the same command goes on" in err and "failed" not in err
     assert project.status()["state"] == "INTERRUPTED"
 
 
-def test_a_killed_worker_is_told_as_lost(project: Project) -> None:
+def test_a_closed_terminal_ends_the_run_as_a_signal_does_but_not_under_nohup(project: Project) -> None:
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}
+    with project.start(WAITING, **options) as command:
+        assert command.stdout is not None
+        assert any("here I am" in line for line in iter(command.stdout.readline, ""))
+        command.stdout.close()
+        os.killpg(command.pid, signal.SIGHUP)
+        assert command.wait(30) == 1
+    assert project.status()["state"] == "INTERRUPTED"
+    (log,) = (project.run_dir / "logs").iterdir()
+    assert log.read_text().count("the terminal was closed") == 1
+
+    argv = ["nohup", *project.command(WAITING)]
+    with subprocess.Popen(argv, cwd=project.folder, env=project.environment, text=True, **options) as command:  # type: ignore[call-overload]
+        assert any("here I am" in line for line in iter(command.stdout.readline, ""))
+        os.killpg(command.pid, signal.SIGHUP)
+        assert project.status()["state"] == "RUNNING"
+        command.send_signal(signal.SIGTERM)
+        command.communicate(timeout=30)
+    assert "told to end" in max((project.run_dir / "logs").iterdir()).read_text()
+
+
+def test_a_killed_worker_is_told_as_such(project: Project) -> None:
     with project.start(WAITING, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
         assert command.stdout is not None
         assert any("here I am" in line for line in iter(command.stdout.readline, ""))
         assert project.status()["state"] == "RUNNING"
         os.kill(json.loads((project.run_dir / "progress.json").read_text())["pid"], signal.SIGKILL)
-        command.communicate(timeout=30)
-    assert command.returncode == 1
-    assert project.status()["state"] == "LOST"
+        _, err = command.communicate(timeout=30)
+    assert command.returncode == 1 and "was killed by SIGKILL; the same command goes on" in err
+    row = project.status()
+    assert row["state"] == "KILLED" and "SIGKILL" in str(row["why"])
 
 
 def test_a_second_command_for_a_running_run_points_at_it(project: Project) -> None:
