@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner.rundir import RunDir
-from truba_runner.scheduler import Job
+from truba_runner.scheduler import SRUN_FAILED, Job
 
 _SILENT = "it ended without a word; truba logs shows the last of it, and the same command goes on"
 _INTERRUPTED = "interrupted; the same command goes on"
@@ -124,4 +124,6 @@ def _why(progress: Mapping[str, Any]) -> str:
 
 
 def _exit(job: Job) -> str:
+    if job.exit_code.startswith(f"{SRUN_FAILED}:"):
+        return "Slurm could not start it on its nodes; truba logs shows why, and the same command goes on"
     return f"exit code {job.exit_code}" if job.exit_code not in {"", "0:0"} and job.state == "FAILED" else ""

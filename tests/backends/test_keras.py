@@ -559,15 +559,12 @@ def test_what_is_switched_off_is_not_written(folder: Path, job: ModuleType) -> N
 def test_a_disk_that_refuses_the_history_stops_no_training(
     folder: Path, job: ModuleType, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(self: RunDir, rows: Any) -> None:
+    def refuse(self: RunDir, rows: Any, durable: bool) -> None:
         raise OSError("Disk quota exceeded")
 
     monkeypatch.setattr(RunDir, "write_history", refuse)
     assert train(context(folder / "quota", job))["epochs"] == 1
     assert "history.csv could not be written (Disk quota exceeded)" in capsys.readouterr().err
-
-
-# -- what a user can do wrong ----------------------------------------------------------------------------------
 
 
 def test_a_disk_that_is_full_at_the_end_costs_no_training_and_leaves_no_half_of_a_model(
@@ -589,6 +586,7 @@ def test_a_disk_that_is_full_at_the_end_costs_no_training_and_leaves_no_half_of_
 
     settings: dict[str, Any] = {"train": {"epochs": 2, "batch_size": 32}, "checkpoint": {"save_model": True}}
     given = context(tmp_path, job, **settings)
+    keras.utils.clear_session()  # Each start numbers its layers as a process of its own would.
     with monkeypatch.context() as full:
         full.setattr(checkpoint, "_write_whole", full_for_the_last)
         full.setattr(keras.Model, "save", half)
@@ -596,10 +594,14 @@ def test_a_disk_that_is_full_at_the_end_costs_no_training_and_leaves_no_half_of_
             train(given)
     assert refused and not list(given.run.path.glob("*.keras")) and not list(given.run.path.glob(".*"))
     again = context(tmp_path, job, **settings)
+    keras.utils.clear_session()
     result = train(again)
     assert again.progress.steps == [], "nothing is trained again"  # type: ignore[attr-defined]
     assert (result["epochs"], result["steps"]) == (2, 20) and (given.run.path / "model.keras").exists()
     assert [again.progress.record[key] for key in ("epoch", "step", "steps_per_epoch")] == [2, 10, 10]
+
+
+# -- what a user can do wrong ----------------------------------------------------------------------------------
 
 
 def broken(job: ModuleType, **functions: Any) -> Any:

@@ -136,19 +136,19 @@ def step_counter(context: Context, plan: Any) -> list[Any]:
     if plan.steps:
         return []
 
-    class Counter(keras.callbacks.Callback):  # type: ignore[misc]
-        """Counts what the optimizer did: Keras counts an execution as if it had all of its steps."""
+    began = 0
 
-        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            """Remembers where the epoch began."""
-            self.began = self._iterations()
+    def iterations() -> int:
+        return int(keras.ops.convert_to_numpy(counter.model.optimizer.iterations))
 
-        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            """Tells the plan, and those who watch."""
-            plan.steps = self._iterations() - self.began
-            context.progress.update(steps_per_epoch=plan.steps)
+    def epoch_begin(epoch: int, logs: Any = None) -> None:
+        nonlocal began
+        began = iterations()
 
-        def _iterations(self) -> int:
-            return int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
+    def epoch_end(epoch: int, logs: Any = None) -> None:
+        # What the optimizer did: Keras counts an execution as if it had all of its steps.
+        plan.steps = iterations() - began
+        context.progress.update(steps_per_epoch=plan.steps)
 
-    return [Counter()]
+    counter = keras.callbacks.LambdaCallback(on_epoch_begin=epoch_begin, on_epoch_end=epoch_end)
+    return [counter]
