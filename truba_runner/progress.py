@@ -16,6 +16,8 @@ from truba_runner.rundir import RunDir
 
 EVERY_SECONDS = 1.0
 LINE_EVERY_SECONDS = 60.0
+# Of the record of the start before, what is as true of this one.
+_KEPT = ("epochs", "steps_per_epoch", "metrics", "warning")
 
 
 def format_metrics(metrics: Mapping[str, float | None]) -> str:
@@ -52,7 +54,7 @@ class Progress:
         """
         if position == Position(0, 0):
             return
-        before = {key: self._before[key] for key in ("epochs", "steps_per_epoch", "metrics") if key in self._before}
+        before = {key: value for key, value in self._before.items() if key in _KEPT}
         steps = steps_per_epoch or self.record.get("steps_per_epoch") or before.get("steps_per_epoch", 0)
         # An epoch that is over is told as such, and not as the next one, which there may not be.
         epoch, step = (position.epoch + 1, position.step) if position.step else (position.epoch, steps)

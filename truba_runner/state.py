@@ -98,7 +98,7 @@ def _state_on_record(run: RunDir, progress: Mapping[str, Any], slurm_answers: bo
 
 
 def _is_kill(event: Mapping[str, Any], job_id: str) -> bool:
-    return event["event"] == "killed" and event["job_id"] == job_id
+    return (event["event"], event.get("job_id")) == ("killed", job_id)
 
 
 def _process_lives(run: RunDir, record: Mapping[str, Any]) -> bool:
