@@ -40,6 +40,8 @@ class CheckpointStore:
         """`keep` of the newest are kept, beside the best."""
         self._folder = folder
         self._keep = keep
+        # What `save` was last given, where the disk refused it.
+        self._refused: tuple[Position, Callable[[IO[bytes]], None], bool] | None = None
 
     def save(self, position: Position, write: Callable[[IO[bytes]], None], best: bool = False) -> bool:
         """Writes a checkpoint; `best` marks it as the best so far. `write` gets a file that it may only append to.
@@ -57,8 +59,15 @@ class CheckpointStore:
             print(
                 f"checkpoint {path.name} could not be written ({error}); training goes on", file=sys.stderr, flush=True
             )
+            self._refused = (position, write, best)
             return False
+        self._refused = None
         return True
+
+    def retry(self) -> None:
+        """Tries once more what the disk has last refused, so that a training that is over need not be done again."""
+        if self._refused is not None:
+            self.save(*self._refused)
 
     def newest(self, read: Callable[[IO[bytes]], T]) -> tuple[Position, T] | None:
         """The newest checkpoint that is whole, as `read` makes of it; None where there is none.

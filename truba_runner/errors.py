@@ -38,7 +38,7 @@ class Failed(Exception):
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A sentence with the valid names: those near to `name`, or where none is near all of them, up to a dozen."""
     names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.51)
     if close:
         return f"Did you mean {' or '.join(close)}?"
     if not names:

@@ -5,6 +5,7 @@
 | USR2 | Slurm, a while before the time limit or at a preemption; `scancel --signal=USR2` | requeues itself |
 | TERM | Slurm: preemption, requeue, cancellation; the system | ends; whether it comes back is Slurm's to say |
 | INT | Ctrl-C on a local run; a second one ends it at once | ends |
+| HUP | a local run's terminal: closed, or its connection lost; not under `nohup` | ends |
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ _WORDS = {
     signal.SIGUSR2: "the time limit is near, or the job is preempted",
     signal.SIGTERM: "told to end",
     signal.SIGINT: "Ctrl-C",
+    signal.SIGHUP: "the terminal was closed",
 }
 
 
@@ -42,7 +44,9 @@ class Interruption:
         """Sets the handlers; in the main thread, before a framework starts."""
         self.listening = True
         for number in _WORDS:
-            signal.signal(number, self._note)
+            # Who starts it with nohup wants it to go on.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._note)
 
     def hold(self) -> None:
         """From now on there is a state to save, and a signal waits to be looked at; before, it ends the run at once."""
@@ -63,9 +67,11 @@ class Interruption:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             signal.raise_signal(signal.SIGINT)
         first = not self.received  # Before anything else: the next signal may come in the middle of this one.
+        again = number in self.received
         self.received.append(number)
         # Not print: the signal may have come in the middle of one.
         then = "saving after this step" if self._held else "nothing to save yet"
-        os.write(2, f"\n{_WORDS[signal.Signals(number)]}: {then}\n".encode())
+        if not again:
+            os.write(2, f"\n{_WORDS[signal.Signals(number)]}: {then}\n".encode())
         if first and not self._held:
             raise Interrupted

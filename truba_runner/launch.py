@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from truba_runner import data, job_module, places, rundir, scheduler, tell, weights
+from truba_runner import changed_code, data, job_module, places, rundir, scheduler, tell, weights
 from truba_runner.config import Experiment, run_id
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.plan import plan
@@ -161,7 +161,11 @@ def _already(prepared: Prepared) -> Outcome | None:
         state = state_of(run, scheduler.queue())
     except scheduler.SlurmError as error:
         raise Failed(f"Slurm does not answer ({error.message}), so whether {run.id} runs is not known") from error
-    return Outcome(run.id, str(run.path), "running", last_job_id(run)) if state.live else None
+    if state.live:
+        return Outcome(run.id, str(run.path), "running", last_job_id(run))
+    if problem := changed_code.problem(prepared):
+        raise Refused(problem)
+    return None
 
 
 # -- here ------------------------------------------------------------------------------------------------------
@@ -175,7 +179,10 @@ def train_here(prepared: Prepared) -> Outcome:
     action = "finished"
     if not run.result():
         with rundir.lock(run.path.parent):
-            worker = None if state_of(run, {}).live else start_here(prepared)
+            live = state_of(run, {}).live
+            if not live and (problem := changed_code.problem(prepared)):
+                raise Refused(problem)
+            worker = None if live else start_here(prepared)
         action = "running"
         if worker is not None:
             see_through(prepared, worker)

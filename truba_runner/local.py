@@ -14,6 +14,7 @@ from types import FrameType
 
 import truba_runner
 from truba_runner import provenance, watch
+from truba_runner.state import last_job_id
 from truba_runner.submit import Prepared, prepare_directory
 
 
@@ -47,22 +48,34 @@ def start_here(prepared: Prepared) -> subprocess.Popen[bytes]:
 def see_through(prepared: Prepared, worker: subprocess.Popen[bytes]) -> int:
     """Shows the run's log until the worker ends; returns the worker's exit status.
 
-    Ctrl-C reaches the worker itself, which is of the same process group; here it only stops being fatal, once. What
-    else tells this command to end is passed on.
+    Ctrl-C and the end of the terminal reach the worker itself, which is of the same process group; here they only stop
+    being fatal, Ctrl-C once. What else tells this command to end is passed on.
     """
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        worker.send_signal(signal.SIGTERM)
+        worker.send_signal(number)
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, pass_on)
+    def go_on_unseen(number: int, frame: FrameType | None) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):
+            os.dup2(nowhere, stream)
+        pass_on(number, frame)
+
+    signal.signal(signal.SIGTERM, pass_on)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, go_on_unseen)
     run = prepared.run
     try:
         watch.follow(run, lambda: watch.latest_log(run), ended=lambda: worker.poll() is not None)
     except KeyboardInterrupt:
         print("interrupted: the run is ending; Ctrl-C again kills it", file=sys.stderr)
         _end(worker)
-    return worker.wait()
+    status = worker.wait()
+    if status < 0 and not run.result():
+        # The worker could not put that on record itself.
+        ended = {"event": "killed", "job_id": last_job_id(run), "signal": signal.Signals(-status).name}
+        run.append_submission(ended)
+    return status
 
 
 def _end(worker: subprocess.Popen[bytes]) -> None:

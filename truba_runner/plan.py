@@ -20,6 +20,8 @@ from truba_runner.training_rules import batch_problems, problems
 
 # Less than a step and a save may need.
 _LEAST_SIGNAL_SECONDS = 10
+# With a shorter limit most of a start may go by with starting.
+_SHORT_MINUTES = 5
 
 
 @dataclass(frozen=True)
@@ -298,6 +300,12 @@ def _warnings(experiment: Experiment, request: Request, login_node: str) -> Iter
     cluster, partition = experiment.cluster, experiment.cluster.partitions.get(request.partition)
     if request.mail_type and cluster.scheduler != "slurm":
         yield "resources.mail_type and mail_user: Slurm sends the mails, and this run does not go through it."
+    if cluster.scheduler == "slurm" and request.time_minutes < _SHORT_MINUTES:
+        yield (
+            f"resources.time={experiment.resources.time} is short: a start first imports the framework and reads its "
+            f"data, and is told to save {request.signal_seconds} s before the limit, or up to 30 s earlier. A run that "
+            f"comes no further in three starts is given up. Set resources.time={_SHORT_MINUTES} (minutes) or more."
+        )
     if cluster.account_cores and request.total_cores > cluster.account_cores:
         yield (
             f"{request.total_cores} cores are more than the {cluster.account_cores} that an account may use at once "

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
+from truba_runner.checkpoint import Position
 from truba_runner.rundir import RunDir
 
 EVERY_SECONDS = 1.0
 LINE_EVERY_SECONDS = 60.0
+# Of the record of the start before, what is as true of this one.
+_KEPT = ("epochs", "steps_per_epoch", "metrics", "warning")
 
 
 def format_metrics(metrics: Mapping[str, float | None]) -> str:
@@ -30,6 +35,8 @@ class Progress:
         self._disk_complained = False
         self._written = 0.0
         self._line_printed = time.monotonic()
+        # What the start before this one has left.
+        self._before = run.progress() if writes else {}
         # Called after each step with its number over all epochs.
         self.watcher: Callable[[int], None] | None = None
         # Called after each epoch.
@@ -42,6 +49,19 @@ class Progress:
             "started": time.time(),
         }
 
+    def stand_at(self, position: Position, steps_per_epoch: int = 0) -> None:
+        """The checkpoint that the run goes on from, told with the next update: else nothing is until the next step.
+
+        `steps_per_epoch`: 0 where it is not known; then it is what the start before this one said.
+        """
+        if position == Position(0, 0):
+            return
+        before = {key: value for key, value in self._before.items() if key in _KEPT}
+        steps = steps_per_epoch or self.record.get("steps_per_epoch") or before.get("steps_per_epoch", 0)
+        # An epoch that is over is told as such, and not as the next one, which there may not be.
+        epoch, step = (position.epoch + 1, position.step) if position.step else (position.epoch, steps)
+        self.record = {**before, **self.record, "epoch": epoch, "step": step, "steps_per_epoch": steps}
+
     def update(self, **values: Any) -> None:
         """Changes the record and writes it now."""
         self.record.update(values, updated=time.time())
@@ -51,9 +71,13 @@ class Progress:
         try:
             self._run.write_progress(self.record)
         except OSError as error:
-            if not self._disk_complained:
+            if "state" in values:
+                # How it ended is worth more than that nobody sees half of it.
+                with suppress(OSError):
+                    self._run.overwrite_progress(self.record)
+            elif not self._disk_complained:
                 print(f"progress.json could not be written ({error}); training goes on", file=sys.stderr, flush=True)
-            self._disk_complained = True
+                self._disk_complained = True
 
     def tell_for_rank_0(self) -> None:
         """Writes the record from another rank, once: it has failed, and rank 0 will not learn why."""
@@ -74,7 +98,14 @@ class Progress:
             self._print(epoch, step, metrics)
 
     def epoch_end(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
-        """After each epoch: writes and prints a line."""
+        """After each epoch: writes and prints a line; warns once where the loss is no number any more."""
+        loss = metrics.get("loss")
+        if loss is not None and not math.isfinite(loss) and "warning" not in self.record:
+            self.record["warning"] = (
+                f"the training loss is {loss} at the end of epoch {epoch}; nothing is learnt from it"
+            )
+            if self._writes:
+                print(f"WARNING: {self.record['warning']}", file=sys.stderr, flush=True)
         self.update(epoch=epoch, step=step, metrics=dict(metrics))
         self._print(epoch, step, metrics)
         if self.epoch_watcher is not None and self._writes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from truba_runner import scheduler
@@ -29,9 +29,11 @@ def begin(run: RunDir, job_id: str, position: Position, about: Mapping[str, Any]
             if (event["job_id"], event.get("position")) != (job_id, [position.epoch, position.step]):
                 break
             fruitless += 1
-    lost = _steps_lost(run.progress(), position)
+    progress = run.progress()
     start = {"event": "started", "time": time.time(), "job_id": job_id, "position": [position.epoch, position.step]}
-    run.append_submission({**start, "steps_lost": lost, **about})
+    # Of these the second is for `account`, should that checkpoint turn out to be damaged.
+    lost = {"steps_lost": _steps_lost(progress, position), "steps_per_epoch": progress.get("steps_per_epoch")}
+    run.append_submission({**start, **lost, **about})
     if fruitless >= FRUITLESS_STARTS:
         raise Failed(
             f"{fruitless} starts from epoch {position.epoch + 1}, step {position.step} came no further, so there is no "
@@ -52,14 +54,29 @@ def account(run: RunDir) -> dict[str, Any]:
     """For the result: `restarts`, `requeues`, `steps_lost` and `seconds_restoring`, over the run's whole life."""
     events = run.submissions()
     duplicates = {event["job_id"] for event in events if event["event"] == "duplicate"}
-    starts = [event for event in events if event["event"] == "started" and event["job_id"] not in duplicates]
+    events = [event for event in events if event.get("job_id") not in duplicates]
+    starts = [event for event in events if event["event"] == "started"]
     restoring = [event["seconds"] for event in events if event["event"] == "restored"]
     return {
         "restarts": max(0, len(starts) - 1),
         "requeues": sum(event["event"] == "requeued" for event in events),
-        "steps_lost": sum(event.get("steps_lost", 0) for event in starts),
+        "steps_lost": sum(event.get("steps_lost", 0) for event in starts) + _steps_passed_over(events),
         "seconds_restoring": round(sum(restoring), 3),
     }
+
+
+def _steps_passed_over(events: Sequence[Mapping[str, Any]]) -> int:
+    """Steps between the checkpoint that each start found and the one that it could read."""
+    passed_over, start = 0, None
+    for event in events:
+        if event["event"] == "started":
+            start = event
+        elif event["event"] == "restored" and start is not None:
+            (epoch, step), (read_epoch, read_step) = start["position"], event["position"]
+            per_epoch = int(start.get("steps_per_epoch") or 0)
+            passed_over += max(0, (epoch - read_epoch) * per_epoch + step - read_step)
+            start = None
+    return passed_over
 
 
 def requeue(run: RunDir, job_id: str, signalled: bool, most: int, in_crew: bool = False) -> bool:

@@ -173,6 +173,16 @@ class RunDir:
         """Replaces the progress record; the training waits meanwhile, and what it tells is soon told again."""
         write_atomically(self.path / "progress.json", _json_bytes(progress), durable=False)
 
+    def overwrite_progress(self, progress: Mapping[str, Any]) -> None:
+        """Writes it into the place that it has already: a full disk has room for that. A reader may see half of it.
+
+        Raises:
+            OSError: there is none, or it is not writable.
+        """
+        with (self.path / "progress.json").open("r+b") as file:
+            file.write(_json_bytes(progress))
+            file.truncate()
+
     def progress(self) -> dict[str, Any]:
         """The progress record; empty where the job has not begun."""
         return _read_json(self.path / "progress.json")

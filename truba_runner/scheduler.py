@@ -29,6 +29,8 @@ _UNREACHABLE = (
     "Unable to process configuration",
 )
 _SEPARATOR = "\x1f"
+# What srun ends with where not the program but srun itself has failed (SLURM_EXIT_ERROR); no program of ours does.
+SRUN_FAILED = 121
 
 
 class SlurmError(Exception):

@@ -10,11 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner.rundir import RunDir
-from truba_runner.scheduler import Job
+from truba_runner.scheduler import SRUN_FAILED, Job
 
 # Slurm's word for a job that was submitted to be held.
 _HELD = "JobHeldUser"
-_SILENT = "it ended without a word; truba logs shows the last of it"
+_SILENT = "it ended without a word; truba logs shows the last of it, and the same command goes on"
+_INTERRUPTED = "interrupted; the same command goes on"
+# What Slurm's word for an end means, where the job itself had none.
+_ENDS = {
+    "CANCELLED": "cancelled; the same command goes on",
+    "TIMEOUT": "its time was up before it had saved; the same command goes on",
+    "NODE_FAIL": "its node failed; the same command goes on",
+    "OUT_OF_MEMORY": "it took more memory than it had; with more of it (resources.memory_gb) the same command goes on",
+}
 
 
 @dataclass(frozen=True)
@@ -61,8 +69,13 @@ def state_of(run: RunDir, jobs: Mapping[str, Job] | None) -> RunState:
     if job is not None:
         # A job that ended well without a result has not trained: the run is not complete.
         state = "FAILED" if job.state == "COMPLETED" else job.state
-        why = _why(progress) or _dropped(run) or _exit(job) or _SILENT
-        return RunState(state, live=False, job=job, why=why)
+        why = (
+            _why(progress)
+            or _dropped(run)
+            or _ENDS.get(state)
+            or (_INTERRUPTED if progress.get("state") == "interrupted" else "")
+        )
+        return RunState(state, live=False, job=job, why=why or _exit(job) or _SILENT)
     return _state_on_record(run, progress, slurm_answers=jobs is not None)
 
 
@@ -96,8 +109,10 @@ def _state_on_record(run: RunDir, progress: Mapping[str, Any], slurm_answers: bo
     if recorded == "failed":
         return RunState("FAILED", live=False, job=None, why=_why(progress))
     if recorded == "interrupted":
-        why = "it was told to end; the same command goes on from its last checkpoint"
-        return RunState("INTERRUPTED", live=False, job=None, why=why)
+        return RunState("INTERRUPTED", live=False, job=None, why=_INTERRUPTED)
+    if killed := next((event for event in run.submissions() if _is_kill(event, last_job_id(run))), None):
+        why = f"killed by {killed['signal']}; the same command goes on"
+        return RunState("KILLED", live=False, job=None, why=why)
     if recorded == "running":
         if _process_lives(run, progress):
             return RunState("RUNNING", live=True, job=None)
@@ -111,6 +126,10 @@ def _state_on_record(run: RunDir, progress: Mapping[str, Any], slurm_answers: bo
         return RunState("REFUSED", live=False, job=None, why=str(events[-1].get("message", "")))
     why = "Slurm does not know its job, and it never started" if slurm_answers else "Slurm does not answer"
     return RunState("UNKNOWN", live=False, job=None, why=why)
+
+
+def _is_kill(event: Mapping[str, Any], job_id: str) -> bool:
+    return (event["event"], event.get("job_id")) == ("killed", job_id)
 
 
 def _process_lives(run: RunDir, record: Mapping[str, Any]) -> bool:
@@ -130,8 +149,12 @@ def _why(progress: Mapping[str, Any]) -> str:
         return ""
     place = f" at {error['file']}:{error['line']}: {error['code']}" if "file" in error else ""
     message = str(error["message"]).splitlines()
-    return f"{error['type']}: {message[0] if message else ''}{place}"
+    # Ours is a sentence already.
+    kind = "" if error["type"] == "Failed" else f"{error['type']}: "
+    return f"{kind}{message[0] if message else ''}{place}"
 
 
 def _exit(job: Job) -> str:
+    if job.exit_code.startswith(f"{SRUN_FAILED}:"):
+        return "Slurm could not start it on its nodes; truba logs shows why, and the same command goes on"
     return f"exit code {job.exit_code}" if job.exit_code not in {"", "0:0"} and job.state == "FAILED" else ""

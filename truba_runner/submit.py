@@ -24,9 +24,12 @@ from truba_runner.config import Experiment
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.request import Request
 from truba_runner.rundir import RunDir, sweep_events_file
+from truba_runner.scheduler import SRUN_FAILED
 
 # A job that an interrupted sbatch has asked for shows in the queue within this time.
 SETTLE_SECONDS = 10.0
+# A job whose srun fails goes back into the queue, unless it has been there so often, for whatever reason.
+_MOST_SRUN_RESTARTS = 10
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,17 @@ class Submission:
             "stderr_to_stdout": True,
             "wckey": None,
             "additional_parameters": {"chdir": str(self.first.run.path.parent), "requeue": True},
-            "setup": [*environment.setup, *_find_package()],
-            # Killed without a word, by a failing node or for its memory: Slurm would not start it again.
-            "teardown": ["status=$?", "[ $status -ne 137 ] || scontrol requeue $SLURM_JOB_ID", "exit $status"],
+            "setup": [*environment.setup, *_find_package(), f"export SLURM_EXIT_ERROR={SRUN_FAILED}"],
+            "teardown": [
+                "status=$?",
+                # Killed without a word, by a failing node or for its memory: Slurm would not start it again.
+                "[ $status -ne 137 ] || scontrol requeue $SLURM_JOB_ID",
+                # Never begun, which is Slurm's fault and may pass: srun found a node gone, or a step of it still there.
+                f"[ $status -ne {SRUN_FAILED} ] || [ ${{SLURM_RESTART_COUNT:-0}} -ge {_MOST_SRUN_RESTARTS} ] || "
+                "[ \"$(squeue --noheader --jobs=$SLURM_JOB_ID --format=%T)\" != RUNNING ] || "
+                "scontrol requeue $SLURM_JOB_ID",
+                "exit $status",
+            ],
             # From Slurm 22.05 on, srun does not take this over from sbatch.
             "srun_args": [f"--cpus-per-task={request.cpus_per_task}", "--kill-on-bad-exit=1"],
         }  # fmt: skip

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from truba_runner import data, provenance
+from truba_runner.changed_code import trained_with
 from truba_runner.progress import format_metrics
 from truba_runner.rundir import RunDir
 from truba_runner.state import state_of
@@ -38,9 +38,7 @@ def same_run(runs: Sequence[Prepared]) -> None:
 
 def changed_code(prepared: Prepared) -> None:
     """A run's id is that of its config: code that has changed since is for the user to decide on."""
-    trained: dict[str, Any] = next(
-        (event for event in reversed(prepared.run.submissions()) if "job_sha256" in event), {}
-    )
+    trained = trained_with(prepared.run)
     if trained.get("job_sha256") != provenance.code_sha256(prepared.job_file):
         print(
             f"WARNING: {prepared.job_file} is not the code that {prepared.run.id} was trained with "
@@ -80,8 +78,17 @@ def came_of_it(outcome: Outcome) -> None:
         values = format_metrics(result.get("metrics", {}))
         print(f"{run.id}: {values}  (data: {result.get('data', {}).get('name', '?')})")
     if outcome.action == "failed":
-        print(f"{run.id} failed: {state_of(run, {}).why}", file=sys.stderr)
+        print(_why_not(run, outcome), file=sys.stderr)
     print(f"  {run.path}")
+
+
+def _why_not(run: RunDir, outcome: Outcome) -> str:
+    """Why there is no result; not once more where the log, with the same sentence in it, was just shown."""
+    state = state_of(run, {})
+    if state.state in {"INTERRUPTED", "KILLED"}:
+        return f"{run.id} was {state.why}"
+    shown = outcome.job_id.startswith("local-") and run.progress().get("error", {}).get("type") == "Failed"
+    return f"{run.id} failed, as told above" if shown else f"{run.id} failed: {state.why}"
 
 
 def dry_run(submissions: Sequence[Submission]) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from urllib.parse import urlsplit
 
 from truba_runner import image_rules, recipe
-from truba_runner.config import Experiment, Train
+from truba_runner.config import Checkpoint, Experiment, Train
 from truba_runner.errors import Problem, nearest
 
 BATCH_SCALINGS = ("global", "per_replica")
@@ -40,7 +40,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     train = experiment.train
     yield from _one_of("train.batch_scaling", train.batch_scaling, BATCH_SCALINGS)
     yield from _one_of("data.preprocessing", experiment.data.preprocessing, PREPROCESSINGS)
-    yield from _one_of("checkpoint.mode", experiment.checkpoint.mode, ("min", "max"))
+    yield from _checkpoint_problems(experiment.checkpoint)
     if train.mixed_precision is not None and experiment.job.backend != "fastai":
         yield from _one_of("train.mixed_precision", train.mixed_precision, DTYPE_POLICIES)
     if train.learning_rate is not None and not train.learning_rate > 0:
@@ -66,6 +66,18 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
         )
 
 
+def _checkpoint_problems(checkpoint: Checkpoint) -> Iterator[Problem]:
+    yield from _one_of("checkpoint.mode", checkpoint.mode, ("min", "max"))
+    never = "Leave it out, or set it to null: a checkpoint is saved at the end of every epoch all the same."
+    if checkpoint.every_steps is not None and checkpoint.every_steps < 1:
+        yield Problem(f"checkpoint.every_steps={checkpoint.every_steps}", "it must be 1 or more.", never)
+    if checkpoint.every_minutes is not None and not checkpoint.every_minutes > 0:
+        yield Problem(f"checkpoint.every_minutes={checkpoint.every_minutes:g}", "it must be positive.", never)
+    if checkpoint.keep < 1:
+        rule = "without the newest checkpoint an interrupted run has nothing to go on from."
+        yield Problem(f"checkpoint.keep={checkpoint.keep}", rule, "Set checkpoint.keep=1 or more.")
+
+
 def _backend_problems(experiment: Experiment) -> Iterator[Problem]:
     """Keys that would change nothing, or that mean something else to this backend."""
     train, data = experiment.train, experiment.data
@@ -89,6 +101,10 @@ def _backend_problems(experiment: Experiment) -> Iterator[Problem]:
             if given:
                 rule = f"it is fastai's, and the backend is {experiment.job.backend}."
                 yield Problem(key, rule, "Leave it out, or set job.backend=fastai.")
+        if train.class_weight not in (None, "balanced") and not isinstance(train.class_weight, Mapping):
+            rule = "it is balanced, or a mapping of classes."
+            remedy = "Write it as train.class_weight=balanced or 'train.class_weight={0: 1.0, 1: 50.0}'."
+            yield Problem(f"train.class_weight={train.class_weight}", rule, remedy)
 
 
 def batch_problems(experiment: Experiment, devices: int) -> Iterator[Problem]:

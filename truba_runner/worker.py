@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from truba_runner import allocation, backends, drill, job_module, notify, provenance, restarts, scheduler
+from truba_runner import allocation, backends, drill, full_disk, job_module, notify, provenance, restarts, scheduler
 from truba_runner.backends import hparams
 from truba_runner.checkpoint import CheckpointStore
 from truba_runner.config import Experiment, experiment_from
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
     progress = Progress(run, here.job_id, writes=here.rank == 0)
     try:
         os.chdir(run.path)
-        if here.rank == 0 and not _begin(run, here):
+        if here.rank == 0 and not _begin(run, here, progress):
             return 0
         if here.rank and _claimed_by(run, here) != here.job_id:
             return 0  # As rank 0 does: it must not be waited for.
@@ -53,7 +53,8 @@ def main(arguments: list[str]) -> int:
         result = _train(experiment, run, progress, here, interruption)
         if here.rank == 0:
             record = {"data": _data_record(experiment), "job_id": here.job_id, **restarts.account(run)}
-            run.write_result({**result, **record})
+            warned = {"warning": progress.record["warning"]} if "warning" in progress.record else {}
+            run.write_result({**result, **record, **warned})
         progress.update(state="finished", metrics=result.get("metrics", {}))
         if here.rank == 0:
             canary.lived(run)
@@ -66,10 +67,13 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _begin(run: RunDir, here: allocation.Allocation) -> bool:
+def _begin(run: RunDir, here: allocation.Allocation, progress: Progress) -> bool:
     """Records the start; False where this submission is another job's."""
     about = {"job_name": here.job_name, "host": platform.node(), "python": platform.python_version()}
-    restarts.begin(run, here.job_id, CheckpointStore(run.checkpoints).position(), about)
+    about["job_sha256"] = provenance.code_sha256(Path(_submitted(run).get("job_file", "")))
+    position = CheckpointStore(run.checkpoints).position()
+    progress.stand_at(position)
+    restarts.begin(run, here.job_id, position, about)
     other = _claimed_by(run, here)
     if other == here.job_id:
         return True
@@ -117,14 +121,16 @@ def _after_interruption(
 
 
 def _failed(run: RunDir, here: allocation.Allocation, progress: Progress, error: BaseException) -> int:
-    if isinstance(error, Failed):
-        print(error, file=sys.stderr, flush=True)
-    else:
-        traceback.print_exception(error)
+    error = full_disk.explained(error, run)
     record = describe(error, Path(_submitted(run).get("job_file", "/")).parent)
     others = here.tasks > 1 and type(error).__name__ in _OTHERS_FAULT
     if not (others and run.progress().get("error")):
         progress.update(state="failed", error=record)
+    with suppress(OSError):  # The log may be on a full disk too.
+        if isinstance(error, Failed):
+            print(error, file=sys.stderr, flush=True)
+        else:
+            traceback.print_exception(error)
     if here.on_slurm and here.tasks > 1 and not others:
         _end_for_all(here, progress)
     if here.rank == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib
 import io
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
-from truba_runner import backends, config, job_module
+from truba_runner import backends, checkpoint, config, job_module
 from truba_runner.errors import Failed
 from truba_runner.progress import Progress
 from truba_runner.rundir import RunDir
@@ -564,6 +565,40 @@ def test_a_disk_that_refuses_the_history_stops_no_training(
     monkeypatch.setattr(RunDir, "write_history", refuse)
     assert train(context(folder / "quota", job))["epochs"] == 1
     assert "history.csv could not be written (Disk quota exceeded)" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_at_the_end_costs_no_training_and_leaves_no_half_of_a_model(
+    tmp_path: Path, job: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import keras
+
+    write, refused = checkpoint._write_whole, []
+
+    def full_for_the_last(path: Path, content: Any) -> None:
+        if path.name == "checkpoint-000002-000000000.ckpt" and not refused:
+            refused.append(path)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, content)
+
+    def half(model: Any, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    settings: dict[str, Any] = {"train": {"epochs": 2, "batch_size": 32}, "checkpoint": {"save_model": True}}
+    given = context(tmp_path, job, **settings)
+    keras.utils.clear_session()  # Each start numbers its layers as a process of its own would.
+    with monkeypatch.context() as full:
+        full.setattr(checkpoint, "_write_whole", full_for_the_last)
+        full.setattr(keras.Model, "save", half)
+        with pytest.raises(OSError, match="No space"):
+            train(given)
+    assert refused and not list(given.run.path.glob("*.keras")) and not list(given.run.path.glob(".*"))
+    again = context(tmp_path, job, **settings)
+    keras.utils.clear_session()
+    result = train(again)
+    assert again.progress.steps == [], "nothing is trained again"  # type: ignore[attr-defined]
+    assert (result["epochs"], result["steps"]) == (2, 20) and (given.run.path / "model.keras").exists()
+    assert [again.progress.record[key] for key in ("epoch", "step", "steps_per_epoch")] == [2, 10, 10]
 
 
 # -- what a user can do wrong ----------------------------------------------------------------------------------

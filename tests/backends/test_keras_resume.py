@@ -372,3 +372,29 @@ def test_a_callback_whose_state_cannot_be_saved_is_refused_before_it_is_missed(s
     odd = runs.JOB.replace('{"total": self.total}', '{"total": {1, 2}}')
     assert start(tmp_path, job=odd)["status"] == 1
     assert "Failed: get_state of the callback Averaging returned a set, which no checkpoint can hold" in log(tmp_path)
+
+
+STREAMING = (
+    runs.JOB
+    + """
+arrays = load_data
+
+def load_data(name, folder):
+    (x, y), validation = arrays(name, folder).values()
+
+    def batches(epoch):
+        for start in range(0, 192, 16):
+            yield x[start : start + 16], y[start : start + 16]
+
+    return {"train": batches, "validation": validation}
+"""
+)
+
+
+def test_an_epoch_of_unknown_length_is_told_as_such_and_blames_no_callback(start: Start, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"sections": {"train": {"batch_size": None, "epochs": 2}}, "job": STREAMING}
+    assert start(tmp_path, **settings, stop="SIGUSR2", look=12)["status"] == INTERRUPTED, log(tmp_path)
+    assert start(tmp_path, **settings)["status"] == 0, log(tmp_path)
+    assert "goes on from epoch 2, step 0; restored" in log(tmp_path)
+    assert "started anew" not in log(tmp_path), "every callback of it has its state in the checkpoint, or has none"
+    assert RunDir(tmp_path).progress()["steps_per_epoch"] == 12

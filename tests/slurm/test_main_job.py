@@ -103,6 +103,29 @@ def test_a_fault_in_the_users_code_fails_the_job_and_names_the_line(truba: Truba
     assert "math.sqrt(-1)" in logs.stdout and "FAILED" in logs.stderr
 
 
+def test_a_job_whose_srun_fails_goes_back_into_the_queue_but_not_for_ever(truba: Truba) -> None:
+    truba.write("jobs/failing.py", FAILING_JOB)
+    asks_too_much = (
+        'srun() { if [ "0$SLURM_RESTART_COUNT" %s ]; then command srun --gres=gpu:9 "$@"; else command srun "$@"; fi; }'
+    )
+    setups = {"once": [asks_too_much % "-eq 0"], "often": ["SLURM_RESTART_COUNT=10", asks_too_much % "-ge 10"]}
+    (truba.project / "conf" / "environment").mkdir(parents=True)
+    for name, setup in setups.items():
+        truba.write(f"conf/environment/{name}.yaml", json.dumps({"name": name, "setup": setup}))
+        submitted = truba(
+            "+experiment=mnist", "job.module=failing", "data.name=digits", f"environment={name}", f"name={name}",
+            truba.runs_folder(),
+        )  # fmt: skip
+        assert submitted.returncode == 0, submitted.stderr
+    often, once = run_dirs(truba.project)
+    for run in (often, once):
+        truba.cluster.wait_for_state(events(run)[1]["job_id"], "FAILED", timeout=90, in_accounting=True)
+    rows = {row["run"]: row["why"] for row in truba.status()}
+    assert "failing on purpose" in rows[once.name], "the second srun has started it"
+    assert "Slurm could not start it" in rows[often.name]
+    assert [sum(event["event"] == "started" for event in events(run)) for run in (once, often)] == [1, 0]
+
+
 def test_a_run_in_slurms_hands_is_pointed_at_and_can_be_cancelled(truba: Truba) -> None:
     truba.write("jobs/waiting.py", WAITING_JOB)
     command = ["+experiment=mnist", "job.module=waiting", "data.name=digits", truba.runs_folder()]

@@ -90,6 +90,24 @@ def test_a_full_disk_stops_nothing_and_costs_no_checkpoint(
     assert store.newest(read) == (Position(1, 0), content(1))
 
 
+def test_what_a_full_disk_refused_is_written_when_there_is_room_again(store: CheckpointStore) -> None:
+    attempts = 0
+
+    def full_at_first(file: IO[bytes]) -> None:
+        nonlocal attempts
+        attempts += 1
+        file.write(content(2))
+        if attempts == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    save(store, 1)
+    assert store.save(Position(2, 0), full_at_first, best=True) is False
+    store.retry()
+    assert store.newest(read) == (Position(2, 0), content(2)) and store.best(read) == content(2)
+    store.retry()
+    assert attempts == 2, "what is written is not written again"
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

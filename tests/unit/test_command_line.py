@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from truba_runner.__main__ import commands
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -171,6 +173,7 @@ def test_hydras_own_options_keep_working(truba) -> None:  # type: ignore[no-unty
     assert shown.returncode == 0 and "seed: 3" in shown.stdout and "name: mnist" in shown.stdout
     helped = truba("--help")
     assert helped.returncode == 0 and "experiment: fraud, mnist" in helped.stdout and "dry_run=true" in helped.stdout
+    assert all(f" {command} " in helped.stdout for command in commands())
     assert "experiment/mnist" in truba("--info", "defaults", "+experiment=mnist").stdout
     completed = truba("-sc", "query=bash", COMP_LINE="truba +experiment=mnist resources.par", COMP_POINT="99")
     assert "resources.partition=" in completed.stdout

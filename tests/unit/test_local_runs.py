@@ -85,19 +85,43 @@ def test_ctrl_c_ends_the_run_and_says_so(project: Project) -> None:
         assert any("here I am" in line for line in iter(command.stdout.readline, ""))
         os.killpg(command.pid, signal.SIGINT)  # As the terminal does: to every process of the group.
         _, err = command.communicate(timeout=30)
-    assert command.returncode != 0 and "interrupted" in err and "Traceback" not in err
+    assert command.returncode != 0 and "Traceback" not in err
+    assert f"{project.run_dir.name} was interrupted; the same command goes on" in err and "failed" not in err
     assert project.status()["state"] == "INTERRUPTED"
 
 
-def test_a_killed_worker_is_told_as_lost(project: Project) -> None:
+def test_a_closed_terminal_ends_the_run_as_a_signal_does_but_not_under_nohup(project: Project) -> None:
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}
+    with project.start(WAITING, **options) as command:
+        assert command.stdout is not None
+        assert any("here I am" in line for line in iter(command.stdout.readline, ""))
+        command.stdout.close()
+        os.killpg(command.pid, signal.SIGHUP)
+        assert command.wait(30) == 1
+    assert project.status()["state"] == "INTERRUPTED"
+    (log,) = (project.run_dir / "logs").iterdir()
+    assert log.read_text().count("the terminal was closed") == 1
+
+    argv = ["nohup", *project.command(WAITING)]
+    with subprocess.Popen(argv, cwd=project.folder, env=project.environment, text=True, **options) as command:  # type: ignore[call-overload]
+        assert any("here I am" in line for line in iter(command.stdout.readline, ""))
+        os.killpg(command.pid, signal.SIGHUP)
+        assert project.status()["state"] == "RUNNING"
+        command.send_signal(signal.SIGTERM)
+        command.communicate(timeout=30)
+    assert "told to end" in max((project.run_dir / "logs").iterdir()).read_text()
+
+
+def test_a_killed_worker_is_told_as_such(project: Project) -> None:
     with project.start(WAITING, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
         assert command.stdout is not None
         assert any("here I am" in line for line in iter(command.stdout.readline, ""))
         assert project.status()["state"] == "RUNNING"
         os.kill(json.loads((project.run_dir / "progress.json").read_text())["pid"], signal.SIGKILL)
-        command.communicate(timeout=30)
-    assert command.returncode == 1
-    assert project.status()["state"] == "LOST"
+        _, err = command.communicate(timeout=30)
+    assert command.returncode == 1 and "was killed by SIGKILL; the same command goes on" in err
+    row = project.status()
+    assert row["state"] == "KILLED" and "SIGKILL" in str(row["why"])
 
 
 def test_a_second_command_for_a_running_run_points_at_it(project: Project) -> None:
@@ -148,6 +172,51 @@ def test_a_finished_run_of_other_code_is_pointed_out(project: Project) -> None:
     with project.start(FAULTY + "# changed\n", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
         out, err = command.communicate(timeout=60)
     assert "finished before" in out and "is not the code that" in err and "fresh=true" in err
+
+
+def test_a_run_that_was_begun_is_not_gone_on_with_by_other_code(project: Project) -> None:
+    def submitted(code: str) -> tuple[int, str]:
+        with project.start(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+            _, err = command.communicate(timeout=60)
+        return command.returncode, err
+
+    assert submitted(FAULTY)[0] == 1
+    repaired = FAULTY + "# changed before anything was trained\n"
+    assert submitted(repaired)[0] == 1, "it is started: there is no checkpoint that would bind it"
+    (project.run_dir / "checkpoints").mkdir()
+    (project.run_dir / "checkpoints" / "checkpoint-000002-000000005.ckpt").touch()
+    status, err = submitted(FAULTY)
+    assert status == 2 and "it has come to epoch 3, step 5 with other code" in err
+    assert "own.py has changed since" in err and "fresh=true" in err and "put back" in err
+    before = (project.run_dir / "submissions.jsonl").read_text()
+    assert submitted(repaired)[0] == 1, "put back, it goes on"
+    assert len((project.run_dir / "submissions.jsonl").read_text()) > len(before)
+
+
+FILLING = """
+from pathlib import Path
+folder = Path("checkpoints")
+folder.mkdir()
+(folder / "checkpoint-000002-000000005.ckpt").touch()
+with open("model.keras", "wb", buffering=0) as file:
+    while True:
+        file.write(bytes(4096))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_at_the_end_is_told_with_what_to_do(project: Project) -> None:
+    argv = " ".join(project.command(FILLING))
+    status = f"{sys.executable} -m truba_runner status --json"
+    mounted = f"mkdir runs && mount -t tmpfs -o size=256k none runs && {{ {argv}; echo exit status $?; {status}; }}"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", mounted], cwd=project.folder, env=project.environment,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert "exit status 1" in done.stdout and "Traceback" not in done.stdout + done.stderr
+    (row,) = json.loads(done.stdout[done.stdout.index("[\n") :])
+    assert row["state"] == "FAILED"
+    assert "the disk is full" in row["why"] and "goes on from epoch 3, step 5" in row["why"]
 
 
 def test_a_sweep_that_fails_says_so_without_hydras_noise(project: Project) -> None:

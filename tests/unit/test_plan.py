@@ -74,6 +74,13 @@ REFUSALS = [
     (["train.batch_size=0"], "must be 1 or more", "train.batch_size=1"),
     (["resources.gpus=4", "train.batch_size=66"], "does not divide among 4 devices", "train.batch_size=64 or 68"),
     (["resources.gpus=4", "train.batch_size=2"], "does not divide among 4 devices", "train.batch_size=4,"),
+    (["checkpoint.every_steps=0"], "must be 1 or more", "at the end of every epoch"),
+    (["checkpoint.every_minutes=0"], "must be positive", "set it to null"),
+    (["checkpoint.every_minutes=-1"], "must be positive", "set it to null"),
+    (["checkpoint.keep=0"], "nothing to go on from", "checkpoint.keep=1"),
+    (["train.class_weight=balance"], "it is balanced", "train.class_weight=balanced or"),
+    (["train.class_weight=[1,50]"], "a mapping of classes", "{0: 1.0, 1: 50.0}"),
+    (["resources.partition=foo"], "no such partition", "There are: akya-cuda"),
     (["train.batch_scaling=replica"], "no such choice", "Did you mean per_replica"),
     (["train.scale_learning_rate=true"], "this one is kept", "train.batch_scaling=per_replica"),
     (["train.mixed_precision=mixed_flaot16"], "no such choice", "Did you mean mixed_float16"),
@@ -131,6 +138,18 @@ def test_a_second_site_is_a_second_file(experiment: Compose) -> None:
     four_nodes = experiment("resources.nodes=5", cluster="testcluster")
     with pytest.raises(Refused, match="akya-cuda has 4"):
         plan(four_nodes)
+
+
+def test_a_time_limit_too_short_to_come_far_is_a_warning(experiment: Compose) -> None:
+    (warning,) = plan(experiment("resources.time=4")).warnings
+    assert "told to save 90 s before" in warning and "resources.time=5" in warning
+    assert plan(experiment("resources.time=5")).warnings == ()
+    assert plan(experiment("resources.time=4", "cluster=local", cluster="local")).warnings == ()
+
+
+def test_what_may_be_small_is_not_refused(experiment: Compose) -> None:
+    plan(experiment("checkpoint.every_minutes=1e-9", "checkpoint.every_steps=1", "checkpoint.keep=1"))
+    plan(experiment("checkpoint.every_minutes=null", "train.class_weight={0: 1.0, 1: 50.0}"))
 
 
 def test_more_cores_than_the_account_has_is_a_warning(experiment: Compose) -> None:

@@ -45,7 +45,19 @@ def test_a_job_that_ended_well_without_a_result_did_not_train(run: RunDir) -> No
 @pytest.mark.parametrize("word", ["TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "CANCELLED", "PREEMPTED"])
 def test_how_slurm_ended_it_is_told(run: RunDir, word: str) -> None:
     progress(run, state="running")
-    assert state_of(run, {"7": Job("7", word)}).state == word
+    state = state_of(run, {"7": Job("7", word)})
+    assert state.state == word and "the same command goes on" in state.why
+
+
+def test_a_cancelled_job_that_saved_is_cancelled_and_no_riddle(run: RunDir) -> None:
+    progress(run, state="interrupted")
+    assert state_of(run, {"7": Job("7", "CANCELLED")}).why == "cancelled; the same command goes on"
+    assert state_of(run, {"7": Job("7", "FAILED", exit_code="143:0")}).why == "interrupted; the same command goes on"
+
+
+def test_our_own_sentence_for_a_failure_stands_alone(run: RunDir) -> None:
+    progress(run, state="failed", error={"type": "Failed", "message": "the disk is full"})
+    assert state_of(run, {}).why == "the disk is full"
 
 
 def test_a_failure_names_the_users_line(run: RunDir) -> None:

@@ -9,11 +9,12 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from truba_runner import plots
 from truba_runner.backends import Context, fastai_state
 from truba_runner.backends.fastai_reporter import validation_metrics
+from truba_runner.full_disk import whole
 from truba_runner.rundir import write_atomically
 
 _SHOWN = 9
@@ -55,7 +56,8 @@ def evaluate(context: Context, learner: Any, result: dict[str, Any]) -> Any:
     predictions = getcallable(learner.loss_func, "activation")(raw)
     result["metrics"].update(validation_metrics(learner))
     if context.rank == 0:
-        np.save(context.run.path / "predictions.npy", np.asarray(predictions.float()))
+        with whole(context.run.path / "predictions.npy") as beside:
+            np.save(beside, np.asarray(predictions.float()))
     result["predictions"], result["predicted"] = "predictions.npy", "validation"
     return raw, predictions, labels
 
@@ -115,10 +117,9 @@ def save_safely(path: Path, learner: Any) -> None:
     """Writes `safe_model`; under its name only when whole."""
     import torch
 
-    def write(file: IO[bytes]) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with whole(path) as beside, beside.open("wb") as file:
         torch.save(safe_model(learner), file)
-
-    _replace(path, write)
 
 
 def keep_models(context: Context, learner: Any, epoch: int, best: bool) -> None:
@@ -156,14 +157,3 @@ def save_models(context: Context, learner: Any, result: dict[str, Any]) -> None:
         Path(beside).unlink(missing_ok=True)
     finally:
         cloudpickle.unregister_pickle_by_value(context.job)
-
-
-def _replace(path: Path, write: Callable[[IO[bytes]], None]) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            write(file)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -122,6 +122,8 @@ class Resume(Watcher):
 
     def _tell(self, position: Position, steps: int) -> None:
         seconds = round(time.perf_counter() - self._started, 3)
+        self._context.progress.stand_at(position, steps)
+        self._context.progress.update()
         where = f"epoch {position.epoch + 1}, step {position.step}" + (f" of {steps}" if steps else "")
         print(f"goes on from {where}; restored in {seconds} s", flush=True)
         event = {"event": "restored", "time": time.time(), "seconds": seconds}
@@ -213,6 +215,7 @@ class Resume(Watcher):
     def wait(self) -> None:
         """Until the last checkpoint is written."""
         self._background.wait()
+        self._store.retry()
 
     def _position(self) -> Position:
         return Position(self._first_epoch + self._learner.epoch, self._done)

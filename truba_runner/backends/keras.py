@@ -21,6 +21,7 @@ from truba_runner.backends.keras_reporter import Reporter, loss_first
 from truba_runner.backends.keras_resume import Resume
 from truba_runner.backends.keras_settings import precision, scale_learning_rate, storable
 from truba_runner.backends.keras_streams import run_out_safely
+from truba_runner.full_disk import whole
 
 # Both are read when TensorFlow and Keras are first imported, so no function here could set them in time.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
@@ -165,8 +166,9 @@ def copy_of(context: Context, model: Any, preprocessing: Preprocessing | None) -
 def _save_model(context: Context, model: Any, result: dict[str, Any], preprocessing: Preprocessing | None) -> None:
     if context.experiment.checkpoint.save_model:
         result["model"] = "model.keras"
-        whole = preprocessing.joined(model) if preprocessing and not preprocessing.inside else model
-        whole.save(context.run.path / result["model"])
+        joined = preprocessing.joined(model) if preprocessing and not preprocessing.inside else model
+        with whole(context.run.path / result["model"]) as beside:
+            joined.save(beside)
 
 
 def _evaluate_and_predict(
@@ -188,4 +190,5 @@ def _evaluate_and_predict(
         model.steps_per_execution, model.jit_compile = 1, False
         predictions = model.predict(held_out.dataset, verbose=0, callbacks=callbacks)
     result["predictions"], result["predicted"] = "predictions.npy", split
-    np.save(context.run.path / result["predictions"], storable(predictions))
+    with whole(context.run.path / result["predictions"]) as beside:
+        np.save(beside, storable(predictions))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from truba_runner.backends import Context
 from truba_runner.backends.job_calls import imported
 from truba_runner.backends.keras_preprocessing import Preprocessing
 from truba_runner.errors import Failed, nearest
+from truba_runner.full_disk import whole
 
 
 def extra_callbacks(context: Context, preprocessing: Preprocessing | None) -> list[Any]:
@@ -112,13 +112,11 @@ def _kept_models(context: Context, preprocessing: Preprocessing | None) -> Any:
             return better
 
         def _save(self, path: Path) -> None:
-            beside = path.with_name(f".{path.name}.{os.getpid()}.keras")
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                (ahead.joined(self.model) if ahead else self.model).save(beside)
-                os.replace(beside, path)
+                with whole(path) as beside:
+                    (ahead.joined(self.model) if ahead else self.model).save(beside)
             except OSError as error:
-                beside.unlink(missing_ok=True)
                 _tell(f"{path.name} could not be saved ({error}); training goes on")
 
     return KeptModels()
@@ -138,19 +136,19 @@ def step_counter(context: Context, plan: Any) -> list[Any]:
     if plan.steps:
         return []
 
-    class Counter(keras.callbacks.Callback):  # type: ignore[misc]
-        """Counts what the optimizer did: Keras counts an execution as if it had all of its steps."""
+    began = 0
 
-        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            """Remembers where the epoch began."""
-            self.began = self._iterations()
+    def iterations() -> int:
+        return int(keras.ops.convert_to_numpy(counter.model.optimizer.iterations))
 
-        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            """Tells the plan, and those who watch."""
-            plan.steps = self._iterations() - self.began
-            context.progress.update(steps_per_epoch=plan.steps)
+    def epoch_begin(epoch: int, logs: Any = None) -> None:
+        nonlocal began
+        began = iterations()
 
-        def _iterations(self) -> int:
-            return int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
+    def epoch_end(epoch: int, logs: Any = None) -> None:
+        # What the optimizer did: Keras counts an execution as if it had all of its steps.
+        plan.steps = iterations() - began
+        context.progress.update(steps_per_epoch=plan.steps)
 
-    return [Counter()]
+    counter = keras.callbacks.LambdaCallback(on_epoch_begin=epoch_begin, on_epoch_end=epoch_end)
+    return [counter]

@@ -60,9 +60,11 @@ def count_examples(name: str, split: Any) -> int:
     if not arrays or not all(getattr(array, "shape", None) for array in arrays):
         raise Failed(f"load_data returned something else than NumPy arrays for {name}. Wrap lists in np.array(…).")
     counts = {len(array) for array in arrays}
-    if len(counts) != 1 or 0 in counts:
+    if counts == {0}:
+        raise Failed(f"load_data returned no examples for {name}. Return some, or leave {name} out where it may be.")
+    if len(counts) != 1:
         found = " and ".join(map(str, sorted(counts)))
-        raise Failed(f"load_data returned arrays of {found} examples for {name}: x and y need the same number, not 0.")
+        raise Failed(f"load_data returned arrays of {found} examples for {name}: x and y need the same number.")
     return counts.pop()
 
 

@@ -101,7 +101,10 @@ class Resume:
 
     def _tell(self, position: Position) -> None:
         seconds = round(time.perf_counter() - self._started, 3)
-        where = f"epoch {position.epoch + 1}, step {position.step} of {self._plan.steps}"
+        self._context.progress.stand_at(position, self._plan.steps)
+        self._context.progress.update()
+        of = f" of {self._plan.steps}" if self._plan.steps else ""
+        where = f"epoch {position.epoch + 1}, step {position.step}{of}"
         where = "the end of the training" if self.trained else where
         print(f"goes on from {where}; restored in {seconds} s", flush=True)
         event = {"event": "restored", "time": time.time(), "seconds": seconds}
@@ -188,6 +191,7 @@ class Resume:
     def train_end(self) -> None:
         """The training is over, and its last checkpoint written."""
         self._background.wait()
+        self._store.retry()
         self.trained = True
 
     @contextmanager

@@ -38,6 +38,8 @@ def known_jobs(runs: Sequence[RunDir]) -> Mapping[str, Job] | None:
         return {}
     try:
         jobs = scheduler.queue()
-        return {**scheduler.accounting(asked - {job_id for job_id, job in jobs.items() if job.live}), **jobs}
+        ended = scheduler.accounting(asked - {job_id for job_id, job in jobs.items() if job.live})
+        # Of a job that has just ended both know, and accounting its exit code too, once it has heard of the end.
+        return {**ended, **jobs, **{job_id: job for job_id, job in ended.items() if not job.live}}
     except SlurmError:
         return None

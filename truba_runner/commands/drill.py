@@ -91,7 +91,16 @@ def compared(whole: RunDir, cut: RunDir) -> dict[str, Any]:
         "same_weights": one["weights_sha256"] == other["weights_sha256"],
         "same_history": _history(whole) == _history(cut),
         **{key: other[key] for key in ("restarts", "requeues", "steps_lost", "seconds_restoring")},
+        "warnings": _warnings(cut),
     }
+
+
+def _warnings(run: RunDir) -> list[str]:
+    """What the run warned of, which may be why it came to something else; each once."""
+    logs = sorted(run.logs.glob("*_log.out"), key=lambda log: log.stat().st_mtime)
+    lines = [line for log in logs for line in log.read_text(errors="replace").splitlines()]
+    # TensorFlow begins a line of its own like that.
+    return list(dict.fromkeys(line for line in lines if line.startswith("WARNING: ") and "absl::" not in line))
 
 
 def _history(run: RunDir) -> list[dict[str, str]]:
@@ -106,3 +115,5 @@ def _print(report: dict[str, Any]) -> None:
         print(f"  {key.replace('_', ' '):20} {'yes, bit for bit' if report[key] else 'NO'}")
     for key in ("restarts", "requeues", "steps_lost", "seconds_restoring"):
         print(f"  {key.replace('_', ' '):20} {report[key]}")
+    for line in report["warnings"]:
+        print(f"  {line}")

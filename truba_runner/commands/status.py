@@ -86,7 +86,7 @@ def _row_or_damage(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any
 def row(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
     """One run, in values that JSON holds. Times are in Slurm's own notation."""
     state, progress = state_of(run, jobs), progress_of(run)
-    job = state.job
+    job, result = state.job, run.result()
     return {
         "run": run.id,
         "state": state.state,
@@ -96,11 +96,11 @@ def row(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
         "epochs": progress.get("epochs"),
         "step": progress.get("step"),
         "steps_per_epoch": progress.get("steps_per_epoch"),
-        "metrics": run.result().get("metrics") or progress.get("metrics", {}),
+        "metrics": result.get("metrics") or progress.get("metrics", {}),
         "elapsed": job.elapsed if job else _own_clock(progress),
         "time_limit": job.time_limit if job else "",
         "restarts": restarts.account(run)["restarts"],
-        "why": state.why,
+        "why": state.why or str(result.get("warning") or progress.get("warning", "")),
         "directory": str(run.path),
     }
 

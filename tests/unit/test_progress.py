@@ -1,0 +1,96 @@
+"""What a run tells of itself from one start to the next, and what its starts have cost."""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from truba_runner import restarts
+from truba_runner.checkpoint import Position
+from truba_runner.commands import status
+from truba_runner.progress import Progress
+from truba_runner.rundir import RunDir
+from truba_runner.scheduler import Job
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    made = RunDir(tmp_path / "mnist-00000000")
+    made.create()
+    made.append_submission({"event": "submitted", "token": "t", "job_id": "7"})
+    return made
+
+
+def started(run: RunDir, position: Position) -> Progress:
+    """As the worker does it: the new record is not written before the one of the last start was counted."""
+    progress = Progress(run, "7")
+    progress.stand_at(position)
+    restarts.begin(run, "7", position, {})
+    progress.update(epochs=9)
+    return progress
+
+
+def place(run: RunDir) -> list[int | None]:
+    record = run.progress()
+    return [record.get(key) for key in ("epoch", "step", "steps_per_epoch")]
+
+
+def test_the_position_is_kept_from_start_to_start(run: RunDir) -> None:
+    progress = started(run, Position(0, 0))
+    assert place(run) == [None, None, None]
+    progress.update(steps_per_epoch=100)
+    progress.epoch_end(3, 100, {"loss": 0.5})
+    progress.update(epoch=4, step=20)
+    progress = started(run, Position(3, 10))
+    assert place(run) == [4, 10, 100] and run.progress()["metrics"] == {"loss": 0.5}
+    started(run, Position(4, 0))
+    assert place(run) == [4, 100, 100], "an epoch that is over, not the next"
+    assert started(run, Position(9, 0)).record["epoch"] == 9, "after the last there is no next one"
+
+
+def test_a_damaged_checkpoint_that_is_passed_over_costs_the_steps_up_to_the_one_before(run: RunDir) -> None:
+    progress = started(run, Position(0, 0))
+    progress.update(epoch=3, step=60, steps_per_epoch=100)
+    progress = started(run, Position(2, 50))  # By the newest file's name, unread: 10 steps.
+    progress.stand_at(Position(1, 80))
+    progress.update()
+    run.append_submission({"event": "restored", "position": [1, 80], "seconds": 0.5})
+    assert restarts.account(run)["steps_lost"] == 10 + 70
+    progress = started(run, Position(1, 80))  # Killed before its first step.
+    run.append_submission({"event": "restored", "position": [1, 80], "seconds": 0.5})
+    assert restarts.account(run)["steps_lost"] == 80, "none of them is counted again"
+
+
+def test_how_a_run_ended_is_told_where_the_disk_has_no_room_for_a_new_file(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    progress = started(run, Position(0, 0))
+    progress.update(epoch=1, metrics={"accuracy": 0.123456789})
+    monkeypatch.setattr(tempfile, "mkstemp", full)
+    progress.update(epoch=2)
+    assert run.progress()["epoch"] == 1
+    progress.record["metrics"] = {}
+    progress.update(state="failed", error={"type": "Failed", "message": "the disk is full"})
+    assert status.row(run, {})["state"] == "FAILED" and "the disk is full" in status.row(run, {})["why"]
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_is_warned_of_once(
+    run: RunDir, capsys: pytest.CaptureFixture[str], loss: float
+) -> None:
+    progress = started(run, Position(0, 0))
+    progress.epoch_end(1, 10, {"loss": 0.5, "val_loss": loss})
+    assert "warning" not in progress.record
+    progress.epoch_end(2, 10, {"loss": loss})
+    progress.epoch_end(3, 10, {"loss": loss})
+    warned = capsys.readouterr().err
+    assert warned.count("WARNING") == 1 and f"the training loss is {loss} at the end of epoch 2" in warned
+    assert "at the end of epoch 2" in status.row(run, {"7": Job("7", "RUNNING")})["why"]
+    run.write_result({"metrics": {}, "warning": progress.record["warning"]})
+    assert "at the end of epoch 2" in status.row(run, {})["why"]

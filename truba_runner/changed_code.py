@@ -1,0 +1,40 @@
+"""Whether a run's training code is still that of its earlier starts: its id is that of its config alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from truba_runner import provenance
+from truba_runner.checkpoint import CheckpointStore, Position
+from truba_runner.errors import Problem
+from truba_runner.rundir import RunDir
+from truba_runner.submit import Prepared
+
+
+def trained_with(run: RunDir) -> dict[str, Any]:
+    """The submission that the run was last started from; `job_sha256` is that of the file as the start found it."""
+    events = run.submissions()
+    started = [index for index, event in enumerate(events) if event["event"] == "started"]
+    until = events[: started[-1] + 1] if started else events
+    # A start has no more than the hash, and not that where the file had gone.
+    return {name: event[name] for event in until for name in ("job_file", "job_sha256", "git") if event.get(name)}
+
+
+def problem(prepared: Prepared) -> Problem | None:
+    """What stands against going on with a run that was begun: the checkpoint is of other code than there is now."""
+    run, now = prepared.run, provenance.code_sha256(prepared.job_file)
+    position = CheckpointStore(run.checkpoints).position()
+    then = trained_with(run)
+    if position == Position(0, 0) or then.get("job_sha256", now) == now:
+        return None
+    where = f"{prepared.job_file} has changed since"
+    if then.get("job_file") not in {None, str(prepared.job_file)}:
+        where = f"its code was {then['job_file']}"
+    git = then.get("git") or {}
+    commit = f" (git commit {git['commit'][:12]}{', with changes' if git['dirty'] else ''})" if git else ""
+    return Problem(
+        run.id,
+        f"it has come to epoch {position.epoch + 1}, step {position.step} with other code: {where}{commit}. Going on "
+        "would train one network partly with the one and partly with the other.",
+        "fresh=true trains the new code anew, beside it; once the file is put back, the same command goes on.",
+    )

@@ -1,0 +1,57 @@
+"""A disk that is full, or over quota, at a moment when a run cannot do without it: said as such, and what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from truba_runner.checkpoint import CheckpointStore, Position
+from truba_runner.errors import Failed
+from truba_runner.rundir import RunDir
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yields a path beside `path`, of the same suffix, to write a file to: it takes its name once it is whole."""
+    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield beside
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def explained(error: BaseException, run: RunDir) -> BaseException:
+    """The error itself, or where a full disk is behind it one that says so, and where the run goes on from."""
+    if (cause := _full(error)) is None:
+        return error
+    position = CheckpointStore(run.checkpoints).position()
+    where = f"epoch {position.epoch + 1}, step {position.step}" if position > Position(0, 0) else "the beginning"
+    told = Failed(
+        f"the disk is full ({cause}): it holds {run.path}. Free space there, or files where it is their number that is "
+        f"at its limit, and submit again: the run goes on from {where}."
+    )
+    told.__cause__ = error
+    return told
+
+
+def _full(error: BaseException) -> str | None:
+    """What says so, of the error and those behind it: a framework may raise one of its own in its place."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        if isinstance(one, OSError) and one.errno in _FULL:
+            return f"{one.filename}: {one.strerror}" if one.filename else str(one.strerror)
+        for number in _FULL:
+            if os.strerror(number) in str(one):
+                return os.strerror(number)
+        one = one.__cause__ or one.__context__
+    return None
