@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from truba_runner import restarts
+from truba_runner import restarts, worker
 from truba_runner.checkpoint import Position
 from truba_runner.commands import status
+from truba_runner.config import Experiment
+from truba_runner.interrupt import Interruption
 from truba_runner.progress import Progress
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
@@ -94,3 +98,19 @@ def test_a_loss_that_is_no_number_is_warned_of_once(
     assert "at the end of epoch 2" in status.row(run, {"7": Job("7", "RUNNING")})["why"]
     run.write_result({"metrics": {}, "warning": progress.record["warning"]})
     assert "at the end of epoch 2" in status.row(run, {})["why"]
+
+
+def test_the_warning_stands_in_the_result(
+    run: RunDir, experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(experiment: Experiment, run: RunDir, progress: Progress, *_: object) -> dict[str, object]:
+        progress.epoch_end(1, 10, {"loss": float("nan")})
+        return {"metrics": {"loss": float("nan")}}
+
+    monkeypatch.setattr(worker, "_train", train)
+    monkeypatch.setattr(Interruption, "listen", lambda self: None)
+    monkeypatch.setenv("TRUBA_JOB_ID", "local-1")
+    monkeypatch.chdir(run.path)  # Else the worker's own change of folder would outlast the test.
+    run.write_config(asdict(experiment(cluster="local")))
+    assert worker.main([str(run.path)]) == 0, "it ends well all the same"
+    assert "at the end of epoch 1" in run.result()["warning"]
