@@ -43,7 +43,7 @@ class Context:
     # This process among `tasks` of the job; rank 0 writes the run's records.
     rank: int = 0
     tasks: int = 1
-    # Whether learning curves are drawn at the end: not of each of a sweep's thousand runs.
+    # Whether pictures are drawn: not of each of a sweep's thousand runs.
     draws: bool = True
 
 

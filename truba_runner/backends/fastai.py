@@ -66,7 +66,8 @@ def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
     result = _result(context, learner, reporter, device)
     ranks.check_same(result["weights_sha256"])
     if context.rank == 0:
-        plots.learning_curves(reporter.rows, context.run.plots)
+        if context.draws:
+            plots.learning_curves(reporter.rows, context.run.plots)
         fastai_outputs.save_models(context, learner, result)
     with loop.installed():
         evaluated = fastai_outputs.evaluate(context, learner, result)

@@ -28,6 +28,8 @@ def show_batch(context: Context, loaders: Any) -> None:
 
 def _pyplot(context: Context, name: str, draw: Callable[[], Any]) -> None:
     """Saves what fastai draws, which knows pyplot alone. What cannot be drawn stops no run."""
+    if not context.draws:
+        return
     from matplotlib import pyplot
 
     try:
