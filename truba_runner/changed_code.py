@@ -22,6 +22,8 @@ def trained_with(run: RunDir) -> dict[str, Any]:
 
 def problem(prepared: Prepared) -> Problem | None:
     """What stands against going on with a run that was begun: the checkpoint is of other code than there is now."""
+    if prepared.experiment.accept_changed_code:
+        return None
     run, now = prepared.run, provenance.code_sha256(prepared.job_file)
     position = CheckpointStore(run.checkpoints).position()
     then = trained_with(run)
@@ -36,5 +38,6 @@ def problem(prepared: Prepared) -> Problem | None:
         run.id,
         f"it has come to epoch {position.epoch + 1}, step {position.step} with other code: {where}{commit}. Going on "
         "would train one network partly with the one and partly with the other.",
-        "fresh=true trains the new code anew, beside it; once the file is put back, the same command goes on.",
+        "fresh=true trains the new code anew, beside it; accept_changed_code=true goes on with it, for a change that "
+        "leaves the network and its training as they were; once the file is put back, the same command goes on.",
     )

@@ -256,6 +256,8 @@ class Experiment:
     dry_run: bool = False
     # Starts anew beside an earlier run of the same config.
     fresh: bool = False
+    # Lets a run that was begun go on with training code that has changed since: a mistake at its end was mended.
+    accept_changed_code: bool = False
 
 
 def experiment_from(values: Any) -> Experiment:

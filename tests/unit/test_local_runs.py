@@ -42,8 +42,9 @@ class Project:
         (self.folder / "jobs" / "own.py").write_text(code)
         return [sys.executable, "-m", "truba_runner", "+experiment=mnist", "job.module=own", "data.name=digits"]
 
-    def start(self, code: str, **options: object) -> subprocess.Popen[str]:
-        return subprocess.Popen(self.command(code), cwd=self.folder, env=self.environment, text=True, **options)  # type: ignore[call-overload, no-any-return]
+    def start(self, code: str, *overrides: str, **options: object) -> subprocess.Popen[str]:
+        argv = [*self.command(code), *overrides]
+        return subprocess.Popen(argv, cwd=self.folder, env=self.environment, text=True, **options)  # type: ignore[call-overload, no-any-return]
 
     def status(self) -> dict[str, object]:
         argv = [sys.executable, "-m", "truba_runner", "status", "--json"]
@@ -175,8 +176,8 @@ def test_a_finished_run_of_other_code_is_pointed_out(project: Project) -> None:
 
 
 def test_a_run_that_was_begun_is_not_gone_on_with_by_other_code(project: Project) -> None:
-    def submitted(code: str) -> tuple[int, str]:
-        with project.start(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+    def submitted(code: str, *overrides: str) -> tuple[int, str]:
+        with project.start(code, *overrides, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
             _, err = command.communicate(timeout=60)
         return command.returncode, err
 
@@ -191,6 +192,8 @@ def test_a_run_that_was_begun_is_not_gone_on_with_by_other_code(project: Project
     before = (project.run_dir / "submissions.jsonl").read_text()
     assert submitted(repaired)[0] == 1, "put back, it goes on"
     assert len((project.run_dir / "submissions.jsonl").read_text()) > len(before)
+    status, err = submitted(FAULTY, "accept_changed_code=true")
+    assert status == 1 and "with other code" not in err, "it is the user's to say that the change does no harm"
 
 
 FILLING = """

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
-from truba_runner import job_module, places, rundir, scheduler, tell
+from truba_runner import changed_code, job_module, places, rundir, scheduler, tell
 from truba_runner.config import Experiment
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.launch import absolute, newest_run_dir, on_slurm_or_failed, train_here, wait_for, with_data
@@ -197,7 +197,12 @@ def _through_slurm(runs: Sequence[Prepared], sweep: SweepDir, describe: Callable
 
 
 def _already(runs: Sequence[Prepared]) -> list[Outcome | None]:
-    """For each run its outcome if it needs no submission, being finished or in Slurm's hands."""
+    """For each run its outcome if it needs no submission, being finished or in Slurm's hands.
+
+    Raises:
+        Refused: the code of one that was begun has changed.
+        Failed: Slurm does not answer.
+    """
     begun = set(os.listdir(runs[0].run.path.parent))
     open_runs: list[Prepared] = []
     outcomes: dict[str, Outcome | None] = {}
@@ -220,10 +225,15 @@ def _already(runs: Sequence[Prepared]) -> list[Outcome | None]:
         raise Failed(
             f"Slurm does not answer ({error.message}), so whether the runs are in its hands is not known"
         ) from error
+    problems = []
     for prepared in open_runs:
         run = prepared.run
         if state_of(run, jobs).live:
             outcomes[run.id] = Outcome(run.id, str(run.path), "running", last_job_id(run))
+        elif problem := changed_code.problem(prepared):
+            problems.append(problem)
+    if problems:
+        raise Refused(*problems)
     return [outcomes[prepared.run.id] for prepared in runs]
 
 
