@@ -15,6 +15,7 @@ from truba_runner.config import Experiment, run_id
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.plan import Plan, plan
 from truba_runner.rundir import RunDir
+from truba_runner.search import submission as search
 from truba_runner.state import last_job_id, state_of
 from truba_runner.submit import Prepared, Submission, settle
 from truba_runner.tell import Outcome
@@ -38,7 +39,13 @@ def launch(experiments: Sequence[Experiment], selector: str) -> list[Outcome]:
     ]
     for warning in dict.fromkeys(warning for made in plans for warning in made.warnings):
         print(f"warning: {warning}", file=sys.stderr)
-    if dry_run:
+    if any(one.experiment.sweep.kind for one in prepared):
+        return [search.launch(one) if one.experiment.sweep.kind else _launch([one])[0] for one in prepared]
+    return _launch(prepared)
+
+
+def _launch(prepared: Sequence[Prepared]) -> list[Outcome]:
+    if prepared[0].experiment.dry_run:
         tell.dry_run(_alike(prepared))
         return [Outcome(one.run.id, str(one.run.path), "dry_run") for one in prepared]
     places.remember(prepared[0].run.path.parent)

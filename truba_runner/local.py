@@ -34,7 +34,7 @@ def start_here(prepared: Prepared) -> subprocess.Popen[bytes]:
     run.append_submission(event)
     with (run.logs / f"{job_id}_0_log.out").open("ab") as output:
         worker = subprocess.Popen(
-            [sys.executable, "-u", "-m", "truba_runner.worker", str(run.path)],
+            [sys.executable, "-u", "-m", prepared.program, str(run.path)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

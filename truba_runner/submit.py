@@ -39,6 +39,8 @@ class Prepared:
     run: RunDir
     request: Request
     job_file: Path
+    # The module that the job runs, with the run directory as its argument.
+    program: str = "truba_runner.worker"
 
 
 class _Script(SlurmExecutor):
@@ -128,7 +130,7 @@ class Submission:
         )  # fmt: skip
         executor = _Script(folder=home / "logs", python=python)
         executor.update_parameters(**self.parameters())
-        command = f"{python} -u -m truba_runner.worker {address}"
+        command = f"{python} -u -m {first.program} {address}"
         return executor.text(command, len(self.runs) if self.is_array else 0)
 
     def send(self, lock: int) -> list[str]:

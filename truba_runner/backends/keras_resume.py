@@ -66,7 +66,9 @@ class Resume:
         if state:
             if state["format"] != FORMAT:
                 self._refuse(f"its format is {state['format']}, and this version of truba_runner reads {FORMAT}")
-            self.trained, self.result, self._best = state["trained"], state["result"], state["best"]
+            self.trained, self.result = state["trained"], state["result"]
+            # A run that goes on from another's checkpoint has no best of its own yet.
+            self._best = state["best"] if self._store.has_best() else None
         if self._context.rank == 0:
             # Without a checkpoint every step is told again.
             event_files.cut(self._context.run.tensorboard, state.get("event_files", {}))
