@@ -50,7 +50,7 @@ Train = Callable[[Context], dict[str, Any]]
 
 
 def imports(name: str) -> tuple[str, ...]:
-    """The modules that a backend imports anyway: made once for many trainings, in a process that they are forked from."""
+    """The modules that a backend imports anyway; they are imported once, where many trainings are forked from."""
     found: tuple[str, ...] = getattr(importlib.import_module(f"truba_runner.backends.{name}"), "IMPORTS", ())
     return found
 

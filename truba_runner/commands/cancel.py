@@ -11,6 +11,8 @@ from truba_runner import places, scheduler
 from truba_runner.commands import known_jobs, parser, print_json
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.rundir import RunDir
+from truba_runner.search.directory import search_of
+from truba_runner.search.overview import job_runs
 from truba_runner.state import last_job_id, local_process, state_of
 
 
@@ -20,12 +22,15 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("run", nargs="+", help="a run's id, or any unique beginning of it")
     options.add_argument("-y", "--yes", action="store_true", help="do not ask")
     given = options.parse_args(arguments)
-    runs = list({run.path: run for run in (places.find(prefix, given.runs) for prefix in given.run)}.values())
+    named = list({run.path: run for run in (places.find(prefix, given.runs) for prefix in given.run)}.values())
+    # A search ends with its workers.
+    searches = {run.path: search for run in named if (search := search_of(run))}
+    runs = [one for run in named for one in (job_runs(searches[run.path]) if run.path in searches else [run])]
     jobs = known_jobs(runs)
     if jobs is None:
         raise Failed("Slurm does not answer, so nothing was cancelled; try again in a while")
     live = [run for run in runs if state_of(run, jobs).live]
-    if len(live) > 1 and not given.yes and not _agreed(live):
+    if len(named) > 1 and len(live) > 1 and not given.yes and not _agreed(live):
         print("nothing was cancelled", file=sys.stderr)
         return 1
     if on_slurm := [last_job_id(run) for run in live if not last_job_id(run).startswith("local-")]:

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from truba_runner.config import Experiment
 from truba_runner.rundir import RunDir, write_atomically
 from truba_runner.search import trials
 from truba_runner.search.directory import SearchDir
-from truba_runner.search.space import OWN, trial_experiment, with_values
+from truba_runner.search.records import own_values, ranked, values_of
+from truba_runner.search.space import trial_config, with_values
 from truba_runner.search.store import State
 
 _SHOWN = 10
-
-
-def ranked(state: State) -> list[dict[str, Any]]:
-    """The records of the trials that have a score, the best first, as Keras Tuner's `get_best_trials` orders them."""
-    told = [trial for trial in state["trials"].values() if trial["status"] == "COMPLETED"]
-    return sorted(told, key=lambda trial: trial["score"], reverse=state["objective"]["direction"] == "max")
-
-
-def own_values(trial: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial's values without those that Hyperband keeps its books with."""
-    return {name: value for name, value in trials.values_of(trial).items() if not name.startswith(OWN)}
 
 
 def conclude(
@@ -32,8 +22,9 @@ def conclude(
 ) -> dict[str, Any]:
     """The search's result; prints its summary. `evaluate` trains a run, here for no epoch, and returns its exit status.
 
-    Keys: `metrics` of the best model, `objective`, `direction`, `trials`, `failed`, `seconds_training` over all
-    trials, `experiment` (a file) and `best`: `trial`, `values`, `score`, `epoch`, `metrics` and `model` of each that was evaluated.
+    Keys: `metrics` of the best model, `objective`, `direction`, `trials`, `failed`, `seconds_training` over all trials,
+    `experiment` (a file) and `best`: `trial`, `values`, `score`, `epoch`, `metrics` and `model` of each that was
+    evaluated.
     """
     best = ranked(state)
     _print_summary(state, best)
@@ -84,10 +75,10 @@ def prepare_best(
 ) -> tuple[RunDir, int]:
     """A run that goes on from a trial's best epoch and has no epoch left: it is restored, kept and evaluated."""
     name, direction = state["objective"]["name"], state["objective"]["direction"]
-    values = trials.values_of(trial)
+    values = values_of(trial)
     retry = max(0, int(state["oracle"]["run_times"].get(trial["trial_id"], 1)) - 1)
     after = int(values.get("tuner/initial_epoch", 0))
-    runs = trials.executions(search, experiment, trial["trial_id"], retry)
+    runs = trials.executions(search, experiment.sweep, trial["trial_id"], retry)
     sign = -1 if direction == "max" else 1
     found = [(sign * score, index, epoch) for index, (epoch, score) in
              enumerate(trials.best_epoch(run, name, direction, after) for run in runs)]  # fmt: skip
@@ -97,29 +88,25 @@ def prepare_best(
         run.create()
         run.checkpoints.mkdir(mode=0o700, exist_ok=True)
         trials.link_best(runs[index], run, epoch)
-        config = trial_experiment(experiment, values, direction, index)
-        config = replace(
-            config,
-            train=replace(config.train, epochs=epoch),
-            checkpoint=replace(config.checkpoint, save_model=True),
-            finish=experiment.finish,
-            tensorboard=replace(config.tensorboard, enabled=False),
-        )
-        run.write_config(asdict(config))
+        config = trial_config(experiment, values, direction, index)
+        config["train"]["epochs"] = epoch
+        config["checkpoint"]["save_model"] = True
+        config["tensorboard"]["enabled"] = False
+        run.write_config({**config, "finish": asdict(experiment.finish)})
     return run, epoch
 
 
 def experiment_yaml(experiment: Experiment, state: State, trial: Mapping[str, Any]) -> str:
-    """A file for conf/experiment/ that trains a trial anew, for as many epochs: to the same weights on the same machine."""
+    """A file for conf/experiment/ that trains a trial anew, for as many epochs and to the same weights."""
     import yaml
 
-    best = with_values(experiment, trials.values_of(trial))
+    best = with_values(experiment, values_of(trial))
     about = f"trial {trial['trial_id']}, {state['objective']['name']} {trial['score']:.6g}"
     config: dict[str, Any] = {
         "name": f"{experiment.name}-best",
-        "job": asdict(best.job),
-        "data": {key: value for key, value in asdict(best.data).items() if key != "folder"},
-        "train": asdict(best.train),
+        "job": best["job"],
+        "data": {key: value for key, value in best["data"].items() if key != "folder"},
+        "train": best["train"],
         "checkpoint": {
             "monitor": state["objective"]["name"],
             "mode": state["objective"]["direction"],

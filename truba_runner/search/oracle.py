@@ -7,6 +7,7 @@ of the grid.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from truba_runner.config import Sweep
@@ -54,8 +55,8 @@ def objective(sweep: Sweep) -> Any:
     direction = sweep.direction or infer_metric_direction(sweep.objective)
     if direction is None:
         raise Failed(
-            f"sweep.objective={sweep.objective}: whether it is to be small or large is not known, as Keras has no metric "
-            "of this name. Set sweep.direction=min or sweep.direction=max."
+            f"sweep.objective={sweep.objective}: whether it is to be small or large is not known, as Keras has no "
+            "metric of this name. Set sweep.direction=min or sweep.direction=max."
         )
     return keras_tuner.Objective(sweep.objective, direction)
 
@@ -65,6 +66,8 @@ def load(sweep: Sweep, oracle_state: dict[str, Any], trials: dict[str, Any]) -> 
     from keras_tuner.src.engine.trial import Trial
 
     oracle = make(sweep)
+    # Keras Tuner changes what it reads.
+    trials, oracle_state = json.loads(json.dumps([trials, oracle_state]))
     oracle.trials = {trial_id: Trial.from_state(state) for trial_id, state in trials.items()}
     oracle.set_state(oracle_state)
     return oracle

@@ -10,8 +10,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from truba_runner.config import Experiment, Notify, Sweep, experiment_from
+from truba_runner.config import Experiment, Notify, Sweep
 from truba_runner.errors import Problem, nearest
+from truba_runner.search.records import OWN
 
 KINDS = ("hyperband", "bayesian", "random", "grid")
 # Of a hyperparameter in YAML: Keras Tuner's method, which of its arguments must be there, and which may.
@@ -25,8 +26,6 @@ _ARGUMENTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
 # Keys of the config below which a job's own names begin.
 _OPEN = ("job.options.", "data.options.")
 _SECTIONS = ("job", "data", "train")
-# What Hyperband writes among a trial's values.
-OWN = "tuner/"
 
 
 def declare(space: Mapping[str, Any], hp: Any) -> None:
@@ -42,29 +41,22 @@ def _named(kind: str, arguments: Any) -> dict[str, Any]:
     return dict(arguments or {})
 
 
-def trial_experiment(search: Experiment, values: Mapping[str, Any], direction: str, execution: int = 0) -> Experiment:
+def trial_config(search: Experiment, values: Mapping[str, Any], direction: str, execution: int = 0) -> dict[str, Any]:
     """The config of the run that a trial's values stand for, leaving only what the search needs of it.
 
-    Raises:
-        omegaconf.errors.OmegaConfBaseException: a value does not fit its key.
+    Unchecked: the run checks it when it starts, and takes longer for it than for all the rest.
     """
-    config = dataclasses.asdict(with_values(search, values))
+    config = with_values(search, values)
     config["train"]["seed"] += execution
     # One to go on from and the best: a search has many trials.
-    config["checkpoint"].update(
-        monitor=search.sweep.objective,
-        mode=direction,
-        keep=1,
-        save_model=False,
-        model_each_epoch=False,
-        best_model=False,
-    )
+    kept = {"keep": 1, "save_model": False, "model_each_epoch": False, "best_model": False}
+    config["checkpoint"].update(monitor=search.sweep.objective, mode=direction, **kept)
     config["finish"] = {"evaluate": False, "plots": False}
     config["notify"] = dataclasses.asdict(Notify())
-    return experiment_from(config)
+    return config
 
 
-def with_values(search: Experiment, values: Mapping[str, Any]) -> Experiment:
+def with_values(search: Experiment, values: Mapping[str, Any]) -> dict[str, Any]:
     """The search's experiment with a trial's values, and no search."""
     config = dataclasses.asdict(dataclasses.replace(search, sweep=Sweep(), dry_run=False, fresh=False))
     for name, value in values.items():
@@ -77,7 +69,7 @@ def with_values(search: Experiment, values: Mapping[str, Any]) -> Experiment:
         node[key] = value
     if "tuner/epochs" in values:
         config["train"]["epochs"] = values["tuner/epochs"]
-    return experiment_from(config)
+    return config
 
 
 # -- what may not be said ----------------------------------------------------------------------------------------

@@ -4,54 +4,64 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from truba_runner import job_module
-from truba_runner.config import Experiment, experiment_from, training_hash
-from truba_runner.errors import nearest
+from truba_runner.config import Experiment, Sweep, training_hash
+from truba_runner.errors import Failed, nearest
 from truba_runner.search import leases, oracle, trials
 from truba_runner.search.directory import SearchDir
 from truba_runner.search.leases import Lease, Worker
 from truba_runner.search.lock import lock_for
+from truba_runner.search.records import values_of
 from truba_runner.search.store import State, Store
 
 
-def opened(path: str) -> tuple[SearchDir, Experiment, Store]:
-    """A search's directory, its config, and its state behind its lock."""
-    search = SearchDir(Path(path))
-    experiment = experiment_from(search.read_config())
-    return search, experiment, Store(search, lock_for(search.path, experiment.sweep.lock), training_hash(experiment))
+class Opened:
+    """A search as a step sees it: what it needs of the config, without the time that checking a whole config takes."""
+
+    def __init__(self, path: str, about: dict[str, Any]) -> None:
+        """`about` is what `describe` made."""
+        self.search = SearchDir(Path(path))
+        self.sweep = Sweep(**about["sweep"])
+        self.options: dict[str, Any] = about["options"]
+        self.store = Store(self.search, lock_for(self.search.path, self.sweep.lock), about["identity"])
+
+
+def describe(experiment: Experiment) -> dict[str, Any]:
+    """What a step is told of the config, in values that JSON holds."""
+    options, identity = experiment.job.options, training_hash(experiment)
+    return {"sweep": asdict(experiment.sweep), "options": options, "identity": identity}
 
 
 # -- the space ---------------------------------------------------------------------------------------------------
 
 
-def begin(path: str, job_file: str) -> dict[str, Any]:
+def begin(path: str, about: dict[str, Any], job_file: str) -> dict[str, Any]:
     """Finds the search's space out and writes its first state, unless another worker has."""
     _hide_gpus()
-    search, experiment, store = opened(path)
-    if store.read():
+    opened = Opened(path, about)
+    if opened.store.read():
         return {}
-    made = oracle.make(experiment.sweep)
-    _discover(experiment, Path(job_file), made)
+    made = oracle.make(opened.sweep)
+    _discover(opened, Path(job_file), made)
     if not made.hyperparameters.space:
-        from truba_runner.errors import Failed
-
         raise Failed(
             f"there is nothing to search: {job_file} has no build_model(hp) that asks for a hyperparameter, and "
             "sweep.space is empty. Take values from hp there, or name keys of the config in sweep.space."
         )
-    _warn_of_small_space(experiment, made)
-    with store.transaction() as state:
+    _warn_of_small_space(opened.sweep, made)
+    with opened.store.transaction() as state:
         if not state:
             leases.begin(state)
             state.update(oracle=oracle.dump(made), trials={}, objective=_objective(made))
     return {}
 
 
-def _discover(experiment: Experiment, job_file: Path, made: Any) -> None:
+def _discover(opened: Opened, job_file: Path, made: Any) -> None:
     """Has Keras Tuner build the job's model until every hyperparameter has shown, conditional ones too."""
     import inspect
     import tempfile
@@ -61,17 +71,16 @@ def _discover(experiment: Experiment, job_file: Path, made: Any) -> None:
         return
     from keras_tuner.src.engine.base_tuner import BaseTuner
 
-    options = experiment.job.options
     with tempfile.TemporaryDirectory() as folder:
-        BaseTuner(made, lambda hp: build(hp, **options), directory=folder)
+        BaseTuner(made, lambda hp: build(hp, **opened.options), directory=folder)
 
 
 def _objective(made: Any) -> dict[str, str]:
     return {"name": made.objective.name, "direction": made.objective.direction}
 
 
-def _warn_of_small_space(experiment: Experiment, made: Any) -> None:
-    if experiment.sweep.kind != "hyperband":
+def _warn_of_small_space(sweep: Sweep, made: Any) -> None:
+    if sweep.kind != "hyperband":
         return
     counts = [_values_of(hp) for hp in made.hyperparameters.space]
     first = made._get_size(made._get_num_brackets() - 1, 0)
@@ -95,24 +104,26 @@ def _values_of(hp: Any) -> int | None:
 # -- telling and asking ------------------------------------------------------------------------------------------
 
 
-def step(path: str, worker: list[str], dead: list[str], outcome: dict[str, Any] | None, ask: bool) -> dict[str, Any]:
+def step(
+    path: str, about: dict[str, Any], worker: list[str], dead: list[str], outcome: dict[str, Any] | None, ask: bool
+) -> dict[str, Any]:
     """Tells the oracle what came of a trial, where there is an `outcome`, and asks for the next, in one transaction.
 
     Returns `lease` with a trial, or `wait` where others' trials decide, or `finished`, or `failed` with a reason;
     `told`, in a sentence, where the outcome was taken.
     """
     _hide_gpus()
-    search, experiment, store = opened(path)
+    opened = Opened(path, about)
     answer: dict[str, Any] = {}
-    with store.transaction() as state:
-        made = oracle.load(experiment.sweep, state["oracle"], state["trials"])
+    with opened.store.transaction() as state:
+        made = oracle.load(opened.sweep, state["oracle"], state["trials"])
         if outcome is not None and leases.holds(state, lease := Lease(**outcome["lease"])):
-            answer["told"] = _tell(search, experiment, state, made, lease, outcome)
+            answer["told"] = _tell(opened, state, made, lease, outcome)
             _keep(state, made)
         if state["failed"] or state["finished"]:
             answer.update(failed=state["failed"], finished=state["finished"])
         elif ask:
-            answer.update(_ask(search, experiment, state, made, Worker(*worker), dead))
+            answer.update(_ask(opened, state, made, Worker(*worker), dead))
     return answer
 
 
@@ -120,9 +131,7 @@ def _keep(state: State, made: Any) -> None:
     state.update(oracle=oracle.dump(made), trials=oracle.dump_trials(made))
 
 
-def _tell(
-    search: SearchDir, experiment: Experiment, state: State, made: Any, lease: Lease, outcome: dict[str, Any]
-) -> str:
+def _tell(opened: Opened, state: State, made: Any, lease: Lease, outcome: dict[str, Any]) -> str:
     from keras_tuner.src.engine.hyperparameters import HyperParameters
 
     trial = made.trials[lease.trial]
@@ -134,11 +143,11 @@ def _tell(
         message=outcome.get("message"),
     )
     if ended.status == "COMPLETED":
-        runs = trials.executions(search, experiment, lease.trial, lease.retry)
+        runs = trials.executions(opened.search, opened.sweep, lease.trial, lease.retry)
         for found in (run.result().get("hyperparameters") for run in runs):
             if found:
                 ended.hyperparameters.merge(HyperParameters.from_config(found), overwrite=False)
-        _report(experiment, made, trial, runs, ended, state)
+        _report(made, trial, runs, ended, state)
     try:
         made.end_trial(ended)
     except RuntimeError as error:
@@ -149,9 +158,9 @@ def _tell(
     return _in_words(made, made.trials[lease.trial])
 
 
-def _report(experiment: Experiment, made: Any, trial: Any, runs: list[Any], ended: Any, state: State) -> None:
+def _report(made: Any, trial: Any, runs: list[Any], ended: Any, state: State) -> None:
     """The metrics of the best epoch, over the trial's own epochs, averaged over its executions: as Keras Tuner does."""
-    import keras
+    from keras_tuner.src.backend import keras
     from keras_tuner.src.engine import tuner_utils
 
     after = int(trial.hyperparameters.values.get("tuner/initial_epoch", 0))
@@ -181,10 +190,8 @@ def _in_words(made: Any, trial: Any) -> str:
     return f"trial {trial.trial_id} {status}: {reason[0] if reason else 'its objective is no number'}{so_far}"
 
 
-def _ask(
-    search: SearchDir, experiment: Experiment, state: State, made: Any, worker: Worker, dead: list[str]
-) -> dict[str, Any]:
-    leases.reap(state, worker, dead, lambda trial, retry: trials.position(search, experiment, trial, retry))
+def _ask(opened: Opened, state: State, made: Any, worker: Worker, dead: list[str]) -> dict[str, Any]:
+    leases.reap(state, worker, dead, lambda trial, retry: trials.position(opened.search, opened.sweep, trial, retry))
     lease = leases.take_waiting(state, worker)
     if lease is None:
         # A name of its own for each question: Keras Tuner gives a worker that has a trial the same one again.
@@ -198,7 +205,7 @@ def _ask(
         else:
             # Whatever asking has changed is not kept: how often a worker asks is chance.
             return {"wait": True}
-    return {"lease": [lease.trial, lease.token, lease.retry], "values": trials.values_of(state["trials"][lease.trial])}
+    return {"lease": [lease.trial, lease.token, lease.retry], "values": values_of(state["trials"][lease.trial])}
 
 
 def _hide_gpus() -> None:

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from collections.abc import Iterator
@@ -59,12 +58,12 @@ class Store:
             OSError: the disk is full or not writable; the state is unchanged.
         """
         with self._lock as lock:
-            before = self.read()
-            state = copy.deepcopy(before)
+            state = self.read()
+            before = _text(state)
             yield state
-            if state == before:
+            if before == _text(state):
                 return
-            content = json.dumps({"format": FORMAT, "identity": self._identity, **state}, ensure_ascii=False)
+            content = _text({"format": FORMAT, "identity": self._identity, **state})
             if not lock.held():
                 raise Failed(f"the lock of {self._search.path} was broken by another: this process stood still")
             write_atomically(self._search.state_file, content.encode())
@@ -76,6 +75,10 @@ class Store:
         except FileNotFoundError:
             return 0, 0
         return found.st_ino, found.st_mtime_ns
+
+
+def _text(state: State) -> str:
+    return json.dumps(state, ensure_ascii=False)
 
 
 def read_state(search: SearchDir) -> State:

@@ -7,28 +7,23 @@ import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from truba_runner.checkpoint import BEST, CheckpointStore
-from truba_runner.config import Experiment
+from truba_runner.config import Experiment, Sweep
 from truba_runner.rundir import RunDir
 from truba_runner.search.directory import SearchDir
-from truba_runner.search.space import trial_experiment
+from truba_runner.search.records import values_of
+from truba_runner.search.space import trial_config
 
 # Of `history.csv`, what is no metric.
 _NOT_METRICS = ("epoch", "learning_rate", "seconds")
 
 
-def values_of(trial: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial's values, from its record in the state."""
-    return dict(trial["hyperparameters"]["values"])
-
-
-def executions(search: SearchDir, experiment: Experiment, trial_id: str, retry: int) -> list[RunDir]:
+def executions(search: SearchDir, sweep: Sweep, trial_id: str, retry: int) -> list[RunDir]:
     """The runs of a trial, in order."""
-    return [search.trial(trial_id, index, retry) for index in range(experiment.sweep.executions_per_trial)]
+    return [search.trial(trial_id, index, retry) for index in range(sweep.executions_per_trial)]
 
 
 def prepare(
@@ -49,7 +44,7 @@ def prepare(
         past = values.get("tuner/trial_id")
         if past is not None:
             _go_on_from(_told_run(search, past, execution), run)
-        run.write_config(asdict(trial_experiment(experiment, values, direction, execution)))
+        run.write_config(trial_config(experiment, values, direction, execution))
     run.append_submission({"event": "leased", **started})
     return run
 
@@ -90,9 +85,9 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def position(search: SearchDir, experiment: Experiment, trial_id: str, retry: int) -> list[int]:
+def position(search: SearchDir, sweep: Sweep, trial_id: str, retry: int) -> list[int]:
     """How far a trial has come: executions that are done, epochs and steps of the next one."""
-    runs = executions(search, experiment, trial_id, retry)
+    runs = executions(search, sweep, trial_id, retry)
     done = sum(1 for run in runs if run.result())
     if done == len(runs):
         return [done, 0, 0]

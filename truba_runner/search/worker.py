@@ -33,6 +33,8 @@ from truba_runner.search.ending import conclude
 from truba_runner.search.leases import Lease, Worker
 from truba_runner.search.nursery import Call, Nursery
 from truba_runner.search.pulse import Pulse
+from truba_runner.search.records import values_of
+from truba_runner.search.steps import describe
 from truba_runner.search.store import Store
 
 # How often a worker without a trial looks whether there is one, and any looks for signals.
@@ -87,6 +89,7 @@ class _SearchWorker:
     ) -> None:
         self._search, self._run, self._experiment, self._store = search, run, experiment, store
         self._interruption, self._progress, self._job_id = interruption, progress, job_id
+        self._about = describe(experiment)
         self._me = Worker(run.id, secrets.token_hex(4))
         self._submitted = ordinary.submitted(run)
         # Keras Tuner needs Keras, and Keras a backend: that which is imported anyway.
@@ -111,7 +114,7 @@ class _SearchWorker:
 
     def _work(self, pulse: Pulse) -> None:
         if not self._store.read():
-            self._step("begin", str(self._search.path), self._submitted["job_file"])
+            self._step("begin", self._submitted["job_file"])
         outcome: dict[str, Any] | None = None
         while True:
             answer = self._next(outcome, pulse)
@@ -140,7 +143,7 @@ class _SearchWorker:
             return {}
         me = [self._me.name, self._me.start]
         ask = not self._interruption.requested
-        return self._step("step", str(self._search.path), me, sorted(pulse.dead()), outcome, ask)
+        return self._step("step", me, sorted(pulse.dead()), outcome, ask)
 
     def _take_waiting(self, pulse: Pulse) -> dict[str, Any]:
         """A trial that another worker has left, without asking the oracle."""
@@ -152,13 +155,15 @@ class _SearchWorker:
             lease = leases.take_waiting(state, self._me)
             if lease is None:
                 return {}
-            values = trials.values_of(state["trials"][lease.trial])
+            values = values_of(state["trials"][lease.trial])
             hopeless = leases.hopeless(state["open"][lease.trial])
             return {"lease": [lease.trial, lease.token, lease.retry], "values": values, "hopeless": hopeless}
 
     def _step(self, function: str, *arguments: Any) -> dict[str, Any]:
         imports = (*backends.imports(self._experiment.job.backend), *_KERAS_TUNER)
-        self._nursery.start(Call("truba_runner.search.steps", function, arguments, imports))
+        self._nursery.start(
+            Call("truba_runner.search.steps", function, [str(self._search.path), self._about, *arguments], imports)
+        )
         while (ended := self._nursery.ended(60)) is None:
             pass
         if ended["status"]:
@@ -168,7 +173,7 @@ class _SearchWorker:
     def _position(self, trial: str, retry: int) -> list[int]:
         if trial == leases.RESULT:
             return [0, 0, 0]
-        return trials.position(self._search, self._experiment, trial, retry)
+        return trials.position(self._search, self._experiment.sweep, trial, retry)
 
     def _look_at_lease(self) -> None:
         """In the pulse's thread: whether the lease was taken while this machine stood still."""
