@@ -118,7 +118,9 @@ class RunDir:
         """Writes the resolved config."""
         import yaml
 
-        write_atomically(self.config_file, yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True).encode())
+        dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+        text = yaml.dump(dict(values), Dumper=dumper, sort_keys=False, allow_unicode=True)
+        write_atomically(self.config_file, text.encode())
 
     def read_config(self) -> dict[str, Any]:
         """Reads what `write_config` wrote."""

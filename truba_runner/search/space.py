@@ -53,6 +53,8 @@ def trial_config(search: Experiment, values: Mapping[str, Any], direction: str, 
     config["checkpoint"].update(monitor=search.sweep.objective, mode=direction, **kept)
     config["finish"] = {"evaluate": False, "plots": False}
     config["notify"] = dataclasses.asdict(Notify())
+    # Checked already; a start would take as long over them as over all the rest.
+    config["cluster"]["partitions"] = {}
     return config
 
 

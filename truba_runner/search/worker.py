@@ -48,7 +48,7 @@ _KERAS_TUNER = ("keras_tuner", "truba_runner.search.steps")
 
 def main(arguments: list[str]) -> int:
     """Works on the search that the folder `arguments[0]` belongs to; exit status as of `truba_runner.worker`."""
-    run = RunDir(Path(arguments[0]).absolute())
+    run = RunDir(Path(arguments[0]).resolve())
     search = SearchDir(run.path.parent.parent)
     here = allocation.current()
     interruption = Interruption()
