@@ -104,7 +104,7 @@ class Here:
         self.search.write_config(asdict(self.experiment))
         self.failing = False
         self.about = steps.describe(self.experiment)
-        steps.begin(str(self.search.path), self.about, str(job))
+        steps.begin(str(self.search.path), self.about, ["w0", "start"], str(job))
 
     def train(self, answer: dict[str, Any]) -> dict[str, Any]:
         lease = Lease(*answer["lease"])

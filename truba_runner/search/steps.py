@@ -40,7 +40,7 @@ def describe(experiment: Experiment) -> dict[str, Any]:
 # -- the space ---------------------------------------------------------------------------------------------------
 
 
-def begin(path: str, about: dict[str, Any], job_file: str) -> dict[str, Any]:
+def begin(path: str, about: dict[str, Any], worker: list[str], job_file: str) -> dict[str, Any]:
     """Finds the search's space out and writes its first state, unless another worker has."""
     _hide_gpus()
     opened = Opened(path, about)

@@ -41,6 +41,8 @@ from truba_runner.search.store import Store
 _LOOK_SECONDS = 0.2
 # A trial may not listen yet when a signal comes, so it is told again.
 _SIGNAL_AGAIN_SECONDS = 2.0
+# Of a step of the oracle that is killed.
+_ATTEMPTS = 3
 _DISK_IS_FULL = ("[Errno 28]", "[Errno 122]")
 # The oracle's steps; Keras is imported with whatever the trials are trained with.
 _KERAS_TUNER = ("keras_tuner", "truba_runner.search.steps")
@@ -141,9 +143,8 @@ class _SearchWorker:
             return taken
         if outcome is None and self._interruption.requested:
             return {}
-        me = [self._me.name, self._me.start]
         ask = not self._interruption.requested
-        return self._step("step", me, sorted(pulse.dead()), outcome, ask)
+        return self._step("step", sorted(pulse.dead()), outcome, ask)
 
     def _take_waiting(self, pulse: Pulse) -> dict[str, Any]:
         """A trial that another worker has left, without asking the oracle."""
@@ -160,15 +161,21 @@ class _SearchWorker:
             return {"lease": [lease.trial, lease.token, lease.retry], "values": values, "hopeless": hopeless}
 
     def _step(self, function: str, *arguments: Any) -> dict[str, Any]:
+        """Asks the oracle, in a process of its own; again where that was killed."""
         imports = (*backends.imports(self._experiment.job.backend), *_KERAS_TUNER)
-        self._nursery.start(
-            Call("truba_runner.search.steps", function, [str(self._search.path), self._about, *arguments], imports)
-        )
-        while (ended := self._nursery.ended(60)) is None:
-            pass
-        if ended["status"]:
-            raise Failed("the search's oracle could not be asked; the lines above show why")
-        return dict(ended["value"])
+        for _ in range(_ATTEMPTS):
+            given = [str(self._search.path), self._about, [self._me.name, self._me.start], *arguments]
+            self._nursery.start(Call("truba_runner.search.steps", function, given, imports))
+            while (ended := self._nursery.ended(60)) is None:
+                pass
+            if ended["status"] == 0:
+                return dict(ended["value"])
+            if ended["status"] > 0:
+                break
+            print(f"a step of the oracle ended with {_in_words(ended['status'])}, and is made again", flush=True)
+            # It may have leased a trial and not said so: what this worker has by its old name is anyone's.
+            self._me = Worker(self._me.name, secrets.token_hex(4))
+        raise Failed("the search's oracle could not be asked; the lines above show why")
 
     def _position(self, trial: str, retry: int) -> list[int]:
         if trial == leases.RESULT:
