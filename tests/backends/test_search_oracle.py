@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import signal
+import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -125,8 +130,10 @@ class Here:
             run.write_result({"metrics": rows[-1], "hyperparameters": asked(answer["values"])})
         return message
 
-    def step(self, outcome: dict[str, Any] | None, worker: str = "w0", ask: bool = True) -> dict[str, Any]:
-        return steps.step(str(self.search.path), self.about, [worker, "start"], [], outcome, ask)
+    def step(
+        self, outcome: dict[str, Any] | None, worker: str = "w0", ask: bool = True, start: str = "start"
+    ) -> dict[str, Any]:
+        return steps.step(str(self.search.path), self.about, [worker, start], [], outcome, ask)
 
     def run(self) -> list[dict[str, Any]]:
         answer = self.step(None)
@@ -237,6 +244,59 @@ def test_a_space_that_is_empty_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(f"{__name__}.JOB", "def build_model():\n    pass\n")
     with pytest.raises(Failed, match="nothing to search"):
         Here(tmp_path, **settings("random"))
+
+
+@pytest.mark.parametrize("kind", ["hyperband", "grid"])
+def test_steps_that_are_killed_at_every_write_come_to_the_same_trials(tmp_path: Path, kind: str) -> None:
+    sweep = settings(kind, max_epochs=3, max_trials=8)
+    here, kills = Here(tmp_path, **sweep), 0
+
+    def step(outcome: dict[str, Any] | None) -> dict[str, Any]:
+        nonlocal kills
+        for number in itertools.count(1):
+            # A new start each time: what the one before has leased and not said is free.
+            made = stopped_at_event(number, lambda number=number: here.step(outcome, start=f"start{number}"))
+            if made is not None:
+                return made
+            kills += 1
+        raise AssertionError
+
+    answer = step(None)
+    while "lease" in answer:
+        answer = step(here.train(answer))
+    sweep.pop("max_trials") if kind == "hyperband" else None
+    assert kills > 5 * len(here.trials())
+    assert told(here.trials()) == told(plain(tmp_path, **sweep))
+
+
+def stopped_at_event(number: int, work: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+    """What `work` returns in a process of its own; None if that was killed at its number-th open, rename or lock."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        seen = 0
+
+        def audit(event: str, arguments: Any) -> None:
+            nonlocal seen
+            if event in {"open", "os.rename", "os.link", "os.remove", "fcntl.lockf"}:
+                seen += 1
+                if seen == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(audit)
+        try:
+            answer = work()
+            seen = -1000  # What comes now is the test's.
+            os.write(writer, json.dumps(answer).encode())
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        text = pipe.read()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (0 if text else -signal.SIGKILL)
+    return dict(json.loads(text)) if text else None
 
 
 # -- several workers -----------------------------------------------------------------------------------------------

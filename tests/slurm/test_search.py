@@ -133,13 +133,13 @@ def check_told_once(search: Search, trials: int) -> None:
 
 @pytest.mark.timeout(300)
 def test_six_workers_that_are_killed_every_few_seconds(truba: Truba, cluster: Cluster) -> None:
-    settings = ["sweep=hyperband", "sweep.max_epochs=27", "job.options.pause=0.12"]
+    settings = ["sweep=hyperband", "sweep.max_epochs=9", "job.options.pause=0.3"]
     alone = Search(Truba(cluster, f"{truba.project.name}-alone"), *settings, "job.options.pause=0", "cluster=local")
     expected = alone.found()
     search = Search(truba, *settings, "sweep.workers=6", "resources.partition=lowprio")
     chance, node = random.Random(5), ""
     search.wait_until(lambda: search.told() >= 1)
-    for turn in range(16):
+    for turn in range(12):
         if search.over():
             break
         before = search.told()

@@ -1,4 +1,4 @@
-"""As much of Keras as the oracles of Keras Tuner need, without the seconds of its import: nothing is trained with it."""
+"""As much of Keras as Keras Tuner needs for its oracles, and none of the seconds that its import takes."""
 
 import sys
 import types
