@@ -42,7 +42,9 @@ def conclude(
     everything = [trial for trial in state["trials"].values()]
     runs = [RunDir(path) for path in search.trials_folder.iterdir()]
     return {
-        "metrics": {state["objective"]["name"]: best[0]["score"], **found[0]["metrics"]} if found else {},
+        "metrics": {**(found[0]["metrics"] if found else {}), state["objective"]["name"]: best[0]["score"]}
+        if best
+        else {},
         "objective": state["objective"]["name"],
         "direction": state["objective"]["direction"],
         "trials": len(everything),
