@@ -34,7 +34,7 @@ def launch(experiments: Sequence[Experiment], selector: str) -> list[Outcome]:
     dry_run = any(experiment.dry_run for experiment in rooted)
     provided = rooted if dry_run else [_with_data(experiment, selector) for experiment in rooted]
     prepared = [
-        Prepared(experiment, _run_dir(experiment), made.request, job_module.find(experiment.job.module, Path.cwd()))
+        Prepared(experiment, _directory(experiment), made.request, job_module.find(experiment.job.module, Path.cwd()))
         for experiment, made in zip(provided, plans, strict=True)
     ]
     for warning in dict.fromkeys(warning for made in plans for warning in made.warnings):
@@ -93,6 +93,10 @@ def _with_data(experiment: Experiment, selector: str) -> Experiment:
         f"*** Training on {name} instead: results say nothing about {experiment.data.name}. ***\n"
     )
     return replace(experiment, data=replace(experiment.data, name=name))
+
+
+def _directory(experiment: Experiment) -> RunDir:
+    return search.directory(experiment) if experiment.sweep.kind else _run_dir(experiment)
 
 
 def _run_dir(experiment: Experiment) -> RunDir:

@@ -167,6 +167,20 @@ def test_six_workers_that_are_killed_every_few_seconds(truba: Truba, cluster: Cl
     assert max(len([*trial.rglob("*")]) for trial in (search.path / "trials").iterdir()) <= 12
 
 
+def test_another_users_directory_is_refused(truba: Truba, cluster: Cluster) -> None:
+    search = Search(truba, "sweep=random", "sweep.max_trials=1", "sweep.directory=mine", "resources.gpus=1")
+    before = search.result()
+    stranger = Truba(cluster, f"{truba.project.name}-stranger", user="mehmet")
+    stranger.environment["PYTHONPATH"] = truba.environment["PYTHONPATH"]
+    (stranger.project / "conf" / "experiment").mkdir(parents=True)
+    stranger.write("conf/experiment/parabola.yaml", EXPERIMENT)
+    stranger.write("jobs/nothing.py", "")
+    refused = stranger(*search.command)
+    assert refused.returncode == 2 and "another user's" in refused.stderr, refused.stderr
+    assert search.result() == before
+    assert search.path.stat().st_mode & 0o077 == 0
+
+
 def node_of(search: Search) -> str:
     for worker in (search.path / "workers").iterdir():
         lines = (worker / "submissions.jsonl").read_text().splitlines() if worker.name[0] != "." else []

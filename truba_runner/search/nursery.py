@@ -24,6 +24,7 @@ from typing import Any
 from truba_runner.errors import Failed
 
 _PR_SET_PDEATHSIG = 1
+_ATTEMPTS = 3
 # Slurm sends them to every process of a step; the one that decides passes them on.
 _LEFT_TO_THE_WORKER = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
@@ -59,14 +60,26 @@ class Nursery:
         Raises:
             truba_runner.errors.Failed: an import failed, or the machine has no room for a process.
         """
-        if self._process is None or self._process.poll() is not None:
-            self._open()
+        for _ in range(_ATTEMPTS):
+            if self._process is None or self._process.poll() is not None:
+                self.close()
+                self._open()
+            answer = self._ask(call)
+            if "error" in answer:
+                raise Failed(answer["error"])
+            if answer:
+                return int(answer["pid"])
+            # It was killed since; it holds nothing that another has not.
+            self.close()
+        raise Failed("the process that starts the trials has died again and again; the log shows why")
+
+    def _ask(self, call: Call) -> dict[str, Any]:
         assert self._socket is not None  # noqa: S101
-        self._socket.sendall(json.dumps(asdict(call)).encode() + b"\n")
-        answer = self._answer()
-        if "pid" not in answer:
-            raise Failed(answer.get("error", "the process that starts the trials has died; the log shows why"))
-        return int(answer["pid"])
+        try:
+            self._socket.sendall(json.dumps(asdict(call)).encode() + b"\n")
+            return self._answer()
+        except OSError:
+            return {}
 
     def ended(self, wait_seconds: float) -> dict[str, Any] | None:
         """How the process ended, if it does within this time: `status`, negative for a signal, and its `value`."""
@@ -81,6 +94,10 @@ class Nursery:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+        if self._socket is not None:
+            self._lines.close()
+            self._socket.close()
+        self._process = self._socket = None
 
     def _open(self) -> None:
         ours, theirs = socket.socketpair()

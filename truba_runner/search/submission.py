@@ -74,12 +74,14 @@ def workers(experiment: Experiment, search: SearchDir, plan: Prepared) -> list[P
 def launch(prepared: Prepared) -> Outcome:
     """Starts the workers of a search that are neither waiting nor running; here they work in the foreground.
 
+    `prepared.run` is what `directory` gave.
+
     Raises:
-        Refused: the directory is not this search's.
+        Refused: Slurm will not have the job.
         Failed: Slurm does not answer.
     """
     experiment = prepared.experiment
-    search = directory(experiment)
+    search = SearchDir(prepared.run.path)
     found = workers(experiment, search, prepared)
     if experiment.dry_run:
         tell.dry_run([found])
