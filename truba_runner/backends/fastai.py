@@ -57,7 +57,8 @@ def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
     reporter = Reporter(context, learner, recipe.epochs_of(stages))
     resume = Resume(context, learner, reporter, ranks, _signature(context, learner, data, stages))
     if resume.stage < 0 and context.rank == 0:
-        fastai_outputs.show_batch(context, learner.dls)
+        if experiment.finish.plots:
+            fastai_outputs.show_batch(context, learner.dls)
         print_summary(learner)
     loop = Loop(learner, experiment.train.seed, ranks)
     with loop.installed():
@@ -66,13 +67,15 @@ def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
     result = _result(context, learner, reporter, device)
     ranks.check_same(result["weights_sha256"])
     if context.rank == 0:
-        plots.learning_curves(reporter.rows, context.run.plots)
+        if experiment.finish.plots:
+            plots.learning_curves(reporter.rows, context.run.plots)
         fastai_outputs.save_models(context, learner, result)
-    with loop.installed():
-        evaluated = fastai_outputs.evaluate(context, learner, result)
-    if context.rank == 0:
-        with ranks.alone(), loop.installed():
-            fastai_outputs.interpret(context, learner, evaluated, result)
+    if experiment.finish.evaluate:
+        with loop.installed():
+            evaluated = fastai_outputs.evaluate(context, learner, result)
+        if context.rank == 0:
+            with ranks.alone(), loop.installed():
+                fastai_outputs.interpret(context, learner, evaluated, result)
     if reporter.scalars:
         reporter.scalars.close()
     ranks.wait_for_all()
