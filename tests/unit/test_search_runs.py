@@ -10,11 +10,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from truba_runner.config import Experiment
+from truba_runner.plan import plan
+from truba_runner.search.directory import SearchDir
+from truba_runner.search.submission import WorkersSubmission
+from truba_runner.submit import Prepared, settle
 
 # Not imported: it brings TensorFlow along.
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("keras_tuner") is None, reason="needs keras_tuner")
@@ -207,6 +214,32 @@ def test_two_searches_in_one_directory_by_mistake(project: Project) -> None:
     assert refused.returncode == 2 and "an ordinary run" in refused.stderr
 
 
+def test_searches_side_by_side_in_one_command_are_each_what_they_are_alone(project: Project) -> None:
+    done = project("-m", "+experiment=parabola", "sweep=random,grid", "sweep.max_trials=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = [SearchDir(file.parent) for file in (project.folder / "runs").glob("*/workers")]
+    assert sorted(search.read_config()["sweep"]["kind"] for search in found) == ["grid", "random"]
+    assert [search.result()["trials"] for search in found] == [2, 2]
+
+
+def test_a_worker_whose_submission_was_cut_short_finds_its_own_task(
+    experiment: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, search = experiment("sweep=random"), SearchDir(tmp_path / "runs" / "mnist-0")
+    search.create()
+    request = plan(one).request
+    workers = [Prepared(one, search.create_worker(index), request, ROOT / "jobs" / "mnist.py") for index in (1, 4)]
+    submission = WorkersSubmission(workers[0], search=search, workers=workers)
+    submission.record_intent()
+    links = search.path / "arrays" / submission.token
+    assert [(links / str(index)).resolve() for index in (0, 1)] == [worker.run.path for worker in workers]
+    monkeypatch.setattr("truba_runner.scheduler.jobs_named", lambda name: ["7"] if name == submission.job_name else [])
+    assert [settle(worker.run) for worker in workers] == ["7_0", "7_1"]
+    # And again, from its record.
+    monkeypatch.setattr("truba_runner.scheduler.jobs_named", lambda name: [])
+    assert [settle(worker.run) for worker in workers] == ["7_0", "7_1"]
+
+
 def test_hyperband_is_told_that_it_takes_no_max_trials(project: Project) -> None:
     done = project("+experiment=parabola", "sweep=hyperband", "sweep.max_trials=200", "dry_run=true")
     (line,) = [line for line in done.stderr.splitlines() if "max_trials" in line]
@@ -220,6 +253,9 @@ def test_hyperband_is_told_that_it_takes_no_max_trials(project: Project) -> None
         (["sweep=random", "sweep.max_trials=0"], "sweep.max_trials=0"),
         (["sweep=random", "sweep.seed=0"], "sweep.seed=1"),
         (["sweep=random", "sweep.directory=a/b"], "sweep.directory"),
+        # What is for the runs of -m.
+        (["sweep=random", "sweep.canary=true"], "hands out its trials itself"),
+        (["sweep=random", "sweep.max_parallel=2"], "Set sweep.workers"),
     ],
 )
 def test_what_a_search_may_not_say_is_refused_at_once(project: Project, overrides: list[str], told: str) -> None:
