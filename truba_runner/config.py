@@ -168,7 +168,7 @@ class Finish:
 
     # Metrics and predictions on the held-out split.
     evaluate: bool = True
-    # Learning curves as a picture.
+    # Learning curves as a picture; of the runs of a job array there are none.
     plots: bool = True
 
 
