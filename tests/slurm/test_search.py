@@ -150,7 +150,7 @@ def test_six_workers_that_are_killed_every_few_seconds(truba: Truba, cluster: Cl
             preempt(cluster)
         elif turn == 6:
             search.wait_until(search.stopped)
-            assert "submitted 6 runs" in search.submit()
+            assert "submitted 6 " in search.submit()
         elif victims := search.processes():
             os.kill(chance.choice(victims), signal.SIGKILL)
         time.sleep(chance.uniform(1, 2.5))  # The moment is the test's subject.
