@@ -18,7 +18,7 @@ from truba_runner.search.records import values_of
 from truba_runner.search.space import trial_config
 
 # Of `history.csv`, what is no metric.
-_NOT_METRICS = ("epoch", "learning_rate", "seconds")
+_NOT_METRICS = ("epoch", "stage", "first_learning_rate", "learning_rate", "seconds")
 
 
 def executions(search: SearchDir, sweep: Sweep, trial_id: str, retry: int) -> list[RunDir]:
