@@ -93,6 +93,10 @@ class CheckpointStore:
         """That of the newest checkpoint, unread; the beginning where there is none."""
         return max((position for position, _ in self._all()), default=Position(0, 0))
 
+    def has_best(self) -> bool:
+        """Whether one was marked as the best."""
+        return (self._folder / BEST).exists()
+
     def best(self, read: Callable[[IO[bytes]], T]) -> T | None:
         """The best checkpoint, as `read` makes of it; None where none was marked, or it is damaged."""
         path = self._folder / BEST

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,8 @@ class Job:
     # Where weights that training begins from are fetched, by architecture. Which are needed, options.arch says, and
     # options.pretrained whether any.
     weights: dict[str, str] = field(default_factory=dict)
+    # For a build_model that takes Keras Tuner's `hp`, by the names that it gives them; others have their defaults.
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -161,6 +163,16 @@ class Checkpoint:
 
 
 @dataclass
+class Finish:
+    """What is made of a training that has ended."""
+
+    # Metrics and predictions on the held-out split.
+    evaluate: bool = True
+    # Learning curves as a picture; of the runs of a job array there are none.
+    plots: bool = True
+
+
+@dataclass
 class TensorBoard:
     """Event files for TensorBoard, in the run directory."""
 
@@ -220,8 +232,43 @@ class Launcher:
 
 
 @dataclass
-class Sweep:
-    """How the runs of a sweep (`-m`) are handed to Slurm."""
+class Search:
+    """A search for hyperparameters, with one of Keras Tuner's oracles; docs/search.md. Its arguments have its names."""
+
+    # hyperband, bayesian, random or grid; empty: no search.
+    kind: str = ""
+    objective: str = "val_loss"
+    # min or max; empty where Keras knows the metric.
+    direction: str = ""
+    # Not by Hyperband, whose brackets decide. None: 10; for a grid all of it.
+    max_trials: int | None = None
+    max_epochs: int = 100
+    factor: int = 3
+    hyperband_iterations: int = 1
+    num_initial_points: int | None = None
+    alpha: float = 1e-4
+    beta: float = 2.6
+    executions_per_trial: int = 1
+    seed: int = 1
+    max_retries_per_trial: int = 0
+    max_consecutive_failed_trials: int = 3
+    # {train.learning_rate: {choice: {values: [0.1, 0.01]}}, job.options.units: {int: {min_value: 32, max_value: 512}}}
+    space: dict[str, Any] = field(default_factory=dict)
+    # So many of the best models are evaluated on the held-out split when the search has ended.
+    best_models: int = 1
+    # Jobs that search together.
+    workers: int = 1
+    # The search's folder in cluster.runs_folder; empty: NAME-HASH.
+    directory: str = ""
+    # A worker that gives no sign of life for so long loses its trial to another.
+    lease_seconds: float = 60.0
+    # fcntl or file; auto: fcntl where it works.
+    lock: str = "auto"
+
+
+@dataclass
+class Sweep(Search):
+    """Many runs of one experiment: those of `-m`, by what follows here, or the trials of a search (`sweep=KIND`)."""
 
     # So many runs at once; None: as many as the account's core limit has room for.
     max_parallel: int | None = None
@@ -244,6 +291,7 @@ class Experiment:
     data: Data = field(default_factory=Data)
     train: Train = field(default_factory=Train)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    finish: Finish = field(default_factory=Finish)
     tensorboard: TensorBoard = field(default_factory=TensorBoard)
     resources: Resources = field(default_factory=Resources)
     notify: Notify = field(default_factory=Notify)
@@ -275,8 +323,12 @@ def experiment_from(values: Any) -> Experiment:
 
 def training_config(experiment: Experiment) -> dict[str, Any]:
     """What decides the trained network: job, data (by name, wherever its files lie) and training settings."""
-    return {
-        "job": {key: value for key, value in asdict(experiment.job).items() if key != "weights"},
+    job = asdict(experiment.job)
+    del job["weights"]
+    if not job["hyperparameters"]:
+        del job["hyperparameters"]
+    config = {
+        "job": job,
         "data": {
             "name": experiment.data.name,
             "options": experiment.data.options,
@@ -286,12 +338,24 @@ def training_config(experiment: Experiment) -> dict[str, Any]:
         },
         "train": asdict(experiment.train),
     }
+    return {**config, "sweep": _search_config(experiment.sweep)} if experiment.sweep.kind else config
+
+
+def _search_config(sweep: Sweep) -> dict[str, Any]:
+    """What decides a search's trials."""
+    about_workers = ("workers", "directory", "lease_seconds", "lock", "best_models")
+    return {one.name: getattr(sweep, one.name) for one in fields(Search) if one.name not in about_workers}
+
+
+def training_hash(experiment: Experiment) -> str:
+    """Eight hexadecimal digits of what decides the trained network, or the search's trials."""
+    canonical = json.dumps(training_config(experiment), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
 
 def run_id(experiment: Experiment) -> str:
     """`NAME-HASH`: the same training config has the same id on every cluster, with any resources."""
-    canonical = json.dumps(training_config(experiment), sort_keys=True, separators=(",", ":"))
-    return f"{experiment.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
+    return f"{experiment.name}-{training_hash(experiment)}"
 
 
 def detect_cluster() -> str:

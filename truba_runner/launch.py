@@ -14,6 +14,7 @@ from truba_runner.config import Experiment, run_id
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.plan import plan
 from truba_runner.rundir import RunDir
+from truba_runner.search import submission as search
 from truba_runner.state import last_job_id, state_of
 from truba_runner.submit import Prepared, Submission, settle
 from truba_runner.tell import Outcome
@@ -29,6 +30,8 @@ def launch(experiment: Experiment, selector: str) -> Outcome:
         Failed: Slurm does not answer.
     """
     prepared = _prepared(absolute(experiment), selector)
+    if experiment.sweep.kind:
+        return search.launch(prepared)
     if experiment.dry_run:
         tell.dry_run([Submission(prepared)])
         return Outcome(prepared.run.id, str(prepared.run.path), "dry_run")
@@ -61,7 +64,8 @@ def _prepared(experiment: Experiment, selector: str) -> Prepared:
         print(f"warning: {warning}", file=sys.stderr)
     if not experiment.dry_run:
         experiment = with_data(experiment, selector)
-    return Prepared(experiment, newest_run_dir(experiment), made.request, job_file)
+    run = search.directory(experiment) if experiment.sweep.kind else newest_run_dir(experiment)
+    return Prepared(experiment, run, made.request, job_file)
 
 
 def on_slurm_or_failed() -> None:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -35,11 +36,11 @@ def start_here(prepared: Prepared) -> subprocess.Popen[bytes]:
     run.append_submission(event)
     with (run.logs / f"{job_id}_0_log.out").open("ab") as output:
         worker = subprocess.Popen(
-            [sys.executable, "-u", "-m", "truba_runner.worker", str(run.path)],
+            [sys.executable, "-u", "-m", prepared.program, str(run.path)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": _with_package(), "TRUBA_JOB_ID": job_id, "TRUBA_JOB_NAME": job_id},
+            env=with_package({"TRUBA_JOB_ID": job_id, "TRUBA_JOB_NAME": job_id}),
         )
     run.append_submission({"event": "local", "job_id": job_id, "host": event["host"], "pid": worker.pid})
     return worker
@@ -87,8 +88,8 @@ def _end(worker: subprocess.Popen[bytes]) -> None:
         worker.kill()
 
 
-def _with_package() -> str:
-    """PYTHONPATH that finds this package where it was not installed but checked out."""
+def with_package(variables: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment with more variables, in which this package is found where it was only checked out."""
     root = str(Path(truba_runner.__file__).resolve().parent.parent)
     inherited = os.environ.get("PYTHONPATH")
-    return f"{root}{os.pathsep}{inherited}" if inherited else root
+    return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{inherited}" if inherited else root, **variables}

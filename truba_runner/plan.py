@@ -16,6 +16,8 @@ from truba_runner.config import Cluster, Experiment, Partition
 from truba_runner.durations import FORMS, parse_minutes, slurm_time
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.request import Request, derive, facts_of
+from truba_runner.search.space import problems as search_problems
+from truba_runner.search.space import warnings as search_warnings
 from truba_runner.training_rules import batch_problems, problems
 
 # Less than a step and a save may need.
@@ -77,6 +79,7 @@ def _experiment_problems(experiment: Experiment) -> Iterator[Problem]:
         yield from _at_least(experiment.train.batch_size, 1, "train.batch_size")
     yield from _at_least(experiment.train.seed, 0, "train.seed")
     yield from problems(experiment)
+    yield from search_problems(experiment)
     try:
         time_minutes = parse_minutes(experiment.resources.time)
     except ValueError as error:
@@ -298,6 +301,7 @@ def _cpu_problems(experiment: Experiment, facts: Partition) -> Iterator[Problem]
 
 def _warnings(experiment: Experiment, request: Request, login_node: str) -> Iterator[str]:
     cluster, partition = experiment.cluster, experiment.cluster.partitions.get(request.partition)
+    yield from search_warnings(experiment)
     if request.mail_type and cluster.scheduler != "slurm":
         yield "resources.mail_type and mail_user: Slurm sends the mails, and this run does not go through it."
     if cluster.scheduler == "slurm" and request.time_minutes < _SHORT_MINUTES:

@@ -40,6 +40,8 @@ class Prepared:
     run: RunDir
     request: Request
     job_file: Path
+    # The module that the job runs, with the run directory as its argument.
+    program: str = "truba_runner.worker"
 
 
 class _Script(SlurmExecutor):
@@ -96,7 +98,7 @@ class Submission:
 
     def worker(self) -> str:
         """The Python module that the job runs, and what it is told, for the shell."""
-        return f"truba_runner.worker {shlex.quote(str(self.first.run.path))}"
+        return f"{self.first.program} {shlex.quote(str(self.first.run.path))}"
 
     def parameters(self) -> dict[str, Any]:
         """In submitit's names."""
@@ -237,8 +239,7 @@ def _adopt(run: RunDir, intent: dict[str, Any]) -> str | None:
         age_seconds = time.time() - intent["time"]
         if taken := scheduler.jobs_named(intent["job_name"]):
             _answer(run, intent, {"event": "submitted", "job_id": taken[0], "adopted": True})
-            index = intent.get("array_index")
-            return taken[0] if index is None else f"{taken[0]}_{index}"
+            return _task(taken[0], intent)
         if age_seconds > SETTLE_SECONDS:
             _answer(run, intent, {"event": "lost"})
             return None
@@ -251,7 +252,13 @@ def _answer(run: RunDir, intent: dict[str, Any], event: dict[str, Any]) -> None:
     if "sweep" in intent:
         events.append(sweep_events_file(run.path.parent, intent["sweep"]), told)
     else:
-        run.append_submission(told)
+        run.append_submission({**told, "job_id": _task(told["job_id"], intent)} if "job_id" in told else told)
+
+
+def _task(job_id: str, intent: dict[str, Any]) -> str:
+    """The run's own part of a job array."""
+    index = intent.get("array_index")
+    return job_id if index is None else f"{job_id}_{index}"
 
 
 def _refusal(error: scheduler.SlurmError) -> Problem:

@@ -12,13 +12,12 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from truba_runner import allocation, backends, drill, full_disk, job_module, notify, provenance, restarts, scheduler
 from truba_runner.backends import hparams
-from truba_runner.checkpoint import CheckpointStore
+from truba_runner.checkpoint import CheckpointStore, Position
 from truba_runner.config import Experiment, experiment_from
 from truba_runner.errors import Failed
 from truba_runner.interrupt import Interrupted, Interruption
@@ -40,9 +39,12 @@ def main(arguments: list[str]) -> int:
     progress = Progress(run, here.job_id, writes=here.rank == 0)
     try:
         os.chdir(run.path)
-        if here.rank == 0 and not _begin(run, here, progress):
+        position = CheckpointStore(run.checkpoints).position()
+        if here.rank == 0:
+            progress.stand_at(position)
+        if here.rank == 0 and not begin(run, here, position):
             return 0
-        if here.rank and _claimed_by(run, here) != here.job_id:
+        if here.rank and claimed_by(run, here) != here.job_id:
             return 0  # As rank 0 does: it must not be waited for.
         experiment = experiment_from(run.read_config())
         progress.update(epochs=experiment.train.epochs)
@@ -61,20 +63,22 @@ def main(arguments: list[str]) -> int:
             _end_in_sweep(run, finished=True)
             notify.tell(run, "finished", {"metrics": result.get("metrics", {})})
     except Interrupted:
-        return _after_interruption(run, here, progress, interruption)
+        return after_interruption(run, here, progress, interruption)
     except BaseException as error:
-        return _failed(run, here, progress, error)
+        return failed(run, here, progress, error)
     return 0
 
 
-def _begin(run: RunDir, here: allocation.Allocation, progress: Progress) -> bool:
-    """Records the start; False where this submission is another job's."""
+def begin(run: RunDir, here: allocation.Allocation, position: Position) -> bool:
+    """Records the start from a position; False where this submission is another job's.
+
+    Raises:
+        Failed: as `restarts.begin`.
+    """
     about = {"job_name": here.job_name, "host": platform.node(), "python": platform.python_version()}
-    about["job_sha256"] = provenance.code_sha256(Path(_submitted(run).get("job_file", "")))
-    position = CheckpointStore(run.checkpoints).position()
-    progress.stand_at(position)
+    about["job_sha256"] = provenance.code_sha256(Path(submitted(run).get("job_file", "")))
     restarts.begin(run, here.job_id, position, about)
-    other = _claimed_by(run, here)
+    other = claimed_by(run, here)
     if other == here.job_id:
         return True
     print(f"this submission is job {other}'s already; there is nothing to do for {here.job_id}", flush=True)
@@ -92,17 +96,14 @@ def _train(
     print(f"run {run.id}, job {here.job_id}, on {platform.node()}, data {experiment.data.name}", flush=True)
     # The backend first: it sets up its framework, which the job then imports.
     train = backends.load(experiment.job.backend)
-    submitted = _submitted(run)
-    if provenance.code_sha256(Path(submitted["job_file"])) != submitted.get("job_sha256"):
-        print(f"WARNING: {submitted['job_file']} has changed since it was submitted", file=sys.stderr, flush=True)
-    job = job_module.load(Path(submitted["job_file"]))
-    context = backends.Context(experiment, job, run, progress, interruption, here.rank, here.tasks)
-    return train(replace(context, draws=sweep_of(run) is None))
+    record = submitted(run)
+    if provenance.code_sha256(Path(record["job_file"])) != record.get("job_sha256"):
+        print(f"WARNING: {record['job_file']} has changed since it was submitted", file=sys.stderr, flush=True)
+    job = job_module.load(Path(record["job_file"]))
+    return train(backends.Context(experiment, job, run, progress, interruption, here.rank, here.tasks))
 
 
-def _after_interruption(
-    run: RunDir, here: allocation.Allocation, progress: Progress, interruption: Interruption
-) -> int:
+def after_interruption(run: RunDir, here: allocation.Allocation, progress: Progress, interruption: Interruption) -> int:
     """The state is on disk: back into the queue, or out."""
     progress.update(state="interrupted")
     if not here.on_slurm:
@@ -113,16 +114,17 @@ def _after_interruption(
     try:
         requeued = restarts.requeue(run, here.job_id, interruption.requeue, most, here.in_crew)
     except (Failed, scheduler.SlurmError) as error:
-        return _failed(run, here, progress, error)
+        return failed(run, here, progress, error)
     print("back in the queue" if requeued else "interrupted", file=sys.stderr, flush=True)
     if requeued and here.in_crew:
         return restarts.REQUEUE_STATUS
     return 0 if requeued else 128 + signal.SIGTERM
 
 
-def _failed(run: RunDir, here: allocation.Allocation, progress: Progress, error: BaseException) -> int:
+def failed(run: RunDir, here: allocation.Allocation, progress: Progress, error: BaseException) -> int:
+    """Puts on record what ended the run, and tells whoever waits for it."""
     error = full_disk.explained(error, run)
-    record = describe(error, Path(_submitted(run).get("job_file", "/")).parent)
+    record = describe(error, Path(submitted(run).get("job_file", "/")).parent)
     others = here.tasks > 1 and type(error).__name__ in _OTHERS_FAULT
     if not (others and run.progress().get("error")):
         progress.update(state="failed", error=record)
@@ -148,7 +150,7 @@ def _end_for_all(here: allocation.Allocation, progress: Progress) -> None:
         scheduler.forbid_requeue(here.job_id)
 
 
-def _claimed_by(run: RunDir, here: allocation.Allocation) -> str:
+def claimed_by(run: RunDir, here: allocation.Allocation) -> str:
     """The job that this submission belongs to: the first, where an sbatch that timed out was taken twice."""
     for event in run.submissions():
         same = event.get("job_name") == here.job_name or here.job_name.endswith(f".{event.get('token')}")
@@ -157,7 +159,7 @@ def _claimed_by(run: RunDir, here: allocation.Allocation) -> str:
     return here.job_id
 
 
-def _submitted(run: RunDir) -> dict[str, Any]:
+def submitted(run: RunDir) -> dict[str, Any]:
     """The latest submission's record, with `job_file`, the training code, and its hash."""
     return next((event for event in reversed(run.submissions()) if "job_file" in event), {})
 

@@ -13,7 +13,7 @@ import truba_runner
 
 PACKAGE = Path(truba_runner.__file__).parent
 HEAVY = {"tensorflow", "keras", "torch", "fastai", "sklearn", "numpy", "tensorboard"}
-MANAGEMENT = {"hydra", "omegaconf", "submitit"}
+MANAGEMENT = {"hydra", "omegaconf", "submitit", "keras_tuner"}
 
 
 def imports_of(file: Path, everywhere: bool) -> set[str]:
@@ -80,7 +80,12 @@ def test_the_worker_never_imports_the_command_line() -> None:
     assert not imported_by("truba_runner.worker") & modules
 
 
-@pytest.mark.parametrize("command", ["status", "logs", "cancel", "stage"])
+def test_a_workers_own_process_stays_light() -> None:
+    # Its trials and the oracle's steps have processes of their own.
+    assert not imported_by("truba_runner.search.worker") & {*HEAVY, "keras_tuner", "hydra", "submitit"}
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "cancel", "stage", "best"])
 def test_management_commands_start_without_hydra(command: str) -> None:
     assert not imported_by(f"truba_runner.commands.{command}") & (MANAGEMENT | HEAVY)
 

@@ -22,6 +22,7 @@ from truba_runner.config import Experiment, Sweep
 from truba_runner.errors import Failed
 from truba_runner.plan import plan
 from truba_runner.rundir import RunDir, config_text
+from truba_runner.submit import Prepared
 from truba_runner.sweeps import array, rules
 from truba_runner.sweeps.plots import draw
 from truba_runner.sweeps.record import Member, SweepDir, identity
@@ -242,6 +243,15 @@ def test_a_run_whose_sweep_has_gone_knows_what_it_had_itself(tmp_path: Path) -> 
     run.create()
     run.append_submission({"event": "intent", "token": "t", "sweep": "gone", "array_index": 0})
     assert run.submissions() == [{"event": "intent", "token": "t", "sweep": "gone", "array_index": 0}]
+
+
+def test_of_the_runs_of_an_array_none_draws_a_picture(experiment: Callable[..., Experiment], sweep: SweepDir) -> None:
+    one = experiment()
+    prepared = Prepared(one, sweep.run("mnist-new"), plan(one).request, ROOT / "jobs" / "mnist.py")
+    given = {"tasks": [[prepared]], "allocation": prepared.request, "places": 1, "max_parallel": 1}
+    array.ArraySubmission(prepared, sweep=sweep, **given).record_intent()
+    assert one.finish.plots
+    assert prepared.run.read_config() == {**asdict(one), "finish": {"evaluate": True, "plots": False}}
 
 
 def test_configs_that_are_written_together_read_as_those_that_are_written_alone(

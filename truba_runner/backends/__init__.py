@@ -43,11 +43,17 @@ class Context:
     # This process among `tasks` of the job; rank 0 writes the run's records.
     rank: int = 0
     tasks: int = 1
-    # Whether pictures are drawn: not of each of a sweep's thousand runs.
-    draws: bool = True
+    # Filled by a backend whose job asks for hyperparameters: their space and values, as Keras Tuner writes them.
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
 
 
 Train = Callable[[Context], dict[str, Any]]
+
+
+def imports(name: str) -> tuple[str, ...]:
+    """The modules that a backend imports anyway; they are imported once, where many trainings are forked from."""
+    found: tuple[str, ...] = getattr(importlib.import_module(f"truba_runner.backends.{name}"), "IMPORTS", ())
+    return found
 
 
 def load(name: str) -> Train:

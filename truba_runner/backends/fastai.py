@@ -66,14 +66,15 @@ def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
     result = _result(context, learner, reporter, device)
     ranks.check_same(result["weights_sha256"])
     if context.rank == 0:
-        if context.draws:
+        if experiment.finish.plots:
             plots.learning_curves(reporter.rows, context.run.plots)
         fastai_outputs.save_models(context, learner, result)
-    with loop.installed():
-        evaluated = fastai_outputs.evaluate(context, learner, result)
-    if context.rank == 0:
-        with ranks.alone(), loop.installed():
-            fastai_outputs.interpret(context, learner, evaluated, result)
+    if experiment.finish.evaluate:
+        with loop.installed():
+            evaluated = fastai_outputs.evaluate(context, learner, result)
+        if context.rank == 0:
+            with ranks.alone(), loop.installed():
+                fastai_outputs.interpret(context, learner, evaluated, result)
     if reporter.scalars:
         reporter.scalars.close()
     ranks.part()

@@ -28,7 +28,7 @@ def show_batch(context: Context, loaders: Any) -> None:
 
 def _pyplot(context: Context, name: str, draw: Callable[[], Any]) -> None:
     """Saves what fastai draws, which knows pyplot alone. What cannot be drawn stops no run."""
-    if not context.draws:
+    if not context.experiment.finish.plots:
         return
     from matplotlib import pyplot
 

@@ -55,7 +55,8 @@ class Resume(Watcher):
         self._finished: bool = state.get("finished", False)
         # What each lr_find has suggested.
         self.answers: dict[str, dict[str, float | None]] = state.get("answers", {})
-        self._best: float | None = state.get("best")
+        # As in keras_resume.
+        self._best: float | None = state.get("best") if context.tasks > 1 or self._store.has_best() else None
         if context.rank == 0:
             # Without a checkpoint every step is told again.
             event_files.cut(context.run.tensorboard, state.get("event_files", {}))

@@ -27,6 +27,8 @@ from truba_runner.full_disk import whole
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
+IMPORTS = ("tensorflow", "keras")
+
 
 def train(context: Context) -> dict[str, Any]:
     """Trains, evaluates, predicts and saves; the result is described at `truba_runner.backends.load`.
@@ -74,7 +76,9 @@ def train(context: Context) -> dict[str, Any]:
         "examples": known_examples(splits),
         "versions": {"keras": keras.__version__, "tensorflow": tensorflow.__version__},
     }
-    if context.rank == 0 and context.draws:
+    if context.hyperparameters:
+        result["hyperparameters"] = context.hyperparameters
+    if context.rank == 0 and experiment.finish.plots:
         plots.learning_curves(reporter.rows, context.run.plots)
     if team:
         return _finish_as_team(context, team, model, splits, preprocessing, resume, result)
@@ -178,7 +182,7 @@ def _evaluate_and_predict(
     import numpy as np
 
     split = "test" if "test" in plans else "validation"
-    if split not in plans:
+    if split not in plans or not context.experiment.finish.evaluate:
         return
     held_out, prefix = plans[split], {"test": "test", "validation": "val"}[split]
     with resume.after_training() as callbacks:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from truba_runner.backends import Context
@@ -27,7 +28,8 @@ def build_model(context: Context, jit_compile: bool, preprocessing: Preprocessin
     import keras
 
     train = context.experiment.train
-    model = call(context.job, "build_model", "job.options", _model_options(context))
+    with _hyperparameters(context) as given:
+        model = call(context.job, "build_model", "job.options", _model_options(context), **given)
     if not isinstance(model, keras.Model):
         raise Failed(f"build_model in {context.job.__file__} returned a {type(model).__name__}, not a keras.Model.")
     if preprocessing and preprocessing.inside:
@@ -41,6 +43,33 @@ def build_model(context: Context, jit_compile: bool, preprocessing: Preprocessin
     model.make_test_function()
     model.jit_compile = jit_compile
     return model
+
+
+@contextmanager
+def _hyperparameters(context: Context) -> Iterator[dict[str, Any]]:
+    """`hp` for a build_model that takes it, with the values of `job.hyperparameters`; what it asks for is noted.
+
+    Raises:
+        truba_runner.errors.Failed: there is a value that it did not ask for.
+    """
+    build, values = getattr(context.job, "build_model", None), context.experiment.job.hyperparameters
+    if build is None or "hp" not in inspect.signature(build).parameters:
+        if values:
+            raise Failed(f"job.hyperparameters is set, but build_model in {context.job.__file__} takes no hp.")
+        yield {}
+        return
+    import keras_tuner
+
+    hp = keras_tuner.HyperParameters()
+    hp.values = dict(values)
+    yield {"hp": hp}
+    asked = {one.name for one in hp.space}
+    if unknown := [name for name in values if name not in asked]:
+        raise Failed(
+            f"job.hyperparameters.{unknown[0]}: build_model in {context.job.__file__} asks hp for no such value. "
+            f"{nearest(unknown[0], asked)}"
+        )
+    context.hyperparameters.update(hp.get_config())
 
 
 def _model_options(context: Context) -> dict[str, Any]:

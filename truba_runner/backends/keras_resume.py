@@ -50,7 +50,8 @@ class Resume:
         self._train_function: Any = None
         self._found = self._contents.newest(self._store)
         state = self._found[1] if self._found else {}
-        self._best: float | None = state.get("best")
+        # A run that goes on from another's checkpoint has no best of its own yet. Ranks never do, and must agree.
+        self._best: float | None = state.get("best") if team or self._store.has_best() else None
         # Whether all epochs are done, and what is already known of the time after them.
         self.trained: bool = state.get("trained", False)
         self.result: dict[str, Any] = state.get("result", {})

@@ -11,6 +11,8 @@ from typing import Any
 from truba_runner import scheduler
 from truba_runner.rundir import RunDir, finite
 from truba_runner.scheduler import Job, SlurmError
+from truba_runner.search.directory import search_of
+from truba_runner.search.overview import job_runs
 from truba_runner.state import last_job_id
 
 
@@ -32,7 +34,9 @@ def known_jobs(runs: Sequence[RunDir]) -> Mapping[str, Job] | None:
 
     A run whose result is there, and one that never met Slurm, is not asked about.
     """
-    job_ids = {last_job_id(run) for run in runs}
+    searches = [(run, search_of(run)) for run in runs]
+    with_jobs = [job for run, search in searches for job in (job_runs(search) if search else [run])]
+    job_ids = {last_job_id(run) for run in with_jobs}
     asked = {job_id for job_id in job_ids if job_id and not job_id.startswith("local-")}
     if not asked:
         return {}

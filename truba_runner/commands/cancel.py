@@ -12,6 +12,8 @@ from truba_runner import places, scheduler
 from truba_runner.commands import known_jobs, parser, print_json
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.rundir import RunDir
+from truba_runner.search.directory import search_of
+from truba_runner.search.overview import job_runs
 from truba_runner.state import last_job_id, local_process, state_of
 from truba_runner.sweeps.record import sharing
 
@@ -22,12 +24,14 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("run", nargs="+", help="a run's or a sweep's id, or any unique beginning of it")
     options.add_argument("-y", "--yes", action="store_true", help="do not ask")
     given = options.parse_args(arguments)
-    runs = _with_sharers(_named(prefix, given.runs) for prefix in given.run)
+    named = _with_sharers(_named(prefix, given.runs) for prefix in given.run)
+    runs = [one for run in named for one in _with_jobs(run)]
     jobs = known_jobs(runs)
     if jobs is None:
         raise Failed("Slurm does not answer, so nothing was cancelled; try again in a while")
     live = [run for run in runs if state_of(run, jobs).live]
-    if len(live) > 1 and not given.yes and not _agreed(live):
+    affected = [run for run in named if any(one in live for one in _with_jobs(run))]
+    if len(affected) > 1 and not given.yes and not _agreed(affected):
         print("nothing was cancelled", file=sys.stderr)
         return 1
     if on_slurm := [last_job_id(run) for run in live if not last_job_id(run).startswith("local-")]:
@@ -56,6 +60,12 @@ def _named(prefix: str, runs_folder: Path | None) -> list[RunDir]:
         return [places.find(prefix, runs_folder)]
     every = [RunDir(sweep.path / "sweeper"), *(sweep.run(member.run) for member in sweep.members())]
     return [run for run in every if run.submissions_file.exists()]
+
+
+def _with_jobs(run: RunDir) -> list[RunDir]:
+    """A run itself; of a search its workers, with which it ends."""
+    search = search_of(run)
+    return job_runs(search) if search else [run]
 
 
 def _with_sharers(named: Iterable[Iterable[RunDir]]) -> list[RunDir]:

@@ -10,6 +10,8 @@ from truba_runner import places, watch
 from truba_runner.commands import known_jobs, parser, print_json
 from truba_runner.errors import Failed
 from truba_runner.rundir import RunDir
+from truba_runner.search.directory import search_of
+from truba_runner.search.overview import standing
 from truba_runner.state import RunState, last_job_id, progress_of, state_of
 from truba_runner.sweeps.record import task_log
 
@@ -44,7 +46,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _state(run: RunDir) -> RunState:
-    return state_of(run, known_jobs([run]))
+    jobs, search = known_jobs([run]), search_of(run)
+    return standing(search, jobs) if search else state_of(run, jobs)
 
 
 class _Ended:

@@ -15,6 +15,8 @@ from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.progress import format_metrics
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
+from truba_runner.search import overview
+from truba_runner.search.directory import SearchDir, search_of
 from truba_runner.state import last_job_id, progress_of, state_of
 from truba_runner.sweeps import show
 from truba_runner.sweeps.record import SweepDir
@@ -33,7 +35,11 @@ _NOTHING: dict[str, Any] = {
 def main(arguments: Sequence[str]) -> int:
     """Prints the table, newest run first; of all runs, those of a sweep as one row."""
     options = parser("status", "Where runs are: state, epoch and step, metrics, time, and why one waits or failed.")
-    options.add_argument("run", nargs="*", help="a run's or a sweep's id, or any unique beginning (default: all runs)")
+    options.add_argument(
+        "run",
+        nargs="*",
+        help="a run's, a sweep's or a search's id, or any unique beginning of it (default: all runs)",
+    )
     show.add_options(options)
     given = options.parse_args(arguments)
     if len(given.run) == 1 and (sweep := places.find_sweep(given.run[0], given.runs)):
@@ -46,6 +52,8 @@ def main(arguments: Sequence[str]) -> int:
     jobs = known_jobs(runs)
     if jobs is None:
         print("Slurm does not answer: states are those on record", file=sys.stderr)
+    if len(given.run) == 1 and (search := search_of(runs[0])):
+        return _search(search, jobs, given.json)
     rows = [_row_or_damage(run, jobs) for run in runs]
     if given.json:
         print_json(rows)
@@ -83,8 +91,24 @@ def _row_or_damage(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any
         return {**_NOTHING, "run": run.id, "state": "DAMAGED", "why": why, "directory": str(run.path)}
 
 
+def _search(search: SearchDir, jobs: Mapping[str, Job] | None, as_json: bool) -> int:
+    """The one line of a search, and a table of its trials."""
+    about = {**overview.row(search, jobs), "trials": overview.trial_rows(search)}
+    about["brackets"] = overview.brackets(search)
+    if as_json:
+        print_json(about)
+        return 0
+    _print_table([about])
+    _print_trials(about["trials"])
+    for one in about["brackets"]:
+        print("bracket {bracket}, round {round}, {epochs} epochs: {told} of {begun} trials told".format(**one))
+    return 0
+
+
 def row(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
     """One run, in values that JSON holds. Times are in Slurm's own notation."""
+    if (search := search_of(run)) is not None:
+        return overview.row(search, jobs)
     state, progress = state_of(run, jobs), progress_of(run)
     job, result = state.job, run.result()
     return {
@@ -122,6 +146,8 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
         metrics = format_metrics(_shown(one["metrics"]))
         clock = one["elapsed"] + (f"/{one['time_limit']}" if one["time_limit"] else "")
         counts = (_part(one, "epoch", "epochs"), _part(one, "step", "steps_per_epoch"))
+        if "trials_told" in one:
+            counts = (f"{one['trials_told']}/{one['trials_begun']} trials", "")
         restarts_made = str(one["restarts"] or "")
         cells = (
             one["run"],
@@ -137,6 +163,25 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_row(*(Text(cell) for cell in cells))
     width = None if sys.stdout.isatty() else 250
     Console(width=width).print(table)
+
+
+def _print_trials(rows: Sequence[Mapping[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    names = list(dict.fromkeys(name for one in rows for name in one["values"]))
+    table = Table("trial", "state", *names, "score", "epoch", "from", "worker", "why", box=None)
+    for one in rows:
+        values = (_number(one["values"].get(name, "")) for name in names)
+        score = "" if one["score"] is None else _number(one["score"])
+        cells = (one["trial"], one["state"], *values, score, _part(one, "epoch", "epochs"))
+        table.add_row(*(Text(cell) for cell in (*cells, one["goes_on_from"] or "", one["worker"], one["why"])))
+    Console(width=None if sys.stdout.isatty() else 250).print(table)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _shown(metrics: Mapping[str, float | None]) -> dict[str, float | None]:

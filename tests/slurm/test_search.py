@@ -1,0 +1,204 @@
+"""A search by workers that are stopped and killed at any moment comes to what one undisturbed worker finds."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import ENDED, Cluster
+from truba import ROOT, Truba, run_dirs
+
+_names = (f"search{number}" for number in itertools.count())
+
+EXPERIMENT = """# @package _global_
+name: parabola
+job: {module: nothing, backend: plain, options: {rate: 0.1, shift: 0, pause: 0}}
+data: {name: none}
+train: {epochs: 2}
+sweep:
+  direction: min
+  lease_seconds: 4
+  space:
+    job.options.rate: {float: {min_value: 0.001, max_value: 0.4, sampling: log}}
+    job.options.shift: {float: {min_value: 0.0, max_value: 0.1}}
+"""
+
+
+class Search:
+    """A search on the cluster, as a test watches it."""
+
+    def __init__(self, truba: Truba, *overrides: str) -> None:
+        self.truba = truba
+        truba.environment["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests' / 'plain_backend'}"
+        (truba.project / "conf" / "experiment").mkdir(parents=True, exist_ok=True)
+        truba.write("conf/experiment/parabola.yaml", EXPERIMENT)
+        truba.write("jobs/nothing.py", "")
+        self.command = ["+experiment=parabola", f"name={truba.project.name}", truba.runs_folder(), *overrides]
+        self.submit()
+        (self.path,) = run_dirs(truba.project)
+
+    def submit(self) -> str:
+        done = self.truba(*self.command)
+        assert done.returncode == 0, done.stderr + done.stdout
+        return done.stdout
+
+    def state(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.path / "state.json").read_text()))
+        except FileNotFoundError:
+            return {"trials": {}, "open": {}, "oracle": {"end_order": []}}
+
+    def told(self) -> int:
+        return len(self.state()["oracle"]["end_order"])
+
+    def over(self) -> bool:
+        return (self.path / "result.json").exists()
+
+    def processes(self) -> list[int]:
+        """Of workers and what they have started, wherever they run."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                here = entry.name.isdigit() and Path(os.readlink(entry / "cwd")).is_relative_to(self.path)
+                if here and b"truba_runner.search" in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+        return found
+
+    def job_ids(self) -> set[str]:
+        jobs = set()
+        for worker in (self.path / "workers").iterdir():
+            lines = (worker / "submissions.jsonl").read_text().splitlines() if worker.name[0] != "." else []
+            jobs |= {json.loads(line)["job_id"] for line in lines if '"submitted"' in line}
+        return jobs
+
+    def stopped(self) -> bool:
+        """Whether all workers are cancelled; one that is being preempted does not listen until it waits again."""
+        self.truba.cluster.run(["scancel", *self.job_ids()], check=False)
+        rows = [row.split("|") for row in self.queue().splitlines()]
+        return all(state in ENDED for job, state in rows if job in self.job_ids())
+
+    def queue(self) -> str:
+        return self.truba.cluster.run(["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T"]).stdout
+
+    def log(self) -> str:
+        return "".join(path.read_text(errors="replace") for path in sorted((self.path / "logs").iterdir()))
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"not in time: {self.told()} told\n{self.log()[-5000:]}"
+            time.sleep(0.05)
+
+    def result(self, seconds: float = 150) -> dict[str, Any]:
+        self.wait_until(self.over, seconds)
+        return dict(json.loads((self.path / "result.json").read_text()))
+
+    def found(self) -> dict[Any, float]:
+        """The score of each trial, by its bracket, its round and its values: whatever its number."""
+        scores = {}
+        for trial in self.state()["trials"].values():
+            values = {name: value for name, value in trial["hyperparameters"]["values"].items() if name[-3:] != "_id"}
+            scores[tuple(sorted(values.items()))] = trial["score"]
+        return scores
+
+
+@pytest.fixture
+def truba(cluster: Cluster) -> Iterator[Truba]:
+    made = Truba(cluster, next(_names))
+    yield made
+    cluster.run(["scancel", "--user", made.user], check=False)
+
+
+def check_told_once(search: Search, trials: int) -> None:
+    state = search.state()
+    assert sorted(state["oracle"]["end_order"]) == sorted(state["trials"]), "none lost, none told twice"
+    assert len(state["trials"]) == trials and not state["open"]
+    for trial in state["trials"].values():
+        (seen,) = trial["metrics"]["metrics"]["val_loss"]["observations"]
+        assert len(seen["value"]) == 1
+    lines = [line for line in search.log().splitlines() if line.startswith("trial ") and ": val_loss " in line]
+    # One that was killed between telling and printing has told all the same.
+    assert len(lines) == len({line.split()[1] for line in lines}) <= trials
+
+
+@pytest.mark.timeout(300)
+def test_six_workers_that_are_killed_every_few_seconds(truba: Truba, cluster: Cluster) -> None:
+    settings = ["sweep=hyperband", "sweep.max_epochs=9", "job.options.pause=0.3"]
+    alone = Search(Truba(cluster, f"{truba.project.name}-alone"), *settings, "job.options.pause=0", "cluster=local")
+    expected = alone.found()
+    search = Search(truba, *settings, "sweep.workers=6", "resources.partition=lowprio")
+    chance, node = random.Random(5), ""
+    search.wait_until(lambda: search.told() >= 1)
+    for turn in range(12):
+        if search.over():
+            break
+        before = search.told()
+        if turn == 2:
+            node = node_of(search)
+            cluster.node_down(node)
+        elif turn == 4:
+            preempt(cluster)
+        elif turn == 6:
+            search.wait_until(search.stopped)
+            assert "submitted 6 jobs" in search.submit()
+        elif victims := search.processes():
+            os.kill(chance.choice(victims), signal.SIGKILL)
+        time.sleep(chance.uniform(1, 2.5))  # The moment is the test's subject.
+        # Something in between, so that it comes to an end.
+        search.wait_until(lambda before=before: search.told() > before or search.over())  # type: ignore[misc]
+    result = search.result()
+    if node:
+        cluster.node_up(node)
+    assert search.found() == expected
+    check_told_once(search, len(expected))
+    best = min(expected.values())
+    assert result["trials"] == len(expected) and result["best"][0]["score"] == best
+    assert result["best"][0]["metrics"]["test_loss"] == best
+    assert max(len([*trial.rglob("*")]) for trial in (search.path / "trials").iterdir()) <= 12
+
+
+def test_another_users_directory_is_refused(truba: Truba, cluster: Cluster) -> None:
+    search = Search(truba, "sweep=random", "sweep.max_trials=1", "sweep.directory=mine", "resources.gpus=1")
+    before = search.result()
+    stranger = Truba(cluster, f"{truba.project.name}-stranger", user="mehmet")
+    stranger.environment["PYTHONPATH"] = truba.environment["PYTHONPATH"]
+    (stranger.project / "conf" / "experiment").mkdir(parents=True)
+    stranger.write("conf/experiment/parabola.yaml", EXPERIMENT)
+    stranger.write("jobs/nothing.py", "")
+    refused = stranger(*search.command)
+    assert refused.returncode == 2 and "another user's" in refused.stderr, refused.stderr
+    assert search.result() == before
+    assert search.path.stat().st_mode & 0o077 == 0
+
+
+def node_of(search: Search) -> str:
+    for worker in (search.path / "workers").iterdir():
+        lines = (worker / "submissions.jsonl").read_text().splitlines() if worker.name[0] != "." else []
+        for line in reversed(lines):
+            if '"started"' in line:
+                return str(json.loads(line)["host"])
+    raise AssertionError("no worker has started")
+
+
+def preempt(cluster: Cluster) -> None:
+    """A job that wants every node on which the search may run."""
+    scratch = cluster.scratch("root")
+    up = [node for node in ("akya1", "akya2", "akya3", "akya4") if cluster.wait_for_node(node, ANY_STATE)[:4] != "down"]
+    wanted = ["-p", "akya-cuda", "-A", "root", f"-N{len(up)}", f"-w{','.join(up)}", "-c40", "--gres=gpu:4", "-t1"]
+    cluster.run(["sbatch", *wanted, f"--output={scratch}/%j.log", "--wrap", "true"], user="root", cwd=scratch)
+
+
+ANY_STATE = {
+    *("idle", "mixed", "allocated", "down", "down*", "idle*", "mixed*", "allocated*", "completing", "completing*"),
+    *("draining", "drained", "draining*", "drained*"),
+}

@@ -1,0 +1,81 @@
+"""`truba best SEARCH`: the best of a search's trials, and the experiment that trains it anew."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from truba_runner import places
+from truba_runner.commands import parser, print_json
+from truba_runner.errors import Failed, Problem, Refused
+from truba_runner.progress import format_metrics
+from truba_runner.search.directory import search_of
+from truba_runner.search.records import own_values, ranked
+from truba_runner.search.store import read_state
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints the best trials, and with --out writes the experiment."""
+    options = parser(
+        "best", "The best trials of a search, what their models are worth on held-out data, and the experiment."
+    )
+    options.add_argument("search", help="a search's id, or any unique beginning of it")
+    options.add_argument("-n", "--number", type=int, default=1, metavar="N", help="so many of the best (default: 1)")
+    options.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the best one's experiment, conf/experiment/NAME.yaml"
+    )
+    options.add_argument(
+        "--evaluate", action="store_true", help="rebuild and evaluate those that are not yet, on this machine"
+    )
+    given = options.parse_args(arguments)
+    search = search_of(places.find(given.search, given.runs))
+    if search is None:
+        raise Refused(Problem(given.search, "it is a run, and no search.", "truba status shows what it came to."))
+    state = read_state(search)
+    trials = ranked(state)[: given.number] if state else []
+    if not trials:
+        raise Failed(f"{search.id} has no trial yet that came to a score; truba status {search.id} shows where it is")
+    if given.evaluate:
+        from truba_runner.search.again import evaluate
+
+        evaluate(search, state, trials)
+    rows = []
+    for place, trial in enumerate(trials):
+        run = search.best(trial["trial_id"])
+        result = run.result()
+        rows.append(
+            {
+                "place": place + 1,
+                "trial": trial["trial_id"],
+                "values": own_values(trial),
+                "score": trial["score"],
+                "metrics": result.get("metrics", {}),
+                "model": str(run.path / result["model"]) if "model" in result else "",
+            }
+        )
+    from truba_runner.search.again import experiment_text
+
+    text = experiment_text(search, state, trials[0])
+    if given.out is not None:
+        if given.out.exists():
+            raise Refused(Problem(f"--out {given.out}", "there is such a file already.", "Choose another name."))
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(text)
+    if given.json:
+        print_json({"search": search.id, "best": rows, "experiment": text})
+        return 0
+    objective = state["objective"]
+    if not search.result():
+        print(f"{search.id} is not over: these are the best so far", file=sys.stderr)
+    for row in rows:
+        print(
+            f"{row['place']}. trial {row['trial']}: {objective['name']} {row['score']:.6g}  {json.dumps(row['values'])}"
+        )
+        if row["metrics"]:
+            print(f"   {format_metrics(row['metrics'])}\n   {row['model']}")
+        else:
+            print("   not evaluated; --evaluate does it here, in the foreground")
+    print(f"\nwritten: {given.out}" if given.out else f"\n{text}")
+    return 0

@@ -1,0 +1,195 @@
+"""Processes for trials and for the oracle's steps, ready at once: forked from one that has the frameworks imported.
+
+Importing TensorFlow takes as long as training a small trial. A process of its own for each trial keeps them apart: what
+one crashes, leaks or sets is none of the next one's, and it trains as it would by itself. The parent of them all runs
+nothing but imports, so it can be forked from. Whichever of the processes dies takes those below it along.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from truba_runner.errors import Failed
+
+_PR_SET_PDEATHSIG = 1
+_ATTEMPTS = 3
+# Slurm sends them to every process of a step; the one that decides passes them on.
+_LEFT_TO_THE_WORKER = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a new process is to do: `module.function(*arguments)`; its exit status is the value, where that is a number.
+
+    `imports` are made before it is forked, and kept for the next. A log gets what it prints.
+    """
+
+    module: str
+    function: str
+    arguments: Sequence[Any] = ()
+    imports: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    log: str = ""
+
+
+class Nursery:
+    """Starts one process at a time."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        """`environment` is added to this process's own."""
+        self._environment = {**os.environ, **environment}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lines: Any = None
+        self._socket: socket.socket | None = None
+
+    def start(self, call: Call) -> int:
+        """Starts a process, once its imports are made; returns its id.
+
+        Raises:
+            truba_runner.errors.Failed: an import failed, or the machine has no room for a process.
+        """
+        for _ in range(_ATTEMPTS):
+            if self._process is None or self._process.poll() is not None:
+                self.close()
+                self._open()
+            answer = self._ask(call)
+            if "error" in answer:
+                raise Failed(answer["error"])
+            if answer:
+                return int(answer["pid"])
+            # It was killed since; it holds nothing that another has not.
+            self.close()
+        raise Failed("the process that starts the trials has died again and again; the log shows why")
+
+    def _ask(self, call: Call) -> dict[str, Any]:
+        assert self._socket is not None  # noqa: S101
+        try:
+            self._socket.sendall(json.dumps(asdict(call)).encode() + b"\n")
+            return self._answer()
+        except OSError:
+            return {}
+
+    def ended(self, wait_seconds: float) -> dict[str, Any] | None:
+        """How the process ended, if it does within this time: `status`, negative for a signal, and its `value`."""
+        assert self._socket is not None  # noqa: S101
+        if not select.select([self._socket], [], [], wait_seconds)[0]:
+            return None
+        # Nothing: its parent was killed, and took it along.
+        return self._answer() or {"status": -signal.SIGKILL, "value": None}
+
+    def close(self) -> None:
+        """Ends the process that they are forked from, and any that is left."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        if self._socket is not None:
+            self._lines.close()
+            self._socket.close()
+        self._process = self._socket = None
+
+    def _open(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-u", "-m", "truba_runner.search.nursery", str(theirs.fileno()), str(os.getpid())],
+                pass_fds=(theirs.fileno(),),
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+            )
+        self._socket, self._lines = ours, ours.makefile("rb")
+
+    def _answer(self) -> dict[str, Any]:
+        line = self._lines.readline()
+        return dict(json.loads(line)) if line else {}
+
+
+# -- the process that they are forked from -----------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Reads calls from a socket, one a line; forks a process for each, and tells of its id and of its end."""
+    die_with_parent(int(arguments[1]))
+    for number in _LEFT_TO_THE_WORKER:
+        signal.signal(number, signal.SIG_IGN)
+    with socket.socket(fileno=int(arguments[0])) as channel, channel.makefile("rb") as calls:
+        for line in calls:
+            call = Call(**json.loads(line))
+            try:
+                for name in call.imports:
+                    importlib.import_module(name)
+                pid, values = _fork(call)
+            except Exception as error:
+                traceback.print_exc()
+                _tell(channel, {"error": f"{call.module}: {type(error).__name__}: {error}"})
+                continue
+            _tell(channel, {"pid": pid})
+            with os.fdopen(values, "rb") as pipe:
+                value = pipe.read()
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            _tell(channel, {"status": status, "value": json.loads(value) if value else None})
+    return 0
+
+
+def _tell(channel: socket.socket, answer: Mapping[str, Any]) -> None:
+    channel.sendall(json.dumps(answer).encode() + b"\n")
+
+
+def _fork(call: Call) -> tuple[int, int]:
+    """The new process's id, and a descriptor that its value can be read from."""
+    parent, (reader, writer) = os.getpid(), os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        os.close(writer)
+        return pid, reader
+    status = 1
+    try:
+        die_with_parent(parent)
+        os.close(reader)
+        status = _run(call, writer)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        # Not sys.exit: what the parent has open is not this process's to close.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _run(call: Call, writer: int) -> int:
+    if call.log:
+        log = os.open(call.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+    os.environ.update(call.environment)
+    value = getattr(importlib.import_module(call.module), call.function)(*call.arguments)
+    if isinstance(value, int):
+        return value
+    with os.fdopen(writer, "wb") as pipe:
+        pipe.write(json.dumps(value).encode())
+    return 0
+
+
+def die_with_parent(parent: int) -> None:
+    """Has the kernel kill this process when its parent ends, however that is."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(128 + signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

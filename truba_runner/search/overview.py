@@ -1,0 +1,119 @@
+"""A search as its owner wants to see it, read from its records alone: its trials, its workers and where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from truba_runner.rundir import RunDir
+from truba_runner.scheduler import Job
+from truba_runner.search import leases
+from truba_runner.search.directory import SearchDir
+from truba_runner.search.records import own_values, ranked, values_of
+from truba_runner.search.store import State, read_state
+from truba_runner.state import RunState, last_job_id, state_of
+
+
+def standing(search: SearchDir, jobs: Mapping[str, Job] | None) -> RunState:
+    """The state of a search: that of its most lively worker, unless it is over."""
+    if search.result():
+        return RunState("COMPLETED", live=False, job=None)
+    state = read_state(search)
+    if state.get("failed"):
+        return RunState("FAILED", live=False, job=None, why=str(state["failed"]).splitlines()[0])
+    states = [state_of(run, jobs) for run in search.workers() if run.submissions()]
+    live = [one for one in states if one.live]
+    running = sum(one.state == "RUNNING" for one in live)
+    if live:
+        return RunState("RUNNING" if running else live[0].state, live=True, job=None, why=live[0].why)
+    why = next((one.why for one in states if one.why), "it has no worker")
+    return RunState(states[0].state if states else "UNKNOWN", live=False, job=None, why=why)
+
+
+def row(search: SearchDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
+    """A search among runs: the keys of `commands.status.row`; trials are counted where a run's epochs are."""
+    state, standing_now = read_state(search), standing(search, jobs)
+    told = [trial for trial in state.get("trials", {}).values() if trial["status"] in {"COMPLETED", "FAILED"}]
+    best = ranked(state)[:1] if state else []
+    ids = [last_job_id(run).partition("_")[0] for run in search.workers() if run.submissions()]
+    objective = state.get("objective", {}).get("name", "")
+    return {
+        "run": search.id,
+        "state": standing_now.state,
+        "partition": "",
+        "job_id": ",".join(dict.fromkeys(job_id for job_id in ids if job_id)),
+        "epoch": None,
+        "epochs": None,
+        "step": None,
+        "steps_per_epoch": None,
+        "trials_told": len(told),
+        "trials_begun": len(state.get("trials", {})),
+        "metrics": search.result().get("metrics") or ({objective: best[0]["score"]} if best else {}),
+        "elapsed": "",
+        "time_limit": "",
+        "restarts": None,
+        "why": standing_now.why,
+        "directory": str(search.path),
+    }
+
+
+def trial_rows(search: SearchDir) -> list[dict[str, Any]]:
+    """Every trial that was begun, the best first, then those without a score."""
+    state = read_state(search)
+    if not state:
+        return []
+    order = [trial["trial_id"] for trial in ranked(state)]
+    rest = [trial_id for trial_id in state["trials"] if trial_id not in order]
+    return [_trial(search, state, trial_id) for trial_id in (*order, *rest)]
+
+
+def _trial(search: SearchDir, state: State, trial_id: str) -> dict[str, Any]:
+    trial, entry = state["trials"][trial_id], state["open"].get(trial_id)
+    values = values_of(trial)
+    run = search.trial(trial_id, retry=entry["retry"] if entry else 0)
+    progress = run.progress()
+    return {
+        "trial": trial_id,
+        "state": _state(trial, entry),
+        "worker": entry["worker"].rpartition("-")[2] if entry else "",
+        "values": own_values(trial),
+        "score": trial["score"],
+        "epoch": progress.get("epoch"),
+        "epochs": progress.get("epochs") or values.get("tuner/epochs"),
+        "bracket": values.get("tuner/bracket"),
+        "round": values.get("tuner/round"),
+        "goes_on_from": values.get("tuner/trial_id"),
+        "why": (trial["message"] or "").strip().splitlines()[0] if (trial["message"] or "").strip() else "",
+        "directory": str(run.path),
+    }
+
+
+def _state(trial: Mapping[str, Any], entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return str(trial["status"])
+    return "RUNNING" if entry["worker"] else "WAITING"
+
+
+def brackets(search: SearchDir) -> list[dict[str, Any]]:
+    """Of a Hyperband search: how many trials each bracket's rounds have, begun and told, and of how many epochs."""
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    for trial in read_state(search).get("trials", {}).values():
+        values = values_of(trial)
+        if "tuner/bracket" not in values:
+            continue
+        key = int(values["tuner/bracket"]), int(values["tuner/round"])
+        about = {"bracket": key[0], "round": key[1], "epochs": values["tuner/epochs"], "begun": 0, "told": 0}
+        entry = found.setdefault(key, about)
+        entry["begun"] += 1
+        entry["told"] += trial["status"] in {"COMPLETED", "FAILED"}
+    return [found[key] for key in sorted(found, key=lambda key: (-key[0], key[1]))]
+
+
+def job_runs(search: SearchDir) -> list[RunDir]:
+    """The workers that have a job, for those who ask Slurm about them."""
+    return [run for run in search.workers() if run.submissions()]
+
+
+def writing_its_result(search: SearchDir) -> bool:
+    """Whether all trials are told, and the result is not there yet."""
+    return leases.RESULT in read_state(search).get("open", {})

@@ -1,0 +1,185 @@
+"""The values that a search tries: their space from YAML, and the config of the run that a trial is. Pure.
+
+A name with a dot is a key of the config (`train.learning_rate`, `job.options.units`). Any other is asked for by the
+job's own `build_model(hp)`, and stands in `job.hyperparameters`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from truba_runner.config import Experiment, Notify, Sweep
+from truba_runner.errors import Problem, nearest
+from truba_runner.search.records import OWN
+
+KINDS = ("hyperband", "bayesian", "random", "grid")
+# Of a hyperparameter in YAML: Keras Tuner's method, which of its arguments must be there, and which may.
+_ARGUMENTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "int": ("Int", ("min_value", "max_value"), ("step", "sampling", "default")),
+    "float": ("Float", ("min_value", "max_value"), ("step", "sampling", "default")),
+    "choice": ("Choice", ("values",), ("ordered", "default")),
+    "boolean": ("Boolean", (), ("default",)),
+    "fixed": ("Fixed", ("value",), ()),
+}
+# Keys of the config below which a job's own names begin.
+_OPEN = ("job.options.", "data.options.")
+_SECTIONS = ("job", "data", "train")
+
+
+def declare(space: Mapping[str, Any], hp: Any) -> None:
+    """Asks Keras Tuner's `hp` for every hyperparameter of a space that has no problems."""
+    for name, entry in space.items():
+        ((kind, arguments),) = entry.items()
+        getattr(hp, _ARGUMENTS[kind][0])(name, **_named(kind, arguments))
+
+
+def _named(kind: str, arguments: Any) -> dict[str, Any]:
+    if kind == "choice" and isinstance(arguments, (list, tuple)):
+        return {"values": list(arguments)}
+    return dict(arguments or {})
+
+
+def trial_config(search: Experiment, values: Mapping[str, Any], direction: str, execution: int = 0) -> dict[str, Any]:
+    """The config of the run that a trial's values stand for, leaving only what the search needs of it.
+
+    Unchecked: the run checks it when it starts, and takes longer for it than for all the rest.
+    """
+    config = with_values(search, values)
+    config["train"]["seed"] += execution
+    # One to go on from and the best: a search has many trials.
+    kept = {"keep": 1, "save_model": False, "model_each_epoch": False, "best_model": False}
+    config["checkpoint"].update(monitor=search.sweep.objective, mode=direction, **kept)
+    config["finish"] = {"evaluate": False, "plots": False}
+    config["notify"] = dataclasses.asdict(Notify())
+    # Checked already; a start would take as long over them as over all the rest.
+    config["cluster"]["partitions"] = {}
+    return config
+
+
+def with_values(search: Experiment, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The search's experiment with a trial's values, and no search."""
+    config = dataclasses.asdict(dataclasses.replace(search, sweep=Sweep(), dry_run=False, fresh=False))
+    for name, value in values.items():
+        if name.startswith(OWN):
+            continue
+        *sections, key = name.split(".") if "." in name else ("job", "hyperparameters", name)
+        node = config
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[key] = value
+    if "tuner/epochs" in values:
+        config["train"]["epochs"] = values["tuner/epochs"]
+    return config
+
+
+# -- what may not be said ----------------------------------------------------------------------------------------
+
+
+def problems(experiment: Experiment) -> Iterator[Problem]:
+    """What is wrong with `sweep`."""
+    sweep = experiment.sweep
+    if not sweep.kind:
+        return
+    for key, value, valid in (
+        ("kind", sweep.kind, KINDS), ("direction", sweep.direction, ("", "min", "max")), ("lock", sweep.lock, _LOCKS)
+    ):  # fmt: skip
+        if value not in valid:
+            yield Problem(
+                f"sweep.{key}={value}", "there is no such choice.", nearest(value, [one for one in valid if one])
+            )
+    for key, least in _LEAST.items():
+        value = getattr(sweep, key)
+        if value is not None and value < least:
+            yield Problem(f"sweep.{key}={value}", f"it must be {least} or more.", f"Set sweep.{key}={least}.")
+    if not sweep.objective:
+        yield Problem("sweep.objective=", "a search needs a metric to go by.", "Set sweep.objective=val_loss.")
+    if "/" in sweep.directory or sweep.directory.startswith("."):
+        yield Problem(
+            f"sweep.directory={sweep.directory}", "it is a folder's name in cluster.runs_folder.", "Leave out the path."
+        )
+    ordinary = Sweep()
+    for key, remedy in _OF_MANY_RUNS.items():
+        if getattr(sweep, key) != getattr(ordinary, key):
+            yield Problem(
+                f"sweep.{key}={getattr(sweep, key)}",
+                f"a search (sweep={sweep.kind}) hands out its trials itself.",
+                remedy,
+            )
+    if experiment.resources.nodes > 1:
+        yield Problem(
+            f"resources.nodes={experiment.resources.nodes}",
+            "a worker of a search trains on one node, and there are as many as sweep.workers says.",
+            "Set resources.nodes=1.",
+        )
+    for name, entry in sweep.space.items():
+        yield from _entry_problems(experiment, str(name), entry)
+
+
+# How the runs of -m are handed to Slurm, and what there is for a search.
+_OF_MANY_RUNS = {
+    "max_parallel": "Set sweep.workers: so many trials run at once.",
+    "canary": "Leave it out: three failures in a row end a search (sweep.max_consecutive_failed_trials).",
+    "pack": "Leave it out; sweep.workers says how many trials run at once.",
+    "share_gpus": "Leave it out.",
+    "sweeper_partition": "Leave it out: no process of a search waits on the login node.",
+}
+_LOCKS = ("auto", "fcntl", "file")
+_LEAST = {
+    "max_trials": 1, "max_epochs": 1, "factor": 2, "hyperband_iterations": 1, "executions_per_trial": 1,
+    # Keras Tuner takes 0 for no seed.
+    "seed": 1,
+    "max_retries_per_trial": 0, "max_consecutive_failed_trials": 1, "workers": 1, "best_models": 0, "lease_seconds": 1,
+    "num_initial_points": 1,
+}  # fmt: skip
+
+
+def warnings(experiment: Experiment) -> Iterator[str]:
+    """What the user should know all the same."""
+    sweep = experiment.sweep
+    if sweep.kind == "hyperband" and sweep.max_trials is not None:
+        yield (
+            f"sweep.max_trials={sweep.max_trials} is left out: Keras Tuner's Hyperband takes no such argument, its "
+            "number of trials follows from max_epochs, factor and hyperband_iterations."
+        )
+    if sweep.kind and sweep.workers > 1 and experiment.cluster.scheduler != "slurm":
+        yield f"sweep.workers={sweep.workers}: a search on this machine has one worker."
+
+
+def _entry_problems(experiment: Experiment, name: str, entry: Any) -> Iterator[Problem]:
+    where = f"sweep.space.{name}"
+    if not isinstance(entry, Mapping) or len(entry) != 1 or next(iter(entry)) not in _ARGUMENTS:
+        yield Problem(where, f"it is one of {', '.join(_ARGUMENTS)} with its arguments.", _EXAMPLE)
+        return
+    ((kind, given),) = entry.items()
+    if given is not None and not isinstance(given, Mapping) and not (kind == "choice" and isinstance(given, list)):
+        yield Problem(where, f"{kind} takes named arguments.", _EXAMPLE)
+        return
+    arguments, (_, needed, optional) = _named(kind, given), _ARGUMENTS[kind]
+    for key in needed:
+        if key not in arguments:
+            yield Problem(where, f"{kind} needs {' and '.join(needed)}.", f"Add {key}.")
+    for key in arguments:
+        if key not in (*needed, *optional):
+            yield Problem(
+                f"{where}.{kind}.{key}", f"{kind} takes no such argument.", nearest(key, (*needed, *optional))
+            )
+    yield from _name_problems(experiment, name)
+
+
+_EXAMPLE = "Write for example {choice: [0.1, 0.01]} or {int: {min_value: 32, max_value: 512, step: 32}}."
+
+
+def _name_problems(experiment: Experiment, name: str) -> Iterator[Problem]:
+    section, dot, key = name.partition(".")
+    if not dot or name.startswith(_OPEN):
+        return
+    if section not in _SECTIONS:
+        yield Problem(
+            f"sweep.space.{name}", "it is no setting that a network is trained by.", nearest(section, _SECTIONS)
+        )
+        return
+    valid = [field.name for field in dataclasses.fields(getattr(experiment, section))]
+    if key not in valid:
+        yield Problem(f"sweep.space.{name}", "there is no such key.", nearest(key, valid))

@@ -1,0 +1,213 @@
+"""The steps of a search that need Keras Tuner, each in a process of its own: `nursery` calls them by name."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from truba_runner import job_module
+from truba_runner.config import Experiment, Sweep, training_hash
+from truba_runner.errors import Failed, nearest
+from truba_runner.search import leases, oracle, trials
+from truba_runner.search.directory import SearchDir
+from truba_runner.search.leases import Lease, Worker
+from truba_runner.search.lock import lock_for
+from truba_runner.search.records import values_of
+from truba_runner.search.store import State, Store
+
+
+class Opened:
+    """A search as a step sees it: what it needs of the config, without the time that checking a whole config takes."""
+
+    def __init__(self, path: str, about: dict[str, Any]) -> None:
+        """`about` is what `describe` made."""
+        self.search = SearchDir(Path(path))
+        self.sweep = Sweep(**about["sweep"])
+        self.options: dict[str, Any] = about["options"]
+        self.store = Store(self.search, lock_for(self.search.path, self.sweep.lock), about["identity"])
+
+
+def describe(experiment: Experiment) -> dict[str, Any]:
+    """What a step is told of the config, in values that JSON holds."""
+    options, identity = experiment.job.options, training_hash(experiment)
+    return {"sweep": asdict(experiment.sweep), "options": options, "identity": identity}
+
+
+# -- the space ---------------------------------------------------------------------------------------------------
+
+
+def begin(path: str, about: dict[str, Any], worker: list[str], job_file: str) -> dict[str, Any]:
+    """Finds the search's space out and writes its first state, unless another worker has."""
+    _hide_gpus()
+    opened = Opened(path, about)
+    if opened.store.read():
+        return {}
+    made = oracle.make(opened.sweep)
+    _discover(opened, Path(job_file), made)
+    if not made.hyperparameters.space:
+        raise Failed(
+            f"there is nothing to search: {job_file} has no build_model(hp) that asks for a hyperparameter, and "
+            "sweep.space is empty. Take values from hp there, or name keys of the config in sweep.space."
+        )
+    _warn_of_small_space(opened.sweep, made)
+    with opened.store.transaction() as state:
+        if not state:
+            leases.begin(state)
+            state.update(oracle=oracle.dump(made), trials={}, objective=_objective(made))
+    return {}
+
+
+def _discover(opened: Opened, job_file: Path, made: Any) -> None:
+    """Has Keras Tuner build the job's model until every hyperparameter has shown, conditional ones too."""
+    import inspect
+    import tempfile
+
+    build = getattr(job_module.load(job_file), "build_model", None)
+    if build is None or "hp" not in inspect.signature(build).parameters:
+        return
+    from keras_tuner.src.engine.base_tuner import BaseTuner
+
+    with tempfile.TemporaryDirectory() as folder:
+        BaseTuner(made, lambda hp: build(hp, **opened.options), directory=folder)
+
+
+def _objective(made: Any) -> dict[str, str]:
+    return {"name": made.objective.name, "direction": made.objective.direction}
+
+
+def _warn_of_small_space(sweep: Sweep, made: Any) -> None:
+    if sweep.kind != "hyperband":
+        return
+    counts = [_values_of(hp) for hp in made.hyperparameters.space]
+    first = made._get_size(made._get_num_brackets() - 1, 0)
+    combinations = math.prod(count or 1 for count in counts)
+    if None not in counts and combinations < first:
+        print(
+            f"WARNING: the space has {combinations} combinations, and Hyperband's first bracket begins with {first}: "
+            "Keras Tuner ends such a search with its first round. A smaller sweep.max_epochs or a larger space lets it "
+            "go on.",
+            flush=True,
+        )
+
+
+def _values_of(hp: Any) -> int | None:
+    """How many values a hyperparameter has; None where they are not counted."""
+    if hasattr(hp, "step") and hp.step is None and type(hp).__name__ == "Float":
+        return None
+    return len(list(hp.values))
+
+
+# -- telling and asking ------------------------------------------------------------------------------------------
+
+
+def step(
+    path: str, about: dict[str, Any], worker: list[str], dead: list[str], outcome: dict[str, Any] | None, ask: bool
+) -> dict[str, Any]:
+    """Tells the oracle what came of a trial, where there is an `outcome`, and asks for the next, in one transaction.
+
+    Returns `lease` with a trial, or `wait` where others' trials decide, or `finished`, or `failed` with a reason;
+    `told`, in a sentence, where the outcome was taken.
+    """
+    _hide_gpus()
+    opened = Opened(path, about)
+    answer: dict[str, Any] = {}
+    with opened.store.transaction() as state:
+        made = oracle.load(opened.sweep, state["oracle"], state["trials"])
+        if outcome is not None and leases.holds(state, lease := Lease(**outcome["lease"])):
+            answer["told"] = _tell(opened, state, made, lease, outcome)
+            _keep(state, made)
+        if state["failed"] or state["finished"]:
+            answer.update(failed=state["failed"], finished=state["finished"])
+        elif ask:
+            answer.update(_ask(opened, state, made, Worker(*worker), dead))
+    return answer
+
+
+def _keep(state: State, made: Any) -> None:
+    state.update(oracle=oracle.dump(made), trials=oracle.dump_trials(made))
+
+
+def _tell(opened: Opened, state: State, made: Any, lease: Lease, outcome: dict[str, Any]) -> str:
+    from keras_tuner.src.engine.hyperparameters import HyperParameters
+
+    trial = made.trials[lease.trial]
+    # A copy, as a worker of Keras Tuner's own has one.
+    ended = SimpleNamespace(
+        trial_id=trial.trial_id,
+        hyperparameters=trial.hyperparameters.copy(),
+        status=outcome["status"],
+        message=outcome.get("message"),
+    )
+    if ended.status == "COMPLETED":
+        runs = trials.executions(opened.search, opened.sweep, lease.trial, lease.retry)
+        for found in (run.result().get("hyperparameters") for run in runs):
+            if found:
+                ended.hyperparameters.merge(HyperParameters.from_config(found), overwrite=False)
+        _report(made, trial, runs, ended, state)
+    try:
+        made.end_trial(ended)
+    except RuntimeError as error:
+        # Too many failures, one after the other.
+        state["failed"] = str(error).strip()
+    made.ongoing_trials = {key: one for key, one in made.ongoing_trials.items() if one is not trial}
+    leases.close(state, lease)
+    return _in_words(made, made.trials[lease.trial])
+
+
+def _report(made: Any, trial: Any, runs: list[Any], ended: Any, state: State) -> None:
+    """The metrics of the best epoch, over the trial's own epochs, averaged over its executions: as Keras Tuner does."""
+    from keras_tuner.src.backend import keras
+    from keras_tuner.src.engine import tuner_utils
+
+    after = int(trial.hyperparameters.values.get("tuner/initial_epoch", 0))
+    histories = []
+    for run in runs:
+        record = keras.callbacks.History()
+        record.history = trials.history(run, after)
+        histories.append(record)
+    name = made.objective.name
+    known = histories[0].history
+    if any(name not in one.history for one in histories):
+        ended.status = "FAILED"
+        ended.message = f"sweep.objective={name}: the training has no such metric. {nearest(name, known)}"
+        state["failed"] = ended.message
+        return
+    metrics = tuner_utils.convert_to_metrics_dict(histories, made.objective)
+    made.update_trial(trial.trial_id, metrics, step=tuner_utils.get_best_step(histories, made.objective))
+
+
+def _in_words(made: Any, trial: Any) -> str:
+    best = [one for one in made.get_best_trials(1) if one.score is not None]
+    so_far = f"; best so far {best[0].score:.6g} (trial {best[0].trial_id})" if best else ""
+    if trial.status == "COMPLETED":
+        return f"trial {trial.trial_id}: {made.objective.name} {trial.score:.6g}{so_far}"
+    reason = (trial.message or "").strip().splitlines()
+    status = "failed" if trial.status == "FAILED" else "failed, and is tried again"
+    return f"trial {trial.trial_id} {status}: {reason[0] if reason else 'its objective is no number'}{so_far}"
+
+
+def _ask(opened: Opened, state: State, made: Any, worker: Worker, dead: list[str]) -> dict[str, Any]:
+    leases.reap(state, worker, dead, lambda trial, retry: trials.position(opened.search, opened.sweep, trial, retry))
+    lease = leases.take_waiting(state, worker)
+    if lease is None:
+        # A name of its own for each question: Keras Tuner gives a worker that has a trial the same one again.
+        trial = made.create_trial(f"lease-{state['tokens'] + 1}")
+        if trial.status == "RUNNING":
+            lease = leases.open_trial(state, trial.trial_id, int(made._run_times[trial.trial_id]), worker)
+            _keep(state, made)
+        elif trial.status == "STOPPED" and not state["open"]:
+            state["finished"] = True
+            return {"finished": True}
+        else:
+            # Whatever asking has changed is not kept: how often a worker asks is chance.
+            return {"wait": True}
+    return {"lease": [lease.trial, lease.token, lease.retry], "values": values_of(state["trials"][lease.trial])}
+
+
+def _hide_gpus() -> None:
+    """An oracle needs none, and TensorFlow would take all the memory of those that the trials train on."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
