@@ -631,7 +631,7 @@ def zeros(*counts: int) -> tuple[Any, ...]:
         ({"load_data": lambda name, folder: {"train": [1, 2]}}, {}, "returned for train a list. It has to be a pair"),
         ({"load_data": lambda name, folder: {"train": ([1], [0])}}, {}, "something else than NumPy arrays for train"),
         ({"load_data": lambda name, folder: {"train": zeros(2, 3)}}, {}, "arrays of 2 and 3 examples for train"),
-        ({"load_data": lambda name, folder: {"train": zeros(0, 0)}}, {}, "arrays of 0 examples for train"),
+        ({"load_data": lambda name, folder: {"train": zeros(0, 0)}}, {}, "load_data returned no examples for train"),
     ],
 )
 def test_a_wrong_job_is_told_in_one_paragraph(
