@@ -15,6 +15,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
+# TensorFlow and triton, which torch imports where it finds it, each bring an LLVM: a process with both aborts. A job
+# has one framework; a process of tests may have two.
+sys.modules["triton"] = None  # type: ignore[assignment]
+
 
 @pytest.fixture(scope="session")
 def start() -> Iterator[runs.Ask]:
