@@ -125,7 +125,6 @@ def test_what_is_finished_is_not_repeated(start: Ask, tmp_path: Path) -> None:
 # -- kills -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_kills_at_random_moments(workers: int, start: Ask, undisturbed: Path, tmp_path: Path) -> None:
     """Twenty of them, ten with reading processes, half of the time while a checkpoint is written."""

@@ -248,7 +248,6 @@ def test_a_kill_costs_no_more_than_what_is_not_yet_saved(
 # -- several nodes ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(400)
 def test_nodes_that_are_interrupted_and_killed_end_like_nodes_that_are_not(start: Start, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert start(whole, **NODES)["status"] == 0, log(whole)

@@ -47,7 +47,7 @@ SETTINGS = [
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRUBA_CLUSTER": "local", "XDG_STATE_HOME": str(folder)}
     argv = [sys.executable, "-m", "truba_runner", *arguments]
-    return subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=170)
+    return subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope="module")

@@ -183,7 +183,7 @@ class Cluster:
         return [line.split()[0] for line in answer.stdout.splitlines() if line.strip()]
 
     def wait_for_state(
-        self, job_id: str, states: str | Collection[str], timeout: float = 30, *, in_accounting: bool = False
+        self, job_id: str, states: str | Collection[str], timeout: float = 90, *, in_accounting: bool = False
     ) -> str:
         """Wait until a job (every task of an array) is in one of the states, such as `COMPLETED`, and return that.
 

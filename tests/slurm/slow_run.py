@@ -85,13 +85,13 @@ class Run:
     def starts(self) -> int:
         return sum(event["event"] == "started" for event in events(self.path))
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 120) -> None:
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f"not in time: {self.progress()} {self.log()[-3000:]}"
             time.sleep(0.05)
 
-    def wait_for_step(self, start: int, seconds: float = 120) -> None:
+    def wait_for_step(self, start: int, seconds: float = 300) -> None:
         """Until start number `start`, counted from 1, has come a few steps beyond where it went on from."""
 
         def trains() -> bool:
@@ -123,7 +123,7 @@ class Run:
     def log(self) -> str:
         return "".join(path.read_text(errors="replace") for path in sorted((self.path / "logs").iterdir()))
 
-    def finish(self, seconds: float = 150) -> dict[str, Any]:
+    def finish(self, seconds: float = 400) -> dict[str, Any]:
         """The result, once Slurm's accounting has the job as COMPLETED."""
         self.wait_until(
             lambda: (self.path / "result.json").exists() or self.progress().get("state") == "failed", seconds

@@ -93,7 +93,6 @@ class DeepRun(PetsRun):
     experiment = "pets_deep_fp16"
 
 
-@pytest.mark.timeout(600)
 def test_the_lessons_three_recipes(cluster: Cluster) -> None:
     kinds = {PetsRun: (2, set()), TwoStageRun: (4, {"lr_find_find", "lr_find_find_all"}), DeepRun: (4, set())}
     runs = {kind: kind(Truba(cluster, kind.experiment)) for kind in kinds}
@@ -112,7 +111,6 @@ def test_the_lessons_three_recipes(cluster: Cluster) -> None:
     assert "needs a GPU: float32 here" in runs[DeepRun].log()
 
 
-@pytest.mark.timeout(400)
 def test_two_nodes_of_two_ranks_agree_with_one_process(cluster: Cluster, whole: Any) -> None:
     run = SmallRun(Truba(cluster, "fastai-ranks"), "resources.nodes=2", "resources.gpus=2")
     result = run.finish(seconds=300)
@@ -127,7 +125,6 @@ def test_two_nodes_of_two_ranks_agree_with_one_process(cluster: Cluster, whole: 
     assert "rank 3 of 4, meeting at akya" in run.log() and (run.path / "predictions.npy").exists()
 
 
-@pytest.mark.timeout(400)
 def test_two_ranks_on_two_nodes_that_slurm_interrupts_end_as_if_it_had_not(cluster: Cluster) -> None:
     """The signal in mid-epoch, and a kill of one rank; each time both go on from the same step."""
     settings = ["resources.nodes=2", "resources.gpus=1"]
@@ -155,7 +152,6 @@ def test_a_preemption(truba: Truba, whole: Any) -> None:
     check_same(run, whole, restarts=1, steps_lost=0)
 
 
-@pytest.mark.timeout(400)
 def test_kills_with_reading_processes(truba: Truba, whole: Any) -> None:
     """A few here; tests/backends has the many, which need not wait for Slurm's requeue delay."""
     run = SmallRun(truba)

@@ -69,7 +69,6 @@ def test_preemption_by_a_better_partition(truba: Truba, whole: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_kills_at_twenty_one_random_moments(truba: Truba) -> None:
     # Saved after every step: half of the time a kill finds a save under way. Slurm lets a requeued job wait for ten
     # seconds, so three runs are killed in turns.
@@ -115,7 +114,6 @@ def test_a_run_that_comes_no_further_is_given_up(truba: Truba) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_node_that_goes_down(truba: Truba, whole: Any) -> None:
     run = Run(truba)
     run.wait_for_step(1)
@@ -128,17 +126,15 @@ def test_a_node_that_goes_down(truba: Truba, whole: Any) -> None:
         truba.cluster.node_up(node)
 
 
-@pytest.mark.timeout(300)
 def test_the_drill(truba: Truba) -> None:
     truba.write("jobs/slow.py", SLOW_JOB)
-    done = truba("drill", "+experiment=mnist", *SETTINGS, truba.runs_folder(), "--json", timeout=280)
+    done = truba("drill", "+experiment=mnist", *SETTINGS, truba.runs_folder(), "--json", timeout=600)
     assert done.returncode == 0, done.stderr + done.stdout
     report = json.loads(done.stdout[done.stdout.index("{") :])
     assert report["same_weights"] and report["same_history"] and (report["restarts"], report["requeues"]) == (2, 1)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_time_limit_is_reached_twice(limited: list[Run]) -> None:
     run, unlimited = limited
     whole = unlimited.finish(400), unlimited.history()

@@ -45,7 +45,7 @@ def test_two_nodes_agree_with_one(cluster: Cluster) -> None:
         (runs[name],) = run_dirs(truba.project, name)
     jobs = {name: events(run)[1]["job_id"] for name, run in runs.items()}
     for job_id in jobs.values():
-        cluster.wait_for_state(job_id, "COMPLETED", timeout=100)
+        cluster.wait_for_state(job_id, "COMPLETED", timeout=300)
     shown = cluster.run(["scontrol", "--oneliner", "show", "job", jobs["two"]]).stdout
     assert "NumNodes=2" in shown and "NumTasks=2" in shown and "NumCPUs=40" in shown and "gres/gpu=4" in shown
 
@@ -79,7 +79,7 @@ def test_a_fault_on_one_node_ends_the_job(cluster: Cluster) -> None:
     )  # fmt: skip
     assert submitted.returncode == 0, submitted.stderr
     (run,) = run_dirs(truba.project)
-    cluster.wait_for_state(events(run)[1]["job_id"], "FAILED", timeout=60)
+    cluster.wait_for_state(events(run)[1]["job_id"], "FAILED", timeout=200)
     logs = "".join(path.read_text() for path in (run / "logs").iterdir())
     assert "failing on purpose" in logs
     assert sum(event["event"] == "started" for event in events(run)) == 1

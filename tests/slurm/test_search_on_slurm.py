@@ -93,13 +93,13 @@ class Search:
     def log(self) -> str:
         return "".join(path.read_text(errors="replace") for path in sorted((self.path / "logs").iterdir()))
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 120) -> None:
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f"not in time: {self.told()} told\n{self.log()[-5000:]}"
             time.sleep(0.05)
 
-    def result(self, seconds: float = 150) -> dict[str, Any]:
+    def result(self, seconds: float = 400) -> dict[str, Any]:
         self.wait_until(self.over, seconds)
         return dict(json.loads((self.path / "result.json").read_text()))
 
@@ -131,7 +131,6 @@ def check_told_once(search: Search, trials: int) -> None:
     assert len(lines) == len({line.split()[1] for line in lines}) <= trials
 
 
-@pytest.mark.timeout(300)
 def test_six_workers_that_are_killed_every_few_seconds(truba: Truba, cluster: Cluster) -> None:
     settings = ["sweep=hyperband", "sweep.max_epochs=9", "job.options.pause=0.3"]
     alone = Search(Truba(cluster, f"{truba.project.name}-alone"), *settings, "job.options.pause=0", "cluster=local")
