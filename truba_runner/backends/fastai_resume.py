@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import suppress
 from typing import IO, Any
 
-from truba_runner.backends import Context, event_files, fastai_outputs, fastai_state
+from truba_runner.backends import Context, event_files, fastai_outputs, fastai_state, going_on
 from truba_runner.backends.fastai_loop import Watcher
 from truba_runner.backends.fastai_ranks import Ranks
 from truba_runner.backends.fastai_reporter import Reporter
 from truba_runner.background import Background
 from truba_runner.checkpoint import CheckpointStore, Position
-from truba_runner.errors import Failed, nearest
+from truba_runner.errors import nearest
 from truba_runner.interrupt import Interrupted
 
 FORMAT = 1
@@ -76,24 +75,19 @@ class Resume(Watcher):
 
     def _check(self, state: dict[str, Any]) -> None:
         if state["format"] != FORMAT:
-            self._refuse(f"its format is {state['format']}, and this version of truba_runner reads {FORMAT}")
+            reason = f"its format is {state['format']}, and this version of truba_runner reads {FORMAT}"
+            going_on.refuse(self._context, reason)
         then, now = state["signature"], self._signature
         for name, value in now.items():
             if name != "model" and value != then.get(name):
-                self._refuse(f"{name.replace('_', ' ')} was {then.get(name)} then and is {value} now")
+                going_on.refuse(self._context, f"{name.replace('_', ' ')} was {then.get(name)} then and is {value} now")
         for index in range(max(len(then["model"]), len(now["model"]))):
             pair = [
                 ", ".join(map(str, side["model"][index])) if index < len(side["model"]) else "nothing"
                 for side in (then, now)
             ]
             if pair[0] != pair[1]:
-                self._refuse(f"where it has {pair[0]}, the model has {pair[1]} (name, shape, dtype)")
-
-    def _refuse(self, reason: str) -> None:
-        raise Failed(
-            f"The newest checkpoint in {self._context.run.checkpoints} is of another training: {reason}. Take the "
-            "change back and submit again, or start anew beside it with fresh=true."
-        )
+                going_on.refuse(self._context, f"where it has {pair[0]}, the model has {pair[1]} (name, shape, dtype)")
 
     # -- going on ----------------------------------------------------------------------------------------------
 
@@ -119,19 +113,7 @@ class Resume(Watcher):
         fastai_state.give_weights(self._learner, state)
         fastai_state.give_besides(self._learner, state)
         self._reporter.set_state(state["reporter"])
-        self._tell(position, state["steps"])
-
-    def _tell(self, position: Position, steps: int) -> None:
-        seconds = round(time.perf_counter() - self._started, 3)
-        self._context.progress.stand_at(position, steps)
-        self._context.progress.update()
-        where = f"epoch {position.epoch + 1}, step {position.step}" + (f" of {steps}" if steps else "")
-        print(f"goes on from {where}; restored in {seconds} s", flush=True)
-        event = {"event": "restored", "time": time.time(), "seconds": seconds}
-        if self._context.rank == 0:
-            # Where the disk is full this one record is not worth the run.
-            with suppress(OSError):
-                self._context.run.append_submission({**event, "position": [position.epoch, position.step]})
+        going_on.tell(self._context, position, state["steps"], self._started)
 
     def fit_begins(self, epochs: int) -> int:
         """The first epoch of the stage to be trained, or finished.

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from truba_runner.backends import Context, event_files, keras_callback_state
+from truba_runner.backends import Context, event_files, going_on, keras_callback_state
 from truba_runner.backends.keras_hooks import flush_event_files
 from truba_runner.backends.keras_nodes import Team
 from truba_runner.backends.keras_plan import Plan
@@ -20,7 +20,6 @@ from truba_runner.backends.keras_reporter import Reporter
 from truba_runner.backends.keras_state import Encoded, decode, encode
 from truba_runner.backends.keras_variables import Variables, generator_states, global_seeds
 from truba_runner.checkpoint import CheckpointStore, Position
-from truba_runner.errors import Failed
 
 FORMAT = 2
 # Of what is no variable, what each rank has by itself.
@@ -102,7 +101,8 @@ class Contents:
             return None
         position, state = found
         if state["format"] != FORMAT:
-            self._refuse(f"its format is {state['format']}, and this version of truba_runner reads {FORMAT}")
+            reason = f"its format is {state['format']}, and this version of truba_runner reads {FORMAT}"
+            going_on.refuse(self._context, reason)
         self._others = state["others"]
         if 0 < self._context.rank <= len(self._others):
             own = decode(io.BytesIO(self._others[self._context.rank - 1].tobytes()))
@@ -137,12 +137,12 @@ class Contents:
         now = self._signature()
         for name, value in now.items():
             if name != "variables" and value != saved[name]:
-                self._refuse(f"{name.replace('_', ' ')} was {saved[name]} then and is {value} now")
+                going_on.refuse(self._context, f"{name.replace('_', ' ')} was {saved[name]} then and is {value} now")
         then, now = saved["variables"], now["variables"]
         for index in range(max(len(then), len(now))):
             pair = [", ".join(map(str, side[index])) if index < len(side) else "nothing" for side in (then, now)]
             if pair[0] != pair[1]:
-                self._refuse(f"where it has {pair[0]}, the model has {pair[1]} (name, shape, dtype)")
+                going_on.refuse(self._context, f"where it has {pair[0]}, the model has {pair[1]} (name, shape, dtype)")
 
     def _build(self) -> None:
         """Keras makes metrics, the optimizer's variables and some models' weights in the first step only."""
@@ -165,12 +165,6 @@ class Contents:
             **self._plan.signature,
             "variables": self.variables.signature(),
         }
-
-    def _refuse(self, reason: str) -> None:
-        raise Failed(
-            f"The newest checkpoint in {self._context.run.checkpoints} is of another training: {reason}. Take the "
-            "change back and submit again, or start anew beside it with fresh=true."
-        )
 
 
 def _same_as_rank_0(

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
-from truba_runner.backends import Context, event_files, keras_callback_state
+from truba_runner.backends import Context, event_files, going_on, keras_callback_state
 from truba_runner.backends.keras_checkpoint import BesideWeights, Contents
 from truba_runner.backends.keras_hooks import attentive, plain
 from truba_runner.backends.keras_nodes import Team
@@ -97,22 +97,8 @@ class Resume:
             return
         (position, state), self._found = self._found, None
         self._contents.give_back(state)
-        self._tell(position)
+        going_on.tell(self._context, position, self._plan.steps, self._started, self.trained)
         self._context.interruption.hold()
-
-    def _tell(self, position: Position) -> None:
-        seconds = round(time.perf_counter() - self._started, 3)
-        self._context.progress.stand_at(position, self._plan.steps)
-        self._context.progress.update()
-        of = f" of {self._plan.steps}" if self._plan.steps else ""
-        where = f"epoch {position.epoch + 1}, step {position.step}{of}"
-        where = "the end of the training" if self.trained else where
-        print(f"goes on from {where}; restored in {seconds} s", flush=True)
-        event = {"event": "restored", "time": time.time(), "seconds": seconds}
-        if self._context.rank == 0:
-            # Where the disk is full this one record is not worth the run.
-            with suppress(OSError):
-                self._context.run.append_submission({**event, "position": [position.epoch, position.step]})
 
     # -- steps that are done -----------------------------------------------------------------------------------
 
