@@ -81,7 +81,7 @@ def base(cluster: Cluster) -> Experiment:
 
 def slurm_accepts(cluster: Cluster, experiment: Experiment) -> tuple[bool, str]:
     run = RunDir(Path(experiment.cluster.runs_folder) / run_id(experiment))
-    script = Submission.of([Prepared(experiment, run, derive(experiment), Path("/job.py"))]).script()
+    script = Submission(Prepared(experiment, run, derive(experiment), Path("/job.py"))).script()
     done = cluster.run(["sbatch", "--test-only"], input=script, check=False)
     return done.returncode == 0, done.stderr + script
 
