@@ -47,6 +47,9 @@ _REQUIRED = {
     "fine_tune": ("epochs",),
     "resize": ("size",),
 }
+# Of fastai's Learner.lr_find, whose suggestions need some points.
+_RAMP: dict[str, float] = {"start_lr": 1e-7, "end_lr": 10, "num_it": 100}
+_LEAST_STEPS = 6
 # What fastai's Learner.fine_tune is called with where nothing is said.
 _FINE_TUNE_LR = 2e-3
 
@@ -89,6 +92,12 @@ class Find:
 
     name: str
     options: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def ramp(self) -> tuple[float, float, int]:
+        """The first rate, the one after the last, and the number of steps between them; by default fastai's."""
+        first, end, steps = (self.options.get(key, otherwise) for key, otherwise in _RAMP.items())
+        return first, end, max(_LEAST_STEPS, int(steps))
 
 
 @dataclass(frozen=True)
@@ -147,7 +156,7 @@ def problems(recipe: Sequence[Any], epochs: int) -> Iterator[Problem]:
         if name not in _KEYS:
             yield Problem(f"{place}={name}", "there is no such stage.", nearest(name, _KEYS))
             continue
-        yield from _stage_problems(f"{place}.{name}", name, options, finds)
+        yield from stage_problems(f"{place}.{name}", name, options, finds)
         lengths += [options[key] for key in ("epochs", "freeze_epochs") if key in options]
         if name == "lr_find":
             finds.append(str(options.get("name")))
@@ -217,7 +226,7 @@ def _fine_tune(
     """What fastai 2.8's `Learner.fine_tune` does, in parts."""
     if base_lr is None:
         base_lr = _FINE_TUNE_LR if learning_rate is None else learning_rate
-    base = _rate(base_lr)
+    base = read_rate(base_lr)
     half, low = Rate(base.factor / 2, base.find, base.suggestion), base.factor / 2 / lr_mult
     yield Freeze(True)
     yield Fit("fit_one_cycle", freeze_epochs, Rates(base, falling=True), {**options, "pct_start": 0.99})
@@ -229,12 +238,16 @@ def _fine_tune(
 def _rates(value: Any) -> Rates:
     if isinstance(value, Sequence) and not isinstance(value, str):
         low, high = value
-        return Rates(_rate(high), _rate(low))
-    return Rates(_rate(value))
+        return Rates(read_rate(high), read_rate(low))
+    return Rates(read_rate(value))
 
 
-def _rate(value: Any) -> Rate:
-    """Raises ValueError for what is neither a positive number nor a reference."""
+def read_rate(value: Any) -> Rate:
+    """A rate as it is written.
+
+    Raises:
+        ValueError: it is neither a positive number nor a reference.
+    """
     if isinstance(value, str) and (found := _REFERENCE.fullmatch(value.strip())):
         by = _positive(found[4]) if found[4] else 1.0
         return Rate(1 / by if found[3] == "/" else by, found[1], found[2])
@@ -253,7 +266,8 @@ def _positive(value: Any) -> float:
 # -- checking --------------------------------------------------------------------------------------------------
 
 
-def _stage_problems(place: str, name: str, options: Mapping[str, Any], finds: Sequence[str]) -> Iterator[Problem]:
+def stage_problems(place: str, name: str, options: Mapping[str, Any], finds: Sequence[str]) -> Iterator[Problem]:
+    """What is wrong with a stage of this name; `finds` are the names of the finders before it."""
     kinds = _KEYS[name]
     for key in _REQUIRED.get(name, ()):
         if key not in options:
@@ -295,7 +309,7 @@ def _rate_problems(place: str, value: Any, finds: Sequence[str], pair: bool) -> 
         return
     for one in value if listed else [value]:
         try:
-            rate = _rate(one)
+            rate = read_rate(one)
         except (TypeError, ValueError):
             yield Problem(
                 f"{place}={one}",

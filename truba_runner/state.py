@@ -12,8 +12,8 @@ from typing import Any
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import SRUN_FAILED, Job
 
-# Slurm's word for a job that was submitted to be held.
-_HELD = "JobHeldUser"
+# Slurm's words for a job that was submitted to be held, that waits for another, and that waits in vain.
+_HELD, _WAITS, _IN_VAIN = "JobHeldUser", "Dependency", "DependencyNeverSatisfied"
 _SILENT = "it ended without a word; truba logs shows the last of it, and the same command goes on"
 _INTERRUPTED = "interrupted; the same command goes on"
 # What Slurm's word for an end means, where the job itself had none.
@@ -62,10 +62,14 @@ def state_of(run: RunDir, jobs: Mapping[str, Job] | None) -> RunState:
     """The state of a run, given what Slurm knows of its owner's jobs; `jobs` is None where Slurm does not answer."""
     job = jobs.get(last_job_id(run)) if jobs else None
     progress = progress_of(run)
-    if job is not None and job.live:
+    if job is not None and job.live and job.reason != _IN_VAIN:
         return _among_others(run, progress, job) or RunState(job.state, live=True, job=job, why=_waits_for(run, job))
     if run.result():
         return RunState("COMPLETED", live=False, job=job)
+    finder = None if progress else run.finder()
+    if finder and (why := has_no_rate(finder, jobs)):
+        # Slurm takes such a job out of the queue when it next looks.
+        return RunState("CANCELLED", live=False, job=job, why=why)
     if job is not None:
         # A job that ended well without a result has not trained: the run is not complete.
         state = "FAILED" if job.state == "COMPLETED" else job.state
@@ -89,8 +93,20 @@ def _among_others(run: RunDir, progress: Mapping[str, Any], job: Job) -> RunStat
 
 
 def _waits_for(run: RunDir, job: Job) -> str:
-    canary = _intent(run).get("canary")
-    return f"held until {canary} has lived through its first epoch" if job.reason == _HELD and canary else job.reason
+    intent = _intent(run)
+    if job.reason == _HELD and intent.get("canary"):
+        return f"held until {intent['canary']} has lived through its first epoch"
+    if job.reason == _WAITS and intent.get("finder"):
+        return f"waits for its learning-rate finder {intent['finder']}"
+    return job.reason
+
+
+def has_no_rate(finder: RunDir, jobs: Mapping[str, Job] | None) -> str:
+    """Why a run cannot have its learning rate from this finder; empty where it may, or Slurm does not answer."""
+    if jobs is None or finder.result() or (state := state_of(finder, jobs)).live:
+        return ""
+    told = f": {state.why}" if state.why else ""
+    return f"its learning-rate finder {finder.id} is {state.state}{told}; the same command starts both again"
 
 
 def _dropped(run: RunDir) -> str:

@@ -42,6 +42,8 @@ class Prepared:
     job_file: Path
     # The module that the job runs, with the run directory as its argument.
     program: str = "truba_runner.worker"
+    # What has to be done before it can start: the run that looks for its learning rate.
+    finder: Prepared | None = None
 
 
 class _Script(SlurmExecutor):
@@ -95,6 +97,10 @@ class Submission:
     def array_size(self) -> int:
         """How many tasks the job array has; 0: it is none."""
         return 0
+
+    def waits_for(self) -> str:
+        """What has to end before it can start, for a person; empty where nothing has."""
+        return ""
 
     def worker(self) -> str:
         """The Python module that the job runs, and what it is told, for the shell."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from urllib.parse import urlsplit
 
-from truba_runner import image_rules, recipe
+from truba_runner import image_rules, lr_find, recipe
 from truba_runner.config import Checkpoint, Experiment, Train
 from truba_runner.errors import Problem, nearest
 
@@ -37,6 +37,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     """What is wrong whatever the cluster."""
     yield from image_rules.problems(experiment)
     yield from _backend_problems(experiment)
+    yield from lr_find.problems(experiment)
     train = experiment.train
     yield from _one_of("train.batch_scaling", train.batch_scaling, BATCH_SCALINGS)
     yield from _one_of("data.preprocessing", experiment.data.preprocessing, PREPROCESSINGS)

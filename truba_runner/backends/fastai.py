@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import os
-from contextlib import ExitStack
-from dataclasses import asdict
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
-from truba_runner import plots, recipe
+from truba_runner import lr_find, plots, recipe
 from truba_runner.backends import Context, architectures, fastai_outputs, fastai_state
 from truba_runner.backends.fastai_devices import compute_the_same_each_time, describe, pick_device
+from truba_runner.backends.fastai_find import find_rates
 from truba_runner.backends.fastai_job import Data, build_learner, print_summary
-from truba_runner.backends.fastai_loop import Loop
+from truba_runner.backends.fastai_loop import Loop, Watcher
 from truba_runner.backends.fastai_ranks import Ranks
 from truba_runner.backends.fastai_reporter import Reporter
 from truba_runner.backends.fastai_resume import Resume
 from truba_runner.backends.fastai_stages import Course
+from truba_runner.backends.found_rate import found_rate, record
 from truba_runner.errors import Failed
 
 # Read when matplotlib is first imported: there is no screen.
@@ -29,12 +34,32 @@ def train(context: Context) -> dict[str, Any]:
     Raises:
         truba_runner.errors.Failed: the job's code or the config is at fault, or the GPU cannot be used.
     """
+    with _explained(context), ExitStack() as at_the_end:
+        return _train(context, at_the_end)
+
+
+def find(context: Context) -> dict[str, Any]:
+    """Runs the learning-rate finder and trains nothing; the result is described at `truba_runner.backends.load`.
+
+    Raises:
+        truba_runner.errors.Failed: as `train`.
+    """
+    with _explained(context), ExitStack() as at_the_end:
+        made = _set_up(context, at_the_end)
+        started = time.perf_counter()
+        with made.loop.installed():
+            suggested = _look(context, made, lr_find.stage_of(context.experiment))
+        made.ranks.part()
+        seconds = round(time.perf_counter() - started, 3)
+        return {"suggestions": suggested, "seconds": seconds, "devices": [describe(made.device)] * context.tasks}
+
+
+@contextmanager
+def _explained(context: Context) -> Iterator[None]:
     import torch
 
     try:
-        architectures.chosen(context)  # What is wrong with it shows before anything is read.
-        with ExitStack() as at_the_end:
-            return _train(context, at_the_end)
+        yield
     except torch.OutOfMemoryError as error:
         train = context.experiment.train
         raise Failed(
@@ -44,26 +69,57 @@ def train(context: Context) -> dict[str, Any]:
         ) from error
 
 
-def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _SetUp:
+    """A learner that can be trained, and what on."""
+
+    device: Any
+    ranks: Ranks
+    data: Data
+    learner: Any
+    loop: Loop
+
+
+def _set_up(context: Context, at_the_end: ExitStack) -> _SetUp:
     experiment = context.experiment
+    architectures.chosen(context)  # What is wrong with it shows before anything is read.
     device = pick_device(experiment.resources.gpus, int(os.environ.get("SLURM_LOCALID", "0")))
     # On CPUs it costs next to nothing.
     if experiment.train.deterministic or device.type == "cpu":
         compute_the_same_each_time()
     ranks = Ranks(context, device)
-    stages = recipe.read(experiment.train.recipe, experiment.train.epochs, experiment.train.learning_rate)
     data = Data(context, device, at_the_end)
     learner = _learner(context, data, ranks)
+    return _SetUp(device, ranks, data, learner, Loop(learner, experiment.train.seed, ranks))
+
+
+def _look(context: Context, made: _SetUp, finder: recipe.Find) -> dict[str, float | None]:
+    """Runs a finder before all stages."""
+    # From now on the ranks stop together.
+    context.interruption.hold()
+    watcher, before_all = Watcher(made.ranks), -1
+    with made.loop.watched_by(watcher, before_all):
+        return find_rates(context, made.learner, finder, made.loop.steps())
+
+
+def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
+    made = _set_up(context, at_the_end)
+    experiment, learner, loop, ranks = context.experiment, made.learner, made.loop, made.ranks
+    rate = experiment.train.learning_rate
+    with loop.installed():
+        found = found_rate(context, partial(_look, context, made), ranks.from_rank_0)
+    if found is not None:
+        rate = learner.lr = found
+    stages = recipe.read(experiment.train.recipe, experiment.train.epochs, rate)
     reporter = Reporter(context, learner, recipe.epochs_of(stages))
-    resume = Resume(context, learner, reporter, ranks, _signature(context, learner, data, stages))
+    resume = Resume(context, learner, reporter, ranks, _signature(context, learner, made.data, stages))
     if resume.stage < 0 and context.rank == 0:
         fastai_outputs.show_batch(context, learner.dls)
         print_summary(learner)
-    loop = Loop(learner, experiment.train.seed, ranks)
     with loop.installed():
         context.interruption.hold()
-        Course(context, learner, data, loop, reporter, resume).run(stages)
-    result = _result(context, learner, reporter, device)
+        Course(context, learner, made.data, loop, reporter, resume).run(stages)
+    result = _result(context, learner, reporter, made.device)
     ranks.check_same(result["weights_sha256"])
     if context.rank == 0:
         if experiment.finish.plots:
@@ -123,6 +179,7 @@ def _result(context: Context, learner: Any, reporter: Reporter, device: Any) -> 
         "loss": str(learner.loss_func),
         "examples": {"train": len(learner.dls.train_ds), "validation": len(learner.dls.valid_ds)},
         "versions": {"fastai": fastai.__version__, "torch": torch.__version__},
+        **record(context),
     }
 
 

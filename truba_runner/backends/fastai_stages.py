@@ -82,14 +82,7 @@ class Course:
 
     def _steps(self, index: int) -> int:
         with self._loop.watched_by(self._loop.watcher, index):
-            steps = self._loop.steps()
-        if not steps:
-            learner, ranks = self._learner, self._loop.ranks.count
-            raise Failed(
-                f"The training set has {len(learner.dls.train_ds)} items, and a batch of {ranks} processes has "
-                f"{learner.dls.train.bs * ranks}: there is not one whole batch. Set train.batch_size lower."
-            )
-        return steps
+            return self._loop.steps()
 
     def _rates(self, rates: Rates) -> Any:
         high = self._rate(rates.high)
