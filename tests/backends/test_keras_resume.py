@@ -6,15 +6,12 @@ epoch's end: with one step an execution 13 + 4 + 1 times an epoch, and 4 + 4 tim
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
 import signal
 import struct
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,23 +46,8 @@ Start = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def start() -> Iterator[Start]:
-    command = [sys.executable, runs.__file__]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-    assert process.stdin and process.stdout
-    stdin, stdout = process.stdin, process.stdout
-
-    def ask(folder: Path, **order: Any) -> dict[str, Any]:
-        stdin.write(json.dumps({"folder": str(folder), **order}) + "\n")
-        stdin.flush()
-        answer: dict[str, Any] = json.loads(stdout.readline())
-        return answer
-
-    yield ask
-    stdin.close()
-    assert process.wait(60) == 0
-    stdout.close()
+def start(start_keras: Start) -> Start:
+    return start_keras
 
 
 @pytest.fixture(scope="module")

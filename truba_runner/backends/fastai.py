@@ -97,9 +97,14 @@ def _look(context: Context, made: _SetUp, finder: recipe.Find) -> dict[str, floa
     """Runs a finder before all stages."""
     # From now on the ranks stop together.
     context.interruption.hold()
+    # Each random number follows from the stage, and this one is before the first.
     watcher, before_all = Watcher(made.ranks), -1
+    remembered = [(callback, fastai_state.memory_of(callback)) for callback in made.learner.cbs]
     with made.loop.watched_by(watcher, before_all):
-        return find_rates(context, made.learner, finder, made.loop.steps())
+        found = find_rates(context, made.learner, finder, made.loop.steps())
+    for callback, memory in remembered:
+        fastai_state.give_memory(callback, memory)
+    return found
 
 
 def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ _COLUMNS = 3
 _CURVES_INCHES = (8.0, 5.0)
 # So many lines can be told apart by their names.
 _NAMED = 20
+_DIVERGED_POINTS = 5
 
 
 def draw(shown: Table, file: Path) -> Path:
@@ -78,8 +79,10 @@ def _points(row: Row) -> tuple[list[tuple[float, float]], float | None]:
     if row.finding is None:
         return [], None
     curve = row.finding.curve
-    pairs = zip(curve["learning_rates"], curve["losses"], strict=True)
-    return [(rate, loss) for rate, loss in pairs if loss is not None], row.finding.rate
+    pairs = list(zip(curve["learning_rates"], curve["losses"], strict=True))
+    # Without the last, as fastai draws it: where the loss has grown it hides all else.
+    kept = pairs[:-_DIVERGED_POINTS] if len(pairs) > 2 * _DIVERGED_POINTS else pairs
+    return [(rate, loss) for rate, loss in kept if loss is not None], row.finding.rate
 
 
 def _figure(shown: Table, rows: Sequence[Row]) -> Any:
