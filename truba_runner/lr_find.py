@@ -102,6 +102,9 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
             f"train.lr_find={train.lr_find} finds the rate.",
             "Leave one of them out: train.learning_rate=null or train.lr_find=null (and sweep=lr_find).",
         )
+    if "train.learning_rate" in experiment.sweep.space:
+        rule = f"train.lr_find={train.lr_find} finds the rate of each trial."
+        yield Problem("sweep.space.train.learning_rate", rule, "Leave one of them out.")
     if train.scale_learning_rate:
         yield Problem(
             "train.scale_learning_rate=true",

@@ -50,6 +50,10 @@ WRONG = [
         ["train.lr_find=valley", "train.scale_learning_rate=true", "train.batch_scaling=per_replica"],
         "the finder goes through batches of all GPUs",
     ),
+    (
+        ["sweep=random", "train.lr_find=valley", "+sweep.space={train.learning_rate: {choice: [0.1, 0.2]}}"],
+        "sweep.space.train.learning_rate: train.lr_find=valley finds the rate of each trial.",
+    ),
     (["sweep.kind=lr_fnd"], "sweep.kind=lr_fnd: there is no such choice. Did you mean lr_find?"),
 ]
 
@@ -215,8 +219,6 @@ from truba_runner.backends.found_rate import found_rate, record
 
 def train(context):
     rate = found_rate(context, lambda finder: look(context, finder))
-    if context.experiment.train.seed == 2:
-        raise RuntimeError("no luck")
     return {"metrics": {"val_loss": rate}, **record(context)}
 
 def find(context):
@@ -248,13 +250,13 @@ def test_without_slurm_each_finder_runs_before_its_training(
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{tmp_path / 'site'}")
     own = ["+experiment=mnist", "cluster=local", "resources.gpus=0", "data.name=digits", "job.module=none"]
     own += ["job.backend=tiny", "train.lr_find=minimum*2"]
-    command = [sys.executable, "-m", "truba_runner", "-m", "sweep=lr_find", *own, "train.seed=0,1,2"]
+    command = [sys.executable, "-m", "truba_runner", "-m", "sweep=lr_find", *own, "train.seed=0,1"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1 and "2 failed" in done.stdout and "no curve" in done.stderr, done.stderr
+    assert done.returncode == 1 and "1 trained, 1 failed" in done.stdout and "no curve" in done.stderr, done.stderr
     monkeypatch.chdir(tmp_path)
     (sweep,) = (tmp_path / "runs" / ".sweeps").iterdir()
     assert main(["status", sweep.name, "--json"]) == 0
-    first, second, third = json.loads(capsys.readouterr().out)["runs"]
+    first, second = json.loads(capsys.readouterr().out)["runs"]
     # The lowest point is at the 60th step; what is suggested is a tenth of its rate.
     rate = pytest.approx(2 * 1e-7 * 1e8**0.6 / 10, rel=1e-6)
     assert first["lr_find"]["learning_rate"] == rate and first["metrics"] == {"val_loss": rate}
@@ -263,8 +265,6 @@ def test_without_slurm_each_finder_runs_before_its_training(
     }  # fmt: skip
     assert second["lr_find"]["state"] == "FAILED" and second["lr_find"]["learning_rate"] is None
     assert "its learning-rate finder mnist-lr_find-" in second["why"] and "no curve" in second["why"]
-    assert third["state"] == "FAILED" and third["why"].startswith("RuntimeError: no luck")
-    assert third["lr_find"]["learning_rate"] != rate
 
     assert main(["status", sweep.name, "--csv"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -44,8 +44,8 @@ def found_rate(
         suggested, where = finder.rate_curve(lr_find.NAME).get("suggestions", {}), finder
         if not suggested:
             raise Failed(
-                f"The learning-rate finder {finder.id} has left no answer in {finder.path}. Give the same command "
-                "again: it submits what is missing."
+                f"The learning-rate finder {finder.id} has left no answer in {finder.path}; was it taken away? Set "
+                "train.learning_rate, or let it look anew with fresh=true."
             )
     rate = _same(asked.rate.resolve({lr_find.NAME: suggested}), from_rank_0)
     if rate is None:
