@@ -13,12 +13,10 @@ from typing import Any
 
 from truba_runner.config import Checkpoint, Experiment, Finish, Notify, Sweep, TensorBoard
 from truba_runner.errors import Problem, nearest
-from truba_runner.recipe import SUGGESTIONS, Find, Rate, read_rate, stage_problems
+from truba_runner.recipe import FINDER, SUGGESTIONS, Find, Rate, read_rate, stage_problems
 
 # Of a sweep whose runs have their finders in jobs of their own, and of such a finder's run.
 KIND = "lr_find"
-# What the finder of `train.lr_find` is called, as those of a recipe are by their `name`.
-NAME = "find"
 _EXAMPLE = "Write valley, steep/10 or {rate: valley, num_it: 200}."
 
 
@@ -35,17 +33,12 @@ def asked(experiment: Experiment) -> Asked | None:
     if experiment.train.lr_find is None:
         return None
     rate, options = _parts(experiment.train.lr_find)
-    return Asked(Find(NAME, options), read_rate(f"{NAME}.{rate}"))
+    return Asked(Find(FINDER, options), read_rate(f"{FINDER}.{rate}"))
 
 
 def taken(experiment: Experiment) -> str:
     """What becomes the learning rate, as it was written: valley, steep/10."""
     return _parts(experiment.train.lr_find)[0]
-
-
-def rate_of(takes: str, suggestions: Mapping[str, float | None]) -> float | None:
-    """What these suggestions come to, of which `takes` was asked for."""
-    return read_rate(f"{NAME}.{takes}").resolve({NAME: suggestions})
 
 
 def with_default(experiment: Experiment) -> Experiment:
@@ -74,7 +67,7 @@ def finder_of(experiment: Experiment) -> Experiment:
 
 def stage_of(finder: Experiment) -> Find:
     """How a finder that is a run of its own goes."""
-    return Find(NAME, dict(finder.train.lr_find))
+    return Find(FINDER, dict(finder.train.lr_find))
 
 
 def training_of(experiment: Experiment) -> Experiment:
@@ -95,7 +88,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
         yield Problem(f"train.lr_find={train.lr_find}", f"{error}.", _EXAMPLE)
         return
     yield from _rate_problems(rate)
-    yield from stage_problems("train.lr_find", "lr_find", {"name": NAME, **options}, [])
+    yield from stage_problems("train.lr_find", "lr_find", {"name": FINDER, **options}, [])
     if train.learning_rate is not None:
         yield Problem(
             f"train.learning_rate={train.learning_rate:g}",
@@ -131,7 +124,7 @@ def _parts(given: Any) -> tuple[str, dict[str, Any]]:
 def _rate_problems(text: str) -> Iterator[Problem]:
     received = f"train.lr_find={text}"
     try:
-        rate = read_rate(f"{NAME}.{text}")
+        rate = read_rate(f"{FINDER}.{text}")
     except ValueError:
         yield Problem(received, "it is a suggestion of the finder, which may be divided or multiplied.", _EXAMPLE)
         return

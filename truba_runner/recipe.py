@@ -24,6 +24,8 @@ from typing import Any
 from truba_runner.errors import Problem, nearest
 
 SUGGESTIONS = ("minimum", "steep", "valley", "slide")
+# What the finder of `train.lr_find` is called, as those of a recipe are by their `name`.
+FINDER = "find"
 _REFERENCE = re.compile(r"([A-Za-z_]\w*)\.([A-Za-z_]\w*)\s*(?:([*/])\s*(\S+))?")
 
 _FIT = {"epochs": int, "wd": float}
@@ -179,6 +181,11 @@ def shortened(recipe: Sequence[Any], epochs: int) -> list[Any]:
         return {name: {**options, **limited}} if limited else item
 
     return [short(item) for item in recipe]
+
+
+def rate_taken(text: str, suggestions: Mapping[str, float | None]) -> float | None:
+    """What `text` (valley/10) makes of a finder's suggestions; None where it has no such one to make."""
+    return read_rate(f"{FINDER}.{text}").resolve({FINDER: suggestions})
 
 
 def epochs_of(stages: Sequence[Stage]) -> int:

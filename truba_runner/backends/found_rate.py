@@ -14,7 +14,7 @@ from typing import Any
 from truba_runner import lr_find
 from truba_runner.backends import Context
 from truba_runner.errors import Failed
-from truba_runner.recipe import Find
+from truba_runner.recipe import FINDER, Find
 
 Suggestions = Mapping[str, float | None]
 
@@ -41,17 +41,17 @@ def found_rate(
     if finder is None:
         suggested, where = find(asked.finder), context.run
     else:
-        suggested, where = finder.rate_curve(lr_find.NAME).get("suggestions", {}), finder
+        suggested, where = finder.rate_curve(FINDER).get("suggestions", {}), finder
         if not suggested:
             raise Failed(
                 f"The learning-rate finder {finder.id} has left no answer in {finder.path}; was it taken away? Set "
                 "train.learning_rate, or let it look anew with fresh=true."
             )
-    rate = _same(asked.rate.resolve({lr_find.NAME: suggested}), from_rank_0)
+    rate = _same(asked.rate.resolve({FINDER: suggested}), from_rank_0)
     if rate is None:
         raise Failed(
             f"train.lr_find: {asked.rate} has no value, as the finder found nothing to suggest that way "
-            f"({where.path / f'lr_find_{lr_find.NAME}.json'} has its curve). Use another of its suggestions, or set "
+            f"({where.path / f'lr_find_{FINDER}.json'} has its curve). Use another of its suggestions, or set "
             "train.learning_rate."
         )
     print(f"learning rate {rate:g}: {asked.rate}{f', of {finder.id}' if finder else ''}", flush=True)

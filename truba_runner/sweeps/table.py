@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from truba_runner import lr_find
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.plots import NOT_METRICS
-from truba_runner.recipe import SUGGESTIONS
+from truba_runner.recipe import FINDER, SUGGESTIONS, rate_taken
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
 from truba_runner.state import has_no_rate, last_job_id, progress_of, state_of
@@ -180,10 +179,10 @@ def _found(finding: Finding | None) -> list[float | None]:
 
 
 def _finding(run: RunDir, member: Member, finder: RunDir, jobs: Mapping[str, Job] | None) -> Finding:
-    curve = finder.rate_curve(lr_find.NAME)
+    curve = finder.rate_curve(FINDER)
     rate = run.found_rate().get("learning_rate")
     if rate is None and curve:
-        rate = lr_find.rate_of(member.takes, curve["suggestions"])
+        rate = rate_taken(member.takes, curve["suggestions"])
     return Finding(finder.id, member.takes, state_of(finder, jobs).state, rate, curve)
 
 
