@@ -45,6 +45,10 @@ class Cluster:
     scratch: str = ""
     runs_folder: str = "runs"
     data_folder: str = "data"
+    # Files there are deleted when they have not been written to for so many days; 0: none are.
+    scratch_days: int = 0
+    # The sentence that a publication owes the site.
+    acknowledgement: str = ""
     default_partition: str = ""
     default_account: str = ""
     default_gpus: int = 0

@@ -70,6 +70,20 @@ class Job:
         }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Use:
+    """What a job, or one task of a job array, has used of the cluster, over all of its starts."""
+
+    starts: int
+    core_seconds: int
+    gpu_seconds: int
+
+    def __add__(self, other: Use) -> Use:
+        """What both have used together."""
+        starts, cores = self.starts + other.starts, self.core_seconds + other.core_seconds
+        return Use(starts, cores, self.gpu_seconds + other.gpu_seconds)
+
+
 def available() -> bool:
     """Whether jobs can be submitted from here."""
     return shutil.which("sbatch") is not None
@@ -173,6 +187,29 @@ def accounting(job_ids: Iterable[str]) -> dict[str, Job]:
         # "CANCELLED by 1000" names who did it.
         jobs[job_id] = Job(job_id, state.split()[0], partition, "", elapsed, limit, nodes, exit_code)
     return jobs
+
+
+def used(job_ids: Iterable[str]) -> dict[str, Use]:
+    """What these jobs have used, by id, in one call; nothing where the site has no accounting. Requeues count.
+
+    Of a job array that one of them is of, all tasks.
+    """
+    wanted = sorted({job_id.split("_")[0] for job_id in job_ids})
+    if not wanted:
+        return {}
+    fields = "JobID,ElapsedRaw,AllocCPUS,AllocTRES"
+    argv = ["sacct", "-nPX", "--duplicates", f"--jobs={','.join(wanted)}", f"--format={fields}"]
+    try:
+        text = query([*argv, "--starttime=1970-01-01"])
+    except SlurmError:
+        return {}
+    found: dict[str, Use] = {}
+    for line in text.splitlines():
+        job_id, elapsed, cores, resources = line.split("|")
+        seconds, gpus = int(elapsed or 0), re.search(r"\bgres/gpu=(\d+)", resources)
+        use = Use(1 if seconds else 0, seconds * int(cores or 0), seconds * int(gpus[1]) if gpus else 0)
+        found[job_id] = found[job_id] + use if job_id in found else use
+    return found
 
 
 def max_array_size() -> int:
