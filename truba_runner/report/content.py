@@ -19,7 +19,7 @@ from truba_runner.search import overview
 from truba_runner.search.directory import SearchDir
 from truba_runner.state import progress_of, state_of
 from truba_runner.sweeps.plots import draw
-from truba_runner.sweeps.record import SweepDir
+from truba_runner.sweeps.record import SweepDir, sharing
 from truba_runner.sweeps.table import SEED, Row, Table, table
 
 
@@ -122,18 +122,16 @@ def _metrics(metrics: Mapping[str, float | None]) -> Rows:
 
 
 def _uses(runs: Sequence[RunDir]) -> dict[str, Use]:
-    """What each run has used, by its id, over all of its jobs; a job that several runs shared is divided evenly."""
-    of = {run.id: _job_ids(run) for run in runs}
-    sharers = [job_id for job_ids in of.values() for job_id in job_ids]
-    used = scheduler.used(sharers)
-    share = {job_id: sharers.count(job_id) for job_id in used}
+    """What each run has used, by its id, over all of its jobs; one that runs share is divided evenly."""
+    job_ids = {run.id: _job_ids(run) for run in runs}
+    used = scheduler.used(job_id for of in job_ids.values() for job_id in of)
+    parts = {run.id: 1 + len(sharing(run)) for run in runs}
     found: dict[str, Use] = {}
-    for run_id, job_ids in of.items():
-        for job_id in job_ids:
-            if (whole := used.get(job_id)) is not None:
-                parts = share[job_id]
-                part = Use(whole.starts, whole.core_seconds // parts, whole.gpu_seconds // parts)
-                found[run_id] = found[run_id] + part if run_id in found else part
+    for run_id, of in job_ids.items():
+        if known := [used[job_id] for job_id in of if job_id in used]:
+            whole = sum(known, Use(0, 0, 0))
+            shares = whole.core_seconds // parts[run_id], whole.gpu_seconds // parts[run_id]
+            found[run_id] = Use(whole.starts, *shares)
     return found
 
 
