@@ -187,6 +187,7 @@ class TensorBoard:
 class Resources:
     """What is asked of the cluster. GPUs, cores and memory are counted per node."""
 
+    # auto: the one that Slurm expects to start it on soonest.
     partition: str = "${cluster.default_partition}"
     nodes: int = 1
     gpus: int = "${cluster.default_gpus}"  # type: ignore[assignment]
@@ -194,7 +195,11 @@ class Resources:
     cores: int | None = None
     # None: the partition's default for these cores.
     memory_gb: float | None = None
+    # auto: worked out from earlier runs of the same experiment.
     time: str = "1h"
+    # Empty: one job that may take all of `time`. Else a chain of jobs of at most so long, each going on where the one
+    # before it was; short jobs start sooner.
+    segment: str = ""
     # How long before the time limit Slurm sends the signal on which a run saves and goes back into the queue.
     # None: 90, or half of a shorter limit.
     signal_seconds: int | None = None

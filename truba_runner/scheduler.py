@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 TIMEOUT_SECONDS = 60
 # Between attempts; TRUBA's own advice on a socket timeout is to wait and try again.
@@ -29,6 +30,8 @@ _UNREACHABLE = (
     "Unable to process configuration",
 )
 _SEPARATOR = "\x1f"
+# Of each column that sinfo prints; it has no delimiter for what --Format asks for.
+_WIDTH = 128
 # What srun ends with where not the program but srun itself has failed (SLURM_EXIT_ERROR); no program of ours does.
 SRUN_FAILED = 121
 
@@ -90,11 +93,19 @@ def available() -> bool:
 
 
 def run(argv: Sequence[str], *, text: str | None = None, inherit: Sequence[int] = ()) -> str:
-    """Runs one command once; `text` is its standard input, `inherit` are descriptors that it keeps open.
+    """Runs one command once, and returns what it printed; `text` is its standard input.
+
+    `inherit` are descriptors that it keeps open.
 
     Raises:
         SlurmError: it is not installed, ended with an error, or did not answer in time.
     """
+    return _done(argv, text=text, inherit=inherit).stdout
+
+
+def _done(
+    argv: Sequence[str], *, text: str | None = None, inherit: Sequence[int] = ()
+) -> subprocess.CompletedProcess[str]:
     try:
         done = subprocess.run(
             argv, input=text, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, pass_fds=inherit, check=False
@@ -107,7 +118,7 @@ def run(argv: Sequence[str], *, text: str | None = None, inherit: Sequence[int] 
         message = done.stderr.strip() or f"exit status {done.returncode}"
         unreachable = any(sign in message for sign in _UNREACHABLE)
         raise SlurmError(argv[0], message, any(sign in message for sign in _TRANSIENT), refused=not unreachable)
-    return done.stdout
+    return done
 
 
 def query(argv: Sequence[str]) -> str:
@@ -135,13 +146,38 @@ def sbatch(script: str, *, inherit: Sequence[int] = ()) -> str:
     return run(["sbatch", "--parsable"], text=script, inherit=inherit).strip().split(";")[0]
 
 
-def would_accept(script: str) -> str:
-    """What `sbatch --test-only` says of a script that it would take; nothing is submitted.
+def estimated_start(script: str) -> float:
+    """When Slurm expects that a job of this script would start (`sbatch --test-only`), in seconds since 1970.
+
+    Nothing is submitted.
 
     Raises:
-        SlurmError: it would be refused.
+        SlurmError: it would be refused, or Slurm does not answer.
     """
-    return run(["sbatch", "--test-only"], text=script)
+    told = _done(["sbatch", "--test-only"], text=script).stderr
+    found = re.search(r"to start at (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", told)
+    if not found:
+        raise SlurmError("sbatch --test-only", f"no start time in: {told.strip()}", transient=False)
+    return datetime.fromisoformat(found[1]).timestamp()
+
+
+def free_gpus() -> dict[str, int]:
+    """GPUs that no job has, on nodes that take jobs, by partition."""
+    columns = ("NodeHost", "Partition", "Gres", "GresUsed", "StateCompact")
+    text = query(["sinfo", "--noheader", "--Node", f"--Format={','.join(f'{name}:{_WIDTH}' for name in columns)}"])
+    free: dict[str, int] = {}
+    for line in text.splitlines():
+        _, partition, gres, used, state = (
+            line[i : i + _WIDTH].strip() for i in range(0, _WIDTH * len(columns), _WIDTH)
+        )
+        takes_jobs = state.rstrip("*~#!%$@^-+") in {"idle", "mix", "alloc"} and not state.endswith("*")
+        free[partition] = free.get(partition, 0) + (_gpus(gres) - _gpus(used) if takes_jobs else 0)
+    return free
+
+
+def _gpus(gres: str) -> int:
+    """The GPUs in Slurm's `gpu:v100:4(S:0-1),…`."""
+    return sum(int(count) for count in re.findall(r"\bgpu(?::[^:,()]+)?:(\d+)", gres))
 
 
 def jobs_named(name: str) -> list[str]:

@@ -1,0 +1,85 @@
+"""What each partition would make of an experiment: whether it fits, when it would start, and what it costs."""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from truba_runner import scheduler
+from truba_runner.config import Experiment, Partition, run_id
+from truba_runner.errors import Refused
+from truba_runner.plan import plan
+from truba_runner.request import Request
+from truba_runner.rundir import RunDir
+from truba_runner.submit import Prepared, Submission
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One partition, and of one that mixes nodes one family of them. Without a `request` it will not have the job."""
+
+    partition: str
+    constraint: str
+    request: Request | None = None
+    # Seconds since 1970; None: Slurm does not tell.
+    start: float | None = None
+    free_gpus: int | None = None
+    # Why not: our rules, or Slurm's own words.
+    refusal: str = ""
+
+    @property
+    def core_hours(self) -> float:
+        """What the job costs if it needs all of its time."""
+        return self.request.total_cores * self.request.time_minutes / 60 if self.request else math.nan
+
+
+def offers(experiment: Experiment, job_file: Path) -> list[Offer]:
+    """Every partition of the cluster, those that would start the job soonest first, those that will not have it last.
+
+    Raises:
+        SlurmError: Slurm does not answer.
+    """
+    free = scheduler.free_gpus()
+    found = [_offer(candidate, job_file, free) for candidate in _candidates(experiment)]
+    return sorted(found, key=_order)
+
+
+def _order(offer: Offer) -> tuple[bool, float, float]:
+    if offer.request is None:
+        return (True, 0.0, 0.0)
+    return (False, offer.start or math.inf, offer.core_hours)
+
+
+def _candidates(experiment: Experiment) -> Iterator[Experiment]:
+    """The experiment on every partition, and where a job must choose among its nodes, on every kind of them."""
+    for name, partition in experiment.cluster.partitions.items():
+        for constraint in _constraints(partition, experiment.resources.constraint):
+            resources = replace(experiment.resources, partition=name, constraint=constraint)
+            yield replace(experiment, resources=resources)
+
+
+def _constraints(partition: Partition, asked: str) -> Sequence[str]:
+    choice = [*partition.families, *(partition.features if partition.feature_required else ())]
+    if asked:
+        return [asked]
+    return choice or [""]
+
+
+def _offer(experiment: Experiment, job_file: Path, free: dict[str, int]) -> Offer:
+    resources = experiment.resources
+    offer = Offer(resources.partition, resources.constraint, free_gpus=free.get(resources.partition))
+    try:
+        request = plan(experiment, login_node=socket.gethostname()).request
+    except Refused as refused:
+        return replace(offer, refusal=" ".join(f"{one.received}: {one.rule}" for one in refused.problems))
+    run = RunDir(Path(experiment.cluster.runs_folder) / run_id(experiment))
+    script = Submission(Prepared(experiment, run, request, job_file)).script()
+    try:
+        return replace(offer, request=request, start=scheduler.estimated_start(script))
+    except scheduler.SlurmError as error:
+        if error.transient or not error.refused:
+            raise
+        return replace(offer, refusal=" ".join(error.message.split()))
