@@ -32,6 +32,8 @@ class Partition:
     # Partitions whose nodes this one mixes, each chosen with a feature of the same name; their facts then apply.
     families: list[str] = field(default_factory=list)
     access: str = ""
+    # Whether resources.partition=auto may choose it.
+    automatic: bool = True
     login_nodes: list[str] = field(default_factory=list)
 
 

@@ -218,8 +218,8 @@ def _time_problems(experiment: Experiment, facts: Partition) -> Iterator[Problem
         yield Problem(
             f"resources.time={resources.time}",
             f"{resources.partition} allows {slurm_time(allowed)} ({_where(experiment.cluster, 'max_time')}).",
-            f"Set resources.time={slurm_time(allowed)} or less, or resources.segment={slurm_time(allowed)} for a chain of "
-            "jobs; the shorter, the sooner a job starts.",
+            f"Set resources.time={slurm_time(allowed)} or less, the shorter, the sooner a job starts; or "
+            f"resources.segment={slurm_time(allowed)} for a chain of jobs.",
         )
     if resources.signal_seconds is not None:
         yield from _signal_problems(resources.signal_seconds, asked)

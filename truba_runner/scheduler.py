@@ -163,14 +163,16 @@ def estimated_start(script: str) -> float:
 
 def free_gpus() -> dict[str, int]:
     """GPUs that no job has, on nodes that take jobs, by partition."""
-    columns = ("NodeHost", "Partition", "Gres", "GresUsed", "StateCompact")
+    columns = ("Partition", "Gres", "GresUsed", "StateCompact")
     text = query(["sinfo", "--noheader", "--Node", f"--Format={','.join(f'{name}:{_WIDTH}' for name in columns)}"])
     free: dict[str, int] = {}
     for line in text.splitlines():
-        _, partition, gres, used, state = (
-            line[i : i + _WIDTH].strip() for i in range(0, _WIDTH * len(columns), _WIDTH)
-        )
-        takes_jobs = state.rstrip("*~#!%$@^-+") in {"idle", "mix", "alloc"} and not state.endswith("*")
+        starts = range(0, _WIDTH * len(columns), _WIDTH)
+        partition, gres, used, state = (line[start : start + _WIDTH].strip() for start in starts)
+        # ~: switched off until it is wanted; -: planned for a job that waits. An asterisk: it does not answer.
+        takes_jobs = state.rstrip("~-") in {"idle", "mix", "alloc", "plnd"}
+        # Of the default partition's name the asterisk is a mark.
+        partition = partition.rstrip("*")
         free[partition] = free.get(partition, 0) + (_gpus(gres) - _gpus(used) if takes_jobs else 0)
     return free
 

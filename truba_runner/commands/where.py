@@ -13,7 +13,7 @@ from truba_runner import job_module
 from truba_runner.commands import parser, print_json
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.queue.automatic import AUTO, Automatic
-from truba_runner.queue.offers import Offer, offers
+from truba_runner.queue.offers import AT_ONCE_SECONDS, Offer, offers
 from truba_runner.scheduler import SlurmError
 
 
@@ -75,7 +75,7 @@ def _print(found: Sequence[Offer]) -> None:
         cells = (offer.partition, offer.constraint, _start(offer.start), free, *cost, offer.refusal)
         table.add_row(*(Text(cell) for cell in cells))
     Console(width=None if sys.stdout.isatty() else 250).print(table)
-    if found and (best := found[0]).request:
+    if best := next((offer for offer in found if offer.automatic and offer.request), None):
         constraint = f" resources.constraint={best.constraint}" if best.constraint else ""
         print(f"the soonest: resources.partition={best.partition}{constraint}, which resources.partition={AUTO} takes")
 
@@ -83,6 +83,6 @@ def _print(found: Sequence[Offer]) -> None:
 def _start(start: float | None) -> str:
     if start is None or math.isinf(start):
         return ""
-    if start - time.time() < 60:
+    if start - time.time() < AT_ONCE_SECONDS:
         return "at once"
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(start))

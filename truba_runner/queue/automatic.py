@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from dataclasses import replace
@@ -10,8 +9,9 @@ from pathlib import Path
 
 from truba_runner import scheduler
 from truba_runner.config import Experiment, Resources
+from truba_runner.durations import slurm_time
 from truba_runner.errors import Failed, Problem, Refused
-from truba_runner.queue.offers import offers
+from truba_runner.queue.offers import AT_ONCE_SECONDS, offers
 from truba_runner.queue.time_limit import proposed
 
 AUTO = "auto"
@@ -42,24 +42,15 @@ class Automatic:
 def _settled(experiment: Experiment, job_file: Path) -> Resources:
     if experiment.cluster.scheduler != "slurm":
         # No one waits here, and nothing ends a run.
-        default = Resources()
-        changed = {"partition": "", "time": default.time}
-        asked = {key: value for key, value in changed.items() if getattr(experiment.resources, key) == AUTO}
-        return replace(experiment.resources, **asked)
+        return replace(experiment.resources, partition="", time=Resources().time)
     resources = experiment.resources
     if resources.time == AUTO:
         proposal = proposed(experiment)
-        resources = replace(
-            resources, time=str(proposal.minutes) if proposal.minutes <= 1440 else _days(proposal.minutes)
-        )
+        resources = replace(resources, time=slurm_time(proposal.minutes))
         print(f"resources.time={resources.time}: {proposal.because}", file=sys.stderr)
     if resources.partition == AUTO:
         resources = _with_partition(replace(experiment, resources=resources), job_file)
     return resources
-
-
-def _days(minutes: int) -> str:
-    return f"{math.ceil(minutes / 60)}h"
 
 
 def _with_partition(experiment: Experiment, job_file: Path) -> Resources:
@@ -67,14 +58,13 @@ def _with_partition(experiment: Experiment, job_file: Path) -> Resources:
         found = offers(experiment, job_file)
     except scheduler.SlurmError as error:
         raise Failed(f"Slurm does not answer ({error.message}), so the soonest partition is not known") from error
-    best = found[0]
-    if best.request is None or best.start is None:
+    best = next((offer for offer in found if offer.automatic and offer.request), None)
+    if best is None or best.start is None:
         why = "; ".join(f"{offer.partition}: {offer.refusal}" for offer in found)
-        raise Refused(
-            Problem("resources.partition=auto", f"no partition takes the job. {why}", "Change what it asks for.")
-        )
-    wait_minutes = max(0.0, best.start - time.time()) / 60
-    when = "at once" if wait_minutes < 1 else f"in {wait_minutes:.0f} minutes"
+        rule = f"no partition takes the job. {why}"
+        raise Refused(Problem("resources.partition=auto", rule, "Change what it asks for."))
+    wait_seconds = best.start - time.time()
+    when = "at once" if wait_seconds < AT_ONCE_SECONDS else f"in {wait_seconds / 60:.0f} minutes"
     constraint = f" ({best.constraint})" if best.constraint else ""
     print(f"resources.partition={best.partition}{constraint}: Slurm expects to start it {when}", file=sys.stderr)
     return replace(experiment.resources, partition=best.partition, constraint=best.constraint)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from truba_runner import scheduler
 from truba_runner.config import Experiment, Partition, run_id
+from truba_runner.durations import parse_minutes
 from truba_runner.errors import Refused
 from truba_runner.plan import plan
 from truba_runner.request import Request
 from truba_runner.rundir import RunDir
 from truba_runner.submit import Prepared, Submission
+
+# A start within so many seconds is one now: the scheduler itself looks only so often.
+AT_ONCE_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -27,13 +31,13 @@ class Offer:
     # Seconds since 1970; None: Slurm does not tell.
     start: float | None = None
     free_gpus: int | None = None
+    # Whether it is chosen unasked.
+    automatic: bool = True
     # Why not: our rules, or Slurm's own words.
     refusal: str = ""
 
-    @property
-    def core_hours(self) -> float:
-        """What the job costs if it needs all of its time."""
-        return self.request.total_cores * self.request.time_minutes / 60 if self.request else math.nan
+    # What the run costs if it needs all of its time, in however many jobs.
+    core_hours: float = 0.0
 
 
 def offers(experiment: Experiment, job_file: Path) -> list[Offer]:
@@ -44,13 +48,15 @@ def offers(experiment: Experiment, job_file: Path) -> list[Offer]:
     """
     free = scheduler.free_gpus()
     found = [_offer(candidate, job_file, free) for candidate in _candidates(experiment)]
-    return sorted(found, key=_order)
+    now = time.time()
+    return sorted(found, key=lambda offer: _order(offer, now))
 
 
-def _order(offer: Offer) -> tuple[bool, float, float]:
-    if offer.request is None:
-        return (True, 0.0, 0.0)
-    return (False, offer.start or math.inf, offer.core_hours)
+def _order(offer: Offer, now: float) -> tuple[bool, float, bool, float]:
+    """Soonest first; of those that would start at once the cheapest, and those never chosen unasked after them."""
+    if offer.request is None or offer.start is None:
+        return (True, 0.0, True, 0.0)
+    return (False, max(offer.start, now + AT_ONCE_SECONDS), not offer.automatic, offer.core_hours)
 
 
 def _candidates(experiment: Experiment) -> Iterator[Experiment]:
@@ -70,15 +76,20 @@ def _constraints(partition: Partition, asked: str) -> Sequence[str]:
 
 def _offer(experiment: Experiment, job_file: Path, free: dict[str, int]) -> Offer:
     resources = experiment.resources
-    offer = Offer(resources.partition, resources.constraint, free_gpus=free.get(resources.partition))
+    facts, host = experiment.cluster.partitions[resources.partition], socket.gethostname()
+    free_here = free.get(resources.partition)
+    offer = Offer(resources.partition, resources.constraint, free_gpus=free_here, automatic=facts.automatic)
     try:
-        request = plan(experiment, login_node=socket.gethostname()).request
+        request = plan(experiment).request
     except Refused as refused:
         return replace(offer, refusal=" ".join(f"{one.received}: {one.rule}" for one in refused.problems))
+    if facts.login_nodes and host not in facts.login_nodes:
+        return replace(offer, refusal=f"it takes jobs from {' and '.join(facts.login_nodes)}; this is {host}")
     run = RunDir(Path(experiment.cluster.runs_folder) / run_id(experiment))
     script = Submission(Prepared(experiment, run, request, job_file)).script()
     try:
-        return replace(offer, request=request, start=scheduler.estimated_start(script))
+        hours = request.total_cores * parse_minutes(resources.time) / 60
+        return replace(offer, request=request, start=scheduler.estimated_start(script), core_hours=hours)
     except scheduler.SlurmError as error:
         if error.transient or not error.refused:
             raise
