@@ -105,12 +105,14 @@ def _put_back(context: Context, model: Any, plan: Plan, team: Team | None) -> It
     """In here the model trains step by step; afterwards it, and every source of random numbers, is as it was."""
     import numpy as np
 
-    build(model, plan, team)
-    variables = Variables(model)
-    values, seeds = variables.read(), [seed.numpy() for seed in global_seeds(create=False)]
+    host, numpy_host = random.getstate(), np.random.get_state()
+    seeds = [seed.numpy() for seed in global_seeds(create=False)]
     generators = generator_states([*model._flatten_layers(), context.job])
     states = [generator.numpy() for generator in generators]
-    host, numpy_host = random.getstate(), np.random.get_state()
+    # What is made in the first step only could not be put back.
+    build(model, plan, team)
+    variables = Variables(model)
+    values = variables.read()
     ways = model.steps_per_execution, model.jit_compile
     # A rate for each step; and compiling takes longer than a hundred steps.
     model.steps_per_execution, model.jit_compile = 1, False
