@@ -51,7 +51,7 @@ class Cluster:
     default_environment: str = "inherit"
     default_modules: list[str] = field(default_factory=list)
     account_cores: int = 0
-    # Where a short job tells what an environment holds, if the login node cannot; empty: the experiment's own partition.
+    # Where a short job tells what an environment holds, if the login node cannot; empty: the experiment's partition.
     probe_partition: str = ""
     # Tasks in one job array; 0: Slurm is asked (MaxArraySize).
     max_array_size: int = 0

@@ -1,4 +1,4 @@
-"""How a job gets its Python: the shell that runs before it and the command that starts it. Pure; docs/environments.md."""
+"""How a job gets its Python (docs/environments.md): the shell before it and the command that starts it. Pure."""
 
 from __future__ import annotations
 

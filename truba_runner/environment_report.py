@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+from typing import Any, Dict  # noqa: UP035  # For the oldest.
 
 MARK = "TRUBA-ENVIRONMENT "
 PACKAGES = ("tensorflow", "keras", "torch", "torchvision", "fastai", "keras-tuner", "numpy", "matplotlib")
@@ -18,22 +19,20 @@ BUILT_FOR = {
 }
 
 
-def report():  # type: ignore[no-untyped-def]  # Annotations are not for the oldest.
+def report() -> Dict[str, Any]:  # noqa: UP006
     """Versions of Python, of packages by name, and of CUDA by the framework that was built for it."""
-    found = {"python": "%d.%d.%d" % sys.version_info[:3], "executable": sys.executable, "packages": {}, "cuda": {}}
-    for name in PACKAGES:
-        version = version_of(name)
-        if version:
-            found["packages"][name] = version
-    for name, (file, pattern) in BUILT_FOR.items():
-        if name in found["packages"]:
-            cuda = built_for(name, file, pattern)
-            if cuda:
-                found["cuda"][name] = cuda
-    return found
+    packages = {name: version_of(name) for name in PACKAGES}
+    packages = {name: version for name, version in packages.items() if version}
+    cuda = {name: built_for(name, *BUILT_FOR[name]) for name in BUILT_FOR if name in packages}
+    return {
+        "python": ".".join(str(number) for number in sys.version_info[:3]),
+        "executable": sys.executable,
+        "packages": packages,
+        "cuda": {name: version for name, version in cuda.items() if version},
+    }
 
 
-def version_of(name):  # type: ignore[no-untyped-def]
+def version_of(name: str) -> str:
     """A package's version; empty where it can't be imported."""
     try:
         if importlib.util.find_spec(name.replace("-", "_")) is None:
@@ -53,7 +52,7 @@ def version_of(name):  # type: ignore[no-untyped-def]
     return "?"
 
 
-def built_for(name, file, pattern):  # type: ignore[no-untyped-def]
+def built_for(name: str, file: str, pattern: str) -> str:
     """The CUDA version in a framework's own files; empty for one that was built for CPUs."""
     spec = importlib.util.find_spec(name)
     for folder in (spec.submodule_search_locations or ()) if spec else ():

@@ -1,7 +1,7 @@
 """Whether the environment that a job will get can train the experiment: asked once, before hours in a queue.
 
-The environment is entered as the job will enter it, here, or, where this machine can't, in a short job. The answer is kept
-under ~/.local/state by what the environment is, so that a second submission asks nothing.
+The environment is entered as the job will enter it, here, or, where this machine can't, in a short job. The answer is
+kept under ~/.local/state by what the environment is, so that a second submission asks nothing.
 """
 
 from __future__ import annotations
@@ -225,8 +225,8 @@ def _refuse_lacking(experiment: Experiment, held: Found) -> None:
         raise Refused(Problem(_words(chosen), f"its Keras is {packages['keras']}, and 3 is the oldest.", remedy))
     for name, least in needs.items():
         if _numbers(packages[name]) < _numbers(least):
-            print(f"warning: {name} {packages[name]} in {_words(chosen)} is older than {least}, the oldest that was tried",
-                  file=sys.stderr)  # fmt: skip
+            older = f"{name} {packages[name]} is older than {least}, the oldest that was tried"
+            print(f"warning: {_words(chosen)}: {older}", file=sys.stderr)
 
 
 _REMEDIES = {

@@ -1,4 +1,4 @@
-"""Slurm's commands from inside a container, which has none: `slurm/apptainer` runs them outside and hands back the answer.
+"""Slurm's commands from inside a container, which has none: `slurm/apptainer` runs them outside.
 
 A call is a folder in `$TRUBA_SLURM_RELAY` with the files argv, in, out, err and status; its name goes through the pipe
 `calls`.

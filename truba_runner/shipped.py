@@ -17,7 +17,7 @@ FOLDERS = ("conf", "jobs", "slurm")
 
 
 def shipped(folder: str) -> Path:
-    """Where one of `FOLDERS` lies: inside an installed wheel, beside the package in a checkout, unpacked of a bundle."""
+    """Where one of `FOLDERS` lies: in an installed wheel, beside the package in a checkout, unpacked of a bundle."""
     if truba_runner.ARCHIVE:
         return _unpacked(Path(truba_runner.ARCHIVE)) / folder
     package = Path(__file__).resolve().parent

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 import shlex
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
