@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import sys
 import time
@@ -61,15 +62,17 @@ def started(run: Path) -> list[dict[str, Any]]:
 
 
 def wait_for_results(truba: Truba, runs: list[Path]) -> list[dict[str, Any]]:
-    for run in runs:
-        job_id = next(event["job_id"] for event in reversed(started(run) or events(run)) if "job_id" in event)
-        truba.cluster.wait_for_state(job_id, "COMPLETED", timeout=180, in_accounting=True)
-    return [json.loads((run / "result.json").read_text()) for run in runs]
+    deadline = time.monotonic() + 240
+    while not all((run / "result.json").exists() for run in runs):
+        states = [row["state"] for row in truba.status()]
+        assert "FAILED" not in states and time.monotonic() < deadline, truba("logs", runs[0].name).stdout
+        time.sleep(10 * POLL_SECONDS)
+    return [RunDir(run).result() for run in runs]
 
 
 def array_of(truba: Truba, environment: str, count: int) -> list[Path]:
     said = submit(truba, "-m", "+experiment=tiny", f"train.seed=range({count})", f"environment={environment}")
-    assert f"submitted {count} jobs as array" in said and f"Python {OTHER}" in said
+    assert f"submitted {count} jobs as array" in said and "Python 3." in said
     return run_dirs_with_runs(truba)
 
 
@@ -81,13 +84,9 @@ def test_an_array_of_twenty_in_a_container_of_another_python(bundled: Truba) -> 
     runs = array_of(bundled, "image", 20)
     job_id = bundled.jobs("tiny-x20")
     assert len({job.split("_")[0] for job in job_id}) == 1, "one array"
-    deadline = time.monotonic() + 240
-    while not all((run / "result.json").exists() for run in runs):
-        assert time.monotonic() < deadline, bundled("status", program=PYZ).stdout
-        time.sleep(POLL_SECONDS)
-    assert len(runs) == 20
+    results = wait_for_results(bundled, runs)
     assert {start["python"].rpartition(".")[0] for run in runs for start in started(run)} == {OTHER}
-    assert len({RunDir(run).result()["weights_sha256"] for run in runs}) == 20
+    assert len({result["weights_sha256"] for result in results}) == len(runs) == 20
     # All that a thousand runs would share: the package and the wrapper; and of the program itself a few dozen files.
     assert len(list((bundled.project / "runs" / ".code").iterdir())) == 2
     assert sum(path.is_file() for path in (bundled.project / "state").rglob("*")) < 100
@@ -151,19 +150,17 @@ def test_the_wrapper_serves_each_task_of_a_step(bundled: Truba, software: Path) 
 
 
 def test_keras_of_an_image_trains_with_the_package_from_the_one_file(bundled: Truba, software: Path) -> None:
-    import tensorflow
-
     image = software / "images" / f"python{HERE}.sif"
     if not image.exists():
         pytest.skip(f"no image has Python {HERE}, which the frameworks here are for")
-    installed = Path(tensorflow.__file__).parents[1]
-    bound = [f"{installed}:/usr/local/lib/python{HERE}/dist-packages:ro"]
+    tensorflow = importlib.metadata.distribution("tensorflow")
+    bound = [f"{tensorflow.locate_file('')}:/usr/local/lib/python{HERE}/dist-packages:ro"]
     apptainer = str(software / "bin" / "apptainer")
     write_environment(bundled, "keras", kind="apptainer", image=str(image), binds=bound, apptainer=apptainer)
     said = submit(
         bundled, "+experiment=mnist", "data.name=digits", "environment=keras", "resources.gpus=2", "train.epochs=2"
     )
-    assert f"tensorflow {tensorflow.__version__}" in said
+    assert f"tensorflow {tensorflow.version}" in said
     (run,) = run_dirs_with_runs(bundled)
     (result,) = wait_for_results(bundled, [run])
     assert result["metrics"]["test_accuracy"] > 0.8 and result["devices"] == ["CPU:0", "CPU:1"]
@@ -171,11 +168,8 @@ def test_keras_of_an_image_trains_with_the_package_from_the_one_file(bundled: Tr
 
 def test_a_run_of_a_module(bundled: Truba) -> None:
     runs = array_of(bundled, "modules", 2)
-    results = wait_for_results(bundled, runs)
+    assert len(wait_for_results(bundled, runs)) == 2
     assert {start["python"].rpartition(".")[0] for run in runs for start in started(run)} == {"3.13"}
-    assert len(results) == 2
-    record = next(event for event in events(runs[0]) if event["event"] == "intent")
-    assert record["event"] == "intent"
 
 
 def test_what_cannot_work_is_refused_before_it_waits(bundled: Truba, software: Path) -> None:
@@ -186,12 +180,13 @@ def test_what_cannot_work_is_refused_before_it_waits(bundled: Truba, software: P
         return done.stderr
 
     mnist = "+experiment=mnist"
-    assert "has no tensorflow and no keras" in refused(mnist, "environment=image")
+    assert "has no tensorflow" in refused(mnist, "environment=image")
     missing = refused(mnist, "environment=image", f"environment.image={software}/images/python.sif")
     assert "there is no such file" in missing and f"python{OTHER}.sif" in missing
     unknown = refused(mnist, "environment=modules", "environment.modules=[apps/truba-ai/gpu-2042.0]")
     assert "gpu-2042.0" in unknown and "module avail" in unknown
-    assert "no such file" in refused(mnist, "environment=image", f"environment.image={bundled.project}")
+    empty = refused(mnist, "environment=image", f"environment.image={bundled.project}")
+    assert "executable file not found" in empty and "Set environment.python" in empty
     assert "there is no python4" in refused(mnist, "environment=modules", "environment.python=python4")
     assert "Set environment.python" in refused(mnist, "environment=image", "environment.python=python4")
     assert not (bundled.project / "runs").exists() or not bundled.jobs()
