@@ -1,4 +1,4 @@
-"""Jobs whose Python is not the one that submits: in a real container, of a real module, with the package from one file."""
+"""Jobs whose Python is not the one that submits: in a real container, of a real module, with the one file."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_the_wrapper_serves_each_task_of_a_step(bundled: Truba, software: Path) 
         ["-p", "akya-cuda", "-N", "2", "-n", "4", "-c", "5", "--gres=gpu:1", "-t", "5", "-A", "ayse",
          f"--output={project}/out-batch"],
         f"export PYTHONPATH={project}/truba.pyz OWN_NAME='a, \"b\"\n$c' TF_X=1 SECRET=no\ncd {project}\n"
-        f"srun --output={project}/out-%t -c 5 {wrapper} --bind {project}:{project}:ro --bind /nonexistent "
+        f"srun --output={project}/out-%t -c 5 {wrapper} --bind {project}:{project}:ro --bind /no/such/folder "
         f"-- python3 {project}/asks.py",
     )  # fmt: skip
     bundled.cluster.wait_for_state(job_id, "FAILED", in_accounting=True)
