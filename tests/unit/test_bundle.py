@@ -47,7 +47,7 @@ def run(
     return subprocess.run(argv, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize(("version", "python"), pythons(), ids=[f"3.{minor}" for minor in MINORS])
+@pytest.mark.parametrize(("version", "python"), list(pythons()), ids=[f"3.{minor}" for minor in MINORS])
 def test_it_works_in_every_python(version: str, python: str, pyz: Path, tmp_path: Path) -> None:
     if not python or run(python, "-c", "", cwd=tmp_path).returncode:
         pytest.skip(f"there is no Python {version} here")
@@ -57,22 +57,17 @@ def test_it_works_in_every_python(version: str, python: str, pyz: Path, tmp_path
     )
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "own.py").write_text("")
-    planned = run(python, str(pyz), "+experiment=own", "cluster=truba", "dry_run=true", cwd=tmp_path)
-    assert planned.returncode == 0, planned.stderr
-    assert "--gres=gpu:1" in planned.stdout and "module load apps/truba-ai/gpu-2024.0" in planned.stdout
+    # A sweep, since it takes all of Hydra: the plug-ins, the configs of the file and the user's own.
     swept = run(
-        python, str(pyz), "-m", "+experiment=mnist", "train.seed=1,2", "cluster=truba", "dry_run=true", cwd=tmp_path
+        python, str(pyz), "-m", "+experiment=own", "train.seed=1,2", "cluster=truba", "dry_run=true", cwd=tmp_path
     )
-    assert swept.returncode == 0 and "#SBATCH --array=0-1" in swept.stdout, swept.stderr
-    misspelt = run(python, str(pyz), "+experiment=mnits", cwd=tmp_path)
-    assert (misspelt.returncode, misspelt.stderr.strip()[-18:]) == (2, "Did you mean mnist?"[-18:])
+    assert swept.returncode == 0, swept.stderr
+    assert "#SBATCH --array=0-1" in swept.stdout and "module load apps/truba-ai/gpu-2024.0" in swept.stdout
     assert "no runs yet" in run(python, str(pyz), "status", cwd=tmp_path).stdout
     # In a job: out of the file, with the file alone.
-    worker = run(python, "-m", "truba_runner.worker", str(tmp_path / "none"), cwd=tmp_path, pythonpath=str(pyz))
-    assert "truba_runner/worker.py" in worker.stderr and "ModuleNotFoundError" not in worker.stderr
-    versions = "from truba_runner import provenance; print(provenance.versions())"
-    told = run(python, "-c", versions, cwd=tmp_path, pythonpath=str(pyz))
-    assert bundle.importlib.metadata.version("hydra-core") in told.stdout, told.stderr
+    ask = "import truba_runner.worker as worker; print(worker.provenance.versions(), worker.__file__)"
+    told = run(python, "-c", ask, cwd=tmp_path, pythonpath=str(pyz))
+    assert bundle.importlib.metadata.version("hydra-core") in told.stdout and str(pyz) in told.stdout, told.stderr
     # Unpacked is what Hydra and a job want as files, once.
     assert len(list((tmp_path / "state" / "truba_runner" / "shipped").iterdir())) == 1
     assert sum(path.is_file() for path in (tmp_path / "state").rglob("*")) < 100
