@@ -1,6 +1,6 @@
 """TensorBoard's event files after an interruption: cut back to where a checkpoint left them, so no step is told twice.
 
-They are only ever appended to, and each start of the run opens new ones.
+They are only ever appended to: ours by every start of a run, those of a job's own callbacks by the one that made them.
 """
 
 from __future__ import annotations
