@@ -106,8 +106,9 @@ def test_a_finder_leaves_its_curve_and_four_suggestions(done: Path) -> None:
 def test_tensorboard_has_each_step_once_and_validation_apart(done: Path) -> None:
     found = curves(done)
     assert set(found) == {
-        ("train", "batch_loss"), ("train", "learning_rate"), ("train", "epoch_loss"),
-        ("validation", "epoch_loss"), ("validation", "epoch_error_rate"),
+        ("train", "batch_loss"), ("train", "learning_rate"), ("train", "examples_per_second"), ("train", "show_batch"),
+        ("train", "epoch_loss"), ("train", "epoch_learning_rate"),
+        ("validation", "epoch_loss"), ("validation", "epoch_error_rate"), ("validation", "confusion_matrix"),
     }  # fmt: skip
     assert [step for step, _ in found["train", "batch_loss"]] == list(range(1, 19))
     errors = [value for _, value in found["validation", "epoch_error_rate"]]
