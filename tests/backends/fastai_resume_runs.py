@@ -95,6 +95,7 @@ SECTIONS: dict[str, Any] = {
     "environment": {"name": "test"},
     "checkpoint": {"save_model": False},
     "tensorboard": {"every_steps": 1},
+    "finish": {},
 }
 
 

@@ -142,7 +142,7 @@ def test_kills_at_random_moments(workers: int, start: Ask, undisturbed: Path, tm
         at_a_finder = position in (Position(0, 0), Position(2, 0))
         # An interrupted finder starts over: some kills fall into it, the others after it.
         look = dice.choice([3, FINDER + 1, FINDER + 2]) if at_a_finder else dice.randint(1, 2)
-        ended = start(tmp_path, sections=sections, slow_save=0.06, look=look, kill_after=0.08 * dice.random())
+        ended = start(tmp_path, sections=sections, slow_save=0.06, look=look, kill_after=0.12 * dice.random())
         assert ended["status"] == -signal.SIGKILL, "it was done too early"
     assert start(tmp_path, sections=sections)["status"] == 0, log(tmp_path)
     assert len(set(restored(tmp_path))) > 3, "it came further from start to start"

@@ -47,10 +47,11 @@ class StepProfiler:
     def start(self) -> None:
         """From the next step on."""
         import torch
-        from torch.profiler import ProfilerActivity, profile
+        from torch.profiler import ProfilerAction, ProfilerActivity, profile
 
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
-        self._profile = profile(activities=activities)
+        # With a schedule it marks each step.
+        self._profile = profile(activities=activities, schedule=lambda step: ProfilerAction.RECORD)
         self._profile.start()
 
     def step(self) -> None:

@@ -28,16 +28,19 @@ def write_graph(board: Board, model: Any) -> None:
     """The layers as Keras has them, and the operations of a forward pass; what has no graph stops no training."""
     import tensorflow as tf
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-    from tensorboard.util.tensor_util import make_tensor_proto
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.compat.proto.types_pb2 import DT_STRING
 
     try:
         # By this name the page knows a model; version 1.
         metadata = SummaryMetadata(plugin_data={"plugin_name": "graph_keras_model", "content": b"1"})
-        layers = Summary.Value(tag="keras", metadata=metadata, tensor=make_tensor_proto(model.to_json(), dtype=object))
+        text = TensorProto(dtype=DT_STRING, tensor_shape={}, string_val=[model.to_json().encode()])
+        layers = Summary.Value(tag="keras", metadata=metadata, tensor=text)
         board.add("train", 0, summary=Summary(value=[layers]))
-        inputs = tf.nest.map_structure(lambda given: tf.TensorSpec(given.shape, given.dtype), model.input)
-        forward = tf.function(lambda given: model(given, training=False)).get_concrete_function(inputs)
-        board.add("train", 0, graph_def=forward.graph.as_graph_def().SerializeToString())
+        inputs = [tf.TensorSpec(given.shape, given.dtype) for given in model.inputs]
+        forward = tf.function(lambda given: model(given, training=False))
+        graph = forward.get_concrete_function(inputs if len(inputs) > 1 else inputs[0]).graph
+        board.add("train", 0, graph_def=graph.as_graph_def().SerializeToString())
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else ""
         print(f"no graph for TensorBoard ({type(error).__name__}: {reason})", file=sys.stderr, flush=True)

@@ -37,6 +37,8 @@ class EventFile:
         self._path = path
         # Bytes from the file's beginning: what this start found, what it has told, and what of that is at its place.
         self._found = self.told = self._there = whole_bytes(path)
+        # Of those, what a loss of power leaves.
+        self._durable = 0
         self._local: IO[bytes] | None = None
         if scratch is not None:
             self._local = tempfile.TemporaryFile(dir=scratch, buffering=0)
@@ -69,12 +71,14 @@ class EventFile:
         """
         with self._copying:
             copied = self._copy()
-        if durable and self.told:
+        there = self._there
+        if durable and self._durable < there:
             handle = os.open(self._path, os.O_RDONLY)
             try:
                 os.fsync(handle)
             finally:
                 os.close(handle)
+            self._durable = there
         return copied
 
     def close(self) -> None:
