@@ -134,7 +134,10 @@ def test_tensorboard_has_the_pictures_and_where_they_are_asked_for_the_graph_and
         "tensorboard": {"graph": True, "profile_steps": [3, 5], "every_steps": None},
         "finish": {"plots": False},
     }
+    plain, tmp_path = tmp_path / "plain", tmp_path / "run"
     assert start(tmp_path, sections=sections)["status"] == 0, log(tmp_path)
+    assert start(plain, sections={**sections, "tensorboard": {"enabled": False}})["status"] == 0, log(plain)
+    assert len({RunDir(folder).result()["weights_sha256"] for folder in (tmp_path, plain)}) == 1
     (profile,) = (tmp_path / "tensorboard" / "train" / "plugins" / "profile").iterdir()
     (trace,) = profile.iterdir()
     assert profile.name == "steps-3-5" and trace.name.endswith(".trace.json.gz") and trace.stat().st_size < 5e6

@@ -307,7 +307,9 @@ def test_tensorboard_has_the_graph_and_a_profile_where_they_are_asked_for(folder
 
     asked = {"enabled": True, "graph": True, "profile_steps": [4, 6], "every_steps": None}
     given = context(folder / "graph", job, tensorboard=asked, train={"epochs": 2})
-    train(given)
+    result = train(given)
+    plain = train(context(folder / "no graph", job, train={"epochs": 2}))
+    assert result["weights_sha256"] == plain["weights_sha256"], "looking changes nothing"
     (file,) = (path for path in (given.run.tensorboard / "train").iterdir() if path.is_file())
     reader, graphs, models = PyRecordReader_New(str(file)), [], []
     for _ in range(3):
