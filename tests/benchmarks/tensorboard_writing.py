@@ -2,11 +2,11 @@
 
 The shipped MNIST network (784-128-128-10, batches of 64) is trained four times in one process, an epoch each in turns:
 without event files, with them straight on the shared disk, by way of the node's own disk, and with Keras' own
-TensorBoard callback at the same interval. Here both disks are this machine's. Copied every second; a job copies every
-30.
+TensorBoard callback at the same interval. Here both disks are this machine's. Copied every second; a job copies
+every 30.
 
-Two figures a kind: an epoch's time over that of the one without, by turns, and the time that the training's thread has
-spent in writing itself, per point and of the whole, which other work on the machine disturbs less.
+Two figures a kind, in processor time, which other work on the machine disturbs less: an epoch's over that of the one
+without (the whole process', one training at a time), and what the training's own thread has spent in writing a point.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ class Turns:
         self._began: dict[str, float] = {}
 
     def epoch_begins(self, kind: str) -> None:
-        now = time.perf_counter()
+        now = time.process_time()
         if kind in self._began:
             self.seconds[kind].append(now - self._began[kind])
             self._free[self._next[kind]].release()
         self._free[kind].acquire()
-        self._began[kind] = time.perf_counter()
+        self._began[kind] = time.process_time()
 
     def ends(self, kind: str) -> None:
         self._free[self._next[kind]].release()
 
 
 class Writing:
-    """The time that is spent in a board's methods, by whichever thread trains."""
+    """The processor time that the thread that trains spends in writing points."""
 
     def __init__(self) -> None:
         self.seconds, self.points = 0.0, 0
@@ -59,9 +59,9 @@ class Writing:
         real = curves.board.scalars
 
         def scalars(*given: Any) -> None:
-            begun = time.perf_counter()
+            begun = time.thread_time()
             real(*given)
-            self.seconds += time.perf_counter() - begun
+            self.seconds += time.thread_time() - begun
             self.points += 1
 
         curves.board.scalars = scalars

@@ -24,7 +24,9 @@ from truba_runner.backends.board import Board
 from truba_runner.backends.curves import Curves
 from truba_runner.backends.gpu_use import GpuUse
 from truba_runner.backends.profiles import Profile
-from truba_runner.config import Cluster, Partition, TensorBoard
+from truba_runner.config import Cluster, Partition, TensorBoard, experiment_from
+from truba_runner.errors import Refused
+from truba_runner.plan import plan
 from truba_runner.rundir import RunDir
 from truba_runner.tensorboard.rules import problems
 from truba_runner.tensorboard.sync import EventFile, whole_bytes
@@ -102,14 +104,14 @@ def test_only_what_was_appended_is_copied_and_nothing_twice(tmp_path: Path, writ
     tell(told, 4)
     (size,) = (size for _, size in written)
     assert told.copy() == size == sum(told.sizes().values()) - first
-    assert written[-1] == (str(shared / "train" / board._FILE), size)
+    assert written[-1] == (str(shared / "train" / event_files.OWN), size)
     told.close()
     # The next start, on another node that knows nothing of it, appends to the same file.
     again = Board(shared, node)
     tell(again, 5)
     again.close()
     assert steps(shared) == [1, 2, 3, 4, 5] and len(list((shared / "train").iterdir())) == 1
-    assert [event.file_version for event in events(shared / "train" / board._FILE)].count("brain.Event:2") == 1
+    assert [event.file_version for event in events(shared / "train" / event_files.OWN)].count("brain.Event:2") == 1
 
 
 def test_what_is_there_can_be_read_at_any_moment(tmp_path: Path) -> None:
@@ -127,7 +129,7 @@ def test_what_is_there_can_be_read_at_any_moment(tmp_path: Path) -> None:
     looked = 0
     while not stop.is_set():
         told.copy()
-        file = tmp_path / "train" / board._FILE
+        file = tmp_path / "train" / event_files.OWN
         assert whole_bytes(file) == file.stat().st_size
         looked += 1
     thread.join()
@@ -140,7 +142,7 @@ def test_it_is_copied_every_so_often_and_at_the_end_whatever_ends_it(tmp_path: P
     with pytest.raises(KeyboardInterrupt), board.opened(given(tmp_path, sync_seconds=0.05)) as told:
         tell(told, 1)
         deadline = time.monotonic() + 20
-        while not (tmp_path / "tensorboard" / "train" / board._FILE).exists():
+        while not (tmp_path / "tensorboard" / "train" / event_files.OWN).exists():
             assert time.monotonic() < deadline
             time.sleep(0.01)
         tell(told, 2)
@@ -231,12 +233,12 @@ def test_a_checkpoint_that_the_disk_left_without_its_events_costs_steps_and_not_
     told = Board(tmp_path)
     tell(told, 1, 2)
     told.close()
-    file = tmp_path / "train" / board._FILE
+    file = tmp_path / "train" / event_files.OWN
     whole = file.stat().st_size
     with file.open("ab") as handle:
         handle.write(struct.pack("<Q", 1000) + b"half of a record")
     assert whole_bytes(file) == whole
-    event_files.cut(tmp_path, {f"train/{board._FILE}": whole + 5000})
+    event_files.cut(tmp_path, {f"train/{event_files.OWN}": whole + 5000})
     again = Board(tmp_path)
     tell(again, 4)
     again.close()
@@ -248,6 +250,44 @@ def test_whole_records_end_where_the_next_one_is_cut(end: bytes, tmp_path: Path)
     (tmp_path / "file").write_bytes(record(b"abc") + record(b"") + end)
     assert whole_bytes(tmp_path / "file") == len(record(b"abc") + record(b""))
     assert whole_bytes(tmp_path / "nothing") == 0
+
+
+WATCHING = """
+import sys
+sys.modules["tensorflow"] = None  # TensorBoard takes its own reader then, and does not wait for an import.
+from pathlib import Path
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_board import tell
+from truba_runner.backends import event_files
+from truba_runner.backends.board import Board
+
+folder = Path(sys.argv[1])
+watching, sizes = EventAccumulator(str(folder / "train"), size_guidance={"scalars": 0}), {}
+# Of each start the first step, that of its checkpoint (0: it came to none) and the last; then it is killed.
+for first, saved, last in ((1, 0, 3), (1, 4, 6), (5, 8, 9), (9, 12, 12)):
+    event_files.cut(folder, sizes)
+    told = Board(folder)
+    tell(told, *range(first, saved + 1))
+    sizes = told.sizes() if saved else {}
+    tell(told, *range(max(first, saved + 1), last + 1))
+    told.close()
+    assert [event.step for event in watching.Reload().Scalars("batch_loss")] == list(range(1, last + 1))
+    with (folder / "train" / event_files.OWN).open("ab") as file:
+        file.write(b"P" + bytes(7) + b"half of a record")
+    fresh = EventAccumulator(str(folder / "train"), size_guidance={"scalars": 0}).Reload()
+    assert [event.step for event in fresh.Scalars("batch_loss")] == list(range(1, last + 1))
+print("each step once")
+"""
+
+
+def test_tensorboard_reads_each_step_once_whether_it_has_watched_or_comes_to_a_half_written_record(
+    tmp_path: Path,
+) -> None:
+    """Its own EventAccumulator, over four starts, one of which was killed before any checkpoint."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'unit'}"}
+    command = [sys.executable, "-c", WATCHING, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.stdout == "each step once\n", done.stderr
 
 
 # -- disks that are full, or not there ---------------------------------------------------------------------------
@@ -309,7 +349,7 @@ def test_a_full_shared_disk_loses_nothing_once_there_is_room_again(tmp_path: Pat
         for number in range(1, 201):
             tell(told, number)
             told.copy()
-        file = shared / "tensorboard" / "train" / board._FILE
+        file = shared / "tensorboard" / "train" / event_files.OWN
         full, whole = file.stat().st_size, whole_bytes(file)
         (shared / "other").unlink()
         told.close()
@@ -356,13 +396,13 @@ def test_files_that_were_taken_away_are_not_written_with_a_hole(
     told = Board(tmp_path, tmp_path)
     tell(told, 1)
     told.copy()
-    (tmp_path / "train" / board._FILE).unlink()
+    (tmp_path / "train" / event_files.OWN).unlink()
     for number in (2, 3):
         tell(told, number)
         told.copy()
     told.close()
     assert capsys.readouterr().err.count("was taken away or cut meanwhile") == 1
-    assert (tmp_path / "train" / board._FILE).stat().st_size == 0
+    assert (tmp_path / "train" / event_files.OWN).stat().st_size == 0
 
 
 def test_a_file_that_cannot_be_made_durable_is_no_reason_to_end(
@@ -381,8 +421,13 @@ def test_a_file_that_cannot_be_made_durable_is_no_reason_to_end(
     told.copy()
     assert not synced
     told.settle()
-    assert synced == [str(tmp_path / "train" / board._FILE)], "a checkpoint outlasts a loss of power, and so does this"
+    assert synced == [str(tmp_path / "train" / event_files.OWN)], (
+        "a checkpoint outlasts a loss of power, and so does this"
+    )
+    told.settle()
+    assert len(synced) == 1, "nothing has come since"
     monkeypatch.setattr(os, "fsync", lambda handle: os.close(10**6))
+    tell(told, 2)
     told.settle()
     told.close()
     assert "training goes on" in capsys.readouterr().err
@@ -393,7 +438,7 @@ def test_a_file_that_cannot_be_made_durable_is_no_reason_to_end(
 
 def values(folder: Path, kind: str) -> dict[str, list[tuple[int, float]]]:
     found: dict[str, list[tuple[int, float]]] = {}
-    for event in events(folder / kind / board._FILE):
+    for event in events(folder / kind / event_files.OWN):
         for value in event.summary.value:
             found.setdefault(value.tag, []).append((event.step, value.simple_value))
     return found
@@ -557,6 +602,22 @@ def test_settings_that_make_no_sense_are_refused_with_their_remedy(
 ) -> None:
     (problem,) = problems(TensorBoard(**settings))
     assert problem.received == received and remedy in problem.remedy
+
+
+def test_settings_are_looked_at_with_all_others() -> None:
+    experiment = experiment_from(
+        {
+            "name": "mnist",
+            "job": {"module": "mnist"},
+            "data": {"name": "digits"},
+            "tensorboard": {"every_steps": 0},
+            "cluster": {"name": "test"},
+            "environment": {"name": "test"},
+            "resources": {"partition": "", "gpus": 0, "account": ""},
+        }
+    )
+    with pytest.raises(Refused, match="tensorboard.every_steps=0"):
+        plan(experiment)
 
 
 def test_settings_that_make_sense_are_not(tmp_path: Path) -> None:

@@ -18,9 +18,6 @@ from truba_runner import node_folder
 from truba_runner.backends import Context, event_files
 from truba_runner.tensorboard.sync import EventFile, Every
 
-# TensorBoard reads a folder's files in the order of their names, and nothing from one before the last.
-_FILE = "events.out.tfevents.0000000002.truba"
-
 
 class Board:
     """The event files below a folder."""
@@ -63,7 +60,7 @@ class Board:
         """As `event_files.sizes`; of its own files what they will be once all that was told is at its place."""
         if not self.enabled:
             return {}
-        own = {f"{kind}/{_FILE}": file.told for kind, file in self._files.items()}
+        own = {f"{kind}/{event_files.OWN}": file.told for kind, file in self._files.items()}
         return {**event_files.sizes(self.folder), **own}
 
     def copy(self, durable: bool = False) -> int:
@@ -85,7 +82,7 @@ class Board:
             file.close()
 
     def _open(self, kind: str) -> EventFile:
-        path = self.folder / kind / _FILE
+        path = self.folder / kind / event_files.OWN
         try:
             file = EventFile(path, self._scratch)
         except OSError as error:

@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+# TensorBoard reads a folder's files in the order of their names, and nothing from one before the last.
+OWN = "events.out.tfevents.0000000002.truba"
+
 
 def sizes(folder: Path) -> dict[str, int]:
     """The length in bytes of each event file under `folder`, by its path from there."""
@@ -22,9 +25,13 @@ def sizes(folder: Path) -> dict[str, int]:
 
 
 def cut(folder: Path, to: Mapping[str, int]) -> None:
-    """Takes back all that was written since `sizes` gave `to`."""
+    """Takes back all that was written since `sizes` gave `to`.
+
+    Ours are emptied rather than removed: what is written again has the same length, and a TensorBoard that was looking
+    reads on where it was.
+    """
     for file in _event_files(folder):
-        size = to.get(str(file.relative_to(folder)))
+        size = to.get(str(file.relative_to(folder)), 0 if file.name == OWN else None)
         with suppress(OSError):
             if size is None:
                 file.unlink()
