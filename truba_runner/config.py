@@ -177,6 +177,8 @@ class TensorBoard:
     """Event files for TensorBoard, in the run directory."""
 
     enabled: bool = True
+    # `truba tensorboard` on a login node ends when nobody has looked at the page for so long; 0: never.
+    idle_minutes: float = 30.0
 
 
 @dataclass
