@@ -165,8 +165,8 @@ def not_found(login: str) -> str:
     """What to do where the far end has no truba on the PATH."""
     return (
         f"{login} does not find truba: a command over ssh has another PATH than a terminal. Say how it is started "
-        "there, with --far-command 'COMMAND' or TRUBA_FAR_COMMAND, as in 'module load apps/truba-ai/cpu-2024.0; python3 -m "
-        "truba_runner'."
+        "there, with --far-command 'COMMAND' or TRUBA_FAR_COMMAND, as in 'module load apps/truba-ai/cpu-2024.0; "
+        "python3 -m truba_runner'."
     )
 
 

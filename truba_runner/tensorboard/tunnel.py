@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from truba_runner.errors import Failed
@@ -20,10 +20,10 @@ from truba_runner.tensorboard.ssh import NO_CONNECTION, NOT_FOUND, Connection, n
 
 # What the far end's line begins with: a login shell may print lines of its own before.
 MARK = "truba-tensorboard "
-_HEARTBEAT_SECONDS = 5.0
+_HEARTBEAT_SECONDS = 2.0
 _PAUSES_SECONDS = (1, 2, 4, 8, 15, 30)
 # A server that is gone sooner than this, so many times in a row, is not started again.
-_SHORT_SECONDS, _SHORT_LIVES = 60.0, 3
+_SHORT_SECONDS, _SHORT_LIVES = 60.0, 4
 _ANSWER_TIMEOUT_SECONDS = 5
 
 
@@ -48,38 +48,30 @@ class Tunnel:
             Failed: there is no connection, no server, or no way to it.
         """
         self._ended = ended
-        short_lives = 0
-        for attempt in self._attempts():
+        short_lives = lost_in_vain = 0
+        while not ended.is_set():
             began = time.monotonic()
-            told = self._one_life(ready if attempt == 0 else None, first=attempt == 0)
+            told = self._one_life(ready)
             if ended.is_set():
                 return
             if told == IDLE:
-                print(
-                    "nobody looked at the page for a while, so the server was ended; the same command starts it again"
-                )
+                print("nobody looked at the page for a while: ended. The same command starts it again")
                 return
-            short = told is not None and time.monotonic() - began < _SHORT_SECONDS
-            short_lives = short_lives + 1 if short else 0
+            lost_in_vain = lost_in_vain + 1 if told is None else 0
+            short_lives = short_lives + 1 if told == "" and time.monotonic() - began < _SHORT_SECONDS else 0
+            login = self._connection.login
             if short_lives == _SHORT_LIVES:
                 raise Failed(
-                    f"the server at {self._connection.login} is ended soon after its start, {_SHORT_LIVES} times in "
-                    "a row: perhaps the node allows no such process. With --pull the files are followed instead."
+                    f"the server at {login} ends soon after its start, {_SHORT_LIVES} times in a row: perhaps the node "
+                    "allows no such process. With --pull the files are followed instead."
                 )
-            print(f"the connection to {self._connection.login} is lost; trying again (Ctrl-C ends it)", file=sys.stderr)
+            if lost_in_vain == 0:
+                print(f"the connection to {login} is lost; trying again (Ctrl-C ends it)", file=sys.stderr)
+            ended.wait(_PAUSES_SECONDS[min(lost_in_vain, len(_PAUSES_SECONDS) - 1)])
 
-    def _attempts(self) -> Iterator[int]:
-        yield 0
-        attempt = 1
-        while True:
-            pause = _PAUSES_SECONDS[min(attempt, len(_PAUSES_SECONDS)) - 1]
-            if self._ended.wait(pause):
-                return
-            yield attempt
-            attempt += 1
-
-    def _one_life(self, ready: Callable[[str], None] | None, first: bool) -> str | None:
+    def _one_life(self, ready: Callable[[str], None]) -> str | None:
         """From a connection to its end: the far end's last word; empty where it had none, None without a connection."""
+        first = self._port == 0
         process = self._connection.open(self._command)
         lines = _Lines(process.stdout)
         try:
@@ -90,16 +82,17 @@ class Tunnel:
                 self._never_came(process.wait(), first)
                 return None
             self._lead_to(str(about["socket"]), lambda: process.poll() is None)
-            if ready:
+            if first:
                 ready(f"http://127.0.0.1:{self._port}/")
             else:
                 print("there it is again", file=sys.stderr)
             while process.poll() is None and not self._ended.wait(_HEARTBEAT_SECONDS):
                 _beat(process)
-            return str(lines.last.get("ended", ""))
         finally:
             self._connection.close()
             lines.join()
+        # Where ssh itself was killed the server is not to blame.
+        return str(lines.last.get("ended", "killed" if process.returncode < 0 else ""))
 
     def _never_came(self, status: int, first: bool) -> None:
         login = self._connection.login
