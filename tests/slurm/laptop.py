@@ -41,6 +41,11 @@ Host login
   ConnectTimeout 2
   ServerAliveInterval 1
   ServerAliveCountMax 2
+# The same machine, under a name for which no host key is known.
+Host stranger
+  HostName {address}
+  HostKeyAlias stranger
+  StrictHostKeyChecking yes
 """
 
 
@@ -58,6 +63,7 @@ class Laptop:
         self.cluster, self.state = cluster, state
         self.home = cluster.folder / "home" / "leyla"
         self._folder = cluster.folder / "ssh"
+        self._programs: list[Program] = []
         self._add_user()
         self._make_keys()
         self._plug_in()
@@ -144,7 +150,17 @@ class Laptop:
 
     def start(self, *arguments: str, **variables: str) -> Program:
         """Starts `truba` on the laptop."""
-        return Program(self, self.command(sys.executable, "-m", "truba_runner", *arguments, **variables))
+        self._programs.append(
+            Program(self, self.command(sys.executable, "-m", "truba_runner", *arguments, **variables))
+        )
+        return self._programs[-1]
+
+    def end_programs(self) -> None:
+        """What a test that failed has left."""
+        for program in self._programs:
+            program.process.kill()
+            program.process.wait(20)
+        self._programs.clear()
 
     def truba(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         argv = self.command(sys.executable, "-m", "truba_runner", *arguments, **variables)

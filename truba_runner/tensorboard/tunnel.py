@@ -85,7 +85,7 @@ class Tunnel:
             if first:
                 ready(f"http://127.0.0.1:{self._port}/")
             else:
-                print("there it is again", file=sys.stderr)
+                print("there it is again", file=sys.stderr, flush=True)
             while process.poll() is None and not self._ended.wait(_HEARTBEAT_SECONDS):
                 _beat(process)
         finally:
