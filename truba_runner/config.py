@@ -212,6 +212,8 @@ class TensorBoard:
     graph: bool = False
     # First and last step of a profile, counted over all epochs: [10, 20].
     profile_steps: list[int] = field(default_factory=list)
+    # `truba tensorboard` on a login node ends when nobody has looked at the page for so long; 0: never.
+    idle_minutes: float = 30.0
 
 
 @dataclass
