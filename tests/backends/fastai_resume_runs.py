@@ -95,7 +95,8 @@ SECTIONS: dict[str, Any] = {
     "environment": {"name": "test"},
     "checkpoint": {"save_model": False},
     "sweep": {},
-    "tensorboard": {},
+    "tensorboard": {"every_steps": 1},
+    "finish": {},
 }
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from truba_runner import lr_find, plots, recipe
-from truba_runner.backends import Context, architectures, fastai_outputs, fastai_state
+from truba_runner.backends import Context, architectures, curves, fastai_board, fastai_outputs, fastai_state
 from truba_runner.backends.fastai_devices import compute_the_same_each_time, describe, pick_device
 from truba_runner.backends.fastai_find import find_rates
 from truba_runner.backends.fastai_job import Data, build_learner, print_summary
@@ -45,7 +45,7 @@ def find(context: Context) -> dict[str, Any]:
         truba_runner.errors.Failed: as `train`.
     """
     with _explained(context), ExitStack() as at_the_end:
-        made = _set_up(context, at_the_end)
+        made = _set_up(context, _device(context), at_the_end)
         started = time.perf_counter()
         with made.loop.installed():
             suggested = _look(context, made, lr_find.stage_of(context.experiment))
@@ -80,10 +80,13 @@ class _SetUp:
     loop: Loop
 
 
-def _set_up(context: Context, at_the_end: ExitStack) -> _SetUp:
-    experiment = context.experiment
+def _device(context: Context) -> Any:
     architectures.chosen(context)  # What is wrong with it shows before anything is read.
-    device = pick_device(experiment.resources.gpus, int(os.environ.get("SLURM_LOCALID", "0")))
+    return pick_device(context.experiment.resources.gpus, int(os.environ.get("SLURM_LOCALID", "0")))
+
+
+def _set_up(context: Context, device: Any, at_the_end: ExitStack) -> _SetUp:
+    experiment = context.experiment
     # On CPUs it costs next to nothing.
     if experiment.train.deterministic or device.type == "cpu":
         compute_the_same_each_time()
@@ -108,7 +111,11 @@ def _look(context: Context, made: _SetUp, finder: recipe.Find) -> dict[str, floa
 
 
 def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
-    made = _set_up(context, at_the_end)
+    device = _device(context)
+    told = at_the_end.enter_context(
+        curves.opened(context, fastai_board.peak_bytes(device), fastai_board.StepProfiler())
+    )
+    made = _set_up(context, device, at_the_end)
     experiment, learner, loop, ranks = context.experiment, made.learner, made.loop, made.ranks
     rate = experiment.train.learning_rate
     with loop.installed():
@@ -116,11 +123,13 @@ def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
     if found is not None:
         rate = learner.lr = found
     stages = recipe.read(experiment.train.recipe, experiment.train.epochs, rate)
-    reporter = Reporter(context, learner, recipe.epochs_of(stages))
+    reporter = Reporter(context, learner, recipe.epochs_of(stages), told)
     resume = Resume(context, learner, reporter, ranks, _signature(context, learner, made.data, stages))
     if resume.stage < 0 and context.rank == 0:
-        fastai_outputs.show_batch(context, learner.dls)
+        fastai_outputs.show_batch(context, learner.dls, told.board)
         print_summary(learner)
+        if experiment.tensorboard.graph:
+            fastai_board.write_graph(told.board, learner)
     with loop.installed():
         context.interruption.hold()
         Course(context, learner, made.data, loop, reporter, resume).run(stages)
@@ -135,9 +144,7 @@ def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
             evaluated = fastai_outputs.evaluate(context, learner, result)
         if context.rank == 0:
             with ranks.alone(), loop.installed():
-                fastai_outputs.interpret(context, learner, evaluated, result)
-    if reporter.scalars:
-        reporter.scalars.close()
+                fastai_outputs.interpret(context, learner, evaluated, result, told.board)
     ranks.part()
     return result
 

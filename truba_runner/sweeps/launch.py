@@ -13,8 +13,18 @@ from pathlib import Path
 from truba_runner import job_module, lr_find, places, tell
 from truba_runner.config import Experiment
 from truba_runner.errors import Problem, Refused
-from truba_runner.launch import absolute, launch, newest_run_dir, on_slurm_or_failed, train_here, wait_for, with_data
+from truba_runner.launch import (
+    absolute,
+    in_environment,
+    launch,
+    newest_run_dir,
+    on_slurm_or_failed,
+    train_here,
+    wait_for,
+    with_data,
+)
 from truba_runner.plan import Plan, plan
+from truba_runner.probe import Found
 from truba_runner.queue.automatic import Automatic
 from truba_runner.search.space import KINDS
 from truba_runner.submit import Prepared
@@ -104,7 +114,9 @@ def launch_sweep(
     else:
         on_slurm_or_failed()
         if first.sweep.sweeper_partition and not inside_job:
-            sweep.describe([], **about)
+            if not sweep.description():
+                # Later it is the job that describes it.
+                sweep.describe([], **about)
             sweeper_job.submit(first, prepared[0].job_file, sweep)
         outcomes = through_slurm(prepared, sweep, lambda: sweep.describe(members, **about))
         if first.launcher.wait or inside_job:
@@ -171,6 +183,7 @@ def _checked(runs: Sequence[Composed], label: Callable[[int], str]) -> list[_Run
 
 def _prepared(checked: Sequence[_Run], provide_data: bool) -> list[Prepared]:
     provided: dict[tuple[str, str], str] = {}
+    held: dict[str, Found] = {}
     prepared = []
     listed: dict[str, set[str]] = {}
     for run in checked:
@@ -181,16 +194,17 @@ def _prepared(checked: Sequence[_Run], provide_data: bool) -> list[Prepared]:
                 provided[key] = with_data(experiment, run.composed.selector).data.name
             if provided[key] != experiment.data.name:
                 experiment = replace(experiment, data=replace(experiment.data, name=provided[key]))
+            environment = repr((experiment.environment, experiment.job.backend))
+            if environment not in held:
+                held[environment] = in_environment(experiment)
         folder = experiment.cluster.runs_folder
         if folder not in listed:
             listed[folder] = set(os.listdir(folder)) if Path(folder).is_dir() else set()
-
-        def made(experiment: Experiment, run: _Run = run, names: set[str] = listed[folder]) -> Prepared:
-            return Prepared(experiment, newest_run_dir(experiment, names), run.plan.request, run.job_file)
-
+        found = held[environment] if provide_data else {}
+        run_dir = newest_run_dir(lr_find.training_of(experiment), listed[folder])
+        one = Prepared(lr_find.training_of(experiment), run_dir, run.plan.request, run.job_file, found=found)
         if experiment.sweep.kind == lr_find.KIND:
-            training = made(lr_find.training_of(experiment))
-            prepared.append(replace(training, finder=made(lr_find.finder_of(experiment))))
-        else:
-            prepared.append(made(experiment))
+            finder = lr_find.finder_of(experiment)
+            one = replace(one, finder=replace(one, experiment=finder, run=newest_run_dir(finder, listed[folder])))
+        prepared.append(one)
     return prepared
