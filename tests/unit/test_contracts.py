@@ -85,7 +85,7 @@ def test_a_workers_own_process_stays_light() -> None:
     assert not imported_by("truba_runner.search.worker") & {*HEAVY, "keras_tuner", "hydra", "submitit"}
 
 
-@pytest.mark.parametrize("command", ["status", "logs", "cancel", "stage", "best"])
+@pytest.mark.parametrize("command", ["status", "logs", "cancel", "stage", "best", "bundle"])
 def test_management_commands_start_without_hydra(command: str) -> None:
     assert not imported_by(f"truba_runner.commands.{command}") & (MANAGEMENT | HEAVY)
 
