@@ -199,9 +199,21 @@ class Finish:
 
 @dataclass
 class TensorBoard:
-    """Event files for TensorBoard, in the run directory."""
+    """Event files for TensorBoard, in the run directory; docs/tensorboard.md."""
 
     enabled: bool = True
+    # How far the points of the curves by step lie apart; None: curves by epoch alone.
+    every_steps: int | None = 10
+    # On a cluster they are written on the node's own disk (local_scratch of its partition), and copied from there.
+    node_local: bool = True
+    # How often what was appended there is copied: a kill takes at most so much of the curves along.
+    sync_seconds: float = 30.0
+    # The network's graph, once.
+    graph: bool = False
+    # First and last step of a profile, counted over all epochs: [10, 20].
+    profile_steps: list[int] = field(default_factory=list)
+    # `truba tensorboard` on a login node ends when nobody has looked at the page for so long; 0: never.
+    idle_minutes: float = 30.0
 
 
 @dataclass
