@@ -141,7 +141,7 @@ def test_kills_at_random_moments(workers: int, start: Ask, undisturbed: Path, tm
         position = CheckpointStore(tmp_path / "checkpoints").position()
         at_a_finder = position in (Position(0, 0), Position(2, 0))
         # An interrupted finder starts over: some kills fall into it, the others after it.
-        look = dice.choice([3, FINDER + 1, FINDER + 2]) if at_a_finder else dice.randint(1, 2)
+        look = dice.choice([3, FINDER + 1, FINDER + 2]) if at_a_finder else dice.randint(1, 4)
         ended = start(tmp_path, sections=sections, slow_save=0.06, look=look, kill_after=0.12 * dice.random())
         assert ended["status"] == -signal.SIGKILL, "it was done too early"
     assert start(tmp_path, sections=sections)["status"] == 0, log(tmp_path)
