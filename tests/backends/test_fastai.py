@@ -228,6 +228,16 @@ def test_what_the_job_gets_wrong(old: str, new: str, told: str, start: Ask, tmp_
     assert re.search(told, message), message
 
 
+def test_a_failure_in_a_reading_process_ends_the_run(start: Ask, tmp_path: Path) -> None:
+    """The readers are deaf to the signal by which Python ends them at its exit, and it waits for them."""
+    job = broken("item_tfms=RandomResizedCrop(", "item_tfms=[fail, RandomResizedCrop(").replace(
+        "5), batch_t", "5)], batch_t"
+    )
+    job += "\ndef fail(image):\n    return image if torch.utils.data.get_worker_info() is None else image.no_such()\n"
+    assert start(tmp_path, job=job, sections={"data": {"workers": 2}})["status"] == 1
+    assert "no_such" in log(tmp_path)
+
+
 def test_a_transform_that_fails_is_shown_with_all_steps_before_it(start: Ask, tmp_path: Path) -> None:
     job = broken("item_tfms=RandomResizedCrop(item_size, min_scale=0.5)", "item_tfms=lambda image: image.no_such()")
     assert start(tmp_path, job=job)["status"] == 1

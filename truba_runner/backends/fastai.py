@@ -17,6 +17,7 @@ from truba_runner.backends.fastai_ranks import Ranks
 from truba_runner.backends.fastai_reporter import Reporter
 from truba_runner.backends.fastai_resume import Resume
 from truba_runner.backends.fastai_stages import Course
+from truba_runner.backends.fastai_streams import end_readers
 from truba_runner.errors import Failed
 
 # Read when matplotlib is first imported: there is no screen.
@@ -42,6 +43,8 @@ def train(context: Context) -> dict[str, Any]:
             f"{train.batch_size or 64}), half precision with train.mixed_precision=mixed_float16 (now "
             f"{train.mixed_precision or 'float32'}), smaller images, or a network that is less deep."
         ) from error
+    finally:
+        end_readers()
 
 
 def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
