@@ -15,7 +15,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from truba_runner import allocation, backends, drill, full_disk, job_module, notify, provenance, restarts, scheduler
+from truba_runner import (
+    allocation,
+    backends,
+    drill,
+    full_disk,
+    job_module,
+    notify,
+    provenance,
+    request,
+    restarts,
+    scheduler,
+)
 from truba_runner.backends import hparams
 from truba_runner.checkpoint import CheckpointStore, Position
 from truba_runner.config import Experiment, experiment_from
@@ -110,7 +121,10 @@ def after_interruption(run: RunDir, here: allocation.Allocation, progress: Progr
         return 128 + signal.SIGTERM
     if here.rank:
         return 0  # Rank 0 speaks for the job: a bad end here would have srun kill it meanwhile.
-    most = experiment_from(run.read_config()).resources.max_requeues
+    experiment = experiment_from(run.read_config())
+    most = experiment.resources.max_requeues
+    with suppress(OSError):  # On a full disk it counts as a start in vain.
+        restarts.broken_off(run, here.job_id, request.derive(experiment))
     try:
         requeued = restarts.requeue(run, here.job_id, interruption.requeue, most, here.in_crew)
     except (Failed, scheduler.SlurmError) as error:
