@@ -66,7 +66,9 @@ def written_whole(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
 
 
 def _json_bytes(value: Any) -> bytes:
-    return (json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    text = json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    # A file's name may be no UTF-8; written so, JSON reads it back as it was.
+    return text.encode(errors="backslashreplace")
 
 
 def finite(value: Any) -> Any:

@@ -47,6 +47,8 @@ def main(arguments: list[str]) -> int:
     here = allocation.current()
     interruption = Interruption()
     interruption.listen()
+    # As stderr does it already: the log may name a file whose name is no UTF-8.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     progress = Progress(run, here.job_id, writes=here.rank == 0)
     try:
         os.chdir(run.path)
@@ -198,7 +200,8 @@ def describe(error: BaseException, job_folder: Path) -> dict[str, Any]:
 
     Keys: `type`, `message`, and where the way led through `job_folder` also `file`, `line` and `code`.
     """
-    record: dict[str, Any] = {"type": type(error).__name__, "message": str(error).strip()[:2000]}
+    kind = Failed.__name__ if isinstance(error, Failed) else type(error).__name__
+    record: dict[str, Any] = {"type": kind, "message": str(error).strip()[:2000]}
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError) and error.filename:
         frames.append(traceback.FrameSummary(error.filename, error.lineno or 0, "", line=error.text or ""))

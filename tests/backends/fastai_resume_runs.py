@@ -33,11 +33,11 @@ from fastai.vision.all import *
 def load_items(name, folder, count=60):
     return sorted(get_image_files(folder / "photographs"))[:count]
 
-def data_block(items, size=16, item_size=24):
+def data_block(items, size=16, item_size=24, held_out=0.25):
     label = using_attr(RegexLabeller(r"(.+)_\\d+.jpg$"), "name")
     return DataBlock(
         blocks=(ImageBlock, CategoryBlock(vocab=sorted({label(item) for item in items}))),
-        splitter=RandomSplitter(0.25, seed=3), get_y=label,
+        splitter=RandomSplitter(held_out, seed=3), get_y=label,
         item_tfms=RandomResizedCrop(item_size, min_scale=0.5), batch_tfms=aug_transforms(size=size, min_scale=0.7),
     )
 
@@ -93,6 +93,7 @@ SECTIONS: dict[str, Any] = {
     "cluster": {"name": "test"},
     "environment": {"name": "test"},
     "checkpoint": {"save_model": False},
+    "finish": {},
     "tensorboard": {},
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -38,6 +39,13 @@ def started(run: RunDir, position: Position) -> Progress:
     restarts.begin(run, "7", position, {})
     progress.update(epochs=9)
     return progress
+
+
+def test_a_name_that_is_no_utf_8_can_be_told(run: RunDir) -> None:
+    progress = started(run, Position(0, 0))
+    told = worker.describe(Failed(os.fsdecode(b"g\xfcl_1.jpg is no image")), run.path)
+    progress.update(state="failed", error=told)
+    assert os.fsencode(run.progress()["error"]["message"]) == b"g\xfcl_1.jpg is no image"
 
 
 def place(run: RunDir) -> list[int | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from typing import Any
 
 from truba_runner import plots
@@ -30,7 +31,10 @@ def find_rates(context: Context, learner: Any, stage: Find, steps: int) -> dict[
         told = "  ".join(f"{name} {'nothing' if rate is None else f'{rate:.2e}'}" for name, rate in suggested.items())
         print(f"lr_find {stage.name}: {told}", flush=True)
         curve = {"suggestions": suggested, "learning_rates": rates, "losses": losses}
-        write_atomically(context.run.path / f"lr_find_{stage.name}.json", json.dumps(_finite(curve)).encode())
+        try:
+            write_atomically(context.run.path / f"lr_find_{stage.name}.json", json.dumps(_finite(curve)).encode())
+        except OSError as error:  # What it suggests is in the checkpoints too.
+            print(f"lr_find_{stage.name}.json could not be written ({error}); training goes on", file=sys.stderr)
         plots.rate_curve(rates, losses, suggested, context.run.plots, f"lr_find_{stage.name}.png")
     return suggested
 

@@ -27,6 +27,28 @@ class Course:
         self._loop, self._reporter, self._resume = loop, reporter, resume
         self._first_epoch = 0
 
+    def check(self, stages: Sequence[Stage]) -> None:
+        """Looks before anything is trained whether each stage will have something to train on.
+
+        Raises:
+            Failed: it will not.
+        """
+        loaders, ranks = self._learner.dls, self._loop.ranks.count
+        train, validation = len(loaders.train_ds), len(loaders.valid_ds)
+        wanted = {loaders.train.bs: "train.batch_size"}
+        for stage in stages:
+            if isinstance(stage, Resize):
+                self._data.block(size=stage.size)
+                wanted[self._data.batch_size(stage.batch_size)] = "batch_size of the stage resize"
+        for size, where in wanted.items():
+            if loaders.train.drop_last and train < size * ranks:
+                raise Failed(_too_few(train, size * ranks, ranks, where))
+        if not validation and self._context.experiment.finish.evaluate:
+            raise Failed(
+                f"The validation set is empty: the DataBlock's splitter gives all {train} items to the training. Have "
+                "it hold some out, or set finish.evaluate=false, which trains on all of them."
+            )
+
     def run(self, stages: Sequence[Stage]) -> None:
         """Does what is still to be done of the stages."""
         try:
@@ -84,11 +106,8 @@ class Course:
         with self._loop.watched_by(self._loop.watcher, index):
             steps = self._loop.steps()
         if not steps:
-            learner, ranks = self._learner, self._loop.ranks.count
-            raise Failed(
-                f"The training set has {len(learner.dls.train_ds)} items, and a batch of {ranks} processes has "
-                f"{learner.dls.train.bs * ranks}: there is not one whole batch. Set train.batch_size lower."
-            )
+            loaders, ranks = self._learner.dls, self._loop.ranks.count
+            raise Failed(_too_few(len(loaders.train_ds), loaders.train.bs * ranks, ranks, "train.batch_size"))
         return steps
 
     def _rates(self, rates: Rates) -> Any:
@@ -105,3 +124,11 @@ class Course:
                 f"(lr_find_{rate.find}.json has its curve). Use another of its suggestions, or a number."
             )
         return value
+
+
+def _too_few(items: int, batch: int, ranks: int, where: str) -> str:
+    of_all = f" of {ranks} processes" if ranks > 1 else ""
+    return (
+        f"The training set has {items} items, and a batch{of_all} has {batch}: there is not one whole batch. "
+        f"Set {where} lower."
+    )
