@@ -93,8 +93,8 @@ SECTIONS: dict[str, Any] = {
     "cluster": {"name": "test"},
     "environment": {"name": "test"},
     "checkpoint": {"save_model": False},
+    "tensorboard": {"every_steps": 1},
     "finish": {},
-    "tensorboard": {},
 }
 
 
