@@ -91,6 +91,7 @@ def test_the_log_says_how_an_example_is_made_and_what_is_trained(done: Path) -> 
         "Setting-up type transforms pipelines",
         "Building one batch",
         "Total trainable params: 531",
+        "stage 2: lr_find find, 12 steps at most",
         "epoch 1/4",
     ):
         assert log(done).count(line) == 1, line

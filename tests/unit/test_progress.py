@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from truba_runner import restarts, worker
+from truba_runner import restarts, scheduler, worker
+from truba_runner.allocation import Allocation
 from truba_runner.checkpoint import Position
 from truba_runner.commands import status
 from truba_runner.config import Experiment
@@ -89,6 +91,19 @@ def test_a_run_that_comes_no_further_is_given_up_unless_it_was_told_to_stop_befo
     start(seconds=500, told=False)
     with pytest.raises(Failed, match="3 starts from epoch 1, step 0 came no further"):
         start(seconds=1, told=False)
+
+
+def test_a_worker_that_was_told_to_stop_puts_it_on_record(
+    run: RunDir, experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Preempted: Slurm brings it back by itself."""
+    run.write_config(asdict(experiment()))
+    monkeypatch.setattr(scheduler, "state", lambda job_id: "PENDING")
+    interruption, here = Interruption(), Allocation("7", "mnist", 0, 1, on_slurm=True)
+    for _ in range(4):
+        progress = started(run, Position(0, 0))
+        assert worker.after_interruption(run, here, progress, interruption) == 128 + signal.SIGTERM
+    assert run.progress()["state"] == "interrupted"
 
 
 def test_a_damaged_checkpoint_that_is_passed_over_costs_the_steps_up_to_the_one_before(run: RunDir) -> None:

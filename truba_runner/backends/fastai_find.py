@@ -14,7 +14,8 @@ from truba_runner.rundir import write_atomically
 
 # fastai's own: so many of the last points are left out, as of a tenth of the first.
 _SKIPPED_AT_THE_END = 5
-_DEFAULT_STEPS = 100
+# fastai's own; it stops before where the loss has grown to four times the best.
+DEFAULT_STEPS = 100
 
 
 def find_rates(context: Context, learner: Any, stage: Find, steps: int) -> dict[str, float | None]:
@@ -74,7 +75,7 @@ def _finder_class() -> Any:
         # By this other callbacks know that it is no training.
         name = "lr_finder"
 
-        def __init__(self, start_lr: float = 1e-7, end_lr: float = 10, num_it: int = _DEFAULT_STEPS) -> None:
+        def __init__(self, start_lr: float = 1e-7, end_lr: float = 10, num_it: int = DEFAULT_STEPS) -> None:
             super().__init__(start_lr=start_lr, end_lr=end_lr, num_it=num_it)
 
         def before_fit(self) -> None:

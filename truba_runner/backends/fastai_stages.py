@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from truba_runner.backends import Context
-from truba_runner.backends.fastai_find import find_rates
+from truba_runner.backends.fastai_find import DEFAULT_STEPS, find_rates
 from truba_runner.backends.fastai_job import Data
 from truba_runner.backends.fastai_loop import Loop, Watcher
 from truba_runner.backends.fastai_reporter import Reporter
@@ -89,6 +89,9 @@ class Course:
 
     def _find(self, index: int, stage: Find) -> None:
         steps = self._steps(index)
+        if self._context.rank == 0:
+            at_most = int(stage.options.get("num_it", DEFAULT_STEPS))
+            print(f"stage {index + 1}: lr_find {stage.name}, {at_most} steps at most", flush=True)
         with self._loop.watched_by(Watcher(self._loop.ranks), index):
             self._resume.answers[stage.name] = find_rates(self._context, self._learner, stage, steps)
 
