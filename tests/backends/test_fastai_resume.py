@@ -19,6 +19,7 @@ import fastai_resume_runs as runs
 import pytest
 from event_files_read import curves, seen
 from fastai_resume_runs import Ask
+from forked_starts import INTERRUPTED
 
 from truba_runner.checkpoint import CheckpointStore, Position
 from truba_runner.rundir import RunDir
@@ -27,7 +28,6 @@ FINDER, HEAD, VALIDATION, SECOND_FINDER, WHOLE = 11, 4, 2, 9, 5
 AFTER = VALIDATION + 2
 FIRST_STAGE = FINDER + 2 * (HEAD + VALIDATION)
 SECOND_STAGE = FIRST_STAGE + SECOND_FINDER + 2 * (WHOLE + VALIDATION)
-INTERRUPTED = 75
 
 
 @pytest.fixture(scope="module")
