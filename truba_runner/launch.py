@@ -15,6 +15,7 @@ from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.plan import plan
 from truba_runner.rundir import RunDir
 from truba_runner.search import submission as search
+from truba_runner.search.space import jobs
 from truba_runner.state import last_job_id, state_of
 from truba_runner.submit import Prepared, Submission, settle
 from truba_runner.tell import Outcome
@@ -91,8 +92,9 @@ def absolute(experiment: Experiment) -> Experiment:
 def with_data(experiment: Experiment, selector: str) -> Experiment:
     """Sees to the data; where other data stands in for it, says so and trains on that under its own name."""
     name = data.provide(experiment, selector)
-    # Of a long table the one line that the run uses.
-    experiment = replace(experiment, job=replace(experiment.job, weights=weights.chosen(experiment.job)))
+    # Of a long table the one line that the run uses; a search has trials, which may use several.
+    used = {arch: url for job in jobs(experiment) for arch, url in weights.chosen(job).items()}
+    experiment = replace(experiment, job=replace(experiment.job, weights=used))
     if name == experiment.data.name:
         return experiment
     print(

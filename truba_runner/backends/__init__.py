@@ -21,11 +21,13 @@ class Traits:
     # A task is one process: one a node with all of its GPUs, or one a GPU.
     task_per_gpu: bool
     multi_node: bool
+    # Whether a training's rates are made for its length, so that the last epoch's model is what it comes to.
+    last_epoch_counts: bool = False
 
 
 TRAITS = {
     "keras": Traits(task_per_gpu=False, multi_node=True),
-    "fastai": Traits(task_per_gpu=True, multi_node=True),
+    "fastai": Traits(task_per_gpu=True, multi_node=True, last_epoch_counts=True),
 }
 
 

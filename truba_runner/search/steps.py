@@ -28,13 +28,17 @@ class Opened:
         self.search = SearchDir(Path(path))
         self.sweep = Sweep(**about["sweep"])
         self.options: dict[str, Any] = about["options"]
+        self.last_epoch_counts: bool = about["last_epoch_counts"]
         self.store = Store(self.search, lock_for(self.search.path, self.sweep.lock), about["identity"])
 
 
 def describe(experiment: Experiment) -> dict[str, Any]:
     """What a step is told of the config, in values that JSON holds."""
-    options, identity = experiment.job.options, training_hash(experiment)
-    return {"sweep": asdict(experiment.sweep), "options": options, "identity": identity}
+    job, identity = experiment.job, training_hash(experiment)
+    last = trials.last_epoch_counts(job.backend)
+    return {
+        "sweep": asdict(experiment.sweep), "options": job.options, "identity": identity, "last_epoch_counts": last
+    }  # fmt: skip
 
 
 # -- the space ---------------------------------------------------------------------------------------------------
@@ -147,7 +151,8 @@ def _tell(opened: Opened, state: State, made: Any, lease: Lease, outcome: dict[s
         for found in (run.result().get("hyperparameters") for run in runs):
             if found:
                 ended.hyperparameters.merge(HyperParameters.from_config(found), overwrite=False)
-        _report(made, trial, runs, ended, state)
+        values = trial.hyperparameters.values
+        _report(made, trial, [trials.history(run, values, opened.last_epoch_counts) for run in runs], ended, state)
     try:
         made.end_trial(ended)
     except RuntimeError as error:
@@ -158,16 +163,15 @@ def _tell(opened: Opened, state: State, made: Any, lease: Lease, outcome: dict[s
     return _in_words(made, made.trials[lease.trial])
 
 
-def _report(made: Any, trial: Any, runs: list[Any], ended: Any, state: State) -> None:
-    """The metrics of the best epoch, over the trial's own epochs, averaged over its executions: as Keras Tuner does."""
+def _report(made: Any, trial: Any, runs: list[dict[str, list[float]]], ended: Any, state: State) -> None:
+    """The metrics of the best epoch of each execution's history, averaged: as Keras Tuner does."""
     from keras_tuner.src.backend import keras
     from keras_tuner.src.engine import tuner_utils
 
-    after = int(trial.hyperparameters.values.get("tuner/initial_epoch", 0))
     histories = []
     for run in runs:
         record = keras.callbacks.History()
-        record.history = trials.history(run, after)
+        record.history = run
         histories.append(record)
     name = made.objective.name
     known = histories[0].history
