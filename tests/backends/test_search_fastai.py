@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # Small crops of the photographs that the packages bring, and a small network.
 PETS = [
     "+experiment=pets", "data.name=crops", "data.workers=0", "data.options.size=32", "+data.options.item_size=40",
-    "train.batch_size=8", "job.options.arch=squeezenet1_1", "job.options.pretrained=false", "tensorboard.enabled=false",
+    "train.batch_size=8", "train.epochs=1", "job.options.arch=squeezenet1_1", "job.options.pretrained=false",
+    "tensorboard.enabled=false",
 ]  # fmt: skip
 SEARCH = [
     *PETS, "sweep=hyperband", "sweep.max_epochs=2", "sweep.factor=2", "sweep.objective=val_error_rate",
@@ -69,8 +70,9 @@ def test_a_longer_fit_is_what_training_as_long_at_once_comes_to(tmp_path: Path) 
     # The score is the last epoch's, and so are the model that is kept and what it is worth.
     for best in result_of(search.path)["best"]:
         assert Path(best["model"]).is_file() and best["metrics"]["val_error_rate"] == best["score"]
-        assert result_of(search.best(best["trial"]).path)["weights_sha256"] == (
-            search.trial(best["trial"]).result()["weights_sha256"]
+        assert (
+            result_of(search.best(best["trial"]).path)["weights_sha256"]
+            == (search.trial(best["trial"]).result()["weights_sha256"])
         )
 
 
@@ -99,7 +101,9 @@ def test_a_cycle_is_followed_by_another(tmp_path: Path) -> None:
 
 
 def test_what_no_search_can_do_with_a_learner_is_refused_at_once(tmp_path: Path) -> None:
-    refused = run(tmp_path, *SEARCH, "resources.gpus=2", "train.recipe=[{fit:{epochs:1}},unfreeze]", "+sweep.space.n.boolean={}")  # noqa: E501
+    refused = run(
+        tmp_path, *SEARCH, "resources.gpus=2", "train.recipe=[{fit:{epochs:1}},unfreeze]", "+sweep.space.n.boolean={}"
+    )  # noqa: E501
     assert refused.returncode == 2 and not (tmp_path / "runs").exists()
     for told in ("one for each GPU", "End the recipe with one that trains", "job.options.n"):
         assert told in refused.stderr, refused.stderr

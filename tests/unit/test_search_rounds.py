@@ -10,8 +10,8 @@ import pytest
 from truba_runner import recipe
 from truba_runner.config import Experiment, Source
 from truba_runner.data import needed
-from truba_runner.plan import plan
 from truba_runner.errors import Refused
+from truba_runner.plan import plan
 from truba_runner.search import rounds
 
 
@@ -61,6 +61,8 @@ def test_a_search_over_architectures_needs_the_weights_of_each(experiment: Calla
         "+sweep.space={job.options.arch:{choice:[resnet18,resnet34,resnet34]}}",
     ]  # fmt: skip
     files = [source.file for source in needed(experiment(*given, name="pets")) if isinstance(source, Source)]
-    assert len([name for name in files if "resnet18" in name]) == len([name for name in files if "resnet34" in name]) == 1
+    assert (
+        len([name for name in files if "resnet18" in name]) == len([name for name in files if "resnet34" in name]) == 1
+    )
     with pytest.raises(Refused, match="resnet81"):
         plan(experiment(*given[:-1], "+sweep.space={job.options.arch:{choice:[resnet18,resnet81]}}", name="pets"))

@@ -12,6 +12,7 @@ from typing import Any
 
 from truba_runner.config import Sweep
 from truba_runner.errors import Failed
+from truba_runner.search.records import TOLD
 from truba_runner.search.space import declare
 
 
@@ -81,6 +82,11 @@ def dump(oracle: Any) -> dict[str, Any]:
 def dump_trials(oracle: Any) -> dict[str, Any]:
     """The trials by their id, as JSON holds them."""
     return {trial_id: trial.get_state() for trial_id, trial in oracle.trials.items()}
+
+
+def hopeful(oracle: Any) -> set[str]:
+    """The trials that another may still go on from."""
+    return set(oracle.hopeful()) if hasattr(oracle, "hopeful") else set()
 
 
 # -- the four ----------------------------------------------------------------------------------------------------
@@ -180,17 +186,30 @@ def _hyperband(sweep: Sweep, common: dict[str, Any]) -> Any:
             """The best trial of the round before that is not promoted yet; None where none is to be, or not yet."""
             if not self._is_over(number, rounds, index - 1):
                 return None
+            left = self._left(rounds, index)
+            return left[0] if len(left) > self._get_size(number, index - 1) - self._get_size(number, index) else None
+
+        def _left(self, rounds: list[Any], index: int) -> list[Any]:
+            """Those of the round before that came to a score and are not promoted, the best first."""
             promoted = {entry["past_id"] for entry in rounds[index]}
             past = [self.trials[entry["id"]] for entry in rounds[index - 1] if entry["id"] not in promoted]
             left = [trial for trial in past if trial.status == "COMPLETED"]
-            if len(left) <= self._get_size(number, index - 1) - self._get_size(number, index):
-                return None
             # Stable, as Keras Tuner's own: of two that are equal the earlier.
-            return sorted(left, key=lambda trial: trial.score, reverse=self.objective.direction == "max")[0]
+            return sorted(left, key=lambda trial: trial.score, reverse=self.objective.direction == "max")
+
+        def hopeful(self) -> set[str]:
+            """Trials that may still be promoted; whoever is told later can only push some of them out."""
+            found = set()
+            for bracket in self._brackets:
+                number, rounds = bracket["bracket_num"], bracket["rounds"]
+                for index in range(1, len(rounds)):
+                    places = self._get_size(number, index) - len(rounds[index])
+                    found |= {trial.trial_id for trial in self._left(rounds, index)[:places]}
+            return found
 
         def _is_over(self, number: int, rounds: list[Any], index: int) -> bool:
             """Whether each trial of a round is told, and none will join it."""
-            if any(self.trials[entry["id"]].status not in {"COMPLETED", "FAILED"} for entry in rounds[index]):
+            if any(self.trials[entry["id"]].status not in TOLD for entry in rounds[index]):
                 return False
             if len(rounds[index]) == self._get_size(number, index):
                 return True

@@ -16,7 +16,7 @@ from truba_runner.search import leases, oracle, trials
 from truba_runner.search.directory import SearchDir
 from truba_runner.search.leases import Lease, Worker
 from truba_runner.search.lock import lock_for
-from truba_runner.search.records import values_of
+from truba_runner.search.records import TOLD, ranked, values_of
 from truba_runner.search.store import State, Store
 
 
@@ -114,7 +114,7 @@ def step(
     """Tells the oracle what came of a trial, where there is an `outcome`, and asks for the next, in one transaction.
 
     Returns `lease` with a trial, or `wait` where others' trials decide, or `finished`, or `failed` with a reason;
-    `told`, in a sentence, where the outcome was taken.
+    `told`, in a sentence, where the outcome was taken. `over`: trials whose checkpoints nobody will want.
     """
     _hide_gpus()
     opened = Opened(path, about)
@@ -128,7 +128,17 @@ def step(
             answer.update(failed=state["failed"], finished=state["finished"])
         elif ask:
             answer.update(_ask(opened, state, made, Worker(*worker), dead))
+        answer["over"] = _over(opened, state, made)
     return answer
+
+
+def _over(opened: Opened, state: State, made: Any) -> list[str]:
+    """Trials that are told, are not among the best, and that no trial goes on from, now or later."""
+    wanted = oracle.hopeful(made)
+    of_open = [values_of(trial) for name, trial in state["trials"].items() if name in state["open"]]
+    wanted |= {str(values.get("tuner/trial_id")) for values in of_open}
+    wanted |= {trial["trial_id"] for trial in ranked(state)[: max(1, opened.sweep.best_models)]}
+    return [name for name, trial in state["trials"].items() if trial["status"] in TOLD and name not in wanted]
 
 
 def _keep(state: State, made: Any) -> None:

@@ -89,11 +89,25 @@ def _go_on_from(past: RunDir, run: RunDir) -> None:
 
 
 def link_best(past: RunDir, run: RunDir, epoch: int) -> None:
-    """Gives a run the checkpoint of another that was written at the end of `epoch`: the newest, or else the best."""
+    """Gives a run the checkpoint of another that was written at the end of `epoch`: the newest, or else the best.
+
+    Where neither is kept the run is trained from its beginning, and ends the same.
+    """
     name = f"checkpoint-{epoch:06d}-{0:09d}.ckpt"
-    newest = past.checkpoints / name
-    with suppress(FileExistsError):
-        _link(newest if newest.exists() else past.checkpoints / BEST, run.checkpoints / name)
+    for source in (past.checkpoints / name, past.checkpoints / BEST):
+        if source.exists():
+            with suppress(FileExistsError):
+                _link(source, run.checkpoints / name)
+            return
+
+
+def let_go(search: SearchDir, sweep: Sweep, trial_id: str) -> None:
+    """Takes the checkpoints of a trial away, of all of its attempts: nobody will go on from them."""
+    retry = 0
+    while retry == 0 or search.trial(trial_id, 0, retry).exists():
+        for run in executions(search, sweep, trial_id, retry):
+            shutil.rmtree(run.checkpoints, ignore_errors=True)
+        retry += 1
 
 
 def _link(source: Path, target: Path) -> None:

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -99,6 +99,7 @@ class _SearchWorker:
         self._nursery = Nursery({"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "1"})
         self._lease: Lease | None = None
         self._lease_lost = threading.Event()
+        self._let_go_of: set[str] = set()
 
     def work(self) -> None:
         """Until no trial is left.
@@ -122,6 +123,7 @@ class _SearchWorker:
             answer = self._next(outcome, pulse)
             if "told" in answer:
                 print(answer["told"], flush=True)
+            self._let_go(answer.get("over", ()))
             if answer.get("failed"):
                 raise Failed(f"the search was given up: {answer['failed']}")
             if self._interruption.requested:
@@ -134,6 +136,12 @@ class _SearchWorker:
             else:
                 self._wait(pulse)
         self._conclude(pulse)
+
+    def _let_go(self, over: Sequence[str]) -> None:
+        for trial in over:
+            if trial not in self._let_go_of:
+                trials.let_go(self._search, self._experiment.sweep, trial)
+                self._let_go_of.add(trial)
 
     # -- the oracle ----------------------------------------------------------------------------------------------
 

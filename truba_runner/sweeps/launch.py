@@ -13,7 +13,16 @@ from pathlib import Path
 from truba_runner import changed_code, job_module, places, rundir, scheduler, tell
 from truba_runner.config import Experiment
 from truba_runner.errors import Failed, Problem, Refused
-from truba_runner.launch import absolute, launch, newest_run_dir, on_slurm_or_failed, train_here, wait_for, with_data
+from truba_runner.launch import (
+    absolute,
+    launch,
+    newest_run_dir,
+    on_slurm_or_failed,
+    train_here,
+    wait_for,
+    waits,
+    with_data,
+)
 from truba_runner.plan import Plan, plan
 from truba_runner.state import last_job_id, state_of
 from truba_runner.submit import Prepared, settle
@@ -84,7 +93,8 @@ def launch_sweep(
         print(f"warning: {warning}", file=sys.stderr)
     if any(run.composed.experiment.sweep.kind for run in checked):
         # A search has jobs of its own, and goes by no other's.
-        return [launch(run.composed.experiment, run.composed.selector) for run in checked]
+        outcomes = [launch(run.composed.experiment, run.composed.selector, may_wait=False) for run in checked]
+        return wait_for(outcomes) if waits(checked[0].composed.experiment) else outcomes
     dry_run = any(run.composed.experiment.dry_run for run in checked)
     prepared = _prepared(checked, provide_data=not dry_run)
     runs_folder = prepared[0].run.path.parent
