@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -205,7 +206,7 @@ def _in_words(made: Any, trial: Any) -> str:
 
 
 def _ask(opened: Opened, state: State, made: Any, worker: Worker, dead: list[str]) -> dict[str, Any]:
-    leases.reap(state, worker, dead, lambda trial, retry: trials.position(opened.search, opened.sweep, trial, retry))
+    leases.reap(state, worker, dead, partial(trials.position, opened.search, opened.sweep))
     lease = leases.take_waiting(state, worker)
     if lease is None:
         # A name of its own for each question: Keras Tuner gives a worker that has a trial the same one again.

@@ -14,7 +14,7 @@ from truba_runner.backends import TRAITS
 from truba_runner.checkpoint import BEST, CheckpointStore
 from truba_runner.config import Experiment, Sweep
 from truba_runner.rundir import RunDir
-from truba_runner.search import rounds
+from truba_runner.search import leases, rounds
 from truba_runner.search.directory import SearchDir
 from truba_runner.search.records import values_of
 from truba_runner.search.space import trial_config
@@ -51,7 +51,8 @@ def prepare(
             # Of a recipe the stages say how long they are.
             config["train"].update(recipe=_recipe(config["train"], values, past), epochs=1)
         run.write_config(config)
-    run.append_submission({"event": "leased", **started})
+    # Lost with the machine's power, it is told again by whoever takes the trial then.
+    run.append_submission({"event": "leased", **started}, durable=False)
     return run
 
 
@@ -121,6 +122,8 @@ def _link(source: Path, target: Path) -> None:
 
 def position(search: SearchDir, sweep: Sweep, trial_id: str, retry: int) -> list[int]:
     """How far a trial has come: executions that are done, epochs and steps of the next one."""
+    if trial_id == leases.RESULT:
+        return [0, 0, 0]
     runs = executions(search, sweep, trial_id, retry)
     done = sum(1 for run in runs if run.result())
     if done == len(runs):
