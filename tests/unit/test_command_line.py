@@ -91,11 +91,12 @@ def test_a_dry_run_prints_the_script_and_leaves_no_trace(truba, tmp_path: Path) 
 def test_a_dry_run_of_a_sweep_is_an_array_and_leaves_no_trace(truba, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     done = truba("-m", "+experiment=mnist", "train.seed=range(5)", "cluster=truba", "dry_run=true")
     assert done.returncode == 0, done.stderr
-    assert "#SBATCH --array=0-4" in done.stdout and "--hold" not in done.stdout
+    assert "#SBATCH --array=0-4" in done.stdout and "--dependency" not in done.stdout
     ahead = truba(
         "-m", "+experiment=mnist", "train.seed=range(5)", "cluster=truba", "dry_run=true", "sweep.canary=true"
     )
-    assert "#SBATCH --array=0-3" in ahead.stdout and ahead.stdout.count("#SBATCH --hold") == 1
+    assert "#SBATCH --array=0-3" in ahead.stdout and ahead.stdout.count("#SBATCH --dependency=afterok:") == 1
+    assert ahead.stdout.index("#SBATCH --array=0-0") < ahead.stdout.index("#SBATCH --kill-on-invalid-dep=yes")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["work"]
 
 
