@@ -191,6 +191,8 @@ def test_a_loser_leaves_no_checkpoint_and_comes_to_the_same_when_it_is_wanted_af
     best, second, third = sorted(state["trials"].values(), key=lambda trial: trial["score"])[:3]
     kept = {trial.name for trial in (project.path / "trials").iterdir() if (trial / "checkpoints").exists()}
     assert kept == {best["trial_id"], second["trial_id"]}
+    left = [len([*trial.rglob("*")]) for trial in (project.path / "trials").iterdir() if trial.name not in kept]
+    assert set(left) == {7}
     # None was taken from a trial that was promoted later.
     promoted = [trial for trial in state["trials"].values() if "tuner/trial_id" in values_of(trial)]
     assert len(promoted) > 3
