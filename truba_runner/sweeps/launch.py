@@ -24,6 +24,7 @@ from truba_runner.launch import (
     with_data,
 )
 from truba_runner.plan import Plan, plan
+from truba_runner.queue.automatic import Automatic
 from truba_runner.state import last_job_id, state_of
 from truba_runner.submit import Prepared, settle
 from truba_runner.sweeps import canary, rules, sweeper_job
@@ -133,9 +134,11 @@ def _checked(runs: Sequence[Composed], label: Callable[[int], str], refusals: Re
     checked = []
     find = lru_cache(maxsize=None)(lambda module: job_module.find(module, Path.cwd()))
     host = socket.gethostname()
+    automatic = Automatic()
     for index, composed in enumerate(runs):
         experiment = absolute(composed.experiment)
         try:
+            experiment = automatic.settled(experiment, Path(experiment.job.module))
             made = plan(experiment, login_node=host)
             if problems := list(rules.problems(experiment, made.request)):
                 raise Refused(*problems)
