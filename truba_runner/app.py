@@ -17,9 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from truba_runner.config import Experiment, detect_cluster, shipped
 from truba_runner.config_errors import FOREIGN, refuse_foreign_config, translated, unknown_keys
-from truba_runner.errors import Problem, Refused, nearest
-from truba_runner.launch import absolute, launch
-from truba_runner.plan import plan
+from truba_runner.errors import Failed, Problem, Refused, nearest
+from truba_runner.launch import absolute, check, launch
 from truba_runner.sweeps.sweeper_job import SweeperSubmitted
 from truba_runner.tell import Outcome
 
@@ -84,9 +83,9 @@ def _all_that_is_wrong(overrides: Sequence[str], first: Problem) -> list[Problem
                 problems.append(translated(error))
             else:
                 good.append(text)
-        with suppress(*FOREIGN):
+        with suppress(Failed, *FOREIGN):
             try:
-                plan(absolute(typed(hydra.compose("config", good))))
+                check(absolute(typed(hydra.compose("config", good))))
             except Refused as refused:
                 problems += refused.problems
     return list(dict.fromkeys(problems))

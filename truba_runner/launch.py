@@ -12,7 +12,7 @@ from pathlib import Path
 from truba_runner import changed_code, data, job_module, places, rundir, scheduler, tell, weights
 from truba_runner.config import Experiment, run_id
 from truba_runner.errors import Failed, Problem, Refused
-from truba_runner.plan import plan
+from truba_runner.plan import Plan, plan
 from truba_runner.queue.automatic import Automatic
 from truba_runner.rundir import RunDir
 from truba_runner.search import overview
@@ -63,7 +63,22 @@ def _launch_run(prepared: Prepared) -> Outcome:
 
 
 def _prepared(experiment: Experiment, selector: str) -> Prepared:
-    """Checked, or every broken rule at once."""
+    experiment, made, job_file = check(experiment)
+    for warning in made.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if not experiment.dry_run:
+        experiment = with_data(experiment, selector)
+    run = search.directory(experiment) if experiment.sweep.kind else newest_run_dir(experiment)
+    return Prepared(experiment, run, made.request, job_file)
+
+
+def check(experiment: Experiment) -> tuple[Experiment, Plan, Path]:
+    """The experiment without `auto`, its plan, and the file of its job.
+
+    Raises:
+        Refused: with every broken rule.
+        Failed: Slurm does not answer.
+    """
     problems: list[Problem] = []
     made, job_file = None, None
     try:
@@ -77,12 +92,7 @@ def _prepared(experiment: Experiment, selector: str) -> Prepared:
         problems = [*refused.problems, *problems]
     if made is None or job_file is None:
         raise Refused(*problems)
-    for warning in made.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    if not experiment.dry_run:
-        experiment = with_data(experiment, selector)
-    run = search.directory(experiment) if experiment.sweep.kind else newest_run_dir(experiment)
-    return Prepared(experiment, run, made.request, job_file)
+    return experiment, made, job_file
 
 
 def on_slurm_or_failed() -> None:
