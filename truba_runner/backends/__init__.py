@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -23,11 +23,15 @@ class Traits:
     multi_node: bool
     # Whether a training's rates are made for its length, so that the last epoch's model is what it comes to.
     last_epoch_counts: bool = False
+    # Packages that it cannot do without, and the oldest versions that it was tried with.
+    needs: Mapping[str, str] = field(default_factory=dict)
 
 
 TRAITS = {
-    "keras": Traits(task_per_gpu=False, multi_node=True),
-    "fastai": Traits(task_per_gpu=True, multi_node=True, last_epoch_counts=True),
+    "keras": Traits(task_per_gpu=False, multi_node=True, needs={"tensorflow": "2.18", "keras": "3.6"}),
+    "fastai": Traits(
+        task_per_gpu=True, multi_node=True, last_epoch_counts=True, needs={"torch": "2.6", "fastai": "2.8"}
+    ),
 }
 
 
