@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from truba_runner.errors import Problem, nearest
@@ -47,6 +47,7 @@ _REQUIRED = {
     "fine_tune": ("epochs",),
     "resize": ("size",),
 }
+TRAINING = tuple(name for name, keys in _KEYS.items() if "epochs" in keys)
 # What fastai's Learner.fine_tune is called with where nothing is said.
 _FINE_TUNE_LR = 2e-3
 # And Learner.lr_find.
@@ -186,6 +187,21 @@ def shortened(recipe: Sequence[Any], epochs: int) -> list[Any]:
         return {name: {**options, **limited}} if limited else item
 
     return [short(item) for item in recipe]
+
+
+def can_grow(stage: Stage) -> bool:
+    """Whether a longer stage begins with the same steps: its rates do not follow from its length."""
+    return isinstance(stage, Fit) and stage.method == "fit"
+
+
+def signature(stages: Sequence[Stage]) -> list[list[str]]:
+    """What has to be the same for a checkpoint to mean the same: a recipe that begins so may be gone on with.
+
+    The length of a last stage that can grow is left out.
+    """
+    if stages and isinstance(stages[-1], Fit) and can_grow(stages[-1]):
+        stages = [*stages[:-1], replace(stages[-1], epochs=0)]
+    return [[type(stage).__name__, repr(asdict(stage))] for stage in stages]
 
 
 def epochs_of(stages: Sequence[Stage]) -> int:

@@ -216,6 +216,10 @@ class RunDir:
         writer.writerows(rows)
         write_atomically(self.path / "history.csv", text.getvalue().encode(), durable)
 
+    def has_lived(self) -> bool:
+        """Whether the run has come through an epoch, at any time."""
+        return (self.path / "history.csv").exists() or bool(self.result())
+
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes what the run came to. Its presence means that the run is finished."""
         write_atomically(self.path / "result.json", _json_bytes(result))

@@ -13,8 +13,8 @@ from typing import Any
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import SRUN_FAILED, Job
 
-# Slurm's word for a job that was submitted to be held.
-_HELD = "JobHeldUser"
+# Slurm's word for a job that waits for another.
+_WAITS = "Dependency"
 _SILENT = "it ended without a word; truba logs shows the last of it, and the same command goes on"
 _INTERRUPTED = "interrupted; the same command goes on"
 # What Slurm's word for an end means, where the job itself had none.
@@ -75,6 +75,7 @@ def state_of(run: RunDir, jobs: Mapping[str, Job] | None) -> RunState:
         why = (
             _why(progress)
             or _dropped(run)
+            or (_along_with_canary(run) if state == "CANCELLED" and not progress else "")
             or _ENDS.get(state)
             or (_INTERRUPTED if progress.get("state") == "interrupted" else "")
         )
@@ -104,13 +105,21 @@ def _among_others(run: RunDir, progress: Mapping[str, Any], job: Job) -> RunStat
 
 def _waits_for(run: RunDir, job: Job) -> str:
     canary = _intent(run).get("canary")
-    return f"held until {canary} has lived through its first epoch" if job.reason == _HELD and canary else job.reason
+    return f"held until {canary} has lived through its first epoch" if job.reason == _WAITS and canary else job.reason
 
 
 def _dropped(run: RunDir) -> str:
     """Why a run was taken out of the queue before it started."""
     told = run.submissions()
     return str(told[-1]["why"]) if told and told[-1]["event"] == "dropped" else ""
+
+
+def _along_with_canary(run: RunDir) -> str:
+    """What Slurm's word means for a run that waited for another, which has not lived."""
+    canary = _intent(run).get("canary")
+    if not canary or RunDir(run.path.parent / canary).has_lived():
+        return ""
+    return f"cancelled along with the canary {canary}, which ended before its first epoch did; the same command goes on"
 
 
 def _intent(run: RunDir) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from contextlib import ExitStack
-from dataclasses import asdict
 from typing import Any
 
 from truba_runner import plots, recipe
@@ -24,6 +23,8 @@ from truba_runner.errors import Failed
 os.environ.setdefault("MPLBACKEND", "Agg")
 # How torch begins to say so.
 _ONE_EXAMPLE = "Expected more than 1 value per channel when training"
+
+IMPORTS = (__name__, "fastai.vision.all")
 
 
 def train(context: Context) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def _signature(context: Context, learner: Any, data: Data, stages: tuple[recipe.
         "precision": train.mixed_precision or "float32",
         "examples": len(data.items),
         "names_of_the_examples": data.sha256(),
-        "recipe": [[type(stage).__name__, repr(asdict(stage))] for stage in stages],
+        "recipe": recipe.signature(stages),
         "model": fastai_state.signature_of_model(learner.model),
     }
 

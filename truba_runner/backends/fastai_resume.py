@@ -78,6 +78,8 @@ class Resume(Watcher):
             reason = f"its format is {state['format']}, and this version of truba_runner reads {FORMAT}"
             going_on.refuse(self._context, reason)
         then, now = state["signature"], self._signature
+        # What was trained of a recipe that has got longer is the same.
+        now = {**now, "recipe": now["recipe"][: len(then["recipe"])]}
         for name, value in now.items():
             if name != "model" and value != then.get(name):
                 going_on.refuse(self._context, f"{name.replace('_', ' ')} was {then.get(name)} then and is {value} now")
@@ -191,8 +193,13 @@ class Resume(Watcher):
         if self.ranks.agree():
             self._leave(position)
 
-    def stage_ends(self, epochs: int) -> None:
-        """After a stage of `epochs` epochs and the callbacks' `after_fit`; 0 for an lr_find. It is never repeated."""
+    def stage_ends(self, epochs: int, may_grow: bool) -> None:
+        """After a stage of `epochs` epochs and the callbacks' `after_fit`; 0 for an lr_find. It is never repeated.
+
+        `may_grow`: a longer run may go on from here, so the checkpoint of its last epoch is to stay.
+        """
+        if may_grow:
+            return
         self._save(Position(self._first_epoch + epochs, 0), beside=self._besides(finished=True))
 
     def wait(self) -> None:

@@ -13,7 +13,7 @@ from truba_runner.backends.fastai_loop import Loop, Watcher
 from truba_runner.backends.fastai_reporter import Reporter
 from truba_runner.backends.fastai_resume import Resume
 from truba_runner.errors import Failed
-from truba_runner.recipe import Find, Fit, Freeze, Rate, Rates, Resize, Stage
+from truba_runner.recipe import Find, Fit, Freeze, Rate, Rates, Resize, Stage, can_grow
 
 
 class Course:
@@ -25,7 +25,7 @@ class Course:
         """The learner's loop is installed by whoever calls `run`."""
         self._context, self._learner, self._data = context, learner, data
         self._loop, self._reporter, self._resume = loop, reporter, resume
-        self._first_epoch = 0
+        self._first_epoch = self._last = 0
 
     def check(self, stages: Sequence[Stage]) -> None:
         """Looks before anything is trained whether each stage will have something to train on.
@@ -51,6 +51,7 @@ class Course:
 
     def run(self, stages: Sequence[Stage]) -> None:
         """Does what is still to be done of the stages."""
+        self._last = len(stages) - 1
         try:
             for index, stage in enumerate(stages):
                 self._do(index, stage)
@@ -71,7 +72,7 @@ class Course:
                 self._fit(index, stage)
             else:
                 self._find(index, stage)
-            self._resume.stage_ends(epochs)
+            self._resume.stage_ends(epochs, may_grow=index == self._last and can_grow(stage))
         self._first_epoch += epochs
 
     def _freeze(self, stage: Freeze) -> None:
