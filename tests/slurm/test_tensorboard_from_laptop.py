@@ -120,7 +120,7 @@ def test_a_running_jobs_curves_come_to_the_browser_and_to_nobody_else(
     truba.environment["XDG_STATE_HOME"] = str(laptop.state)
     ports_before = listening(laptop.cluster, "mehmet")
     truba.write("jobs/logging.py", LOGGING_JOB)
-    truba.environment["PYTHONPATH"] += f":{Path(__file__).parent}"
+    truba.environment["PYTHONPATH"] += f":{Path(__file__).parents[1]}"
     name = truba.project.name
     assert (
         truba(
