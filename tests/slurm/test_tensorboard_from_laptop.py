@@ -385,17 +385,21 @@ def test_following_survives_a_cut_and_a_full_disk(laptop: Laptop, shelf: Shelf) 
 
 
 def test_pulled_curves_are_followed_in_a_page_served_here(laptop: Laptop, shelf: Shelf) -> None:
-    run = shelf.run("local-0000000a")
-    program = laptop.start("tensorboard", "--from", "login", "--pull", "local")
+    shelf.run("alpha-0000000a")
+    time.sleep(0.02)
+    run = shelf.run("zeta-0000000a")
+    program = laptop.start("tensorboard", "--from", "login", "--pull")
     url = program.url()
     assert laptop.far_servers() == []
     page = laptop.browse()
     try:
         page.open(url)
         page.wait_until(CHART)
+        shown = page.evaluate("document.querySelector('runs-data-table').innerText")
+        assert -1 < shown.index("zeta/train") < shown.index("alpha/train"), "the newest first"
         shelf.log(run, 2)
         began = time.monotonic()
-        page.wait_for_answer("timeSeries", lambda answer: len(points("local/train", "epoch_loss")(answer) or ()) == 2)
+        page.wait_for_answer("timeSeries", lambda answer: len(points("zeta/train", "epoch_loss")(answer) or ()) == 2)
         # Copied within five seconds, asked for within three.
         assert time.monotonic() - began < 15
     finally:
@@ -423,6 +427,7 @@ def test_what_cannot_be_is_said_in_one_paragraph(laptop: Laptop, shelf: Shelf) -
         (["--from", "login", "real"], {"PATH": f"{stand_in}:/usr/bin:/bin"}, 1, "OpenSSH can since 6.7"),
         (["--from", "login", "--far-command", "turba", "real"], {}, 1, "does not find truba"),
         (["--from", "login", "--far-command", no_tensorboard, "real"], {}, 1, "truba_runner[tensorboard]"),
+        (["--from", "closed", "real"], {}, 1, "does not let ssh reach the server's socket"),
         (["--pull", "real"], {}, 2, "Add --from LOGIN"),
     ]
     for arguments, variables, status, words in cases:
