@@ -122,7 +122,10 @@ class Laptop:
         bin = self._folder / "bin"
         bin.mkdir()
         (bin / "truba").write_text(f'#!/bin/sh\nexec {sys.executable} -m truba_runner "$@"\n')
-        (bin / "truba").chmod(0o755)
+        # A stand-in for what TRUBA has in its place.
+        (bin / "module").write_text('#!/bin/sh\n[ "$*" = "load apps/truba-ai/cpu-2024.0" ]\n')
+        for file in bin.iterdir():
+            file.chmod(0o755)
         config = self._folder / "sshd_config"
         python = Path(sys.executable).parent
         config.write_text(

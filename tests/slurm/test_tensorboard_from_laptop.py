@@ -295,7 +295,8 @@ def test_a_tunnel_takes_another_ones_server_over(laptop: Laptop, shelf: Shelf) -
     shelf.run("shared-0000000a")
     first = laptop.start("tensorboard", "--from", "login", "shared", "--no-browser")
     first.wait_for("TensorBoard is at", "out")
-    second = laptop.start("tensorboard", "--from", "login", "shared")
+    far_command = "module load apps/truba-ai/cpu-2024.0; python3 -m truba_runner"
+    second = laptop.start("tensorboard", "--from", "login", "shared", TRUBA_FAR_COMMAND=far_command)
     url = second.url()
     assert json.loads(laptop.get(url + "data/runs").stdout) == ["shared/train"]
     assert len(list(SOCKETS.glob("*.sock"))) == 1
