@@ -20,6 +20,8 @@ from laptop import AYSE, Laptop, listening, missing, wait_until
 from truba import Truba, run_dirs
 
 from truba_runner.rundir import RunDir
+from truba_runner.search.directory import SearchDir
+from truba_runner.sweeps.record import Member, SweepDir
 
 # Where ayse's sockets are: her login node tells of no other place, and /tmp is this machine's own.
 SOCKETS = Path(f"/tmp/truba_runner-{AYSE}")
@@ -313,7 +315,13 @@ def test_pulled_runs_are_runs(laptop: Laptop, shelf: Shelf) -> None:
         folder.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"x" * 1000)
     shelf.log(going, 2)
-    pulled = laptop.truba("pull", "--from", "login", "done", "going", "--json")
+    search = SearchDir(shelf.run("search-0000000c").path)
+    search.create()
+    Curve(search.trial("0001").tensorboard).add(1, 0.5)
+    sweep = SweepDir.of(shelf.folder, "going-sweep-1a2b")
+    sweep.describe([Member(going.id, {"train.seed": 3})], monitor="loss", mode="min")
+    shelf.log(going, 3)
+    pulled = laptop.truba("pull", "--from", "login", "done", "going-sweep", "search", "--json")
     assert pulled.returncode == 0, pulled.stderr
     here = {one["run"]: Path(one["directory"]) for one in json.loads(pulled.stdout)["runs"]}
     found = sorted(path.relative_to(here[done.id]).as_posix() for path in here[done.id].rglob("*") if path.is_file())
@@ -328,6 +336,10 @@ def test_pulled_runs_are_runs(laptop: Laptop, shelf: Shelf) -> None:
     rows = {row["run"]: row for row in json.loads(status.stdout)}
     assert rows[done.id]["state"] == "COMPLETED" and rows[done.id]["metrics"] == {"loss": 0.25}
     assert rows[going.id]["state"] == "RUNNING" and "login" in rows[going.id]["why"]
+
+    table = laptop.truba("status", sweep.id, "--csv")
+    assert f"{going.id},3,RUNNING" in table.stdout, table
+    assert list((here[search.id] / "trials" / "0001" / "tensorboard" / "train").iterdir())
 
     event_file = here[done.id] / "tensorboard" / "train" / events.name
     before = event_file.stat().st_ino

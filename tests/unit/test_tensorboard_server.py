@@ -235,7 +235,7 @@ def test_a_listing_names_the_sweep_of_a_run(tmp_path: Path) -> None:
     run = made(tmp_path, "mnist-0000000a", 1)
     sweep = SweepDir.of(tmp_path, "mnist-sweep-1")
     sweep.describe([Member(run.id, {"train.seed": 1})])
-    run.append_submission({"event": "intent", "token": "u", "sweep": sweep.id, "array_index": 0})
+    SweepDir.of(tmp_path, "other-sweep-2").describe([Member("other-0000000b", {"train.seed": 1})])
     (one,) = pulling.listing([run.id], tmp_path)
     assert one == {"runs_folder": str(tmp_path), "runs": {run.id: False}, "searches": [], "sweeps": [sweep.id]}
 
