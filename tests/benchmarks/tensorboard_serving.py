@@ -142,7 +142,7 @@ def first_chart(page: Browser, url: str, kind: str) -> None:
                 page.open(url)
 
 
-def open_page(kind: str, runs: Path, going: Curve, seconds: float) -> dict[str, float]:
+def open_page(kind: str, runs: Path, going: Curve, seconds: float, point_seconds: float) -> dict[str, float]:
     """Of the server, from when its first chart is there: processor seconds an hour, and memory at the end."""
     with server(kind, runs) as (pid, url), browser(runs) as page:
         if kind != "ours":
@@ -155,7 +155,7 @@ def open_page(kind: str, runs: Path, going: Curve, seconds: float) -> dict[str, 
         while time.monotonic() - began < seconds:
             step += 1
             going.add(step, 1 / step)
-            time.sleep(5)
+            time.sleep(point_seconds)
         took = time.monotonic() - began
         return {"CPU seconds an hour": (spent(pid) - before) / took * 3600, "MB": memory_mb(pid)}
 
@@ -173,6 +173,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--open-seconds", type=float, default=180)
+    options.add_argument("--point-seconds", type=float, default=30, help="as often as a job's event files are copied")
     options.add_argument("--runs", type=int, nargs="*", default=[1, 50, 500])
     options.add_argument("--open-runs", type=int, default=50)
     options.add_argument("--kinds", nargs="*", default=["ours", "plain", "plain, no data server"])
@@ -186,11 +187,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             going = make_runs(Path(folder), given.open_runs)
             measured = [
-                (kind, open_page(kind, Path(folder), going, given.open_seconds))
+                (kind, open_page(kind, Path(folder), going, given.open_seconds, given.point_seconds))
                 for _ in range(given.rounds)
                 for kind in given.kinds
             ]
-        tell(f"an open page of {given.open_runs} runs, {given.open_seconds:g} s measured", measured)
+        every = f"a point every {given.point_seconds:g} s, {given.open_seconds:g} s measured"
+        tell(f"an open page of {given.open_runs} runs, {every}", measured)
 
 
 def tell(what: str, measured: list[tuple[str, dict[str, float]]]) -> None:

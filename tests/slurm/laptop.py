@@ -171,6 +171,8 @@ class Laptop:
 
     def end_programs(self) -> None:
         """What a test that failed has left."""
+        for pid in self.processes("truba_runner"):
+            os.kill(pid, signal.SIGKILL)
         for program in self._programs:
             program.process.kill()
             program.process.wait(20)

@@ -17,7 +17,8 @@ import pytest
 from cluster import Cluster
 from curve import Curve
 from laptop import AYSE, Laptop, listening, missing, wait_until
-from truba import Truba, run_dirs
+from slow_run import Run
+from truba import Truba
 
 from truba_runner.rundir import RunDir
 from truba_runner.search.directory import SearchDir
@@ -25,7 +26,8 @@ from truba_runner.sweeps.record import Member, SweepDir
 
 # Where ayse's sockets are: her login node tells of no other place, and /tmp is this machine's own.
 SOCKETS = Path(f"/tmp/truba_runner-{AYSE}")
-CHART = "document.querySelector('scalar-card line-chart') && document.body.innerText.includes('epoch_loss')"
+SYNC_SECONDS = 4
+CHART = "document.querySelector('scalar-card line-chart') && document.body.innerText.includes('_loss')"
 
 
 @pytest.fixture(scope="module")
@@ -40,21 +42,6 @@ def laptop(cluster: Cluster) -> Iterator[Laptop]:
     yield made
     made.close()
     shutil.rmtree(SOCKETS, ignore_errors=True)
-
-
-# A job that does nothing but log, a point every second, straight to the shared disk.
-LOGGING_JOB = """
-import sys
-import time
-from pathlib import Path
-
-from curve import Curve
-
-curve = Curve(Path(sys.argv[-1]) / "tensorboard")
-for step in range(1, 600):
-    curve.add(step, 1 / step)
-    time.sleep(1)
-"""
 
 
 class Shelf:
@@ -121,17 +108,11 @@ def test_a_running_jobs_curves_come_to_the_browser_and_to_nobody_else(
 ) -> None:
     truba.environment["XDG_STATE_HOME"] = str(laptop.state)
     ports_before = listening(laptop.cluster, "mehmet")
-    truba.write("jobs/logging.py", LOGGING_JOB)
-    truba.environment["PYTHONPATH"] += f":{Path(__file__).parents[1]}"
     name = truba.project.name
-    assert (
-        truba(
-            "+experiment=mnist", "job.module=logging", "data.name=digits", f"name={name}", truba.runs_folder()
-        ).returncode
-        == 0
-    )
-    (run,) = run_dirs(truba.project)
-    wait_until(lambda: any(run.rglob("*tfevents*")), 60)
+    # Written on the node's own disk, and copied from there.
+    slow = Run(truba, "train.epochs=400", f"tensorboard.sync_seconds={SYNC_SECONDS}")
+    run = slow.path
+    slow.wait_until(lambda: any(run.rglob("*tfevents*")))
     program = laptop.start("tensorboard", "--from", "login", name)
     url = program.url()
     page = laptop.browse()
@@ -140,12 +121,13 @@ def test_a_running_jobs_curves_come_to_the_browser_and_to_nobody_else(
         page.wait_until(CHART)
 
         def late(answer: Any) -> float | None:
-            curve = points(f"{name}/train", "epoch_loss")(answer)
+            # The page's first chart; what is out of sight it does not ask for.
+            curve = points(f"{name}/train", "batch_loss")(answer)
             fresh = bool(curve) and curve[-1]["wallTime"] > began
             return time.time() - curve[-1]["wallTime"] if fresh else None
 
         began = time.time()
-        assert 0 < page.wait_for_answer("timeSeries", late) < 10
+        assert 0 < page.wait_for_answer("timeSeries", late) < SYNC_SECONDS + 10
         shown = page.evaluate("document.body.innerText")
         assert f"{name}/train" in shown and run.name not in shown
         page.screenshot(Path(os.environ.get("TRUBA_SCREENSHOTS", tmp_path)) / "curves.png")
