@@ -43,6 +43,8 @@ class Cluster:
     scheduler: str = "local"
     # Everything a job writes must lie under this folder; empty where the site has no such rule.
     scratch: str = ""
+    # Files there that are older may be deleted by the site; 0: none are.
+    scratch_purge_days: int = 0
     runs_folder: str = "runs"
     data_folder: str = "data"
     default_partition: str = ""

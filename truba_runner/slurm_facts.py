@@ -228,3 +228,38 @@ def accounts() -> list[str]:
     told = _ask(["sacctmgr", "-nP", "show", "user", user, "withassoc", "format=Account,DefaultAccount"]).splitlines()
     rows = [line.split("|") for line in told if line.count("|") == 1]
     return sorted({row[0] for row in rows}, key=lambda name: (name not in {row[1] for row in rows}, name))
+
+
+def ping() -> str:
+    """What the controller says when it is asked whether it is there.
+
+    Raises:
+        SlurmError: it does not answer.
+    """
+    return _ask(["scontrol", "ping"]).strip().replace("\n", "; ")
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Nodes of a partition that are alike. Cores, GPUs and memory are those of one node."""
+
+    nodes: int
+    cores: int
+    gpus: int
+    memory_mb: int
+
+
+def hardware() -> dict[str, list[Hardware]]:
+    """The kinds of nodes that each partition has.
+
+    Raises:
+        SlurmError: Slurm does not answer.
+    """
+    form = _SEPARATOR.join(("%R", "%D", "%c", "%m", "%G"))
+    found: dict[str, list[Hardware]] = {}
+    for line in _ask(["sinfo", "--noheader", "--exact", f"--format={form}"]).splitlines():
+        name, nodes_alike, cores, memory, gres = line.split(_SEPARATOR)
+        gpus = sum(int(count) for count in re.findall(r"\bgpu(?::[^:,(]+)?:(\d+)", gres))
+        alike = Hardware(int(nodes_alike), int(cores.rstrip("+")), gpus, int(memory.rstrip("+")))
+        found.setdefault(name, []).append(alike)
+    return found

@@ -22,7 +22,9 @@ class WhyRuns:
         self.folder = truba.project / "runs"
         truba.cluster.run(["mkdir", "-p", str(self.folder)], user=truba.user)
 
-    def submit(self, name: str, *options: str, script: str = "true", asked: str = "barbun-cuda -c 20 --gres=gpu:1") -> str:
+    def submit(
+        self, name: str, *options: str, script: str = "true", asked: str = "barbun-cuda -c 20 --gres=gpu:1"
+    ) -> str:
         """Submit a script as the job of run NAME-1 and return the job's id. `asked` begins with the partition."""
         run = RunDir(self.folder / f"{name}-1")
         run.create()

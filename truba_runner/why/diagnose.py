@@ -99,7 +99,7 @@ def _live(case: Case) -> _Match:
 
 
 def _failed(case: Case) -> list[_Match]:
-    """A run that ended badly: the exception on record, the log, the exit code; the first of them that says something."""
+    """A run that ended badly: what the exception on record, else the log, else the exit code says."""
     if error := case.error:
         line = f"{error.get('type', '')}: {str(error.get('message', '')).strip()}"
         on = Evidence(case.run.id, line.splitlines()[0][:500])
