@@ -33,11 +33,11 @@ class Room:
 
     def said(self) -> str:
         """In words."""
+        percent = f"{100 * self.share:.0f}"
         if self.what == "bytes":
-            return _(
-                "{used} of {limit} in use ({share:.0%})", used=size(self.used), limit=size(self.limit), share=self.share
-            )
-        return _("{used} of {limit} files in use ({share:.0%})", used=self.used, limit=self.limit, share=self.share)
+            used, limit = size(self.used), size(self.limit)
+            return _("{used} of {limit} in use ({percent}%)", used=used, limit=limit, percent=percent)
+        return _("{used} of {limit} files in use ({percent}%)", used=self.used, limit=self.limit, percent=percent)
 
 
 def size(count: float) -> str:

@@ -29,7 +29,11 @@ def on_slurm(patient: Patient) -> bool:
 def controller(patient: Patient) -> Iterator[Finding]:
     """Slurm's commands are there, and its controller and its accounting answer."""
     if not on_slurm(patient):
-        yield Finding(NOTE, "Slurm", _("there is no sbatch on the PATH, so runs train on this machine"))
+        yield Finding(
+            NOTE,
+            "Slurm",
+            _("cluster={name} has no Slurm: runs train on this machine", name=patient.experiment.cluster.name),
+        )
         return
     missing = [name for name in _COMMANDS if shutil.which(name) is None]
     if missing:
@@ -145,7 +149,7 @@ def _partition(
     account: str,
     cluster: Cluster,
 ) -> Iterator[Finding]:
-    """What is wrong with one partition. A note means that the user cannot use it; that is no fault but for the chosen one."""
+    """What is wrong with one partition. A note: the user cannot use it, which is a fault of the chosen one only."""
     subject, file = _("partition {name}", name=name), _file(cluster)
     if live is None:
         says = _("{file} has it, Slurm has not", file=file)

@@ -37,6 +37,7 @@ class Case:
     starts: Sequence[Start] = ()
     # Why it was taken out of the queue before it started; empty where it was not.
     dropped: str = ""
+    slurm_answers: bool = True
 
     @property
     def last(self) -> Mapping[str, str]:

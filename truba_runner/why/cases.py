@@ -32,7 +32,7 @@ def _on_record(run: RunDir, jobs: Mapping[str, Job] | None) -> Case:
         told = run.submissions()
         intent: dict[str, Any] = next((event for event in reversed(told) if event["event"] == "intent"), {})
         dropped = str(told[-1]["why"]) if told and told[-1]["event"] == "dropped" else ""
-        return Case(run, state, last_job_id(run), intent, dropped=dropped)
+        return Case(run, state, last_job_id(run), intent, dropped=dropped, slurm_answers=jobs is not None)
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         return Case(run, RunState("DAMAGED", live=False, job=None, why=repr(error)))
 

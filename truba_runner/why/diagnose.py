@@ -130,8 +130,7 @@ def _earlier_causes(case: Case, error: Any) -> list[_Match]:
 
 
 def _word_on_record(case: Case) -> str:
-    slurm_is_silent = case.state.state == "UNKNOWN" and "answer" in case.state.why
-    return "UNKNOWN silent" if slurm_is_silent else case.state.state
+    return "UNKNOWN silent" if case.state.state == "UNKNOWN" and not case.slurm_answers else case.state.state
 
 
 def _in_log(case: Case, every_start: bool = False) -> _Match | None:
