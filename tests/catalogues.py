@@ -64,6 +64,7 @@ def update(language: str) -> int:
     catalog = translated(language) if file.exists() else Catalog(locale=language, project="truba_runner")
     catalog.update(said(), no_fuzzy_matching=True, update_creation_date=False)
     catalog.obsolete.clear()
+    catalog.msgid_bugs_address = catalog.last_translator = catalog.language_team = ""
     text = io.BytesIO()
     write_po(text, catalog, width=120, include_lineno=False, omit_header=False, sort_by_file=True)
     file.write_bytes(text.getvalue())
