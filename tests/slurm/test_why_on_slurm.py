@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import glob
 import json
-import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +21,7 @@ HAMSI = "hamsi -c 28"
 BARBUN = "barbun -c 20"
 P100 = "barbun-cuda -c 20 --gres=gpu:1"
 LONG = "sleep 600"
-# What frameworks print before they die.
+# What frameworks print before they die. Lines that the test makes up, in the frameworks' words.
 LOGS = {
     "gpu-memory": "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has 15.77 GiB in all",
     "nccl-timeout": "[rank1]:[E] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=4, Timeout(ms)=600000)",
@@ -35,39 +34,39 @@ LOGS = {
     "module-missing": "ModuleNotFoundError: No module named 'timm'",
     "shared-memory": "RuntimeError: unable to open shared memory object </torch_1_2> in read-write mode",
 }
-# Each reason with how a job comes to wait for it: the partition and what is asked, and options of sbatch.
+# Each reason with how a job comes to wait for it: the partition and what is asked of it, and options of sbatch.
 WAITING: dict[str, tuple[str, tuple[str, ...]]] = {
+    "resources": ("orfoz -c 112", ("--account=proj1",)),
     "priority": ("orfoz -c 112", ("--account=proj1",)),
-    "resources": ("orfoz -c 112", ("--account=proj1", "--nice=0")),
-    "account-cores": ("barbun-cuda -c 40 --gres=gpu:1", ()),
+    "account-cores": (P100, ("--account=ayse",)),
     "account-core-minutes": (HAMSI, ("--account=poor",)),
     "account-too-long": (HAMSI, ("--account=short", "--time=60")),
     "account-jobs": (HAMSI, ("--account=single",)),
     "account-at-once": (P100, ("--account=gpuless",)),
-    "account-invalid": (HAMSI, ("--account=leaving",)),
-    "account-not-allowed": ("kolyoz-cuda -C H100 -c 16 --gres=gpu:1", ("--account=proj1",)),
+    "partition-config": ("kolyoz-cuda -C H100 -c 16 --gres=gpu:1", ("--account=proj1", "--begin=now+4")),
     "qos-per-user": (HAMSI, ("--account=proj1", "--qos=small")),
     "qos-jobs": (HAMSI, ("--account=proj1", "--qos=single")),
     "qos-at-once": (HAMSI, ("--account=proj1", "--qos=crowded")),
     "qos-too-long": (HAMSI, ("--account=proj1", "--qos=brief", "--time=60")),
     "qos-too-large": (HAMSI, ("--account=proj1", "--qos=narrow")),
     "held-by-user": (HAMSI, ("--account=proj1", "--hold")),
-    "held-by-admin": (HAMSI, ("--account=proj1",)),
+    "held-by-admin": (HAMSI, ("--account=proj1", "--begin=now+1hour")),
     "launch-failed-held": ("smp -c 1", ("--account=proj1",)),
     "begin-time": (HAMSI, ("--account=proj1", "--begin=now+1hour")),
     "dependency": (HAMSI, ("--account=proj1", "--dependency=afterok:{running}")),
-    "dependency-never": (HAMSI, ("--account=proj1", "--dependency=afterok:{failed}")),
-    "licenses": (HAMSI, ("--account=proj1", "--licenses=matlab:1")),
+    "dependency-never": (HAMSI, ("--account=proj1", "--dependency=afterok:{exit-other}")),
+    "licenses": (P100, ("--account=proj1", "--licenses=matlab:1")),
     "reservation": ("palamut-cuda -c 16 --gres=gpu:1", ("--account=proj1", "--reservation=later")),
-    "nodes-unavailable": ("kolyoz-cuda -C H200 -c 16 --gres=gpu:1", ("--account=proj1",)),
     "maintenance": ("palamut-cuda -c 16 --gres=gpu:1", ("--account=proj1", "--time=300")),
-    "bad-constraints": (BARBUN, ("--account=proj1", "--constraint=barbun")),
+    "nodes-unavailable": ("kolyoz-cuda -C H200 -c 16 --gres=gpu:1", ("--account=free",)),
+    "bad-constraints": (BARBUN, ("--account=proj1", "--constraint=barbun", "--begin=now+4")),
     "partition-down": ("debug -C akya-cuda -c 10 --gres=gpu:1", ("--account=proj1",)),
-    "partition-time": ("akya-cuda -c 10 --gres=gpu:1", ("--account=proj1", "--time=600", "--hold")),
+    "partition-time": (HAMSI, ("--account=proj1", "--time=600", "--begin=now+4")),
+    "array-limit": (P100, ("--account=proj1", "--array=0-1%1")),
 }
 ENDED = {
     "exit-other": ("exit 3", ()),
-    "exit-killed": ("kill -9 $$", ()),
+    "exit-signal": ("kill -10 $$", ()),
     "exit-segfault": ("kill -11 $$", ()),
     "exit-not-found": ("no-such-command", ()),
     "ended-without-result": ("true", ()),
@@ -90,18 +89,17 @@ class States:
         self.jobs[name] = self.runs.submit(name, *filled, script=script, asked=asked)
         return self.jobs[name]
 
-    def wait_until_all(self, names: list[str], wanted: str, seconds: float) -> None:
-        """Until squeue shows each job in a state whose name matches, or accounting does."""
+    def wait_until_running(self, *names: str) -> None:
+        for name in names:
+            self.cluster.wait_for_state(self.jobs[name], "RUNNING")
+
+    def ask_until(self, names: list[str], seconds: float) -> dict[str, dict[str, Any]]:
+        """`truba why` of these runs, once it gives each the reason that the run is named after, or time is up."""
         deadline = time.monotonic() + seconds
-        left = {self.jobs[name]: name for name in names}
-        while left:
-            assert time.monotonic() < deadline, f"not {wanted} in time: {left} {self.root('squeue', '--states=all')}"
-            shown = self.root("squeue", "--noheader", "--states=all", "--format=%i|%T|%r")
-            for line in shown.splitlines():
-                job_id, state, reason = line.split("|")
-                if job_id in left and re.search(wanted, f"{state} {reason}"):
-                    del left[job_id]
-            time.sleep(0.2)
+        while True:
+            told = self.runs.why(*names)
+            if time.monotonic() > deadline or all(row["findings"][0]["reason"] == name for name, row in told.items()):
+                return told
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +120,9 @@ def configure(states: States) -> None:
     """Accounts and QOS with limits, and what slurm.conf must know."""
     admin = ["sacctmgr", "--immediate"]
     for account, limit in {
-        "poor": "GrpTRESMins=cpu=0", "short": "MaxWall=00:05:00", "single": "GrpJobs=1", "gpuless": "GrpTRES=gres/gpu=0",
-        "leaving": "GrpJobs=0",
+        "poor": "GrpTRESMins=cpu=0", "short": "MaxWall=00:05:00", "single": "GrpJobs=1",
+        "gpuless": "GrpTRES=gres/gpu=0",
+        "free": "GrpJobs=10",
     }.items():  # fmt: skip
         states.root(*admin, "add", "account", account, limit)
         states.root(*admin, "add", "user", "ayse", f"account={account}")
@@ -140,22 +139,25 @@ def configure(states: States) -> None:
     with (states.cluster.folder / "etc" / "slurm.conf").open("a") as file:
         file.write(f"\nLicenses=matlab:1\nProlog={prolog}\nJobAcctGatherParams=OverMemoryKill\n")
     states.root("scontrol", "reconfigure")
+    states.root(*admin, "modify", "account", "ayse", "set", "GrpTRES=cpu=40")
+    states.root("scontrol", "update", "partitionname=debug", "state=down")
+    states.root("scontrol", "update", "nodename=kolyoz2", "state=drain", "reason=bad memory")
     states.root("scontrol", "create", "reservation", "reservationname=later", "starttime=now+5hours", "duration=60",
                 "nodes=palamut1", "accounts=proj1")  # fmt: skip
-    states.root("scontrol", "create", "reservation", "reservationname=maintenance", "starttime=now+2hours", "duration=120",
-                "nodes=palamut[1-2]", "flags=maint,ignore_jobs", "users=root")  # fmt: skip
+    states.root("scontrol", "create", "reservation", "reservationname=maintenance", "starttime=now+2hours",
+                "duration=120", "nodes=palamut[1-2]", "flags=maint,ignore_jobs", "users=root")  # fmt: skip
 
 
 def submit_all(states: States) -> None:
     """Every job, then the trouble that befalls those that wait; returns when the last has ended."""
     akya = "akya-cuda -c 40 --gres=gpu:4"
-    states.submit("timeout", "hamsi -c 28", "--account=proj1", "--time=1", "--no-requeue")
+    states.submit("time-limit", "hamsi -c 28", "--account=proj1", "--time=1", "--no-requeue")
     states.submit("preempted", "lowprio -c 40 --gres=gpu:4", "--nodelist=akya1", "--account=proj1", "--no-requeue")
     states.submit("node-failed", akya, "--nodelist=akya2", "--account=proj1", "--no-requeue")
     states.submit("running", akya, "--nodelist=akya3", "--account=ayse")
     states.submit("cancelled-by-you", P100, "--account=proj1")
     states.submit("cancelled-by-other", P100, "--account=proj1")
-    states.wait_until_all(list(states.jobs), "RUNNING", 60)
+    states.wait_until_running(*states.jobs)
     states.root("scancel", states.jobs["cancelled-by-other"])
     states.cluster.run(["scancel", states.jobs["cancelled-by-you"]])
     states.cluster.node_down("akya2")
@@ -165,15 +167,125 @@ def submit_all(states: States) -> None:
     for name, line in LOGS.items():
         states.submit(name, P100, "--account=proj1", script=f"cat <<'END'\nhello\n{line}\nEND\nexit 1")
     eats = "python3 -c 'x = bytearray(300_000_000); import time; time.sleep(60)'"
-    states.submit("memory", P100, "--account=proj1", "--mem=50M", script=f"srun {eats}")
-    states.jobs["failed"] = states.jobs["exit-other"]
+    states.submit("memory-in-log", P100, "--account=proj1", "--mem=50M", script=eats)
+    states.submit("exit-killed", P100, "--account=proj1", "--mem=50M", script=f"srun {eats}; exit $?")
+    states.submit("past-deadline", HAMSI, "--account=poor", "--deadline=now+70", "--time=1")
+    states.submit("has-the-one-place", BARBUN, "--account=single")
+    states.submit("fills-orfoz", "orfoz -c 112", "--account=proj1", "--licenses=matlab:1")
+    for name, (asked, options) in WAITING.items():
+        if name == "nodes-unavailable":
+            states.root("scontrol", "update", "partitionname=kolyoz-cuda", "allowaccounts=root,free")
+        states.submit(name, asked, *options)
+    states.runs.on_record("array-limit", f"{states.jobs['array-limit']}_1", partition="barbun-cuda")
+    states.root("scontrol", "hold", states.jobs["held-by-admin"])
+    states.root("scontrol", "update", "partitionname=hamsi", "maxtime=120")
+    states.root("scontrol", "update", "nodename=barbun1", "availablefeatures=other", "activefeatures=other")
 
 
-def test_x(states: States) -> None:
-    time.sleep(20)
-    print(states.root("squeue", "--states=all", "--format=%i %j %T %r %M %P"))
-    print(states.root("sacct", "-nPD", "-S", "1970-01-01", "-o", "JobID,JobName,State,ExitCode,Reason,Start"))
-    time.sleep(60)
-    print(states.root("squeue", "--states=all", "--format=%i %j %T %r %M %P"))
-    print(states.root("sacct", "-nPD", "-S", "1970-01-01", "-o", "JobID,JobName,State,ExitCode,Reason,Start"))
-    print(states.cluster.log()[-3000:])
+def test_every_reason_that_this_slurm_can_give_is_in_the_table() -> None:
+    libraries = [*Path("/usr/lib").glob("*/slurm*/libslurmfull.so"), *Path("/usr/lib64").glob("slurm*/libslurmfull.so")]
+    if not libraries:
+        pytest.skip("Slurm's library is not installed")
+    reason_of = ctypes.CDLL(str(libraries[0])).slurm_job_reason_string
+    reason_of.restype = ctypes.c_char_p
+    words = {reason_of(number).decode() for number in range(260)}
+    named = {word for word in words if not word.isdigit()}
+    assert len(named) > 150
+    rows = {word: meaning("waiting", word) for word in named}
+    assert not {word for word, found in rows.items() if found is None or found.row.id == "unknown-reason"}
+
+
+def test_jobs_that_wait(states: States) -> None:
+    told = states.ask_until(list(WAITING), seconds=60)
+    assert {name: told[name]["findings"][0]["reason"] for name in WAITING} == {name: name for name in WAITING}
+    for name, words in {
+        "account-cores": "GrpTRES cpu=40, 40 in use",
+        "account-core-minutes": "poor: GrpTRESMins cpu=0",
+        "qos-too-large": "narrow: MaxTRESPJ cpu=10",
+        "dependency-never": "State=FAILED, ExitCode=3:0",
+        "nodes-unavailable": "kolyoz2 drained (bad memory)",
+        "maintenance": "ReservationName=maintenance",
+        "partition-time": "MaxTime=02:00:00",
+        "partition-config": "AllowAccounts=root,free",
+        "licenses": "LicenseName=matlab, Total=1, Used=1",
+        "launch-failed-held": "REQUEUED",
+        "priority": "1 job stands before it",
+        "resources": "of 112 cores 112 are in use",
+        "array-limit": "JobArrayTaskLimit",
+    }.items():
+        assert words in evidence(told[name]), told[name]
+    assert told["dependency"]["findings"][0]["evidence"][1]["says"] == f"afterok:{states.jobs['running']}(unfulfilled)"
+
+
+def test_the_estimated_start_is_slurms(states: States) -> None:
+    told = states.ask_until(["resources"], seconds=30)["resources"]["estimated_start"]
+    expected = states.root("squeue", "--start", "--noheader", "--format=%S", f"--jobs={states.jobs['resources']}")
+    # Slurm works it out anew every few seconds.
+    moments = [time.mktime(time.strptime(one.strip(), "%Y-%m-%dT%H:%M:%S")) for one in (told, expected)]
+    assert abs(moments[0] - moments[1]) < 30
+    assert told.replace("T", " ") in states.runs.said("resources")
+
+
+def test_jobs_that_have_ended(states: States) -> None:
+    at_once = [*ENDED, *LOGS, "cancelled-by-you", "cancelled-by-other", "memory-in-log", "exit-killed"]
+    told = states.ask_until([*at_once, "preempted", "node-failed"], seconds=60)
+    assert {name: row["findings"][0]["reason"] for name, row in told.items()} == {name: name for name in told}
+    for name, line in LOGS.items():
+        (on, *_) = told[name]["findings"][0]["evidence"]
+        assert on == {"source": f"{states.jobs[name]}_0_log.out:2", "says": line}
+    assert "cancelled by root" in told["cancelled-by-other"]["findings"][0]["means"]
+    assert "MaxRSS=" in evidence(told["memory-in-log"]) and "ReqMem=50M" in evidence(told["memory-in-log"])
+    assert "akya2 is down" in evidence(told["node-failed"])
+    assert "no-such-command: command not found" in evidence(told["exit-not-found"])
+
+
+def test_runs_with_the_same_reason_are_told_of_together(states: States) -> None:
+    said = states.runs.said("exit-segfault", "qos-jobs", "fills-orfoz", "running", "better", "ended-without-result")
+    first, *_ = said.split("\n\n")
+    assert first.startswith("2 runs FAILED: ") and "better-1" in first and "ended-without-result-1" in first
+    assert said.count("  why  ") == 5
+
+
+def test_a_turkish_speaker_reads_turkish_and_programs_the_same(states: States) -> None:
+    said = states.runs.said("account-cores", TRUBA_LANG="tr")
+    assert "ayse hesabı" in said and "ne yapmalı" in said and "account" not in said.replace("resources.account", "")
+    assert "AssocGrpCpuLimit" in said
+    english, turkish = (states.runs.why("held-by-user", TRUBA_LANG=language) for language in ("en", "tr"))
+    assert turkish["held-by-user"]["findings"][0]["reason"] == english["held-by-user"]["findings"][0]["reason"]
+
+
+def test_the_doctor_sees_what_is_out_of_order(states: States) -> None:
+    done = states.runs.truba("doctor", "--json", "cluster=testcluster", "resources.partition=debug", timeout=60)
+    found = json.loads(done.stdout)
+    by_subject: dict[str, list[dict[str, str]]] = {}
+    for one in found:
+        by_subject.setdefault(one["subject"], []).append(one)
+    assert done.returncode == 1
+    faults = [one for one in found if one["level"] == "fault"]
+    assert [(one["subject"], one["says"]) for one in faults] == [("partition debug", "State=DOWN")]
+    (slurm,) = by_subject["Slurm"]
+    assert slurm["level"] == "ok" and "UP" in slurm["says"]
+    assert "ayse: GrpTRES cpu=40, 40 in use" in {one["says"] for one in by_subject["account ayse"]}
+    assert any("account_cores: 160" in one["says"] for one in by_subject["account ayse"])
+    kolyoz = {one["level"]: one["says"] for one in by_subject["partition kolyoz-cuda"]}
+    assert "AllowAccounts=root,free" in kolyoz["note"]
+    hamsi = [one for one in by_subject["partition hamsi"] if one["level"] == "warning"]
+    assert "max_time: 3-00:00:00, Slurm: 02:00:00" in hamsi[0]["says"]
+    (usable,) = [one for one in by_subject["partitions"] if one["says"].startswith("you may use")]
+    assert "akya-cuda" in usable["says"] and "kolyoz" not in usable["says"] and "debug" not in usable["says"]
+
+
+def test_the_doctor_has_nothing_against_a_partition_that_is_as_it_should_be(states: States) -> None:
+    done = states.runs.truba("doctor", "cluster=testcluster", timeout=60)
+    assert done.returncode == 0, done.stdout
+    assert "nothing that prevents work is wrong" in done.stdout
+
+
+def test_time_limits_and_deadlines(states: States) -> None:
+    told = states.ask_until(["time-limit", "past-deadline"], seconds=150)
+    assert {name: row["findings"][0]["reason"] for name, row in told.items()} == {name: name for name in told}
+    assert "(00:01:00)" in told["time-limit"]["findings"][0]["means"]
+
+
+def evidence(row: dict[str, Any]) -> str:
+    return "\n".join(one["says"] for finding in row["findings"] for one in finding["evidence"])

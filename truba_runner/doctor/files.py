@@ -63,10 +63,10 @@ def room(patient: Patient) -> Iterator[Finding]:
         (_("room for data"), Path(patient.experiment.data.folder)),
         (_("room in home"), patient.home),
     )
-    told: set[tuple[str, int, int]] = set()
+    told: set[tuple[str, int]] = set()
     for subject, folder in places:
         for one in disk.rooms(existing(folder.absolute())):
-            if (key := (one.what, one.used, one.limit)) not in told:
+            if (key := (one.what, one.limit)) not in told:
                 told.add(key)
                 yield _room(subject, one)
 

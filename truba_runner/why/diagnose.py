@@ -42,6 +42,7 @@ class _Match:
 
     meaning: Meaning
     on: Evidence
+    more: Sequence[Evidence] = ()
 
 
 def diagnose(case: Case, look_closer: bool = True) -> list[Finding]:
@@ -57,7 +58,7 @@ def diagnose(case: Case, look_closer: bool = True) -> list[Finding]:
             continue
         told.add(means)
         more = [line for name in row.look for line in evidence.look(name, case)] if look_closer else []
-        found.append(Finding(row.id, means, do, [match.on, *evidence.of_error(case, match.on), *more]))
+        found.append(Finding(row.id, means, do, [match.on, *match.more, *evidence.of_error(case, match.on), *more]))
     return found
 
 
@@ -74,7 +75,7 @@ def _matches(case: Case) -> Sequence[_Match]:
     )
     if ended is not None:
         also = _in_log(case) if state.state in _LOG_TELLS_MORE else None
-        on = Evidence("sacct", evidence.end_of(case))
+        on = Evidence("sacct", evidence.as_slurm_says(case))
         return [_Match(ended, on), *([also] if also else [])]
     if state.state == "FAILED":
         return _failed(case)
@@ -87,7 +88,10 @@ def _matches(case: Case) -> Sequence[_Match]:
 def _live(case: Case) -> _Match:
     state = case.state
     if state.state != "PENDING":
-        return _Match(_sure("ended", state.state), Evidence("squeue" if state.job else case.run.id, state.state))
+        return _Match(
+            _sure("ended", state.state),
+            Evidence("squeue" if state.job else case.run.id, evidence.as_slurm_says(case) or state.state),
+        )
     reason = case.queued.get("reason") or (state.job.reason if state.job else "")
     asked = reason
     canary = case.intent.get("canary")
@@ -111,9 +115,9 @@ def _failed(case: Case) -> list[_Match]:
         return [_Match(known, on)]
     if said := _in_log(case):
         return [said]
-    on = Evidence("sacct", evidence.end_of(case))
+    on = Evidence("sacct", evidence.as_slurm_says(case))
     if known := meaning("exit", case.exit_code):
-        return [_Match(known, on)]
+        return [_Match(known, on, evidence.end_of_logs(case))]
     return [_Match(_sure("record", "FAILED without result"), on)]
 
 

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from truba_runner import disk, slurm_facts
+from truba_runner.hostlist import expand
 from truba_runner.language import _, counted
 from truba_runner.scheduler import SlurmError
-from truba_runner.why.case import Case
+from truba_runner.why.case import Case, last_lines
 
 _LISTED = 4
+_LAST_LINES = 3
 
 
 @dataclass(frozen=True)
@@ -32,17 +34,26 @@ def look(name: str, case: Case) -> list[Evidence]:
     return found
 
 
-def end_of(case: Case) -> str:
-    """How Slurm says that the job ended: state, exit code, where and after how long."""
+def as_slurm_says(case: Case) -> str:
+    """How Slurm says that the job is, or ended: state, exit code, where and for how long."""
     job, last = case.state.job, case.last
     told = {
         "State": last.get("State") or (job.state if job else ""),
-        "ExitCode": case.exit_code,
+        "ExitCode": "" if case.state.live else case.exit_code,
         "NodeList": last.get("NodeList") or (job.nodes if job else ""),
         "Elapsed": last.get("Elapsed") or (job.elapsed if job else ""),
         "Timelimit": last.get("Timelimit") or (job.time_limit if job else ""),
     }
     return ", ".join(f"{name}={value}" for name, value in told.items() if value and value != "None assigned")
+
+
+def end_of_logs(case: Case) -> list[Evidence]:
+    """The last lines that were printed, for a person to judge."""
+    told = []
+    for log in case.logs():
+        for number, line in last_lines(log)[-_LAST_LINES:]:
+            told.append(Evidence(f"{log.name}:{number}" if number else log.name, line.strip()[:300]))
+    return told
 
 
 def of_error(case: Case, on: Evidence) -> Iterator[Evidence]:
@@ -110,8 +121,11 @@ def _node(case: Case) -> Iterator[Evidence]:
 
 
 def _reservations(case: Case) -> Iterator[Evidence]:
+    mine = {node for one in slurm_facts.shown("partition", case.values["partition"]) for node in expand(one["Nodes"])}
+    told = ("ReservationName", "StartTime", "EndTime", "Nodes", "Flags")
     for one in slurm_facts.shown("reservation"):
-        told = ("ReservationName", "StartTime", "EndTime", "Nodes", "Flags")
+        if mine.isdisjoint(expand(one.get("Nodes", ""))):
+            continue
         yield Evidence("scontrol show reservation", ", ".join(f"{key}={one[key]}" for key in told if key in one))
 
 

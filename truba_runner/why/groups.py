@@ -54,7 +54,8 @@ class Group:
 
 
 def _waits(case: Case) -> bool:
-    return case.state.state == "PENDING"
+    # A job that is held has priority 0, and what Slurm expects of it says nothing.
+    return case.state.state == "PENDING" and case.queued.get("priority") != "0"
 
 
 def groups(cases: Iterable[Case]) -> list[Group]:
