@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import sys
+from functools import cache
 from pathlib import Path
 
 from babel.messages.catalog import Catalog, Message
@@ -22,6 +23,7 @@ LOCALE = PACKAGE / "locale"
 KEYWORDS = {"_": None, "counted": (1, 2), "marked": None}
 
 
+@cache
 def said() -> Catalog:
     """Every message in the source and in the table of reasons, and where it is said."""
     catalog = Catalog(project="truba_runner")

@@ -77,7 +77,7 @@ def _headline(group: Group) -> str:
 
 
 def _block(label: str, text: str, width: int) -> Iterator[str]:
-    margin = 10
+    margin = 12
     first, rest = f"  {label:<{margin}}", " " * (margin + 2)
     yield from textwrap.wrap(
         text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False

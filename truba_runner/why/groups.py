@@ -63,7 +63,9 @@ def groups(cases: Iterable[Case]) -> list[Group]:
     by_reason: dict[tuple[Any, ...], Group] = {}
     for case in cases:
         findings = diagnose(case, look_closer=False)
-        key = (case.state.state, case.values["partition"], case.values["account"], *(one.reason for one in findings))
+        # What they wait for is the same only where it is the same partition's, and the same account's.
+        where = (case.values["partition"], case.values["account"]) if _waits(case) else ()
+        key = (case.state.state, *where, *(one.reason for one in findings))
         by_reason.setdefault(key, Group()).cases.append(case)
     found = sorted(by_reason.values(), key=lambda group: -len(group.cases))
     for group in found:
