@@ -17,6 +17,7 @@ import pytest
 from truba_runner import disk, scheduler
 from truba_runner.config import Environment, Experiment
 from truba_runner.doctor import Check, Finding, Patient, examine, files, programs, slurm
+from truba_runner.rundir import RunDir
 from truba_runner.scheduler import SlurmError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -216,11 +217,16 @@ def test_scratch_that_is_not_there_and_folders_that_cannot_be_written(patient: P
 def test_old_runs_are_told_of_before_scratch_is_purged(patient: Patient, tmp_path: Path) -> None:
     assert levels(files.purge(patient))[0][0] == "ok"
     for name, days in {"young-1": 10, "old-1": 25, "older-1": 40}.items():
-        (tmp_path / "runs" / name).mkdir(parents=True)
-        (tmp_path / "runs" / name / "run.yaml").touch()
-        os.utime(tmp_path / "runs" / name / "run.yaml", (time.time(), time.time() - days * 86_400))
+        run = RunDir(tmp_path / "runs" / name)
+        run.create()
+        run.append_submission({"event": "local", "job_id": "local-1"})
+        run.write_config({"cluster": {"scratch": str(tmp_path), "scratch_days": 30}})
+        for file in (run.config_file, run.submissions_file):
+            os.utime(file, (time.time(), time.time() - days * 86_400))
     ((level, says),) = levels(files.purge(patient))
-    assert level == "warning" and says.startswith("2 runs") and "old-1, older-1" in says and "young" not in says
+    assert (
+        level == "warning" and says.startswith("files of 2 runs") and "older-1, old-1" in says and "young" not in says
+    )
 
 
 # Lustre's layout, from its manual: path, kilobytes, quota, limit, grace, files, quota, limit, grace.

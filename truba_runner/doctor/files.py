@@ -8,12 +8,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from truba_runner import disk
+from truba_runner import disk, places
+from truba_runner.commands.expiring import expiring
 from truba_runner.doctor import FAULT, NOTE, OK, WARNING, Finding, Patient
 from truba_runner.language import _, counted
 
 _NEARLY_FULL, _FULL = 0.90, 0.99
-# Runs are told of so long before the site may delete them.
+# Runs are told of so long before the site deletes files of theirs.
 _AHEAD_DAYS = 7
 _LISTED = 3
 _DAY_SECONDS = 86_400
@@ -75,46 +76,29 @@ def _room(subject: str, one: disk.Room) -> Finding:
     says = f"{one.said()} ({one.source})"
     if one.share < _NEARLY_FULL:
         return Finding(OK, subject, says)
-    remedy = _("Delete what you no longer need: old runs, their checkpoints, old data.")
+    remedy = _("truba clean shows what finished runs need no more; delete old runs and data.")
     return Finding(FAULT if one.share >= _FULL else WARNING, subject, says, remedy)
 
 
 def purge(patient: Patient) -> Iterator[Finding]:
-    """Runs whose files the site will soon delete for their age."""
+    """Runs of which the site will soon delete files for their age."""
     cluster = patient.experiment.cluster
-    days = cluster.scratch_purge_days
-    if not days:
+    if not cluster.scratch_days:
         return
-    oldest = time.time() - max(0, days - _AHEAD_DAYS) * _DAY_SECONDS
-    runs = Path(cluster.runs_folder)
-    old = sorted(entry.name for entry in os.scandir(runs) if entry.is_dir() and _newest(Path(entry)) < oldest) if (
-        runs.is_dir()
-    ) else []  # fmt: skip
-    if not old:
-        yield Finding(
-            OK, _("purge"), _("no run is so old that scratch will be purged of it within {days} days", days=_AHEAD_DAYS)
-        )
+    until = time.time() + _AHEAD_DAYS * _DAY_SECONDS
+    found = [one for run in places.runs(Path(cluster.runs_folder)) if (one := expiring(run, until))]
+    found.sort(key=lambda one: one.first)
+    if not found:
+        yield Finding(OK, _("purge"), _("no run has a file that is purged within {days} days", days=_AHEAD_DAYS))
         return
-    some = ", ".join(old[:_LISTED]) + (", …" if len(old) > _LISTED else "")
+    names = [one.run.id for one in found]
     says = counted(
-        "{count} run will be deleted from scratch within {days} days, or may be already: {some}",
-        "{count} runs will be deleted from scratch within {days} days, or may be already: {some}",
-        len(old), days=_AHEAD_DAYS, some=some,
+        "files of {count} run will be deleted from scratch within {days} days: {some}",
+        "files of {count} runs will be deleted from scratch within {days} days: {some}",
+        len(names), days=_AHEAD_DAYS, some=", ".join(names[:_LISTED]) + (", …" if len(names) > _LISTED else ""),
     )  # fmt: skip
-    yield Finding(
-        WARNING,
-        _("purge"),
-        says,
-        _("Copy what you want to keep, for example: rsync -a {runs} ~/", runs=f"{runs}/{old[0]}"),
-    )
-
-
-def _newest(run: Path) -> float:
-    """When a run was last written to, by the files at its top: those deeper down are older."""
-    try:
-        return max((entry.stat().st_mtime for entry in os.scandir(run) if entry.is_file()), default=time.time())
-    except OSError:
-        return time.time()
+    remedy = _("truba expiring lists them; truba keep {run} archives one to home.", run=names[0])
+    yield Finding(WARNING, _("purge"), says, remedy)
 
 
 def notes(patient: Patient) -> Iterator[Finding]:
