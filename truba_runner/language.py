@@ -9,6 +9,7 @@ from __future__ import annotations
 import gettext
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from importlib import resources
 
@@ -44,6 +45,7 @@ def marked(message: str, /) -> str:
 def _catalogue(language: str) -> gettext.NullTranslations:
     if language == "en":
         return gettext.NullTranslations()
-    # Not by path: the package may lie in a zip file.
-    with (resources.files("truba_runner") / "locale" / f"{language}.mo").open("rb") as file:
+    # Not by path: the package may lie in a zip file. English is better than no word at all.
+    with suppress(OSError), (resources.files("truba_runner") / "locale" / f"{language}.mo").open("rb") as file:
         return gettext.GNUTranslations(file)
+    return gettext.NullTranslations()

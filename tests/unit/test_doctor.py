@@ -251,23 +251,35 @@ def test_room(patient: Patient, monkeypatch: pytest.MonkeyPatch, share: float, l
 
 
 def chosen(patient: Patient, **settings: object) -> Patient:
-    environment = replace(Environment(name="own"), **settings)  # type: ignore[arg-type]
+    environment = replace(Environment(name="own", kind="venv"), **settings)  # type: ignore[arg-type]
     return Patient(replace(patient.experiment, environment=environment), patient.home)
 
 
-def test_the_environment_is_tried(patient: Patient, tmp_path: Path) -> None:
-    python = tmp_path / "python"
-    answer = 'PROBE{"python": "3.9.1", "executable": "/x", "packages": {"tensorflow": "2.16.1", "keras": "3.0.5"}}'
-    python.write_text(f"#!/bin/sh\necho motd\necho '{answer}'\n")
-    python.chmod(0o755)
-    (ok, other) = levels(programs.environment(chosen(patient, python=str(python))))
-    assert ok == ("ok", "Python 3.9.1, tensorflow 2.16.1, keras 3.0.5") and other[0] == "note"
-    python.write_text("#!/bin/sh\necho '" + answer.replace('"tensorflow": "2.16.1", ', "") + "'\n")
-    assert levels(programs.environment(chosen(patient, python=str(python))))[0][0] == "fault"
-    ((level, says),) = levels(programs.environment(chosen(patient, setup=["no-such-module load x"])))
-    assert level == "fault" and "no-such-module" in says
-    ((level, says),) = levels(programs.environment(chosen(patient, python="/nonexistent/python")))
-    assert level == "fault" and "/nonexistent/python" in says
+def test_the_environment_is_entered(patient: Patient, tmp_path: Path) -> None:
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    packages = {"tensorflow": "2.18.0", "keras": "3.6.0"}
+    answer = {"python": "3.10.1", "executable": "/x", "packages": packages, "cuda": {}}
+
+    def found(**changed: object) -> list[tuple[str, str]]:
+        python.write_text(f"#!/bin/sh\necho motd\necho 'TRUBA-ENVIRONMENT {json.dumps({**answer, **changed})}'\n")
+        python.chmod(0o755)
+        # Each time another environment, or the first answer is kept.
+        return levels(programs.environment(chosen(patient, venv=str(tmp_path / "venv"), setup=[f": {changed}"])))
+
+    ok, other = found()
+    assert ok[0] == "ok" and "Python 3.10.1, tensorflow 2.18.0, keras 3.6.0" in ok[1] and other[0] == "note"
+    ((level, says),) = found(packages={"keras": "3.6.0"})
+    assert level == "fault" and "has no tensorflow" in says
+    ((level, says),) = levels(programs.environment(chosen(patient, venv="/nonexistent")))
+    assert level == "fault" and "there is no /nonexistent/bin/python" in says
+
+
+def test_an_environment_that_only_jobs_can_enter_is_no_fault(patient: Patient, tmp_path: Path) -> None:
+    image = tmp_path / "image.sif"
+    image.touch()
+    asked = chosen(patient, kind="apptainer", image=str(image), apptainer="/nonexistent/apptainer")
+    assert [level for level, _ in levels(programs.environment(asked))] == ["note"]
 
 
 def doctor(tmp_path: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,6 @@
 """TensorBoard's event files after an interruption: cut back to where a checkpoint left them, so no step is told twice.
 
-They are only ever appended to, and each start of the run opens new ones.
+They are only ever appended to: ours by every start of a run, those of a job's own callbacks by the one that made them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+
+# TensorBoard reads a folder's files in the order of their names, and nothing from one before the last.
+OWN = "events.out.tfevents.0000000002.truba"
 
 
 def sizes(folder: Path) -> dict[str, int]:
@@ -22,9 +25,13 @@ def sizes(folder: Path) -> dict[str, int]:
 
 
 def cut(folder: Path, to: Mapping[str, int]) -> None:
-    """Takes back all that was written since `sizes` gave `to`."""
+    """Takes back all that was written since `sizes` gave `to`.
+
+    Ours are emptied rather than removed: what is written again has the same length, and a TensorBoard that was looking
+    reads on where it was.
+    """
     for file in _event_files(folder):
-        size = to.get(str(file.relative_to(folder)))
+        size = to.get(str(file.relative_to(folder)), 0 if file.name == OWN else None)
         with suppress(OSError):
             if size is None:
                 file.unlink()

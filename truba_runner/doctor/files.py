@@ -11,6 +11,7 @@ from pathlib import Path
 from truba_runner import disk, places
 from truba_runner.commands.expiring import expiring
 from truba_runner.doctor import FAULT, NOTE, OK, WARNING, Finding, Patient
+from truba_runner.home import state_folder
 from truba_runner.language import _, counted
 
 _NEARLY_FULL, _FULL = 0.90, 0.99
@@ -103,8 +104,7 @@ def purge(patient: Patient) -> Iterator[Finding]:
 
 def notes(patient: Patient) -> Iterator[Finding]:
     """The folder that remembers where runs lie."""
-    state = Path(os.environ.get("XDG_STATE_HOME") or patient.home / ".local" / "state")
-    there = existing(state.absolute())
+    there = existing(state_folder().absolute())
     if not os.access(there, os.W_OK):
         says = _("{path} cannot be written to, so runs folders are not remembered", path=there)
         yield Finding(NOTE, _("home"), says, _("Name the folder with --runs FOLDER."))

@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
-import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
 
-from truba_runner.backends import TRAITS
+from truba_runner import probe
 from truba_runner.doctor import FAULT, NOTE, OK, WARNING, Finding, Patient
+from truba_runner.errors import Refused
 from truba_runner.language import _
 
 _OLDEST_PYTHON = (3, 10)
-_ENVIRONMENT_SECONDS = 9.0
-# What a backend cannot do without, by its name, and the extra that brings it.
-_FRAMEWORKS = {"keras": (("keras", "tensorflow"), "tensorflow"), "fastai": (("fastai", "torch"), "fastai")}
-_LISTED = ("tensorflow", "keras", "keras-tuner", "torch", "fastai", "tensorboard")
-# Asked of the environment's own Python, which may be any and need not have this package.
-_PROBE = """
-import importlib.metadata, json, platform, sys
-found = {}
-for name in %r:
-    try:
-        found[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        pass
-print("PROBE" + json.dumps({"python": platform.python_version(), "executable": sys.executable, "packages": found}))
-"""
 
 
 def python(patient: Patient) -> Iterator[Finding]:
@@ -84,44 +66,19 @@ def tools(patient: Patient) -> Iterator[Finding]:
 
 
 def environment(patient: Patient) -> Iterator[Finding]:
-    """The Python that jobs will run, tried here: its set-up, its version, and the framework of the experiment."""
-    chosen, backend = patient.experiment.environment, patient.experiment.job.backend
+    """The Python that jobs will run, entered here as a job enters it, and whether it can train the experiment."""
+    chosen = patient.experiment.environment
     subject = _("environment {name}", name=chosen.name)
-    found = _probe("\n".join(["set -e", *chosen.setup]), chosen.python or sys.executable)
-    if "error" in found:
-        remedy = _("See conf/environment/{name}.yaml: each line of setup and python must work in a shell here.",
-                   name=chosen.name)  # fmt: skip
-        yield Finding(FAULT, subject, found["error"], remedy)
-        return
-    packages = found["packages"]
-    says = ", ".join([f"Python {found['python']}", *(f"{name} {version}" for name, version in packages.items())])
-    needed, extra = _FRAMEWORKS.get(backend, ((), ""))
-    missing = [name for name in needed if name not in packages]
-    if missing and backend in TRAITS:
-        told = _("{names} is missing, which the experiment needs", names=", ".join(missing)) + f" ({says})"
-        remedy = _(
-            "Choose another environment (environment=NAME), or pip install 'truba_runner[{extra}]'.", extra=extra
-        )
-        yield Finding(FAULT, subject, told, remedy)
-    else:
-        yield Finding(OK, subject, says)
-    if found["python"].rpartition(".")[0] != platform.python_version().rpartition(".")[0]:
-        yield Finding(NOTE, subject, _("jobs run another Python than the one that submits; that is allowed"))
-
-
-def _probe(setup: str, python_command: str) -> dict[str, Any]:
-    program = _PROBE % (_LISTED,)
-    script = f'{setup}\nexec {python_command} -c "$PROBE_PROGRAM"'
     try:
-        done = subprocess.run(
-            ["bash", "-c", script], capture_output=True, text=True, timeout=_ENVIRONMENT_SECONDS, check=False,
-            env={**os.environ, "PROBE_PROGRAM": program},
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return {"error": _("its set-up took longer than {seconds:g} s", seconds=_ENVIRONMENT_SECONDS)}
-    answer = next((line for line in done.stdout.splitlines() if line.startswith("PROBE")), "")
-    if done.returncode or not answer:
-        last = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").splitlines()[-1]
-        return {"error": last[:300]}
-    found: dict[str, Any] = json.loads(answer.removeprefix("PROBE"))
-    return found
+        held = probe.found_here(patient.experiment)
+    except Refused as refused:
+        for problem in refused.problems:
+            yield Finding(FAULT, subject, f"{problem.received}: {problem.rule}", problem.remedy)
+        return
+    if isinstance(held, str):
+        remedy = _("A short job looks into it at the first submission.")
+        yield Finding(NOTE, subject, _("it cannot be entered on this machine: {why}", why=held), remedy)
+        return
+    yield Finding(OK, subject, probe.described(chosen, held))
+    if held and held["python"].split(".")[:2] != platform.python_version().split(".")[:2]:
+        yield Finding(NOTE, subject, _("jobs run another Python than the one that submits; that is allowed"))

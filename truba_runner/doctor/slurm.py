@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 
-from truba_runner import slurm_facts
+from truba_runner import relay, scheduler, slurm_facts
 from truba_runner.config import Cluster, Partition
 from truba_runner.doctor import FAULT, NOTE, OK, WARNING, Finding, Patient
 from truba_runner.durations import parse_minutes
@@ -35,7 +35,8 @@ def controller(patient: Patient) -> Iterator[Finding]:
             _("cluster={name} has no Slurm: runs train on this machine", name=patient.experiment.cluster.name),
         )
         return
-    missing = [name for name in _COMMANDS if shutil.which(name) is None]
+    # In a container the commands are run outside of it.
+    missing = [name for name in _COMMANDS if shutil.which(name) is None and relay.folder() is None]
     if missing:
         says = _("not on the PATH: {names}", names=", ".join(missing))
         yield Finding(FAULT, "Slurm", says, _("Work on a login node; cluster=local trains on this machine."))
@@ -193,7 +194,7 @@ def _differences(facts: Partition, live: Mapping[str, str], hardware: list[Hardw
 
 
 def _asks_slurm(patient: Patient) -> bool:
-    return on_slurm(patient) and shutil.which("scontrol") is not None
+    return on_slurm(patient) and scheduler.available()
 
 
 def _file(cluster: Cluster) -> str:

@@ -13,8 +13,18 @@ from pathlib import Path
 from truba_runner import changed_code, job_module, places, rundir, scheduler, tell
 from truba_runner.config import Experiment
 from truba_runner.errors import Failed, Problem, Refused
-from truba_runner.launch import absolute, launch, newest_run_dir, on_slurm_or_failed, train_here, wait_for, with_data
+from truba_runner.launch import (
+    absolute,
+    in_environment,
+    launch,
+    newest_run_dir,
+    on_slurm_or_failed,
+    train_here,
+    wait_for,
+    with_data,
+)
 from truba_runner.plan import Plan, plan
+from truba_runner.probe import Found
 from truba_runner.queue.automatic import Automatic
 from truba_runner.state import last_job_id, state_of
 from truba_runner.submit import Prepared, settle
@@ -154,6 +164,7 @@ def _checked(runs: Sequence[Composed], label: Callable[[int], str]) -> list[_Run
 
 def _prepared(checked: Sequence[_Run], provide_data: bool) -> list[Prepared]:
     provided: dict[tuple[str, str], str] = {}
+    held: dict[str, Found] = {}
     prepared = []
     listed: dict[str, set[str]] = {}
     for run in checked:
@@ -164,11 +175,15 @@ def _prepared(checked: Sequence[_Run], provide_data: bool) -> list[Prepared]:
                 provided[key] = with_data(experiment, run.composed.selector).data.name
             if provided[key] != experiment.data.name:
                 experiment = replace(experiment, data=replace(experiment.data, name=provided[key]))
+            environment = repr((experiment.environment, experiment.job.backend))
+            if environment not in held:
+                held[environment] = in_environment(experiment)
         folder = experiment.cluster.runs_folder
         if folder not in listed:
             listed[folder] = set(os.listdir(folder)) if Path(folder).is_dir() else set()
         run_dir = newest_run_dir(experiment, listed[folder])
-        prepared.append(Prepared(experiment, run_dir, run.plan.request, run.job_file))
+        found = held[environment] if provide_data else {}
+        prepared.append(Prepared(experiment, run_dir, run.plan.request, run.job_file, found=found))
     return prepared
 
 
