@@ -43,7 +43,7 @@ WAITING: dict[str, tuple[str, tuple[str, ...]]] = {
     "account-too-long": (HAMSI, ("--account=short", "--time=60")),
     "account-jobs": (HAMSI, ("--account=single",)),
     "account-at-once": (P100, ("--account=gpuless",)),
-    "partition-config": ("kolyoz-cuda -C H100 -c 16 --gres=gpu:1", ("--account=proj1", "--begin=now+4")),
+    "partition-config": ("kolyoz-cuda -C H100 -c 16 --gres=gpu:1", ("--account=proj1", "--begin=now+1hour")),
     "qos-per-user": (HAMSI, ("--account=proj1", "--qos=small")),
     "qos-jobs": (HAMSI, ("--account=proj1", "--qos=single")),
     "qos-at-once": (HAMSI, ("--account=proj1", "--qos=crowded")),
@@ -59,9 +59,9 @@ WAITING: dict[str, tuple[str, tuple[str, ...]]] = {
     "reservation": ("palamut-cuda -c 16 --gres=gpu:1", ("--account=proj1", "--reservation=later")),
     "maintenance": ("palamut-cuda -c 16 --gres=gpu:1", ("--account=proj1", "--time=300")),
     "nodes-unavailable": ("kolyoz-cuda -C H200 -c 16 --gres=gpu:1", ("--account=free",)),
-    "bad-constraints": (BARBUN, ("--account=proj1", "--constraint=barbun", "--begin=now+4")),
+    "bad-constraints": (BARBUN, ("--account=proj1", "--constraint=barbun", "--begin=now+1hour")),
     "partition-down": ("debug -C akya-cuda -c 10 --gres=gpu:1", ("--account=proj1",)),
-    "partition-time": (HAMSI, ("--account=proj1", "--time=600", "--begin=now+4")),
+    "partition-time": (HAMSI, ("--account=proj1", "--time=600", "--begin=now+1hour")),
     "array-limit": (P100, ("--account=proj1", "--array=0-1%1")),
 }
 ENDED = {
@@ -180,6 +180,9 @@ def submit_all(states: States) -> None:
     states.root("scontrol", "hold", states.jobs["held-by-admin"])
     states.root("scontrol", "update", "partitionname=hamsi", "maxtime=120")
     states.root("scontrol", "update", "nodename=barbun1", "availablefeatures=other", "activefeatures=other")
+    # These could have started while there was no trouble yet.
+    for name in ("partition-config", "bad-constraints", "partition-time"):
+        states.root("scontrol", "update", f"jobid={states.jobs[name]}", "starttime=now")
 
 
 def test_every_reason_that_this_slurm_can_give_is_in_the_table() -> None:

@@ -96,6 +96,7 @@ SAID = [
     ("log", "ImportError: /lib64/libm.so.6: version `GLIBC_2.38' not found (required by x.so)", "glibc"),
     ("log", "Lmod has detected the following error: The following module(s) are unknown", "module-command"),
     ("log", "FATAL:   could not open image /arf/x.sif: no such file or directory", "container"),
+    ("record", "RUNNING", "pulled"),
     ("log", "urllib.error.URLError: <urlopen error [Errno -3] Temporary failure in name resolution>", "no-internet"),
 ]  # fmt: skip
 

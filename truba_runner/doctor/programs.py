@@ -28,12 +28,15 @@ def python(patient: Patient) -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
+    try:
+        texts = importlib.metadata.requires("truba_runner") or []
+    except importlib.metadata.PackageNotFoundError:
+        texts = []
+    if not texts:  # Not installed but one file, or found as it lies: with all that it needs, or this were not reached.
+        return
     from packaging.requirements import Requirement
 
-    try:
-        wanted = [Requirement(text) for text in importlib.metadata.requires("truba_runner") or []]
-    except importlib.metadata.PackageNotFoundError:
-        return  # Not installed but found as it lies, with all that it needs: else this line were not reached.
+    wanted = [Requirement(text) for text in texts]
     needed = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
     told = []
     for one in needed:
