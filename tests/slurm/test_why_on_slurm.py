@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from cluster import Cluster, ClusterUnavailable
-from truba import Truba
+from truba import FAILING_JOB, Truba
 from why_runs import WhyRuns
 
 from truba_runner.why.table import meaning
@@ -43,7 +43,7 @@ WAITING: dict[str, tuple[str, tuple[str, ...]]] = {
     "account-too-long": (HAMSI, ("--account=short", "--time=60")),
     "account-jobs": (HAMSI, ("--account=single",)),
     "account-at-once": (P100, ("--account=gpuless",)),
-    "partition-config": ("kolyoz-cuda -C H100 -c 16 --gres=gpu:1", ("--account=proj1", "--begin=now+1hour")),
+    "partition-config": ("kolyoz-cuda -C H100 -c 16 --gres=gpu:1", ("--account=proj1", "--begin=now+8")),
     "qos-per-user": (HAMSI, ("--account=proj1", "--qos=small")),
     "qos-jobs": (HAMSI, ("--account=proj1", "--qos=single")),
     "qos-at-once": (HAMSI, ("--account=proj1", "--qos=crowded")),
@@ -59,10 +59,16 @@ WAITING: dict[str, tuple[str, tuple[str, ...]]] = {
     "reservation": ("palamut-cuda -c 16 --gres=gpu:1", ("--account=proj1", "--reservation=later")),
     "maintenance": ("palamut-cuda -c 16 --gres=gpu:1", ("--account=proj1", "--time=300")),
     "nodes-unavailable": ("kolyoz-cuda -C H200 -c 16 --gres=gpu:1", ("--account=free",)),
-    "bad-constraints": (BARBUN, ("--account=proj1", "--constraint=barbun", "--begin=now+1hour")),
+    "bad-constraints": (BARBUN, ("--account=proj1", "--constraint=barbun", "--begin=now+8")),
     "partition-down": ("debug -C akya-cuda -c 10 --gres=gpu:1", ("--account=proj1",)),
-    "partition-time": (HAMSI, ("--account=proj1", "--time=600", "--begin=now+1hour")),
+    "partition-time": (HAMSI, ("--account=proj1", "--time=600", "--begin=now+8")),
     "array-limit": (P100, ("--account=proj1", "--array=0-1%1")),
+}
+# What befalls a job once it has been accepted; until its earliest start it cannot have run.
+TROUBLE = {
+    "partition-config": ("partitionname=kolyoz-cuda", "allowaccounts=root,free"),
+    "bad-constraints": ("nodename=barbun1", "availablefeatures=other", "activefeatures=other"),
+    "partition-time": ("partitionname=hamsi", "maxtime=120"),
 }
 ENDED = {
     "exit-other": ("exit 3", ()),
@@ -173,16 +179,11 @@ def submit_all(states: States) -> None:
     states.submit("has-the-one-place", BARBUN, "--account=single")
     states.submit("fills-orfoz", "orfoz -c 112", "--account=proj1", "--licenses=matlab:1")
     for name, (asked, options) in WAITING.items():
-        if name == "nodes-unavailable":
-            states.root("scontrol", "update", "partitionname=kolyoz-cuda", "allowaccounts=root,free")
         states.submit(name, asked, *options)
+        if name in TROUBLE:
+            states.root("scontrol", "update", *TROUBLE[name])
     states.runs.on_record("array-limit", f"{states.jobs['array-limit']}_1", partition="barbun-cuda")
     states.root("scontrol", "hold", states.jobs["held-by-admin"])
-    states.root("scontrol", "update", "partitionname=hamsi", "maxtime=120")
-    states.root("scontrol", "update", "nodename=barbun1", "availablefeatures=other", "activefeatures=other")
-    # These could have started while there was no trouble yet.
-    for name in ("partition-config", "bad-constraints", "partition-time"):
-        states.root("scontrol", "update", f"jobid={states.jobs[name]}", "starttime=now")
 
 
 def test_every_reason_that_this_slurm_can_give_is_in_the_table() -> None:
@@ -282,6 +283,21 @@ def test_the_doctor_has_nothing_against_a_partition_that_is_as_it_should_be(stat
     done = states.runs.truba("doctor", "cluster=testcluster", timeout=60)
     assert done.returncode == 0, done.stdout
     assert "nothing that prevents work is wrong" in done.stdout
+
+
+def test_what_was_used_and_what_is_left(states: States) -> None:
+    told = json.loads(states.runs.truba("usage", "--json", "--runs", str(states.runs.folder)).stdout)
+    used = {row["name"]: row for row in told["usage"]}
+    # It ran for five seconds on 40 cores and four GPUs.
+    assert (
+        0.04 < used["better"]["core_hours"] < 0.2 and used["better"]["core_hours"] == 10 * used["better"]["gpu_hours"]
+    )
+    assert used["account-core-minutes"]["core_hours"] == 0
+    own = ["job.module=failing", "data.name=digits", "resources.account=poor", states.runs.truba.runs_folder("more")]
+    states.runs.truba.write("jobs/failing.py", FAILING_JOB)
+    done = states.runs.truba("+experiment=mnist", *own)
+    assert done.returncode == 0, done.stderr
+    assert "warning: up to 10 core-hours may be used, and of those of the account poor 0 are left" in done.stderr
 
 
 def test_time_limits_and_deadlines(states: States) -> None:
