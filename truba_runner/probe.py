@@ -64,6 +64,27 @@ def found(experiment: Experiment, elsewhere: Elsewhere) -> Found:
     return held
 
 
+def found_here(experiment: Experiment) -> Found | str:
+    """The same, asked on this machine alone; where it cannot be entered here, which says nothing of a job's node: why.
+
+    Raises:
+        Refused: as `found`.
+    """
+    chosen = experiment.environment
+    if chosen.kind == "inherit":
+        return found(experiment, lambda script: None)
+    _refuse_missing_files(chosen)
+    held = _kept(chosen)
+    if not held:
+        try:
+            held = _read(chosen, *_run_here(_script(chosen, shipped("slurm") / "apptainer")))
+        except _Silent as silent:
+            return silent.why
+        _keep(chosen, held)
+    _refuse_lacking(experiment, held)
+    return held
+
+
 def _refuse_missing_files(chosen: Environment) -> None:
     if chosen.kind == "apptainer" and not Path(chosen.image).exists():
         near = f"There are: {', '.join(names)}." if (names := _images_beside(Path(chosen.image))) else ""
