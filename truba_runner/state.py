@@ -125,7 +125,10 @@ def _along_with_canary(run: RunDir) -> str:
     canary = _intent(run).get("canary")
     if not canary or RunDir(run.path.parent / canary).has_lived():
         return ""
-    return f"cancelled along with the canary {canary}, which ended before its first epoch did; the same command goes on"
+    return _(
+        "cancelled along with the canary {canary}, which ended before its first epoch did; the same command goes on",
+        canary=canary,
+    )
 
 
 def _intent(run: RunDir) -> dict[str, Any]:
