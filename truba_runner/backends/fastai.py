@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,12 +20,17 @@ from truba_runner.backends.fastai_loop import Loop, Watcher
 from truba_runner.backends.fastai_ranks import Ranks
 from truba_runner.backends.fastai_reporter import Reporter
 from truba_runner.backends.fastai_resume import Resume
-from truba_runner.backends.fastai_stages import Course
+from truba_runner.backends.fastai_stages import Course, too_few
+from truba_runner.backends.fastai_streams import end_readers
 from truba_runner.backends.found_rate import found_rate, record
 from truba_runner.errors import Failed
 
 # Read when matplotlib is first imported: there is no screen.
 os.environ.setdefault("MPLBACKEND", "Agg")
+# How torch begins to say so.
+_ONE_EXAMPLE = "Expected more than 1 value per channel when training"
+
+IMPORTS = (__name__, "fastai.vision.all")
 
 
 def train(context: Context) -> dict[str, Any]:
@@ -67,6 +72,15 @@ def _explained(context: Context) -> Iterator[None]:
             f"{train.batch_size or 64}), half precision with train.mixed_precision=mixed_float16 (now "
             f"{train.mixed_precision or 'float32'}), smaller images, or a network that is less deep."
         ) from error
+    except ValueError as error:
+        if _ONE_EXAMPLE not in str(error):
+            raise
+        raise Failed(
+            "BatchNorm learns from batches of two examples or more, and this one has a single one. Set "
+            "train.batch_size to 2 or more; where it is an epoch's last batch, to a size that leaves none over."
+        ) from error
+    finally:
+        end_readers()
 
 
 @dataclass(frozen=True)
@@ -104,7 +118,10 @@ def _look(context: Context, made: _SetUp, finder: recipe.Find) -> dict[str, floa
     watcher, before_all = Watcher(made.ranks), -1
     remembered = [(callback, fastai_state.memory_of(callback)) for callback in made.learner.cbs]
     with made.loop.watched_by(watcher, before_all):
-        found = find_rates(context, made.learner, finder, made.loop.steps())
+        if not (steps := made.loop.steps()):
+            loaders, ranks = made.learner.dls, made.ranks.count
+            raise Failed(too_few(len(loaders.train_ds), loaders.train.bs * ranks, ranks, "train.batch_size"))
+        found = find_rates(context, made.learner, finder, steps)
     for callback, memory in remembered:
         fastai_state.give_memory(callback, memory)
     return found
@@ -125,6 +142,8 @@ def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
     stages = recipe.read(experiment.train.recipe, experiment.train.epochs, rate)
     reporter = Reporter(context, learner, recipe.epochs_of(stages), told)
     resume = Resume(context, learner, reporter, ranks, _signature(context, learner, made.data, stages))
+    course = Course(context, learner, made.data, loop, reporter, resume)
+    course.check(stages)
     if resume.stage < 0 and context.rank == 0:
         fastai_outputs.show_batch(context, learner.dls, told.board)
         print_summary(learner)
@@ -132,7 +151,7 @@ def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
             fastai_board.write_graph(told.board, learner)
     with loop.installed():
         context.interruption.hold()
-        Course(context, learner, made.data, loop, reporter, resume).run(stages)
+        course.run(stages)
     result = _result(context, learner, reporter, made.device)
     ranks.check_same(result["weights_sha256"])
     if context.rank == 0:
@@ -169,7 +188,7 @@ def _signature(context: Context, learner: Any, data: Data, stages: tuple[recipe.
         "precision": train.mixed_precision or "float32",
         "examples": len(data.items),
         "names_of_the_examples": data.sha256(),
-        "recipe": [[type(stage).__name__, repr(asdict(stage))] for stage in stages],
+        "recipe": recipe.signature(stages),
         "model": fastai_state.signature_of_model(learner.model),
     }
 
@@ -189,6 +208,7 @@ def _result(context: Context, learner: Any, reporter: Reporter, device: Any) -> 
         "parameters": sum(parameter.numel() for parameter in learner.model.parameters()),
         "architecture": fastai_outputs.architecture(learner),
         "loss": str(learner.loss_func),
+        **fastai_outputs.vocab(learner),
         "examples": {"train": len(learner.dls.train_ds), "validation": len(learner.dls.valid_ds)},
         "versions": {"fastai": fastai.__version__, "torch": torch.__version__},
         **record(context),

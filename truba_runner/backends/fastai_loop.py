@@ -12,7 +12,6 @@ from typing import Any
 
 from truba_runner.backends.fastai_ranks import Ranks
 from truba_runner.backends.fastai_streams import Pass, Where, seed_all
-from truba_runner.errors import Failed
 from truba_runner.interrupt import Interrupted
 
 
@@ -82,19 +81,8 @@ class Loop:
             self.watcher = before
 
     def steps(self) -> int:
-        """How many batches an epoch has.
-
-        Raises:
-            truba_runner.errors.Failed: not one.
-        """
-        steps = len(self._pass(self.learner.dls.train, "train").sizes)
-        if not steps:
-            learner, ranks = self.learner, self.ranks.count
-            raise Failed(
-                f"The training set has {len(learner.dls.train_ds)} items, and a batch of {ranks} processes has "
-                f"{learner.dls.train.bs * ranks}: there is not one whole batch. Set train.batch_size lower."
-            )
-        return steps
+        """How many batches an epoch has."""
+        return len(self._pass(self.learner.dls.train, "train").sizes)
 
     def _pass(self, loader: Any, kind: str, epoch: int = 0, first: int = 0) -> Pass:
         where = Where(self._seed, self.stage, epoch, kind)

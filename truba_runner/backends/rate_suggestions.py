@@ -8,6 +8,7 @@ Rates for Training Neural Networks, WACV 2017, section 3.3).
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,10 @@ def keep(context: Context, finder: Find, rates: Sequence[float], losses: Sequenc
         told = "  ".join(f"{name} {'nothing' if rate is None else f'{rate:.2e}'}" for name, rate in suggested.items())
         print(f"lr_find {finder.name}: {told}", flush=True)
         curve = {"suggestions": suggested, "learning_rates": list(rates), "losses": list(losses)}
-        context.run.write_rate_curve(finder.name, curve)
+        try:
+            context.run.write_rate_curve(finder.name, curve)
+        except OSError as error:  # A training has its rate all the same.
+            print(f"lr_find_{finder.name}.json could not be written ({error}); training goes on", file=sys.stderr)
         plots.rate_curve(rates, losses, suggested, context.run.plots, f"lr_find_{finder.name}.png")
     return suggested
 

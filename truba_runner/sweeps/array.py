@@ -35,6 +35,8 @@ class ArraySubmission(Submission):
     max_parallel: int = field(kw_only=True)
     # The run that must live through its first epoch before this array may start; empty: it starts when it can.
     canary: str = ""
+    # That run's job.
+    canary_job: str = ""
     # Whether its one run is such a canary.
     goes_ahead: bool = False
     # The job array with the tasks' learning-rate finders: each waits for the task of its own number. Empty: none.
@@ -83,14 +85,15 @@ class ArraySubmission(Submission):
     def parameters(self) -> dict[str, Any]:
         """In submitit's names."""
         parameters = {**super().parameters(), "array_parallelism": self.max_parallel}
-        more: dict[str, Any] = {"hold": True} if self.canary else {}
+        more: dict[str, Any] = {}
+        if self.canary:
+            more = {"dependency": f"afterok:{self.canary_job}", "kill_on_invalid_dep": "yes"}
+        if self.after:
+            # Else a task whose finder has failed waits for ever.
+            more = {"dependency": f"aftercorr:{self.after}", "kill_on_invalid_dep": "yes"}
         if self.numbers:
             at_once = min(len(self.numbers), self.max_parallel)
             more["array"] = f"{','.join(map(str, self.numbers))}%{at_once}"
-        if self.after:
-            parameters["dependency"] = f"aftercorr:{self.after}"
-            # Else a task whose finder has failed waits for ever.
-            more["kill-on-invalid-dep"] = "yes"
         return {**parameters, "additional_parameters": {**parameters["additional_parameters"], **more}}
 
     def intent(self) -> dict[str, Any]:

@@ -47,11 +47,13 @@ def through_slurm(runs: Sequence[Prepared], sweep: SweepDir, describe: Callable[
             outcomes[prepared.run.id] = done or Outcome(prepared.run.id, str(prepared.run.path), "submitted")
         if same:
             tell.same_run(list(same.values()))
-        if canary.has_lived(runs[0].run):
-            # Its own job could not, where a compute node may not.
+        if runs[0].run.has_lived():
+            # Its own job could not, where a compute node may not, and trains on.
             canary.release(sweep, runs[0].run.id)
         places = _send_finders(wanted, sweep, held)
         for array in _all_arrays(runs[0], wanted, places, sweep):
+            if array.canary:
+                array = replace(array, canary_job=outcomes[array.canary].job_id)
             job_id = array.send(held)
             for number, task in zip(array.task_numbers, array.tasks, strict=True):
                 for prepared in task:
@@ -174,18 +176,17 @@ def _already(runs: Sequence[Prepared]) -> list[Outcome | None]:
 
 
 def _with_canary(first: Prepared, wanted: Sequence[Prepared], sweep: SweepDir) -> list[ArraySubmission]:
-    """The arrays for these runs; where the sweep's first run goes ahead, the others are held until it lives."""
-    if not first.experiment.sweep.canary or canary.has_lived(first.run):
+    """The arrays for these runs; where the sweep's first run goes ahead, that is first and they wait for it."""
+    if not first.experiment.sweep.canary or first.run.has_lived():
         return _arrays(wanted, sweep)
     others = [prepared for prepared in wanted if prepared.run.id != first.run.id]
-    held = [replace(array, canary=first.run.id) for array in _arrays(others, sweep)]
+    waiting = [replace(array, canary=first.run.id, canary_job="CANARY") for array in _arrays(others, sweep)]
     if len(others) == len(wanted):
-        return held
-    # Last: when it lives, the others must be there to be released.
+        return waiting
     ahead = ArraySubmission(
         first, sweep=sweep, tasks=[[first]], allocation=first.request, places=1, max_parallel=1, goes_ahead=True
     )
-    return [*held, ahead]
+    return [ahead, *waiting]
 
 
 def _arrays(runs: Sequence[Prepared], sweep: SweepDir) -> list[ArraySubmission]:
