@@ -136,7 +136,9 @@ def _script(chosen: Environment, wrapper: Path) -> str:
     """Enters the environment as a job does, and has its Python report."""
     entered = environment.start(chosen, wrapper)
     program = pkgutil.get_data("truba_runner", "environment_report.py") or b""
-    return "\n".join([*entered.setup, f"{entered.python} - <<'END-OF-REPORT'", program.decode(), "END-OF-REPORT", ""])
+    # A container that shows none of the run's folders has no other folder to be in.
+    lines = [*entered.setup, "cd /", f"{entered.python} - <<'END-OF-REPORT'", program.decode(), "END-OF-REPORT", ""]
+    return "\n".join(lines)
 
 
 def _run_here(script: str) -> tuple[str, int]:

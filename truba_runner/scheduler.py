@@ -289,13 +289,13 @@ def core_limit(account: str) -> int:
     return min((int(found[1]) for found in limits if found), default=0)
 
 
-def release(job_ids: Sequence[str]) -> None:
-    """Lets jobs start that were submitted to be held.
+def release(job_id: str) -> None:
+    """Lets a job start whatever it was submitted to wait for.
 
     Raises:
         SlurmError: Slurm does not answer, or may not.
     """
-    query(["scontrol", "release", ",".join(job_ids)])
+    query(["scontrol", "update", f"jobid={job_id}", "dependency="])
 
 
 def state(job_id: str) -> str:

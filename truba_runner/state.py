@@ -14,8 +14,8 @@ from truba_runner.language import _, marked
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import SRUN_FAILED, Job
 
-# Slurm's word for a job that was submitted to be held.
-_HELD = "JobHeldUser"
+# Slurm's word for a job that waits for another.
+_WAITS = "Dependency"
 _SILENT = marked("it ended without a word; truba logs shows the last of it, and the same command goes on")
 _INTERRUPTED = marked("interrupted; the same command goes on")
 # What Slurm's word for an end means, where the job itself had none.
@@ -78,6 +78,7 @@ def state_of(run: RunDir, jobs: Mapping[str, Job] | None) -> RunState:
         why = (
             _why(progress)
             or _dropped(run)
+            or (_along_with_canary(run) if state == "CANCELLED" and not progress else "")
             or (_(_ENDS[state]) if state in _ENDS else "")
             or (_(_INTERRUPTED) if progress.get("state") == "interrupted" else "")
         )
@@ -108,7 +109,7 @@ def _among_others(run: RunDir, progress: Mapping[str, Any], job: Job) -> RunStat
 
 def _waits_for(run: RunDir, job: Job) -> str:
     canary = _intent(run).get("canary")
-    if job.reason == _HELD and canary:
+    if job.reason == _WAITS and canary:
         return _("held until {canary} has lived through its first epoch", canary=canary)
     return job.reason
 
@@ -117,6 +118,17 @@ def _dropped(run: RunDir) -> str:
     """Why a run was taken out of the queue before it started."""
     told = run.submissions()
     return str(told[-1]["why"]) if told and told[-1]["event"] == "dropped" else ""
+
+
+def _along_with_canary(run: RunDir) -> str:
+    """What Slurm's word means for a run that waited for another, which has not lived."""
+    canary = _intent(run).get("canary")
+    if not canary or RunDir(run.path.parent / canary).has_lived():
+        return ""
+    return _(
+        "cancelled along with the canary {canary}, which ended before its first epoch did; the same command goes on",
+        canary=canary,
+    )
 
 
 def _intent(run: RunDir) -> dict[str, Any]:
