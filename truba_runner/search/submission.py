@@ -16,7 +16,6 @@ from truba_runner import places, provenance, rundir, scheduler, tell
 from truba_runner.config import Experiment, run_id, training_hash
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.rundir import RunDir
-from truba_runner.search import overview
 from truba_runner.search.directory import SearchDir
 from truba_runner.state import last_job_id, state_of
 from truba_runner.submit import Prepared, Submission, prepare_directory, settle
@@ -152,16 +151,8 @@ def launch(prepared: Prepared) -> Outcome:
         _make(search, prepared)
         places.remember(search.path.parent)
         outcome = _through_slurm(search, found) if experiment.cluster.scheduler == "slurm" else _here(search, found[0])
-    _tell(search, outcome)
+    tell.came_of_it(outcome)
     return outcome
-
-
-def _tell(search: SearchDir, outcome: Outcome) -> None:
-    if outcome.action == "failed":
-        print(f"{search.id} is not over: {overview.standing(search, {}).why}", file=sys.stderr)
-        print(f"  {search.path}")
-    else:
-        tell.came_of_it(outcome)
 
 
 def _make(search: SearchDir, prepared: Prepared) -> None:

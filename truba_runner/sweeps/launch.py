@@ -21,6 +21,7 @@ from truba_runner.launch import (
     on_slurm_or_failed,
     train_here,
     wait_for,
+    waits,
     with_data,
 )
 from truba_runner.plan import Plan, plan
@@ -79,23 +80,25 @@ def launch_sweep(
     label: Callable[[int], str],
     identity_of_batches: Sequence[str] = (),
     inside_job: bool = False,
+    refusals: Refusals | None = None,
 ) -> list[Outcome]:
     """Submits or trains these runs, one outcome each, in order; `label` tells the run of an index from the others.
 
     `identity_of_batches`: what the sweep is known by where its runs come in batches. `inside_job`: this command is the
-    job that was asked for with `sweep.sweeper_partition`.
+    job that was asked for with `sweep.sweeper_partition`. `refusals`: of the sweep's runs that could not be composed.
 
     Raises:
         Refused: a run breaks a rule; then none of them is submitted.
         SweeperSubmitted: the command goes on as a job.
         Failed: Slurm does not answer.
     """
-    checked = _checked(runs, label)
+    checked = _checked(runs, label, refusals or Refusals(len(runs)))
     for warning in dict.fromkeys(warning for run in checked for warning in run.plan.warnings):
         print(f"warning: {warning}", file=sys.stderr)
     if any(run.composed.experiment.sweep.kind for run in checked):
         # A search has jobs of its own, and goes by no other's.
-        return [launch(run.composed.experiment, run.composed.selector) for run in checked]
+        outcomes = [launch(run.composed.experiment, run.composed.selector, may_wait=False) for run in checked]
+        return wait_for(outcomes) if waits(checked[0].composed.experiment) else outcomes
     dry_run = any(run.composed.experiment.dry_run for run in checked)
     prepared = _prepared(checked, provide_data=not dry_run)
     runs_folder = prepared[0].run.path.parent
@@ -128,9 +131,8 @@ def _pick(experiment: Experiment) -> dict[str, str]:
     return {"monitor": experiment.checkpoint.monitor, "mode": experiment.checkpoint.mode}
 
 
-def _checked(runs: Sequence[Composed], label: Callable[[int], str]) -> list[_Run]:
-    """Plans for all, or every broken rule of all at once."""
-    refusals = Refusals(len(runs))
+def _checked(runs: Sequence[Composed], label: Callable[[int], str], refusals: Refusals) -> list[_Run]:
+    """Plans for all, or every broken rule of all at once, with what is refused already."""
     checked = []
     find = lru_cache(maxsize=None)(lambda module: job_module.find(module, Path.cwd()))
     host = socket.gethostname()
@@ -205,10 +207,12 @@ def _through_slurm(runs: Sequence[Prepared], sweep: SweepDir, describe: Callable
             outcomes[prepared.run.id] = done or Outcome(prepared.run.id, str(prepared.run.path), "submitted")
         if same:
             tell.same_run(list(same.values()))
-        if canary.has_lived(runs[0].run):
-            # Its own job could not, where a compute node may not.
+        if runs[0].run.has_lived():
+            # Its own job could not, where a compute node may not, and trains on.
             canary.release(sweep, runs[0].run.id)
         for array in _with_canary(runs[0], wanted, sweep):
+            if array.canary:
+                array = replace(array, canary_job=outcomes[array.canary].job_id)
             job_id = array.send(held)
             for index, task in enumerate(array.tasks):
                 for prepared in task:
@@ -259,18 +263,17 @@ def _already(runs: Sequence[Prepared]) -> list[Outcome | None]:
 
 
 def _with_canary(first: Prepared, wanted: Sequence[Prepared], sweep: SweepDir) -> list[ArraySubmission]:
-    """The arrays for these runs; where the sweep's first run goes ahead, the others are held until it lives."""
-    if not first.experiment.sweep.canary or canary.has_lived(first.run):
+    """The arrays for these runs; where the sweep's first run goes ahead, that is first and they wait for it."""
+    if not first.experiment.sweep.canary or first.run.has_lived():
         return _arrays(wanted, sweep)
     others = [prepared for prepared in wanted if prepared.run.id != first.run.id]
-    held = [replace(array, canary=first.run.id) for array in _arrays(others, sweep)]
+    waiting = [replace(array, canary=first.run.id, canary_job="CANARY") for array in _arrays(others, sweep)]
     if len(others) == len(wanted):
-        return held
-    # Last: when it lives, the others must be there to be released.
+        return waiting
     ahead = ArraySubmission(
         first, sweep=sweep, tasks=[[first]], allocation=first.request, places=1, max_parallel=1, goes_ahead=True
     )
-    return [*held, ahead]
+    return [ahead, *waiting]
 
 
 def _arrays(runs: Sequence[Prepared], sweep: SweepDir) -> list[ArraySubmission]:
