@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,6 +23,9 @@ from truba_runner.launch import absolute, check, launch
 from truba_runner.shipped import shipped
 from truba_runner.sweeps.sweeper_job import SweeperSubmitted
 from truba_runner.tell import Outcome
+
+# Keys of the command line without which `truba stage` would put a file somewhere else, or another one.
+_SAY_WHERE_DATA_LIES = {"cluster", "cluster.scratch", "cluster.data_folder", "data.folder", "data.name"}
 
 
 def register() -> None:
@@ -124,7 +128,8 @@ def typed(config: DictConfig) -> Experiment:
 def selector(config: Any) -> str:
     """How the user chose the experiment, for a remedy to repeat. `config` is the composed `hydra` node."""
     chosen = config.runtime.choices.get("experiment")
-    return f"+experiment={chosen}" if chosen else ""
+    where = [word for word in config.overrides.task if word.lstrip("+").partition("=")[0] in _SAY_WHERE_DATA_LIES]
+    return shlex.join([f"+experiment={chosen}", *where]) if chosen else ""
 
 
 def _experiments() -> str:

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from truba_runner.language import _, counted
+
 _LISTED = 12
 
 
@@ -40,8 +42,9 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.51)
     if close:
-        return f"Did you mean {' or '.join(close)}?"
+        return _("Did you mean {names}?", names=_(" or ").join(close))
     if not names:
-        return "There are none."
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"There are: {', '.join(names[:_LISTED])}{more}."
+        return _("There are none.")
+    left = len(names) - _LISTED
+    more = " " + counted("and {count} more", "and {count} more", left) if left > 0 else ""
+    return _("There are: {names}.", names=", ".join(names[:_LISTED]) + more)

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from truba_runner import events
 
@@ -42,21 +42,35 @@ def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
     Raises:
         OSError: the disk is full or not writable; `path` is unchanged.
     """
+    with written_whole(path, durable) as file:
+        file.write(content)
+
+
+@contextmanager
+def written_whole(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
+    """A file to write to, beside `path`, as `write_atomically` does it: it takes that name once it is whole.
+
+    Raises:
+        OSError: the disk is full or not writable; `path` is unchanged, and nothing is left beside it.
+    """
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             if durable:
                 os.fsync(file.fileno())
         os.replace(beside, path)
     except BaseException:
-        os.unlink(beside)
+        with suppress(OSError):
+            os.unlink(beside)
         raise
 
 
 def _json_bytes(value: Any) -> bytes:
-    return (json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    text = json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    # A file's name may be no UTF-8; written so, JSON reads it back as it was.
+    return text.encode(errors="backslashreplace")
 
 
 def finite(value: Any) -> Any:

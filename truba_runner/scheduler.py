@@ -94,7 +94,13 @@ def available() -> bool:
     return shutil.which("sbatch") is not None or relay.folder() is not None
 
 
-def run(argv: Sequence[str], *, text: str | None = None, inherit: Sequence[int] = ()) -> str:
+def run(
+    argv: Sequence[str],
+    *,
+    text: str | None = None,
+    inherit: Sequence[int] = (),
+    timeout_seconds: float = TIMEOUT_SECONDS,
+) -> str:
     """Runs one command once, and returns what it printed; `text` is its standard input.
 
     `inherit` are descriptors that it keeps open.
@@ -102,23 +108,27 @@ def run(argv: Sequence[str], *, text: str | None = None, inherit: Sequence[int] 
     Raises:
         SlurmError: it is not installed, ended with an error, or did not answer in time.
     """
-    return _done(argv, text=text, inherit=inherit).stdout
+    return _done(argv, text=text, inherit=inherit, timeout_seconds=timeout_seconds).stdout
 
 
 def _done(
-    argv: Sequence[str], *, text: str | None = None, inherit: Sequence[int] = ()
+    argv: Sequence[str],
+    *,
+    text: str | None = None,
+    inherit: Sequence[int] = (),
+    timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> subprocess.CompletedProcess[str]:
     try:
         if outside := relay.folder():
-            done = relay.call(outside, argv, text, TIMEOUT_SECONDS)
+            done = relay.call(outside, argv, text, timeout_seconds)
         else:
             done = subprocess.run(
-                argv, input=text, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, pass_fds=inherit, check=False
+                argv, input=text, capture_output=True, text=True, timeout=timeout_seconds, pass_fds=inherit, check=False
             )
     except FileNotFoundError as error:
         raise SlurmError(argv[0], "there is no such command on the PATH; is this a login node?", False) from error
     except subprocess.TimeoutExpired as error:
-        raise SlurmError(argv[0], f"no answer within {TIMEOUT_SECONDS} s", transient=True) from error
+        raise SlurmError(argv[0], f"no answer within {timeout_seconds:g} s", transient=True) from error
     if done.returncode:
         message = done.stderr.strip() or f"exit status {done.returncode}"
         unreachable = any(sign in message for sign in _UNREACHABLE)

@@ -216,7 +216,10 @@ def test_status_of_nothing(truba) -> None:  # type: ignore[no-untyped-def]
 def test_data_that_is_missing_is_told_with_the_command_that_stages_it(truba, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     unreachable = "data.sources.mnist.url=http://127.0.0.1:9/mnist.npz"
     done = truba("+experiment=mnist", "cluster=truba", unreachable)
-    assert done.returncode == 2 and "python -m truba_runner stage +experiment=mnist --from mnist.npz" in done.stderr
+    command = "python -m truba_runner stage +experiment=mnist cluster=truba --from mnist.npz"
+    assert done.returncode == 2 and command in done.stderr
+    moved = truba("+experiment=mnist", "data.folder=my data", "cluster=truba", unreachable, "train.epochs=2")
+    assert "stage +experiment=mnist 'data.folder=my data' cluster=truba --from" in moved.stderr
     assert not (tmp_path / "scratch").joinpath("truba_runner", "runs").exists()
 
 

@@ -20,7 +20,7 @@ from truba_runner.backends.fastai_loop import Watcher
 from truba_runner.backends.fastai_ranks import Ranks
 from truba_runner.backends.fastai_reporter import Reporter
 from truba_runner.background import Background
-from truba_runner.checkpoint import CheckpointStore, Position
+from truba_runner.checkpoint import CheckpointStore, Position, is_better
 from truba_runner.errors import nearest
 from truba_runner.interrupt import Interrupted
 
@@ -219,13 +219,10 @@ class Resume(Watcher):
         if row and monitor not in row and not self._monitor_missed:
             self._monitor_missed = True
             print(f"checkpoint.monitor={monitor}: no such metric. {nearest(monitor, row)}", file=sys.stderr, flush=True)
-        value = row.get(monitor)
-        if value is None or value != value:
+        if not is_better(row.get(monitor), self._best, self._settings.mode):
             return False
-        sign = -1 if self._settings.mode == "max" else 1
-        best = self._best is None or sign * value < sign * self._best
-        self._best = value if best else self._best
-        return best
+        self._best = row[monitor]
+        return True
 
     def _leave(self, position: Position | None = None) -> None:
         position = position or self._position()
