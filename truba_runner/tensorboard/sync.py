@@ -58,8 +58,8 @@ class EventFile:
                 _write_at(self._local.fileno(), records, self.told - self._found)
             except OSError as error:
                 print(
-                    f"the node's own disk takes no more of {self._path.name} ({error.strerror}); it is written straight "
-                    "to the shared disk",
+                    f"the node's own disk takes no more of {self._path.name} ({error.strerror}); it is written "
+                    "straight to the shared disk",
                     file=sys.stderr,
                     flush=True,
                 )
