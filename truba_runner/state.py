@@ -116,7 +116,7 @@ def _waits_for(run: RunDir, job: Job) -> str:
     if job.reason == _WAITS and intent.get("canary"):
         return _("held until {canary} has lived through its first epoch", canary=intent["canary"])
     if job.reason == _WAITS and intent.get("finder"):
-        return f"waits for its learning-rate finder {intent['finder']}"
+        return _("waits for its learning-rate finder {finder}", finder=intent["finder"])
     return job.reason
 
 
@@ -124,8 +124,10 @@ def has_no_rate(finder: RunDir, jobs: Mapping[str, Job] | None) -> str:
     """Why a run cannot have its learning rate from this finder; empty where it may, or Slurm does not answer."""
     if jobs is None or finder.result() or (state := state_of(finder, jobs)).live:
         return ""
-    told = f": {state.why}" if state.why else ""
-    return f"its learning-rate finder {finder.id} is {state.state}{told}; the same command starts both again"
+    told = f"{state.state}: {state.why}" if state.why else state.state
+    return _(
+        "its learning-rate finder {finder} is {state}; the same command starts both again", finder=finder.id, state=told
+    )
 
 
 def _dropped(run: RunDir) -> str:
