@@ -124,11 +124,9 @@ def has_no_rate(finder: RunDir, jobs: Mapping[str, Job] | None) -> str:
     """Why a run cannot have its learning rate from this finder; empty where it may, or Slurm does not answer."""
     if jobs is None or finder.result() or (state := state_of(finder, jobs)).live:
         return ""
-    ended = f"{state.state}: {state.why}" if state.why else state.state
+    told = f"{state.state}: {state.why}" if state.why else state.state
     return _(
-        "its learning-rate finder {finder} is {ended}; the same command starts both again",
-        finder=finder.id,
-        ended=ended,
+        "its learning-rate finder {finder} is {state}; the same command starts both again", finder=finder.id, state=told
     )
 
 

@@ -131,11 +131,11 @@ def has_points(answer: Any) -> bool:
 
 
 def first_chart(page: Browser, url: str, kind: str) -> None:
-    """Opens the page, and where it does not look again by itself opens it anew every five seconds."""
+    """Opens the page, and where it does not look again by itself opens it anew every twenty seconds."""
     page.open(url)
     while True:
         try:
-            page.wait_for_answer("timeSeries", has_points, 5)
+            page.wait_for_answer("timeSeries", has_points, 20)
             return
         except AssertionError:
             if kind != "ours":

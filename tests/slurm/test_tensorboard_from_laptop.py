@@ -88,6 +88,9 @@ def nothing_stays(laptop: Laptop) -> Iterator[None]:
     yield
     laptop.end_programs()
     wait_until(lambda: not laptop.far_servers(), 90, lambda: "a server stayed at the login node")
+    # Of servers that were killed outright.
+    for stale in SOCKETS.glob("*.sock"):
+        stale.unlink()
 
 
 def points(run: str, tag: str) -> Callable[[Any], Any]:
