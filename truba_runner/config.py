@@ -168,6 +168,9 @@ class Train:
     jit_compile: bool = False
     # fastai: the stages of the training, described in truba_runner/recipe.py. Empty: one fit_one_cycle of `epochs`.
     recipe: list[Any] = field(default_factory=list)
+    # Which of the learning-rate finder's suggestions is the learning rate: valley, steep/10, or {rate: valley, num_it:
+    # 200}; described in truba_runner/lr_find.py. None: no finder is run.
+    lr_find: Any = None
 
 
 @dataclass
@@ -278,7 +281,7 @@ class Launcher:
 class Search:
     """A search for hyperparameters, with one of Keras Tuner's oracles; docs/search.md. Its arguments have its names."""
 
-    # hyperband, bayesian, random or grid; empty: no search.
+    # hyperband, bayesian, random or grid; lr_find: no search, but each run's finder is a job before it; empty: neither.
     kind: str = ""
     objective: str = "val_loss"
     # min or max; empty where Keras knows the metric.
@@ -311,7 +314,10 @@ class Search:
 
 @dataclass
 class Sweep(Search):
-    """Many runs of one experiment: those of `-m`, by what follows here, or the trials of a search (`sweep=KIND`)."""
+    """Many runs of one experiment: those of `-m`, by what follows here, or the trials of a search (`sweep=KIND`).
+
+    With the kind lr_find those of `-m`, each with a learning rate that a job before it has found.
+    """
 
     # So many runs at once; None: as many as the account's core limit has room for.
     max_parallel: int | None = None
@@ -373,10 +379,12 @@ def experiment_from(values: Any) -> Experiment:
 
 def training_config(experiment: Experiment) -> dict[str, Any]:
     """What decides the trained network: job, data (by name, wherever its files lie) and training settings."""
-    job = asdict(experiment.job)
+    job, train = asdict(experiment.job), asdict(experiment.train)
     del job["weights"]
     if not job["hyperparameters"]:
         del job["hyperparameters"]
+    if train["lr_find"] is None:
+        del train["lr_find"]
     config = {
         "job": job,
         "data": {
@@ -386,7 +394,7 @@ def training_config(experiment: Experiment) -> dict[str, Any]:
             "pack": experiment.data.pack,
             "preprocessing": experiment.data.preprocessing,
         },
-        "train": asdict(experiment.train),
+        "train": train,
     }
     return {**config, "sweep": _search_config(experiment.sweep)} if experiment.sweep.kind else config
 

@@ -9,7 +9,19 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from truba_runner import changed_code, data, job_module, places, probe, probe_job, rundir, scheduler, tell, weights
+from truba_runner import (
+    changed_code,
+    data,
+    job_module,
+    lr_find,
+    places,
+    probe,
+    probe_job,
+    rundir,
+    scheduler,
+    tell,
+    weights,
+)
 from truba_runner.config import Experiment, run_id
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.plan import Plan, plan
@@ -36,6 +48,8 @@ def launch(experiment: Experiment, selector: str, may_wait: bool = True) -> Outc
         Refused: it breaks a rule.
         Failed: Slurm does not answer.
     """
+    # Of a single run the finder is no job of its own.
+    experiment = lr_find.training_of(lr_find.with_default(experiment))
     prepared = _prepared(absolute(experiment), selector)
     if experiment.sweep.kind:
         outcome = search.launch(prepared)

@@ -31,6 +31,7 @@ def start_here(prepared: Prepared) -> subprocess.Popen[bytes]:
         "host": socket.gethostname(),
         **provenance.record(prepared.job_file),
         "request": asdict(prepared.request),
+        **({"finder": prepared.finder.run.id} if prepared.finder else {}),
     }
     # On record before the worker reads it; once more with its process id, by which others see that it lives.
     run.append_submission(event)

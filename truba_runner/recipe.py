@@ -24,6 +24,8 @@ from typing import Any
 from truba_runner.errors import Problem, nearest
 
 SUGGESTIONS = ("minimum", "steep", "valley", "slide")
+# What the finder of `train.lr_find` is called, as those of a recipe are by their `name`.
+FINDER = "find"
 _REFERENCE = re.compile(r"([A-Za-z_]\w*)\.([A-Za-z_]\w*)\s*(?:([*/])\s*(\S+))?")
 
 _FIT = {"epochs": int, "wd": float}
@@ -48,10 +50,11 @@ _REQUIRED = {
     "resize": ("size",),
 }
 TRAINING = tuple(name for name, keys in _KEYS.items() if "epochs" in keys)
+# Of fastai's Learner.lr_find, whose suggestions need some points.
+_RAMP: dict[str, float] = {"start_lr": 1e-7, "end_lr": 10, "num_it": 100}
+_LEAST_STEPS = 6
 # What fastai's Learner.fine_tune is called with where nothing is said.
 _FINE_TUNE_LR = 2e-3
-# And Learner.lr_find.
-_FIND_FROM, _FIND_TO = 1e-7, 10.0
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,12 @@ class Find:
 
     name: str
     options: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def ramp(self) -> tuple[float, float, int]:
+        """The first rate, the one after the last, and the number of steps between them; by default fastai's."""
+        first, end, steps = (self.options.get(key, otherwise) for key, otherwise in _RAMP.items())
+        return first, end, max(_LEAST_STEPS, int(steps))
 
 
 @dataclass(frozen=True)
@@ -154,7 +163,7 @@ def problems(recipe: Sequence[Any], epochs: int, learning_rate: float | None = N
         if name not in _KEYS:
             yield Problem(f"{place}={name}", "there is no such stage.", nearest(name, _KEYS))
             continue
-        yield from _stage_problems(f"{place}.{name}", name, options, finds)
+        yield from stage_problems(f"{place}.{name}", name, options, finds)
         lengths += [options[key] for key in ("epochs", "freeze_epochs") if key in options]
         if "epochs" in _KEYS[name]:
             # A stage that has none of its own takes that of `train`.
@@ -187,6 +196,11 @@ def shortened(recipe: Sequence[Any], epochs: int) -> list[Any]:
         return {name: {**options, **limited}} if limited else item
 
     return [short(item) for item in recipe]
+
+
+def rate_taken(text: str, suggestions: Mapping[str, float | None]) -> float | None:
+    """What `text` (valley/10) makes of a finder's suggestions; None where it has no such one to make."""
+    return read_rate(f"{FINDER}.{text}").resolve({FINDER: suggestions})
 
 
 def can_grow(stage: Stage) -> bool:
@@ -249,7 +263,7 @@ def _fine_tune(
     """What fastai 2.8's `Learner.fine_tune` does, in parts."""
     if base_lr is None:
         base_lr = _FINE_TUNE_LR if learning_rate is None else learning_rate
-    base = _rate(base_lr)
+    base = read_rate(base_lr)
     half, low = Rate(base.factor / 2, base.find, base.suggestion), base.factor / 2 / lr_mult
     yield Freeze(True)
     yield Fit("fit_one_cycle", freeze_epochs, Rates(base, falling=True), {**options, "pct_start": 0.99})
@@ -261,12 +275,16 @@ def _fine_tune(
 def _rates(value: Any) -> Rates:
     if isinstance(value, Sequence) and not isinstance(value, str):
         low, high = value
-        return Rates(_rate(high), _rate(low))
-    return Rates(_rate(value))
+        return Rates(read_rate(high), read_rate(low))
+    return Rates(read_rate(value))
 
 
-def _rate(value: Any) -> Rate:
-    """Raises ValueError for what is neither a positive number nor a reference."""
+def read_rate(value: Any) -> Rate:
+    """A rate as it is written.
+
+    Raises:
+        ValueError: it is neither a positive number nor a reference.
+    """
     if isinstance(value, str) and (found := _REFERENCE.fullmatch(value.strip())):
         by = _positive(found[4]) if found[4] else 1.0
         return Rate(1 / by if found[3] == "/" else by, found[1], found[2])
@@ -285,7 +303,8 @@ def _positive(value: Any) -> float:
 # -- checking --------------------------------------------------------------------------------------------------
 
 
-def _stage_problems(place: str, name: str, options: Mapping[str, Any], finds: Sequence[str]) -> Iterator[Problem]:
+def stage_problems(place: str, name: str, options: Mapping[str, Any], finds: Sequence[str]) -> Iterator[Problem]:
+    """What is wrong with a stage of this name; `finds` are the names of the finders before it."""
     kinds = _KEYS[name]
     for key in _REQUIRED.get(name, ()):
         if key not in options:
@@ -301,12 +320,12 @@ def _stage_problems(place: str, name: str, options: Mapping[str, Any], finds: Se
         else:
             yield from _number_problems(f"{place}.{key}", key, value, kinds[key])
     if name == "lr_find":
-        first, last = options.get("start_lr", _FIND_FROM), options.get("end_lr", _FIND_TO)
+        first, last = (options.get(key, _RAMP[key]) for key in ("start_lr", "end_lr"))
         if all(isinstance(rate, int | float) for rate in (first, last)) and not first < last:
             yield Problem(
                 f"{place}: start_lr={first:g}, end_lr={last:g}",
                 "lr_find raises the rate from start_lr to end_lr, which is larger.",
-                f"Left out they are {_FIND_FROM:g} and {_FIND_TO:g}.",
+                f"Left out they are {_RAMP['start_lr']:g} and {_RAMP['end_lr']:g}.",
             )
 
 
@@ -335,7 +354,7 @@ def _rate_problems(place: str, value: Any, finds: Sequence[str], pair: bool) -> 
         return
     for one in value if listed else [value]:
         try:
-            rate = _rate(one)
+            rate = read_rate(one)
         except (TypeError, ValueError):
             yield Problem(
                 f"{place}={one}",

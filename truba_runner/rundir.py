@@ -5,6 +5,7 @@ submissions.jsonl  what was asked of Slurm and what it answered, a line an event
 progress.json      state, epoch, step and metrics, replaced atomically
 history.csv        a row an epoch
 plots/             the same as pictures
+lr_find_NAME.json  what a learning-rate finder has found: its curve and its suggestions
 result.json        written once, when the training has ended
 logs/              what the job printed, a file a submission and task
 
@@ -227,6 +228,26 @@ class RunDir:
     def result(self) -> dict[str, Any]:
         """What the run came to; empty until it is finished."""
         return _read_json(self.path / "result.json")
+
+    # -- learning rates ----------------------------------------------------------------------------------------
+
+    def write_rate_curve(self, name: str, curve: Mapping[str, Any]) -> None:
+        """Writes what the finder of this name has found: `suggestions` by name, `learning_rates` and their `losses`."""
+        write_atomically(self.path / f"lr_find_{name}.json", json.dumps(finite(curve)).encode())
+
+    def rate_curve(self, name: str) -> dict[str, Any]:
+        """What `write_rate_curve` wrote; empty where no such finder has ended."""
+        return _read_json(self.path / f"lr_find_{name}.json")
+
+    def finder(self) -> RunDir | None:
+        """The run that looks for this one's rate, by its last submission; None: it needs none, or looks itself."""
+        given = [event for event in self.submissions() if event["event"] in {"intent", "local"} and "time" in event]
+        name = given[-1].get("finder") if given else None
+        return RunDir(self.path.parent / name) if name else None
+
+    def found_rate(self) -> dict[str, Any]:
+        """The event that says which `learning_rate` this run has taken from a finder; empty where it has taken none."""
+        return next((event for event in self.submissions() if event["event"] == "found rate"), {})
 
 
 def config_text(values: Mapping[str, Any]) -> bytes:

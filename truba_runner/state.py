@@ -14,8 +14,8 @@ from truba_runner.language import _, marked
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import SRUN_FAILED, Job
 
-# Slurm's word for a job that waits for another.
-_WAITS = "Dependency"
+# Slurm's words for a job that waits for another, and that waits in vain.
+_WAITS, _IN_VAIN = "Dependency", "DependencyNeverSatisfied"
 _SILENT = marked("it ended without a word; truba logs shows the last of it, and the same command goes on")
 _INTERRUPTED = marked("interrupted; the same command goes on")
 # What Slurm's word for an end means, where the job itself had none.
@@ -68,10 +68,14 @@ def state_of(run: RunDir, jobs: Mapping[str, Job] | None) -> RunState:
     if pulled := run.pulled():
         return _state_when_pulled(run, progress, pulled)
     job = jobs.get(last_job_id(run)) if jobs else None
-    if job is not None and job.live:
+    if job is not None and job.live and job.reason != _IN_VAIN:
         return _among_others(run, progress, job) or RunState(job.state, live=True, job=job, why=_waits_for(run, job))
     if run.result():
         return RunState("COMPLETED", live=False, job=job)
+    finder = None if progress else run.finder()
+    if finder and (why := has_no_rate(finder, jobs)):
+        # Slurm takes such a job out of the queue when it next looks.
+        return RunState("CANCELLED", live=False, job=job, why=why)
     if job is not None:
         # A job that ended well without a result has not trained: the run is not complete.
         state = "FAILED" if job.state == "COMPLETED" else job.state
@@ -108,10 +112,22 @@ def _among_others(run: RunDir, progress: Mapping[str, Any], job: Job) -> RunStat
 
 
 def _waits_for(run: RunDir, job: Job) -> str:
-    canary = _intent(run).get("canary")
-    if job.reason == _WAITS and canary:
-        return _("held until {canary} has lived through its first epoch", canary=canary)
+    intent = _intent(run)
+    if job.reason == _WAITS and intent.get("canary"):
+        return _("held until {canary} has lived through its first epoch", canary=intent["canary"])
+    if job.reason == _WAITS and intent.get("finder"):
+        return _("waits for its learning-rate finder {finder}", finder=intent["finder"])
     return job.reason
+
+
+def has_no_rate(finder: RunDir, jobs: Mapping[str, Job] | None) -> str:
+    """Why a run cannot have its learning rate from this finder; empty where it may, or Slurm does not answer."""
+    if jobs is None or finder.result() or (state := state_of(finder, jobs)).live:
+        return ""
+    told = f"{state.state}: {state.why}" if state.why else state.state
+    return _(
+        "its learning-rate finder {finder} is {state}; the same command starts both again", finder=finder.id, state=told
+    )
 
 
 def _dropped(run: RunDir) -> str:

@@ -44,6 +44,8 @@ class Prepared:
     program: str = "truba_runner.worker"
     # What the job's environment was found to hold (probe.py).
     found: Mapping[str, Any] = field(default_factory=dict)
+    # What has to be done before it can start: the run that looks for its learning rate.
+    finder: Prepared | None = None
 
 
 class _Script(SlurmExecutor):
@@ -97,6 +99,10 @@ class Submission:
     def array_size(self) -> int:
         """How many tasks the job array has; 0: it is none."""
         return 0
+
+    def waits_for(self) -> str:
+        """What has to end before it can start, for a person; empty where nothing has."""
+        return ""
 
     def worker(self) -> str:
         """The Python module that the job runs, and what it is told, for the shell."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from truba_runner import data, probe, provenance
+from truba_runner import data, lr_find, probe, provenance
 from truba_runner.changed_code import trained_with
 from truba_runner.progress import format_metrics
 from truba_runner.rundir import RunDir
@@ -52,14 +52,20 @@ def changed_code(prepared: Prepared) -> None:
 def submitted(submission: Submission, job_id: str) -> None:
     """What Slurm has taken."""
     request, tasks = submission.request, submission.array_size
-    what = f"{submission.first.run.id} as job" if not tasks else f"{tasks} job{'s' if tasks > 1 else ''} as array"
+    what = f"{submission.first.run.id} as job" if not tasks else f"{_jobs(submission)} as array"
     gpus = f"{request.gpus} GPU{'s' if request.gpus > 1 else ''}, " if request.gpus else ""
     nodes = f"{request.nodes} nodes with " if request.nodes > 1 else ""
     cores = f"{request.cores} core{'s' if request.cores > 1 else ''}"
-    print(f"submitted {what} {job_id} to {request.partition}: {nodes}{gpus}{cores}{' each' if tasks > 1 else ''}")
+    each = " each" if tasks > 1 else ""
+    print(f"submitted {what} {job_id} to {request.partition}: {nodes}{gpus}{cores}{each}{submission.waits_for()}")
     chosen = submission.first.experiment.environment
     if chosen.kind != "inherit":
         print(f"  {probe.described(chosen, submission.first.found)}")
+
+
+def _jobs(submission: Submission) -> str:
+    what = "learning-rate finder" if submission.first.experiment.sweep.kind == lr_find.KIND else "job"
+    return f"{submission.array_size} {what}{'s' if submission.array_size > 1 else ''}"
 
 
 def sweep(sweep_id: str, outcomes: Sequence[Outcome]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from urllib.parse import urlsplit
 
-from truba_runner import image_rules, recipe
+from truba_runner import image_rules, lr_find, recipe
 from truba_runner.config import Checkpoint, Experiment, Train
 from truba_runner.errors import Problem, nearest
 from truba_runner.tensorboard import rules as tensorboard_rules
@@ -39,6 +39,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     yield from image_rules.problems(experiment)
     yield from tensorboard_rules.problems(experiment.tensorboard)
     yield from _backend_problems(experiment)
+    yield from lr_find.problems(experiment)
     train = experiment.train
     yield from _one_of("train.batch_scaling", train.batch_scaling, BATCH_SCALINGS)
     yield from _one_of("data.preprocessing", experiment.data.preprocessing, PREPROCESSINGS)

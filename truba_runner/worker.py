@@ -22,6 +22,7 @@ from truba_runner import (
     drill,
     full_disk,
     job_module,
+    lr_find,
     notify,
     provenance,
     request,
@@ -111,12 +112,12 @@ def _train(
 ) -> dict[str, Any]:
     print(f"run {run.id}, job {here.job_id}, on {platform.node()}, data {experiment.data.name}", flush=True)
     # The backend first: it sets up its framework, which the job then imports.
-    train = backends.load(experiment.job.backend)
+    work = backends.load(experiment.job.backend, "find" if experiment.sweep.kind == lr_find.KIND else "train")
     record = submitted(run)
     if provenance.code_sha256(Path(record["job_file"])) != record.get("job_sha256"):
         print(f"WARNING: {record['job_file']} has changed since it was submitted", file=sys.stderr, flush=True)
     job = job_module.load(Path(record["job_file"]))
-    return train(backends.Context(experiment, job, run, progress, interruption, here.rank, here.tasks))
+    return work(backends.Context(experiment, job, run, progress, interruption, here.rank, here.tasks))
 
 
 def after_interruption(run: RunDir, here: allocation.Allocation, progress: Progress, interruption: Interruption) -> int:

@@ -1,4 +1,4 @@
-"""A process that starts fastai runs, shared by the tests of that backend: importing torch takes longer than a run."""
+"""Processes that start runs, shared by the tests of a backend: importing its framework takes longer than a run."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import fastai_resume_runs as runs
+import keras_resume_runs
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,8 +25,22 @@ sys.modules["triton"] = None  # type: ignore[assignment]
 @pytest.fixture(scope="session")
 def start() -> Iterator[runs.Ask]:
     """`start(folder, …)` takes the arguments of `fastai_resume_runs.start`; `do="in_fork"` those of `in_fork`."""
+    with asking(runs.__file__) as ask:
+        yield ask
+
+
+@pytest.fixture(scope="session")
+def start_keras() -> Iterator[runs.Ask]:
+    """`start_keras(folder, …)` takes the arguments of `keras_resume_runs.start`."""
+    with asking(keras_resume_runs.__file__) as ask:
+        yield ask
+
+
+@contextmanager
+def asking(program: str) -> Iterator[runs.Ask]:
+    """A process that does what it is asked for, a line of JSON each, with its framework imported once."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, runs.__file__]
+    command = [sys.executable, program]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdin and process.stdout
     stdin, stdout = process.stdin, process.stdout

@@ -89,3 +89,23 @@ def weights(folder: Path, other: str) -> float:
 
     one, two = (torch.load(Path(path) / "model.pt", weights_only=True)["model"] for path in (folder, other))
     return max(float((one[name].double() - two[name].double()).abs().max()) for name in one)
+
+
+def suggestions(folder: Path, curves: list[tuple[list[float], list[float], int]]) -> list[dict[str, float | None]]:
+    """What fastai's own four functions make of each curve, called as its `lr_find` does; None where they fail."""
+    import torch
+    from fastai.callback.schedule import minimum, slide, steep, valley
+
+    def of(rates: list[float], losses: list[float], steps: int) -> dict[str, float | None]:
+        x, y = (torch.tensor(values[steps // 10 : -5]) for values in (rates, losses))
+        broken = torch.nonzero(torch.isnan(y)).flatten().tolist()
+        x, y = (values[: broken[0]] if broken else values for values in (x, y))
+        found: dict[str, float | None] = {}
+        for function in (minimum, steep, valley, slide):
+            try:
+                found[function.__name__] = float(function(x, y, steps)[0])
+            except (IndexError, RuntimeError, ValueError):
+                found[function.__name__] = None
+        return found
+
+    return [of(*curve) for curve in curves]

@@ -93,6 +93,7 @@ SECTIONS: dict[str, Any] = {
     "cluster": {"name": "test"},
     "environment": {"name": "test"},
     "checkpoint": {"save_model": False},
+    "sweep": {},
     "tensorboard": {"every_steps": 1},
     "finish": {},
 }
@@ -155,11 +156,10 @@ def train(folder: Path, sections: dict[str, Any], job: str, stop: StopAt, rank: 
     stop.listen()
     watch_looks(stop)
     os.chdir(folder)
-    train_backend = backends.load("fastai")
     loaded = job_module.load(folder / "small.py")
     progress = Progress(run, "1", writes=rank == 0)
     given = backends.Context(config.experiment_from(values), loaded, run, progress, stop, rank, tasks)
-    result = train_backend(given)
+    result = backends.load("fastai", "find" if given.experiment.sweep.kind == "lr_find" else "train")(given)
     if rank == 0:
         run.write_result({**result, "looks": stop.looks})
 

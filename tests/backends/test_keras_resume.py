@@ -6,14 +6,11 @@ epoch's end: with one step an execution 13 + 4 + 1 times an epoch, and 4 + 4 tim
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +24,6 @@ from truba_runner.backends.keras_state import decode
 from truba_runner.checkpoint import BEST, CheckpointStore
 from truba_runner.rundir import RunDir
 
-ROOT = Path(__file__).resolve().parents[2]
 TRAINING, VALIDATION, EPOCHS = 13, 4, 4
 EPOCH = TRAINING + VALIDATION + 1
 AFTER = EPOCHS * EPOCH
@@ -49,23 +45,8 @@ Start = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def start() -> Iterator[Start]:
-    command = [sys.executable, runs.__file__]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-    assert process.stdin and process.stdout
-    stdin, stdout = process.stdin, process.stdout
-
-    def ask(folder: Path, **order: Any) -> dict[str, Any]:
-        stdin.write(json.dumps({"folder": str(folder), **order}) + "\n")
-        stdin.flush()
-        answer: dict[str, Any] = json.loads(stdout.readline())
-        return answer
-
-    yield ask
-    stdin.close()
-    assert process.wait(60) == 0
-    stdout.close()
+def start(start_keras: Start) -> Start:
+    return start_keras
 
 
 @pytest.fixture(scope="module")

@@ -120,23 +120,19 @@ class StagedRun(PetsRun):
 
     def pack_read_by(self, process: int) -> str:
         """The packed file that a process has open."""
-        found = [os.readlink(entry) for entry in Path(f"/proc/{process}/fd").iterdir() if entry.is_symlink()]
-        return next((path for path in found if path.endswith("crops-40.pack")), "")
+        for entry in Path(f"/proc/{process}/fd").iterdir():
+            with contextlib.suppress(OSError):  # It was closed just now.
+                if (path := os.readlink(entry)).endswith("crops-40.pack"):
+                    return path
+        return ""
 
 
 def test_one_rank_packs_and_each_node_reads_a_copy_of_its_own(cluster: Cluster) -> None:
     run = StagedRun(Truba(cluster, "fastai-staged"), "resources.nodes=2", "resources.gpus=2", "resources.time=15m")
-    read: set[str] = set()
-
-    def all_read() -> bool:
-        with contextlib.suppress(OSError):  # One of the processes has just ended, or closed a file.
-            read.update(files := {run.pack_read_by(process) for process in run.workers()})
-            return "" not in files and len(files) == 2
-        return False
-
-    run.wait_until(lambda: all_read() or (run.path / "result.json").exists())
-    copies = {Path(path) for path in read if Path(path).parent.name.startswith("truba-")}
-    assert len(copies) == 2, f"these packed files were read: {read}"
+    run.wait_until(lambda: "step" in run.progress())
+    read = [Path(run.pack_read_by(process)) for process in run.workers()]
+    copies = {path for path in read if path.parent.name.startswith("truba-")}
+    assert (len(read), len({*read}), len(copies)) == (4, 2, 2), f"these packed files were read: {read}"
     result = run.finish()
     assert (result["tasks"], result["epochs"]) == (4, 2)
     assert (run.log().count("packing the images of"), run.log().count("copied ")) == (1, 2)

@@ -388,7 +388,9 @@ def test_a_full_disk_of_the_node_sends_the_rest_straight_to_the_shared_one(tmp_p
         told.close()
         return {"there": there}
 
-    assert in_a_fork(fill).there == list(range(1, 201)), "without a copy"
+    found = in_a_fork(fill)
+    assert found.there == list(range(1, 201)), "without a copy"
+    assert found.said.count("the node's own disk takes no more of") == 1 and "straight to the shared disk" in found.said
 
 
 @needs_root

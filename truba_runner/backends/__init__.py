@@ -1,4 +1,4 @@
-"""What a training framework offers so that a job can be trained with it: a module a backend, `train` its entry."""
+"""What a framework offers so that a job can be trained with it: a module a backend, with `train` and `find`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Context:
     hyperparameters: dict[str, Any] = field(default_factory=dict)
 
 
-Train = Callable[[Context], dict[str, Any]]
+Entry = Callable[[Context], dict[str, Any]]
 
 
 def imports(name: str) -> tuple[str, ...]:
@@ -62,10 +62,12 @@ def imports(name: str) -> tuple[str, ...]:
     return found
 
 
-def load(name: str) -> Train:
-    """The `train` function of a backend: trains, evaluates and saves, and returns what `result.json` should say.
+def load(name: str, entry: str = "train") -> Entry:
+    """An entry of a backend's; it returns what `result.json` should say.
 
-    The mapping holds `metrics` (final, by name), `seconds_training`, `epochs`, `steps`, `weights_sha256`, `devices`.
+    `train` trains, evaluates and saves. The result holds `metrics` (final, by name), `seconds_training`, `epochs`,
+    `steps`, `weights_sha256`, `devices`, and where a finder's rate was taken `lr_find`. `find` runs a learning-rate
+    finder alone, and leaves its curve in the run directory. The result holds `suggestions`, `seconds`, `devices`.
     """
-    train: Train = importlib.import_module(f"truba_runner.backends.{name}").train
-    return train
+    found: Entry = getattr(importlib.import_module(f"truba_runner.backends.{name}"), entry)
+    return found

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import os
-from contextlib import ExitStack
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from truba_runner import plots, recipe
+from truba_runner import lr_find, plots, recipe
 from truba_runner.backends import Context, architectures, curves, fastai_board, fastai_outputs, fastai_state
 from truba_runner.backends.fastai_devices import compute_the_same_each_time, describe, pick_device
+from truba_runner.backends.fastai_find import find_rates
 from truba_runner.backends.fastai_job import Data, build_learner, print_summary
-from truba_runner.backends.fastai_loop import Loop
+from truba_runner.backends.fastai_loop import Loop, Watcher
 from truba_runner.backends.fastai_ranks import Ranks
 from truba_runner.backends.fastai_reporter import Reporter
 from truba_runner.backends.fastai_resume import Resume
-from truba_runner.backends.fastai_stages import Course
+from truba_runner.backends.fastai_stages import Course, too_few
 from truba_runner.backends.fastai_streams import end_readers
+from truba_runner.backends.found_rate import found_rate, record
 from truba_runner.errors import Failed
 
 # Read when matplotlib is first imported: there is no screen.
@@ -33,12 +39,32 @@ def train(context: Context) -> dict[str, Any]:
     Raises:
         truba_runner.errors.Failed: the job's code or the config is at fault, or the GPU cannot be used.
     """
+    with _explained(context), ExitStack() as at_the_end:
+        return _train(context, at_the_end)
+
+
+def find(context: Context) -> dict[str, Any]:
+    """Runs the learning-rate finder and trains nothing; the result is described at `truba_runner.backends.load`.
+
+    Raises:
+        truba_runner.errors.Failed: as `train`.
+    """
+    with _explained(context), ExitStack() as at_the_end:
+        made = _set_up(context, _device(context), at_the_end)
+        started = time.perf_counter()
+        with made.loop.installed():
+            suggested = _look(context, made, lr_find.stage_of(context.experiment))
+        made.ranks.part()
+        seconds = round(time.perf_counter() - started, 3)
+        return {"suggestions": suggested, "seconds": seconds, "devices": [describe(made.device)] * context.tasks}
+
+
+@contextmanager
+def _explained(context: Context) -> Iterator[None]:
     import torch
 
     try:
-        architectures.chosen(context)  # What is wrong with it shows before anything is read.
-        with ExitStack() as at_the_end:
-            return _train(context, at_the_end)
+        yield
     except torch.OutOfMemoryError as error:
         train = context.experiment.train
         raise Failed(
@@ -57,23 +83,66 @@ def train(context: Context) -> dict[str, Any]:
         end_readers()
 
 
-def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _SetUp:
+    """A learner that can be trained, and what on."""
+
+    device: Any
+    ranks: Ranks
+    data: Data
+    learner: Any
+    loop: Loop
+
+
+def _device(context: Context) -> Any:
+    architectures.chosen(context)  # What is wrong with it shows before anything is read.
+    return pick_device(context.experiment.resources.gpus, int(os.environ.get("SLURM_LOCALID", "0")))
+
+
+def _set_up(context: Context, device: Any, at_the_end: ExitStack) -> _SetUp:
     experiment = context.experiment
-    device = pick_device(experiment.resources.gpus, int(os.environ.get("SLURM_LOCALID", "0")))
-    told = at_the_end.enter_context(
-        curves.opened(context, fastai_board.peak_bytes(device), fastai_board.StepProfiler())
-    )
     # On CPUs it costs next to nothing.
     if experiment.train.deterministic or device.type == "cpu":
         compute_the_same_each_time()
     ranks = Ranks(context, device)
-    stages = recipe.read(experiment.train.recipe, experiment.train.epochs, experiment.train.learning_rate)
     data = Data(context, device, at_the_end)
     learner = _learner(context, data, ranks)
+    return _SetUp(device, ranks, data, learner, Loop(learner, experiment.train.seed, ranks))
+
+
+def _look(context: Context, made: _SetUp, finder: recipe.Find) -> dict[str, float | None]:
+    """Runs a finder before all stages."""
+    # From now on the ranks stop together.
+    context.interruption.hold()
+    # Each random number follows from the stage, and this one is before the first.
+    watcher, before_all = Watcher(made.ranks), -1
+    remembered = [(callback, fastai_state.memory_of(callback)) for callback in made.learner.cbs]
+    with made.loop.watched_by(watcher, before_all):
+        if not (steps := made.loop.steps()):
+            loaders, ranks = made.learner.dls, made.ranks.count
+            raise Failed(too_few(len(loaders.train_ds), loaders.train.bs * ranks, ranks, "train.batch_size"))
+        found = find_rates(context, made.learner, finder, steps)
+    for callback, memory in remembered:
+        fastai_state.give_memory(callback, memory)
+    return found
+
+
+def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
+    device = _device(context)
+    told = at_the_end.enter_context(
+        curves.opened(context, fastai_board.peak_bytes(device), fastai_board.StepProfiler())
+    )
+    made = _set_up(context, device, at_the_end)
+    experiment, learner, loop, ranks = context.experiment, made.learner, made.loop, made.ranks
+    rate = experiment.train.learning_rate
+    with loop.installed():
+        found = found_rate(context, partial(_look, context, made), ranks.from_rank_0)
+    if found is not None:
+        rate = learner.lr = found
+    stages = recipe.read(experiment.train.recipe, experiment.train.epochs, rate)
     reporter = Reporter(context, learner, recipe.epochs_of(stages), told)
-    resume = Resume(context, learner, reporter, ranks, _signature(context, learner, data, stages))
-    loop = Loop(learner, experiment.train.seed, ranks)
-    course = Course(context, learner, data, loop, reporter, resume)
+    resume = Resume(context, learner, reporter, ranks, _signature(context, learner, made.data, stages))
+    course = Course(context, learner, made.data, loop, reporter, resume)
     course.check(stages)
     if resume.stage < 0 and context.rank == 0:
         fastai_outputs.show_batch(context, learner.dls, told.board)
@@ -83,7 +152,7 @@ def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
     with loop.installed():
         context.interruption.hold()
         course.run(stages)
-    result = _result(context, learner, reporter, device)
+    result = _result(context, learner, reporter, made.device)
     ranks.check_same(result["weights_sha256"])
     if context.rank == 0:
         if experiment.finish.plots:
@@ -142,6 +211,7 @@ def _result(context: Context, learner: Any, reporter: Reporter, device: Any) -> 
         **fastai_outputs.vocab(learner),
         "examples": {"train": len(learner.dls.train_ds), "validation": len(learner.dls.valid_ds)},
         "versions": {"fastai": fastai.__version__, "torch": torch.__version__},
+        **record(context),
     }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from truba_runner.backends import Context
-from truba_runner.backends.fastai_find import DEFAULT_STEPS, find_rates
+from truba_runner.backends.fastai_find import find_rates
 from truba_runner.backends.fastai_job import Data
 from truba_runner.backends.fastai_loop import Loop, Watcher
 from truba_runner.backends.fastai_reporter import Reporter
@@ -42,7 +42,7 @@ class Course:
                 wanted[self._data.batch_size(stage.batch_size)] = "batch_size of the stage resize"
         for size, where in wanted.items():
             if loaders.train.drop_last and train < size * ranks:
-                raise Failed(_too_few(train, size * ranks, ranks, where))
+                raise Failed(too_few(train, size * ranks, ranks, where))
         if not validation and self._context.experiment.finish.evaluate:
             raise Failed(
                 f"The validation set is empty: the DataBlock's splitter gives all {train} items to the training. Have "
@@ -91,8 +91,7 @@ class Course:
     def _find(self, index: int, stage: Find) -> None:
         steps = self._steps(index)
         if self._context.rank == 0:
-            at_most = int(stage.options.get("num_it", DEFAULT_STEPS))
-            print(f"stage {index + 1}: lr_find {stage.name}, {at_most} steps at most", flush=True)
+            print(f"stage {index + 1}: lr_find {stage.name}, {stage.ramp[-1]} steps at most", flush=True)
         with self._loop.watched_by(Watcher(self._loop.ranks), index):
             self._resume.answers[stage.name] = find_rates(self._context, self._learner, stage, steps)
 
@@ -111,7 +110,7 @@ class Course:
             steps = self._loop.steps()
         if not steps:
             loaders, ranks = self._learner.dls, self._loop.ranks.count
-            raise Failed(_too_few(len(loaders.train_ds), loaders.train.bs * ranks, ranks, "train.batch_size"))
+            raise Failed(too_few(len(loaders.train_ds), loaders.train.bs * ranks, ranks, "train.batch_size"))
         return steps
 
     def _rates(self, rates: Rates) -> Any:
@@ -130,7 +129,8 @@ class Course:
         return value
 
 
-def _too_few(items: int, batch: int, ranks: int, where: str) -> str:
+def too_few(items: int, batch: int, ranks: int, where: str) -> str:
+    """What is said where a training set has not one whole batch; `where`: what sets its size."""
     of_all = f" of {ranks} processes" if ranks > 1 else ""
     return (
         f"The training set has {items} items, and a batch{of_all} has {batch}: there is not one whole batch. "

@@ -137,8 +137,8 @@ def besides(learner: Any) -> dict[str, Any]:
         "learner": {name: plain(getattr(learner, name)) for name in ("train_iter", "pct_train")},
         "smooth_loss": [smooth.count, plain(smooth.val)],
         "scaler": plain(scaler.state_dict()) if scaler is not None else None,
-        "callbacks": [[callback.name, _attributes(callback)] for callback in learner.cbs],
-        "metrics": [_attributes(metric) for metric in learner.metrics],
+        "callbacks": [[callback.name, memory_of(callback)] for callback in learner.cbs],
+        "metrics": [memory_of(metric) for metric in learner.metrics],
     }
 
 
@@ -157,12 +157,12 @@ def give_besides(learner: Any, state: Mapping[str, Any]) -> None:
         callback = next((item for item in left if item.name == name), None)
         if callback is not None:
             left.remove(callback)
-            _give_attributes(callback, attributes)
+            give_memory(callback, attributes)
     for metric, attributes in zip(learner.metrics, state["metrics"], strict=False):
-        _give_attributes(metric, attributes)
+        give_memory(metric, attributes)
 
 
-def _attributes(owner: Any) -> dict[str, Any]:
+def memory_of(owner: Any) -> dict[str, Any]:
     """What a callback or a metric remembers: what `get_state` gives, else all its attributes that are plain."""
     if hasattr(type(owner), "get_state"):
         try:
@@ -182,7 +182,8 @@ def _attributes(owner: Any) -> dict[str, Any]:
     return found
 
 
-def _give_attributes(owner: Any, attributes: Mapping[str, Any]) -> None:
+def give_memory(owner: Any, attributes: Mapping[str, Any]) -> None:
+    """Sets what `memory_of` gave."""
     if hasattr(type(owner), "set_state"):
         owner.set_state(unplain(attributes["state"]))
         return

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from truba_runner import plots
+from truba_runner import lr_find, plots
 from truba_runner.backends import Context, curves, keras_board
 from truba_runner.backends.curves import Curves
+from truba_runner.backends.found_rate import found_rate, record
 from truba_runner.backends.keras_callbacks import extra_callbacks, step_counter
 from truba_runner.backends.keras_data import load_splits
 from truba_runner.backends.keras_devices import can_compile, describe, make_strategy, pick_devices
+from truba_runner.backends.keras_find import find_rates, set_rate
 from truba_runner.backends.keras_hooks import callback_list
 from truba_runner.backends.keras_input import known_examples, make_plans
 from truba_runner.backends.keras_job import build_model
@@ -37,19 +42,52 @@ def train(context: Context) -> dict[str, Any]:
     Raises:
         truba_runner.errors.Failed: the job's code or the config is at fault, or the node's GPUs cannot be used.
     """
+    devices = _devices(context)
+    with curves.opened(context, keras_board.peak_bytes(devices), keras_board.StepProfiler()) as told:
+        return _train(context, devices, told)
+
+
+def find(context: Context) -> dict[str, Any]:
+    """Runs the learning-rate finder and trains nothing; the result is described at `truba_runner.backends.load`.
+
+    Raises:
+        truba_runner.errors.Failed: as `train`.
+    """
+    made = _set_up(context, _devices(context))
+    started = time.perf_counter()
+    suggested = find_rates(context, made.model, made.plans["train"], made.team, lr_find.stage_of(context.experiment))
+    if made.team:
+        made.team.wait_for_all()
+    seconds = round(time.perf_counter() - started, 3)
+    return {"suggestions": suggested, "seconds": seconds, "devices": [describe(device) for device in made.devices]}
+
+
+# -- setting up ------------------------------------------------------------------------------------------------
+
+
+def _devices(context: Context) -> list[str]:
     import tensorflow
 
     if context.experiment.train.deterministic:
         # Before anything is computed: kernels are chosen when they are first used.
         tensorflow.config.experimental.enable_op_determinism()
-    devices = pick_devices(context.experiment.resources.gpus)
-    with curves.opened(context, keras_board.peak_bytes(devices), keras_board.StepProfiler()) as told:
-        return _train(context, devices, told)
+    return pick_devices(context.experiment.resources.gpus)
 
 
-def _train(context: Context, devices: list[str], told: Curves) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _SetUp:
+    """A network that can be trained, and what on."""
+
+    devices: list[str]
+    team: Team | None
+    splits: dict[str, Any]
+    plans: dict[str, Plan]
+    preprocessing: Preprocessing | None
+    model: Any
+
+
+def _set_up(context: Context, devices: list[str]) -> _SetUp:
     import keras
-    import tensorflow
 
     experiment = context.experiment
     team = Team(context, devices) if context.tasks > 1 else None
@@ -66,9 +104,24 @@ def _train(context: Context, devices: list[str], told: Curves) -> dict[str, Any]
     run_out_safely(model, plans["train"])
     if context.rank == 0:
         model.summary(print_fn=lambda text: print(text, flush=True), expand_nested=True)
+    return _SetUp(devices, team, splits, plans, preprocessing, model)
 
-    reporter = Reporter(context, model, plans["train"], told)
-    resume = Resume(context, model, plans["train"], reporter, team)
+
+# -- training --------------------------------------------------------------------------------------------------
+
+
+def _train(context: Context, devices: list[str], told: Curves) -> dict[str, Any]:
+    import keras
+    import tensorflow
+
+    made = _set_up(context, devices)
+    model, plans, team, preprocessing = made.model, made.plans, made.team, made.preprocessing
+    experiment, train_plan = context.experiment, made.plans["train"]
+    look = partial(find_rates, context, model, train_plan, team)
+    if (rate := found_rate(context, look, team.from_rank_0 if team else list)) is not None:
+        set_rate(model, rate)
+    reporter = Reporter(context, model, train_plan, told)
+    resume = Resume(context, model, train_plan, reporter, team)
     if resume.trained:
         resume.restore()
     else:
@@ -83,25 +136,23 @@ def _train(context: Context, devices: list[str], told: Curves) -> dict[str, Any]
         "weights_sha256": weights_sha256(model),
         "devices": [describe(device) for device in devices],
         "parameters": model.count_params(),
-        "examples": known_examples(splits),
+        "examples": known_examples(made.splits),
         "versions": {"keras": keras.__version__, "tensorflow": tensorflow.__version__},
+        **record(context),
     }
     if context.hyperparameters:
         result["hyperparameters"] = context.hyperparameters
     if context.rank == 0 and experiment.finish.plots:
         plots.learning_curves(reporter.rows, context.run.plots)
     if team:
-        predictions = _finish_as_team(context, team, model, splits, preprocessing, resume, result)
+        predictions = _finish_as_team(context, team, model, made.splits, preprocessing, resume, result)
     else:
         _save_model(context, model, result, preprocessing)
         predictions = _evaluate_and_predict(context, model, plans, result, resume)
     if context.rank == 0 and predictions is not None:
         split = result["predicted"]
-        keras_board.confusion_matrix(context, told.board, split, splits[split], predictions, result["epochs"])
+        keras_board.confusion_matrix(context, told.board, split, made.splits[split], predictions, result["epochs"])
     return result
-
-
-# -- training --------------------------------------------------------------------------------------------------
 
 
 def _fit(

@@ -133,7 +133,7 @@ class Contents:
 
     def _build_and_check(self, saved: dict[str, Any]) -> None:
         if self._signature()["variables"] != saved["variables"]:
-            self._build()
+            build(self._model, self._plan, self._team)
         now = self._signature()
         for name, value in now.items():
             if name != "variables" and value != saved[name]:
@@ -144,19 +144,6 @@ class Contents:
             if pair[0] != pair[1]:
                 going_on.refuse(self._context, f"where it has {pair[0]}, the model has {pair[1]} (name, shape, dtype)")
 
-    def _build(self) -> None:
-        """Keras makes metrics, the optimizer's variables and some models' weights in the first step only."""
-        import keras
-
-        model, batch = self._model, next(iter(self._plan.batches))
-        if self._team:
-            self._team.build(model, batch)
-        else:
-            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
-            model.test_on_batch(x, y, sample_weight)
-        with model.distribute_strategy.scope():
-            model.optimizer.build(model.trainable_variables)
-
     def _signature(self) -> dict[str, Any]:
         """What has to be the same for a checkpoint to mean the same."""
         return {
@@ -165,6 +152,20 @@ class Contents:
             **self._plan.signature,
             "variables": self.variables.signature(),
         }
+
+
+def build(model: Any, plan: Plan, team: Team | None) -> None:
+    """Makes what Keras would make in the first step only: metrics, the optimizer's variables, some models' weights."""
+    import keras
+
+    batch = next(iter(plan.batches))
+    if team:
+        team.build(model, batch)
+    else:
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+        model.test_on_batch(x, y, sample_weight)
+    with model.distribute_strategy.scope():
+        model.optimizer.build(model.trainable_variables)
 
 
 def _same_as_rank_0(

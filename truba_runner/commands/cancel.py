@@ -56,10 +56,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _named(prefix: str, runs_folder: Path | None) -> list[RunDir]:
-    """A run; of a sweep all of its runs, and the job of its sweeper where it has one."""
+    """A run; of a sweep all of its runs, with their finders and the job of its sweeper where it has them."""
     if (sweep := places.find_sweep(prefix, runs_folder)) is None:
         return [places.find(prefix, runs_folder)]
-    every = [RunDir(sweep.path / "sweeper"), *(sweep.run(member.run) for member in sweep.members())]
+    members = sweep.members()
+    names = [*(one.run for one in members), *(one.finder for one in members if one.finder)]
+    every = [RunDir(sweep.path / "sweeper"), *(sweep.run(name) for name in dict.fromkeys(names))]
     return [run for run in every if run.submissions_file.exists()]
 
 

@@ -69,14 +69,18 @@ def main(arguments: Sequence[str]) -> int:
 
 def _with_sweeps_as_one(rows: Sequence[dict[str, Any]], sweeps: Sequence[SweepDir]) -> list[dict[str, Any]]:
     """The rows, but for each sweep one in place of its runs': a thousand would hide the others."""
-    of = {(sweep.runs_folder, member.run): sweep for sweep in sweeps for member in sweep.members()}
+    members = [(sweep, member) for sweep in sweeps for member in sweep.members()]
+    of = {(sweep.runs_folder, member.run): sweep for sweep, member in members}
+    finders = {sweep.runs_folder / member.finder for sweep, member in members if member.finder}
     shown: dict[Path, dict[str, Any]] = {}
     counts: dict[Path, Counter[str]] = {}
     for row in rows:
         path = Path(row["directory"])
         sweep = of.get((path.parent, path.name))
         if sweep is None:
-            shown[path] = row
+            # A finder shows in its sweep's own table.
+            if path not in finders:
+                shown[path] = row
         else:
             shown.setdefault(sweep.path, {**_NOTHING, "run": sweep.id, "why": f"truba status {sweep.id}"})
             counts.setdefault(sweep.path, Counter())[row["state"]] += 1

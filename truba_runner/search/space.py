@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from truba_runner import lr_find
 from truba_runner.backends import TRAITS
 from truba_runner.config import Experiment, Job, Notify, Sweep
 from truba_runner.errors import Problem, nearest
@@ -103,11 +104,13 @@ def _choices(entry: Any) -> list[Any]:
 def problems(experiment: Experiment) -> Iterator[Problem]:
     """What is wrong with `sweep`."""
     sweep = experiment.sweep
-    if not sweep.kind:
+    if sweep.kind in ("", lr_find.KIND):
         return
     for key, value, valid in (
-        ("kind", sweep.kind, KINDS), ("direction", sweep.direction, ("", "min", "max")), ("lock", sweep.lock, _LOCKS)
-    ):  # fmt: skip
+        ("kind", sweep.kind, (*KINDS, lr_find.KIND)),
+        ("direction", sweep.direction, ("", "min", "max")),
+        ("lock", sweep.lock, _LOCKS),
+    ):
         if value not in valid:
             yield Problem(
                 f"sweep.{key}={value}", "there is no such choice.", nearest(value, [one for one in valid if one])
@@ -189,7 +192,7 @@ def warnings(experiment: Experiment) -> Iterator[str]:
             f"sweep.max_trials={sweep.max_trials} is left out: Keras Tuner's Hyperband takes no such argument, its "
             "number of trials follows from max_epochs, factor and hyperband_iterations."
         )
-    if sweep.kind and sweep.workers > 1 and experiment.cluster.scheduler != "slurm":
+    if sweep.kind in KINDS and sweep.workers > 1 and experiment.cluster.scheduler != "slurm":
         yield f"sweep.workers={sweep.workers}: a search on this machine has one worker."
 
 

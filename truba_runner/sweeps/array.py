@@ -39,11 +39,20 @@ class ArraySubmission(Submission):
     canary_job: str = ""
     # Whether its one run is such a canary.
     goes_ahead: bool = False
+    # The job array with the tasks' learning-rate finders: each waits for the task of its own number. Empty: none.
+    after: str = ""
+    # The tasks' numbers, where these are not those from 0 on.
+    numbers: Sequence[int] = ()
 
     @property
     def runs(self) -> list[Prepared]:
         """All of them, in order."""
         return [prepared for task in self.tasks for prepared in task]
+
+    @property
+    def task_numbers(self) -> Sequence[int]:
+        """By which Slurm tells the tasks apart, in order."""
+        return self.numbers or range(len(self.tasks))
 
     @property
     def job_name(self) -> str:
@@ -65,6 +74,10 @@ class ArraySubmission(Submission):
         """How many tasks the job array has."""
         return len(self.tasks)
 
+    def waits_for(self) -> str:
+        """The array of its tasks' finders."""
+        return f", after {'its' if len(self.tasks) == 1 else 'their'} finders in {self.after}" if self.after else ""
+
     def worker(self) -> str:
         """The Python module that a task runs."""
         return f"truba_runner.sweeps.task {shlex.quote(str(self.sweep.path))} {self.token}"
@@ -72,10 +85,16 @@ class ArraySubmission(Submission):
     def parameters(self) -> dict[str, Any]:
         """In submitit's names."""
         parameters = {**super().parameters(), "array_parallelism": self.max_parallel}
+        more: dict[str, Any] = {}
         if self.canary:
-            waits = {"dependency": f"afterok:{self.canary_job}", "kill_on_invalid_dep": "yes"}
-            parameters["additional_parameters"] = {**parameters["additional_parameters"], **waits}
-        return parameters
+            more = {"dependency": f"afterok:{self.canary_job}", "kill_on_invalid_dep": "yes"}
+        if self.after:
+            # Else a task whose finder has failed waits for ever.
+            more = {"dependency": f"aftercorr:{self.after}", "kill_on_invalid_dep": "yes"}
+        if self.numbers:
+            at_once = min(len(self.numbers), self.max_parallel)
+            more["array"] = f"{','.join(map(str, self.numbers))}%{at_once}"
+        return {**parameters, "additional_parameters": {**parameters["additional_parameters"], **more}}
 
     def intent(self) -> dict[str, Any]:
         """The record of an array that is about to be submitted."""
@@ -85,6 +104,7 @@ class ArraySubmission(Submission):
             "canary": self.canary,
             "goes_ahead": self.goes_ahead,
             "tasks": [[prepared.run.id for prepared in task] for task in self.tasks],
+            **({"numbers": list(self.numbers)} if self.numbers else {}),
         }
         return {**super().intent(), **about}
 
@@ -97,9 +117,10 @@ class ArraySubmission(Submission):
         texts = _ConfigTexts()
         known = set(os.listdir(self.sweep.runs_folder))
         name = {"time": time.time(), "token": self.token, "job_name": self.job_name, "sweep": self.sweep.id}
-        for index, task in enumerate(self.tasks):
-            own = {"event": "intent", **name, "array_index": index}
+        for index, task in zip(self.task_numbers, self.tasks, strict=True):
             for prepared in task:
+                finder = {"finder": prepared.finder.run.id} if prepared.finder else {}
+                own = {"event": "intent", **name, "array_index": index, **finder}
                 run = prepared.run
                 content = texts.of(_undrawn(prepared.experiment))
                 if run.id in known:

@@ -1,10 +1,10 @@
-"""A sweep as a picture: the metric over each swept value, and over several at once as parallel coordinates."""
+"""A sweep as a picture: the metric over each swept value, and over several at once; and its finders' curves."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,10 @@ from truba_runner.sweeps.table import SEED, Row, Table
 
 _PANEL_INCHES = (4.0, 3.2)
 _COLUMNS = 3
+_CURVES_INCHES = (8.0, 5.0)
+# So many lines can be told apart by their names.
+_NAMED = 20
+_DIVERGED_POINTS = 5
 
 
 def draw(shown: Table, file: Path) -> Path:
@@ -25,15 +29,63 @@ def draw(shown: Table, file: Path) -> Path:
     rows = [row for row in shown.rows if shown.best(row) is not None]
     if not rows:
         raise Failed(f"no run of {shown.sweep} has a value of {shown.metric} yet, so there is nothing to draw")
+    return _saved(lambda: _figure(shown, rows), file)
+
+
+def draw_curves(shown: Table, file: Path) -> Path:
+    """Draws into a PNG file what the runs' learning-rate finders have found: the loss over the rate, a line a run.
+
+    Raises:
+        Failed: matplotlib is not installed.
+    """
+    rows = [row for row in shown.rows if row.finding and row.finding.curve]
+    return _saved(lambda: _curves(shown, rows), file)
+
+
+def _saved(figure: Callable[[], Any], file: Path) -> Path:
+    content = io.BytesIO()
     try:
-        content = _png(shown, rows)
+        figure().savefig(content, format="png", dpi=120)
     except ImportError as error:
         raise Failed(f"drawing needs matplotlib, which is not installed here ({error}); --csv needs nothing") from error
-    write_atomically(file, content)
+    write_atomically(file, content.getvalue())
     return file
 
 
-def _png(shown: Table, rows: Sequence[Row]) -> bytes:
+def _curves(shown: Table, rows: Sequence[Row]) -> Any:
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_CURVES_INCHES, layout="constrained")
+    axes = figure.add_subplot(xlabel="learning rate", ylabel="loss", xscale="log")
+    for place, row in enumerate(rows):
+        colour = colormaps["viridis"](place / len(rows))
+        name = ", ".join(f"{key.rpartition('.')[2]} {row.values.get(key)}" for key in shown.keys) or row.run
+        points, rate = _points(row)
+        axes.plot(*zip(*points, strict=True), color=colour, label=name)
+        if rate is not None:
+            at = min(points, key=lambda point: abs(math.log(point[0] / rate)))  # noqa: B023
+            axes.plot([rate], [at[1]], "o", color=colour)
+    if len(rows) <= _NAMED:
+        axes.legend(fontsize=8)
+    figure.suptitle(
+        f"{shown.sweep}: learning-rate finders, {len(rows)} of {len(shown.rows)} runs; dots are the rates taken"
+    )
+    return figure
+
+
+def _points(row: Row) -> tuple[list[tuple[float, float]], float | None]:
+    """The finder's curve as far as it has numbers, and the rate that was taken."""
+    if row.finding is None:
+        return [], None
+    curve = row.finding.curve
+    pairs = list(zip(curve["learning_rates"], curve["losses"], strict=True))
+    # Without the last, as fastai draws it: where the loss has grown it hides all else.
+    kept = pairs[:-_DIVERGED_POINTS] if len(pairs) > 2 * _DIVERGED_POINTS else pairs
+    return [(rate, loss) for rate, loss in kept if loss is not None], row.finding.rate
+
+
+def _figure(shown: Table, rows: Sequence[Row]) -> Any:
     from matplotlib.figure import Figure
 
     keys = [key for key in shown.keys if len({str(row.values.get(key)) for row in rows}) > 1] or list(shown.keys)
@@ -47,9 +99,7 @@ def _png(shown: Table, rows: Sequence[Row]) -> bytes:
     if len(keys) > 1:
         _parallel(figure, figure.add_subplot(grid[high - 1, :]), shown, rows, keys)
     figure.suptitle(f"{shown.sweep}: {shown.metric}, {len(rows)} of {len(shown.rows)} runs")
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    return content.getvalue()
+    return figure
 
 
 def _over(axes: Any, shown: Table, rows: Sequence[Row], key: str) -> None:

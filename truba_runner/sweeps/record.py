@@ -24,6 +24,9 @@ class Member:
 
     run: str
     values: Mapping[str, Any]
+    # The run that looks for its learning rate, and what is taken of that one's suggestions (valley/10); or neither.
+    finder: str = ""
+    takes: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class SweepDir:
         for member in members:
             known.setdefault(member.run, member)
         keys = list(dict.fromkeys(key for member in known.values() for key in member.values))
-        runs = [{"run": member.run, "values": _plain(member.values)} for member in known.values()]
+        runs = [_as_record(member) for member in known.values()]
         self.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         record = {**about, "keys": keys, "runs": runs}
         write_atomically(self.path / "sweep.json", (json.dumps(finite(record)) + "\n").encode())
@@ -90,7 +93,7 @@ class SweepDir:
 
     def members(self) -> list[Member]:
         """Its runs, in the order of the command line."""
-        return [Member(one["run"], one["values"]) for one in self.description().get("runs", [])]
+        return [Member(**one) for one in self.description().get("runs", [])]
 
     def values_of(self, run_id: str) -> dict[str, Any]:
         """A run's value for each swept key."""
@@ -115,7 +118,7 @@ def sharing(run: RunDir) -> list[RunDir]:
     sweep, intent = _last_array(run)
     for event in sweep.events() if sweep else ():
         if sweep and event["event"] == "intent" and event["token"] == intent["token"]:
-            return [sweep.run(name) for name in event["tasks"][intent["array_index"]] if name != run.id]
+            return [one for one in runs_of_task(sweep, event, intent["array_index"]) if one.id != run.id]
     return []
 
 
@@ -131,6 +134,17 @@ def identity(names: Iterable[str], content: Sequence[str]) -> str:
     own = sorted(set(names))
     digest = hashlib.sha256("\n".join(sorted(content)).encode()).hexdigest()[:8]
     return f"{own[0] if len(own) == 1 else 'several'}-sweep-{digest}"
+
+
+def runs_of_task(sweep: SweepDir, intent: Mapping[str, Any], number: int) -> list[RunDir]:
+    """The runs of an array's task, as the array's own intent has them."""
+    numbers = intent.get("numbers") or range(len(intent["tasks"]))
+    return [sweep.run(run_id) for run_id in intent["tasks"][list(numbers).index(number)]]
+
+
+def _as_record(member: Member) -> dict[str, Any]:
+    finder = {"finder": member.finder, "takes": member.takes} if member.finder else {}
+    return {"run": member.run, "values": _plain(member.values), **finder}
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from truba_runner import lr_find
 from truba_runner.config import Experiment
 from truba_runner.errors import Problem
 from truba_runner.request import Request, facts_of
@@ -37,8 +38,22 @@ def problems(experiment: Experiment, request: Request) -> Iterator[Problem]:
         yield Problem(f"sweep.max_parallel={sweep.max_parallel}", "it must be 1 or more.", "Leave it out.")
     if sweep.pack < 1:
         yield Problem(f"sweep.pack={sweep.pack}", "it must be 1 or more.", "Leave it out: a run a job.")
-    if sweep.pack > 1 and experiment.cluster.scheduler == "slurm":
+    if sweep.kind == lr_find.KIND:
+        yield from _finder_problems(experiment)
+    elif sweep.pack > 1 and experiment.cluster.scheduler == "slurm":
         yield from _packing_problems(experiment, request)
+
+
+def _finder_problems(experiment: Experiment) -> Iterator[Problem]:
+    """What does not go with a job before each run: it lets one run start, and no other."""
+    sweep = experiment.sweep
+    if sweep.canary:
+        rule = "with sweep=lr_find each run has a finder that goes ahead of it."
+        yield Problem("sweep.canary=true", rule, "Leave it out: a run whose finder fails does not start.")
+    if sweep.pack > 1:
+        rule = "with sweep=lr_find each run starts when its own finder is done."
+        remedy = "Leave sweep.pack out; or leave sweep=lr_find out and set train.lr_find, and each run looks itself."
+        yield Problem(f"sweep.pack={sweep.pack}", rule, remedy)
 
 
 def _packing_problems(experiment: Experiment, request: Request) -> Iterator[Problem]:

@@ -12,9 +12,9 @@ from typing import Any
 
 from truba_runner.commands import known_jobs, print_json
 from truba_runner.errors import Failed
-from truba_runner.sweeps.plots import draw
+from truba_runner.sweeps.plots import draw, draw_curves
 from truba_runner.sweeps.record import SweepDir
-from truba_runner.sweeps.table import SEED, Row, Table, as_csv, table
+from truba_runner.sweeps.table import SEED, Finding, Row, Table, as_csv, table
 
 
 def add_options(options: argparse.ArgumentParser) -> None:
@@ -34,7 +34,9 @@ def asked(given: argparse.Namespace) -> bool:
 
 def show(sweep: SweepDir, given: argparse.Namespace) -> int:
     """Prints what was asked for; the exit status."""
-    jobs = known_jobs([sweep.run(member.run) for member in sweep.members()])
+    members = sweep.members()
+    names = dict.fromkeys(name for one in members for name in (one.run, one.finder) if name)
+    jobs = known_jobs([sweep.run(name) for name in names])
     if jobs is None:
         print("Slurm does not answer: states are those on record", file=sys.stderr)
     keys = sweep.description().get("keys", [])
@@ -45,7 +47,7 @@ def show(sweep: SweepDir, given: argparse.Namespace) -> int:
     if given.best:
         rows = [_best(shown)]
     if given.plot is not None:
-        print(draw(shown, Path(given.plot) if given.plot else sweep.path / f"{shown.metric}.png"))
+        _draw(sweep, shown, given.plot)
     elif given.json:
         print_json(_as_json(shown, rows))
     elif given.csv:
@@ -53,6 +55,16 @@ def show(sweep: SweepDir, given: argparse.Namespace) -> int:
     else:
         _print(shown, rows)
     return 0
+
+
+def _draw(sweep: SweepDir, shown: Table, asked_for: str) -> None:
+    """The picture of the metric, and beside it that of the finders' curves where there are any."""
+    file = Path(asked_for) if asked_for else sweep.path / f"{shown.metric}.png"
+    curves = any(row.finding and row.finding.curve for row in shown.rows)
+    if curves:
+        print(draw_curves(shown, file.with_name(f"{file.stem}_lr_find{file.suffix}" if asked_for else "lr_find.png")))
+    if not curves or any(shown.best(row) is not None for row in shown.rows):
+        print(draw(shown, file))
 
 
 def _best(shown: Table) -> Row:
@@ -83,6 +95,17 @@ def _row_as_json(shown: Table, row: Row) -> dict[str, Any]:
         "metrics": dict(row.metrics),
         "why": row.why,
         "directory": row.directory,
+        **({"lr_find": _finding_as_json(row.finding)} if row.finding else {}),
+    }
+
+
+def _finding_as_json(finding: Finding) -> dict[str, Any]:
+    return {
+        "finder": finding.finder,
+        "state": finding.state,
+        "takes": finding.takes,
+        "learning_rate": finding.rate,
+        "suggestions": finding.curve.get("suggestions"),
     }
 
 
@@ -95,12 +118,14 @@ def _print(shown: Table, rows: Sequence[Row]) -> None:
     ends = {"min": "smallest", "max": "largest"}[shown.mode]
     states = ", ".join(f"{count} {state}" for state, count in Counter(row.state for row in shown.rows).most_common())
     print(f"{shown.sweep}: {len(shown.rows)} runs{', ' if states else ''}{states}")
-    printed = Printed("run", *shown.keys, "state", "epoch", shown.metric, f"{ends} (epoch)", "why", box=None)
+    found = ("found rate",) if shown.finds else ()
+    printed = Printed("run", *shown.keys, *found, "state", "epoch", shown.metric, f"{ends} (epoch)", "why", box=None)
     for row in rows:
         best = row.best(shown.metric, shown.mode)
         cells = (
             row.run,
             *(_word(row.values.get(key)) for key in shown.keys),
+            *((_rate(row.finding),) if found else ()),
             row.state,
             f"{row.epoch}/{row.epochs}" if row.epoch is not None else "",
             _figure(row.last(shown.metric)),
@@ -132,6 +157,10 @@ def _print_seeds(console: Any, shown: Table) -> None:
 def _mean(told: Mapping[str, float | None]) -> str:
     spread = "" if told["spread"] is None else f" ± {told['spread']:.4f}"
     return "" if told["mean"] is None else f"{told['mean']:.4f}{spread}"
+
+
+def _rate(finding: Finding | None) -> str:
+    return "" if finding is None or finding.rate is None else f"{finding.rate:.3g} ({finding.takes})"
 
 
 def _figure(value: float | None) -> str:

@@ -7,15 +7,16 @@ import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.plots import NOT_METRICS
+from truba_runner.recipe import FINDER, SUGGESTIONS, rate_taken
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
-from truba_runner.state import last_job_id, progress_of, state_of
-from truba_runner.sweeps.record import SweepDir
+from truba_runner.state import has_no_rate, last_job_id, progress_of, state_of
+from truba_runner.sweeps.record import Member, SweepDir
 
 SEED = "train.seed"
 # A metric whose name has one of these in it is better when it is smaller.
@@ -23,8 +24,24 @@ _SMALL_IS_GOOD = ("loss", "error", "mse", "mae", "mape", "rmse", "perplexity")
 
 
 @dataclass(frozen=True)
+class Finding:
+    """What a run's learning-rate finder has come to; `takes` is which suggestion becomes the rate (valley/10)."""
+
+    finder: str
+    takes: str
+    state: str
+    # None: it has not ended, or has nothing to suggest that way.
+    rate: float | None
+    # `suggestions` by name, `learning_rates` and `losses`; empty until it has ended.
+    curve: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Row:
-    """One run. `history` holds its finished epochs, `metrics` what it came to, or has come to so far."""
+    """One run. `history` holds its finished epochs, `metrics` what it came to, or has come to so far.
+
+    `finding` is there in a sweep whose runs have their learning rates from finders.
+    """
 
     run: str
     values: Mapping[str, Any]
@@ -36,6 +53,7 @@ class Row:
     history: Sequence[Mapping[str, float]]
     why: str
     directory: str
+    finding: Finding | None = None
 
     def last(self, metric: str) -> float | None:
         """The metric's value at the end, or for now."""
@@ -61,6 +79,11 @@ class Table:
     rows: Sequence[Row]
     metric: str
     mode: str
+
+    @property
+    def finds(self) -> bool:
+        """Whether runs have their learning rates from finders."""
+        return any(row.finding for row in self.rows)
 
     def best(self, row: Row) -> float | None:
         """The best value of the table's metric in a run."""
@@ -106,7 +129,7 @@ def table(sweep: SweepDir, jobs: Mapping[str, Job] | None, metric: str = "", mod
         Refused: no run has such a metric.
     """
     about = sweep.description()
-    rows = [_row(sweep.run(one["run"]), one["values"], jobs) for one in about.get("runs", [])]
+    rows = [_row(sweep, member, jobs) for member in sweep.members()]
     known = list(dict.fromkeys(name for row in rows for name in (*row.metrics, *_columns(row))))
     if metric and known and metric not in known:
         raise Refused(Problem(metric, f"no run of {sweep.id} has such a metric.", nearest(metric, known)))
@@ -125,7 +148,8 @@ def direction(metric: str) -> str:
 def as_csv(shown: Table, rows: Sequence[Row]) -> str:
     """The table for other programs: the swept values, the state, the metric, and all that the results hold."""
     metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
-    own = ["run", *shown.keys, "state", "epoch", f"last_{shown.metric}", f"best_{shown.metric}", "best_epoch"]
+    found = ["found_rate", *(f"lr_find_{name}" for name in SUGGESTIONS)] if shown.finds else []
+    own = ["run", *shown.keys, *found, "state", "epoch", f"last_{shown.metric}", f"best_{shown.metric}", "best_epoch"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*own, *metrics, "why", "directory"])
@@ -135,6 +159,7 @@ def as_csv(shown: Table, rows: Sequence[Row]) -> str:
             [
                 row.run,
                 *(row.values.get(key) for key in shown.keys),
+                *(_found(row.finding) if found else ()),
                 row.state,
                 row.epoch,
                 row.last(shown.metric),
@@ -148,12 +173,29 @@ def as_csv(shown: Table, rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def _row(run: RunDir, values: Mapping[str, Any], jobs: Mapping[str, Job] | None) -> Row:
+def _found(finding: Finding | None) -> list[float | None]:
+    suggestions = finding.curve.get("suggestions", {}) if finding else {}
+    return [finding.rate if finding else None, *(suggestions.get(name) for name in SUGGESTIONS)]
+
+
+def _finding(run: RunDir, member: Member, finder: RunDir, jobs: Mapping[str, Job] | None) -> Finding:
+    curve = finder.rate_curve(FINDER)
+    rate = run.found_rate().get("learning_rate")
+    if rate is None and curve:
+        rate = rate_taken(member.takes, curve["suggestions"])
+    return Finding(finder.id, member.takes, state_of(finder, jobs).state, rate, curve)
+
+
+def _row(sweep: SweepDir, member: Member, jobs: Mapping[str, Job] | None) -> Row:
+    run, finder = sweep.run(member.run), sweep.run(member.finder) if member.finder else None
     state, progress = state_of(run, jobs), progress_of(run)
+    if finder and not run.exists():
+        # Here, without Slurm, it begins only when its finder is done.
+        state = replace(state, why=has_no_rate(finder, jobs) or f"waits for its learning-rate finder {finder.id}")
     metrics = run.result().get("metrics") or progress.get("metrics") or {}
     return Row(
         run=run.id,
-        values=values,
+        values=member.values,
         state=state.state,
         job_id=last_job_id(run),
         epoch=progress.get("epoch"),
@@ -162,6 +204,7 @@ def _row(run: RunDir, values: Mapping[str, Any], jobs: Mapping[str, Job] | None)
         history=_history(run),
         why=state.why,
         directory=str(run.path),
+        finding=_finding(run, member, finder, jobs) if finder else None,
     )
 
 

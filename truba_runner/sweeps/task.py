@@ -15,14 +15,14 @@ from typing import Any
 from truba_runner import allocation, worker
 from truba_runner.errors import Failed
 from truba_runner.sweeps import crew
-from truba_runner.sweeps.record import SweepDir
+from truba_runner.sweeps.record import SweepDir, runs_of_task
 
 
 def main(arguments: list[str]) -> int:
     """Trains the runs of this array task; the exit status is the worker's, or the crew's."""
     sweep, token = SweepDir(Path(arguments[0])), arguments[1]
     intent = _intent(sweep, token)
-    runs = [sweep.run(run_id) for run_id in intent["tasks"][int(os.environ["SLURM_ARRAY_TASK_ID"])]]
+    runs = runs_of_task(sweep, intent, int(os.environ["SLURM_ARRAY_TASK_ID"]))
     with _own_log_cleared(sweep):
         if intent["places"] > 1:
             return crew.train(runs, token, intent["places"], intent["share_gpus"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import sys
 import tempfile
 import threading
 import traceback
@@ -55,7 +56,13 @@ class EventFile:
         if self._local is not None:
             try:
                 _write_at(self._local.fileno(), records, self.told - self._found)
-            except OSError:
+            except OSError as error:
+                print(
+                    f"the node's own disk takes no more of {self._path.name} ({error.strerror}); it is written "
+                    "straight to the shared disk",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 self._leave_the_node()
         if self._local is None:
             self._write(records, self.told)

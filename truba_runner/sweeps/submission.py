@@ -1,0 +1,249 @@
+"""Sweeps on Slurm: the runs that are missing or failed as job arrays, each after what it has to wait for.
+
+A run waits for the canary of its sweep, or for its learning-rate finder: the task of the same number in another array.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+
+from truba_runner import changed_code, rundir, scheduler, tell
+from truba_runner.config import Experiment
+from truba_runner.errors import Failed, Refused
+from truba_runner.state import last_job_id, state_of
+from truba_runner.submit import Prepared, settle
+from truba_runner.sweeps import canary, rules
+from truba_runner.sweeps.array import ArraySubmission
+from truba_runner.sweeps.record import SweepDir
+from truba_runner.tell import Outcome
+
+# Where each finder that has not ended yet is in the queue: its job array, and its number there.
+Places = Mapping[str, tuple[str, int]]
+
+
+def through_slurm(runs: Sequence[Prepared], sweep: SweepDir, describe: Callable[[], None]) -> list[Outcome]:
+    """Submits the runs that are missing or failed, with the finders that these lack; one outcome each, in order.
+
+    `describe` puts the sweep on record.
+
+    Raises:
+        Refused: the code of a run that was begun has changed, or Slurm will not have a job.
+        Failed: Slurm does not answer.
+    """
+    outcomes: dict[str, Outcome] = {}
+    with rundir.lock(sweep.runs_folder) as held:
+        describe()
+        wanted: list[Prepared] = []
+        same: dict[str, Prepared] = {}
+        for prepared, done in zip(runs, _already(runs), strict=True):
+            if prepared.run.id in outcomes:
+                same.setdefault(prepared.run.id, prepared)
+                continue
+            if done is None:
+                wanted.append(prepared)
+            outcomes[prepared.run.id] = done or Outcome(prepared.run.id, str(prepared.run.path), "submitted")
+        if same:
+            tell.same_run(list(same.values()))
+        if runs[0].run.has_lived():
+            # Its own job could not, where a compute node may not, and trains on.
+            canary.release(sweep, runs[0].run.id)
+        places = _send_finders(wanted, sweep, held)
+        for array in _all_arrays(runs[0], wanted, places, sweep):
+            if array.canary:
+                array = replace(array, canary_job=outcomes[array.canary].job_id)
+            job_id = array.send(held)
+            for number, task in zip(array.task_numbers, array.tasks, strict=True):
+                for prepared in task:
+                    outcomes[prepared.run.id] = replace(outcomes[prepared.run.id], job_id=f"{job_id}_{number}")
+            tell.submitted(array, job_id)
+    return [outcomes[prepared.run.id] for prepared in runs]
+
+
+def planned(runs: Sequence[Prepared], sweep: SweepDir) -> list[ArraySubmission]:
+    """For a dry run: the arrays of a sweep of which nothing was submitted. A finder's array has no id yet."""
+    finders = _arrays(list(_finders(runs).values()), sweep)
+    places = {
+        finder.run.id: (f"FINDERS{count}", number)
+        for count, array in enumerate(finders, start=1)
+        for number, (finder,) in zip(array.task_numbers, array.tasks, strict=True)
+    }
+    return [*finders, *_all_arrays(runs[0], runs, places, sweep)]
+
+
+def _all_arrays(first: Prepared, wanted: Sequence[Prepared], places: Places, sweep: SweepDir) -> list[ArraySubmission]:
+    waiting = [one for one in wanted if one.finder and one.finder.run.id in places]
+    others = [one for one in wanted if not (one.finder and one.finder.run.id in places)]
+    return [*_after_finders(waiting, places, sweep), *_with_canary(first, others, sweep)]
+
+
+# -- finders ---------------------------------------------------------------------------------------------------
+
+
+def _finders(runs: Sequence[Prepared]) -> dict[str, Prepared]:
+    """Each once: several trainings may take their rates from the same one."""
+    return {one.finder.run.id: one.finder for one in runs if one.finder and not one.run.found_rate()}
+
+
+def _send_finders(wanted: Sequence[Prepared], sweep: SweepDir, held: int) -> Places:
+    """Submits the finders that are missing or failed; where these and the others that have not ended are."""
+    places: dict[str, tuple[str, int]] = {}
+    missing = []
+    needed = list(_finders(wanted).values())
+    for finder, done in zip(needed, _already(needed), strict=True):
+        if done is None:
+            missing.append(finder)
+        elif done.action == "running":
+            job_id, _, number = done.job_id.partition("_")
+            if not number:
+                raise Failed(
+                    f"the finder {done.run_id} runs as {done.job_id}, which no job can wait for; try again then"
+                )
+            places[done.run_id] = (job_id, int(number))
+    for array in _arrays(missing, sweep):
+        job_id = array.send(held)
+        places |= {
+            finder.run.id: (job_id, number) for number, (finder,) in zip(array.task_numbers, array.tasks, strict=True)
+        }
+        tell.submitted(array, job_id)
+    return places
+
+
+def _after_finders(runs: Sequence[Prepared], places: Places, sweep: SweepDir) -> list[ArraySubmission]:
+    """Arrays in which each task has the number that its finder has in the array that they wait for."""
+    layers: dict[tuple[str, str, int], dict[int, Prepared]] = {}
+    for one in runs:
+        assert one.finder  # noqa: S101
+        job_id, number = places[one.finder.run.id]
+        layer = 0
+        # A finder of several runs has one of them in each array.
+        while number in layers.setdefault((_asks_for(one), job_id, layer), {}):
+            layer += 1
+        layers[_asks_for(one), job_id, layer][number] = one
+    arrays = []
+    for (_, job_id, _), by_number in layers.items():
+        numbers = sorted(by_number)
+        array = _array([[by_number[number]] for number in numbers], sweep, len(layers))
+        own = () if numbers == list(range(len(numbers))) else numbers
+        arrays.append(replace(array, after=job_id, numbers=own))
+    return arrays
+
+
+# -- all of them -----------------------------------------------------------------------------------------------
+
+
+def _already(runs: Sequence[Prepared]) -> list[Outcome | None]:
+    """For each run its outcome if it needs no submission, being finished or in Slurm's hands.
+
+    Raises:
+        Refused: the code of one that was begun has changed.
+        Failed: Slurm does not answer.
+    """
+    begun = set(os.listdir(runs[0].run.path.parent)) if runs else set()
+    open_runs: list[Prepared] = []
+    outcomes: dict[str, Outcome | None] = {}
+    for prepared in runs:
+        run = prepared.run
+        outcomes[run.id] = None
+        if run.id not in begun or not run.submissions():
+            continue
+        if run.result():
+            tell.changed_code(prepared)
+            outcomes[run.id] = Outcome(run.id, str(run.path), "finished", last_job_id(run))
+        else:
+            open_runs.append(prepared)
+    try:
+        for prepared in open_runs:
+            settle(prepared.run)
+        # After the last one was settled: what was found on its way to the queue is in it.
+        jobs = scheduler.queue() if open_runs else {}
+    except scheduler.SlurmError as error:
+        raise Failed(
+            f"Slurm does not answer ({error.message}), so whether the runs are in its hands is not known"
+        ) from error
+    problems = []
+    for prepared in open_runs:
+        run = prepared.run
+        if state_of(run, jobs).live:
+            outcomes[run.id] = Outcome(run.id, str(run.path), "running", last_job_id(run))
+        elif problem := changed_code.problem(prepared):
+            problems.append(problem)
+    if problems:
+        raise Refused(*problems)
+    return [outcomes[prepared.run.id] for prepared in runs]
+
+
+def _with_canary(first: Prepared, wanted: Sequence[Prepared], sweep: SweepDir) -> list[ArraySubmission]:
+    """The arrays for these runs; where the sweep's first run goes ahead, that is first and they wait for it."""
+    if not first.experiment.sweep.canary or first.run.has_lived():
+        return _arrays(wanted, sweep)
+    others = [prepared for prepared in wanted if prepared.run.id != first.run.id]
+    waiting = [replace(array, canary=first.run.id, canary_job="CANARY") for array in _arrays(others, sweep)]
+    if len(others) == len(wanted):
+        return waiting
+    ahead = ArraySubmission(
+        first, sweep=sweep, tasks=[[first]], allocation=first.request, places=1, max_parallel=1, goes_ahead=True
+    )
+    return [ahead, *waiting]
+
+
+def _arrays(runs: Sequence[Prepared], sweep: SweepDir) -> list[ArraySubmission]:
+    """Job arrays for runs, each for those that ask for the same, no larger than Slurm takes one."""
+    if not runs:
+        return []
+    groups: dict[str, list[Prepared]] = {}
+    for prepared in runs:
+        groups.setdefault(_asks_for(prepared), []).append(prepared)
+    largest = _largest_array(runs[0].experiment)
+    parts = [part for group in groups.values() for part in _parts(_tasks(group), largest)]
+    return [_array(tasks, sweep, len(parts)) for tasks in parts]
+
+
+def _asks_for(prepared: Prepared) -> str:
+    """The same for runs that one array may hold."""
+    one = prepared.experiment
+    return repr((prepared.request, one.environment, one.sweep, prepared.job_file))
+
+
+def _tasks(group: Sequence[Prepared]) -> list[Sequence[Prepared]]:
+    pack = group[0].experiment.sweep.pack
+    return [group[start : start + pack] for start in range(0, len(group), pack)]
+
+
+def _parts(tasks: Sequence[Sequence[Prepared]], largest: int) -> Iterable[Sequence[Sequence[Prepared]]]:
+    return (tasks[start : start + largest] for start in range(0, len(tasks), largest))
+
+
+def _largest_array(experiment: Experiment) -> int:
+    return experiment.cluster.max_array_size or scheduler.max_array_size()
+
+
+def _array(tasks: Sequence[Sequence[Prepared]], sweep: SweepDir, arrays: int) -> ArraySubmission:
+    first = tasks[0][0]
+    request = rules.allocation(first.request, first.experiment)
+    at_once = _tasks_at_once(first.experiment, request.total_cores, arrays)
+    return ArraySubmission(
+        first,
+        sweep=sweep,
+        tasks=tasks,
+        allocation=request,
+        places=first.experiment.sweep.pack,
+        max_parallel=at_once or len(tasks),
+    )
+
+
+@lru_cache(maxsize=64)
+def _core_limit(account: str, otherwise: int) -> int:
+    return scheduler.core_limit(account) or otherwise
+
+
+def _tasks_at_once(experiment: Experiment, cores: int, arrays: int) -> int:
+    """Tasks of an array that may run at once; 0: as many as there is room for."""
+    asked = experiment.sweep.max_parallel
+    if asked is not None:
+        # What was asked for holds for the sweep, whose arrays know nothing of each other.
+        return max(1, asked // experiment.sweep.pack // arrays)
+    limit = _core_limit(experiment.resources.account, experiment.cluster.account_cores)
+    return max(1, limit // cores) if limit else 0
