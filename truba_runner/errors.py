@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 _LISTED = 12
@@ -43,5 +43,10 @@ def nearest(name: str, valid: Iterable[str]) -> str:
         return f"Did you mean {' or '.join(close)}?"
     if not names:
         return "There are none."
+    return f"There are: {listed(names)}."
+
+
+def listed(names: Sequence[str]) -> str:
+    """The names, or of many the first dozen."""
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"There are: {', '.join(names[:_LISTED])}{more}."
+    return f"{', '.join(names[:_LISTED])}{more}"

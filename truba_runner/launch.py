@@ -29,7 +29,17 @@ def launch(experiment: Experiment, selector: str) -> Outcome:
         Refused: it breaks a rule.
         Failed: Slurm does not answer.
     """
-    prepared = _prepared(absolute(experiment), selector)
+    return go(_prepared(absolute(experiment), selector))
+
+
+def go(prepared: Prepared) -> Outcome:
+    """Submits or trains a run, or starts a search, that breaks no rule; says what came of it.
+
+    Raises:
+        Refused: it may not go on with the code that it finds.
+        Failed: Slurm does not answer.
+    """
+    experiment = prepared.experiment
     if experiment.sweep.kind:
         return search.launch(prepared)
     if experiment.dry_run:
@@ -42,6 +52,8 @@ def launch(experiment: Experiment, selector: str) -> Outcome:
         tell.came_of_it(outcome)
         return wait_for([outcome])[0] if experiment.launcher.wait else outcome
     outcome = train_here(prepared)
+    if outcome.action == "finished":
+        tell.changed_code([prepared])
     tell.came_of_it(outcome)
     return outcome
 
@@ -158,7 +170,7 @@ def _already(prepared: Prepared) -> Outcome | None:
     if not run.submissions():
         return None
     if run.result():
-        tell.changed_code(prepared)
+        tell.changed_code([prepared])
         return Outcome(run.id, str(run.path), "finished", last_job_id(run))
     try:
         settle(run)
@@ -167,6 +179,9 @@ def _already(prepared: Prepared) -> Outcome | None:
         raise Failed(f"Slurm does not answer ({error.message}), so whether {run.id} runs is not known") from error
     if state.live:
         return Outcome(run.id, str(run.path), "running", last_job_id(run))
+    if run.result():
+        # Since it was looked at above: Slurm takes its time to answer.
+        return Outcome(run.id, str(run.path), "finished", last_job_id(run))
     if problem := changed_code.problem(prepared):
         raise Refused(problem)
     return None
@@ -180,7 +195,7 @@ def train_here(prepared: Prepared) -> Outcome:
     from truba_runner.local import see_through, start_here
 
     run = prepared.run
-    action = "finished"
+    action, stopped = "finished", False
     if not run.result():
         with rundir.lock(run.path.parent):
             live = state_of(run, {}).live
@@ -189,9 +204,6 @@ def train_here(prepared: Prepared) -> Outcome:
             worker = None if live else start_here(prepared)
         action = "running"
         if worker is not None:
-            see_through(prepared, worker)
+            stopped = see_through(prepared, worker)
             action = "trained" if run.result() else "failed"
-    outcome = Outcome(run.id, str(run.path), action, last_job_id(run))
-    if action == "finished":
-        tell.changed_code(prepared)
-    return outcome
+    return Outcome(run.id, str(run.path), action, last_job_id(run), stopped)

@@ -48,8 +48,11 @@ def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
             if durable:
                 os.fsync(file.fileno())
         os.replace(beside, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(beside)
+        if isinstance(error, OSError):
+            # Of a write that failed the system does not say where it was to.
+            error.filename = error.filename or str(path)
         raise
 
 

@@ -5,22 +5,25 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
-from truba_runner import changed_code, job_module, places, rundir, scheduler, tell
+from truba_runner import job_module, places, rundir, scheduler, tell
+from truba_runner.changed_code import refuse_together
 from truba_runner.config import Experiment
 from truba_runner.errors import Failed, Problem, Refused
-from truba_runner.launch import absolute, launch, newest_run_dir, on_slurm_or_failed, train_here, wait_for, with_data
+from truba_runner.launch import absolute, go, newest_run_dir, on_slurm_or_failed, train_here, wait_for, with_data
 from truba_runner.plan import Plan, plan
+from truba_runner.search import submission as search
 from truba_runner.state import last_job_id, state_of
 from truba_runner.submit import Prepared, settle
 from truba_runner.sweeps import canary, rules, sweeper_job
 from truba_runner.sweeps.array import ArraySubmission
 from truba_runner.sweeps.compose import Composed
 from truba_runner.sweeps.record import Member, SweepDir, identity
+from truba_runner.sweeps.split import split
 from truba_runner.tell import Outcome
 
 _NAMED = 3
@@ -80,40 +83,78 @@ def launch_sweep(
         Failed: Slurm does not answer.
     """
     checked = _checked(runs, label)
-    for warning in dict.fromkeys(warning for run in checked for warning in run.plan.warnings):
+    told = (warning for run in checked for warning in (*run.plan.warnings, *rules.warnings(run.composed.experiment)))
+    for warning in dict.fromkeys(told):
         print(f"warning: {warning}", file=sys.stderr)
-    if any(run.composed.experiment.sweep.kind for run in checked):
-        # A search has jobs of its own, and goes by no other's.
-        return [launch(run.composed.experiment, run.composed.selector) for run in checked]
     dry_run = any(run.composed.experiment.dry_run for run in checked)
     prepared = _prepared(checked, provide_data=not dry_run)
+    first, names = prepared[0].experiment, [one.experiment.name for one in prepared]
     runs_folder = prepared[0].run.path.parent
-    names = [one.experiment.name for one in prepared]
     sweep = SweepDir.of(runs_folder, identity(names, identity_of_batches or [one.run.id for one in prepared]))
+    searches = any(one.experiment.sweep.kind for one in prepared)
+    if searches:
+        search.refuse_what_cannot_go_on([one for one in prepared if one.experiment.sweep.kind])
     if dry_run:
-        tell.dry_run(_with_canary(prepared[0], prepared, sweep))
-        return [Outcome(one.run.id, str(one.run.path), "dry_run") for one in prepared]
+        return _dry_run(prepared, sweep, searches)
     places.remember(runs_folder)
-    first = prepared[0].experiment
-    about = {"name": first.name, "command": sys.argv[1:], **_pick(first)}
     members = [Member(one.run.id, run.composed.values) for one, run in zip(prepared, checked, strict=True)]
-    if first.cluster.scheduler != "slurm":
-        sweep.describe(members, **about)
-        outcomes = [train_here(one) for one in prepared]
+
+    def describe() -> None:
+        sweep.describe(members, name=first.name, command=sys.argv[1:], **_pick(first))
+
+    if searches or first.cluster.scheduler != "slurm":
+        _refuse_changed_code([one for one in prepared if not one.experiment.sweep.kind])
+        describe()
+        outcomes = _one_by_one(prepared, go if searches else train_here)
     else:
         on_slurm_or_failed()
         if first.sweep.sweeper_partition and not inside_job:
-            sweep.describe([], **about)
+            sweep.describe([], name=first.name, command=sys.argv[1:], **_pick(first))
             sweeper_job.submit(first, prepared[0].job_file, sweep)
-        outcomes = _through_slurm(prepared, sweep, lambda: sweep.describe(members, **about))
+        outcomes = _through_slurm(prepared, sweep, describe)
         if first.launcher.wait or inside_job:
             outcomes = wait_for(outcomes)
     tell.sweep(sweep.id, outcomes)
     return outcomes
 
 
+def _dry_run(runs: Sequence[Prepared], sweep: SweepDir, searches: bool) -> list[Outcome]:
+    each = _each_once(runs)
+    if searches:
+        for prepared in each:
+            go(prepared)
+    else:
+        tell.dry_run(split(each[0], each, sweep))
+    return [Outcome(one.run.id, str(one.run.path), "dry_run") for one in runs]
+
+
+def _each_once(runs: Sequence[Prepared]) -> list[Prepared]:
+    """The first of those that come to the same run; says so where there are others."""
+    each: dict[str, Prepared] = {}
+    same: dict[str, Prepared] = {}
+    for prepared in runs:
+        if each.setdefault(prepared.run.id, prepared) is not prepared:
+            same.setdefault(prepared.run.id, prepared)
+    if same:
+        tell.same_run(list(same.values()))
+    return list(each.values())
+
+
+def _one_by_one(runs: Sequence[Prepared], start: Callable[[Prepared], Outcome]) -> list[Outcome]:
+    """Starts each, after the one before; once this command was told to end, the others are left."""
+    outcomes: dict[str, Outcome] = {}
+    stopped = False
+    for prepared in _each_once(runs):
+        run = prepared.run
+        outcomes[run.id] = Outcome(run.id, str(run.path), "left") if stopped else start(prepared)
+        stopped = stopped or outcomes[run.id].stopped
+    return [outcomes[prepared.run.id] for prepared in runs]
+
+
 def _pick(experiment: Experiment) -> dict[str, str]:
     """By which metric a run is better than another."""
+    if experiment.sweep.kind:
+        return {"monitor": experiment.sweep.objective, "mode": experiment.sweep.direction}
     return {"monitor": experiment.checkpoint.monitor, "mode": experiment.checkpoint.mode}
 
 
@@ -164,39 +205,57 @@ def _prepared(checked: Sequence[_Run], provide_data: bool) -> list[Prepared]:
         folder = experiment.cluster.runs_folder
         if folder not in listed:
             listed[folder] = set(os.listdir(folder)) if Path(folder).is_dir() else set()
-        run_dir = newest_run_dir(experiment, listed[folder])
+        is_search = bool(experiment.sweep.kind)
+        run_dir = search.directory(experiment) if is_search else newest_run_dir(experiment, listed[folder])
         prepared.append(Prepared(experiment, run_dir, run.plan.request, run.job_file))
     return prepared
+
+
+def _refuse_changed_code(runs: Sequence[Prepared]) -> None:
+    """Those that were begun with other code may not go on with this one; of those that are finished it is told.
+
+    Raises:
+        Refused: there are such runs.
+    """
+    tell.changed_code([one for one in runs if one.run.result()])
+    refuse_together([one for one in runs if not one.run.result()])
 
 
 # -- Slurm -----------------------------------------------------------------------------------------------------
 
 
 def _through_slurm(runs: Sequence[Prepared], sweep: SweepDir, describe: Callable[[], None]) -> list[Outcome]:
+    each = _each_once(runs)
     outcomes: dict[str, Outcome] = {}
     with rundir.lock(sweep.runs_folder) as held:
         describe()
         wanted: list[Prepared] = []
-        same: dict[str, Prepared] = {}
-        for prepared, done in zip(runs, _already(runs), strict=True):
-            if prepared.run.id in outcomes:
-                same.setdefault(prepared.run.id, prepared)
-                continue
+        for prepared, done in zip(each, _already(each), strict=True):
             if done is None:
                 wanted.append(prepared)
             outcomes[prepared.run.id] = done or Outcome(prepared.run.id, str(prepared.run.path), "submitted")
-        if same:
-            tell.same_run(list(same.values()))
         if canary.has_lived(runs[0].run):
             # Its own job could not, where a compute node may not.
             canary.release(sweep, runs[0].run.id)
-        for array in _with_canary(runs[0], wanted, sweep):
-            job_id = array.send(held)
+        arrays = split(runs[0], wanted, sweep)
+        for number, array in enumerate(arrays):
+            job_id = _sent(array, held, number, len(arrays))
             for index, task in enumerate(array.tasks):
                 for prepared in task:
                     outcomes[prepared.run.id] = replace(outcomes[prepared.run.id], job_id=f"{job_id}_{index}")
             tell.submitted(array, job_id)
     return [outcomes[prepared.run.id] for prepared in runs]
+
+
+def _sent(array: ArraySubmission, lock: int, before: int, of: int) -> str:
+    """Submits an array; where Slurm will not have it, says what it has already."""
+    try:
+        return array.send(lock)
+    except Refused as refused:
+        if not before:
+            raise
+        more = f"{before} of the sweep's {of} job arrays were submitted before it, and stay."
+        raise Refused(*(replace(one, remedy=f"{one.remedy} {more}") for one in refused.problems)) from refused
 
 
 def _already(runs: Sequence[Prepared]) -> list[Outcome | None]:
@@ -208,6 +267,7 @@ def _already(runs: Sequence[Prepared]) -> list[Outcome | None]:
     """
     begun = set(os.listdir(runs[0].run.path.parent))
     open_runs: list[Prepared] = []
+    finished: list[Prepared] = []
     outcomes: dict[str, Outcome | None] = {}
     for prepared in runs:
         run = prepared.run
@@ -215,10 +275,11 @@ def _already(runs: Sequence[Prepared]) -> list[Outcome | None]:
         if run.id not in begun or not run.submissions():
             continue
         if run.result():
-            tell.changed_code(prepared)
+            finished.append(prepared)
             outcomes[run.id] = Outcome(run.id, str(run.path), "finished", last_job_id(run))
         else:
             open_runs.append(prepared)
+    tell.changed_code(finished)
     try:
         for prepared in open_runs:
             settle(prepared.run)
@@ -228,84 +289,12 @@ def _already(runs: Sequence[Prepared]) -> list[Outcome | None]:
         raise Failed(
             f"Slurm does not answer ({error.message}), so whether the runs are in its hands is not known"
         ) from error
-    problems = []
     for prepared in open_runs:
         run = prepared.run
         if state_of(run, jobs).live:
             outcomes[run.id] = Outcome(run.id, str(run.path), "running", last_job_id(run))
-        elif problem := changed_code.problem(prepared):
-            problems.append(problem)
-    if problems:
-        raise Refused(*problems)
+        elif run.result():
+            # Since it was looked at above: Slurm takes its time to answer.
+            outcomes[run.id] = Outcome(run.id, str(run.path), "finished", last_job_id(run))
+    refuse_together([one for one in open_runs if outcomes[one.run.id] is None])
     return [outcomes[prepared.run.id] for prepared in runs]
-
-
-def _with_canary(first: Prepared, wanted: Sequence[Prepared], sweep: SweepDir) -> list[ArraySubmission]:
-    """The arrays for these runs; where the sweep's first run goes ahead, the others are held until it lives."""
-    if not first.experiment.sweep.canary or canary.has_lived(first.run):
-        return _arrays(wanted, sweep)
-    others = [prepared for prepared in wanted if prepared.run.id != first.run.id]
-    held = [replace(array, canary=first.run.id) for array in _arrays(others, sweep)]
-    if len(others) == len(wanted):
-        return held
-    # Last: when it lives, the others must be there to be released.
-    ahead = ArraySubmission(
-        first, sweep=sweep, tasks=[[first]], allocation=first.request, places=1, max_parallel=1, goes_ahead=True
-    )
-    return [*held, ahead]
-
-
-def _arrays(runs: Sequence[Prepared], sweep: SweepDir) -> list[ArraySubmission]:
-    """Job arrays for runs, each for those that ask for the same, no larger than Slurm takes one."""
-    if not runs:
-        return []
-    groups: dict[str, list[Prepared]] = {}
-    for prepared in runs:
-        one = prepared.experiment
-        key = repr((prepared.request, one.environment, one.sweep, prepared.job_file))
-        groups.setdefault(key, []).append(prepared)
-    largest = _largest_array(runs[0].experiment)
-    parts = [part for group in groups.values() for part in _parts(_tasks(group), largest)]
-    return [_array(tasks, sweep, len(parts)) for tasks in parts]
-
-
-def _tasks(group: Sequence[Prepared]) -> list[Sequence[Prepared]]:
-    pack = group[0].experiment.sweep.pack
-    return [group[start : start + pack] for start in range(0, len(group), pack)]
-
-
-def _parts(tasks: Sequence[Sequence[Prepared]], largest: int) -> Iterable[Sequence[Sequence[Prepared]]]:
-    return (tasks[start : start + largest] for start in range(0, len(tasks), largest))
-
-
-def _largest_array(experiment: Experiment) -> int:
-    return experiment.cluster.max_array_size or scheduler.max_array_size()
-
-
-def _array(tasks: Sequence[Sequence[Prepared]], sweep: SweepDir, arrays: int) -> ArraySubmission:
-    first = tasks[0][0]
-    request = rules.allocation(first.request, first.experiment)
-    at_once = _tasks_at_once(first.experiment, request.total_cores, arrays)
-    return ArraySubmission(
-        first,
-        sweep=sweep,
-        tasks=tasks,
-        allocation=request,
-        places=first.experiment.sweep.pack,
-        max_parallel=at_once or len(tasks),
-    )
-
-
-@lru_cache(maxsize=64)
-def _core_limit(account: str, otherwise: int) -> int:
-    return scheduler.core_limit(account) or otherwise
-
-
-def _tasks_at_once(experiment: Experiment, cores: int, arrays: int) -> int:
-    """Tasks of an array that may run at once; 0: as many as there is room for."""
-    asked = experiment.sweep.max_parallel
-    if asked is not None:
-        # What was asked for holds for the sweep, whose arrays know nothing of each other.
-        return max(1, asked // experiment.sweep.pack // arrays)
-    limit = _core_limit(experiment.resources.account, experiment.cluster.account_cores)
-    return max(1, limit // cores) if limit else 0

@@ -29,6 +29,7 @@ def draw(shown: Table, file: Path) -> Path:
         content = _png(shown, rows)
     except ImportError as error:
         raise Failed(f"drawing needs matplotlib, which is not installed here ({error}); --csv needs nothing") from error
+    file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, content)
     return file
 

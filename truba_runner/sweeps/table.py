@@ -14,6 +14,8 @@ from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.plots import NOT_METRICS
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
+from truba_runner.search import overview
+from truba_runner.search.directory import SearchDir, search_of
 from truba_runner.state import last_job_id, progress_of, state_of
 from truba_runner.sweeps.record import SweepDir
 
@@ -24,7 +26,10 @@ _SMALL_IS_GOOD = ("loss", "error", "mse", "mae", "mape", "rmse", "perplexity")
 
 @dataclass(frozen=True)
 class Row:
-    """One run. `history` holds its finished epochs, `metrics` what it came to, or has come to so far."""
+    """One run, or a search. `history` holds its finished epochs, `metrics` what it came to, or has come to so far.
+
+    `trials`, of a search alone: how many are told, and how many were begun.
+    """
 
     run: str
     values: Mapping[str, Any]
@@ -36,6 +41,7 @@ class Row:
     history: Sequence[Mapping[str, float]]
     why: str
     directory: str
+    trials: tuple[int, int] | None = None
 
     def last(self, metric: str) -> float | None:
         """The metric's value at the end, or for now."""
@@ -61,6 +67,11 @@ class Table:
     rows: Sequence[Row]
     metric: str
     mode: str
+
+    @property
+    def has_searches(self) -> bool:
+        """Whether some of its runs are searches."""
+        return any(row.trials for row in self.rows)
 
     def best(self, row: Row) -> float | None:
         """The best value of the table's metric in a run."""
@@ -97,10 +108,17 @@ class Table:
         ]
 
 
-def table(sweep: SweepDir, jobs: Mapping[str, Job] | None, metric: str = "", mode: str = "") -> Table:
-    """Looks at every run of a sweep; `jobs` is what Slurm knows of them.
+def table(
+    sweep: SweepDir,
+    jobs: Mapping[str, Job] | None,
+    metric: str = "",
+    mode: str = "",
+    instead: Sequence[str] = (),
+) -> Table:
+    """Looks at every run, or search, of a sweep; `jobs` is what Slurm knows of them.
 
     Without `metric` it is the one that the sweep's best checkpoint goes by, or where no run has that its first.
+    `instead`: other names that could have been meant.
 
     Raises:
         Refused: no run has such a metric.
@@ -109,12 +127,14 @@ def table(sweep: SweepDir, jobs: Mapping[str, Job] | None, metric: str = "", mod
     rows = [_row(sweep.run(one["run"]), one["values"], jobs) for one in about.get("runs", [])]
     known = list(dict.fromkeys(name for row in rows for name in (*row.metrics, *_columns(row))))
     if metric and known and metric not in known:
-        raise Refused(Problem(metric, f"no run of {sweep.id} has such a metric.", nearest(metric, known)))
+        what = "column" if instead else "metric"
+        raise Refused(Problem(metric, f"no run of {sweep.id} has such a {what}.", nearest(metric, [*known, *instead])))
     monitor = str(about.get("monitor", ""))
     chosen = metric or (monitor if monitor in known or not known else known[0])
     if not mode:
-        mode = str(about.get("mode", "min")) if chosen == monitor else direction(chosen)
-    return Table(sweep.id, about.get("keys", []), rows, chosen, mode)
+        # Of a search it is empty where Keras knows it.
+        mode = str(about.get("mode", "min")) if chosen == monitor else ""
+    return Table(sweep.id, about.get("keys", []), rows, chosen, mode or direction(chosen))
 
 
 def direction(metric: str) -> str:
@@ -126,6 +146,7 @@ def as_csv(shown: Table, rows: Sequence[Row]) -> str:
     """The table for other programs: the swept values, the state, the metric, and all that the results hold."""
     metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
     own = ["run", *shown.keys, "state", "epoch", f"last_{shown.metric}", f"best_{shown.metric}", "best_epoch"]
+    own += ["trials_told", "trials_begun"] if shown.has_searches else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*own, *metrics, "why", "directory"])
@@ -140,6 +161,7 @@ def as_csv(shown: Table, rows: Sequence[Row]) -> str:
                 row.last(shown.metric),
                 best,
                 epoch,
+                *((row.trials or (None, None)) if shown.has_searches else ()),
                 *(row.metrics.get(name) for name in metrics),
                 row.why,
                 row.directory,
@@ -149,6 +171,8 @@ def as_csv(shown: Table, rows: Sequence[Row]) -> str:
 
 
 def _row(run: RunDir, values: Mapping[str, Any], jobs: Mapping[str, Job] | None) -> Row:
+    if (search := search_of(run)) is not None:
+        return _search_row(search, values, jobs)
     state, progress = state_of(run, jobs), progress_of(run)
     metrics = run.result().get("metrics") or progress.get("metrics") or {}
     return Row(
@@ -162,6 +186,23 @@ def _row(run: RunDir, values: Mapping[str, Any], jobs: Mapping[str, Job] | None)
         history=_history(run),
         why=state.why,
         directory=str(run.path),
+    )
+
+
+def _search_row(search: SearchDir, values: Mapping[str, Any], jobs: Mapping[str, Job] | None) -> Row:
+    told = overview.row(search, jobs)
+    return Row(
+        run=search.id,
+        values=values,
+        state=told["state"],
+        job_id=told["job_id"],
+        epoch=None,
+        epochs=None,
+        metrics={name: _number(value) for name, value in told["metrics"].items()},
+        history=(),
+        why=told["why"],
+        directory=told["directory"],
+        trials=(told["trials_told"], told["trials_begun"]),
     )
 
 
