@@ -106,10 +106,15 @@ class CheckpointStore:
     def _path(self, position: Position) -> Path:
         return self._folder / f"checkpoint-{position.epoch:06d}-{position.step:09d}.ckpt"
 
+    def spare(self) -> list[Path]:
+        """What a run that is over, and will not go on, needs no more: all but the best; without one, but the newest."""
+        found = [path for _, path in sorted(self._all(), reverse=True)]
+        left = [*self._folder.glob(".checkpoint-*"), *self._folder.glob("*.damaged")]
+        return [*(found if self.has_best() else found[1:]), *left]
+
     def keep_the_best_alone(self) -> None:
-        """For a run that is over and will not go on: without a best one, the newest stays."""
-        others = sorted(self._all(), reverse=True)
-        for _, path in others if (self._folder / BEST).exists() else others[1:]:
+        """Frees what is spare."""
+        for path in self.spare():
             path.unlink(missing_ok=True)
 
     def _read(self, path: Path, read: Callable[[IO[bytes]], T]) -> tuple[T] | None:

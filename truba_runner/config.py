@@ -32,6 +32,8 @@ class Partition:
     # Partitions whose nodes this one mixes, each chosen with a feature of the same name; their facts then apply.
     families: list[str] = field(default_factory=list)
     access: str = ""
+    # Whether resources.partition=auto may choose it.
+    automatic: bool = True
     login_nodes: list[str] = field(default_factory=list)
 
 
@@ -45,6 +47,10 @@ class Cluster:
     scratch: str = ""
     runs_folder: str = "runs"
     data_folder: str = "data"
+    # Files there are deleted when they have not been written to for so many days; 0: none are.
+    scratch_days: int = 0
+    # The sentence that a publication owes the site.
+    acknowledgement: str = ""
     default_partition: str = ""
     default_account: str = ""
     default_gpus: int = 0
@@ -183,6 +189,7 @@ class TensorBoard:
 class Resources:
     """What is asked of the cluster. GPUs, cores and memory are counted per node."""
 
+    # auto: the one that Slurm expects to start it on soonest.
     partition: str = "${cluster.default_partition}"
     nodes: int = 1
     gpus: int = "${cluster.default_gpus}"  # type: ignore[assignment]
@@ -190,7 +197,11 @@ class Resources:
     cores: int | None = None
     # None: the partition's default for these cores.
     memory_gb: float | None = None
+    # auto: worked out from earlier runs of the same experiment.
     time: str = "1h"
+    # Empty: one job that may take all of `time`. Else a chain of jobs of at most so long, each going on where the one
+    # before it was; short jobs start sooner.
+    segment: str = ""
     # How long before the time limit Slurm sends the signal on which a run saves and goes back into the queue.
     # None: 90, or half of a shorter limit.
     signal_seconds: int | None = None

@@ -13,6 +13,7 @@ from truba_runner import changed_code, data, job_module, places, rundir, schedul
 from truba_runner.config import Experiment, run_id
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.plan import plan
+from truba_runner.queue.automatic import Automatic
 from truba_runner.rundir import RunDir
 from truba_runner.search import submission as search
 from truba_runner.state import last_job_id, state_of
@@ -63,13 +64,14 @@ def _prepared(experiment: Experiment, selector: str) -> Prepared:
     problems: list[Problem] = []
     made, job_file = None, None
     try:
-        made = plan(experiment, login_node=socket.gethostname())
-    except Refused as refused:
-        problems += refused.problems
-    try:
         job_file = job_module.find(experiment.job.module, Path.cwd())
     except Refused as refused:
         problems += refused.problems
+    try:
+        experiment = Automatic().settled(experiment, job_file or Path(experiment.job.module))
+        made = plan(experiment, login_node=socket.gethostname())
+    except Refused as refused:
+        problems = [*refused.problems, *problems]
     if made is None or job_file is None:
         raise Refused(*problems)
     for warning in made.warnings:

@@ -15,7 +15,7 @@ from truba_runner.backends import TRAITS
 from truba_runner.config import Cluster, Experiment, Partition
 from truba_runner.durations import FORMS, parse_minutes, slurm_time
 from truba_runner.errors import Problem, Refused, nearest
-from truba_runner.request import Request, derive, facts_of
+from truba_runner.request import Request, derive, facts_of, job_minutes
 from truba_runner.search.space import problems as search_problems
 from truba_runner.search.space import warnings as search_warnings
 from truba_runner.training_rules import batch_problems, problems
@@ -86,6 +86,25 @@ def _experiment_problems(experiment: Experiment) -> Iterator[Problem]:
         yield Problem(f"resources.time={experiment.resources.time}", f"{error}.", f"Write it as {FORMS}.")
     else:
         yield from _at_least(time_minutes, 1, "resources.time")
+        yield from _segment_problems(experiment, time_minutes)
+
+
+def _segment_problems(experiment: Experiment, time_minutes: int) -> Iterator[Problem]:
+    resources = experiment.resources
+    if not resources.segment:
+        return
+    received = f"resources.segment={resources.segment}"
+    try:
+        minutes = parse_minutes(resources.segment)
+    except ValueError as error:
+        yield Problem(received, f"{error}.", f"Write it as {FORMS}.")
+        return
+    if minutes < _SHORT_MINUTES:
+        rule = f"a job of less than {_SHORT_MINUTES} minutes starts, saves and comes no further."
+        yield Problem(received, rule, f"Set resources.segment={_SHORT_MINUTES} (minutes) or more.")
+    elif -(-time_minutes // minutes) > resources.max_requeues + 1:
+        rule = f"{resources.time} of them are more jobs than resources.max_requeues={resources.max_requeues} allows."
+        yield Problem(received, rule, "Make the segment longer, or allow more requeues.")
 
 
 def _at_least(value: int, least: int, key: str) -> Iterator[Problem]:
@@ -192,14 +211,15 @@ def _constraint_problems(experiment: Experiment, partition: Partition) -> Iterat
 def _time_problems(experiment: Experiment, facts: Partition) -> Iterator[Problem]:
     resources = experiment.resources
     try:
-        asked, allowed = parse_minutes(resources.time), parse_minutes(facts.max_time)
+        asked, allowed = job_minutes(resources), parse_minutes(facts.max_time)
     except ValueError:
         return  # Told of already.
     if asked > allowed:
         yield Problem(
             f"resources.time={resources.time}",
             f"{resources.partition} allows {slurm_time(allowed)} ({_where(experiment.cluster, 'max_time')}).",
-            f"Set resources.time={slurm_time(allowed)} or less; the shorter, the sooner a job starts.",
+            f"Set resources.time={slurm_time(allowed)} or less, the shorter, the sooner a job starts; or "
+            f"resources.segment={slurm_time(allowed)} for a chain of jobs.",
         )
     if resources.signal_seconds is not None:
         yield from _signal_problems(resources.signal_seconds, asked)

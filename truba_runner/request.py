@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from truba_runner.backends import TRAITS
-from truba_runner.config import Cluster, Experiment, Partition
+from truba_runner.config import Cluster, Experiment, Partition, Resources
 from truba_runner.durations import parse_minutes
 
 
@@ -46,7 +46,7 @@ def derive(experiment: Experiment) -> Request:
     tasks = max(1, resources.gpus) if traits and traits.task_per_gpu else 1
     cores = resources.cores or (resources.gpus * facts.cores_per_gpu if facts.gpus_per_node else facts.min_cores)
     try:
-        time_minutes = parse_minutes(resources.time)
+        time_minutes = job_minutes(resources)
     except ValueError:
         time_minutes = 0
     return Request(
@@ -63,6 +63,16 @@ def derive(experiment: Experiment) -> Request:
         mail_type=resources.mail_type.upper() or ("END,FAIL" if resources.mail_user else ""),
         mail_user=resources.mail_user,
     )
+
+
+def job_minutes(resources: Resources) -> int:
+    """What one job may take: all of the time, or one segment of it.
+
+    Raises:
+        ValueError: one of them is no duration.
+    """
+    whole = parse_minutes(resources.time)
+    return min(whole, parse_minutes(resources.segment)) if resources.segment else whole
 
 
 def facts_of(cluster: Cluster, name: str, constraint: str) -> Partition:

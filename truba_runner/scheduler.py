@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 TIMEOUT_SECONDS = 60
 # Between attempts; TRUBA's own advice on a socket timeout is to wait and try again.
@@ -30,6 +31,8 @@ _UNREACHABLE = (
     "Unable to process configuration",
 )
 _SEPARATOR = "\x1f"
+# Of each column that sinfo prints; it has no delimiter for what --Format asks for.
+_WIDTH = 128
 # What srun ends with where not the program but srun itself has failed (SLURM_EXIT_ERROR); no program of ours does.
 SRUN_FAILED = 121
 
@@ -71,17 +74,39 @@ class Job:
         }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Use:
+    """What a job, or one task of a job array, has used of the cluster, over all of its starts."""
+
+    starts: int
+    core_seconds: int
+    gpu_seconds: int
+
+    def __add__(self, other: Use) -> Use:
+        """What both have used together."""
+        starts, cores = self.starts + other.starts, self.core_seconds + other.core_seconds
+        return Use(starts, cores, self.gpu_seconds + other.gpu_seconds)
+
+
 def available() -> bool:
     """Whether jobs can be submitted from here."""
     return shutil.which("sbatch") is not None
 
 
 def run(argv: Sequence[str], *, text: str | None = None, inherit: Sequence[int] = ()) -> str:
-    """Runs one command once; `text` is its standard input, `inherit` are descriptors that it keeps open.
+    """Runs one command once, and returns what it printed; `text` is its standard input.
+
+    `inherit` are descriptors that it keeps open.
 
     Raises:
         SlurmError: it is not installed, ended with an error, or did not answer in time.
     """
+    return _done(argv, text=text, inherit=inherit).stdout
+
+
+def _done(
+    argv: Sequence[str], *, text: str | None = None, inherit: Sequence[int] = ()
+) -> subprocess.CompletedProcess[str]:
     try:
         done = subprocess.run(
             argv,
@@ -102,7 +127,7 @@ def run(argv: Sequence[str], *, text: str | None = None, inherit: Sequence[int] 
         message = done.stderr.strip() or f"exit status {done.returncode}"
         unreachable = any(sign in message for sign in _UNREACHABLE)
         raise SlurmError(argv[0], message, any(sign in message for sign in _TRANSIENT), refused=not unreachable)
-    return done.stdout
+    return done
 
 
 def query(argv: Sequence[str]) -> str:
@@ -130,13 +155,40 @@ def sbatch(script: str, *, inherit: Sequence[int] = ()) -> str:
     return run(["sbatch", "--parsable"], text=script, inherit=inherit).strip().split(";")[0]
 
 
-def would_accept(script: str) -> str:
-    """What `sbatch --test-only` says of a script that it would take; nothing is submitted.
+def estimated_start(script: str) -> float:
+    """When Slurm expects that a job of this script would start (`sbatch --test-only`), in seconds since 1970.
+
+    Nothing is submitted.
 
     Raises:
-        SlurmError: it would be refused.
+        SlurmError: it would be refused, or Slurm does not answer.
     """
-    return run(["sbatch", "--test-only"], text=script)
+    told = _done(["sbatch", "--test-only"], text=script).stderr
+    found = re.search(r"to start at (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", told)
+    if not found:
+        raise SlurmError("sbatch --test-only", f"no start time in: {told.strip()}", transient=False)
+    return datetime.fromisoformat(found[1]).timestamp()
+
+
+def free_gpus() -> dict[str, int]:
+    """GPUs that no job has, on nodes that take jobs, by partition."""
+    columns = ("Partition", "Gres", "GresUsed", "StateCompact")
+    text = query(["sinfo", "--noheader", "--Node", f"--Format={','.join(f'{name}:{_WIDTH}' for name in columns)}"])
+    free: dict[str, int] = {}
+    for line in text.splitlines():
+        starts = range(0, _WIDTH * len(columns), _WIDTH)
+        partition, gres, used, state = (line[start : start + _WIDTH].strip() for start in starts)
+        # ~: switched off until it is wanted; -: planned for a job that waits. An asterisk: it does not answer.
+        takes_jobs = state.rstrip("~-") in {"idle", "mix", "alloc", "plnd"}
+        # Of the default partition's name the asterisk is a mark.
+        partition = partition.rstrip("*")
+        free[partition] = free.get(partition, 0) + (_gpus(gres) - _gpus(used) if takes_jobs else 0)
+    return free
+
+
+def _gpus(gres: str) -> int:
+    """The GPUs in Slurm's `gpu:v100:4(S:0-1),…`."""
+    return sum(int(count) for count in re.findall(r"\bgpu(?::[^:,()]+)?:(\d+)", gres))
 
 
 def jobs_named(name: str) -> list[str]:
@@ -193,6 +245,29 @@ def _each_task(job_id: str) -> list[str]:
     ranges = re.findall(r"(\d+)(?:-(\d+))?(?::(\d+))?", tasks.partition("%")[0])
     numbers = (range(int(first), int(last or first) + 1, int(step or 1)) for first, last, step in ranges)
     return [f"{array}_{number}" for some in numbers for number in some]
+
+
+def used(job_ids: Iterable[str]) -> dict[str, Use]:
+    """What these jobs have used, by id, in one call; nothing where the site has no accounting. Requeues count.
+
+    Of a job array that one of them is of, all tasks.
+    """
+    wanted = sorted({job_id.split("_")[0] for job_id in job_ids})
+    if not wanted:
+        return {}
+    fields = "JobID,ElapsedRaw,AllocCPUS,AllocTRES"
+    argv = ["sacct", "-nPX", "--duplicates", f"--jobs={','.join(wanted)}", f"--format={fields}"]
+    try:
+        text = query([*argv, "--starttime=1970-01-01"])
+    except SlurmError:
+        return {}
+    found: dict[str, Use] = {}
+    for line in text.splitlines():
+        job_id, elapsed, cores, resources = line.split("|")
+        seconds, gpus = int(elapsed or 0), re.search(r"\bgres/gpu=(\d+)", resources)
+        use = Use(1 if seconds else 0, seconds * int(cores or 0), seconds * int(gpus[1]) if gpus else 0)
+        found[job_id] = found[job_id] + use if job_id in found else use
+    return found
 
 
 def max_array_size() -> int:

@@ -35,6 +35,11 @@ def test_mnist_trains_on_two_gpus_and_everyone_agrees_on_what_came_of_it(truba: 
     assert result["seconds_training"] > 0
     assert result["weights_sha256"] == sha256_of_saved_weights(run / "model.keras")
 
+    report = Path(truba("report", run.name).stdout.strip()).read_text()
+    seconds = int(truba.cluster.run(["sacct", "-nXP", "-j", job_id, "-o", "ElapsedRaw"]).stdout)
+    assert f"<th>core-hours</th><td>{20 * seconds / 3600:.2f}</td>" in report and seconds
+    assert f"<th>GPU-hours</th><td>{2 * seconds / 3600:.2f}</td>" in report and "TRUBA resources" in report
+
     again = truba(
         "+experiment=mnist", "resources.gpus=4", "data.name=digits", "train.epochs=2", truba.runs_folder()
     )  # fmt: skip

@@ -21,7 +21,7 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def hydra_ready() -> Iterator[None]:
-    """Hydra is one a process: it must not outlive its file, or the next one of the same process cannot start its own."""
+    """Hydra is one a process: outliving its file, it would keep the next one of the process from starting its own."""
     register()
     with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
         yield

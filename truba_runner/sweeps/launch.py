@@ -16,6 +16,7 @@ from truba_runner.config import Experiment
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.launch import absolute, go, newest_run_dir, on_slurm_or_failed, train_here, wait_for, with_data
 from truba_runner.plan import Plan, plan
+from truba_runner.queue.automatic import Automatic
 from truba_runner.search import submission as search
 from truba_runner.state import last_job_id, state_of
 from truba_runner.submit import Prepared, settle
@@ -164,9 +165,11 @@ def _checked(runs: Sequence[Composed], label: Callable[[int], str]) -> list[_Run
     checked = []
     find = lru_cache(maxsize=None)(lambda module: job_module.find(module, Path.cwd()))
     host = socket.gethostname()
+    automatic = Automatic()
     for index, composed in enumerate(runs):
         experiment = absolute(composed.experiment)
         try:
+            experiment = automatic.settled(experiment, Path(experiment.job.module))
             made = plan(experiment, login_node=host)
             if problems := list(rules.problems(experiment, made.request)):
                 raise Refused(*problems)

@@ -1,0 +1,136 @@
+"""What is worth keeping of a run, what may be deleted, and what the site will delete."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from truba_runner import archive
+from truba_runner.__main__ import main
+from truba_runner.checkpoint import CheckpointStore, Position
+from truba_runner.errors import Failed
+from truba_runner.rundir import RunDir
+
+DAY_SECONDS = 86_400
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """A finished run on a scratch of 30 days: three epochs, of which the first was the best."""
+    made = RunDir(tmp_path / "runs" / "mnist-00000000")
+    made.create()
+    made.write_config({"cluster": {"scratch": str(tmp_path), "scratch_days": 30}})
+    made.append_submission({"event": "local", "job_id": "local-1", "pid": 1, "host": "elsewhere"})
+    store = CheckpointStore(made.checkpoints)
+    for epoch in (1, 2, 3):
+        content = f"epoch {epoch}".encode()
+        store.save(Position(epoch, 0), lambda file, content=content: file.write(content), best=epoch == 1)
+    (made.checkpoints / ".checkpoint-000004-000000000.ckpt.x").write_bytes(b"cut short by a kill")
+    (made.path / "model.keras").write_bytes(b"model")
+    made.write_result({"metrics": {"val_loss": 0.5}})
+    return made
+
+
+def names(run: RunDir) -> set[str]:
+    return {path.name for path in run.checkpoints.iterdir()}
+
+
+def test_an_archive_holds_what_sha256sum_finds_right_and_no_checkpoint_to_go_on_from(
+    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "home"
+    assert main(["keep", "mnist", "--runs", str(run.path.parent), "--to", str(home), "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert told["sha256"] == archive.sha256(Path(told["file"])) and os.listdir(home) == ["mnist-00000000.tar"]
+    subprocess.run(["tar", "xf", told["file"]], cwd=home, check=True)
+    checked = subprocess.run(
+        ["sha256sum", "-c", f"{run.id}/{archive.SUMS}"], cwd=home, check=True, capture_output=True, text=True
+    )
+    assert checked.stdout.count(": OK") == told["files"]
+    kept = RunDir(home / run.id)
+    assert names(kept) == {"best.ckpt"} and kept.result() == run.result()
+    assert CheckpointStore(kept.checkpoints).best(lambda file: file.read(7)) == b"epoch 1"
+
+
+def test_without_a_best_checkpoint_the_newest_is_kept(run: RunDir) -> None:
+    (run.checkpoints / "best.ckpt").unlink()
+    kept = [path.name for path in archive.kept_files(run.path) if path.suffix == ".ckpt"]
+    assert kept == ["checkpoint-000003-000000000.ckpt"]
+
+
+def test_a_file_that_changes_meanwhile_spoils_the_archive_and_leaves_an_older_one(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "kept.tar"
+    target.write_bytes(b"older")
+
+    def grows(path: Path, of: object = archive.sha256) -> str:
+        digest = str(of(path))  # type: ignore[operator]
+        if path.name == "model.keras":
+            path.write_bytes(b"another model")
+        return digest
+
+    monkeypatch.setattr(archive, "sha256", grows)
+    with pytest.raises(Failed, match=r"model\.keras: changed while"):
+        archive.write(target, run.path.parent, archive.kept_files(run.path))
+    assert target.read_bytes() == b"older" and not list(tmp_path.glob(".kept*"))
+
+
+def test_what_is_not_over_is_not_kept(run: RunDir, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (run.path / "result.json").unlink()
+    run.append_submission({"event": "local", "job_id": "local-2", "pid": os.getpid(), "host": os.uname().nodename})
+    # This process stands in for the run's own, which has the run's name on its command line.
+    child = subprocess.Popen(["bash", "-c", "read", run.id], stdin=subprocess.PIPE)
+    run.append_submission({"event": "local", "job_id": "local-2", "pid": child.pid, "host": os.uname().nodename})
+    try:
+        assert main(["keep", run.id, "--runs", str(run.path.parent), "--to", str(tmp_path / "home")]) == 2
+    finally:
+        child.communicate(b"\n")
+    assert "it is not over (RUNNING)" in capsys.readouterr().err and not (tmp_path / "home").exists()
+
+
+def test_clean_asks_first_and_leaves_the_best(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    place = ["--runs", str(run.path.parent)]
+    before = names(run)
+    assert main(["clean", *place]) == 0
+    out = capsys.readouterr().out
+    assert "3 files" in out and "nothing was deleted" in out and names(run) == before
+    assert main(["clean", *place, "--yes"]) == 0
+    assert names(run) == {"best.ckpt"} and run.result() and (run.path / "model.keras").exists()
+    capsys.readouterr()
+    assert main(["clean", *place, "--yes"]) == 0
+    assert "nothing to free" in capsys.readouterr().out
+
+
+def test_clean_leaves_alone_what_is_not_finished(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    (run.path / "result.json").unlink()
+    before = names(run)
+    assert main(["clean", "--yes", "--runs", str(run.path.parent)]) == 0
+    assert main(["clean", run.id, "--yes", "--runs", str(run.path.parent)]) == 2
+    assert "what it goes on from" in capsys.readouterr().err and names(run) == before
+
+
+def test_what_the_site_will_purge_is_told_with_what_keeps_it(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    place = ["--runs", str(run.path.parent)]
+    assert main(["expiring", *place]) == 0
+    assert "no run has a file that is purged within 7 days" in capsys.readouterr().out
+    old = time.time() - 25 * DAY_SECONDS
+    os.utime(run.path / "model.keras", (old, old))
+    assert main(["expiring", *place]) == 0
+    out = capsys.readouterr().out
+    assert f"{run.id}: 1 files" in out and "the first in 5 days" in out and f"truba keep {run.id}" in out
+    assert main(["expiring", "--days", "4", *place]) == 0
+    assert "no run has" in capsys.readouterr().out
+
+
+def test_where_nothing_is_purged_nothing_is_told(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    run.write_config({"cluster": {"scratch": "", "scratch_days": 0}})
+    old = time.time() - 99 * DAY_SECONDS
+    os.utime(run.path / "model.keras", (old, old))
+    assert main(["expiring", "--runs", str(run.path.parent)]) == 0
+    assert "no run has" in capsys.readouterr().out

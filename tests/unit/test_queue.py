@@ -1,0 +1,148 @@
+"""Where a job would start soonest, how long it should ask for, and what a chain of short jobs asks for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from truba_runner import scheduler
+from truba_runner.config import Experiment
+from truba_runner.errors import Failed, Refused
+from truba_runner.plan import plan
+from truba_runner.queue import offers as offers_module
+from truba_runner.queue.automatic import Automatic
+from truba_runner.queue.offers import offers
+from truba_runner.queue.time_limit import proposed
+from truba_runner.request import derive
+from truba_runner.rundir import RunDir
+from truba_runner.scheduler import SlurmError
+
+JOB = Path("/jobs/mnist.py")
+
+
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch) -> dict[str, float | str]:
+    """Seconds from now, or a refusal, that Slurm answers for each partition; it is asked itself in tests/slurm."""
+    answers: dict[str, float | str] = {}
+
+    def estimated(script: str) -> float:
+        partition = next(line.split("=")[1] for line in script.splitlines() if line.startswith("#SBATCH --partition="))
+        answer = answers.get(partition, 7200.0)
+        if isinstance(answer, str):
+            raise SlurmError("sbatch", answer, transient=answer == "Socket timed out", refused=True)
+        return time.time() + answer
+
+    monkeypatch.setattr(scheduler, "estimated_start", estimated)
+    monkeypatch.setattr(scheduler, "free_gpus", lambda: {"akya-cuda": 3})
+    monkeypatch.setattr(offers_module.socket, "gethostname", lambda: "arf-ui1")
+    return answers
+
+
+def auto(experiment: Experiment, **resources: object) -> Experiment:
+    return replace(experiment, resources=replace(experiment.resources, **{"partition": "auto", **resources}))
+
+
+def test_the_soonest_partition_is_taken_with_the_feature_that_it_wants(
+    experiment: Callable[..., Experiment], starts: dict[str, float | str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    starts["barbun-cuda"] = 600.0
+    settled = Automatic().settled(auto(experiment()), JOB)
+    assert (settled.resources.partition, settled.resources.constraint) == ("barbun-cuda", "")
+    assert plan(settled).request.cores == 20 and "start it in 10 minutes" in capsys.readouterr().err
+    offers_module.socket.gethostname = lambda: "cuda-ui"  # type: ignore[assignment]
+    starts["kolyoz-cuda"] = 60.0
+    settled = Automatic().settled(auto(experiment()), JOB)
+    assert (settled.resources.partition, settled.resources.constraint) == ("kolyoz-cuda", "H100")
+
+
+def test_of_those_that_start_at_once_the_cheapest_and_debug_only_when_asked_for(
+    experiment: Callable[..., Experiment], starts: dict[str, float | str]
+) -> None:
+    starts.update({"barbun-cuda": 0.0, "akya-cuda": 20.0, "debug": 0.0})
+    found = offers(auto(experiment()), JOB)
+    # 10 cores an hour against 20; debug's own choice of akya nodes costs the same, and it is for trying out.
+    assert [(offer.partition, offer.constraint) for offer in found[:2]] == [("akya-cuda", ""), ("barbun-cuda", "")]
+    assert (found[0].core_hours, found[0].free_gpus) == (10.0, 3)
+    refused = {offer.partition: offer.refusal for offer in found if offer.request is None}
+    assert "orfoz has no GPUs" in refused["orfoz"] and "takes jobs from cuda-ui" in refused["palamut-cuda"]
+    starts.update(dict.fromkeys(("barbun-cuda", "akya-cuda"), "Requested node configuration is not available"))
+    with pytest.raises(Refused, match="no partition takes the job.*Requested node configuration"):
+        Automatic().settled(auto(experiment()), JOB)
+
+
+def test_what_must_not_be_chosen_unasked_is_said_where_slurm_is_silent(
+    experiment: Callable[..., Experiment], starts: dict[str, float | str]
+) -> None:
+    starts["akya-cuda"] = "Socket timed out"
+    with pytest.raises(Failed, match="soonest partition is not known"):
+        Automatic().settled(auto(experiment()), JOB)
+    assert Automatic().settled(experiment(), JOB).resources.partition == "akya-cuda"
+
+
+def test_a_sweep_asks_once_for_runs_that_ask_for_the_same(
+    experiment: Callable[..., Experiment], starts: dict[str, float | str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(scheduler, "free_gpus", lambda: asked.append(1) or {})
+    automatic = Automatic()
+    for gpus in (1, 1, 2):
+        automatic.settled(auto(experiment(), gpus=gpus), JOB)
+    assert len(asked) == 2
+
+
+def earlier(experiment: Experiment, name: str, seconds: list[float], **resources: object) -> None:
+    run = RunDir(Path(experiment.cluster.runs_folder) / name)
+    run.create()
+    run.write_config(asdict(replace(experiment, resources=replace(experiment.resources, **resources))))
+    run.write_history([{"epoch": epoch, "seconds": one} for epoch, one in enumerate(seconds, 1)])
+
+
+def test_the_proposed_time_is_that_of_the_runs_most_alike(
+    experiment: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    made = experiment(f"cluster.runs_folder={tmp_path}/scratch/runs", "train.epochs=60", "resources.time=auto")
+    with pytest.raises(Refused, match="none has an epoch yet"):
+        proposed(made)
+    earlier(made, "mnist-00000001", [600.0], gpus=4, partition="akya-cuda")
+    # 10 minutes, and 60 epochs of 600 s with 30 % more.
+    assert proposed(made).minutes == 795
+    earlier(made, "mnist-00000002", [120.0] * 2, gpus=1, partition="barbun-cuda")
+    assert proposed(made).minutes == 180
+    # Nine fast epochs and a slow one: the slowest tenth is the measure, not the mean.
+    earlier(made, "mnist-00000003", [60.0] * 9 + [100.0] * 2, gpus=1, partition="akya-cuda")
+    assert proposed(made).minutes == 150
+    (tmp_path / "scratch" / "runs" / "mnist-00000003" / "history.csv").write_text("epoch,seconds\nx,y\n")
+    assert proposed(made).minutes == 180
+    settled = Automatic().settled(made, JOB)
+    assert settled.resources.time == "03:00:00" and plan(settled).request.time_minutes == 180
+
+
+def test_auto_means_nothing_where_nothing_is_queued(experiment: Callable[..., Experiment]) -> None:
+    settled = Automatic().settled(auto(experiment(cluster="local"), time="auto"), JOB)
+    assert plan(settled).request.partition == ""
+
+
+def test_each_job_of_a_chain_asks_for_a_segment(experiment: Callable[..., Experiment]) -> None:
+    request = derive(experiment("resources.time=10d", "resources.segment=2h"))
+    assert request.time_minutes == 120
+    # Ten days are more than the partition allows one job, and not more than a chain.
+    assert plan(experiment("resources.time=10d", "resources.segment=2h")).request == request
+    assert derive(experiment("resources.time=30m", "resources.segment=2h")).time_minutes == 30
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["resources.segment=4m"], "a job of less than 5 minutes"),
+        (["resources.segment=soon"], "none of the forms"),
+        (["resources.time=10h", "resources.segment=2h", "resources.max_requeues=3"], "more jobs than"),
+        (["resources.time=10d", "resources.segment=4d"], "akya-cuda allows 3-00:00:00"),
+    ],
+)
+def test_a_segment_that_cannot_be(experiment: Callable[..., Experiment], overrides: list[str], words: str) -> None:
+    with pytest.raises(Refused, match=words):
+        plan(experiment(*overrides))

@@ -1,0 +1,47 @@
+"""`truba report RUN|SWEEP`: what it came to, in one HTML file that can be sent to anyone."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from truba_runner import places
+from truba_runner.commands import known_jobs, parser, print_json
+from truba_runner.report import content
+from truba_runner.report.page import Section, html
+from truba_runner.rundir import write_atomically
+from truba_runner.search.directory import search_of
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Writes the file and prints where it lies."""
+    options = parser("report", "One HTML file on a run, a search or a sweep: curves, tables, config, starts and cost.")
+    options.add_argument("run", help="a run's, a search's or a sweep's id, or any unique beginning of it")
+    options.add_argument(
+        "--out", type=Path, metavar="FILE", help="where to write it (default: report.html beside the records)"
+    )
+    given = options.parse_args(arguments)
+    sweep = places.find_sweep(given.run, given.runs)
+    if sweep is not None:
+        known = known_jobs([sweep.run(member.run) for member in sweep.members()])
+        folder, name, sections = sweep.path, sweep.id, content.of_sweep(sweep, known)
+    else:
+        run = places.find(given.run, given.runs)
+        known, search = known_jobs([run]), search_of(run)
+        sections = content.of_search(search, known) if search else content.of_run(run, known)
+        folder, name = run.path, run.id
+    if known is None:
+        print("Slurm does not answer: states are those on record", file=sys.stderr)
+    file = (given.out or folder / "report.html").resolve()
+    write_atomically(file, _page(name, sections).encode())
+    if given.json:
+        print_json({"report": str(file)})
+    else:
+        print(file)
+    return 0
+
+
+def _page(name: str, sections: Sequence[Section]) -> str:
+    return html(name, time.strftime("truba_runner, %Y-%m-%d %H:%M"), sections)

@@ -1,0 +1,88 @@
+"""`truba where EXPERIMENT`: which partitions would run it, when Slurm expects to start it, and what it costs."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from truba_runner import job_module
+from truba_runner.commands import parser, print_json
+from truba_runner.errors import Failed, Problem, Refused
+from truba_runner.queue.automatic import AUTO, Automatic
+from truba_runner.queue.offers import AT_ONCE_SECONDS, Offer, offers
+from truba_runner.scheduler import SlurmError
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints a row for each partition, the soonest first; nothing is submitted."""
+    options = parser("where", "For each partition: whether the experiment fits, when it would start, what it costs.")
+    options.add_argument(
+        "override", nargs="+", help="the experiment, as for a run: mnist, or +experiment=mnist KEY=VALUE…"
+    )
+    given = options.parse_args(arguments)
+
+    from truba_runner.app import composed
+
+    experiment = composed([_override(one) for one in given.override])
+    if experiment.cluster.scheduler != "slurm":
+        rule = "it has no partitions; work starts on the spot."
+        raise Refused(Problem(f"cluster={experiment.cluster.name}", rule, "Choose a cluster with cluster=NAME."))
+    job_file = job_module.find(experiment.job.module, Path.cwd())
+    # Every partition is asked about, whichever one the experiment names.
+    anywhere = replace(experiment, resources=replace(experiment.resources, partition=""))
+    experiment = Automatic().settled(anywhere, job_file)
+    try:
+        found = offers(experiment, job_file)
+    except SlurmError as error:
+        raise Failed(f"Slurm does not answer ({error.message})") from error
+    if given.json:
+        print_json([_as_json(offer) for offer in found])
+    else:
+        _print(found)
+    return 0 if any(offer.request for offer in found) else 1
+
+
+def _override(word: str) -> str:
+    """An experiment's name alone stands for its choice."""
+    return word if "=" in word else f"+experiment={word}"
+
+
+def _as_json(offer: Offer) -> dict[str, object]:
+    request = offer.request
+    cost = {"core_hours": offer.core_hours if request else None, "cores": request.total_cores if request else None}
+    about = {
+        "partition": offer.partition,
+        "constraint": offer.constraint,
+        "fits": request is not None,
+        "start": offer.start,
+    }
+    return {**about, **cost, "free_gpus": offer.free_gpus, "why": offer.refusal}
+
+
+def _print(found: Sequence[Offer]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("partition", "constraint", "start", "free GPUs", "cores", "core-hours", "why not", box=None)
+    for offer in found:
+        free = "" if offer.free_gpus is None else str(offer.free_gpus)
+        cost = ("", "") if offer.request is None else (str(offer.request.total_cores), f"{offer.core_hours:,.0f}")
+        cells = (offer.partition, offer.constraint, _start(offer.start), free, *cost, offer.refusal)
+        table.add_row(*(Text(cell) for cell in cells))
+    Console(width=None if sys.stdout.isatty() else 250).print(table)
+    if best := next((offer for offer in found if offer.automatic and offer.request), None):
+        constraint = f" resources.constraint={best.constraint}" if best.constraint else ""
+        print(f"the soonest: resources.partition={best.partition}{constraint}, which resources.partition={AUTO} takes")
+
+
+def _start(start: float | None) -> str:
+    if start is None or math.isinf(start):
+        return ""
+    if start - time.time() < AT_ONCE_SECONDS:
+        return "at once"
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(start))

@@ -1,0 +1,96 @@
+"""What each partition would make of an experiment: whether it fits, when it would start, and what it costs."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from truba_runner import scheduler
+from truba_runner.config import Experiment, Partition, run_id
+from truba_runner.durations import parse_minutes
+from truba_runner.errors import Refused
+from truba_runner.plan import plan
+from truba_runner.request import Request
+from truba_runner.rundir import RunDir
+from truba_runner.submit import Prepared, Submission
+
+# A start within so many seconds is one now: the scheduler itself looks only so often.
+AT_ONCE_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One partition, and of one that mixes nodes one family of them. Without a `request` it will not have the job."""
+
+    partition: str
+    constraint: str
+    request: Request | None = None
+    # Seconds since 1970; None: Slurm does not tell.
+    start: float | None = None
+    free_gpus: int | None = None
+    # Whether it is chosen unasked.
+    automatic: bool = True
+    # Why not: our rules, or Slurm's own words.
+    refusal: str = ""
+
+    # What the run costs if it needs all of its time, in however many jobs.
+    core_hours: float = 0.0
+
+
+def offers(experiment: Experiment, job_file: Path) -> list[Offer]:
+    """Every partition of the cluster, those that would start the job soonest first, those that will not have it last.
+
+    Raises:
+        SlurmError: Slurm does not answer.
+    """
+    free = scheduler.free_gpus()
+    found = [_offer(candidate, job_file, free) for candidate in _candidates(experiment)]
+    now = time.time()
+    return sorted(found, key=lambda offer: _order(offer, now))
+
+
+def _order(offer: Offer, now: float) -> tuple[bool, float, bool, float]:
+    """Soonest first; of those that would start at once the cheapest, and those never chosen unasked after them."""
+    if offer.request is None or offer.start is None:
+        return (True, 0.0, True, 0.0)
+    return (False, max(offer.start, now + AT_ONCE_SECONDS), not offer.automatic, offer.core_hours)
+
+
+def _candidates(experiment: Experiment) -> Iterator[Experiment]:
+    """The experiment on every partition, and where a job must choose among its nodes, on every kind of them."""
+    for name, partition in experiment.cluster.partitions.items():
+        for constraint in _constraints(partition, experiment.resources.constraint):
+            resources = replace(experiment.resources, partition=name, constraint=constraint)
+            yield replace(experiment, resources=resources)
+
+
+def _constraints(partition: Partition, asked: str) -> Sequence[str]:
+    choice = [*partition.families, *(partition.features if partition.feature_required else ())]
+    if asked:
+        return [asked]
+    return choice or [""]
+
+
+def _offer(experiment: Experiment, job_file: Path, free: dict[str, int]) -> Offer:
+    resources = experiment.resources
+    facts, host = experiment.cluster.partitions[resources.partition], socket.gethostname()
+    free_here = free.get(resources.partition)
+    offer = Offer(resources.partition, resources.constraint, free_gpus=free_here, automatic=facts.automatic)
+    try:
+        request = plan(experiment).request
+    except Refused as refused:
+        return replace(offer, refusal=" ".join(f"{one.received}: {one.rule}" for one in refused.problems))
+    if facts.login_nodes and host not in facts.login_nodes:
+        return replace(offer, refusal=f"it takes jobs from {' and '.join(facts.login_nodes)}; this is {host}")
+    run = RunDir(Path(experiment.cluster.runs_folder) / run_id(experiment))
+    script = Submission(Prepared(experiment, run, request, job_file)).script()
+    try:
+        hours = request.total_cores * parse_minutes(resources.time) / 60
+        return replace(offer, request=request, start=scheduler.estimated_start(script), core_hours=hours)
+    except scheduler.SlurmError as error:
+        if error.transient or not error.refused:
+            raise
+        return replace(offer, refusal=" ".join(error.message.split()))

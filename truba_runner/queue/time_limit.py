@@ -1,0 +1,99 @@
+"""A time limit for `resources.time=auto`: from what epochs of earlier runs of the same experiment have taken."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from truba_runner import recipe
+from truba_runner.config import Experiment
+from truba_runner.errors import Problem, Refused
+from truba_runner.rundir import RunDir
+
+# Above what the slowest tenth of the epochs took: other nodes, other load on the shared disk.
+_MARGIN = 1.3
+# For starting, reading data, a compilation, and what is evaluated and drawn at the end.
+_AROUND_MINUTES = 10
+# Limits that differ by less are no different to a scheduler.
+_ROUNDED_TO_MINUTES = 15
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Epochs of one earlier run, in seconds each, and what it ran on."""
+
+    run: str
+    epoch_seconds: Sequence[float]
+    partition: str
+    devices: int
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A limit in minutes, and what it was worked out from."""
+
+    minutes: int
+    because: str
+
+
+def proposed(experiment: Experiment) -> Proposal:
+    """The limit for all of an experiment's epochs, in one job.
+
+    Of earlier runs those on the same partition with as many GPUs count; where there are none, those with as many GPUs;
+    else all. The slowest tenth of their epochs is the measure.
+
+    Raises:
+        Refused: there is no earlier run to go by.
+    """
+    resources = experiment.resources
+    devices = max(1, resources.gpus) * resources.nodes
+    known = [one for one in _earlier(experiment) if one.epoch_seconds]
+    same_size = [one for one in known if one.devices == devices]
+    chosen = [one for one in same_size if one.partition == resources.partition] or same_size or known
+    if not chosen:
+        raise Refused(
+            Problem(
+                "resources.time=auto",
+                f"it goes by earlier runs of {experiment.name} on {experiment.data.name}, and none has an epoch yet.",
+                "Give a time, for example resources.time=1h: a run that needs longer goes on in another job.",
+            )
+        )
+    seconds = sorted(one for measured in chosen for one in measured.epoch_seconds)
+    slow = seconds[math.ceil(0.9 * len(seconds)) - 1]
+    epochs = _epochs(experiment)
+    minutes = _AROUND_MINUTES + epochs * slow * _MARGIN / 60
+    rounded = math.ceil(minutes / _ROUNDED_TO_MINUTES) * _ROUNDED_TO_MINUTES
+    runs = f"{len(chosen)} earlier run{'s' if len(chosen) > 1 else ''}"
+    return Proposal(rounded, f"{epochs} epochs of {slow:.3g} s, the slowest tenth of {len(seconds)} epochs of {runs}")
+
+
+def _epochs(experiment: Experiment) -> int:
+    stages = recipe.read(experiment.train.recipe, experiment.train.epochs, None) if experiment.train.recipe else ()
+    return recipe.epochs_of(stages) if stages else experiment.train.epochs
+
+
+def _earlier(experiment: Experiment) -> list[Measured]:
+    folder = Path(experiment.cluster.runs_folder)
+    found = (RunDir(path.parent) for path in sorted(folder.glob(f"{experiment.name}-*/history.csv")))
+    return [measured for run in found if (measured := _measured(run, experiment)) is not None]
+
+
+def _measured(run: RunDir, experiment: Experiment) -> Measured | None:
+    try:
+        config = run.read_config()
+        same = (config["name"], config["data"]["name"]) == (experiment.name, experiment.data.name)
+        resources, rows = config["resources"], csv.DictReader(io.StringIO((run.path / "history.csv").read_text()))
+        seconds = [float(row["seconds"]) for row in rows if row.get("seconds")]
+        devices = max(1, int(resources["gpus"])) * int(resources["nodes"])
+    except (OSError, KeyError, TypeError, ValueError):  # Of another version, or damaged: nothing to go by.
+        return None
+    return Measured(run.id, seconds, _partition(resources), devices) if same else None
+
+
+def _partition(resources: dict[str, Any]) -> str:
+    return str(resources.get("partition", ""))

@@ -1,0 +1,251 @@
+"""What a report says of a run, a search or a sweep, gathered from their records and Slurm's accounting."""
+
+from __future__ import annotations
+
+import csv
+import io
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from truba_runner import plots, restarts, scheduler
+from truba_runner.errors import Failed
+from truba_runner.report.page import Block, Facts, Picture, Rows, Section, Sentence, Text
+from truba_runner.rundir import RunDir
+from truba_runner.scheduler import Job, Use
+from truba_runner.search import overview
+from truba_runner.search.directory import SearchDir
+from truba_runner.state import progress_of, state_of
+from truba_runner.sweeps.plots import draw
+from truba_runner.sweeps.record import SweepDir, sharing
+from truba_runner.sweeps.table import SEED, Row, Table, table
+
+
+def of_run(run: RunDir, jobs: Mapping[str, Job] | None) -> list[Section]:
+    """A run: where it stands, what it came to and cost, its pictures, epochs, starts, config and environment."""
+    state, result, config = state_of(run, jobs), run.result(), run.read_config()
+    epochs = f"{progress.get('epoch', 0)} of {progress.get('epochs', '?')}" if (progress := progress_of(run)) else ""
+    standing = Facts([("state", state.state), ("why", state.why), ("epoch", epochs), *_timing(run, result)])
+    return [
+        Section("Standing", [standing]),
+        Section("Metrics", [_metrics(result.get("metrics") or progress.get("metrics", {}))]),
+        Section("Cost", [Facts(_cost(_uses([run]).values()))]),
+        Section("Pictures", _pictures(run)),
+        Section("Epochs", [_history(run)]),
+        Section("Starts", [_starts(run)]),
+        Section("Environment", [_environment(run, result)]),
+        Section("Config", [Text(run.config_file.read_text(), folded="run.yaml, the resolved config")]),
+        _acknowledgement(config),
+    ]
+
+
+def of_search(search: SearchDir, jobs: Mapping[str, Job] | None) -> list[Section]:
+    """A search: where it stands, its trials with the best first, what it cost, config and environment."""
+    standing, trials = overview.standing(search, jobs), overview.trial_rows(search)
+    names = list(dict.fromkeys(name for trial in trials for name in trial["values"]))
+    rows = [
+        [
+            one["trial"],
+            one["state"],
+            *(_word(one["values"].get(name)) for name in names),
+            _word(one["score"]),
+            one["why"],
+        ]
+        for one in trials
+    ]
+    best = [search.best(trial["trial"]) for trial in trials[:1]]
+    return [
+        Section("Standing", [Facts([("state", standing.state), ("why", standing.why), ("trials", str(len(trials)))])]),
+        Section(
+            "Best model", [_metrics(search.result().get("metrics", {})), *(p for run in best for p in _pictures(run))]
+        ),
+        Section("Trials", [Rows(["trial", "state", *names, "score", "why"], rows)]),
+        Section("Cost", [Facts(_cost(_uses(overview.job_runs(search)).values()))]),
+        Section("Environment", [_environment(search, search.result())]),
+        Section("Config", [Text(search.config_file.read_text(), folded="run.yaml, the resolved config")]),
+        _acknowledgement(search.read_config()),
+    ]
+
+
+def of_sweep(sweep: SweepDir, jobs: Mapping[str, Job] | None) -> list[Section]:
+    """A sweep: each run with its values and what it came to and cost, pictures over the values, the best run."""
+    shown = table(sweep, jobs)
+    runs = {row.run: sweep.run(row.run) for row in shown.rows}
+    uses = _uses(list(runs.values()))
+    rows = shown.sorted_by(shown.metric)
+    cells = [_run_cells(shown, row, uses.get(row.run)) for row in rows]
+    headings = ["run", *shown.keys, "state", "epoch", shown.metric, f"best ({shown.mode})", "core-hours", "why"]
+    best = next((runs[row.run] for row in rows if shown.best(row) is not None), None)
+    first = next((run for run in runs.values() if run.exists()), None)
+    return [
+        Section("Runs", [Rows(headings, cells)]),
+        Section("Over the seeds", [_seeds(shown)]),
+        Section("Over the values", _sweep_pictures(shown)),
+        Section("Cost", [Facts(_cost(uses.values()))]),
+        Section(f"The best run, {best.id}" if best else "", _best_run(best) if best else []),
+        Section("Environment", [_environment(first, best.result() if best else {})] if first else []),
+        _acknowledgement(first.read_config() if first else {}),
+    ]
+
+
+def _run_cells(shown: Table, row: Row, use: Use | None) -> list[str]:
+    values = (_word(row.values.get(key)) for key in shown.keys)
+    epoch = f"{row.epoch or 0}/{row.epochs or '?'}"
+    metric = (_word(row.last(shown.metric)), _word(shown.best(row)))
+    return [row.run, *values, row.state, epoch, *metric, f"{use.core_seconds / 3600:,.2f}" if use else "", row.why]
+
+
+def _best_run(run: RunDir) -> list[Block]:
+    config = Text(run.config_file.read_text(), folded="run.yaml, the resolved config")
+    return [_metrics(run.result().get("metrics", {})), *_pictures(run), config]
+
+
+def _timing(run: RunDir, result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    events, account = run.submissions(), restarts.account(run)
+    times = [event["time"] for event in events if "time" in event]
+    seconds = result.get("seconds_training")
+    return [
+        ("first submitted", _moment(min(times)) if times else ""),
+        ("restarts", str(account["restarts"])),
+        ("steps trained again", str(account["steps_lost"])),
+        ("seconds training", "" if seconds is None else f"{seconds:,.1f}"),
+        ("seconds restoring", f"{account['seconds_restoring']:,.1f}"),
+        ("parameters", f"{result['parameters']:,}" if "parameters" in result else ""),
+        ("SHA-256 of the weights", str(result.get("weights_sha256", ""))),
+    ]
+
+
+def _metrics(metrics: Mapping[str, float | None]) -> Rows:
+    return Rows(["metric", "value"], [[name, _word(value)] for name, value in metrics.items()])
+
+
+def _uses(runs: Sequence[RunDir]) -> dict[str, Use]:
+    """What each run has used, by its id, over all of its jobs; one that runs share is divided evenly."""
+    job_ids = {run.id: _job_ids(run) for run in runs}
+    used = scheduler.used(job_id for of in job_ids.values() for job_id in of)
+    parts = {run.id: 1 + len(sharing(run)) for run in runs}
+    found: dict[str, Use] = {}
+    for run_id, of in job_ids.items():
+        if known := [used[job_id] for job_id in of if job_id in used]:
+            whole = sum(known, Use(0, 0, 0))
+            shares = whole.core_seconds // parts[run_id], whole.gpu_seconds // parts[run_id]
+            found[run_id] = Use(whole.starts, *shares)
+    return found
+
+
+def _job_ids(run: RunDir) -> list[str]:
+    named = (str(event["job_id"]) for event in run.submissions() if event.get("job_id"))
+    return [job_id for job_id in dict.fromkeys(named) if not job_id.startswith("local-")]
+
+
+def _cost(uses: Any) -> list[tuple[str, str]]:
+    total = sum(uses, Use(0, 0, 0))
+    if not total.starts:
+        return []
+    hours = [("core-hours", f"{total.core_seconds / 3600:,.2f}"), ("GPU-hours", f"{total.gpu_seconds / 3600:,.2f}")]
+    return [*hours, ("starts on the cluster", str(total.starts))]
+
+
+def _pictures(run: RunDir) -> list[Block]:
+    """Those that the job drew; of a run that goes on, its curves so far where they can be drawn here."""
+    drawn = sorted(run.plots.glob("*.png"))
+    found = [Picture(file.stem.replace("_", " "), file.read_bytes()) for file in drawn]
+    if not any(file.name == "learning_curves.png" for file in drawn) and (rows := _epochs(run)):
+        with tempfile.TemporaryDirectory() as folder:
+            if file := plots.learning_curves(rows, Path(folder)):
+                found.insert(0, Picture("learning curves", file.read_bytes()))
+    return list(found)
+
+
+def _sweep_pictures(shown: Table) -> list[Block]:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            file = draw(shown, Path(folder) / "sweep.png")
+        except Failed as failed:
+            return [Sentence(f"{failed}.")]
+        return [Picture(f"{shown.metric} over the swept values", file.read_bytes())]
+
+
+def _epochs(run: RunDir) -> list[dict[str, Any]]:
+    try:
+        text = (run.path / "history.csv").read_text()
+    except FileNotFoundError:
+        return []
+    return [
+        {name: float(value) for name, value in row.items() if name is not None and _is_number(value)}
+        for row in csv.DictReader(io.StringIO(text))
+    ]
+
+
+def _history(run: RunDir) -> Rows:
+    rows = _epochs(run)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[_word(row.get(name)) for name in columns] for row in rows]
+    return Rows(columns, cells, folded=f"{len(rows)} epochs" if len(rows) > 1 else "")
+
+
+def _starts(run: RunDir) -> Rows:
+    rows = []
+    for event in run.submissions():
+        if event["event"] == "started":
+            epoch, step = event["position"]
+            where = f"epoch {epoch + 1}, step {step}"
+            rows.append([_moment(event["time"]), event["job_id"], str(event.get("host", "")), where])
+    return Rows(["when", "job", "node", "from"], rows)
+
+
+def _environment(run: RunDir, result: Mapping[str, Any]) -> Facts:
+    submitted: dict[str, Any] = next((event for event in reversed(run.submissions()) if "job_file" in event), {})
+    request, git = submitted.get("request", {}), submitted.get("git", {})
+    versions = {**submitted.get("versions", {}), **result.get("versions", {})}
+    commit = f"{git['commit']}{', with changes that are in no commit' if git['dirty'] else ''}" if git else ""
+    return Facts(
+        [
+            ("training code", str(submitted.get("job_file", ""))),
+            ("its SHA-256", str(submitted.get("job_sha256", ""))),
+            ("git commit", commit),
+            *((name, str(version)) for name, version in versions.items()),
+            ("devices", ", ".join(result.get("devices", []))),
+            ("data", str(result.get("data", {}).get("name", ""))),
+            ("partition", str(request.get("partition", ""))),
+            ("nodes", str(request.get("nodes", ""))),
+            ("GPUs a node", str(request.get("gpus") or "")),
+        ]
+    )
+
+
+def _seeds(shown: Table) -> Rows:
+    if SEED not in shown.keys:
+        return Rows([], [])
+    others = [key for key in shown.keys if key != SEED]
+    rows = [
+        [*(_word(value) for value in group["values"].values()), str(group["runs"])]
+        + [_word(group["last"]["mean"]), _word(group["last"]["spread"]), _word(group["best"]["mean"])]
+        for group in shown.over_seeds()
+    ]
+    return Rows([*others, "seeds", f"{shown.metric}, mean", "spread", "mean of the best"], rows)
+
+
+def _acknowledgement(config: Mapping[str, Any]) -> Section:
+    sentence = str(config.get("cluster", {}).get("acknowledgement", ""))
+    return Section("Acknowledgement", [Sentence(sentence)])
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _word(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
