@@ -25,8 +25,7 @@ from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.plan import plan
 from truba_runner.rundir import RunDir, config_text, write_atomically
 from truba_runner.submit import Prepared
-from truba_runner.sweeps import array, rules
-from truba_runner.sweeps import launch as sweeps_launch
+from truba_runner.sweeps import array, rules, submission
 from truba_runner.sweeps.plots import draw
 from truba_runner.sweeps.record import Member, SweepDir, identity
 from truba_runner.sweeps.table import table
@@ -320,7 +319,7 @@ def test_a_run_that_ends_while_slurm_is_asked_is_not_submitted_again(
         return {}
 
     monkeypatch.setattr(scheduler, "queue", queue)
-    outcomes = sweeps_launch._already([ends, fails])
+    outcomes = submission._already([ends, fails])
     assert [outcome and outcome.action for outcome in outcomes] == ["finished", None]
     (ends.run.path / "result.json").unlink()
     single = single_launch._already(ends)
@@ -332,7 +331,7 @@ def test_runs_that_were_begun_with_other_code_are_refused_together(begun: Callab
     for one in runs[:2]:
         CheckpointStore(one.run.checkpoints).save(Position(1, 0), lambda file: file.write(b"{}"))
     with pytest.raises(Refused) as refused:
-        sweeps_launch._already(runs)
+        submission._already(runs)
     (problem,) = refused.value.problems
     assert problem.received == "mnist-0" and "So it is with 1 more of the sweep." in problem.rule
 
@@ -347,10 +346,10 @@ def test_what_slurm_refuses_halfway_is_told_with_what_it_has_already(
     prepared = begun(0)
     sweep = SweepDir.of(prepared.run.path.parent, "mnist-sweep-00000000")
     given = {"tasks": [[prepared]], "allocation": prepared.request, "places": 1, "max_parallel": 1}
-    submission = array.ArraySubmission(prepared, sweep=sweep, **given)
+    whole = array.ArraySubmission(prepared, sweep=sweep, **given)
     for before, words in ((0, "Look."), (2, "Look. 2 of the sweep's 3 job arrays were submitted before it, and stay.")):
         with pytest.raises(Refused) as refused:
-            sweeps_launch._sent(submission, 0, before, 3)
+            submission._sent(whole, 0, before, 3)
         assert refused.value.problems[0].remedy == words
 
 

@@ -10,21 +10,19 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
-from truba_runner import job_module, places, rundir, scheduler, tell
+from truba_runner import job_module, places, tell
 from truba_runner.changed_code import refuse_together
 from truba_runner.config import Experiment
-from truba_runner.errors import Failed, Problem, Refused
+from truba_runner.errors import Problem, Refused
 from truba_runner.launch import absolute, go, newest_run_dir, on_slurm_or_failed, train_here, wait_for, with_data
 from truba_runner.plan import Plan, plan
 from truba_runner.queue.automatic import Automatic
 from truba_runner.search import submission as search
-from truba_runner.state import last_job_id, state_of
-from truba_runner.submit import Prepared, settle
-from truba_runner.sweeps import canary, rules, sweeper_job
-from truba_runner.sweeps.array import ArraySubmission
+from truba_runner.submit import Prepared
+from truba_runner.sweeps import rules, sweeper_job
 from truba_runner.sweeps.compose import Composed
 from truba_runner.sweeps.record import Member, SweepDir, identity
-from truba_runner.sweeps.split import split
+from truba_runner.sweeps.submission import each_once, planned, through_slurm
 from truba_runner.tell import Outcome
 
 _NAMED = 3
@@ -112,7 +110,7 @@ def launch_sweep(
         if first.sweep.sweeper_partition and not inside_job:
             sweep.describe([], name=first.name, command=sys.argv[1:], **_pick(first))
             sweeper_job.submit(first, prepared[0].job_file, sweep)
-        outcomes = _through_slurm(prepared, sweep, describe)
+        outcomes = through_slurm(prepared, sweep, describe)
         if first.launcher.wait or inside_job:
             outcomes = wait_for(outcomes)
     tell.sweep(sweep.id, outcomes)
@@ -120,32 +118,20 @@ def launch_sweep(
 
 
 def _dry_run(runs: Sequence[Prepared], sweep: SweepDir, searches: bool) -> list[Outcome]:
-    each = _each_once(runs)
+    each = each_once(runs)
     if searches:
         for prepared in each:
             go(prepared)
     else:
-        tell.dry_run(split(each[0], each, sweep))
+        tell.dry_run(planned(each, sweep))
     return [Outcome(one.run.id, str(one.run.path), "dry_run") for one in runs]
-
-
-def _each_once(runs: Sequence[Prepared]) -> list[Prepared]:
-    """The first of those that come to the same run; says so where there are others."""
-    each: dict[str, Prepared] = {}
-    same: dict[str, Prepared] = {}
-    for prepared in runs:
-        if each.setdefault(prepared.run.id, prepared) is not prepared:
-            same.setdefault(prepared.run.id, prepared)
-    if same:
-        tell.same_run(list(same.values()))
-    return list(each.values())
 
 
 def _one_by_one(runs: Sequence[Prepared], start: Callable[[Prepared], Outcome]) -> list[Outcome]:
     """Starts each, after the one before; once this command was told to end, the others are left."""
     outcomes: dict[str, Outcome] = {}
     stopped = False
-    for prepared in _each_once(runs):
+    for prepared in each_once(runs):
         run = prepared.run
         outcomes[run.id] = Outcome(run.id, str(run.path), "left") if stopped else start(prepared)
         stopped = stopped or outcomes[run.id].stopped
@@ -222,82 +208,3 @@ def _refuse_changed_code(runs: Sequence[Prepared]) -> None:
     """
     tell.changed_code([one for one in runs if one.run.result()])
     refuse_together([one for one in runs if not one.run.result()])
-
-
-# -- Slurm -----------------------------------------------------------------------------------------------------
-
-
-def _through_slurm(runs: Sequence[Prepared], sweep: SweepDir, describe: Callable[[], None]) -> list[Outcome]:
-    each = _each_once(runs)
-    outcomes: dict[str, Outcome] = {}
-    with rundir.lock(sweep.runs_folder) as held:
-        describe()
-        wanted: list[Prepared] = []
-        for prepared, done in zip(each, _already(each), strict=True):
-            if done is None:
-                wanted.append(prepared)
-            outcomes[prepared.run.id] = done or Outcome(prepared.run.id, str(prepared.run.path), "submitted")
-        if canary.has_lived(runs[0].run):
-            # Its own job could not, where a compute node may not.
-            canary.release(sweep, runs[0].run.id)
-        arrays = split(runs[0], wanted, sweep)
-        for number, array in enumerate(arrays):
-            job_id = _sent(array, held, number, len(arrays))
-            for index, task in enumerate(array.tasks):
-                for prepared in task:
-                    outcomes[prepared.run.id] = replace(outcomes[prepared.run.id], job_id=f"{job_id}_{index}")
-            tell.submitted(array, job_id)
-    return [outcomes[prepared.run.id] for prepared in runs]
-
-
-def _sent(array: ArraySubmission, lock: int, before: int, of: int) -> str:
-    """Submits an array; where Slurm will not have it, says what it has already."""
-    try:
-        return array.send(lock)
-    except Refused as refused:
-        if not before:
-            raise
-        more = f"{before} of the sweep's {of} job arrays were submitted before it, and stay."
-        raise Refused(*(replace(one, remedy=f"{one.remedy} {more}") for one in refused.problems)) from refused
-
-
-def _already(runs: Sequence[Prepared]) -> list[Outcome | None]:
-    """For each run its outcome if it needs no submission, being finished or in Slurm's hands.
-
-    Raises:
-        Refused: the code of one that was begun has changed.
-        Failed: Slurm does not answer.
-    """
-    begun = set(os.listdir(runs[0].run.path.parent))
-    open_runs: list[Prepared] = []
-    finished: list[Prepared] = []
-    outcomes: dict[str, Outcome | None] = {}
-    for prepared in runs:
-        run = prepared.run
-        outcomes[run.id] = None
-        if run.id not in begun or not run.submissions():
-            continue
-        if run.result():
-            finished.append(prepared)
-            outcomes[run.id] = Outcome(run.id, str(run.path), "finished", last_job_id(run))
-        else:
-            open_runs.append(prepared)
-    tell.changed_code(finished)
-    try:
-        for prepared in open_runs:
-            settle(prepared.run)
-        # After the last one was settled: what was found on its way to the queue is in it.
-        jobs = scheduler.queue() if open_runs else {}
-    except scheduler.SlurmError as error:
-        raise Failed(
-            f"Slurm does not answer ({error.message}), so whether the runs are in its hands is not known"
-        ) from error
-    for prepared in open_runs:
-        run = prepared.run
-        if state_of(run, jobs).live:
-            outcomes[run.id] = Outcome(run.id, str(run.path), "running", last_job_id(run))
-        elif run.result():
-            # Since it was looked at above: Slurm takes its time to answer.
-            outcomes[run.id] = Outcome(run.id, str(run.path), "finished", last_job_id(run))
-    refuse_together([one for one in open_runs if outcomes[one.run.id] is None])
-    return [outcomes[prepared.run.id] for prepared in runs]

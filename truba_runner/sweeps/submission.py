@@ -1,0 +1,202 @@
+"""Sweeps on Slurm: the runs that are missing or failed as job arrays, one for each set of resources."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+
+from truba_runner import rundir, scheduler, tell
+from truba_runner.changed_code import refuse_together
+from truba_runner.config import Experiment
+from truba_runner.errors import Failed, Refused
+from truba_runner.state import last_job_id, state_of
+from truba_runner.submit import Prepared, settle
+from truba_runner.sweeps import canary, rules
+from truba_runner.sweeps.array import ArraySubmission
+from truba_runner.sweeps.record import SweepDir
+from truba_runner.tell import Outcome
+
+
+def through_slurm(runs: Sequence[Prepared], sweep: SweepDir, describe: Callable[[], None]) -> list[Outcome]:
+    """Submits the runs that are missing or failed; one outcome each, in order. `describe` puts the sweep on record.
+
+    Raises:
+        Refused: the code of a run that was begun has changed, or Slurm will not have a job.
+        Failed: Slurm does not answer.
+    """
+    each = each_once(runs)
+    outcomes: dict[str, Outcome] = {}
+    with rundir.lock(sweep.runs_folder) as held:
+        describe()
+        wanted: list[Prepared] = []
+        for prepared, done in zip(each, _already(each), strict=True):
+            if done is None:
+                wanted.append(prepared)
+            outcomes[prepared.run.id] = done or Outcome(prepared.run.id, str(prepared.run.path), "submitted")
+        if canary.has_lived(runs[0].run):
+            # Its own job could not, where a compute node may not.
+            canary.release(sweep, runs[0].run.id)
+        arrays = _with_canary(runs[0], wanted, sweep)
+        for number, array in enumerate(arrays):
+            job_id = _sent(array, held, number, len(arrays))
+            for index, task in enumerate(array.tasks):
+                for prepared in task:
+                    outcomes[prepared.run.id] = replace(outcomes[prepared.run.id], job_id=f"{job_id}_{index}")
+            tell.submitted(array, job_id)
+    return [outcomes[prepared.run.id] for prepared in runs]
+
+
+def planned(runs: Sequence[Prepared], sweep: SweepDir) -> list[ArraySubmission]:
+    """For a dry run: the arrays of a sweep of which nothing was submitted."""
+    return _with_canary(runs[0], runs, sweep)
+
+
+def each_once(runs: Sequence[Prepared]) -> list[Prepared]:
+    """The first of those that come to the same run; says so where there are others."""
+    each: dict[str, Prepared] = {}
+    same: dict[str, Prepared] = {}
+    for prepared in runs:
+        if each.setdefault(prepared.run.id, prepared) is not prepared:
+            same.setdefault(prepared.run.id, prepared)
+    if same:
+        tell.same_run(list(same.values()))
+    return list(each.values())
+
+
+def _sent(array: ArraySubmission, lock: int, before: int, of: int) -> str:
+    """Submits an array; where Slurm will not have it, says what it has already."""
+    try:
+        return array.send(lock)
+    except Refused as refused:
+        if not before:
+            raise
+        more = f"{before} of the sweep's {of} job arrays were submitted before it, and stay."
+        raise Refused(*(replace(one, remedy=f"{one.remedy} {more}") for one in refused.problems)) from refused
+
+
+def _already(runs: Sequence[Prepared]) -> list[Outcome | None]:
+    """For each run its outcome if it needs no submission, being finished or in Slurm's hands.
+
+    Raises:
+        Refused: the code of one that was begun has changed.
+        Failed: Slurm does not answer.
+    """
+    begun = set(os.listdir(runs[0].run.path.parent))
+    open_runs: list[Prepared] = []
+    finished: list[Prepared] = []
+    outcomes: dict[str, Outcome | None] = {}
+    for prepared in runs:
+        run = prepared.run
+        outcomes[run.id] = None
+        if run.id not in begun or not run.submissions():
+            continue
+        if run.result():
+            finished.append(prepared)
+            outcomes[run.id] = Outcome(run.id, str(run.path), "finished", last_job_id(run))
+        else:
+            open_runs.append(prepared)
+    tell.changed_code(finished)
+    try:
+        for prepared in open_runs:
+            settle(prepared.run)
+        # After the last one was settled: what was found on its way to the queue is in it.
+        jobs = scheduler.queue() if open_runs else {}
+    except scheduler.SlurmError as error:
+        raise Failed(
+            f"Slurm does not answer ({error.message}), so whether the runs are in its hands is not known"
+        ) from error
+    for prepared in open_runs:
+        run = prepared.run
+        if state_of(run, jobs).live:
+            outcomes[run.id] = Outcome(run.id, str(run.path), "running", last_job_id(run))
+        elif run.result():
+            # Since it was looked at above: Slurm takes its time to answer.
+            outcomes[run.id] = Outcome(run.id, str(run.path), "finished", last_job_id(run))
+    refuse_together([one for one in open_runs if outcomes[one.run.id] is None])
+    return [outcomes[prepared.run.id] for prepared in runs]
+
+
+def _with_canary(first: Prepared, wanted: Sequence[Prepared], sweep: SweepDir) -> list[ArraySubmission]:
+    """The arrays for these runs; where the sweep's first run goes ahead, the others are held until it lives."""
+    if not first.experiment.sweep.canary or canary.has_lived(first.run):
+        return _arrays(wanted, sweep)
+    others = [prepared for prepared in wanted if prepared.run.id != first.run.id]
+    held = [replace(array, canary=first.run.id) for array in _arrays(others, sweep)]
+    if len(others) == len(wanted):
+        return held
+    # Last: when it lives, the others must be there to be released.
+    ahead = ArraySubmission(
+        first, sweep=sweep, tasks=[[first]], allocation=first.request, places=1, max_parallel=1, goes_ahead=True
+    )
+    return [*held, ahead]
+
+
+def _arrays(runs: Sequence[Prepared], sweep: SweepDir) -> list[ArraySubmission]:
+    """Job arrays for runs, each for those that ask for the same, no larger than Slurm takes one."""
+    if not runs:
+        return []
+    groups: dict[str, list[Prepared]] = {}
+    for prepared in runs:
+        one = prepared.experiment
+        key = repr((prepared.request, one.environment, one.sweep, prepared.job_file))
+        groups.setdefault(key, []).append(prepared)
+    largest = _largest_array(runs[0].experiment)
+    parts = [part for group in groups.values() for part in _parts(_tasks(group), largest)]
+    _warn_of_more_at_once(runs[0].experiment, len(parts))
+    return [_array(tasks, sweep, len(parts)) for tasks in parts]
+
+
+def _warn_of_more_at_once(experiment: Experiment, arrays: int) -> None:
+    """Each array has a task running, and Slurm has no limit over several."""
+    asked, pack = experiment.sweep.max_parallel, experiment.sweep.pack
+    if asked is not None and arrays * pack > asked:
+        print(
+            f"warning: sweep.max_parallel={asked}: the runs are {arrays} job arrays, for the different resources that "
+            f"they ask for, and each runs {pack} at a time at least: up to {arrays * pack} run at once.",
+            file=sys.stderr,
+        )
+
+
+def _tasks(group: Sequence[Prepared]) -> list[Sequence[Prepared]]:
+    pack = group[0].experiment.sweep.pack
+    return [group[start : start + pack] for start in range(0, len(group), pack)]
+
+
+def _parts(tasks: Sequence[Sequence[Prepared]], largest: int) -> Iterable[Sequence[Sequence[Prepared]]]:
+    return (tasks[start : start + largest] for start in range(0, len(tasks), largest))
+
+
+def _largest_array(experiment: Experiment) -> int:
+    return experiment.cluster.max_array_size or scheduler.max_array_size()
+
+
+def _array(tasks: Sequence[Sequence[Prepared]], sweep: SweepDir, arrays: int) -> ArraySubmission:
+    first = tasks[0][0]
+    request = rules.allocation(first.request, first.experiment)
+    at_once = _tasks_at_once(first.experiment, request.total_cores, arrays)
+    return ArraySubmission(
+        first,
+        sweep=sweep,
+        tasks=tasks,
+        allocation=request,
+        places=first.experiment.sweep.pack,
+        max_parallel=at_once or len(tasks),
+    )
+
+
+@lru_cache(maxsize=64)
+def _core_limit(account: str, otherwise: int) -> int:
+    return scheduler.core_limit(account) or otherwise
+
+
+def _tasks_at_once(experiment: Experiment, cores: int, arrays: int) -> int:
+    """Tasks of an array that may run at once; 0: as many as there is room for."""
+    asked = experiment.sweep.max_parallel
+    if asked is not None:
+        # What was asked for holds for the sweep, whose arrays know nothing of each other.
+        return max(1, asked // experiment.sweep.pack // arrays)
+    limit = _core_limit(experiment.resources.account, experiment.cluster.account_cores)
+    return max(1, limit // cores) if limit else 0
