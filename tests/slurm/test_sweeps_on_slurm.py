@@ -81,19 +81,23 @@ def command(truba: Truba, *more: str, job: str = "quick") -> list[str]:
     return ["-m", "+experiment=mnist", *own, "data.name=digits", "train.epochs=2", truba.runs_folder(), *more]
 
 
+def sweeps(truba: Truba) -> list[str]:
+    return [path.name for path in (truba.project / "runs" / ".sweeps").iterdir()]
+
+
 def sweep_of(truba: Truba) -> str:
-    (path,) = (truba.project / "runs" / ".sweeps").iterdir()
-    return path.name
+    (name,) = sweeps(truba)
+    return name
 
 
-def table(truba: Truba, *more: str) -> dict[str, Any]:
-    done = truba("status", sweep_of(truba), "--json", *more)
+def table(truba: Truba, *more: str, sweep: str = "") -> dict[str, Any]:
+    done = truba("status", sweep or sweep_of(truba), "--json", *more)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
 
 
-def states(truba: Truba) -> Counter[str]:
-    return Counter(row["state"] for row in table(truba)["runs"])
+def states(truba: Truba, sweep: str = "") -> Counter[str]:
+    return Counter(row["state"] for row in table(truba, sweep=sweep)["runs"])
 
 
 def arrays(truba: Truba) -> set[str]:
@@ -385,6 +389,14 @@ def test_a_sweep_is_cancelled_as_a_whole_and_a_failed_set_up_shows_in_the_log(tr
     assert truba("cancel", "--yes", sweep_of(truba)).stdout.count("cancelled") == 2
     wait_until(lambda: states(truba) == {"CANCELLED": 4})
     assert "CANCELLED" in truba("logs", run).stdout
+    first = sweep_of(truba)
+
+    # Tasks that wait for their turn have no row of their own in Slurm's accounting.
+    submit(truba, *command(truba, "train.seed=range(20,26)", "sweep.max_parallel=2"))
+    waiting = next(sweep for sweep in sweeps(truba) if sweep != first)
+    wait_until(lambda: states(truba, waiting) == {"RUNNING": 2, "PENDING": 4})
+    assert truba("cancel", "--yes", waiting).stdout.count("cancelled") == 6
+    wait_until(lambda: states(truba, waiting) == {"CANCELLED": 6}, 30)
 
     submit(truba, *command(truba, "train.seed=9,10", "environment.setup=['echo no such module; exit 3']"))
     run = next(run for run in run_dirs(truba.project) if json_seed(run) == 9)
