@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner import allocation, backends, drill, full_disk, job_module, notify, provenance, restarts, scheduler
-from truba_runner.backends import hparams
+from truba_runner.backends import event_files, hparams
 from truba_runner.checkpoint import CheckpointStore, Position
 from truba_runner.config import Experiment, experiment_from
 from truba_runner.errors import Failed
@@ -171,6 +171,7 @@ def _end_in_sweep(run: RunDir, finished: bool) -> None:
     if run.tensorboard.is_dir():
         hparams.write(run.tensorboard, run.id, sweep.values_of(run.id), finished)
     if finished:
+        event_files.join(run.tensorboard)
         CheckpointStore(run.checkpoints).keep_the_best_alone()
 
 

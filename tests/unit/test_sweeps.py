@@ -18,7 +18,7 @@ import yaml
 from truba_runner import events, scheduler
 from truba_runner import launch as single_launch
 from truba_runner.__main__ import main
-from truba_runner.backends import hparams
+from truba_runner.backends import event_files, hparams
 from truba_runner.checkpoint import CheckpointStore, Position
 from truba_runner.config import Experiment, Sweep
 from truba_runner.errors import Failed, Problem, Refused
@@ -362,3 +362,23 @@ def test_a_full_disk_is_named_with_the_file(tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(OSError, match="No space left") as error:
             write(tmp_path / "file")
         assert error.value.filename == str(tmp_path / "file")
+
+
+def test_event_files_that_restarts_have_left_become_one_that_tensorboard_reads_whole(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    hparams.write(tmp_path, "mnist-0", {"train.seed": 3}, True)
+    (tmp_path / "train").mkdir()
+    for start in range(3):
+        with (tmp_path / "train" / f"events.out.tfevents.{start}.host").open("wb") as file:
+            writer = RecordWriter(file)
+            writer.write(Event(wall_time=start, file_version="brain.Event:2").SerializeToString())
+            writer.write(Event(wall_time=start, step=start).SerializeToString())
+    before = (tmp_path / hparams.FILE).read_bytes()
+    event_files.join(tmp_path)
+    (file,) = (tmp_path / "train").iterdir()
+    assert [event.step for event in EventFileLoader(str(file)).Load() if not event.file_version] == [0, 1, 2]
+    assert (tmp_path / hparams.FILE).read_bytes() == before and len(list(tmp_path.iterdir())) == 2
+    event_files.join(tmp_path / "none")

@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from truba_runner.backends import hparams
+from truba_runner.rundir import write_atomically
+
 
 def sizes(folder: Path) -> dict[str, int]:
     """The length in bytes of each event file under `folder`, by its path from there."""
@@ -30,6 +33,21 @@ def cut(folder: Path, to: Mapping[str, int]) -> None:
                 file.unlink()
             elif size < file.stat().st_size:
                 os.truncate(file, size)
+
+
+def join(folder: Path) -> None:
+    """Makes one of those that lie together, for a run that has ended: each is a row of records, and so are they all."""
+    together: dict[Path, list[Path]] = {}
+    for file in _event_files(folder):
+        if file.name != hparams.FILE:
+            together.setdefault(file.parent, []).append(file)
+    for first, *others in together.values():
+        # A disk that is full has room for them as they are.
+        with suppress(OSError):
+            if others:
+                write_atomically(first, b"".join(file.read_bytes() for file in (first, *others)))
+            for file in others:
+                file.unlink()
 
 
 def _event_files(folder: Path) -> list[Path]:

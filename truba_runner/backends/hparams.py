@@ -12,7 +12,7 @@ from typing import Any
 from truba_runner.rundir import write_atomically
 
 # One name, so that a run that is started again replaces it.
-_FILE = "events.out.tfevents.0000000001.hparams"
+FILE = "events.out.tfevents.0000000001.hparams"
 
 
 def write(folder: Path, run_id: str, values: Mapping[str, Any], finished: bool) -> None:
@@ -23,7 +23,7 @@ def write(folder: Path, run_id: str, values: Mapping[str, Any], finished: bool) 
     try:
         content = _events(run_id, values, finished)
         folder.mkdir(mode=0o700, exist_ok=True)
-        write_atomically(folder / _FILE, content)
+        write_atomically(folder / FILE, content)
     except (ImportError, OSError) as error:
         print(f"the swept values could not be written for TensorBoard ({error})", file=sys.stderr, flush=True)
 
