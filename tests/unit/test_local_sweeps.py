@@ -141,6 +141,7 @@ def test_a_sweep_of_searches_has_a_table_and_is_checked_before_the_first_begins(
     _, best = look("status", sweep, "--best", "val_loss")
     assert "trials" in best and found[scores.index(min(scores))]["run"] in best and "2/2" in best
     assert "trials_told" in look("status", sweep, "--csv")[1]
+    assert look("best", found[0]["run"], "-n", "0")[0] == 2
     status, told = look("status", found[0]["run"], "--csv")
     assert status == 2 and f"truba best {found[0]['run']} -n N" in told
 
