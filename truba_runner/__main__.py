@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import pkgutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def commands() -> list[str]:
     """The management commands: the modules of `commands/`."""
-    return sorted(file.stem for file in (Path(__file__).parent / "commands").glob("[!_]*.py"))
+    folder = str(Path(__file__).parent / "commands")
+    return sorted(module.name for module in pkgutil.iter_modules([folder]))
 
 
 def _dispatch(arguments: list[str]) -> int:

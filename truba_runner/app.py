@@ -14,10 +14,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from truba_runner.config import Experiment, detect_cluster, shipped
+from truba_runner.config import Experiment, detect_cluster
 from truba_runner.config_errors import FOREIGN, refuse_foreign_config, translated, unknown_keys
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.launch import absolute, launch
+from truba_runner.shipped import shipped
 from truba_runner.sweeps.sweeper_job import SweeperSubmitted
 from truba_runner.tell import Outcome
 

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
@@ -54,7 +53,12 @@ class Cluster:
     default_partition: str = ""
     default_account: str = ""
     default_gpus: int = 0
+    # What environment=auto is: inherit or module.
+    default_environment: str = "inherit"
+    default_modules: list[str] = field(default_factory=list)
     account_cores: int = 0
+    # Where a short job tells what an environment holds, if the login node cannot; empty: the experiment's partition.
+    probe_partition: str = ""
     # Tasks in one job array; 0: Slurm is asked (MaxArraySize).
     max_array_size: int = 0
     partitions: dict[str, Partition] = field(default_factory=dict)
@@ -62,12 +66,27 @@ class Cluster:
 
 @dataclass
 class Environment:
-    """How a job gets its Python: shell lines that run before it, and the command that starts it."""
+    """How a job gets its Python; docs/environments.md."""
 
     name: str = MISSING
+    # inherit (the Python that submits), module, venv or apptainer.
+    kind: str = "inherit"
+    # Shell lines that run in the job before all else.
     setup: list[str] = field(default_factory=list)
-    # Empty: the interpreter that submits.
+    # The command that starts Python. Empty: the interpreter that submits, that of `venv`, or python3.
     python: str = ""
+    # module: what is loaded, after a purge.
+    modules: list[str] = field(default_factory=list)
+    # venv: its folder.
+    venv: str = ""
+    # apptainer: an image file, or a folder that holds an image's files.
+    image: str = ""
+    # apptainer: more paths that the job sees, beside those of the run, its data, its code and the scratch.
+    binds: list[str] = field(default_factory=list)
+    # apptainer: more variables of the job that the container gets, by name or as a pattern of the shell (WANDB_*).
+    pass_on: list[str] = field(default_factory=list)
+    # apptainer: the command; it may also be singularity, or a path.
+    apptainer: str = "apptainer"
 
 
 @dataclass
@@ -180,9 +199,21 @@ class Finish:
 
 @dataclass
 class TensorBoard:
-    """Event files for TensorBoard, in the run directory."""
+    """Event files for TensorBoard, in the run directory; docs/tensorboard.md."""
 
     enabled: bool = True
+    # How far the points of the curves by step lie apart; None: curves by epoch alone.
+    every_steps: int | None = 10
+    # On a cluster they are written on the node's own disk (local_scratch of its partition), and copied from there.
+    node_local: bool = True
+    # How often what was appended there is copied: a kill takes at most so much of the curves along.
+    sync_seconds: float = 30.0
+    # The network's graph, once.
+    graph: bool = False
+    # First and last step of a profile, counted over all epochs: [10, 20].
+    profile_steps: list[int] = field(default_factory=list)
+    # `truba tensorboard` on a login node ends when nobody has looked at the page for so long; 0: never.
+    idle_minutes: float = 30.0
 
 
 @dataclass
@@ -372,10 +403,3 @@ def run_id(experiment: Experiment) -> str:
 def detect_cluster() -> str:
     """The file of `conf/cluster/` that `cluster=auto` stands for: $TRUBA_CLUSTER, else truba where there is Slurm."""
     return os.environ.get("TRUBA_CLUSTER") or ("truba" if shutil.which("sbatch") else "local")
-
-
-def shipped(folder: str) -> Path:
-    """Where the package's own `conf` or `jobs` lies: inside an installed wheel, beside the package in a checkout."""
-    package = Path(__file__).resolve().parent
-    inside = package / folder
-    return inside if inside.is_dir() else package.parent / folder

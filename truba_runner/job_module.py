@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from truba_runner.config import shipped
 from truba_runner.errors import Failed, Problem, Refused, nearest
+from truba_runner.shipped import shipped
 
 
 def find(name: str, project: Path) -> Path:

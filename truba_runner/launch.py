@@ -9,10 +9,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from truba_runner import changed_code, data, job_module, places, rundir, scheduler, tell, weights
+from truba_runner import changed_code, data, job_module, places, probe, probe_job, rundir, scheduler, tell, weights
 from truba_runner.config import Experiment, run_id
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.plan import plan
+from truba_runner.probe import Found
 from truba_runner.queue.automatic import Automatic
 from truba_runner.rundir import RunDir
 from truba_runner.search import submission as search
@@ -76,10 +77,24 @@ def _prepared(experiment: Experiment, selector: str) -> Prepared:
         raise Refused(*problems)
     for warning in made.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    found: Found = {}
     if not experiment.dry_run:
         experiment = with_data(experiment, selector)
+        found = in_environment(experiment)
     run = search.directory(experiment) if experiment.sweep.kind else newest_run_dir(experiment)
-    return Prepared(experiment, run, made.request, job_file)
+    return Prepared(experiment, run, made.request, job_file, found=found)
+
+
+def in_environment(experiment: Experiment) -> Found:
+    """What the job's Python holds, where that is known.
+
+    Raises:
+        Refused: the experiment can't be trained with it.
+        Failed: there is no Slurm here.
+    """
+    if experiment.cluster.scheduler == "slurm":
+        on_slurm_or_failed()
+    return probe.found(experiment, lambda script: probe_job.run(experiment, script))
 
 
 def on_slurm_or_failed() -> None:

@@ -10,7 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from truba_runner.config import Experiment
+from truba_runner.request import facts_of
+
 _ATTEMPTS = 5
+
+
+def scratch(experiment: Experiment) -> Path:
+    """The folder on the own disk of each of its partition's nodes: `local_scratch`, with variables of the node."""
+    resources = experiment.resources
+    return Path(
+        os.path.expandvars(facts_of(experiment.cluster, resources.partition, resources.constraint).local_scratch)
+    )
 
 
 @contextmanager

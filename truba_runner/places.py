@@ -5,18 +5,17 @@ One line a folder in `$XDG_STATE_HOME/truba_runner/runs_folders` (by default und
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
 
 from truba_runner.errors import Problem, Refused, listed, nearest
+from truba_runner.home import state_folder
 from truba_runner.rundir import SWEEPS, RunDir
 from truba_runner.sweeps.record import SweepDir
 
 
 def _memory() -> Path:
-    state_home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state_home) / "truba_runner" / "runs_folders"
+    return state_folder() / "runs_folders"
 
 
 def remember(runs_folder: Path) -> None:

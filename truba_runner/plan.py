@@ -14,6 +14,7 @@ from posixpath import normpath
 from truba_runner.backends import TRAITS
 from truba_runner.config import Cluster, Experiment, Partition
 from truba_runner.durations import FORMS, parse_minutes, slurm_time
+from truba_runner.environment import problems as environment_problems
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.request import Request, derive, facts_of, job_minutes
 from truba_runner.search.space import problems as search_problems
@@ -80,6 +81,7 @@ def _experiment_problems(experiment: Experiment) -> Iterator[Problem]:
     yield from _at_least(experiment.train.seed, 0, "train.seed")
     yield from problems(experiment)
     yield from search_problems(experiment)
+    yield from environment_problems(experiment)
     try:
         time_minutes = parse_minutes(experiment.resources.time)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Learning curves as a picture, what `history.csv` holds, a panel a metric; and a finder's curve."""
+"""Learning curves as a picture, what `history.csv` holds, a panel a metric; a finder's curve; a confusion matrix."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from truba_runner.rundir import write_atomically
 NOT_METRICS = ("epoch", "stage", "seconds")
 _COLUMNS = 3
 _PANEL_INCHES = (4.0, 3.0)
+# So many classes have their counts written into the confusion matrix.
+_COUNTED_CLASSES = 20
 
 
 def learning_curves(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path | None:
@@ -31,6 +33,11 @@ def rate_curve(
     save_png(folder, name, lambda: _rate_figure(rates, losses, suggested))
 
 
+def confusion_matrix(matrix: Any, folder: Path) -> Path | None:
+    """Draws `confusion_matrix.png`: how often each class (row) was taken for each (column), int64 of a square shape."""
+    return save_png(folder, "confusion_matrix.png", lambda: _matrix_figure(matrix))
+
+
 def save_png(folder: Path, name: str, draw: Callable[[], Any]) -> Path | None:
     """Saves the matplotlib figure that `draw` makes, under its name only when whole.
 
@@ -46,6 +53,23 @@ def save_png(folder: Path, name: str, draw: Callable[[], Any]) -> Path | None:
         print(f"{name} could not be drawn ({error})", file=sys.stderr, flush=True)
         return None
     return folder / name
+
+
+def _matrix_figure(matrix: Any) -> Any:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    inches = max(4.0, min(10.0, len(matrix) / 2))
+    figure = Figure(figsize=(inches, inches), layout="constrained")
+    axes = figure.add_subplot(xlabel="predicted", ylabel="actual")
+    axes.imshow(matrix, cmap="Blues")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    for row, counts in enumerate(matrix if len(matrix) <= _COUNTED_CLASSES else ()):
+        for column, count in enumerate(counts):
+            colour = "white" if count > matrix.max() / 2 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=colour)
+    return figure
 
 
 def _rate_figure(rates: Sequence[float], losses: Sequence[float], suggested: Mapping[str, float | None]) -> Any:

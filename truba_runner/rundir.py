@@ -30,6 +30,8 @@ from truba_runner import events
 
 # The folder of the sweeps' own records, in the runs folder.
 SWEEPS = ".sweeps"
+# In a run directory that was copied from a login node: from where, and when.
+PULLED = "pulled.json"
 
 
 def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
@@ -189,6 +191,10 @@ class RunDir:
     def progress(self) -> dict[str, Any]:
         """The progress record; empty where the job has not begun."""
         return _read_json(self.path / "progress.json")
+
+    def pulled(self) -> dict[str, Any]:
+        """From where and when it was copied to this machine; empty where it was made here."""
+        return _read_json(self.path / PULLED)
 
     def write_history(self, rows: list[dict[str, Any]], durable: bool = True) -> None:
         """Replaces the history: a row an epoch, the columns those of the widest row."""

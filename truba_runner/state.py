@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +62,10 @@ def progress_of(run: RunDir) -> dict[str, Any]:
 
 def state_of(run: RunDir, jobs: Mapping[str, Job] | None) -> RunState:
     """The state of a run, given what Slurm knows of its owner's jobs; `jobs` is None where Slurm does not answer."""
-    job = jobs.get(last_job_id(run)) if jobs else None
     progress = progress_of(run)
+    if pulled := run.pulled():
+        return _state_when_pulled(run, progress, pulled)
+    job = jobs.get(last_job_id(run)) if jobs else None
     if job is not None and job.live:
         return _among_others(run, progress, job) or RunState(job.state, live=True, job=job, why=_waits_for(run, job))
     if run.result():
@@ -78,6 +81,17 @@ def state_of(run: RunDir, jobs: Mapping[str, Job] | None) -> RunState:
         )
         return RunState(state, live=False, job=job, why=why or _exit(job) or _SILENT)
     return _state_on_record(run, progress, slurm_answers=jobs is not None)
+
+
+def _state_when_pulled(run: RunDir, progress: Mapping[str, Any], pulled: Mapping[str, Any]) -> RunState:
+    """What the records of a copy tell: the job is another machine's, and may have gone on since."""
+    if run.result():
+        return RunState("COMPLETED", live=False, job=None)
+    ended = {"failed": ("FAILED", _why(progress)), "interrupted": ("INTERRUPTED", _INTERRUPTED)}
+    state, why = ended.get(str(progress.get("state")), ("RUNNING" if progress else "UNKNOWN", ""))
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(float(pulled.get("time", 0))))
+    as_of = f"as it was at {pulled.get('from', '?')} on {when}; truba pull looks again"
+    return RunState(state, live=False, job=None, why=f"{why}; {as_of}" if why else as_of)
 
 
 def _among_others(run: RunDir, progress: Mapping[str, Any], job: Job) -> RunState | None:

@@ -11,15 +11,14 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from submitit import SlurmExecutor
 
-import truba_runner
-from truba_runner import events, provenance, scheduler
+from truba_runner import environment, events, job_code, provenance, scheduler
 from truba_runner.config import Experiment
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.request import Request
@@ -42,6 +41,8 @@ class Prepared:
     job_file: Path
     # The module that the job runs, with the run directory as its argument.
     program: str = "truba_runner.worker"
+    # What the job's environment was found to hold (probe.py).
+    found: Mapping[str, Any] = field(default_factory=dict)
 
 
 class _Script(SlurmExecutor):
@@ -102,7 +103,7 @@ class Submission:
 
     def parameters(self) -> dict[str, Any]:
         """In submitit's names."""
-        request, environment = self.request, self.first.experiment.environment
+        request = self.request
         return {
             "job_name": self.job_name,
             "partition": request.partition,
@@ -120,7 +121,7 @@ class Submission:
             "stderr_to_stdout": True,
             "wckey": None,
             "additional_parameters": {"chdir": str(self.first.run.path.parent), "requeue": True},
-            "setup": [*environment.setup, *_find_package(), f"export SLURM_EXIT_ERROR={SRUN_FAILED}"],
+            "setup": [*self._start().setup, *self._find_package(), f"export SLURM_EXIT_ERROR={SRUN_FAILED}"],
             "teardown": [
                 "status=$?",
                 # Killed without a word, by a failing node or for its memory: Slurm would not start it again.
@@ -135,9 +136,22 @@ class Submission:
             "srun_args": [f"--cpus-per-task={request.cpus_per_task}", "--kill-on-bad-exit=1"],
         }  # fmt: skip
 
+    @property
+    def _runs_folder(self) -> Path:
+        return Path(self.first.experiment.cluster.runs_folder)
+
+    def _start(self) -> environment.Start:
+        experiment, request = self.first.experiment, self.request
+        binds = environment.binds(experiment, request, Path.cwd(), self.first.job_file)
+        wrapper = job_code.wrapper(self._runs_folder)
+        return environment.start(experiment.environment, wrapper, binds, gpus=bool(request.gpus))
+
+    def _find_package(self) -> list[str]:
+        return job_code.setup(self.first.experiment.environment, self._runs_folder)
+
     def script(self) -> str:
         """Exactly what sbatch reads."""
-        python = self.first.experiment.environment.python or shlex.quote(sys.executable)
+        python = self._start().python
         executor = _Script(folder=self.log_folder, python=python)
         executor.update_parameters(**self.parameters())
         return executor.text(f"{python} -u -m {self.worker()}", self.array_size)
@@ -152,6 +166,7 @@ class Submission:
             Failed: Slurm did not answer; whether it has the job shows when the same command is given again.
         """
         script = self.script()
+        job_code.provide(self.first.experiment.environment, self._runs_folder)
         self.record_intent()
         try:
             job_id = self._sbatch(script, lock)
@@ -196,6 +211,7 @@ class Submission:
             "token": self.token,
             "job_name": self.job_name,
             **provenance.record(self.first.job_file),
+            "environment": dict(self.first.found),
             "request": asdict(self.request),
             "sbatch": self.parameters(),
         }
@@ -264,11 +280,3 @@ def _task(job_id: str, intent: dict[str, Any]) -> str:
 def _refusal(error: scheduler.SlurmError) -> Problem:
     message = " ".join(line.removeprefix("sbatch: error: ") for line in error.message.splitlines())
     return Problem(message, "Slurm itself refused the job.", "dry_run=true shows the script that it was given.")
-
-
-def _find_package() -> list[str]:
-    """Shell that lets the job's Python find this package where it was not installed but checked out."""
-    root = Path(truba_runner.__file__).resolve().parent.parent
-    if not (root / "pyproject.toml").is_file():
-        return []
-    return [f"export PYTHONPATH={shlex.quote(str(root))}${{PYTHONPATH:+:$PYTHONPATH}}"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from truba_runner import data, provenance
+from truba_runner import data, probe, provenance
 from truba_runner.changed_code import trained_with
 from truba_runner.errors import listed
 from truba_runner.progress import format_metrics
@@ -64,6 +64,9 @@ def submitted(submission: Submission, job_id: str) -> None:
     nodes = f"{request.nodes} nodes with " if request.nodes > 1 else ""
     cores = f"{request.cores} core{'s' if request.cores > 1 else ''}"
     print(f"submitted {what} {job_id} to {request.partition}: {nodes}{gpus}{cores}{' each' if tasks > 1 else ''}")
+    chosen = submission.first.experiment.environment
+    if chosen.kind != "inherit":
+        print(f"  {probe.described(chosen, submission.first.found)}")
 
 
 def sweep(sweep_id: str, outcomes: Sequence[Outcome]) -> None:

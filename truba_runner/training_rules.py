@@ -1,4 +1,4 @@
-"""What `train`, `data` and `notify` may not say, told at submission and not by a job that waited for its turn. Pure."""
+"""What `train`, `data`, `tensorboard` and `notify` may not say, told before a job waits for its turn. Pure."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from truba_runner import image_rules, recipe
 from truba_runner.config import Checkpoint, Experiment, Train
 from truba_runner.errors import Problem, nearest
+from truba_runner.tensorboard import rules as tensorboard_rules
 
 BATCH_SCALINGS = ("global", "per_replica")
 PREPROCESSINGS = ("async", "model")
@@ -36,6 +37,7 @@ _NOT_FASTAI = {
 def problems(experiment: Experiment) -> Iterator[Problem]:
     """What is wrong whatever the cluster."""
     yield from image_rules.problems(experiment)
+    yield from tensorboard_rules.problems(experiment.tensorboard)
     yield from _backend_problems(experiment)
     train = experiment.train
     yield from _one_of("train.batch_scaling", train.batch_scaling, BATCH_SCALINGS)

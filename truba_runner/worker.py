@@ -11,12 +11,13 @@ import platform
 import signal
 import sys
 import traceback
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from truba_runner import allocation, backends, drill, full_disk, job_module, notify, provenance, restarts, scheduler
-from truba_runner.backends import event_files, hparams
+from truba_runner.backends import hparams
 from truba_runner.checkpoint import CheckpointStore, Position
 from truba_runner.config import Experiment, experiment_from
 from truba_runner.errors import Failed
@@ -60,7 +61,9 @@ def main(arguments: list[str]) -> int:
         progress.update(state="finished", metrics=result.get("metrics", {}))
         if here.rank == 0:
             canary.lived(run)
-            _end_in_sweep(run, finished=True)
+            _write_settings(run, experiment, result.get("metrics", {}))
+            if sweep_of(run):  # Of a thousand runs each leaves few files.
+                CheckpointStore(run.checkpoints).keep_the_best_alone()
             notify.tell(run, "finished", {"metrics": result.get("metrics", {})})
     except Interrupted:
         return after_interruption(run, here, progress, interruption)
@@ -137,7 +140,8 @@ def failed(run: RunDir, here: allocation.Allocation, progress: Progress, error: 
         _end_for_all(here, progress)
     if here.rank == 0:
         canary.failed(run, record)
-        _end_in_sweep(run, finished=False)
+        with suppress(Exception):  # It may be the config that cannot be read.
+            _write_settings(run, experiment_from(run.read_config()), None)
         notify.tell(run, "failed", {"error": record})
     return 1
 
@@ -164,15 +168,12 @@ def submitted(run: RunDir) -> dict[str, Any]:
     return next((event for event in reversed(run.submissions()) if "job_file" in event), {})
 
 
-def _end_in_sweep(run: RunDir, finished: bool) -> None:
-    """Of a thousand runs each leaves few files; TensorBoard shows with which values each has come how far."""
-    if (sweep := sweep_of(run)) is None:
-        return
+def _write_settings(run: RunDir, experiment: Experiment, metrics: Mapping[str, Any] | None) -> None:
+    """TensorBoard compares runs by them; `metrics`: of one that has finished. A sweep's runs differ by a few values."""
     if run.tensorboard.is_dir():
-        hparams.write(run.tensorboard, run.id, sweep.values_of(run.id), finished)
-    if finished:
-        event_files.join(run.tensorboard)
-        CheckpointStore(run.checkpoints).keep_the_best_alone()
+        sweep = sweep_of(run)
+        values = sweep.values_of(run.id) if sweep else hparams.values_of(experiment)
+        hparams.write(run.tensorboard, run.id, values, metrics is not None, metrics)
 
 
 def _data_record(experiment: Experiment) -> dict[str, str]:

@@ -94,7 +94,8 @@ SECTIONS: dict[str, Any] = {
     "cluster": {"name": "test"},
     "environment": {"name": "test"},
     "checkpoint": {"save_model": False},
-    "tensorboard": {},
+    "tensorboard": {"every_steps": 1},
+    "finish": {},
 }
 
 

@@ -96,8 +96,11 @@ SECTIONS: dict[str, Any] = {
             {"class_name": "EarlyStopping", "config": {"patience": 30, "restore_best_weights": True}},
             {"class_name": "ReduceLROnPlateau", "config": {"factor": 0.5, "patience": 1, "min_delta": 0.02}},
             "Averaging",
+            # A job's own goes on as ours does.
+            {"class_name": "TensorBoard", "config": {"log_dir": "tensorboard/own", "write_graph": False}},
         ],
     },
+    "tensorboard": {"every_steps": 1},
     "resources": {"partition": "", "account": "", "gpus": 0},
     "cluster": {"name": "test"},
     "environment": {"name": "test"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import re
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import fastai_resume_runs as runs
 import numpy as np
 import pytest
-from event_files_read import curves
+from event_files_read import curves, told
 from fastai_resume_runs import Ask
 
 from truba_runner.rundir import RunDir
@@ -106,12 +107,53 @@ def test_a_finder_leaves_its_curve_and_four_suggestions(done: Path) -> None:
 def test_tensorboard_has_each_step_once_and_validation_apart(done: Path) -> None:
     found = curves(done)
     assert set(found) == {
-        ("train", "batch_loss"), ("train", "learning_rate"), ("train", "epoch_loss"),
-        ("validation", "epoch_loss"), ("validation", "epoch_error_rate"),
+        ("train", "batch_loss"), ("train", "learning_rate"), ("train", "examples_per_second"), ("train", "show_batch"),
+        ("train", "epoch_loss"), ("train", "epoch_learning_rate"),
+        ("validation", "epoch_loss"), ("validation", "epoch_error_rate"), ("validation", "confusion_matrix"),
     }  # fmt: skip
     assert [step for step, _ in found["train", "batch_loss"]] == list(range(1, 19))
     errors = [value for _, value in found["validation", "epoch_error_rate"]]
     assert errors == pytest.approx([float(row["val_error_rate"]) for row in history(done)])
+
+
+def test_tensorboard_has_the_pictures_and_where_they_are_asked_for_the_graph_and_a_profile(
+    start: Ask, done: Path, tmp_path: Path
+) -> None:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.graph_pb2 import GraphDef
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
+
+    pictures = {value.tag: (kind, step, value.image) for kind, step, value in told(done) if value.HasField("image")}
+    for tag, place in (("show_batch", ("train", 0)), ("confusion_matrix", ("validation", 4))):
+        kind, step, image = pictures[tag]
+        assert (kind, step) == place and image.encoded_image_string == (done / "plots" / f"{tag}.png").read_bytes()
+        assert image.width > 100 and image.height > 100
+
+    sections = {
+        "train": {"recipe": [{"fit": {"epochs": 2}}]},
+        "tensorboard": {"graph": True, "profile_steps": [3, 5], "every_steps": None},
+        "finish": {"plots": False},
+    }
+    plain, tmp_path = tmp_path / "plain", tmp_path / "run"
+    assert start(tmp_path, sections=sections)["status"] == 0, log(tmp_path)
+    assert start(plain, sections={**sections, "tensorboard": {"enabled": False}})["status"] == 0, log(plain)
+    assert len({RunDir(folder).result()["weights_sha256"] for folder in (tmp_path, plain)}) == 1
+    (profile,) = (tmp_path / "tensorboard" / "train" / "plugins" / "profile").iterdir()
+    (trace,) = profile.iterdir()
+    assert profile.name == "steps-3-5" and trace.name.endswith(".trace.json.gz") and trace.stat().st_size < 5e6
+    with gzip.open(trace) as file:
+        names = {event.get("name") for event in json.load(file)["traceEvents"]}
+    assert "aten::convolution" in names and any(str(name).startswith("ProfilerStep") for name in names)
+    (file_,) = (path for path in (tmp_path / "tensorboard" / "train").iterdir() if path.is_file())
+    reader = PyRecordReader_New(str(file_))
+    for _ in range(2):
+        reader.GetNext()
+    graph = GraphDef.FromString(Event.FromString(reader.record()).graph_def)
+    assert {"aten::_convolution", "aten::linear"} <= {node.op for node in graph.node}
+    assert set(curves(tmp_path)) == {
+        ("train", "epoch_loss"), ("train", "epoch_learning_rate"),
+        ("validation", "epoch_loss"), ("validation", "epoch_error_rate"),
+    }  # fmt: skip
 
 
 def test_both_models_can_be_used_elsewhere(start: Ask, done: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import fastai_resume_runs as runs
 import pytest
-from event_files_read import curves
+from event_files_read import curves, seen
 from fastai_resume_runs import Ask
 
 from truba_runner.checkpoint import CheckpointStore, Position
@@ -127,19 +127,33 @@ def test_what_is_finished_is_not_repeated(start: Ask, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_kills_at_random_moments(workers: int, start: Ask, undisturbed: Path, tmp_path: Path) -> None:
-    """Twenty of them, ten with reading processes, half of the time while a checkpoint is written."""
+    """Twenty of them, ten with reading processes, half of the time while a checkpoint is written.
+
+    Its event files are written on the node's own disk, and no kill leaves time to copy them.
+    """
     dice = random.Random(workers)
-    sections = {"checkpoint": {"every_steps": 1}, "data": {"workers": workers}}
+    node = tmp_path / "node"
+    node.mkdir()
+    cluster = {"scheduler": "slurm", "partitions": {"gpu": {"local_scratch": str(node)}}}
+    sections: dict[str, Any] = {"cluster": cluster, "resources": {"partition": "gpu"}}
+    sections.update(checkpoint={"every_steps": 1}, data={"workers": workers})
     for _ in range(10):
         position = CheckpointStore(tmp_path / "checkpoints").position()
         at_a_finder = position in (Position(0, 0), Position(2, 0))
         # An interrupted finder starts over: some kills fall into it, the others after it.
         look = dice.choice([3, FINDER + 1, FINDER + 2]) if at_a_finder else dice.randint(1, 2)
-        ended = start(tmp_path, sections=sections, slow_save=0.06, look=look, kill_after=0.08 * dice.random())
+        ended = start(tmp_path, sections=sections, slow_save=0.06, look=look, kill_after=0.12 * dice.random())
         assert ended["status"] == -signal.SIGKILL, "it was done too early"
     assert start(tmp_path, sections=sections)["status"] == 0, log(tmp_path)
     assert len(set(restored(tmp_path))) > 3, "it came further from start to start"
     assert_same_end(start, tmp_path, undisturbed)
+    every_step, found = [*range(1, 2 * HEAD + 2 * WHOLE + 1)], seen(tmp_path)
+    for tag in ("batch_loss", "learning_rate", "examples_per_second"):
+        assert found[f"train/{tag}"] == every_step
+    for tag in ("train/epoch_loss", "train/epoch_learning_rate", "validation/epoch_loss"):
+        assert found[tag] == [1, 2, 3, 4]
+    assert len([path for path in tmp_path.glob("tensorboard/*/*") if path.is_file()]) == 2
+    assert not list(node.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,10 @@ from typing import Any
 
 import pytest
 import yaml
+from event_files_read import curves, told
 
 from truba_runner import backends, checkpoint, config, job_module
+from truba_runner.backends import keras_board
 from truba_runner.errors import Failed
 from truba_runner.progress import Progress
 from truba_runner.rundir import RunDir
@@ -242,29 +244,85 @@ def test_a_batch_and_an_execution_that_are_not_full_count_as_what_they_are(
     assert steps == [(epoch, step) for epoch in (1, 2) for step in (4, 8, 10)]
 
 
-def test_tensorboard_has_each_epochs_curves_and_nothing_a_batch(digits: SimpleNamespace) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.util.tensor_util import make_ndarray
-
+def test_tensorboard_has_the_curves_of_the_history_and_a_point_an_execution(digits: SimpleNamespace) -> None:
     rows = [dict(zip(digits.history[0].split(","), row.split(","), strict=True)) for row in digits.history[1:]]
-    for split, prefix in (("train", ""), ("validation", "val_")):
-        files = list((digits.context.run.tensorboard / split).iterdir())
-        assert len(files) == 1
-        events = EventAccumulator(str(files[0])).Reload()
-        assert not [tag for tag in events.Tags()["tensors"] if tag.startswith("batch")]
-        for name in ("loss", "accuracy"):
-            tensors = events.Tensors(f"epoch_{name}")
-            values = [float(make_ndarray(tensor.tensor_proto)) for tensor in tensors]
-            assert values == pytest.approx([float(row[prefix + name]) for row in rows])
+    found = curves(digits.path)
+    for name in ("loss", "accuracy"):
+        for kind, prefix in (("train", ""), ("validation", "val_")):
+            values = [float(row[prefix + name]) for row in rows]
+            assert found[kind, f"epoch_{name}"] == [(epoch, pytest.approx(values[epoch - 1])) for epoch in (1, 2, 3)]
+    # All 23 steps of an epoch are one execution.
+    assert [step for step, _ in found["train", "batch_accuracy"]] == [23, 46, 69]
+    assert [value for _, value in found["train", "learning_rate"]] == [pytest.approx(0.001)] * 3
+    assert {tag for kind, tag in found if kind == "train"} == {
+        "batch_loss", "batch_accuracy", "learning_rate", "examples_per_second",
+        "epoch_loss", "epoch_accuracy", "epoch_learning_rate",
+    }  # fmt: skip
 
 
-def test_tensorboard_costs_nothing_a_batch(folder: Path, job: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tensorflow as tf
+def test_tensorboards_confusion_matrix_counts_the_test_set(digits: SimpleNamespace) -> None:
+    import numpy as np
 
-    made: list[str] = []
-    monkeypatch.setattr(tf.summary, "scalar", lambda name, value, step: made.append(name))
-    train(context(folder / "cheap", job, tensorboard={"enabled": True}))
-    assert "epoch_loss" in made and not [name for name in made if name.startswith("batch")]
+    ((step, value),) = [(step, value) for kind, step, value in told(digits.path) if value.tag == "confusion_matrix"]
+    picture = (digits.path / "plots" / "confusion_matrix.png").read_bytes()
+    assert step == 3 and value.image.encoded_image_string == picture and picture.startswith(b"\x89PNG")
+    assert 300 < value.image.width == value.image.height
+    assert {path.parent.name for path in digits.context.run.tensorboard.rglob("events.*")} == {
+        "train", "validation", "test",
+    }  # fmt: skip
+    _, y = shipped_job().load_digits()["validation"]
+    predictions = np.load(digits.path / "predictions.npy")
+    matrix = keras_board._matrix(y, predictions)
+    assert matrix.sum() == DIGITS_TEST and matrix.shape == (10, 10)
+    assert matrix.trace() / DIGITS_TEST == pytest.approx(digits.result["metrics"]["test_accuracy"])
+    for actual in range(10):
+        assert matrix[actual].sum() == (y == actual).sum()
+
+
+def test_what_is_no_classification_has_no_confusion_matrix() -> None:
+    import numpy as np
+
+    thirds, halves = np.full((4, 3), 1 / 3), np.array([[0.2], [0.7], [0.9], [0.1]])
+    assert keras_board._matrix(np.array([0, 1, 1, 1]), halves).tolist() == [[1, 0], [1, 2]]
+    assert keras_board._matrix(np.eye(3)[[0, 1, 2, 0]], np.eye(3)[[0, 1, 1, 0]]).tolist() == [
+        [2, 0, 0], [0, 1, 0], [0, 1, 0],
+    ]  # fmt: skip
+    for labels, predictions in [
+        (np.array([0.5, 1.5, 0.0, 1.0]), thirds),  # A regression.
+        (np.array([0, 1, 2, 3]), thirds),  # A class that the network does not have.
+        (np.array([0, 1, 1, 0]), halves * 2),  # No chances.
+        (np.array([[1, 1, 0]] * 4), thirds),  # Several labels an example.
+        (np.array([0, 1, 1]), thirds),
+        ({"a": np.array([0, 1, 1, 0])}, thirds),
+        (np.array([0, 1, 1, 0]), {"a": thirds}),
+        (np.array([0, 1, 1, 0]), thirds[:, None]),
+    ]:
+        assert keras_board._matrix(labels, predictions) is None
+
+
+def test_tensorboard_has_the_graph_and_a_profile_where_they_are_asked_for(folder: Path, job: ModuleType) -> None:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.graph_pb2 import GraphDef
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
+
+    asked = {"enabled": True, "graph": True, "profile_steps": [4, 6], "every_steps": None}
+    given = context(folder / "graph", job, tensorboard=asked, train={"epochs": 2})
+    result = train(given)
+    plain = train(context(folder / "no graph", job, train={"epochs": 2}))
+    assert result["weights_sha256"] == plain["weights_sha256"], "looking changes nothing"
+    (file,) = (path for path in (given.run.tensorboard / "train").iterdir() if path.is_file())
+    reader, graphs, models = PyRecordReader_New(str(file)), [], []
+    for _ in range(3):
+        reader.GetNext()
+        event = Event.FromString(reader.record())
+        graphs += [GraphDef.FromString(event.graph_def)] if event.graph_def else []
+        models += [value.tensor.string_val[0] for value in event.summary.value if value.tag == "keras"]
+    assert {"MatMul", "Softmax", "Relu"} <= {node.op for node in graphs[0].node}
+    assert json.loads(models[0])["class_name"] == "Sequential"
+    (profile,) = (given.run.tensorboard / "train" / "plugins" / "profile").iterdir()
+    (trace,) = profile.iterdir()
+    assert profile.name == "steps-4-6" and trace.name.endswith(".xplane.pb") and 1000 < trace.stat().st_size < 5e6
+    assert not [tag for _, tag in curves(given.run.path) if tag.startswith("batch")]
 
 
 # -- the same, bit for bit -------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import os
 import random
 import re
 import signal
-import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from typing import Any
 import keras_resume_runs as runs
 import numpy as np
 import pytest
+from event_files_read import seen, told
 
 from truba_runner.backends.keras_state import decode
 from truba_runner.checkpoint import BEST, CheckpointStore
@@ -99,18 +99,7 @@ def history(folder: Path) -> list[dict[str, str]]:
 
 def told_to_tensorboard(folder: Path) -> list[tuple[str, str, int, bytes]]:
     """Folder, tag, step and value of every summary."""
-    from tensorboard.compat.proto.event_pb2 import Event
-
-    found = []
-    for file in sorted(folder.glob("tensorboard/**/events.*")):
-        data = file.read_bytes()
-        while data:
-            (length,) = struct.unpack("<Q", data[:8])
-            event = Event.FromString(data[12 : 12 + length])
-            data = data[16 + length :]
-            for value in event.summary.value:
-                found.append((file.parent.name, value.tag, event.step, value.tensor.SerializeToString()))
-    return sorted(found)
+    return sorted((kind, value.tag, step, value.SerializeToString()) for kind, step, value in told(folder))
 
 
 def restored(folder: Path) -> list[tuple[int, int]]:
@@ -147,9 +136,10 @@ def test_the_reference_uses_all_that_is_to_be_restored(undisturbed: Callable[[st
     names = " ".join(name for name, _, _ in state["signature"]["variables"])
     for part in ("seed_generator_state", "moving_mean", "adam", "accuracy", "loss", "iteration"):
         assert part in names
-    assert len({(split, tag, step) for split, tag, step, _ in told_to_tensorboard(undisturbed("one device"))}) == len(
-        told_to_tensorboard(undisturbed("one device"))
-    )
+    written = told_to_tensorboard(undisturbed("one device"))
+    assert {kind for kind, *_ in written} == {"train", "validation"}
+    # Ours, and those of the job's own callback, whose folders have the same names.
+    assert len(state["event_files"]) == 4
 
 
 STOPS: dict[str, list[tuple[str, int]]] = {
@@ -216,8 +206,11 @@ def test_after_training_only_the_rest_is_done(start: Start, undisturbed: Callabl
 def test_a_run_that_is_killed_at_random_moments_ends_like_one_that_is_not(
     start: Start, undisturbed: Callable[[str], Path], tmp_path: Path
 ) -> None:
+    """Its event files are written on the node's own disk, and no kill leaves time to copy them."""
     dice = random.Random(2)
-    sections = {"checkpoint": {"every_steps": 1}}
+    (tmp_path / "node").mkdir()
+    cluster = {"scheduler": "slurm", "partitions": {"gpu": {"local_scratch": str(tmp_path / "node")}}}
+    sections = {"checkpoint": {"every_steps": 1}, "cluster": cluster, "resources": {"partition": "gpu"}}
     moments = [{"look": dice.randint(2, 10), "kill_after": 0.06 * dice.random()} for _ in range(8)]
     killed = [start(tmp_path, sections=sections, slow_save=0.06, **moment) for moment in moments]
     assert {ended["status"] for ended in killed} == {-signal.SIGKILL}, "it was done too early"
@@ -225,6 +218,14 @@ def test_a_run_that_is_killed_at_random_moments_ends_like_one_that_is_not(
     assert start(tmp_path, sections=sections)["status"] == 0
     assert len(set(restored(tmp_path))) > 2, "it came further from start to start"
     assert_same_end(tmp_path, undisturbed("one device"))
+    every_step, every_epoch = [*range(1, EPOCHS * TRAINING + 1)], [*range(1, EPOCHS + 1)]
+    curves = seen(tmp_path)
+    for tag in ("batch_loss", "batch_accuracy", "learning_rate", "examples_per_second"):
+        assert curves[f"train/{tag}"] == every_step
+    for tag in ("train/epoch_loss", "train/epoch_learning_rate", "validation/epoch_loss", "validation/epoch_accuracy"):
+        assert curves[tag] == every_epoch
+    assert len([*tmp_path.glob("tensorboard/train/*"), *tmp_path.glob("tensorboard/validation/*")]) == 2
+    assert not list((tmp_path / "node").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,8 @@ def measure(arch: str, batch: int, folder: Path, rounds: int) -> None:
     import torch
 
     from truba_runner import backends, config
-    from truba_runner.backends import fastai_job
+    from truba_runner.backends import curves, fastai_job
+    from truba_runner.backends.fastai_board import StepProfiler
     from truba_runner.backends.fastai_loop import Loop
     from truba_runner.backends.fastai_ranks import Ranks
     from truba_runner.backends.fastai_reporter import Reporter
@@ -108,7 +109,8 @@ def measure(arch: str, batch: int, folder: Path, rounds: int) -> None:
     with ExitStack() as at_the_end:
         data = fastai_job.Data(given, device, at_the_end)
         ours, bare = (fastai_job.build_learner(given, data, data.loaders()) for _ in range(2))
-        reporter, ranks = Reporter(given, ours, rounds), Ranks(given, device)
+        told = at_the_end.enter_context(curves.opened(given, None, StepProfiler()))
+        reporter, ranks = Reporter(given, ours, rounds, told), Ranks(given, device)
         resume, loop = Resume(given, ours, reporter, ranks, {"model": []}), Loop(ours, 0, ranks)
         seconds: dict[str, list[float]] = {"ours": [], "bare": []}
         for number in range(rounds + 1):

@@ -106,7 +106,9 @@ def context(folder: str, units: int = 128, **sections: Any) -> Any:
 
 def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of each epoch, validation and save included: `with` all that a job has, and `without`."""
+    from truba_runner.backends import curves
     from truba_runner.backends import keras as backend
+    from truba_runner.backends.keras_board import StepProfiler
     from truba_runner.backends.keras_callbacks import extra_callbacks
     from truba_runner.backends.keras_data import load_splits
     from truba_runner.backends.keras_input import make_plans
@@ -127,9 +129,10 @@ def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
     given.job.Turn = type("Turn", (), {"__new__": lambda _: turns["with"].callback()})
     given.experiment.train.callbacks = ["Turn"]
     plan = ours["plans"]["train"]
-    reporter = Reporter(given, ours["model"], plan)
-    resume = Resume(given, ours["model"], plan, reporter)
-    backend._fit(given, ours["model"], ours["plans"], reporter, resume, extra_callbacks(given, None))
+    with curves.opened(given, None, StepProfiler()) as told:
+        reporter = Reporter(given, ours["model"], plan, told)
+        resume = Resume(given, ours["model"], plan, reporter)
+        backend._fit(given, ours["model"], ours["plans"], reporter, resume, extra_callbacks(given, None))
     # The first epochs compile, and the last is not seen to its end.
     return {**{name: turn.seconds[1 : options.epochs - 1] for name, turn in turns.items()}, "steps": plan.steps}
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from cluster import Cluster, ClusterUnavailable
+from cluster import EXIT_UNAVAILABLE, TESTCLUSTER, Cluster, ClusterUnavailable
 from truba import Truba
 
 _names = (f"project{number}" for number in itertools.count())
@@ -27,6 +29,16 @@ def cluster() -> Iterator[Cluster]:
         pytest.skip(reason)
     with running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def software() -> Path:
+    """A folder with Apptainer, images and a module, built where it is not there yet. Skips where it can't be had."""
+    built = subprocess.run([TESTCLUSTER / "software"], capture_output=True, text=True, check=False)
+    if built.returncode == EXIT_UNAVAILABLE:
+        pytest.skip(f"no Apptainer or Lmod: {' '.join(built.stderr.split())}")
+    assert built.returncode == 0, built.stderr
+    return Path(built.stdout.strip())
 
 
 @pytest.fixture

@@ -14,11 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from truba_runner.app import register, typed
-from truba_runner.config import Experiment, Resources, run_id, shipped
+from truba_runner.config import Experiment, Resources, run_id
 from truba_runner.errors import Refused
 from truba_runner.plan import plan
 from truba_runner.request import derive
 from truba_runner.rundir import RunDir
+from truba_runner.shipped import shipped
 from truba_runner.submit import Prepared, Submission
 
 FEATURES = ["akya-cuda", "barbun-cuda", "palamut-cuda", "kolyoz-cuda", "H100", "H200", "h200", "gpu", ""]

@@ -7,7 +7,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from truba_runner.app import register, typed
-from truba_runner.config import Experiment, shipped
+from truba_runner.config import Experiment
+from truba_runner.shipped import shipped
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,9 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 
 from truba_runner.app import register, typed
-from truba_runner.config import Experiment, shipped
+from truba_runner.config import Experiment
 from truba_runner.errors import Refused
+from truba_runner.shipped import shipped
 from truba_runner.sweeps.batches import all_elements
 from truba_runner.sweeps.compose import Composer
 

@@ -18,9 +18,9 @@ import yaml
 from truba_runner import events, scheduler
 from truba_runner import launch as single_launch
 from truba_runner.__main__ import main
-from truba_runner.backends import event_files, hparams
+from truba_runner.backends import hparams
 from truba_runner.checkpoint import CheckpointStore, Position
-from truba_runner.config import Experiment, Sweep
+from truba_runner.config import Experiment, Sweep, experiment_from
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.plan import plan
 from truba_runner.rundir import RunDir, config_text, write_atomically
@@ -153,7 +153,8 @@ def test_hparams_are_what_tensorboard_reads_back(tmp_path: Path) -> None:
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     for _ in range(2):  # A run that is started again has one session all the same.
-        hparams.write(tmp_path / "tensorboard", "mnist-0", {"train.seed": 3, "optimizer": "adam", "lr": None}, True)
+        values, metrics = {"train.seed": 3, "optimizer": "adam", "lr": None}, {"test_accuracy": 0.5, "note": None}
+        hparams.write(tmp_path / "tensorboard", "mnist-0", values, True, metrics)
     (file,) = (tmp_path / "tensorboard").iterdir()
     reader, told = PyRecordReader_New(str(file)), {}
     for _ in range(3):
@@ -165,6 +166,29 @@ def test_hparams_are_what_tensorboard_reads_back(tmp_path: Path) -> None:
     assert start.group_name == "mnist-0" and start.hparams["train.seed"].number_value == 3
     assert (start.hparams["optimizer"].string_value, start.hparams["lr"].string_value) == ("adam", "None")
     assert told["_hparams_/session_end_info"].session_end_info.status == 1
+    reader.GetNext()
+    points = Event.FromString(reader.record()).summary.value
+    assert [(point.tag, point.simple_value) for point in points] == [("test_accuracy", 0.5)]
+
+
+def test_hparams_of_a_single_run_are_what_decides_its_training() -> None:
+    experiment = experiment_from(
+        {
+            "name": "mnist",
+            "job": {"module": "mnist", "options": {"units": 32}},
+            "data": {"name": "digits"},
+            "train": {"learning_rate": 0.1, "optimizer": "sgd", "callbacks": ["EarlyStopping"]},
+            "cluster": {"name": "test"},
+            "environment": {"name": "test"},
+            "resources": {"partition": "", "gpus": 0, "account": ""},
+        }
+    )
+    values = hparams.values_of(experiment)
+    assert {key: values[key] for key in ("train.learning_rate", "train.optimizer", "job.options.units")} == {
+        "train.learning_rate": 0.1, "train.optimizer": "sgd", "job.options.units": 32,
+    }  # fmt: skip
+    assert values["data.name"] == "digits" and values["train.callbacks"] == ["EarlyStopping"]
+    assert "train.loss" not in values and "train.metrics" not in values
 
 
 PACKS = [
@@ -362,23 +386,3 @@ def test_a_full_disk_is_named_with_the_file(tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(OSError, match="No space left") as error:
             write(tmp_path / "file")
         assert error.value.filename == str(tmp_path / "file")
-
-
-def test_event_files_that_restarts_have_left_become_one_that_tensorboard_reads_whole(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.summary.writer.record_writer import RecordWriter
-
-    hparams.write(tmp_path, "mnist-0", {"train.seed": 3}, True)
-    (tmp_path / "train").mkdir()
-    for start in range(3):
-        with (tmp_path / "train" / f"events.out.tfevents.{start}.host").open("wb") as file:
-            writer = RecordWriter(file)
-            writer.write(Event(wall_time=start, file_version="brain.Event:2").SerializeToString())
-            writer.write(Event(wall_time=start, step=start).SerializeToString())
-    before = (tmp_path / hparams.FILE).read_bytes()
-    event_files.join(tmp_path)
-    (file,) = (tmp_path / "train").iterdir()
-    assert [event.step for event in EventFileLoader(str(file)).Load() if not event.file_version] == [0, 1, 2]
-    assert (tmp_path / hparams.FILE).read_bytes() == before and len(list(tmp_path.iterdir())) == 2
-    event_files.join(tmp_path / "none")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -21,11 +21,13 @@ class Traits:
     # A task is one process: one a node with all of its GPUs, or one a GPU.
     task_per_gpu: bool
     multi_node: bool
+    # Packages that it cannot do without, and the oldest versions that it was tried with.
+    needs: Mapping[str, str] = field(default_factory=dict)
 
 
 TRAITS = {
-    "keras": Traits(task_per_gpu=False, multi_node=True),
-    "fastai": Traits(task_per_gpu=True, multi_node=True),
+    "keras": Traits(task_per_gpu=False, multi_node=True, needs={"tensorflow": "2.18", "keras": "3.6"}),
+    "fastai": Traits(task_per_gpu=True, multi_node=True, needs={"torch": "2.6", "fastai": "2.8"}),
 }
 
 

@@ -1,6 +1,6 @@
 """TensorBoard's event files after an interruption: cut back to where a checkpoint left them, so no step is told twice.
 
-They are only ever appended to, and each start of the run opens new ones.
+They are only ever appended to: ours by every start of a run, those of a job's own callbacks by the one that made them.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from truba_runner.backends import hparams
-from truba_runner.rundir import write_atomically
+# TensorBoard reads a folder's files in the order of their names, and nothing from one before the last.
+OWN = "events.out.tfevents.0000000002.truba"
 
 
 def sizes(folder: Path) -> dict[str, int]:
@@ -25,29 +25,18 @@ def sizes(folder: Path) -> dict[str, int]:
 
 
 def cut(folder: Path, to: Mapping[str, int]) -> None:
-    """Takes back all that was written since `sizes` gave `to`."""
+    """Takes back all that was written since `sizes` gave `to`.
+
+    Ours are emptied rather than removed: what is written again has the same length, and a TensorBoard that was looking
+    reads on where it was.
+    """
     for file in _event_files(folder):
-        size = to.get(str(file.relative_to(folder)))
+        size = to.get(str(file.relative_to(folder)), 0 if file.name == OWN else None)
         with suppress(OSError):
             if size is None:
                 file.unlink()
             elif size < file.stat().st_size:
                 os.truncate(file, size)
-
-
-def join(folder: Path) -> None:
-    """Makes one of those that lie together, for a run that has ended: each is a row of records, and so are they all."""
-    together: dict[Path, list[Path]] = {}
-    for file in _event_files(folder):
-        if file.name != hparams.FILE:
-            together.setdefault(file.parent, []).append(file)
-    for first, *others in together.values():
-        # A disk that is full has room for them as they are.
-        with suppress(OSError):
-            if others:
-                write_atomically(first, b"".join(file.read_bytes() for file in (first, *others)))
-            for file in others:
-                file.unlink()
 
 
 def _event_files(folder: Path) -> list[Path]:

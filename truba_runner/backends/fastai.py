@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from truba_runner import plots, recipe
-from truba_runner.backends import Context, architectures, fastai_outputs, fastai_state
+from truba_runner.backends import Context, architectures, curves, fastai_board, fastai_outputs, fastai_state
 from truba_runner.backends.fastai_devices import compute_the_same_each_time, describe, pick_device
 from truba_runner.backends.fastai_job import Data, build_learner, print_summary
 from truba_runner.backends.fastai_loop import Loop
@@ -47,6 +47,9 @@ def train(context: Context) -> dict[str, Any]:
 def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
     experiment = context.experiment
     device = pick_device(experiment.resources.gpus, int(os.environ.get("SLURM_LOCALID", "0")))
+    told = at_the_end.enter_context(
+        curves.opened(context, fastai_board.peak_bytes(device), fastai_board.StepProfiler())
+    )
     # On CPUs it costs next to nothing.
     if experiment.train.deterministic or device.type == "cpu":
         compute_the_same_each_time()
@@ -54,11 +57,13 @@ def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
     stages = recipe.read(experiment.train.recipe, experiment.train.epochs, experiment.train.learning_rate)
     data = Data(context, device, at_the_end)
     learner = _learner(context, data, ranks)
-    reporter = Reporter(context, learner, recipe.epochs_of(stages))
+    reporter = Reporter(context, learner, recipe.epochs_of(stages), told)
     resume = Resume(context, learner, reporter, ranks, _signature(context, learner, data, stages))
     if resume.stage < 0 and context.rank == 0:
-        fastai_outputs.show_batch(context, learner.dls)
+        fastai_outputs.show_batch(context, learner.dls, told.board)
         print_summary(learner)
+        if experiment.tensorboard.graph:
+            fastai_board.write_graph(told.board, learner)
     loop = Loop(learner, experiment.train.seed, ranks)
     with loop.installed():
         context.interruption.hold()
@@ -74,9 +79,7 @@ def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
             evaluated = fastai_outputs.evaluate(context, learner, result)
         if context.rank == 0:
             with ranks.alone(), loop.installed():
-                fastai_outputs.interpret(context, learner, evaluated, result)
-    if reporter.scalars:
-        reporter.scalars.close()
+                fastai_outputs.interpret(context, learner, evaluated, result, told.board)
     ranks.part()
     return result
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from truba_runner import plots
 from truba_runner.backends import Context, fastai_state
+from truba_runner.backends.board import Board
 from truba_runner.backends.fastai_reporter import validation_metrics
 from truba_runner.full_disk import whole
 from truba_runner.rundir import write_atomically
@@ -21,26 +22,27 @@ _SHOWN = 9
 _CONFUSION_INCHES = (12.0, 12.0)
 
 
-def show_batch(context: Context, loaders: Any) -> None:
-    """A few examples as the network gets them: `plots/show_batch.png`."""
-    _pyplot(context, "show_batch.png", lambda: loaders.show_batch(max_n=_SHOWN))
+def show_batch(context: Context, loaders: Any, board: Board) -> None:
+    """A few examples as the network gets them: `plots/show_batch.png`, and for TensorBoard."""
+    if path := _pyplot(context, "show_batch.png", lambda: loaders.show_batch(max_n=_SHOWN)):
+        board.image("train", "show_batch", 0, path.read_bytes())
 
 
-def _pyplot(context: Context, name: str, draw: Callable[[], Any]) -> None:
+def _pyplot(context: Context, name: str, draw: Callable[[], Any]) -> Path | None:
     """Saves what fastai draws, which knows pyplot alone. What cannot be drawn stops no run."""
     if not context.experiment.finish.plots:
-        return
+        return None
     from matplotlib import pyplot
 
     try:
         draw()
     except Exception as error:
         print(f"{name} could not be drawn ({type(error).__name__}: {error})", file=sys.stderr, flush=True)
-        return
+        return None
     finally:
         figure = pyplot.gcf()
         pyplot.close("all")
-    plots.save_png(context.run.plots, name, lambda: figure)
+    return plots.save_png(context.run.plots, name, lambda: figure)
 
 
 def evaluate(context: Context, learner: Any, result: dict[str, Any]) -> Any:
@@ -64,7 +66,7 @@ def evaluate(context: Context, learner: Any, result: dict[str, Any]) -> Any:
     return raw, predictions, labels
 
 
-def interpret(context: Context, learner: Any, evaluated: Any, result: dict[str, Any]) -> None:
+def interpret(context: Context, learner: Any, evaluated: Any, result: dict[str, Any], board: Board) -> None:
     """Confusion matrix and top losses as pictures, and what is most confused as a table: for classifiers of one label.
 
     fastai's own `ClassificationInterpretation`, which would go through the data once for each of them.
@@ -85,7 +87,10 @@ def interpret(context: Context, learner: Any, evaluated: Any, result: dict[str, 
     matrix.index_put_((labels.long(), raw.argmax(1)), torch.tensor(1), accumulate=True)
     interpretation.confusion_matrix = lambda: matrix.numpy().copy()
     size = max(6.0, min(_CONFUSION_INCHES[0], len(vocab) / 2))
-    _pyplot(context, "confusion_matrix.png", lambda: interpretation.plot_confusion_matrix(figsize=(size, size), dpi=60))
+    if path := _pyplot(
+        context, "confusion_matrix.png", lambda: interpretation.plot_confusion_matrix(figsize=(size, size), dpi=60)
+    ):
+        board.image("validation", "confusion_matrix", result["epochs"], path.read_bytes())
     _pyplot(context, "top_losses.png", lambda: interpretation.plot_top_losses(min(_SHOWN, len(losses))))
     confused = [(str(one), str(other), int(count)) for one, other, count in interpretation.most_confused()]
     _write_table(context.run.path / "most_confused.csv", ("actual", "predicted", "count"), confused)

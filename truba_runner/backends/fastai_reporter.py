@@ -12,22 +12,20 @@ from contextlib import suppress
 from typing import Any
 
 from truba_runner.backends import Context
-from truba_runner.backends.scalars import Scalars
+from truba_runner.backends.curves import Curves
 
 
 class Reporter:
     """`rows` are those of `history.csv`, one a finished epoch, over all stages; `steps` those trained in all."""
 
-    def __init__(self, context: Context, learner: Any, epochs: int) -> None:
+    def __init__(self, context: Context, learner: Any, epochs: int, curves: Curves) -> None:
         """`epochs` is how many all stages have together."""
-        self._context, self._learner = context, learner
+        self._context, self._learner, self.curves = context, learner, curves
         self._stage, self._first_epoch, self._steps_per_epoch = 0, 0, 0
         # Both are moved back by what an interrupted start has spent.
         self._started = self._epoch_started = time.perf_counter()
         self.rows: list[dict[str, Any]] = []
         self.steps = 0
-        enabled = context.experiment.tensorboard.enabled and context.rank == 0
-        self.scalars = Scalars(context.run.tensorboard) if enabled else None
         context.progress.update(epochs=epochs)
 
     @property
@@ -51,6 +49,7 @@ class Reporter:
         now = time.perf_counter()
         self.rows, self.steps = state["rows"], state["steps"]
         self._started, self._epoch_started = now - state["seconds"], now - state["epoch_seconds"]
+        self.curves.begins(self.steps)
         # Rows that were written after the checkpoint would stand there twice.
         self._write_history()
 
@@ -62,15 +61,18 @@ class Reporter:
     def epoch_begins(self) -> None:
         """Starts its clock."""
         self._epoch_started = time.perf_counter()
+        self.curves.examples_per_step = self._learner.dls.train.bs * self._context.tasks
+        self.curves.begins(self.steps)
 
     def trained(self, epoch: int, step: int) -> None:
         """After each step; `epoch`, of the stage, counts from 0, and `step` from 1."""
         self.steps += 1
         loss = float(self._learner.smooth_loss)
-        if self.scalars:
-            self.scalars.add("train", "batch_loss", self.steps, float(self._learner.loss.detach()))
-            self.scalars.add("train", "learning_rate", self.steps, self._rates()[-1])
+        self.curves.trained(self.steps, self._step_values)
         self._context.progress.step(self._first_epoch + epoch + 1, step, {"loss": loss}, self.steps)
+
+    def _step_values(self) -> dict[str, float]:
+        return {"batch_loss": float(self._learner.loss.detach()), "learning_rate": self._rates()[-1]}
 
     def epoch_ends(self, epoch: int) -> dict[str, Any]:
         """After each epoch; returns its row."""
@@ -81,10 +83,7 @@ class Reporter:
         row = {"epoch": number, "stage": self._stage + 1, **metrics, **rates, "seconds": seconds}
         self.rows.append(row)
         self._write_history()
-        if self.scalars:
-            for name, value in metrics.items():
-                folder = "validation" if name.startswith("val_") else "train"
-                self.scalars.add(folder, f"epoch_{name.removeprefix('val_')}", number, value)
+        self.curves.epoch_ends(number, metrics, last)
         self._context.progress.epoch_end(number, self._steps_per_epoch, metrics)
         return row
 

@@ -236,7 +236,12 @@ class Resume(Watcher):
             return
         state = {**(beside or self._besides()), **fastai_state.weights(self._learner)}
         state.update(format=FORMAT, signature=self._signature)
-        self._background.start(lambda: self._store.save(position, lambda file: _write(state, file), best))
+        self._background.start(lambda: self._write(position, state, best))
+
+    def _write(self, position: Position, state: dict[str, Any], best: bool) -> None:
+        # It counts on event files as long as they are now.
+        self._reporter.curves.board.settle()
+        self._store.save(position, lambda file: _write(state, file), best)
 
     def _besides(self, epoch: int | None = None, stopped: bool = False, finished: bool = False) -> dict[str, Any]:
         """All but the weights.
@@ -244,8 +249,6 @@ class Resume(Watcher):
         `epoch`: of the stage, how many are done, where that is not the one under way; `stopped`: a callback has ended
         the stage there; `finished`: it is over, and the next one is to come.
         """
-        if self._reporter.scalars:
-            self._reporter.scalars.flush()
         return {
             **fastai_state.besides(self._learner),
             "stage": self._stage,
@@ -257,7 +260,7 @@ class Resume(Watcher):
             "answers": {name: dict(rates) for name, rates in self.answers.items()},
             "reporter": self._reporter.get_state(),
             "best": self._best,
-            "event_files": event_files.sizes(self._context.run.tensorboard),
+            "event_files": self._reporter.curves.board.sizes(),
         }
 
 

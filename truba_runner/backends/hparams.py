@@ -1,4 +1,4 @@
-"""What TensorBoard's HParams page shows of a run of a sweep: its swept values, in one small event file."""
+"""What TensorBoard's HParams page shows of a run: its settings and final metrics, in one small event file."""
 
 from __future__ import annotations
 
@@ -6,31 +6,49 @@ import io
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from truba_runner.config import Experiment
 from truba_runner.rundir import write_atomically
 
 # One name, so that a run that is started again replaces it.
-FILE = "events.out.tfevents.0000000001.hparams"
+_FILE = "events.out.tfevents.0000000001.hparams"
 
 
-def write(folder: Path, run_id: str, values: Mapping[str, Any], finished: bool) -> None:
+def write(
+    folder: Path, run_id: str, values: Mapping[str, Any], finished: bool, metrics: Mapping[str, Any] | None = None
+) -> None:
     """Writes a session of `values` into the folder of a run's event files; where it cannot, the run has ended anyhow.
 
-    The metrics are those that the run has written itself: the page takes them from the event files below the folder.
+    `metrics` are those of `result.json`; the page takes others from the event files below the folder.
     """
     try:
-        content = _events(run_id, values, finished)
+        content = _events(run_id, values, finished, metrics or {})
         folder.mkdir(mode=0o700, exist_ok=True)
-        write_atomically(folder / FILE, content)
+        write_atomically(folder / _FILE, content)
     except (ImportError, OSError) as error:
-        print(f"the swept values could not be written for TensorBoard ({error})", file=sys.stderr, flush=True)
+        print(f"the settings could not be written for TensorBoard ({error})", file=sys.stderr, flush=True)
 
 
-def _events(run_id: str, values: Mapping[str, Any], finished: bool) -> bytes:
+def values_of(experiment: Experiment) -> dict[str, Any]:
+    """What decides the training of a run that belongs to no sweep, by its keys on the command line."""
+    found: dict[str, Any] = {"data.name": experiment.data.name}
+    for section, settings in (
+        ("train", asdict(experiment.train)),
+        ("job.options", experiment.job.options),
+        ("job.hyperparameters", experiment.job.hyperparameters),
+        ("data.options", experiment.data.options),
+    ):
+        found.update({f"{section}.{key}": value for key, value in settings.items() if value not in (None, [], {}, "")})
+    return found
+
+
+def _events(run_id: str, values: Mapping[str, Any], finished: bool, metrics: Mapping[str, Any]) -> bytes:
     # Not TensorBoard's own helpers for it: they import TensorFlow where that is installed, which takes ten seconds.
     from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
     from tensorboard.summary.writer.record_writer import RecordWriter
@@ -53,6 +71,10 @@ def _events(run_id: str, values: Mapping[str, Any], finished: bool) -> bytes:
         ("session_end_info", HParamsPluginData(version=0, session_end_info=end)),
     ):
         writer.write(Event(wall_time=now, summary=_summary(f"_hparams_/{tag}", data)).SerializeToString())
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+    points = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+    if points:
+        writer.write(Event(wall_time=now, summary=Summary(value=points)).SerializeToString())
     return file.getvalue()
 
 

@@ -7,7 +7,8 @@ import os
 from typing import Any
 
 from truba_runner import plots
-from truba_runner.backends import Context
+from truba_runner.backends import Context, curves, keras_board
+from truba_runner.backends.curves import Curves
 from truba_runner.backends.keras_callbacks import extra_callbacks, step_counter
 from truba_runner.backends.keras_data import load_splits
 from truba_runner.backends.keras_devices import can_compile, describe, make_strategy, pick_devices
@@ -36,14 +37,21 @@ def train(context: Context) -> dict[str, Any]:
     Raises:
         truba_runner.errors.Failed: the job's code or the config is at fault, or the node's GPUs cannot be used.
     """
+    import tensorflow
+
+    if context.experiment.train.deterministic:
+        # Before anything is computed: kernels are chosen when they are first used.
+        tensorflow.config.experimental.enable_op_determinism()
+    devices = pick_devices(context.experiment.resources.gpus)
+    with curves.opened(context, keras_board.peak_bytes(devices), keras_board.StepProfiler()) as told:
+        return _train(context, devices, told)
+
+
+def _train(context: Context, devices: list[str], told: Curves) -> dict[str, Any]:
     import keras
     import tensorflow
 
     experiment = context.experiment
-    if experiment.train.deterministic:
-        # Before anything is computed: kernels are chosen when they are first used.
-        tensorflow.config.experimental.enable_op_determinism()
-    devices = pick_devices(experiment.resources.gpus)
     team = Team(context, devices) if context.tasks > 1 else None
     count = team.devices if team else len(devices)
     keras.utils.set_random_seed(experiment.train.seed)
@@ -59,11 +67,13 @@ def train(context: Context) -> dict[str, Any]:
     if context.rank == 0:
         model.summary(print_fn=lambda text: print(text, flush=True), expand_nested=True)
 
-    reporter = Reporter(context, model, plans["train"])
+    reporter = Reporter(context, model, plans["train"], told)
     resume = Resume(context, model, plans["train"], reporter, team)
     if resume.trained:
         resume.restore()
     else:
+        if experiment.tensorboard.graph and not resume.goes_on:
+            keras_board.write_graph(told.board, model)
         _fit(context, model, plans, reporter, resume, extra_callbacks(context, preprocessing))
     result = {
         "metrics": reporter.last_metrics(),
@@ -81,9 +91,13 @@ def train(context: Context) -> dict[str, Any]:
     if context.rank == 0 and experiment.finish.plots:
         plots.learning_curves(reporter.rows, context.run.plots)
     if team:
-        return _finish_as_team(context, team, model, splits, preprocessing, resume, result)
-    _save_model(context, model, result, preprocessing)
-    _evaluate_and_predict(context, model, plans, result, resume)
+        predictions = _finish_as_team(context, team, model, splits, preprocessing, resume, result)
+    else:
+        _save_model(context, model, result, preprocessing)
+        predictions = _evaluate_and_predict(context, model, plans, result, resume)
+    if context.rank == 0 and predictions is not None:
+        split = result["predicted"]
+        keras_board.confusion_matrix(context, told.board, split, splits[split], predictions, result["epochs"])
     return result
 
 
@@ -95,8 +109,6 @@ def _fit(
 ) -> None:
     epochs = context.experiment.train.epochs
     callbacks = [*step_counter(context, plans["train"]), reporter.callback(), *extra]
-    if context.experiment.tensorboard.enabled and context.rank == 0:
-        callbacks.append(_tensorboard(context))
     model.fit(
         plans["train"].dataset,
         epochs=epochs,
@@ -106,16 +118,6 @@ def _fit(
         shuffle=False,
         verbose=0,
     )
-
-
-def _tensorboard(context: Context) -> Any:
-    import keras
-
-    # The graph would say again what summary() does, and is the dearest part.
-    callback = keras.callbacks.TensorBoard(str(context.run.tensorboard), write_graph=False)
-    # Keras makes a summary of each batch even where it writes those of epochs alone, for 0.1 ms and more.
-    callback.on_train_batch_end = lambda batch, logs=None: None
-    return callback
 
 
 # -- what is kept ----------------------------------------------------------------------------------------------
@@ -139,10 +141,11 @@ def _finish_as_team(
     preprocessing: Preprocessing | None,
     resume: Resume,
     result: dict[str, Any],
-) -> dict[str, Any]:
+) -> Any:
     """Rank 0 saves, evaluates and predicts as on one device, with a copy of the model that is not mirrored."""
     team.check_same(model)
     result["tasks"] = team.tasks
+    predictions = None
     if context.rank == 0:
         _save_model(context, model, result, preprocessing)
         alone = copy_of(context, model, preprocessing)
@@ -150,9 +153,9 @@ def _finish_as_team(
         if preprocessing and not preprocessing.inside:
             for plan in held_out.values():
                 plan.then(preprocessing.ahead)
-        _evaluate_and_predict(context, alone, held_out, result, resume)
+        predictions = _evaluate_and_predict(context, alone, held_out, result, resume)
     team.wait_for_all()
-    return result
+    return predictions
 
 
 def copy_of(context: Context, model: Any, preprocessing: Preprocessing | None) -> Any:
@@ -177,13 +180,16 @@ def _save_model(context: Context, model: Any, result: dict[str, Any], preprocess
 
 def _evaluate_and_predict(
     context: Context, model: Any, plans: dict[str, Plan], result: dict[str, Any], resume: Resume
-) -> None:
-    """On `test`, else on `validation`: metrics, named after the split, join the result's; predictions go to a file."""
+) -> Any:
+    """On `test`, else on `validation`: metrics, named after the split, join the result's; predictions go to a file.
+
+    Returns them; None where there is no such split, or the config wants none.
+    """
     import numpy as np
 
     split = "test" if "test" in plans else "validation"
     if split not in plans or not context.experiment.finish.evaluate:
-        return
+        return None
     held_out, prefix = plans[split], {"test": "test", "validation": "val"}[split]
     with resume.after_training() as callbacks:
         if "evaluation" not in resume.result:
@@ -196,3 +202,4 @@ def _evaluate_and_predict(
     result["predictions"], result["predicted"] = "predictions.npy", split
     with whole(context.run.path / result["predictions"]) as beside:
         np.save(beside, storable(predictions))
+    return predictions

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from truba_runner.backends import Context, event_files, going_on, keras_callback_state
+from truba_runner.backends import Context, going_on, keras_callback_state
 from truba_runner.backends.keras_hooks import flush_event_files
 from truba_runner.backends.keras_nodes import Team
 from truba_runner.backends.keras_plan import Plan
@@ -21,7 +21,7 @@ from truba_runner.backends.keras_state import Encoded, decode, encode
 from truba_runner.backends.keras_variables import Variables, generator_states, global_seeds
 from truba_runner.checkpoint import CheckpointStore, Position
 
-FORMAT = 2
+FORMAT = 3
 # Of what is no variable, what each rank has by itself.
 _OWN = ("seeds", "generators", "random", "numpy")
 
@@ -61,7 +61,7 @@ class Contents:
             "stop": bool(self._model.stop_training),
             "random": random.getstate(),
             "numpy": np.random.get_state(),
-            "event_files": event_files.sizes(self._context.run.tensorboard),
+            "event_files": self._reporter.curves.board.sizes(),
             **known,
         }
         return BesideWeights(values, self.variables.read_small())

@@ -109,7 +109,7 @@ class DataPlan(Plan):
         self._seed = seed
         self._examples = examples
         self._used = examples if seed is None else divisible
-        self._batch_size = min(batch_size, divisible)
+        self._batch_size = self.examples_per_step = min(batch_size, divisible)
         self.steps = -(-self._used // self._batch_size)
         # Outside the strategy's scope and on the host: one order, whatever the devices.
         with tf.device("CPU:0"):

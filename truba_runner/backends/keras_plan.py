@@ -14,6 +14,8 @@ class Plan:
 
     # Steps of an epoch; 0 where that shows only at the end of the first.
     steps: int
+    # Of all devices together; 0 where batches are their author's.
+    examples_per_step: int = 0
     # Whether `steps` was known beforehand, so that an epoch can be gone on with in its middle.
     counted = True
 

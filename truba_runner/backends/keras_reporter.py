@@ -1,4 +1,4 @@
-"""Tells how a Keras training goes on: in `progress.json`, in `history.csv` and in the log."""
+"""Tells how a Keras training goes on: in `progress.json`, `history.csv`, TensorBoard's event files and the log."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ import time
 from typing import Any
 
 from truba_runner.backends import Context
+from truba_runner.backends.curves import Curves
 from truba_runner.backends.keras_plan import Plan
 
 
 class Reporter:
-    """Sets each epoch's order, and tells of steps and epochs: in `progress.json`, `history.csv` and the log."""
+    """Sets each epoch's order, and tells of steps and epochs."""
 
-    def __init__(self, context: Context, model: Any, plan: Plan) -> None:
+    def __init__(self, context: Context, model: Any, plan: Plan, curves: Curves) -> None:
         """`rows` are those of `history.csv`, one a finished epoch."""
         self._context = context
         self._model = model
         self._plan = plan
+        self.curves = curves
+        curves.examples_per_step = plan.examples_per_step
         self._epoch = 0
+        # Steps of finished epochs, and of the one under way.
+        self._steps = self._done = 0
         # Both are moved back by what an interrupted start has spent.
         self._started = self._epoch_started = time.perf_counter()
         self.rows: list[dict[str, Any]] = []
@@ -48,13 +53,15 @@ class Reporter:
     def get_state(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
         now = time.perf_counter()
-        return {"rows": list(self.rows), "seconds": self.seconds, "epoch_seconds": now - self._epoch_started}
+        spent = {"seconds": self.seconds, "epoch_seconds": now - self._epoch_started}
+        return {"rows": list(self.rows), "steps": self._steps, "done": self._done, **spent}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on from what `get_state` gave."""
         now = time.perf_counter()
-        self.rows = state["rows"]
+        self.rows, self._steps, self._done = state["rows"], state["steps"], state["done"]
         self._started, self._epoch_started = now - state["seconds"], now - state["epoch_seconds"]
+        self.curves.begins(self._steps + self._done)
         # Rows that were written after the checkpoint would stand there twice.
         self._write_history(durable=True)
 
@@ -63,26 +70,32 @@ class Reporter:
         self._context.progress.update(epochs=epochs, steps_per_epoch=self._plan.steps)
 
     def _epoch_begin(self, epoch: int, logs: dict[str, float]) -> None:
-        self._epoch = epoch
+        self._epoch, self._done = epoch, 0
         self._epoch_started = time.perf_counter()
         self._plan.begin(epoch)
+        self.curves.begins(self._steps)
 
     def _steps_end(self, batch: int, logs: dict[str, float]) -> None:
         # Keras counts an epoch's last execution as if it had all of its steps.
-        self._context.progress.step(self._epoch + 1, min(batch + 1, self._plan.steps or batch + 1), logs)
+        self._done = min(batch + 1, self._plan.steps or batch + 1)
+        self.curves.trained(self._steps + self._done, lambda: self._step_values(logs))
+        self._context.progress.step(self._epoch + 1, self._done, logs)
 
-    def _epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+    def _step_values(self, logs: dict[str, float]) -> dict[str, float]:
+        return {**{f"batch_{name}": logs[name] for name in logs}, "learning_rate": self._learning_rate()}
+
+    def _learning_rate(self) -> float:
         import keras
 
+        return float(keras.ops.convert_to_numpy(self._model.optimizer.learning_rate))
+
+    def _epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        # By now an epoch knows its length, whatever it was taken for.
+        self._steps, self._done = self._steps + self._plan.steps, 0
         metrics = {name: float(logs[name]) for name in sorted(logs, key=loss_first)}
-        self.rows.append(
-            {
-                "epoch": epoch + 1,
-                **metrics,
-                "learning_rate": float(keras.ops.convert_to_numpy(self._model.optimizer.learning_rate)),
-                "seconds": round(time.perf_counter() - self._epoch_started, 3),
-            }
-        )
+        rate, seconds = self._learning_rate(), round(time.perf_counter() - self._epoch_started, 3)
+        self.rows.append({"epoch": epoch + 1, **metrics, "learning_rate": rate, "seconds": seconds})
+        self.curves.epoch_ends(epoch + 1, metrics, rate)
         # While it trains a checkpoint has all rows too.
         self._write_history(durable=False)
         self._context.progress.epoch_end(epoch + 1, self._plan.steps, metrics)

@@ -23,6 +23,7 @@ from truba_runner.backends.keras_hooks import attentive, plain
 from truba_runner.backends.keras_nodes import Team
 from truba_runner.backends.keras_plan import Plan
 from truba_runner.backends.keras_reporter import Reporter
+from truba_runner.backends.keras_state import Encoded
 from truba_runner.background import Background
 from truba_runner.checkpoint import CheckpointStore, Position
 from truba_runner.errors import Failed
@@ -33,7 +34,7 @@ class Resume:
     """Saves a training while it goes on, and lets it go on from what was saved. `keras_hooks` calls it."""
 
     def __init__(self, context: Context, model: Any, plan: Plan, reporter: Reporter, team: Team | None = None) -> None:
-        """Reads the newest checkpoint; before TensorBoard's callback is made, whose files it may cut."""
+        """Reads the newest checkpoint; before anything is told to TensorBoard, whose files it may cut."""
         self._started = time.perf_counter()
         self._context, self._model, self._plan, self._reporter = context, model, plan, reporter
         self._team = team
@@ -68,6 +69,11 @@ class Resume:
             return 0
         position, state = self._found
         return self._context.experiment.train.epochs if state["stop"] and not position.step else position.epoch
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is a checkpoint that is still to be restored."""
+        return self._found is not None
 
     def train_begin(self, callbacks: list[Any]) -> None:
         """After every callback's own."""
@@ -229,8 +235,13 @@ class Resume:
             return  # In an epoch of unknown length nobody can go on but from its beginning.
         state = self._contents.whole(beside or self._beside_weights(), together=not self.trained)
         if state is not None:
-            self._background.start(lambda: self._store.save(position, state.write, best))
+            self._background.start(lambda: self._write(position, state, best))
         self._saved_at = time.monotonic()
+
+    def _write(self, position: Position, state: Encoded, best: bool) -> None:
+        # It counts on event files as long as they are now.
+        self._reporter.curves.board.settle()
+        self._store.save(position, state.write, best)
 
     def _beside_weights(self) -> BesideWeights:
         known = {"logs": plain(self._logs), "best": self._best, "trained": self.trained, "result": self.result}

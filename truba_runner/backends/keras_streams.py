@@ -158,6 +158,7 @@ class StreamPlan(Plan):
                 "train.batch_size=64, or return batches, as .batch(64) makes them of a Dataset."
             )
         if not batched:
+            self.examples_per_step = batch_size
             dataset = dataset.batch(batch_size)
         if self._devices > 1:
             dataset = self._trimmed(dataset) if self._name == "train" else self._evened(dataset)

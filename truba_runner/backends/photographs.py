@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import tempfile
@@ -23,7 +22,6 @@ from truba_runner.errors import Failed
 from truba_runner.handover import Rank
 from truba_runner.image_files import labels_of, names_in
 from truba_runner.image_sources import Archive, Folder, source_at
-from truba_runner.request import facts_of
 
 _GIGABYTE = 1e9
 # A file beside a packed one that has not grown for so long is what a kill has left.
@@ -244,19 +242,13 @@ def _on_slurm(context: Context) -> bool:
     return context.experiment.cluster.scheduler == "slurm"
 
 
-def _scratch(context: Context) -> Path:
-    resources = context.experiment.resources
-    facts = facts_of(context.experiment.cluster, resources.partition, resources.constraint)
-    return Path(os.path.expandvars(facts.local_scratch))
-
-
 def _node_folder(context: Context, rank: Rank, bytes_needed: int, at_the_end: ExitStack) -> Path:
     """A private folder on the node's disk.
 
     Raises:
         OSError: it can't be made, or there is no room in it.
     """
-    scratch = _scratch(context)
+    scratch = node_folder.scratch(context.experiment)
     free = shutil.disk_usage(scratch).free
     if free < bytes_needed:
         raise OSError(f"{scratch} has {free / _GIGABYTE:.1f} GB free, and {bytes_needed / _GIGABYTE:.1f} are needed")

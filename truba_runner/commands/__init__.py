@@ -32,9 +32,9 @@ def print_json(value: Any) -> None:
 def known_jobs(runs: Sequence[RunDir]) -> Mapping[str, Job] | None:
     """What Slurm knows of these runs' jobs, in one squeue and one sacct; None where it does not answer.
 
-    A run whose result is there, and one that never met Slurm, is not asked about.
+    A run whose result is there, one that never met Slurm, and one of another machine's is not asked about.
     """
-    searches = [(run, search_of(run)) for run in runs]
+    searches = [(run, search_of(run)) for run in runs if not run.pulled()]
     with_jobs = [job for run, search in searches for job in (job_runs(search) if search else [run])]
     job_ids = {last_job_id(run) for run in with_jobs}
     asked = {job_id for job_id in job_ids if job_id and not job_id.startswith("local-")}

@@ -14,8 +14,18 @@ from truba_runner import job_module, places, tell
 from truba_runner.changed_code import refuse_together
 from truba_runner.config import Experiment
 from truba_runner.errors import Problem, Refused
-from truba_runner.launch import absolute, go, newest_run_dir, on_slurm_or_failed, train_here, wait_for, with_data
+from truba_runner.launch import (
+    absolute,
+    go,
+    in_environment,
+    newest_run_dir,
+    on_slurm_or_failed,
+    train_here,
+    wait_for,
+    with_data,
+)
 from truba_runner.plan import Plan, plan
+from truba_runner.probe import Found
 from truba_runner.queue.automatic import Automatic
 from truba_runner.search import submission as search
 from truba_runner.submit import Prepared
@@ -181,6 +191,7 @@ def _checked(runs: Sequence[Composed], label: Callable[[int], str]) -> list[_Run
 
 def _prepared(checked: Sequence[_Run], provide_data: bool) -> list[Prepared]:
     provided: dict[tuple[str, str], str] = {}
+    held: dict[str, Found] = {}
     prepared = []
     listed: dict[str, set[str]] = {}
     for run in checked:
@@ -191,12 +202,16 @@ def _prepared(checked: Sequence[_Run], provide_data: bool) -> list[Prepared]:
                 provided[key] = with_data(experiment, run.composed.selector).data.name
             if provided[key] != experiment.data.name:
                 experiment = replace(experiment, data=replace(experiment.data, name=provided[key]))
+            environment = repr((experiment.environment, experiment.job.backend))
+            if environment not in held:
+                held[environment] = in_environment(experiment)
         folder = experiment.cluster.runs_folder
         if folder not in listed:
             listed[folder] = set(os.listdir(folder)) if Path(folder).is_dir() else set()
         is_search = bool(experiment.sweep.kind)
         run_dir = search.directory(experiment) if is_search else newest_run_dir(experiment, listed[folder])
-        prepared.append(Prepared(experiment, run_dir, run.plan.request, run.job_file))
+        found = held[environment] if provide_data else {}
+        prepared.append(Prepared(experiment, run_dir, run.plan.request, run.job_file, found=found))
     return prepared
 
 

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from truba_runner import allocation, rundir, scheduler
-from truba_runner.config import Experiment, Resources
+from truba_runner.config import Environment, Experiment, Resources
 from truba_runner.errors import Failed
 from truba_runner.plan import plan
 from truba_runner.rundir import RunDir
@@ -77,7 +77,9 @@ def submit(experiment: Experiment, job_file: Path, sweep: SweepDir) -> None:
         if live:
             job_id = last_job_id(run)
         else:
-            job_id = SweeperSubmission(Prepared(experiment, run, request, job_file), command=sys.argv[1:]).send(held)
+            # It needs what this command needs, Slurm's commands too, and not what a training does.
+            here = replace(experiment, environment=Environment("inherit"))
+            job_id = SweeperSubmission(Prepared(here, run, request, job_file), command=sys.argv[1:]).send(held)
     print(f"the sweeper {'is' if live else 'was submitted as'} job {job_id} on {request.partition}")
     print(f"  truba status {sweep.id}")
     raise SweeperSubmitted

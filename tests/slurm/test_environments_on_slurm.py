@@ -1,0 +1,205 @@
+"""Jobs whose Python is not the one that submits: in a real container, of a real module, with the one file."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import POLL_SECONDS
+from truba import ROOT, Truba, events, run_dirs
+
+from truba_runner import bundle
+from truba_runner.rundir import RunDir
+
+PLAIN = ROOT / "tests" / "plain_backend"
+HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+OTHER = "3.13" if HERE != "3.13" else "3.11"
+EXPERIMENT = """
+# @package _global_
+name: tiny
+job: {module: tiny, backend: plain}
+data: {name: none}
+"""
+# The backend of these tests, beside what the job finds by itself.
+PYTHON = f"env PYTHONPATH=$PYTHONPATH:{PLAIN} python3"
+PYZ = ["truba.pyz"]
+
+
+@pytest.fixture
+def bundled(truba: Truba, software: Path) -> Truba:
+    """A project whose program is the one file, and whose environments are `image` and `modules`."""
+    (truba.project / "truba.pyz").write_bytes(bundle.content(pinned=False))
+    truba.environment["PYTHONPATH"] = f"{truba.project / 'truba.pyz'}:{PLAIN}"
+    truba.environment["MODULEPATH"] = str(software / "modules")
+    for folder in ("conf/experiment", "conf/environment"):
+        (truba.project / folder).mkdir(parents=True)
+    truba.write("conf/experiment/tiny.yaml", EXPERIMENT)
+    truba.write("jobs/tiny.py", "")
+    image = {"kind": "apptainer", "image": str(software / "images" / f"python{OTHER}.sif"), "binds": [str(PLAIN)]}
+    image["apptainer"] = str(software / "bin" / "apptainer")
+    write_environment(truba, "image", **image, python=PYTHON)
+    write_environment(truba, "modules", kind="module", modules=["apps/truba-ai/gpu-2024.0"], python=PYTHON)
+    return truba
+
+
+def write_environment(truba: Truba, name: str, **values: object) -> None:
+    truba.write(f"conf/environment/{name}.yaml", json.dumps({"name": name, **values}))
+
+
+def submit(truba: Truba, *arguments: str) -> str:
+    done = truba(*arguments, truba.runs_folder(), program=PYZ)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def started(run: Path) -> list[dict[str, Any]]:
+    return [event for event in events(run) if event["event"] == "started"]
+
+
+def wait_for_results(truba: Truba, runs: list[Path]) -> list[dict[str, Any]]:
+    deadline = time.monotonic() + 240
+    while not all((run / "result.json").exists() for run in runs):
+        states = [row["state"] for row in truba.status()]
+        assert "FAILED" not in states and time.monotonic() < deadline, truba("logs", runs[0].name).stdout
+        time.sleep(10 * POLL_SECONDS)
+    return [RunDir(run).result() for run in runs]
+
+
+def array_of(truba: Truba, environment: str, count: int) -> list[Path]:
+    said = submit(truba, "-m", "+experiment=tiny", f"train.seed=range({count})", f"environment={environment}")
+    assert f"submitted {count} jobs as array" in said and "Python 3." in said
+    return run_dirs_with_runs(truba)
+
+
+def run_dirs_with_runs(truba: Truba) -> list[Path]:
+    return [path for path in run_dirs(truba.project) if (path / "submissions.jsonl").exists()]
+
+
+def test_an_array_of_twenty_in_a_container_of_another_python(bundled: Truba) -> None:
+    runs = array_of(bundled, "image", 20)
+    job_id = bundled.jobs("tiny-x20")
+    assert len({job.split("_")[0] for job in job_id}) == 1, "one array"
+    results = wait_for_results(bundled, runs)
+    assert {start["python"].rpartition(".")[0] for run in runs for start in started(run)} == {OTHER}
+    assert len({result["weights_sha256"] for result in results}) == len(runs) == 20
+    # All that a thousand runs would share: the package and the wrapper; and of the program itself a few dozen files.
+    assert len(list((bundled.project / "runs" / ".code").iterdir())) == 2
+    assert sum(path.is_file() for path in (bundled.project / "state").rglob("*")) < 100
+
+
+def test_a_run_in_a_container_goes_back_into_the_queue_and_ends_as_if_nothing_had_been(bundled: Truba) -> None:
+    slow = ["+experiment=tiny", "environment=image", "train.epochs=3", "+job.options.pause=0.3"]
+    submit(bundled, *slow)
+    submit(bundled, "+experiment=tiny", "environment=image", "train.epochs=3", "name=calm")
+    calm, run = run_dirs_with_runs(bundled)
+    assert calm.name.startswith("calm")
+    job_id = events(run)[-1]["job_id"]
+    while not (run / "progress.json").exists() or "step" not in RunDir(run).progress():
+        time.sleep(POLL_SECONDS)
+    bundled.cluster.run(["scancel", "--signal=USR2", job_id])
+    interrupted, undisturbed = wait_for_results(bundled, [run, calm])
+    assert interrupted["requeues"] == 1 and interrupted["steps_lost"] == 0
+    assert interrupted["weights_sha256"] == undisturbed["weights_sha256"]
+    assert len(started(run)) == 2
+
+
+ASKS = """
+import json, os, subprocess, sys
+from truba_runner import scheduler
+names = [name for name in os.environ if name.startswith(("SLURM_PROCID", "OWN_", "SECRET", "TF_"))]
+told = {name: os.environ[name] for name in names}
+told["python"] = sys.version
+told["job"] = scheduler.state(os.environ["SLURM_JOB_ID"])
+try:
+    scheduler.run(["scontrol", "show", "job", "999999"])
+except scheduler.SlurmError as error:
+    told["error"] = error.message
+try:
+    scheduler.run(["touch", "/tmp/should-not-be"])
+except scheduler.SlurmError:
+    told["touch"] = "refused"
+print(json.dumps(told))
+sys.exit(3 if os.environ["SLURM_PROCID"] == "1" else 0)
+"""
+
+
+def test_the_wrapper_serves_each_task_of_a_step(bundled: Truba, software: Path) -> None:
+    bundled.write("asks.py", ASKS)
+    image, apptainer = software / "images" / f"python{OTHER}.sif", software / "bin" / "apptainer"
+    wrapper = f"bash {ROOT}/slurm/apptainer --apptainer {apptainer} --image {image} --pass 'OWN_*' --bind {ROOT}"
+    project = bundled.project
+    job_id = bundled.cluster.sbatch(
+        ["-p", "akya-cuda", "-N", "2", "-n", "4", "-c", "5", "--gres=gpu:1", "-t", "5", "-A", "ayse",
+         f"--output={project}/out-batch"],
+        f"export PYTHONPATH={project}/truba.pyz OWN_NAME='a, \"b\"\n$c' TF_X=1 SECRET=no\ncd {project}\n"
+        f"srun --output={project}/out-%t -c 5 {wrapper} --bind {project}:{project}:ro --bind /no/such/folder "
+        f"-- python3 {project}/asks.py",
+    )  # fmt: skip
+    bundled.cluster.wait_for_state(job_id, "FAILED", in_accounting=True)
+    answers = [json.loads((project / f"out-{task}").read_text().splitlines()[0]) for task in range(4)]
+    for rank, told in enumerate(answers):
+        assert told["SLURM_PROCID"] == str(rank) and told["python"].startswith(OTHER)
+        assert told["OWN_NAME"] == 'a, "b"\n$c' and told["TF_X"] == "1" and "SECRET" not in told
+        assert told["job"] == "RUNNING" and "Invalid job id" in told["error"] and told["touch"] == "refused"
+    assert "exit code 3" in (project / "out-batch").read_text()
+
+
+def test_keras_of_an_image_trains_with_the_package_from_the_one_file(bundled: Truba, software: Path) -> None:
+    image = software / "images" / f"python{HERE}.sif"
+    if not image.exists():
+        pytest.skip(f"no image has Python {HERE}, which the frameworks here are for")
+    tensorflow = importlib.metadata.distribution("tensorflow")
+    bound = [f"{tensorflow.locate_file('')}:/usr/local/lib/python{HERE}/dist-packages:ro"]
+    apptainer = str(software / "bin" / "apptainer")
+    write_environment(bundled, "keras", kind="apptainer", image=str(image), binds=bound, apptainer=apptainer)
+    said = submit(
+        bundled, "+experiment=mnist", "data.name=digits", "environment=keras", "resources.gpus=2", "train.epochs=2"
+    )
+    assert f"tensorflow {tensorflow.version}" in said
+    (run,) = run_dirs_with_runs(bundled)
+    (result,) = wait_for_results(bundled, [run])
+    assert result["metrics"]["test_accuracy"] > 0.8 and result["devices"] == ["CPU:0", "CPU:1"]
+
+
+def test_a_run_of_a_module(bundled: Truba) -> None:
+    runs = array_of(bundled, "modules", 2)
+    assert len(wait_for_results(bundled, runs)) == 2
+    assert {start["python"].rpartition(".")[0] for run in runs for start in started(run)} == {"3.13"}
+
+
+def test_what_cannot_work_is_refused_before_it_waits(bundled: Truba, software: Path) -> None:
+    def refused(*arguments: str) -> str:
+        done = bundled(*arguments, "data.name=digits", bundled.runs_folder(), program=PYZ)
+        assert (done.returncode, done.stdout) == (2, ""), done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    mnist = "+experiment=mnist"
+    assert "has no tensorflow" in refused(mnist, "environment=image")
+    missing = refused(mnist, "environment=image", f"environment.image={software}/images/python.sif")
+    assert "there is no such file" in missing and f"python{OTHER}.sif" in missing
+    unknown = refused(mnist, "environment=modules", "environment.modules=[apps/truba-ai/gpu-2042.0]")
+    assert "gpu-2042.0" in unknown and "module avail" in unknown
+    empty = refused(mnist, "environment=image", f"environment.image={bundled.project}")
+    assert "executable file not found" in empty and "Set environment.python" in empty
+    assert "there is no python4" in refused(mnist, "environment=modules", "environment.python=python4")
+    assert "Set environment.python" in refused(mnist, "environment=image", "environment.python=python4")
+    assert not (bundled.project / "runs").exists() or not bundled.jobs()
+
+
+def test_a_login_node_that_cannot_enter_the_image_has_a_job_do_it(bundled: Truba, software: Path) -> None:
+    only_on_nodes = '#!/bin/bash\n[ "$(hostname)" != arf-ui1 ] || { echo "no user namespaces here"; exit 255; }\n'
+    command = bundled.write("bin/apptainer", f'{only_on_nodes}exec {software}/bin/apptainer "$@"\n', executable=True)
+    chosen = ["+experiment=tiny", "environment=image", f"environment.apptainer={command}"]
+    done = bundled(*chosen, bundled.runs_folder(), program=PYZ)
+    assert done.returncode == 0, done.stderr
+    assert "no user namespaces here" in done.stderr and f"Python {OTHER}" in done.stdout
+    assert len(bundled.jobs("truba-environment")) == 1
+    again = bundled(*chosen, "train.seed=1", bundled.runs_folder(), program=PYZ)
+    assert again.returncode == 0 and again.stderr == "" and f"Python {OTHER}" in again.stdout
+    assert len(bundled.jobs("truba-environment")) == 1

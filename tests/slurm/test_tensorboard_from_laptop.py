@@ -1,0 +1,432 @@
+"""From a laptop with a browser to the curves of runs on the cluster, over a real sshd, and what is cut on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import Cluster
+from curve import Curve
+from laptop import AYSE, Laptop, listening, missing, wait_until
+from truba import Truba, run_dirs
+
+from truba_runner.rundir import RunDir
+
+# Where ayse's sockets are: her login node tells of no other place, and /tmp is this machine's own.
+SOCKETS = Path(f"/tmp/truba_runner-{AYSE}")
+CHART = "document.querySelector('scalar-card line-chart') && document.body.innerText.includes('epoch_loss')"
+
+
+@pytest.fixture(scope="module")
+def laptop(cluster: Cluster) -> Iterator[Laptop]:
+    if lacking := missing():
+        reason = f"no laptop beside the test cluster: {lacking} is not installed (slurm/testcluster/install)"
+        if os.environ.get("TRUBA_REQUIRE_SLURM") == "1":
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+    shutil.rmtree(SOCKETS, ignore_errors=True)
+    made = Laptop(cluster, cluster.scratch("ayse") / "laptop-state")
+    yield made
+    made.close()
+    shutil.rmtree(SOCKETS, ignore_errors=True)
+
+
+# A job that does nothing but log, a point every second, straight to the shared disk.
+LOGGING_JOB = """
+import sys
+import time
+from pathlib import Path
+
+from curve import Curve
+
+curve = Curve(Path(sys.argv[-1]) / "tensorboard")
+for step in range(1, 600):
+    curve.add(step, 1 / step)
+    time.sleep(1)
+"""
+
+
+class Shelf:
+    """Runs of ayse's whose event files a test writes itself, straight to the shared disk."""
+
+    def __init__(self, laptop: Laptop, name: str) -> None:
+        self.folder = laptop.cluster.scratch("ayse") / name
+        self._memory = laptop.state / "truba_runner" / "runs_folders"
+        self._curves: dict[str, Curve] = {}
+        self._memory.parent.mkdir(parents=True, exist_ok=True)
+        self._memory.write_text(f"{self.folder}\n")
+        self._give(laptop.state)
+
+    def run(self, name: str, **train: Any) -> RunDir:
+        run = RunDir(self.folder / name)
+        run.create()
+        run.write_config({"name": name.rpartition("-")[0], "train": train, "tensorboard": {"idle_minutes": 30}})
+        run.append_submission({"event": "submitted", "token": "t", "job_id": "7"}, durable=False)
+        run.write_progress({"state": "running", "job_id": "7", "epoch": 1, "epochs": 9, "metrics": {"loss": 1.0}})
+        self._curves[name] = Curve(run.tensorboard)
+        self.log(run, 1)
+        return run
+
+    def log(self, run: RunDir, step: int) -> None:
+        self._curves[run.id].add(step, 1 / step)
+        self._give(self.folder)
+
+    def finish(self, run: RunDir) -> None:
+        run.write_result({"metrics": {"loss": 0.25}})
+        self._give(self.folder)
+
+    @staticmethod
+    def _give(path: Path) -> None:
+        subprocess.run(["chown", "-R", f"{AYSE}:{AYSE}", str(path)], check=True)
+
+
+@pytest.fixture
+def shelf(laptop: Laptop, request: pytest.FixtureRequest) -> Shelf:
+    return Shelf(laptop, request.node.name)
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(laptop: Laptop) -> Iterator[None]:
+    yield
+    laptop.end_programs()
+    wait_until(lambda: not laptop.far_servers(), 90, lambda: "a server stayed at the login node")
+
+
+def points(run: str, tag: str) -> Callable[[Any], Any]:
+    """Of an answer of TensorBoard's: the points of a curve."""
+
+    def found(answer: Any) -> Any:
+        for one in answer:
+            for name, curve in (one.get("runToSeries") or {}).items():
+                if one["tag"] == tag and name == run:
+                    return curve
+        return None
+
+    return found
+
+
+def test_a_running_jobs_curves_come_to_the_browser_and_to_nobody_else(
+    laptop: Laptop, truba: Truba, tmp_path: Path
+) -> None:
+    truba.environment["XDG_STATE_HOME"] = str(laptop.state)
+    ports_before = listening(laptop.cluster, "mehmet")
+    truba.write("jobs/logging.py", LOGGING_JOB)
+    truba.environment["PYTHONPATH"] += f":{Path(__file__).parent}"
+    name = truba.project.name
+    assert (
+        truba(
+            "+experiment=mnist", "job.module=logging", "data.name=digits", f"name={name}", truba.runs_folder()
+        ).returncode
+        == 0
+    )
+    (run,) = run_dirs(truba.project)
+    wait_until(lambda: any(run.rglob("*tfevents*")), 60)
+    program = laptop.start("tensorboard", "--from", "login", name)
+    url = program.url()
+    page = laptop.browse()
+    try:
+        page.open(url)
+        page.wait_until(CHART)
+
+        def late(answer: Any) -> float | None:
+            curve = points(f"{name}/train", "epoch_loss")(answer)
+            fresh = bool(curve) and curve[-1]["wallTime"] > began
+            return time.time() - curve[-1]["wallTime"] if fresh else None
+
+        began = time.time()
+        assert 0 < page.wait_for_answer("timeSeries", late) < 10
+        shown = page.evaluate("document.body.innerText")
+        assert f"{name}/train" in shown and run.name not in shown
+        page.screenshot(Path(os.environ.get("TRUBA_SCREENSHOTS", tmp_path)) / "curves.png")
+        check_private(laptop, run, ports_before)
+    finally:
+        page.close()
+    assert program.interrupt() == 0, program.told
+    assert laptop.far_servers() == [] and laptop.processes("ssh") == []
+    assert not list(SOCKETS.glob("*.sock")), "the socket is taken away"
+
+
+def check_private(laptop: Laptop, run: Path, ports_before: list[str]) -> None:
+    """What mehmet, who works at the same login node, comes to see while the page is served."""
+    (sock,) = SOCKETS.glob("*.sock")
+    assert sock.stat().st_mode & 0o777 == 0o600 and sock.parent.stat().st_mode & 0o777 == 0o700
+    connect = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+    tries = [
+        ["python", "-c", connect, str(sock)],
+        ["ls", str(sock.parent)],
+        ["ls", str(run)],
+        ["cat", str(next((run / "tensorboard").rglob("*tfevents*")))],
+    ]
+    for argv in tries:
+        seen = laptop.cluster.run(argv, user="mehmet", cwd="/", check=False)
+        assert seen.returncode != 0 and "Permission denied" in seen.stderr + seen.stdout, argv
+    # Slurm's own, for the job, are among neither.
+    assert listening(laptop.cluster, "mehmet") == ports_before
+    page = laptop.cluster.run(["cat", f"/proc/{os.getpid()}/cmdline"], user="mehmet", cwd="/", check=False)
+    assert page.returncode != 0, "the cluster has processes of its own"
+
+
+def test_what_is_cut_comes_back_under_the_same_address(laptop: Laptop, shelf: Shelf) -> None:
+    run = shelf.run("cut-0000000a")
+    program = laptop.start("tensorboard", "--from", "login", "cut", "--silence-seconds", "15")
+    url = program.url()
+
+    def served() -> bool:
+        answer = laptop.get(url + "data/runs")
+        return answer.returncode == 0 and json.loads(answer.stdout) == ["cut/train"]
+
+    assert served()
+    for pid in laptop.processes("ssh", " -M "):
+        os.kill(pid, signal.SIGKILL)
+    program.wait_for("the connection to login is lost")
+    wait_until(lambda: len(laptop.far_servers()) == 1, 30, laptop.far_servers)
+    wait_until(served, 60, lambda: program.told)
+
+    (server,) = laptop.far_servers()
+    os.kill(server, signal.SIGKILL)
+    wait_until(lambda: laptop.far_servers() not in ([], [server]), 60, lambda: program.told)
+    wait_until(served, 60, lambda: program.told)
+
+    lost = program.told["err"].count("is lost")
+    laptop.unplug()
+    wait_until(lambda: program.told["err"].count("is lost") > lost, 60, lambda: program.told)
+    laptop.plug_in_again()
+    shelf.log(run, 2)
+    wait_until(served, 90, lambda: program.told)
+
+    laptop.unplug()
+    program.process.kill()
+    program.process.wait(20)
+    for pid in laptop.processes("ssh", " -M "):
+        os.kill(pid, signal.SIGKILL)
+    try:
+        # Nobody tells the far end; it hears nothing any more.
+        wait_until(lambda: not laptop.far_servers(), 60)
+    finally:
+        laptop.plug_in_again()
+
+
+def test_a_server_that_is_killed_again_and_again_is_given_up(laptop: Laptop, shelf: Shelf) -> None:
+    shelf.run("killed-0000000a")
+    program = laptop.start("tensorboard", "--from", "login", "killed")
+    program.url()
+    for times in range(4):
+        wait_until(lambda times=times: program.told["err"].count("again\n") == times, 60, lambda: program.told)  # type: ignore[misc]
+        (server,) = laptop.far_servers()
+        os.kill(server, signal.SIGKILL)
+    assert program.process.wait(60) == 1
+    program.wait_for("--pull")
+
+
+def test_on_the_login_node_one_line_leads_there(laptop: Laptop, shelf: Shelf) -> None:
+    shelf.run("old-0000000a", learning_rate=0.1)
+    time.sleep(0.02)
+    shelf.run("mnist-0000000a", learning_rate=0.1, seed=1)
+    time.sleep(0.02)
+    shelf.run("mnist-0000000b", learning_rate=0.01, seed=1)
+    environment = {"XDG_STATE_HOME": str(laptop.state), "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+
+    @contextmanager
+    def serve(*options: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
+        argv = ["python", "-m", "truba_runner", "tensorboard", "--json", *options]
+        with laptop.cluster.popen(argv, user="ayse", env=environment | variables) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def way(process: subprocess.Popen[str]) -> dict[str, str]:
+        assert process.stdout is not None
+        lines = [process.stdout.readline()]
+        while lines[-1] and lines[-1] != "}\n":
+            lines.append(process.stdout.readline())
+        told: dict[str, str] = json.loads("".join(lines))
+        return told
+
+    with serve("--port", "7007") as first:
+        told = way(first)
+        # As pasted, with the name that ssh knows for the last word.
+        line = [*told["ssh"].split()[:-1], "login"]
+        forwarding = subprocess.Popen(laptop.command(*line), stdin=subprocess.DEVNULL)
+        wait_until(lambda: laptop.get(told["url"] + "data/runs").returncode == 0, 30)
+        runs = json.loads(laptop.get(told["url"] + "data/runs").stdout)
+        assert runs == ["mnist learning_rate=0.01/train", "mnist learning_rate=0.1/train", "old/train"]
+        forwarding.terminate()
+        forwarding.wait(20)
+        (server,) = laptop.far_servers()
+        assert os.getpriority(os.PRIO_PROCESS, server) == 10
+        assert not {"tensorflow", "torch"} & mapped(server)
+
+        with serve("--port", "7007") as second:
+            assert way(second) == told and second.wait(20) == 0
+            assert second.stderr is not None and "is there already" in second.stderr.read()
+        first.send_signal(signal.SIGHUP)
+        assert first.wait(20) == 0, "it ends with the session"
+    assert not Path(told["socket"]).exists()
+
+    with serve() as killed:
+        stale = way(killed)["socket"]
+        (server,) = laptop.far_servers()
+        os.kill(server, signal.SIGKILL)
+        killed.wait(20)
+        assert Path(stale).exists()
+    with serve("--idle-minutes", "0.05", XDG_RUNTIME_DIR=f"/tmp/{'long' * 30}") as idle:
+        assert way(idle)["socket"] == stale, "another folder where one is too long, and a new socket for the stale one"
+        assert idle.wait(60) == 0, "nobody looked"
+    assert not Path(stale).exists() and laptop.far_servers() == []
+
+
+def mapped(pid: int) -> set[str]:
+    """The names of the packages whose libraries a process has loaded."""
+    text = Path(f"/proc/{pid}/maps").read_text()
+    return {name for name in ("tensorflow", "torch") if f"/{name}/" in text}
+
+
+def test_a_tunnel_takes_another_ones_server_over(laptop: Laptop, shelf: Shelf) -> None:
+    shelf.run("shared-0000000a")
+    first = laptop.start("tensorboard", "--from", "login", "shared", "--no-browser")
+    first.wait_for("TensorBoard is at", "out")
+    second = laptop.start("tensorboard", "--from", "login", "shared")
+    url = second.url()
+    assert json.loads(laptop.get(url + "data/runs").stdout) == ["shared/train"]
+    assert len(list(SOCKETS.glob("*.sock"))) == 1
+    first.process.send_signal(signal.SIGINT)
+    assert first.process.wait(30) == 0
+    wait_until(lambda: laptop.get(url + "data/runs").stdout == '["shared/train"]', 30, lambda: second.told)
+    assert second.interrupt() == 0 and laptop.far_servers() == []
+
+
+def test_pulled_runs_are_runs(laptop: Laptop, shelf: Shelf) -> None:
+    done, going = shelf.run("done-0000000a"), shelf.run("going-0000000b")
+    shelf.finish(done)
+    for folder, name in ((done.checkpoints, "best.ckpt"), (done.plots, "loss.png"), (done.path, "model.keras")):
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x" * 1000)
+    shelf.log(going, 2)
+    pulled = laptop.truba("pull", "--from", "login", "done", "going", "--json")
+    assert pulled.returncode == 0, pulled.stderr
+    here = {one["run"]: Path(one["directory"]) for one in json.loads(pulled.stdout)["runs"]}
+    found = sorted(path.relative_to(here[done.id]).as_posix() for path in here[done.id].rglob("*") if path.is_file())
+    (events,) = (done.tensorboard / "train").iterdir()
+    assert found == [
+        "plots/loss.png", "progress.json", "pulled.json", "result.json", "run.yaml", "submissions.jsonl",
+        f"tensorboard/train/{events.name}",
+    ]  # fmt: skip
+    assert here[done.id].stat().st_mode & 0o777 == 0o700
+    status = laptop.truba("status", "--json")
+    assert status.returncode == 0 and status.stderr == ""
+    rows = {row["run"]: row for row in json.loads(status.stdout)}
+    assert rows[done.id]["state"] == "COMPLETED" and rows[done.id]["metrics"] == {"loss": 0.25}
+    assert rows[going.id]["state"] == "RUNNING" and "login" in rows[going.id]["why"]
+
+    event_file = here[done.id] / "tensorboard" / "train" / events.name
+    before = event_file.stat().st_ino
+    assert laptop.truba("pull", "--from", "login", "done", "--checkpoints").returncode == 0
+    assert event_file.stat().st_ino == before, "what has not changed is not copied again"
+    assert (here[done.id] / "checkpoints" / "best.ckpt").exists()
+    # Purged at the far end, and kept here.
+    events.unlink()
+    assert laptop.truba("pull", "--from", "login", "done").returncode == 0
+    assert event_file.exists()
+    # A resumed run took back what came after its checkpoint.
+    (old,) = (going.tensorboard / "train").iterdir()
+    old.rename(old.with_name("events.out.tfevents.9.other"))
+    assert laptop.truba("pull", "--from", "login", "going").returncode == 0
+    kept = list((here[going.id] / "tensorboard" / "train").iterdir())
+    assert [path.name for path in kept] == ["events.out.tfevents.9.other"]
+
+
+def test_following_survives_a_cut_and_a_full_disk(laptop: Laptop, shelf: Shelf) -> None:
+    run = shelf.run("followed-0000000a")
+    small = laptop.home / "small"
+    mount = f"mkdir {small} && mount -t tmpfs -o size=64k,mode=700,uid=60003 tmpfs {small}"
+    laptop.cluster.run(["/bin/sh", "-ec", mount], user="root")
+    options = ["--from", "login", "followed", "--into", str(small), "--follow", "--every-seconds", "0.5"]
+    program = laptop.start("pull", *options)
+    program.wait_for(run.id, "out")
+
+    def here(name: str) -> int:
+        seen = laptop.cluster.run(["sh", "-c", f"cat {small}/{run.id}/{name} | wc -c"], user="root", check=False)
+        return int(seen.stdout)
+
+    def same() -> bool:
+        (events,) = (run.tensorboard / "train").iterdir()
+        return here(f"tensorboard/train/{events.name}") == events.stat().st_size
+
+    shelf.log(run, 2)
+    wait_until(same, 30, lambda: program.told)
+    laptop.unplug()
+    program.wait_for("There is no connection to login")
+    shelf.log(run, 3)
+    laptop.plug_in_again()
+    wait_until(same, 60, lambda: program.told)
+
+    run.plots.mkdir()
+    (run.plots / "large.png").write_bytes(os.urandom(200_000))
+    shelf.log(run, 4)
+    program.wait_for("the disk is full")
+    once = laptop.truba("pull", *options[:5])
+    assert once.returncode == 1 and "Make room" in once.stderr and "Traceback" not in once.stderr
+    laptop.cluster.run(["mount", "-o", "remount,size=2m", str(small)], user="root")
+    program.wait_for("it goes on")
+    wait_until(lambda: same() and here("plots/large.png") == 200_000, 30, lambda: program.told)
+    shelf.finish(run)
+    assert program.process.wait(30) == 0, "it ends when the run is over"
+    assert laptop.processes("ssh") == [] and laptop.processes("rsync", uid=AYSE) == []
+
+
+def test_pulled_curves_are_followed_in_a_page_served_here(laptop: Laptop, shelf: Shelf) -> None:
+    run = shelf.run("local-0000000a")
+    program = laptop.start("tensorboard", "--from", "login", "--pull", "local")
+    url = program.url()
+    assert laptop.far_servers() == []
+    page = laptop.browse()
+    try:
+        page.open(url)
+        page.wait_until(CHART)
+        shelf.log(run, 2)
+        began = time.monotonic()
+        page.wait_for_answer("timeSeries", lambda answer: len(points("local/train", "epoch_loss")(answer) or ()) == 2)
+        # Copied within five seconds, asked for within three.
+        assert time.monotonic() - began < 15
+    finally:
+        page.close()
+    assert program.interrupt() == 0, program.told
+    assert laptop.processes("ssh") == []
+
+
+def test_what_cannot_be_is_said_in_one_paragraph(laptop: Laptop, shelf: Shelf) -> None:
+    shelf.run("real-0000000a")
+    stand_in = laptop.home / "bin"
+    stand_in.mkdir()
+    (stand_in / "ssh").write_text("#!/bin/sh\necho 'OpenSSH_6.6.1p1, OpenSSL 1.0' >&2\n")
+    (stand_in / "ssh").chmod(0o755)
+    without = laptop.cluster.scratch("ayse") / "without"
+    (without / "tensorboard").mkdir(parents=True)
+    (without / "tensorboard" / "__init__.py").write_text("raise ImportError('no such thing')\n")
+    subprocess.run(["chown", "-R", f"{AYSE}", str(without)], check=True)
+    no_tensorboard = f"PYTHONPATH={without}:$PYTHONPATH truba"
+    cases = [
+        (["--from", "login", "unreal"], {}, 1, "Did you mean real"),
+        (["--from", "nowhere.invalid", "real"], {}, 1, "there is no connection to nowhere.invalid"),
+        (["--from", "stranger", "real"], {}, 1, "Host key verification failed"),
+        (["--from=-oProxyCommand=false", "real"], {}, 2, "it is no name for ssh"),
+        (["--from", "login", "real"], {"PATH": f"{stand_in}:/usr/bin:/bin"}, 1, "OpenSSH can since 6.7"),
+        (["--from", "login", "--far-command", "turba", "real"], {}, 1, "does not find truba"),
+        (["--from", "login", "--far-command", no_tensorboard, "real"], {}, 1, "truba_runner[tensorboard]"),
+        (["--pull", "real"], {}, 2, "Add --from LOGIN"),
+    ]
+    for arguments, variables, status, words in cases:
+        done = laptop.truba("tensorboard", *arguments, **variables)
+        assert (done.returncode, words in done.stderr) == (status, True), (arguments, done)
+        assert "Traceback" not in done.stderr and not (laptop.home / ".ssh" / "known_hosts.old").exists()
+    assert laptop.far_servers() == [] and laptop.processes("ssh") == []

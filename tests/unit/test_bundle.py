@@ -1,0 +1,140 @@
+"""The program as one file: the same bytes each time, and at work in every Python that it is meant for."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from truba_runner import bundle
+
+MINORS = (10, 11, 12, 13)
+
+
+def pythons() -> Iterator[tuple[str, str]]:
+    """Versions and interpreters of this machine, wherever it keeps them."""
+    homes = [Path(home) for home in (os.environ.get("PYENV_ROOT", ""), Path.home() / ".pyenv") if home]
+    for minor in MINORS:
+        found = [str(path) for home in homes for path in home.glob(f"versions/3.{minor}.*/bin/python3.{minor}")]
+        on_path = shutil.which(f"python3.{minor}")
+        own = [sys.executable] if sys.version_info[1] == minor else []
+        yield f"3.{minor}", next(iter([*own, *found, *([on_path] if on_path else [])]), "")
+
+
+@pytest.fixture(scope="module")
+def pyz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("bundle") / "truba.pyz"
+    file.write_bytes(bundle.content(pinned=False))
+    return file
+
+
+def run(
+    python: str, *arguments: str, cwd: Path, pythonpath: str = "", **variables: str
+) -> subprocess.CompletedProcess[str]:
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "TRUBA_SCRATCH") if name in os.environ}
+    environment = {**kept, "XDG_STATE_HOME": str(cwd / "state"), "COLUMNS": "200", **variables}
+    if pythonpath:
+        environment["PYTHONPATH"] = pythonpath
+    # No site: neither this project nor what it depends on is installed there.
+    argv = [python, "-S", *arguments]
+    return subprocess.run(argv, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(("version", "python"), list(pythons()), ids=[f"3.{minor}" for minor in MINORS])
+def test_it_works_in_every_python(version: str, python: str, pyz: Path, tmp_path: Path) -> None:
+    if not python or run(python, "-c", "", cwd=tmp_path).returncode:
+        pytest.skip(f"there is no Python {version} here")
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "own.yaml").write_text(
+        "# @package _global_\ndefaults: [mnist]\nname: own\njob: {module: own}\n"
+    )
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "own.py").write_text("")
+    # A sweep, since it takes all of Hydra: the plug-ins, the configs of the file and the user's own.
+    swept = run(
+        python, str(pyz), "-m", "+experiment=own", "train.seed=1,2", "cluster=truba", "dry_run=true", cwd=tmp_path
+    )
+    assert swept.returncode == 0, swept.stderr
+    assert "#SBATCH --array=0-1" in swept.stdout and "module load apps/truba-ai/gpu-2024.0" in swept.stdout
+    assert "no runs yet" in run(python, str(pyz), "status", cwd=tmp_path).stdout
+    # In a job: out of the file, with the file alone.
+    ask = "import truba_runner.worker as worker; print(worker.provenance.versions(), worker.__file__)"
+    told = run(python, "-c", ask, cwd=tmp_path, pythonpath=str(pyz))
+    assert bundle.importlib.metadata.version("hydra-core") in told.stdout and str(pyz) in told.stdout, told.stderr
+    # Unpacked is what Hydra and a job want as files, once.
+    assert len(list((tmp_path / "state" / "truba_runner" / "shipped").iterdir())) == 1
+    assert sum(path.is_file() for path in (tmp_path / "state").rglob("*")) < 100
+
+
+def test_the_same_files_make_the_same_bytes(pyz: Path) -> None:
+    # A different hash seed, locale and time zone in another process; and nothing compiled.
+    program = "import hashlib; from truba_runner import bundle; "
+    program += "print(hashlib.sha256(bundle.content(pinned=False)).hexdigest())"
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C"}
+    argv = [sys.executable, "-c", program]
+    other = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+    assert other == hashlib.sha256(pyz.read_bytes()).hexdigest()
+    with zipfile.ZipFile(pyz) as opened:
+        names = opened.namelist()
+        assert {entry.date_time for entry in opened.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+    assert not [name for name in names if name.endswith((".pyc", ".so", ".pyd"))]
+    assert "truba_runner/conf/config.yaml" in names and "truba_runner/slurm/apptainer" in names
+    assert not [name for name in names if "testcluster/" in name or name.startswith("tests/")]
+
+
+def test_an_older_python_is_told_so(pyz: Path, tmp_path: Path) -> None:
+    older = [
+        *Path.home().glob(".pyenv/versions/3.[6-9].*/bin/python3"),
+        *Path.home().glob(".pyenv/versions/2*/bin/python"),
+    ]
+    main = zipfile.ZipFile(pyz).read("__main__.py").decode()
+    pretended = main.replace("sys.version_info < ", "(3, 9) < ").replace("% sys.version_info[:2]", "% (3, 9)")
+    told = [run(sys.executable, "-c", pretended, cwd=tmp_path)]
+    told += [run(str(python), str(pyz), "status", cwd=tmp_path) for python in older]
+    for one in told:
+        assert one.returncode == 2 and "needs Python 3.10 or newer" in one.stderr, one.stderr
+
+
+def test_the_environments_own_packages_come_before_what_is_shared_and_after_what_is_not(
+    pyz: Path, tmp_path: Path
+) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    for name in ("yaml", "omegaconf"):
+        (site / f"{name}.py").write_text(f"raise RuntimeError('{name} of the environment')")
+    ask = f"import sys; sys.path.append({str(site)!r}); import truba_runner; "
+    assert (
+        "yaml of the environment"
+        in run(sys.executable, "-c", f"{ask}import yaml", cwd=tmp_path, pythonpath=str(pyz)).stderr
+    )
+    (site / "yaml.py").unlink()
+    done = run(
+        sys.executable, "-c", f"{ask}import omegaconf; print(omegaconf.__file__)", cwd=tmp_path, pythonpath=str(pyz)
+    )
+    assert done.stdout.startswith(str(pyz)), done.stderr
+
+
+def test_the_command_writes_it_and_a_bundle_hands_on_itself(pyz: Path, tmp_path: Path) -> None:
+    again = run(sys.executable, str(pyz), "bundle", "--out", "copy.pyz", cwd=tmp_path)
+    assert again.returncode == 0 and hashlib.sha256(pyz.read_bytes()).hexdigest() in again.stdout
+    assert (tmp_path / "copy.pyz").read_bytes() == pyz.read_bytes()
+    assert os.access(tmp_path / "copy.pyz", os.X_OK)
+
+
+def test_other_versions_than_the_pinned_are_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fetched: list[list[str]] = []
+    monkeypatch.setattr(bundle, "_fetch", lambda requirements, folder: fetched.append(requirements))
+    installed = bundle.importlib.metadata.version("omegaconf")
+    found = bundle._distributions({"omegaconf": installed, "submitit": "0.0.1"}, tmp_path)
+    assert [one.name for one in found] == ["omegaconf"] and fetched == [["submitit==0.0.1"]]
+    assert {one.name for one in bundle._distributions({"omegaconf": "0", "submitit": "0.0.1"}, None)} == {
+        "omegaconf",
+        "submitit",
+    }

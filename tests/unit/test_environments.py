@@ -1,0 +1,316 @@
+"""How a job gets its Python: what is asked of the shell, what is refused, and what is looked into only once."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from truba_runner import environment, job_code, probe
+from truba_runner.config import Environment, Experiment
+from truba_runner.errors import Refused
+from truba_runner.plan import plan
+from truba_runner.request import derive
+from truba_runner.shipped import shipped
+
+Compose = Callable[..., Experiment]
+
+
+def test_truba_trains_with_its_modules_and_this_machine_with_its_own_python(experiment: Compose) -> None:
+    on_truba = experiment().environment
+    assert (on_truba.kind, on_truba.modules) == ("module", ["apps/truba-ai/gpu-2024.0"])
+    assert experiment(cluster="local").environment.kind == "inherit"
+    assert experiment("environment=inherit").environment.kind == "inherit"
+    assert experiment("environment.modules=[comp/python/3.12.2]").environment.modules == ["comp/python/3.12.2"]
+
+
+REFUSALS = [
+    (["environment=apptainer"], "environment.image: it is not set"),
+    (["environment=apptainer", "environment.image=tf.sif"], "must be the absolute path"),
+    (["environment=apptainer", "environment.image='docker://tf'"], "no network to fetch it"),
+    (["environment=apptainer", "environment.image=/tf.sif", "environment.binds=['/a,b']"], "a comma"),
+    (["environment=venv"], "environment.venv: it is not set"),
+    (["environment.modules=[]"], "there is nothing to load"),
+    (["environment.kind=conda"], "There are: apptainer, inherit, module, venv."),
+]
+
+
+@pytest.mark.parametrize(("overrides", "words"), REFUSALS, ids=[" ".join(row[0]) for row in REFUSALS])
+def test_what_cannot_be_meant_is_refused(experiment: Compose, overrides: list[str], words: str) -> None:
+    with pytest.raises(Refused, match=words):
+        plan(experiment(*overrides))
+
+
+def test_a_run_on_this_machine_has_no_environment_of_its_own(experiment: Compose) -> None:
+    with pytest.raises(Refused, match="trains with the Python that starts it"):
+        plan(experiment("environment=venv", "environment.venv=/v", cluster="local"))
+
+
+def test_a_container_shows_what_a_run_needs_and_each_path_once(experiment: Compose, tmp_path: Path) -> None:
+    composed = experiment("environment=apptainer", "environment.image=/i.sif", "resources.partition=palamut-cuda")
+    request = derive(composed)
+    project, job_file = Path("/arf/home/ayse/project"), Path("/arf/home/ayse/project/jobs/own.py")
+    binds = environment.binds(composed, request, project, job_file)
+    assert binds == [str(tmp_path / "scratch"), "/localscratch", "/arf/home/ayse/project"]
+    elsewhere = replace(composed, data=replace(composed.data, folder="/truba/data"))
+    assert "/truba/data" in environment.binds(elsewhere, request, project, Path("/state/shipped/1/jobs/mnist.py"))
+    assert "/state/shipped/1" in environment.binds(elsewhere, request, project, Path("/state/shipped/1/jobs/mnist.py"))
+    start = environment.start(composed.environment, Path("/w"), binds, gpus=True)
+    assert " --nv " in start.python and start.python.endswith("-- python3")
+    assert " --nv " not in environment.start(composed.environment, Path("/w"), binds).python
+
+
+# -- the shell, run ------------------------------------------------------------------------------------------------
+
+
+def bash(script: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    kept = {"PATH": "/usr/bin:/bin", **variables}
+    return subprocess.run(["bash", "-c", script], env=kept, capture_output=True, text=True, timeout=60)
+
+
+def test_modules_are_purged_before_and_a_failure_ends_the_job() -> None:
+    module = "module() { echo module $*; [ $2 != bad ]; }; "
+    start = environment.start(Environment("m", kind="module", modules=["a/1", "b c"]), Path())
+    done = bash(module + "\n".join([*start.setup, "echo trained"]))
+    assert done.stdout.splitlines() == ["module purge", "module load a/1 b c", "trained"]
+    bad = environment.start(Environment("m", kind="module", modules=["bad"]), Path())
+    failed = bash(module + "\n".join([*bad.setup, "echo trained"]))
+    assert failed.returncode == environment.NOT_LOADED and "trained" not in failed.stdout
+    assert "module load bad failed" in failed.stderr
+
+
+STAND_IN = """\
+#!/bin/bash
+# Apptainer as the wrapper sees it: it notes how it was called, and runs the program with the variables handed on.
+printf '%s\\n' "$@" >"$NOTES/argv"
+while [ "$1" != {image} ]; do shift; done
+shift
+variables=()
+for name in $(compgen -e APPTAINERENV_); do variables+=("${{name#APPTAINERENV_}}=${{!name}}"); done
+exec env -i PATH="$PATH" "${{variables[@]}}" "$@"
+"""
+
+
+@pytest.fixture
+def contained(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a Python program through the wrapper, with a stand-in of Apptainer and of scontrol."""
+    for name, text in {
+        "apptainer": STAND_IN.format(image="/image.sif"),
+        "scontrol": '#!/bin/bash\necho "scontrol of $(id -un): $*"; cat; echo oops >&2; exit 7\n',
+    }.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+
+    def run(program: str, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        argv = ["bash", str(shipped("slurm") / "apptainer"), "--image", "/image.sif", *options, "--"]
+        environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "NOTES": str(tmp_path), "TMPDIR": str(tmp_path)}
+        environ |= {"PYTHONPATH": str(Path(__file__).parents[2]), **variables}
+        return subprocess.run(
+            [*argv, sys.executable, "-c", textwrap.dedent(program)],
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            start_new_session=True,
+        )
+
+    return run
+
+
+def test_the_wrapper_hands_on_what_a_job_needs_and_nothing_else(
+    contained: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    program = "import json, os, sys; print(json.dumps(dict(os.environ))); sys.exit(5)"
+    odd = 'a, "b" $HOME\nc'
+    done = contained(
+        program, "--nv", "--bind", f"{tmp_path}:/data:ro", "--bind", "/no/such/folder", "--pass", "WANDB_*",
+        SLURM_PROCID="3", TF_X=odd, WANDB_MODE="offline", SECRET="x", CUDA_HOME="/usr/local/cuda",
+        CUDA_VISIBLE_DEVICES="0,1",
+    )  # fmt: skip
+    assert done.returncode == 5, done.stderr
+    inside = json.loads(done.stdout)
+    assert inside["SLURM_PROCID"] == "3" and inside["TF_X"] == odd and inside["WANDB_MODE"] == "offline"
+    assert inside["CUDA_VISIBLE_DEVICES"] == "0,1" and not {"SECRET", "CUDA_HOME", "NOTES"} & inside.keys()
+    argv = (tmp_path / "argv").read_text().splitlines()
+    assert {"--nv", "--cleanenv", "--no-eval", f"{tmp_path}:/data:ro"} <= set(argv)
+    assert "/no/such/folder" not in argv, "a path that this node has not is not asked for"
+    assert "TRUBA_SLURM_RELAY" not in inside and not list(tmp_path.glob("truba-relay.*")), "no job, no relay"
+
+
+def test_slurms_commands_are_run_outside(
+    contained: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    program = """
+        import os, sys
+        from truba_runner import scheduler
+        assert scheduler.available()
+        for argv in (["scontrol", "requeue", "1 2", "*"], ["rm", "-rf", "x"]):
+            try:
+                scheduler.run(argv, text="input")
+            except scheduler.SlurmError as error:
+                print(error.message, error.refused)
+        relay = os.environ["TRUBA_SLURM_RELAY"]
+        print(oct(os.stat(relay).st_mode & 0o777), [open(f"{relay}/{one}/out").read() for one in os.listdir(relay)
+            if one.startswith("call-")])
+    """
+    done = contained(program, SLURM_JOB_ID="1")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "oops True" and lines[1] == "rm is no command of Slurm True"
+    assert "0o700" in lines[2] and "requeue 1 2 *\\ninput" in lines[2]
+    assert not list(tmp_path.glob("truba-relay.*")), "it takes its folder away"
+
+
+def test_a_signal_to_the_whole_group_does_not_end_the_wrapper(
+    contained: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    program = """
+        import os, signal, sys, time
+        got = []
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, lambda number, frame: got.append(number))
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            os.killpg(0, number)
+        from truba_runner import scheduler
+        try:
+            scheduler.run(["scontrol", "requeue", "1"])
+        except scheduler.SlurmError as error:
+            print(len(got), error.message)
+        sys.exit(4)
+    """
+    done = contained(program, SLURM_JOB_ID="1")
+    assert (done.returncode, done.stdout) == (4, "2 oops\n"), done.stderr
+
+
+def test_no_apptainer_is_told(tmp_path: Path) -> None:
+    done = bash(f"bash {shipped('slurm') / 'apptainer'} --apptainer none-such --image /i -- python3")
+    assert done.returncode == environment.NO_APPTAINER and "no command none-such" in done.stderr
+
+
+# -- what a job imports ------------------------------------------------------------------------------------------------
+
+
+def test_a_job_gets_the_package_once_for_all_and_under_the_name_of_its_content(tmp_path: Path) -> None:
+    chosen = Environment("a", kind="apptainer", image="/i.sif")
+    job_code.provide(chosen, tmp_path)
+    first = {file: file.stat().st_mtime_ns for file in (tmp_path / ".code").iterdir()}
+    assert len(first) == 2 and stat.S_IMODE((tmp_path / ".code").stat().st_mode) == 0o700
+    job_code.provide(chosen, tmp_path)
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / ".code").iterdir()} == first
+    (line,) = job_code.setup(chosen, tmp_path)
+    assert line == f"export PYTHONPATH={job_code.archive(tmp_path)}"
+    program = "import truba_runner.worker; print(truba_runner.__file__)"
+    done = subprocess.run([sys.executable, "-S", "-c", program], env={"PYTHONPATH": line.partition("=")[2]},
+                          capture_output=True, text=True, cwd="/")  # fmt: skip
+    assert done.stdout.startswith(str(tmp_path / ".code")), done.stderr
+
+
+# -- the probe ---------------------------------------------------------------------------------------------------------
+
+
+def never(script: str) -> Any:
+    raise AssertionError("no job was to be asked")
+
+
+REPORT = {"python": "3.12.2", "executable": "/p", "packages": {"tensorflow": "2.18", "keras": "3.8"}, "cuda": {}}
+
+
+@pytest.fixture
+def in_venv(experiment: Compose, tmp_path: Path) -> tuple[Experiment, Path]:
+    """An experiment in a virtual environment whose Python is a shell script that prints what a test gave it to say."""
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    (tmp_path / "venv" / "pyvenv.cfg").write_text("")
+    (tmp_path / "says").write_text("TRUBA-ENVIRONMENT " + json.dumps(REPORT))
+    python.write_text(f"#!/bin/sh\necho called >>{tmp_path}/calls\ncat {tmp_path}/says\n")
+    python.chmod(0o755)
+    return experiment("environment=venv", f"environment.venv={tmp_path}/venv"), tmp_path
+
+
+def test_an_environment_is_asked_once_until_it_changes(in_venv: tuple[Experiment, Path]) -> None:
+    chosen, folder = in_venv
+    assert probe.found(chosen, never) == REPORT and probe.found(chosen, never) == REPORT
+    assert (folder / "calls").read_text().count("called") == 1
+    assert "Python 3.12.2, tensorflow 2.18" in probe.described(chosen.environment, REPORT)
+    os.utime(folder / "venv" / "pyvenv.cfg", ns=(1, 1))
+    probe.found(chosen, never)
+    assert (folder / "calls").read_text().count("called") == 2
+
+
+LACKING = [
+    ({"python": "3.9.18"}, "its Python is 3.9.18"),
+    (
+        {"packages": {"torch": "2.6"}},
+        "has no tensorflow and no keras, which the keras backend needs (it has torch 2.6)",
+    ),
+    ({"packages": {}}, "it has none that trains"),
+    ({"packages": {"tensorflow": "2.12", "keras": "2.12"}}, "its Keras is 2.12"),
+]
+
+
+@pytest.mark.parametrize(("held", "words"), LACKING, ids=[row[1][:20] for row in LACKING])
+def test_what_cannot_train_is_refused(in_venv: tuple[Experiment, Path], held: dict[str, Any], words: str) -> None:
+    chosen, folder = in_venv
+    (folder / "says").write_text("TRUBA-ENVIRONMENT " + json.dumps({**REPORT, **held}))
+    with pytest.raises(Refused) as refused:
+        probe.found(chosen, never)
+    assert words in str(refused.value)
+
+
+def test_an_older_framework_than_was_tried_is_only_warned_of(
+    in_venv: tuple[Experiment, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen, folder = in_venv
+    packages = {"tensorflow": "2.17.1", "keras": "3.8"}
+    (folder / "says").write_text("TRUBA-ENVIRONMENT " + json.dumps({**REPORT, "packages": packages}))
+    assert probe.found(chosen, never)["packages"] == packages
+    assert "tensorflow 2.17.1 is older than 2.18" in capsys.readouterr().err
+
+
+def test_where_this_machine_cannot_a_job_is_asked_and_where_nothing_answers_the_run_goes_unchecked(
+    in_venv: tuple[Experiment, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, folder = in_venv
+    (folder / "venv" / "bin" / "python").write_text("#!/bin/sh\nsleep 60 & wait\n")
+    monkeypatch.setattr(probe, "HERE_SECONDS", 0.2)
+    assert probe.found(chosen, lambda script: None) == {}
+    assert "no answer within 0 s" in (said := capsys.readouterr().err) and "unchecked" in said
+    scripts: list[str] = []
+
+    def answers(script: str) -> tuple[str, int]:
+        scripts.append(script)
+        return "welcome\nTRUBA-ENVIRONMENT " + json.dumps(REPORT) + "\n", 0
+
+    assert probe.found(chosen, answers) == REPORT and probe.found(chosen, never) == REPORT
+    assert len(scripts) == 1 and f"{folder}/venv/bin/python - <<" in scripts[0]
+    with pytest.raises(Refused, match="a job can't enter it: broken"):
+        probe.found(
+            replace(chosen, environment=replace(chosen.environment, setup=["true"])), lambda script: ("broken", 1)
+        )
+
+
+def test_this_python_is_looked_into_without_importing_anything(experiment: Compose) -> None:
+    program = (
+        "import sys; from truba_runner import environment_report as r; found = r.report(); "
+        "print(found['python'], not {'tensorflow', 'torch', 'keras', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [".".join(map(str, sys.version_info[:3])), "True"]
+
+
+def test_files_that_are_not_there(experiment: Compose, tmp_path: Path) -> None:
+    (tmp_path / "tf-2.sif").touch()
+    image = experiment("environment=apptainer", f"environment.image={tmp_path}/tf-1.sif")
+    with pytest.raises(Refused, match=r"there is no such file. There are: .*tf-2.sif"):
+        probe.found(image, never)
+    with pytest.raises(Refused, match="no virtual environment"):
+        probe.found(experiment("environment=venv", f"environment.venv={tmp_path}"), never)

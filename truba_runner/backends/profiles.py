@@ -1,0 +1,59 @@
+"""A profile of a few steps, taken once in a run: what the framework's own profiler writes, where TensorBoard looks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+
+class Profiler(Protocol):
+    """A framework's."""
+
+    def start(self) -> None:
+        """From the next step on."""
+
+    def step(self) -> None:
+        """Between two of the steps."""
+
+    def stop(self, folder: Path | None) -> None:
+        """Writes a file into `folder`, which exists; None: what was measured is thrown away."""
+
+
+class Profile:
+    """Says when. A run has one profile; one that an interruption has cut short is begun anew."""
+
+    def __init__(self, folder: Path, steps: Sequence[int], profiler: Profiler) -> None:
+        """`steps`: the first and the last, over all epochs; the first execution that begins there is the first."""
+        self._folder, self._profiler = folder / "plugins" / "profile", profiler
+        self._first, self._count = steps[0], steps[1] - steps[0] + 1
+        self._before = -1
+        self._done = any(self._folder.glob("steps-*"))
+
+    def trained(self, steps: int) -> None:
+        """After each execution; `steps`: trained by then. A profiler that fails stops no training."""
+        if self._done:
+            return
+        try:
+            if self._before < 0:
+                if steps >= self._first - 1:
+                    self._profiler.start()
+                    self._before = steps
+            elif steps - self._before < self._count:
+                self._profiler.step()
+            else:
+                self._done = True
+                folder = self._folder / f"steps-{self._before + 1}-{steps}"
+                folder.mkdir(mode=0o700, parents=True)
+                self._profiler.stop(folder)
+                print(f"profile of steps {self._before + 1} to {steps}: {folder}", flush=True)
+        except Exception as error:
+            self._done = True
+            print(f"no profile was taken ({type(error).__name__}: {error})", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """The training is over, or interrupted."""
+        if self._before >= 0 and not self._done:
+            self._done = True
+            self._profiler.stop(None)

@@ -1,0 +1,32 @@
+"""`truba bundle`: one file that is all a cluster needs of this program, where nothing may be installed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from truba_runner.commands import parser, print_json
+from truba_runner.rundir import write_atomically
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Writes the file, and says how it is used."""
+    options = parser(
+        "bundle", "Makes one file of the program and what it needs, to be copied to a cluster and run there."
+    )
+    options.add_argument("--out", type=Path, default=Path("truba.pyz"), metavar="FILE", help="default: truba.pyz")
+    given = options.parse_args(arguments)
+
+    from truba_runner import bundle
+
+    made = bundle.content(pinned=True)
+    write_atomically(given.out, made)
+    given.out.chmod(0o755)
+    about = {"file": str(given.out.absolute()), "bytes": len(made), "sha256": hashlib.sha256(made).hexdigest()}
+    if given.json:
+        print_json(about)
+    else:
+        print(f"{about['file']}: {len(made) / 1e6:.1f} MB, sha256 {about['sha256']}")
+        print(f"  copy it to the cluster; there: python3 {given.out.name} +experiment=mnist")
+    return 0

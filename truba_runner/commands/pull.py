@@ -1,0 +1,61 @@
+"""`truba pull RUN… [--follow] [--from LOGIN]`: copies runs from a login node to this machine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from truba_runner.commands import parser, print_json
+from truba_runner.errors import Problem, Refused
+from truba_runner.tensorboard import pulling, server, ssh
+
+_EVERY_SECONDS = 10.0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Copies what is new; with --follow again and again, until the runs are over or Ctrl-C."""
+    given = _options().parse_args(arguments)
+    if given.list:
+        pulling.announce(pulling.listing(given.run, given.runs))
+        return 0
+    if not given.login:
+        remedy = "Add --from LOGIN, as you type it after ssh, or set TRUBA_LOGIN."
+        raise Refused(Problem("pull", "it needs to know from where.", remedy))
+    if not given.run:
+        raise Refused(Problem("pull", "it needs to know what.", "Name runs, sweeps, searches or experiments."))
+    with ssh.Connection(ssh.check(given.login)) as connection:
+        into, far = pulling.destination(given.login, given.into), ssh.far_command(given.far_command)
+        puller = pulling.Puller(connection, given.run, into, far, str(given.runs or ""), given.checkpoints)
+        puller.first()
+        _tell(puller, given.json)
+        if given.follow:
+            with server.told_to_end() as ended:
+                puller.follow(given.every_seconds, ended, lambda words: print(words, file=sys.stderr, flush=True))
+    return 0
+
+
+def _options() -> argparse.ArgumentParser:
+    options = parser("pull", "Copies runs from a login node: event files, plots, history, result and config.")
+    options.add_argument("run", nargs="*", help="runs, sweeps, searches or experiments at the login node")
+    login = os.environ.get("TRUBA_LOGIN")
+    options.add_argument("--from", dest="login", metavar="LOGIN", default=login, help="a name that ssh knows")
+    options.add_argument("-f", "--follow", action="store_true", help="go on until the runs are over")
+    options.add_argument("--checkpoints", action="store_true", help="checkpoints too")
+    options.add_argument("--into", type=Path, metavar="FOLDER", help="where to (default: ~/truba_pulled/LOGIN)")
+    options.add_argument("--every-seconds", type=float, default=_EVERY_SECONDS, help="with --follow (default: 10)")
+    options.add_argument("--far-command", metavar="COMMAND", help="how truba is started there (default: truba)")
+    options.add_argument("--list", action="store_true", help=argparse.SUPPRESS)
+    return options
+
+
+def _tell(puller: pulling.Puller, as_json: bool) -> None:
+    runs = puller.runs()
+    if as_json:
+        print_json({"runs": [{"run": run.id, "directory": str(run.path)} for run in runs]})
+    else:
+        for run in runs:
+            print(f"{run.id}\n  {run.path}")
+    sys.stdout.flush()

@@ -1,0 +1,191 @@
+"""`truba tensorboard [RUN|SWEEP|EXPERIMENT…]`: the curves in a browser, here or, with --from, from a login node."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import shlex
+import socket
+import sys
+import time
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+
+from truba_runner.commands import parser, print_json
+from truba_runner.config import TensorBoard
+from truba_runner.errors import Problem, Refused
+from truba_runner.rundir import RunDir
+from truba_runner.tensorboard import chosen, pulling, server, ssh, tunnel
+from truba_runner.tensorboard.feed import without_tensorflow
+from truba_runner.tensorboard.sockets import PrivateSocket
+
+# On a login node others need the memory.
+_MOST_RUNS_FAR, _MOST_RUNS_HERE = 100, 1000
+_SILENCE_SECONDS = 60.0
+_PULL_EVERY_SECONDS = 5.0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serves until Ctrl-C, the end of the session, or on a login node until nobody looks any more."""
+    given = _options().parse_args(arguments)
+    if given.pull and not given.login:
+        raise Refused(Problem("--pull", "it needs to know from where.", "Add --from LOGIN."))
+    if given.login and given.pull:
+        return _pulled(given)
+    if given.login:
+        return _from_login(given)
+    if given.tunnel or server.far():
+        return _on_private_socket(given)
+    return _here(given)
+
+
+def _options() -> argparse.ArgumentParser:
+    options = parser(
+        "tensorboard", "The curves of runs in a browser. On a login node: on a socket that you alone can open."
+    )
+    options.add_argument("run", nargs="*", help="runs, sweeps, searches or experiments (default: all runs)")
+    options.add_argument("--from", dest="login", metavar="LOGIN", help="of runs at a login node: a name that ssh knows")
+    options.add_argument("--pull", action="store_true", help="with --from: copy the files and follow them; serve here")
+    options.add_argument("--into", type=Path, metavar="FOLDER", help="with --pull: where to (default: as truba pull)")
+    options.add_argument("--port", type=int, help="the port on this machine (default: 6006, or any)")
+    options.add_argument("--no-browser", action="store_true", help="open no page; print its address")
+    options.add_argument(
+        "--max-runs", type=int, metavar="N", help="show the newest N (default: 1000; at a login node 100)"
+    )
+    options.add_argument(
+        "--idle-minutes", type=float, metavar="M", help="at a login node: end when nobody looked for so long"
+    )
+    options.add_argument(
+        "--far-command", metavar="COMMAND", help="with --from: how truba is started there (default: truba)"
+    )
+    options.add_argument("--tunnel", action="store_true", help=argparse.SUPPRESS)
+    options.add_argument("--silence-seconds", type=float, default=_SILENCE_SECONDS, help=argparse.SUPPRESS)
+    return options
+
+
+def _listed(given: argparse.Namespace, most: int) -> list[chosen.Shown]:
+    return chosen.named(chosen.choose(given.run, given.runs)[: given.max_runs or most])
+
+
+def _here(given: argparse.Namespace) -> int:
+    most = _MOST_RUNS_HERE
+    _say_what_is_left_out(given, most)
+    with server.loopback(given.port) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        server.serve(listening, lambda: _listed(given, most), lambda: _show(given, url))
+    return 0
+
+
+def _on_private_socket(given: argparse.Namespace) -> int:
+    without_tensorflow()
+    server.stay_small()
+    _say_what_is_left_out(given, _MOST_RUNS_FAR)
+    place = PrivateSocket([*given.run, str(given.runs or ""), str(given.max_runs)])
+    line = server.Line(given.silence_seconds)
+    over = line.dead if given.tunnel else lambda: False
+    if not place.take():
+        if not given.tunnel:
+            print(f"a server for these runs is there already, process {place.holder()}", file=sys.stderr)
+            _print_way(given, place.path)
+            return 0
+        # It is another tunnel's: this one goes to it too, and takes its place when it ends.
+        tunnel.announce(socket=str(place.path), shared=True)
+        while not place.take():
+            if over():
+                return 0
+            time.sleep(0.5)
+    try:
+        with place.listen() as listening:
+            why = server.serve(
+                listening,
+                lambda: _listed(given, _MOST_RUNS_FAR),
+                lambda: tunnel.announce(socket=str(place.path)) if given.tunnel else _print_way(given, place.path),
+                over,
+                given.idle_minutes if given.idle_minutes is not None else _idle_minutes(given),
+            )
+    finally:
+        place.leave()
+    if given.tunnel:
+        tunnel.announce(ended=why)
+    elif why == server.IDLE:
+        print("nobody looked at the page for a while: ended")
+    return 0
+
+
+def _say_what_is_left_out(given: argparse.Namespace, most: int) -> None:
+    """Also finds out at once whether there are such runs."""
+    found, shown = len(chosen.choose(given.run, given.runs)), given.max_runs or most
+    if found > shown:
+        print(f"the newest {shown} of {found} runs are shown; --max-runs N shows more, a name fewer", file=sys.stderr)
+
+
+def _idle_minutes(given: argparse.Namespace) -> float:
+    """As the newest of the runs has it in its config."""
+    default = TensorBoard().idle_minutes
+    for run in chosen.choose(given.run, given.runs)[:1]:
+        return _configured(run, default)
+    return default
+
+
+def _configured(run: RunDir, default: float) -> float:
+    try:
+        return float(run.read_config()["tensorboard"]["idle_minutes"])
+    except (KeyError, OSError, TypeError, ValueError):
+        return default
+
+
+def _print_way(given: argparse.Namespace, path: Path) -> None:
+    """The one line that makes a way from the laptop to the socket."""
+    login = f"{getpass.getuser()}@{socket.gethostname()}"
+    port = given.port or server.DEFAULT_PORT
+    way = f"ssh -N -L 127.0.0.1:{port}:{path} {login}"
+    if given.json:
+        print_json({"socket": str(path), "ssh": way, "url": f"http://127.0.0.1:{port}/"})
+    else:
+        print(
+            f"On your laptop (the last word as you type it after ssh):\n\n  {way}\n\nand then open http://127.0.0.1:{port}/"
+        )
+    sys.stdout.flush()
+
+
+def _show(given: argparse.Namespace, url: str) -> None:
+    if given.json:
+        print_json({"url": url})
+    else:
+        print(f"TensorBoard is at {url} (Ctrl-C ends it)")
+    sys.stdout.flush()
+    if not given.no_browser and not webbrowser.open(url):
+        print(f"no browser could be started; open {url}", file=sys.stderr)
+
+
+def _from_login(given: argparse.Namespace) -> int:
+    command = [*_far_options(given), "--", *given.run]
+    far = f"{ssh.far_command(given.far_command)} {shlex.join(command)}"
+    with server.told_to_end() as ended, ssh.Connection(ssh.check(given.login)) as connection:
+        tunnel.Tunnel(connection, far, given.port).hold(lambda url: _show(given, url), ended)
+    return 0
+
+
+def _far_options(given: argparse.Namespace) -> list[str]:
+    options = ["tensorboard", "--tunnel", f"--silence-seconds={given.silence_seconds:g}"]
+    options += [f"--runs={given.runs}"] if given.runs else []
+    options += [f"--max-runs={given.max_runs}"] if given.max_runs else []
+    options += [f"--idle-minutes={given.idle_minutes:g}"] if given.idle_minutes is not None else []
+    return options
+
+
+def _pulled(given: argparse.Namespace) -> int:
+    """Follows the files in the background, and serves what has come."""
+    without_tensorflow()
+    with ssh.Connection(ssh.check(given.login)) as connection:
+        into = pulling.destination(given.login, given.into)
+        far = ssh.far_command(given.far_command)
+        puller = pulling.Puller(connection, given.run, into, far, str(given.runs or ""), checkpoints=False)
+        puller.first()
+        with puller.following(_PULL_EVERY_SECONDS), server.loopback(given.port) as listening:
+            url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+            most = given.max_runs or _MOST_RUNS_HERE
+            list_runs = lambda: chosen.named(chosen.with_trials(puller.runs())[:most])  # noqa: E731
+            server.serve(listening, list_runs, lambda: _show(given, url))
+    return 0

@@ -1,0 +1,76 @@
+"""The package as a job finds it: one archive in the runs folder, named after what it holds.
+
+A job whose Python is not the one that submits imports the package from there; so does one that was submitted from a
+bundle, which may be replaced while the job waits. The shell wrapper of a container lies beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+import truba_runner
+from truba_runner import bundle
+from truba_runner.config import Environment
+from truba_runner.rundir import write_atomically
+from truba_runner.shipped import shipped
+
+FOLDER = ".code"
+
+
+def files(environment: Environment, runs_folder: Path) -> Mapping[Path, bytes]:
+    """What must be there for a job in this environment, by path."""
+    needed = {}
+    if truba_runner.ARCHIVE or environment.kind != "inherit":
+        needed[archive(runs_folder)] = _content()
+    if environment.kind == "apptainer":
+        needed[wrapper(runs_folder)] = _wrapper_content()
+    return needed
+
+
+def provide(environment: Environment, runs_folder: Path) -> None:
+    """Writes what is not there yet."""
+    for path, content in files(environment, runs_folder).items():
+        if not path.exists():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomically(path, content)
+
+
+def archive(runs_folder: Path) -> Path:
+    """Where the package's archive is to lie."""
+    return runs_folder / FOLDER / f"truba-{_name(_content())}.pyz"
+
+
+def wrapper(runs_folder: Path) -> Path:
+    """Where the wrapper of a container is to lie."""
+    return runs_folder / FOLDER / f"apptainer-{_name(_wrapper_content())}"
+
+
+def setup(environment: Environment, runs_folder: Path) -> list[str]:
+    """Shell that lets the job's Python find the package; nothing where it is installed for that Python."""
+    if environment.kind == "apptainer":
+        return [f"export PYTHONPATH={shlex.quote(str(archive(runs_folder)))}"]
+    root = Path(truba_runner.__file__).resolve().parent.parent
+    if truba_runner.ARCHIVE or environment.kind != "inherit":
+        root = archive(runs_folder)
+    elif not (root / "pyproject.toml").is_file():
+        return []
+    return [f"export PYTHONPATH={shlex.quote(str(root))}${{PYTHONPATH:+{os.pathsep}$PYTHONPATH}}"]
+
+
+@lru_cache(maxsize=1)
+def _content() -> bytes:
+    return bundle.content(pinned=False)
+
+
+@lru_cache(maxsize=1)
+def _wrapper_content() -> bytes:
+    return (shipped("slurm") / "apptainer").read_bytes()
+
+
+def _name(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]

@@ -1,0 +1,256 @@
+"""Whether the environment that a job will get can train the experiment: asked once, before hours in a queue.
+
+The environment is entered as the job will enter it, here, or, where this machine can't, in a short job. The answer is
+kept under ~/.local/state by what the environment is, so that a second submission asks nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pkgutil
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from truba_runner import environment, environment_report, job_code
+from truba_runner.backends import TRAITS
+from truba_runner.config import Environment, Experiment
+from truba_runner.errors import Problem, Refused
+from truba_runner.home import state_folder
+from truba_runner.rundir import write_atomically
+from truba_runner.shipped import shipped
+
+# A framework is not imported, so what takes long is a container's start, or a file system that is slow to answer.
+HERE_SECONDS = 30.0
+# Modules are replaced under the same name.
+_KEPT_SECONDS = 30 * 24 * 3600.0
+_LEAST_PYTHON = (3, 10)
+
+Found = Mapping[str, Any]
+# Runs a shell script elsewhere, and returns what it printed and how it ended; None: there was no answer in time.
+Elsewhere = Callable[[str], "tuple[str, int] | None"]
+
+
+@dataclass(frozen=True)
+class _Silent(Exception):
+    """The environment could not be entered on this machine, which says nothing about another one."""
+
+    why: str
+
+
+def found(experiment: Experiment, elsewhere: Elsewhere) -> Found:
+    """What the environment holds: `python`, `packages` and `cuda`, each with versions; empty where that is not known.
+
+    Raises:
+        Refused: it can't be entered anywhere, or lacks what the experiment needs.
+    """
+    chosen = experiment.environment
+    if chosen.kind == "inherit":
+        held: Found = environment_report.report() if not chosen.python else {}
+    else:
+        _refuse_missing_files(chosen)
+        held = _kept(chosen) or _asked(experiment, elsewhere)
+    if held:
+        _refuse_lacking(experiment, held)
+    return held
+
+
+def _refuse_missing_files(chosen: Environment) -> None:
+    if chosen.kind == "apptainer" and not Path(chosen.image).exists():
+        near = f"There are: {', '.join(names)}." if (names := _images_beside(Path(chosen.image))) else ""
+        raise Refused(
+            Problem(f"environment.image={chosen.image}", "there is no such file.", near or "Look for it with ls.")
+        )
+    python = Path(chosen.venv) / "bin" / "python"
+    if chosen.kind == "venv" and not chosen.python and not python.exists():
+        raise Refused(
+            Problem(
+                f"environment.venv={chosen.venv}",
+                f"there is no {python}, so it is no virtual environment, or its Python has gone.",
+                "Name the folder that python -m venv made.",
+            )
+        )
+
+
+def _images_beside(image: Path) -> list[str]:
+    with suppress(OSError):
+        return sorted(str(file) for file in image.parent.glob("*.sif"))[:12]
+    return []
+
+
+# -- asking ----------------------------------------------------------------------------------------------------
+
+
+def _asked(experiment: Experiment, elsewhere: Elsewhere) -> Found:
+    chosen, runs_folder = experiment.environment, Path(experiment.cluster.runs_folder)
+    try:
+        held = _read(chosen, *_run_here(_script(chosen, shipped("slurm") / "apptainer")))
+    except _Silent as silent:
+        print(f"{_words(chosen)} can't be looked into from here ({silent.why}); a short job does", file=sys.stderr)
+        job_code.provide(chosen, runs_folder)
+        answer = elsewhere(_script(chosen, job_code.wrapper(runs_folder)))
+        if answer is None:
+            print("warning: it has not started in time; the run is submitted unchecked", file=sys.stderr)
+            return {}
+        try:
+            held = _read(chosen, *answer)
+        except _Silent as silent_there:
+            raise Refused(
+                Problem(_words(chosen), f"a job can't enter it: {silent_there.why}.", "Choose another environment.")
+            ) from None
+    _keep(chosen, held)
+    return held
+
+
+def _script(chosen: Environment, wrapper: Path) -> str:
+    """Enters the environment as a job does, and has its Python report."""
+    entered = environment.start(chosen, wrapper)
+    program = pkgutil.get_data("truba_runner", "environment_report.py") or b""
+    return "\n".join([*entered.setup, f"{entered.python} - <<'END-OF-REPORT'", program.decode(), "END-OF-REPORT", ""])
+
+
+def _run_here(script: str) -> tuple[str, int]:
+    """What a script printed, and how it ended.
+
+    Raises:
+        _Silent: it took too long.
+    """
+    with subprocess.Popen(
+        ["bash", "-s"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            return process.communicate(script, timeout=HERE_SECONDS)[0], process.returncode
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise _Silent(f"no answer within {HERE_SECONDS:.0f} s") from None
+
+
+def _read(chosen: Environment, printed: str, status: int) -> Found:
+    """The report in what the script printed.
+
+    Raises:
+        Refused: the environment is at fault.
+        _Silent: the machine may be.
+    """
+    for line in printed.splitlines():
+        if line.startswith(environment_report.MARK):
+            held: Found = json.loads(line.removeprefix(environment_report.MARK))
+            return held
+    said = " ".join(printed.split())[-600:]
+    if status == environment.NOT_LOADED:
+        names = ", ".join(chosen.modules)
+        raise Refused(Problem(f"environment.modules=[{names}]", f"{said}.", "module avail lists those that there are."))
+    if status in {126, 127} and chosen.kind != "apptainer":
+        python = environment.start(chosen, Path()).python
+        raise Refused(
+            Problem(_words(chosen), f"there is no {python} in it ({said}).", "Set environment.python to its command.")
+        )
+    if "executable file not found" in said:
+        raise Refused(Problem(_words(chosen), f"{said}.", "Set environment.python to the command of its Python."))
+    raise _Silent(said or f"exit status {status}")
+
+
+# -- keeping ---------------------------------------------------------------------------------------------------
+
+
+def _file(chosen: Environment) -> Path:
+    """Where the answer is kept: by all that the environment is made of."""
+    about: dict[str, Any] = asdict(chosen)
+    for name, path in (("image", chosen.image), ("venv", chosen.venv and f"{chosen.venv}/pyvenv.cfg")):
+        with suppress(OSError):
+            if path:
+                state = os.stat(path)
+                about[f"{name}_state"] = [state.st_mtime_ns, state.st_size]
+    if chosen.kind == "module":
+        about["module_path"] = os.environ.get("MODULEPATH", "")
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    return state_folder() / "environments" / f"{key}.json"
+
+
+def _kept(chosen: Environment) -> Found:
+    with suppress(OSError, ValueError):
+        file = _file(chosen)
+        if time.time() - file.stat().st_mtime < _KEPT_SECONDS:
+            held: Found = json.loads(file.read_bytes())
+            return held
+    return {}
+
+
+def _keep(chosen: Environment, held: Found) -> None:
+    with suppress(OSError):  # A home that can't be written to costs a question at each submission.
+        file = _file(chosen)
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(held, indent=1).encode())
+
+
+# -- judging ---------------------------------------------------------------------------------------------------
+
+
+def _refuse_lacking(experiment: Experiment, held: Found) -> None:
+    """What makes a training impossible there; older versions than were tried are only warned of."""
+    chosen, backend = experiment.environment, experiment.job.backend
+    remedy = _REMEDIES[chosen.kind]
+    if _numbers(held["python"]) < _LEAST_PYTHON:
+        raise Refused(
+            Problem(
+                _words(chosen),
+                f"its Python is {held['python']} ({held['executable']}), and 3.10 is the oldest.",
+                remedy,
+            )
+        )
+    traits = TRAITS.get(backend)
+    needs = {**(traits.needs if traits else {}), **({"keras-tuner": "1.4.7"} if experiment.sweep.kind else {})}
+    packages = held["packages"]
+    if lacking := [name for name in needs if name not in packages]:
+        there = ", ".join(f"{name} {version}" for name, version in packages.items()) or "none that trains"
+        raise Refused(
+            Problem(
+                _words(chosen),
+                f"its Python {held['python']} has no {' and no '.join(lacking)}, which the {backend} backend needs "
+                f"(it has {there}).",
+                remedy,
+            )
+        )
+    if "keras" in needs and _numbers(packages["keras"]) < (3,):
+        raise Refused(Problem(_words(chosen), f"its Keras is {packages['keras']}, and 3 is the oldest.", remedy))
+    for name, least in needs.items():
+        if _numbers(packages[name]) < _numbers(least):
+            older = f"{name} {packages[name]} is older than {least}, the oldest that was tried"
+            print(f"warning: {_words(chosen)}: {older}", file=sys.stderr)
+
+
+_REMEDIES = {
+    "inherit": "Start the program with a Python that has it; or choose environment=module, apptainer or venv.",
+    "module": "Choose other modules with environment.modules=[NAME/VERSION], or an image with environment=apptainer.",
+    "apptainer": "Choose another image with environment.image=FILE.",
+    "venv": "Install it there, or choose another with environment.venv=FOLDER.",
+}
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version; an unknown one is newer than all."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2]) or (9999,)
+
+
+def _words(chosen: Environment) -> str:
+    what = {"module": ", ".join(chosen.modules), "venv": chosen.venv, "apptainer": chosen.image}.get(chosen.kind, "")
+    return f"environment={chosen.name}" + (f" ({what})" if what else "")
+
+
+def described(chosen: Environment, held: Found) -> str:
+    """One line: what was chosen, and what it holds."""
+    if not held:
+        return _words(chosen)
+    versions = [f"Python {held['python']}", *(f"{name} {version}" for name, version in held["packages"].items())]
+    cuda = [f"CUDA {version} ({name})" for name, version in held["cuda"].items()]
+    return f"{_words(chosen)}: {', '.join([*versions, *cuda])}"

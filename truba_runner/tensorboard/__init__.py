@@ -1,0 +1,1 @@
+"""TensorBoard: event files, their way to the shared disk, the server on a private socket, the tunnel."""

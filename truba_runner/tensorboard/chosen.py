@@ -1,0 +1,196 @@
+"""Which runs TensorBoard shows, and what it calls them: the experiment and the values that differ between them."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from truba_runner import places
+from truba_runner.errors import Problem, Refused, nearest
+from truba_runner.rundir import RunDir
+from truba_runner.search.directory import SearchDir, search_of
+from truba_runner.search.records import own_values
+from truba_runner.search.store import read_state
+
+# What follows an experiment's name in a run's id.
+_ID = re.compile(r"(?P<name>.+)-(?P<rest>[0-9a-f]{8}(\.\d+)?)")
+_LONGEST_VALUE = 40
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A run and the name that TensorBoard shows for it."""
+
+    name: str
+    run: RunDir
+
+
+def meant(wanted: Sequence[str], runs_folder: Path | None = None) -> list[RunDir]:
+    """The runs meant by ids, unique beginnings of ids, sweeps, searches or experiments, the newest first.
+
+    Nothing wanted means all runs.
+
+    Raises:
+        Refused: there is no such run.
+    """
+    known = places.runs(runs_folder)
+    found = [run for one in wanted for run in _named(one, known, runs_folder)] if wanted else known
+    return _newest_first(found)
+
+
+def choose(wanted: Sequence[str], runs_folder: Path | None = None) -> list[RunDir]:
+    """The same, with its trials in place of each search: what has curves.
+
+    Raises:
+        Refused: as `meant`.
+    """
+    return with_trials(meant(wanted, runs_folder))
+
+
+def with_trials(runs: Iterable[RunDir]) -> list[RunDir]:
+    """Runs, with its trials in place of each search, the newest first."""
+    return _newest_first(member for run in runs for member in _trials_or_itself(run))
+
+
+def _newest_first(runs: Iterable[RunDir]) -> list[RunDir]:
+    return sorted({run.path: run for run in runs}.values(), key=_begun, reverse=True)
+
+
+def _named(one: str, known: Sequence[RunDir], runs_folder: Path | None) -> list[RunDir]:
+    if (sweep := places.find_sweep(one, runs_folder)) is not None:
+        return [run for member in sweep.members() if (run := sweep.run(member.run)).submissions_file.exists()]
+    of_experiment = [run for run in known if experiment_of(run.id) == one]
+    exact = [run for run in known if run.id == one]
+    if of_experiment and not exact:
+        return of_experiment
+    if not any(run.id.startswith(one) for run in known):
+        names = {run.id for run in known} | {experiment_of(run.id) for run in known}
+        names |= {sweep.id for sweep in places.sweeps(runs_folder)}
+        raise Refused(Problem(one, "no run, sweep or experiment is called so.", nearest(one, names)))
+    return [places.find(one, runs_folder)]
+
+
+def _trials_or_itself(run: RunDir) -> list[RunDir]:
+    if (search := search_of(run)) is None:
+        return [run]
+    return [RunDir(path) for path in search.trials_folder.iterdir() if path.is_dir()]
+
+
+def _begun(run: RunDir) -> float:
+    for path in (run.submissions_file, run.config_file, run.path):
+        try:
+            return path.stat().st_mtime
+        except OSError:
+            continue
+    return 0.0
+
+
+def experiment_of(run_id: str) -> str:
+    """The experiment's name in a run's id."""
+    found = _ID.fullmatch(run_id)
+    return found["name"] if found else run_id
+
+
+def named(runs: Sequence[RunDir]) -> list[Shown]:
+    """The same runs in the same order, each with a name that no other has."""
+    groups: dict[str, list[RunDir]] = defaultdict(list)
+    for run in runs:
+        groups[_group(run)].append(run)
+    names: dict[Path, str] = {}
+    for group, members in groups.items():
+        values = _values(members)
+        differing = _differing([values[run.path] for run in members])
+        short = _short(differing)
+        for run in members:
+            own = [f"{short[key]}={_word(values[run.path][key])}" for key in differing if key in values[run.path]]
+            names[run.path] = " ".join([group, *own])
+    _tell_apart(runs, names)
+    return [Shown(names[run.path], run) for run in runs]
+
+
+def _group(run: RunDir) -> str:
+    search = _search_around(run)
+    return search.id if search else experiment_of(run.id)
+
+
+def _search_around(run: RunDir) -> SearchDir | None:
+    search = SearchDir(run.path.parent.parent)
+    return search if run.path.parent == search.trials_folder else None
+
+
+def _values(runs: Sequence[RunDir]) -> dict[Path, Mapping[str, Any]]:
+    """What each run was trained with: as its sweep or search has it, or else all that its config says."""
+    recorded: dict[Path, dict[str, Any]] = defaultdict(dict)
+    for folder in dict.fromkeys(run.path.parent for run in runs):
+        for sweep in places.sweeps(folder):
+            for member in sweep.members():
+                recorded[folder / member.run].update(member.values)
+        search = SearchDir(folder.parent)
+        if folder == search.trials_folder:
+            for trial_id, trial in read_state(search).get("trials", {}).items():
+                recorded[folder / trial_id].update(own_values(trial))
+    keys = {frozenset(recorded[run.path]) for run in runs}
+    if len(runs) == 1 or (len(keys) == 1 and keys != {frozenset()}):
+        return {run.path: recorded[run.path] for run in runs}
+    return {run.path: _configured(run) for run in runs}
+
+
+def _configured(run: RunDir) -> dict[str, Any]:
+    """The part of a run's config that decides the trained network, by dotted key."""
+    import yaml
+
+    try:
+        config = run.read_config()
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    parts = {key: config.get(key) for key in ("job", "data", "train")}
+    return {
+        key: value
+        for key, value in _flat(parts)
+        if not key.startswith(("job.weights", "data.folder", "data.sources", "data.workers", "data.stage_to_node"))
+    }
+
+
+def _flat(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    if not isinstance(value, Mapping):
+        yield prefix, value
+        return
+    for key, item in value.items():
+        yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
+
+
+def _differing(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys that have more than one value among the runs; of a single run all that its sweep has on record."""
+    keys = list(dict.fromkeys(key for values in runs for key in values))
+    if len(runs) == 1:
+        return keys
+    return [key for key in keys if len({repr(values.get(key)) for values in runs}) > 1]
+
+
+def _short(keys: Sequence[str]) -> dict[str, str]:
+    """Each key's last part, where no other ends so too."""
+    last = {key: key.rpartition(".")[2] for key in keys}
+    ends = list(last.values())
+    return {key: end if ends.count(end) == 1 else key for key, end in last.items()}
+
+
+def _word(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else "null" if value is None else str(value)
+    # A slash would make a group of its own in TensorBoard's list.
+    return text.replace("/", "|")[:_LONGEST_VALUE]
+
+
+def _tell_apart(runs: Sequence[RunDir], names: dict[Path, str]) -> None:
+    """Adds to names that are still the same what does differ: the run's id, and then its folder."""
+    for more in (lambda run: run.id.removeprefix(_group(run)).lstrip("-"), lambda run: str(run.path.parent)):
+        same: dict[str, list[RunDir]] = defaultdict(list)
+        for run in runs:
+            same[names[run.path]].append(run)
+        for twins in same.values():
+            if len(twins) > 1:
+                for run in twins:
+                    names[run.path] += f" {more(run).replace('/', '|')}"

@@ -1,0 +1,198 @@
+"""Reads the event files of the shown runs for TensorBoard: only while somebody looks, and only what has changed.
+
+TensorFlow is not imported, though it may be installed: it would take ten seconds and half a gigabyte.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from truba_runner.errors import Failed
+from truba_runner.tensorboard.chosen import Shown
+
+# TensorBoard keeps so many of a curve's points, pictures and so on; what is more is thinned out, the latest stays.
+SAMPLES = {"scalars": 1000, "images": 8, "histograms": 50, "text": 8, "audio": 4, "pr_curves": 20, "hparams": 0}
+# Which runs there are is asked again after so long; a finished run is looked at as seldom.
+_LIST_EVERY_SECONDS = 60.0
+# A request that asks for news waits so long for them at most.
+_PATIENCE_SECONDS = 1.0
+_HEAD_BYTES = 24
+
+
+def without_tensorflow() -> None:
+    """Keeps TensorBoard in this process from importing TensorFlow.
+
+    Raises:
+        Failed: TensorBoard is not installed.
+    """
+    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+    try:
+        import tensorboard.version  # noqa: F401
+    except ImportError as error:
+        raise Failed(
+            f"{sys.executable} has no TensorBoard ({error}). Install it with pip install 'truba_runner[tensorboard]'; "
+            "on TRUBA, where nothing is to be installed, a module has it: module load apps/truba-ai/cpu-2024.0"
+        ) from error
+
+
+@dataclass
+class _Folder:
+    """One folder of event files: what TensorBoard calls a run."""
+
+    # The shown run that it is of.
+    of: Shown
+    place: int
+    # For each file by name: its inode, length and first bytes.
+    files: dict[str, tuple[int, int, bytes]] = field(default_factory=dict)
+
+
+class Feed:
+    """Holds what TensorBoard shows. `version` grows with everything that is new."""
+
+    def __init__(self, list_runs: Callable[[], Sequence[Shown]]) -> None:
+        """`list_runs` says which runs are shown, the newest first; it is asked again from time to time."""
+        from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+
+        self._list_runs = list_runs
+        self._shown: Sequence[Shown] = ()
+        self._listed = -_LIST_EVERY_SECONDS
+        self._looked: dict[str, float] = {}
+        self._folders: dict[str, _Folder] = {}
+        self._told: set[str] = set()
+        self._wanted, self._done = threading.Event(), threading.Condition()
+        self._rounds = 0
+        self.version = 0
+        self.multiplexer = EventMultiplexer(size_guidance={"tensors": 10}, tensor_size_guidance=SAMPLES)
+        threading.Thread(target=self._serve, name="feed", daemon=True).start()
+        self._wanted.set()
+
+    def news(self) -> int:
+        """The version after a look at the files, or where that takes long as it is by then."""
+        with self._done:
+            awaited = self._rounds + 1
+            self._wanted.set()
+            self._done.wait_for(lambda: self._rounds >= awaited, _PATIENCE_SECONDS)
+        return self.version
+
+    def rank(self, name: str) -> float:
+        """Where TensorBoard lists one of its runs."""
+        folder = self._folders.get(name)
+        return folder.place if folder else float("inf")
+
+    def _serve(self) -> None:
+        while True:
+            self._wanted.wait()
+            self._wanted.clear()
+            self._look()
+            with self._done:
+                self._rounds += 1
+                self._done.notify_all()
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now - self._listed >= _LIST_EVERY_SECONDS:
+            self._shown, self._listed = self._list_runs(), now
+            for name in [name for name, folder in self._folders.items() if folder.of not in self._shown]:
+                self._forget(name)
+        for place, shown in enumerate(self._shown):
+            if now - self._looked.get(shown.name, -_LIST_EVERY_SECONDS) < _LIST_EVERY_SECONDS:
+                continue
+            try:
+                changed = self._look_at(shown, place)
+            except Exception as error:  # One damaged file hides no other run.
+                self._tell(f"TensorBoard cannot read all of {shown.run.tensorboard}: {error!r}")
+                continue
+            if not changed and (shown.run.path / "result.json").exists():
+                self._looked[shown.name] = now
+
+    def _tell(self, words: str) -> None:
+        if words not in self._told:
+            self._told.add(words)
+            print(words, file=sys.stderr, flush=True)
+
+    def _look_at(self, shown: Shown, place: int) -> bool:
+        changed = False
+        for path, files in event_folders(shown.run.tensorboard).items():
+            below = path.relative_to(shown.run.tensorboard).as_posix()
+            name = shown.name if below == "." else f"{shown.name}/{below}"
+            self._folders.setdefault(name, _Folder(shown, place)).place = place
+            changed |= self._load(name, path, files)
+        return changed
+
+    def _load(self, name: str, path: Path, files: Mapping[str, os.stat_result]) -> bool:
+        known = self._folders[name].files
+        found: dict[str, tuple[int, int, bytes]] = {}
+        for file, about in files.items():
+            before = known.get(file)
+            same = before is not None and before[0] == about.st_ino
+            found[file] = (about.st_ino, about.st_size, before[2] if before and same else _head(path / file))
+        if found == known:
+            return False
+        if any(_went_back(before, found.get(file)) for file, before in known.items()):
+            # A resumed run has taken back what it had written after its checkpoint: its curves are read anew.
+            self._drop(name)
+        self._folders[name].files = found
+        self.multiplexer.AddRun(str(path), name)
+        self.multiplexer.GetAccumulator(name).Reload()
+        self.version += 1
+        return True
+
+    def _forget(self, name: str) -> None:
+        self._drop(name)
+        self._looked.pop(self._folders.pop(name).of.name, None)
+        self.version += 1
+
+    def _drop(self, name: str) -> None:
+        with self.multiplexer._accumulators_mutex:
+            self.multiplexer._accumulators.pop(name, None)
+
+
+def _went_back(before: tuple[int, int, bytes], now: tuple[int, int, bytes] | None) -> bool:
+    """Whether a file is gone, has become shorter or is another; one that was copied anew, only longer, is the same."""
+    return now is None or now[1] < before[1] or now[2][: len(before[2])] != before[2]
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEAD_BYTES)
+
+
+def event_folders(root: Path) -> dict[Path, dict[str, os.stat_result]]:
+    """The folders at and below `root` that hold event files, and these."""
+    found: dict[Path, dict[str, os.stat_result]] = {}
+    try:
+        entries = list(os.scandir(root))
+    except OSError:
+        return {}
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            if entry.name != "plugins":
+                found |= event_folders(Path(entry.path))
+        elif "tfevents" in entry.name and not entry.name.startswith("."):
+            found.setdefault(root, {})[entry.name] = entry.stat()
+    return found
+
+
+def provider(feed: Feed) -> Any:
+    """What TensorBoard's plugins read the feed through."""
+    from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+
+    class NewestFirst(MultiplexerDataProvider):  # type: ignore[misc]
+        """Lists runs in our order: TensorBoard sorts them by when they began, the oldest first."""
+
+        def list_runs(self, ctx: Any = None, *, experiment_id: str) -> list[Any]:
+            """Every run, with its place in the list for its time."""
+            from tensorboard.data.provider import Run
+
+            names = self._multiplexer.Runs()
+            return [Run(run_id=name, run_name=name, start_time=feed.rank(name)) for name in names]
+
+    return NewestFirst(feed.multiplexer, "runs of truba_runner")

@@ -1,0 +1,136 @@
+"""Serves TensorBoard: on the loopback address of a machine with a browser, or on a private Unix socket elsewhere."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from truba_runner import scheduler
+from truba_runner.tensorboard.chosen import Shown
+from truba_runner.tensorboard.feed import Feed, without_tensorflow
+from truba_runner.tensorboard.page import Page
+
+_NICE = 10
+_LOOK_EVERY_SECONDS = 0.5
+DEFAULT_PORT = 6006
+# Why a server ended.
+IDLE, LEFT = "idle", "left"
+
+
+def far() -> bool:
+    """Whether this machine's browser is elsewhere: others work here too (there is sbatch), or it was reached by ssh."""
+    return scheduler.available() or "SSH_CONNECTION" in os.environ
+
+
+def loopback(port: int | None) -> socket.socket:
+    """A listening TCP socket that only this machine can reach: `port`, or 6006, or where that is taken any."""
+    wanted = [port] if port else [DEFAULT_PORT, 0]
+    for number in wanted:
+        made = socket.socket()
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            made.bind(("127.0.0.1", number))
+            made.listen(64)
+            return made
+        except OSError:
+            made.close()
+            if number == wanted[-1]:
+                raise
+    raise AssertionError
+
+
+def serve(
+    listening: socket.socket,
+    list_runs: Callable[[], Sequence[Shown]],
+    began: Callable[[], None],
+    over: Callable[[], bool] = lambda: False,
+    idle_minutes: float = 0,
+) -> str:
+    """Answers until the process is told to end or `over()`, or where `idle_minutes` is given nobody asks for so long.
+
+    `began()` is called when requests are answered. Returns why it ended.
+
+    Raises:
+        Failed: TensorBoard is not installed.
+    """
+    without_tensorflow()
+    page = Page(Feed(list_runs))
+    made = _wsgi_server(listening, page)
+    thread = threading.Thread(target=made.serve_forever, name="server", daemon=True)
+    with told_to_end() as ended:
+        thread.start()
+        began()
+        try:
+            while not ended.wait(_LOOK_EVERY_SECONDS) and not over():
+                if idle_minutes and page.idle_seconds() > idle_minutes * 60:
+                    return IDLE
+            return LEFT
+        finally:
+            made.shutdown()
+            made.server_close()
+
+
+def stay_small() -> None:
+    """Lets all others of the machine go first."""
+    os.nice(_NICE)
+
+
+def _wsgi_server(listening: socket.socket, page: Page) -> Any:
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class Quiet(WSGIRequestHandler):
+        """Says nothing of each request."""
+
+        protocol_version = "HTTP/1.1"
+
+        def log_request(self, *told: Any) -> None:
+            """Nothing."""
+
+    unix = listening.family == socket.AF_UNIX
+    host = f"unix://{listening.getsockname()}" if unix else "127.0.0.1"
+    port = 0 if unix else listening.getsockname()[1]
+    return make_server(host, port, page, threaded=True, request_handler=Quiet, fd=listening.fileno())
+
+
+@contextmanager
+def told_to_end() -> Iterator[threading.Event]:
+    """An event that is set when the user types Ctrl-C, the session ends, or the process is asked to end."""
+    ended = threading.Event()
+    signals = [signal.SIGINT, signal.SIGTERM]
+    # Under nohup it is ignored, and stays so.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
+    before = {number: signal.signal(number, lambda *_: ended.set()) for number in signals}
+    try:
+        yield ended
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Line:
+    """The line to whoever holds the tunnel's other end: it says something every few seconds while it is there.
+
+    A connection that is cut may look alive from here for hours; silence does not.
+    """
+
+    def __init__(self, silence_seconds: float) -> None:
+        """Listens on standard input."""
+        self._silence_seconds = silence_seconds
+        self._heard = time.monotonic()
+        self._closed = False
+
+    def dead(self) -> bool:
+        """Whether it was closed, or nothing was heard for too long."""
+        while not self._closed and select.select([sys.stdin], [], [], 0)[0]:
+            self._closed = not os.read(sys.stdin.fileno(), 4096)
+            self._heard = time.monotonic()
+        return self._closed or time.monotonic() - self._heard > self._silence_seconds

@@ -1,0 +1,184 @@
+"""The laptop's side of `truba tensorboard --from LOGIN`: a server at the far end, and a local port that leads to it.
+
+One ssh connection carries both. Its far end says on one line where the server's socket is; ours then forwards a port to
+it, and says something every few seconds for as long as it is there.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from truba_runner.errors import Failed
+from truba_runner.tensorboard.server import IDLE, loopback
+from truba_runner.tensorboard.ssh import NO_CONNECTION, NOT_FOUND, Connection, not_found
+
+# What the far end's line begins with: a login shell may print lines of its own before.
+MARK = "truba-tensorboard "
+_HEARTBEAT_SECONDS = 2.0
+_PAUSES_SECONDS = (1, 2, 4, 8, 15, 30)
+# A server that is gone sooner than this, so many times in a row, is not started again.
+_SHORT_SECONDS, _SHORT_LIVES = 60.0, 4
+_ANSWER_TIMEOUT_SECONDS = 5
+
+
+def announce(**about: Any) -> None:
+    """Says at the far end what the near end has to know."""
+    print(MARK + json.dumps(about), flush=True)
+
+
+class Tunnel:
+    """Holds a server at the far end, and starts it again where the connection or the server is lost."""
+
+    def __init__(self, connection: Connection, command: str, port: int | None) -> None:
+        """`command` is what the far end's shell runs; `port` the local one, None: 6006 or any."""
+        self._connection, self._command, self._wanted_port = connection, command, port
+        self._port = 0
+        self._ended = threading.Event()
+
+    def hold(self, ready: Callable[[str], None], ended: threading.Event) -> None:
+        """Until `ended` is set, or nobody looked for so long that the far end went; `ready(url)` is called once.
+
+        Raises:
+            Failed: there is no connection, no server, or no way to it.
+        """
+        self._ended = ended
+        short_lives = lost_in_vain = 0
+        while not ended.is_set():
+            began = time.monotonic()
+            told = self._one_life(ready)
+            if ended.is_set():
+                return
+            if told == IDLE:
+                print("nobody looked at the page for a while: ended. The same command starts it again")
+                return
+            lost_in_vain = lost_in_vain + 1 if told is None else 0
+            short_lives = short_lives + 1 if told == "" and time.monotonic() - began < _SHORT_SECONDS else 0
+            login = self._connection.login
+            if short_lives == _SHORT_LIVES:
+                raise Failed(
+                    f"the server at {login} ends soon after its start, {_SHORT_LIVES} times in a row: perhaps the node "
+                    "allows no such process. With --pull the files are followed instead."
+                )
+            if lost_in_vain == 0:
+                print(f"the connection to {login} is lost; trying again (Ctrl-C ends it)", file=sys.stderr)
+            ended.wait(_PAUSES_SECONDS[min(lost_in_vain, len(_PAUSES_SECONDS) - 1)])
+
+    def _one_life(self, ready: Callable[[str], None]) -> str | None:
+        """From a connection to its end: the far end's last word; empty where it had none, None without a connection."""
+        first = self._port == 0
+        process = self._connection.open(self._command)
+        lines = _Lines(process.stdout)
+        try:
+            about = lines.wait(lambda: self._ended.is_set() or process.poll() is not None)
+            if self._ended.is_set():
+                return ""
+            if about is None:
+                self._never_came(process.wait(), first)
+                return None
+            self._lead_to(str(about["socket"]), lambda: process.poll() is None)
+            if first:
+                ready(f"http://127.0.0.1:{self._port}/")
+            else:
+                print("there it is again", file=sys.stderr, flush=True)
+            while process.poll() is None and not self._ended.wait(_HEARTBEAT_SECONDS):
+                _beat(process)
+        finally:
+            self._connection.close()
+            lines.join()
+        # Where ssh itself was killed the server is not to blame.
+        return str(lines.last.get("ended", "killed" if process.returncode < 0 else ""))
+
+    def _never_came(self, status: int, first: bool) -> None:
+        login = self._connection.login
+        if status == NO_CONNECTION and not first:
+            return
+        if status == NO_CONNECTION:
+            raise Failed(
+                f"there is no connection to {login}: ssh's own words stand above. Does ssh {login} work, and the VPN?"
+            )
+        if status == NOT_FOUND:
+            raise Failed(not_found(login))
+        raise Failed(f"there is no server at {login}: its own words stand above")
+
+    def _lead_to(self, far_socket: str, connected: Callable[[], bool]) -> None:
+        """Forwards the local port; the first time one is chosen, and then kept: the page goes on asking there."""
+        candidates = [self._port] if self._port else _free_ports(self._wanted_port)
+        for port in candidates:
+            if self._connection.forward(port, far_socket):
+                self._port = port
+                break
+        else:
+            raise Failed(f"port {candidates[-1]} of this machine is taken; choose another with --port")
+        deadline = time.monotonic() + _ANSWER_TIMEOUT_SECONDS
+        while not (answered := _answers(self._port)) and connected() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        if not answered and connected():
+            login = self._connection.login
+            raise Failed(
+                f"{login} does not let ssh reach the server's socket: its sshd is older than OpenSSH 6.7, or has "
+                "AllowStreamLocalForwarding switched off. With --pull the files are followed instead."
+            )
+
+
+class _Lines:
+    """Reads what the far end says; its last word is kept."""
+
+    def __init__(self, stream: Any) -> None:
+        self.last: dict[str, Any] = {}
+        self._first = threading.Event()
+        self._thread = threading.Thread(target=self._read, args=(stream,), daemon=True)
+        self._thread.start()
+
+    def wait(self, given_up: Callable[[], bool]) -> dict[str, Any] | None:
+        """The first word; None where there will be none."""
+        while not self._first.wait(0.1):
+            if given_up():
+                self._first.wait(0.5)
+                break
+        return self.last if self._first.is_set() else None
+
+    def join(self) -> None:
+        self._thread.join(5)
+
+    def _read(self, stream: Any) -> None:
+        for line in stream:
+            text = line.decode(errors="replace")
+            if text.startswith(MARK):
+                self.last = json.loads(text.removeprefix(MARK))
+                self._first.set()
+
+
+def _beat(process: Any) -> None:
+    try:
+        process.stdin.write(b".")
+        process.stdin.flush()
+    except OSError:  # It has just ended; the next look sees it.
+        pass
+
+
+def _free_ports(wanted: int | None) -> list[int]:
+    if wanted:
+        return [wanted]
+    with loopback(None) as first, socket.socket() as second:
+        second.bind(("127.0.0.1", 0))
+        return [first.getsockname()[1], second.getsockname()[1]]
+
+
+def _answers(port: int) -> bool:
+    """Whether a server is at the other end of the port."""
+    from http.client import HTTPConnection, HTTPException
+
+    try:
+        connection = HTTPConnection("127.0.0.1", port, timeout=_ANSWER_TIMEOUT_SECONDS)
+        connection.request("GET", "/truba/news")
+        connection.getresponse().read()
+        connection.close()
+        return True
+    except (OSError, HTTPException):
+        return False
