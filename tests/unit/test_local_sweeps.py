@@ -58,7 +58,8 @@ def rows(look: Any, sweep: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("word", [signal.SIGINT, signal.SIGTERM])
 def test_a_sweep_that_is_told_to_end_begins_no_other_run(project: Project, look: Any, word: signal.Signals) -> None:
     settings = ["-m", "+experiment=par", "train.seed=range(3)", "job.options.pause=0.1"]
-    argv = [sys.executable, "-m", "truba_runner", *settings]
+    # Tests that run in the background are deaf to Ctrl-C, and would hand that down.
+    argv = ["env", "--default-signal=INT", sys.executable, "-m", "truba_runner", *settings]
     pipe = subprocess.PIPE
     process = subprocess.Popen(
         argv, cwd=project.folder, env=project.environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
