@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check cluster clean
+.PHONY: run test check language cluster clean
 
 run: $(VENV)/.run
 	$(BIN)/python -m truba_runner cluster=local +experiment=mnist fresh=true
@@ -16,6 +16,10 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/unit
+
+# Collects the messages that users read into truba_runner/locale/tr.po, and compiles it; says how many lack their Turkish.
+language: $(VENV)/.dev
+	PYTHONPATH=. $(BIN)/python tests/catalogues.py
 
 cluster:
 	slurm/testcluster/install

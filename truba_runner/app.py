@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import getpass
 import os
+import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from truba_runner.config import Experiment, detect_cluster
 from truba_runner.config_errors import FOREIGN, refuse_foreign_config, translated, unknown_keys
-from truba_runner.errors import Problem, Refused, nearest
-from truba_runner.launch import absolute, launch
+from truba_runner.errors import Failed, Problem, Refused, nearest
+from truba_runner.launch import absolute, check, launch
 from truba_runner.shipped import shipped
 from truba_runner.sweeps.sweeper_job import SweeperSubmitted
 from truba_runner.tell import Outcome
+
+# Keys of the command line without which `truba stage` would put a file somewhere else, or another one.
+_SAY_WHERE_DATA_LIES = {"cluster", "cluster.scratch", "cluster.data_folder", "data.folder", "data.name"}
 
 
 def register() -> None:
@@ -61,8 +66,34 @@ def main(arguments: Sequence[str]) -> int:
     except FOREIGN as error:
         if wants_traceback:
             raise
-        raise Refused(translated(error)) from error
+        raise Refused(*_all_that_is_wrong(arguments, translated(error))) from error
     return 1 if any(outcome.action == "failed" for outcome in outcomes) else 0
+
+
+def _all_that_is_wrong(overrides: Sequence[str], first: Problem) -> list[Problem]:
+    """What is wrong with each override, and with what the others come to; `first` is what Hydra has stopped at.
+
+    That alone where the rest hangs on it: a choice of a group, or an option of Hydra's.
+    """
+    problems, good = [first], list[str]()
+    if any(text.startswith("-") for text in overrides):
+        return problems
+    with hydra.initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+        for text in overrides:
+            try:
+                hydra.compose("config", [*good, text])
+            except FOREIGN as error:
+                if "." not in text.partition("=")[0]:
+                    return problems
+                problems.append(translated(error))
+            else:
+                good.append(text)
+        with suppress(Failed, *FOREIGN):
+            try:
+                check(absolute(typed(hydra.compose("config", good))))
+            except Refused as refused:
+                problems += refused.problems
+    return list(dict.fromkeys(problems))
 
 
 def composed(overrides: Sequence[str]) -> Experiment:
@@ -97,7 +128,8 @@ def typed(config: DictConfig) -> Experiment:
 def selector(config: Any) -> str:
     """How the user chose the experiment, for a remedy to repeat. `config` is the composed `hydra` node."""
     chosen = config.runtime.choices.get("experiment")
-    return f"+experiment={chosen}" if chosen else ""
+    where = [word for word in config.overrides.task if word.lstrip("+").partition("=")[0] in _SAY_WHERE_DATA_LIES]
+    return shlex.join([f"+experiment={chosen}", *where]) if chosen else ""
 
 
 def _experiments() -> str:

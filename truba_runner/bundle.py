@@ -58,7 +58,7 @@ from truba_runner.__main__ import main
 sys.exit(main())
 """
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-_CODE = (".py", ".typed", ".yaml", ".json")
+_CODE = (".py", ".typed", ".yaml", ".json", ".mo")
 
 
 def content(pinned: bool) -> bytes:

@@ -7,15 +7,17 @@ kept, and the best. A file that cannot be read is renamed away and the one befor
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
+
+from truba_runner.rundir import written_whole
 
 _DIGEST_BYTES = 32
 _CHUNK_BYTES = 1 << 20
@@ -31,6 +33,13 @@ class Position:
 
     epoch: int
     step: int
+
+
+def is_better(value: float | None, best: float | None, mode: str) -> bool:
+    """Whether a metric's value is better than the best so far; one that is no number is not. `mode`: min or max."""
+    if value is None or math.isnan(value):
+        return False
+    return best is None or (value > best if mode == "max" else value < best)
 
 
 class CheckpointStore:
@@ -166,19 +175,10 @@ class _Hashing:
 
 
 def _write_whole(path: Path, write: Callable[[IO[bytes]], None]) -> None:
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            hashing = _Hashing(file)
-            write(hashing)  # type: ignore[arg-type]
-            file.write(hashing.digest.digest())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(beside)
-        raise
+    with written_whole(path) as file:
+        hashing = _Hashing(file)
+        write(hashing)  # type: ignore[arg-type]
+        file.write(hashing.digest.digest())
     _sync_folder(path.parent)
 
 

@@ -7,9 +7,10 @@ import json
 import os
 import shutil
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 
 @dataclass
@@ -350,13 +351,20 @@ class Experiment:
     accept_changed_code: bool = False
 
 
+@cache
+def schema() -> DictConfig:
+    """The types of a whole config; not to be altered. It takes as long to make as a config takes to be checked."""
+    made: DictConfig = OmegaConf.structured(Experiment)
+    return made
+
+
 def experiment_from(values: Any) -> Experiment:
     """The typed form of a mapping or of a composed Hydra config.
 
     Raises:
         omegaconf.errors.OmegaConfBaseException: a key, a type or an interpolation is wrong, or a value is missing.
     """
-    merged = OmegaConf.merge(OmegaConf.structured(Experiment), values)
+    merged = OmegaConf.merge(schema(), values)
     experiment = OmegaConf.to_object(merged)
     if not isinstance(experiment, Experiment):
         raise TypeError(f"expected a mapping, got {type(values).__name__}")

@@ -19,6 +19,7 @@ from typing import IO
 from truba_runner import image_files, weights
 from truba_runner.config import Data, Experiment, Source
 from truba_runner.errors import Problem, Refused
+from truba_runner.search.space import jobs
 
 DOWNLOAD_TIMEOUT_SECONDS = 10
 _CHUNK_BYTES = 1 << 20
@@ -28,8 +29,9 @@ _LARGEST_CHECKED_BYTES = 64 << 20
 
 def needed(experiment: Experiment) -> list[Source]:
     """The files that the run will read: its data, and the weights that it begins from."""
-    sources = (experiment.data.sources.get(experiment.data.name), weights.source(experiment.job))
-    return [source for source in sources if source is not None and source.file]
+    sources = [experiment.data.sources.get(experiment.data.name), *map(weights.source, jobs(experiment))]
+    # Architectures may share a file.
+    return list({source.file: source for source in sources if source is not None and source.file}.values())
 
 
 def missing(experiment: Experiment) -> list[Source]:
@@ -129,11 +131,12 @@ def folder_problems(data: Data, source: Source) -> Iterator[Problem]:
 
 
 def _missing_problem(experiment: Experiment, source: Source, selector: str, error: OSError) -> Problem:
-    data, arch = experiment.data, experiment.job.options.get("arch")
+    data = experiment.data
+    job = next((job for job in jobs(experiment) if weights.source(job) == source), experiment.job)
     path = Path(data.folder) / source.file
     received, chosen, otherwise = f"data.name={data.name}", "", ""
     if source.file.startswith(f"{weights.FOLDER}/"):
-        received, chosen = "job.options.pretrained=true", f" job.options.arch={arch}"
+        received, chosen = "job.options.pretrained=true", f" job.options.arch={job.options.get('arch')}"
         otherwise = "; or set job.options.pretrained=false, and train from nothing"
     return Problem(
         received,

@@ -65,7 +65,7 @@ def binds(experiment: Experiment, request: Request, project: Path, job_file: Pat
     scratch = facts_of(cluster, request.partition, request.constraint).local_scratch
     wanted = [cluster.scratch, cluster.runs_folder, experiment.data.folder, scratch, str(project)]
     wanted.append(str(job_file.parent.parent))
-    known = [PurePosixPath(path) for path in dict.fromkeys(wanted) if path and path != "/tmp"]  # noqa: S108  # Always shown.
+    known = [PurePosixPath(path) for path in dict.fromkeys(wanted) if path not in {"", "/", "/tmp"}]  # noqa: S108  # Always shown.
     return [str(path) for path in known if not any(other in path.parents for other in known)]
 
 

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from truba_runner.language import _, counted
+
 _LISTED = 12
 
 
@@ -40,13 +42,14 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.51)
     if close:
-        return f"Did you mean {' or '.join(close)}?"
+        return _("Did you mean {names}?", names=_(" or ").join(close))
     if not names:
-        return "There are none."
-    return f"There are: {listed(names)}."
+        return _("There are none.")
+    return _("There are: {names}.", names=listed(names))
 
 
 def listed(names: Sequence[str]) -> str:
     """The names, or of many the first dozen."""
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"{', '.join(names[:_LISTED])}{more}"
+    left = len(names) - _LISTED
+    more = " " + counted("and {count} more", "and {count} more", left) if left > 0 else ""
+    return ", ".join(names[:_LISTED]) + more

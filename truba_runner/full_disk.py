@@ -30,7 +30,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 def explained(error: BaseException, run: RunDir) -> BaseException:
     """The error itself, or where a full disk is behind it one that says so, and where the run goes on from."""
-    if (cause := _full(error)) is None:
+    if (cause := reason(error)) is None:
         return error
     position = CheckpointStore(run.checkpoints).position()
     where = f"epoch {position.epoch + 1}, step {position.step}" if position > Position(0, 0) else "the beginning"
@@ -42,8 +42,8 @@ def explained(error: BaseException, run: RunDir) -> BaseException:
     return told
 
 
-def _full(error: BaseException) -> str | None:
-    """What says so, of the error and those behind it: a framework may raise one of its own in its place."""
+def reason(error: BaseException) -> str | None:
+    """What says that a disk is full, of the error and those behind it: a framework may raise one of its own instead."""
     seen: set[int] = set()
     one: BaseException | None = error
     while one is not None and id(one) not in seen:

@@ -30,10 +30,15 @@ def names_in(folder: Path) -> list[PurePosixPath]:
     """
     found = []
     for here, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(Path(here) / name)]
         inside = PurePosixPath(Path(here).relative_to(folder).as_posix())
         found += [inside / name for name in files if is_image(PurePosixPath(name))]
     return in_order(found)
+
+
+def _leads_back(path: Path) -> bool:
+    """Whether it is a link to a folder that it lies in: each image would be found once a turn, forty times."""
+    return path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
 
 
 def in_order(names: Iterable[PurePosixPath]) -> list[PurePosixPath]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from truba_runner import weights
 from truba_runner.config import Experiment
 from truba_runner.errors import Problem
+from truba_runner.search.space import jobs
 
 EXAMPLE = "'(.+)_\\d+.jpg$', which finds great_pyrenees in great_pyrenees_173.jpg"
 
@@ -32,4 +33,4 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     for key, given in (("pack", data.pack), ("label_pattern", bool(data.label_pattern))):
         if given and experiment.job.backend == "keras":
             yield Problem(f"data.{key}", "it is for fastai, and the backend is keras.", "Leave it out.")
-    yield from weights.problems(experiment.job)
+    yield from dict.fromkeys(problem for job in jobs(experiment) for problem in weights.problems(job))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ class Folder:
         digest = sha256()
         for name in names_in(self.path):
             about = (self.path / name).stat()
-            digest.update(f"{name}\t{about.st_size}\t{about.st_mtime_ns}\n".encode())
+            digest.update(os.fsencode(f"{name}\t{about.st_size}\t{about.st_mtime_ns}\n"))
         return {"folder": digest.hexdigest()}
 
     def photographs(self) -> Iterator[Photograph]:

@@ -12,11 +12,14 @@ from pathlib import Path
 from truba_runner import changed_code, data, job_module, places, probe, probe_job, rundir, scheduler, tell, weights
 from truba_runner.config import Experiment, run_id
 from truba_runner.errors import Failed, Problem, Refused
-from truba_runner.plan import plan
+from truba_runner.plan import Plan, plan
 from truba_runner.probe import Found
 from truba_runner.queue.automatic import Automatic
 from truba_runner.rundir import RunDir
+from truba_runner.search import overview
 from truba_runner.search import submission as search
+from truba_runner.search.directory import search_of
+from truba_runner.search.space import jobs
 from truba_runner.state import last_job_id, state_of
 from truba_runner.submit import Prepared, Submission, settle
 from truba_runner.tell import Outcome
@@ -24,18 +27,22 @@ from truba_runner.tell import Outcome
 _WAIT_SECONDS = 2.0
 
 
-def launch(experiment: Experiment, selector: str) -> Outcome:
-    """Submits or trains a run. `selector` is how the user chose the experiment.
+def launch(experiment: Experiment, selector: str, may_wait: bool = True) -> Outcome:
+    """Submits or trains a run, or a search. `selector` is how the user chose the experiment.
+
+    `may_wait`: where `launcher.wait` says so; else it is left to the caller.
 
     Raises:
         Refused: it breaks a rule.
         Failed: Slurm does not answer.
     """
-    return go(_prepared(absolute(experiment), selector))
+    return go(_prepared(absolute(experiment), selector), may_wait)
 
 
-def go(prepared: Prepared) -> Outcome:
+def go(prepared: Prepared, may_wait: bool = True) -> Outcome:
     """Submits or trains a run, or starts a search, that breaks no rule; says what came of it.
+
+    `may_wait`: where `launcher.wait` says so; else it is left to the caller.
 
     Raises:
         Refused: it may not go on with the code that it finds.
@@ -43,25 +50,52 @@ def go(prepared: Prepared) -> Outcome:
     """
     experiment = prepared.experiment
     if experiment.sweep.kind:
-        return search.launch(prepared)
-    if experiment.dry_run:
+        outcome = search.launch(prepared)
+    elif experiment.dry_run:
         tell.dry_run([Submission(prepared)])
-        return Outcome(prepared.run.id, str(prepared.run.path), "dry_run")
+        outcome = Outcome(prepared.run.id, str(prepared.run.path), "dry_run")
+    else:
+        outcome = _launch_run(prepared)
+    return wait_for([outcome])[0] if may_wait and waits(experiment) else outcome
+
+
+def waits(experiment: Experiment) -> bool:
+    """Whether the command is to stay until what it submits has ended."""
+    return experiment.launcher.wait and experiment.cluster.scheduler == "slurm" and not experiment.dry_run
+
+
+def _launch_run(prepared: Prepared) -> Outcome:
     places.remember(prepared.run.path.parent)
-    if experiment.cluster.scheduler == "slurm":
+    if prepared.experiment.cluster.scheduler == "slurm":
         on_slurm_or_failed()
         outcome = _through_slurm(prepared)
-        tell.came_of_it(outcome)
-        return wait_for([outcome])[0] if experiment.launcher.wait else outcome
-    outcome = train_here(prepared)
-    if outcome.action == "finished":
-        tell.changed_code([prepared])
+    else:
+        outcome = train_here(prepared)
+        if outcome.action == "finished":
+            tell.changed_code([prepared])
     tell.came_of_it(outcome)
     return outcome
 
 
 def _prepared(experiment: Experiment, selector: str) -> Prepared:
-    """Checked, or every broken rule at once."""
+    experiment, made, job_file = check(experiment)
+    for warning in made.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    found: Found = {}
+    if not experiment.dry_run:
+        experiment = with_data(experiment, selector)
+        found = in_environment(experiment)
+    run = search.directory(experiment) if experiment.sweep.kind else newest_run_dir(experiment)
+    return Prepared(experiment, run, made.request, job_file, found=found)
+
+
+def check(experiment: Experiment) -> tuple[Experiment, Plan, Path]:
+    """The experiment without `auto`, its plan, and the file of its job.
+
+    Raises:
+        Refused: with every broken rule.
+        Failed: Slurm does not answer.
+    """
     problems: list[Problem] = []
     made, job_file = None, None
     try:
@@ -75,14 +109,7 @@ def _prepared(experiment: Experiment, selector: str) -> Prepared:
         problems = [*refused.problems, *problems]
     if made is None or job_file is None:
         raise Refused(*problems)
-    for warning in made.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    found: Found = {}
-    if not experiment.dry_run:
-        experiment = with_data(experiment, selector)
-        found = in_environment(experiment)
-    run = search.directory(experiment) if experiment.sweep.kind else newest_run_dir(experiment)
-    return Prepared(experiment, run, made.request, job_file, found=found)
+    return experiment, made, job_file
 
 
 def in_environment(experiment: Experiment) -> Found:
@@ -120,8 +147,9 @@ def absolute(experiment: Experiment) -> Experiment:
 def with_data(experiment: Experiment, selector: str) -> Experiment:
     """Sees to the data; where other data stands in for it, says so and trains on that under its own name."""
     name = data.provide(experiment, selector)
-    # Of a long table the one line that the run uses.
-    experiment = replace(experiment, job=replace(experiment.job, weights=weights.chosen(experiment.job)))
+    # Of a long table the one line that the run uses; a search has trials, which may use several.
+    used = {arch: url for job in jobs(experiment) for arch, url in weights.chosen(job).items()}
+    experiment = replace(experiment, job=replace(experiment.job, weights=used))
     if name == experiment.data.name:
         return experiment
     print(
@@ -164,7 +192,7 @@ def _through_slurm(prepared: Prepared) -> Outcome:
 
 
 def wait_for(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Holds on until Slurm has done with every run."""
+    """Holds on until Slurm has done with every run; with a search, once it has its result or no worker."""
     ended = []
     for outcome in outcomes:
         run = RunDir(Path(outcome.run_dir))
@@ -177,7 +205,10 @@ def wait_for(outcomes: Sequence[Outcome]) -> list[Outcome]:
 
 def _in_slurms_hands(run: RunDir) -> bool:
     """Whether the run's job waits or runs; one that squeue has just lost sight of is looked for in accounting."""
-    jobs = scheduler.queue()
+    jobs, found = scheduler.queue(), search_of(run)
+    if found is not None:
+        ids = [last_job_id(worker) for worker in overview.job_runs(found)]
+        return overview.standing(found, jobs or scheduler.accounting(ids)).live
     return state_of(run, jobs or scheduler.accounting([last_job_id(run)])).live
 
 

@@ -16,7 +16,7 @@ from truba_runner.request import facts_of
 _ATTEMPTS = 5
 
 
-def scratch(experiment: Experiment) -> Path:
+def scratch_of(experiment: Experiment) -> Path:
     """The folder on the own disk of each of its partition's nodes: `local_scratch`, with variables of the node."""
     resources = experiment.resources
     return Path(

@@ -8,7 +8,6 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
-from truba_runner.config import experiment_from
 from truba_runner.rundir import RunDir
 
 # A compute node may have no network at all: a finished job must not wait for it.
@@ -21,13 +20,14 @@ def tell(run: RunDir, state: str, about: Mapping[str, Any]) -> bool:
     `text` is the same in a sentence, as chat services show it. Returns whether it was told; never raises.
     """
     try:
-        experiment = experiment_from(run.read_config())
-        if not experiment.notify.webhook:
+        config = run.read_config()
+        webhook = config.get("notify", {}).get("webhook")
+        if not webhook:
             return False
-        record = {"run": run.id, "name": experiment.name, "state": state, "text": _sentence(run, state, about), **about}
+        record = {"run": run.id, "name": config["name"], "state": state, "text": _sentence(run, state, about), **about}
         body = json.dumps(record, ensure_ascii=False, default=str).encode()
         headers = {"Content-Type": "application/json", "User-Agent": "truba_runner"}
-        request = urllib.request.Request(experiment.notify.webhook, body, headers, method="POST")
+        request = urllib.request.Request(webhook, body, headers, method="POST")
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):
             return True
     # Whatever a config, a proxy or a server can do: the run has ended already, and how is on record.

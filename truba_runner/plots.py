@@ -41,7 +41,7 @@ def confusion_matrix(matrix: Any, folder: Path) -> Path | None:
 def save_png(folder: Path, name: str, draw: Callable[[], Any]) -> Path | None:
     """Saves the matplotlib figure that `draw` makes, under its name only when whole.
 
-    None where there is nothing to draw it with, or no room for it: a picture stops no run.
+    None where that fails, as with nothing to draw it with, or no room for it: a picture stops no run.
     """
     try:
         figure = draw()
@@ -49,7 +49,7 @@ def save_png(folder: Path, name: str, draw: Callable[[], Any]) -> Path | None:
         figure.savefig(content, format="png", dpi=120)
         folder.mkdir(mode=0o700, exist_ok=True)
         write_atomically(folder / name, content.getvalue())
-    except (ImportError, OSError) as error:
+    except Exception as error:  # matplotlib reads formulas into names that have two dollar signs.
         print(f"{name} could not be drawn ({error})", file=sys.stderr, flush=True)
         return None
     return folder / name

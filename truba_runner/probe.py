@@ -64,6 +64,27 @@ def found(experiment: Experiment, elsewhere: Elsewhere) -> Found:
     return held
 
 
+def found_here(experiment: Experiment) -> Found | str:
+    """The same, asked on this machine alone; where it cannot be entered here, which says nothing of a job's node: why.
+
+    Raises:
+        Refused: as `found`.
+    """
+    chosen = experiment.environment
+    if chosen.kind == "inherit":
+        return found(experiment, lambda script: None)
+    _refuse_missing_files(chosen)
+    held = _kept(chosen)
+    if not held:
+        try:
+            held = _read(chosen, *_run_here(_script(chosen, shipped("slurm") / "apptainer")))
+        except _Silent as silent:
+            return silent.why
+        _keep(chosen, held)
+    _refuse_lacking(experiment, held)
+    return held
+
+
 def _refuse_missing_files(chosen: Environment) -> None:
     if chosen.kind == "apptainer" and not Path(chosen.image).exists():
         near = f"There are: {', '.join(names)}." if (names := _images_beside(Path(chosen.image))) else ""
@@ -115,7 +136,9 @@ def _script(chosen: Environment, wrapper: Path) -> str:
     """Enters the environment as a job does, and has its Python report."""
     entered = environment.start(chosen, wrapper)
     program = pkgutil.get_data("truba_runner", "environment_report.py") or b""
-    return "\n".join([*entered.setup, f"{entered.python} - <<'END-OF-REPORT'", program.decode(), "END-OF-REPORT", ""])
+    # A container that shows none of the run's folders has no other folder to be in.
+    lines = [*entered.setup, "cd /", f"{entered.python} - <<'END-OF-REPORT'", program.decode(), "END-OF-REPORT", ""]
+    return "\n".join(lines)
 
 
 def _run_here(script: str) -> tuple[str, int]:

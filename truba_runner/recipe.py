@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from truba_runner.errors import Problem, nearest
@@ -47,8 +47,11 @@ _REQUIRED = {
     "fine_tune": ("epochs",),
     "resize": ("size",),
 }
+TRAINING = tuple(name for name, keys in _KEYS.items() if "epochs" in keys)
 # What fastai's Learner.fine_tune is called with where nothing is said.
 _FINE_TUNE_LR = 2e-3
+# And Learner.lr_find.
+_FIND_FROM, _FIND_TO = 1e-7, 10.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,10 @@ class Rate:
 
     def __str__(self) -> str:
         """As it is written, more or less."""
-        return f"{self.factor:g}" if not self.find else f"{self.find}.{self.suggestion} times {self.factor:g}"
+        if not self.find:
+            return f"{self.factor:g}"
+        by = "" if self.factor == 1 else f"*{self.factor:g}" if self.factor > 1 else f"/{1 / self.factor:g}"
+        return f"{self.find}.{self.suggestion}{by}"
 
 
 @dataclass(frozen=True)
@@ -129,10 +135,11 @@ def read(recipe: Sequence[Any], epochs: int, learning_rate: float | None) -> tup
     return tuple(part for item in given for part in _stages(*_named(item), learning_rate))
 
 
-def problems(recipe: Sequence[Any], epochs: int) -> Iterator[Problem]:
-    """What is wrong with a recipe; `epochs` is what `train.epochs` says beside it."""
+def problems(recipe: Sequence[Any], epochs: int, learning_rate: float | None = None) -> Iterator[Problem]:
+    """What is wrong with a recipe; `epochs` and `learning_rate` are what `train` says beside it."""
     finds: list[str] = []
-    lengths = []
+    lengths: list[Any] = []
+    rates: list[Any] = []
     for index, item in enumerate(recipe):
         place = f"train.recipe[{index}]"
         try:
@@ -149,15 +156,25 @@ def problems(recipe: Sequence[Any], epochs: int) -> Iterator[Problem]:
             continue
         yield from _stage_problems(f"{place}.{name}", name, options, finds)
         lengths += [options[key] for key in ("epochs", "freeze_epochs") if key in options]
+        if "epochs" in _KEYS[name]:
+            # A stage that has none of its own takes that of `train`.
+            own = options.get("base_lr" if name == "fine_tune" else "lr", learning_rate)
+            rates += own if isinstance(own, list | tuple) else [own]
         if name == "lr_find":
             finds.append(str(options.get("name")))
     if recipe and not any(isinstance(length, int) for length in lengths):
         yield Problem("train.recipe", "no stage of it trains.", "Add one, for example {fit_one_cycle: {epochs: 3}}.")
-    if recipe and epochs != 1 and epochs not in lengths:
+    if lengths and epochs != 1 and epochs not in lengths:
         yield Problem(
             f"train.epochs={epochs}",
             "the stages of train.recipe say how long they are, and none of them takes this number.",
-            "Leave it out, or write epochs: ${train.epochs} in a stage.",
+            f"Set train.epochs={lengths[-1]}, or write epochs: ${{train.epochs}} in a stage.",
+        )
+    if rates and learning_rate is not None and learning_rate not in rates:
+        yield Problem(
+            f"train.learning_rate={learning_rate:g}",
+            "the stages of train.recipe have rates of their own, and none of them takes this one.",
+            "Leave it out, or write lr: ${train.learning_rate} in a stage.",
         )
 
 
@@ -170,6 +187,21 @@ def shortened(recipe: Sequence[Any], epochs: int) -> list[Any]:
         return {name: {**options, **limited}} if limited else item
 
     return [short(item) for item in recipe]
+
+
+def can_grow(stage: Stage) -> bool:
+    """Whether a longer stage begins with the same steps: its rates do not follow from its length."""
+    return isinstance(stage, Fit) and stage.method == "fit"
+
+
+def signature(stages: Sequence[Stage]) -> list[list[str]]:
+    """What has to be the same for a checkpoint to mean the same: a recipe that begins so may be gone on with.
+
+    The length of a last stage that can grow is left out.
+    """
+    if stages and isinstance(stages[-1], Fit) and can_grow(stages[-1]):
+        stages = [*stages[:-1], replace(stages[-1], epochs=0)]
+    return [[type(stage).__name__, repr(asdict(stage))] for stage in stages]
 
 
 def epochs_of(stages: Sequence[Stage]) -> int:
@@ -268,6 +300,14 @@ def _stage_problems(place: str, name: str, options: Mapping[str, Any], finds: Se
             yield from _name_problems(f"{place}.{key}", value, finds)
         else:
             yield from _number_problems(f"{place}.{key}", key, value, kinds[key])
+    if name == "lr_find":
+        first, last = options.get("start_lr", _FIND_FROM), options.get("end_lr", _FIND_TO)
+        if all(isinstance(rate, int | float) for rate in (first, last)) and not first < last:
+            yield Problem(
+                f"{place}: start_lr={first:g}, end_lr={last:g}",
+                "lr_find raises the rate from start_lr to end_lr, which is larger.",
+                f"Left out they are {_FIND_FROM:g} and {_FIND_TO:g}.",
+            )
 
 
 def _name_problems(place: str, value: Any, finds: Sequence[str]) -> Iterator[Problem]:

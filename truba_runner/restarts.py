@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from truba_runner import scheduler
 from truba_runner.checkpoint import Position
 from truba_runner.errors import Failed
 from truba_runner.rundir import RunDir
 
+if TYPE_CHECKING:
+    from truba_runner.request import Request
+
 # So many starts from the same step, one after the other, mean that the step itself kills the run.
 FRUITLESS_STARTS = 3
+# A job's clock starts before its worker, and Slurm's signal may be half a minute early.
+_CLOCKS_APART_SECONDS = 90
 # How a worker that shares its job with others ends when its run is to go on: the job goes back when all have ended.
 REQUEUE_STATUS = 75
 
@@ -23,12 +28,14 @@ def begin(run: RunDir, job_id: str, position: Position, about: Mapping[str, Any]
     Raises:
         Failed: the job has been started from here often enough, and has never come further.
     """
-    fruitless = 0
+    fruitless, excused = 0, False
     for event in reversed(run.submissions()):
-        if event["event"] == "started":
+        if event["event"] == "broken_off":
+            excused = True
+        elif event["event"] == "started":
             if (event["job_id"], event.get("position")) != (job_id, [position.epoch, position.step]):
                 break
-            fruitless += 1
+            fruitless, excused = fruitless + (not excused), False
     progress = run.progress()
     start = {"event": "started", "time": time.time(), "job_id": job_id, "position": [position.epoch, position.step]}
     # Of these the second is for `account`, should that checkpoint turn out to be damaged.
@@ -39,6 +46,18 @@ def begin(run: RunDir, job_id: str, position: Position, about: Mapping[str, Any]
             f"{fruitless} starts from epoch {position.epoch + 1}, step {position.step} came no further, so there is no "
             "other one. The log shows how they ended; submit again once the cause is mended."
         )
+
+
+def broken_off(run: RunDir, job_id: str, request: Request) -> None:
+    """Records that a start has ended because it was told to, unless its time was up.
+
+    A preemption in the middle of what begins anew each time, an lr_find or a packing, is not the run's fault; what does
+    not fit into the time limit never comes further.
+    """
+    now = time.time()
+    started = next((event["time"] for event in reversed(run.submissions()) if event["event"] == "started"), now)
+    if now - started < 60 * request.time_minutes - request.signal_seconds - _CLOCKS_APART_SECONDS:
+        run.append_submission({"event": "broken_off", "time": now, "job_id": job_id})
 
 
 def _steps_lost(progress: Mapping[str, Any], position: Position) -> int:

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from truba_runner import events
 
@@ -42,16 +42,28 @@ def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
     Raises:
         OSError: the disk is full or not writable; `path` is unchanged.
     """
+    with written_whole(path, durable) as file:
+        file.write(content)
+
+
+@contextmanager
+def written_whole(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
+    """A file to write to, beside `path`, as `write_atomically` does it: it takes that name once it is whole.
+
+    Raises:
+        OSError: the disk is full or not writable; `path` is unchanged, and nothing is left beside it.
+    """
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             if durable:
                 os.fsync(file.fileno())
         os.replace(beside, path)
     except BaseException as error:
-        os.unlink(beside)
+        with suppress(OSError):
+            os.unlink(beside)
         if isinstance(error, OSError):
             # Of a write that failed the system does not say where it was to.
             error.filename = error.filename or str(path)
@@ -59,7 +71,9 @@ def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
 
 
 def _json_bytes(value: Any) -> bytes:
-    return (json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    text = json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    # A file's name may be no UTF-8; written so, JSON reads it back as it was.
+    return text.encode(errors="backslashreplace")
 
 
 def finite(value: Any) -> Any:
@@ -204,6 +218,10 @@ class RunDir:
         writer.writeheader()
         writer.writerows(rows)
         write_atomically(self.path / "history.csv", text.getvalue().encode(), durable)
+
+    def has_lived(self) -> bool:
+        """Whether the run has come through an epoch, at any time."""
+        return (self.path / "history.csv").exists() or bool(self.result())
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes what the run came to. Its presence means that the run is finished."""

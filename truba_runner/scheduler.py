@@ -95,7 +95,13 @@ def available() -> bool:
     return shutil.which("sbatch") is not None or relay.folder() is not None
 
 
-def run(argv: Sequence[str], *, text: str | None = None, inherit: Sequence[int] = ()) -> str:
+def run(
+    argv: Sequence[str],
+    *,
+    text: str | None = None,
+    inherit: Sequence[int] = (),
+    timeout_seconds: float = TIMEOUT_SECONDS,
+) -> str:
     """Runs one command once, and returns what it printed; `text` is its standard input.
 
     `inherit` are descriptors that it keeps open.
@@ -103,22 +109,26 @@ def run(argv: Sequence[str], *, text: str | None = None, inherit: Sequence[int] 
     Raises:
         SlurmError: it is not installed, ended with an error, or did not answer in time.
     """
-    return _done(argv, text=text, inherit=inherit).stdout
+    return _done(argv, text=text, inherit=inherit, timeout_seconds=timeout_seconds).stdout
 
 
 def _done(
-    argv: Sequence[str], *, text: str | None = None, inherit: Sequence[int] = ()
+    argv: Sequence[str],
+    *,
+    text: str | None = None,
+    inherit: Sequence[int] = (),
+    timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> subprocess.CompletedProcess[str]:
     try:
         if outside := relay.folder():
-            done = relay.call(outside, argv, text, TIMEOUT_SECONDS)
+            done = relay.call(outside, argv, text, timeout_seconds)
         else:
             done = subprocess.run(
                 argv,
                 input=text,
                 capture_output=True,
                 text=True,
-                timeout=TIMEOUT_SECONDS,
+                timeout=timeout_seconds,
                 pass_fds=inherit,
                 check=False,
                 # Else the list of an array's tasks is cut short.
@@ -127,7 +137,7 @@ def _done(
     except FileNotFoundError as error:
         raise SlurmError(argv[0], "there is no such command on the PATH; is this a login node?", False) from error
     except subprocess.TimeoutExpired as error:
-        raise SlurmError(argv[0], f"no answer within {TIMEOUT_SECONDS} s", transient=True) from error
+        raise SlurmError(argv[0], f"no answer within {timeout_seconds:g} s", transient=True) from error
     if done.returncode:
         message = done.stderr.strip() or f"exit status {done.returncode}"
         unreachable = any(sign in message for sign in _UNREACHABLE)
@@ -299,13 +309,13 @@ def core_limit(account: str) -> int:
     return min((int(found[1]) for found in limits if found), default=0)
 
 
-def release(job_ids: Sequence[str]) -> None:
-    """Lets jobs start that were submitted to be held.
+def release(job_id: str) -> None:
+    """Lets a job start whatever it was submitted to wait for.
 
     Raises:
         SlurmError: Slurm does not answer, or may not.
     """
-    query(["scontrol", "release", ",".join(job_ids)])
+    query(["scontrol", "update", f"jobid={job_id}", "dependency="])
 
 
 def state(job_id: str) -> str:

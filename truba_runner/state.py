@@ -10,20 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from truba_runner.language import _, marked
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import SRUN_FAILED, Job
 
-# Slurm's word for a job that was submitted to be held.
-_HELD = "JobHeldUser"
-_SILENT = "it ended without a word; truba logs shows the last of it, and the same command goes on"
+# Slurm's word for a job that waits for another.
+_WAITS = "Dependency"
+_SILENT = marked("it ended without a word; truba logs shows the last of it, and the same command goes on")
 _NOT_BEGUN = "nothing was done about it so far; the same command goes on with it"
-_INTERRUPTED = "interrupted; the same command goes on"
+_INTERRUPTED = marked("interrupted; the same command goes on")
 # What Slurm's word for an end means, where the job itself had none.
 _ENDS = {
-    "CANCELLED": "cancelled; the same command goes on",
-    "TIMEOUT": "its time was up before it had saved; the same command goes on",
-    "NODE_FAIL": "its node failed; the same command goes on",
-    "OUT_OF_MEMORY": "it took more memory than it had; with more of it (resources.memory_gb) the same command goes on",
+    "CANCELLED": marked("cancelled; the same command goes on"),
+    "TIMEOUT": marked("its time was up before it had saved; the same command goes on"),
+    "NODE_FAIL": marked("its node failed; the same command goes on"),
+    "OUT_OF_MEMORY": marked(
+        "it took more memory than it had; with more of it (resources.memory_gb) the same command goes on"
+    ),
 }
 
 
@@ -76,10 +79,11 @@ def state_of(run: RunDir, jobs: Mapping[str, Job] | None) -> RunState:
         why = (
             _why(progress)
             or _dropped(run)
-            or _ENDS.get(state)
-            or (_INTERRUPTED if progress.get("state") == "interrupted" else "")
+            or (_along_with_canary(run) if state == "CANCELLED" and not progress else "")
+            or (_(_ENDS[state]) if state in _ENDS else "")
+            or (_(_INTERRUPTED) if progress.get("state") == "interrupted" else "")
         )
-        return RunState(state, live=False, job=job, why=why or _exit(job) or _SILENT)
+        return RunState(state, live=False, job=job, why=why or _exit(job) or _(_SILENT))
     return _state_on_record(run, progress, slurm_answers=jobs is not None)
 
 
@@ -87,10 +91,11 @@ def _state_when_pulled(run: RunDir, progress: Mapping[str, Any], pulled: Mapping
     """What the records of a copy tell: the job is another machine's, and may have gone on since."""
     if run.result():
         return RunState("COMPLETED", live=False, job=None)
-    ended = {"failed": ("FAILED", _why(progress)), "interrupted": ("INTERRUPTED", _INTERRUPTED)}
+    ended = {"failed": ("FAILED", _why(progress)), "interrupted": ("INTERRUPTED", _(_INTERRUPTED))}
     state, why = ended.get(str(progress.get("state")), ("RUNNING" if progress else "UNKNOWN", ""))
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(float(pulled.get("time", 0))))
-    as_of = f"as it was at {pulled.get('from', '?')} on {when}; truba pull looks again"
+    place = pulled.get("from", "?")
+    as_of = _("as it was at {place} on {when}; truba pull looks again", place=place, when=when)
     return RunState(state, live=False, job=None, why=f"{why}; {as_of}" if why else as_of)
 
 
@@ -105,13 +110,26 @@ def _among_others(run: RunDir, progress: Mapping[str, Any], job: Job) -> RunStat
 
 def _waits_for(run: RunDir, job: Job) -> str:
     canary = _intent(run).get("canary")
-    return f"held until {canary} has lived through its first epoch" if job.reason == _HELD and canary else job.reason
+    if job.reason == _WAITS and canary:
+        return _("held until {canary} has lived through its first epoch", canary=canary)
+    return job.reason
 
 
 def _dropped(run: RunDir) -> str:
     """Why a run was taken out of the queue before it started."""
     told = run.submissions()
     return str(told[-1]["why"]) if told and told[-1]["event"] == "dropped" else ""
+
+
+def _along_with_canary(run: RunDir) -> str:
+    """What Slurm's word means for a run that waited for another, which has not lived."""
+    canary = _intent(run).get("canary")
+    if not canary or RunDir(run.path.parent / canary).has_lived():
+        return ""
+    return _(
+        "cancelled along with the canary {canary}, which ended before its first epoch did; the same command goes on",
+        canary=canary,
+    )
 
 
 def _intent(run: RunDir) -> dict[str, Any]:
@@ -126,22 +144,22 @@ def _state_on_record(run: RunDir, progress: Mapping[str, Any], slurm_answers: bo
     if recorded == "failed":
         return RunState("FAILED", live=False, job=None, why=_why(progress))
     if recorded == "interrupted":
-        return RunState("INTERRUPTED", live=False, job=None, why=_INTERRUPTED)
+        return RunState("INTERRUPTED", live=False, job=None, why=_(_INTERRUPTED))
     if killed := next((event for event in run.submissions() if _is_kill(event, last_job_id(run))), None):
-        why = f"killed by {killed['signal']}; the same command goes on"
+        why = _("killed by {signal}; the same command goes on", signal=killed["signal"])
         return RunState("KILLED", live=False, job=None, why=why)
     if recorded == "running":
         if _process_lives(run, progress):
             return RunState("RUNNING", live=True, job=None)
         if not slurm_answers:
-            return RunState("UNKNOWN", live=False, job=None, why="it was running when Slurm last answered")
-        return RunState("LOST", live=False, job=None, why=_SILENT)
+            return RunState("UNKNOWN", live=False, job=None, why=_("it was running when Slurm last answered"))
+        return RunState("LOST", live=False, job=None, why=_(_SILENT))
     events = run.submissions()
     if events and events[-1]["event"] == "local" and _process_lives(run, events[-1]):
         return RunState("RUNNING", live=True, job=None)
     if events and events[-1]["event"] == "refused":
         return RunState("REFUSED", live=False, job=None, why=str(events[-1].get("message", "")))
-    why = "Slurm does not know its job, and it never started" if slurm_answers else "Slurm does not answer"
+    why = _("Slurm does not know its job, and it never started") if slurm_answers else _("Slurm does not answer")
     return RunState("UNKNOWN", live=False, job=None, why=why)
 
 
@@ -173,5 +191,7 @@ def _why(progress: Mapping[str, Any]) -> str:
 
 def _exit(job: Job) -> str:
     if job.exit_code.startswith(f"{SRUN_FAILED}:"):
-        return "Slurm could not start it on its nodes; truba logs shows why, and the same command goes on"
-    return f"exit code {job.exit_code}" if job.exit_code not in {"", "0:0"} and job.state == "FAILED" else ""
+        return _("Slurm could not start it on its nodes; truba logs shows why, and the same command goes on")
+    if job.exit_code in {"", "0:0"} or job.state != "FAILED":
+        return ""
+    return _("exit code {code}", code=job.exit_code)

@@ -18,9 +18,10 @@ from typing import Any
 
 from submitit import SlurmExecutor
 
-from truba_runner import environment, events, job_code, provenance, scheduler
+from truba_runner import budget, environment, events, job_code, provenance, scheduler
 from truba_runner.config import Experiment
 from truba_runner.errors import Failed, Problem, Refused
+from truba_runner.language import _
 from truba_runner.request import Request
 from truba_runner.rundir import RunDir, sweep_events_file
 from truba_runner.scheduler import SRUN_FAILED
@@ -167,6 +168,8 @@ class Submission:
         """
         script = self.script()
         job_code.provide(self.first.experiment.environment, self._runs_folder)
+        for warning in budget.warnings(self.request, max(1, self.array_size)):
+            print(_("warning: {text}", text=warning), file=sys.stderr)
         self.record_intent()
         try:
             job_id = self._sbatch(script, lock)

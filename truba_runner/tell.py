@@ -13,6 +13,8 @@ from truba_runner.changed_code import trained_with
 from truba_runner.errors import listed
 from truba_runner.progress import format_metrics
 from truba_runner.rundir import RunDir
+from truba_runner.search import overview
+from truba_runner.search.directory import search_of
 from truba_runner.state import state_of
 from truba_runner.submit import Prepared, Submission
 
@@ -98,6 +100,8 @@ def came_of_it(outcome: Outcome) -> None:
 
 def _why_not(run: RunDir, outcome: Outcome) -> str:
     """Why there is no result; not once more where the log, with the same sentence in it, was just shown."""
+    if (search := search_of(run)) is not None:
+        return f"{run.id} is not over: {overview.standing(search, {}).why}"
     state = state_of(run, {})
     if state.state in {"INTERRUPTED", "KILLED"}:
         return f"{run.id} was {state.why}"

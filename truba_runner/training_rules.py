@@ -97,7 +97,7 @@ def _backend_problems(experiment: Experiment) -> Iterator[Problem]:
             yield from _one_of("train.mixed_precision", train.mixed_precision, FASTAI_PRECISIONS)
         if data.workers is not None and data.workers < 0:
             yield Problem(f"data.workers={data.workers}", "it must be 0 or more.", "Leave it out.")
-        yield from recipe.problems(train.recipe, train.epochs)
+        yield from recipe.problems(train.recipe, train.epochs, train.learning_rate)
     else:
         for key, given in (("train.recipe", bool(train.recipe)), ("data.workers", data.workers is not None)):
             if given:

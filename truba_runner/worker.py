@@ -16,7 +16,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from truba_runner import allocation, backends, drill, full_disk, job_module, notify, provenance, restarts, scheduler
+from truba_runner import (
+    allocation,
+    backends,
+    drill,
+    full_disk,
+    job_module,
+    notify,
+    provenance,
+    request,
+    restarts,
+    scheduler,
+)
 from truba_runner.backends import hparams
 from truba_runner.checkpoint import CheckpointStore, Position
 from truba_runner.config import Experiment, experiment_from
@@ -37,6 +48,8 @@ def main(arguments: list[str]) -> int:
     here = allocation.current()
     interruption = Interruption()
     interruption.listen()
+    # As stderr does it already: the log may name a file whose name is no UTF-8.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     progress = Progress(run, here.job_id, writes=here.rank == 0)
     try:
         os.chdir(run.path)
@@ -113,7 +126,10 @@ def after_interruption(run: RunDir, here: allocation.Allocation, progress: Progr
         return 128 + signal.SIGTERM
     if here.rank:
         return 0  # Rank 0 speaks for the job: a bad end here would have srun kill it meanwhile.
-    most = experiment_from(run.read_config()).resources.max_requeues
+    experiment = experiment_from(run.read_config())
+    most = experiment.resources.max_requeues
+    with suppress(OSError):  # On a full disk it counts as a start in vain.
+        restarts.broken_off(run, here.job_id, request.derive(experiment))
     try:
         requeued = restarts.requeue(run, here.job_id, interruption.requeue, most, here.in_crew)
     except (Failed, scheduler.SlurmError) as error:
@@ -186,7 +202,8 @@ def describe(error: BaseException, job_folder: Path) -> dict[str, Any]:
 
     Keys: `type`, `message`, and where the way led through `job_folder` also `file`, `line` and `code`.
     """
-    record: dict[str, Any] = {"type": type(error).__name__, "message": str(error).strip()[:2000]}
+    kind = Failed.__name__ if isinstance(error, Failed) else type(error).__name__
+    record: dict[str, Any] = {"type": kind, "message": str(error).strip()[:2000]}
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError) and error.filename:
         frames.append(traceback.FrameSummary(error.filename, error.lineno or 0, "", line=error.text or ""))

@@ -6,7 +6,6 @@ with a line. torch and fastai are imported once: every start is a fork of a proc
 
 from __future__ import annotations
 
-import ctypes
 import json
 import multiprocessing
 import os
@@ -17,11 +16,11 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from truba_runner import backends, checkpoint, config, job_module
-from truba_runner.errors import Failed
-from truba_runner.interrupt import Interrupted, Interruption
+from forked_starts import StopAt, has_ended, in_child, small_disk
+
+from truba_runner import backends, config, job_module
 from truba_runner.progress import Progress
 from truba_runner.rundir import RunDir
 
@@ -34,11 +33,11 @@ from fastai.vision.all import *
 def load_items(name, folder, count=60):
     return sorted(get_image_files(folder / "photographs"))[:count]
 
-def data_block(items, size=16, item_size=24):
+def data_block(items, size=16, item_size=24, held_out=0.25):
     label = using_attr(RegexLabeller(r"(.+)_\\d+.jpg$"), "name")
     return DataBlock(
         blocks=(ImageBlock, CategoryBlock(vocab=sorted({label(item) for item in items}))),
-        splitter=RandomSplitter(0.25, seed=3), get_y=label,
+        splitter=RandomSplitter(held_out, seed=3), get_y=label,
         item_tfms=RandomResizedCrop(item_size, min_scale=0.5), batch_tfms=aug_transforms(size=size, min_scale=0.7),
     )
 
@@ -117,23 +116,6 @@ def make_photographs(folder: Path, count: int = 60) -> None:
         Image.fromarray(pixels.astype("uint8")).save(folder / f"Kind_{'abc'[kind]}_{number}.jpg", quality=95)
 
 
-class StopAt(Interruption):
-    """Sends its own process a real signal when the run looks for one the Nth time."""
-
-    def __init__(self, name: str | None, look: int, reached: Path) -> None:
-        super().__init__()
-        self.reached = reached
-        self.looks = 0
-        self.name, self.look = name, look
-
-    def count(self) -> None:
-        self.looks += 1
-        if self.looks == self.look:
-            self.reached.touch()
-        if self.looks == self.look and self.name:
-            signal_step(signal.Signals[self.name])
-
-
 def signal_step(number: int) -> None:
     """As Slurm does: every process of a step gets it from outside, those that read too. Time for one to die of it."""
     readers = [process.pid for process in multiprocessing.active_children()]
@@ -156,7 +138,7 @@ def watch_looks(stop: StopAt) -> None:
             original = getattr(owner, name)
 
             def counted(self: Any, *given: Any, original: Any = original) -> Any:
-                stop.count()
+                stop.count(lambda which: signal_step(signal.Signals[which]))
                 return original(self, *given)
 
             setattr(owner, name, counted)
@@ -206,13 +188,17 @@ def start(
         child = os.fork()
         if not child:
             if disk_kb:
-                _small_disk(path / "checkpoints", disk_kb)
+                small_disk(path / "checkpoints", disk_kb)
             place_on_slurm(rank, tasks, port)
             given = StopAt(stop if rank == on_rank else None, look if rank == on_rank else 0, path / "reached")
-            _in_child(path, sections or {}, job, given, slow_save, rank, tasks)
+            in_child(
+                path / ("log" if rank == 0 else f"log{rank}"),
+                lambda given=given, rank=rank: train(path, sections or {}, job, given, rank, tasks),
+                slow_save,
+            )
         children.append(child)
     if kill_after is not None:
-        while not (path / "reached").exists() and not _ended(children[on_rank]):
+        while not (path / "reached").exists() and not has_ended(children[on_rank]):
             time.sleep(0.01)
         time.sleep(kill_after)
         for child in children:
@@ -248,61 +234,6 @@ def in_fork(function: str, folder: str, **given: Any) -> Any:
         text = answer.read()
     os.waitpid(child, 0)
     return json.loads(text)
-
-
-def _ended(child: int) -> bool:
-    """Without taking its status away."""
-    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-
-def _in_child(
-    path: Path, sections: dict[str, Any], job: str, stop: StopAt, slow_save: float, rank: int, tasks: int
-) -> None:
-    log = os.open(path / ("log" if rank == 0 else f"log{rank}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    if slow_save:
-        _slow_down(slow_save)
-    status = 1
-    try:
-        train(path, sections, job, stop, rank, tasks)
-        status = 0
-    except Interrupted:
-        status = 75
-    except Failed as error:
-        print(f"Failed: {error}", flush=True)
-    except BaseException:
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
-def _small_disk(folder: Path, kilobytes: int) -> None:
-    """A disk that this process alone sees, and that goes with it."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    private, recursive, new_mounts = 1 << 18, 1 << 14, 0x20000
-    folder.mkdir()
-    assert libc.unshare(new_mounts) == 0
-    assert libc.mount(b"none", b"/", None, recursive | private, None) == 0
-    assert libc.mount(b"none", bytes(folder), b"tmpfs", 0, f"size={kilobytes}k".encode()) == 0
-
-
-def _slow_down(seconds: float) -> None:
-    """Makes every checkpoint take its time, half written, so that kills fall into it."""
-    # Its own: the run's random numbers are among what is compared.
-    dice = random.Random()
-    write_whole = checkpoint._write_whole
-
-    def slowly(path: Path, write: Any) -> None:
-        def halting(file: IO[bytes]) -> None:
-            write(file)
-            file.flush()
-            time.sleep(dice.random() * seconds)
-
-        write_whole(path, halting)
-
-    checkpoint._write_whole = slowly
 
 
 def main() -> None:

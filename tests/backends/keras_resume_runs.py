@@ -6,21 +6,17 @@ each with a line. TensorFlow is imported once: every start is a fork of a proces
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import random
 import signal
 import sys
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from truba_runner import backends, checkpoint, config, job_module
-from truba_runner.errors import Failed
-from truba_runner.interrupt import Interrupted, Interruption
+from forked_starts import StopAt, has_ended, in_child, small_disk
+
+from truba_runner import backends, config, job_module
 from truba_runner.progress import Progress
 from truba_runner.rundir import RunDir
 
@@ -111,22 +107,12 @@ SECTIONS: dict[str, Any] = {
 _jobs = {"count": 0}
 
 
-class StopAt(Interruption):
-    """Sends its own process a real signal when the run looks for one the Nth time."""
-
-    def __init__(self, name: str | None, look: int, reached: Path) -> None:
-        super().__init__()
-        self.reached = reached
-        self.looks = 0
-        self.name, self.look = name, look
+class StopWhenAsked(StopAt):
+    """Keras' loop asks before each step."""
 
     @property
     def requested(self) -> bool:
-        self.looks += 1
-        if self.looks == self.look:
-            self.reached.touch()
-        if self.looks == self.look and self.name:
-            signal.raise_signal(signal.Signals[self.name])
+        self.count(lambda name: signal.raise_signal(signal.Signals[name]))
         return super().requested
 
 
@@ -172,16 +158,18 @@ def start(
         child = os.fork()
         if not child:
             if disk_kb:
-                _small_disk(path / "checkpoints", disk_kb)
+                small_disk(path / "checkpoints", disk_kb)
             _as_rank(rank, tasks)
-            stops = StopAt(stop if rank == stop_rank else None, look, path / "reached")
-            _in_child(
-                path, lambda stops=stops, rank=rank: train(path, sections or {}, job, stops, rank, tasks), slow_save
+            stops = StopWhenAsked(stop if rank == stop_rank else None, look, path / "reached")
+            in_child(
+                path / "log",
+                lambda stops=stops, rank=rank: train(path, sections or {}, job, stops, rank, tasks),
+                slow_save,
             )
         children[child] = rank
     if kill_after is not None:
         (child,) = children
-        while not (path / "reached").exists() and not _ended(child):
+        while not (path / "reached").exists() and not has_ended(child):
             time.sleep(0.01)
         time.sleep(kill_after)
         os.kill(child, signal.SIGKILL)
@@ -208,59 +196,6 @@ def _wait(children: dict[int, int]) -> list[int]:
             for other in children:
                 os.kill(other, signal.SIGKILL)
     return statuses
-
-
-def _ended(child: int) -> bool:
-    """Without taking its status away."""
-    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-
-def _in_child(path: Path, train: Callable[[], None], slow_save: float) -> None:
-    log = os.open(path / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    if slow_save:
-        _slow_down(slow_save)
-    status = 1
-    try:
-        train()
-        status = 0
-    except Interrupted:
-        status = 75
-    except Failed as error:
-        print(f"Failed: {error}", flush=True)
-    except BaseException:
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
-def _small_disk(folder: Path, kilobytes: int) -> None:
-    """A disk that this process alone sees, and that goes with it."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    private, recursive, new_mounts = 1 << 18, 1 << 14, 0x20000
-    folder.mkdir()
-    assert libc.unshare(new_mounts) == 0
-    assert libc.mount(b"none", b"/", None, recursive | private, None) == 0
-    assert libc.mount(b"none", bytes(folder), b"tmpfs", 0, f"size={kilobytes}k".encode()) == 0
-
-
-def _slow_down(seconds: float) -> None:
-    """Makes every checkpoint take its time, half written, so that kills fall into it."""
-    # Its own: the run's random numbers are among what is compared.
-    dice = random.Random()
-    write_whole = checkpoint._write_whole
-
-    def slowly(path: Path, write: Any) -> None:
-        def halting(file: IO[bytes]) -> None:
-            write(file)
-            file.flush()
-            time.sleep(dice.random() * seconds)
-
-        write_whole(path, halting)
-
-    checkpoint._write_whole = slowly
 
 
 def main() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,7 @@ def test_the_log_says_how_an_example_is_made_and_what_is_trained(done: Path) -> 
         "Setting-up type transforms pipelines",
         "Building one batch",
         "Total trainable params: 531",
+        "stage 2: lr_find find, 12 steps at most",
         "epoch 1/4",
     ):
         assert log(done).count(line) == 1, line
@@ -219,9 +222,15 @@ FAILURES: list[tuple[str, dict[str, Any]]] = [
     (r"job.options.widht: build_learner in .* Did you mean width", {"job": {"options": {"widht": 8}}}),
     (r"load_items in .* found nothing for data.name=made", {"data": {"options": {"count": 0}}}),
     (
-        r"training set has 45 items, and a batch of 1 processes has 50: .* Set train.batch_size lower",
+        r"training set has 45 items, and a batch has 50: .* Set train.batch_size lower",
         {"train": {"batch_size": 50}},
     ),
+    (
+        r"training set has 45 items, and a batch has 50: .* Set batch_size of the stage resize lower",
+        {"train": {"recipe": [{"fit": {"epochs": 1}}, {"resize": {"size": 8, "batch_size": 50}}]}},
+    ),
+    (r"The training set is empty: .* holds out all 60 items", {"data": {"options": {"held_out": 1.0}}}),
+    (r"The validation set is empty: .* all 60 .*finish.evaluate=false", {"data": {"options": {"held_out": 0.001}}}),
     (
         r"train.callbacks\[0\]: neither fastai nor .* has 'EarlyStopingCallback'. Did you mean EarlyStoppingCallback",
         {"train": {"callbacks": ["EarlyStopingCallback"]}},
@@ -243,6 +252,7 @@ def test_what_the_config_gets_wrong(told: str, sections: dict[str, Any], start: 
     assert start(tmp_path, sections=sections)["status"] == 1
     (message,) = [line for line in log(tmp_path).splitlines() if line.startswith("Failed: ")]
     assert re.search(told, message), message
+    assert "epoch 1/" not in log(tmp_path), "it is told before anything is trained"
 
 
 JOBS: list[tuple[str, str, str]] = [
@@ -256,6 +266,11 @@ JOBS: list[tuple[str, str, str]] = [
         "        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB')\n",
         r"out of memory .*train.batch_size \(now 10\).*train.mixed_precision=mixed_float16 \(now float32\)",
     ),
+    (
+        "nn.Linear(width",
+        "nn.BatchNorm1d(width), nn.Linear(width",
+        r"BatchNorm learns from batches of two examples or more, .* train.batch_size to 2 or more",
+    ),
     ("def after_batch", "def get_state(self):\n        return {1, 2}\n\n    def after_batch", "get_state of Averaging"),
 ]
 
@@ -265,9 +280,29 @@ def test_what_the_job_gets_wrong(old: str, new: str, told: str, start: Ask, tmp_
     job = broken(old, new)
     if "pixels" in new:
         job = job.replace("aug_transforms(size=size", "aug_transforms(size=pixels")
-    assert start(tmp_path, job=job)["status"] == 1
+    sections = {"train": {"batch_size": 1}} if "BatchNorm1d" in new else {}
+    assert start(tmp_path, job=job, sections=sections)["status"] == 1
     (message,) = [line for line in log(tmp_path).splitlines() if line.startswith("Failed: ")]
     assert re.search(told, message), message
+    assert "epoch 1/" not in log(tmp_path) or "get_state" in told, "it is told before anything is trained"
+
+
+def test_all_items_may_be_trained_on(start: Ask, tmp_path: Path) -> None:
+    train = {"recipe": [{"fit": {"epochs": 1}}], "callbacks": []}
+    sections = {"data": {"options": {"held_out": 0.001}}, "train": train, "finish": {"evaluate": False}}
+    assert start(tmp_path, sections=sections)["status"] == 0, log(tmp_path)
+    result = RunDir(tmp_path).result()
+    assert result["examples"] == {"train": 60, "validation": 0} and result["vocab"] == ["Kind_a", "Kind_b", "Kind_c"]
+
+
+def test_a_failure_in_a_reading_process_ends_the_run(start: Ask, tmp_path: Path) -> None:
+    """The readers are deaf to the signal by which Python ends them at its exit, and it waits for them."""
+    job = broken("item_tfms=RandomResizedCrop(", "item_tfms=[fail, RandomResizedCrop(").replace(
+        "5), batch_t", "5)], batch_t"
+    )
+    job += "\ndef fail(image):\n    return image if torch.utils.data.get_worker_info() is None else image.no_such()\n"
+    assert start(tmp_path, job=job, sections={"data": {"workers": 2}})["status"] == 1
+    assert "no_such" in log(tmp_path)
 
 
 def test_a_transform_that_fails_is_shown_with_all_steps_before_it(start: Ask, tmp_path: Path) -> None:
@@ -305,3 +340,53 @@ def test_metrics_callbacks_and_rates_of_the_config(start: Ask, tmp_path: Path) -
     kept = sorted(file.name for file in (tmp_path / "checkpoints" / "models").iterdir())
     assert kept == ["model_1.pt", "model_2.pt", "model_5.pt"]
     assert (tmp_path / "checkpoints" / "best.ckpt").exists()
+
+
+def test_a_learner_that_cannot_be_pickled_is_evaluated_all_the_same(start: Ask, tmp_path: Path) -> None:
+    job = broken(
+        "self.total = 0.0\n", "self.total = 0.0\n        import threading\n        self.lock = threading.Lock()\n"
+    )
+    sections = {"checkpoint": {"save_model": True}, "train": {"recipe": [{"fit": {"epochs": 1}}]}}
+    assert start(tmp_path, job=job, sections=sections)["status"] == 0, log(tmp_path)
+    assert "export.pkl could not be written (TypeError: cannot pickle" in log(tmp_path)
+    result = RunDir(tmp_path).result()
+    assert "export" not in result and np.load(tmp_path / result["predictions"]).shape == (15, 3)
+    assert not list(tmp_path.glob(".export*")) and (tmp_path / "plots" / "top_losses.png").exists()
+
+
+def test_a_disk_that_is_full_at_the_export_fails_the_run_which_goes_on_later(start: Ask, tmp_path: Path) -> None:
+    full = "\nsave = torch.save\ndef full(what, file, **given):\n"
+    full += (
+        "    if isinstance(what, Learner):\n        raise OSError(28, os.strerror(28))\n    save(what, file, **given)\n"
+    )
+    sections = {"checkpoint": {"save_model": True}, "train": {"recipe": [{"fit": {"epochs": 1}}]}}
+    assert start(tmp_path, job=runs.JOB + full + "torch.save = full\n", sections=sections)["status"] == 1
+    assert "No space left on device" in log(tmp_path) and not (tmp_path / "result.json").exists()
+    assert start(tmp_path, sections=sections)["status"] == 0, log(tmp_path)
+    assert (tmp_path / RunDir(tmp_path).result()["export"]).stat().st_size > 1000
+    assert log(tmp_path).count("stage 1") == 1 and not list(tmp_path.glob(".export*"))
+
+
+def test_folders_and_names_as_people_have_them(start: Ask, tmp_path: Path) -> None:
+    """Spaces, Turkish letters, a name from a disk that was not UTF-8, dollar signs; Pillow's modes; a class of one."""
+    from PIL import Image
+
+    photographs = tmp_path / "fotoğraf arşivi" / "photographs"
+    photographs.mkdir(parents=True)
+    dice = np.random.default_rng(0)
+    kinds = {"ığdır gülü": "RGB", "Şakayık": "L", "lâle": "CMYK", "$ 5 $": "RGB", os.fsdecode(b"g\xfcl"): "RGB"}
+    for kind, mode in kinds.items():
+        for number in range(8):
+            pixels = Image.fromarray(dice.integers(0, 255, (32, 40, 3)).astype("uint8"))
+            pixels.convert(mode).save(photographs / f"{kind}_{number}.jpg")
+    Image.new("RGB", (40, 32)).save(photographs / "tek_0.jpg")
+    run = photographs.parent / "run"
+    job = broken('return sorted(get_image_files(folder / "photographs"))[:count]', 'return folder / "photographs"')
+    job = job.replace("RandomResizedCrop(item_size, min_scale=0.5)", "Resize(item_size)")
+    for pack in (False, True):
+        sections = {"data": {"pack": pack, "label_pattern": r"(.+)_\d+.jpg$"}, "checkpoint": {"save_model": True}}
+        sections["train"] = {"recipe": [{"fit": {"epochs": 1}}]}
+        assert start(run, job=job, sections=sections)["status"] == 0, log(run)
+        assert set(RunDir(run).result()["vocab"]) == {*kinds, "tek"}
+        assert (run / "most_confused.csv").exists() and (run / "predictions.npy").exists()
+        shutil.rmtree(run)

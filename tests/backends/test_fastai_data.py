@@ -552,3 +552,9 @@ def test_what_fastai_cannot_cut_is_on_the_list(tmp_path: Path) -> None:
             assert told
         else:
             assert not told
+
+
+def test_the_pets_job_takes_a_folder_of_its_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "jobs"))
+    load_items = job_module.load(ROOT / "jobs" / "pets.py").load_items
+    assert load_items("flowers", tmp_path) == tmp_path / "flowers"

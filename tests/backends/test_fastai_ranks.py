@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from event_files_read import curves
 from fastai_resume_runs import Ask
+from forked_starts import INTERRUPTED
 
 from truba_runner.rundir import RunDir
 
 FINDER, HEAD, VALIDATION, SECOND_FINDER, WHOLE = 11, 4, 2, 9, 5
-INTERRUPTED = 75
 
 # What one process draws for a batch, ranks draw for their shares: without dropout, and with crops of items alone, whose
 # chances are each item's own, the only difference left is the order in which numbers are added up.

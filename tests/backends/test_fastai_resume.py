@@ -19,6 +19,7 @@ import fastai_resume_runs as runs
 import pytest
 from event_files_read import curves, seen
 from fastai_resume_runs import Ask
+from forked_starts import INTERRUPTED
 
 from truba_runner.checkpoint import CheckpointStore, Position
 from truba_runner.rundir import RunDir
@@ -27,7 +28,6 @@ FINDER, HEAD, VALIDATION, SECOND_FINDER, WHOLE = 11, 4, 2, 9, 5
 AFTER = VALIDATION + 2
 FIRST_STAGE = FINDER + 2 * (HEAD + VALIDATION)
 SECOND_STAGE = FIRST_STAGE + SECOND_FINDER + 2 * (WHOLE + VALIDATION)
-INTERRUPTED = 75
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_kills_at_random_moments(workers: int, start: Ask, undisturbed: Path, tm
         position = CheckpointStore(tmp_path / "checkpoints").position()
         at_a_finder = position in (Position(0, 0), Position(2, 0))
         # An interrupted finder starts over: some kills fall into it, the others after it.
-        look = dice.choice([3, FINDER + 1, FINDER + 2]) if at_a_finder else dice.randint(1, 2)
+        look = dice.choice([3, FINDER + 1, FINDER + 2]) if at_a_finder else dice.randint(1, 4)
         ended = start(tmp_path, sections=sections, slow_save=0.06, look=look, kill_after=0.12 * dice.random())
         assert ended["status"] == -signal.SIGKILL, "it was done too early"
     assert start(tmp_path, sections=sections)["status"] == 0, log(tmp_path)

@@ -21,6 +21,7 @@ import keras_resume_runs as runs
 import numpy as np
 import pytest
 from event_files_read import seen, told
+from forked_starts import INTERRUPTED
 
 from truba_runner.backends.keras_state import decode
 from truba_runner.checkpoint import BEST, CheckpointStore
@@ -30,7 +31,6 @@ ROOT = Path(__file__).resolve().parents[2]
 TRAINING, VALIDATION, EPOCHS = 13, 4, 4
 EPOCH = TRAINING + VALIDATION + 1
 AFTER = EPOCHS * EPOCH
-INTERRUPTED = 75
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "one device": {},

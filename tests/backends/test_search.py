@@ -100,7 +100,7 @@ def test_a_promoted_trial_is_what_training_in_one_go_comes_to(search: SearchDir)
     # Its own experiment, by hand: trained anew, from the first step to the last, in a process of its own.
     project = search.path.parent.parent
     (project / "conf" / "experiment").mkdir(parents=True)
-    text = experiment_yaml(experiment_from(search.read_config()), state, promoted)
+    text = experiment_yaml(search, experiment_from(search.read_config()), state, promoted)
     (project / "conf" / "experiment" / "again.yaml").write_text(text)
     done = run(project, "+experiment=again", "resources.gpus=2", "tensorboard.enabled=false")
     assert done.returncode == 0, done.stdout + done.stderr

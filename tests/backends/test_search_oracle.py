@@ -108,6 +108,8 @@ class Here:
         self.experiment = config.experiment_from(values)
         self.search.write_config(asdict(self.experiment))
         self.failing = False
+        # Trials whose checkpoints are taken away.
+        self.over: set[str] = set()
         self.about = steps.describe(self.experiment)
         steps.begin(str(self.search.path), self.about, ["w0", "start"], str(job))
 
@@ -133,7 +135,11 @@ class Here:
     def step(
         self, outcome: dict[str, Any] | None, worker: str = "w0", ask: bool = True, start: str = "start"
     ) -> dict[str, Any]:
-        return steps.step(str(self.search.path), self.about, [worker, start], [], outcome, ask)
+        answer = steps.step(str(self.search.path), self.about, [worker, start], [], outcome, ask)
+        assert self.over <= set(answer["over"]), "what is over stays so, also for workers that have not heard of it"
+        self.over = set(answer["over"])
+        assert answer.get("values", {}).get("tuner/trial_id") not in self.over
+        return answer
 
     def run(self) -> list[dict[str, Any]]:
         answer = self.step(None)

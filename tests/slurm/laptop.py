@@ -21,7 +21,8 @@ LOGIN_ADDRESS, LAPTOP_ADDRESS = "10.88.0.1", "10.88.0.2"
 AYSE, LEYLA = 60001, 60003
 NEEDED = ("sshd", "ssh", "rsync", "chromium-headless-shell")
 SSHD_CONFIG = """
-ListenAddress {address}
+ListenAddress {address}:22
+ListenAddress {address}:2222
 HostKey {folder}/host_key
 PidFile none
 UsePAM no
@@ -30,6 +31,8 @@ KbdInteractiveAuthentication no
 AllowUsers ayse
 SetEnv PATH={bin}:{python}:/usr/bin:/bin SLURM_CONF={cluster}/etc/slurm.conf TRUBA_SCRATCH={cluster}/scratch \
 TRUBA_CLUSTER=testcluster XDG_STATE_HOME={state} PYTHONPATH={root} PYTHONDONTWRITEBYTECODE=1
+Match LocalPort 2222
+  AllowStreamLocalForwarding no
 """
 SSH_CONFIG = """
 Host login
@@ -41,6 +44,13 @@ Host login
   ConnectTimeout 2
   ServerAliveInterval 1
   ServerAliveCountMax 2
+# The same machine, where no socket is led to.
+Host closed
+  HostName {address}
+  Port 2222
+  User ayse
+  IdentityFile {home}/.ssh/id_ed25519
+  StrictHostKeyChecking yes
 # The same machine, under a name for which no host key is known.
 Host stranger
   HostName {address}
@@ -88,7 +98,8 @@ class Laptop:
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
         ssh = self.home / ".ssh"
         (ssh / "config").write_text(SSH_CONFIG.format(address=LOGIN_ADDRESS, home=self.home))
-        (ssh / "known_hosts").write_text(f"{LOGIN_ADDRESS} {(self._folder / 'host_key.pub').read_text()}")
+        key = (self._folder / "host_key.pub").read_text()
+        (ssh / "known_hosts").write_text(f"{LOGIN_ADDRESS},[{LOGIN_ADDRESS}]:2222 {key}")
         subprocess.run(["chown", "-R", f"{LEYLA}:{LEYLA}", str(self.home)], check=True)
         authorized = self.cluster.folder / "home" / "ayse" / ".ssh"
         authorized.mkdir(mode=0o700, exist_ok=True)
@@ -111,7 +122,10 @@ class Laptop:
         bin = self._folder / "bin"
         bin.mkdir()
         (bin / "truba").write_text(f'#!/bin/sh\nexec {sys.executable} -m truba_runner "$@"\n')
-        (bin / "truba").chmod(0o755)
+        # A stand-in for what TRUBA has in its place.
+        (bin / "module").write_text('#!/bin/sh\n[ "$*" = "load apps/truba-ai/cpu-2024.0" ]\n')
+        for file in bin.iterdir():
+            file.chmod(0o755)
         config = self._folder / "sshd_config"
         python = Path(sys.executable).parent
         config.write_text(
@@ -157,6 +171,8 @@ class Laptop:
 
     def end_programs(self) -> None:
         """What a test that failed has left."""
+        for pid in self.processes("truba_runner"):
+            os.kill(pid, signal.SIGKILL)
         for program in self._programs:
             program.process.kill()
             program.process.wait(20)

@@ -93,9 +93,10 @@ def test_an_array_of_twenty_in_a_container_of_another_python(bundled: Truba) -> 
 
 
 def test_a_run_in_a_container_goes_back_into_the_queue_and_ends_as_if_nothing_had_been(bundled: Truba) -> None:
-    slow = ["+experiment=tiny", "environment=image", "train.epochs=3", "+job.options.pause=0.3"]
-    submit(bundled, *slow)
+    # Slurm's signal at its first start, through the shell and Apptainer; a kill of the Python inside at its second.
+    broken = ["+job.options.pause=1", "drill.kill_at_step=10"]
     submit(bundled, "+experiment=tiny", "environment=image", "train.epochs=3", "name=calm")
+    submit(bundled, "+experiment=tiny", "environment=image", "train.epochs=3", *broken)
     calm, run = run_dirs_with_runs(bundled)
     assert calm.name.startswith("calm")
     job_id = events(run)[-1]["job_id"]
@@ -103,9 +104,9 @@ def test_a_run_in_a_container_goes_back_into_the_queue_and_ends_as_if_nothing_ha
         time.sleep(POLL_SECONDS)
     bundled.cluster.run(["scancel", "--signal=USR2", job_id])
     interrupted, undisturbed = wait_for_results(bundled, [run, calm])
-    assert interrupted["requeues"] == 1 and interrupted["steps_lost"] == 0
+    assert interrupted["requeues"] == 1 and interrupted["restarts"] == 2
     assert interrupted["weights_sha256"] == undisturbed["weights_sha256"]
-    assert len(started(run)) == 2
+    assert len(started(run)) == 3
 
 
 ASKS = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -109,6 +110,38 @@ def test_the_lessons_three_recipes(cluster: Cluster) -> None:
     rates = json.loads((runs[TwoStageRun].path / "lr_find_find.json").read_text())
     assert set(rates["suggestions"]) == {"minimum", "steep", "valley", "slide"}
     assert "needs a GPU: float32 here" in runs[DeepRun].log()
+
+
+class StagedRun(PetsRun):
+    """Packed once, and copied to each node's own disk, from where its ranks read."""
+
+    def prepare(self) -> list[str]:
+        return [*super().prepare(), "data.pack=true", "data.stage_to_node=true"]
+
+    def pack_read_by(self, process: int) -> str:
+        """The packed file that a process has open."""
+        found = [os.readlink(entry) for entry in Path(f"/proc/{process}/fd").iterdir() if entry.is_symlink()]
+        return next((path for path in found if path.endswith("crops-40.pack")), "")
+
+
+def test_one_rank_packs_and_each_node_reads_a_copy_of_its_own(cluster: Cluster) -> None:
+    run = StagedRun(Truba(cluster, "fastai-staged"), "resources.nodes=2", "resources.gpus=2", "resources.time=15m")
+    read: set[str] = set()
+
+    def all_read() -> bool:
+        with contextlib.suppress(OSError):  # One of the processes has just ended, or closed a file.
+            read.update(files := {run.pack_read_by(process) for process in run.workers()})
+            return "" not in files and len(files) == 2
+        return False
+
+    run.wait_until(lambda: all_read() or (run.path / "result.json").exists())
+    copies = {Path(path) for path in read if Path(path).parent.name.startswith("truba-")}
+    assert len(copies) == 2, f"these packed files were read: {read}"
+    result = run.finish()
+    assert (result["tasks"], result["epochs"]) == (4, 2)
+    assert (run.log().count("packing the images of"), run.log().count("copied ")) == (1, 2)
+    assert not any(copy.parent.exists() for copy in copies), "the node's disk is as it was"
+    assert [file.name for file in (run.truba.project / "data" / "packed").glob("*.pack")] == ["crops-40.pack"]
 
 
 def test_two_nodes_of_two_ranks_agree_with_one_process(cluster: Cluster, whole: Any) -> None:

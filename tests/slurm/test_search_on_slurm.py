@@ -35,18 +35,22 @@ sweep:
 class Search:
     """A search on the cluster, as a test watches it."""
 
+    # What chooses the experiment.
+    experiment = ["+experiment=parabola"]
+    python_path = f"{ROOT}:{ROOT / 'tests' / 'plain_backend'}"
+
     def __init__(self, truba: Truba, *overrides: str) -> None:
         self.truba = truba
-        truba.environment["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests' / 'plain_backend'}"
+        truba.environment["PYTHONPATH"] = self.python_path
         (truba.project / "conf" / "experiment").mkdir(parents=True, exist_ok=True)
         truba.write("conf/experiment/parabola.yaml", EXPERIMENT)
         truba.write("jobs/nothing.py", "")
-        self.command = ["+experiment=parabola", f"name={truba.project.name}", truba.runs_folder(), *overrides]
-        self.submit()
+        self.command = [*self.experiment, f"name={truba.project.name}", truba.runs_folder(), *overrides]
+        self.told_at_submission = self.submit()
         (self.path,) = run_dirs(truba.project)
 
     def submit(self) -> str:
-        done = self.truba(*self.command)
+        done = self.truba(*self.command, timeout=600)
         assert done.returncode == 0, done.stderr + done.stdout
         return done.stdout
 
@@ -119,14 +123,14 @@ def truba(cluster: Cluster) -> Iterator[Truba]:
     cluster.run(["scancel", "--user", made.user], check=False)
 
 
-def check_told_once(search: Search, trials: int) -> None:
+def check_told_once(search: Search, trials: int, objective: str = "val_loss") -> None:
     state = search.state()
     assert sorted(state["oracle"]["end_order"]) == sorted(state["trials"]), "none lost, none told twice"
     assert len(state["trials"]) == trials and not state["open"]
     for trial in state["trials"].values():
-        (seen,) = trial["metrics"]["metrics"]["val_loss"]["observations"]
+        (seen,) = trial["metrics"]["metrics"][objective]["observations"]
         assert len(seen["value"]) == 1
-    lines = [line for line in search.log().splitlines() if line.startswith("trial ") and ": val_loss " in line]
+    lines = [line for line in search.log().splitlines() if line.startswith("trial ") and f": {objective} " in line]
     # One that was killed between telling and printing has told all the same.
     assert len(lines) == len({line.split()[1] for line in lines}) <= trials
 
@@ -178,6 +182,39 @@ def test_another_users_directory_is_refused(truba: Truba, cluster: Cluster) -> N
     assert refused.returncode == 2 and "another user's" in refused.stderr, refused.stderr
     assert search.result() == before
     assert search.path.stat().st_mode & 0o077 == 0
+
+
+class PetsSearch(Search):
+    """Over the lesson's breeds: a small network, on small crops of the photographs that the packages bring."""
+
+    experiment = [
+        "+experiment=pets", "data.name=crops", "data.workers=0", "data.options.size=32", "+data.options.item_size=40",
+        "train.batch_size=8", "train.epochs=1", "job.options.arch=squeezenet1_1", "job.options.pretrained=false",
+        "sweep.objective=val_error_rate", "sweep.direction=min", "tensorboard.enabled=false",
+        "+sweep.space={train.learning_rate:{float:{min_value:1e-4,max_value:1e-2,sampling:log}}}",
+    ]  # fmt: skip
+    python_path = str(ROOT)
+
+
+def test_two_workers_search_over_a_learner_and_the_command_waits_for_them(truba: Truba) -> None:
+    data = f"data.folder={truba.project / 'data'}"
+    search = PetsSearch(truba, data, "sweep=random", "sweep.max_trials=2", "sweep.workers=2", "launcher.wait=true")
+    result = search.result(seconds=0)
+    check_told_once(search, 2, "val_error_rate")
+    best = min(trial["score"] for trial in search.state()["trials"].values())
+    assert result["metrics"]["val_error_rate"] == result["best"][0]["metrics"]["val_error_rate"] == best
+    assert len(search.job_ids()) == 2
+    assert 0 < best < 1 and f"val_error_rate {best:.4f}" in search.told_at_submission
+
+
+def test_a_command_waits_for_all_of_its_searches_and_tells_of_one_that_fails(truba: Truba) -> None:
+    settings = ["sweep.max_trials=1", "sweep.max_consecutive_failed_trials=1", "launcher.wait=true", "resources.gpus=1"]
+    search = Search(truba, "sweep=random", *settings)
+    assert search.over()
+    both = ["sweep=random,grid", "+job.options.fail=true"]
+    failing = truba("-m", *(one for one in search.command if one != "sweep=random"), *both, timeout=300)
+    assert failing.returncode == 1 and failing.stderr.count("is not over") == 2, failing.stderr
+    assert failing.stdout.count("submitted 1 job as array") == 2
 
 
 def node_of(search: Search) -> str:

@@ -265,6 +265,19 @@ def test_a_canary_that_fails_takes_the_others_along_and_the_next_one_frees_them(
     wait_until(lambda: states(truba) == {"COMPLETED": 3})
 
 
+def test_a_canary_whose_python_never_starts_takes_the_others_along(truba: Truba) -> None:
+    sweep = command(truba, "train.seed=range(3)", "sweep.canary=true")
+    submit(truba, *sweep, "environment.setup=[exit 3]")
+    wait_until(lambda: states(truba) == {"FAILED": 1, "CANCELLED": 2})
+    canary, other, _ = table(truba)["runs"]
+    assert canary["why"] == "exit code 3:0" and other["why"].startswith(
+        f"cancelled along with the canary {canary['run']}"
+    )
+    # The environment is no part of what a run is.
+    assert "3 submitted" in submit(truba, *sweep)
+    wait_until(lambda: states(truba) == {"COMPLETED": 3})
+
+
 def test_runs_that_share_a_job_fail_by_themselves_and_go_on_exactly(truba: Truba) -> None:
     truba.write(
         "jobs/quick.py",

@@ -39,6 +39,7 @@ class Truba:
             "PYTHONPATH": str(ROOT),
             "XDG_STATE_HOME": str(self.project / "state"),
             "COLUMNS": "250",
+            "TRUBA_LANG": "en",
         }
 
     def write(self, name: str, text: str, executable: bool = False) -> Path:

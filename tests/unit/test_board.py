@@ -172,6 +172,22 @@ def test_whoever_is_not_to_write_makes_no_folder(tmp_path: Path, why: dict[str, 
     assert not (tmp_path / "tensorboard").exists()
 
 
+def test_without_the_package_the_training_goes_on_and_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tensorboard"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with board.opened(given(tmp_path)) as told:
+        told.image("train", "show_batch", 0, b"")
+        told.scalars("train", 1, {"batch_loss": 0.5})
+        told.settle()
+        Curves(told, 1, GpuUse(None)).trained(1, lambda: 1 // 0)  # type: ignore[arg-type, return-value]
+    assert not (tmp_path / "tensorboard").exists()
+    said = capsys.readouterr().err
+    assert said.count("TensorBoard's event files are not written") == 1 and "training goes on" in said
+
+
 CHILD = """
 import sys, time
 from pathlib import Path

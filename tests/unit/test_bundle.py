@@ -64,6 +64,9 @@ def test_it_works_in_every_python(version: str, python: str, pyz: Path, tmp_path
     assert swept.returncode == 0, swept.stderr
     assert "#SBATCH --array=0-1" in swept.stdout and "module load apps/truba-ai/gpu-2024.0" in swept.stdout
     assert "no runs yet" in run(python, str(pyz), "status", cwd=tmp_path).stdout
+    assert "henüz eğitim yok" in run(python, str(pyz), "status", cwd=tmp_path, TRUBA_LANG="tr").stdout
+    looked = run(python, str(pyz), "doctor", "cluster=local", cwd=tmp_path)
+    assert f"Python: {version}." in looked.stdout and "the check itself failed" not in looked.stdout, looked.stderr
     # In a job: out of the file, with the file alone.
     ask = "import truba_runner.worker as worker; print(worker.provenance.versions(), worker.__file__)"
     told = run(python, "-c", ask, cwd=tmp_path, pythonpath=str(pyz))

@@ -88,14 +88,43 @@ def test_a_dry_run_prints_the_script_and_leaves_no_trace(truba, tmp_path: Path) 
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["work"]
 
 
+SEVERAL_WRONG = [
+    # Of one search, then of a sweep's runs: keys and types that cannot be composed, and rules.
+    (
+        [
+            "+experiment=mnist",
+            "sweep=random",
+            "sweep.max_trial=3",
+            "resources.gpus=two",
+            "sweep.seed=0",
+            "resources.nodes=2",
+        ],
+        ["sweep.max_trial: there is no such key", "resources.gpus: ", "Set sweep.seed=1", "Set resources.nodes=1"],
+    ),
+    (
+        ["-m", "+experiment=mnist", "train.epochs=1,two,0", "train.batch_size=64,-1"],
+        ["'two'", "train.epochs=0: ", "train.batch_size=-1: "],
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "told"), SEVERAL_WRONG)
+def test_what_cannot_be_composed_and_what_breaks_a_rule_is_told_at_once(truba, overrides, told) -> None:  # type: ignore[no-untyped-def]
+    done = truba(*overrides)
+    assert done.returncode == 2 and done.stdout == ""
+    for words in told:
+        assert done.stderr.count(words) == 1, done.stderr
+
+
 def test_a_dry_run_of_a_sweep_is_an_array_and_leaves_no_trace(truba, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     done = truba("-m", "+experiment=mnist", "train.seed=range(5)", "cluster=truba", "dry_run=true")
     assert done.returncode == 0, done.stderr
-    assert "#SBATCH --array=0-4" in done.stdout and "--hold" not in done.stdout
+    assert "#SBATCH --array=0-4" in done.stdout and "--dependency" not in done.stdout
     ahead = truba(
         "-m", "+experiment=mnist", "train.seed=range(5)", "cluster=truba", "dry_run=true", "sweep.canary=true"
     )
-    assert "#SBATCH --array=0-3" in ahead.stdout and ahead.stdout.count("#SBATCH --hold") == 1
+    assert "#SBATCH --array=0-3" in ahead.stdout and ahead.stdout.count("#SBATCH --dependency=afterok:") == 1
+    assert ahead.stdout.index("#SBATCH --array=0-0") < ahead.stdout.index("#SBATCH --kill-on-invalid-dep=yes")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["work"]
 
 
@@ -187,7 +216,10 @@ def test_status_of_nothing(truba) -> None:  # type: ignore[no-untyped-def]
 def test_data_that_is_missing_is_told_with_the_command_that_stages_it(truba, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     unreachable = "data.sources.mnist.url=http://127.0.0.1:9/mnist.npz"
     done = truba("+experiment=mnist", "cluster=truba", unreachable)
-    assert done.returncode == 2 and "python -m truba_runner stage +experiment=mnist --from mnist.npz" in done.stderr
+    command = "python -m truba_runner stage +experiment=mnist cluster=truba --from mnist.npz"
+    assert done.returncode == 2 and command in done.stderr
+    moved = truba("+experiment=mnist", "data.folder=my data", "cluster=truba", unreachable, "train.epochs=2")
+    assert "stage +experiment=mnist 'data.folder=my data' cluster=truba --from" in moved.stderr
     assert not (tmp_path / "scratch").joinpath("truba_runner", "runs").exists()
 
 

@@ -54,6 +54,16 @@ def test_images_come_in_the_order_of_their_names_whatever_the_disk_says(
     assert names_in(tmp_path) == names("a_10.jpg", "a_9.jpg", "b/1.jpg", "b-c/1.PNG")
 
 
+def test_a_link_to_a_folder_around_it_gives_no_image_twice(tmp_path: Path) -> None:
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / "pug_1.jpg").touch()
+    (tmp_path / "in" / "deep" / "up").symlink_to("..")
+    (tmp_path / "in" / "other").symlink_to(tmp_path)
+    (tmp_path / "beside").symlink_to("in")  # Followed: it holds no folder that it lies in.
+    assert names_in(tmp_path / "in") == names("pug_1.jpg")
+    assert names_in(tmp_path) == names("beside/pug_1.jpg", "in/pug_1.jpg")
+
+
 def test_labels_are_what_the_pattern_finds() -> None:
     assert labels_of(names("x/great_pyrenees_173.jpg", "pug_2.jpg"), PATTERN) == ["great_pyrenees", "pug"]
 

@@ -42,6 +42,12 @@ def test_no_epochs_no_picture(tmp_path: Path) -> None:
     assert learning_curves([], tmp_path / "plots") is None and not (tmp_path / "plots").exists()
 
 
+def test_a_name_that_cannot_be_drawn_stops_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"epoch": 1, r"$\cost$": 1.0}]
+    assert learning_curves(rows, tmp_path / "plots") is None
+    assert "learning_curves.png could not be drawn" in capsys.readouterr().err
+
+
 def test_a_missing_matplotlib_stops_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from truba_runner import restarts, worker
+from truba_runner import restarts, scheduler, worker
+from truba_runner.allocation import Allocation
 from truba_runner.checkpoint import Position
 from truba_runner.commands import status
 from truba_runner.config import Experiment
+from truba_runner.errors import Failed
 from truba_runner.interrupt import Interruption
 from truba_runner.progress import Progress
+from truba_runner.request import derive
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
 
@@ -37,6 +43,13 @@ def started(run: RunDir, position: Position) -> Progress:
     return progress
 
 
+def test_a_name_that_is_no_utf_8_can_be_told(run: RunDir) -> None:
+    progress = started(run, Position(0, 0))
+    told = worker.describe(Failed(os.fsdecode(b"g\xfcl_1.jpg is no image")), run.path)
+    progress.update(state="failed", error=told)
+    assert os.fsencode(run.progress()["error"]["message"]) == b"g\xfcl_1.jpg is no image"
+
+
 def place(run: RunDir) -> list[int | None]:
     record = run.progress()
     return [record.get(key) for key in ("epoch", "step", "steps_per_epoch")]
@@ -53,6 +66,44 @@ def test_the_position_is_kept_from_start_to_start(run: RunDir) -> None:
     started(run, Position(4, 0))
     assert place(run) == [4, 100, 100], "an epoch that is over, not the next"
     assert started(run, Position(9, 0)).record["epoch"] == 9, "after the last there is no next one"
+
+
+def test_a_run_that_comes_no_further_is_given_up_unless_it_was_told_to_stop_before_its_time(
+    run: RunDir, experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a limit of ten minutes, the signal a minute and a half before it, and a worker that begins a while later."""
+    made = experiment("resources.time=10m")
+    clock = iter(range(0, 10**9, 100_000))
+
+    def start(seconds: float, told: bool) -> None:
+        begun = next(clock)
+        monkeypatch.setattr(time, "time", lambda: begun)
+        restarts.begin(run, "7", Position(0, 0), {})
+        monkeypatch.setattr(time, "time", lambda: begun + seconds)
+        if told:
+            restarts.broken_off(run, "7", derive(made))
+
+    for _ in range(5):
+        start(seconds=400, told=True)
+    start(seconds=1, told=False)
+    start(seconds=60, told=True)
+    start(seconds=460, told=True)  # Slurm's signal: the lr_find, say, takes longer than the limit.
+    start(seconds=500, told=False)
+    with pytest.raises(Failed, match="3 starts from epoch 1, step 0 came no further"):
+        start(seconds=1, told=False)
+
+
+def test_a_worker_that_was_told_to_stop_puts_it_on_record(
+    run: RunDir, experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Preempted: Slurm brings it back by itself."""
+    run.write_config(asdict(experiment()))
+    monkeypatch.setattr(scheduler, "state", lambda job_id: "PENDING")
+    interruption, here = Interruption(), Allocation("7", "mnist", 0, 1, on_slurm=True)
+    for _ in range(4):
+        progress = started(run, Position(0, 0))
+        assert worker.after_interruption(run, here, progress, interruption) == 128 + signal.SIGTERM
+    assert run.progress()["state"] == "interrupted"
 
 
 def test_a_damaged_checkpoint_that_is_passed_over_costs_the_steps_up_to_the_one_before(run: RunDir) -> None:

@@ -91,6 +91,8 @@ FIND = {"lr_find": {"name": "find"}}
         ({"fine_tune": {"epochs": 1, "base_lr": [1e-6, 1e-4]}}, "it takes a single rate"),
         ({"lr_find": {"name": "find"}}, "an earlier lr_find has this name. Write name: find2."),
         ({"lr_find": {"name": "a b"}}, "letters, digits and '_' only"),
+        ({"lr_find": {"name": "f", "start_lr": 0.1, "end_lr": 0.01}}, "start_lr=0.1, end_lr=0.01: lr_find raises"),
+        ({"lr_find": {"name": "f", "start_lr": 10}}, "Left out they are 1e-07 and 10."),
         ({"lr_find": {}}, "lr_find.name: it is missing. Write lr_find: {name: find}."),
         ({"resize": {"batch_size": 8}}, "resize.size: it is missing"),
     ],
@@ -110,7 +112,24 @@ def test_a_recipe_has_to_train_and_to_heed_the_epochs_that_are_set() -> None:
     assert "no stage of it trains" in str(next(recipe.problems([FIND], epochs=1)))
     assert not list(recipe.problems([{"fine_tune": {"epochs": 5}}], epochs=5))
     (problem,) = recipe.problems([{"fine_tune": {"epochs": 2}}], epochs=5)
-    assert "train.epochs=5" in str(problem) and "epochs: ${train.epochs}" in str(problem)
+    assert "Set train.epochs=2, or write epochs: ${train.epochs}" in str(problem)
+    told = [str(problem) for problem in recipe.problems([{"fit_one_cycl": {"epochs": 2}}], epochs=5)]
+    assert not [one for one in told if "train.epochs=5" in one], "it follows from what is told of the stage"
+
+
+def test_a_recipe_has_to_heed_the_rate_that_is_set() -> None:
+    of_its_own = [FIND, {"fit": {"epochs": 1, "lr": "find.valley"}}, {"fine_tune": {"epochs": 1, "base_lr": 0.1}}]
+    (problem,) = recipe.problems(of_its_own, epochs=1, learning_rate=0.01)
+    assert "train.learning_rate=0.01" in str(problem) and "lr: ${train.learning_rate}" in str(problem)
+    assert not list(recipe.problems(of_its_own, epochs=1))
+    for takes_it in ({"fit": {"epochs": 1}}, {"fine_tune": {"epochs": 1}}, {"fit": {"epochs": 1, "lr": 0.01}}):
+        assert not list(recipe.problems([*of_its_own, takes_it], epochs=1, learning_rate=0.01))
+
+
+@pytest.mark.parametrize("written", ["find.valley", "find.valley/10", "find.steep*2", "0.01"])
+def test_a_rate_is_told_as_it_was_written(written: str) -> None:
+    (fit,) = recipe.read([{"fit": {"epochs": 1, "lr": written}}], 1, None)
+    assert isinstance(fit, Fit) and fit.lr and str(fit.lr.high) == written
 
 
 def test_a_drill_shortens_each_stage() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -59,6 +60,23 @@ def test_a_process_gives_its_value_or_its_status_and_has_its_imports(nursery: Nu
     assert ended(nursery) == {"status": 3, "value": None} and (tmp_path / "log").read_text() == "printed\n"
     nursery.start(Call("work", "fail", log=str(tmp_path / "log")))
     assert ended(nursery)["status"] == 1 and "on purpose" in (tmp_path / "log").read_text()
+
+
+def test_one_that_ends_before_its_id_was_read_is_heard_of(nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    nursery.start(Call("work", "status", [0]))
+    ended(nursery)
+    answer = nursery._answer
+
+    def late() -> dict[str, Any]:
+        assert nursery._socket is not None
+        while nursery._socket.recv(1 << 16, socket.MSG_PEEK).count(b"\n") < 2:
+            pass
+        return answer()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(nursery, "_answer", late)
+        nursery.start(Call("work", "status", [3]))
+    assert nursery.ended(0) == {"status": 3, "value": None}
 
 
 def test_an_import_that_fails_is_told_of_and_ends_nothing(nursery: Nursery) -> None:

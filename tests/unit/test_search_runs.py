@@ -20,6 +20,7 @@ import yaml
 from truba_runner.config import Experiment
 from truba_runner.plan import plan
 from truba_runner.search.directory import SearchDir
+from truba_runner.search.records import values_of
 from truba_runner.search.submission import WorkersSubmission
 from truba_runner.submit import Prepared, settle
 
@@ -182,6 +183,29 @@ def test_a_search_that_is_told_to_end_goes_on_where_it_was(project: Project) -> 
         lines = (project.path / "trials" / trial / "submissions.jsonl").read_text().splitlines()
         starts = [event for line in lines if (event := json.loads(line))["event"] == "started"]
         assert starts and not any(event["steps_lost"] for event in starts)
+
+
+def test_a_loser_leaves_no_checkpoint_and_comes_to_the_same_when_it_is_wanted_after_all(project: Project) -> None:
+    project.search("sweep=hyperband", "sweep.max_epochs=4", "sweep.factor=2", "sweep.best_models=2")
+    state = project.state()
+    best, second, third = sorted(state["trials"].values(), key=lambda trial: trial["score"])[:3]
+    kept = {trial.name for trial in (project.path / "trials").iterdir() if (trial / "checkpoints").exists()}
+    assert kept == {best["trial_id"], second["trial_id"]}
+    left = [len([*trial.rglob("*")]) for trial in (project.path / "trials").iterdir() if trial.name not in kept]
+    assert set(left) == {7}
+    # None was taken from a trial that was promoted later.
+    promoted = [trial for trial in state["trials"].values() if "tuner/trial_id" in values_of(trial)]
+    assert len(promoted) > 3
+    for trial in promoted:
+        lines = (project.path / "trials" / trial["trial_id"] / "submissions.jsonl").read_text().splitlines()
+        (start,) = [event for line in lines if (event := json.loads(line))["event"] == "started"]
+        assert start["position"] == [values_of(trial)["tuner/initial_epoch"], 0]
+    done = project("best", "parabola", "-n", "3", "--evaluate", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout[done.stdout.index("{") :])["best"]
+    for row, trial in zip(found, (best, second, third), strict=True):
+        shift = values_of(trial)["job.options.shift"]
+        assert row["metrics"]["test_loss"] == row["score"] == trial["score"] and shift <= row["score"]
 
 
 def scores(project: Project) -> dict[str, float]:

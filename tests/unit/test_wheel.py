@@ -24,6 +24,11 @@ def test_a_wheel_is_complete(tmp_path: Path) -> None:
     done = subprocess.run(argv, cwd=empty, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "--gres=gpu:1" in done.stdout
+    turkish = [sys.executable, "-m", "truba_runner", "status", "--runs", str(empty)]
+    told = subprocess.run(turkish, cwd=empty, env={**environment, "TRUBA_LANG": "tr"}, capture_output=True, text=True)
+    assert "henüz eğitim yok" in told.stdout, told.stderr
+    rows = [sys.executable, "-c", "from truba_runner.why.table import table; print(len(table()['waiting']))"]
+    assert int(subprocess.run(rows, cwd=empty, env=environment, capture_output=True, text=True, check=True).stdout) > 50
     where = [sys.executable, "-c", "import truba_runner; print(truba_runner.__file__)"]
     found = subprocess.run(where, cwd=empty, env=environment, capture_output=True, text=True, check=True).stdout
     assert found.startswith(str(site)), "the checkout, not the wheel, was tested"

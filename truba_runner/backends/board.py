@@ -31,6 +31,8 @@ class Board:
 
     def scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """A point of each of these curves; `kind` is train or validation."""
+        if not self.enabled:
+            return
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         points = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
@@ -38,6 +40,8 @@ class Board:
 
     def image(self, kind: str, tag: str, step: int, png: bytes) -> None:
         """A picture."""
+        if not self.enabled:
+            return
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         # Where a PNG says it: width and height, big-endian, after the signature and the first chunk's head.
@@ -47,10 +51,10 @@ class Board:
 
     def add(self, kind: str, step: int, **content: Any) -> None:
         """An event with what TensorBoard's protocol has for it: `summary`, or `graph_def` in bytes."""
-        from tensorboard.compat.proto.event_pb2 import Event
-
         if not self.enabled:
             return
+        from tensorboard.compat.proto.event_pb2 import Event
+
         with self._complaining():
             file = self._files.get(kind) or self._open(kind)
             begins = b"" if file.told else _record(Event(wall_time=time.time(), file_version="brain.Event:2"))
@@ -118,7 +122,7 @@ def opened(context: Context, beside: Callable[[], object] | None = None) -> Iter
     settings = context.experiment.tensorboard
     enabled = settings.enabled and context.rank == 0 and _has_tensorboard()
     on_the_node = settings.node_local and context.experiment.cluster.scheduler == "slurm"
-    board = Board(context.run.tensorboard, node_folder.scratch(context.experiment) if on_the_node else None, enabled)
+    board = Board(context.run.tensorboard, node_folder.scratch_of(context.experiment) if on_the_node else None, enabled)
 
     def work() -> None:
         board.copy()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from contextlib import ExitStack
-from dataclasses import asdict
 from typing import Any
 
 from truba_runner import plots, recipe
@@ -17,10 +16,15 @@ from truba_runner.backends.fastai_ranks import Ranks
 from truba_runner.backends.fastai_reporter import Reporter
 from truba_runner.backends.fastai_resume import Resume
 from truba_runner.backends.fastai_stages import Course
+from truba_runner.backends.fastai_streams import end_readers
 from truba_runner.errors import Failed
 
 # Read when matplotlib is first imported: there is no screen.
 os.environ.setdefault("MPLBACKEND", "Agg")
+# How torch begins to say so.
+_ONE_EXAMPLE = "Expected more than 1 value per channel when training"
+
+IMPORTS = (__name__, "fastai.vision.all")
 
 
 def train(context: Context) -> dict[str, Any]:
@@ -42,6 +46,15 @@ def train(context: Context) -> dict[str, Any]:
             f"{train.batch_size or 64}), half precision with train.mixed_precision=mixed_float16 (now "
             f"{train.mixed_precision or 'float32'}), smaller images, or a network that is less deep."
         ) from error
+    except ValueError as error:
+        if _ONE_EXAMPLE not in str(error):
+            raise
+        raise Failed(
+            "BatchNorm learns from batches of two examples or more, and this one has a single one. Set "
+            "train.batch_size to 2 or more; where it is an epoch's last batch, to a size that leaves none over."
+        ) from error
+    finally:
+        end_readers()
 
 
 def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
@@ -59,15 +72,17 @@ def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
     learner = _learner(context, data, ranks)
     reporter = Reporter(context, learner, recipe.epochs_of(stages), told)
     resume = Resume(context, learner, reporter, ranks, _signature(context, learner, data, stages))
+    loop = Loop(learner, experiment.train.seed, ranks)
+    course = Course(context, learner, data, loop, reporter, resume)
+    course.check(stages)
     if resume.stage < 0 and context.rank == 0:
         fastai_outputs.show_batch(context, learner.dls, told.board)
         print_summary(learner)
         if experiment.tensorboard.graph:
             fastai_board.write_graph(told.board, learner)
-    loop = Loop(learner, experiment.train.seed, ranks)
     with loop.installed():
         context.interruption.hold()
-        Course(context, learner, data, loop, reporter, resume).run(stages)
+        course.run(stages)
     result = _result(context, learner, reporter, device)
     ranks.check_same(result["weights_sha256"])
     if context.rank == 0:
@@ -104,7 +119,7 @@ def _signature(context: Context, learner: Any, data: Data, stages: tuple[recipe.
         "precision": train.mixed_precision or "float32",
         "examples": len(data.items),
         "names_of_the_examples": data.sha256(),
-        "recipe": [[type(stage).__name__, repr(asdict(stage))] for stage in stages],
+        "recipe": recipe.signature(stages),
         "model": fastai_state.signature_of_model(learner.model),
     }
 
@@ -124,6 +139,7 @@ def _result(context: Context, learner: Any, reporter: Reporter, device: Any) -> 
         "parameters": sum(parameter.numel() for parameter in learner.model.parameters()),
         "architecture": fastai_outputs.architecture(learner),
         "loss": str(learner.loss_func),
+        **fastai_outputs.vocab(learner),
         "examples": {"train": len(learner.dls.train_ds), "validation": len(learner.dls.valid_ds)},
         "versions": {"fastai": fastai.__version__, "torch": torch.__version__},
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from typing import Any
 
 from truba_runner import plots
@@ -13,7 +14,8 @@ from truba_runner.rundir import write_atomically
 
 # fastai's own: so many of the last points are left out, as of a tenth of the first.
 _SKIPPED_AT_THE_END = 5
-_DEFAULT_STEPS = 100
+# fastai's own; it stops before where the loss has grown to four times the best.
+DEFAULT_STEPS = 100
 
 
 def find_rates(context: Context, learner: Any, stage: Find, steps: int) -> dict[str, float | None]:
@@ -30,7 +32,10 @@ def find_rates(context: Context, learner: Any, stage: Find, steps: int) -> dict[
         told = "  ".join(f"{name} {'nothing' if rate is None else f'{rate:.2e}'}" for name, rate in suggested.items())
         print(f"lr_find {stage.name}: {told}", flush=True)
         curve = {"suggestions": suggested, "learning_rates": rates, "losses": losses}
-        write_atomically(context.run.path / f"lr_find_{stage.name}.json", json.dumps(_finite(curve)).encode())
+        try:
+            write_atomically(context.run.path / f"lr_find_{stage.name}.json", json.dumps(_finite(curve)).encode())
+        except OSError as error:  # What it suggests is in the checkpoints too.
+            print(f"lr_find_{stage.name}.json could not be written ({error}); training goes on", file=sys.stderr)
         plots.rate_curve(rates, losses, suggested, context.run.plots, f"lr_find_{stage.name}.png")
     return suggested
 
@@ -70,7 +75,7 @@ def _finder_class() -> Any:
         # By this other callbacks know that it is no training.
         name = "lr_finder"
 
-        def __init__(self, start_lr: float = 1e-7, end_lr: float = 10, num_it: int = _DEFAULT_STEPS) -> None:
+        def __init__(self, start_lr: float = 1e-7, end_lr: float = 10, num_it: int = DEFAULT_STEPS) -> None:
             super().__init__(start_lr=start_lr, end_lr=end_lr, num_it=num_it)
 
         def before_fit(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -73,7 +74,7 @@ class Data:
         seed_all(key(self._context.experiment.train.seed, "loaders"))
         loaders = self.block(**({} if size is None else {"size": size})).dataloaders(
             self.items,
-            bs=self._batch_size(batch_size),
+            bs=self.batch_size(batch_size),
             num_workers=self._workers(),
             device=self._device,
             pin_memory=self._device.type == "cuda",
@@ -85,14 +86,17 @@ class Data:
         """fastai's account of how an example and a batch are made, to the log."""
         seed_all(key(self._context.experiment.train.seed, "summary"))
         source = self._photographs.path if self._photographs else self.items
-        self.block().summary(source, bs=min(_SUMMARY_EXAMPLES, len(self.items)))
+        block = self.block()
+        if block.splitter is not None and not len(block.splitter(self.items)[0]):
+            raise Failed(f"The training set is empty: the DataBlock's splitter holds out all {len(self.items)} items.")
+        block.summary(source, bs=min(_SUMMARY_EXAMPLES, len(self.items)))
 
     def sha256(self) -> str:
         """Over the items' names: what a checkpoint was trained on."""
         names = [item.name if isinstance(item, Path) else str(item) for item in self.items]
-        return hashlib.sha256("\n".join(names).encode()).hexdigest()
+        return hashlib.sha256(os.fsencode("\n".join(names))).hexdigest()
 
-    def _batch_size(self, given: int | None) -> int:
+    def batch_size(self, given: int | None) -> int:
         """That of each process."""
         train, tasks = self._context.experiment.train, self._context.tasks
         size = given or train.batch_size or _DEFAULT_BATCH_SIZE
@@ -185,6 +189,8 @@ def print_summary(learner: Any) -> None:
     try:
         text, _, _ = str(learner.summary()).partition("Callbacks:")
         print(text + "Callbacks:\n" + "\n".join(f"  - {item}" for item in callbacks.sorted("order")), flush=True)
+    except Failed:
+        raise  # An image of the batch is damaged.
     except Exception as error:
         print(f"fastai could not summarise the model ({error})", file=sys.stderr, flush=True)
     finally:

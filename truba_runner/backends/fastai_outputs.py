@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from truba_runner import plots
+from truba_runner import full_disk, plots
 from truba_runner.backends import Context, fastai_state
 from truba_runner.backends.board import Board
 from truba_runner.backends.fastai_reporter import validation_metrics
-from truba_runner.full_disk import whole
 from truba_runner.rundir import write_atomically
 
 _SHOWN = 9
@@ -60,7 +58,7 @@ def evaluate(context: Context, learner: Any, result: dict[str, Any]) -> Any:
     predictions = getcallable(learner.loss_func, "activation")(raw)
     result["metrics"].update(validation_metrics(learner))
     if context.rank == 0:
-        with whole(context.run.path / "predictions.npy") as beside:
+        with full_disk.whole(context.run.path / "predictions.npy") as beside:
             np.save(beside, np.asarray(predictions.float()))
     result["predictions"], result["predicted"] = "predictions.npy", "validation"
     return raw, predictions, labels
@@ -75,18 +73,17 @@ def interpret(context: Context, learner: Any, evaluated: Any, result: dict[str, 
     from fastai.interpret import ClassificationInterpretation
 
     raw, _, labels = evaluated
-    vocab = getattr(learner.dls, "vocab", None)
-    if vocab is None or raw.ndim != 2 or raw.shape[1] != len(vocab) or labels.ndim != 1:
+    classes = result.get("vocab")
+    if classes is None or raw.ndim != 2 or raw.shape[1] != len(classes) or labels.ndim != 1:
         return
-    result["vocab"] = [str(name) for name in vocab]
     with learner.loss_not_reduced():
         losses = learner.loss_func(raw, labels)
     loader = learner.dls.valid.new(shuffle=False, drop_last=False)
     interpretation = ClassificationInterpretation(learner, loader, losses)
-    matrix = torch.zeros(len(vocab), len(vocab), dtype=torch.int64)
+    matrix = torch.zeros(len(classes), len(classes), dtype=torch.int64)
     matrix.index_put_((labels.long(), raw.argmax(1)), torch.tensor(1), accumulate=True)
     interpretation.confusion_matrix = lambda: matrix.numpy().copy()
-    size = max(6.0, min(_CONFUSION_INCHES[0], len(vocab) / 2))
+    size = max(6.0, min(_CONFUSION_INCHES[0], len(classes) / 2))
     if path := _pyplot(
         context, "confusion_matrix.png", lambda: interpretation.plot_confusion_matrix(figsize=(size, size), dpi=60)
     ):
@@ -102,7 +99,7 @@ def _write_table(path: Path, header: tuple[str, ...], rows: list[tuple[Any, ...]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
+    write_atomically(path, text.getvalue().encode(errors="backslashreplace"))
 
 
 # -- models for use --------------------------------------------------------------------------------------------
@@ -114,10 +111,16 @@ def architecture(learner: Any) -> str:
     return arch if isinstance(arch, str) else str(getattr(arch, "__name__", arch))
 
 
+def vocab(learner: Any) -> dict[str, list[str]]:
+    """The classes by number under the key `vocab`; nothing where there are none."""
+    names = getattr(learner.dls, "vocab", None)
+    return {} if names is None else {"vocab": [str(name) for name in names]}
+
+
 def safe_model(learner: Any) -> dict[str, Any]:
     """`model` (a state dict), `vocab` and `arch`: what `torch.load(weights_only=True)` reads."""
-    vocab = [str(name) for name in getattr(learner.dls, "vocab", None) or []]
-    return {"model": fastai_state.plain(learner.model.state_dict()), "vocab": vocab, "arch": architecture(learner)}
+    about = {"vocab": [], **vocab(learner), "arch": architecture(learner)}
+    return {"model": fastai_state.plain(learner.model.state_dict()), **about}
 
 
 def save_safely(path: Path, learner: Any) -> None:
@@ -125,7 +128,7 @@ def save_safely(path: Path, learner: Any) -> None:
     import torch
 
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with whole(path) as beside, beside.open("wb") as file:
+    with full_disk.whole(path) as beside, beside.open("wb") as file:
         torch.save(safe_model(learner), file)
 
 
@@ -151,16 +154,29 @@ def save_models(context: Context, learner: Any, result: dict[str, Any]) -> None:
     save_safely(context.run.path / "model.pt", learner)
     # The job's own functions go along: whoever loads it has no module of that name.
     cloudpickle.register_pickle_by_value(context.job)
-    beside = f".export.{os.getpid()}.pkl"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            learner.export(beside)
-        os.replace(beside, "export.pkl")
+        _export(context.run.path / "export.pkl", learner)
         result["export"] = "export.pkl"
     except Exception as error:
+        if full_disk.reason(error):
+            raise
         # A callback or a transform that cannot be pickled; the safe one is there.
         print(f"export.pkl could not be written ({type(error).__name__}: {error})", file=sys.stderr, flush=True)
-        Path(beside).unlink(missing_ok=True)
     finally:
         cloudpickle.unregister_pickle_by_value(context.job)
+
+
+def _export(path: Path, learner: Any) -> None:
+    """As fastai's `Learner.export`, which leaves a learner without data and optimizer behind where it fails."""
+    import cloudpickle
+    import torch
+
+    loaders, optimizer = learner.dls, learner.opt
+    learner._end_cleanup()
+    learner.dls, learner.opt = loaders.new_empty(), None
+    try:
+        with warnings.catch_warnings(), full_disk.whole(path) as beside, beside.open("wb") as file:
+            warnings.simplefilter("ignore")
+            torch.save(learner, file, pickle_module=cloudpickle, pickle_protocol=2)
+    finally:
+        learner.dls, learner.opt = loaders, optimizer

@@ -20,7 +20,7 @@ from truba_runner.backends.fastai_loop import Watcher
 from truba_runner.backends.fastai_ranks import Ranks
 from truba_runner.backends.fastai_reporter import Reporter
 from truba_runner.background import Background
-from truba_runner.checkpoint import CheckpointStore, Position
+from truba_runner.checkpoint import CheckpointStore, Position, is_better
 from truba_runner.errors import nearest
 from truba_runner.interrupt import Interrupted
 
@@ -78,6 +78,8 @@ class Resume(Watcher):
             reason = f"its format is {state['format']}, and this version of truba_runner reads {FORMAT}"
             going_on.refuse(self._context, reason)
         then, now = state["signature"], self._signature
+        # What was trained of a recipe that has got longer is the same.
+        now = {**now, "recipe": now["recipe"][: len(then["recipe"])]}
         for name, value in now.items():
             if name != "model" and value != then.get(name):
                 going_on.refuse(self._context, f"{name.replace('_', ' ')} was {then.get(name)} then and is {value} now")
@@ -191,8 +193,13 @@ class Resume(Watcher):
         if self.ranks.agree():
             self._leave(position)
 
-    def stage_ends(self, epochs: int) -> None:
-        """After a stage of `epochs` epochs and the callbacks' `after_fit`; 0 for an lr_find. It is never repeated."""
+    def stage_ends(self, epochs: int, may_grow: bool) -> None:
+        """After a stage of `epochs` epochs and the callbacks' `after_fit`; 0 for an lr_find. It is never repeated.
+
+        `may_grow`: a longer run may go on from here, so the checkpoint of its last epoch is to stay.
+        """
+        if may_grow:
+            return
         self._save(Position(self._first_epoch + epochs, 0), beside=self._besides(finished=True))
 
     def wait(self) -> None:
@@ -212,13 +219,10 @@ class Resume(Watcher):
         if row and monitor not in row and not self._monitor_missed:
             self._monitor_missed = True
             print(f"checkpoint.monitor={monitor}: no such metric. {nearest(monitor, row)}", file=sys.stderr, flush=True)
-        value = row.get(monitor)
-        if value is None or value != value:
+        if not is_better(row.get(monitor), self._best, self._settings.mode):
             return False
-        sign = -1 if self._settings.mode == "max" else 1
-        best = self._best is None or sign * value < sign * self._best
-        self._best = value if best else self._best
-        return best
+        self._best = row[monitor]
+        return True
 
     def _leave(self, position: Position | None = None) -> None:
         position = position or self._position()

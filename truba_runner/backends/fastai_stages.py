@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from truba_runner.backends import Context
-from truba_runner.backends.fastai_find import find_rates
+from truba_runner.backends.fastai_find import DEFAULT_STEPS, find_rates
 from truba_runner.backends.fastai_job import Data
 from truba_runner.backends.fastai_loop import Loop, Watcher
 from truba_runner.backends.fastai_reporter import Reporter
 from truba_runner.backends.fastai_resume import Resume
 from truba_runner.errors import Failed
-from truba_runner.recipe import Find, Fit, Freeze, Rate, Rates, Resize, Stage
+from truba_runner.recipe import Find, Fit, Freeze, Rate, Rates, Resize, Stage, can_grow
 
 
 class Course:
@@ -25,10 +25,33 @@ class Course:
         """The learner's loop is installed by whoever calls `run`."""
         self._context, self._learner, self._data = context, learner, data
         self._loop, self._reporter, self._resume = loop, reporter, resume
-        self._first_epoch = 0
+        self._first_epoch = self._last = 0
+
+    def check(self, stages: Sequence[Stage]) -> None:
+        """Looks before anything is trained whether each stage will have something to train on.
+
+        Raises:
+            Failed: it will not.
+        """
+        loaders, ranks = self._learner.dls, self._loop.ranks.count
+        train, validation = len(loaders.train_ds), len(loaders.valid_ds)
+        wanted = {loaders.train.bs: "train.batch_size"}
+        for stage in stages:
+            if isinstance(stage, Resize):
+                self._data.block(size=stage.size)
+                wanted[self._data.batch_size(stage.batch_size)] = "batch_size of the stage resize"
+        for size, where in wanted.items():
+            if loaders.train.drop_last and train < size * ranks:
+                raise Failed(_too_few(train, size * ranks, ranks, where))
+        if not validation and self._context.experiment.finish.evaluate:
+            raise Failed(
+                f"The validation set is empty: the DataBlock's splitter gives all {train} items to the training. Have "
+                "it hold some out, or set finish.evaluate=false, which trains on all of them."
+            )
 
     def run(self, stages: Sequence[Stage]) -> None:
         """Does what is still to be done of the stages."""
+        self._last = len(stages) - 1
         try:
             for index, stage in enumerate(stages):
                 self._do(index, stage)
@@ -49,7 +72,7 @@ class Course:
                 self._fit(index, stage)
             else:
                 self._find(index, stage)
-            self._resume.stage_ends(epochs)
+            self._resume.stage_ends(epochs, may_grow=index == self._last and can_grow(stage))
         self._first_epoch += epochs
 
     def _freeze(self, stage: Freeze) -> None:
@@ -67,6 +90,9 @@ class Course:
 
     def _find(self, index: int, stage: Find) -> None:
         steps = self._steps(index)
+        if self._context.rank == 0:
+            at_most = int(stage.options.get("num_it", DEFAULT_STEPS))
+            print(f"stage {index + 1}: lr_find {stage.name}, {at_most} steps at most", flush=True)
         with self._loop.watched_by(Watcher(self._loop.ranks), index):
             self._resume.answers[stage.name] = find_rates(self._context, self._learner, stage, steps)
 
@@ -84,11 +110,8 @@ class Course:
         with self._loop.watched_by(self._loop.watcher, index):
             steps = self._loop.steps()
         if not steps:
-            learner, ranks = self._learner, self._loop.ranks.count
-            raise Failed(
-                f"The training set has {len(learner.dls.train_ds)} items, and a batch of {ranks} processes has "
-                f"{learner.dls.train.bs * ranks}: there is not one whole batch. Set train.batch_size lower."
-            )
+            loaders, ranks = self._learner.dls, self._loop.ranks.count
+            raise Failed(_too_few(len(loaders.train_ds), loaders.train.bs * ranks, ranks, "train.batch_size"))
         return steps
 
     def _rates(self, rates: Rates) -> Any:
@@ -105,3 +128,11 @@ class Course:
                 f"(lr_find_{rate.find}.json has its curve). Use another of its suggestions, or a number."
             )
         return value
+
+
+def _too_few(items: int, batch: int, ranks: int, where: str) -> str:
+    of_all = f" of {ranks} processes" if ranks > 1 else ""
+    return (
+        f"The training set has {items} items, and a batch{of_all} has {batch}: there is not one whole batch. "
+        f"Set {where} lower."
+    )

@@ -7,6 +7,7 @@ of reading processes makes no difference, and an epoch that is gone on with read
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import random
 import signal
 from collections.abc import Iterator
@@ -137,3 +138,11 @@ def _ignore_signals() -> None:
     """For a reading process: Slurm signals the whole group, and a training whose readers end goes down with them."""
     for number in Interruption.signals():
         signal.signal(number, signal.SIG_IGN)
+
+
+def end_readers() -> None:
+    """Kills the readers that an error has left: they are deaf to SIGTERM, and Python would wait for them for ever."""
+    # torch's own would take their end for a failure.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for process in multiprocessing.active_children():
+        process.kill()

@@ -11,12 +11,10 @@ import hashlib
 import json
 import os
 import struct
-import tempfile
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -25,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 from truba_runner.errors import Failed
 from truba_runner.image_files import in_order
 from truba_runner.image_sources import Photograph
+from truba_runner.rundir import written_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -205,28 +204,19 @@ def write(
         OSError: the disk is full or not writable. What was at `path` is still there.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(MAGIC)
-            images, unreadable = [], []
-            for name, decoded in _decoded(photographs, size, resample):
-                if isinstance(decoded, str):
-                    unreadable.append((name, decoded))
-                    continue
-                content, width, height = decoded
-                images.append((str(name), file.tell(), width, height, zlib.crc32(content)))
-                file.write(content)
-            refuse_unreadable(unreadable)
-            text = json.dumps({"about": dict(about), "images": images}, separators=(",", ":")).encode()
-            file.write(text + _TAIL.pack(len(text), hashlib.sha256(text).digest()))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(beside)
-        raise
+    with written_whole(path) as file:
+        file.write(MAGIC)
+        images, unreadable = [], []
+        for name, decoded in _decoded(photographs, size, resample):
+            if isinstance(decoded, str):
+                unreadable.append((name, decoded))
+                continue
+            content, width, height = decoded
+            images.append((str(name), file.tell(), width, height, zlib.crc32(content)))
+            file.write(content)
+        refuse_unreadable(unreadable)
+        text = json.dumps({"about": dict(about), "images": images}, separators=(",", ":")).encode()
+        file.write(text + _TAIL.pack(len(text), hashlib.sha256(text).digest()))
 
 
 def _decoded(

@@ -28,7 +28,7 @@ from truba_runner.full_disk import whole
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
-IMPORTS = ("tensorflow", "keras")
+IMPORTS = (__name__, "tensorflow", "keras")
 
 
 def train(context: Context) -> dict[str, Any]:

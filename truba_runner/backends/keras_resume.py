@@ -25,7 +25,7 @@ from truba_runner.backends.keras_plan import Plan
 from truba_runner.backends.keras_reporter import Reporter
 from truba_runner.backends.keras_state import Encoded
 from truba_runner.background import Background
-from truba_runner.checkpoint import CheckpointStore, Position
+from truba_runner.checkpoint import CheckpointStore, Position, is_better
 from truba_runner.errors import Failed
 from truba_runner.interrupt import Interrupted
 
@@ -212,14 +212,11 @@ class Resume:
         return self._team.agree(self._context.interruption, due) if self._team else (stop, due)
 
     def _is_best(self, logs: dict[str, Any]) -> bool:
-        value = logs.get(self._settings.monitor)
-        if value is None or value != value:
+        monitor = self._settings.monitor
+        if not is_better(logs.get(monitor), self._best, self._settings.mode):
             return False
-        value = float(value)
-        sign = -1 if self._settings.mode == "max" else 1
-        best = self._best is None or sign * value < sign * self._best
-        self._best = value if best else self._best
-        return best
+        self._best = float(logs[monitor])
+        return True
 
     def _leave(self) -> None:
         self._background.wait()

@@ -248,7 +248,7 @@ def _node_folder(context: Context, rank: Rank, bytes_needed: int, at_the_end: Ex
     Raises:
         OSError: it can't be made, or there is no room in it.
     """
-    scratch = node_folder.scratch(context.experiment)
+    scratch = node_folder.scratch_of(context.experiment)
     free = shutil.disk_usage(scratch).free
     if free < bytes_needed:
         raise OSError(f"{scratch} has {free / _GIGABYTE:.1f} GB free, and {bytes_needed / _GIGABYTE:.1f} are needed")

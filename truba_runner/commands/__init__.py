@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner import scheduler
+from truba_runner.language import _
 from truba_runner.rundir import RunDir, finite
 from truba_runner.scheduler import Job, SlurmError
 from truba_runner.search.directory import search_of
@@ -19,8 +20,10 @@ from truba_runner.state import last_job_id
 def parser(name: str, description: str) -> argparse.ArgumentParser:
     """A parser with the options that every command has."""
     made = argparse.ArgumentParser(prog=f"truba {name}", description=description, allow_abbrev=False)
-    made.add_argument("--json", action="store_true", help="print JSON for programs")
-    made.add_argument("--runs", type=Path, metavar="FOLDER", help="look in this runs folder (default: all ever used)")
+    made.add_argument("--json", action="store_true", help=_("print JSON for programs"))
+    made.add_argument(
+        "--runs", type=Path, metavar="FOLDER", help=_("look in this runs folder (default: all ever used)")
+    )
     return made
 
 

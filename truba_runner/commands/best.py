@@ -2,22 +2,53 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from truba_runner import places
 from truba_runner.commands import parser, print_json
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.progress import format_metrics
-from truba_runner.search.directory import search_of
+from truba_runner.search.directory import SearchDir, search_of
 from truba_runner.search.records import own_values, ranked
 from truba_runner.search.store import read_state
 
 
 def main(arguments: Sequence[str]) -> int:
     """Prints the best trials, and with --out writes the experiment."""
+    given = _options(arguments)
+    search = search_of(places.find(given.search, given.runs))
+    if search is None:
+        raise Refused(Problem(given.search, "it is a run, and no search.", "truba status shows what it came to."))
+    if given.number < 1:
+        raise Refused(Problem(f"-n {given.number}", "it is how many of the best are wanted.", "Give 1 or more."))
+    state = read_state(search)
+    trials = ranked(state)[: given.number] if state else []
+    if not trials:
+        raise Failed(f"{search.id} has no trial yet that came to a score; truba status {search.id} shows where it is")
+    from truba_runner.search import again
+
+    if given.evaluate:
+        again.evaluate(search, state, trials)
+    rows = [_row(search, place, trial) for place, trial in enumerate(trials, start=1)]
+    text = again.experiment_text(search, state, trials[0])
+    if given.out is not None:
+        _write(given.out, text)
+    if given.json:
+        print_json({"search": search.id, "best": rows, "experiment": text})
+        return 0
+    if not search.result():
+        print(f"{search.id} is not over: these are the best so far", file=sys.stderr)
+    _print(rows, state["objective"]["name"])
+    print(f"\nwritten: {given.out}" if given.out else f"\n{text}")
+    return 0
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser(
         "best", "The best trials of a search, what their models are worth on held-out data, and the experiment."
     )
@@ -29,55 +60,33 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument(
         "--evaluate", action="store_true", help="rebuild and evaluate those that are not yet, on this machine"
     )
-    given = options.parse_args(arguments)
-    search = search_of(places.find(given.search, given.runs))
-    if search is None:
-        raise Refused(Problem(given.search, "it is a run, and no search.", "truba status shows what it came to."))
-    if given.number < 1:
-        raise Refused(Problem(f"-n {given.number}", "it is how many of the best are wanted.", "Give 1 or more."))
-    state = read_state(search)
-    trials = ranked(state)[: given.number] if state else []
-    if not trials:
-        raise Failed(f"{search.id} has no trial yet that came to a score; truba status {search.id} shows where it is")
-    if given.evaluate:
-        from truba_runner.search.again import evaluate
+    return options.parse_args(arguments)
 
-        evaluate(search, state, trials)
-    rows = []
-    for place, trial in enumerate(trials):
-        run = search.best(trial["trial_id"])
-        result = run.result()
-        rows.append(
-            {
-                "place": place + 1,
-                "trial": trial["trial_id"],
-                "values": own_values(trial),
-                "score": trial["score"],
-                "metrics": result.get("metrics", {}),
-                "model": str(run.path / result["model"]) if "model" in result else "",
-            }
-        )
-    from truba_runner.search.again import experiment_text
 
-    text = experiment_text(search, state, trials[0])
-    if given.out is not None:
-        if given.out.exists():
-            raise Refused(Problem(f"--out {given.out}", "there is such a file already.", "Choose another name."))
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(text)
-    if given.json:
-        print_json({"search": search.id, "best": rows, "experiment": text})
-        return 0
-    objective = state["objective"]
-    if not search.result():
-        print(f"{search.id} is not over: these are the best so far", file=sys.stderr)
+def _row(search: SearchDir, place: int, trial: Mapping[str, Any]) -> dict[str, Any]:
+    run = search.best(trial["trial_id"])
+    result = run.result()
+    return {
+        "place": place,
+        "trial": trial["trial_id"],
+        "values": own_values(trial),
+        "score": trial["score"],
+        "metrics": result.get("metrics", {}),
+        "model": str(run.path / result["model"]) if "model" in result else "",
+    }
+
+
+def _write(file: Path, text: str) -> None:
+    if file.exists():
+        raise Refused(Problem(f"--out {file}", "there is such a file already.", "Choose another name."))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+def _print(rows: Sequence[Mapping[str, Any]], objective: str) -> None:
     for row in rows:
-        print(
-            f"{row['place']}. trial {row['trial']}: {objective['name']} {row['score']:.6g}  {json.dumps(row['values'])}"
-        )
+        print(f"{row['place']}. trial {row['trial']}: {objective} {row['score']:.6g}  {json.dumps(row['values'])}")
         if row["metrics"]:
             print(f"   {format_metrics(row['metrics'])}\n   {row['model']}")
         else:
             print("   not evaluated; --evaluate does it here, in the foreground")
-    print(f"\nwritten: {given.out}" if given.out else f"\n{text}")
-    return 0

@@ -11,6 +11,7 @@ from pathlib import Path
 from truba_runner import places, scheduler
 from truba_runner.commands import known_jobs, parser, print_json
 from truba_runner.errors import Failed, Problem, Refused
+from truba_runner.language import _, counted
 from truba_runner.rundir import RunDir
 from truba_runner.search.directory import search_of
 from truba_runner.search.overview import job_runs
@@ -20,25 +21,25 @@ from truba_runner.sweeps.record import sharing
 
 def main(arguments: Sequence[str]) -> int:
     """Cancels the runs; asks first where they are more than one."""
-    options = parser("cancel", "Ends the jobs of runs that wait or run. What they have written stays.")
-    options.add_argument("run", nargs="+", help="a run's or a sweep's id, or any unique beginning of it")
-    options.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    options = parser("cancel", _("Ends the jobs of runs that wait or run. What they have written stays."))
+    options.add_argument("run", nargs="+", help=_("a run's or a sweep's id, or any unique beginning of it"))
+    options.add_argument("-y", "--yes", action="store_true", help=_("do not ask"))
     given = options.parse_args(arguments)
     named = _with_sharers(_named(prefix, given.runs) for prefix in given.run)
     runs = [one for run in named for one in _with_jobs(run)]
     jobs = known_jobs(runs)
     if jobs is None:
-        raise Failed("Slurm does not answer, so nothing was cancelled; try again in a while")
+        raise Failed(_("Slurm does not answer, so nothing was cancelled; try again in a while"))
     live = [run for run in runs if state_of(run, jobs).live]
     affected = [run for run in named if any(one in live for one in _with_jobs(run))]
     if len(affected) > 1 and not given.yes and not _agreed(affected):
-        print("nothing was cancelled", file=sys.stderr)
+        print(_("nothing was cancelled"), file=sys.stderr)
         return 1
     if on_slurm := [last_job_id(run) for run in live if not last_job_id(run).startswith("local-")]:
         try:
             scheduler.cancel(list(dict.fromkeys(on_slurm)))
         except scheduler.SlurmError as error:
-            raise Failed(f"Slurm did not cancel: {error.message}") from error
+            raise Failed(_("Slurm did not cancel: {message}", message=error.message)) from error
     for run in live:
         if last_job_id(run).startswith("local-"):
             os.kill(local_process(run), signal.SIGTERM)
@@ -48,9 +49,9 @@ def main(arguments: Sequence[str]) -> int:
         print_json({"cancelled": cancelled, "ended_before": ended})
         return 0
     for name in cancelled:
-        print(f"cancelled {name}")
+        print(_("cancelled {run}", run=name))
     for name in ended:
-        print(f"{name} had ended already")
+        print(_("{run} had ended already", run=name))
     return 0
 
 
@@ -77,8 +78,10 @@ def _with_sharers(named: Iterable[Iterable[RunDir]]) -> list[RunDir]:
 def _agreed(runs: Sequence[RunDir]) -> bool:
     if not sys.stdin.isatty():
         raise Refused(
-            Problem(f"{len(runs)} runs", "cancelling more than one is asked about, and nobody is here to answer.",
-                    "Add --yes.")
+            Problem(counted("{count} run", "{count} runs", len(runs)),
+                    _("cancelling more than one is asked about, and nobody is here to answer."), _("Add --yes."))
         )  # fmt: skip
     print("\n".join(run.id for run in runs))
-    return input(f"cancel these {len(runs)} runs? [y/N] ").strip().lower() in {"y", "yes", "e", "evet"}
+    return input(
+        counted("cancel this run? [y/N] ", "cancel these {count} runs? [y/N] ", len(runs))
+    ).strip().lower() in {"y", "yes", "e", "evet"}

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("--days", type=int, default=7, metavar="N", help="within so many days (default: %(default)s)")
     given = options.parse_args(arguments)
     now = time.time()
-    asked = (_expiring(run, now + given.days * _DAY_SECONDS) for run in places.runs(given.runs))
+    asked = (expiring(run, now + given.days * _DAY_SECONDS) for run in places.runs(given.runs))
     found = sorted((one for one in asked if one), key=lambda one: one.first)
     if given.json:
         print_json(
@@ -49,7 +49,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _expiring(run: RunDir, until: float) -> Expiring | None:
+def expiring(run: RunDir, until: float) -> Expiring | None:
+    """What of a run goes until then, in seconds since 1970; None: nothing."""
     days = _scratch_days(run)
     if not days:
         return None

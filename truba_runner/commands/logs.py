@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from truba_runner import places, watch
 from truba_runner.commands import known_jobs, parser, print_json
 from truba_runner.errors import Failed
+from truba_runner.language import _
 from truba_runner.rundir import RunDir
 from truba_runner.search.directory import search_of
 from truba_runner.search.overview import standing
@@ -21,9 +22,9 @@ _ASK_EVERY_SECONDS = 5.0
 
 def main(arguments: Sequence[str]) -> int:
     """Prints the log of the run's latest job, and with -f what comes until the run ends."""
-    options = parser("logs", "What a run's latest job printed, and at its end why it failed, where it did.")
-    options.add_argument("run", help="a run's id, or any unique beginning of it")
-    options.add_argument("-f", "--follow", action="store_true", help="go on until the run ends, with a progress bar")
+    options = parser("logs", _("What a run's latest job printed, and at its end why it failed, where it did."))
+    options.add_argument("run", help=_("a run's id, or any unique beginning of it"))
+    options.add_argument("-f", "--follow", action="store_true", help=_("go on until the run ends, with a progress bar"))
     given = options.parse_args(arguments)
     run = places.find(given.run, given.runs)
     if given.json:
@@ -34,7 +35,9 @@ def main(arguments: Sequence[str]) -> int:
     else:
         log = watch.latest_log(run)
         if log is None:
-            raise Failed(f"{run.id} has printed nothing yet: {_state(run).state} {_state(run).why}")
+            state = _state(run)
+            told = _("{run} has printed nothing yet: {state} {why}", run=run.id, state=state.state, why=state.why)
+            raise Failed(told)
         sys.stdout.write(log.read_text(errors="replace"))
         if (slurms := task_log(run, last_job_id(run))) not in {None, log} and slurms is not None:
             sys.stdout.write(slurms.read_text(errors="replace"))

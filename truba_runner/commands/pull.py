@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         _tell(puller, given.json)
         if given.follow:
             with server.told_to_end() as ended:
-                puller.follow(given.every_seconds, ended, lambda words: print(words, file=sys.stderr, flush=True))
+                puller.follow(given.every_seconds, ended)
     return 0
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from truba_runner import places, restarts
 from truba_runner.commands import known_jobs, parser, print_json
 from truba_runner.errors import Problem, Refused, nearest
+from truba_runner.language import _
 from truba_runner.progress import format_metrics
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
@@ -34,11 +35,11 @@ _NOTHING: dict[str, Any] = {
 
 def main(arguments: Sequence[str]) -> int:
     """Prints the table, newest run first; of all runs, those of a sweep as one row."""
-    options = parser("status", "Where runs are: state, epoch and step, metrics, time, and why one waits or failed.")
+    options = parser("status", _("Where runs are: state, epoch and step, metrics, time, and why one waits or failed."))
     options.add_argument(
         "run",
         nargs="*",
-        help="a run's, a sweep's or a search's id, or any unique beginning of it (default: all runs)",
+        help=_("a run's, a sweep's or a search's id, or any unique beginning of it (default: all runs)"),
     )
     show.add_options(options)
     given = options.parse_args(arguments)
@@ -48,11 +49,13 @@ def main(arguments: Sequence[str]) -> int:
         _refuse_for_search(given.run, given.runs)
         what = " ".join(given.run) or "truba status"
         known = [sweep.id for sweep in places.sweeps(given.runs)]
-        raise Refused(Problem(what, "these options want one sweep.", nearest(given.run[0] if given.run else "", known)))
+        raise Refused(
+            Problem(what, _("these options want one sweep."), nearest(given.run[0] if given.run else "", known))
+        )
     runs = [places.find(prefix, given.runs) for prefix in given.run] or places.runs(given.runs)[::-1]
     jobs = known_jobs(runs)
     if jobs is None:
-        print("Slurm does not answer: states are those on record", file=sys.stderr)
+        print(_("Slurm does not answer: states are those on record"), file=sys.stderr)
     if len(given.run) == 1 and (search := search_of(runs[0])):
         return _search(search, jobs, given.json)
     rows = [_row_or_damage(run, jobs) for run in runs]
@@ -61,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     elif rows:
         _print_table(rows if given.run else _with_sweeps_as_one(rows, places.sweeps(given.runs)))
     else:
-        print("no runs yet; python -m truba_runner +experiment=mnist starts one")
+        print(_("no runs yet; python -m truba_runner +experiment=mnist starts one"))
     return 0
 
 
@@ -100,7 +103,7 @@ def _row_or_damage(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any
     try:
         return row(run, jobs)
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        why = f"its records cannot be read: {error!r}"
+        why = _("its records cannot be read: {error}", error=repr(error))
         return {**_NOTHING, "run": run.id, "state": "DAMAGED", "why": why, "directory": str(run.path)}
 
 
@@ -114,7 +117,7 @@ def _search(search: SearchDir, jobs: Mapping[str, Job] | None, as_json: bool) ->
     _print_table([about])
     _print_trials(about["trials"])
     for one in about["brackets"]:
-        print("bracket {bracket}, round {round}, {epochs} epochs: {told} of {begun} trials told".format(**one))
+        print(_("bracket {bracket}, round {round}, {epochs} epochs: {told} of {begun} trials told", **one))
     return 0
 
 
@@ -153,14 +156,17 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    columns = ("run", "state", "partition", "job", "epoch", "step", "metrics", "elapsed/limit", "restarts", "why")
+    columns = (
+        _("run"), _("state"), _("partition"), _("job"), _("epoch"), _("step"), _("metrics"), _("elapsed/limit"),
+        _("restarts"), _("why"),
+    )  # fmt: skip
     table = Table(*columns, box=None)
     for one in rows:
         metrics = format_metrics(_shown(one["metrics"]))
         clock = one["elapsed"] + (f"/{one['time_limit']}" if one["time_limit"] else "")
         counts = (_part(one, "epoch", "epochs"), _part(one, "step", "steps_per_epoch"))
         if "trials_told" in one:
-            counts = (f"{one['trials_told']}/{one['trials_begun']} trials", "")
+            counts = (_("{told}/{begun} trials", told=one["trials_told"], begun=one["trials_begun"]), "")
         restarts_made = str(one["restarts"] or "")
         cells = (
             one["run"],
@@ -184,7 +190,8 @@ def _print_trials(rows: Sequence[Mapping[str, Any]]) -> None:
     from rich.text import Text
 
     names = list(dict.fromkeys(name for one in rows for name in one["values"]))
-    table = Table("trial", "state", *names, "score", "epoch", "from", "worker", "why", box=None)
+    after = (_("score"), _("epoch"), _("from"), _("worker"), _("why"))
+    table = Table(_("trial"), _("state"), *names, *after, box=None)
     for one in rows:
         values = (_number(one["values"].get(name, "")) for name in names)
         score = "" if one["score"] is None else _number(one["score"])

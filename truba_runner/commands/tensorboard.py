@@ -10,12 +10,11 @@ import sys
 import time
 import webbrowser
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from truba_runner.commands import parser, print_json
-from truba_runner.config import TensorBoard
 from truba_runner.errors import Problem, Refused
-from truba_runner.rundir import RunDir
 from truba_runner.tensorboard import chosen, pulling, server, ssh, tunnel
 from truba_runner.tensorboard.feed import without_tensorflow
 from truba_runner.tensorboard.sockets import PrivateSocket
@@ -122,17 +121,12 @@ def _say_what_is_left_out(given: argparse.Namespace, most: int) -> None:
 
 def _idle_minutes(given: argparse.Namespace) -> float:
     """As the newest of the runs has it in its config."""
-    default = TensorBoard().idle_minutes
     for run in chosen.choose(given.run, given.runs)[:1]:
-        return _configured(run, default)
-    return default
+        with suppress(KeyError, OSError, TypeError, ValueError):
+            return float(run.read_config()["tensorboard"]["idle_minutes"])
+    from truba_runner.config import TensorBoard
 
-
-def _configured(run: RunDir, default: float) -> float:
-    try:
-        return float(run.read_config()["tensorboard"]["idle_minutes"])
-    except (KeyError, OSError, TypeError, ValueError):
-        return default
+    return TensorBoard().idle_minutes
 
 
 def _print_way(given: argparse.Namespace, path: Path) -> None:

@@ -17,7 +17,7 @@ from truba_runner.search.store import State
 
 def experiment_text(search: SearchDir, state: State, trial: Mapping[str, Any]) -> str:
     """A file for conf/experiment/ that trains a trial anew."""
-    return experiment_yaml(_experiment(search), state, trial)
+    return experiment_yaml(search, _experiment(search), state, trial)
 
 
 def evaluate(search: SearchDir, state: State, trials: Sequence[Mapping[str, Any]]) -> None:

@@ -11,7 +11,6 @@ from truba_runner.rundir import RunDir, write_atomically
 from truba_runner.search import trials
 from truba_runner.search.directory import SearchDir
 from truba_runner.search.records import own_values, ranked, values_of
-from truba_runner.search.space import trial_config, with_values
 from truba_runner.search.store import State
 
 _SHOWN = 10
@@ -39,7 +38,9 @@ def conclude(
         found.append({**_about(trial), "epoch": epoch, "metrics": metrics, "model": model})
     if best:
         (search.path / "best").mkdir(mode=0o700, exist_ok=True)
-        write_atomically(search.path / "best" / "experiment.yaml", experiment_yaml(experiment, state, best[0]).encode())
+        write_atomically(
+            search.path / "best" / "experiment.yaml", experiment_yaml(search, experiment, state, best[0]).encode()
+        )
     everything = [trial for trial in state["trials"].values()]
     runs = [RunDir(path) for path in search.trials_folder.iterdir()]
     return {
@@ -79,31 +80,37 @@ def prepare_best(
     """A run that goes on from a trial's best epoch and has no epoch left: it is restored, kept and evaluated."""
     name, direction = state["objective"]["name"], state["objective"]["direction"]
     values = values_of(trial)
-    retry = max(0, int(state["oracle"]["run_times"].get(trial["trial_id"], 1)) - 1)
-    after = int(values.get("tuner/initial_epoch", 0))
-    runs = trials.executions(search, experiment.sweep, trial["trial_id"], retry)
+    last_alone = trials.last_epoch_counts(experiment.job.backend)
+    runs = _runs(search, experiment, state, trial)
     sign = -1 if direction == "max" else 1
     found = [(sign * score, index, epoch) for index, (epoch, score) in
-             enumerate(trials.best_epoch(run, name, direction, after) for run in runs)]  # fmt: skip
+             enumerate(trials.best_epoch(run, name, direction, values, last_alone) for run in runs)]  # fmt: skip
     _, index, epoch = min(found)
     run = search.best(trial["trial_id"])
     if not run.exists():
         run.create()
         run.checkpoints.mkdir(mode=0o700, exist_ok=True)
         trials.link_best(runs[index], run, epoch)
-        config = trial_config(experiment, values, direction, index)
-        config["train"]["epochs"] = epoch
+        config = runs[index].read_config()
+        if not last_alone:
+            config["train"]["epochs"] = epoch
         config["checkpoint"]["save_model"] = True
         config["tensorboard"]["enabled"] = False
         run.write_config({**config, "finish": asdict(experiment.finish)})
     return run, epoch
 
 
-def experiment_yaml(experiment: Experiment, state: State, trial: Mapping[str, Any]) -> str:
+def _runs(search: SearchDir, experiment: Experiment, state: State, trial: Mapping[str, Any]) -> list[RunDir]:
+    """The executions that a trial's score comes from."""
+    retry = max(0, int(state["oracle"]["run_times"].get(trial["trial_id"], 1)) - 1)
+    return trials.executions(search, experiment.sweep, trial["trial_id"], retry)
+
+
+def experiment_yaml(search: SearchDir, experiment: Experiment, state: State, trial: Mapping[str, Any]) -> str:
     """A file for conf/experiment/ that trains a trial anew, for as many epochs and to the same weights."""
     import yaml
 
-    best = with_values(experiment, values_of(trial))
+    best = _runs(search, experiment, state, trial)[0].read_config()
     about = f"trial {trial['trial_id']}, {state['objective']['name']} {trial['score']:.6g}"
     config: dict[str, Any] = {
         "name": f"{experiment.name}-best",

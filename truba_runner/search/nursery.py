@@ -21,10 +21,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from truba_runner.config import schema
 from truba_runner.errors import Failed
 
 _PR_SET_PDEATHSIG = 1
 _ATTEMPTS = 3
+_CHUNK_BYTES = 1 << 16
 # Slurm sends them to every process of a step; the one that decides passes them on.
 _LEFT_TO_THE_WORKER = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
@@ -51,8 +53,9 @@ class Nursery:
         """`environment` is added to this process's own."""
         self._environment = {**os.environ, **environment}
         self._process: subprocess.Popen[bytes] | None = None
-        self._lines: Any = None
         self._socket: socket.socket | None = None
+        # What was received and not yet read.
+        self._received = b""
 
     def start(self, call: Call) -> int:
         """Starts a process, once its imports are made; returns its id.
@@ -84,7 +87,8 @@ class Nursery:
     def ended(self, wait_seconds: float) -> dict[str, Any] | None:
         """How the process ended, if it does within this time: `status`, negative for a signal, and its `value`."""
         assert self._socket is not None  # noqa: S101
-        if not select.select([self._socket], [], [], wait_seconds)[0]:
+        # The answer may have come along with the one before it: then there is nothing more to wait for.
+        if b"\n" not in self._received and not select.select([self._socket], [], [], wait_seconds)[0]:
             return None
         # Nothing: its parent was killed, and took it along.
         return self._answer() or {"status": -signal.SIGKILL, "value": None}
@@ -95,9 +99,9 @@ class Nursery:
             self._process.kill()
             self._process.wait()
         if self._socket is not None:
-            self._lines.close()
             self._socket.close()
         self._process = self._socket = None
+        self._received = b""
 
     def _open(self) -> None:
         ours, theirs = socket.socketpair()
@@ -108,11 +112,17 @@ class Nursery:
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
             )
-        self._socket, self._lines = ours, ours.makefile("rb")
+        self._socket = ours
 
     def _answer(self) -> dict[str, Any]:
-        line = self._lines.readline()
-        return dict(json.loads(line)) if line else {}
+        """One line of the parent's; empty where it has died."""
+        assert self._socket is not None  # noqa: S101
+        while b"\n" not in self._received:
+            if not (more := self._socket.recv(_CHUNK_BYTES)):
+                return {}
+            self._received += more
+        line, _, self._received = self._received.partition(b"\n")
+        return dict(json.loads(line))
 
 
 # -- the process that they are forked from -----------------------------------------------------------------------
@@ -121,6 +131,7 @@ class Nursery:
 def main(arguments: Sequence[str]) -> int:
     """Reads calls from a socket, one a line; forks a process for each, and tells of its id and of its end."""
     die_with_parent(int(arguments[1]))
+    schema()  # Each trial's config is checked against it.
     for number in _LEFT_TO_THE_WORKER:
         signal.signal(number, signal.SIG_IGN)
     with socket.socket(fileno=int(arguments[0])) as channel, channel.makefile("rb") as calls:

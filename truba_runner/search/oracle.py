@@ -12,6 +12,7 @@ from typing import Any
 
 from truba_runner.config import Sweep
 from truba_runner.errors import Failed
+from truba_runner.search import hyperband
 from truba_runner.search.space import declare
 
 
@@ -81,6 +82,11 @@ def dump(oracle: Any) -> dict[str, Any]:
 def dump_trials(oracle: Any) -> dict[str, Any]:
     """The trials by their id, as JSON holds them."""
     return {trial_id: trial.get_state() for trial_id, trial in oracle.trials.items()}
+
+
+def hopeful(oracle: Any) -> set[str]:
+    """The trials that another may still go on from."""
+    return hyperband.hopeful(oracle) if hasattr(oracle, "hyperband_iterations") else set()
 
 
 # -- the four ----------------------------------------------------------------------------------------------------
@@ -154,57 +160,9 @@ def _hyperband(sweep: Sweep, common: dict[str, Any]) -> Any:
     from keras_tuner.src.tuners.hyperband import HyperbandOracle
 
     class Hyperband(HyperbandOracle):  # type: ignore[misc]
-        """Promotes from a round once all of it is told, so that whom it promotes hangs on no worker's speed.
+        """Promotes by our own rule."""
 
-        With one worker that is what Keras Tuner does by itself. With several it promotes from those that happen to be
-        done; here a worker goes on to the next bracket meanwhile.
-        """
-
-        def populate_space(self, trial_id: str) -> Any:
-            self._remove_completed_brackets()
-            for bracket in self._brackets:
-                number, rounds = bracket["bracket_num"], bracket["rounds"]
-                if len(rounds[0]) < self._get_size(number, 0):
-                    return self._random_trial(trial_id, bracket)
-                for index in range(1, len(rounds)):
-                    if past := self._promoted(number, rounds, index):
-                        rounds[index].append({"past_id": past.trial_id, "id": trial_id})
-                        return {"status": "RUNNING", "values": self._promotion(past, number, index)}
-            if self._current_bracket == 0 and self._current_iteration + 1 == self.hyperband_iterations:
-                return {"status": "IDLE" if self.ongoing_trials else "STOPPED"}
-            self._increment_bracket_num()
-            self._start_new_bracket()
-            return self._random_trial(trial_id, self._brackets[-1])
-
-        def _promoted(self, number: int, rounds: list[Any], index: int) -> Any:
-            """The best trial of the round before that is not promoted yet; None where none is to be, or not yet."""
-            if not self._is_over(number, rounds, index - 1):
-                return None
-            promoted = {entry["past_id"] for entry in rounds[index]}
-            past = [self.trials[entry["id"]] for entry in rounds[index - 1] if entry["id"] not in promoted]
-            left = [trial for trial in past if trial.status == "COMPLETED"]
-            if len(left) <= self._get_size(number, index - 1) - self._get_size(number, index):
-                return None
-            # Stable, as Keras Tuner's own: of two that are equal the earlier.
-            return sorted(left, key=lambda trial: trial.score, reverse=self.objective.direction == "max")[0]
-
-        def _is_over(self, number: int, rounds: list[Any], index: int) -> bool:
-            """Whether each trial of a round is told, and none will join it."""
-            if any(self.trials[entry["id"]].status not in {"COMPLETED", "FAILED"} for entry in rounds[index]):
-                return False
-            if len(rounds[index]) == self._get_size(number, index):
-                return True
-            return index > 0 and self._is_over(number, rounds, index - 1) and not self._promoted(number, rounds, index)
-
-        def _promotion(self, past: Any, number: int, index: int) -> dict[str, Any]:
-            return {
-                **past.hyperparameters.values,
-                "tuner/trial_id": past.trial_id,
-                "tuner/epochs": self._get_epochs(number, index),
-                "tuner/initial_epoch": self._get_epochs(number, index - 1),
-                "tuner/bracket": number,
-                "tuner/round": index,
-            }
+        populate_space = hyperband.populate_space
 
     return Hyperband(
         max_epochs=sweep.max_epochs,

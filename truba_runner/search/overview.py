@@ -9,7 +9,7 @@ from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
 from truba_runner.search import leases
 from truba_runner.search.directory import SearchDir
-from truba_runner.search.records import own_values, ranked, values_of
+from truba_runner.search.records import TOLD, own_values, ranked, values_of
 from truba_runner.search.store import State, read_state
 from truba_runner.state import RunState, last_job_id, state_of
 
@@ -33,7 +33,7 @@ def standing(search: SearchDir, jobs: Mapping[str, Job] | None) -> RunState:
 def row(search: SearchDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
     """A search among runs: the keys of `commands.status.row`; trials are counted where a run's epochs are."""
     state, standing_now = read_state(search), standing(search, jobs)
-    told = [trial for trial in state.get("trials", {}).values() if trial["status"] in {"COMPLETED", "FAILED"}]
+    told = [trial for trial in state.get("trials", {}).values() if trial["status"] in TOLD]
     best = ranked(state)[:1] if state else []
     ids = [last_job_id(run).partition("_")[0] for run in search.workers() if run.submissions()]
     objective = state.get("objective", {}).get("name", "")
@@ -112,7 +112,7 @@ def brackets(search: SearchDir) -> list[dict[str, Any]]:
         about = {"bracket": key[0], "round": key[1], "epochs": values["tuner/epochs"], "begun": 0, "told": 0}
         entry = found.setdefault(key, about)
         entry["begun"] += 1
-        entry["told"] += trial["status"] in {"COMPLETED", "FAILED"}
+        entry["told"] += trial["status"] in TOLD
     return [found[key] for key in sorted(found, key=lambda key: (-key[0], key[1]))]
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 # What Hyperband keeps its books with, among a trial's values.
 OWN = "tuner/"
+# A trial's status once it is told.
+TOLD = ("COMPLETED", "FAILED")
 
 
 def values_of(trial: Mapping[str, Any]) -> dict[str, Any]:

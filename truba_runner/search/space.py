@@ -10,8 +10,10 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from truba_runner.config import Experiment, Notify, Sweep
+from truba_runner.backends import TRAITS
+from truba_runner.config import Experiment, Job, Notify, Sweep
 from truba_runner.errors import Problem, nearest
+from truba_runner.search import rounds
 from truba_runner.search.records import OWN
 
 KINDS = ("hyperband", "bayesian", "random", "grid")
@@ -46,7 +48,7 @@ def trial_config(search: Experiment, values: Mapping[str, Any], direction: str, 
 
     Unchecked: the run checks it when it starts, and takes longer for it than for all the rest.
     """
-    config = with_values(search, values)
+    config = _with_values(search, values)
     config["train"]["seed"] += execution
     # One to go on from and the best: a search has many trials.
     kept = {"keep": 1, "save_model": False, "model_each_epoch": False, "best_model": False}
@@ -58,7 +60,7 @@ def trial_config(search: Experiment, values: Mapping[str, Any], direction: str, 
     return config
 
 
-def with_values(search: Experiment, values: Mapping[str, Any]) -> dict[str, Any]:
+def _with_values(search: Experiment, values: Mapping[str, Any]) -> dict[str, Any]:
     """The search's experiment with a trial's values, and no search."""
     config = dataclasses.asdict(dataclasses.replace(search, sweep=Sweep(), dry_run=False, fresh=False))
     for name, value in values.items():
@@ -72,6 +74,27 @@ def with_values(search: Experiment, values: Mapping[str, Any]) -> dict[str, Any]
     if "tuner/epochs" in values:
         config["train"]["epochs"] = values["tuner/epochs"]
     return config
+
+
+def jobs(experiment: Experiment) -> list[Job]:
+    """The job, or those of a search's trials as far as the weights that they begin from are concerned."""
+    made = [experiment.job]
+    for name in ("arch", "pretrained") if experiment.sweep.kind else ():
+        choices = _choices(experiment.sweep.space.get(f"job.options.{name}"))
+        more = [{**job.options, name: choice} for job in made for choice in choices]
+        made = [dataclasses.replace(experiment.job, options=options) for options in more] or made
+    return made
+
+
+def _choices(entry: Any) -> list[Any]:
+    """The values of an entry of the space that lists them; of one that makes no sense, none."""
+    ((kind, given),) = entry.items() if isinstance(entry, Mapping) and len(entry) == 1 else [("", None)]
+    if kind == "boolean":
+        return [True, False]
+    if kind == "fixed" and isinstance(given, Mapping):
+        return [given.get("value")]
+    values = given.get("values") if isinstance(given, Mapping) else given
+    return list(values) if kind == "choice" and isinstance(values, (list, tuple)) else []
 
 
 # -- what may not be said ----------------------------------------------------------------------------------------
@@ -113,8 +136,31 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
             "a worker of a search trains on one node, and there are as many as sweep.workers says.",
             "Set resources.nodes=1.",
         )
+    yield from _backend_problems(experiment)
     for name, entry in sweep.space.items():
         yield from _entry_problems(experiment, str(name), entry)
+
+
+def _backend_problems(experiment: Experiment) -> Iterator[Problem]:
+    """What a search cannot do with this backend."""
+    sweep, backend = experiment.sweep, experiment.job.backend
+    if backend in TRAITS and TRAITS[backend].task_per_gpu and experiment.resources.gpus > 1:
+        yield Problem(
+            f"resources.gpus={experiment.resources.gpus}",
+            f"a worker of a search is one process, and the {backend} backend has one for each GPU.",
+            "Set resources.gpus=1, and more of sweep.workers.",
+        )
+    if backend != "fastai":
+        return
+    if sweep.kind == "hyperband":
+        yield from rounds.problems(experiment.train.recipe)
+    for name in sweep.space:
+        if "." not in str(name):
+            yield Problem(
+                f"sweep.space.{name}",
+                "no build_model(hp) asks for it: the backend is fastai.",
+                f"Write it as job.options.{name}, which build_learner is given.",
+            )
 
 
 # How the runs of -m are handed to Slurm, and what there is for a search.

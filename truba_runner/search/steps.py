@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from truba_runner.search import leases, oracle, trials
 from truba_runner.search.directory import SearchDir
 from truba_runner.search.leases import Lease, Worker
 from truba_runner.search.lock import lock_for
-from truba_runner.search.records import values_of
+from truba_runner.search.records import TOLD, ranked, values_of
 from truba_runner.search.store import State, Store
 
 
@@ -28,13 +29,17 @@ class Opened:
         self.search = SearchDir(Path(path))
         self.sweep = Sweep(**about["sweep"])
         self.options: dict[str, Any] = about["options"]
+        self.last_epoch_counts: bool = about["last_epoch_counts"]
         self.store = Store(self.search, lock_for(self.search.path, self.sweep.lock), about["identity"])
 
 
 def describe(experiment: Experiment) -> dict[str, Any]:
     """What a step is told of the config, in values that JSON holds."""
-    options, identity = experiment.job.options, training_hash(experiment)
-    return {"sweep": asdict(experiment.sweep), "options": options, "identity": identity}
+    job, identity = experiment.job, training_hash(experiment)
+    last = trials.last_epoch_counts(job.backend)
+    return {
+        "sweep": asdict(experiment.sweep), "options": job.options, "identity": identity, "last_epoch_counts": last
+    }  # fmt: skip
 
 
 # -- the space ---------------------------------------------------------------------------------------------------
@@ -110,7 +115,7 @@ def step(
     """Tells the oracle what came of a trial, where there is an `outcome`, and asks for the next, in one transaction.
 
     Returns `lease` with a trial, or `wait` where others' trials decide, or `finished`, or `failed` with a reason;
-    `told`, in a sentence, where the outcome was taken.
+    `told`, in a sentence, where the outcome was taken. `over`: trials whose checkpoints nobody will want.
     """
     _hide_gpus()
     opened = Opened(path, about)
@@ -124,7 +129,17 @@ def step(
             answer.update(failed=state["failed"], finished=state["finished"])
         elif ask:
             answer.update(_ask(opened, state, made, Worker(*worker), dead))
+        answer["over"] = _over(opened, state, made)
     return answer
+
+
+def _over(opened: Opened, state: State, made: Any) -> list[str]:
+    """Trials that are told, are not among the best, and that no trial goes on from, now or later."""
+    wanted = oracle.hopeful(made)
+    of_open = [values_of(trial) for name, trial in state["trials"].items() if name in state["open"]]
+    wanted |= {str(values.get("tuner/trial_id")) for values in of_open}
+    wanted |= {trial["trial_id"] for trial in ranked(state)[: max(1, opened.sweep.best_models)]}
+    return [name for name, trial in state["trials"].items() if trial["status"] in TOLD and name not in wanted]
 
 
 def _keep(state: State, made: Any) -> None:
@@ -147,7 +162,8 @@ def _tell(opened: Opened, state: State, made: Any, lease: Lease, outcome: dict[s
         for found in (run.result().get("hyperparameters") for run in runs):
             if found:
                 ended.hyperparameters.merge(HyperParameters.from_config(found), overwrite=False)
-        _report(made, trial, runs, ended, state)
+        values = trial.hyperparameters.values
+        _report(made, trial, [trials.history(run, values, opened.last_epoch_counts) for run in runs], ended, state)
     try:
         made.end_trial(ended)
     except RuntimeError as error:
@@ -158,16 +174,15 @@ def _tell(opened: Opened, state: State, made: Any, lease: Lease, outcome: dict[s
     return _in_words(made, made.trials[lease.trial])
 
 
-def _report(made: Any, trial: Any, runs: list[Any], ended: Any, state: State) -> None:
-    """The metrics of the best epoch, over the trial's own epochs, averaged over its executions: as Keras Tuner does."""
+def _report(made: Any, trial: Any, runs: list[dict[str, list[float]]], ended: Any, state: State) -> None:
+    """The metrics of the best epoch of each execution's history, averaged: as Keras Tuner does."""
     from keras_tuner.src.backend import keras
     from keras_tuner.src.engine import tuner_utils
 
-    after = int(trial.hyperparameters.values.get("tuner/initial_epoch", 0))
     histories = []
     for run in runs:
         record = keras.callbacks.History()
-        record.history = trials.history(run, after)
+        record.history = run
         histories.append(record)
     name = made.objective.name
     known = histories[0].history
@@ -191,7 +206,7 @@ def _in_words(made: Any, trial: Any) -> str:
 
 
 def _ask(opened: Opened, state: State, made: Any, worker: Worker, dead: list[str]) -> dict[str, Any]:
-    leases.reap(state, worker, dead, lambda trial, retry: trials.position(opened.search, opened.sweep, trial, retry))
+    leases.reap(state, worker, dead, partial(trials.position, opened.search, opened.sweep))
     lease = leases.take_waiting(state, worker)
     if lease is None:
         # A name of its own for each question: Keras Tuner gives a worker that has a trial the same one again.

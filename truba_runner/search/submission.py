@@ -16,7 +16,6 @@ from truba_runner import job_module, places, provenance, rundir, scheduler, tell
 from truba_runner.config import Experiment, run_id, training_hash
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.rundir import RunDir
-from truba_runner.search import overview
 from truba_runner.search.directory import SearchDir
 from truba_runner.search.lock import lock_for
 from truba_runner.search.store import Store, read_state
@@ -220,18 +219,10 @@ def launch(prepared: Prepared) -> Outcome:
         _make(search, prepared)
         places.remember(search.path.parent)
         outcome = _through_slurm(search, found) if experiment.cluster.scheduler == "slurm" else _here(search, found[0])
-    _tell(search, outcome)
-    return outcome
-
-
-def _tell(search: SearchDir, outcome: Outcome) -> None:
-    if outcome.action == "failed":
-        print(f"{search.id} is not over: {overview.standing(search, {}).why}", file=sys.stderr)
-        print(f"  {search.path}")
-    else:
-        tell.came_of_it(outcome)
+    tell.came_of_it(outcome)
     if outcome.action in {"submitted", "running"}:
         print(f"  truba status {search.id}")
+    return outcome
 
 
 def _make(search: SearchDir, prepared: Prepared) -> None:

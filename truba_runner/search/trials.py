@@ -10,9 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from truba_runner.backends import TRAITS
 from truba_runner.checkpoint import BEST, CheckpointStore
 from truba_runner.config import Experiment, Sweep
 from truba_runner.rundir import RunDir
+from truba_runner.search import leases, rounds
 from truba_runner.search.directory import SearchDir
 from truba_runner.search.records import values_of
 from truba_runner.search.space import trial_config
@@ -41,12 +43,31 @@ def prepare(
     run, values = search.trial(trial_id, execution, retry), values_of(trials[trial_id])
     run.create()
     if not run.config_file.exists():
-        past = values.get("tuner/trial_id")
+        past = _told_run(search, values["tuner/trial_id"], execution) if "tuner/trial_id" in values else None
         if past is not None:
-            _go_on_from(_told_run(search, past, execution), run)
-        run.write_config(trial_config(experiment, values, direction, execution))
-    run.append_submission({"event": "leased", **started})
+            _go_on_from(past, run)
+        config = trial_config(experiment, values, direction, execution)
+        if "tuner/epochs" in values and last_epoch_counts(experiment.job.backend):
+            # Of a recipe the stages say how long they are.
+            config["train"].update(recipe=_recipe(config["train"], values, past), epochs=1)
+        run.write_config(config)
+    # Lost with the machine's power, it is told again by whoever takes the trial then.
+    run.append_submission({"event": "leased", **started}, durable=False)
     return run
+
+
+def _recipe(train: Mapping[str, Any], values: Mapping[str, Any], past: RunDir | None) -> list[Any]:
+    """That of a trial of Hyperband's; `train`: what the search says of it; `past`: what the trial goes on from."""
+    epochs = int(values["tuner/epochs"])
+    if past is None:
+        return rounds.first(train["recipe"], epochs)
+    more = epochs - int(values["tuner/initial_epoch"])
+    return rounds.promoted(past.read_config()["train"]["recipe"], more, train["learning_rate"])
+
+
+def last_epoch_counts(backend: str) -> bool:
+    """Whether a trial is judged by its last epoch, and not by its best."""
+    return backend in TRAITS and TRAITS[backend].last_epoch_counts
 
 
 def _told_run(search: SearchDir, trial_id: str, execution: int) -> RunDir:
@@ -69,11 +90,25 @@ def _go_on_from(past: RunDir, run: RunDir) -> None:
 
 
 def link_best(past: RunDir, run: RunDir, epoch: int) -> None:
-    """Gives a run the best checkpoint of another, which was written at the end of `epoch`."""
-    best = past.checkpoints / BEST
+    """Gives a run the checkpoint of another that was written at the end of `epoch`: the newest, or else the best.
+
+    Where neither is kept the run is trained from its beginning, and ends the same.
+    """
     name = f"checkpoint-{epoch:06d}-{0:09d}.ckpt"
-    with suppress(FileExistsError):
-        _link(best if best.exists() else past.checkpoints / name, run.checkpoints / name)
+    for source in (past.checkpoints / name, past.checkpoints / BEST):
+        if source.exists():
+            with suppress(FileExistsError):
+                _link(source, run.checkpoints / name)
+            return
+
+
+def let_go(search: SearchDir, sweep: Sweep, trial_id: str) -> None:
+    """Takes the checkpoints of a trial away, of all of its attempts: nobody will go on from them."""
+    retry = 0
+    while retry == 0 or search.trial(trial_id, 0, retry).exists():
+        for run in executions(search, sweep, trial_id, retry):
+            shutil.rmtree(run.checkpoints, ignore_errors=True)
+        retry += 1
 
 
 def _link(source: Path, target: Path) -> None:
@@ -87,6 +122,8 @@ def _link(source: Path, target: Path) -> None:
 
 def position(search: SearchDir, sweep: Sweep, trial_id: str, retry: int) -> list[int]:
     """How far a trial has come: executions that are done, epochs and steps of the next one."""
+    if trial_id == leases.RESULT:
+        return [0, 0, 0]
     runs = executions(search, sweep, trial_id, retry)
     done = sum(1 for run in runs if run.result())
     if done == len(runs):
@@ -95,21 +132,31 @@ def position(search: SearchDir, sweep: Sweep, trial_id: str, retry: int) -> list
     return [done, reached.epoch, reached.step]
 
 
-def history(run: RunDir, after_epoch: int = 0) -> dict[str, list[float]]:
-    """A run's metrics, a value an epoch after `after_epoch`; those that not every epoch has are left out."""
-    with (run.path / "history.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if int(row["epoch"]) > after_epoch]
+def history(run: RunDir, values: Mapping[str, Any], last_alone: bool) -> dict[str, list[float]]:
+    """A run's metrics, a value for each epoch that its score may come from; those that not all have are left out.
+
+    These are the epochs that a trial with such `values` has trained itself, or its last one alone.
+    """
+    rows = _rows(run, values, last_alone)
     names = [name for name in (rows[0] if rows else {}) if name not in _NOT_METRICS]
     return {name: [float(row[name]) for row in rows] for name in names if all(row[name] for row in rows)}
 
 
-def best_epoch(run: RunDir, objective: str, direction: str, after_epoch: int = 0) -> tuple[int, float]:
+def _rows(run: RunDir, values: Mapping[str, Any], last_alone: bool) -> list[dict[str, str]]:
+    with (run.path / "history.csv").open(newline="") as file:
+        rows = [*csv.DictReader(file)]
+    after = int(values.get("tuner/initial_epoch", 0))
+    return rows[-1:] if last_alone else [row for row in rows if int(row["epoch"]) > after]
+
+
+def best_epoch(
+    run: RunDir, objective: str, direction: str, values: Mapping[str, Any], last_alone: bool
+) -> tuple[int, float]:
     """The epoch, counted from 1, whose objective is the best, the earliest of several, and that objective.
 
     Raises:
         KeyError: the run has no such metric.
     """
-    values = history(run, after_epoch)[objective]
+    found = [(int(row["epoch"]), float(row[objective])) for row in _rows(run, values, last_alone)]
     sign = -1 if direction == "max" else 1
-    best = min(range(len(values)), key=lambda index: (values[index] != values[index], sign * values[index]))
-    return after_epoch + best + 1, values[best]
+    return min(found, key=lambda one: (one[1] != one[1], sign * one[1]))

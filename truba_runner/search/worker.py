@@ -9,13 +9,10 @@ from __future__ import annotations
 import os
 import platform
 import secrets
-import signal
 import sys
-import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import asdict
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +33,10 @@ from truba_runner.search.pulse import Pulse
 from truba_runner.search.records import values_of
 from truba_runner.search.steps import describe
 from truba_runner.search.store import Store
+from truba_runner.search.training import KERAS_TUNER, LOOK_SECONDS, Trainer, in_words
 
-# How often a worker without a trial looks whether there is one, and any looks for signals.
-_LOOK_SECONDS = 0.2
-# A trial may not listen yet when a signal comes, so it is told again.
-_SIGNAL_AGAIN_SECONDS = 2.0
 # Of a step of the oracle that is killed.
 _ATTEMPTS = 3
-_DISK_IS_FULL = ("[Errno 28]", "[Errno 122]")
-# The oracle's steps; Keras is imported with whatever the trials are trained with.
-_KERAS_TUNER = ("keras_tuner", "truba_runner.search.steps")
 
 
 def main(arguments: list[str]) -> int:
@@ -90,15 +81,18 @@ class _SearchWorker:
         job_id: str,
     ) -> None:
         self._search, self._run, self._experiment, self._store = search, run, experiment, store
-        self._interruption, self._progress, self._job_id = interruption, progress, job_id
+        self._interruption, self._progress = interruption, progress
         self._about = describe(experiment)
         self._me = Worker(run.id, secrets.token_hex(4))
         self._submitted = ordinary.submitted(run)
         # Keras Tuner needs Keras, and Keras a backend: that which is imported anyway.
         backend = "torch" if experiment.job.backend == "fastai" else "tensorflow"
         self._nursery = Nursery({"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "1"})
-        self._lease: Lease | None = None
-        self._lease_lost = threading.Event()
+        code = {key: self._submitted[key] for key in ("job_file", "job_sha256")}
+        self._started = {"job_id": job_id, "worker": run.id, **code}
+        self._trainer = Trainer(search, experiment, store, self._nursery, interruption, self._started)
+        self._position = partial(trials.position, search, experiment.sweep)
+        self._let_go_of: set[str] = set()
 
     def work(self) -> None:
         """Until no trial is left.
@@ -107,7 +101,7 @@ class _SearchWorker:
             Interrupted: it was asked for, and what it was at can be taken up by another.
             truba_runner.errors.Failed: the search cannot go on.
         """
-        pulse = Pulse(self._run.path, self._experiment.sweep.lease_seconds, self._look_at_lease)
+        pulse = Pulse(self._run.path, self._experiment.sweep.lease_seconds, self._trainer.look_at_lease)
         try:
             with pulse:
                 self._work(pulse)
@@ -122,18 +116,29 @@ class _SearchWorker:
             answer = self._next(outcome, pulse)
             if "told" in answer:
                 print(answer["told"], flush=True)
+            self._let_go(answer.get("over", ()))
             if answer.get("failed"):
                 raise Failed(f"the search was given up: {answer['failed']}")
+            lease = Lease(*answer["lease"]) if "lease" in answer else None
             if self._interruption.requested:
-                self._leave(answer)
+                self._trainer.leave(lease)
             if answer.get("finished"):
                 break
             outcome = None
-            if "lease" in answer:
-                outcome = self._train(answer)
-            else:
+            if lease is None:
                 self._wait(pulse)
+            else:
+                values = "  ".join(f"{name} {value}" for name, value in answer["values"].items())
+                print(f"trial {lease.trial}: {values}", flush=True)
+                self._progress.update(trial=lease.trial)
+                outcome = self._trainer.train(lease, hopeless=answer.get("hopeless", False))
         self._conclude(pulse)
+
+    def _let_go(self, over: Sequence[str]) -> None:
+        for trial in over:
+            if trial not in self._let_go_of:
+                trials.let_go(self._search, self._experiment.sweep, trial)
+                self._let_go_of.add(trial)
 
     # -- the oracle ----------------------------------------------------------------------------------------------
 
@@ -162,7 +167,7 @@ class _SearchWorker:
 
     def _step(self, function: str, *arguments: Any) -> dict[str, Any]:
         """Asks the oracle, in a process of its own; again where that was killed."""
-        imports = (*backends.imports(self._experiment.job.backend), *_KERAS_TUNER)
+        imports = (*backends.imports(self._experiment.job.backend), *KERAS_TUNER)
         for _ in range(_ATTEMPTS):
             given = [str(self._search.path), self._about, [self._me.name, self._me.start], *arguments]
             self._nursery.start(Call("truba_runner.search.steps", function, given, imports))
@@ -173,149 +178,19 @@ class _SearchWorker:
             if ended["status"] > 0:
                 told = ended["value"] or {}
                 raise Failed(told.get("failed", "the search's oracle could not be asked; the lines above show why"))
-            print(f"a step of the oracle ended with {_in_words(ended['status'])}, and is made again", flush=True)
+            print(f"a step of the oracle ended with {in_words(ended['status'])}, and is made again", flush=True)
             # It may have leased a trial and not said so: what this worker has by its old name is anyone's.
             self._me = Worker(self._me.name, secrets.token_hex(4))
         raise Failed("the search's oracle could not be asked: it was killed again and again")
 
-    def _position(self, trial: str, retry: int) -> list[int]:
-        if trial == leases.RESULT:
-            return [0, 0, 0]
-        return trials.position(self._search, self._experiment.sweep, trial, retry)
-
-    def _look_at_lease(self) -> None:
-        """In the pulse's thread: whether the lease was taken while this machine stood still."""
-        lease = self._lease
-        with suppress(Failed, OSError):
-            if lease is not None and not leases.holds(self._store.read(), lease):
-                self._lease_lost.set()
-
-    # -- a trial -------------------------------------------------------------------------------------------------
-
-    def _train(self, answer: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Trains all executions of a trial; what came of it, or None where another has it now."""
-        lease = Lease(*answer["lease"])
-        self._lease_lost.clear()
-        self._lease = lease
-        values = "  ".join(f"{name} {value}" for name, value in answer["values"].items())
-        print(f"trial {lease.trial}: {values}", flush=True)
-        self._progress.update(trial=lease.trial)
-        try:
-            if answer.get("hopeless"):
-                return self._outcome(lease, "FAILED", "it ended too often at the same step, along with its worker")
-            for execution in range(self._experiment.sweep.executions_per_trial):
-                outcome = self._execute(lease, execution)
-                if outcome is not None or self._lease_lost.is_set():
-                    return outcome
-            return self._outcome(lease, "COMPLETED")
-        finally:
-            self._lease = None
-
-    def _outcome(self, lease: Lease, status: str, message: str = "") -> dict[str, Any]:
-        return {"lease": asdict(lease), "status": status, "message": message}
-
-    def _execute(self, lease: Lease, execution: int) -> dict[str, Any] | None:
-        """Trains one run of a trial to its end; None if it has its result or the lease is lost, else what is wrong."""
-        while True:
-            run = self._prepare(lease, execution)
-            status = 0 if run.result() else self._see_through(run, lease)
-            if run.result() or self._lease_lost.is_set():
-                return None
-            if self._interruption.requested:
-                self._leave({"lease": [lease.trial, lease.token, lease.retry]})
-            if status == 1:
-                return self._failure(run, lease)
-            print(f"trial {lease.trial} ended without a word, with {_in_words(status)}", flush=True)
-            with self._store.transaction() as state:
-                if not leases.holds(state, lease):
-                    return None
-                if leases.died(state, lease, self._position):
-                    times = f"{leases.MOST_DEATHS} times at the same step"
-                    why = f"it ended {times} without a word, with {_in_words(status)}"
-                    return self._outcome(lease, "FAILED", why)
-
-    def _prepare(self, lease: Lease, execution: int) -> RunDir:
-        state = self._store.read()
-        started = {
-            "job_id": f"{self._job_id}.{lease.token}",
-            "worker": self._me.name,
-            **_code(self._submitted),
-        }
-        return trials.prepare(
-            self._search,
-            self._experiment,
-            state["trials"],
-            lease.trial,
-            retry=lease.retry,
-            execution=execution,
-            direction=state["objective"]["direction"],
-            started=started,
-        )
-
-    def _see_through(self, run: RunDir, lease: Lease) -> int:
-        """Trains in a process of its own; returns its exit status."""
-        name = f"{self._job_id}.{lease.token}"
-        environment = {"TRUBA_JOB_ID": name, "TRUBA_JOB_NAME": f"{run.id}.{name}"}
-        imports = backends.imports(self._experiment.job.backend)
-        # A search without a framework has no use for Keras in its trials.
-        imports = (*imports, *(_KERAS_TUNER if imports else ()), "truba_runner.worker")
-        call = Call(
-            "truba_runner.worker",
-            "main",
-            [[str(run.path)]],
-            imports,
-            environment,
-            str(run.logs / "trial_0_log.out"),
-        )
-        return self._await(self._nursery.start(call))
-
-    def _await(self, process: int) -> int:
-        """Until a process has ended; what this worker is told meanwhile it is told too."""
-        since = _SIGNAL_AGAIN_SECONDS
-        while (ended := self._nursery.ended(_LOOK_SECONDS)) is None:
-            since += _LOOK_SECONDS
-            with suppress(ProcessLookupError):
-                if self._lease_lost.is_set():
-                    print("another worker has taken the trial: this one seemed dead", flush=True)
-                    os.kill(process, signal.SIGKILL)
-                elif self._interruption.requested and since >= _SIGNAL_AGAIN_SECONDS:
-                    since = 0.0
-                    os.kill(process, signal.SIGUSR2 if self._interruption.requeue else signal.SIGTERM)
-        return int(ended["status"])
-
-    def _failure(self, run: RunDir, lease: Lease) -> dict[str, Any]:
-        """What its own record says of a trial that raised.
-
-        Raises:
-            truba_runner.errors.Failed: it is no fault of the trial's.
-        """
-        error = run.progress().get("error") or {"type": "Error", "message": f"see {run.logs}"}
-        message = f"{error['type']}: {error['message']}"
-        if any(sign in message for sign in _DISK_IS_FULL):
-            raise Failed(f"trial {lease.trial} could not go on: {message}. Make room, and give the same command again.")
-        place = f" at {error['file']}:{error['line']}: {error['code']}" if "file" in error else ""
-        # Keras Tuner's word for a trial that may be tried again, if max_retries_per_trial says so.
-        return self._outcome(lease, "INVALID", f"{message}{place}")
-
     # -- the end -------------------------------------------------------------------------------------------------
-
-    def _leave(self, answer: Mapping[str, Any]) -> None:
-        """Gives back what it has.
-
-        Raises:
-            Interrupted: always.
-        """
-        if "lease" in answer:
-            with self._store.transaction() as state:
-                leases.give_back(state, Lease(*answer["lease"]))
-        raise Interrupted
 
     def _wait(self, pulse: Pulse) -> None:
         """Until the state has changed, a worker has died or this one is to end."""
         self._progress.update(trial="")
         stamp, dead = self._store.stamp(), pulse.dead()
         while self._store.stamp() == stamp and pulse.dead() == dead and not self._interruption.requested:
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(LOOK_SECONDS)
 
     def _conclude(self, pulse: Pulse) -> None:
         """The result, written by one of those that are here."""
@@ -335,18 +210,15 @@ class _SearchWorker:
                 self._write_result(lease)
 
     def _write_result(self, lease: Lease) -> None:
-        self._lease_lost.clear()
-        self._lease = lease
-
         def evaluate(run: RunDir) -> int:
-            started = {"job_id": self._job_id, **_code(self._submitted)}
-            run.append_submission({"event": "leased", **started})
-            status = self._see_through(run, lease)
+            run.append_submission({"event": "leased", **self._started})
+            status = self._trainer.see_through(run, lease)
             if self._interruption.requested:
-                self._leave({"lease": [lease.trial, lease.token, lease.retry]})
+                self._trainer.leave(lease)
             return status
 
-        result = conclude(self._search, self._experiment, self._store.read(), evaluate)
+        with self._trainer.holding(lease):
+            result = conclude(self._search, self._experiment, self._store.read(), evaluate)
         with self._store.transaction() as state:
             if not leases.holds(state, lease):
                 return
@@ -354,15 +226,6 @@ class _SearchWorker:
             leases.close(state, lease)
         print(f"written: {self._search.path / 'result.json'}", flush=True)
         notify.tell(self._search, "finished", {"metrics": result["metrics"]})
-
-
-def _code(submitted: Mapping[str, Any]) -> dict[str, Any]:
-    """The code that a search was submitted with."""
-    return {key: submitted[key] for key in ("job_file", "job_sha256")}
-
-
-def _in_words(status: int) -> str:
-    return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
 
 
 if __name__ == "__main__":

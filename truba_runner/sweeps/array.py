@@ -35,6 +35,8 @@ class ArraySubmission(Submission):
     max_parallel: int = field(kw_only=True)
     # The run that must live through its first epoch before this array may start; empty: it starts when it can.
     canary: str = ""
+    # That run's job.
+    canary_job: str = ""
     # Whether its one run is such a canary.
     goes_ahead: bool = False
 
@@ -71,7 +73,8 @@ class ArraySubmission(Submission):
         """In submitit's names."""
         parameters = {**super().parameters(), "array_parallelism": self.max_parallel}
         if self.canary:
-            parameters["additional_parameters"] = {**parameters["additional_parameters"], "hold": True}
+            waits = {"dependency": f"afterok:{self.canary_job}", "kill_on_invalid_dep": "yes"}
+            parameters["additional_parameters"] = {**parameters["additional_parameters"], **waits}
         return parameters
 
     def intent(self) -> dict[str, Any]:

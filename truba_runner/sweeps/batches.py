@@ -62,15 +62,18 @@ class HydraSweep:
 
         refusals = Refusals(len(batch))
         runs: list[Composed] = []
+        composed: list[int] = []
         for index, overrides in enumerate(batch):
             try:
                 runs.append(self._composer(overrides))
+                composed.append(index)
             except Refused as refused:
                 refusals.add(refused, label(index))
-        refusals.raise_if_any()
-        if self._wants_values:
+        if self._wants_values and not refusals.found:
             _refuse_without_values(runs[0].experiment)
-        outcomes = launch_sweep(runs, label, self._identity, self._inside_job)
+        outcomes = launch_sweep(
+            runs, lambda position: label(composed[position]), self._identity, self._inside_job, refusals
+        )
         if any(outcome.stopped for outcome in outcomes):
             raise Failed("the command was told to end; given again, it goes on with what is left")
         return [_value(outcome, run.experiment) for outcome, run in zip(outcomes, runs, strict=True)]

@@ -1,6 +1,7 @@
-"""The run that goes ahead of its sweep: the others are held in the queue, and it is its own job that lets them go.
+"""The run that goes ahead of its sweep: the others wait in the queue, and it is its own job that lets them go.
 
-Nothing waits on the login node meanwhile. Where the canary fails, the others are cancelled, and say why.
+Nothing waits on the login node meanwhile. To Slurm they depend on the canary's good end: however it ends otherwise, and
+if its Python never starts, Slurm cancels them. After its first epoch its job takes the dependency from them.
 """
 
 from __future__ import annotations
@@ -12,11 +13,6 @@ from typing import Any
 from truba_runner import scheduler
 from truba_runner.rundir import RunDir
 from truba_runner.sweeps.record import SweepDir, sweep_of
-
-
-def has_lived(run: RunDir) -> bool:
-    """Whether the run has come through an epoch, at any time."""
-    return (run.path / "history.csv").exists() or bool(run.result())
 
 
 def watcher(run: RunDir) -> Callable[[], None] | None:
@@ -34,19 +30,22 @@ def lived(run: RunDir) -> None:
 
 
 def failed(run: RunDir, error: Mapping[str, Any]) -> None:
-    """Called by a run's worker when it has failed: cancels those that wait for it."""
+    """Called by a run's worker when it has failed: says why, of those that wait for it and that Slurm now cancels."""
     if sweep := _goes_ahead_of(run):
         why = f"the canary {run.id} failed: {error.get('type')}: {error.get('message')}"
-        for token, job_id in _held(sweep, run.id).items():
-            # First the reason: who finds the job cancelled finds it on record.
+        for token in _held(sweep, run.id):
             sweep.append({"event": "dropped", "token": token, "why": why})
-            _told(scheduler.cancel, job_id)
 
 
 def release(sweep: SweepDir, run_id: str) -> None:
     """Lets the arrays go that wait for this run."""
     for token, job_id in _held(sweep, run_id).items():
-        if _told(scheduler.release, job_id):
+        try:
+            scheduler.release(job_id)
+        except scheduler.SlurmError as error:
+            # They start when this one has ended well.
+            print(f"the runs that wait for this one could not be let go ({error})", file=sys.stderr, flush=True)
+        else:
             sweep.append({"event": "released", "token": token})
 
 
@@ -68,13 +67,3 @@ def _held(sweep: SweepDir, run_id: str) -> dict[str, str]:
             for job_id in [jobs[token]] if token in jobs else scheduler.jobs_named(event["job_name"]):
                 waiting[token] = job_id
     return waiting
-
-
-def _told(command: Callable[[list[str]], None], job_id: str) -> bool:
-    """Whether it worked; a canary trains on where Slurm does not answer."""
-    try:
-        command([job_id])
-    except scheduler.SlurmError as error:
-        print(f"the runs that wait for this one could not be told of it ({error})", file=sys.stderr, flush=True)
-        return False
-    return True

@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from truba_runner import job_module, places, tell
@@ -22,6 +22,7 @@ from truba_runner.launch import (
     on_slurm_or_failed,
     train_here,
     wait_for,
+    waits,
     with_data,
 )
 from truba_runner.plan import Plan, plan
@@ -80,18 +81,19 @@ def launch_sweep(
     label: Callable[[int], str],
     identity_of_batches: Sequence[str] = (),
     inside_job: bool = False,
+    refusals: Refusals | None = None,
 ) -> list[Outcome]:
     """Submits or trains these runs, one outcome each, in order; `label` tells the run of an index from the others.
 
     `identity_of_batches`: what the sweep is known by where its runs come in batches. `inside_job`: this command is the
-    job that was asked for with `sweep.sweeper_partition`.
+    job that was asked for with `sweep.sweeper_partition`. `refusals`: of the sweep's runs that could not be composed.
 
     Raises:
         Refused: a run breaks a rule; then none of them is submitted.
         SweeperSubmitted: the command goes on as a job.
         Failed: Slurm does not answer.
     """
-    checked = _checked(runs, label)
+    checked = _checked(runs, label, refusals or Refusals(len(runs)))
     told = (warning for run in checked for warning in (*run.plan.warnings, *rules.warnings(run.composed.experiment)))
     for warning in dict.fromkeys(told):
         print(f"warning: {warning}", file=sys.stderr)
@@ -114,7 +116,9 @@ def launch_sweep(
     if searches or first.cluster.scheduler != "slurm":
         _refuse_changed_code([one for one in prepared if not one.experiment.sweep.kind])
         describe()
-        outcomes = _one_by_one(prepared, go if searches else train_here)
+        outcomes = _one_by_one(prepared, partial(go, may_wait=False) if searches else train_here)
+        if waits(first):
+            outcomes = wait_for(outcomes)
     else:
         on_slurm_or_failed()
         if first.sweep.sweeper_partition and not inside_job:
@@ -155,9 +159,8 @@ def _pick(experiment: Experiment) -> dict[str, str]:
     return {"monitor": experiment.checkpoint.monitor, "mode": experiment.checkpoint.mode}
 
 
-def _checked(runs: Sequence[Composed], label: Callable[[int], str]) -> list[_Run]:
-    """Plans for all, or every broken rule of all at once."""
-    refusals = Refusals(len(runs))
+def _checked(runs: Sequence[Composed], label: Callable[[int], str], refusals: Refusals) -> list[_Run]:
+    """Plans for all, or every broken rule of all at once, with what is refused already."""
     checked = []
     find = lru_cache(maxsize=None)(lambda module: job_module.find(module, Path.cwd()))
     host = socket.gethostname()

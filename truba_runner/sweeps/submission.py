@@ -36,11 +36,13 @@ def through_slurm(runs: Sequence[Prepared], sweep: SweepDir, describe: Callable[
             if done is None:
                 wanted.append(prepared)
             outcomes[prepared.run.id] = done or Outcome(prepared.run.id, str(prepared.run.path), "submitted")
-        if canary.has_lived(runs[0].run):
-            # Its own job could not, where a compute node may not.
+        if runs[0].run.has_lived():
+            # Its own job could not, where a compute node may not, and trains on.
             canary.release(sweep, runs[0].run.id)
         arrays = _with_canary(runs[0], wanted, sweep)
         for number, array in enumerate(arrays):
+            if array.canary:
+                array = replace(array, canary_job=outcomes[array.canary].job_id)
             job_id = _sent(array, held, number, len(arrays))
             for index, task in enumerate(array.tasks):
                 for prepared in task:
@@ -120,18 +122,17 @@ def _already(runs: Sequence[Prepared]) -> list[Outcome | None]:
 
 
 def _with_canary(first: Prepared, wanted: Sequence[Prepared], sweep: SweepDir) -> list[ArraySubmission]:
-    """The arrays for these runs; where the sweep's first run goes ahead, the others are held until it lives."""
-    if not first.experiment.sweep.canary or canary.has_lived(first.run):
+    """The arrays for these runs; where the sweep's first run goes ahead, that is first and they wait for it."""
+    if not first.experiment.sweep.canary or first.run.has_lived():
         return _arrays(wanted, sweep)
     others = [prepared for prepared in wanted if prepared.run.id != first.run.id]
-    held = [replace(array, canary=first.run.id) for array in _arrays(others, sweep)]
+    waiting = [replace(array, canary=first.run.id, canary_job="CANARY") for array in _arrays(others, sweep)]
     if len(others) == len(wanted):
-        return held
-    # Last: when it lives, the others must be there to be released.
+        return waiting
     ahead = ArraySubmission(
         first, sweep=sweep, tasks=[[first]], allocation=first.request, places=1, max_parallel=1, goes_ahead=True
     )
-    return [*held, ahead]
+    return [ahead, *waiting]
 
 
 def _arrays(runs: Sequence[Prepared], sweep: SweepDir) -> list[ArraySubmission]:

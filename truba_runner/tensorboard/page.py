@@ -1,7 +1,8 @@
 """TensorBoard's web application, with a page that looks for news by itself and answers nobody but this machine.
 
 TensorBoard's own page reloads everything every 30 seconds at the most often, or not at all. Ours asks every three
-seconds, while it is in sight, for one number, and reloads when that has changed; a page out of sight asks nothing.
+seconds, while it is in sight, for one number, and reloads when that has changed, every six seconds at the most often; a
+page out of sight asks nothing.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ _SORTED, _AS_THEY_COME = b'sortingInfo:{name:"run",order', b'sortingInfo:{name:"
 _OWN_NAMES = {"localhost", "127.0.0.1", "[::1]"}
 _FOLLOW = """
 (() => {
-  let seen = document.currentScript.dataset.version;
+  let seen = document.currentScript.dataset.version, reloaded = 0;
   const look = async () => {
-    if (document.visibilityState !== "visible") return;
+    if (document.visibilityState !== "visible" || Date.now() - reloaded < 5500) return;
     try {
       const answer = await fetch("truba/news");
       const version = await answer.text();
       const button = document.querySelector(".reload-button");
       if (!answer.ok || version === seen || !button || button.disabled) return;
       seen = version;
+      reloaded = Date.now();
       button.click();
     } catch { /* The server may be back at the next look. */ }
   };

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,6 @@ from truba_runner import places
 from truba_runner.errors import Failed
 from truba_runner.rundir import PULLED, SWEEPS, RunDir, write_atomically
 from truba_runner.search.directory import search_of
-from truba_runner.sweeps.record import sweep_of
 from truba_runner.tensorboard.chosen import meant
 from truba_runner.tensorboard.feed import event_folders
 from truba_runner.tensorboard.ssh import NO_CONNECTION, NOT_FOUND, Connection, not_found
@@ -133,7 +132,7 @@ class Puller:
         except (Cut, DiskFull) as error:
             raise Failed(told(error, self._connection.login, self._into)) from error
 
-    def follow(self, every_seconds: float, ended: threading.Event, say: Callable[[str], None]) -> None:
+    def follow(self, every_seconds: float, ended: threading.Event) -> None:
         """Copies again and again, until all runs are over or `ended` is set; a cut or a full disk is waited out."""
         attempt = 0
         while not ended.is_set():
@@ -161,8 +160,14 @@ class Puller:
     def following(self, every_seconds: float) -> Iterator[None]:
         """Follows in the background."""
         ended = threading.Event()
-        say = lambda words: print(words, file=sys.stderr, flush=True)  # noqa: E731
-        thread = threading.Thread(target=self.follow, args=(every_seconds, ended, say), name="pull", daemon=True)
+
+        def follow() -> None:
+            try:
+                self.follow(every_seconds, ended)
+            except (Failed, OSError) as error:
+                say(f"The files are not followed any more: {error}")
+
+        thread = threading.Thread(target=follow, name="pull", daemon=True)
         thread.start()
         try:
             yield
@@ -239,6 +244,11 @@ class Puller:
                 write_atomically(run.path / PULLED, json.dumps(about).encode() + b"\n", durable=False)
 
 
+def say(words: str) -> None:
+    """Tells the user of something beside the work."""
+    print(words, file=sys.stderr, flush=True)
+
+
 def told(error: Exception, login: str, into: Path) -> str:
     """What a cut or a full disk means, and what helps."""
     if isinstance(error, DiskFull):
@@ -272,8 +282,13 @@ def listing(wanted: Sequence[str], runs_folder: Path | None) -> list[dict[str, A
             one["searches"].append(run.id)
         else:
             one["runs"][run.id] = bool(event_folders(run.tensorboard))
-        if (sweep := sweep_of(run)) and sweep.id not in one["sweeps"]:
-            one["sweeps"].append(sweep.id)
+    for folder, one in folders.items():
+        # They hold the values that runs are named by.
+        one["sweeps"] = [
+            sweep.id
+            for sweep in places.sweeps(folder)
+            if any(member.run in one["runs"] or member.run in one["searches"] for member in sweep.members())
+        ]
     return list(folders.values())
 
 

@@ -71,7 +71,7 @@ class Connection:
         self._control.unlink(missing_ok=True)
         tail = ["--", self.login, command] if command else ["-N", "--", self.login]
         argv = ["ssh", *self._own_options(), "-M", "-S", str(self._control), *tail]
-        pipe = subprocess.PIPE if command else None
+        pipe = subprocess.PIPE if command else subprocess.DEVNULL
         # A Ctrl-C is for us, who end it in order; while it asks for a password ssh has handlers of its own.
         self.process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, preexec_fn=_deaf_to_ctrl_c)
         return self.process

@@ -1,0 +1,97 @@
+"""What starts of small runs have in common, each in a fork of a process that has its framework imported already."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing.util
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+from truba_runner import checkpoint
+from truba_runner.errors import Failed
+from truba_runner.interrupt import Interrupted, Interruption
+
+INTERRUPTED = 75
+_EXIT_SECONDS = 60
+
+
+class StopAt(Interruption):
+    """Counts how often a run looks for a signal; the Nth look brings one."""
+
+    def __init__(self, name: str | None, look: int, reached: Path) -> None:
+        super().__init__()
+        self.reached = reached
+        self.looks = 0
+        self.name, self.look = name, look
+
+    def count(self, send: Callable[[str], None]) -> None:
+        """A look; at the Nth the file `reached` is made, and the signal sent, if one is to be."""
+        self.looks += 1
+        if self.looks == self.look:
+            self.reached.touch()
+            if self.name:
+                send(self.name)
+
+
+def in_child(log: Path, train: Callable[[], None], slow_save: float) -> NoReturn:
+    """Trains in this fork, which prints into `log`, and ends it: 0, INTERRUPTED, or 1 where something was raised."""
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    if slow_save:
+        _slow_down(slow_save)
+    status = 1
+    try:
+        train()
+        status = 0
+    except Interrupted:
+        status = INTERRUPTED
+    except Failed as error:
+        print(f"Failed: {error}", flush=True)
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # As at any interpreter's end: it waits for processes that are left, and must not do so for ever.
+    signal.alarm(_EXIT_SECONDS)
+    multiprocessing.util._exit_function()
+    os._exit(status)
+
+
+def has_ended(child: int) -> bool:
+    """Without taking its status away."""
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def small_disk(folder: Path, kilobytes: int) -> None:
+    """A disk that this process alone sees, and that goes with it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    private, recursive, new_mounts = 1 << 18, 1 << 14, 0x20000
+    folder.mkdir(exist_ok=True)
+    assert libc.unshare(new_mounts) == 0
+    assert libc.mount(b"none", b"/", None, recursive | private, None) == 0
+    assert libc.mount(b"none", bytes(folder), b"tmpfs", 0, f"size={kilobytes}k".encode()) == 0
+
+
+def _slow_down(seconds: float) -> None:
+    """Makes every checkpoint take its time, half written, so that kills fall into it."""
+    # Its own: the run's random numbers are among what is compared.
+    dice = random.Random()
+    write_whole = checkpoint._write_whole
+
+    def slowly(path: Path, write: Any) -> None:
+        def halting(file: IO[bytes]) -> None:
+            write(file)
+            file.flush()
+            time.sleep(dice.random() * seconds)
+
+        write_whole(path, halting)
+
+    checkpoint._write_whole = slowly

@@ -1,0 +1,81 @@
+"""The message catalogues: what the program says is collected from its source, translated by hand, and compiled.
+
+`make language` brings `truba_runner/locale/tr.po` up to date (new messages have an empty translation, those that are no
+longer said go away) and compiles it to `tr.mo`.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from functools import cache
+from pathlib import Path
+
+from babel.messages.catalog import Catalog, Message
+from babel.messages.extract import extract
+from babel.messages.mofile import write_mo
+from babel.messages.pofile import read_po, write_po
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "truba_runner"
+LOCALE = PACKAGE / "locale"
+# Which of a function's arguments are messages: truba_runner/language.py.
+KEYWORDS = {"_": None, "counted": (1, 2), "marked": None}
+
+
+@cache
+def said() -> Catalog:
+    """Every message in the source and in the table of reasons, and where it is said."""
+    catalog = Catalog(project="truba_runner")
+    for file in sorted(PACKAGE.rglob("*.py")):
+        with file.open("rb") as source:
+            for line, message, *_ in extract("python", source, KEYWORDS):
+                catalog.add(message, locations=[(str(file.relative_to(ROOT)), line)])
+    from truba_runner.why.table import table, words
+
+    place = [(str((PACKAGE / "why" / "reasons.yaml").relative_to(ROOT)), 1)]
+    for message in (
+        *words().values(),
+        *(text for rows in table().values() for row in rows for text in (row.means, row.do)),
+    ):
+        catalog.add(message, locations=place)
+    return catalog
+
+
+def translated(language: str) -> Catalog:
+    """What the .po file of a language holds."""
+    with (LOCALE / f"{language}.po").open("rb") as file:
+        return read_po(file, locale=language)
+
+
+def compiled(catalog: Catalog) -> bytes:
+    """The .mo file that is read when the program runs."""
+    out = io.BytesIO()
+    write_mo(out, catalog)
+    return out.getvalue()
+
+
+def complete(message: Message) -> bool:
+    """Whether it has a translation, of each of its forms."""
+    return bool(message.string) if isinstance(message.string, str) else all(message.string or [""])
+
+
+def update(language: str) -> int:
+    """Rewrites both files of a language; returns how many messages have no translation yet."""
+    file = LOCALE / f"{language}.po"
+    catalog = translated(language) if file.exists() else Catalog(locale=language, project="truba_runner")
+    catalog.update(said(), no_fuzzy_matching=True, update_creation_date=False)
+    catalog.obsolete.clear()
+    catalog.msgid_bugs_address = catalog.last_translator = catalog.language_team = ""
+    text = io.BytesIO()
+    write_po(text, catalog, width=120, include_lineno=False, omit_header=False, sort_by_file=True)
+    file.write_bytes(text.getvalue())
+    # From the file, as the test does: what is compiled is what is checked in.
+    (LOCALE / f"{language}.mo").write_bytes(compiled(translated(language)))
+    return sum(bool(message.id) and not complete(message) for message in catalog)
+
+
+if __name__ == "__main__":
+    missing = update("tr")
+    print(f"{LOCALE / 'tr.po'}: {missing} messages have no translation yet")
+    sys.exit(1 if missing else 0)

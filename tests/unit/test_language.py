@@ -1,0 +1,123 @@
+"""What users read exists in both languages, whole and with the same placeholders; and the locale decides which."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import string
+from pathlib import Path
+
+import catalogues
+import pytest
+from babel.messages.mofile import read_mo
+
+from truba_runner.language import _, chosen, counted
+
+# Modules all of whose words go through the catalogue; those that do not yet are listed in docs/why.md.
+CONVERTED = [
+    *sorted((catalogues.PACKAGE / "why").glob("*.py")),
+    *sorted((catalogues.PACKAGE / "doctor").glob("*.py")),
+    *(catalogues.PACKAGE / "commands" / f"{one}.py" for one in ("why", "doctor", "usage", "logs", "cancel", "status")),
+    *(catalogues.PACKAGE / name for name in ("budget.py", "disk.py", "state.py")),
+]
+# Not for users: what is raised at the program's own faults, commands for a shell, words that are searched for.
+NOT_WORDS = {"the table has no row for ", "WARNING: All log messages", "came no further"}
+
+
+def test_every_message_has_its_turkish() -> None:
+    translated = {message.id: message for message in catalogues.translated("tr") if message.id}
+    missing = [
+        message.id
+        for message in catalogues.said()
+        if message.id and (message.id not in translated or not catalogues.complete(translated[message.id]))
+    ]
+    assert not missing, "make language lists them in truba_runner/locale/tr.po"
+
+
+def test_nothing_is_translated_that_is_no_longer_said() -> None:
+    said = {message.id for message in catalogues.said()}
+    assert {message.id for message in catalogues.translated("tr")} <= said, "make language"
+
+
+def test_the_compiled_catalogue_is_that_of_the_source() -> None:
+    compiled = read_mo(io.BytesIO((catalogues.LOCALE / "tr.mo").read_bytes()))
+    expected = read_mo(io.BytesIO(catalogues.compiled(catalogues.translated("tr"))))
+    told = ({str(message.id): message.string for message in one if message.id} for one in (compiled, expected))
+    assert next(told) == next(told), "make language"
+
+
+def test_translations_have_the_placeholders_of_their_message() -> None:
+    for message in catalogues.translated("tr"):
+        forms = [message.id] if isinstance(message.id, str) else list(message.id)
+        told = [message.string] if isinstance(message.string, str) else list(message.string)
+        wanted = set.union(*(placeholders(form) for form in forms))
+        for form in told:
+            # "1 run" and "2 runs": the English for one may do without the number that the Turkish has.
+            assert placeholders(form) <= wanted | {"count"} and wanted - {"count"} <= placeholders(form), message.id
+
+
+def test_turkish_is_written_with_turkish_letters() -> None:
+    told = " ".join(str(message.string) for message in catalogues.translated("tr") if message.id)
+    assert all(letter in told for letter in "çğıöşüİ")
+    ascii_spellings = r"\b(icin|degil|calis\w*|dugum\w*|cekirdek\w*|bellegi|suresi|gonder\w*|onceki|egitim\w*)\b"
+    assert not re.findall(ascii_spellings, re.sub("çekirdek", "", told))
+
+
+@pytest.mark.parametrize("file", CONVERTED, ids=lambda file: str(file.relative_to(catalogues.PACKAGE)))
+def test_no_sentence_is_said_past_the_catalogue(file: Path) -> None:
+    assert not list(sentences_outside(ast.parse(file.read_text())))
+
+
+def sentences_outside(tree: ast.Module):  # type: ignore[no-untyped-def]
+    """Texts of three words or more that are neither docstrings nor arguments of `_`, `counted` and `marked`."""
+    inside: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        named = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        if named and node.func.id in {*catalogues.KEYWORDS, "compile", "LookupError"}:
+            inside |= set(ast.walk(node))
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in {"compile", "search"}
+        ):
+            inside |= set(ast.walk(node))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            inside.add(node.value)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in inside:
+            text = node.value
+            if re.search(r"[a-z]{2,} [a-z]{2,} [a-z]{2,}", text) and not any(word in text for word in NOT_WORDS):
+                if not text.startswith(("scontrol ", "\nimport ")):
+                    yield node.lineno, text
+
+
+def placeholders(text: str) -> set[str]:
+    return {name for _literal, name, _form, _how in string.Formatter().parse(text) if name}
+
+
+@pytest.mark.parametrize(
+    ("environment", "language"),
+    [
+        ({}, "en"),
+        ({"LANG": "tr_TR.UTF-8"}, "tr"),
+        ({"LANG": "tr_TR.UTF-8", "TRUBA_LANG": "en"}, "en"),
+        ({"LANG": "en_US.UTF-8", "TRUBA_LANG": "tr"}, "tr"),
+        ({"LANG": "en_US.UTF-8", "LC_MESSAGES": "tr_TR.UTF-8"}, "tr"),
+        ({"LC_MESSAGES": "tr_TR.UTF-8", "LC_ALL": "C"}, "en"),
+        ({"LANG": "de_DE.UTF-8"}, "en"),
+        ({"LANG": "tr_TR.UTF-8", "TRUBA_LANG": ""}, "tr"),
+    ],
+)
+def test_the_locale_chooses_and_truba_lang_overrides(environment: dict[str, str], language: str) -> None:
+    assert chosen(environment) == language
+
+
+def test_a_message_is_said_in_the_language_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _("nothing was cancelled") == "nothing was cancelled"
+    assert [counted("{count} run", "{count} runs", count) for count in (1, 2)] == ["1 run", "2 runs"]
+    monkeypatch.setenv("TRUBA_LANG", "tr")
+    assert _("nothing was cancelled") == "hiçbir şey iptal edilmedi"
+    assert [counted("{count} run", "{count} runs", count) for count in (1, 2)] == ["1 eğitim", "2 eğitim"]
+    assert _("cancelled {run}", run="{braces}") == "{braces} iptal edildi"
+    assert _("not in the catalogue") == "not in the catalogue"

@@ -1,0 +1,82 @@
+"""`truba usage`, and the warning of a submission that exceeds what is left; on the real Slurm in tests/slurm."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from truba_runner import budget, scheduler, slurm_facts
+from truba_runner.commands import usage
+from truba_runner.request import Request
+from truba_runner.rundir import RunDir
+from truba_runner.scheduler import SlurmError, Use
+from truba_runner.slurm_facts import Limit
+from truba_runner.sweeps.record import Member, SweepDir
+
+REQUEST = Request(
+    partition="akya-cuda", account="ayse", nodes=2, tasks_per_node=1, cpus_per_task=20, gpus=2, memory_gb=None,
+    time_minutes=60, signal_seconds=90, constraint="",
+)  # fmt: skip
+
+
+def limited(monkeypatch: pytest.MonkeyPatch, *limits: Limit) -> None:
+    monkeypatch.setattr(slurm_facts, "limits", lambda account: list(limits))
+
+
+def test_a_submission_is_warned_of_that_exceeds_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 40 cores for an hour are 2,400 core-minutes.
+    limited(monkeypatch, Limit("ayse", "GrpTRESMins", "cpu", "10000", "7600"))
+    assert list(budget.warnings(REQUEST, 1)) == []
+    (warning,) = budget.warnings(REQUEST, 2)
+    assert warning.startswith("up to 80 core-hours may be used, and of those of the account ayse 40 are left")
+    limited(monkeypatch, Limit("ayse", "GrpTRESMins", "gres/gpu", "600", "600"))
+    assert "4 GPU-hours" in next(budget.warnings(REQUEST, 1))
+    limited(monkeypatch, Limit("ayse", "GrpTRES", "cpu", "1", "1"), Limit("ayse", "GrpTRESMins", "mem", "1", "1"))
+    assert list(budget.warnings(REQUEST, 1)) == []
+
+
+def test_silence_of_slurm_stops_no_submission(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(account: str) -> list[Limit]:
+        raise SlurmError("scontrol", "no answer", transient=True)
+
+    monkeypatch.setattr(slurm_facts, "limits", silent)
+    assert list(budget.warnings(REQUEST, 1)) == []
+
+
+def a_run(folder: Path, name: str, *job_ids: str, **intent: object) -> RunDir:
+    run = RunDir(folder / name)
+    run.create()
+    run.append_submission({"event": "intent", "token": name, "request": {"account": "ayse"}, **intent})
+    for job_id in job_ids:
+        run.append_submission({"event": "submitted", "token": name, "job_id": job_id})
+    return run
+
+
+def test_by_experiment_and_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a_run(tmp_path, "mnist-1", "1", "2")
+    # Two that trained side by side in job 3: half of it each.
+    a_run(tmp_path, "mnist-2", "3")
+    a_run(tmp_path, "pets-1", "3")
+    a_run(tmp_path, "pets-2", "local-7")
+    sweep = SweepDir.of(tmp_path, "mnist-sweep-x")
+    sweep.describe([Member("mnist-3", {"train.seed": 1})])
+    sweep.append({"event": "intent", "token": "mnist-3", "tasks": [["mnist-3"]]})
+    sweep.append({"event": "submitted", "token": "mnist-3", "job_id": "4"})
+    a_run(tmp_path, "mnist-3", sweep="mnist-sweep-x", array_index=0)
+    used = {"1": Use(1, 3600, 0), "2": Use(2, 7200, 3600), "3": Use(1, 36_000, 7200), "4_0": Use(1, 1800, 0)}
+    monkeypatch.setattr(scheduler, "used", lambda ids: {job_id: used[job_id] for job_id in set(ids)})
+    limited(monkeypatch, Limit("ayse", "GrpTRESMins", "cpu", "60000", "1500"))
+    assert usage.main(["--json", "--runs", str(tmp_path)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    rows = {(row["kind"], row["name"]): row for row in told["usage"]}
+    mnist = rows["experiment", "mnist"]
+    assert (mnist["runs"], mnist["starts"], mnist["core_hours"], mnist["gpu_hours"]) == (3, 5, 8.5, 2.0)
+    assert (rows["experiment", "pets"]["runs"], rows["experiment", "pets"]["core_hours"]) == (2, 5.0)
+    assert rows["sweep", "mnist-sweep-x"]["core_hours"] == 0.5
+    assert told["limits"] == [{"account": "ayse", "unit": "core-hours", "limit": 1000.0, "left": 975.0}]
+    assert usage.main(["--runs", str(tmp_path)]) == 0
+    assert "account ayse: 25.0 of 1,000 core-hours used" in capsys.readouterr().out

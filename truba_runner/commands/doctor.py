@@ -1,0 +1,84 @@
+"""`truba doctor`: whether everything is there that runs need here, a line each, with what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from truba_runner.commands import parser, print_json
+from truba_runner.errors import Refused
+from truba_runner.language import _
+
+if TYPE_CHECKING:
+    from truba_runner.config import Experiment
+    from truba_runner.doctor import Check, Finding
+
+_ANY_EXPERIMENT = "+experiment=mnist"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints what is found, as it is found; exit status 1: something that prevents work is wrong."""
+    options = parser("doctor", _("Looks whether everything that runs need here is there and right."))
+    options.add_argument(
+        "override",
+        nargs="*",
+        help=_("as for a run, to look at that: +experiment=NAME, cluster=NAME, environment=NAME, …"),
+    )
+    given = options.parse_args(arguments)
+    found = []
+    for finding in _findings(given.override):
+        found.append(finding)
+        if not given.json:
+            _print(finding)
+    faults = sum(finding.level == "fault" for finding in found)
+    if given.json:
+        print_json([asdict(finding) for finding in found])
+    elif not faults:
+        print(_("nothing that prevents work is wrong"))
+    return 1 if faults else 0
+
+
+def _findings(overrides: Sequence[str]) -> Iterator[Finding]:
+    from truba_runner.doctor import FAULT, Finding, Patient, examine
+
+    try:
+        experiment = _composed(overrides)
+    except Refused as refused:
+        for problem in refused.problems:
+            yield Finding(FAULT, _("configuration"), f"{problem.received}: {problem.rule}", problem.remedy)
+        return
+    yield from examine(_checks(), Patient(experiment))
+
+
+def _composed(overrides: Sequence[str]) -> Experiment:
+    from truba_runner.app import composed
+
+    named = any(word.startswith(("+experiment=", "experiment=")) for word in overrides)
+    return composed([*([] if named else [_ANY_EXPERIMENT]), *overrides])
+
+
+def _checks() -> Sequence[tuple[str, Check]]:
+    """Every check, in the order of the report; a new one is a line here."""
+    from truba_runner.doctor import files, programs, slurm
+
+    return (
+        (_("Python"), programs.python),
+        ("Slurm", slurm.controller),
+        (_("accounting"), slurm.accounting),
+        (_("account"), slurm.account),
+        (_("partitions"), slurm.partitions),
+        (_("folders"), files.folders),
+        (_("room"), files.room),
+        (_("purge"), files.purge),
+        (_("home"), files.notes),
+        (_("environment"), programs.environment),
+        (_("tunnel"), programs.tools),
+    )
+
+
+def _print(finding: Finding) -> None:
+    words = {"ok": _("ok"), "note": _("note"), "warning": _("WARNING"), "fault": _("FAULT")}
+    remedy = f" {finding.remedy}" if finding.remedy else ""
+    end = "." if remedy and not finding.says.endswith(".") else ""
+    print(f"{words[finding.level]:<8} {finding.subject}: {finding.says}{end}{remedy}", flush=True)

@@ -1,0 +1,110 @@
+"""`truba usage`: core-hours and GPU-hours that runs have used, by experiment and sweep; what accounts have left."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from truba_runner import budget, places, scheduler
+from truba_runner.commands import parser, print_json
+from truba_runner.language import _
+from truba_runner.rundir import RunDir
+from truba_runner.scheduler import Use
+from truba_runner.sweeps.record import sweep_of
+
+_SECONDS_AN_HOUR = 3600
+
+
+@dataclass
+class _Row:
+    """What the runs of one experiment or sweep have used."""
+
+    kind: str
+    name: str
+    runs: int = 0
+    starts: int = 0
+    core_hours: float = 0.0
+    gpu_hours: float = 0.0
+
+    def add(self, use: Use, share: float) -> None:
+        self.starts += use.starts
+        self.core_hours += share * use.core_seconds / _SECONDS_AN_HOUR
+        self.gpu_hours += share * use.gpu_seconds / _SECONDS_AN_HOUR
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints the rows, the costliest first, and the limits of the accounts that the runs were charged to."""
+    options = parser("usage", _("Core-hours and GPU-hours by experiment and sweep, and what the account has left."))
+    given = options.parse_args(arguments)
+    runs = places.runs(given.runs)
+    jobs = {run.path: _jobs(run) for run in runs}
+    used = scheduler.used(job_id for ids in jobs.values() for job_id in ids)
+    rows = _rows(runs, jobs, used)
+    accounts = sorted({account for run in runs if (account := _account(run))})
+    left = [one for account in accounts for one in budget.limits(account)]
+    if given.json:
+        limits = [{"account": one.holder, "unit": budget.unit(one), "limit": float(one.limit) / 60,
+                   "left": None if one.left is None else one.left / 60} for one in left]  # fmt: skip
+        print_json({"usage": [vars(row) for row in rows], "limits": limits})
+        return 0
+    _print(rows)
+    for one in left:
+        hours = {"used": float(one.used or 0) / 60, "limit": float(one.limit) / 60}
+        print(
+            _(
+                "account {account}: {used:,.1f} of {limit:,.0f} {unit} used",
+                account=one.holder,
+                unit=budget.unit(one),
+                **hours,
+            )
+        )
+    return 0
+
+
+def _jobs(run: RunDir) -> set[str]:
+    """Every job that the run ever had on Slurm."""
+    told = (str(event["job_id"]) for event in run.submissions() if event.get("job_id"))
+    return {job_id for job_id in told if not job_id.startswith("local-")}
+
+
+def _account(run: RunDir) -> str:
+    intents = [event for event in run.submissions() if event["event"] == "intent"]
+    return str(intents[-1].get("request", {}).get("account") or "") if intents else ""
+
+
+def _rows(runs: Sequence[RunDir], jobs: Mapping[Any, set[str]], used: Mapping[str, Use]) -> list[_Row]:
+    sharing = Counter(job_id for ids in jobs.values() for job_id in ids)
+    rows: dict[tuple[str, str], _Row] = {}
+    for run in runs:
+        named = [("experiment", run.id.rpartition("-")[0])]
+        if (sweep := sweep_of(run)) is not None:
+            named.append(("sweep", sweep.id))
+        for key in named:
+            row = rows.setdefault(key, _Row(*key))
+            row.runs += 1
+            for job_id in jobs[run.path] & used.keys():
+                # Runs that train side by side in one job have used a part of it each.
+                row.add(used[job_id], 1 / sharing[job_id])
+    return sorted(rows.values(), key=lambda row: (row.kind, -row.core_hours, row.name))
+
+
+def _print(rows: Sequence[_Row]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    words = {"experiment": _("experiment"), "sweep": _("sweep")}
+    table = Table("", "", _("runs"), _("starts"), _("core-hours"), _("GPU-hours"), box=None)
+    for row in rows:
+        cells = (
+            words[row.kind],
+            row.name,
+            str(row.runs),
+            str(row.starts),
+            f"{row.core_hours:,.2f}",
+            f"{row.gpu_hours:,.2f}",
+        )
+        table.add_row(*(Text(cell) for cell in cells))
+    Console(width=None).print(table)

@@ -1,0 +1,84 @@
+"""`truba why RUN`: why a run waits or why it ended, what that is told from, and what to do."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from truba_runner import places
+from truba_runner.commands import known_jobs, parser, print_json
+from truba_runner.language import _, counted
+from truba_runner.rundir import RunDir
+from truba_runner.search.directory import search_of
+from truba_runner.search.overview import job_runs
+from truba_runner.why.cases import cases_of
+from truba_runner.why.groups import Group, groups
+
+_LISTED = 5
+_NARROWEST, _WIDEST = 60, 120
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Tells it of each run; of a sweep or a search, of its runs by reason, the most frequent first."""
+    options = parser("why", _("Why a run waits or why it ended, what that is told from, and what to do."))
+    options.add_argument("run", nargs="+", help=_("a run's, a sweep's or a search's id, or any unique beginning of it"))
+    given = options.parse_args(arguments)
+    named = {prefix: _runs(prefix, given.runs) for prefix in given.run}
+    every = list({run.path: run for runs in named.values() for run in runs}.values())
+    jobs = known_jobs(every)
+    if jobs is None:
+        print(_("Slurm does not answer: states are those on record"), file=sys.stderr)
+    found = groups(cases_of(every, jobs))
+    if given.json:
+        print_json([row for group in found for row in group.as_json()])
+        return 0
+    width = max(_NARROWEST, min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns))
+    for number, group in enumerate(found):
+        print("\n" * (number > 0) + "\n".join(_told(group, width)))
+    return 0
+
+
+def _runs(prefix: str, runs_folder: Any) -> list[RunDir]:
+    """The runs that are meant: one, those of a sweep, or the workers of a search."""
+    if sweep := places.find_sweep(prefix, runs_folder):
+        return [run for member in sweep.members() if (run := sweep.run(member.run)).submissions_file.exists()]
+    run = places.find(prefix, runs_folder)
+    search = search_of(run)
+    return (job_runs(search) or [run]) if search else [run]
+
+
+def _told(group: Group, width: int) -> Iterator[str]:
+    """The lines for one group of runs."""
+    yield _headline(group)
+    for finding in group.findings:
+        labels: Mapping[str, str] = {_("why"): finding.means, _("do"): finding.do}
+        for label, text in labels.items():
+            yield from _block(label, text, width)
+    if group.start:
+        yield from _block(_("start"), group.start, width)
+    seen = dict.fromkeys((one.source, one.says) for finding in group.findings for one in finding.evidence)
+    for number, (source, says) in enumerate(seen):
+        yield from _block(_("evidence") if number == 0 else "", f"{source}: {says}", width)
+
+
+def _headline(group: Group) -> str:
+    case = group.cases[0]
+    state = case.state.state
+    if len(group.cases) > 1:
+        names = ", ".join(one.run.id for one in group.cases[:_LISTED])
+        more = len(group.cases) - _LISTED
+        names += " " + counted("and {count} more", "and {count} more", more) if more > 0 else ""
+        return counted("{count} run", "{count} runs", len(group.cases)) + f" {state}: {names}"
+    job = "" if not case.job_id or case.job_id.startswith("local-") else ", " + _("job {job_id}", job_id=case.job_id)
+    return f"{case.run.id}: {state}{job}"
+
+
+def _block(label: str, text: str, width: int) -> Iterator[str]:
+    margin = 12
+    first, rest = f"  {label:<{margin}}", " " * (margin + 2)
+    yield from textwrap.wrap(
+        text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+    )

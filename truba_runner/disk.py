@@ -1,0 +1,88 @@
+"""How much room a folder has left: of its file system, and of the user's quota on it, in space and in files."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from truba_runner.language import _
+
+_ANSWER_SECONDS = 3.0
+_KILOBYTE = 1024
+
+
+@dataclass(frozen=True)
+class Room:
+    """How much of something is used, and of how much: bytes, or files."""
+
+    source: str
+    what: str
+    used: int
+    limit: int
+
+    @property
+    def share(self) -> float:
+        """What part of it is used; 1.0 is all of it."""
+        return self.used / self.limit if self.limit else 0.0
+
+    def said(self) -> str:
+        """In words."""
+        percent = f"{100 * self.share:.0f}"
+        if self.what == "bytes":
+            used, limit = size(self.used), size(self.limit)
+            return _("{used} of {limit} in use ({percent}%)", used=used, limit=limit, percent=percent)
+        return _("{used} of {limit} files in use ({percent}%)", used=self.used, limit=self.limit, percent=percent)
+
+
+def size(count: float) -> str:
+    """Bytes as a person reads them."""
+    units = ("B", "KB", "MB", "GB", "TB", "PB")
+    index = 0
+    while count >= 1000 and index < len(units) - 1:
+        count, index = count / 1000, index + 1
+    return f"{count:.3g} {units[index]}"
+
+
+def rooms(folder: Path) -> list[Room]:
+    """The file system's room and the user's quota, where there is one.
+
+    Raises:
+        OSError: the folder is not there.
+    """
+    return [*_of_file_system(folder), *_quota(folder)]
+
+
+def _of_file_system(folder: Path) -> Iterator[Room]:
+    told = os.statvfs(folder)
+    # What only root may still fill is as good as used.
+    yield Room(f"df {folder}", "bytes", (told.f_blocks - told.f_bavail) * told.f_frsize, told.f_blocks * told.f_frsize)
+    if told.f_files:
+        yield Room(f"df -i {folder}", "files", told.f_files - told.f_favail, told.f_files)
+
+
+def _quota(folder: Path) -> list[Room]:
+    """Of Lustre, which tells each user's own; other file systems have commands of their own, or none."""
+    if shutil.which("lfs") is None:
+        return []
+    argv = ["lfs", "quota", "-q", "-u", getpass.getuser(), str(folder)]
+    try:
+        text = subprocess.run(argv, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return quota_in(text, "lfs quota")
+
+
+def quota_in(text: str, source: str) -> list[Room]:
+    """What `lfs quota -q` printed: after the path, kilobytes and files, each as used, quota, limit and grace."""
+    found = re.search(r"\s(\d+)\*?\s+(\d+)\s+(\d+)\s+\S+\s+(\d+)\*?\s+(\d+)\s+(\d+)\s", f" {' '.join(text.split())} ")
+    if found is None:
+        return []
+    kilobytes, soft, hard, files, soft_files, hard_files = (int(number) for number in found.groups())
+    limits = (("bytes", kilobytes * _KILOBYTE, (soft or hard) * _KILOBYTE), ("files", files, soft_files or hard_files))
+    return [Room(source, what, used, limit) for what, used, limit in limits if limit]

@@ -1,0 +1,78 @@
+"""Looks whether everything that a run needs is there and right: checks side by side, each with its own time limit."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from truba_runner.config import Experiment
+from truba_runner.language import _
+
+# No check is waited for longer: a file system that hangs must not hide the others' findings.
+PATIENCE_SECONDS = 10.0
+FAULT, WARNING, NOTE, OK = "fault", "warning", "note", "ok"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. `level`: a fault prevents work, a warning may, a note is to be known."""
+
+    level: str
+    subject: str
+    says: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Patient:
+    """What is looked at: the experiment that the config composes to, with its cluster and its environment."""
+
+    experiment: Experiment
+    home: Path = field(default_factory=Path.home)
+
+
+Check = Callable[[Patient], Iterable[Finding]]
+
+
+def examine(
+    checks: Sequence[tuple[str, Check]], patient: Patient, patience_seconds: float = PATIENCE_SECONDS
+) -> Iterator[Finding]:
+    """Runs the checks side by side and yields what they find, in their order.
+
+    A check that raises, or does not end in time, is a finding itself; it breaks no other.
+    """
+    running = [_Running(subject, check, patient) for subject, check in checks]
+    deadline = time.monotonic() + patience_seconds
+    for one in running:
+        one.thread.join(max(0.0, deadline - time.monotonic()))
+        yield from one.findings()
+
+
+class _Running:
+    """One check in a thread, which the program does not wait for at its end."""
+
+    def __init__(self, subject: str, check: Check, patient: Patient) -> None:
+        self._subject, self._check, self._patient = subject, check, patient
+        self._found: list[Finding] = []
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            for finding in self._check(self._patient):
+                self._found.append(finding)
+        except Exception as error:
+            told = _("the check itself failed: {error}", error=repr(error))
+            self._found.append(Finding(WARNING, self._subject, told, _("Please tell the program's authors.")))
+
+    def findings(self) -> list[Finding]:
+        found = list(self._found)
+        if self.thread.is_alive():
+            late = _("no answer in time; what it asks is very slow or hangs")
+            found.append(
+                Finding(WARNING, self._subject, late, _("Try again later; where it lasts, tell the site's support."))
+            )
+        return found

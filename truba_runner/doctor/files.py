@@ -1,0 +1,110 @@
+"""Where runs, data and the program's own notes lie: there, writable, with room, and not to be purged soon."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from truba_runner import disk, places
+from truba_runner.commands.expiring import expiring
+from truba_runner.doctor import FAULT, NOTE, OK, WARNING, Finding, Patient
+from truba_runner.home import state_folder
+from truba_runner.language import _, counted
+
+_NEARLY_FULL, _FULL = 0.90, 0.99
+# Runs are told of so long before the site deletes files of theirs.
+_AHEAD_DAYS = 7
+_LISTED = 3
+_DAY_SECONDS = 86_400
+
+
+def folders(patient: Patient) -> Iterator[Finding]:
+    """Scratch, and the folders for runs and data."""
+    cluster = patient.experiment.cluster
+    if cluster.scratch:
+        if not Path(cluster.scratch).is_dir():
+            says = _("{path} is not there", path=cluster.scratch)
+            remedy = _(
+                "TRUBA_SCRATCH names the scratch root, as does scratch in conf/cluster/{name}.yaml.", name=cluster.name
+            )
+            yield Finding(FAULT, _("scratch"), says, remedy)
+            return
+        yield Finding(OK, _("scratch"), cluster.scratch)
+    for subject, key, folder in (
+        (_("runs folder"), "cluster.runs_folder", Path(cluster.runs_folder)),
+        (_("data folder"), "data.folder", Path(patient.experiment.data.folder)),
+    ):
+        yield _writable(subject, key, folder)
+
+
+def _writable(subject: str, key: str, folder: Path) -> Finding:
+    there = existing(folder)
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        remedy = _("Set {key} to a folder that you may write to.", key=key)
+        return Finding(FAULT, subject, f"{there}: {error.strerror}", remedy)
+    made = "" if there == folder else _(" (it is made when it is needed)")
+    return Finding(OK, subject, f"{folder}{made}")
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    return next(path for path in (folder, *folder.parents) if path.is_dir())
+
+
+def room(patient: Patient) -> Iterator[Finding]:
+    """Space and files left where runs and data go, and in the home."""
+    cluster = patient.experiment.cluster
+    places = (
+        (_("room for runs"), Path(cluster.runs_folder)),
+        (_("room for data"), Path(patient.experiment.data.folder)),
+        (_("room in home"), patient.home),
+    )
+    told: set[tuple[str, int]] = set()
+    for subject, folder in places:
+        for one in disk.rooms(existing(folder.absolute())):
+            if (key := (one.what, one.limit)) not in told:
+                told.add(key)
+                yield _room(subject, one)
+
+
+def _room(subject: str, one: disk.Room) -> Finding:
+    says = f"{one.said()} ({one.source})"
+    if one.share < _NEARLY_FULL:
+        return Finding(OK, subject, says)
+    remedy = _("truba clean shows what finished runs need no more; delete old runs and data.")
+    return Finding(FAULT if one.share >= _FULL else WARNING, subject, says, remedy)
+
+
+def purge(patient: Patient) -> Iterator[Finding]:
+    """Runs of which the site will soon delete files for their age."""
+    cluster = patient.experiment.cluster
+    if not cluster.scratch_days:
+        return
+    until = time.time() + _AHEAD_DAYS * _DAY_SECONDS
+    found = [one for run in places.runs(Path(cluster.runs_folder)) if (one := expiring(run, until))]
+    found.sort(key=lambda one: one.first)
+    if not found:
+        yield Finding(OK, _("purge"), _("no run has a file that is purged within {days} days", days=_AHEAD_DAYS))
+        return
+    names = [one.run.id for one in found]
+    says = counted(
+        "files of {count} run will be deleted from scratch within {days} days: {some}",
+        "files of {count} runs will be deleted from scratch within {days} days: {some}",
+        len(names), days=_AHEAD_DAYS, some=", ".join(names[:_LISTED]) + (", …" if len(names) > _LISTED else ""),
+    )  # fmt: skip
+    remedy = _("truba expiring lists them; truba keep {run} archives one to home.", run=names[0])
+    yield Finding(WARNING, _("purge"), says, remedy)
+
+
+def notes(patient: Patient) -> Iterator[Finding]:
+    """The folder that remembers where runs lie."""
+    there = existing(state_folder().absolute())
+    if not os.access(there, os.W_OK):
+        says = _("{path} cannot be written to, so runs folders are not remembered", path=there)
+        yield Finding(NOTE, _("home"), says, _("Name the folder with --runs FOLDER."))

@@ -1,0 +1,87 @@
+"""Python, its packages, the programs for tunnels, and the environment that jobs get their Python from."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+
+from truba_runner import probe
+from truba_runner.doctor import FAULT, NOTE, OK, WARNING, Finding, Patient
+from truba_runner.errors import Refused
+from truba_runner.language import _
+
+_OLDEST_PYTHON = (3, 10)
+
+
+def python(patient: Patient) -> Iterator[Finding]:
+    """The Python that submits, and the packages that it needs for that."""
+    subject, version = _("Python"), platform.python_version()
+    if sys.version_info < _OLDEST_PYTHON:
+        wanted = ".".join(map(str, _OLDEST_PYTHON))
+        yield Finding(FAULT, subject, f"{version}", _("Use Python {version} or newer.", version=wanted))
+    else:
+        yield Finding(OK, subject, f"{version}, {sys.executable}")
+    yield from _packages()
+
+
+def _packages() -> Iterator[Finding]:
+    try:
+        texts = importlib.metadata.requires("truba_runner") or []
+    except importlib.metadata.PackageNotFoundError:
+        texts = []
+    if not texts:  # Not installed but one file, or found as it lies: with all that it needs, or this were not reached.
+        return
+    from packaging.requirements import Requirement
+
+    wanted = [Requirement(text) for text in texts]
+    needed = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
+    told = []
+    for one in needed:
+        version = _version(one.name)
+        told.append(f"{one.name} {version}")
+        if not version or not one.specifier.contains(version, prereleases=True):
+            says = _("{name} is {version}, wanted is {wanted}", name=one.name, version=version or _("not installed"),
+                     wanted=str(one.specifier))  # fmt: skip
+            yield Finding(
+                WARNING if version else FAULT, _("packages"), says, f"pip install '{one.name}{one.specifier}'"
+            )
+    yield Finding(OK, _("packages"), ", ".join(told))
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def tools(patient: Patient) -> Iterator[Finding]:
+    """Programs for the way to the user's own computer."""
+    missing = [name for name in ("ssh", "rsync") if shutil.which(name) is None]
+    if missing:
+        says = _("not on the PATH: {names}", names=", ".join(missing))
+        yield Finding(WARNING, _("tunnel"), says, _("Install it to see TensorBoard from afar and to fetch results."))
+    else:
+        yield Finding(OK, _("tunnel"), "ssh, rsync")
+
+
+def environment(patient: Patient) -> Iterator[Finding]:
+    """The Python that jobs will run, entered here as a job enters it, and whether it can train the experiment."""
+    chosen = patient.experiment.environment
+    subject = _("environment {name}", name=chosen.name)
+    try:
+        held = probe.found_here(patient.experiment)
+    except Refused as refused:
+        for problem in refused.problems:
+            yield Finding(FAULT, subject, f"{problem.received}: {problem.rule}", problem.remedy)
+        return
+    if isinstance(held, str):
+        remedy = _("A short job looks into it at the first submission.")
+        yield Finding(NOTE, subject, _("it cannot be entered on this machine: {why}", why=held), remedy)
+        return
+    yield Finding(OK, subject, probe.described(chosen, held))
+    if held and held["python"].split(".")[:2] != platform.python_version().split(".")[:2]:
+        yield Finding(NOTE, subject, _("jobs run another Python than the one that submits; that is allowed"))

@@ -1,0 +1,205 @@
+"""Slurm, the user's account in it, and whether conf/cluster still says what the partitions are."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+
+from truba_runner import relay, scheduler, slurm_facts
+from truba_runner.config import Cluster, Partition
+from truba_runner.doctor import FAULT, NOTE, OK, WARNING, Finding, Patient
+from truba_runner.durations import parse_minutes
+from truba_runner.language import _
+from truba_runner.scheduler import SlurmError
+from truba_runner.slurm_facts import Hardware, Limit
+
+_COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "sacct", "sinfo")
+# A node shows somewhat less memory than it is sold with.
+_MEMORY_TOLERANCE = 0.05
+_NEARLY_USED = 0.9
+
+
+def on_slurm(patient: Patient) -> bool:
+    """Whether the cluster is one of Slurm's."""
+    return patient.experiment.cluster.scheduler == "slurm"
+
+
+def controller(patient: Patient) -> Iterator[Finding]:
+    """Slurm's commands are there, and its controller and its accounting answer."""
+    if not on_slurm(patient):
+        yield Finding(
+            NOTE,
+            "Slurm",
+            _("cluster={name} has no Slurm: runs train on this machine", name=patient.experiment.cluster.name),
+        )
+        return
+    # In a container the commands are run outside of it.
+    missing = [name for name in _COMMANDS if shutil.which(name) is None and relay.folder() is None]
+    if missing:
+        says = _("not on the PATH: {names}", names=", ".join(missing))
+        yield Finding(FAULT, "Slurm", says, _("Work on a login node; cluster=local trains on this machine."))
+        return
+    began = time.monotonic()
+    try:
+        answer = slurm_facts.ping()
+    except SlurmError as error:
+        yield Finding(
+            FAULT, "Slurm", _short(error), _("Try again in a few minutes; where it lasts, tell the site's support.")
+        )
+        return
+    took = f"{(time.monotonic() - began) * 1000:.0f} ms"
+    up = " is UP" in answer
+    yield Finding(
+        OK if up else FAULT, "Slurm", f"{answer} ({took})", "" if up else _("Jobs wait until it is up again.")
+    )
+
+
+def accounting(patient: Patient) -> Iterator[Finding]:
+    """sacct, from which ended jobs are told."""
+    if not _asks_slurm(patient):
+        return
+    try:
+        slurm_facts.starts(["1"])
+    except SlurmError as error:
+        remedy = _("Runs work without it; why a job ended is then told from its log alone.")
+        yield Finding(WARNING, _("accounting"), _short(error), remedy)
+    else:
+        yield Finding(OK, _("accounting"), _("sacct answers"))
+
+
+def account(patient: Patient) -> Iterator[Finding]:
+    """The account that jobs are charged to is the user's, and has something left."""
+    if not _asks_slurm(patient):
+        return
+    cluster, name = patient.experiment.cluster, patient.experiment.resources.account
+    subject = _("account {name}", name=name)
+    try:
+        mine = slurm_facts.accounts()
+    except SlurmError as error:
+        yield Finding(NOTE, subject, _short(error), _("Slurm does not tell which accounts are yours."))
+    else:
+        if name not in mine:
+            says = _("it is not yours; yours: {names}", names=", ".join(mine) or "–")
+            remedy = _(
+                "Set resources.account=NAME, or default_account in conf/cluster/{cluster}.yaml.", cluster=cluster.name
+            )
+            yield Finding(FAULT, subject, says, remedy)
+            return
+        yield Finding(OK, subject, _("yours: {names}", names=", ".join(mine)))
+    yield from _limits(subject, name, cluster)
+
+
+def _limits(subject: str, name: str, cluster: Cluster) -> Iterator[Finding]:
+    try:
+        limits = slurm_facts.limits(name)
+    except SlurmError as error:
+        yield Finding(NOTE, subject, _short(error), _("Slurm does not tell its limits."))
+        return
+    for one in limits:
+        yield _limit(subject, one)
+    at_once = [float(one.limit) for one in limits if (one.name, one.resource) == ("GrpTRES", "cpu")]
+    if at_once and cluster.account_cores and min(at_once) < cluster.account_cores:
+        says = _("{file} says account_cores: {conf}, Slurm allows {live:g} cores at once", file=_file(cluster),
+                 conf=cluster.account_cores, live=min(at_once))  # fmt: skip
+        yield Finding(NOTE, subject, says, _("Slurm's figure is used where it tells one; correct the file."))
+
+
+def _limit(subject: str, one: Limit) -> Finding:
+    of = f"{one.name} {one.resource}={one.limit}" if one.resource else f"{one.name} {one.limit}"
+    says = f"{one.holder}: {of}" + (", " + _("{used} in use", used=one.used) if one.used else "")
+    # What is used at once comes back; what is used up over time does not.
+    lasting = one.name.endswith(("TRESMins", "GrpWall"))
+    if not lasting or one.left is None or float(one.used) < _NEARLY_USED * float(one.limit):
+        return Finding(OK, subject, says)
+    remedy = _("Ask the site's support for more, or use another account (resources.account).")
+    return Finding(FAULT if one.left <= 0 else WARNING, subject, says, remedy)
+
+
+def partitions(patient: Patient) -> Iterator[Finding]:
+    """The partitions of conf/cluster against the live ones, and which of them the user may use."""
+    if not _asks_slurm(patient):
+        return
+    cluster, resources = patient.experiment.cluster, patient.experiment.resources
+    try:
+        live = {one["PartitionName"]: one for one in slurm_facts.shown("partition")}
+        hardware = slurm_facts.hardware()
+    except SlurmError as error:
+        yield Finding(WARNING, _("partitions"), _short(error), _("Try again in a few minutes."))
+        return
+    usable = []
+    for name, facts in cluster.partitions.items():
+        found = list(_partition(name, facts, live.get(name), hardware.get(name, []), resources.account, cluster))
+        usable += [name] if name in live and not any(one.level in {FAULT, NOTE} for one in found) else []
+        chosen = name == resources.partition
+        yield from (
+            Finding(FAULT, one.subject, one.says, one.remedy) if chosen and one.level == NOTE else one for one in found
+        )
+    yield Finding(OK if usable else FAULT, _("partitions"), _("you may use: {names}", names=", ".join(usable) or "–"))
+    if unknown := sorted(set(live) - set(cluster.partitions)):
+        says = _("Slurm has some that {file} has not: {names}", file=_file(cluster), names=", ".join(unknown))
+        yield Finding(OK, _("partitions"), says)
+
+
+def _partition(
+    name: str,
+    facts: Partition,
+    live: Mapping[str, str] | None,
+    hardware: list[Hardware],
+    account: str,
+    cluster: Cluster,
+) -> Iterator[Finding]:
+    """What is wrong with one partition. A note: the user cannot use it, which is a fault of the chosen one only."""
+    subject, file = _("partition {name}", name=name), _file(cluster)
+    if live is None:
+        says = _("{file} has it, Slurm has not", file=file)
+        yield Finding(NOTE, subject, says, _("Choose another (resources.partition), or correct the file."))
+        return
+    if live.get("State", "UP") != "UP":
+        yield Finding(NOTE, subject, f"State={live['State']}", _("The site has closed it for now; choose another."))
+    allowed, denied = live.get("AllowAccounts", "ALL"), live.get("DenyAccounts", "")
+    if (allowed != "ALL" and account not in allowed.split(",")) or account in denied.split(","):
+        says = _("the account {account} may not use it (AllowAccounts={allowed})", account=account, allowed=allowed)
+        yield Finding(NOTE, subject, says, _("Choose another, or another account (resources.account)."))
+    if facts.login_nodes and socket.gethostname().split(".")[0] not in facts.login_nodes:
+        says = _("jobs for it are submitted on {hosts}", hosts=", ".join(facts.login_nodes))
+        yield Finding(OK, subject, says)
+    if differences := _differences(facts, live, hardware):
+        says = _("{file} disagrees with Slurm: {differences}", file=file, differences="; ".join(differences))
+        yield Finding(WARNING, subject, says, _("Correct the file, or a copy of it in your own conf/cluster/."))
+
+
+def _differences(facts: Partition, live: Mapping[str, str], hardware: list[Hardware]) -> list[str]:
+    """What conf/cluster says and Slurm does not, each as `key: theirs, Slurm's`."""
+    pairs: dict[str, tuple[object, object]] = {}
+    limit = live.get("MaxTime", "UNLIMITED")
+    if limit != "UNLIMITED" and parse_minutes(limit) != parse_minutes(facts.max_time):
+        pairs["max_time"] = facts.max_time, limit
+    nodes = sum(one.nodes for one in hardware)
+    if facts.nodes and facts.nodes != nodes:
+        pairs["nodes"] = facts.nodes, nodes
+    for key, ours, theirs in (
+        ("cores_per_node", facts.cores_per_node, {one.cores for one in hardware}),
+        ("gpus_per_node", facts.gpus_per_node, {one.gpus for one in hardware}),
+    ):
+        if ours and theirs and theirs != {ours}:
+            pairs[key] = ours, ", ".join(map(str, sorted(theirs)))
+    memory_gb = max((one.memory_mb / 1024 for one in hardware), default=0.0)
+    if facts.memory_gb and abs(memory_gb - facts.memory_gb) > _MEMORY_TOLERANCE * facts.memory_gb:
+        pairs["memory_gb"] = f"{facts.memory_gb:g}", f"{memory_gb:g}"
+    return [
+        _("{key}: {ours}, Slurm: {theirs}", key=key, ours=ours, theirs=theirs) for key, (ours, theirs) in pairs.items()
+    ]
+
+
+def _asks_slurm(patient: Patient) -> bool:
+    return on_slurm(patient) and scheduler.available()
+
+
+def _file(cluster: Cluster) -> str:
+    return f"conf/cluster/{cluster.name}.yaml"
+
+
+def _short(error: SlurmError) -> str:
+    return str(error).splitlines()[0][:200]

@@ -1,0 +1,1 @@
+"""Why a run waits, or why it ended: the table of reasons, the evidence, and the words for both."""

@@ -1,0 +1,120 @@
+"""What is known of one run when it is asked why: its state, Slurm's records of its job, and what its log says."""
+
+from __future__ import annotations
+
+import getpass
+import pwd
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from truba_runner import watch
+from truba_runner.language import _
+from truba_runner.rundir import RunDir
+from truba_runner.slurm_facts import Start
+from truba_runner.state import RunState
+from truba_runner.sweeps.record import task_log
+
+# Of a log, what is looked at: its end, where a run says why it ends.
+_TAIL_BYTES = 65_536
+# With this every start of a run begins (worker.py); what stands above is an earlier start's.
+_BEGINS = re.compile(r"^run \S+, job \S+, on ", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run, its state, and what Slurm says of its job. `queued` is squeue's row and may be empty, as `starts` may."""
+
+    run: RunDir
+    state: RunState
+    # The job that the run was last given; empty for none.
+    job_id: str = ""
+    # The record of its last submission; empty for none.
+    intent: Mapping[str, Any] = field(default_factory=dict)
+    queued: Mapping[str, str] = field(default_factory=dict)
+    starts: Sequence[Start] = ()
+    # Why it was taken out of the queue before it started; empty where it was not.
+    dropped: str = ""
+    slurm_answers: bool = True
+
+    @property
+    def last(self) -> Mapping[str, str]:
+        """sacct's fields of the job's last start; empty where accounting knows none."""
+        return self.starts[-1].fields if self.starts else {}
+
+    @property
+    def slurms_state(self) -> str:
+        """Slurm's word for how the job is, and who cancelled it; empty where Slurm knows nothing of it."""
+        if self.state.job is None:
+            return ""
+        word = self.last.get("State", "")
+        if self.state.job.live or not word.startswith("CANCELLED"):
+            return self.state.job.state
+        if self.last.get("Start", "None") in {"None", "Unknown", ""}:
+            return "CANCELLED not started"
+        return "CANCELLED by you" if self.cancelled_by == getpass.getuser() else word
+
+    @property
+    def cancelled_by(self) -> str:
+        """The user who cancelled the job, by name; empty where Slurm does not say."""
+        found = re.search(r"by (\d+)", self.last.get("State", ""))
+        if found is None:
+            return ""
+        try:
+            return pwd.getpwuid(int(found[1])).pw_name
+        except KeyError:
+            return f"uid {found[1]}"
+
+    @property
+    def exit_code(self) -> str:
+        """`CODE:SIGNAL` as sacct writes it; the worst of the job's steps, where the job itself has none."""
+        job = self.state.job
+        return (job.exit_code if job else "") or self.last.get("ExitCode", "")
+
+    @property
+    def error(self) -> Mapping[str, Any]:
+        """The exception that ended the run, as the run put it on record; empty for none."""
+        progress = self.run.progress()
+        error = progress.get("error") if progress.get("job_id") == self.job_id else None
+        return error if isinstance(error, dict) else {}
+
+    @property
+    def values(self) -> dict[str, str]:
+        """What fills the placeholders of the table's sentences."""
+        job = self.state.job
+        request = self.intent.get("request", {})
+        known = {
+            "partition": (job.partition if job else "") or request.get("partition"),
+            "account": self.queued.get("account") or self.last.get("Account") or request.get("account"),
+            "qos": self.queued.get("qos") or self.last.get("QOS"),
+            "time_limit": (job.time_limit if job else "") or self.last.get("Timelimit"),
+            "by": self.cancelled_by,
+        }
+        ids = {"run": self.run.id, "job_id": self.job_id, "array_id": self.job_id.partition("_")[0]}
+        told = {key: str(value or "?") for key, value in known.items()}
+        return {**ids, **told, "user": getpass.getuser(), "what": _("resources")}
+
+    def logs(self) -> list[Path]:
+        """What the run's last job printed: the run's own, and of an array task Slurm's."""
+        found = [watch.latest_log(self.run), task_log(self.run, self.job_id)]
+        return [path for path in dict.fromkeys(found) if path is not None]
+
+
+def last_lines(log: Path, every_start: bool = False) -> list[tuple[int, str]]:
+    """The end of a log, as far as the last start wrote it: the number of each line, 0 where unknown, and its text."""
+    try:
+        with log.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - _TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    whole = size <= _TAIL_BYTES
+    starts = [found.start() for found in _BEGINS.finditer(text)]
+    begin = starts[-1] if starts and not every_start else 0
+    # A progress bar overwrites its line; what was last in it is what a person sees.
+    lines = [line.rpartition("\r")[2] for line in text[begin:].split("\n")]
+    first = text.count("\n", 0, begin) + 1
+    return [(first + index if whole else 0, line.rstrip()) for index, line in enumerate(lines) if line.strip()]

@@ -1,0 +1,51 @@
+"""The cases of several runs, with few questions to Slurm: one squeue and one sacct for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from truba_runner import slurm_facts
+from truba_runner.rundir import RunDir
+from truba_runner.scheduler import Job, SlurmError
+from truba_runner.search.directory import search_of
+from truba_runner.search.overview import standing
+from truba_runner.slurm_facts import Start
+from truba_runner.state import RunState, last_job_id, state_of
+from truba_runner.why.case import Case
+
+
+def cases_of(runs: Sequence[RunDir], jobs: Mapping[str, Job] | None) -> list[Case]:
+    """A case a run; `jobs` is what Slurm knows of their jobs, None where it does not answer."""
+    found = [_on_record(run, jobs) for run in runs]
+    queued = _queued() if any(case.state.live and case.state.job for case in found) else {}
+    starts = _starts([case.job_id for case in found if case.state.job is not None])
+    return [replace(case, queued=queued.get(case.job_id, {}), starts=starts.get(case.job_id, [])) for case in found]
+
+
+def _on_record(run: RunDir, jobs: Mapping[str, Job] | None) -> Case:
+    """What is known without further questions; of a run whose records hold something else than they should, that."""
+    try:
+        search = search_of(run)
+        state = standing(search, jobs) if search else state_of(run, jobs)
+        told = run.submissions()
+        intent: dict[str, Any] = next((event for event in reversed(told) if event["event"] == "intent"), {})
+        dropped = str(told[-1]["why"]) if told and told[-1]["event"] == "dropped" else ""
+        return Case(run, state, last_job_id(run), intent, dropped=dropped, slurm_answers=jobs is not None)
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        return Case(run, RunState("DAMAGED", live=False, job=None, why=repr(error)))
+
+
+def _queued() -> Mapping[str, Mapping[str, str]]:
+    try:
+        return slurm_facts.queued()
+    except SlurmError:
+        return {}
+
+
+def _starts(job_ids: Sequence[str]) -> Mapping[str, Sequence[Start]]:
+    try:
+        return slurm_facts.starts(job_ids)
+    except SlurmError:
+        return {}

@@ -1,0 +1,212 @@
+"""What a reason is told from: Slurm's own lines, a line of the log, and what is asked beside it, by name (`look`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from truba_runner import disk, slurm_facts
+from truba_runner.hostlist import expand
+from truba_runner.language import _, counted
+from truba_runner.scheduler import SlurmError
+from truba_runner.why.case import Case, last_lines
+
+_LISTED = 4
+_LAST_LINES = 3
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A line, and where it stands: a command, a file and its line, or the run."""
+
+    source: str
+    says: str
+
+
+def look(name: str, case: Case) -> list[Evidence]:
+    """What the table asks for by name; nothing where it cannot be had."""
+    found: list[Evidence] = []
+    with suppress(SlurmError, OSError, ValueError, KeyError, IndexError):
+        found += LOOKS[name](case)
+    return found
+
+
+def as_slurm_says(case: Case) -> str:
+    """How Slurm says that the job is, or ended: state, exit code, where and for how long."""
+    job, last = case.state.job, case.last
+    told = {
+        "State": last.get("State") or (job.state if job else ""),
+        "ExitCode": "" if case.state.live else case.exit_code,
+        "NodeList": last.get("NodeList") or (job.nodes if job else ""),
+        "Elapsed": last.get("Elapsed") or (job.elapsed if job else ""),
+        "Timelimit": last.get("Timelimit") or (job.time_limit if job else ""),
+    }
+    return ", ".join(f"{name}={value}" for name, value in told.items() if value and value != "None assigned")
+
+
+def end_of_logs(case: Case) -> list[Evidence]:
+    """The last lines that were printed, for a person to judge."""
+    told = []
+    for log in case.logs():
+        for number, line in last_lines(log)[-_LAST_LINES:]:
+            told.append(Evidence(f"{log.name}:{number}" if number else log.name, line.strip()[:300]))
+    return told
+
+
+def of_error(case: Case, on: Evidence) -> Iterator[Evidence]:
+    """The user's own line on the way of the exception, where the reason is about that."""
+    error = case.error
+    if "file" in error and on.source == case.run.id:
+        yield Evidence(f"{error['file']}:{error['line']}", str(error["code"]))
+
+
+def _limits(case: Case) -> Iterator[Evidence]:
+    values = case.values
+    for one in slurm_facts.limits(values["account"], "" if values["qos"] == "?" else values["qos"]):
+        of = f"{one.resource}={one.limit}" if one.resource else one.limit
+        used = ", " + _("{used} in use", used=one.used.removesuffix(".00")) if one.used else ""
+        yield Evidence("scontrol show assoc_mgr", f"{one.holder}: {one.name} {of}{used}")
+    asked = {name: case.queued[name] for name in ("cores", "nodes", "gres", "time_limit") if case.queued.get(name)}
+    if asked:
+        yield Evidence(
+            "squeue", _("the job asks for") + " " + ", ".join(f"{name}={much}" for name, much in asked.items())
+        )
+
+
+def _own_jobs(case: Case) -> Iterator[Evidence]:
+    running = slurm_facts.running_in(case.values["account"])
+    if not running:
+        return
+    some = ", ".join(f"{job_id} ({user}, {cores})" for job_id, user, cores in running[:_LISTED])
+    told = counted(
+        "{count} job of the account runs, with {cores} cores: {some}",
+        "{count} jobs of the account run, with {cores} cores: {some}",
+        len(running),
+        cores=sum(row[2] for row in running),
+        some=some + (", …" if len(running) > _LISTED else ""),
+    )
+    yield Evidence("squeue", told)
+
+
+def _queue(case: Case) -> Iterator[Evidence]:
+    partition = case.values["partition"]
+    before = slurm_facts.jobs_before(case.job_id, partition)
+    if before is not None:
+        yield Evidence("squeue", counted("{count} job stands before it", "{count} jobs stand before it", before))
+    busy, idle, out, total = slurm_facts.cores_in(partition)
+    told = _("of {total} cores {busy} are in use, {idle} free, {out} on nodes that are out of use",
+             total=total, busy=busy, idle=idle, out=out)  # fmt: skip
+    yield Evidence(f"sinfo -p {partition}", told)
+
+
+def _nodes(case: Case) -> Iterator[Evidence]:
+    partition = case.values["partition"]
+    out = slurm_facts.nodes_out_of_use(partition)
+    for name, state, why in out[:_LISTED]:
+        yield Evidence(f"sinfo -p {partition}", f"{name} {state}" + (f" ({why})" if why else ""))
+    if len(out) > _LISTED:
+        more = len(out) - _LISTED
+        yield Evidence(f"sinfo -p {partition}", counted("and {count} more", "and {count} more", more))
+
+
+def _node(case: Case) -> Iterator[Evidence]:
+    names = case.last.get("NodeList") or (case.state.job.nodes if case.state.job else "")
+    if not re.fullmatch(r"[\w\[\],.-]+", names):
+        return
+    for name, state, why in slurm_facts.nodes(names)[:_LISTED]:
+        yield Evidence("sinfo", _("{node} is {state} now", node=name, state=state) + (f" ({why})" if why else ""))
+
+
+def _reservations(case: Case) -> Iterator[Evidence]:
+    mine = {node for one in slurm_facts.shown("partition", case.values["partition"]) for node in expand(one["Nodes"])}
+    told = ("ReservationName", "StartTime", "EndTime", "Nodes", "Flags")
+    for one in slurm_facts.shown("reservation"):
+        if mine.isdisjoint(expand(one.get("Nodes", ""))):
+            continue
+        yield Evidence("scontrol show reservation", ", ".join(f"{key}={one[key]}" for key in told if key in one))
+
+
+def _partition(case: Case) -> Iterator[Evidence]:
+    told = ("State", "MaxTime", "MaxNodes", "AllowAccounts", "AllowQos", "QoS", "MaxMemPerNode", "MaxMemPerCPU")
+    for one in slurm_facts.shown("partition", case.values["partition"]):
+        said = ", ".join(f"{key}={one[key]}" for key in told if one.get(key, "ALL") not in {"ALL", "UNLIMITED"})
+        yield Evidence(f"scontrol show partition {case.values['partition']}", said)
+
+
+def _dependency(case: Case) -> Iterator[Evidence]:
+    asked = case.queued.get("dependency") or slurm_facts.shown("job", case.job_id)[0].get("Dependency", "")
+    if asked:
+        yield Evidence("squeue", asked)
+    wanted = re.findall(r":(\d+(?:_\d+)?)", asked)
+    for job_id, starts in slurm_facts.starts(wanted).items() if wanted else ():
+        last = starts[-1].fields
+        yield Evidence("sacct", f"{job_id}: State={last['State']}, ExitCode={last['ExitCode']}")
+
+
+def _memory(case: Case) -> Iterator[Evidence]:
+    start = case.starts[-1]
+    used = [step["MaxRSS"] for step in start.steps if step.get("MaxRSS")]
+    if asked := start.fields.get("ReqMem"):
+        yield Evidence("sacct", f"ReqMem={asked}" + (f", MaxRSS={', '.join(used)}" if used else ""))
+    for step in start.steps:
+        if step["State"] == "OUT_OF_MEMORY":
+            yield Evidence("sacct", f"{step['JobID']}: {step['State']}")
+
+
+def _earlier(case: Case) -> Iterator[Evidence]:
+    ended = [start.fields for start in case.starts if start.fields.get("End") not in {"Unknown", "", None}]
+    for one in ended[-_LISTED:]:
+        said = _("its start of {start} ended {state} at {end}", start=one["Start"], state=one["State"], end=one["End"])
+        yield Evidence("sacct", f"{said} ({one['NodeList']}, ExitCode={one['ExitCode']})")
+
+
+def _accounts(case: Case) -> Iterator[Evidence]:
+    yield Evidence("sacctmgr", _("your accounts: {accounts}", accounts=", ".join(slurm_facts.accounts()) or "–"))
+
+
+def _comments(case: Case) -> Iterator[Evidence]:
+    for one in slurm_facts.shown("job", case.job_id):
+        for key in ("Reason", "AdminComment", "SystemComment", "Comment", "Restarts"):
+            if one.get(key, "None") not in {"None", "0"}:
+                yield Evidence("scontrol show job", f"{key}={one[key]}")
+
+
+def _licenses(case: Case) -> Iterator[Evidence]:
+    yield Evidence("squeue", _("the job asks for") + f" {case.queued.get('licenses', '')}")
+    for one in slurm_facts.shown("license"):
+        yield Evidence("scontrol show license", ", ".join(f"{key}={value}" for key, value in one.items()))
+
+
+def _disk(case: Case) -> Iterator[Evidence]:
+    for room in disk.rooms(case.run.path):
+        yield Evidence(room.source, room.said())
+
+
+def _gpu(case: Case) -> Iterator[Evidence]:
+    config: Mapping[str, Any] = case.run.read_config()
+    facts = config["cluster"]["partitions"][case.values["partition"]]
+    if facts["gpu"]:
+        size = f", {facts['gpu_memory_gb']:g} GB" if facts["gpu_memory_gb"] else ""
+        yield Evidence("conf/cluster", f"{case.values['partition']}: {facts['gpu']}{size}")
+
+
+LOOKS: Mapping[str, Callable[[Case], Iterator[Evidence]]] = {
+    "accounts": _accounts,
+    "comments": _comments,
+    "dependency": _dependency,
+    "disk": _disk,
+    "earlier": _earlier,
+    "gpu": _gpu,
+    "licenses": _licenses,
+    "limits": _limits,
+    "memory": _memory,
+    "node": _node,
+    "nodes": _nodes,
+    "own_jobs": _own_jobs,
+    "partition": _partition,
+    "queue": _queue,
+    "reservations": _reservations,
+}

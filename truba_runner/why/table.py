@@ -1,0 +1,79 @@
+"""The table of reasons, `reasons.yaml`: what a word of Slurm or a line of a log means, and what to do about it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from truba_runner.language import _
+
+SECTIONS = ("waiting", "ended", "exit", "log", "record")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One reason. `means` and `do` are English, with placeholders; see the head of the table."""
+
+    id: str
+    matches: re.Pattern[str]
+    means: str
+    do: str
+    look: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """A row that matched, with the groups that its pattern found."""
+
+    row: Row
+    groups: Mapping[str, str]
+
+    def said(self, values: Mapping[str, str]) -> tuple[str, str]:
+        """What it is, and what to do, in the user's language; `values` fill the placeholders."""
+        filled = {**values, **{name: _word(found) for name, found in self.groups.items()}}
+        return _(self.row.means).format(**filled), _(self.row.do).format(**filled)
+
+
+def meaning(section: str, text: str) -> Meaning | None:
+    """The first row of a section that matches."""
+    for row in table()[section]:
+        if found := row.matches.search(text):
+            return Meaning(row, {name: value or "unknown" for name, value in found.groupdict().items()})
+    return None
+
+
+@cache
+def table() -> Mapping[str, tuple[Row, ...]]:
+    """Every row, by section, in the order of the file."""
+    return {section: tuple(_row(section, one) for one in _file()[section]) for section in SECTIONS}
+
+
+@cache
+def words() -> Mapping[str, str]:
+    """English words for values of groups, by the value in lower case."""
+    return dict(_file()["words"])
+
+
+def _word(found: str) -> str:
+    english = words().get(found.lower())
+    return _(english) if english else found
+
+
+@cache
+def _file() -> dict[str, Any]:
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    text = (resources.files("truba_runner.why") / "reasons.yaml").read_bytes()
+    found: dict[str, Any] = yaml.load(text, loader)  # noqa: S506  # Both are safe.
+    return found
+
+
+def _row(section: str, one: Mapping[str, Any]) -> Row:
+    # Slurm's versions spell their words differently; in a log, letter case tells, and to ignore it costs time.
+    pattern = re.compile(one["matches"], 0 if section == "log" else re.IGNORECASE)
+    return Row(one["id"], pattern, one["means"], one["do"], tuple(one.get("look", ())))
