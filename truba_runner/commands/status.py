@@ -72,8 +72,11 @@ def _refuse_for_search(named: Sequence[str], runs_folder: Path | None) -> None:
     """Says what there is instead of a sweep's options, where it is a search that is named."""
     found = [run for run in places.runs(runs_folder) if len(named) == 1 and run.id.startswith(named[0])]
     if len(found) == 1 and search_of(found[0]):
-        rule = "it is a search: its trials are listed, the best first, without an option."
-        remedy = f"truba best {found[0].id} -n N prints the N best; truba status {found[0].id} --json is for programs."
+        rule = _("it is a search: its trials are listed, the best first, without an option.")
+        remedy = _(
+            "truba best {search} -n N prints the N best; truba status {search} --json is for programs.",
+            search=found[0].id,
+        )
         raise Refused(Problem(named[0], rule, remedy))
 
 
