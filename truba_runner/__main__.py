@@ -16,7 +16,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 a job or a check failed, 2 the input was refused."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _dispatch(given)
+        status = _dispatch(given)
+        # Here, and not when Python ends: whoever reads it may have gone.
+        sys.stdout.flush()
+        return status
     except Refused as refused:
         for problem in refused.problems:
             print(problem, file=sys.stderr)

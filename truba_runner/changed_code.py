@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from truba_runner import provenance
 from truba_runner.checkpoint import CheckpointStore, Position
-from truba_runner.errors import Problem
+from truba_runner.errors import Problem, Refused
 from truba_runner.rundir import RunDir
 from truba_runner.submit import Prepared
 
@@ -41,3 +43,16 @@ def problem(prepared: Prepared) -> Problem | None:
         "fresh=true trains the new code anew, beside it; accept_changed_code=true goes on with it, for a change that "
         "leaves the network and its training as they were; once the file is put back, the same command goes on.",
     )
+
+
+def refuse_together(runs: Sequence[Prepared]) -> None:
+    """Holds a sweep back some of whose runs were begun with other code; one of them is told of for all.
+
+    Raises:
+        Refused: there are such runs.
+    """
+    found = [one for one in map(problem, runs) if one]
+    if len(found) > 1:
+        raise Refused(replace(found[0], rule=f"{found[0].rule} So it is with {len(found) - 1} more of the sweep."))
+    if found:
+        raise Refused(*found)

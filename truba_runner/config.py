@@ -401,8 +401,8 @@ def training_config(experiment: Experiment) -> dict[str, Any]:
 
 def _search_config(sweep: Sweep) -> dict[str, Any]:
     """What decides a search's trials."""
-    about_workers = ("workers", "directory", "lease_seconds", "lock", "best_models")
-    return {one.name: getattr(sweep, one.name) for one in fields(Search) if one.name not in about_workers}
+    others = ("workers", "directory", "lease_seconds", "lock", "best_models", "max_consecutive_failed_trials")
+    return {one.name: getattr(sweep, one.name) for one in fields(Search) if one.name not in others}
 
 
 def training_hash(experiment: Experiment) -> str:

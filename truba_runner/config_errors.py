@@ -41,7 +41,9 @@ def _of_key(error: OmegaConfBaseException) -> Problem:
     parent, key = error.parent_node, str(error.key) if error.key is not None else ""
     place = str(error.full_key or key)
     if isinstance(parent, DictConfig) and key and key not in parent:
-        return Problem(place, "there is no such key.", nearest(key, [str(name) for name in parent]))
+        # A plain mapping, such as job.options, holds whatever is put there.
+        more = "" if dataclasses.is_dataclass(OmegaConf.get_type(parent)) else " With a + before it, it is a new one."
+        return Problem(place, "there is no such key.", f"{nearest(key, [str(name) for name in parent])}{more}")
     message = str(error).splitlines()[0].rstrip(".")
     return Problem(place or "config", f"{message}.", "--cfg job prints the whole config.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from truba_runner.language import _, counted
@@ -45,6 +45,11 @@ def nearest(name: str, valid: Iterable[str]) -> str:
         return _("Did you mean {names}?", names=_(" or ").join(close))
     if not names:
         return _("There are none.")
+    return _("There are: {names}.", names=listed(names))
+
+
+def listed(names: Sequence[str]) -> str:
+    """The names, or of many the first dozen."""
     left = len(names) - _LISTED
     more = " " + counted("and {count} more", "and {count} more", left) if left > 0 else ""
-    return _("There are: {names}.", names=", ".join(names[:_LISTED]) + more)
+    return ", ".join(names[:_LISTED]) + more

@@ -21,6 +21,9 @@ def append(file: Path, event: Mapping[str, Any], durable: bool = True) -> None:
         os.write(handle, line)
         if durable:
             os.fsync(handle)
+    except OSError as error:
+        error.filename = error.filename or str(file)
+        raise
     finally:
         os.close(handle)
 

@@ -36,6 +36,17 @@ def find(name: str, project: Path) -> Path:
     )
 
 
+def takes_hp(file: Path) -> bool:
+    """Whether the job's `build_model` takes Keras Tuner's `hp`; true too where only importing it would tell."""
+    text = file.read_bytes()
+    nodes = list(ast.walk(ast.parse(text)))
+    defined = [node.args for node in nodes if isinstance(node, ast.FunctionDef) and node.name == "build_model"]
+    if defined:
+        return any(one.arg == "hp" for given in defined for one in (*given.posonlyargs, *given.args, *given.kwonlyargs))
+    stars = any(isinstance(node, ast.ImportFrom) and node.names[0].name == "*" for node in nodes)
+    return stars or b"build_model" in text
+
+
 def _refuse_syntax_error(file: Path) -> None:
     try:
         ast.parse(file.read_bytes(), filename=str(file))

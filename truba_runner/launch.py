@@ -50,7 +50,19 @@ def launch(experiment: Experiment, selector: str, may_wait: bool = True) -> Outc
     """
     # Of a single run the finder is no job of its own.
     experiment = lr_find.training_of(lr_find.with_default(experiment))
-    prepared = _prepared(absolute(experiment), selector)
+    return go(_prepared(absolute(experiment), selector), may_wait)
+
+
+def go(prepared: Prepared, may_wait: bool = True) -> Outcome:
+    """Submits or trains a run, or starts a search, that breaks no rule; says what came of it.
+
+    `may_wait`: where `launcher.wait` says so; else it is left to the caller.
+
+    Raises:
+        Refused: it may not go on with the code that it finds.
+        Failed: Slurm does not answer.
+    """
+    experiment = prepared.experiment
     if experiment.sweep.kind:
         outcome = search.launch(prepared)
     elif experiment.dry_run:
@@ -73,6 +85,8 @@ def _launch_run(prepared: Prepared) -> Outcome:
         outcome = _through_slurm(prepared)
     else:
         outcome = train_here(prepared)
+        if outcome.action == "finished":
+            tell.changed_code([prepared])
     tell.came_of_it(outcome)
     return outcome
 
@@ -218,7 +232,7 @@ def _already(prepared: Prepared) -> Outcome | None:
     if not run.submissions():
         return None
     if run.result():
-        tell.changed_code(prepared)
+        tell.changed_code([prepared])
         return Outcome(run.id, str(run.path), "finished", last_job_id(run))
     try:
         settle(run)
@@ -227,6 +241,9 @@ def _already(prepared: Prepared) -> Outcome | None:
         raise Failed(f"Slurm does not answer ({error.message}), so whether {run.id} runs is not known") from error
     if state.live:
         return Outcome(run.id, str(run.path), "running", last_job_id(run))
+    if run.result():
+        # Since it was looked at above: Slurm takes its time to answer.
+        return Outcome(run.id, str(run.path), "finished", last_job_id(run))
     if problem := changed_code.problem(prepared):
         raise Refused(problem)
     return None
@@ -240,7 +257,7 @@ def train_here(prepared: Prepared) -> Outcome:
     from truba_runner.local import see_through, start_here
 
     run = prepared.run
-    action = "finished"
+    action, stopped = "finished", False
     if not run.result():
         with rundir.lock(run.path.parent):
             live = state_of(run, {}).live
@@ -249,9 +266,6 @@ def train_here(prepared: Prepared) -> Outcome:
             worker = None if live else start_here(prepared)
         action = "running"
         if worker is not None:
-            see_through(prepared, worker)
+            stopped = see_through(prepared, worker)
             action = "trained" if run.result() else "failed"
-    outcome = Outcome(run.id, str(run.path), action, last_job_id(run))
-    if action == "finished":
-        tell.changed_code(prepared)
-    return outcome
+    return Outcome(run.id, str(run.path), action, last_job_id(run), stopped)

@@ -47,14 +47,16 @@ def start_here(prepared: Prepared) -> subprocess.Popen[bytes]:
     return worker
 
 
-def see_through(prepared: Prepared, worker: subprocess.Popen[bytes]) -> int:
-    """Shows the run's log until the worker ends; returns the worker's exit status.
+def see_through(prepared: Prepared, worker: subprocess.Popen[bytes]) -> bool:
+    """Shows the run's log until the worker ends; whether this command was told to end meanwhile.
 
     Ctrl-C and the end of the terminal reach the worker itself, which is of the same process group; here they only stop
     being fatal, Ctrl-C once. What else tells this command to end is passed on.
     """
+    told: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        told.append(number)
         worker.send_signal(number)
 
     def go_on_unseen(number: int, frame: FrameType | None) -> None:
@@ -63,21 +65,24 @@ def see_through(prepared: Prepared, worker: subprocess.Popen[bytes]) -> int:
             os.dup2(nowhere, stream)
         pass_on(number, frame)
 
-    signal.signal(signal.SIGTERM, pass_on)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on)}
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, go_on_unseen)
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, go_on_unseen)
     run = prepared.run
     try:
         watch.follow(run, lambda: watch.latest_log(run), ended=lambda: worker.poll() is not None)
     except KeyboardInterrupt:
+        told.append(signal.SIGINT)
         print("interrupted: the run is ending; Ctrl-C again kills it", file=sys.stderr)
         _end(worker)
     status = worker.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)
     if status < 0 and not run.result():
         # The worker could not put that on record itself.
         ended = {"event": "killed", "job_id": last_job_id(run), "signal": signal.Signals(-status).name}
         run.append_submission(ended)
-    return status
+    return bool(told)
 
 
 def _end(worker: subprocess.Popen[bytes]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from truba_runner.errors import Problem, Refused, nearest
+from truba_runner.errors import Problem, Refused, listed, nearest
 from truba_runner.home import state_folder
 from truba_runner.rundir import SWEEPS, RunDir
 from truba_runner.sweeps.record import SweepDir
@@ -89,5 +89,9 @@ def find(prefix: str, runs_folder: Path | None = None) -> RunDir:
         found = ", ".join(str(run.path) for run in matches)
         raise Refused(Problem(prefix, f"there are several such runs: {found}.", "Choose a folder with --runs FOLDER."))
     if matches:
-        raise Refused(Problem(prefix, f"{len(matches)} runs start with it:", ", ".join(run.id for run in matches)))
-    raise Refused(Problem(prefix, "no run starts with it.", nearest(prefix, [run.id for run in known])))
+        raise Refused(Problem(prefix, f"{len(matches)} runs start with it:", f"{listed([run.id for run in matches])}."))
+    every = [sweep.id for sweep in sweeps(runs_folder)]
+    if meant := [name for name in every if name.startswith(prefix)]:
+        remedy = f"truba status {meant[0]} lists its runs, with --best METRIC the best of them."
+        raise Refused(Problem(prefix, "it is a sweep, and one run is wanted.", remedy))
+    raise Refused(Problem(prefix, "no run starts with it.", nearest(prefix, [*every, *(run.id for run in known)])))

@@ -62,9 +62,12 @@ def written_whole(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
             if durable:
                 os.fsync(file.fileno())
         os.replace(beside, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             os.unlink(beside)
+        if isinstance(error, OSError):
+            # Of a write that failed the system does not say where it was to.
+            error.filename = error.filename or str(path)
         raise
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import re
 import shutil
 import subprocess
@@ -123,7 +124,15 @@ def _done(
             done = relay.call(outside, argv, text, timeout_seconds)
         else:
             done = subprocess.run(
-                argv, input=text, capture_output=True, text=True, timeout=timeout_seconds, pass_fds=inherit, check=False
+                argv,
+                input=text,
+                capture_output=True,
+                text=True,
+                timeout=timeout_seconds,
+                pass_fds=inherit,
+                check=False,
+                # Else the list of an array's tasks is cut short.
+                env={**os.environ, "SLURM_BITSTR_LEN": "0"},
             )
     except FileNotFoundError as error:
         raise SlurmError(argv[0], "there is no such command on the PATH; is this a login node?", False) from error
@@ -236,10 +245,21 @@ def accounting(job_ids: Iterable[str]) -> dict[str, Job]:
         return {}
     jobs = {}
     for line in text.splitlines():
-        job_id, state, partition, elapsed, limit, nodes, exit_code = line.split("|")
-        # "CANCELLED by 1000" names who did it.
-        jobs[job_id] = Job(job_id, state.split()[0], partition, "", elapsed, limit, nodes, exit_code)
+        written, state, partition, elapsed, limit, nodes, exit_code = line.split("|")
+        for job_id in _each_task(written):
+            # "CANCELLED by 1000" names who did it.
+            jobs[job_id] = Job(job_id, state.split()[0], partition, "", elapsed, limit, nodes, exit_code)
     return jobs
+
+
+def _each_task(job_id: str) -> list[str]:
+    """Of an array, those tasks that never began are one row of sacct's: `12_[3,7-9%4]`, of which 4 at once."""
+    array, bracket, tasks = job_id.partition("_[")
+    if not bracket:
+        return [job_id]
+    ranges = re.findall(r"(\d+)(?:-(\d+))?(?::(\d+))?", tasks.partition("%")[0])
+    numbers = (range(int(first), int(last or first) + 1, int(step or 1)) for first, last, step in ranges)
+    return [f"{array}_{number}" for some in numbers for number in some]
 
 
 def used(job_ids: Iterable[str]) -> dict[str, Use]:

@@ -17,6 +17,7 @@ from truba_runner.scheduler import SRUN_FAILED, Job
 # Slurm's words for a job that waits for another, and that waits in vain.
 _WAITS, _IN_VAIN = "Dependency", "DependencyNeverSatisfied"
 _SILENT = marked("it ended without a word; truba logs shows the last of it, and the same command goes on")
+_NOT_BEGUN = marked("nothing was done about it so far; the same command goes on with it")
 _INTERRUPTED = marked("interrupted; the same command goes on")
 # What Slurm's word for an end means, where the job itself had none.
 _ENDS = {
@@ -153,6 +154,8 @@ def _intent(run: RunDir) -> dict[str, Any]:
 
 def _state_on_record(run: RunDir, progress: Mapping[str, Any], slurm_answers: bool) -> RunState:
     """Where Slurm has nothing to say: what the run directory itself tells."""
+    if not run.submissions():
+        return RunState("NOT_BEGUN", live=False, job=None, why=_(_NOT_BEGUN))
     recorded = progress.get("state")
     if recorded == "failed":
         return RunState("FAILED", live=False, job=None, why=_why(progress))

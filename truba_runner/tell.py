@@ -10,6 +10,7 @@ from pathlib import Path
 
 from truba_runner import data, lr_find, probe, provenance
 from truba_runner.changed_code import trained_with
+from truba_runner.errors import listed
 from truba_runner.progress import format_metrics
 from truba_runner.rundir import RunDir
 from truba_runner.search import overview
@@ -20,12 +21,16 @@ from truba_runner.submit import Prepared, Submission
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one run. `action` is submitted, running, finished, trained, failed or dry_run."""
+    """What became of one run. `action` is submitted, running, finished, trained, failed, left or dry_run.
+
+    `stopped`: the command was told to end meanwhile. What it then did not come to is left.
+    """
 
     run_id: str
     run_dir: str
     action: str
     job_id: str = ""
+    stopped: bool = False
 
 
 def same_run(runs: Sequence[Prepared]) -> None:
@@ -38,15 +43,19 @@ def same_run(runs: Sequence[Prepared]) -> None:
     )
 
 
-def changed_code(prepared: Prepared) -> None:
+def changed_code(finished: Sequence[Prepared]) -> None:
     """A run's id is that of its config: code that has changed since is for the user to decide on."""
-    trained = trained_with(prepared.run)
-    if trained.get("job_sha256") != provenance.code_sha256(prepared.job_file):
-        print(
-            f"WARNING: {prepared.job_file} is not the code that {prepared.run.id} was trained with "
-            f"({trained.get('job_file', 'unknown')}, since changed or another). fresh=true trains it.",
-            file=sys.stderr,
-        )
+    now = {file: provenance.code_sha256(file) for file in {one.job_file for one in finished}}
+    changed = [one for one in finished if trained_with(one.run).get("job_sha256") != now[one.job_file]]
+    if not changed:
+        return
+    first, others = changed[0], len(changed) - 1
+    more = f" and {others} other{'s' if others > 1 else ''} of the sweep were" if others else " was"
+    print(
+        f"WARNING: {first.job_file} is not the code that {first.run.id}{more} trained with "
+        f"({trained_with(first.run).get('job_file', 'unknown')}, since changed or another). fresh=true trains it.",
+        file=sys.stderr,
+    )
 
 
 def submitted(submission: Submission, job_id: str) -> None:
@@ -70,10 +79,12 @@ def _jobs(submission: Submission) -> str:
 
 def sweep(sweep_id: str, outcomes: Sequence[Outcome]) -> None:
     """What became of a sweep's runs, in one line, and where to look at them."""
-    unique = {outcome.run_id: outcome.action for outcome in outcomes}
+    unique = {one.run_id: "interrupted" if one.stopped and one.action == "failed" else one.action for one in outcomes}
     words = {"submitted": "submitted", "running": "in the queue or running already", "finished": "finished before"}
+    words["left"] = "left, for the same command to go on with"
     counts = Counter(words.get(action, action) for action in unique.values())
-    print(f"{sweep_id}: {len(unique)} runs, {', '.join(f'{count} {word}' for word, count in counts.items())}")
+    runs = f"{len(unique)} run{'s' if len(unique) > 1 else ''}"
+    print(f"{sweep_id}: {runs}, {', '.join(f'{count} {word}' for word, count in counts.items())}")
     print(f"  truba status {sweep_id}")
 
 
@@ -113,7 +124,7 @@ def dry_run(submissions: Sequence[Submission]) -> None:
     for submission in submissions:
         runs, experiment = submission.runs, submission.first.experiment
         table = Table("key", "value", title=f"plan of {len(runs)} run{'s' if len(runs) > 1 else ''}")
-        table.add_row("runs", "\n".join(prepared.run.id for prepared in runs))
+        table.add_row("runs", listed([prepared.run.id for prepared in runs]).replace(", ", "\n"))
         table.add_row("cluster", experiment.cluster.name)
         for source in data.missing(experiment):
             table.add_row("data", f"{source.file} is not in {experiment.data.folder}; it would be downloaded")

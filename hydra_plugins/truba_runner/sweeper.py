@@ -27,17 +27,18 @@ class TrubaSweeper(BasicSweeper):
         """Expands the overrides and launches them.
 
         Raises:
+            truba_runner.errors.Refused: an override stands for no value.
             Exception: what a run that failed left as its return value.
         """
-        from truba_runner.sweeps.batches import elements
+        from truba_runner.sweeps.batches import all_elements
 
         assert self.hydra_context is not None and self.launcher is not None  # noqa: S101  # Hydra called setup.
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
-        launch = self.launcher.launch
+        launch, parsed = self.launcher.launch, all_elements(overrides)
         if isinstance(self.launcher, TrubaLauncher):
             # Parsing each run's text once more would take longer than all the rest.
-            launch = partial(self.launcher.launch, parsed=[one for whole in overrides for one in elements(whole)])
+            launch = partial(self.launcher.launch, parsed=parsed)
         returned: list[Sequence[JobReturn]] = []
         first = 0
         for batch in self.split_arguments(overrides, self.max_batch_size):

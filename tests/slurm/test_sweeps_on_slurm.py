@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from cluster import Cluster
+from slow_run import SETTINGS, SLOW_JOB
 from truba import ROOT, Truba, events, run_dirs
 
 _names = (f"sweep{number}" for number in itertools.count())
@@ -81,19 +82,23 @@ def command(truba: Truba, *more: str, job: str = "quick") -> list[str]:
     return ["-m", "+experiment=mnist", *own, "data.name=digits", "train.epochs=2", truba.runs_folder(), *more]
 
 
+def sweeps(truba: Truba) -> list[str]:
+    return [path.name for path in (truba.project / "runs" / ".sweeps").iterdir()]
+
+
 def sweep_of(truba: Truba) -> str:
-    (path,) = (truba.project / "runs" / ".sweeps").iterdir()
-    return path.name
+    (name,) = sweeps(truba)
+    return name
 
 
-def table(truba: Truba, *more: str) -> dict[str, Any]:
-    done = truba("status", sweep_of(truba), "--json", *more)
+def table(truba: Truba, *more: str, sweep: str = "") -> dict[str, Any]:
+    done = truba("status", sweep or sweep_of(truba), "--json", *more)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
 
 
-def states(truba: Truba) -> Counter[str]:
-    return Counter(row["state"] for row in table(truba)["runs"])
+def states(truba: Truba, sweep: str = "") -> Counter[str]:
+    return Counter(row["state"] for row in table(truba, sweep=sweep)["runs"])
 
 
 def arrays(truba: Truba) -> set[str]:
@@ -398,6 +403,14 @@ def test_a_sweep_is_cancelled_as_a_whole_and_a_failed_set_up_shows_in_the_log(tr
     assert truba("cancel", "--yes", sweep_of(truba)).stdout.count("cancelled") == 2
     wait_until(lambda: states(truba) == {"CANCELLED": 4})
     assert "CANCELLED" in truba("logs", run).stdout
+    first = sweep_of(truba)
+
+    # Tasks that wait for their turn have no row of their own in Slurm's accounting.
+    submit(truba, *command(truba, "train.seed=range(20,26)", "sweep.max_parallel=2"))
+    waiting = next(sweep for sweep in sweeps(truba) if sweep != first)
+    wait_until(lambda: states(truba, waiting) == {"RUNNING": 2, "PENDING": 4})
+    assert truba("cancel", "--yes", waiting).stdout.count("cancelled") == 6
+    wait_until(lambda: states(truba, waiting) == {"CANCELLED": 6}, 30)
 
     submit(truba, *command(truba, "train.seed=9,10", "environment.setup=['echo no such module; exit 3']"))
     run = next(run for run in run_dirs(truba.project) if json_seed(run) == 9)
@@ -405,18 +418,29 @@ def test_a_sweep_is_cancelled_as_a_whole_and_a_failed_set_up_shows_in_the_log(tr
     assert "no such module" in truba("logs", run.name).stdout
 
 
-def test_keras_runs_side_by_side_leave_few_files_and_show_in_tensorboard(truba: Truba) -> None:
-    own = [f"name={truba.project.name}", "data.name=digits", "train.epochs=3", truba.runs_folder()]
-    submit(truba, "-m", "+experiment=mnist", *own, "train.seed=range(2)", "sweep.pack=2")
-    wait_until(lambda: all((run / "result.json").exists() for run in run_dirs(truba.project)), 250, 1)
-    (job_id,) = arrays(truba)
-    truba.cluster.wait_for_state(job_id, "COMPLETED")
+def test_keras_runs_side_by_side_go_on_exactly_and_leave_few_files(truba: Truba) -> None:
+    truba.write("jobs/slow.py", SLOW_JOB)
+    own = ["-m", "+experiment=mnist", *SETTINGS, truba.runs_folder(), "train.seed=range(2)"]
+    submit(truba, *own, f"name={truba.project.name}", "sweep.pack=2")
+    packed = {json_seed(run): run for run in run_dirs(truba.project)}
+    submit(truba, *own, f"name={truba.project.name}-alone")
+    alone = {json_seed(run): run for run in run_dirs(truba.project) if "-alone-" in run.name}
+    wait_until(lambda: all(progress(run).get("epoch", 0) >= 2 for run in packed.values()), 250)
+    (job_id,) = {events(run)[1]["job_id"] for run in packed.values()}
+    # One is killed without a word; the other is told to save, and the job goes back for both.
+    os.kill(progress_pid(packed[1]), signal.SIGKILL)
+    truba.cluster.run(["scancel", "--signal=USR2", job_id])
+    wait_until(lambda: all((run / "result.json").exists() for run in (*packed.values(), *alone.values())), 350, 1)
+    truba.cluster.wait_for_state(job_id, "COMPLETED", timeout=60)
     digests = set()
-    for run in run_dirs(truba.project):
+    for seed, run in packed.items():
         files = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
         assert len(files) <= 12, sorted(files)
         assert {"checkpoints/best.ckpt", "model.keras", "tensorboard/events.out.tfevents.0000000001.hparams"} <= files
-        digests.add(json.loads((run / "result.json").read_text())["weights_sha256"])
+        result, other = (json.loads((one / "result.json").read_text()) for one in (run, alone[seed]))
+        assert result["weights_sha256"] == other["weights_sha256"] and result["metrics"] == other["metrics"]
+        assert (result["restarts"], other["restarts"]) == (1, 0)
+        digests.add(result["weights_sha256"])
     assert len(digests) == 2
-    (group,) = table(truba)["over_seeds"]
-    assert group["runs"] == 2 and 0 < group["best"]["spread"] < 0.2
+    (group,) = table(truba, sweep=next(name for name in sweeps(truba) if "-alone-" not in name))["over_seeds"]
+    assert group["runs"] == 2 and group["best"]["spread"] > 0

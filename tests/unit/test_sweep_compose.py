@@ -17,6 +17,7 @@ from truba_runner.app import register, typed
 from truba_runner.config import Experiment
 from truba_runner.errors import Refused
 from truba_runner.shipped import shipped
+from truba_runner.sweeps.batches import all_elements
 from truba_runner.sweeps.compose import Composer
 
 OWN = """
@@ -159,3 +160,18 @@ def test_a_thousand_runs_are_composed_in_the_time_of_a_few(loader: ConfigLoaderI
     seeds = [composed(["+experiment=mnist", f"train.seed={seed}"]).experiment.train.seed for seed in range(200)]
     assert seeds == list(range(200)) and first.experiment.train.seed == 0
     assert time.perf_counter() - started < 3 * once
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.seed=range(0)", "train.seed=range(0): it stands for no value"),
+        ("train.seed=glob(*)", "train.seed=glob(*): it stands for no value"),
+        ("+data=glob(zz*)", "it stands for no value"),
+        ("train.seed=range(0,1,0)", "train.seed=range(0,1,0): it names no values"),
+    ],
+)
+def test_a_sweep_of_nothing_is_refused(loader: ConfigLoaderImpl, override: str, told: str) -> None:
+    with pytest.raises(Refused) as refused:
+        all_elements(OverridesParser.create(config_loader=loader).parse_overrides(["train.epochs=1,2", override]))
+    assert told in str(refused.value)

@@ -16,14 +16,16 @@ import pytest
 import yaml
 
 from truba_runner import events, scheduler
+from truba_runner import launch as single_launch
 from truba_runner.__main__ import main
 from truba_runner.backends import hparams
+from truba_runner.checkpoint import CheckpointStore, Position
 from truba_runner.config import Experiment, Sweep, experiment_from
-from truba_runner.errors import Failed
+from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.plan import plan
-from truba_runner.rundir import RunDir, config_text
+from truba_runner.rundir import RunDir, config_text, write_atomically
 from truba_runner.submit import Prepared
-from truba_runner.sweeps import array, rules
+from truba_runner.sweeps import array, rules, submission
 from truba_runner.sweeps.plots import draw
 from truba_runner.sweeps.record import Member, SweepDir, identity
 from truba_runner.sweeps.table import table
@@ -211,6 +213,7 @@ WRONG = [
     (Sweep(pack=5), [], "together, and a node of akya-cuda has 4. Set sweep.pack=4 or less, or let them share"),
     (Sweep(pack=0), [], "it must be 1 or more"),
     (Sweep(max_parallel=0), [], "it must be 1 or more"),
+    (Sweep(max_parallel=2, pack=3), [], "Set sweep.pack=2 or less, or sweep.max_parallel=3 or more"),
     (Sweep(pack=2), ["resources.nodes=2", "resources.gpus=2"], "shares them with no other"),
     (Sweep(pack=3), ["resources.memory_gb=200"], "600 GB together"),
 ]
@@ -299,3 +302,87 @@ def test_configs_that_are_written_together_read_as_those_that_are_written_alone(
 def test_slurm_is_asked_how_large_an_array_may_be(told: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "query", lambda argv: told)
     assert scheduler.max_array_size() == size
+
+
+def test_tasks_of_an_array_that_never_began_are_known_to_accounting_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "7_1|COMPLETED|p|0:01|1:00|n|0:0\n7_[0,3-5,9-13:2%4]|CANCELLED by 1000|p|0:00|1:00|None|0:0\n"
+    monkeypatch.setattr(scheduler, "query", lambda argv: told)
+    known = scheduler.accounting(["7_3"])
+    assert {job_id: job.state for job_id, job in known.items()} == {
+        "7_1": "COMPLETED", **{f"7_{task}": "CANCELLED" for task in (0, 3, 4, 5, 9, 11, 13)}
+    }  # fmt: skip
+
+
+@pytest.fixture
+def begun(
+    experiment: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[int], Prepared]:
+    """Runs that Slurm has been given, as jobs 7_0, 7_1, …"""
+    one, sweep = experiment(), SweepDir.of(tmp_path / "runs", "mnist-sweep-00000000")
+    sweep.describe([])
+    sweep.append({"event": "intent", "token": "t", "job_name": "mnist-x2.t", "job_sha256": "then", "tasks": []})
+    sweep.append({"event": "submitted", "token": "t", "job_id": "7"})
+    monkeypatch.setattr(scheduler, "queue", dict)
+
+    def make(index: int) -> Prepared:
+        run = sweep.run(f"mnist-{index}")
+        run.create()
+        run.append_submission({"event": "intent", "token": "t", "sweep": sweep.id, "array_index": index})
+        return Prepared(one, run, plan(one).request, ROOT / "jobs" / "mnist.py")
+
+    return make
+
+
+def test_a_run_that_ends_while_slurm_is_asked_is_not_submitted_again(
+    begun: Callable[[int], Prepared], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends, fails = begun(0), begun(1)
+
+    def queue() -> dict[str, scheduler.Job]:
+        ends.run.write_result({"metrics": {}})
+        return {}
+
+    monkeypatch.setattr(scheduler, "queue", queue)
+    outcomes = submission._already([ends, fails])
+    assert [outcome and outcome.action for outcome in outcomes] == ["finished", None]
+    (ends.run.path / "result.json").unlink()
+    single = single_launch._already(ends)
+    assert single is not None and single.action == "finished"
+
+
+def test_runs_that_were_begun_with_other_code_are_refused_together(begun: Callable[[int], Prepared]) -> None:
+    runs = [begun(index) for index in range(3)]
+    for one in runs[:2]:
+        CheckpointStore(one.run.checkpoints).save(Position(1, 0), lambda file: file.write(b"{}"))
+    with pytest.raises(Refused) as refused:
+        submission._already(runs)
+    (problem,) = refused.value.problems
+    assert problem.received == "mnist-0" and "So it is with 1 more of the sweep." in problem.rule
+
+
+def test_what_slurm_refuses_halfway_is_told_with_what_it_has_already(
+    begun: Callable[[int], Prepared], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: array.ArraySubmission, lock: int) -> str:
+        raise Refused(Problem("sbatch", "Slurm itself refused the job.", "Look."))
+
+    monkeypatch.setattr(array.ArraySubmission, "send", refuse)
+    prepared = begun(0)
+    sweep = SweepDir.of(prepared.run.path.parent, "mnist-sweep-00000000")
+    given = {"tasks": [[prepared]], "allocation": prepared.request, "places": 1, "max_parallel": 1}
+    whole = array.ArraySubmission(prepared, sweep=sweep, **given)
+    for before, words in ((0, "Look."), (2, "Look. 2 of the sweep's 3 job arrays were submitted before it, and stay.")):
+        with pytest.raises(Refused) as refused:
+            submission._sent(whole, 0, before, 3)
+        assert refused.value.problems[0].remedy == words
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    for write in (lambda file: events.append(file, {"event": "x"}), lambda file: write_atomically(file, b"x")):
+        with pytest.raises(OSError, match="No space left") as error:
+            write(tmp_path / "file")
+        assert error.value.filename == str(tmp_path / "file")

@@ -24,6 +24,8 @@ def main(arguments: Sequence[str]) -> int:
     search = search_of(places.find(given.search, given.runs))
     if search is None:
         raise Refused(Problem(given.search, "it is a run, and no search.", "truba status shows what it came to."))
+    if given.number < 1:
+        raise Refused(Problem(f"-n {given.number}", "it is how many of the best are wanted.", "Give 1 or more."))
     state = read_state(search)
     trials = ranked(state)[: given.number] if state else []
     if not trials:

@@ -46,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     if len(given.run) == 1 and (sweep := places.find_sweep(given.run[0], given.runs)):
         return show.show(sweep, given)
     if show.asked(given):
+        _refuse_for_search(given.run, given.runs)
         what = " ".join(given.run) or "truba status"
         known = [sweep.id for sweep in places.sweeps(given.runs)]
         raise Refused(
@@ -67,21 +68,36 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _refuse_for_search(named: Sequence[str], runs_folder: Path | None) -> None:
+    """Says what there is instead of a sweep's options, where it is a search that is named."""
+    found = [run for run in places.runs(runs_folder) if len(named) == 1 and run.id.startswith(named[0])]
+    if len(found) == 1 and search_of(found[0]):
+        rule = _("it is a search: its trials are listed, the best first, without an option.")
+        remedy = _(
+            "truba best {search} -n N prints the N best; truba status {search} --json is for programs.",
+            search=found[0].id,
+        )
+        raise Refused(Problem(named[0], rule, remedy))
+
+
 def _with_sweeps_as_one(rows: Sequence[dict[str, Any]], sweeps: Sequence[SweepDir]) -> list[dict[str, Any]]:
     """The rows, but for each sweep one in place of its runs': a thousand would hide the others."""
-    members = [(sweep, member) for sweep in sweeps for member in sweep.members()]
-    of = {(sweep.runs_folder, member.run): sweep for sweep, member in members}
-    finders = {sweep.runs_folder / member.finder for sweep, member in members if member.finder}
+    of: dict[tuple[Path, str], list[SweepDir]] = {}
+    finders: set[Path] = set()
+    for sweep in sweeps:
+        for member in sweep.members():
+            of.setdefault((sweep.runs_folder, member.run), []).append(sweep)
+            if member.finder:
+                finders.add(sweep.runs_folder / member.finder)
     shown: dict[Path, dict[str, Any]] = {}
     counts: dict[Path, Counter[str]] = {}
     for row in rows:
         path = Path(row["directory"])
-        sweep = of.get((path.parent, path.name))
-        if sweep is None:
-            # A finder shows in its sweep's own table.
-            if path not in finders:
-                shown[path] = row
-        else:
+        own = of.get((path.parent, path.name), [])
+        # A finder shows in its sweep's own table.
+        if not own and path not in finders:
+            shown[path] = row
+        for sweep in own:
             shown.setdefault(sweep.path, {**_NOTHING, "run": sweep.id, "why": f"truba status {sweep.id}"})
             counts.setdefault(sweep.path, Counter())[row["state"]] += 1
     for path, states in counts.items():

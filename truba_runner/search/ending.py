@@ -37,6 +37,7 @@ def conclude(
         metrics = result.get("metrics", {})
         found.append({**_about(trial), "epoch": epoch, "metrics": metrics, "model": model})
     if best:
+        (search.path / "best").mkdir(mode=0o700, exist_ok=True)
         write_atomically(
             search.path / "best" / "experiment.yaml", experiment_yaml(search, experiment, state, best[0]).encode()
         )

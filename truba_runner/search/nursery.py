@@ -187,12 +187,19 @@ def _run(call: Call, writer: int) -> int:
         os.dup2(log, 2)
         os.close(log)
     os.environ.update(call.environment)
-    value = getattr(importlib.import_module(call.module), call.function)(*call.arguments)
+    status, value = 0, None
+    try:
+        value = getattr(importlib.import_module(call.module), call.function)(*call.arguments)
+    except Failed as failed:
+        status, value = 1, {"failed": str(failed)}
+    except Exception as error:
+        traceback.print_exc()
+        status, value = 1, {"failed": f"{type(error).__name__}: {error}"}
     if isinstance(value, int):
         return value
     with os.fdopen(writer, "wb") as pipe:
         pipe.write(json.dumps(value).encode())
-    return 0
+    return status
 
 
 def die_with_parent(parent: int) -> None:

@@ -83,9 +83,16 @@ def _trial(search: SearchDir, state: State, trial_id: str) -> dict[str, Any]:
         "bracket": values.get("tuner/bracket"),
         "round": values.get("tuner/round"),
         "goes_on_from": values.get("tuner/trial_id"),
-        "why": (trial["message"] or "").strip().splitlines()[0] if (trial["message"] or "").strip() else "",
+        "why": _why(trial),
         "directory": str(run.path),
     }
+
+
+def _why(trial: Mapping[str, Any]) -> str:
+    message = (trial["message"] or "").strip()
+    if trial["status"] == "FAILED" and not message:
+        return "its objective is no number"
+    return message.splitlines()[0] if message else ""
 
 
 def _state(trial: Mapping[str, Any], entry: Mapping[str, Any] | None) -> str:

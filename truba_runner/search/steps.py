@@ -168,7 +168,7 @@ def _tell(opened: Opened, state: State, made: Any, lease: Lease, outcome: dict[s
         made.end_trial(ended)
     except RuntimeError as error:
         # Too many failures, one after the other.
-        state["failed"] = str(error).strip()
+        state["failed"] = " ".join(str(error).split())
     made.ongoing_trials = {key: one for key, one in made.ongoing_trials.items() if one is not trial}
     leases.close(state, lease)
     return _in_words(made, made.trials[lease.trial])

@@ -7,16 +7,18 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from truba_runner import places, provenance, rundir, scheduler, tell
+from truba_runner import job_module, places, provenance, rundir, scheduler, tell
 from truba_runner.config import Experiment, run_id, training_hash
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.rundir import RunDir
 from truba_runner.search.directory import SearchDir
+from truba_runner.search.lock import lock_for
+from truba_runner.search.store import Store, read_state
 from truba_runner.state import last_job_id, state_of
 from truba_runner.submit import Prepared, Submission, prepare_directory, settle
 from truba_runner.tell import Outcome
@@ -129,29 +131,97 @@ def workers(experiment: Experiment, search: SearchDir, plan: Prepared) -> list[P
     return [replace(plan, run=search.worker(index), program=_PROGRAM) for index in range(count)]
 
 
+def refuse_what_cannot_go_on(searches: Sequence[Prepared]) -> None:
+    """Holds back searches of nothing, those that would spoil each other or were given up, and those of other code.
+
+    Raises:
+        Refused: there are such searches.
+    """
+    problems = [found for prepared in searches for found in (*_job_problems(prepared), *_in_its_way(prepared))]
+    kinds: dict[str, str] = {}
+    for prepared in searches:
+        identity = training_hash(prepared.experiment)
+        if kinds.setdefault(prepared.run.id, identity) != identity:
+            rule = "several searches of this command would have it, and spoil each other."
+            remedy = "Leave it out: each has one of its own."
+            problems.append(Problem(f"sweep.directory={prepared.run.id}", rule, remedy))
+    if problems:
+        raise Refused(*dict.fromkeys(problems))
+
+
+def _job_problems(prepared: Prepared) -> Iterator[Problem]:
+    """What can be told of the job without Keras Tuner, which a login node may not have."""
+    space = prepared.experiment.sweep.space
+    if job_module.takes_hp(prepared.job_file):
+        return
+    rule = f"build_model in {prepared.job_file} takes no hp"
+    if not space:
+        kind = prepared.experiment.sweep.kind
+        remedy = "Take values from hp there, or name keys of the config in sweep.space: docs/search.md."
+        yield Problem(f"sweep={kind}", f"there is nothing to search: {rule}, and sweep.space is empty.", remedy)
+    for name in space:
+        if "." not in str(name):
+            remedy = f"Name a key of the config, such as job.options.{name}."
+            yield Problem(f"sweep.space.{name}", f"{rule}, so nothing would have this value.", remedy)
+
+
+def _in_its_way(prepared: Prepared) -> Iterator[Problem]:
+    """What became of it earlier."""
+    search = SearchDir(prepared.run.path)
+    if search.result() or not (state := read_state(search)):
+        return
+    most = prepared.experiment.sweep.max_consecutive_failed_trials
+    if state["failed"] and most <= _most_failures(search):
+        yield Problem(
+            search.id,
+            f"the search was given up: {state['failed']}",
+            f"A larger sweep.max_consecutive_failed_trials (now {most}) goes on with it; fresh=true begins anew beside "
+            "it.",
+        )
+    then = [event["job_sha256"] for event in search.submissions() if "job_sha256" in event]
+    same = then[-1:] in ([], [provenance.code_sha256(prepared.job_file)])
+    if same or prepared.experiment.accept_changed_code or not state["trials"]:
+        return
+    yield Problem(
+        search.id,
+        f"{len(state['trials'])} of its trials were begun with other code than {prepared.job_file} is now; going on "
+        "would compare networks of the one with networks of the other.",
+        "fresh=true searches with the new code, beside it; accept_changed_code=true goes on with it, for a change that "
+        "leaves the networks and their training as they were; once the file is put back, the same command goes on.",
+    )
+
+
+def _most_failures(search: SearchDir) -> int:
+    """How many trials in a row may fail, by the search's own record."""
+    return int(search.read_config()["sweep"]["max_consecutive_failed_trials"])
+
+
 def launch(prepared: Prepared) -> Outcome:
     """Starts the workers of a search that are neither waiting nor running; here they work in the foreground.
 
     `prepared.run` is what `directory` gave.
 
     Raises:
-        Refused: Slurm will not have the job.
+        Refused: Slurm will not have the job, or the search cannot go on.
         Failed: Slurm does not answer.
     """
     experiment = prepared.experiment
     search = SearchDir(prepared.run.path)
+    refuse_what_cannot_go_on([prepared])
     found = workers(experiment, search, prepared)
     if experiment.dry_run:
         tell.dry_run([WorkersSubmission(found[0], search=search, workers=found)])
         return Outcome(search.id, str(search.path), "dry_run")
     if search.result():
-        tell.changed_code(replace(prepared, run=RunDir(search.path)))
+        tell.changed_code([replace(prepared, run=RunDir(search.path))])
         outcome = Outcome(search.id, str(search.path), "finished")
     else:
         _make(search, prepared)
         places.remember(search.path.parent)
         outcome = _through_slurm(search, found) if experiment.cluster.scheduler == "slurm" else _here(search, found[0])
     tell.came_of_it(outcome)
+    if outcome.action in {"submitted", "running"}:
+        print(f"  truba status {search.id}")
     return outcome
 
 
@@ -160,10 +230,21 @@ def _make(search: SearchDir, prepared: Prepared) -> None:
         search.create()
         if not search.exists():
             search.write_config(asdict(prepared.experiment))
+        elif _most_failures(search) < prepared.experiment.sweep.max_consecutive_failed_trials:
+            _take_up_again(search, prepared.experiment)
         event = {"event": "search", "time": time.time(), **provenance.record(prepared.job_file)}
         search.append_submission(event)
         for index in range(prepared.experiment.sweep.workers):
             search.create_worker(index)
+
+
+def _take_up_again(search: SearchDir, experiment: Experiment) -> None:
+    """Lets more trials in a row fail than before; a search that was given up for it goes on."""
+    search.write_config(asdict(experiment))
+    if not read_state(search):
+        return
+    with Store(search, lock_for(search.path, experiment.sweep.lock), training_hash(experiment)).transaction() as state:
+        state["failed"] = ""
 
 
 def _through_slurm(search: SearchDir, found: Sequence[Prepared]) -> Outcome:
@@ -204,5 +285,6 @@ def _here(search: SearchDir, prepared: Prepared) -> Outcome:
     if worker is None:
         print(f"the search runs already, as {last_job_id(prepared.run)}", file=sys.stderr)
         return Outcome(search.id, str(search.path), "running")
-    see_through(prepared, worker)
-    return Outcome(search.id, str(search.path), "trained" if search.result() else "failed", last_job_id(prepared.run))
+    stopped = see_through(prepared, worker)
+    action = "trained" if search.result() else "failed"
+    return Outcome(search.id, str(search.path), action, last_job_id(prepared.run), stopped)

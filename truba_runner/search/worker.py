@@ -176,11 +176,12 @@ class _SearchWorker:
             if ended["status"] == 0:
                 return dict(ended["value"])
             if ended["status"] > 0:
-                break
+                told = ended["value"] or {}
+                raise Failed(told.get("failed", "the search's oracle could not be asked; the lines above show why"))
             print(f"a step of the oracle ended with {in_words(ended['status'])}, and is made again", flush=True)
             # It may have leased a trial and not said so: what this worker has by its old name is anyone's.
             self._me = Worker(self._me.name, secrets.token_hex(4))
-        raise Failed("the search's oracle could not be asked; the lines above show why")
+        raise Failed("the search's oracle could not be asked: it was killed again and again")
 
     # -- the end -------------------------------------------------------------------------------------------------
 

@@ -74,6 +74,8 @@ class HydraSweep:
         outcomes = launch_sweep(
             runs, lambda position: label(composed[position]), self._identity, self._inside_job, refusals
         )
+        if any(outcome.stopped for outcome in outcomes):
+            raise Failed("the command was told to end; given again, it goes on with what is left")
         return [_value(outcome, run.experiment) for outcome, run in zip(outcomes, runs, strict=True)]
 
 
@@ -105,6 +107,25 @@ def _value(outcome: Outcome, experiment: Experiment) -> Any:
     if metric not in metrics:
         return Refused(Problem(f"launcher.metric={metric}", "the result has no such metric.", nearest(metric, metrics)))
     return metrics[metric]
+
+
+def all_elements(overrides: Iterable[Override]) -> list[Override]:
+    """Of each override what it stands for.
+
+    Raises:
+        Refused: one stands for nothing, and the sweep would have no run.
+    """
+    found: list[Override] = []
+    for override in overrides:
+        try:
+            own = list(elements(override))
+        except ValueError as error:
+            raise Refused(Problem(str(override.input_line), f"it names no values: {error}.", "Mend it.")) from error
+        if not own:
+            remedy = "Name some; glob(…) is for the files of a config group, of which one has to match."
+            raise Refused(Problem(str(override.input_line), "it stands for no value at all.", remedy))
+        found += own
+    return found
 
 
 def elements(override: Override) -> Iterator[Override]:

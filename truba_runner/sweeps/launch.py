@@ -7,16 +7,17 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from truba_runner import job_module, lr_find, places, tell
+from truba_runner.changed_code import refuse_together
 from truba_runner.config import Experiment
 from truba_runner.errors import Problem, Refused
 from truba_runner.launch import (
     absolute,
+    go,
     in_environment,
-    launch,
     newest_run_dir,
     on_slurm_or_failed,
     train_here,
@@ -27,12 +28,12 @@ from truba_runner.launch import (
 from truba_runner.plan import Plan, plan
 from truba_runner.probe import Found
 from truba_runner.queue.automatic import Automatic
-from truba_runner.search.space import KINDS
+from truba_runner.search import submission as search
 from truba_runner.submit import Prepared
 from truba_runner.sweeps import rules, sweeper_job
 from truba_runner.sweeps.compose import Composed
 from truba_runner.sweeps.record import Member, SweepDir, identity
-from truba_runner.sweeps.submission import planned, through_slurm
+from truba_runner.sweeps.submission import each_once, planned, through_slurm
 from truba_runner.tell import Outcome
 
 _NAMED = 3
@@ -93,35 +94,39 @@ def launch_sweep(
         Failed: Slurm does not answer.
     """
     checked = _checked(runs, label, refusals or Refusals(len(runs)))
-    for warning in dict.fromkeys(warning for run in checked for warning in run.plan.warnings):
+    told = (warning for run in checked for warning in (*run.plan.warnings, *rules.warnings(run.composed.experiment)))
+    for warning in dict.fromkeys(told):
         print(f"warning: {warning}", file=sys.stderr)
-    if any(run.composed.experiment.sweep.kind in KINDS for run in checked):
-        # A search has jobs of its own, and goes by no other's.
-        outcomes = [launch(run.composed.experiment, run.composed.selector, may_wait=False) for run in checked]
-        return wait_for(outcomes) if waits(checked[0].composed.experiment) else outcomes
     dry_run = any(run.composed.experiment.dry_run for run in checked)
     prepared = _prepared(checked, provide_data=not dry_run)
+    first, names = prepared[0].experiment, [one.experiment.name for one in prepared]
     runs_folder = prepared[0].run.path.parent
-    names = [one.experiment.name for one in prepared]
     sweep = SweepDir.of(runs_folder, identity(names, identity_of_batches or [one.run.id for one in prepared]))
+    searches = any(one.experiment.sweep.kind for one in prepared)
+    if searches:
+        search.refuse_what_cannot_go_on([one for one in prepared if one.experiment.sweep.kind])
     if dry_run:
-        tell.dry_run(planned(prepared, sweep))
-        return [Outcome(one.run.id, str(one.run.path), "dry_run") for one in prepared]
+        return _dry_run(prepared, sweep, searches)
     places.remember(runs_folder)
-    first = prepared[0].experiment
-    about = {"name": first.name, "command": sys.argv[1:], **_pick(first)}
     members = [_member(one, run.composed) for one, run in zip(prepared, checked, strict=True)]
-    if first.cluster.scheduler != "slurm":
-        sweep.describe(members, **about)
-        outcomes = [_here(one) for one in prepared]
+
+    def describe(of: Sequence[Member] = members) -> None:
+        sweep.describe(of, name=first.name, command=sys.argv[1:], **_pick(first))
+
+    if searches or first.cluster.scheduler != "slurm":
+        _refuse_changed_code([one for one in prepared if not one.experiment.sweep.kind])
+        describe()
+        outcomes = _one_by_one(prepared, partial(go, may_wait=False) if searches else _here)
+        if waits(first):
+            outcomes = wait_for(outcomes)
     else:
         on_slurm_or_failed()
         if first.sweep.sweeper_partition and not inside_job:
             if not sweep.description():
                 # Later it is the job that describes it.
-                sweep.describe([], **about)
+                describe([])
             sweeper_job.submit(first, prepared[0].job_file, sweep)
-        outcomes = through_slurm(prepared, sweep, lambda: sweep.describe(members, **about))
+        outcomes = through_slurm(prepared, sweep, describe)
         if first.launcher.wait or inside_job:
             outcomes = wait_for(outcomes)
     tell.sweep(sweep.id, outcomes)
@@ -135,7 +140,7 @@ def _here(prepared: Prepared) -> Outcome:
         found = train_here(needed)
         if found.action != "trained":
             tell.came_of_it(found)
-            return Outcome(prepared.run.id, str(prepared.run.path), "failed")
+            return Outcome(prepared.run.id, str(prepared.run.path), "failed", stopped=found.stopped)
     return train_here(prepared)
 
 
@@ -145,8 +150,31 @@ def _member(prepared: Prepared, composed: Composed) -> Member:
     return Member(prepared.run.id, composed.values, prepared.finder.run.id, lr_find.taken(prepared.experiment))
 
 
+def _dry_run(runs: Sequence[Prepared], sweep: SweepDir, searches: bool) -> list[Outcome]:
+    each = each_once(runs)
+    if searches:
+        for prepared in each:
+            go(prepared)
+    else:
+        tell.dry_run(planned(each, sweep))
+    return [Outcome(one.run.id, str(one.run.path), "dry_run") for one in runs]
+
+
+def _one_by_one(runs: Sequence[Prepared], start: Callable[[Prepared], Outcome]) -> list[Outcome]:
+    """Starts each, after the one before; once this command was told to end, the others are left."""
+    outcomes: dict[str, Outcome] = {}
+    stopped = False
+    for prepared in each_once(runs):
+        run = prepared.run
+        outcomes[run.id] = Outcome(run.id, str(run.path), "left") if stopped else start(prepared)
+        stopped = stopped or outcomes[run.id].stopped
+    return [outcomes[prepared.run.id] for prepared in runs]
+
+
 def _pick(experiment: Experiment) -> dict[str, str]:
     """By which metric a run is better than another."""
+    if experiment.sweep.kind:
+        return {"monitor": experiment.sweep.objective, "mode": experiment.sweep.direction}
     return {"monitor": experiment.checkpoint.monitor, "mode": experiment.checkpoint.mode}
 
 
@@ -203,10 +231,21 @@ def _prepared(checked: Sequence[_Run], provide_data: bool) -> list[Prepared]:
         if folder not in listed:
             listed[folder] = set(os.listdir(folder)) if Path(folder).is_dir() else set()
         found = held[environment] if provide_data else {}
-        run_dir = newest_run_dir(lr_find.training_of(experiment), listed[folder])
-        one = Prepared(lr_find.training_of(experiment), run_dir, run.plan.request, run.job_file, found=found)
+        training = lr_find.training_of(experiment)
+        run_dir = search.directory(experiment) if training.sweep.kind else newest_run_dir(training, listed[folder])
+        one = Prepared(training, run_dir, run.plan.request, run.job_file, found=found)
         if experiment.sweep.kind == lr_find.KIND:
             finder = lr_find.finder_of(experiment)
             one = replace(one, finder=replace(one, experiment=finder, run=newest_run_dir(finder, listed[folder])))
         prepared.append(one)
     return prepared
+
+
+def _refuse_changed_code(runs: Sequence[Prepared]) -> None:
+    """Those that were begun with other code may not go on with this one; of those that are finished it is told.
+
+    Raises:
+        Refused: there are such runs.
+    """
+    tell.changed_code([one for one in runs if one.run.result()])
+    refuse_together([one for one in runs if not one.run.result()])

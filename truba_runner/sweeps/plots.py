@@ -48,6 +48,7 @@ def _saved(figure: Callable[[], Any], file: Path) -> Path:
         figure().savefig(content, format="png", dpi=120)
     except ImportError as error:
         raise Failed(f"drawing needs matplotlib, which is not installed here ({error}); --csv needs nothing") from error
+    file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, content.getvalue())
     return file
 

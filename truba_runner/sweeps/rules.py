@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from truba_runner import lr_find
-from truba_runner.config import Experiment
+from truba_runner.config import Experiment, Sweep
 from truba_runner.errors import Problem
 from truba_runner.request import Request, facts_of
 
@@ -38,10 +38,24 @@ def problems(experiment: Experiment, request: Request) -> Iterator[Problem]:
         yield Problem(f"sweep.max_parallel={sweep.max_parallel}", "it must be 1 or more.", "Leave it out.")
     if sweep.pack < 1:
         yield Problem(f"sweep.pack={sweep.pack}", "it must be 1 or more.", "Leave it out: a run a job.")
+    if sweep.max_parallel is not None and 1 <= sweep.max_parallel < sweep.pack:
+        yield Problem(
+            f"sweep.max_parallel={sweep.max_parallel}",
+            f"a job trains {sweep.pack} runs at once (sweep.pack).",
+            f"Set sweep.pack={sweep.max_parallel} or less, or sweep.max_parallel={sweep.pack} or more.",
+        )
     if sweep.kind == lr_find.KIND:
         yield from _finder_problems(experiment)
     elif sweep.pack > 1 and experiment.cluster.scheduler == "slurm":
         yield from _packing_problems(experiment, request)
+
+
+def warnings(experiment: Experiment) -> Iterator[str]:
+    """What the user should know all the same."""
+    sweep, ordinary = experiment.sweep, Sweep()
+    keys = [key for key in ("max_parallel", "canary", "pack") if getattr(sweep, key) != getattr(ordinary, key)]
+    if keys and experiment.cluster.scheduler != "slurm":
+        yield f"{', '.join(f'sweep.{key}' for key in keys)}: on this machine the runs train one after the other."
 
 
 def _finder_problems(experiment: Experiment) -> Iterator[Problem]:

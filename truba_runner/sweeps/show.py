@@ -42,7 +42,8 @@ def show(sweep: SweepDir, given: argparse.Namespace) -> int:
     keys = sweep.description().get("keys", [])
     sorts_by_metric = given.sort and given.sort != "state" and given.sort not in keys
     metric = given.best or (given.sort if sorts_by_metric else "")
-    shown = table(sweep, jobs, metric, given.mode or "")
+    columns = ("state", *keys) if given.sort and not given.best else ()
+    shown = table(sweep, jobs, metric, given.mode or "", columns)
     rows = shown.sorted_by(given.sort) if given.sort else list(shown.rows)
     if given.best:
         rows = [_best(shown)]
@@ -89,6 +90,7 @@ def _row_as_json(shown: Table, row: Row) -> dict[str, Any]:
         "job_id": row.job_id,
         "epoch": row.epoch,
         "epochs": row.epochs,
+        **({"trials_told": row.trials[0], "trials_begun": row.trials[1]} if row.trials else {}),
         "last": row.last(shown.metric),
         "best": best,
         "best_epoch": epoch,
@@ -117,9 +119,11 @@ def _print(shown: Table, rows: Sequence[Row]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 250)
     ends = {"min": "smallest", "max": "largest"}[shown.mode]
     states = ", ".join(f"{count} {state}" for state, count in Counter(row.state for row in shown.rows).most_common())
-    print(f"{shown.sweep}: {len(shown.rows)} runs{', ' if states else ''}{states}")
+    runs = f"{len(shown.rows)} run{'s' if len(shown.rows) != 1 else ''}"
+    print(f"{shown.sweep}: {runs}{', ' if states else ''}{states}")
     found = ("found rate",) if shown.finds else ()
-    printed = Printed("run", *shown.keys, *found, "state", "epoch", shown.metric, f"{ends} (epoch)", "why", box=None)
+    counted, by_when = ("trials", ends) if shown.has_searches else ("epoch", f"{ends} (epoch)")
+    printed = Printed("run", *shown.keys, *found, "state", counted, shown.metric, by_when, "why", box=None)
     for row in rows:
         best = row.best(shown.metric, shown.mode)
         cells = (
@@ -127,15 +131,20 @@ def _print(shown: Table, rows: Sequence[Row]) -> None:
             *(_word(row.values.get(key)) for key in shown.keys),
             *((_rate(row.finding),) if found else ()),
             row.state,
-            f"{row.epoch}/{row.epochs}" if row.epoch is not None else "",
+            _how_far(row),
             _figure(row.last(shown.metric)),
-            f"{_figure(best[0])} ({best[1] or 'end'})" if best else "",
+            _figure(best[0]) + ("" if row.trials else f" ({best[1] or 'end'})") if best else "",
             row.why,
         )
         printed.add_row(*(Text(cell) for cell in cells))
     console.print(printed)
     if SEED in shown.keys and len(rows) == len(shown.rows):
         _print_seeds(console, shown)
+
+
+def _how_far(row: Row) -> str:
+    done, of = row.trials or (row.epoch, row.epochs)
+    return "" if done is None else f"{done}/{of}"
 
 
 def _print_seeds(console: Any, shown: Table) -> None:
@@ -168,4 +177,7 @@ def _figure(value: float | None) -> str:
 
 
 def _word(value: Any) -> str:
-    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    if value is None or isinstance(value, bool):
+        # As one types it.
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)

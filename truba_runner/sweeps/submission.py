@@ -6,11 +6,13 @@ A run waits for the canary of its sweep, or for its learning-rate finder: the ta
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-from truba_runner import changed_code, rundir, scheduler, tell
+from truba_runner import rundir, scheduler, tell
+from truba_runner.changed_code import refuse_together
 from truba_runner.config import Experiment
 from truba_runner.errors import Failed, Refused
 from truba_runner.state import last_job_id, state_of
@@ -33,28 +35,24 @@ def through_slurm(runs: Sequence[Prepared], sweep: SweepDir, describe: Callable[
         Refused: the code of a run that was begun has changed, or Slurm will not have a job.
         Failed: Slurm does not answer.
     """
+    each = each_once(runs)
     outcomes: dict[str, Outcome] = {}
     with rundir.lock(sweep.runs_folder) as held:
         describe()
         wanted: list[Prepared] = []
-        same: dict[str, Prepared] = {}
-        for prepared, done in zip(runs, _already(runs), strict=True):
-            if prepared.run.id in outcomes:
-                same.setdefault(prepared.run.id, prepared)
-                continue
+        for prepared, done in zip(each, _already(each), strict=True):
             if done is None:
                 wanted.append(prepared)
             outcomes[prepared.run.id] = done or Outcome(prepared.run.id, str(prepared.run.path), "submitted")
-        if same:
-            tell.same_run(list(same.values()))
         if runs[0].run.has_lived():
             # Its own job could not, where a compute node may not, and trains on.
             canary.release(sweep, runs[0].run.id)
         places = _send_finders(wanted, sweep, held)
-        for array in _all_arrays(runs[0], wanted, places, sweep):
+        arrays = _all_arrays(runs[0], wanted, places, sweep)
+        for sent, array in enumerate(arrays):
             if array.canary:
                 array = replace(array, canary_job=outcomes[array.canary].job_id)
-            job_id = array.send(held)
+            job_id = _sent(array, held, sent, len(arrays))
             for number, task in zip(array.task_numbers, array.tasks, strict=True):
                 for prepared in task:
                     outcomes[prepared.run.id] = replace(outcomes[prepared.run.id], job_id=f"{job_id}_{number}")
@@ -77,6 +75,29 @@ def _all_arrays(first: Prepared, wanted: Sequence[Prepared], places: Places, swe
     waiting = [one for one in wanted if one.finder and one.finder.run.id in places]
     others = [one for one in wanted if not (one.finder and one.finder.run.id in places)]
     return [*_after_finders(waiting, places, sweep), *_with_canary(first, others, sweep)]
+
+
+def each_once(runs: Sequence[Prepared]) -> list[Prepared]:
+    """The first of those that come to the same run; says so where there are others."""
+    each: dict[str, Prepared] = {}
+    same: dict[str, Prepared] = {}
+    for prepared in runs:
+        if each.setdefault(prepared.run.id, prepared) is not prepared:
+            same.setdefault(prepared.run.id, prepared)
+    if same:
+        tell.same_run(list(same.values()))
+    return list(each.values())
+
+
+def _sent(array: ArraySubmission, lock: int, before: int, of: int) -> str:
+    """Submits an array; where Slurm will not have it, says what it has already."""
+    try:
+        return array.send(lock)
+    except Refused as refused:
+        if not before:
+            raise
+        more = f"{before} of the sweep's {of} job arrays were submitted before it, and stay."
+        raise Refused(*(replace(one, remedy=f"{one.remedy} {more}") for one in refused.problems)) from refused
 
 
 # -- finders ---------------------------------------------------------------------------------------------------
@@ -143,6 +164,7 @@ def _already(runs: Sequence[Prepared]) -> list[Outcome | None]:
     """
     begun = set(os.listdir(runs[0].run.path.parent)) if runs else set()
     open_runs: list[Prepared] = []
+    finished: list[Prepared] = []
     outcomes: dict[str, Outcome | None] = {}
     for prepared in runs:
         run = prepared.run
@@ -150,10 +172,11 @@ def _already(runs: Sequence[Prepared]) -> list[Outcome | None]:
         if run.id not in begun or not run.submissions():
             continue
         if run.result():
-            tell.changed_code(prepared)
+            finished.append(prepared)
             outcomes[run.id] = Outcome(run.id, str(run.path), "finished", last_job_id(run))
         else:
             open_runs.append(prepared)
+    tell.changed_code(finished)
     try:
         for prepared in open_runs:
             settle(prepared.run)
@@ -163,15 +186,14 @@ def _already(runs: Sequence[Prepared]) -> list[Outcome | None]:
         raise Failed(
             f"Slurm does not answer ({error.message}), so whether the runs are in its hands is not known"
         ) from error
-    problems = []
     for prepared in open_runs:
         run = prepared.run
         if state_of(run, jobs).live:
             outcomes[run.id] = Outcome(run.id, str(run.path), "running", last_job_id(run))
-        elif problem := changed_code.problem(prepared):
-            problems.append(problem)
-    if problems:
-        raise Refused(*problems)
+        elif run.result():
+            # Since it was looked at above: Slurm takes its time to answer.
+            outcomes[run.id] = Outcome(run.id, str(run.path), "finished", last_job_id(run))
+    refuse_together([one for one in open_runs if outcomes[one.run.id] is None])
     return [outcomes[prepared.run.id] for prepared in runs]
 
 
@@ -198,7 +220,19 @@ def _arrays(runs: Sequence[Prepared], sweep: SweepDir) -> list[ArraySubmission]:
         groups.setdefault(_asks_for(prepared), []).append(prepared)
     largest = _largest_array(runs[0].experiment)
     parts = [part for group in groups.values() for part in _parts(_tasks(group), largest)]
+    _warn_of_more_at_once(runs[0].experiment, len(parts))
     return [_array(tasks, sweep, len(parts)) for tasks in parts]
+
+
+def _warn_of_more_at_once(experiment: Experiment, arrays: int) -> None:
+    """Each array has a task running, and Slurm has no limit over several."""
+    asked, pack = experiment.sweep.max_parallel, experiment.sweep.pack
+    if asked is not None and arrays * pack > asked:
+        print(
+            f"warning: sweep.max_parallel={asked}: the runs are {arrays} job arrays, for the different resources that "
+            f"they ask for, and each runs {pack} at a time at least: up to {arrays * pack} run at once.",
+            file=sys.stderr,
+        )
 
 
 def _asks_for(prepared: Prepared) -> str:

@@ -15,6 +15,8 @@ from truba_runner.plots import NOT_METRICS
 from truba_runner.recipe import FINDER, SUGGESTIONS, rate_taken
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
+from truba_runner.search import overview
+from truba_runner.search.directory import SearchDir, search_of
 from truba_runner.state import has_no_rate, last_job_id, progress_of, state_of
 from truba_runner.sweeps.record import Member, SweepDir
 
@@ -38,9 +40,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Row:
-    """One run. `history` holds its finished epochs, `metrics` what it came to, or has come to so far.
+    """One run, or a search. `history` holds its finished epochs, `metrics` what it came to, or has come to so far.
 
-    `finding` is there in a sweep whose runs have their learning rates from finders.
+    `finding` is there in a sweep whose runs have their learning rates from finders. `trials`, of a search alone: how
+    many are told, and how many were begun.
     """
 
     run: str
@@ -54,6 +57,7 @@ class Row:
     why: str
     directory: str
     finding: Finding | None = None
+    trials: tuple[int, int] | None = None
 
     def last(self, metric: str) -> float | None:
         """The metric's value at the end, or for now."""
@@ -84,6 +88,11 @@ class Table:
     def finds(self) -> bool:
         """Whether runs have their learning rates from finders."""
         return any(row.finding for row in self.rows)
+
+    @property
+    def has_searches(self) -> bool:
+        """Whether some of its runs are searches."""
+        return any(row.trials for row in self.rows)
 
     def best(self, row: Row) -> float | None:
         """The best value of the table's metric in a run."""
@@ -120,10 +129,17 @@ class Table:
         ]
 
 
-def table(sweep: SweepDir, jobs: Mapping[str, Job] | None, metric: str = "", mode: str = "") -> Table:
-    """Looks at every run of a sweep; `jobs` is what Slurm knows of them.
+def table(
+    sweep: SweepDir,
+    jobs: Mapping[str, Job] | None,
+    metric: str = "",
+    mode: str = "",
+    instead: Sequence[str] = (),
+) -> Table:
+    """Looks at every run, or search, of a sweep; `jobs` is what Slurm knows of them.
 
     Without `metric` it is the one that the sweep's best checkpoint goes by, or where no run has that its first.
+    `instead`: other names that could have been meant.
 
     Raises:
         Refused: no run has such a metric.
@@ -132,12 +148,14 @@ def table(sweep: SweepDir, jobs: Mapping[str, Job] | None, metric: str = "", mod
     rows = [_row(sweep, member, jobs) for member in sweep.members()]
     known = list(dict.fromkeys(name for row in rows for name in (*row.metrics, *_columns(row))))
     if metric and known and metric not in known:
-        raise Refused(Problem(metric, f"no run of {sweep.id} has such a metric.", nearest(metric, known)))
+        what = "column" if instead else "metric"
+        raise Refused(Problem(metric, f"no run of {sweep.id} has such a {what}.", nearest(metric, [*known, *instead])))
     monitor = str(about.get("monitor", ""))
     chosen = metric or (monitor if monitor in known or not known else known[0])
     if not mode:
-        mode = str(about.get("mode", "min")) if chosen == monitor else direction(chosen)
-    return Table(sweep.id, about.get("keys", []), rows, chosen, mode)
+        # Of a search it is empty where Keras knows it.
+        mode = str(about.get("mode", "min")) if chosen == monitor else ""
+    return Table(sweep.id, about.get("keys", []), rows, chosen, mode or direction(chosen))
 
 
 def direction(metric: str) -> str:
@@ -150,6 +168,7 @@ def as_csv(shown: Table, rows: Sequence[Row]) -> str:
     metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
     found = ["found_rate", *(f"lr_find_{name}" for name in SUGGESTIONS)] if shown.finds else []
     own = ["run", *shown.keys, *found, "state", "epoch", f"last_{shown.metric}", f"best_{shown.metric}", "best_epoch"]
+    own += ["trials_told", "trials_begun"] if shown.has_searches else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*own, *metrics, "why", "directory"])
@@ -165,6 +184,7 @@ def as_csv(shown: Table, rows: Sequence[Row]) -> str:
                 row.last(shown.metric),
                 best,
                 epoch,
+                *((row.trials or (None, None)) if shown.has_searches else ()),
                 *(row.metrics.get(name) for name in metrics),
                 row.why,
                 row.directory,
@@ -188,6 +208,8 @@ def _finding(run: RunDir, member: Member, finder: RunDir, jobs: Mapping[str, Job
 
 def _row(sweep: SweepDir, member: Member, jobs: Mapping[str, Job] | None) -> Row:
     run, finder = sweep.run(member.run), sweep.run(member.finder) if member.finder else None
+    if (search := search_of(run)) is not None:
+        return _search_row(search, member.values, jobs)
     state, progress = state_of(run, jobs), progress_of(run)
     if finder and not run.exists():
         # Here, without Slurm, it begins only when its finder is done.
@@ -205,6 +227,23 @@ def _row(sweep: SweepDir, member: Member, jobs: Mapping[str, Job] | None) -> Row
         why=state.why,
         directory=str(run.path),
         finding=_finding(run, member, finder, jobs) if finder else None,
+    )
+
+
+def _search_row(search: SearchDir, values: Mapping[str, Any], jobs: Mapping[str, Job] | None) -> Row:
+    told = overview.row(search, jobs)
+    return Row(
+        run=search.id,
+        values=values,
+        state=told["state"],
+        job_id=told["job_id"],
+        epoch=None,
+        epochs=None,
+        metrics={name: _number(value) for name, value in told["metrics"].items()},
+        history=(),
+        why=told["why"],
+        directory=told["directory"],
+        trials=(told["trials_told"], told["trials_begun"]),
     )
 
 
