@@ -68,7 +68,7 @@ def state_of(run: RunDir, jobs: Mapping[str, Job] | None) -> RunState:
     progress = progress_of(run)
     if pulled := run.pulled():
         return _state_when_pulled(run, progress, pulled)
-    job = jobs.get(last_job_id(run)) if jobs else None
+    job = _job_of(last_job_id(run), jobs or {})
     if job is not None and job.live and job.reason != _IN_VAIN:
         return _among_others(run, progress, job) or RunState(job.state, live=True, job=job, why=_waits_for(run, job))
     if run.result():
@@ -101,6 +101,12 @@ def _state_when_pulled(run: RunDir, progress: Mapping[str, Any], pulled: Mapping
     place = pulled.get("from", "?")
     as_of = _("as it was at {place} on {when}; truba pull looks again", place=place, when=when)
     return RunState(state, live=False, job=None, why=f"{why}; {as_of}" if why else as_of)
+
+
+def _job_of(job_id: str, jobs: Mapping[str, Job]) -> Job | None:
+    """Tasks of an array that were cancelled before they began are one row of squeue's, under the array's own id."""
+    whole = jobs.get(job_id.partition("_")[0])
+    return jobs.get(job_id) or (whole if whole is not None and not whole.live else None)
 
 
 def _among_others(run: RunDir, progress: Mapping[str, Any], job: Job) -> RunState | None:

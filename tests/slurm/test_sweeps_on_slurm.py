@@ -269,6 +269,8 @@ def test_a_canary_whose_python_never_starts_takes_the_others_along(truba: Truba)
     sweep = command(truba, "train.seed=range(3)", "sweep.canary=true")
     submit(truba, *sweep, "environment.setup=[exit 3]")
     wait_until(lambda: states(truba) == {"FAILED": 1, "CANCELLED": 2})
+    # Accounting has heard of the exit code a moment later.
+    wait_until(lambda: table(truba)["runs"][0]["why"] == "exit code 3:0", 30)
     canary, other, _ = table(truba)["runs"]
     assert canary["why"] == "exit code 3:0" and other["why"].startswith(
         f"cancelled along with the canary {canary['run']}"
@@ -410,7 +412,7 @@ def test_a_sweep_is_cancelled_as_a_whole_and_a_failed_set_up_shows_in_the_log(tr
     waiting = next(sweep for sweep in sweeps(truba) if sweep != first)
     wait_until(lambda: states(truba, waiting) == {"RUNNING": 2, "PENDING": 4})
     assert truba("cancel", "--yes", waiting).stdout.count("cancelled") == 6
-    wait_until(lambda: states(truba, waiting) == {"CANCELLED": 6}, 30)
+    wait_until(lambda: states(truba, waiting) == {"CANCELLED": 6}, 60)
 
     submit(truba, *command(truba, "train.seed=9,10", "environment.setup=['echo no such module; exit 3']"))
     run = next(run for run in run_dirs(truba.project) if json_seed(run) == 9)

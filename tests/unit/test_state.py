@@ -106,3 +106,10 @@ def test_a_local_run_is_live_while_its_own_process_is(run: RunDir) -> None:
     assert state_of(run, {}).state == "LOST"
     progress(run, job_id="local-1", state="running", host=socket.gethostname(), pid=os.getpid())
     assert state_of(run, {}).state == "LOST", "another process that has the number now is not the run"
+
+
+def test_a_task_that_was_cancelled_before_it_began_is_in_its_arrays_row(run: RunDir) -> None:
+    run.append_submission({"event": "submitted", "token": "t", "job_id": "9_4"})
+    assert state_of(run, {"9": Job("9", "CANCELLED", reason="JobArrayTaskLimit")}).state == "CANCELLED"
+    assert state_of(run, {"9": Job("9", "PENDING"), "9_4": Job("9_4", "RUNNING")}).state == "RUNNING"
+    assert state_of(run, {"9": Job("9", "PENDING")}).state == "UNKNOWN"
