@@ -43,7 +43,8 @@ class Project:
         return [sys.executable, "-m", "truba_runner", "+experiment=mnist", "job.module=own", "data.name=digits"]
 
     def start(self, code: str, *overrides: str, **options: object) -> subprocess.Popen[str]:
-        argv = [*self.command(code), *overrides]
+        # Even where the tests themselves run under nohup.
+        argv = ["env", "--default-signal=HUP", *self.command(code), *overrides]
         return subprocess.Popen(argv, cwd=self.folder, env=self.environment, text=True, **options)  # type: ignore[call-overload, no-any-return]
 
     def status(self) -> dict[str, object]:
