@@ -364,7 +364,7 @@ def test_a_disk_that_is_full_at_the_export_fails_the_run_which_goes_on_later(sta
     assert "No space left on device" in log(tmp_path) and not (tmp_path / "result.json").exists()
     assert start(tmp_path, sections=sections)["status"] == 0, log(tmp_path)
     assert (tmp_path / RunDir(tmp_path).result()["export"]).stat().st_size > 1000
-    assert log(tmp_path).count("stage 1") == 1 and not list(tmp_path.glob(".export*"))
+    assert log(tmp_path).count("epoch 1/1") == 1 and not list(tmp_path.glob(".export*"))
 
 
 def test_folders_and_names_as_people_have_them(start: Ask, tmp_path: Path) -> None:

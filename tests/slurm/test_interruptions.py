@@ -145,4 +145,5 @@ def test_a_time_limit_is_reached_twice(limited: list[Run]) -> None:
     signals = [event["time"] for event in events(run.path) if event["event"] == "requeued"]
     for start, signalled in zip(starts, signals, strict=False):
         assert 45 < signalled - start["time"] < 120, "Slurm's own signal, before the limit of two minutes"
-    assert run.log().count("the time limit is near") == restarts
+    # One more where the last signal found the training done.
+    assert run.log().count("the time limit is near") in {restarts, restarts + 1}
