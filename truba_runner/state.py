@@ -69,11 +69,11 @@ def state_of(run: RunDir, jobs: Mapping[str, Job] | None) -> RunState:
     if pulled := run.pulled():
         return _state_when_pulled(run, progress, pulled)
     job = _job_of(last_job_id(run), jobs or {})
-    if job is not None and job.live and job.reason != _IN_VAIN:
+    finder = None if progress else run.finder()
+    if job is not None and job.live and not (finder and job.reason == _IN_VAIN):
         return _among_others(run, progress, job) or RunState(job.state, live=True, job=job, why=_waits_for(run, job))
     if run.result():
         return RunState("COMPLETED", live=False, job=job)
-    finder = None if progress else run.finder()
     if finder and (why := has_no_rate(finder, jobs)):
         # Slurm takes such a job out of the queue when it next looks.
         return RunState("CANCELLED", live=False, job=job, why=why)

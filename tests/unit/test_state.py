@@ -113,3 +113,8 @@ def test_a_task_that_was_cancelled_before_it_began_is_in_its_arrays_row(run: Run
     assert state_of(run, {"9": Job("9", "CANCELLED", reason="JobArrayTaskLimit")}).state == "CANCELLED"
     assert state_of(run, {"9": Job("9", "PENDING"), "9_4": Job("9_4", "RUNNING")}).state == "RUNNING"
     assert state_of(run, {"9": Job("9", "PENDING")}).state == "UNKNOWN"
+
+
+def test_a_job_that_waits_in_vain_for_another_is_in_the_queue_all_the_same(run: RunDir) -> None:
+    state = state_of(run, {"7": Job("7", "PENDING", reason="DependencyNeverSatisfied")})
+    assert (state.state, state.live, state.why) == ("PENDING", True, "DependencyNeverSatisfied")
