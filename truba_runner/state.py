@@ -51,6 +51,12 @@ def last_job_id(run: RunDir) -> str:
     return ""
 
 
+def slurm_jobs(run: RunDir) -> set[str]:
+    """Every job that the run ever had on Slurm."""
+    told = (str(event["job_id"]) for event in run.submissions() if event.get("job_id"))
+    return {job_id for job_id in told if not job_id.startswith("local-")}
+
+
 def local_process(run: RunDir) -> int:
     """The process that trains a live local run."""
     progress = progress_of(run)

@@ -83,8 +83,7 @@ def test_a_file_that_changes_meanwhile_spoils_the_archive_and_leaves_an_older_on
 
 def test_what_is_not_over_is_not_kept(run: RunDir, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (run.path / "result.json").unlink()
-    run.append_submission({"event": "local", "job_id": "local-2", "pid": os.getpid(), "host": os.uname().nodename})
-    # This process stands in for the run's own, which has the run's name on its command line.
+    # Stands in for the run's own process, which has the run's name on its command line.
     child = subprocess.Popen(["bash", "-c", "read", run.id], stdin=subprocess.PIPE)
     run.append_submission({"event": "local", "job_id": "local-2", "pid": child.pid, "host": os.uname().nodename})
     try:

@@ -148,8 +148,11 @@ def test_a_time_limit_too_short_to_come_far_is_a_warning(experiment: Compose) ->
 
 
 def test_what_may_be_small_is_not_refused(experiment: Compose) -> None:
-    plan(experiment("checkpoint.every_minutes=1e-9", "checkpoint.every_steps=1", "checkpoint.keep=1"))
-    plan(experiment("checkpoint.every_minutes=null", "train.class_weight={0: 1.0, 1: 50.0}"))
+    ordinary = plan(experiment())
+    assert (
+        plan(experiment("checkpoint.every_minutes=1e-9", "checkpoint.every_steps=1", "checkpoint.keep=1")) == ordinary
+    )
+    assert plan(experiment("checkpoint.every_minutes=null", "train.class_weight={0: 1.0, 1: 50.0}")) == ordinary
 
 
 def test_more_cores_than_the_account_has_is_a_warning(experiment: Compose) -> None:

@@ -74,7 +74,7 @@ def test_of_those_that_start_at_once_the_cheapest_and_debug_only_when_asked_for(
         Automatic().settled(auto(experiment()), JOB)
 
 
-def test_what_must_not_be_chosen_unasked_is_said_where_slurm_is_silent(
+def test_where_slurm_is_silent_auto_fails_and_a_named_partition_stands(
     experiment: Callable[..., Experiment], starts: dict[str, float | str]
 ) -> None:
     starts["akya-cuda"] = "Socket timed out"

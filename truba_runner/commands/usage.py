@@ -12,6 +12,7 @@ from truba_runner.commands import parser, print_json
 from truba_runner.language import _
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Use
+from truba_runner.state import slurm_jobs
 from truba_runner.sweeps.record import sweep_of
 
 _SECONDS_AN_HOUR = 3600
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser("usage", _("Core-hours and GPU-hours by experiment and sweep, and what the account has left."))
     given = options.parse_args(arguments)
     runs = places.runs(given.runs)
-    jobs = {run.path: _jobs(run) for run in runs}
+    jobs = {run.path: slurm_jobs(run) for run in runs}
     used = scheduler.used(job_id for ids in jobs.values() for job_id in ids)
     rows = _rows(runs, jobs, used)
     accounts = sorted({account for run in runs if (account := _account(run))})
@@ -61,12 +62,6 @@ def main(arguments: Sequence[str]) -> int:
             )
         )
     return 0
-
-
-def _jobs(run: RunDir) -> set[str]:
-    """Every job that the run ever had on Slurm."""
-    told = (str(event["job_id"]) for event in run.submissions() if event.get("job_id"))
-    return {job_id for job_id in told if not job_id.startswith("local-")}
 
 
 def _account(run: RunDir) -> str:

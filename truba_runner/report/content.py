@@ -17,7 +17,7 @@ from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job, Use
 from truba_runner.search import overview
 from truba_runner.search.directory import SearchDir
-from truba_runner.state import progress_of, state_of
+from truba_runner.state import progress_of, slurm_jobs, state_of
 from truba_runner.sweeps.plots import draw
 from truba_runner.sweeps.record import SweepDir, sharing
 from truba_runner.sweeps.table import SEED, Row, Table, table
@@ -123,7 +123,7 @@ def _metrics(metrics: Mapping[str, float | None]) -> Rows:
 
 def _uses(runs: Sequence[RunDir]) -> dict[str, Use]:
     """What each run has used, by its id, over all of its jobs; one that runs share is divided evenly."""
-    job_ids = {run.id: _job_ids(run) for run in runs}
+    job_ids = {run.id: slurm_jobs(run) for run in runs}
     used = scheduler.used(job_id for of in job_ids.values() for job_id in of)
     parts = {run.id: 1 + len(sharing(run)) for run in runs}
     found: dict[str, Use] = {}
@@ -133,11 +133,6 @@ def _uses(runs: Sequence[RunDir]) -> dict[str, Use]:
             shares = whole.core_seconds // parts[run_id], whole.gpu_seconds // parts[run_id]
             found[run_id] = Use(whole.starts, *shares)
     return found
-
-
-def _job_ids(run: RunDir) -> list[str]:
-    named = (str(event["job_id"]) for event in run.submissions() if event.get("job_id"))
-    return [job_id for job_id in dict.fromkeys(named) if not job_id.startswith("local-")]
 
 
 def _cost(uses: Any) -> list[tuple[str, str]]:
