@@ -16,7 +16,7 @@ _GIT_TIMEOUT_SECONDS = 5
 
 
 def record(job_file: Path, taken: Taken | None = None) -> dict[str, Any]:
-    """For a submission's record: `job_file`, its `job_sha256`, `project`, `git`, `versions` and, `taken` along, `code`."""
+    """For a submission's record: `job_file`, its `job_sha256`, `project`, `git`, `versions`, and `code` if `taken`."""
     project = Path.cwd()
     return {
         "job_file": str(job_file),

@@ -25,13 +25,16 @@ class SubmittedCode:
     """Where a process has its training code from. What was unpacked goes at the end of the `with`."""
 
     def __init__(self) -> None:
+        """Nothing is unpacked before `load`."""
         self._at_the_end = ExitStack()
         self._project = self._unpacked = ""
 
     def __enter__(self) -> SubmittedCode:
+        """Itself."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Removes what was unpacked."""
         self._at_the_end.close()
 
     def load(self, record: Mapping[str, Any], scratch: Path) -> ModuleType:

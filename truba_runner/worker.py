@@ -210,7 +210,8 @@ def _data_record(experiment: Experiment) -> dict[str, str]:
 def describe(error: BaseException, job_folder: Path, own: Callable[[str], str] = str) -> dict[str, Any]:
     """An exception in one record: what it was, and the last line of the user's own code on its way.
 
-    `own` names the files of a text as the user knows them. Keys: `type`, `message`, and where the way led through `job_folder` also `file`, `line` and `code`.
+    Keys: `type`, `message`, and where the way led through `job_folder` also `file`, `line` and `code`. `own` names the
+    files of a text as the user knows them.
     """
     kind = Failed.__name__ if isinstance(error, Failed) else type(error).__name__
     record: dict[str, Any] = {"type": kind, "message": own(str(error)).strip()[:2000]}

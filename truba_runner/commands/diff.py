@@ -59,11 +59,11 @@ def _now(run: RunDir, submitted: Mapping[str, Any]) -> dict[str, File]:
 def _difference(name: str, then: File, now: File) -> str:
     """The lines that differ; empty for what is no text, or differs only in whether it is executable."""
     try:
-        texts = [one.content.decode().splitlines() for one in (then, now)]
+        before, after = (one.content.decode().splitlines() for one in (then, now))
     except UnicodeDecodeError:
         return ""
     name = shown(name)
-    return "\n".join(difflib.unified_diff(*texts, f"submitted/{name}", f"now/{name}", lineterm=""))
+    return "\n".join(difflib.unified_diff(before, after, f"submitted/{name}", f"now/{name}", lineterm=""))
 
 
 def _told(changed: Mapping[str, str], added: Sequence[str], removed: Sequence[str]) -> Iterator[str]:

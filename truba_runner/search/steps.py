@@ -59,8 +59,8 @@ def begin(path: str, about: dict[str, Any], worker: list[str], code: dict[str, A
         _discover(opened, submitted.load(code, Path(scratch)), made)
     if not made.hyperparameters.space:
         raise Failed(
-            f"there is nothing to search: {code['job_file']} has no build_model(hp) that asks for a hyperparameter, and "
-            "sweep.space is empty. Take values from hp there, or name keys of the config in sweep.space."
+            f"there is nothing to search: {code['job_file']} has no build_model(hp) that asks for a hyperparameter, "
+            "and sweep.space is empty. Take values from hp there, or name keys of the config in sweep.space."
         )
     _warn_of_small_space(opened.sweep, made)
     with opened.store.transaction() as state:
