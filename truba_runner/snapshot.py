@@ -244,7 +244,7 @@ def unpacked(archive: Path) -> dict[str, File]:
     except (OSError, EOFError, tarfile.TarError) as error:
         raise Failed(
             f"the code that was submitted cannot be read: {archive} is not there any more, or damaged ({error}). "
-            "Submit again."
+            "A run that has not ended has to be submitted again."
         ) from error
     return found
 

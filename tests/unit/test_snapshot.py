@@ -29,10 +29,11 @@ import sys
 from pathlib import Path
 
 import helper
+from alias import more as same
 from tools import more
 
 here = Path(__file__).parent.parent
-print("trained with", helper.VALUE, more.VALUE, (here / "data" / "table.csv").read_text(), flush=True)
+print("trained with", helper.VALUE, more.VALUE, same.VALUE, (here / "data" / "table.csv").read_text(), flush=True)
 print("on the path", [one for one in sys.path if "truba-" in one or "project" in one], flush=True)
 helper.fail()
 """
@@ -47,6 +48,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write(folder / "helper.py", HELPER)
     write(folder / "tools" / "more.py", 'VALUE = "then too"\n')
     write(folder / "data" / "table.csv", "1,2")
+    (folder / "alias").symlink_to("tools")
     monkeypatch.chdir(folder)
     return folder
 
@@ -188,12 +190,12 @@ def test_a_job_trains_what_was_submitted(submitted: Callable[[], RunDir], projec
         [sys.executable, "-m", "truba_runner.worker", str(run.path)],
         env=os.environ | variables, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert "trained with then then too 1,2" in done.stdout, done.stderr
+    assert "trained with then then too then too 1,2" in done.stdout, done.stderr
     assert "has changed since" not in done.stderr
     assert f'File "{project}/helper.py", line 5, in fail\n    raise ValueError' in done.stderr
     error = run.progress()["error"]
     assert error["message"] == f"as in {project}/helper.py"
-    assert (error["file"], error["line"], error["code"]) == (str(project / "jobs" / "own.py"), 11, "helper.fail()")
+    assert (error["file"], error["line"], error["code"]) == (str(project / "jobs" / "own.py"), 12, "helper.fail()")
     (start,) = [event for event in run.submissions() if event["event"] == "started"]
     assert start["job_sha256"] == run.submitted()["job_sha256"]
     assert not list((tmp_path / "tmp").iterdir()), "it is gone from the node"
@@ -209,7 +211,9 @@ def test_a_job_whose_code_was_taken_away_says_so(submitted: Callable[[], RunDir]
         [sys.executable, "-m", "truba_runner.worker", str(run.path)], env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 1 and "is not there any more" in done.stderr and "Submit again" in done.stderr
+    assert (
+        done.returncode == 1 and "is not there any more" in done.stderr and "has to be submitted again" in done.stderr
+    )
 
 
 def test_diff_shows_what_was_edited_since(
