@@ -268,6 +268,16 @@ class Drill:
 
 
 @dataclass
+class Code:
+    """What a job trains: the project's files as they were submitted; docs/environments.md."""
+
+    # false: they are read from the project folder when the job starts, as they are then.
+    snapshot: bool = True
+    # More than so many megabytes are refused.
+    max_mb: float = 50.0
+
+
+@dataclass
 class Launcher:
     """What the command does after it has submitted."""
 
@@ -346,6 +356,7 @@ class Experiment:
     notify: Notify = field(default_factory=Notify)
     cluster: Cluster = field(default_factory=Cluster)
     environment: Environment = field(default_factory=Environment)
+    code: Code = field(default_factory=Code)
     launcher: Launcher = field(default_factory=Launcher)
     sweep: Sweep = field(default_factory=Sweep)
     drill: Drill = field(default_factory=Drill)

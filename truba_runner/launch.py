@@ -19,6 +19,7 @@ from truba_runner import (
     probe_job,
     rundir,
     scheduler,
+    snapshot,
     tell,
     weights,
 )
@@ -113,7 +114,9 @@ def check(experiment: Experiment) -> tuple[Experiment, Plan, Path]:
     problems: list[Problem] = []
     made, job_file = None, None
     try:
-        job_file = job_module.find(experiment.job.module, Path.cwd())
+        found = job_module.find(experiment.job.module, Path.cwd())
+        snapshot.refuse_too_much(experiment, found)
+        job_file = found
     except Refused as refused:
         problems += refused.problems
     try:

@@ -6,22 +6,30 @@ import hashlib
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from truba_runner.snapshot import Taken
 
 _GIT_TIMEOUT_SECONDS = 5
 
 
-def record(job_file: Path) -> dict[str, Any]:
-    """For a submission's record: `job_file`, its `job_sha256`, `project`, `git` and `versions`."""
+def record(job_file: Path, taken: Taken | None = None) -> dict[str, Any]:
+    """For a submission's record: `job_file`, its `job_sha256`, `project`, `git`, `versions`, and `code` if `taken`."""
     project = Path.cwd()
     return {
         "job_file": str(job_file),
-        "job_sha256": code_sha256(job_file),
+        **(taken.record() if taken else {"job_sha256": code_sha256(job_file)}),
         "project": str(project),
         "git": git_state(project),
         "versions": versions(),
     }
+
+
+def passed_on(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a submission's record, what the record of a run that it trains needs to find the same code."""
+    return {key: record[key] for key in ("job_file", "job_sha256", "project", "code") if key in record}
 
 
 def code_sha256(file: Path) -> str:

@@ -177,6 +177,10 @@ class RunDir:
                 told.append(event)
         return told
 
+    def submitted(self) -> dict[str, Any]:
+        """The latest submission's record of its code: with `job_file`, the training code, and its `job_sha256`."""
+        return next((event for event in reversed(self.submissions()) if "job_file" in event), {})
+
     def is_last_given_to(self, token: str) -> bool:
         """Whether the run's last submission is the one of this token."""
         intents = [event for event in self.submissions() if event["event"] == "intent"]

@@ -18,7 +18,7 @@ from typing import Any
 
 from submitit import SlurmExecutor
 
-from truba_runner import budget, environment, events, job_code, provenance, scheduler
+from truba_runner import budget, environment, events, job_code, provenance, scheduler, snapshot
 from truba_runner.config import Experiment
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _
@@ -174,6 +174,7 @@ class Submission:
         """
         script = self.script()
         job_code.provide(self.first.experiment.environment, self._runs_folder)
+        snapshot.take(self.first.experiment, self.first.job_file)
         for warning in budget.warnings(self.request, max(1, self.array_size)):
             print(_("warning: {text}", text=warning), file=sys.stderr)
         self.record_intent()
@@ -219,7 +220,7 @@ class Submission:
             "time": time.time(),
             "token": self.token,
             "job_name": self.job_name,
-            **provenance.record(self.first.job_file),
+            **provenance.record(self.first.job_file, snapshot.take(self.first.experiment, self.first.job_file)),
             "environment": dict(self.first.found),
             "request": asdict(self.request),
             "sbatch": self.parameters(),

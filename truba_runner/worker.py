@@ -11,7 +11,7 @@ import platform
 import signal
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,13 @@ from truba_runner import (
     backends,
     drill,
     full_disk,
-    job_module,
     lr_find,
+    node_folder,
     notify,
-    provenance,
     request,
     restarts,
     scheduler,
+    submitted_code,
 )
 from truba_runner.backends import hparams
 from truba_runner.checkpoint import CheckpointStore, Position
@@ -36,6 +36,7 @@ from truba_runner.errors import Failed
 from truba_runner.interrupt import Interrupted, Interruption
 from truba_runner.progress import Progress
 from truba_runner.rundir import RunDir
+from truba_runner.submitted_code import SubmittedCode
 from truba_runner.sweeps import canary
 from truba_runner.sweeps.record import sweep_of
 
@@ -49,6 +50,11 @@ def main(arguments: list[str]) -> int:
     here = allocation.current()
     interruption = Interruption()
     interruption.listen()
+    with SubmittedCode() as code:
+        return _main(run, here, interruption, code)
+
+
+def _main(run: RunDir, here: allocation.Allocation, interruption: Interruption, code: SubmittedCode) -> int:
     # As stderr does it already: the log may name a file whose name is no UTF-8.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     progress = Progress(run, here.job_id, writes=here.rank == 0)
@@ -67,7 +73,7 @@ def main(arguments: list[str]) -> int:
         if here.rank == 0:
             # Which start this is it has put on record itself; the others follow it.
             progress.watcher = drill.saboteur(experiment.drill, start=restarts.account(run)["restarts"])
-        result = _train(experiment, run, progress, here, interruption)
+        result = _train(experiment, run, progress, here, interruption, code)
         if here.rank == 0:
             record = {"data": _data_record(experiment), "job_id": here.job_id, **restarts.account(run)}
             warned = {"warning": progress.record["warning"]} if "warning" in progress.record else {}
@@ -82,7 +88,7 @@ def main(arguments: list[str]) -> int:
     except Interrupted:
         return after_interruption(run, here, progress, interruption)
     except BaseException as error:
-        return failed(run, here, progress, error)
+        return failed(run, here, progress, error, code)
     return 0
 
 
@@ -93,7 +99,7 @@ def begin(run: RunDir, here: allocation.Allocation, position: Position) -> bool:
         Failed: as `restarts.begin`.
     """
     about = {"job_name": here.job_name, "host": platform.node(), "python": platform.python_version()}
-    about["job_sha256"] = provenance.code_sha256(Path(submitted(run).get("job_file", "")))
+    about["job_sha256"] = submitted_code.sha256(run.submitted())
     restarts.begin(run, here.job_id, position, about)
     other = claimed_by(run, here)
     if other == here.job_id:
@@ -109,14 +115,15 @@ def _train(
     progress: Progress,
     here: allocation.Allocation,
     interruption: Interruption,
+    code: SubmittedCode,
 ) -> dict[str, Any]:
     print(f"run {run.id}, job {here.job_id}, on {platform.node()}, data {experiment.data.name}", flush=True)
     # The backend first: it sets up its framework, which the job then imports.
     work = backends.load(experiment.job.backend, "find" if experiment.sweep.kind == lr_find.KIND else "train")
-    record = submitted(run)
-    if provenance.code_sha256(Path(record["job_file"])) != record.get("job_sha256"):
+    record = run.submitted()
+    if submitted_code.sha256(record) != record.get("job_sha256"):
         print(f"WARNING: {record['job_file']} has changed since it was submitted", file=sys.stderr, flush=True)
-    job = job_module.load(Path(record["job_file"]))
+    job = code.load(record, node_folder.scratch_of(experiment))
     return work(backends.Context(experiment, job, run, progress, interruption, here.rank, here.tasks))
 
 
@@ -141,18 +148,25 @@ def after_interruption(run: RunDir, here: allocation.Allocation, progress: Progr
     return 0 if requeued else 128 + signal.SIGTERM
 
 
-def failed(run: RunDir, here: allocation.Allocation, progress: Progress, error: BaseException) -> int:
-    """Puts on record what ended the run, and tells whoever waits for it."""
+def failed(
+    run: RunDir,
+    here: allocation.Allocation,
+    progress: Progress,
+    error: BaseException,
+    code: SubmittedCode | None = None,
+) -> int:
+    """Puts on record what ended the run, and tells whoever waits for it; `code`: what it has trained."""
     error = full_disk.explained(error, run)
-    record = describe(error, Path(submitted(run).get("job_file", "/")).parent)
+    own = code.own if code else str
+    record = describe(error, Path(run.submitted().get("job_file", "/")).parent, own)
     others = here.tasks > 1 and type(error).__name__ in _OTHERS_FAULT
     if not (others and run.progress().get("error")):
         progress.update(state="failed", error=record)
     with suppress(OSError):  # The log may be on a full disk too.
         if isinstance(error, Failed):
-            print(error, file=sys.stderr, flush=True)
+            print(own(str(error)), file=sys.stderr, flush=True)
         else:
-            traceback.print_exception(error)
+            print(own("".join(traceback.format_exception(error))), file=sys.stderr, end="", flush=True)
     if here.on_slurm and here.tasks > 1 and not others:
         _end_for_all(here, progress)
     if here.rank == 0:
@@ -180,11 +194,6 @@ def claimed_by(run: RunDir, here: allocation.Allocation) -> str:
     return here.job_id
 
 
-def submitted(run: RunDir) -> dict[str, Any]:
-    """The latest submission's record, with `job_file`, the training code, and its hash."""
-    return next((event for event in reversed(run.submissions()) if "job_file" in event), {})
-
-
 def _write_settings(run: RunDir, experiment: Experiment, metrics: Mapping[str, Any] | None) -> None:
     """TensorBoard compares runs by them; `metrics`: of one that has finished. A sweep's runs differ by a few values."""
     if run.tensorboard.is_dir():
@@ -198,19 +207,20 @@ def _data_record(experiment: Experiment) -> dict[str, str]:
     return {"name": experiment.data.name, "file": source.file if source else ""}
 
 
-def describe(error: BaseException, job_folder: Path) -> dict[str, Any]:
+def describe(error: BaseException, job_folder: Path, own: Callable[[str], str] = str) -> dict[str, Any]:
     """An exception in one record: what it was, and the last line of the user's own code on its way.
 
-    Keys: `type`, `message`, and where the way led through `job_folder` also `file`, `line` and `code`.
+    Keys: `type`, `message`, and where the way led through `job_folder` also `file`, `line` and `code`. `own` names the
+    files of a text as the user knows them.
     """
     kind = Failed.__name__ if isinstance(error, Failed) else type(error).__name__
-    record: dict[str, Any] = {"type": kind, "message": str(error).strip()[:2000]}
+    record: dict[str, Any] = {"type": kind, "message": own(str(error)).strip()[:2000]}
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError) and error.filename:
         frames.append(traceback.FrameSummary(error.filename, error.lineno or 0, "", line=error.text or ""))
     for frame in reversed(frames):
-        if Path(frame.filename).is_relative_to(job_folder):
-            return {**record, "file": frame.filename, "line": frame.lineno, "code": (frame.line or "").strip()}
+        if Path(file := own(frame.filename)).is_relative_to(job_folder):
+            return {**record, "file": file, "line": frame.lineno, "code": (frame.line or "").strip()}
     return record
 
 

@@ -87,8 +87,9 @@ def test_an_array_of_twenty_in_a_container_of_another_python(bundled: Truba) -> 
     results = wait_for_results(bundled, runs)
     assert {start["python"].rpartition(".")[0] for run in runs for start in started(run)} == {OTHER}
     assert len({result["weights_sha256"] for result in results}) == len(runs) == 20
-    # All that a thousand runs would share: the package and the wrapper; and of the program itself a few dozen files.
-    assert len(list((bundled.project / "runs" / ".code").iterdir())) == 2
+    # All that a thousand runs would share: the package, the wrapper and the project's code; and of the program itself a
+    # few dozen files.
+    assert len(list((bundled.project / "runs" / ".code").iterdir())) == 3
     assert sum(path.is_file() for path in (bundled.project / "state").rglob("*")) < 100
 
 

@@ -131,6 +131,31 @@ def test_a_job_whose_srun_fails_goes_back_into_the_queue_but_not_for_ever(truba:
     assert [sum(event["event"] == "started" for event in events(run)) for run in (once, often)] == [1, 0]
 
 
+def test_runs_train_the_code_that_was_submitted_whatever_is_edited_while_they_wait(truba: Truba) -> None:
+    job = "import helper\n\nraise RuntimeError(f'{helper.VALUE} helper, %s job')\n"
+    truba.write("jobs/own.py", job % "submitted")
+    truba.write("helper.py", 'VALUE = "submitted"\n')
+    truba.write("bin/sbatch", '#!/bin/sh\nexec /usr/bin/sbatch --hold "$@"\n', executable=True)
+    own = ["+experiment=mnist", "job.module=own", "data.name=digits", truba.runs_folder()]
+    for command in (own, ["-m", *own, "train.seed=1,2"]):
+        submitted = truba(*command, PATH=truba.path_with_own_bin())
+        assert submitted.returncode == 0, submitted.stderr
+    runs = run_dirs(truba.project)
+    assert len(runs) == 3 and {row["state"] for row in truba.status()} == {"PENDING"}
+    truba.write("jobs/own.py", job % "edited")
+    truba.write("helper.py", 'VALUE = "edited"\n')
+    jobs = {events(run)[1]["job_id"].split("_")[0] for run in runs}
+    truba.cluster.run(["scontrol", "release", *sorted(jobs)], user="root")
+    for run in runs:
+        truba.cluster.wait_for_state(events(run)[1]["job_id"], "FAILED", in_accounting=True)
+        error = json.loads((run / "progress.json").read_text())["error"]
+        assert error["message"] == "submitted helper, submitted job"
+        assert error["file"] == str(truba.project / "jobs" / "own.py") and "submitted job" in error["code"]
+    assert len(list((truba.project / "runs" / ".code").glob("code-*"))) == 1, "all runs share it"
+    shown = truba("diff", runs[0].name).stdout
+    assert '-VALUE = "submitted"\n+VALUE = "edited"' in shown and "+++ now/jobs/own.py" in shown
+
+
 def test_a_run_in_slurms_hands_is_pointed_at_and_can_be_cancelled(truba: Truba) -> None:
     truba.write("jobs/waiting.py", WAITING_JOB)
     command = ["+experiment=mnist", "job.module=waiting", "data.name=digits", truba.runs_folder()]

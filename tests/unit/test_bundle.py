@@ -68,7 +68,7 @@ def test_it_works_in_every_python(version: str, python: str, pyz: Path, tmp_path
     looked = run(python, str(pyz), "doctor", "cluster=local", cwd=tmp_path)
     assert f"Python: {version}." in looked.stdout and "the check itself failed" not in looked.stdout, looked.stderr
     # In a job: out of the file, with the file alone.
-    ask = "import truba_runner.worker as worker; print(worker.provenance.versions(), worker.__file__)"
+    ask = "from truba_runner import provenance, worker; print(provenance.versions(), worker.__file__)"
     told = run(python, "-c", ask, cwd=tmp_path, pythonpath=str(pyz))
     assert bundle.importlib.metadata.version("hydra-core") in told.stdout and str(pyz) in told.stdout, told.stderr
     # Unpacked is what Hydra and a job want as files, once.

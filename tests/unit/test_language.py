@@ -18,7 +18,10 @@ from truba_runner.language import _, chosen, counted
 CONVERTED = [
     *sorted((catalogues.PACKAGE / "why").glob("*.py")),
     *sorted((catalogues.PACKAGE / "doctor").glob("*.py")),
-    *(catalogues.PACKAGE / "commands" / f"{one}.py" for one in ("why", "doctor", "usage", "logs", "cancel", "status")),
+    *(
+        catalogues.PACKAGE / "commands" / f"{one}.py"
+        for one in ("why", "doctor", "usage", "logs", "cancel", "status", "diff")
+    ),
     *(catalogues.PACKAGE / name for name in ("budget.py", "disk.py", "state.py")),
 ]
 # Not for users: what is raised at the program's own faults, commands for a shell, words that are searched for.

@@ -192,7 +192,7 @@ def _starts(run: RunDir) -> Rows:
 
 
 def _environment(run: RunDir, result: Mapping[str, Any]) -> Facts:
-    submitted: dict[str, Any] = next((event for event in reversed(run.submissions()) if "job_file" in event), {})
+    submitted = run.submitted()
     request, git = submitted.get("request", {}), submitted.get("git", {})
     versions = {**submitted.get("versions", {}), **result.get("versions", {})}
     commit = f"{git['commit']}{', with changes that are in no commit' if git['dirty'] else ''}" if git else ""

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from truba_runner import provenance
 from truba_runner.config import Experiment, experiment_from
 from truba_runner.errors import Failed
 from truba_runner.local import with_package
@@ -26,12 +27,12 @@ def evaluate(search: SearchDir, state: State, trials: Sequence[Mapping[str, Any]
     Raises:
         truba_runner.errors.Failed: one of them could not be.
     """
-    code = next(event for event in reversed(search.submissions()) if "job_file" in event)
+    code = provenance.passed_on(search.submitted())
     for trial in trials:
         run, _ = prepare_best(search, _experiment(search), state, trial)
         if run.result():
             continue
-        run.append_submission({"event": "leased", **{key: code[key] for key in ("job_file", "job_sha256")}})
+        run.append_submission({"event": "leased", **code})
         name = f"best-{trial['trial_id']}"
         done = subprocess.run(
             [sys.executable, "-u", "-m", "truba_runner.worker", str(run.path)],

@@ -7,10 +7,9 @@ import os
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from truba_runner import job_module
 from truba_runner.config import Experiment, Sweep, training_hash
 from truba_runner.errors import Failed, nearest
 from truba_runner.search import leases, oracle, trials
@@ -19,6 +18,7 @@ from truba_runner.search.leases import Lease, Worker
 from truba_runner.search.lock import lock_for
 from truba_runner.search.records import TOLD, ranked, values_of
 from truba_runner.search.store import State, Store
+from truba_runner.submitted_code import SubmittedCode
 
 
 class Opened:
@@ -45,18 +45,22 @@ def describe(experiment: Experiment) -> dict[str, Any]:
 # -- the space ---------------------------------------------------------------------------------------------------
 
 
-def begin(path: str, about: dict[str, Any], worker: list[str], job_file: str) -> dict[str, Any]:
-    """Finds the search's space out and writes its first state, unless another worker has."""
+def begin(path: str, about: dict[str, Any], worker: list[str], code: dict[str, Any], scratch: str) -> dict[str, Any]:
+    """Finds the search's space out and writes its first state, unless another worker has.
+
+    `code`: what the submission says of it; `scratch`: the node's own disk.
+    """
     _hide_gpus()
     opened = Opened(path, about)
     if opened.store.read():
         return {}
     made = oracle.make(opened.sweep)
-    _discover(opened, Path(job_file), made)
+    with SubmittedCode() as submitted:
+        _discover(opened, submitted.load(code, Path(scratch)), made)
     if not made.hyperparameters.space:
         raise Failed(
-            f"there is nothing to search: {job_file} has no build_model(hp) that asks for a hyperparameter, and "
-            "sweep.space is empty. Take values from hp there, or name keys of the config in sweep.space."
+            f"there is nothing to search: {code['job_file']} has no build_model(hp) that asks for a hyperparameter, "
+            "and sweep.space is empty. Take values from hp there, or name keys of the config in sweep.space."
         )
     _warn_of_small_space(opened.sweep, made)
     with opened.store.transaction() as state:
@@ -66,12 +70,12 @@ def begin(path: str, about: dict[str, Any], worker: list[str], job_file: str) ->
     return {}
 
 
-def _discover(opened: Opened, job_file: Path, made: Any) -> None:
+def _discover(opened: Opened, job: ModuleType, made: Any) -> None:
     """Has Keras Tuner build the job's model until every hyperparameter has shown, conditional ones too."""
     import inspect
     import tempfile
 
-    build = getattr(job_module.load(job_file), "build_model", None)
+    build = getattr(job, "build_model", None)
     if build is None or "hp" not in inspect.signature(build).parameters:
         return
     from keras_tuner.src.engine.base_tuner import BaseTuner

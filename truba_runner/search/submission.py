@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from truba_runner import job_module, places, provenance, rundir, scheduler, tell
+from truba_runner import job_module, places, provenance, rundir, scheduler, snapshot, tell
 from truba_runner.config import Experiment, run_id, training_hash
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.rundir import RunDir
@@ -232,8 +232,8 @@ def _make(search: SearchDir, prepared: Prepared) -> None:
             search.write_config(asdict(prepared.experiment))
         elif _most_failures(search) < prepared.experiment.sweep.max_consecutive_failed_trials:
             _take_up_again(search, prepared.experiment)
-        event = {"event": "search", "time": time.time(), **provenance.record(prepared.job_file)}
-        search.append_submission(event)
+        code = provenance.record(prepared.job_file, snapshot.take(prepared.experiment, prepared.job_file))
+        search.append_submission({"event": "search", "time": time.time(), **code})
         for index in range(prepared.experiment.sweep.workers):
             search.create_worker(index)
 

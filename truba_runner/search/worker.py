@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from truba_runner import allocation, backends, notify
+from truba_runner import allocation, backends, node_folder, notify, provenance
 from truba_runner import worker as ordinary
 from truba_runner.checkpoint import Position
 from truba_runner.config import Experiment, experiment_from, training_hash
@@ -84,12 +84,11 @@ class _SearchWorker:
         self._interruption, self._progress = interruption, progress
         self._about = describe(experiment)
         self._me = Worker(run.id, secrets.token_hex(4))
-        self._submitted = ordinary.submitted(run)
+        self._code = provenance.passed_on(run.submitted())
         # Keras Tuner needs Keras, and Keras a backend: that which is imported anyway.
         backend = "torch" if experiment.job.backend == "fastai" else "tensorflow"
         self._nursery = Nursery({"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "1"})
-        code = {key: self._submitted[key] for key in ("job_file", "job_sha256")}
-        self._started = {"job_id": job_id, "worker": run.id, **code}
+        self._started = {"job_id": job_id, "worker": run.id, **self._code}
         self._trainer = Trainer(search, experiment, store, self._nursery, interruption, self._started)
         self._position = partial(trials.position, search, experiment.sweep)
         self._let_go_of: set[str] = set()
@@ -110,7 +109,7 @@ class _SearchWorker:
 
     def _work(self, pulse: Pulse) -> None:
         if not self._store.read():
-            self._step("begin", self._submitted["job_file"])
+            self._step("begin", self._code, str(node_folder.scratch_of(self._experiment)))
         outcome: dict[str, Any] | None = None
         while True:
             answer = self._next(outcome, pulse)

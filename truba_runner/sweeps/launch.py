@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
-from truba_runner import job_module, lr_find, places, tell
+from truba_runner import job_module, lr_find, places, snapshot, tell
 from truba_runner.changed_code import refuse_together
 from truba_runner.config import Experiment
 from truba_runner.errors import Problem, Refused
@@ -196,6 +196,7 @@ def _checked(runs: Sequence[Composed], label: Callable[[int], str], refusals: Re
             made = None
         try:
             job_file = find(experiment.job.module)
+            snapshot.refuse_too_much(experiment, job_file)
         except Refused as refused:
             refusals.add(refused, label(index))
         else:

@@ -238,7 +238,7 @@ def _warn_of_more_at_once(experiment: Experiment, arrays: int) -> None:
 def _asks_for(prepared: Prepared) -> str:
     """The same for runs that one array may hold."""
     one = prepared.experiment
-    return repr((prepared.request, one.environment, one.sweep, prepared.job_file))
+    return repr((prepared.request, one.environment, one.code, one.sweep, prepared.job_file))
 
 
 def _tasks(group: Sequence[Prepared]) -> list[Sequence[Prepared]]:

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from truba_runner import allocation, rundir, scheduler
-from truba_runner.config import Environment, Experiment, Resources
+from truba_runner.config import Code, Environment, Experiment, Resources
 from truba_runner.errors import Failed
 from truba_runner.plan import plan
 from truba_runner.rundir import RunDir
@@ -77,8 +77,9 @@ def submit(experiment: Experiment, job_file: Path, sweep: SweepDir) -> None:
         if live:
             job_id = last_job_id(run)
         else:
-            # It needs what this command needs, Slurm's commands too, and not what a training does.
-            here = replace(experiment, environment=Environment("inherit"))
+            # It needs what this command needs, Slurm's commands too, and not what a training does; each of its runs
+            # has its code from the project.
+            here = replace(experiment, environment=Environment("inherit"), code=Code(snapshot=False))
             job_id = SweeperSubmission(Prepared(here, run, request, job_file), command=sys.argv[1:]).send(held)
     print(f"the sweeper {'is' if live else 'was submitted as'} job {job_id} on {request.partition}")
     print(f"  truba status {sweep.id}")

@@ -1,0 +1,286 @@
+"""The code that runs is the code that was submitted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from truba_runner import node_folder, scheduler, snapshot, submit
+from truba_runner.__main__ import main
+from truba_runner.config import Experiment
+from truba_runner.errors import Failed
+from truba_runner.plan import plan
+from truba_runner.rundir import RunDir
+from truba_runner.snapshot import File
+from truba_runner.submit import Prepared, Submission
+from truba_runner.sweeps.array import ArraySubmission
+from truba_runner.sweeps.record import SweepDir
+from truba_runner.worker import describe
+
+ROOT = Path(__file__).resolve().parents[2]
+JOB = """
+import sys
+from pathlib import Path
+
+import helper
+from alias import more as same
+from tools import more
+
+here = Path(__file__).parent.parent
+print("trained with", helper.VALUE, more.VALUE, same.VALUE, (here / "data" / "table.csv").read_text(), flush=True)
+print("on the path", [one for one in sys.path if "truba-" in one or "project" in one], flush=True)
+helper.fail()
+"""
+HELPER = 'VALUE = "then"\n\n\ndef fail():\n    raise ValueError(f"as in {__file__}")  # submitted\n'
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a job of its own, where commands are given."""
+    folder = tmp_path / "scratch" / "project"
+    write(folder / "jobs" / "own.py", JOB)
+    write(folder / "helper.py", HELPER)
+    write(folder / "tools" / "more.py", 'VALUE = "then too"\n')
+    write(folder / "data" / "table.csv", "1,2")
+    (folder / "alias").symlink_to("tools")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def write(path: Path, text: str = "x") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def names(project: Path, *without: str) -> list[str]:
+    return list(snapshot.files(project, project / "jobs" / "own.py", [project / name for name in without]))
+
+
+def git(project: Path, *arguments: str) -> None:
+    subprocess.run(["git", "-C", str(project), *arguments], check=True, capture_output=True)
+
+
+def test_of_a_git_repository_what_it_tracks_and_does_not_ignore(project: Path, tmp_path: Path) -> None:
+    write(project / ".gitignore", "data/\n*.log\n")
+    for name in ("tracked.txt", "gone.py", "new/untracked.md", "some.log", "runs/run.yaml"):
+        write(project / name)
+    git(project, "init", "-q")
+    git(project, "add", "tracked.txt", "gone.py")
+    (project / "gone.py").unlink()
+    write(project / "inner" / "module.py")
+    git(project / "inner", "init", "-q")
+    write(tmp_path / "outside.py")
+    (project / "here.py").symlink_to("helper.py")
+    (project / "there.py").symlink_to(tmp_path / "outside.py")
+    expected = [".gitignore", "helper.py", "here.py", "inner/module.py", "jobs/own.py", "new/untracked.md"]
+    assert names(project, "runs", "data") == [*expected, "tools/more.py", "tracked.txt"]
+    assert snapshot.read({"here.py": project / "here.py"})["here.py"].content == HELPER.encode()
+    git(project, "rm", "-q", "--cached", "tracked.txt")
+    write(project / ".gitignore", "*\n")
+    modules = ["helper.py", "here.py", "inner/module.py", "jobs/own.py", "tools/more.py"]
+    assert names(project, "runs", "data") == modules, "git is told to ignore the job: it has no say"
+
+
+def test_without_git_jobs_and_conf_and_the_modules_beside_them(project: Path) -> None:
+    for name in ("conf/experiment/my.yaml", "jobs/labels.csv", "jobs/__pycache__/own.pyc", "tools/big.bin"):
+        write(project / name)
+    for name in ("notes.txt", ".venv/lib.py", "runs/old.py"):
+        write(project / name)
+    expected = ["conf/experiment/my.yaml", "helper.py", "jobs/labels.csv", "jobs/own.py", "tools/more.py"]
+    assert names(project, "runs", "data") == expected
+    deep = write(project / "src" / "deep" / "train.py")
+    assert "src/deep/train.py" in snapshot.files(project, deep, []), "wherever the job lies"
+
+
+def test_the_same_files_share_an_archive(project: Path, experiment: Callable[..., Experiment], tmp_path: Path) -> None:
+    own = experiment("job.module=own", f"cluster.runs_folder={tmp_path / 'scratch' / 'runs'}", "data.folder=data")
+
+    def taken() -> snapshot.Taken:
+        snapshot._taken.cache_clear()
+        found = snapshot.take(own, project / "jobs" / "own.py")
+        assert found is not None
+        return found
+
+    first = taken()
+    assert (
+        first.archive.parent == tmp_path / "scratch" / "runs" / ".code"
+        and first.archive.stat().st_mode & 0o777 == 0o600
+    )
+    assert first.files == 3 and snapshot.unpacked(first.archive)["helper.py"] == File(HELPER.encode(), False)
+    os.utime(first.archive, (0, 0))
+    inode = first.archive.stat().st_ino
+    os.utime(project / "helper.py", (5, 5))
+    assert taken() == first and first.archive.stat().st_ino == inode
+    assert first.archive.stat().st_mtime > 0, "a purge takes what nobody has written to for long"
+    (project / "helper.py").chmod(0o755)
+    assert taken().sha256 != first.sha256
+    (project / os.fsdecode(b"jobs/g\xfcl.txt")).write_bytes(b"\0\xff")
+    third = taken()
+    found = snapshot.unpacked(third.archive)
+    assert found[os.fsdecode(b"jobs/g\xfcl.txt")] == File(b"\0\xff", False) and found["helper.py"].executable
+    assert third.job_sha256 == first.job_sha256
+    third.archive.write_bytes(third.archive.read_bytes()[:100])
+    with pytest.raises(Failed, match="damaged"):
+        snapshot.unpacked(third.archive)
+
+
+def test_none_is_taken_of_what_trains_here_or_is_not_the_projects(
+    project: Path, experiment: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    own, folder = project / "jobs" / "own.py", f"cluster.runs_folder={tmp_path / 'scratch' / 'runs'}"
+    assert snapshot.take(experiment(folder), own)
+    assert snapshot.take(experiment(folder, "code.snapshot=false"), own) is None
+    assert snapshot.take(experiment(folder, cluster="local"), own) is None
+    assert snapshot.take(experiment(folder), ROOT / "jobs" / "mnist.py") is None
+
+
+@pytest.mark.parametrize("command", ["one", "sweep"])
+def test_too_much_code_is_refused_before_anything_is_written(project: Path, tmp_path: Path, command: str) -> None:
+    write(project / "jobs" / "weights.bin", "x" * 300_000)
+    asked = ["cluster=truba", "+experiment=mnist", "job.module=own", "data.name=digits", "resources.account=a"]
+    argv = [*(["-m", "train.seed=1,2"] if command == "sweep" else []), *asked, "code.max_mb=0.2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "truba_runner", *argv, f"cluster.runs_folder={project / 'runs'}"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "jobs/weights.bin (0.3 MB)" in done.stderr and "code.max_mb=0.2" in done.stderr
+    assert ".gitignore" in done.stderr and "code.snapshot=false" in done.stderr and done.stderr.count("MB)") <= 4
+    assert not (project / "runs").exists()
+
+
+@pytest.fixture
+def submitted(
+    project: Path, experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], RunDir]:
+    """Submits the project's job to a Slurm that takes it and does nothing."""
+
+    def submit_it() -> RunDir:
+        own = experiment("job.module=own", f"cluster.runs_folder={project / 'runs'}", f"data.folder={project / 'data'}")
+        monkeypatch.setattr(scheduler, "sbatch", lambda script, inherit: "7")
+        monkeypatch.setattr(submit.budget, "warnings", lambda *given: [])
+        run = RunDir(project / "runs" / "mnist-00000000")
+        run.path.parent.mkdir()
+        Submission(Prepared(own, run, plan(own).request, project / "jobs" / "own.py")).send(0)
+        return run
+
+    return submit_it
+
+
+def edit(project: Path) -> None:
+    write(project / "jobs" / "own.py", "raise RuntimeError('this is not what was submitted')\n")
+    write(project / "helper.py", HELPER.replace("then", "now").replace("raise", "assert False and"))
+    (project / "tools" / "more.py").unlink()
+    write(project / "jobs" / "new.py")
+
+
+def test_a_job_trains_what_was_submitted(submitted: Callable[[], RunDir], project: Path, tmp_path: Path) -> None:
+    run = submitted()
+    edit(project)
+    (tmp_path / "tmp").mkdir()
+    variables = {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "tmp"), "TRUBA_JOB_ID": "7", "TRUBA_JOB_NAME": "7"}
+    done = subprocess.run(
+        [sys.executable, "-m", "truba_runner.worker", str(run.path)],
+        env=os.environ | variables, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "trained with then then too then too 1,2" in done.stdout, done.stderr
+    assert "has changed since" not in done.stderr
+    assert f'File "{project}/helper.py", line 5, in fail\n    raise ValueError' in done.stderr
+    error = run.progress()["error"]
+    assert error["message"] == f"as in {project}/helper.py"
+    assert (error["file"], error["line"], error["code"]) == (str(project / "jobs" / "own.py"), 12, "helper.fail()")
+    (start,) = [event for event in run.submissions() if event["event"] == "started"]
+    assert start["job_sha256"] == run.submitted()["job_sha256"]
+    assert not list((tmp_path / "tmp").iterdir()), "it is gone from the node"
+    told = done.stdout.partition("on the path ")[2]
+    assert all("/truba-" in one for one in json.loads(told.splitlines()[0].replace("'", '"'))[:2])
+    assert (project / "data" / "table.csv").read_text() == "1,2"
+
+
+def test_a_job_whose_code_was_taken_away_says_so(submitted: Callable[[], RunDir], tmp_path: Path) -> None:
+    run = submitted()
+    Path(run.submitted()["code"]["archive"]).unlink()
+    done = subprocess.run(
+        [sys.executable, "-m", "truba_runner.worker", str(run.path)], env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (
+        done.returncode == 1 and "is not there any more" in done.stderr and "has to be submitted again" in done.stderr
+    )
+
+
+def test_diff_shows_what_was_edited_since(
+    submitted: Callable[[], RunDir], project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(project / "jobs" / "picture.bin", "\0")
+    run = submitted()
+    argv = ["diff", run.id, "--runs", str(project / "runs")]
+    assert main(argv) == 0 and "nothing has changed" in capsys.readouterr().out
+    edit(project)
+    (project / "jobs" / "picture.bin").write_bytes(b"\xff")
+    assert main(argv) == 0
+    told = capsys.readouterr().out
+    assert '--- submitted/helper.py\n+++ now/helper.py\n@@ -1,5 +1,5 @@\n-VALUE = "then"\n+VALUE = "now"\n' in told
+    assert "jobs/new.py is new" in told and "tools/more.py is gone" in told
+    assert "jobs/picture.bin has changed, in no line of text" in told
+    assert main([*argv, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["added"], found["removed"]) == (["jobs/new.py"], ["tools/more.py"])
+    assert sorted(found["changed"]) == ["helper.py", "jobs/own.py", "jobs/picture.bin"]
+    assert found["code"]["files"] == 4 and not found["changed"]["jobs/picture.bin"]
+
+
+def test_diff_of_a_run_without_a_copy_of_its_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDir(tmp_path / "runs" / "mnist-0")
+    run.create()
+    run.write_config({})
+    run.append_submission({"event": "local", "job_id": "local-1", "job_file": "/project/jobs/own.py"})
+    assert main(["diff", run.id, "--runs", str(run.path.parent)]) == 0
+    assert "mnist-0 has no copy of its code" in capsys.readouterr().err
+
+
+def test_the_runs_of_an_array_share_it(project: Path, experiment: Callable[..., Experiment], tmp_path: Path) -> None:
+    own = experiment("job.module=own", f"cluster.runs_folder={tmp_path / 'scratch' / 'runs'}")
+    request = plan(own).request
+    runs = [
+        Prepared(own, RunDir(tmp_path / "scratch" / "runs" / f"mnist-{one}"), request, project / "jobs" / "own.py")
+        for one in "12"
+    ]
+    sweep = SweepDir.of(tmp_path / "scratch" / "runs", "mnist-sweep-00000000")
+    sweep.logs.mkdir(parents=True)
+    array = ArraySubmission(
+        runs[0], sweep=sweep, tasks=[[one] for one in runs], allocation=request, places=1, max_parallel=1
+    )
+    array.record_intent()
+    records = [one.run.submitted() for one in runs]
+    (archive,) = (tmp_path / "scratch" / "runs" / ".code").iterdir()
+    assert [record["code"]["archive"] for record in records] == [str(archive)] * 2
+    assert [record["project"] for record in records] == [str(project)] * 2
+
+
+def test_an_error_is_told_of_the_users_own_file(tmp_path: Path) -> None:
+    unpacked = write(tmp_path / "unpacked" / "jobs" / "own.py", "1 / 0\n")
+    try:
+        exec(compile(unpacked.read_text(), str(unpacked), "exec"))  # noqa: S102
+    except ZeroDivisionError as error:
+        told = describe(error, Path("/project/jobs"), lambda text: text.replace(str(tmp_path / "unpacked"), "/project"))
+    assert (told["file"], told["code"]) == ("/project/jobs/own.py", "1 / 0")
+
+
+def test_a_node_whose_own_disk_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from truba_runner.submitted_code import SubmittedCode
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(OSError, match="nowhere"), node_folder.made(Path("/nowhere"), "code"):
+        pass
+    with SubmittedCode() as code:
+        folder = code._private_folder(Path("/nowhere"))
+        assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700
+    assert not folder.exists()

@@ -1,0 +1,75 @@
+"""`truba diff RUN`: what has changed in the project since the run was submitted."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from truba_runner import places, snapshot
+from truba_runner.commands import parser, print_json
+from truba_runner.errors import Failed
+from truba_runner.language import _
+from truba_runner.rundir import RunDir
+from truba_runner.snapshot import File, shown
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints it; 0 whether or not something has changed."""
+    options = parser("diff", _("What has changed in the project folder since a run was submitted."))
+    options.add_argument("run", help=_("a run's id, or any unique beginning of it"))
+    given = options.parse_args(arguments)
+    run = places.find(given.run, given.runs)
+    submitted = run.submitted()
+    if "code" not in submitted:
+        message = _(
+            "{run} has no copy of its code: that is taken of a project's own job when it is submitted to Slurm, unless "
+            "code.snapshot=false. The job reads {file} when it starts.",
+            run=run.id,
+            file=submitted.get("job_file", "?"),
+        )
+        print(message, file=sys.stderr)
+        if given.json:
+            print_json({"run": run.id, "code": None})
+        return 0
+    then, now = snapshot.unpacked(Path(submitted["code"]["archive"])), _now(run, submitted)
+    changed = {
+        name: _difference(name, then[name], now[name]) for name in then if then[name] != now.get(name, then[name])
+    }
+    added, removed = sorted(now.keys() - then.keys()), sorted(then.keys() - now.keys())
+    if given.json:
+        about = {"run": run.id, "project": submitted["project"], "code": submitted["code"]}
+        print_json({**about, "changed": changed, "added": added, "removed": removed})
+        return 0
+    lines = list(_told(changed, added, removed))
+    print("\n".join(lines or [_("nothing has changed since {run} was submitted", run=run.id)]))
+    return 0
+
+
+def _now(run: RunDir, submitted: Mapping[str, Any]) -> dict[str, File]:
+    project, config = Path(submitted["project"]), run.read_config()
+    if not project.is_dir():
+        raise Failed(_("{project}, which {run} was submitted from, is not there", project=project, run=run.id))
+    without = snapshot.left_out((config["cluster"]["runs_folder"], config["data"]["folder"]))
+    return snapshot.read(snapshot.files(project, Path(submitted["job_file"]), without))
+
+
+def _difference(name: str, then: File, now: File) -> str:
+    """The lines that differ; empty for what is no text, or differs only in whether it is executable."""
+    try:
+        before, after = (one.content.decode().splitlines() for one in (then, now))
+    except UnicodeDecodeError:
+        return ""
+    name = shown(name)
+    return "\n".join(difflib.unified_diff(before, after, f"submitted/{name}", f"now/{name}", lineterm=""))
+
+
+def _told(changed: Mapping[str, str], added: Sequence[str], removed: Sequence[str]) -> Iterator[str]:
+    for name, difference in changed.items():
+        yield difference or _("{file} has changed, in no line of text", file=shown(name))
+    for name in added:
+        yield _("{file} is new", file=shown(name))
+    for name in removed:
+        yield _("{file} is gone", file=shown(name))
