@@ -120,6 +120,11 @@ class Run:
                 found.append(int(entry.name))
         return found
 
+    def ranks(self) -> list[int]:
+        """Of these the training ones, without the processes that read for them."""
+        workers = self.workers()
+        return [process for process in workers if _parent_of(process) not in workers]
+
     def log(self) -> str:
         return "".join(path.read_text(errors="replace") for path in sorted((self.path / "logs").iterdir()))
 
@@ -134,6 +139,11 @@ class Run:
     def history(self) -> list[dict[str, str]]:
         with (self.path / "history.csv").open(newline="") as file:
             return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def _parent_of(process: int) -> int:
+    after_the_name = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return int(after_the_name[1])
 
 
 def check_same(run: Run, whole: tuple[dict[str, Any], list[dict[str, str]]], **counts: int) -> None:

@@ -163,7 +163,7 @@ def test_two_ranks_on_two_nodes_that_slurm_interrupts_end_as_if_it_had_not(clust
     cluster.run(["scancel", "--signal=USR2", run.job_id])
     run.wait_until(lambda: run.starts() > 1)
     run.wait_for_step(2)
-    os.kill(random.choice(run.workers()), signal.SIGKILL)
+    os.kill(random.choice(run.ranks()), signal.SIGKILL)
     run.wait_for_step(3)
     result = undisturbed.finish()
     check_same(run, (result, undisturbed.history()), restarts=2, tasks=2)
