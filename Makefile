@@ -14,7 +14,7 @@ test: $(VENV)/.dev
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	tests/types
 	$(BIN)/pytest -q tests/unit
 
 # Collects the messages that users read into truba_runner/locale/tr.po, and compiles it; says how many lack their Turkish.

@@ -61,7 +61,7 @@ def in_child(log: Path, train: Callable[[], None], slow_save: float) -> NoReturn
     sys.stderr.flush()
     # As at any interpreter's end: it waits for processes that are left, and must not do so for ever.
     signal.alarm(_EXIT_SECONDS)
-    multiprocessing.util._exit_function()
+    multiprocessing.util._exit_function()  # type: ignore[attr-defined]
     os._exit(status)
 
 

@@ -111,7 +111,7 @@ class Here:
         # Trials whose checkpoints are taken away.
         self.over: set[str] = set()
         self.about = steps.describe(self.experiment)
-        steps.begin(str(self.search.path), self.about, ["w0", "start"], str(job))
+        steps.begin(str(self.search.path), self.about, ["w0", "start"], {"job_file": str(job)}, str(folder))
 
     def train(self, answer: dict[str, Any]) -> dict[str, Any]:
         lease = Lease(*answer["lease"])

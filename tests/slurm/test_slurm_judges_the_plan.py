@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from truba_runner.app import register, typed
-from truba_runner.config import Experiment, Resources, run_id
+from truba_runner.config import Experiment, Resources
 from truba_runner.errors import Refused
+from truba_runner.identity import run_id
 from truba_runner.plan import plan
 from truba_runner.request import derive
 from truba_runner.rundir import RunDir

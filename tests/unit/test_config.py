@@ -8,7 +8,8 @@ import pytest
 from hydra import compose
 from omegaconf.errors import ConfigKeyError
 
-from truba_runner.config import Experiment, detect_cluster, experiment_from, run_id
+from truba_runner.config import Experiment, detect_cluster, experiment_from
+from truba_runner.identity import run_id
 
 Compose = Callable[..., Experiment]
 

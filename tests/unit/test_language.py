@@ -76,8 +76,8 @@ def sentences_outside(tree: ast.Module):  # type: ignore[no-untyped-def]
     """Texts of three words or more that are neither docstrings nor arguments of `_`, `counted` and `marked`."""
     inside: set[ast.AST] = set()
     for node in ast.walk(tree):
-        named = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-        if named and node.func.id in {*catalogues.KEYWORDS, "compile", "LookupError"}:
+        by_name = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id
+        if by_name in {*catalogues.KEYWORDS, "compile", "LookupError"}:
             inside |= set(ast.walk(node))
         if (
             isinstance(node, ast.Call)

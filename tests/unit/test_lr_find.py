@@ -14,8 +14,9 @@ import pytest
 
 from truba_runner import lr_find, scheduler
 from truba_runner.__main__ import main
-from truba_runner.config import Experiment, run_id
+from truba_runner.config import Experiment
 from truba_runner.errors import Refused
+from truba_runner.identity import run_id
 from truba_runner.plan import plan
 from truba_runner.recipe import Find
 from truba_runner.rundir import RunDir

@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from truba_runner import backends
-from truba_runner.config import Experiment, experiment_from, run_id
+from truba_runner.config import Experiment, experiment_from
 from truba_runner.errors import Refused
+from truba_runner.identity import run_id
 from truba_runner.plan import plan
 
 Compose = Callable[..., Experiment]

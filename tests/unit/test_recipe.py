@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from truba_runner import recipe
+from truba_runner import recipe, recipe_rules
 from truba_runner.config import Experiment
 from truba_runner.errors import Refused
 from truba_runner.plan import plan
@@ -25,7 +25,7 @@ LESSON = [
 
 
 def test_the_lessons_two_stages() -> None:
-    assert not list(recipe.problems(LESSON, epochs=1))
+    assert not list(recipe_rules.problems(LESSON, epochs=1))
     find, head, unfreeze, find2, whole, resize, freeze = recipe.read(LESSON, 1, None)
     assert find == Find("find") and find2 == Find("find2", {"num_it": 50})
     assert head == Fit("fit_one_cycle", 3, Rates(Rate(1.0, "find", "valley")))
@@ -52,7 +52,7 @@ def test_fine_tune_is_what_fastais_own_does() -> None:
 
 def test_without_a_recipe_one_cycle_is_trained() -> None:
     assert recipe.read([], 4, None) == (Fit("fit_one_cycle", 4),)
-    assert not list(recipe.problems([], epochs=4))
+    assert not list(recipe_rules.problems([], epochs=4))
 
 
 @pytest.mark.parametrize(
@@ -98,32 +98,32 @@ FIND = {"lr_find": {"name": "find"}}
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_told(stage: Any, told: str) -> None:
-    found = [str(problem) for problem in recipe.problems([FIND, stage, {"fit": {"epochs": 1}}], epochs=1)]
+    found = [str(problem) for problem in recipe_rules.problems([FIND, stage, {"fit": {"epochs": 1}}], epochs=1)]
     assert any(told in problem for problem in found), found
 
 
 def test_a_rate_that_is_found_too_late() -> None:
     stages = [{"fit": {"epochs": 1, "lr": "find.valley"}}, FIND]
-    (problem,) = recipe.problems(stages, epochs=1)
+    (problem,) = recipe_rules.problems(stages, epochs=1)
     assert "no lr_find named find comes before it. Put {lr_find: {name: find}} before it." in str(problem)
 
 
 def test_a_recipe_has_to_train_and_to_heed_the_epochs_that_are_set() -> None:
-    assert "no stage of it trains" in str(next(recipe.problems([FIND], epochs=1)))
-    assert not list(recipe.problems([{"fine_tune": {"epochs": 5}}], epochs=5))
-    (problem,) = recipe.problems([{"fine_tune": {"epochs": 2}}], epochs=5)
+    assert "no stage of it trains" in str(next(recipe_rules.problems([FIND], epochs=1)))
+    assert not list(recipe_rules.problems([{"fine_tune": {"epochs": 5}}], epochs=5))
+    (problem,) = recipe_rules.problems([{"fine_tune": {"epochs": 2}}], epochs=5)
     assert "Set train.epochs=2, or write epochs: ${train.epochs}" in str(problem)
-    told = [str(problem) for problem in recipe.problems([{"fit_one_cycl": {"epochs": 2}}], epochs=5)]
+    told = [str(problem) for problem in recipe_rules.problems([{"fit_one_cycl": {"epochs": 2}}], epochs=5)]
     assert not [one for one in told if "train.epochs=5" in one], "it follows from what is told of the stage"
 
 
 def test_a_recipe_has_to_heed_the_rate_that_is_set() -> None:
     of_its_own = [FIND, {"fit": {"epochs": 1, "lr": "find.valley"}}, {"fine_tune": {"epochs": 1, "base_lr": 0.1}}]
-    (problem,) = recipe.problems(of_its_own, epochs=1, learning_rate=0.01)
+    (problem,) = recipe_rules.problems(of_its_own, epochs=1, learning_rate=0.01)
     assert "train.learning_rate=0.01" in str(problem) and "lr: ${train.learning_rate}" in str(problem)
-    assert not list(recipe.problems(of_its_own, epochs=1))
+    assert not list(recipe_rules.problems(of_its_own, epochs=1))
     for takes_it in ({"fit": {"epochs": 1}}, {"fine_tune": {"epochs": 1}}, {"fit": {"epochs": 1, "lr": 0.01}}):
-        assert not list(recipe.problems([*of_its_own, takes_it], epochs=1, learning_rate=0.01))
+        assert not list(recipe_rules.problems([*of_its_own, takes_it], epochs=1, learning_rate=0.01))
 
 
 @pytest.mark.parametrize("written", ["find.valley", "find.valley/10", "find.steep*2", "0.01"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from truba_runner import recipe
+from truba_runner import recipe, recipe_rules
 from truba_runner.config import Experiment, Source
 from truba_runner.data import needed
 from truba_runner.errors import Refused
@@ -29,7 +29,7 @@ def test_a_promoted_trial_has_the_same_rates_over_a_cycle_of_its_own(stage: dict
     find = {"lr_find": {"name": "find"}}
     begun = rounds.first([find, stage], 3)
     longer = rounds.promoted(rounds.promoted(begun, 6, 2e-3), 18, 2e-3)
-    assert not list(recipe.problems(longer, 1))
+    assert not list(recipe_rules.problems(longer, 1))
     parts = recipe.read(longer, 1, 2e-3)
     fits = [part for part in parts if isinstance(part, recipe.Fit)][-3:]
     assert [fit.epochs for fit in fits] == [3, 6, 18]

@@ -15,8 +15,9 @@ import pytest
 import yaml
 
 from truba_runner import data, image_rules, weights
-from truba_runner.config import Cluster, Data, Experiment, Job, Source, run_id
+from truba_runner.config import Cluster, Data, Experiment, Job, Source
 from truba_runner.errors import Refused
+from truba_runner.identity import run_id
 from truba_runner.shipped import shipped
 
 CONTENT = b"weights" * 100
