@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -386,45 +384,6 @@ def experiment_from(values: Any) -> Experiment:
     if not isinstance(experiment, Experiment):
         raise TypeError(f"expected a mapping, got {type(values).__name__}")
     return experiment
-
-
-def training_config(experiment: Experiment) -> dict[str, Any]:
-    """What decides the trained network: job, data (by name, wherever its files lie) and training settings."""
-    job, train = asdict(experiment.job), asdict(experiment.train)
-    del job["weights"]
-    if not job["hyperparameters"]:
-        del job["hyperparameters"]
-    if train["lr_find"] is None:
-        del train["lr_find"]
-    config = {
-        "job": job,
-        "data": {
-            "name": experiment.data.name,
-            "options": experiment.data.options,
-            "label_pattern": experiment.data.label_pattern,
-            "pack": experiment.data.pack,
-            "preprocessing": experiment.data.preprocessing,
-        },
-        "train": train,
-    }
-    return {**config, "sweep": _search_config(experiment.sweep)} if experiment.sweep.kind else config
-
-
-def _search_config(sweep: Sweep) -> dict[str, Any]:
-    """What decides a search's trials."""
-    others = ("workers", "directory", "lease_seconds", "lock", "best_models", "max_consecutive_failed_trials")
-    return {one.name: getattr(sweep, one.name) for one in fields(Search) if one.name not in others}
-
-
-def training_hash(experiment: Experiment) -> str:
-    """Eight hexadecimal digits of what decides the trained network, or the search's trials."""
-    canonical = json.dumps(training_config(experiment), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:8]
-
-
-def run_id(experiment: Experiment) -> str:
-    """`NAME-HASH`: the same training config has the same id on every cluster, with any resources."""
-    return f"{experiment.name}-{training_hash(experiment)}"
 
 
 def detect_cluster() -> str:

@@ -23,8 +23,9 @@ from truba_runner import (
     tell,
     weights,
 )
-from truba_runner.config import Experiment, run_id
+from truba_runner.config import Experiment
 from truba_runner.errors import Failed, Problem, Refused
+from truba_runner.identity import run_id
 from truba_runner.plan import Plan, plan
 from truba_runner.probe import Found
 from truba_runner.queue.automatic import Automatic

@@ -13,7 +13,8 @@ from typing import Any
 
 from truba_runner.config import Checkpoint, Experiment, Finish, Notify, Sweep, TensorBoard
 from truba_runner.errors import Problem, nearest
-from truba_runner.recipe import FINDER, SUGGESTIONS, Find, Rate, read_rate, stage_problems
+from truba_runner.recipe import FINDER, SUGGESTIONS, Find, Rate, read_rate
+from truba_runner.recipe_rules import stage_problems
 
 # Of a sweep whose runs have their finders in jobs of their own, and of such a finder's run.
 KIND = "lr_find"

@@ -21,8 +21,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from truba_runner.errors import Problem, nearest
-
 SUGGESTIONS = ("minimum", "steep", "valley", "slide")
 # What the finder of `train.lr_find` is called, as those of a recipe are by their `name`.
 FINDER = "find"
@@ -31,7 +29,7 @@ _REFERENCE = re.compile(r"([A-Za-z_]\w*)\.([A-Za-z_]\w*)\s*(?:([*/])\s*(\S+))?")
 _FIT = {"epochs": int, "wd": float}
 _CYCLE = {**_FIT, "div": float, "div_final": float, "pct_start": float}
 # Each stage's keys with their kind; `rate` may be a reference or a pair, `name` is text.
-_KEYS: dict[str, dict[str, Any]] = {
+KEYS: dict[str, dict[str, Any]] = {
     "lr_find": {"name": "name", "start_lr": float, "end_lr": float, "num_it": int},
     "fit_one_cycle": {**_CYCLE, "lr": "rate"},
     "fit_flat_cos": {**_FIT, "div_final": float, "pct_start": float, "lr": "rate"},
@@ -41,7 +39,7 @@ _KEYS: dict[str, dict[str, Any]] = {
     "unfreeze": {},
     "resize": {"size": int, "batch_size": int},
 }
-_REQUIRED = {
+REQUIRED = {
     "lr_find": ("name",),
     "fit_one_cycle": ("epochs",),
     "fit_flat_cos": ("epochs",),
@@ -49,9 +47,9 @@ _REQUIRED = {
     "fine_tune": ("epochs",),
     "resize": ("size",),
 }
-TRAINING = tuple(name for name, keys in _KEYS.items() if "epochs" in keys)
+TRAINING = tuple(name for name, keys in KEYS.items() if "epochs" in keys)
 # Of fastai's Learner.lr_find, whose suggestions need some points.
-_RAMP: dict[str, float] = {"start_lr": 1e-7, "end_lr": 10, "num_it": 100}
+RAMP: dict[str, float] = {"start_lr": 1e-7, "end_lr": 10, "num_it": 100}
 _LEAST_STEPS = 6
 # What fastai's Learner.fine_tune is called with where nothing is said.
 _FINE_TUNE_LR = 2e-3
@@ -102,7 +100,7 @@ class Find:
     @property
     def ramp(self) -> tuple[float, float, int]:
         """The first rate, the one after the last, and the number of steps between them; by default fastai's."""
-        first, end, steps = (self.options.get(key, otherwise) for key, otherwise in _RAMP.items())
+        first, end, steps = (self.options.get(key, otherwise) for key, otherwise in RAMP.items())
         return first, end, max(_LEAST_STEPS, int(steps))
 
 
@@ -141,57 +139,14 @@ def read(recipe: Sequence[Any], epochs: int, learning_rate: float | None) -> tup
     `fine_tune` becomes the four stages that fastai's own consists of.
     """
     given = recipe or [{"fit_one_cycle": {"epochs": epochs}}]
-    return tuple(part for item in given for part in _stages(*_named(item), learning_rate))
-
-
-def problems(recipe: Sequence[Any], epochs: int, learning_rate: float | None = None) -> Iterator[Problem]:
-    """What is wrong with a recipe; `epochs` and `learning_rate` are what `train` says beside it."""
-    finds: list[str] = []
-    lengths: list[Any] = []
-    rates: list[Any] = []
-    for index, item in enumerate(recipe):
-        place = f"train.recipe[{index}]"
-        try:
-            name, options = _named(item)
-        except ValueError:
-            yield Problem(
-                f"{place}={item}",
-                "a stage is a name, or a name with its settings.",
-                "Write it as unfreeze or {fit_one_cycle: {epochs: 3}}.",
-            )
-            continue
-        if name not in _KEYS:
-            yield Problem(f"{place}={name}", "there is no such stage.", nearest(name, _KEYS))
-            continue
-        yield from stage_problems(f"{place}.{name}", name, options, finds)
-        lengths += [options[key] for key in ("epochs", "freeze_epochs") if key in options]
-        if "epochs" in _KEYS[name]:
-            # A stage that has none of its own takes that of `train`.
-            own = options.get("base_lr" if name == "fine_tune" else "lr", learning_rate)
-            rates += own if isinstance(own, list | tuple) else [own]
-        if name == "lr_find":
-            finds.append(str(options.get("name")))
-    if recipe and not any(isinstance(length, int) for length in lengths):
-        yield Problem("train.recipe", "no stage of it trains.", "Add one, for example {fit_one_cycle: {epochs: 3}}.")
-    if lengths and epochs != 1 and epochs not in lengths:
-        yield Problem(
-            f"train.epochs={epochs}",
-            "the stages of train.recipe say how long they are, and none of them takes this number.",
-            f"Set train.epochs={lengths[-1]}, or write epochs: ${{train.epochs}} in a stage.",
-        )
-    if rates and learning_rate is not None and learning_rate not in rates:
-        yield Problem(
-            f"train.learning_rate={learning_rate:g}",
-            "the stages of train.recipe have rates of their own, and none of them takes this one.",
-            "Leave it out, or write lr: ${train.learning_rate} in a stage.",
-        )
+    return tuple(part for item in given for part in _stages(*named(item), learning_rate))
 
 
 def shortened(recipe: Sequence[Any], epochs: int) -> list[Any]:
     """The same recipe with no stage longer than `epochs`."""
 
     def short(item: Any) -> Any:
-        name, options = _named(item)
+        name, options = named(item)
         limited = {key: min(value, epochs) for key, value in options.items() if key in ("epochs", "freeze_epochs")}
         return {name: {**options, **limited}} if limited else item
 
@@ -223,10 +178,12 @@ def epochs_of(stages: Sequence[Stage]) -> int:
     return sum(stage.epochs for stage in stages if isinstance(stage, Fit))
 
 
-# -- reading ---------------------------------------------------------------------------------------------------
+def named(item: Any) -> tuple[str, dict[str, Any]]:
+    """A stage's name and settings, as it is written in a recipe.
 
-
-def _named(item: Any) -> tuple[str, dict[str, Any]]:
+    Raises:
+        ValueError: it is neither a name nor a name with its settings.
+    """
     if isinstance(item, str):
         return item, {}
     if isinstance(item, Mapping) and len(item) == 1:
@@ -298,75 +255,3 @@ def _positive(value: Any) -> float:
     if not number > 0 or number == float("inf"):
         raise ValueError("it is not positive")
     return number
-
-
-# -- checking --------------------------------------------------------------------------------------------------
-
-
-def stage_problems(place: str, name: str, options: Mapping[str, Any], finds: Sequence[str]) -> Iterator[Problem]:
-    """What is wrong with a stage of this name; `finds` are the names of the finders before it."""
-    kinds = _KEYS[name]
-    for key in _REQUIRED.get(name, ()):
-        if key not in options:
-            example = {"name": "find", "size": "224"}.get(key, "3")
-            yield Problem(f"{place}.{key}", "it is missing.", f"Write {name}: {{{key}: {example}}}.")
-    for key, value in options.items():
-        if key not in kinds:
-            yield Problem(f"{place}.{key}", f"{name} has no such setting.", nearest(str(key), kinds))
-        elif kinds[key] in ("rate", "one rate"):
-            yield from _rate_problems(f"{place}.{key}", value, finds, pair=kinds[key] == "rate")
-        elif kinds[key] == "name":
-            yield from _name_problems(f"{place}.{key}", value, finds)
-        else:
-            yield from _number_problems(f"{place}.{key}", key, value, kinds[key])
-    if name == "lr_find":
-        first, last = (options.get(key, _RAMP[key]) for key in ("start_lr", "end_lr"))
-        if all(isinstance(rate, int | float) for rate in (first, last)) and not first < last:
-            yield Problem(
-                f"{place}: start_lr={first:g}, end_lr={last:g}",
-                "lr_find raises the rate from start_lr to end_lr, which is larger.",
-                f"Left out they are {_RAMP['start_lr']:g} and {_RAMP['end_lr']:g}.",
-            )
-
-
-def _name_problems(place: str, value: Any, finds: Sequence[str]) -> Iterator[Problem]:
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z_]\w*", value):
-        yield Problem(f"{place}={value}", "rates refer to it: letters, digits and '_' only.", "Write name: find.")
-    elif value in finds:
-        yield Problem(f"{place}={value}", "an earlier lr_find has this name.", f"Write name: {value}2.")
-
-
-def _number_problems(place: str, key: str, value: Any, kind: type) -> Iterator[Problem]:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is int and not (isinstance(value, int) and number and value >= 1):
-        yield Problem(f"{place}={value}", "it is a whole number, 1 or more.", f"Write {key}: 3.")
-    elif kind is float and not (number and (value > 0 or (key == "wd" and value == 0))):
-        yield Problem(f"{place}={value}", "it is a positive number.", "Leave it out for fastai's own.")
-    elif key == "pct_start" and not value < 1:
-        yield Problem(f"{place}={value}", "it is the share of the steps in which the rate rises.", "Write 0.25.")
-
-
-def _rate_problems(place: str, value: Any, finds: Sequence[str], pair: bool) -> Iterator[Problem]:
-    listed = isinstance(value, Sequence) and not isinstance(value, str)
-    if listed and (not pair or len(value) != 2):
-        rule = "a list of rates has two, for the first layers and the last." if pair else "it takes a single rate."
-        yield Problem(f"{place}={value}", rule, "Write [1e-6, 1e-4]." if pair else "Write 1e-3.")
-        return
-    for one in value if listed else [value]:
-        try:
-            rate = read_rate(one)
-        except (TypeError, ValueError):
-            yield Problem(
-                f"{place}={one}",
-                "a rate is a positive number, or what an earlier lr_find suggests.",
-                "Write 1e-3, find.valley or find.valley/10, after {lr_find: {name: find}}.",
-            )
-            continue
-        if rate.find and rate.find not in finds:
-            yield Problem(
-                f"{place}={one}",
-                f"no lr_find named {rate.find} comes before it.",
-                nearest(rate.find, finds) if finds else f"Put {{lr_find: {{name: {rate.find}}}}} before it.",
-            )
-        elif rate.find and rate.suggestion not in SUGGESTIONS:
-            yield Problem(f"{place}={one}", "lr_find suggests no such rate.", nearest(rate.suggestion, SUGGESTIONS))

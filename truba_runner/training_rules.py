@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from urllib.parse import urlsplit
 
-from truba_runner import image_rules, lr_find, recipe
+from truba_runner import image_rules, lr_find, recipe_rules
 from truba_runner.config import Checkpoint, Experiment, Train
 from truba_runner.errors import Problem, nearest
 from truba_runner.tensorboard import rules as tensorboard_rules
@@ -98,7 +98,7 @@ def _backend_problems(experiment: Experiment) -> Iterator[Problem]:
             yield from _one_of("train.mixed_precision", train.mixed_precision, FASTAI_PRECISIONS)
         if data.workers is not None and data.workers < 0:
             yield Problem(f"data.workers={data.workers}", "it must be 0 or more.", "Leave it out.")
-        yield from recipe.problems(train.recipe, train.epochs, train.learning_rate)
+        yield from recipe_rules.problems(train.recipe, train.epochs, train.learning_rate)
     else:
         for key, given in (("train.recipe", bool(train.recipe)), ("data.workers", data.workers is not None)):
             if given:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from truba_runner import scheduler
-from truba_runner.config import Experiment, Partition, run_id
+from truba_runner.config import Experiment, Partition
 from truba_runner.durations import parse_minutes
 from truba_runner.errors import Refused
+from truba_runner.identity import run_id
 from truba_runner.plan import plan
 from truba_runner.request import Request
 from truba_runner.rundir import RunDir

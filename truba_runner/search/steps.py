@@ -10,8 +10,9 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from truba_runner.config import Experiment, Sweep, training_hash
+from truba_runner.config import Experiment, Sweep
 from truba_runner.errors import Failed, nearest
+from truba_runner.identity import training_hash
 from truba_runner.search import leases, oracle, trials
 from truba_runner.search.directory import SearchDir
 from truba_runner.search.leases import Lease, Worker

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner import job_module, places, provenance, rundir, scheduler, snapshot, tell
-from truba_runner.config import Experiment, run_id, training_hash
+from truba_runner.config import Experiment
 from truba_runner.errors import Failed, Problem, Refused
+from truba_runner.identity import run_id, training_hash
 from truba_runner.rundir import RunDir
 from truba_runner.search.directory import SearchDir
 from truba_runner.search.lock import lock_for

@@ -19,8 +19,9 @@ from typing import Any
 from truba_runner import allocation, backends, node_folder, notify, provenance
 from truba_runner import worker as ordinary
 from truba_runner.checkpoint import Position
-from truba_runner.config import Experiment, experiment_from, training_hash
+from truba_runner.config import Experiment, experiment_from
 from truba_runner.errors import Failed
+from truba_runner.identity import training_hash
 from truba_runner.interrupt import Interrupted, Interruption
 from truba_runner.progress import Progress
 from truba_runner.rundir import RunDir
