@@ -86,7 +86,7 @@ def _write(file: Path, text: str) -> None:
     if file.exists():
         raise Refused(Problem(f"--out {file}", _("there is such a file already."), _("Choose another name.")))
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
 
 
 def _print(rows: Sequence[Mapping[str, Any]], objective: str) -> None:
