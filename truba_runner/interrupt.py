@@ -14,11 +14,13 @@ import os
 import signal
 from types import FrameType
 
+from truba_runner.language import _, marked
+
 _WORDS = {
-    signal.SIGUSR2: "the time limit is near, or the job is preempted",
-    signal.SIGTERM: "told to end",
-    signal.SIGINT: "Ctrl-C",
-    signal.SIGHUP: "the terminal was closed",
+    signal.SIGUSR2: marked("the time limit is near, or the job is preempted"),
+    signal.SIGTERM: marked("told to end"),
+    signal.SIGINT: marked("Ctrl-C"),
+    signal.SIGHUP: marked("the terminal was closed"),
 }
 
 
@@ -33,6 +35,7 @@ class Interruption:
         """None has, so far."""
         self.received: list[int] = []
         self._held = False
+        self._words: dict[int, str] = {}
         self.listening = False
 
     @staticmethod
@@ -43,6 +46,9 @@ class Interruption:
     def listen(self) -> None:
         """Sets the handlers; in the main thread, before a framework starts."""
         self.listening = True
+        # Not in the handler: the first message reads the catalogue, and may import what the signal has come in the
+        # middle of.
+        self._words = {int(number): _(word) for number, word in _WORDS.items()}
         for number in _WORDS:
             # Who starts it with nohup wants it to go on.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
@@ -70,8 +76,8 @@ class Interruption:
         again = number in self.received
         self.received.append(number)
         # Not print: the signal may have come in the middle of one.
-        then = "saving after this step" if self._held else "nothing to save yet"
+        then = _("saving after this step") if self._held else _("nothing to save yet")
         if not again:
-            os.write(2, f"\n{_WORDS[signal.Signals(number)]}: {then}\n".encode())
+            os.write(2, f"\n{self._words[number]}: {then}\n".encode())
         if first and not self._held:
             raise Interrupted

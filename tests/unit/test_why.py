@@ -208,7 +208,7 @@ def test_only_the_last_start_counts(run: RunDir) -> None:
 
 def test_of_a_run_that_was_given_up_the_earlier_starts_count_too(run: RunDir) -> None:
     log(run, "run mnist-1, job 7, on a1, data d\nIllegal instruction\nrun mnist-1, job 7, on a2, data d\n")
-    failed(run, "Failed", "3 starts from epoch 1, step 1 came no further, so there is no other one.")
+    failed(run, "Failed", "3 starts from epoch 1, step 1 came no further, so there is no other one.", gave_up=True)
     assert [found.reason for found in ended(run)] == ["gave-up", "illegal-instruction-in-log"]
 
 
