@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from truba_runner.backends import missing_gpus
+from truba_runner.errors import Failed
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
 from truba_runner.slurm_facts import Start
@@ -119,6 +121,18 @@ def test_what_slurm_and_frameworks_say_finds_its_row(section: str, text: str, ro
 )
 def test_an_ordinary_line_finds_none(line: str) -> None:
     assert meaning("log", line) is None
+
+
+@pytest.mark.parametrize("language", ["en", "tr"])
+def test_what_a_run_says_itself_finds_its_row_in_both_languages(
+    language: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRUBA_LANG", language)
+    monkeypatch.setattr(missing_gpus, "NVIDIA_DRIVER", tmp_path)
+    with pytest.raises(Failed) as told:
+        missing_gpus.tell_of_missing_gpus(2, "torch", "torch")
+    found = meaning("log", str(told.value))
+    assert found is not None and found.row.id == "gpu-missing"
 
 
 @pytest.fixture
