@@ -27,6 +27,8 @@ NOT_FOUND = 127
 # A dead connection is noticed after three times so long, unless the user's configuration says something else.
 _ALIVE_EVERY_SECONDS = 10
 _LONGEST_FOLDER = 60
+# A command that does nothing until its input is closed.
+_NOTHING = "cat >/dev/null"
 
 
 def check(login: str) -> str:
@@ -67,13 +69,19 @@ class Connection:
         self.process: subprocess.Popen[bytes] | None = None
 
     def open(self, command: str = "") -> subprocess.Popen[bytes]:
-        """Starts the connection, with `command` running at its other end, or none."""
+        """Starts the connection, with `command` running at its other end, or nothing.
+
+        Its input is closed when this process ends, however it ends, and with that the connection.
+        """
         self._control.unlink(missing_ok=True)
-        tail = ["--", self.login, command] if command else ["-N", "--", self.login]
-        argv = ["ssh", *self._own_options(), "-M", "-S", str(self._control), *tail]
-        pipe = subprocess.PIPE if command else subprocess.DEVNULL
+        options = [*self._own_options(), "-M", "-S", str(self._control)]
         # A Ctrl-C is for us, who end it in order; while it asks for a password ssh has handlers of its own.
-        self.process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, preexec_fn=_deaf_to_ctrl_c)
+        self.process = subprocess.Popen(
+            ["ssh", *options, "--", self.login, command or _NOTHING],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE if command else subprocess.DEVNULL,
+            preexec_fn=_deaf_to_ctrl_c,
+        )
         return self.process
 
     def wait_until_open(self) -> bool:
@@ -108,7 +116,7 @@ class Connection:
         if process is not None:
             # The command at the other end hears of it, and ends.
             _close(process.stdin)
-            if process.stdin is None and process.poll() is None:
+            if process.stdout is None and process.poll() is None:
                 self._control_command("exit", [])
             for number in (signal.SIGTERM, signal.SIGKILL):
                 try:
