@@ -23,7 +23,7 @@ from truba_runner.search.directory import SearchDir
 from truba_runner.search.overview import standing
 from truba_runner.state import slurm_jobs, state_of
 from truba_runner.sweeps.record import Member, SweepDir
-from truba_runner.tensorboard import chosen, pulling, server
+from truba_runner.tensorboard import chosen, listing, pulling, server
 from truba_runner.tensorboard.feed import Feed, without_tensorflow
 from truba_runner.tensorboard.page import Page
 from truba_runner.tensorboard.sockets import PrivateSocket
@@ -302,7 +302,7 @@ def test_a_listing_names_the_sweep_of_a_run_and_its_finder(tmp_path: Path) -> No
     sweep = SweepDir.of(tmp_path, "mnist-sweep-1")
     sweep.describe([Member(run.id, {"train.seed": 1}, "mnist-finder-0000000f", "valley")])
     SweepDir.of(tmp_path, "other-sweep-2").describe([Member("other-0000000b", {"train.seed": 1})])
-    (one,) = pulling.listing([run.id], tmp_path, no_jobs)
+    (one,) = listing.listing([run.id], tmp_path, no_jobs)
     names = [run.id, "mnist-finder-0000000f"]
     assert one == {
         "runs_folder": str(tmp_path), "runs": names, "searches": [], "sweeps": [sweep.id], "live": [run.id],
@@ -311,7 +311,7 @@ def test_a_listing_names_the_sweep_of_a_run_and_its_finder(tmp_path: Path) -> No
 
 def test_a_listing_says_which_runs_may_still_change(tmp_path: Path) -> None:
     def listed(jobs: Mapping[str, Job] | None) -> list[str]:
-        (one,) = pulling.listing([], tmp_path, lambda runs: jobs)
+        (one,) = listing.listing([], tmp_path, lambda runs: jobs)
         live: list[str] = one["live"]
         return sorted(live)
 
@@ -332,7 +332,7 @@ def test_a_copy_of_a_search_is_as_its_records_say(tmp_path: Path) -> None:
     worker.append_submission({"event": "submitted", "token": "t", "job_id": "1"}, durable=False)
     worker.write_progress({"state": "running", "job_id": "1"})
     puller = pulling.Puller(SimpleNamespace(login="arf"), [], tmp_path, "truba", "", checkpoints=False)  # type: ignore[arg-type]
-    puller._mark(pulling.Listed(str(tmp_path), [], [search.id], [], []))
+    puller._mark(listing.Listed(str(tmp_path), [], [search.id], [], []))
     told = standing(search, {})
     assert (told.state, told.live) == ("RUNNING", False) and "as it was at arf" in told.why
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from truba_runner.commands import known_jobs, parser, print_json
 from truba_runner.errors import Problem, Refused
 from truba_runner.language import _
-from truba_runner.tensorboard import pulling, server, ssh
+from truba_runner.tensorboard import listing, pulling, server, ssh
 
 _EVERY_SECONDS, _LEAST_SECONDS = 10.0, 0.5
 
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> int:
     """Copies what is new; with --follow again and again, until the runs are over or Ctrl-C."""
     given = _options().parse_args(arguments)
     if given.list:
-        pulling.announce(pulling.listing(given.run, given.runs, known_jobs))
+        listing.announce(listing.listing(given.run, given.runs, known_jobs))
         return 0
     if problems := [*_problems(given)]:
         raise Refused(*problems)

@@ -15,24 +15,18 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from truba_runner import places
 from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.rundir import PULLED, SWEEPS, RunDir, write_atomically
-from truba_runner.scheduler import Job
-from truba_runner.search.directory import SearchDir, search_of
-from truba_runner.search.overview import standing
-from truba_runner.state import state_of
-from truba_runner.tensorboard.chosen import meant
+from truba_runner.search.directory import SearchDir
+from truba_runner.tensorboard.listing import Listed, understood
 from truba_runner.tensorboard.ssh import NO_CONNECTION, NOT_FOUND, Connection, not_found
 
-MARK = "truba-pull "
 _RECORDS = ("run.yaml", "submissions.jsonl", "progress.json", "history.csv", "result.json", "lr_find_*.json")
 _OF_A_SEARCH = (
     "state.json", "workers/", "workers/*/", "workers/*/submissions.jsonl", "workers/*/progress.json",
@@ -54,24 +48,6 @@ class Cut(Exception):
 
 class DiskFull(Exception):
     """This machine's disk has no room."""
-
-
-@dataclass(frozen=True)
-class Listed:
-    """What of one runs folder at the far end is meant."""
-
-    runs_folder: str
-    runs: Sequence[str]
-    searches: Sequence[str]
-    sweeps: Sequence[str]
-    # Of the runs and searches those that may change any more.
-    live: Sequence[str]
-
-    @classmethod
-    def of(cls, told: Mapping[str, Any]) -> Listed:
-        """As the far end told it; an older truba there does not say what is live."""
-        runs, searches = list(told["runs"]), list(told["searches"])
-        return cls(told["runs_folder"], runs, searches, list(told["sweeps"]), told.get("live", [*runs, *searches]))
 
 
 def destination(login: str, into: Path | None) -> Path:
@@ -127,12 +103,15 @@ class Puller:
             self._asked = time.monotonic()
         try:
             self._into.mkdir(mode=0o700, parents=True, exist_ok=True)
+            places.remember(self._into)
             for one in self._listed:
-                self._copy(one)
-                self._mark(one)
+                try:
+                    self._copy(one)
+                finally:
+                    # A part of a copy is a copy too, and no run of this machine's.
+                    self._mark(one)
         except OSError as error:
             raise _as_full(error) from error
-        places.remember(self._into)
 
     def first(self) -> None:
         """Copies for the first time, or once.
@@ -145,8 +124,11 @@ class Puller:
         except (Cut, DiskFull) as error:
             raise Failed(told(error, self._connection.login, self._into)) from error
 
-    def follow(self, every_seconds: float, ended: threading.Event) -> None:
-        """Copies again and again, until all runs are over or `ended` is set; a cut or a full disk is waited out."""
+    def follow(self, every_seconds: float, ended: threading.Event, for_new_ones: bool = False) -> None:
+        """Copies again and again, until all runs are over or `ended` is set; a cut or a full disk is waited out.
+
+        `for_new_ones`: also when all are over, but seldom, as there may be new ones of the same name.
+        """
         attempt = 0
         while not ended.is_set():
             pause = every_seconds
@@ -156,9 +138,12 @@ class Puller:
                     say("it goes on")
                 attempt = 0
                 if self.over():
-                    return
+                    if not for_new_ones:
+                        return
+                    pause = _LIST_EVERY_SECONDS
             except (Cut, DiskFull) as error:
-                if ended.is_set():
+                # A Ctrl-C reaches rsync too, and sooner.
+                if ended.wait(1):
                     return
                 if not attempt:
                     say(told(error, self._connection.login, self._into) + " It is tried again (Ctrl-C ends it).")
@@ -173,12 +158,12 @@ class Puller:
 
     @contextmanager
     def following(self, every_seconds: float) -> Iterator[None]:
-        """Follows in the background."""
+        """Follows in the background, and looks for new runs when all are over."""
         ended = threading.Event()
 
         def follow() -> None:
             try:
-                self.follow(every_seconds, ended)
+                self.follow(every_seconds, ended, for_new_ones=True)
             except (Failed, OSError) as error:
                 say(f"The files are not followed any more: {error}")
 
@@ -194,15 +179,13 @@ class Puller:
     def _list(self, wanted: Sequence[str]) -> list[Listed]:
         options = ["pull", "--list", *([f"--runs={self._far_runs}"] if self._far_runs else []), "--", *wanted]
         done = self._connection.run(f"{self._far_command} {shlex.join(options)}")
-        lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
-        login = self._connection.login
+        login, found = self._connection.login, understood(done.stdout)
         if done.returncode == NO_CONNECTION:
             raise Cut
         if done.returncode == NOT_FOUND:
             raise Failed(not_found(login))
-        if done.returncode or not lines:
+        if done.returncode or found is None:
             raise Failed(f"{login} cannot say which runs are meant: its own words stand above")
-        found = [Listed.of(one) for one in json.loads(lines[-1].removeprefix(MARK))]
         names = Counter(name for one in found for name in (*one.runs, *one.searches))
         if twice := [name for name, count in names.items() if count > 1]:
             folders = _(" or ").join(f"--runs {one.runs_folder}" for one in found if twice[0] in names)
@@ -292,52 +275,3 @@ def _as_full(error: OSError) -> Exception:
 
 def _literal(name: str) -> str:
     return re.sub(r"([*?\[\\])", r"\\\1", name)
-
-
-def listing(
-    wanted: Sequence[str], runs_folder: Path | None, jobs_of: Callable[[Sequence[RunDir]], Mapping[str, Job] | None]
-) -> list[dict[str, Any]]:
-    """For the near end: what of each runs folder here is meant by ids, sweeps, searches or experiments.
-
-    `jobs_of` says what Slurm knows of the jobs of runs, None where it does not answer.
-
-    Raises:
-        Refused: there is no such run.
-    """
-    folders: dict[Path, dict[str, Any]] = {}
-    runs = meant(wanted, runs_folder)
-    jobs = jobs_of([run for run in runs if not run.result()])
-    for run in runs:
-        empty: dict[str, Any] = {
-            "runs_folder": str(run.path.parent),
-            "runs": [],
-            "searches": [],
-            "sweeps": [],
-            "live": [],
-        }
-        one = folders.setdefault(run.path.parent, empty)
-        one["searches" if search_of(run) else "runs"].append(run.id)
-        if _may_change(run, jobs):
-            one["live"].append(run.id)
-    for folder, one in folders.items():
-        names = {*one["runs"], *one["searches"]}
-        for sweep in places.sweeps(folder):
-            if members := [member for member in sweep.members() if member.run in names]:
-                # It holds the values that its runs are named by, and its table has what their finders found.
-                one["sweeps"].append(sweep.id)
-                one["runs"] += sorted({member.finder for member in members} - {"", *one["runs"]})
-    return list(folders.values())
-
-
-def _may_change(run: RunDir, jobs: Mapping[str, Job] | None) -> bool:
-    """Whether a run goes on, or may for all that is known."""
-    if run.result() or jobs is None:
-        return not run.result()
-    search = search_of(run)
-    state = standing(search, jobs) if search else state_of(run, jobs)
-    return state.live or state.state == "UNKNOWN"
-
-
-def announce(listed: Sequence[Mapping[str, Any]]) -> None:
-    """Says at the far end what the near end has to know."""
-    print(MARK + json.dumps(listed), flush=True)
