@@ -170,6 +170,12 @@ class Cluster:
         submitted = self.run(["sbatch", "--parsable", *arguments], user=user, input=f"#!/bin/bash\n{script}\n")
         return submitted.stdout.strip().split(";")[0]
 
+    def preempt(self, nodes: Sequence[str]) -> str:
+        """Submits a short job of root's that wants these nodes of akya-cuda whole, lowprio's jobs on them or not."""
+        whole = ["-p", "akya-cuda", "-A", "root", f"-N{len(nodes)}", f"-w{','.join(nodes)}", "--ntasks-per-node=1"]
+        wanted = [*whole, "-c40", "--gres=gpu:4", "-t1", f"--output={self.scratch('root')}/%j.log", "--wrap", "true"]
+        return self.run(["sbatch", "--parsable", *wanted], user="root", cwd=self.scratch("root")).stdout.strip()
+
     def states(self, job_id: str, *, in_accounting: bool = False) -> list[str]:
         """The states of a job, one for each task of an array; empty for a job that isn't known (yet).
 

@@ -59,11 +59,7 @@ def test_a_requeue_in_mid_epoch(truba: Truba, whole: Any) -> None:
 def test_preemption_by_a_better_partition(truba: Truba, whole: Any) -> None:
     run = Run(truba, "resources.partition=lowprio")
     run.wait_for_step(1)
-    every_node = ["-p", "akya-cuda", "-A", "root", "-N4", "--ntasks-per-node=1", "-c40", "--gres=gpu:4", "-t1"]
-    scratch = truba.cluster.scratch("root")
-    better = truba.cluster.run(
-        ["sbatch", "--parsable", *every_node, f"--output={scratch}/%j.log", "--wrap", "true"], user="root", cwd=scratch
-    ).stdout.strip()
+    better = truba.cluster.preempt(["akya1", "akya2", "akya3", "akya4"])
     truba.cluster.wait_for_state(better, "COMPLETED", timeout=90)
     check_same(run, whole, restarts=1, steps_lost=0)
 

@@ -228,10 +228,8 @@ def node_of(search: Search) -> str:
 
 def preempt(cluster: Cluster) -> None:
     """A job that wants every node on which the search may run."""
-    scratch = cluster.scratch("root")
-    up = [node for node in ("akya1", "akya2", "akya3", "akya4") if cluster.wait_for_node(node, ANY_STATE)[:4] != "down"]
-    wanted = ["-p", "akya-cuda", "-A", "root", f"-N{len(up)}", f"-w{','.join(up)}", "-c40", "--gres=gpu:4", "-t1"]
-    cluster.run(["sbatch", *wanted, f"--output={scratch}/%j.log", "--wrap", "true"], user="root", cwd=scratch)
+    every = ("akya1", "akya2", "akya3", "akya4")
+    cluster.preempt([node for node in every if cluster.wait_for_node(node, ANY_STATE)[:4] != "down"])
 
 
 ANY_STATE = {
