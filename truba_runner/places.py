@@ -10,6 +10,7 @@ from pathlib import Path
 
 from truba_runner.errors import Problem, Refused, listed, nearest
 from truba_runner.home import state_folder
+from truba_runner.language import _
 from truba_runner.rundir import SWEEPS, RunDir
 from truba_runner.sweeps.record import SweepDir
 
@@ -71,7 +72,10 @@ def find_sweep(prefix: str, runs_folder: Path | None = None) -> SweepDir | None:
         return None
     if len(matches) > 1:
         found = ", ".join(str(sweep.path) for sweep in matches)
-        raise Refused(Problem(prefix, f"{len(matches)} sweeps start with it:", f"{found}."))
+        if len({sweep.id for sweep in matches}) == len(matches):
+            raise Refused(Problem(prefix, f"{len(matches)} sweeps start with it:", f"{found}."))
+        rule = _("there are several such sweeps: {found}.", found=found)
+        raise Refused(Problem(prefix, rule, _("Choose a folder with --runs FOLDER.")))
     return matches[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from curve import Curve
 
-from truba_runner.commands import pull, tensorboard
+from truba_runner.commands import cancel, diff, logs, pull, tensorboard, usage
 from truba_runner.errors import Failed, Refused
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
@@ -360,6 +361,71 @@ def test_a_copys_jobs_are_not_looked_up_in_this_machines_accounting(tmp_path: Pa
     assert slurm_jobs(run) == {"1"}
     (run.path / "pulled.json").write_text('{"from": "arf", "time": 0}')
     assert slurm_jobs(run) == set()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [(cancel, "its job is at arf.*truba cancel mnist-0"), (logs, "They are at arf: truba logs mnist-0"),
+     (diff, "That is at arf: truba diff mnist-0")],
+)  # fmt: skip
+def test_what_a_copy_cannot_tell_is_told_where_to_ask(command: Any, words: str, tmp_path: Path) -> None:
+    run = made(tmp_path, "mnist-0000000a", 1)
+    run.write_progress({"state": "running", "job_id": "1"})
+    (run.path / "pulled.json").write_text('{"from": "arf", "time": 0}')
+    with pytest.raises((Refused, Failed), match=words):
+        command.main(["mnist", "--runs", str(tmp_path)])
+
+
+def test_what_copies_have_used_is_another_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = made(tmp_path, "mnist-0000000a", 1)
+    (run.path / "pulled.json").write_text('{"from": "arf", "time": 0}')
+    assert usage.main(["--json", "--runs", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out)["usage"] == []
+
+
+def test_one_sweep_in_two_folders_is_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in (tmp_path / "here", tmp_path / "pulled"):
+        SweepDir.of(folder, "mnist-sweep-1").describe([Member("mnist-0000000a", {})])
+    monkeypatch.setattr("truba_runner.places.folders", lambda: [tmp_path / "here", tmp_path / "pulled"])
+    with pytest.raises(Refused, match="--runs FOLDER"):
+        chosen.choose(["mnist-sweep"])
+
+
+class FarEnd:
+    """A connection whose other end answers what a test says: for each word that is asked for the runs that it means."""
+
+    login = "arf"
+
+    def __init__(self, **means: list[dict[str, Any]]) -> None:
+        self.means = means
+
+    def run(self, command: str) -> subprocess.CompletedProcess[str]:
+        found = [one for word in command.partition(" -- ")[2].split() for one in self.means.get(word, [])]
+        text = f"welcome\n{listing.MARK}{json.dumps(found)}\n"
+        return subprocess.CompletedProcess([], 0 if found else 2, text if found else "")
+
+
+def meant(folder: Path, *runs: str) -> dict[str, Any]:
+    return {"runs_folder": str(folder), "runs": list(runs), "searches": [], "sweeps": [], "live": list(runs)}
+
+
+def test_a_name_that_becomes_one_of_two_runs_is_followed_on(tmp_path: Path) -> None:
+    one = meant(tmp_path, "mnist-0000000a")
+    far = FarEnd(mnist=[one])
+    puller = pulling.Puller(far, ["mnist"], tmp_path, "truba", "", checkpoints=False)  # type: ignore[arg-type]
+    puller._listed = puller._list(["mnist"])
+    far.means = {"mnist-0000000a": [one]}
+    assert puller._list_again() == puller._listed and puller._wanted == ["mnist-0000000a"]
+    far.means = {}
+    with pytest.raises(Failed, match="cannot say which runs are meant"):
+        puller._list_again()
+
+
+def test_two_runs_of_one_name_are_not_put_into_one_copy(tmp_path: Path) -> None:
+    far = FarEnd(mnist=[meant(tmp_path / "one", "mnist-0000000a"), meant(tmp_path / "two", "mnist-0000000a")])
+    puller = pulling.Puller(far, ["mnist"], tmp_path, "truba", "", checkpoints=False)  # type: ignore[arg-type]
+    with pytest.raises(Failed, match=f"--runs {tmp_path}/one or --runs {tmp_path}/two"):
+        puller._list(["mnist"])
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,10 @@ class Puller:
         done = self._connection.run(f"{self._far_command} {shlex.join(options)}")
         login, found = self._connection.login, understood(done.stdout)
         if done.returncode == NO_CONNECTION:
-            raise Cut
+            if self._connection.is_gone():
+                raise Cut
+            message = _("{login} ends truba before it can say which runs are meant: perhaps it allows no such process.")
+            raise Failed(message.format(login=login))
         if done.returncode == NOT_FOUND:
             raise Failed(not_found(login))
         if done.returncode or found is None:

@@ -27,6 +27,8 @@ NOT_FOUND = 127
 # A dead connection is noticed after three times so long, unless the user's configuration says something else.
 _ALIVE_EVERY_SECONDS = 10
 _LONGEST_FOLDER = 60
+# A connection that is lost ends within so long of what goes over it.
+_END_SECONDS = 2
 # A command that does nothing until its input is closed.
 _NOTHING = "cat >/dev/null"
 
@@ -95,6 +97,13 @@ class Connection:
     def alive(self) -> bool:
         """Whether the connection is there, as far as ssh knows."""
         return self.process is not None and self.process.poll() is None and self._control.exists()
+
+    def is_gone(self) -> bool:
+        """Whether it is lost, after what went over it was: ssh says the same of a command that a signal has ended."""
+        deadline = time.monotonic() + _END_SECONDS
+        while self.alive() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return not self.alive()
 
     def forward(self, port: int, remote: str) -> bool:
         """Lets a local port lead to a Unix socket at the other end; False where the port is taken."""
@@ -174,7 +183,7 @@ def not_found(login: str) -> str:
     return (
         f"{login} does not find truba: a command over ssh has another PATH than a terminal. Say how it is started "
         "there, with --far-command 'COMMAND' or TRUBA_FAR_COMMAND, as in 'module load apps/truba-ai/cpu-2024.0; "
-        "python3 -m truba_runner'."
+        "python3 truba.pyz'."
     )
 
 
