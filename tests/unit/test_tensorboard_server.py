@@ -421,6 +421,18 @@ def test_a_name_that_becomes_one_of_two_runs_is_followed_on(tmp_path: Path) -> N
         puller._list_again()
 
 
+def test_old_checkpoints_go_from_a_copy_as_they_do_from_the_run(tmp_path: Path) -> None:
+    run = made(tmp_path, "mnist-0000000a", 1)
+    run.checkpoints.mkdir()
+    for name in ("best", *(f"checkpoint-{epoch:06d}-000000000" for epoch in range(1, 6))):
+        (run.checkpoints / f"{name}.ckpt").touch()
+    puller = pulling.Puller(FarEnd(), [], tmp_path, "truba", "", checkpoints=True)  # type: ignore[arg-type]
+    puller._retire(listing.Listed.of(meant(tmp_path, run.id, "purged-0000000b")))
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == [
+        "best.ckpt", "checkpoint-000004-000000000.ckpt", "checkpoint-000005-000000000.ckpt",
+    ]  # fmt: skip
+
+
 def test_two_runs_of_one_name_are_not_put_into_one_copy(tmp_path: Path) -> None:
     far = FarEnd(mnist=[meant(tmp_path / "one", "mnist-0000000a"), meant(tmp_path / "two", "mnist-0000000a")])
     puller = pulling.Puller(far, ["mnist"], tmp_path, "truba", "", checkpoints=False)  # type: ignore[arg-type]

@@ -16,10 +16,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from truba_runner import places
+from truba_runner.checkpoint import CheckpointStore
+from truba_runner.config import Checkpoint
 from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.rundir import PULLED, SWEEPS, RunDir, write_atomically
@@ -110,6 +112,8 @@ class Puller:
                 finally:
                     # A part of a copy is a copy too, and no run of this machine's.
                     self._mark(one)
+                if self._checkpoints:
+                    self._retire(one)
         except OSError as error:
             raise _as_full(error) from error
 
@@ -250,6 +254,15 @@ class Puller:
             yield f"- {folder}{name}/**/.*"
             yield f"- {folder}{name}/.*"
             yield f"+ {folder}{name}/***"
+
+    def _retire(self, one: Listed) -> None:
+        """Lets old checkpoints go as the run itself does, which may make hundreds while it is followed."""
+        for name in (*one.runs, *one.searches):
+            run = RunDir(self._into / name)
+            with suppress(FileNotFoundError):
+                keep = int(run.read_config().get("checkpoint", {}).get("keep", Checkpoint().keep))
+                for folder in [run.checkpoints, *run.path.glob("trials/*/checkpoints")]:
+                    CheckpointStore(folder, keep).retire()
 
     def _mark(self, one: Listed) -> None:
         runs = [RunDir(self._into / name) for name in (*one.runs, *one.searches)]

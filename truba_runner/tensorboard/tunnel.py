@@ -141,7 +141,10 @@ class Tunnel:
         else:
             if process.poll() is not None:
                 return False
-            raise Failed(f"port {candidates[-1]} of this machine is taken; choose another with --port")
+            message = _(
+                "port {port} of this machine cannot be had: ssh's own words stand above. Choose another with --port"
+            )
+            raise Failed(message.format(port=candidates[-1]))
         began, login = time.monotonic(), self._connection.login
         while process.poll() is None and not self._ended.is_set():
             asked = time.monotonic()
