@@ -73,8 +73,12 @@ class Shelf:
         self._give(self.folder)
 
     def finish(self, run: RunDir) -> None:
-        run.write_result({"metrics": {"loss": 0.25}})
-        self._give(self.folder)
+        # Whole and ayse's from the first moment: somebody may be copying it.
+        made = RunDir(self.folder.with_name("finished"))
+        made.path.mkdir(exist_ok=True)
+        made.write_result({"metrics": {"loss": 0.25}})
+        self._give(made.path)
+        (made.path / "result.json").replace(run.path / "result.json")
 
     @staticmethod
     def _give(path: Path) -> None:

@@ -22,6 +22,7 @@ from truba_runner.tensorboard.ssh import NO_CONNECTION, NOT_FOUND, Connection, n
 
 # What the far end's line begins with: a login shell may print lines of its own before.
 MARK = "truba-tensorboard "
+_CONNECTED = {"connected": True}
 _HEARTBEAT_SECONDS = 2.0
 _PAUSES_SECONDS = (1, 2, 4, 8, 15, 30)
 # A server that is gone sooner than this, so many times in a row, is not started again.
@@ -42,7 +43,9 @@ class Tunnel:
 
     def __init__(self, connection: Connection, command: str, port: int | None) -> None:
         """`command` is what the far end's shell runs; `port` the local one, None: 6006 or any."""
-        self._connection, self._command, self._wanted_port = connection, command, port
+        # ssh ends alike when there is no connection and when a signal has ended the command: its shell speaks first.
+        self._command = f"echo '{MARK}{json.dumps(_CONNECTED)}'; {command}"
+        self._connection, self._wanted_port = connection, port
         self._port = 0
         self._ended = threading.Event()
 
@@ -79,19 +82,14 @@ class Tunnel:
         first = self._port == 0
         process = self._connection.open(self._command)
         lines = _Lines(process.stdout)
-        connected = False
-
-        def given_up() -> bool:
-            nonlocal connected
-            connected = connected or self._connection.alive()
-            return self._ended.is_set() or process.poll() is not None
-
         try:
-            about = lines.wait(given_up)
+            about = lines.wait(lambda: self._ended.is_set() or process.poll() is not None)
             if self._ended.is_set():
                 return ""
             if about is None:
-                return self._never_came(process.wait(), connected, first)
+                status = process.wait()
+                lines.join()
+                return self._never_came(status, lines.connected, first)
             if not self._lead_to(str(about["socket"]), process):
                 return ""
             if first:
@@ -121,7 +119,6 @@ class Tunnel:
             )
         if status == NOT_FOUND:
             raise Failed(not_found(login))
-        # Of a command that a signal has ended ssh says what it says of a lost connection.
         if status == NO_CONNECTION or status > _SIGNALLED or status < 0:
             return ""
         raise Failed(f"there is no server at {login}: its own words stand above")
@@ -176,6 +173,7 @@ class _Lines:
 
     def __init__(self, stream: Any) -> None:
         self.last: dict[str, Any] = {}
+        self.connected = False
         self._first = threading.Event()
         self._thread = threading.Thread(target=self._read, args=(stream,), daemon=True)
         self._thread.start()
@@ -194,8 +192,13 @@ class _Lines:
     def _read(self, stream: Any) -> None:
         for line in stream:
             text = line.decode(errors="replace")
-            if text.startswith(MARK):
-                self.last = json.loads(text.removeprefix(MARK))
+            if not text.startswith(MARK):
+                continue
+            told = json.loads(text.removeprefix(MARK))
+            if told == _CONNECTED:
+                self.connected = True
+            else:
+                self.last = told
                 self._first.set()
 
 
