@@ -17,8 +17,8 @@ from truba_runner.language import _, chosen, counted
 
 # Some of whose words do not go through the catalogue yet.
 NOT_YET = [
-    "archive.py", "queue", "report", "tensorboard",
-    *(f"commands/{one}.py" for one in ("clean", "expiring", "keep", "pull", "report", "tensorboard", "where")),
+    "archive.py", "queue", "report",
+    *(f"commands/{one}.py" for one in ("clean", "expiring", "keep", "report", "where")),
 ]  # fmt: skip
 CONVERTED = [
     file
@@ -41,10 +41,10 @@ NOT_WORDS = {
     "Unable to process configuration",
     "executable file not found",
 }
-# A shell prints it, before any Python.
-FOR_A_SHELL = ("scontrol ", "\nimport ", "type module ")
-# What frameworks say, to be known by it.
-THEIRS = {"out of memory", "Expected more than 1 value per channel when training"}
+# A shell prints it, before any Python; or a browser runs it.
+FOR_A_SHELL = ("scontrol ", "\nimport ", "type module ", "\n(() => {")
+# What frameworks and rsync say, to be known by it.
+THEIRS = {"Disk quota exceeded", "out of memory", "Expected more than 1 value per channel when training"}
 
 
 def test_every_message_has_its_turkish() -> None:
