@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from truba_runner.backends import TRAITS
 from truba_runner.config import Environment, Experiment
 from truba_runner.errors import Problem, Refused
 from truba_runner.home import state_folder
+from truba_runner.language import _, marked
 from truba_runner.rundir import write_atomically
 from truba_runner.shipped import shipped
 
@@ -58,7 +59,7 @@ def found(experiment: Experiment, elsewhere: Elsewhere) -> Found:
         held: Found = environment_report.report() if not chosen.python else {}
     else:
         _refuse_missing_files(chosen)
-        held = _kept(chosen) or _asked(experiment, elsewhere)
+        held = _kept(experiment) or _asked(experiment, elsewhere)
     if held:
         _refuse_lacking(experiment, held)
     return held
@@ -74,7 +75,7 @@ def found_here(experiment: Experiment) -> Found | str:
     if chosen.kind == "inherit":
         return found(experiment, lambda script: None)
     _refuse_missing_files(chosen)
-    held = _kept(chosen)
+    held = _kept(experiment)
     if not held:
         try:
             held = _read(chosen, *_run_here(_script(chosen, shipped("slurm") / "apptainer")))
@@ -86,20 +87,27 @@ def found_here(experiment: Experiment) -> Found | str:
 
 
 def _refuse_missing_files(chosen: Environment) -> None:
-    if chosen.kind == "apptainer" and not Path(chosen.image).exists():
-        near = f"There are: {', '.join(names)}." if (names := _images_beside(Path(chosen.image))) else ""
-        raise Refused(
-            Problem(f"environment.image={chosen.image}", "there is no such file.", near or "Look for it with ls.")
-        )
+    if chosen.kind == "apptainer" and (why := _unreadable(chosen.image)):
+        named = ", ".join(_images_beside(Path(chosen.image)))
+        remedy = _("There are: {names}.", names=named) if named else _("Look for it with ls -l.")
+        raise Refused(Problem(f"environment.image={chosen.image}", why, remedy))
     python = Path(chosen.venv) / "bin" / "python"
-    if chosen.kind == "venv" and not chosen.python and not python.exists():
+    if chosen.kind == "venv" and not chosen.python and not os.access(python, os.X_OK):
+        rule = _("there is no {python} to run, so it is no virtual environment, or its Python has gone.", python=python)
         raise Refused(
-            Problem(
-                f"environment.venv={chosen.venv}",
-                f"there is no {python}, so it is no virtual environment, or its Python has gone.",
-                "Name the folder that python -m venv made.",
-            )
+            Problem(f"environment.venv={chosen.venv}", rule, _("Name the folder that python -m venv made."))
         )
+
+
+def _unreadable(path: str) -> str:
+    """Why a file cannot be read; empty where it can."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return _("there is no such file.")
+    except OSError as error:
+        return _("it cannot be reached: {why}.", why=error.strerror)
+    return "" if os.access(path, os.R_OK) else _("you may not read it.")
 
 
 def _images_beside(image: Path) -> list[str]:
@@ -188,24 +196,34 @@ def _read(chosen: Environment, printed: str, status: int) -> Found:
 
 def _file(chosen: Environment) -> Path:
     """Where the answer is kept: by all that the environment is made of."""
-    about: dict[str, Any] = asdict(chosen)
-    for name, path in (("image", chosen.image), ("venv", chosen.venv and f"{chosen.venv}/pyvenv.cfg")):
+    about: dict[str, Any] = {**asdict(chosen), "made_of": []}
+    for path in _made_of(chosen):
         with suppress(OSError):
-            if path:
-                state = os.stat(path)
-                about[f"{name}_state"] = [state.st_mtime_ns, state.st_size]
-    if chosen.kind == "module":
-        about["module_path"] = os.environ.get("MODULEPATH", "")
+            state = path.stat()
+            about["made_of"].append([str(path), state.st_mtime_ns, state.st_size])
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     return state_folder() / "environments" / f"{key}.json"
 
 
-def _kept(chosen: Environment) -> Found:
+def _made_of(chosen: Environment) -> Iterator[Path]:
+    """The files and folders by which it shows that an environment has changed; not all of them need be there."""
+    if chosen.kind == "apptainer":
+        yield Path(chosen.image)
+    elif chosen.kind == "venv":
+        yield Path(chosen.venv) / "pyvenv.cfg"
+        yield from sorted(Path(chosen.venv).glob("lib/python*/site-packages"))
+    elif chosen.kind == "module":
+        for folder in os.environ.get("MODULEPATH", "").split(os.pathsep):
+            yield from (Path(folder) / f"{name}{suffix}" for name in chosen.modules for suffix in ("", ".lua"))
+
+
+def _kept(experiment: Experiment) -> Found:
+    """What was found before; nothing where that lacks what the experiment needs: it may have come since."""
     with suppress(OSError, ValueError):
-        file = _file(chosen)
+        file = _file(experiment.environment)
         if time.time() - file.stat().st_mtime < _KEPT_SECONDS:
             held: Found = json.loads(file.read_bytes())
-            return held
+            return {} if _problem(experiment, held) else held
     return {}
 
 
@@ -221,42 +239,50 @@ def _keep(chosen: Environment, held: Found) -> None:
 
 def _refuse_lacking(experiment: Experiment, held: Found) -> None:
     """What makes a training impossible there; older versions than were tried are only warned of."""
-    chosen, backend = experiment.environment, experiment.job.backend
-    remedy = _REMEDIES[chosen.kind]
-    if _numbers(held["python"]) < _LEAST_PYTHON:
-        raise Refused(
-            Problem(
-                _words(chosen),
-                f"its Python is {held['python']} ({held['executable']}), and 3.10 is the oldest.",
-                remedy,
-            )
-        )
-    traits = TRAITS.get(backend)
-    needs = {**(traits.needs if traits else {}), **({"keras-tuner": "1.4.7"} if experiment.sweep.kind else {})}
-    packages = held["packages"]
-    if lacking := [name for name in needs if name not in packages]:
-        there = ", ".join(f"{name} {version}" for name, version in packages.items()) or "none that trains"
-        raise Refused(
-            Problem(
-                _words(chosen),
-                f"its Python {held['python']} has no {' and no '.join(lacking)}, which the {backend} backend needs "
-                f"(it has {there}).",
-                remedy,
-            )
-        )
-    if "keras" in needs and _numbers(packages["keras"]) < (3,):
-        raise Refused(Problem(_words(chosen), f"its Keras is {packages['keras']}, and 3 is the oldest.", remedy))
-    for name, least in needs.items():
-        if _numbers(packages[name]) < _numbers(least):
-            older = f"{name} {packages[name]} is older than {least}, the oldest that was tried"
-            print(f"warning: {_words(chosen)}: {older}", file=sys.stderr)
+    if problem := _problem(experiment, held):
+        raise Refused(problem)
+    for name, least in _needs(experiment).items():
+        if _numbers(version := held["packages"][name]) < _numbers(least):
+            older = _(
+                "warning: {environment}: {name} {version} is older than {least}, the oldest that was tried",
+                environment=_words(experiment.environment), name=name, version=version, least=least,
+            )  # fmt: skip
+            print(older, file=sys.stderr)
+
+
+def _needs(experiment: Experiment) -> dict[str, str]:
+    """The packages that a training takes, with the oldest version of each that was tried."""
+    traits = TRAITS.get(experiment.job.backend)
+    return {**(traits.needs if traits else {}), **({"keras-tuner": "1.4.7"} if experiment.sweep.kind else {})}
+
+
+def _problem(experiment: Experiment, held: Found) -> Problem | None:
+    chosen, needs, packages = experiment.environment, _needs(experiment), held["packages"]
+    python = held["python"]
+    lacking = [name for name in needs if name not in packages]
+    if _numbers(python) < _LEAST_PYTHON:
+        rule = _("its Python is {python} ({file}), and 3.10 is the oldest.", python=python, file=held["executable"])
+    elif lacking:
+        there = ", ".join(f"{name} {version}" for name, version in packages.items())
+        rule = _(
+            "its Python {python} has no {packages}, which the {backend} backend needs (it has {there}).",
+            python=python, packages=_(" and no ").join(lacking), backend=experiment.job.backend,
+            there=there or _("none that trains"),
+        )  # fmt: skip
+    elif "keras" in needs and _numbers(packages["keras"]) < (3,):
+        rule = _("its Keras is {version}, and 3 is the oldest.", version=packages["keras"])
+    else:
+        return None
+    return Problem(_words(chosen), rule, _(_REMEDIES[chosen.kind]))
 
 
 _REMEDIES = {
-    "inherit": "Start the program with a Python that has it; or choose environment=module, apptainer or venv.",
-    "module": "Choose other modules with environment.modules=[NAME/VERSION], or an image with environment=apptainer.",
-    "apptainer": "Choose another image with environment.image=FILE.",
-    "venv": "Install it there, or choose another with environment.venv=FOLDER.",
+    "inherit": marked("Start the program with a Python that has it; or choose environment=module, apptainer or venv."),
+    "module": marked(
+        "Choose other modules with environment.modules=[NAME/VERSION], or an image with environment=apptainer."
+    ),
+    "apptainer": marked("Choose another image with environment.image=FILE."),
+    "venv": marked("Install it there, or choose another with environment.venv=FOLDER."),
 }
 
 

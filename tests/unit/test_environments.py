@@ -241,9 +241,37 @@ def test_an_environment_is_asked_once_until_it_changes(in_venv: tuple[Experiment
     assert probe.found(chosen, never) == REPORT and probe.found(chosen, never) == REPORT
     assert (folder / "calls").read_text().count("called") == 1
     assert "Python 3.12.2, tensorflow 2.18" in probe.described(chosen.environment, REPORT)
-    os.utime(folder / "venv" / "pyvenv.cfg", ns=(1, 1))
-    probe.found(chosen, never)
-    assert (folder / "calls").read_text().count("called") == 2
+    packages = folder / "venv" / "lib" / "python3.12" / "site-packages"
+    packages.mkdir(parents=True)
+    for count, changed in enumerate((packages, folder / "venv" / "pyvenv.cfg"), start=2):
+        os.utime(changed, ns=(1, 1))
+        probe.found(chosen, never)
+        assert (folder / "calls").read_text().count("called") == count
+
+
+def test_what_was_lacking_is_looked_for_again(in_venv: tuple[Experiment, Path]) -> None:
+    chosen, folder = in_venv
+    whole = (folder / "says").read_text()
+    (folder / "says").write_text("TRUBA-ENVIRONMENT " + json.dumps({**REPORT, "packages": {}}))
+    with pytest.raises(Refused, match="has no tensorflow"):
+        probe.found(chosen, never)
+    (folder / "says").write_text(whole)
+    assert probe.found(chosen, never) == REPORT and probe.found_here(chosen) == REPORT
+
+
+def test_modules_are_looked_into_again_when_their_file_has_changed(
+    experiment: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "apps").mkdir()
+    file = tmp_path / "apps" / "ai.lua"
+    file.write_text("")
+    monkeypatch.setenv("MODULEPATH", f"/nowhere:{tmp_path}")
+    chosen = experiment("environment.modules=[apps/ai]")
+    answers = [("TRUBA-ENVIRONMENT " + json.dumps({**REPORT, "python": version}), 0) for version in ("3.13.1", "3.13.2")]
+    monkeypatch.setattr(probe, "_run_here", lambda script: answers.pop(0))
+    assert [probe.found(chosen, never)["python"] for _ in range(2)] == ["3.13.1", "3.13.1"]
+    file.write_text("-- of a newer Python")
+    assert [probe.found(chosen, never)["python"] for _ in range(2)] == ["3.13.2", "3.13.2"]
 
 
 LACKING = [
@@ -314,3 +342,10 @@ def test_files_that_are_not_there(experiment: Compose, tmp_path: Path) -> None:
         probe.found(image, never)
     with pytest.raises(Refused, match="no virtual environment"):
         probe.found(experiment("environment=venv", f"environment.venv={tmp_path}"), never)
+    gone = tmp_path / "venv" / "bin" / "python"
+    gone.parent.mkdir(parents=True)
+    gone.symlink_to(tmp_path / "python3.12")
+    with pytest.raises(Refused, match="its Python has gone"):
+        probe.found(experiment("environment=venv", f"environment.venv={tmp_path}/venv"), never)
+    with pytest.raises(Refused, match="it cannot be reached: Not a directory"):
+        probe.found(experiment("environment=apptainer", f"environment.image={tmp_path}/tf-2.sif/x.sif"), never)
