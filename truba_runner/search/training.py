@@ -11,7 +11,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, NoReturn
 
-from truba_runner import backends
+from truba_runner import backends, full_disk
 from truba_runner.config import Experiment
 from truba_runner.errors import Failed
 from truba_runner.interrupt import Interrupted, Interruption
@@ -28,7 +28,6 @@ LOOK_SECONDS = 0.2
 KERAS_TUNER = ("keras_tuner", "truba_runner.search.steps")
 # A trial may not listen yet when a signal comes, so it is told again.
 _SIGNAL_AGAIN_SECONDS = 2.0
-_DISK_IS_FULL = ("[Errno 28]", "[Errno 122]")
 
 
 class Trainer:
@@ -167,7 +166,7 @@ def _failure(run: RunDir, lease: Lease) -> dict[str, Any]:
     """
     error = run.progress().get("error") or {"type": "Error", "message": f"see {run.logs}"}
     message = f"{error['type']}: {error['message']}"
-    if any(sign in message for sign in _DISK_IS_FULL):
+    if full_disk.told_of(message):
         raise Failed(f"trial {lease.trial} could not go on: {message}. Make room, and give the same command again.")
     place = f" at {error['file']}:{error['line']}: {error['code']}" if "file" in error else ""
     # Keras Tuner's word for a trial that may be tried again, if max_retries_per_trial says so.
