@@ -52,6 +52,8 @@ class SubmittedCode:
         project = Path(record["project"])
         # In a folder of its own name: the one above it may come to be importable from, and has to be private.
         code = self._written(snapshot.unpacked(record["code"]), scratch, project.name or "project")
+        with suppress(OSError):  # Of a run that is started again and again for weeks it must not be purged.
+            os.utime(record["code"]["archive"])
         self._project, self._unpacked = str(project), str(code)
         _link_the_rest(project, code)
         return job_module.load(code / job_file.relative_to(project))

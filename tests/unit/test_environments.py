@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -202,11 +203,15 @@ def test_no_apptainer_is_told(tmp_path: Path) -> None:
 def test_a_job_gets_the_package_once_for_all_and_under_the_name_of_its_content(tmp_path: Path) -> None:
     chosen = Environment("a", kind="apptainer", image="/i.sif")
     job_code.provide(chosen, tmp_path)
-    first = {file: file.stat().st_mtime_ns for file in (tmp_path / ".code").iterdir()}
+    first = {file: file.stat().st_ino for file in (tmp_path / ".code").iterdir()}
     assert len(first) == 2 and stat.S_IMODE((tmp_path / ".code").stat().st_mode) == 0o700
-    job_code.provide(chosen, tmp_path)
-    assert {file: file.stat().st_mtime_ns for file in (tmp_path / ".code").iterdir()} == first
-    (line,) = job_code.setup(chosen, tmp_path)
+    touch, line = job_code.setup(chosen, tmp_path)
+    for used_again in (partial(job_code.provide, chosen, tmp_path), partial(bash, touch)):
+        for file in first:
+            os.utime(file, (0, 0))
+        used_again()
+        assert all(file.stat().st_mtime > 0 for file in first), "a purge takes what nobody has written to for long"
+    assert {file: file.stat().st_ino for file in (tmp_path / ".code").iterdir()} == first
     assert line == f"export PYTHONPATH={job_code.archive(tmp_path)}"
     program = "import truba_runner.worker; print(truba_runner.__file__)"
     done = subprocess.run([sys.executable, "-S", "-c", program], env={"PYTHONPATH": line.partition("=")[2]},

@@ -198,6 +198,8 @@ def edit(project: Path) -> None:
 def test_a_job_trains_what_was_submitted(submitted: Callable[[], RunDir], project: Path, tmp_path: Path) -> None:
     run = submitted()
     edit(project)
+    archive = Path(run.submitted()["code"]["archive"])
+    os.utime(archive, (0, 0))
     (tmp_path / "tmp").mkdir()
     variables = {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "tmp"), "TRUBA_JOB_ID": "7", "TRUBA_JOB_NAME": "7"}
     done = subprocess.run(
@@ -213,6 +215,7 @@ def test_a_job_trains_what_was_submitted(submitted: Callable[[], RunDir], projec
     (start,) = [event for event in run.submissions() if event["event"] == "started"]
     assert start["job_sha256"] == run.submitted()["job_sha256"]
     assert not list((tmp_path / "tmp").iterdir()), "it is gone from the node"
+    assert archive.stat().st_mtime > 0, "the next start of a run that takes weeks finds it too"
     told = done.stdout.partition("on the path ")[2]
     assert all("/truba-" in one for one in json.loads(told.splitlines()[0].replace("'", '"'))[:2])
     assert (project / "data" / "table.csv").read_text() == "1,2"

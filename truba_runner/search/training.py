@@ -21,6 +21,7 @@ from truba_runner.search.directory import SearchDir
 from truba_runner.search.leases import Lease
 from truba_runner.search.nursery import Call, Nursery
 from truba_runner.search.store import Store
+from truba_runner.worker import in_one_line
 
 # How often a worker without a trial looks whether there is one, and any looks for signals.
 LOOK_SECONDS = 0.2
@@ -165,12 +166,11 @@ def _failure(run: RunDir, lease: Lease) -> dict[str, Any]:
         truba_runner.errors.Failed: it is no fault of the trial's.
     """
     error = run.progress().get("error") or {"type": "Error", "message": f"see {run.logs}"}
-    message = f"{error['type']}: {error['message']}"
+    message = in_one_line(error)
     if full_disk.told_of(message):
         raise Failed(f"trial {lease.trial} could not go on: {message}. Make room, and give the same command again.")
-    place = f" at {error['file']}:{error['line']}: {error['code']}" if "file" in error else ""
     # Keras Tuner's word for a trial that may be tried again, if max_retries_per_trial says so.
-    return _outcome(lease, "INVALID", f"{message}{place}")
+    return _outcome(lease, "INVALID", message)
 
 
 def in_words(status: int) -> str:
