@@ -94,9 +94,7 @@ def _refuse_missing_files(chosen: Environment) -> None:
     python = Path(chosen.venv) / "bin" / "python"
     if chosen.kind == "venv" and not chosen.python and not os.access(python, os.X_OK):
         rule = _("there is no {python} to run, so it is no virtual environment, or its Python has gone.", python=python)
-        raise Refused(
-            Problem(f"environment.venv={chosen.venv}", rule, _("Name the folder that python -m venv made."))
-        )
+        raise Refused(Problem(f"environment.venv={chosen.venv}", rule, _("Name the folder that python -m venv made.")))
 
 
 def _unreadable(path: str) -> str:

@@ -80,9 +80,9 @@ class SubmittedCode:
                 self._at_the_end = attempt.pop_all()
                 return folder
         raise Failed(
-            f"the code that was submitted could not be unpacked on {platform.node()}: {'; '.join(refused)}. That is the "
-            "node's own disk, and no fault of the run's. Submit again, and tell the site's support of the node; with "
-            "code.snapshot=false nothing is unpacked, and the project's files are read as they are."
+            f"the code that was submitted could not be unpacked on {platform.node()}: {'; '.join(refused)}. That is "
+            "the node's own disk, and no fault of the run's. Submit again, and tell the site's support of the node; "
+            "with code.snapshot=false nothing is unpacked, and the project's files are read as they are."
         )
 
 

@@ -272,8 +272,9 @@ def test_modules_are_looked_into_again_when_their_file_has_changed(
     file.write_text("")
     monkeypatch.setenv("MODULEPATH", f"/nowhere:{tmp_path}")
     chosen = experiment("environment.modules=[apps/ai]")
-    answers = [("TRUBA-ENVIRONMENT " + json.dumps({**REPORT, "python": version}), 0) for version in ("3.13.1", "3.13.2")]
-    monkeypatch.setattr(probe, "_run_here", lambda script: answers.pop(0))
+    versions = iter(("3.13.1", "3.13.2"))
+    says = "TRUBA-ENVIRONMENT "
+    monkeypatch.setattr(probe, "_run_here", lambda script: (says + json.dumps({**REPORT, "python": next(versions)}), 0))
     assert [probe.found(chosen, never)["python"] for _ in range(2)] == ["3.13.1", "3.13.1"]
     file.write_text("-- of a newer Python")
     assert [probe.found(chosen, never)["python"] for _ in range(2)] == ["3.13.2", "3.13.2"]

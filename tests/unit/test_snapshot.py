@@ -228,9 +228,7 @@ def test_a_job_whose_code_was_taken_away_says_so(submitted: Callable[[], RunDir]
         [sys.executable, "-m", "truba_runner.worker", str(run.path)], env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert (
-        done.returncode == 1 and "is not there any more" in done.stderr and "Submit the run again" in done.stderr
-    )
+    assert done.returncode == 1 and "is not there any more" in done.stderr and "Submit the run again" in done.stderr
 
 
 def test_diff_shows_what_was_edited_since(
