@@ -88,8 +88,8 @@ def found_here(experiment: Experiment) -> Found | str:
 
 def _refuse_missing_files(chosen: Environment) -> None:
     if chosen.kind == "apptainer" and (why := _unreadable(chosen.image)):
-        named = ", ".join(_images_beside(Path(chosen.image)))
-        remedy = _("There are: {names}.", names=named) if named else _("Look for it with ls -l.")
+        beside = [name for name in _images_beside(Path(chosen.image)) if name != chosen.image]
+        remedy = _("There are: {names}.", names=", ".join(beside)) if beside else _("Look for it with ls -l.")
         raise Refused(Problem(f"environment.image={chosen.image}", why, remedy))
     python = Path(chosen.venv) / "bin" / "python"
     if chosen.kind == "venv" and not chosen.python and not os.access(python, os.X_OK):

@@ -246,9 +246,10 @@ def unpacked(code: Mapping[str, Any]) -> dict[str, File]:
         if _digest(found) != code["sha256"]:
             raise ValueError("it holds something else than it did")
     except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as error:
+        why = "is not there any more" if isinstance(error, FileNotFoundError) else f"cannot be read whole: {error}"
         raise Failed(
-            f"the code that was submitted cannot be read: {archive} is not there any more, or damaged ({error}). "
-            "Submit the run again: it goes on from its last checkpoint, with the project's files as they are now."
+            f"the code that was submitted cannot be read: {archive} {why}. Submit the run again: it goes on from its "
+            "last checkpoint, with the project's files as they are now."
         ) from error
     return found
 
