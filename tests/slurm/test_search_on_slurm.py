@@ -183,7 +183,9 @@ def test_a_search_trains_what_was_submitted_and_tells_of_a_fault_in_the_users_ow
     (job_id,) = search.job_ids()
     truba.cluster.wait_for_state(f"{job_id}", "FAILED", timeout=120)
     own, job = truba.project / "helper.py", truba.project / "jobs" / "nothing.py"
-    assert f'File "{own}", line 2, in begin\n    raise ValueError' in search.log() and "/truba-60001" not in search.log()
+    assert (
+        f'File "{own}", line 2, in begin\n    raise ValueError' in search.log() and "/truba-60001" not in search.log()
+    )
     error = json.loads((search.path / "workers" / f"{search.path.name}-w0" / "progress.json").read_text())["error"]
     assert error["message"] == f"ValueError: as in {own} at {job}:3: helper.begin()"
     # Mended, the same command goes on; what is edited from then on is none of the search's.
