@@ -13,12 +13,13 @@ from typing import Any
 
 from truba_runner.config import Checkpoint, Experiment, Finish, Notify, Sweep, TensorBoard
 from truba_runner.errors import Problem, nearest
+from truba_runner.language import _, marked
 from truba_runner.recipe import FINDER, SUGGESTIONS, Find, Rate, read_rate
 from truba_runner.recipe_rules import stage_problems
 
 # Of a sweep whose runs have their finders in jobs of their own, and of such a finder's run.
 KIND = "lr_find"
-_EXAMPLE = "Write valley, steep/10 or {rate: valley, num_it: 200}."
+_EXAMPLE = marked("Write valley, steep/10 or {rate: valley, num_it: 200}.")
 
 
 @dataclass(frozen=True)
@@ -86,30 +87,30 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     try:
         rate, options = _parts(train.lr_find)
     except ValueError as error:
-        yield Problem(f"train.lr_find={train.lr_find}", f"{error}.", _EXAMPLE)
+        yield Problem(f"train.lr_find={train.lr_find}", f"{error}.", _(_EXAMPLE))
         return
     yield from _rate_problems(rate)
     yield from stage_problems("train.lr_find", "lr_find", {"name": FINDER, **options}, [])
     if train.learning_rate is not None:
         yield Problem(
             f"train.learning_rate={train.learning_rate:g}",
-            f"train.lr_find={train.lr_find} finds the rate.",
-            "Leave one of them out: train.learning_rate=null or train.lr_find=null (and sweep=lr_find).",
+            _("{setting} finds the rate.", setting=f"train.lr_find={train.lr_find}"),
+            _("Leave one of them out: train.learning_rate=null or train.lr_find=null (and sweep=lr_find)."),
         )
     if "train.learning_rate" in experiment.sweep.space:
-        rule = f"train.lr_find={train.lr_find} finds the rate of each trial."
-        yield Problem("sweep.space.train.learning_rate", rule, "Leave one of them out.")
+        rule = _("{setting} finds the rate of each trial.", setting=f"train.lr_find={train.lr_find}")
+        yield Problem("sweep.space.train.learning_rate", rule, _("Leave one of them out."))
     if train.scale_learning_rate:
         yield Problem(
             "train.scale_learning_rate=true",
-            "the finder goes through batches of all GPUs, and finds the rate for those.",
-            "Leave it out.",
+            _("the finder goes through batches of all GPUs, and finds the rate for those."),
+            _("Leave it out."),
         )
     if any(isinstance(stage, Mapping) and "lr_find" in stage for stage in train.recipe):
         yield Problem(
             f"train.lr_find={train.lr_find}",
-            "train.recipe looks for its rates itself, with stages of its own (lr_find).",
-            "Leave train.lr_find and sweep=lr_find out, or take those stages and the rates that refer to them out.",
+            _("train.recipe looks for its rates itself, with stages of its own (lr_find)."),
+            _("Leave train.lr_find and sweep=lr_find out, or take those stages and the rates that refer to them out."),
         )
 
 
@@ -119,7 +120,7 @@ def _parts(given: Any) -> tuple[str, dict[str, Any]]:
         return given, {}
     if isinstance(given, Mapping) and isinstance(given.get("rate"), str) and "name" not in given:
         return given["rate"], {key: value for key, value in given.items() if key != "rate"}
-    raise ValueError("it says which of the finder's suggestions is the learning rate")
+    raise ValueError(_("it says which of the finder's suggestions is the learning rate"))
 
 
 def _rate_problems(text: str) -> Iterator[Problem]:
@@ -127,7 +128,8 @@ def _rate_problems(text: str) -> Iterator[Problem]:
     try:
         rate = read_rate(f"{FINDER}.{text}")
     except ValueError:
-        yield Problem(received, "it is a suggestion of the finder, which may be divided or multiplied.", _EXAMPLE)
+        rule = _("it is a suggestion of the finder, which may be divided or multiplied.")
+        yield Problem(received, rule, _(_EXAMPLE))
         return
     if rate.suggestion not in SUGGESTIONS:
-        yield Problem(received, "lr_find suggests no such rate.", nearest(rate.suggestion, SUGGESTIONS))
+        yield Problem(received, _("lr_find suggests no such rate."), nearest(rate.suggestion, SUGGESTIONS))

@@ -35,6 +35,8 @@ HERE_SECONDS = 30.0
 # Modules are replaced under the same name.
 _KEPT_SECONDS = 30 * 24 * 3600.0
 _LEAST_PYTHON = (3, 10)
+# What a container's runtime says of a command that it has not.
+_NO_SUCH_COMMAND = "executable file not found"
 
 Found = Mapping[str, Any]
 # Runs a shell script elsewhere, and returns what it printed and how it ended; None: there was no answer in time.
@@ -93,7 +95,7 @@ def _refuse_missing_files(chosen: Environment) -> None:
         raise Refused(Problem(f"environment.image={chosen.image}", why, remedy))
     python = Path(chosen.venv) / "bin" / "python"
     if chosen.kind == "venv" and not chosen.python and not os.access(python, os.X_OK):
-        rule = _("there is no {python} to run, so it is no virtual environment, or its Python has gone.", python=python)
+        rule = _("there is no {python}, so it is no virtual environment, or its Python has gone.", python=python)
         raise Refused(Problem(f"environment.venv={chosen.venv}", rule, _("Name the folder that python -m venv made.")))
 
 
@@ -122,18 +124,23 @@ def _asked(experiment: Experiment, elsewhere: Elsewhere) -> Found:
     try:
         held = _read(chosen, *_run_here(_script(chosen, shipped("slurm") / "apptainer")))
     except _Silent as silent:
-        print(f"{_words(chosen)} can't be looked into from here ({silent.why}); a short job does", file=sys.stderr)
+        told = _(
+            "{environment} can't be looked into from here ({why}); a short job does",
+            environment=_words(chosen),
+            why=silent.why,
+        )
+        print(told, file=sys.stderr)
         job_code.provide(chosen, runs_folder)
         answer = elsewhere(_script(chosen, job_code.wrapper(runs_folder)))
         if answer is None:
-            print("warning: it has not started in time; the run is submitted unchecked", file=sys.stderr)
+            told = _("it has not started in time; the run is submitted unchecked")
+            print(_("warning: {text}", text=told), file=sys.stderr)
             return {}
         try:
             held = _read(chosen, *answer)
         except _Silent as silent_there:
-            raise Refused(
-                Problem(_words(chosen), f"a job can't enter it: {silent_there.why}.", "Choose another environment.")
-            ) from None
+            rule = _("a job can't enter it: {why}.", why=silent_there.why)
+            raise Refused(Problem(_words(chosen), rule, _("Choose another environment."))) from None
     _keep(chosen, held)
     return held
 
@@ -161,7 +168,7 @@ def _run_here(script: str) -> tuple[str, int]:
             return process.communicate(script, timeout=HERE_SECONDS)[0], process.returncode
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            raise _Silent(f"no answer within {HERE_SECONDS:.0f} s") from None
+            raise _Silent(_("no answer within {seconds:g} s", seconds=HERE_SECONDS)) from None
 
 
 def _read(chosen: Environment, printed: str, status: int) -> Found:
@@ -178,15 +185,17 @@ def _read(chosen: Environment, printed: str, status: int) -> Found:
     said = " ".join(printed.split())[-600:]
     if status == environment.NOT_LOADED:
         names = ", ".join(chosen.modules)
-        raise Refused(Problem(f"environment.modules=[{names}]", f"{said}.", "module avail lists those that there are."))
+        remedy = _("module avail lists those that there are.")
+        raise Refused(Problem(f"environment.modules=[{names}]", f"{said}.", remedy))
     if status in {126, 127} and chosen.kind != "apptainer":
         python = environment.start(chosen, Path()).python
-        raise Refused(
-            Problem(_words(chosen), f"there is no {python} in it ({said}).", "Set environment.python to its command.")
-        )
-    if "executable file not found" in said:
-        raise Refused(Problem(_words(chosen), f"{said}.", "Set environment.python to the command of its Python."))
-    raise _Silent(said or f"exit status {status}")
+        rule = _("there is no {python} in it ({said}).", python=python, said=said)
+        raise Refused(Problem(_words(chosen), rule, _("Set environment.python to its command.")))
+    if _NO_SUCH_COMMAND in said:
+        raise Refused(Problem(_words(chosen), f"{said}.", _("Set environment.python to the command of its Python.")))
+    if status == environment.NO_MODULES:
+        raise _Silent(_("there is no command module here"))
+    raise _Silent(said or _("exit status {status}", status=status))
 
 
 # -- keeping ---------------------------------------------------------------------------------------------------
@@ -242,10 +251,10 @@ def _refuse_lacking(experiment: Experiment, held: Found) -> None:
     for name, least in _needs(experiment).items():
         if _numbers(version := held["packages"][name]) < _numbers(least):
             older = _(
-                "warning: {environment}: {name} {version} is older than {least}, the oldest that was tried",
-                environment=_words(experiment.environment), name=name, version=version, least=least,
+                "{environment}: {package} {version} is older than {least}, the oldest that was tried",
+                environment=_words(experiment.environment), package=name, version=version, least=least,
             )  # fmt: skip
-            print(older, file=sys.stderr)
+            print(_("warning: {text}", text=older), file=sys.stderr)
 
 
 def _needs(experiment: Experiment) -> dict[str, str]:
@@ -259,12 +268,12 @@ def _problem(experiment: Experiment, held: Found) -> Problem | None:
     python = held["python"]
     lacking = [name for name in needs if name not in packages]
     if _numbers(python) < _LEAST_PYTHON:
-        rule = _("its Python is {python} ({file}), and 3.10 is the oldest.", python=python, file=held["executable"])
+        rule = _("its Python is {version} ({file}), and 3.10 is the oldest.", version=python, file=held["executable"])
     elif lacking:
         there = ", ".join(f"{name} {version}" for name, version in packages.items())
         rule = _(
-            "its Python {python} has no {packages}, which the {backend} backend needs (it has {there}).",
-            python=python, packages=_(" and no ").join(lacking), backend=experiment.job.backend,
+            "its Python {version} has no {lacking}, which the {backend} backend needs (it has {there}).",
+            version=python, lacking=_(" and no ").join(lacking), backend=experiment.job.backend,
             there=there or _("none that trains"),
         )  # fmt: skip
     elif "keras" in needs and _numbers(packages["keras"]) < (3,):

@@ -14,6 +14,7 @@ from typing import Any
 
 from truba_runner import job_module, node_folder, provenance, snapshot
 from truba_runner.errors import Failed
+from truba_runner.language import _
 
 
 def sha256(record: Mapping[str, Any]) -> str:
@@ -71,18 +72,23 @@ class SubmittedCode:
         refused = []
         for make in (_on_the_node, _among_temporary_files):
             with ExitStack() as attempt:
+                folder = scratch
                 try:
                     folder = Path(attempt.enter_context(make(scratch))) / name
                     _write(files, folder)
                 except OSError as error:
-                    refused.append(str(error))
+                    refused.append(f"{folder}: {error.strerror}")
                     continue
                 self._at_the_end = attempt.pop_all()
                 return folder
         raise Failed(
-            f"the code that was submitted could not be unpacked on {platform.node()}: {'; '.join(refused)}. That is "
-            "the node's own disk, and no fault of the run's. Submit again, and tell the site's support of the node; "
-            "with code.snapshot=false nothing is unpacked, and the project's files are read as they are."
+            _(
+                "the code that was submitted could not be unpacked on {node} ({why}). That is the node's own disk, and "
+                "no fault of the run's. Submit again, and tell the site's support of the node; with "
+                "code.snapshot=false nothing is unpacked, and the project's files are read as they are.",
+                node=platform.node(),
+                why="; ".join(refused),
+            )
         )
 
 
