@@ -21,7 +21,6 @@ from pathlib import Path
 
 from truba_runner import places
 from truba_runner.checkpoint import CheckpointStore
-from truba_runner.config import Checkpoint
 from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.rundir import PULLED, SWEEPS, RunDir, write_atomically
@@ -269,8 +268,8 @@ class Puller:
         """Lets old checkpoints go as the run itself does, which may make hundreds while it is followed."""
         for name in (*one.runs, *one.searches):
             run = RunDir(self._into / name)
-            with suppress(FileNotFoundError):
-                keep = int(run.read_config().get("checkpoint", {}).get("keep", Checkpoint().keep))
+            with suppress(FileNotFoundError, KeyError):
+                keep = int(run.read_config()["checkpoint"]["keep"])
                 for folder in [run.checkpoints, *run.path.glob("trials/*/checkpoints")]:
                     CheckpointStore(folder, keep).retire()
 
