@@ -95,6 +95,18 @@ def test_every_message_is_found_where_it_is_said() -> None:
             assert set(texts) <= known, f"{file}:{call.lineno}"
 
 
+def test_a_message_is_given_what_it_names() -> None:
+    # Else it would end the program where it is said, which may be seldom.
+    for file in sorted(catalogues.PACKAGE.rglob("*.py")):
+        for call in speaking(ast.parse(file.read_text())):
+            texts = [one.value for one in call.args if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+            given = {one.arg for one in call.keywords}
+            if texts and given and None not in given:
+                assert set.union(*(placeholders(text) for text in texts)) - {"count"} == given - {"count"}, (
+                    f"{file}:{call.lineno}"
+                )
+
+
 def test_no_function_that_speaks_takes_the_names_for_something_else() -> None:
     # `_` is a name for what nobody wants, too: Python then knows no other in the whole function.
     for file in sorted(catalogues.PACKAGE.rglob("*.py")):
