@@ -6,7 +6,7 @@ import os
 import platform
 import secrets
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -22,6 +22,10 @@ def sha256(record: Mapping[str, Any]) -> str:
     if "code" in record:
         return str(record["job_sha256"])
     return provenance.code_sha256(Path(record.get("job_file", "")))
+
+
+# Makes a folder that goes at the end of its `with`.
+_Place = Callable[[Path], AbstractContextManager[str | Path]]
 
 
 class SubmittedCode:
@@ -70,7 +74,8 @@ class SubmittedCode:
             Failed: there is room for them in neither.
         """
         refused = []
-        for make in (_on_the_node, _among_temporary_files):
+        places: tuple[_Place, ...] = (_on_the_node, _among_temporary_files)
+        for make in places:
             with ExitStack() as attempt:
                 folder = scratch
                 try:

@@ -39,7 +39,8 @@ def main(arguments: Sequence[str]) -> int:
     """Prints the rows, the costliest first, and the limits of the accounts that the runs were charged to."""
     options = parser("usage", _("Core-hours and GPU-hours by experiment and sweep, and what the account has left."))
     given = options.parse_args(arguments)
-    runs = places.runs(given.runs)
+    # A copy's jobs are another machine's.
+    runs = [run for run in places.runs(given.runs) if not run.pulled()]
     jobs = {run.path: slurm_jobs(run) for run in runs}
     used = scheduler.used(job_id for ids in jobs.values() for job_id in ids)
     rows = _rows(runs, jobs, used)
