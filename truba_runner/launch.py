@@ -53,7 +53,7 @@ def launch(experiment: Experiment, selector: str, may_wait: bool = True) -> Outc
     """
     # Of a single run the finder is no job of its own.
     experiment = lr_find.training_of(lr_find.with_default(experiment))
-    return go(_prepared(absolute(experiment), selector), may_wait)
+    return go(_prepared(experiment, selector), may_wait)
 
 
 def go(prepared: Prepared, may_wait: bool = True) -> Outcome:
@@ -151,16 +151,6 @@ def on_slurm_or_failed() -> None:
     """
     if not scheduler.available():
         raise Failed(_("there is no sbatch on the PATH; is this a login node? cluster=local trains here"))
-
-
-def absolute(experiment: Experiment) -> Experiment:
-    """Folders as a job sees them, which starts in a directory of its own."""
-    if experiment.cluster.runs_folder.startswith("/") and experiment.data.folder.startswith("/"):
-        return experiment
-    here = Path.cwd()
-    cluster = replace(experiment.cluster, runs_folder=str(here / Path(experiment.cluster.runs_folder).expanduser()))
-    folder = str(here / Path(experiment.data.folder).expanduser())
-    return replace(experiment, cluster=cluster, data=replace(experiment.data, folder=folder))
 
 
 def with_data(experiment: Experiment, selector: str) -> Experiment:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from truba_runner import job_module
-from truba_runner.app import composed
+from truba_runner.composed import composed
 from truba_runner.config import Experiment
 from truba_runner.queue.automatic import Automatic
 

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     given = options.parse_args(arguments)
 
-    from truba_runner.app import composed
+    from truba_runner.composed import composed
 
     experiment = composed([_override(one) for one in given.override])
     if experiment.cluster.scheduler != "slurm":

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from truba_runner import job_module, lr_find, places, snapshot, tell
 from truba_runner.changed_code import refuse_together
+from truba_runner.composed import absolute
 from truba_runner.config import Experiment
 from truba_runner.errors import Problem, Refused
 from truba_runner.language import _, counted
 from truba_runner.launch import (
-    absolute,
     go,
     in_environment,
     newest_run_dir,
