@@ -16,10 +16,8 @@ from pathlib import Path
 import truba_runner
 from truba_runner import bundle
 from truba_runner.config import Environment
-from truba_runner.rundir import write_atomically
+from truba_runner.rundir import CODE, write_atomically
 from truba_runner.shipped import shipped
-
-FOLDER = ".code"
 
 
 def files(environment: Environment, runs_folder: Path) -> Mapping[Path, bytes]:
@@ -33,21 +31,23 @@ def files(environment: Environment, runs_folder: Path) -> Mapping[Path, bytes]:
 
 
 def provide(environment: Environment, runs_folder: Path) -> None:
-    """Writes what is not there yet."""
+    """Writes what is not there yet; what is there is, to a purge, as new as the newest submission that needs it."""
     for path, content in files(environment, runs_folder).items():
-        if not path.exists():
+        try:
+            os.utime(path)
+        except FileNotFoundError:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomically(path, content)
 
 
 def archive(runs_folder: Path) -> Path:
     """Where the package's archive is to lie."""
-    return runs_folder / FOLDER / f"truba-{_name(_content())}.pyz"
+    return runs_folder / CODE / f"truba-{_name(_content())}.pyz"
 
 
 def wrapper(runs_folder: Path) -> Path:
     """Where the wrapper of a container is to lie."""
-    return runs_folder / FOLDER / f"apptainer-{_name(_wrapper_content())}"
+    return runs_folder / CODE / f"apptainer-{_name(_wrapper_content())}"
 
 
 def setup(environment: Environment, runs_folder: Path) -> list[str]:

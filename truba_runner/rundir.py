@@ -31,6 +31,8 @@ from truba_runner import events
 
 # The folder of the sweeps' own records, in the runs folder.
 SWEEPS = ".sweeps"
+# The folder of archives of code (code_archives.py), in the runs folder.
+CODE = ".code"
 # In a run directory that was copied from a login node: from where, and when.
 PULLED = "pulled.json"
 

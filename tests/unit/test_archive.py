@@ -122,7 +122,7 @@ def test_what_the_site_will_purge_is_told_with_what_keeps_it(run: RunDir, capsys
     os.utime(run.path / "model.keras", (old, old))
     assert main(["expiring", *place]) == 0
     out = capsys.readouterr().out
-    assert f"{run.id}: 1 files" in out and "the first in 5 days" in out and f"truba keep {run.id}" in out
+    assert f"{run.id}: 1 file, " in out and "the first in 5 days" in out and f"truba keep {run.id}" in out
     assert main(["expiring", "--days", "4", *place]) == 0
     assert "no run has" in capsys.readouterr().out
 

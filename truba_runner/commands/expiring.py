@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from truba_runner import archive, places
+from truba_runner import archive, code_archives, places
 from truba_runner.commands import parser, print_json
+from truba_runner.errors import Problem, Refused
+from truba_runner.language import _, counted
 from truba_runner.rundir import RunDir
 
 _DAY_SECONDS = 86_400
@@ -22,31 +24,72 @@ class Expiring:
     first: float
     files: int
     size_bytes: int
+    # Whether it has its result. One that has not goes on from what is there.
+    finished: bool
 
 
 def main(arguments: Sequence[str]) -> int:
     """Prints the runs, the most urgent first. A file's age counts from when it was last written."""
-    options = parser("expiring", "Runs on scratch of which files will be purged soon, and what keeps them.")
-    options.add_argument("--days", type=int, default=7, metavar="N", help="within so many days (default: %(default)s)")
+    options = parser("expiring", _("Runs on scratch of which files will be purged soon, and what keeps them."))
+    options.add_argument(
+        "--days", type=int, default=7, metavar="N", help=_("within so many days (default: %(default)s)")
+    )
     given = options.parse_args(arguments)
+    if given.days < 0:
+        raise Refused(
+            Problem(f"--days {given.days}", _("it is a number of days, 0 or more."), _("For example --days 7."))
+        )
     now = time.time()
     asked = (expiring(run, now + given.days * _DAY_SECONDS) for run in places.runs(given.runs))
     found = sorted((one for one in asked if one), key=lambda one: one.first)
     if given.json:
-        print_json(
-            [{"run": one.run.id, "first": one.first, "files": one.files, "bytes": one.size_bytes} for one in found]
-        )
+        print_json([_as_json(one) for one in found])
         return 0
     for one in found:
-        left = (one.first - now) / _DAY_SECONDS
-        when = f"in {left:.0f} days" if left > 1 else "within a day" if left > 0 else "any moment now"
-        print(f"{one.run.id}: {one.files} files, {one.size_bytes / 1e6:,.1f} MB, the first {when}")
-    if found:
-        several = "".join(f" {one.run.id}" for one in found)
-        print(f"to archive them to home: truba keep{several}")
-    else:
-        print(f"no run has a file that is purged within {given.days} days")
+        print(f"{_files(one)}, {_when((one.first - now) / _DAY_SECONDS)}")
+    for remedy in _remedies(found):
+        print(remedy)
+    if not found:
+        print(
+            counted("no run has a file that is purged within {count} day",
+                    "no run has a file that is purged within {count} days", given.days)
+        )  # fmt: skip
     return 0
+
+
+def _as_json(one: Expiring) -> dict[str, object]:
+    about = {"run": one.run.id, "first": one.first, "files": one.files, "bytes": one.size_bytes}
+    return {**about, "finished": one.finished}
+
+
+def _files(one: Expiring) -> str:
+    size = one.size_bytes / 1e6
+    return counted("{run}: {count} file, {size:,.1f} MB", "{run}: {count} files, {size:,.1f} MB",
+                   one.files, run=one.run.id, size=size)  # fmt: skip
+
+
+def _when(days: float) -> str:
+    if days > 1:
+        return counted("the first in {count} day", "the first in {count} days", round(days))
+    return _("the first within a day") if days > 0 else _("the first any moment now")
+
+
+def _remedies(found: Sequence[Expiring]) -> list[str]:
+    """What helps those that are finished, and those that are not."""
+    named = [" ".join(one.run.id for one in found if one.finished is finished) for finished in (True, False)]
+    told = []
+    if named[0]:
+        told.append(_("to archive them to home: truba keep {runs}", runs=named[0]))
+    if named[1]:
+        told.append(
+            _(
+                "not finished, and in need of these files to go on: {runs}. Given again, the same command writes "
+                "config and code anew (after truba cancel, of one that waits or trains), and each epoch a checkpoint; "
+                "truba keep archives what there is of one that is in no queue.",
+                runs=named[1],
+            )
+        )
+    return told
 
 
 def expiring(run: RunDir, until: float) -> Expiring | None:
@@ -54,11 +97,13 @@ def expiring(run: RunDir, until: float) -> Expiring | None:
     days = _scratch_days(run)
     if not days:
         return None
-    files = [(path.stat().st_mtime + days * _DAY_SECONDS, path) for path in archive.kept_files(run.path)]
+    paths = [*archive.kept_files(run.path), *code_archives.of_run(run)]
+    files = [(path.stat().st_mtime + days * _DAY_SECONDS, path) for path in paths]
     going = [(when, path) for when, path in files if when <= until]
     if not going:
         return None
-    return Expiring(run, min(going)[0], len(going), sum(path.stat().st_size for _, path in going))
+    size = sum(path.stat().st_size for _when, path in going)
+    return Expiring(run, min(going)[0], len(going), size, bool(run.result()))
 
 
 def _scratch_days(run: RunDir) -> int:

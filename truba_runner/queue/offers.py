@@ -13,6 +13,7 @@ from truba_runner.config import Experiment, Partition
 from truba_runner.durations import parse_minutes
 from truba_runner.errors import Refused
 from truba_runner.identity import run_id
+from truba_runner.language import _
 from truba_runner.plan import plan
 from truba_runner.request import Request
 from truba_runner.rundir import RunDir
@@ -85,7 +86,8 @@ def _offer(experiment: Experiment, job_file: Path, free: dict[str, int]) -> Offe
     except Refused as refused:
         return replace(offer, refusal=" ".join(f"{one.received}: {one.rule}" for one in refused.problems))
     if facts.login_nodes and host not in facts.login_nodes:
-        return replace(offer, refusal=f"it takes jobs from {' and '.join(facts.login_nodes)}; this is {host}")
+        nodes = _(" and ").join(facts.login_nodes)
+        return replace(offer, refusal=_("it takes jobs from {nodes}; this is {host}", nodes=nodes, host=host))
     run = RunDir(Path(experiment.cluster.runs_folder) / run_id(experiment))
     script = Submission(Prepared(experiment, run, request, job_file)).script()
     try:

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from truba_runner import places
+from truba_runner import code_archives, places
 from truba_runner.errors import Failed
-from truba_runner.rundir import PULLED, SWEEPS, RunDir, write_atomically
+from truba_runner.rundir import CODE, PULLED, SWEEPS, RunDir, write_atomically
 from truba_runner.search.directory import search_of
 from truba_runner.tensorboard.chosen import meant
 from truba_runner.tensorboard.feed import event_folders
@@ -58,6 +58,8 @@ class Listed:
     runs: Mapping[str, bool]
     searches: Sequence[str]
     sweeps: Sequence[str]
+    # The archives of the code that was submitted with them.
+    code: Sequence[str] = ()
 
 
 def destination(login: str, into: Path | None) -> Path:
@@ -226,6 +228,7 @@ class Puller:
             yield f"+ /{SWEEPS}/{name}"
         for name in one.sweeps:
             yield from (f"+ /{SWEEPS}/{_literal(name)}/{file}" for file in ("sweep.json", "submissions.jsonl"))
+        yield from (f"+ /{CODE}/{name}" for name in ("", *one.code))
         yield "- *"
 
     def _run_rules(self, folder: str) -> Iterator[str]:
@@ -289,6 +292,8 @@ def listing(wanted: Sequence[str], runs_folder: Path | None) -> list[dict[str, A
             for sweep in places.sweeps(folder)
             if any(member.run in one["runs"] or member.run in one["searches"] for member in sweep.members())
         ]
+        every = [RunDir(folder / name) for name in (*one["runs"], *one["searches"])]
+        one["code"] = [path.name for path in code_archives.code_of(every)]
     return list(folders.values())
 
 
