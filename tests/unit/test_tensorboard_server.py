@@ -237,7 +237,14 @@ def test_a_listing_names_the_sweep_of_a_run(tmp_path: Path) -> None:
     sweep.describe([Member(run.id, {"train.seed": 1})])
     SweepDir.of(tmp_path, "other-sweep-2").describe([Member("other-0000000b", {"train.seed": 1})])
     (one,) = pulling.listing([run.id], tmp_path)
-    assert one == {"runs_folder": str(tmp_path), "runs": {run.id: False}, "searches": [], "sweeps": [sweep.id]}
+    told = {"runs_folder": str(tmp_path), "runs": {run.id: False}, "searches": [], "sweeps": [sweep.id]}
+    assert one == {**told, "code": []}
+    name = f"code-{'a' * 16}.tar.gz"
+    (tmp_path / ".code").mkdir()
+    for other in (name, f"code-{'b' * 16}.tar.gz"):
+        (tmp_path / ".code" / other).write_bytes(b"code")
+    run.append_submission({"event": "intent", "token": "t", "code": {"archive": f"/arf/.code/{name}"}})
+    assert pulling.listing([run.id], tmp_path) == [{**told, "code": [name]}]
 
 
 def test_a_missing_tensorboard_is_told_with_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
