@@ -216,18 +216,19 @@ def _time_problems(experiment: Experiment, facts: Partition) -> Iterator[Problem
         asked, allowed = job_minutes(resources), parse_minutes(facts.max_time)
     except ValueError:
         return  # Told of already.
+    key = "resources.segment" if resources.segment else "resources.time"
     if asked > allowed:
+        chain = "" if resources.segment else f"; or resources.segment={slurm_time(allowed)} for a chain of jobs"
         yield Problem(
-            f"resources.time={resources.time}",
+            f"{key}={resources.segment or resources.time}",
             f"{resources.partition} allows {slurm_time(allowed)} ({_where(experiment.cluster, 'max_time')}).",
-            f"Set resources.time={slurm_time(allowed)} or less, the shorter, the sooner a job starts; or "
-            f"resources.segment={slurm_time(allowed)} for a chain of jobs.",
+            f"Set {key}={slurm_time(allowed)} or less, the shorter, the sooner a job starts{chain}.",
         )
     if resources.signal_seconds is not None:
-        yield from _signal_problems(resources.signal_seconds, asked)
+        yield from _signal_problems(resources.signal_seconds, asked, key)
 
 
-def _signal_problems(signal_seconds: int, time_minutes: int) -> Iterator[Problem]:
+def _signal_problems(signal_seconds: int, time_minutes: int, key: str) -> Iterator[Problem]:
     """Whether Slurm's signal comes early enough to save, and late enough for a run to come further at each start."""
     received = f"resources.signal_seconds={signal_seconds}"
     if signal_seconds < _LEAST_SIGNAL_SECONDS:
@@ -241,7 +242,7 @@ def _signal_problems(signal_seconds: int, time_minutes: int) -> Iterator[Problem
             received,
             f"it may be half of the time limit at most, here {30 * time_minutes} s: a run is stopped so long before "
             "the limit, and has to come further until then.",
-            f"Set resources.time={-(-signal_seconds // 30)} (minutes) or more, or resources.signal_seconds="
+            f"Set {key}={-(-signal_seconds // 30)} (minutes) or more, or resources.signal_seconds="
             f"{30 * time_minutes} or less.",
         )
 

@@ -12,7 +12,7 @@ from truba_runner.config import Experiment, Resources
 from truba_runner.durations import slurm_time
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _, counted
-from truba_runner.queue.offers import AT_ONCE_SECONDS, offers
+from truba_runner.queue.offers import AT_ONCE_SECONDS, Offer, offers
 from truba_runner.queue.time_limit import proposed
 
 AUTO = "auto"
@@ -62,11 +62,11 @@ def _with_partition(experiment: Experiment, job_file: Path) -> Resources:
         raise Failed(told) from error
     best = next((offer for offer in found if offer.automatic and offer.request), None)
     if best is None or best.start is None:
-        why = "; ".join(f"{offer.partition}: {offer.refusal}" for offer in found)
+        why = "; ".join(f"{_name(offer)}: {offer.refusal.rstrip('.')}" for offer in found)
         rule = _("no partition takes the job. {why}.", why=why)
         raise Refused(Problem("resources.partition=auto", rule, _("Change what it asks for.")))
     wait_seconds = best.start - time.time()
-    told = f"resources.partition={best.partition}{f' ({best.constraint})' if best.constraint else ''}"
+    told = f"resources.partition={_name(best)}"
     if wait_seconds < AT_ONCE_SECONDS:
         print(_("{choice}: Slurm expects to start it at once", choice=told), file=sys.stderr)
     else:
@@ -77,3 +77,7 @@ def _with_partition(experiment: Experiment, job_file: Path) -> Resources:
             file=sys.stderr,
         )  # fmt: skip
     return replace(experiment.resources, partition=best.partition, constraint=best.constraint)
+
+
+def _name(offer: Offer) -> str:
+    return f"{offer.partition} ({offer.constraint})" if offer.constraint else offer.partition

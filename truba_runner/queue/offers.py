@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from truba_runner import scheduler
 from truba_runner.config import Experiment, Partition
 from truba_runner.durations import parse_minutes
-from truba_runner.errors import Refused
+from truba_runner.errors import Problem, Refused
 from truba_runner.identity import run_id
 from truba_runner.language import _
 from truba_runner.plan import plan
@@ -46,12 +46,29 @@ def offers(experiment: Experiment, job_file: Path) -> list[Offer]:
     """Every partition of the cluster, those that would start the job soonest first, those that will not have it last.
 
     Raises:
+        Refused: the experiment breaks a rule wherever it runs.
         SlurmError: Slurm does not answer.
     """
-    free = scheduler.free_gpus()
-    found = [_offer(candidate, job_file, free) for candidate in _candidates(experiment)]
+    candidates = list(_candidates(experiment))
+    _refuse_what_is_wrong_anywhere(candidates)
+    free, most_cores = scheduler.free_gpus(), scheduler.core_limit(experiment.resources.account)
+    found = [_offer(candidate, job_file, free, most_cores) for candidate in candidates]
     now = time.time()
     return sorted(found, key=lambda offer: _order(offer, now))
+
+
+def _refuse_what_is_wrong_anywhere(candidates: Sequence[Experiment]) -> None:
+    """A time that is none, for one: said once and with its remedy, not for each partition."""
+    broken: list[Sequence[Problem]] = []
+    for candidate in candidates:
+        try:
+            plan(candidate)
+        except Refused as refused:
+            broken.append(refused.problems)
+        else:
+            return
+    if common := [problem for problem in (broken or [()])[0] if all(problem in others for others in broken)]:
+        raise Refused(*common)
 
 
 def _order(offer: Offer, now: float) -> tuple[bool, float, bool, float]:
@@ -76,10 +93,10 @@ def _constraints(partition: Partition, asked: str) -> Sequence[str]:
     return choice or [""]
 
 
-def _offer(experiment: Experiment, job_file: Path, free: dict[str, int]) -> Offer:
+def _offer(experiment: Experiment, job_file: Path, free: Mapping[tuple[str, str], int], most_cores: int) -> Offer:
     resources = experiment.resources
     facts, host = experiment.cluster.partitions[resources.partition], socket.gethostname()
-    free_here = free.get(resources.partition)
+    free_here = free.get((resources.partition, resources.constraint))
     offer = Offer(resources.partition, resources.constraint, free_gpus=free_here, automatic=facts.automatic)
     try:
         request = plan(experiment).request
@@ -88,6 +105,11 @@ def _offer(experiment: Experiment, job_file: Path, free: dict[str, int]) -> Offe
     if facts.login_nodes and host not in facts.login_nodes:
         nodes = _(" and ").join(facts.login_nodes)
         return replace(offer, refusal=_("it takes jobs from {nodes}; this is {host}", nodes=nodes, host=host))
+    if 0 < most_cores < request.total_cores:
+        account, asked = resources.account, request.total_cores
+        told = _("{asked} cores are asked for, and the account {account} may use {most} at once",
+                 asked=asked, account=account, most=most_cores)  # fmt: skip
+        return replace(offer, refusal=told)
     run = RunDir(Path(experiment.cluster.runs_folder) / run_id(experiment))
     script = Submission(Prepared(experiment, run, request, job_file)).script()
     try:
