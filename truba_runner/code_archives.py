@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner import rundir
-from truba_runner.rundir import CODE, SWEEPS, RunDir, sweep_events_file
+from truba_runner.rundir import CODE, RunDir
+from truba_runner.sweeps.record import SweepDir
 
 _SUBMITTED = re.compile(rb"\bcode-[0-9a-f]+\.tar\.gz")
 _PACKAGE = re.compile(rb"\b(?:truba-[0-9a-f]+\.pyz|apptainer-[0-9a-f]+)")
@@ -93,15 +94,9 @@ def _texts(runs_folder: Path, folders: Iterable[Path]) -> bytes:
     """The records of runs and searches, with those of the sweeps that they were submitted in; damaged lines too."""
     files = [file for one in folders for file in (one / "submissions.jsonl", *one.glob("workers/*/submissions.jsonl"))]
     text = b"\n".join(map(_text, files))
-    sweeps = sorted({name.decode(errors="replace") for name in _SWEEP.findall(text)})
-    of_sweeps = [
-        file
-        for name in sweeps
-        for file in (
-            sweep_events_file(runs_folder, name),
-            runs_folder / SWEEPS / name / "sweeper" / "submissions.jsonl",
-        )
-    ]
+    named = sorted({name.decode(errors="replace") for name in _SWEEP.findall(text)})
+    sweeps = [SweepDir.of(runs_folder, name) for name in named]
+    of_sweeps = [file for sweep in sweeps for file in (sweep.events_file, sweep.sweeper.submissions_file)]
     return b"\n".join([text, *map(_text, of_sweeps)])
 
 

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from truba_runner import archive, code_archives, places
+from truba_runner import places, purge
 from truba_runner.commands import parser, print_json
 from truba_runner.errors import Problem, Refused
 from truba_runner.language import _, counted
+from truba_runner.purge import Expiring
 from truba_runner.rundir import RunDir
-
-_DAY_SECONDS = 86_400
-
-
-@dataclass(frozen=True)
-class Expiring:
-    """A run, when its first file goes, and how many go within the days that were asked about."""
-
-    run: RunDir
-    first: float
-    files: int
-    size_bytes: int
-    # Whether it has its result. One that has not goes on from what is there.
-    finished: bool
+from truba_runner.sweeps.record import sweep_of
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,15 +26,15 @@ def main(arguments: Sequence[str]) -> int:
         raise Refused(
             Problem(f"--days {given.days}", _("it is a number of days, 0 or more."), _("For example --days 7."))
         )
-    now = time.time()
-    asked = (expiring(run, now + given.days * _DAY_SECONDS) for run in places.runs(given.runs))
-    found = sorted((one for one in asked if one), key=lambda one: one.first)
+    now, runs = time.time(), places.runs(given.runs)
+    found = purge.expiring(runs, now + given.days * purge.DAY_SECONDS)
     if given.json:
-        print_json([_as_json(one) for one in found])
+        print_json([_as_json(one) for one in sorted(found.values(), key=lambda one: one.first)])
         return 0
-    for one in found:
-        print(f"{_files(one)}, {_when((one.first - now) / _DAY_SECONDS)}")
-    for remedy in _remedies(found):
+    shown = _with_sweeps(runs, found)
+    for one in shown:
+        print(f"{_files(one)}, {_when((one.first - now) / purge.DAY_SECONDS)}")
+    for remedy in _remedies(shown):
         print(remedy)
     if not found:
         print(
@@ -58,14 +45,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _as_json(one: Expiring) -> dict[str, object]:
-    about = {"run": one.run.id, "first": one.first, "files": one.files, "bytes": one.size_bytes}
+    about = {"run": one.name, "first": one.first, "files": one.files, "bytes": one.size_bytes}
     return {**about, "finished": one.finished}
 
 
 def _files(one: Expiring) -> str:
     size = one.size_bytes / 1e6
     return counted("{run}: {count} file, {size:,.1f} MB", "{run}: {count} files, {size:,.1f} MB",
-                   one.files, run=one.run.id, size=size)  # fmt: skip
+                   one.files, run=one.name, size=size)  # fmt: skip
 
 
 def _when(days: float) -> str:
@@ -76,7 +63,7 @@ def _when(days: float) -> str:
 
 def _remedies(found: Sequence[Expiring]) -> list[str]:
     """What helps those that are finished, and those that are not."""
-    named = [" ".join(one.run.id for one in found if one.finished is finished) for finished in (True, False)]
+    named = [" ".join(one.name for one in found if one.finished is finished) for finished in (True, False)]
     told = []
     if named[0]:
         told.append(_("to archive them to home: truba keep {runs}", runs=named[0]))
@@ -92,25 +79,16 @@ def _remedies(found: Sequence[Expiring]) -> list[str]:
     return told
 
 
-def expiring(run: RunDir, until: float) -> Expiring | None:
-    """What of a run goes until then, in seconds since 1970; None: nothing."""
-    days = _scratch_days(run)
-    if not days:
-        return None
-    paths = [*archive.kept_files(run.path), *code_archives.of_run(run)]
-    files = [(path.stat().st_mtime + days * _DAY_SECONDS, path) for path in paths]
-    going = [(when, path) for when, path in files if when <= until]
-    if not going:
-        return None
-    size = sum(path.stat().st_size for _when, path in going)
-    return Expiring(run, min(going)[0], len(going), size, bool(run.result()))
+def _with_sweeps(runs: Sequence[RunDir], found: Mapping[Path, Expiring]) -> list[Expiring]:
+    """One line for all runs of a sweep, as one archive keeps them; the most urgent first."""
+    groups: dict[str, list[Expiring]] = {}
+    for run in runs:
+        if run.path in found:
+            sweep = sweep_of(run)
+            groups.setdefault(sweep.id if sweep else run.id, []).append(found[run.path])
+    return sorted((_together(name, group) for name, group in groups.items()), key=lambda one: one.first)
 
 
-def _scratch_days(run: RunDir) -> int:
-    """After how many days the run's site deletes files; 0 where it does not, or the run does not lie on scratch."""
-    try:
-        cluster = run.read_config()["cluster"]
-        scratch = Path(cluster["scratch"] or "/nowhere")
-        return int(cluster.get("scratch_days", 0)) if run.path.is_relative_to(scratch) else 0
-    except (OSError, KeyError, TypeError, ValueError):
-        return 0
+def _together(name: str, group: Sequence[Expiring]) -> Expiring:
+    files, size = sum(one.files for one in group), sum(one.size_bytes for one in group)
+    return Expiring(name, min(one.first for one in group), files, size, all(one.finished for one in group))

@@ -12,7 +12,7 @@ from truba_runner.config import Experiment, Resources
 from truba_runner.durations import slurm_time
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _, counted
-from truba_runner.queue.offers import AT_ONCE_SECONDS, Offer, offers
+from truba_runner.queue.offers import AT_ONCE_SECONDS, Offer, offers, refuse_whatever_its_time
 from truba_runner.queue.time_limit import proposed
 
 AUTO = "auto"
@@ -46,6 +46,8 @@ def _settled(experiment: Experiment, job_file: Path) -> Resources:
         return replace(experiment.resources, partition="", time=Resources().time)
     resources = experiment.resources
     if resources.time == AUTO:
+        # Earlier runs are looked for by what it says, which has to make sense for that.
+        refuse_whatever_its_time(experiment)
         proposal = proposed(experiment)
         resources = replace(resources, time=slurm_time(proposal.minutes))
         print(f"resources.time={resources.time}: {proposal.because}", file=sys.stderr)

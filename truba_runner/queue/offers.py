@@ -50,15 +50,35 @@ def offers(experiment: Experiment, job_file: Path) -> list[Offer]:
         SlurmError: Slurm does not answer.
     """
     candidates = list(_candidates(experiment))
-    _refuse_what_is_wrong_anywhere(candidates)
+    refuse_what_is_wrong_anywhere(candidates)
     free, most_cores = scheduler.free_gpus(), scheduler.core_limit(experiment.resources.account)
     found = [_offer(candidate, job_file, free, most_cores) for candidate in candidates]
     now = time.time()
     return sorted(found, key=lambda offer: _order(offer, now))
 
 
-def _refuse_what_is_wrong_anywhere(candidates: Sequence[Experiment]) -> None:
-    """A time that is none, for one: said once and with its remedy, not for each partition."""
+def refuse_whatever_its_time(experiment: Experiment) -> None:
+    """Holds back what is wrong with an experiment that has no time limit yet, on its partition or on all.
+
+    Raises:
+        Refused: it breaks a rule that has nothing to do with its time.
+    """
+    known = experiment.cluster.partitions
+    candidates = [experiment] if experiment.resources.partition in known else _candidates(experiment)
+
+    def in_any_time(one: Experiment) -> Experiment:
+        longest = known[one.resources.partition].max_time
+        return replace(one, resources=replace(one.resources, time=longest, segment="", signal_seconds=None))
+
+    refuse_what_is_wrong_anywhere([in_any_time(one) for one in candidates])
+
+
+def refuse_what_is_wrong_anywhere(candidates: Sequence[Experiment]) -> None:
+    """A time that is none, for one: said once and with its remedy, not for each partition.
+
+    Raises:
+        Refused: the experiment breaks a rule as each of these candidates.
+    """
     broken: list[Sequence[Problem]] = []
     for candidate in candidates:
         try:

@@ -33,6 +33,12 @@ class Measured:
     partition: str
     devices: int
 
+    @property
+    def ran_on(self) -> str:
+        """For a person."""
+        devices = counted("{count} GPU", "{count} GPUs", self.devices)
+        return f"{self.partition}, {devices}" if self.partition else devices
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -73,7 +79,8 @@ def proposed(experiment: Experiment) -> Proposal:
     epochs = recipe.whole_epochs(experiment.train)
     minutes = _AROUND_MINUTES + epochs * slow * _MARGIN / 60
     rounded = math.ceil(minutes / _ROUNDED_TO_MINUTES) * _ROUNDED_TO_MINUTES
-    runs = counted("{count} earlier run", "{count} earlier runs", len(chosen))
+    ran_on = ", ".join(sorted({one.ran_on for one in chosen}))
+    runs = counted("{count} earlier run ({ran_on})", "{count} earlier runs ({ran_on})", len(chosen), ran_on=ran_on)
     because = counted("{count} epoch of {slow:.3g} s, the slowest tenth of {known} epochs of {runs}",
                       "{count} epochs of {slow:.3g} s, the slowest tenth of {known} epochs of {runs}",
                       epochs, slow=slow, known=len(seconds), runs=runs)  # fmt: skip

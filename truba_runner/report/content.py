@@ -35,7 +35,7 @@ _CAPTIONS = {
 
 def of_run(run: RunDir, jobs: Mapping[str, Job] | None) -> list[Section]:
     """A run: where it stands, what it came to and cost, its pictures, epochs, starts, config and environment."""
-    state, result, config = state_of(run, jobs), run.result(), run.read_config()
+    state, result = state_of(run, jobs), run.result()
     progress = progress_of(run)
     epochs = _("{epoch} of {epochs}", epoch=progress.get("epoch", 0), epochs=progress.get("epochs", "?"))
     standing = Facts(
@@ -54,8 +54,8 @@ def of_run(run: RunDir, jobs: Mapping[str, Job] | None) -> list[Section]:
         Section(_("Epochs"), [_history(run)]),
         Section(_("Starts"), [_starts(run)]),
         Section(_("Environment"), [_environment(run, result)]),
-        Section(_("Config"), [Text(run.config_file.read_text(), folded=_("run.yaml, the resolved config"))]),
-        _acknowledgement(config),
+        Section(_("Config"), [_config(run)]),
+        _acknowledgement(run),
     ]
 
 
@@ -83,8 +83,8 @@ def of_search(search: SearchDir, jobs: Mapping[str, Job] | None) -> list[Section
         Section(_("Trials"), [Rows([_("trial"), _("state"), *names, _("score"), _("why")], rows)]),
         Section(_("Cost"), [Facts(_cost(_uses(overview.job_runs(search)).values()))]),
         Section(_("Environment"), [_environment(search, search.result())]),
-        Section(_("Config"), [Text(search.config_file.read_text(), folded=_("run.yaml, the resolved config"))]),
-        _acknowledgement(search.read_config()),
+        Section(_("Config"), [_config(search)]),
+        _acknowledgement(search),
     ]
 
 
@@ -92,7 +92,8 @@ def of_sweep(sweep: SweepDir, jobs: Mapping[str, Job] | None) -> list[Section]:
     """A sweep: each run with its values and what it came to and cost, pictures over the values, the best run."""
     shown = table(sweep, jobs)
     runs = {row.run: sweep.run(row.run) for row in shown.rows}
-    uses = _uses(list(runs.values()))
+    finders = {member.finder for member in sweep.members() if member.finder}
+    uses = _uses([*runs.values(), *(sweep.run(name) for name in finders), sweep.sweeper])
     rows = shown.sorted_by(shown.metric)
     cells = [_run_cells(shown, row, uses.get(row.run)) for row in rows]
     best_of = _("best ({mode})", mode=shown.mode)
@@ -106,7 +107,7 @@ def of_sweep(sweep: SweepDir, jobs: Mapping[str, Job] | None) -> list[Section]:
         Section(_("Cost"), [Facts(_cost(uses.values()))]),
         Section(_("The best run, {run}", run=best.id) if best else "", _best_run(best) if best else []),
         Section(_("Environment"), [_environment(first, best.result() if best else {})] if first else []),
-        _acknowledgement(first.read_config() if first else {}),
+        *([_acknowledgement(first)] if first else []),
     ]
 
 
@@ -118,8 +119,7 @@ def _run_cells(shown: Table, row: Row, use: Use | None) -> list[str]:
 
 
 def _best_run(run: RunDir) -> list[Block]:
-    config = Text(run.config_file.read_text(), folded=_("run.yaml, the resolved config"))
-    return [_metrics(run.result().get("metrics", {})), *_pictures(run), config]
+    return [_metrics(run.result().get("metrics", {})), *_pictures(run), _config(run)]
 
 
 def _timing(run: RunDir, result: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -256,8 +256,17 @@ def _seeds(shown: Table) -> Rows:
     )
 
 
-def _acknowledgement(config: Mapping[str, Any]) -> Section:
-    sentence = str(config.get("cluster", {}).get("acknowledgement", ""))
+def _config(run: RunDir) -> Text:
+    """Empty where a purge has taken it, as of what else is gone nothing is shown."""
+    text = run.config_file.read_text(errors="replace") if run.config_file.is_file() else ""
+    return Text(text, folded=_("run.yaml, the resolved config"))
+
+
+def _acknowledgement(run: RunDir) -> Section:
+    try:
+        sentence = str(run.read_config()["cluster"]["acknowledgement"])
+    except (OSError, KeyError, TypeError, ValueError):
+        sentence = ""
     return Section(_("Acknowledgement"), [Sentence(sentence)])
 
 

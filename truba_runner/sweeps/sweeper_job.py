@@ -48,11 +48,6 @@ class SweeperSubmission(Submission):
         self.record({**self.intent(), "command": self.command})
 
 
-def folder_of(sweep: SweepDir) -> RunDir:
-    """Where the sweeper's own job is on record."""
-    return RunDir(sweep.path / "sweeper")
-
-
 def submit(experiment: Experiment, job_file: Path, sweep: SweepDir) -> None:
     """Hands the command to Slurm, unless it has it already; says so.
 
@@ -66,7 +61,7 @@ def submit(experiment: Experiment, job_file: Path, sweep: SweepDir) -> None:
         asked.sweeper_partition, gpus=0, time=asked.sweeper_time, account=experiment.resources.account
     )
     request = plan(replace(experiment, resources=resources)).request
-    run = folder_of(sweep)
+    run = sweep.sweeper
     with rundir.lock(sweep.runs_folder) as held:
         try:
             live = settle(run) is not None and state_of(run, scheduler.queue()).live
