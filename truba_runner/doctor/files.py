@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from truba_runner import disk, places, purge
+from truba_runner import disk, places
 from truba_runner.doctor import FAULT, NOTE, OK, WARNING, Finding, Patient
 from truba_runner.home import state_folder
 from truba_runner.language import _, counted
+from truba_runner.purge import DAY_SECONDS, expiring
 
 _NEARLY_FULL, _FULL = 0.90, 0.99
 # Runs are told of so long before the site deletes files of theirs.
@@ -84,8 +85,8 @@ def purge(patient: Patient) -> Iterator[Finding]:
     cluster = patient.experiment.cluster
     if not cluster.scratch_days:
         return
-    until = time.time() + _AHEAD_DAYS * purge.DAY_SECONDS
-    going = purge.expiring(places.runs(Path(cluster.runs_folder)), until)
+    until = time.time() + _AHEAD_DAYS * DAY_SECONDS
+    going = expiring(places.runs(Path(cluster.runs_folder)), until)
     found = sorted(going.values(), key=lambda one: one.first)
     if not found:
         yield Finding(OK, _("purge"), _("no run has a file that is purged within {days} days", days=_AHEAD_DAYS))
