@@ -14,14 +14,15 @@ class Curve:
         folder = events / kind
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.file = folder / f"events.out.tfevents.{time.time():017.6f}.test"
-        self._write(file_version="brain.Event:2")
+        self.write(file_version="brain.Event:2")
 
     def add(self, step: int, value: float) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        self._write(step=step, summary=Summary(value=[Summary.Value(tag="epoch_loss", simple_value=value)]))
+        self.write(step=step, summary=Summary(value=[Summary.Value(tag="epoch_loss", simple_value=value)]))
 
-    def _write(self, **event: object) -> None:
+    def write(self, **event: object) -> None:
+        """Any other record."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.summary.writer.record_writer import RecordWriter
 

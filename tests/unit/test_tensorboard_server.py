@@ -18,7 +18,7 @@ from truba_runner.rundir import RunDir
 from truba_runner.state import state_of
 from truba_runner.sweeps.record import Member, SweepDir
 from truba_runner.tensorboard import chosen, pulling, server
-from truba_runner.tensorboard.feed import Feed, without_tensorflow
+from truba_runner.tensorboard.feed import Feed, provider, without_tensorflow
 from truba_runner.tensorboard.page import Page
 from truba_runner.tensorboard.sockets import PrivateSocket
 
@@ -126,6 +126,24 @@ def test_the_page_is_told_of_every_point_and_of_nothing_else(run: RunDir, board:
     assert b"reload-button" in board.get("/truba/follow.js")[1]
 
 
+def test_points_are_those_that_tensorboard_itself_would_show(run: RunDir, board: Board) -> None:
+    from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.context import RequestContext
+    from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+
+    curve = Curve(run.tensorboard)
+    for step, value in enumerate((0.1, 1e-30, float("inf"), -3.0)):
+        curve.add(step, value)
+        as_a_tensor: Summary = scalar_pb("batch_loss", value)  # As Keras' own callback writes it.
+        curve.write(step=step, summary=as_a_tensor)
+    board.steps("mnist/train")
+    asked = {"experiment_id": "", "plugin_name": "scalars", "downsample": 100}
+    plain = MultiplexerDataProvider(board.feed.multiplexer, "").read_scalars(RequestContext(), **asked)
+    assert provider(board.feed).read_scalars(RequestContext(), **asked) == plain
+    assert {len(points) for points in plain["mnist/train"].values()} == {4} and len(plain["mnist/train"]) == 2
+
+
 def test_what_a_resumed_run_took_back_goes_from_the_page(run: RunDir, board: Board) -> None:
     curve = Curve(run.tensorboard)
     curve.add(1, 0.5)
@@ -172,7 +190,7 @@ import sys
 from pathlib import Path
 from truba_runner.rundir import RunDir
 from truba_runner.tensorboard.chosen import Shown
-from truba_runner.tensorboard.feed import Feed, without_tensorflow
+from truba_runner.tensorboard.feed import Feed, provider, without_tensorflow
 from truba_runner.tensorboard.page import Page
 without_tensorflow()
 page = Page(Feed(lambda: [Shown("run", RunDir(Path(sys.argv[1])))]))

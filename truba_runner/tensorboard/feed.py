@@ -184,15 +184,34 @@ def event_folders(root: Path) -> dict[Path, dict[str, os.stat_result]]:
 def provider(feed: Feed) -> Any:
     """What TensorBoard's plugins read the feed through."""
     from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+    from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_SCALAR
+    from tensorboard.data.provider import Run, ScalarDatum
+    from tensorboard.util.tensor_util import make_ndarray
 
-    class NewestFirst(MultiplexerDataProvider):  # type: ignore[misc]
-        """Lists runs in our order: TensorBoard sorts them by when they began, the oldest first."""
+    def point(event: Any) -> Any:
+        tensor = event.tensor_proto
+        # TensorBoard's own way is by an array for each point at each reload: two thirds of what a page costs.
+        value = tensor.float_val[0] if len(tensor.float_val) == 1 else make_ndarray(tensor).item()
+        return ScalarDatum(step=event.step, wall_time=event.wall_time, value=value)
+
+    class Provider(MultiplexerDataProvider):  # type: ignore[misc]
+        """Lists runs in our order, and reads curves faster."""
 
         def list_runs(self, ctx: Any = None, *, experiment_id: str) -> list[Any]:
-            """Every run, with its place in the list for its time."""
-            from tensorboard.data.provider import Run
-
+            """Every run, with its place in the list for its time: TensorBoard sorts them by it, the oldest first."""
             names = self._multiplexer.Runs()
             return [Run(run_id=name, run_name=name, start_time=feed.rank(name)) for name in names]
 
-    return NewestFirst(feed.multiplexer, "runs of truba_runner")
+        def read_scalars(
+            self,
+            ctx: Any = None,
+            *,
+            experiment_id: str,
+            plugin_name: str,
+            downsample: int | None = None,
+            run_tag_filter: Any = None,
+        ) -> dict[str, dict[str, list[Any]]]:
+            """The points of curves, by run and tag."""
+            return dict(self._read(point, self._index(plugin_name, run_tag_filter, DATA_CLASS_SCALAR), downsample))
+
+    return Provider(feed.multiplexer, "runs of truba_runner")
