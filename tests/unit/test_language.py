@@ -18,10 +18,14 @@ from truba_runner.language import _, chosen, counted
 CONVERTED = [
     *sorted((catalogues.PACKAGE / "why").glob("*.py")),
     *sorted((catalogues.PACKAGE / "doctor").glob("*.py")),
+    *sorted((catalogues.PACKAGE / "queue").glob("*.py")),
+    *sorted((catalogues.PACKAGE / "report").glob("*.py")),
     *(
         catalogues.PACKAGE / "commands" / f"{one}.py"
         for one in ("why", "doctor", "usage", "logs", "cancel", "status", "diff")
     ),
+    *(catalogues.PACKAGE / "commands" / f"{one}.py" for one in ("clean", "expiring", "keep", "report", "where")),
+    *(catalogues.PACKAGE / name for name in ("archive.py", "code_archives.py", "pulls.py", "purge.py")),
     *(catalogues.PACKAGE / name for name in ("budget.py", "disk.py", "state.py")),
 ]
 # Not for users: what is raised at the program's own faults, commands for a shell, words that are searched for.

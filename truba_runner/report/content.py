@@ -25,11 +25,11 @@ from truba_runner.sweeps.table import SEED, Row, Table, table
 
 # What jobs draw, by the names of the files; a file of another name has that for its caption.
 _CAPTIONS = {
-    "learning curves": marked("learning curves"),
-    "confusion matrix": marked("confusion matrix"),
-    "show batch": marked("examples as the network gets them"),
-    "top losses": marked("examples with the largest loss"),
-    "lr find find": marked("the learning-rate finder"),
+    "learning_curves": marked("learning curves"),
+    "confusion_matrix": marked("confusion matrix"),
+    "show_batch": marked("examples as the network gets them"),
+    "top_losses": marked("examples with the largest loss"),
+    "lr_find_find": marked("the learning-rate finder"),
 }
 
 
@@ -179,8 +179,7 @@ def _pictures(run: RunDir) -> list[Block]:
 
 def _caption(name: str) -> str:
     """Of a picture that a job drew."""
-    words = name.replace("_", " ")
-    return _(_CAPTIONS.get(words, words))
+    return _(_CAPTIONS[name]) if name in _CAPTIONS else name.replace("_", " ")
 
 
 def _sweep_pictures(shown: Table) -> list[Block]:
