@@ -18,7 +18,7 @@ from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job, Use
 from truba_runner.search import overview
 from truba_runner.search.directory import SearchDir
-from truba_runner.state import progress_of, slurm_jobs, state_of
+from truba_runner.state import progress_of, state_of
 from truba_runner.sweeps.plots import draw
 from truba_runner.sweeps.record import SweepDir, sharing
 from truba_runner.sweeps.table import SEED, Row, Table, table
@@ -97,7 +97,9 @@ def of_sweep(sweep: SweepDir, jobs: Mapping[str, Job] | None) -> list[Section]:
     rows = shown.sorted_by(shown.metric)
     cells = [_run_cells(shown, row, uses.get(row.run)) for row in rows]
     best_of = _("best ({mode})", mode=shown.mode)
-    headings = [_("run"), *shown.keys, _("state"), _("epoch"), shown.metric, best_of, _("core-hours"), _("why")]
+    found = [_("found rate")] if shown.finds else []
+    after = [_("state"), _("epoch"), shown.metric, best_of, _("core-hours"), _("why")]
+    headings = [_("run"), *shown.keys, *found, *after]
     best = next((runs[row.run] for row in rows if shown.best(row) is not None), None)
     first = next((run for run in runs.values() if run.exists()), None)
     return [
@@ -115,7 +117,21 @@ def _run_cells(shown: Table, row: Row, use: Use | None) -> list[str]:
     values = (_word(row.values.get(key)) for key in shown.keys)
     epoch = f"{row.epoch or 0}/{row.epochs or '?'}"
     metric = (_word(row.last(shown.metric)), _word(shown.best(row)))
-    return [row.run, *values, row.state, epoch, *metric, f"{use.core_seconds / 3600:,.2f}" if use else "", row.why]
+    rate = (
+        [f"{_word(row.finding.rate)} ({row.finding.takes})" if row.finding and row.finding.rate is not None else ""]
+        if shown.finds
+        else []
+    )
+    return [
+        row.run,
+        *values,
+        *rate,
+        row.state,
+        epoch,
+        *metric,
+        f"{use.core_seconds / 3600:,.2f}" if use else "",
+        row.why,
+    ]
 
 
 def _best_run(run: RunDir) -> list[Block]:
@@ -143,7 +159,7 @@ def _metrics(metrics: Mapping[str, float | None]) -> Rows:
 
 def _uses(runs: Sequence[RunDir]) -> dict[str, Use]:
     """What each run has used, by its id, over all of its jobs; one that runs share is divided evenly."""
-    job_ids = {run.id: slurm_jobs(run) for run in runs}
+    job_ids = {run.id: overview.jobs_on_slurm(run) for run in runs}
     used = scheduler.used(job_id for of in job_ids.values() for job_id in of)
     parts = {run.id: 1 + len(sharing(run)) for run in runs}
     found: dict[str, Use] = {}
@@ -216,7 +232,7 @@ def _starts(run: RunDir) -> Rows:
             epoch, step = event["position"]
             where = _("epoch {epoch}, step {step}", epoch=epoch + 1, step=step)
             rows.append([_moment(event["time"]), event["job_id"], str(event.get("host", "")), where])
-    return Rows([_("when"), _("job"), _("node"), _("from")], rows)
+    return Rows([_("when"), _("job"), _("node"), _("began at")], rows)
 
 
 def _environment(run: RunDir, result: Mapping[str, Any]) -> Facts:

@@ -21,7 +21,7 @@ from truba_runner.errors import Failed
 from truba_runner.plan import plan
 from truba_runner.rundir import RunDir
 from truba_runner.state import last_job_id, state_of
-from truba_runner.submit import Prepared, Submission, settle
+from truba_runner.submit import Prepared, Submission, settle, warn_of_cost
 from truba_runner.sweeps.record import SweepDir
 
 # Says to the command that it is the job's.
@@ -74,8 +74,11 @@ def submit(experiment: Experiment, job_file: Path, sweep: SweepDir) -> None:
         else:
             # It needs what this command needs, Slurm's commands too, and not what a training does; each of its runs
             # has its code from the project.
-            here = replace(experiment, environment=Environment("inherit"), code=Code(snapshot=False))
-            job_id = SweeperSubmission(Prepared(here, run, request, job_file), command=sys.argv[1:]).send(held)
+            own = {"environment": Environment("inherit"), "code": Code(snapshot=False), "resources": resources}
+            prepared = Prepared(replace(experiment, **own), run, request, job_file)  # type: ignore[arg-type]
+            submission = SweeperSubmission(prepared, command=sys.argv[1:])
+            warn_of_cost([submission])
+            job_id = submission.send(held)
     print(f"the sweeper {'is' if live else 'was submitted as'} job {job_id} on {request.partition}")
     print(f"  truba status {sweep.id}")
     raise SweeperSubmitted
