@@ -76,7 +76,7 @@ def _refuse_to_lose(target: Path, names: set[str]) -> None:
         return
     try:
         with tarfile.open(target) as older:
-            held = {member.name for member in older}
+            held = {member.name for member in older if member.isfile()}
     except (OSError, tarfile.TarError):  # It is worth nothing.
         return
     if lost := sorted(name for name in held - names if not _comes_and_goes(name)):
@@ -115,6 +115,9 @@ def _write(file: IO[bytes], root: Path, files: Sequence[Path]) -> dict[str, str]
     """Fills the archive; the digest of each member by its name."""
     sums: dict[str, str] = {}
     with tarfile.open(fileobj=file, mode="w") as archive:
+        # Unpacked, they are as private as they were.
+        for folder in sorted({folder for path in files for folder in path.relative_to(root).parents} - {Path(".")}):
+            archive.add(root / folder, folder.as_posix(), recursive=False)
         for path in files:
             name = path.relative_to(root).as_posix()
             sums[name] = sha256(path)

@@ -56,6 +56,7 @@ def test_an_archive_holds_what_sha256sum_finds_right_and_no_checkpoint_to_go_on_
     )
     assert checked.stdout.count(": OK") == told["files"]
     kept = RunDir(home / run.id)
+    assert kept.path.stat().st_mode & 0o777 == kept.checkpoints.stat().st_mode & 0o777 == 0o700
     assert names(kept) == {"best.ckpt"} and kept.result() == run.result()
     assert CheckpointStore(kept.checkpoints).best(lambda file: file.read(7)) == b"epoch 1"
 
