@@ -11,6 +11,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import yaml
 from babel.messages.catalog import Catalog, Message
 from babel.messages.extract import extract
 from babel.messages.mofile import write_mo
@@ -25,7 +26,7 @@ KEYWORDS = {"_": None, "counted": (1, 2), "marked": None}
 
 @cache
 def said() -> Catalog:
-    """Every message in the source and in the table of reasons, and where it is said."""
+    """Every message in the source, in the table of reasons and in `conf/cluster/`, and where it is said."""
     catalog = Catalog(project="truba_runner")
     for file in sorted(PACKAGE.rglob("*.py")):
         with file.open("rb") as source:
@@ -39,6 +40,10 @@ def said() -> Catalog:
         *(text for rows in table().values() for row in rows for text in (row.means, row.do)),
     ):
         catalog.add(message, locations=place)
+    for file in sorted((ROOT / "conf" / "cluster").glob("*.yaml")):
+        for one in (yaml.safe_load(file.read_text()).get("partitions") or {}).values():
+            if access := one.get("access"):
+                catalog.add(access, locations=[(str(file.relative_to(ROOT)), 1)])
     return catalog
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from truba_runner.errors import Failed, Problem, Refused, nearest
+from truba_runner.language import _
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         # A disk that is full or read-only, a folder that is none: the user's to mend, and no fault of the program.
-        print(f"{error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        name = error.filename or _("a file")
+        print(f"{name}: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -50,7 +52,7 @@ def _dispatch(arguments: list[str]) -> int:
         command = importlib.import_module(f"truba_runner.commands.{arguments[0]}")
         return int(command.main(arguments[1:]))
     if arguments and arguments[0].isidentifier():
-        raise Refused(Problem(arguments[0], "there is no such command.", nearest(arguments[0], commands())))
+        raise Refused(Problem(arguments[0], _("there is no such command."), nearest(arguments[0], commands())))
     from truba_runner.app import main as app
 
     return app(arguments)

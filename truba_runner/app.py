@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from truba_runner.config import Experiment, detect_cluster
 from truba_runner.config_errors import FOREIGN, refuse_foreign_config, translated, unknown_keys
 from truba_runner.errors import Failed, Problem, Refused, nearest
+from truba_runner.language import _
 from truba_runner.launch import absolute, check, launch
 from truba_runner.shipped import shipped
 from truba_runner.sweeps.sweeper_job import SweeperSubmitted
@@ -117,7 +118,8 @@ def typed(config: DictConfig) -> Experiment:
         Refused: no experiment was chosen.
     """
     if OmegaConf.is_missing(config, "name"):
-        raise Refused(Problem("no experiment", "a run needs one.", f"Type +experiment=NAME. {_experiments()}"))
+        remedy = _("Type +experiment=NAME.") + " " + _experiments()
+        raise Refused(Problem(_("no experiment"), _("a run needs one."), remedy))
     if unknown := unknown_keys(config):
         raise Refused(*unknown)
     experiment = OmegaConf.to_object(config)

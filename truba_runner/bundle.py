@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 
 import truba_runner
 from truba_runner.errors import Failed
+from truba_runner.language import _
 from truba_runner.shipped import FOLDERS, shipped
 
 # What `truba bundle` packs. Hydra and OmegaConf hang on these versions of each other and of antlr4; an environment that
@@ -106,7 +107,8 @@ def _distributions(wanted: Mapping[str, str], folder: Path | None) -> list[Distr
         else:
             missing.append(f"{name}=={version}")
     if missing and folder is None:
-        raise Failed(f"not installed here, and a job needs it: {', '.join(missing)}. Install it with pip.")
+        names = ", ".join(missing)
+        raise Failed(_("not installed here, and a job needs it: {names}. Install it with pip.", names=names))
     if missing and folder is not None:
         _fetch(missing, folder)
         found += [one for one in importlib.metadata.distributions(path=[str(folder)])
@@ -124,8 +126,12 @@ def _fetch(requirements: list[str], folder: Path) -> None:
     )
     if done.returncode:
         raise Failed(
-            f"{', '.join(requirements)} could not be fetched for the bundle ({done.stderr.strip()[-500:]}). Install "
-            "these versions, or make the bundle where there is a network."
+            _(
+                "{names} could not be fetched for the bundle ({error}). Install these versions, or make the bundle "
+                "where there is a network.",
+                names=", ".join(requirements),
+                error=done.stderr.strip()[-500:],
+            )
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from truba_runner import provenance
 from truba_runner.checkpoint import CheckpointStore, Position
 from truba_runner.errors import Problem, Refused
+from truba_runner.language import _
 from truba_runner.rundir import RunDir
 from truba_runner.submit import Prepared
 
@@ -31,17 +32,26 @@ def problem(prepared: Prepared) -> Problem | None:
     then = trained_with(run)
     if position == Position(0, 0) or then.get("job_sha256", now) == now:
         return None
-    where = f"{prepared.job_file} has changed since"
+    where = _("{file} has changed since", file=prepared.job_file)
     if then.get("job_file") not in {None, str(prepared.job_file)}:
-        where = f"its code was {then['job_file']}"
-    git = then.get("git") or {}
-    commit = f" (git commit {git['commit'][:12]}{', with changes' if git['dirty'] else ''})" if git else ""
+        where = _("its code was {file}", file=then["job_file"])
+    if git := then.get("git"):
+        commit = _("git commit {commit}, with changes") if git["dirty"] else _("git commit {commit}")
+        where += f" ({commit.format(commit=git['commit'][:12])})"
     return Problem(
         run.id,
-        f"it has come to epoch {position.epoch + 1}, step {position.step} with other code: {where}{commit}. Going on "
-        "would train one network partly with the one and partly with the other.",
-        "fresh=true trains the new code anew, beside it; accept_changed_code=true goes on with it, for a change that "
-        "leaves the network and its training as they were; once the file is put back, the same command goes on.",
+        _(
+            "it has come to epoch {epoch}, step {step} with other code: {where}. Going on would train one network "
+            "partly with the one and partly with the other.",
+            epoch=position.epoch + 1,
+            step=position.step,
+            where=where,
+        ),
+        _(
+            "fresh=true trains the new code anew, beside it; accept_changed_code=true goes on with it, for a change "
+            "that leaves the network and its training as they were; once the file is put back, the same command goes "
+            "on."
+        ),
     )
 
 
@@ -53,6 +63,7 @@ def refuse_together(runs: Sequence[Prepared]) -> None:
     """
     found = [one for one in map(problem, runs) if one]
     if len(found) > 1:
-        raise Refused(replace(found[0], rule=f"{found[0].rule} So it is with {len(found) - 1} more of the sweep."))
+        more = _("So it is with {count} more of the sweep.", count=len(found) - 1)
+        raise Refused(replace(found[0], rule=f"{found[0].rule} {more}"))
     if found:
         raise Refused(*found)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
 
+from truba_runner.language import _
 from truba_runner.rundir import written_whole
 
 _DIGEST_BYTES = 32
@@ -67,9 +68,8 @@ class CheckpointStore:
                 self._mark_best(path)
             self._retire()
         except OSError as error:
-            print(
-                f"checkpoint {path.name} could not be written ({error}); training goes on", file=sys.stderr, flush=True
-            )
+            told = _("checkpoint {file} could not be written ({error}); training goes on", file=path.name, error=error)
+            print(told, file=sys.stderr, flush=True)
             self._refused = (position, write, best)
             return False
         self._refused = None
@@ -133,7 +133,8 @@ class CheckpointStore:
             with _checked(path) as file:
                 return (read(file),)
         except (OSError, ValueError, EOFError, KeyError) as error:
-            print(f"{path.name} is damaged and passed over: {error}", file=sys.stderr, flush=True)
+            told = _("{file} is damaged and passed over: {error}", file=path.name, error=error)
+            print(told, file=sys.stderr, flush=True)
             with suppress(OSError):
                 # Left in place it would count among the newest and push out good ones.
                 path.rename(path.with_name(f"{path.name}{DAMAGED}"))
@@ -157,7 +158,7 @@ class CheckpointStore:
         """Lets the older ones go, and what a kill in the middle of a save has left: a run has one writer."""
         for left in self._folder.glob(".checkpoint-*"):
             left.unlink(missing_ok=True)
-        for _, path in sorted(self._all(), reverse=True)[self._keep :]:
+        for _position, path in sorted(self._all(), reverse=True)[self._keep :]:
             path.unlink(missing_ok=True)
 
 
@@ -207,6 +208,6 @@ def _checked(path: Path) -> IO[bytes]:
         left -= len(chunk)
     if length <= 0 or file.read() != digest.digest():
         file.close()
-        raise ValueError("its SHA-256 is not the one that it was written with")
+        raise ValueError(_("its SHA-256 is not the one that it was written with"))
     file.seek(0)
     return file

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from truba_runner.errors import Problem, Refused, nearest
+from truba_runner.language import _
 from truba_runner.shipped import shipped
 
 FOREIGN = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
@@ -20,21 +21,22 @@ FOREIGN = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecode
 def translated(error: Exception) -> Problem:
     """One of the exceptions `FOREIGN` as a problem."""
     if isinstance(error, MissingConfigException) and error.options:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return Problem(f"{group}={name}", f"conf/{group} has no such file.", nearest(name, error.options))
+        group, _slash, name = str(error.missing_cfg_file).rpartition("/")
+        rule = _("{folder} has no such file.", folder=f"conf/{group}")
+        return Problem(f"{group}={name}", rule, nearest(name, error.options))
     if isinstance(error, yaml.YAMLError):
         return _of_yaml(error)
     if isinstance(error, UnicodeDecodeError):
-        files = ", ".join(str(file) for file in _undecodable()) or "a file of conf/"
-        return Problem(files, "it is not UTF-8 text.", "Save it as UTF-8.")
+        files = ", ".join(str(file) for file in _undecodable()) or _("a file of conf/")
+        return Problem(files, _("it is not UTF-8 text."), _("Save it as UTF-8."))
     cause = error.__cause__ or error.__context__
     if isinstance(error, OmegaConfBaseException) or isinstance(cause, OmegaConfBaseException):
         return _of_key(error if isinstance(error, OmegaConfBaseException) else cause)  # type: ignore[arg-type]
     if isinstance(error, OverrideParseException):
-        advice = "A value with special characters stands in quotes: 'KEY=\"VALUE\"'."
-        return Problem(str(error.override), "it is no KEY=VALUE that can be read.", advice)
+        advice = _("A value with special characters stands in quotes: 'KEY=\"VALUE\"'.")
+        return Problem(str(error.override), _("it is no KEY=VALUE that can be read."), advice)
     first, *more = str(error).splitlines()
-    return Problem(first.rstrip("."), "the command line could not be read.", " ".join(more))
+    return Problem(first.rstrip("."), _("the command line could not be read."), " ".join(more))
 
 
 def _of_key(error: OmegaConfBaseException) -> Problem:
@@ -42,16 +44,18 @@ def _of_key(error: OmegaConfBaseException) -> Problem:
     place = str(error.full_key or key)
     if isinstance(parent, DictConfig) and key and key not in parent:
         # A plain mapping, such as job.options, holds whatever is put there.
-        more = "" if dataclasses.is_dataclass(OmegaConf.get_type(parent)) else " With a + before it, it is a new one."
-        return Problem(place, "there is no such key.", f"{nearest(key, [str(name) for name in parent])}{more}")
+        remedy = nearest(key, [str(name) for name in parent])
+        if not dataclasses.is_dataclass(OmegaConf.get_type(parent)):
+            remedy += " " + _("With a + before it, it is a new one.")
+        return Problem(place, _("there is no such key."), remedy)
     message = str(error).splitlines()[0].rstrip(".")
-    return Problem(place or "config", f"{message}.", "--cfg job prints the whole config.")
+    return Problem(place or _("config"), f"{message}.", _("--cfg job prints the whole config."))
 
 
 def _of_yaml(error: yaml.YAMLError) -> Problem:
     mark = getattr(error, "problem_mark", None)
-    place = f"{mark.name}:{mark.line + 1}" if mark else "a file of conf/"
-    return Problem(place, "it is not valid YAML:", f"{getattr(error, 'problem', None) or error}.")
+    place = f"{mark.name}:{mark.line + 1}" if mark else _("a file of conf/")
+    return Problem(place, _("it is not valid YAML:"), f"{getattr(error, 'problem', None) or error}.")
 
 
 def _undecodable() -> Iterator[Path]:
@@ -72,7 +76,7 @@ def unknown_keys(config: DictConfig) -> list[Problem]:
             valid = [field.name for field in dataclasses.fields(kind)]
             if name not in valid:
                 place = str(config._get_full_key(name))
-                problems.append(Problem(place, "there is no such key.", nearest(str(name), valid)))
+                problems.append(Problem(place, _("there is no such key."), nearest(str(name), valid)))
         if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
             problems += unknown_keys(node)
     return problems
@@ -91,7 +95,7 @@ def refuse_foreign_config() -> None:
         raise Refused(
             Problem(
                 str(own.resolve()),
-                "it would stand in for truba_runner's own config.yaml, and has not its defaults: another project's?",
-                "Work in a folder of its own, or rename it.",
+                _("it would stand in for truba_runner's own config.yaml, and has not its defaults: another project's?"),
+                _("Work in a folder of its own, or rename it."),
             )
         )

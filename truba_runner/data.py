@@ -19,6 +19,7 @@ from typing import IO
 from truba_runner import image_files, weights
 from truba_runner.config import Data, Experiment, Source
 from truba_runner.errors import Problem, Refused
+from truba_runner.language import _
 from truba_runner.search.space import jobs
 
 DOWNLOAD_TIMEOUT_SECONDS = 10
@@ -44,7 +45,7 @@ def _whole(path: Path, source: Source) -> bool:
     if not path.is_file():
         return False
     if path.stat().st_size <= _LARGEST_CHECKED_BYTES and not matches(path, source.sha256):
-        print(f"{path} is damaged: its SHA-256 is not the expected one", file=sys.stderr)
+        print(_("{path} is damaged: its SHA-256 is not the expected one", path=path), file=sys.stderr)
         return False
     return True
 
@@ -82,7 +83,7 @@ def stage(folder: Path, source: Source, origin: str) -> Path:
         OSError: it can't be read, fetched or written, or is not the file that it should be.
     """
     if not origin:
-        raise OSError("it has no address that a program could fetch it from")
+        raise OSError(_("it has no address that a program could fetch it from"))
     path = folder / source.file
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -94,7 +95,9 @@ def stage(folder: Path, source: Source, origin: str) -> Path:
                 with open(origin, "rb") as original:
                     shutil.copyfileobj(original, file, _CHUNK_BYTES)
         if not matches(Path(beside), source.sha256):
-            raise OSError(f"{origin} is not the expected file: its SHA-256 is not {source.sha256}")
+            raise OSError(
+                _("{file} is not the expected file: its SHA-256 is not {sha256}", file=origin, sha256=source.sha256)
+            )
         os.replace(beside, path)
     except BaseException:
         Path(beside).unlink(missing_ok=True)
@@ -109,9 +112,10 @@ def _download(url: str, file: IO[bytes]) -> None:
             shutil.copyfileobj(answer, file, _CHUNK_BYTES)
             announced = answer.headers.get("Content-Length")
     except HTTPException as error:
-        raise OSError(f"{url} does not answer as a web server should: {error!r}") from error
+        raise OSError(_("{url} does not answer as a web server should: {error!r}", url=url, error=error)) from error
     if announced is not None and file.tell() != int(announced):
-        raise OSError(f"{url} broke off after {file.tell()} of {announced} bytes")
+        told = _("{url} broke off after {count} of {total} bytes", url=url, count=file.tell(), total=announced)
+        raise OSError(told)
 
 
 def matches(path: Path, sha256: str) -> bool:
@@ -123,9 +127,11 @@ def folder_problems(data: Data, source: Source) -> Iterator[Problem]:
     """A folder of images that is not there, or empty, or has one whose name has no label. Looks at names alone."""
     folder, received = Path(data.folder) / source.folder, f"data.name={data.name}"
     if not folder.is_dir():
-        yield Problem(received, f"there is no folder {folder}.", "Put the images there, or set data.folder.")
+        rule = _("there is no folder {folder}.", folder=folder)
+        yield Problem(received, rule, _("Put the images there, or set data.folder."))
     elif not (names := image_files.names_in(folder)):
-        yield Problem(received, f"{folder} has no image in it, nor in a folder under it.", "Put the images there.")
+        rule = _("{folder} has no image in it, nor in a folder under it.", folder=folder)
+        yield Problem(received, rule, _("Put the images there."))
     elif data.label_pattern and (problem := image_files.unlabelled(names, data.label_pattern)):
         yield problem
 
@@ -134,15 +140,23 @@ def _missing_problem(experiment: Experiment, source: Source, selector: str, erro
     data = experiment.data
     job = next((job for job in jobs(experiment) if weights.source(job) == source), experiment.job)
     path = Path(data.folder) / source.file
-    received, chosen, otherwise = f"data.name={data.name}", "", ""
+    received, chosen = f"data.name={data.name}", ""
+    remedy = _("Fetch {url} on a machine that can, copy it here, and type: {command}")
     if source.file.startswith(f"{weights.FOLDER}/"):
         received, chosen = "job.options.pretrained=true", f" job.options.arch={job.options.get('arch')}"
-        otherwise = "; or set job.options.pretrained=false, and train from nothing"
+        remedy = _(
+            "Fetch {url} on a machine that can, copy it here, and type: {command}; or set "
+            "job.options.pretrained=false, and train from nothing"
+        )
+    command = f"python -m truba_runner stage {selector}{chosen} --from {path.name}"
     return Problem(
         received,
-        f"{path} is not there, and the download failed ({error}); a compute node has no network to fetch it.",
-        f"Fetch {source.url or source.page} on a machine that can, copy it here, and type: "
-        f"python -m truba_runner stage {selector}{chosen} --from {path.name}{otherwise}",
+        _(
+            "{path} is not there, and the download failed ({error}); a compute node has no network to fetch it.",
+            path=path,
+            error=error,
+        ),
+        remedy.format(url=source.url or source.page, command=command),
     )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-FORMS = "90 (minutes), 45m, 2h, 3d, 1:30:00 or 1-12:00:00"
+from truba_runner.language import _, marked
+
+FORMS = marked("90 (minutes), 45m, 2h, 3d, 1:30:00 or 1-12:00:00")
 _UNITS = {"m": 1, "h": 60, "d": 24 * 60}
 # YAML reads an unquoted 1:00:00 as the number 3600, which would pass for 60 hours of minutes.
 _LARGEST_BARE_MINUTES = 24 * 60
@@ -22,14 +24,16 @@ def parse_minutes(text: str) -> int:
     if re.fullmatch(r"\d+", text):
         if int(text) > _LARGEST_BARE_MINUTES:
             raise ValueError(
-                "a bare number is minutes and may be 1440 at most (in YAML, H:MM:SS must stand in quotes, "
-                "else it is read as one number)"
+                _(
+                    "a bare number is minutes and may be 1440 at most (in YAML, H:MM:SS must stand in quotes, else it "
+                    "is read as one number)"
+                )
             )
         return int(text)
     if match := re.fullmatch(r"(?:(\d+)-)?(\d{1,3}):(\d{2})(?::(\d{2}))?", text):
         days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
         return (days * 24 + hours) * 60 + minutes + (1 if seconds else 0)
-    raise ValueError("it is none of the forms of a duration")
+    raise ValueError(_("it is none of the forms of a duration"))
 
 
 def slurm_time(minutes: int) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from truba_runner.config import Environment, Experiment
 from truba_runner.errors import Problem, nearest
+from truba_runner.language import _
 from truba_runner.request import Request, facts_of
 
 KINDS = ("apptainer", "inherit", "module", "venv")
@@ -74,32 +75,47 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     environment = experiment.environment
     if environment.kind not in KINDS:
         yield Problem(
-            f"environment.kind={environment.kind}", "there is no such kind.", nearest(environment.kind, KINDS)
+            f"environment.kind={environment.kind}", _("there is no such kind."), nearest(environment.kind, KINDS)
         )
         return
     if environment.kind != "inherit" and experiment.cluster.scheduler != "slurm":
         yield Problem(
             f"environment={environment.name}",
-            "a run on this machine trains with the Python that starts it.",
-            "Leave it out, and start the program with the Python that you mean; or choose a cluster with cluster=NAME.",
+            _("a run on this machine trains with the Python that starts it."),
+            _(
+                "Leave it out, and start the program with the Python that you mean; or choose a cluster with "
+                "cluster=NAME."
+            ),
         )
         return
     if environment.kind == "module" and not environment.modules:
-        yield Problem("environment.modules", "there is nothing to load.", "Set environment.modules=[NAME/VERSION].")
+        remedy = _("Set environment.modules=[NAME/VERSION].")
+        yield Problem("environment.modules", _("there is nothing to load."), remedy)
     if environment.kind == "venv":
-        yield from _path_problems("environment.venv", environment.venv, "the folder of a virtual environment")
+        yield from _path_problems(
+            "environment.venv",
+            environment.venv,
+            _("it must be the absolute path of the folder of a virtual environment."),
+            _("Set environment.venv to the absolute path of the folder of a virtual environment."),
+        )
     if environment.kind == "apptainer":
-        yield from _path_problems("environment.image", environment.image, "an image file")
+        yield from _path_problems(
+            "environment.image",
+            environment.image,
+            _("it must be the absolute path of an image file."),
+            _("Set environment.image to the absolute path of an image file."),
+        )
         for path in environment.binds:
             if "," in path:
-                yield Problem(
-                    f"environment.binds={path}", "Apptainer takes a comma for the end of a path.", "Name one without."
-                )
+                rule = _("Apptainer takes a comma for the end of a path.")
+                yield Problem(f"environment.binds={path}", rule, _("Name one without."))
 
 
-def _path_problems(key: str, path: str, what: str) -> Iterator[Problem]:
+def _path_problems(key: str, path: str, rule: str, remedy: str) -> Iterator[Problem]:
+    """`rule` is what the path has to be; `remedy`, what to do where there is none."""
     if not path:
-        yield Problem(key, "it is not set.", f"Set {key} to the absolute path of {what}.")
+        yield Problem(key, _("it is not set."), remedy)
     elif not path.startswith("/"):
-        fetched = "A compute node has no network to fetch it. " if "://" in path else ""
-        yield Problem(f"{key}={path}", f"it must be the absolute path of {what}. {fetched}".rstrip(), "Write it out.")
+        if "://" in path:
+            rule += " " + _("A compute node has no network to fetch it.")
+        yield Problem(f"{key}={path}", rule, _("Write it out."))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from truba_runner.checkpoint import CheckpointStore, Position
 from truba_runner.errors import Failed
+from truba_runner.language import _
 from truba_runner.rundir import RunDir
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -33,10 +34,18 @@ def explained(error: BaseException, run: RunDir) -> BaseException:
     if (cause := reason(error)) is None:
         return error
     position = CheckpointStore(run.checkpoints).position()
-    where = f"epoch {position.epoch + 1}, step {position.step}" if position > Position(0, 0) else "the beginning"
+    if position == Position(0, 0):
+        where = _("the run goes on from the beginning.")
+    else:
+        where = _("the run goes on from epoch {epoch}, step {step}.", epoch=position.epoch + 1, step=position.step)
     told = Failed(
-        f"the disk is full ({cause}): it holds {run.path}. Free space there, or files where it is their number that is "
-        f"at its limit, and submit again: the run goes on from {where}."
+        _(
+            "the disk is full ({cause}): it holds {folder}. Free space there, or files where it is their number that "
+            "is at its limit, and submit again: {where}",
+            cause=cause,
+            folder=run.path,
+            where=where,
+        )
     )
     told.__cause__ = error
     return told

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from truba_runner.language import _
+
 # Between two commas, of which those inside brackets do not count.
 _ITEM = re.compile(r"(?:[^,\[\]]|\[[^\[\]]*\])+")
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
@@ -19,7 +21,7 @@ def expand(text: str) -> list[str]:
         ValueError: it is no node list.
     """
     if ",".join(_ITEM.findall(text)) != text or not text:
-        raise ValueError(f"{text!r} is no list of nodes")
+        raise ValueError(_("{text!r} is no list of nodes", text=text))
     return [name for item in _ITEM.findall(text) for name in _names(item)]
 
 
@@ -31,7 +33,7 @@ def _names(item: str) -> Iterator[str]:
     for part in found[1].split(","):
         matched = _RANGE.fullmatch(part)
         if matched is None:
-            raise ValueError(f"{item!r} is no list of nodes: {part!r} is no range")
+            raise ValueError(_("{text!r} is no list of nodes: {part!r} is no range", text=item, part=part))
         first, last = matched[1], matched[2] or matched[1]
         for number in range(int(first), int(last) + 1):
             # A number has as many digits as the first: node[08-10] are node08, node09 and node10.
@@ -48,6 +50,6 @@ def tasks_per_node(text: str) -> list[int]:
     for part in text.split(","):
         matched = _TASKS.fullmatch(part)
         if matched is None:
-            raise ValueError(f"{text!r} says not how many tasks a node has")
+            raise ValueError(_("{text!r} says not how many tasks a node has", text=text))
         counts += [int(matched[1])] * int(matched[2] or 1)
     return counts

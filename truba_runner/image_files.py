@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from truba_runner.errors import Failed, Problem
+from truba_runner.language import _
 
 # What fastai's get_image_files takes for an image.
 EXTENSIONS = {suffix for suffix, kind in mimetypes.types_map.items() if kind.startswith("image/")}
@@ -64,7 +65,14 @@ def unlabelled(names: Sequence[PurePosixPath], pattern: str) -> Problem | None:
         return None
     return Problem(
         f"data.label_pattern={pattern}",
-        f"it finds no label in {len(without)} of {len(names)} images' names, for example {without[0]}.",
-        "Its first group (…) has to match the label, as (.+)_\\d+.jpg$ finds great_pyrenees in great_pyrenees_173.jpg; "
-        "on the command line it has quotes inside quotes: 'data.label_pattern=\"…\"'.",
+        _(
+            "it finds no label in {count} of {total} images' names, for example {name}.",
+            count=len(without),
+            total=len(names),
+            name=without[0],
+        ),
+        _(
+            "Its first group (…) has to match the label, as (.+)_\\d+.jpg$ finds great_pyrenees in "
+            "great_pyrenees_173.jpg; on the command line it has quotes inside quotes: 'data.label_pattern=\"…\"'."
+        ),
     )

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from truba_runner import weights
 from truba_runner.config import Experiment
 from truba_runner.errors import Problem
+from truba_runner.language import _
 from truba_runner.search.space import jobs
-
-EXAMPLE = "'(.+)_\\d+.jpg$', which finds great_pyrenees in great_pyrenees_173.jpg"
 
 
 def problems(experiment: Experiment) -> Iterator[Problem]:
@@ -20,17 +19,21 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     try:
         groups = re.compile(data.label_pattern).groups
     except re.error as error:
-        yield Problem(received, f"it is no regular expression: {error}.", f"Write it as {EXAMPLE}.")
+        yield Problem(received, _("it is no regular expression: {error}.", error=error), _like_this())
     else:
         if data.label_pattern and not groups:
-            yield Problem(received, "the label is what its first group (…) matches.", f"Write it as {EXAMPLE}.")
+            yield Problem(received, _("the label is what its first group (…) matches."), _like_this())
     if data.stage_to_node and not data.pack:
         yield Problem(
             "data.stage_to_node=true",
-            "what is copied to the node's own disk is the packed file; an archive is unpacked there anyway.",
-            "Add data.pack=true, or leave it out.",
+            _("what is copied to the node's own disk is the packed file; an archive is unpacked there anyway."),
+            _("Add data.pack=true, or leave it out."),
         )
     for key, given in (("pack", data.pack), ("label_pattern", bool(data.label_pattern))):
         if given and experiment.job.backend == "keras":
-            yield Problem(f"data.{key}", "it is for fastai, and the backend is keras.", "Leave it out.")
+            yield Problem(f"data.{key}", _("it is for fastai, and the backend is keras."), _("Leave it out."))
     yield from dict.fromkeys(problem for job in jobs(experiment) for problem in weights.problems(job))
+
+
+def _like_this() -> str:
+    return _("Write it as '(.+)_\\d+.jpg$', which finds great_pyrenees in great_pyrenees_173.jpg.")

@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from truba_runner.errors import Failed
 from truba_runner.image_files import is_image, names_in
+from truba_runner.language import _
 
 # A photograph's name, and a function that opens it.
 Photograph = tuple[PurePosixPath, Callable[[], IO[bytes]]]
@@ -96,7 +97,11 @@ def _checked(path: Path, read: Callable[[], Any]) -> Any:
         return read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise Failed(
-            f"{path} cannot be unpacked ({error}): it is cut short, damaged or no archive. Stage it again."
+            _(
+                "{path} cannot be unpacked ({error}): it is cut short, damaged or no archive. Stage it again.",
+                path=path,
+                error=error,
+            )
         ) from error
 
 
@@ -118,5 +123,8 @@ def source_at(path: Path) -> Folder | Archive:
     if path.is_file():
         return Archive(path, PurePosixPath())
     raise Failed(
-        f"There is no {path}, neither a folder of images nor an archive. data.name and data.folder lead there."
+        _(
+            "There is no {path}, neither a folder of images nor an archive. data.name and data.folder lead there.",
+            path=path,
+        )
     )

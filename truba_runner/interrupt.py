@@ -14,11 +14,13 @@ import os
 import signal
 from types import FrameType
 
+from truba_runner.language import _, marked
+
 _WORDS = {
-    signal.SIGUSR2: "the time limit is near, or the job is preempted",
-    signal.SIGTERM: "told to end",
-    signal.SIGINT: "Ctrl-C",
-    signal.SIGHUP: "the terminal was closed",
+    signal.SIGUSR2: marked("the time limit is near, or the job is preempted"),
+    signal.SIGTERM: marked("told to end"),
+    signal.SIGINT: marked("Ctrl-C"),
+    signal.SIGHUP: marked("the terminal was closed"),
 }
 
 
@@ -70,8 +72,9 @@ class Interruption:
         again = number in self.received
         self.received.append(number)
         # Not print: the signal may have come in the middle of one.
-        then = "saving after this step" if self._held else "nothing to save yet"
+        then = _("saving after this step") if self._held else _("nothing to save yet")
         if not again:
-            os.write(2, f"\n{_WORDS[signal.Signals(number)]}: {then}\n".encode())
+            what = _(_WORDS[signal.Signals(number)])
+            os.write(2, f"\n{what}: {then}\n".encode())
         if first and not self._held:
             raise Interrupted

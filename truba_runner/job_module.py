@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from truba_runner.errors import Failed, Problem, Refused, nearest
+from truba_runner.language import _
 from truba_runner.shipped import shipped
 
 
@@ -30,7 +31,7 @@ def find(name: str, project: Path) -> Path:
     raise Refused(
         Problem(
             f"job.module={name}",
-            f"there is no {' nor '.join(str(file) for file in dict.fromkeys(candidates))}.",
+            _("there is no {files}.", files=_(" nor ").join(str(file) for file in dict.fromkeys(candidates))),
             nearest(name, known),
         )
     )
@@ -53,7 +54,7 @@ def _refuse_syntax_error(file: Path) -> None:
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None)
         raise Refused(
-            Problem(f"{file}:{line}" if line else str(file), "it is not valid Python:", f"{error}.")
+            Problem(f"{file}:{line}" if line else str(file), _("it is not valid Python:"), f"{error}.")
         ) from error
 
 
@@ -65,13 +66,13 @@ def load(file: Path) -> ModuleType:
         Exception: whatever the module raises when it is imported.
     """
     if not file.is_file():
-        raise Failed(f"the job module {file} is not there any more; put it back and submit again")
+        raise Failed(_("the job module {file} is not there any more; put it back and submit again", file=file))
     for folder in (str(file.parent.parent), str(file.parent)):
         if folder not in sys.path:
             sys.path.insert(0, folder)
     spec = importlib.util.spec_from_file_location(f"truba_job_{file.stem}", file)
     if spec is None or spec.loader is None:
-        raise Failed(f"{file} cannot be imported: it is no Python file")
+        raise Failed(_("{file} cannot be imported: it is no Python file", file=file))
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

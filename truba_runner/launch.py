@@ -26,6 +26,7 @@ from truba_runner import (
 from truba_runner.config import Experiment
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.identity import run_id
+from truba_runner.language import _
 from truba_runner.plan import Plan, plan
 from truba_runner.probe import Found
 from truba_runner.queue.automatic import Automatic
@@ -96,7 +97,7 @@ def _launch_run(prepared: Prepared) -> Outcome:
 def _prepared(experiment: Experiment, selector: str) -> Prepared:
     experiment, made, job_file = check(experiment)
     for warning in made.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(_("warning: {text}", text=warning), file=sys.stderr)
     found: Found = {}
     if not experiment.dry_run:
         experiment = with_data(experiment, selector)
@@ -149,7 +150,7 @@ def on_slurm_or_failed() -> None:
         Failed: they cannot.
     """
     if not scheduler.available():
-        raise Failed("there is no sbatch on the PATH; is this a login node? cluster=local trains here")
+        raise Failed(_("there is no sbatch on the PATH; is this a login node? cluster=local trains here"))
 
 
 def absolute(experiment: Experiment) -> Experiment:
@@ -170,10 +171,10 @@ def with_data(experiment: Experiment, selector: str) -> Experiment:
     experiment = replace(experiment, job=replace(experiment.job, weights=used))
     if name == experiment.data.name:
         return experiment
-    print(
-        f"\n*** {experiment.data.name} is neither in {experiment.data.folder} nor can it be downloaded from here. ***\n"
-        f"*** Training on {name} instead: results say nothing about {experiment.data.name}. ***\n"
-    )
+    asked, folder = experiment.data.name, experiment.data.folder
+    lacks = _("{data} is neither in {folder} nor can it be downloaded from here.", data=asked, folder=folder)
+    instead = _("Training on {name} instead: results say nothing about {data}.", name=name, data=asked)
+    print(f"\n*** {lacks} ***\n*** {instead} ***\n")
     return replace(experiment, data=replace(experiment.data, name=name))
 
 
@@ -243,7 +244,10 @@ def _already(prepared: Prepared) -> Outcome | None:
         settle(run)
         state = state_of(run, scheduler.queue())
     except scheduler.SlurmError as error:
-        raise Failed(f"Slurm does not answer ({error.message}), so whether {run.id} runs is not known") from error
+        told = _(
+            "Slurm does not answer ({message}), so whether {run} runs is not known", message=error.message, run=run.id
+        )
+        raise Failed(told) from error
     if state.live:
         return Outcome(run.id, str(run.path), "running", last_job_id(run))
     if run.result():

@@ -15,6 +15,7 @@ from types import FrameType
 
 import truba_runner
 from truba_runner import provenance, watch
+from truba_runner.language import _
 from truba_runner.state import last_job_id
 from truba_runner.submit import Prepared, prepare_directory
 
@@ -73,7 +74,7 @@ def see_through(prepared: Prepared, worker: subprocess.Popen[bytes]) -> bool:
         watch.follow(run, lambda: watch.latest_log(run), ended=lambda: worker.poll() is not None)
     except KeyboardInterrupt:
         told.append(signal.SIGINT)
-        print("interrupted: the run is ending; Ctrl-C again kills it", file=sys.stderr)
+        print(_("interrupted: the run is ending; Ctrl-C again kills it"), file=sys.stderr)
         _end(worker)
     status = worker.wait()
     for number, handler in before.items():

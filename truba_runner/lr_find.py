@@ -15,6 +15,7 @@ from typing import Any
 from truba_runner.config import Checkpoint, Experiment, Finish, Notify, Partition, Resources, Sweep, TensorBoard
 from truba_runner.durations import FORMS, parse_minutes, slurm_time
 from truba_runner.errors import Problem, nearest
+from truba_runner.language import _, marked
 from truba_runner.recipe import FINDER, RAMP, SUGGESTIONS, Find, Rate, read_rate, whole_epochs
 from truba_runner.recipe_rules import stage_problems
 from truba_runner.request import facts_of
@@ -23,7 +24,7 @@ from truba_runner.request import facts_of
 KIND = "lr_find"
 # A finder's job: for starting, reading data, a compilation; no shorter than this; differing by less is no difference.
 _AROUND_MINUTES, _LEAST_MINUTES, _ROUNDED_TO_MINUTES = 10, 30, 15
-_EXAMPLE = "Write valley, steep/10 or {rate: valley, num_it: 200}."
+_EXAMPLE = marked("Write valley, steep/10 or {rate: valley, num_it: 200}.")
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,14 @@ def time_problems(experiment: Experiment) -> Iterator[Problem]:
     try:
         minutes = parse_minutes(given)
     except ValueError as error:
-        yield Problem(received, f"{error}.", f"Write it as {FORMS}.")
+        yield Problem(received, f"{error}.", _("Write it as {forms}.", forms=_(FORMS)))
         return
     if minutes < 1:
-        yield Problem(received, "a finder needs some time.", "Leave it out: it follows from resources.time.")
-    if experiment.cluster.scheduler == "slurm" and minutes > parse_minutes(facts.max_time):
-        rule = f"{experiment.resources.partition} allows {slurm_time(parse_minutes(facts.max_time))}."
-        yield Problem(received, rule, "Leave it out: it follows from resources.time.")
+        yield Problem(received, _("a finder needs some time."), _("Leave it out: it follows from resources.time."))
+    longest = parse_minutes(facts.max_time)
+    if experiment.cluster.scheduler == "slurm" and minutes > longest:
+        rule = _("{partition} allows {time}.", partition=experiment.resources.partition, time=slurm_time(longest))
+        yield Problem(received, rule, _("Leave it out: it follows from resources.time."))
 
 
 def _facts(experiment: Experiment) -> Partition:
@@ -133,30 +135,30 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     try:
         rate, options = _parts(train.lr_find)
     except ValueError as error:
-        yield Problem(f"train.lr_find={train.lr_find}", f"{error}.", _EXAMPLE)
+        yield Problem(f"train.lr_find={train.lr_find}", f"{error}.", _(_EXAMPLE))
         return
     yield from _rate_problems(rate)
     yield from stage_problems("train.lr_find", "lr_find", {"name": FINDER, **options}, [])
     if train.learning_rate is not None:
         yield Problem(
             f"train.learning_rate={train.learning_rate:g}",
-            f"train.lr_find={train.lr_find} finds the rate.",
-            "Leave one of them out: train.learning_rate=null or train.lr_find=null (and sweep=lr_find).",
+            _("{setting} finds the rate.", setting=f"train.lr_find={train.lr_find}"),
+            _("Leave one of them out: train.learning_rate=null or train.lr_find=null (and sweep=lr_find)."),
         )
     if "train.learning_rate" in experiment.sweep.space:
-        rule = f"train.lr_find={train.lr_find} finds the rate of each trial."
-        yield Problem("sweep.space.train.learning_rate", rule, "Leave one of them out.")
+        rule = _("{setting} finds the rate of each trial.", setting=f"train.lr_find={train.lr_find}")
+        yield Problem("sweep.space.train.learning_rate", rule, _("Leave one of them out."))
     if train.scale_learning_rate:
         yield Problem(
             "train.scale_learning_rate=true",
-            "the finder goes through batches of all GPUs, and finds the rate for those.",
-            "Leave it out.",
+            _("the finder goes through batches of all GPUs, and finds the rate for those."),
+            _("Leave it out."),
         )
     if any(isinstance(stage, Mapping) and "lr_find" in stage for stage in train.recipe):
         yield Problem(
             f"train.lr_find={train.lr_find}",
-            "train.recipe looks for its rates itself, with stages of its own (lr_find).",
-            "Leave train.lr_find and sweep=lr_find out, or take those stages and the rates that refer to them out.",
+            _("train.recipe looks for its rates itself, with stages of its own (lr_find)."),
+            _("Leave train.lr_find and sweep=lr_find out, or take those stages and the rates that refer to them out."),
         )
 
 
@@ -166,7 +168,7 @@ def _parts(given: Any) -> tuple[str, dict[str, Any]]:
         return given, {}
     if isinstance(given, Mapping) and isinstance(given.get("rate"), str) and "name" not in given:
         return given["rate"], {key: value for key, value in given.items() if key != "rate"}
-    raise ValueError("it says which of the finder's suggestions is the learning rate")
+    raise ValueError(_("it says which of the finder's suggestions is the learning rate"))
 
 
 def _rate_problems(text: str) -> Iterator[Problem]:
@@ -174,7 +176,8 @@ def _rate_problems(text: str) -> Iterator[Problem]:
     try:
         rate = read_rate(f"{FINDER}.{text}")
     except ValueError:
-        yield Problem(received, "it is a suggestion of the finder, which may be divided or multiplied.", _EXAMPLE)
+        rule = _("it is a suggestion of the finder, which may be divided or multiplied.")
+        yield Problem(received, rule, _(_EXAMPLE))
         return
     if rate.suggestion not in SUGGESTIONS:
-        yield Problem(received, "lr_find suggests no such rate.", nearest(rate.suggestion, SUGGESTIONS))
+        yield Problem(received, _("lr_find suggests no such rate."), nearest(rate.suggestion, SUGGESTIONS))

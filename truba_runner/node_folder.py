@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from truba_runner.config import Experiment
+from truba_runner.language import _
 from truba_runner.request import facts_of
 
 _ATTEMPTS = 5
@@ -45,7 +46,7 @@ def made(scratch: Path, label: str) -> Iterator[Path]:
 
 def _made_and_held(folder: Path) -> int:
     """The lock's file descriptor."""
-    for _ in range(_ATTEMPTS):
+    for _attempt in range(_ATTEMPTS):
         os.mkdir(folder, 0o700)  # Fails where anything has this name, a link of another user's included.
         try:
             held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -58,7 +59,7 @@ def _made_and_held(folder: Path) -> int:
             if os.path.samestat(os.fstat(held), os.lstat(folder)):
                 return held
         os.close(held)
-    raise OSError(f"{folder} is removed again and again")
+    raise OSError(_("{folder} is removed again and again", folder=folder))
 
 
 def _sweep(scratch: Path) -> None:

@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
+from truba_runner.language import _
 from truba_runner.rundir import RunDir
 
 # A compute node may have no network at all: a finished job must not wait for it.
@@ -32,11 +33,13 @@ def tell(run: RunDir, state: str, about: Mapping[str, Any]) -> bool:
             return True
     # Whatever a config, a proxy or a server can do: the run has ended already, and how is on record.
     except Exception as error:
-        print(f"notify.webhook was not told ({error}); the run is {state} all the same", file=sys.stderr, flush=True)
+        told = _("notify.webhook was not told ({error}); how the run ended is on record all the same", error=error)
+        print(told, file=sys.stderr, flush=True)
         return False
 
 
 def _sentence(run: RunDir, state: str, about: Mapping[str, Any]) -> str:
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in about.get("metrics", {}).items())
     reason = about.get("error", {}).get("message", "")
-    return f"{run.id} {state}" + (f": {metrics or reason}" if metrics or reason else "")
+    told = _("{run} failed", run=run.id) if state == "failed" else _("{run} finished", run=run.id)
+    return f"{told}: {metrics or reason}" if metrics or reason else told

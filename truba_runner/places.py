@@ -10,6 +10,7 @@ from pathlib import Path
 
 from truba_runner.errors import Problem, Refused, listed, nearest
 from truba_runner.home import state_folder
+from truba_runner.language import _
 from truba_runner.rundir import SWEEPS, RunDir
 from truba_runner.sweeps.record import SweepDir
 
@@ -71,7 +72,7 @@ def find_sweep(prefix: str, runs_folder: Path | None = None) -> SweepDir | None:
         return None
     if len(matches) > 1:
         found = ", ".join(str(sweep.path) for sweep in matches)
-        raise Refused(Problem(prefix, f"{len(matches)} sweeps start with it:", f"{found}."))
+        raise Refused(Problem(prefix, _("{count} sweeps start with it:", count=len(matches)), f"{found}."))
     return matches[0]
 
 
@@ -87,11 +88,13 @@ def find(prefix: str, runs_folder: Path | None = None) -> RunDir:
         return matches[0]
     if len({run.id for run in matches}) < len(matches):
         found = ", ".join(str(run.path) for run in matches)
-        raise Refused(Problem(prefix, f"there are several such runs: {found}.", "Choose a folder with --runs FOLDER."))
+        rule = _("there are several such runs: {runs}.", runs=found)
+        raise Refused(Problem(prefix, rule, _("Choose a folder with --runs FOLDER.")))
     if matches:
-        raise Refused(Problem(prefix, f"{len(matches)} runs start with it:", f"{listed([run.id for run in matches])}."))
+        rule = _("{count} runs start with it:", count=len(matches))
+        raise Refused(Problem(prefix, rule, f"{listed([run.id for run in matches])}."))
     every = [sweep.id for sweep in sweeps(runs_folder)]
     if meant := [name for name in every if name.startswith(prefix)]:
-        remedy = f"truba status {meant[0]} lists its runs, with --best METRIC the best of them."
-        raise Refused(Problem(prefix, "it is a sweep, and one run is wanted.", remedy))
-    raise Refused(Problem(prefix, "no run starts with it.", nearest(prefix, [*every, *(run.id for run in known)])))
+        remedy = _("truba status {sweep} lists its runs, with --best METRIC the best of them.", sweep=meant[0])
+        raise Refused(Problem(prefix, _("it is a sweep, and one run is wanted."), remedy))
+    raise Refused(Problem(prefix, _("no run starts with it."), nearest(prefix, [*every, *(run.id for run in known)])))

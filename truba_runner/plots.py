@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from truba_runner.language import _
 from truba_runner.rundir import write_atomically
 
 NOT_METRICS = ("epoch", "stage", "seconds")
@@ -50,7 +51,7 @@ def save_png(folder: Path, name: str, draw: Callable[[], Any]) -> Path | None:
         folder.mkdir(mode=0o700, exist_ok=True)
         write_atomically(folder / name, content.getvalue())
     except Exception as error:  # matplotlib reads formulas into names that have two dollar signs.
-        print(f"{name} could not be drawn ({error})", file=sys.stderr, flush=True)
+        print(_("{file} could not be drawn ({error})", file=name, error=error), file=sys.stderr, flush=True)
         return None
     return folder / name
 
@@ -61,7 +62,7 @@ def _matrix_figure(matrix: Any) -> Any:
 
     inches = max(4.0, min(10.0, len(matrix) / 2))
     figure = Figure(figsize=(inches, inches), layout="constrained")
-    axes = figure.add_subplot(xlabel="predicted", ylabel="actual")
+    axes = figure.add_subplot(xlabel=_("predicted"), ylabel=_("actual"))
     axes.imshow(matrix, cmap="Blues")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
@@ -76,7 +77,7 @@ def _rate_figure(rates: Sequence[float], losses: Sequence[float], suggested: Map
     from matplotlib.figure import Figure
 
     figure = Figure(layout="constrained")
-    axes = figure.add_subplot(xlabel="learning rate", ylabel="loss", xscale="log")
+    axes = figure.add_subplot(xlabel=_("learning rate"), ylabel="loss", xscale="log")
     axes.plot(rates, losses)
     for name, rate in suggested.items():
         if rate is not None:
@@ -108,7 +109,7 @@ def _curves_figure(rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Seque
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for column in columns:
             points = [(row["epoch"], row[column]) for row in rows if column in row]
-            label = "validation" if column.startswith("val_") else "training"
+            label = _("validation") if column.startswith("val_") else _("training")
             # A single epoch has no line: the dot shows it.
             axes.plot(*zip(*points, strict=True), marker=".", label=label)
         if len(columns) > 1:

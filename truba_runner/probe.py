@@ -26,6 +26,7 @@ from truba_runner.backends import TRAITS
 from truba_runner.config import Environment, Experiment
 from truba_runner.errors import Problem, Refused
 from truba_runner.home import state_folder
+from truba_runner.language import _, marked
 from truba_runner.rundir import write_atomically
 from truba_runner.shipped import shipped
 
@@ -34,6 +35,8 @@ HERE_SECONDS = 30.0
 # Modules are replaced under the same name.
 _KEPT_SECONDS = 30 * 24 * 3600.0
 _LEAST_PYTHON = (3, 10)
+# What a container's runtime says of a command that it has not.
+_NO_SUCH_COMMAND = "executable file not found"
 
 Found = Mapping[str, Any]
 # Runs a shell script elsewhere, and returns what it printed and how it ended; None: there was no answer in time.
@@ -87,17 +90,16 @@ def found_here(experiment: Experiment) -> Found | str:
 
 def _refuse_missing_files(chosen: Environment) -> None:
     if chosen.kind == "apptainer" and not Path(chosen.image).exists():
-        near = f"There are: {', '.join(names)}." if (names := _images_beside(Path(chosen.image))) else ""
-        raise Refused(
-            Problem(f"environment.image={chosen.image}", "there is no such file.", near or "Look for it with ls.")
-        )
+        names = _images_beside(Path(chosen.image))
+        near = _("There are: {names}.", names=", ".join(names)) if names else _("Look for it with ls.")
+        raise Refused(Problem(f"environment.image={chosen.image}", _("there is no such file."), near))
     python = Path(chosen.venv) / "bin" / "python"
     if chosen.kind == "venv" and not chosen.python and not python.exists():
         raise Refused(
             Problem(
                 f"environment.venv={chosen.venv}",
-                f"there is no {python}, so it is no virtual environment, or its Python has gone.",
-                "Name the folder that python -m venv made.",
+                _("there is no {python}, so it is no virtual environment, or its Python has gone.", python=python),
+                _("Name the folder that python -m venv made."),
             )
         )
 
@@ -116,18 +118,23 @@ def _asked(experiment: Experiment, elsewhere: Elsewhere) -> Found:
     try:
         held = _read(chosen, *_run_here(_script(chosen, shipped("slurm") / "apptainer")))
     except _Silent as silent:
-        print(f"{_words(chosen)} can't be looked into from here ({silent.why}); a short job does", file=sys.stderr)
+        told = _(
+            "{environment} can't be looked into from here ({why}); a short job does",
+            environment=_words(chosen),
+            why=silent.why,
+        )
+        print(told, file=sys.stderr)
         job_code.provide(chosen, runs_folder)
         answer = elsewhere(_script(chosen, job_code.wrapper(runs_folder)))
         if answer is None:
-            print("warning: it has not started in time; the run is submitted unchecked", file=sys.stderr)
+            told = _("it has not started in time; the run is submitted unchecked")
+            print(_("warning: {text}", text=told), file=sys.stderr)
             return {}
         try:
             held = _read(chosen, *answer)
         except _Silent as silent_there:
-            raise Refused(
-                Problem(_words(chosen), f"a job can't enter it: {silent_there.why}.", "Choose another environment.")
-            ) from None
+            rule = _("a job can't enter it: {why}.", why=silent_there.why)
+            raise Refused(Problem(_words(chosen), rule, _("Choose another environment."))) from None
     _keep(chosen, held)
     return held
 
@@ -155,7 +162,7 @@ def _run_here(script: str) -> tuple[str, int]:
             return process.communicate(script, timeout=HERE_SECONDS)[0], process.returncode
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            raise _Silent(f"no answer within {HERE_SECONDS:.0f} s") from None
+            raise _Silent(_("no answer within {seconds:g} s", seconds=HERE_SECONDS)) from None
 
 
 def _read(chosen: Environment, printed: str, status: int) -> Found:
@@ -172,15 +179,17 @@ def _read(chosen: Environment, printed: str, status: int) -> Found:
     said = " ".join(printed.split())[-600:]
     if status == environment.NOT_LOADED:
         names = ", ".join(chosen.modules)
-        raise Refused(Problem(f"environment.modules=[{names}]", f"{said}.", "module avail lists those that there are."))
+        remedy = _("module avail lists those that there are.")
+        raise Refused(Problem(f"environment.modules=[{names}]", f"{said}.", remedy))
     if status in {126, 127} and chosen.kind != "apptainer":
         python = environment.start(chosen, Path()).python
-        raise Refused(
-            Problem(_words(chosen), f"there is no {python} in it ({said}).", "Set environment.python to its command.")
-        )
-    if "executable file not found" in said:
-        raise Refused(Problem(_words(chosen), f"{said}.", "Set environment.python to the command of its Python."))
-    raise _Silent(said or f"exit status {status}")
+        rule = _("there is no {python} in it ({said}).", python=python, said=said)
+        raise Refused(Problem(_words(chosen), rule, _("Set environment.python to its command.")))
+    if _NO_SUCH_COMMAND in said:
+        raise Refused(Problem(_words(chosen), f"{said}.", _("Set environment.python to the command of its Python.")))
+    if status == environment.NO_MODULES:
+        raise _Silent(_("there is no command module here"))
+    raise _Silent(said or _("exit status {status}", status=status))
 
 
 # -- keeping ---------------------------------------------------------------------------------------------------
@@ -222,12 +231,16 @@ def _keep(chosen: Environment, held: Found) -> None:
 def _refuse_lacking(experiment: Experiment, held: Found) -> None:
     """What makes a training impossible there; older versions than were tried are only warned of."""
     chosen, backend = experiment.environment, experiment.job.backend
-    remedy = _REMEDIES[chosen.kind]
+    remedy = _(_REMEDIES[chosen.kind])
     if _numbers(held["python"]) < _LEAST_PYTHON:
         raise Refused(
             Problem(
                 _words(chosen),
-                f"its Python is {held['python']} ({held['executable']}), and 3.10 is the oldest.",
+                _(
+                    "its Python is {version} ({file}), and 3.10 is the oldest.",
+                    version=held["python"],
+                    file=held["executable"],
+                ),
                 remedy,
             )
         )
@@ -235,28 +248,42 @@ def _refuse_lacking(experiment: Experiment, held: Found) -> None:
     needs = {**(traits.needs if traits else {}), **({"keras-tuner": "1.4.7"} if experiment.sweep.kind else {})}
     packages = held["packages"]
     if lacking := [name for name in needs if name not in packages]:
-        there = ", ".join(f"{name} {version}" for name, version in packages.items()) or "none that trains"
+        there = ", ".join(f"{name} {version}" for name, version in packages.items()) or _("none that trains")
         raise Refused(
             Problem(
                 _words(chosen),
-                f"its Python {held['python']} has no {' and no '.join(lacking)}, which the {backend} backend needs "
-                f"(it has {there}).",
+                _(
+                    "its Python {version} has no {lacking}, which the {backend} backend needs (it has {there}).",
+                    version=held["python"],
+                    lacking=_(" and no ").join(lacking),
+                    backend=backend,
+                    there=there,
+                ),
                 remedy,
             )
         )
     if "keras" in needs and _numbers(packages["keras"]) < (3,):
-        raise Refused(Problem(_words(chosen), f"its Keras is {packages['keras']}, and 3 is the oldest.", remedy))
+        rule = _("its Keras is {version}, and 3 is the oldest.", version=packages["keras"])
+        raise Refused(Problem(_words(chosen), rule, remedy))
     for name, least in needs.items():
         if _numbers(packages[name]) < _numbers(least):
-            older = f"{name} {packages[name]} is older than {least}, the oldest that was tried"
-            print(f"warning: {_words(chosen)}: {older}", file=sys.stderr)
+            older = _(
+                "{environment}: {package} {version} is older than {least}, the oldest that was tried",
+                environment=_words(chosen),
+                package=name,
+                version=packages[name],
+                least=least,
+            )
+            print(_("warning: {text}", text=older), file=sys.stderr)
 
 
 _REMEDIES = {
-    "inherit": "Start the program with a Python that has it; or choose environment=module, apptainer or venv.",
-    "module": "Choose other modules with environment.modules=[NAME/VERSION], or an image with environment=apptainer.",
-    "apptainer": "Choose another image with environment.image=FILE.",
-    "venv": "Install it there, or choose another with environment.venv=FOLDER.",
+    "inherit": marked("Start the program with a Python that has it; or choose environment=module, apptainer or venv."),
+    "module": marked(
+        "Choose other modules with environment.modules=[NAME/VERSION], or an image with environment=apptainer."
+    ),
+    "apptainer": marked("Choose another image with environment.image=FILE."),
+    "venv": marked("Install it there, or choose another with environment.venv=FOLDER."),
 }
 
 

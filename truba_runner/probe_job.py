@@ -10,6 +10,7 @@ from pathlib import Path
 from truba_runner import scheduler
 from truba_runner.config import Experiment, Resources
 from truba_runner.errors import Failed
+from truba_runner.language import _
 from truba_runner.plan import plan
 from truba_runner.request import Request
 from truba_runner.rundir import CODE
@@ -37,7 +38,8 @@ def run(experiment: Experiment, script: str) -> tuple[str, int] | None:
         if not output.exists() and not _is_there(name):
             scheduler.sbatch(_batch(_request(experiment), name, output, script))
     except scheduler.SlurmError as error:
-        raise Failed(f"the environment could not be looked into with a job: {error.message}") from error
+        told = _("the environment could not be looked into with a job: {message}", message=error.message)
+        raise Failed(told) from error
     deadline = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < deadline:
         printed, ended, status = _read(output).rpartition(_END)

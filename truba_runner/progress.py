@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from truba_runner.checkpoint import Position
+from truba_runner.language import _
 from truba_runner.rundir import RunDir
 
 EVERY_SECONDS = 1.0
@@ -76,7 +77,8 @@ class Progress:
                 with suppress(OSError):
                     self._run.overwrite_progress(self.record)
             elif not self._disk_complained:
-                print(f"progress.json could not be written ({error}); training goes on", file=sys.stderr, flush=True)
+                told = _("{file} could not be written ({error}); training goes on", file="progress.json", error=error)
+                print(told, file=sys.stderr, flush=True)
                 self._disk_complained = True
 
     def tell_for_rank_0(self) -> None:
@@ -101,11 +103,13 @@ class Progress:
         """After each epoch: writes and prints a line; warns once where the loss is no number any more."""
         loss = metrics.get("loss")
         if loss is not None and not math.isfinite(loss) and "warning" not in self.record:
-            self.record["warning"] = (
-                f"the training loss is {loss} at the end of epoch {epoch}; nothing is learnt from it"
+            self.record["warning"] = _(
+                "the training loss is {loss} at the end of epoch {epoch}; nothing is learnt from it",
+                loss=loss,
+                epoch=epoch,
             )
             if self._writes:
-                print(f"WARNING: {self.record['warning']}", file=sys.stderr, flush=True)
+                print(_("WARNING: {text}", text=self.record["warning"]), file=sys.stderr, flush=True)
         self.update(epoch=epoch, step=step, metrics=dict(metrics))
         self._print(epoch, step, metrics)
         if self.epoch_watcher is not None and self._writes:

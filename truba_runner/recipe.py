@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from truba_runner.config import Train
 
+from truba_runner.language import _
+
 SUGGESTIONS = ("minimum", "steep", "valley", "slide")
 # What the finder of `train.lr_find` is called, as those of a recipe are by their `name`.
 FINDER = "find"
@@ -198,7 +200,7 @@ def named(item: Any) -> tuple[str, dict[str, Any]]:
         ((name, options),) = item.items()
         if options is None or isinstance(options, Mapping):
             return str(name), dict(options or {})
-    raise ValueError(f"{item!r} is no stage")
+    raise ValueError(_("{text!r} is no stage", text=item))
 
 
 def _stages(name: str, options: dict[str, Any], learning_rate: float | None) -> Iterator[Stage]:
@@ -258,8 +260,8 @@ def read_rate(value: Any) -> Rate:
 
 def _positive(value: Any) -> float:
     if isinstance(value, bool):
-        raise ValueError("it is no number")
+        raise ValueError(_("it is no number"))
     number = float(value)
     if not number > 0 or number == float("inf"):
-        raise ValueError("it is not positive")
+        raise ValueError(_("it is not positive"))
     return number

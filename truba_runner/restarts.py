@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from truba_runner import scheduler
 from truba_runner.checkpoint import Position
 from truba_runner.errors import Failed
+from truba_runner.language import _
 from truba_runner.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -22,11 +23,15 @@ _CLOCKS_APART_SECONDS = 90
 REQUEUE_STATUS = 75
 
 
+class GaveUp(Failed):
+    """A run that never comes further is not started again."""
+
+
 def begin(run: RunDir, job_id: str, position: Position, about: Mapping[str, Any]) -> None:
     """Records a start from `position`, and how many steps of the start before it are lost.
 
     Raises:
-        Failed: the job has been started from here often enough, and has never come further.
+        GaveUp: the job has been started from here often enough, and has never come further.
     """
     fruitless, excused = 0, False
     for event in reversed(run.submissions()):
@@ -42,9 +47,14 @@ def begin(run: RunDir, job_id: str, position: Position, about: Mapping[str, Any]
     lost = {"steps_lost": _steps_lost(progress, position), "steps_per_epoch": progress.get("steps_per_epoch")}
     run.append_submission({**start, **lost, **about})
     if fruitless >= FRUITLESS_STARTS:
-        raise Failed(
-            f"{fruitless} starts from epoch {position.epoch + 1}, step {position.step} came no further, so there is no "
-            "other one. The log shows how they ended; submit again once the cause is mended."
+        raise GaveUp(
+            _(
+                "{count} starts from epoch {epoch}, step {step} came no further, so there is no other one. The log "
+                "shows how they ended; submit again once the cause is mended.",
+                count=fruitless,
+                epoch=position.epoch + 1,
+                step=position.step,
+            )
         )
 
 
@@ -113,7 +123,12 @@ def requeue(run: RunDir, job_id: str, signalled: bool, most: int, in_crew: bool 
     if not signalled and scheduler.state(job_id) != "RUNNING":
         return False
     if account(run)["requeues"] >= most:
-        raise Failed(f"the run was requeued {most} times (resources.max_requeues) and is not finished; submit it again")
+        raise Failed(
+            _(
+                "the run was requeued {count} times (resources.max_requeues) and is not finished; submit it again",
+                count=most,
+            )
+        )
     run.append_submission({"event": "requeued", "time": time.time(), "job_id": job_id})
     if not in_crew:
         scheduler.requeue(job_id)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from truba_runner import relay
+from truba_runner.language import _
 
 TIMEOUT_SECONDS = 60
 # Between attempts; TRUBA's own advice on a socket timeout is to wait and try again.
@@ -135,11 +136,13 @@ def _done(
                 env={**os.environ, "SLURM_BITSTR_LEN": "0"},
             )
     except FileNotFoundError as error:
-        raise SlurmError(argv[0], "there is no such command on the PATH; is this a login node?", False) from error
+        told = _("there is no such command on the PATH; is this a login node?")
+        raise SlurmError(argv[0], told, transient=False) from error
     except subprocess.TimeoutExpired as error:
-        raise SlurmError(argv[0], f"no answer within {timeout_seconds:g} s", transient=True) from error
+        told = _("no answer within {seconds:g} s", seconds=timeout_seconds)
+        raise SlurmError(argv[0], told, transient=True) from error
     if done.returncode:
-        message = done.stderr.strip() or f"exit status {done.returncode}"
+        message = done.stderr.strip() or _("exit status {status}", status=done.returncode)
         unreachable = any(sign in message for sign in _UNREACHABLE)
         raise SlurmError(argv[0], message, any(sign in message for sign in _TRANSIENT), refused=not unreachable)
     return done
@@ -181,7 +184,7 @@ def estimated_start(script: str) -> float:
     told = _done(["sbatch", "--test-only"], text=script).stderr
     found = re.search(r"to start at (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", told)
     if not found:
-        raise SlurmError("sbatch --test-only", f"no start time in: {told.strip()}", transient=False)
+        raise SlurmError("sbatch --test-only", _("no start time in: {said}", said=told.strip()), transient=False)
     return datetime.fromisoformat(found[1]).timestamp()
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from truba_runner.errors import Failed, Problem, Refused
+from truba_runner.language import _
 from truba_runner.rundir import CODE, write_atomically
 
 if TYPE_CHECKING:
@@ -167,11 +168,19 @@ def _refuse_too_much(project: Path, job_file: Path, without: tuple[Path, ...], m
     named = ", ".join(f"{shown(name)} ({sizes[name] / _MB:.1f} MB)" for name in largest)
     raise Refused(
         Problem(
-            f"the code in {project}",
-            f"its {len(sizes)} files come to {sum(sizes.values()) / _MB:.1f} MB, and a submission takes at most "
-            f"code.max_mb={max_mb:g} along; the largest are {named}.",
-            "Name what is no code in .gitignore, or set a larger code.max_mb; with code.snapshot=false the job reads "
-            "the files as they are when it starts.",
+            _("the code in {folder}", folder=project),
+            _(
+                "its {count} files come to {size:.1f} MB, and a submission takes at most code.max_mb={most:g} along; "
+                "the largest are {files}.",
+                count=len(sizes),
+                size=sum(sizes.values()) / _MB,
+                most=max_mb,
+                files=named,
+            ),
+            _(
+                "Name what is no code in .gitignore, or set a larger code.max_mb; with code.snapshot=false the job "
+                "reads the files as they are when it starts."
+            ),
         )
     )
 
@@ -185,7 +194,7 @@ def _taken(project: Path, job_file: Path, without: tuple[Path, ...], runs_folder
     found = read(files(project, job_file, without))
     own = found.get(str(job_file.relative_to(project)))
     if own is None:
-        raise Failed(f"{job_file} cannot be read any more")
+        raise Failed(_("{file} cannot be read any more", file=job_file))
     digest = _digest(found)
     archive = runs_folder / CODE / f"code-{digest[:16]}.tar.gz"
     try:
@@ -241,8 +250,12 @@ def unpacked(archive: Path) -> dict[str, File]:
                 found[member.name] = File(content.read(), bool(member.mode & 0o100))
     except (OSError, EOFError, tarfile.TarError) as error:
         raise Failed(
-            f"the code that was submitted cannot be read: {archive} is not there any more, or damaged ({error}). "
-            "A run that has not ended has to be submitted again."
+            _(
+                "the code that was submitted cannot be read: {archive} is not there any more, or damaged ({error}). "
+                "A run that has not ended has to be submitted again.",
+                archive=archive,
+                error=error,
+            )
         ) from error
     return found
 

@@ -210,11 +210,13 @@ def _why(progress: Mapping[str, Any]) -> str:
     error = progress.get("error")
     if not error:
         return ""
-    place = f" at {error['file']}:{error['line']}: {error['code']}" if "file" in error else ""
     message = str(error["message"]).splitlines()
     # Ours is a sentence already.
     kind = "" if error["type"] == "Failed" else f"{error['type']}: "
-    return f"{kind}{message[0] if message else ''}{place}"
+    told = f"{kind}{message[0] if message else ''}"
+    if "file" not in error:
+        return told
+    return _("{error} at {file}:{line}: {code}", error=told, **{key: error[key] for key in ("file", "line", "code")})
 
 
 def _exit(job: Job) -> str:

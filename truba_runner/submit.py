@@ -185,12 +185,15 @@ class Submission:
         except scheduler.SlurmError as error:
             if error.transient:
                 raise Failed(
-                    f"Slurm does not answer ({error.message}). Nothing is lost: give the same command again later; it "
-                    "first looks whether Slurm has taken the job after all."
+                    _(
+                        "Slurm does not answer ({message}). Nothing is lost: give the same command again later; it "
+                        "first looks whether Slurm has taken the job after all.",
+                        message=error.message,
+                    )
                 ) from error
             self.record({"event": "refused", "token": self.token, "message": error.message})
             if not error.refused:
-                raise Failed(f"the job could not be submitted: {error}") from error
+                raise Failed(_("the job could not be submitted: {error}", error=error)) from error
             raise Refused(_refusal(error)) from error
         self.record({"event": "submitted", "token": self.token, "job_id": job_id})
         return job_id
@@ -203,7 +206,8 @@ class Submission:
             except scheduler.SlurmError as error:
                 if not error.transient:
                     raise
-                print(f"Slurm does not answer; trying again in {pause_seconds} s", file=sys.stderr, flush=True)
+                told = _("Slurm does not answer; trying again in {seconds} s", seconds=pause_seconds)
+                print(told, file=sys.stderr, flush=True)
                 time.sleep(pause_seconds)
             # One that arrives later still is a second job of this name: the worker of such a one does nothing.
             if taken := scheduler.jobs_named(self.job_name):
@@ -305,4 +309,4 @@ def _task(job_id: str, intent: dict[str, Any]) -> str:
 
 def _refusal(error: scheduler.SlurmError) -> Problem:
     message = " ".join(line.removeprefix("sbatch: error: ") for line in error.message.splitlines())
-    return Problem(message, "Slurm itself refused the job.", "dry_run=true shows the script that it was given.")
+    return Problem(message, _("Slurm itself refused the job."), _("dry_run=true shows the script that it was given."))

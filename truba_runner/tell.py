@@ -11,7 +11,9 @@ from pathlib import Path
 from truba_runner import data, lr_find, probe, provenance
 from truba_runner.changed_code import trained_with
 from truba_runner.errors import listed
+from truba_runner.language import _, counted, marked
 from truba_runner.progress import format_metrics
+from truba_runner.request import Request
 from truba_runner.rundir import RunDir
 from truba_runner.search import overview
 from truba_runner.search.directory import search_of
@@ -35,10 +37,16 @@ class Outcome:
 
 def same_run(runs: Sequence[Prepared]) -> None:
     """That a sweep's choices differ in nothing that makes a network another."""
-    more = f" (and {len(runs) - 1} more)" if len(runs) > 1 else ""
+    run, others = runs[0].run.id, len(runs) - 1
+    if others:
+        more = counted("and {count} more", "and {count} more", others)
+        run += f" ({more})"
     print(
-        f"note: several choices of the sweep come to the run {runs[0].run.id}{more}, submitted once, with the first "
-        "one's resources; a name of its own (name=NAME) makes a choice a run of its own",
+        _(
+            "note: several choices of the sweep come to the run {run}, submitted once, with the first one's resources; "
+            "a name of its own (name=NAME) makes a choice a run of its own",
+            run=run,
+        ),
         file=sys.stderr,
     )
 
@@ -50,41 +58,81 @@ def changed_code(finished: Sequence[Prepared]) -> None:
     if not changed:
         return
     first, others = changed[0], len(changed) - 1
-    more = f" and {others} other{'s' if others > 1 else ''} of the sweep were" if others else " was"
-    print(
-        f"WARNING: {first.job_file} is not the code that {first.run.id}{more} trained with "
-        f"({trained_with(first.run).get('job_file', 'unknown')}, since changed or another). fresh=true trains it.",
-        file=sys.stderr,
-    )
+    names = {
+        "file": first.job_file,
+        "run": first.run.id,
+        "other_file": trained_with(first.run).get("job_file", _("unknown")),
+    }
+    if others:
+        told = counted(
+            "WARNING: {file} is not the code that {run} and {count} other of the sweep were trained with "
+            "({other_file}, since changed or another). fresh=true trains it.",
+            "WARNING: {file} is not the code that {run} and {count} others of the sweep were trained with "
+            "({other_file}, since changed or another). fresh=true trains it.",
+            others,
+            **names,
+        )
+    else:
+        told = _(
+            "WARNING: {file} is not the code that {run} was trained with ({other_file}, since changed or another). "
+            "fresh=true trains it.",
+            **names,
+        )
+    print(told, file=sys.stderr)
 
 
 def submitted(submission: Submission, job_id: str) -> None:
     """What Slurm has taken."""
-    request, tasks = submission.request, submission.array_size
-    what = f"{submission.first.run.id} as job" if not tasks else f"{_jobs(submission)} as array"
-    gpus = f"{request.gpus} GPU{'s' if request.gpus > 1 else ''}, " if request.gpus else ""
-    nodes = f"{request.nodes} nodes with " if request.nodes > 1 else ""
-    cores = f"{request.cores} core{'s' if request.cores > 1 else ''}"
-    each = " each" if tasks > 1 else ""
-    print(f"submitted {what} {job_id} to {request.partition}: {nodes}{gpus}{cores}{each}{submission.waits_for()}")
+    tasks = submission.array_size
+    about = {"job_id": job_id, "partition": submission.request.partition, "asked": _asked(submission.request, tasks)}
+    if not tasks:
+        told = _("submitted {run} as job {job_id} to {partition}: {asked}", run=submission.first.run.id, **about)
+    elif submission.first.experiment.sweep.kind == lr_find.KIND:
+        told = counted(
+            "submitted {count} learning-rate finder as array {job_id} to {partition}: {asked}",
+            "submitted {count} learning-rate finders as array {job_id} to {partition}: {asked}",
+            tasks,
+            **about,
+        )
+    else:
+        told = counted(
+            "submitted {count} job as array {job_id} to {partition}: {asked}",
+            "submitted {count} jobs as array {job_id} to {partition}: {asked}",
+            tasks,
+            **about,
+        )
+    print(f"{told}{submission.waits_for()}")
     chosen = submission.first.experiment.environment
     if chosen.kind != "inherit":
         print(f"  {probe.described(chosen, submission.first.found)}")
 
 
-def _jobs(submission: Submission) -> str:
-    what = "learning-rate finder" if submission.first.experiment.sweep.kind == lr_find.KIND else "job"
-    return f"{submission.array_size} {what}{'s' if submission.array_size > 1 else ''}"
+def _asked(request: Request, tasks: int) -> str:
+    """What each of so many tasks has asked for, in words."""
+    gpus = [counted("{count} GPU", "{count} GPUs", request.gpus)] if request.gpus else []
+    asked = ", ".join([*gpus, counted("{count} core", "{count} cores", request.cores)])
+    if request.nodes > 1:
+        asked = _("{count} nodes with {asked}", count=request.nodes, asked=asked)
+    return _("{asked} each", asked=asked) if tasks > 1 else asked
+
+
+# What became of how many of a sweep's runs.
+_COUNTS = {
+    "submitted": marked("{count} submitted"),
+    "running": marked("{count} in the queue or running already"),
+    "finished": marked("{count} finished before"),
+    "trained": marked("{count} trained"),
+    "failed": marked("{count} failed"),
+    "interrupted": marked("{count} interrupted"),
+    "left": marked("{count} left, for the same command to go on with"),
+}
 
 
 def sweep(sweep_id: str, outcomes: Sequence[Outcome]) -> None:
     """What became of a sweep's runs, in one line, and where to look at them."""
     unique = {one.run_id: "interrupted" if one.stopped and one.action == "failed" else one.action for one in outcomes}
-    words = {"submitted": "submitted", "running": "in the queue or running already", "finished": "finished before"}
-    words["left"] = "left, for the same command to go on with"
-    counts = Counter(words.get(action, action) for action in unique.values())
-    runs = f"{len(unique)} run{'s' if len(unique) > 1 else ''}"
-    print(f"{sweep_id}: {runs}, {', '.join(f'{count} {word}' for word, count in counts.items())}")
+    counts = [_(_COUNTS[action], count=count) for action, count in Counter(unique.values()).items()]
+    print(f"{sweep_id}: {', '.join([counted('{count} run', '{count} runs', len(unique)), *counts])}")
     print(f"  truba status {sweep_id}")
 
 
@@ -92,13 +140,15 @@ def came_of_it(outcome: Outcome) -> None:
     """Where a run is now, and its metrics where it has them."""
     run = RunDir(Path(outcome.run_dir))
     if outcome.action == "running":
-        print(f"{run.id} is in the queue or running already, as job {outcome.job_id or '(local)'}")
+        job_id = outcome.job_id or _("(local)")
+        print(_("{run} is in the queue or running already, as job {job_id}", run=run.id, job_id=job_id))
     elif outcome.action == "finished":
-        print(f"{run.id} was finished before; fresh=true trains it anew beside the old one")
+        print(_("{run} was finished before; fresh=true trains it anew beside the old one", run=run.id))
     if outcome.action in {"finished", "trained"}:
         result = run.result()
         values = format_metrics(result.get("metrics", {}))
-        print(f"{run.id}: {values}  (data: {result.get('data', {}).get('name', '?')})")
+        about = _("(data: {name})", name=result.get("data", {}).get("name", "?"))
+        print(f"{run.id}: {values}  {about}")
     if outcome.action == "failed":
         print(_why_not(run, outcome), file=sys.stderr)
     print(f"  {run.path}")
@@ -107,12 +157,14 @@ def came_of_it(outcome: Outcome) -> None:
 def _why_not(run: RunDir, outcome: Outcome) -> str:
     """Why there is no result; not once more where the log, with the same sentence in it, was just shown."""
     if (search := search_of(run)) is not None:
-        return f"{run.id} is not over: {overview.standing(search, {}).why}"
+        return _("{run} is not over: {why}", run=run.id, why=overview.standing(search, {}).why)
     state = state_of(run, {})
     if state.state in {"INTERRUPTED", "KILLED"}:
-        return f"{run.id} was {state.why}"
+        return _("{run} was {why}", run=run.id, why=state.why)
     shown = outcome.job_id.startswith("local-") and run.progress().get("error", {}).get("type") == "Failed"
-    return f"{run.id} failed, as told above" if shown else f"{run.id} failed: {state.why}"
+    return (
+        _("{run} failed, as told above", run=run.id) if shown else _("{run} failed: {why}", run=run.id, why=state.why)
+    )
 
 
 def dry_run(submissions: Sequence[Submission]) -> None:
@@ -123,13 +175,17 @@ def dry_run(submissions: Sequence[Submission]) -> None:
     console = Console()
     for submission in submissions:
         runs, experiment = submission.runs, submission.first.experiment
-        table = Table("key", "value", title=f"plan of {len(runs)} run{'s' if len(runs) > 1 else ''}")
-        table.add_row("runs", listed([prepared.run.id for prepared in runs]).replace(", ", "\n"))
+        title = counted("plan of {count} run", "plan of {count} runs", len(runs))
+        table = Table(_("key"), _("value"), title=title)
+        table.add_row(_("runs"), listed([prepared.run.id for prepared in runs]).replace(", ", "\n"))
         table.add_row("cluster", experiment.cluster.name)
         for source in data.missing(experiment):
-            table.add_row("data", f"{source.file} is not in {experiment.data.folder}; it would be downloaded")
+            told = _(
+                "{file} is not in {folder}; it would be downloaded", file=source.file, folder=experiment.data.folder
+            )
+            table.add_row(_("data"), told)
         for key, value in asdict(submission.request).items():
-            table.add_row(key, "(the default)" if value in {None, ""} else str(value))
+            table.add_row(key, _("(the default)") if value in {None, ""} else str(value))
         console.print(table)
         if experiment.cluster.scheduler == "slurm":
             print(submission.script())

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from truba_runner import image_rules, lr_find, recipe_rules
 from truba_runner.config import Checkpoint, Experiment, Train
 from truba_runner.errors import Problem, nearest
+from truba_runner.language import _, marked
 from truba_runner.tensorboard import rules as tensorboard_rules
 
 BATCH_SCALINGS = ("global", "per_replica")
@@ -25,12 +26,16 @@ MAIL_TYPES = (
 
 # Keys that another backend gives a meaning to, with what serves here instead.
 _NOT_FASTAI = {
-    "optimizer": "Pass opt_func to the Learner in the job's build_learner.",
-    "loss": "fastai chooses one that fits the labels; for another pass loss_func to the Learner in build_learner.",
-    "class_weight": "Pass loss_func=CrossEntropyLossFlat(weight=…) to the Learner in build_learner.",
-    "steps_per_execution": "Leave it out: each step is one execution.",
-    "jit_compile": "Leave it out, or add a callback that compiles the model to train.callbacks.",
-    "scale_learning_rate": "Leave it out: lr_find is run with the batch of all GPUs, and suggests a rate for that.",
+    "optimizer": marked("Pass opt_func to the Learner in the job's build_learner."),
+    "loss": marked(
+        "fastai chooses one that fits the labels; for another pass loss_func to the Learner in build_learner."
+    ),
+    "class_weight": marked("Pass loss_func=CrossEntropyLossFlat(weight=…) to the Learner in build_learner."),
+    "steps_per_execution": marked("Leave it out: each step is one execution."),
+    "jit_compile": marked("Leave it out, or add a callback that compiles the model to train.callbacks."),
+    "scale_learning_rate": marked(
+        "Leave it out: lr_find is run with the batch of all GPUs, and suggests a rate for that."
+    ),
 }
 
 
@@ -49,14 +54,14 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     if train.learning_rate is not None and not train.learning_rate > 0:
         yield Problem(
             f"train.learning_rate={train.learning_rate}",
-            "it must be positive.",
-            "Leave it out for the optimizer's own.",
+            _("it must be positive."),
+            _("Leave it out for the optimizer's own."),
         )
     if train.scale_learning_rate and train.batch_scaling == "global":
         yield Problem(
             "train.scale_learning_rate=true",
-            "the learning rate is scaled where the batch grows with the GPUs, and this one is kept.",
-            "Add train.batch_scaling=per_replica, or leave it out.",
+            _("the learning rate is scaled where the batch grows with the GPUs, and this one is kept."),
+            _("Add train.batch_scaling=per_replica, or leave it out."),
         )
     for kind in experiment.resources.mail_type.upper().split(",") if experiment.resources.mail_type else ():
         yield from _one_of("resources.mail_type", kind, MAIL_TYPES)
@@ -64,21 +69,22 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     if experiment.notify.webhook and (webhook.scheme not in {"http", "https"} or not webhook.netloc):
         yield Problem(
             f"notify.webhook={experiment.notify.webhook}",
-            "it is no address of a web server.",
-            "Write it as https://HOST/PATH.",
+            _("it is no address of a web server."),
+            _("Write it as https://HOST/PATH."),
         )
 
 
 def _checkpoint_problems(checkpoint: Checkpoint) -> Iterator[Problem]:
     yield from _one_of("checkpoint.mode", checkpoint.mode, ("min", "max"))
-    never = "Leave it out, or set it to null: a checkpoint is saved at the end of every epoch all the same."
+    never = _("Leave it out, or set it to null: a checkpoint is saved at the end of every epoch all the same.")
     if checkpoint.every_steps is not None and checkpoint.every_steps < 1:
-        yield Problem(f"checkpoint.every_steps={checkpoint.every_steps}", "it must be 1 or more.", never)
+        rule = _("it must be {least} or more.", least=1)
+        yield Problem(f"checkpoint.every_steps={checkpoint.every_steps}", rule, never)
     if checkpoint.every_minutes is not None and not checkpoint.every_minutes > 0:
-        yield Problem(f"checkpoint.every_minutes={checkpoint.every_minutes:g}", "it must be positive.", never)
+        yield Problem(f"checkpoint.every_minutes={checkpoint.every_minutes:g}", _("it must be positive."), never)
     if checkpoint.keep < 1:
-        rule = "without the newest checkpoint an interrupted run has nothing to go on from."
-        yield Problem(f"checkpoint.keep={checkpoint.keep}", rule, "Set checkpoint.keep=1 or more.")
+        rule = _("without the newest checkpoint an interrupted run has nothing to go on from.")
+        yield Problem(f"checkpoint.keep={checkpoint.keep}", rule, _("Set checkpoint.keep=1 or more."))
 
 
 def _backend_problems(experiment: Experiment) -> Iterator[Problem]:
@@ -89,24 +95,28 @@ def _backend_problems(experiment: Experiment) -> Iterator[Problem]:
         for field in fields(Train):
             value = getattr(train, field.name)
             if field.name in _NOT_FASTAI and value != getattr(defaults, field.name):
-                rule = "the fastai backend has no use for it."
-                yield Problem(f"train.{field.name}={value}", rule, _NOT_FASTAI[field.name])
+                rule = _("the fastai backend has no use for it.")
+                yield Problem(f"train.{field.name}={value}", rule, _(_NOT_FASTAI[field.name]))
         if data.preprocessing != "async":
-            rule = "the job's data_block says how fastai prepares its examples."
-            yield Problem(f"data.preprocessing={data.preprocessing}", rule, "Leave it out.")
+            rule = _("the job's data_block says how fastai prepares its examples.")
+            yield Problem(f"data.preprocessing={data.preprocessing}", rule, _("Leave it out."))
         if train.mixed_precision is not None:
             yield from _one_of("train.mixed_precision", train.mixed_precision, FASTAI_PRECISIONS)
         if data.workers is not None and data.workers < 0:
-            yield Problem(f"data.workers={data.workers}", "it must be 0 or more.", "Leave it out.")
+            rule = _("it must be {least} or more.", least=0)
+            yield Problem(f"data.workers={data.workers}", rule, _("Leave it out."))
         yield from recipe_rules.problems(train.recipe, train.epochs, train.learning_rate)
     else:
         for key, given in (("train.recipe", bool(train.recipe)), ("data.workers", data.workers is not None)):
             if given:
-                rule = f"it is fastai's, and the backend is {experiment.job.backend}."
-                yield Problem(key, rule, "Leave it out, or set job.backend=fastai.")
+                rule = _("it is fastai's, and the backend is {backend}.", backend=experiment.job.backend)
+                yield Problem(key, rule, _("Leave it out, or set job.backend=fastai."))
         if train.class_weight not in (None, "balanced") and not isinstance(train.class_weight, Mapping):
-            rule = "it is balanced, or a mapping of classes."
-            remedy = "Write it as train.class_weight=balanced or 'train.class_weight={0: 1.0, 1: 50.0}'."
+            rule = _("it is balanced, or a mapping of classes.")
+            remedy = _(
+                "Write it as {examples}.",
+                examples=_(" or ").join(("train.class_weight=balanced", "'train.class_weight={0: 1.0, 1: 50.0}'")),
+            )
             yield Problem(f"train.class_weight={train.class_weight}", rule, remedy)
 
 
@@ -117,17 +127,23 @@ def batch_problems(experiment: Experiment, devices: int) -> Iterator[Problem]:
         return
     yield Problem(
         f"train.batch_size={size}",
-        f"it does not divide among {devices} devices, and each has to get the same number of examples of a batch.",
-        f"Set train.batch_size={divisible_sizes(size, devices)}, or ask for another number of GPUs.",
+        _(
+            "it does not divide among {devices} devices, and each has to get the same number of examples of a batch.",
+            devices=devices,
+        ),
+        _(
+            "Set train.batch_size={sizes}, or ask for another number of GPUs.",
+            sizes=divisible_sizes(size, devices),
+        ),
     )
 
 
 def divisible_sizes(size: int, devices: int) -> str:
     """The batch sizes beside `size` that divide among the devices: `60 or 64`."""
     below = size - size % devices
-    return f"{below} or {below + devices}" if below else str(devices)
+    return _(" or ").join((str(below), str(below + devices))) if below else str(devices)
 
 
 def _one_of(key: str, value: str, valid: tuple[str, ...]) -> Iterator[Problem]:
     if value not in valid:
-        yield Problem(f"{key}={value}", "there is no such choice.", nearest(value, valid))
+        yield Problem(f"{key}={value}", _("there is no such choice."), nearest(value, valid))

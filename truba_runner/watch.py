@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from truba_runner.language import _
 from truba_runner.progress import format_metrics
 from truba_runner.rundir import RunDir
 from truba_runner.state import last_job_id, progress_of
@@ -73,7 +74,7 @@ class _Screen(_Plain):
         self._run = run
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
         self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), transient=True)
-        self._task = self._bar.add_task("waiting", total=None)
+        self._task = self._bar.add_task(_("waiting"), total=None)
         self._partial = ""
 
     def __enter__(self) -> None:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from truba_runner.config import Job, Source
 from truba_runner.errors import Problem, nearest
+from truba_runner.language import _
 
 # In the data folder; a job's TORCH_HOME.
 FOLDER = "weights"
@@ -40,22 +41,29 @@ def problems(job: Job) -> Iterator[Problem]:
     arch = _arch(job)
     if not job.weights or not arch:
         return
-    received, scratch = f"job.options.arch={arch}", "set job.options.pretrained=false to begin from nothing"
+    received = f"job.options.arch={arch}"
     if not arch.startswith(TIMM):
         if arch not in job.weights:
             known = [name for name in job.weights if name != _ANY_OF_TIMM]
-            yield Problem(
-                received, "torchvision has no such architecture.", f"{nearest(arch, known)} One of timm's is timm/NAME."
-            )
+            remedy = nearest(arch, known) + " " + _("One of timm's is timm/NAME.")
+            yield Problem(received, _("torchvision has no such architecture."), remedy)
         elif arch.startswith(_UNCUT):
-            yield Problem(received, "fastai cannot cut this one into a body and a head.", "Choose another.")
+            rule = _("fastai cannot cut this one into a body and a head.")
+            yield Problem(received, rule, _("Choose another."))
         elif job.options.get("pretrained") and not job.weights[arch]:
-            yield Problem(received, "there are no weights that fastai begins from.", f"Choose another, or {scratch}.")
+            yield Problem(
+                received,
+                _("there are no weights that fastai begins from."),
+                _("Choose another, or set job.options.pretrained=false to begin from nothing."),
+            )
     elif job.options.get("pretrained") and not _url(job):
         yield Problem(
             received,
-            "weights of timm's are named with a tag, and fetched from the address in job.weights.",
-            f"Write it as timm/NAME.TAG, as in timm/convnext_tiny.fb_in22k, or {scratch}.",
+            _("weights of timm's are named with a tag, and fetched from the address in job.weights."),
+            _(
+                "Write it as timm/NAME.TAG, as in timm/convnext_tiny.fb_in22k, or set job.options.pretrained=false to "
+                "begin from nothing."
+            ),
         )
 
 

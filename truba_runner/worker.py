@@ -34,6 +34,7 @@ from truba_runner.checkpoint import CheckpointStore, Position
 from truba_runner.config import Experiment, experiment_from
 from truba_runner.errors import Failed
 from truba_runner.interrupt import Interrupted, Interruption
+from truba_runner.language import _
 from truba_runner.progress import Progress
 from truba_runner.rundir import RunDir
 from truba_runner.submitted_code import SubmittedCode
@@ -104,7 +105,10 @@ def begin(run: RunDir, here: allocation.Allocation, position: Position) -> bool:
     other = claimed_by(run, here)
     if other == here.job_id:
         return True
-    print(f"this submission is job {other}'s already; there is nothing to do for {here.job_id}", flush=True)
+    told = _(
+        "this submission is job {other}'s already; there is nothing to do for {job_id}", other=other, job_id=here.job_id
+    )
+    print(told, flush=True)
     run.append_submission({"event": "duplicate", "job_id": here.job_id})
     return False
 
@@ -122,7 +126,8 @@ def _train(
     work = backends.load(experiment.job.backend, "find" if experiment.sweep.kind == lr_find.KIND else "train")
     record = run.submitted()
     if submitted_code.sha256(record) != record.get("job_sha256"):
-        print(f"WARNING: {record['job_file']} has changed since it was submitted", file=sys.stderr, flush=True)
+        told = _("{file} has changed since it was submitted", file=record["job_file"])
+        print(_("WARNING: {text}", text=told), file=sys.stderr, flush=True)
     job = code.load(record, node_folder.scratch_of(experiment))
     return work(backends.Context(experiment, job, run, progress, interruption, here.rank, here.tasks))
 
@@ -142,7 +147,7 @@ def after_interruption(run: RunDir, here: allocation.Allocation, progress: Progr
         requeued = restarts.requeue(run, here.job_id, interruption.requeue, most, here.in_crew)
     except (Failed, scheduler.SlurmError) as error:
         return failed(run, here, progress, error)
-    print("back in the queue" if requeued else "interrupted", file=sys.stderr, flush=True)
+    print(_("back in the queue") if requeued else _("interrupted"), file=sys.stderr, flush=True)
     if requeued and here.in_crew:
         return restarts.REQUEUE_STATUS
     return 0 if requeued else 128 + signal.SIGTERM
@@ -210,11 +215,13 @@ def _data_record(experiment: Experiment) -> dict[str, str]:
 def describe(error: BaseException, job_folder: Path, own: Callable[[str], str] = str) -> dict[str, Any]:
     """An exception in one record: what it was, and the last line of the user's own code on its way.
 
-    Keys: `type`, `message`, and where the way led through `job_folder` also `file`, `line` and `code`. `own` names the
-    files of a text as the user knows them.
+    Keys: `type`, `message`, of a run that was given up `gave_up`, and where the way led through `job_folder` also
+    `file`, `line` and `code`. `own` names the files of a text as the user knows them.
     """
     kind = Failed.__name__ if isinstance(error, Failed) else type(error).__name__
     record: dict[str, Any] = {"type": kind, "message": own(str(error)).strip()[:2000]}
+    if isinstance(error, restarts.GaveUp):
+        record["gave_up"] = True
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError) and error.filename:
         frames.append(traceback.FrameSummary(error.filename, error.lineno or 0, "", line=error.text or ""))

@@ -213,6 +213,11 @@ def test_status_of_nothing(truba) -> None:  # type: ignore[no-untyped-def]
     assert json.loads(truba("status", "--json").stdout) == []
 
 
+def test_no_command_ends_for_a_letter_that_the_terminal_does_not_have(truba) -> None:  # type: ignore[no-untyped-def]
+    done = truba("status", TRUBA_LANG="tr", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and done.stdout.startswith("hen?z e?itim yok"), done.stderr
+
+
 def test_data_that_is_missing_is_told_with_the_command_that_stages_it(truba, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     unreachable = "data.sources.mnist.url=http://127.0.0.1:9/mnist.npz"
     done = truba("+experiment=mnist", "cluster=truba", unreachable)

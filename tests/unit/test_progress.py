@@ -24,6 +24,7 @@ from truba_runner.progress import Progress
 from truba_runner.request import derive
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
+from truba_runner.why.table import meaning
 
 
 @pytest.fixture
@@ -89,8 +90,20 @@ def test_a_run_that_comes_no_further_is_given_up_unless_it_was_told_to_stop_befo
     start(seconds=60, told=True)
     start(seconds=460, told=True)  # Slurm's signal: the lr_find, say, takes longer than the limit.
     start(seconds=500, told=False)
-    with pytest.raises(Failed, match="3 starts from epoch 1, step 0 came no further"):
+    with pytest.raises(Failed, match="3 starts from epoch 1, step 0 came no further") as raised:
         start(seconds=1, told=False)
+    # By this `truba why` knows it, whatever the language that it was told in.
+    assert worker.describe(raised.value, run.path)["gave_up"] is True
+
+
+@pytest.mark.parametrize("language", ["en", "tr"])
+def test_why_knows_a_loss_that_is_no_number_from_the_log(
+    run: RunDir, language: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRUBA_LANG", language)
+    Progress(run, "7").epoch_end(1, 10, {"loss": float("nan")})
+    found = meaning("log", capfd.readouterr().err)
+    assert found is not None and found.row.id == "no-number"
 
 
 def test_a_worker_that_was_told_to_stop_puts_it_on_record(

@@ -44,7 +44,7 @@ sweep:
 class Project:
     """A folder in which someone searches."""
 
-    def __init__(self, folder: Path, experiment: str = EXPERIMENT) -> None:
+    def __init__(self, folder: Path, experiment: str = EXPERIMENT, language: str = "en") -> None:
         self.folder = folder
         (folder / "conf" / "experiment").mkdir(parents=True, exist_ok=True)
         (folder / "jobs").mkdir(exist_ok=True)
@@ -54,6 +54,7 @@ class Project:
             **os.environ,
             "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'plain_backend'}",
             "TRUBA_CLUSTER": "local",
+            "TRUBA_LANG": language,
         }
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
@@ -146,7 +147,8 @@ def check_best(project: Project, best: dict[str, Any]) -> None:
 
 def test_trials_that_raise_or_die_are_told_as_failed_and_the_search_goes_on(tmp_path: Path) -> None:
     space = "  space:\n    job.options.kill: {choice: [-1, 5]}\n    job.options.fail: {choice: ['', on purpose]}\n"
-    project = Project(tmp_path, EXPERIMENT[: EXPERIMENT.index("  space:")] + space)
+    # In Turkish: nothing that one process knows of another goes by the words.
+    project = Project(tmp_path, EXPERIMENT[: EXPERIMENT.index("  space:")] + space, "tr")
     result = project.search("sweep=grid", "sweep.max_consecutive_failed_trials=9")
     whys = {
         (
@@ -161,7 +163,7 @@ def test_trials_that_raise_or_die_are_told_as_failed_and_the_search_goes_on(tmp_
     assert result["trials"] == 4 and result["failed"] == 3
     assert whys[-1, ""][0] == "COMPLETED"
     assert "ValueError: on purpose" in whys[-1, "on purpose"][1]
-    assert whys[5, ""][0] == "FAILED" and "3 times at the same step" in whys[5, ""][1] and "SIGKILL" in whys[5, ""][1]
+    assert whys[5, ""] == ("FAILED", "aynı adımda 3 kez tek söz etmeden bitti: işaret SIGKILL")
 
 
 def test_a_search_that_is_told_to_end_goes_on_where_it_was(project: Project) -> None:
@@ -286,6 +288,20 @@ def test_what_a_search_may_not_say_is_refused_at_once(project: Project, override
     done = project("+experiment=parabola", *overrides)
     assert done.returncode == 2 and told in done.stderr, done.stderr
     assert not (project.folder / "runs").exists()
+
+
+def test_a_refusal_is_turkish_to_its_end(tmp_path: Path) -> None:
+    space = "  space:\n    units: {int: {min_value: 1, max_value: 2, stepp: 1}}\n"
+    project = Project(tmp_path, EXPERIMENT[: EXPERIMENT.index("  space:")] + space, "tr")
+    done = project("+experiment=parabola", "sweep=random", "sweep.workers=0", "sweep.pack=2", "sweep.directory=a/b")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        "sweep.workers=0: 1 ya da daha büyük olmalı. sweep.workers=1 verin.",
+        "sweep.directory=a/b: cluster.runs_folder içindeki bir klasörün adıdır. Yolu yazmayın.",
+        "sweep.pack=2: bir arama (sweep=random) denemelerini kendisi dağıtır. "
+        "Vermeyin; aynı anda kaç denemenin çalışacağını sweep.workers söyler.",
+        "sweep.space.units.int.stepp: int böyle bir parametre almaz. Şunu mu demek istediniz: step?",
+    ]
 
 
 @pytest.mark.parametrize(

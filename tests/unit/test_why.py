@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from truba_runner.backends import missing_gpus
+from truba_runner.errors import Failed
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
 from truba_runner.slurm_facts import Start
@@ -121,6 +123,18 @@ def test_an_ordinary_line_finds_none(line: str) -> None:
     assert meaning("log", line) is None
 
 
+@pytest.mark.parametrize("language", ["en", "tr"])
+def test_what_a_run_says_itself_finds_its_row_in_both_languages(
+    language: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRUBA_LANG", language)
+    monkeypatch.setattr(missing_gpus, "NVIDIA_DRIVER", tmp_path)
+    with pytest.raises(Failed) as told:
+        missing_gpus.tell_of_missing_gpus(2, "torch", "torch")
+    found = meaning("log", str(told.value))
+    assert found is not None and found.row.id == "gpu-missing"
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
     made = RunDir(tmp_path / "runs" / "mnist-00000000")
@@ -194,7 +208,7 @@ def test_only_the_last_start_counts(run: RunDir) -> None:
 
 def test_of_a_run_that_was_given_up_the_earlier_starts_count_too(run: RunDir) -> None:
     log(run, "run mnist-1, job 7, on a1, data d\nIllegal instruction\nrun mnist-1, job 7, on a2, data d\n")
-    failed(run, "Failed", "3 starts from epoch 1, step 1 came no further, so there is no other one.")
+    failed(run, "Failed", "3 starts from epoch 1, step 1 came no further, so there is no other one.", gave_up=True)
     assert [found.reason for found in ended(run)] == ["gave-up", "illegal-instruction-in-log"]
 
 

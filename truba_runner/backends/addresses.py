@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from truba_runner import hostlist
 from truba_runner.errors import Failed
+from truba_runner.language import _
 
 # Above what services use, below what Linux gives to outgoing connections (32768 and on).
 FIRST_PORT, PORTS = 20000, 12768
@@ -28,9 +29,23 @@ def worker_addresses(environment: Mapping[str, str], tasks: int) -> list[str]:
         placed = [(name, local) for name, count in zip(names, counts, strict=True) for local in range(count)]
     except ValueError as error:
         raise Failed(
-            f"Slurm's variables do not say where the {tasks} tasks of this job are: SLURM_JOB_NODELIST={nodes!r}, "
-            f"SLURM_TASKS_PER_NODE={per_node!r} ({error}). Start them with srun."
+            _(
+                "Slurm's variables do not say where the {tasks} tasks of this job are: SLURM_JOB_NODELIST={nodes!r}, "
+                "SLURM_TASKS_PER_NODE={per_node!r} ({error}). Start them with srun.",
+                tasks=tasks,
+                nodes=nodes,
+                per_node=per_node,
+                error=error,
+            )
         ) from error
     if len(placed) != tasks:
-        raise Failed(f"SLURM_NTASKS is {tasks}, but {nodes} with {per_node} tasks a node have {len(placed)}.")
+        raise Failed(
+            _(
+                "SLURM_NTASKS is {tasks}, but {nodes} with {per_node} tasks a node have {placed}.",
+                tasks=tasks,
+                nodes=nodes,
+                per_node=per_node,
+                placed=len(placed),
+            )
+        )
     return [f"{name}:{FIRST_PORT + (job_id * max(counts) + local) % PORTS}" for name, local in placed]

@@ -13,6 +13,7 @@ from truba_runner import weights
 from truba_runner.backends import Context
 from truba_runner.data import matches
 from truba_runner.errors import Failed, nearest
+from truba_runner.language import _
 
 
 def chosen(context: Context) -> dict[str, Any]:
@@ -36,10 +37,19 @@ def chosen(context: Context) -> dict[str, Any]:
         return {"arch": arch}
     file = folder / source.file
     if not file.is_file() or not matches(file, source.sha256):
-        raise Failed(
-            f"{file}, from which job.options.arch={name} begins, is {'damaged' if file.is_file() else 'not there'}. "
-            "Submit the run again, which stages it, or set job.options.pretrained=false."
+        damaged = _(
+            "{file}, from which job.options.arch={name} begins, is damaged. Submit the run again, which stages it, or "
+            "set job.options.pretrained=false.",
+            file=file,
+            name=name,
         )
+        missing = _(
+            "{file}, from which job.options.arch={name} begins, is not there. Submit the run again, which stages it, "
+            "or set job.options.pretrained=false.",
+            file=file,
+            name=name,
+        )
+        raise Failed(damaged if file.is_file() else missing)
     overlay = {"pretrained_cfg_overlay": {"file": str(file)}} if isinstance(arch, str) else {}
     return {"arch": arch, **overlay}
 
@@ -50,8 +60,12 @@ def _torchvision(name: str) -> Any:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise Failed(
-            f"job.options.arch={name}: torchvision has no such architecture. {nearest(name, known)} "
-            "One of timm's is written timm/NAME."
+            _(
+                "job.options.arch={name}: torchvision has no such architecture. {nearest} One of timm's is written "
+                "timm/NAME.",
+                name=name,
+                nearest=nearest(name, known),
+            )
         )
     return torchvision.models.get_model_builder(name)
 
@@ -61,10 +75,19 @@ def _timm(name: str) -> str:
         import timm
     except ImportError as error:
         raise Failed(
-            f"job.options.arch=timm/{name}: timm is not installed where the job runs. Install it, or choose one of "
-            "torchvision's architectures."
+            _(
+                "job.options.arch=timm/{name}: timm is not installed where the job runs. Install it, or choose one of "
+                "torchvision's architectures.",
+                name=name,
+            )
         ) from error
     if not timm.is_model(name):
         known = [*timm.list_models(), *timm.list_pretrained()]
-        raise Failed(f"job.options.arch=timm/{name}: timm has no such architecture. {nearest(name, known)}")
+        raise Failed(
+            _(
+                "job.options.arch=timm/{name}: timm has no such architecture. {nearest}",
+                name=name,
+                nearest=nearest(name, known),
+            )
+        )
     return name

@@ -16,6 +16,7 @@ from typing import Any
 
 from truba_runner import node_folder
 from truba_runner.backends import Context, event_files
+from truba_runner.language import _
 from truba_runner.tensorboard.sync import EventFile, Every
 
 
@@ -92,7 +93,9 @@ class Board:
         except OSError as error:
             if self._scratch is None:
                 raise
-            self._tell(f"tensorboard.node_local: {error}; writing to {self.folder} itself")
+            self._tell(
+                _("tensorboard.node_local: {error}; writing to {folder} itself", error=error, folder=self.folder)
+            )
             self._scratch = None
             file = EventFile(path)
         self._files[kind] = file
@@ -103,7 +106,7 @@ class Board:
         try:
             yield
         except OSError as error:
-            self._tell(f"TensorBoard's event files could not be written ({error}); training goes on")
+            self._tell(_("TensorBoard's event files could not be written ({error}); training goes on", error=error))
 
     def _tell(self, text: str) -> None:
         kind = text.split("(")[0]
@@ -142,7 +145,11 @@ def _has_tensorboard() -> bool:
     try:
         import tensorboard  # noqa: F401
     except ImportError as error:
-        print(f"TensorBoard's event files are not written ({error}); training goes on", file=sys.stderr, flush=True)
+        print(
+            _("TensorBoard's event files are not written ({error}); training goes on", error=error),
+            file=sys.stderr,
+            flush=True,
+        )
         return False
     return True
 

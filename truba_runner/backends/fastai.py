@@ -24,6 +24,7 @@ from truba_runner.backends.fastai_stages import Course, too_few
 from truba_runner.backends.fastai_streams import end_readers
 from truba_runner.backends.found_rate import found_rate, record
 from truba_runner.errors import Failed
+from truba_runner.language import _
 
 # Read when matplotlib is first imported: there is no screen.
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -68,16 +69,23 @@ def _explained(context: Context) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         train = context.experiment.train
         raise Failed(
-            f"The GPU is out of memory ({str(error).splitlines()[0]}). Take smaller batches with train.batch_size (now "
-            f"{train.batch_size or 64}), half precision with train.mixed_precision=mixed_float16 (now "
-            f"{train.mixed_precision or 'float32'}), smaller images, or a network that is less deep."
+            _(
+                "The GPU is out of memory ({error}). Take smaller batches with train.batch_size (now {size}), half "
+                "precision with train.mixed_precision=mixed_float16 (now {precision}), smaller images, or a network "
+                "that is less deep.",
+                error=str(error).splitlines()[0],
+                size=train.batch_size or 64,
+                precision=train.mixed_precision or "float32",
+            )
         ) from error
     except ValueError as error:
         if _ONE_EXAMPLE not in str(error):
             raise
         raise Failed(
-            "BatchNorm learns from batches of two examples or more, and this one has a single one. Set "
-            "train.batch_size to 2 or more; where it is an epoch's last batch, to a size that leaves none over."
+            _(
+                "BatchNorm learns from batches of two examples or more, and this one has a single one. Set "
+                "train.batch_size to 2 or more; where it is an epoch's last batch, to a size that leaves none over."
+            )
         ) from error
     finally:
         end_readers()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner.backends.board import Board
+from truba_runner.language import _
 
 
 def peak_bytes(device: Any) -> Callable[[], float] | None:
@@ -30,11 +31,15 @@ def write_graph(board: Board, learner: Any) -> None:
         inputs = tuple(part.as_subclass(torch.Tensor) for part in batch)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found, _ = graph(learner.model, inputs, use_strict_trace=False)
+            found, _stats = graph(learner.model, inputs, use_strict_trace=False)
         board.add("train", 0, graph_def=found.SerializeToString())
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else ""
-        print(f"no graph for TensorBoard ({type(error).__name__}: {reason})", file=sys.stderr, flush=True)
+        print(
+            _("no graph for TensorBoard ({kind}: {reason})", kind=type(error).__name__, reason=reason),
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 class StepProfiler:

@@ -9,6 +9,7 @@ from typing import Any
 
 from truba_runner.backends.missing_gpus import tell_of_missing_gpus
 from truba_runner.config import Train
+from truba_runner.language import _
 
 
 def pick_device(gpus_asked: int, local_rank: int = 0) -> Any:
@@ -25,7 +26,7 @@ def pick_device(gpus_asked: int, local_rank: int = 0) -> Any:
         torch.cuda.set_device(device)
         return device
     if gpus_asked:
-        tell_of_missing_gpus(gpus_asked, "torch", "a torch that is built for CUDA")
+        tell_of_missing_gpus(gpus_asked, "torch", _("a torch that is built for CUDA"))
     return torch.device("cpu")
 
 
@@ -59,7 +60,10 @@ def set_precision(learner: Any, train: Train, device: Any) -> None:
     if wanted == "float32":
         return
     if device.type != "cuda":
-        print(f"WARNING: train.mixed_precision={train.mixed_precision} needs a GPU: float32 here", file=sys.stderr)
+        print(
+            _("WARNING: train.mixed_precision={wanted} needs a GPU: float32 here", wanted=train.mixed_precision),
+            file=sys.stderr,
+        )
         warnings.filterwarnings("ignore", message=".*CUDA is not available.*")
         warnings.filterwarnings("ignore", message=".*no CUDA.*")
     if wanted == "float16":

@@ -17,6 +17,7 @@ from truba_runner.backends.fastai_streams import key, seed_all
 from truba_runner.backends.job_calls import accepted, call, imported
 from truba_runner.backends.photographs import Photographs, opened
 from truba_runner.errors import Failed, nearest
+from truba_runner.language import _
 from truba_runner.training_rules import divisible_sizes
 
 _DEFAULT_BATCH_SIZE = 64
@@ -45,7 +46,14 @@ class Data:
             self._photographs = at_the_end.enter_context(opened(context, self.items, self._made))
             self.items = self._photographs.items
         if not len(self.items):
-            raise Failed(f"load_items in {job.__file__} found nothing for data.name={name} in {folder}.")
+            raise Failed(
+                _(
+                    "load_items in {file} found nothing for data.name={name} in {folder}.",
+                    file=job.__file__,
+                    name=name,
+                    folder=folder,
+                )
+            )
         # What `build_learner` adds to a batch's transforms, as vision_learner does: other loaders need it too.
         self.added: list[Any] = []
 
@@ -66,7 +74,13 @@ class Data:
         job = self._context.job
         made = call(job, "data_block", "data.options", {**self._options, **changes}, items=items)
         if not isinstance(made, DataBlock):
-            raise Failed(f"data_block in {job.__file__} returned a {type(made).__name__}, not a fastai DataBlock.")
+            raise Failed(
+                _(
+                    "data_block in {file} returned a {kind}, not a fastai DataBlock.",
+                    file=job.__file__,
+                    kind=type(made).__name__,
+                )
+            )
         return made
 
     def loaders(self, size: int | None = None, batch_size: int | None = None) -> Any:
@@ -88,7 +102,12 @@ class Data:
         source = self._photographs.path if self._photographs else self.items
         block = self.block()
         if block.splitter is not None and not len(block.splitter(self.items)[0]):
-            raise Failed(f"The training set is empty: the DataBlock's splitter holds out all {len(self.items)} items.")
+            raise Failed(
+                _(
+                    "The training set is empty: the DataBlock's splitter holds out all {count} items.",
+                    count=len(self.items),
+                )
+            )
         block.summary(source, bs=min(_SUMMARY_EXAMPLES, len(self.items)))
 
     def sha256(self) -> str:
@@ -104,8 +123,13 @@ class Data:
             return size
         if size % tasks:
             raise Failed(
-                f"A batch of {size} does not divide among {tasks} processes. Set it to "
-                f"{divisible_sizes(size, tasks)}, in train.batch_size or where the recipe says so."
+                _(
+                    "A batch of {size} does not divide among {tasks} processes. Set it to {sizes}, in "
+                    "train.batch_size or where the recipe says so.",
+                    size=size,
+                    tasks=tasks,
+                    sizes=divisible_sizes(size, tasks),
+                )
             )
         return size // tasks
 
@@ -129,7 +153,13 @@ def build_learner(context: Context, data: Data, loaders: Any) -> Any:
     options = {**experiment.job.options, **architectures.chosen(context)}
     learner = call(context.job, "build_learner", "job.options", options, dls=loaders)
     if not isinstance(learner, Learner):
-        raise Failed(f"build_learner in {context.job.__file__} returned a {type(learner).__name__}, not a Learner.")
+        raise Failed(
+            _(
+                "build_learner in {file} returned a {kind}, not a Learner.",
+                file=context.job.__file__,
+                kind=type(learner).__name__,
+            )
+        )
     data.added = [item for item in loaders.train.after_batch.fs if not any(item is other for other in before)]
     if hasattr(learner, "progress"):
         learner.remove_cb(learner.progress)
@@ -152,7 +182,13 @@ def _make(context: Context, key_: str, index: int, given: Any) -> Any:
     where = f"{key_}[{index}]"
     entry: Any = {"class_name": given} if isinstance(given, str) else given
     if not isinstance(entry, Mapping) or not set(entry) <= {"class_name", "config"} or "class_name" not in entry:
-        raise Failed(f"{where}={given}: write it as {{class_name: EarlyStoppingCallback, config: {{patience: 3}}}}.")
+        raise Failed(
+            _(
+                "{where}={given}: write it as {{class_name: EarlyStoppingCallback, config: {{patience: 3}}}}.",
+                where=where,
+                given=given,
+            )
+        )
     name, settings = str(entry["class_name"]), dict(entry.get("config") or {})
     found = imported(context, where, name) if "." in name else _own(context, where, name)
     if key_ == "train.metrics" and inspect.isfunction(found) and not settings and not name[:1].isupper():
@@ -160,7 +196,15 @@ def _make(context: Context, key_: str, index: int, given: Any) -> Any:
     try:
         return found(**settings)
     except (TypeError, ValueError) as error:
-        raise Failed(f"{where}: {name} cannot be made with {settings}: {' '.join(str(error).split())}") from error
+        raise Failed(
+            _(
+                "{where}: {name} cannot be made with {settings}: {error}",
+                where=where,
+                name=name,
+                settings=settings,
+                error=" ".join(str(error).split()),
+            )
+        ) from error
 
 
 def _own(context: Context, where: str, name: str) -> Any:
@@ -174,8 +218,14 @@ def _own(context: Context, where: str, name: str) -> Any:
             return getattr(owner, name)
     valid = {item for item in dir(module) if callable(getattr(module, item)) and not item.startswith("_")}
     raise Failed(
-        f"{where}: neither fastai nor {context.job.__file__} has {name!r}. {nearest(name, valid)} "
-        "Those of other modules are named with their path: mypackage.mymodule.Name."
+        _(
+            "{where}: neither fastai nor {file} has {name!r}. {nearest} Those of other modules are named with their "
+            "path: mypackage.mymodule.Name.",
+            where=where,
+            file=context.job.__file__,
+            name=name,
+            nearest=nearest(name, valid),
+        )
     )
 
 
@@ -187,11 +237,11 @@ def print_summary(learner: Any) -> None:
     # A batch goes through the network; what else is the config's or the job's is to see nothing of it.
     learner.cbs = callbacks.filter(lambda callback: type(callback) in defaults.callbacks)
     try:
-        text, _, _ = str(learner.summary()).partition("Callbacks:")
+        text = str(learner.summary()).partition("Callbacks:")[0]
         print(text + "Callbacks:\n" + "\n".join(f"  - {item}" for item in callbacks.sorted("order")), flush=True)
     except Failed:
         raise  # An image of the batch is damaged.
     except Exception as error:
-        print(f"fastai could not summarise the model ({error})", file=sys.stderr, flush=True)
+        print(_("fastai could not summarise the model ({error})", error=error), file=sys.stderr, flush=True)
     finally:
         learner.cbs = callbacks

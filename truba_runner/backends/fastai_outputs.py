@@ -14,6 +14,7 @@ from truba_runner import full_disk, plots
 from truba_runner.backends import Context, fastai_state
 from truba_runner.backends.board import Board
 from truba_runner.backends.fastai_reporter import validation_metrics
+from truba_runner.language import _
 from truba_runner.rundir import write_atomically
 
 _SHOWN = 9
@@ -35,7 +36,11 @@ def _pyplot(context: Context, name: str, draw: Callable[[], Any]) -> Path | None
     try:
         draw()
     except Exception as error:
-        print(f"{name} could not be drawn ({type(error).__name__}: {error})", file=sys.stderr, flush=True)
+        print(
+            _("{name} could not be drawn ({kind}: {error})", name=name, kind=type(error).__name__, error=error),
+            file=sys.stderr,
+            flush=True,
+        )
         return None
     finally:
         figure = pyplot.gcf()
@@ -141,7 +146,11 @@ def keep_models(context: Context, learner: Any, epoch: int, best: bool) -> None:
         try:
             save_safely(context.run.models / name, learner)
         except (OSError, RuntimeError) as error:
-            print(f"{name} could not be saved ({error}); training goes on", file=sys.stderr, flush=True)
+            print(
+                _("{name} could not be saved ({error}); training goes on", name=name, error=error),
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def save_models(context: Context, learner: Any, result: dict[str, Any]) -> None:
@@ -161,7 +170,11 @@ def save_models(context: Context, learner: Any, result: dict[str, Any]) -> None:
         if full_disk.reason(error):
             raise
         # A callback or a transform that cannot be pickled; the safe one is there.
-        print(f"export.pkl could not be written ({type(error).__name__}: {error})", file=sys.stderr, flush=True)
+        print(
+            _("export.pkl could not be written ({kind}: {error})", kind=type(error).__name__, error=error),
+            file=sys.stderr,
+            flush=True,
+        )
     finally:
         cloudpickle.unregister_pickle_by_value(context.job)
 

@@ -24,6 +24,7 @@ from typing import Any
 from truba_runner.backends import Context
 from truba_runner.backends.addresses import worker_addresses
 from truba_runner.interrupt import Interruption
+from truba_runner.language import _
 
 TIMEOUT_MINUTES = 30
 
@@ -53,7 +54,10 @@ class Ranks:
     def _meet(self, address: str) -> None:
         import torch.distributed as dist
 
-        print(f"rank {self.rank} of {self.count}, meeting at {address}", flush=True)
+        print(
+            _("rank {rank} of {count}, meeting at {address}", rank=self.rank, count=self.count, address=address),
+            flush=True,
+        )
         # fastai asks RANK who writes files. Without WORLD_SIZE it leaves everything else that is distributed to us.
         os.environ["RANK"] = str(self.rank)
         os.environ.pop("WORLD_SIZE", None)
@@ -152,7 +156,7 @@ class Ranks:
             *(byte * self.count for byte in own),
             *(byte * byte * self.count for byte in own),
         ]:
-            raise RuntimeError("the ranks have trained different weights: their results cannot be trusted")
+            raise RuntimeError(_("the ranks have trained different weights: their results cannot be trusted"))
 
     def mean_gradients(self, model: Any) -> None:
         """Sets every parameter's gradient to its mean over all ranks, added up in the same order each time."""
@@ -187,7 +191,9 @@ class Ranks:
         except RuntimeError as error:
             if "out of memory" in str(error):
                 raise
-            raise RankLost(f"rank {self.rank} has lost another rank: {str(error).splitlines()[0]}") from error
+            raise RankLost(
+                _("rank {rank} has lost another rank: {error}", rank=self.rank, error=str(error).splitlines()[0])
+            ) from error
 
     # -- in fastai's loop --------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from truba_runner.backends import Context
 from truba_runner.backends.curves import Curves
+from truba_runner.language import _
 
 
 class Reporter:
@@ -104,7 +105,11 @@ class Reporter:
             self._context.run.write_history(self.rows)
         except OSError as error:
             # The next epoch writes every row again.
-            print(f"history.csv could not be written ({error}); training goes on", file=sys.stderr, flush=True)
+            print(
+                _("history.csv could not be written ({error}); training goes on", error=error),
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def validation_metrics(learner: Any) -> dict[str, float]:

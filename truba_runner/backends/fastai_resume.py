@@ -23,6 +23,7 @@ from truba_runner.background import Background
 from truba_runner.checkpoint import CheckpointStore, Position, is_better
 from truba_runner.errors import nearest
 from truba_runner.interrupt import Interrupted
+from truba_runner.language import _
 
 FORMAT = 1
 
@@ -74,22 +75,11 @@ class Resume(Watcher):
         return found or (position, self._store.at(position, _read))
 
     def _check(self, state: dict[str, Any]) -> None:
-        if state["format"] != FORMAT:
-            reason = f"its format is {state['format']}, and this version of truba_runner reads {FORMAT}"
-            going_on.refuse(self._context, reason)
+        going_on.check_format(self._context, state["format"], FORMAT)
         then, now = state["signature"], self._signature
         # What was trained of a recipe that has got longer is the same.
         now = {**now, "recipe": now["recipe"][: len(then["recipe"])]}
-        for name, value in now.items():
-            if name != "model" and value != then.get(name):
-                going_on.refuse(self._context, f"{name.replace('_', ' ')} was {then.get(name)} then and is {value} now")
-        for index in range(max(len(then["model"]), len(now["model"]))):
-            pair = [
-                ", ".join(map(str, side["model"][index])) if index < len(side["model"]) else "nothing"
-                for side in (then, now)
-            ]
-            if pair[0] != pair[1]:
-                going_on.refuse(self._context, f"where it has {pair[0]}, the model has {pair[1]} (name, shape, dtype)")
+        going_on.check_same(self._context, then, now, "model")
 
     # -- going on ----------------------------------------------------------------------------------------------
 
@@ -218,7 +208,15 @@ class Resume(Watcher):
         monitor = self._settings.monitor
         if row and monitor not in row and not self._monitor_missed:
             self._monitor_missed = True
-            print(f"checkpoint.monitor={monitor}: no such metric. {nearest(monitor, row)}", file=sys.stderr, flush=True)
+            print(
+                _(
+                    "checkpoint.monitor={monitor}: no such metric. {nearest}",
+                    monitor=monitor,
+                    nearest=nearest(monitor, row),
+                ),
+                file=sys.stderr,
+                flush=True,
+            )
         if not is_better(row.get(monitor), self._best, self._settings.mode):
             return False
         self._best = row[monitor]
@@ -283,5 +281,5 @@ def _read(file: IO[bytes]) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
-        raise ValueError(f"it is no checkpoint of this backend: {str(error).splitlines()[0]}") from error
+        raise ValueError(_("it is no checkpoint of this backend: {error}", error=str(error).splitlines()[0])) from error
     return state

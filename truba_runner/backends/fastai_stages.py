@@ -13,6 +13,7 @@ from truba_runner.backends.fastai_loop import Loop, Watcher
 from truba_runner.backends.fastai_reporter import Reporter
 from truba_runner.backends.fastai_resume import Resume
 from truba_runner.errors import Failed
+from truba_runner.language import _
 from truba_runner.recipe import Find, Fit, Freeze, Rate, Rates, Resize, Stage, can_grow
 
 
@@ -39,14 +40,17 @@ class Course:
         for stage in stages:
             if isinstance(stage, Resize):
                 self._data.block(size=stage.size)
-                wanted[self._data.batch_size(stage.batch_size)] = "batch_size of the stage resize"
+                wanted[self._data.batch_size(stage.batch_size)] = _("batch_size of the stage resize")
         for size, where in wanted.items():
             if loaders.train.drop_last and train < size * ranks:
                 raise Failed(too_few(train, size * ranks, ranks, where))
         if not validation and self._context.experiment.finish.evaluate:
             raise Failed(
-                f"The validation set is empty: the DataBlock's splitter gives all {train} items to the training. Have "
-                "it hold some out, or set finish.evaluate=false, which trains on all of them."
+                _(
+                    "The validation set is empty: the DataBlock's splitter gives all {train} items to the training. "
+                    "Have it hold some out, or set finish.evaluate=false, which trains on all of them.",
+                    train=train,
+                )
             )
 
     def run(self, stages: Sequence[Stage]) -> None:
@@ -78,7 +82,7 @@ class Course:
     def _freeze(self, stage: Freeze) -> None:
         learner = self._learner
         if stage.frozen and not getattr(learner, "pretrained", True):
-            print("WARNING: this stage freezes layers that are not pretrained", file=sys.stderr, flush=True)
+            print(_("WARNING: this stage freezes layers that are not pretrained"), file=sys.stderr, flush=True)
         if not stage.frozen:
             learner.unfreeze()
             return
@@ -91,7 +95,15 @@ class Course:
     def _find(self, index: int, stage: Find) -> None:
         steps = self._steps(index)
         if self._context.rank == 0:
-            print(f"stage {index + 1}: lr_find {stage.name}, {stage.ramp[-1]} steps at most", flush=True)
+            print(
+                _(
+                    "stage {number}: lr_find {name}, {steps} steps at most",
+                    number=index + 1,
+                    name=stage.name,
+                    steps=stage.ramp[-1],
+                ),
+                flush=True,
+            )
         with self._loop.watched_by(Watcher(self._loop.ranks), index):
             self._resume.answers[stage.name] = find_rates(self._context, self._learner, stage, steps)
 
@@ -99,7 +111,16 @@ class Course:
         steps = self._steps(index)
         self._reporter.stage_begins(index, self._first_epoch, steps)
         if self._context.rank == 0:
-            print(f"stage {index + 1}: {stage.method}, {stage.epochs} epochs of {steps} steps", flush=True)
+            print(
+                _(
+                    "stage {number}: {method}, {epochs} epochs of {steps} steps",
+                    number=index + 1,
+                    method=stage.method,
+                    epochs=stage.epochs,
+                    steps=steps,
+                ),
+                flush=True,
+            )
         name = "lr_max" if stage.method == "fit_one_cycle" else "lr"
         rates = {} if stage.lr is None else {name: self._rates(stage.lr)}
         with self._loop.watched_by(self._resume, index):
@@ -123,16 +144,28 @@ class Course:
         value = rate.resolve(self._resume.answers)
         if value is None:
             raise Failed(
-                f"train.recipe: {rate} has no value, as lr_find {rate.find} found nothing to suggest that way "
-                f"(lr_find_{rate.find}.json has its curve). Use another of its suggestions, or a number."
+                _(
+                    "train.recipe: {rate} has no value, as lr_find {find} found nothing to suggest that way "
+                    "(lr_find_{find}.json has its curve). Use another of its suggestions, or a number.",
+                    rate=rate,
+                    find=rate.find,
+                )
             )
         return value
 
 
 def too_few(items: int, batch: int, ranks: int, where: str) -> str:
     """What is said where a training set has not one whole batch; `where`: what sets its size."""
-    of_all = f" of {ranks} processes" if ranks > 1 else ""
-    return (
-        f"The training set has {items} items, and a batch{of_all} has {batch}: there is not one whole batch. "
-        f"Set {where} lower."
+    values = {"items": items, "batch": batch, "where": where}
+    if ranks == 1:
+        return _(
+            "The training set has {items} items, and a batch has {batch}: there is not one whole batch. "
+            "Set {where} lower.",
+            **values,
+        )
+    return _(
+        "The training set has {items} items, and a batch of {ranks} processes has {batch}: there is not one whole "
+        "batch. Set {where} lower.",
+        ranks=ranks,
+        **values,
     )

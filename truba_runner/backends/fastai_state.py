@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from truba_runner.errors import Failed
+from truba_runner.language import _
 
 # A dict of one key with this first letter stands for what the file has no word for.
 _MARK = "~"
@@ -108,7 +109,7 @@ def give_weights(learner: Any, state: Mapping[str, Any]) -> None:
     if "hypers" in optimizer:
         optimizer["hypers"] = L(optimizer["hypers"])
     learner.opt.load_state_dict(optimizer)
-    for (parameter, *_), gradient in zip(learner.opt.all_params(), state["gradients"], strict=True):
+    for (parameter, *_rest), gradient in zip(learner.opt.all_params(), state["gradients"], strict=True):
         if gradient is None:
             parameter.grad = None
         else:
@@ -169,8 +170,12 @@ def memory_of(owner: Any) -> dict[str, Any]:
             return {"state": plain(owner.get_state())}
         except _NoState as error:
             raise Failed(
-                f"get_state of {type(owner).__name__} returned a {error}, or one inside of something else, which no "
-                "checkpoint can hold. It may hold numbers, text, None, arrays and tensors, in lists, tuples and dicts."
+                _(
+                    "get_state of {kind} returned a {error}, or one inside of something else, which no checkpoint can "
+                    "hold. It may hold numbers, text, None, arrays and tensors, in lists, tuples and dicts.",
+                    kind=type(owner).__name__,
+                    error=error,
+                )
             ) from error
     found = {}
     for name, value in vars(owner).items():

@@ -16,6 +16,7 @@ from typing import Any
 
 from truba_runner.errors import Failed
 from truba_runner.interrupt import Interruption
+from truba_runner.language import _
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,11 @@ class Pass:
         """
         if not getattr(loader, "indexed", False) or loader.n is None or loader.bs is None:
             raise Failed(
-                f"The {where.kind} loader goes through a stream, and has no items by number, so that an interrupted "
-                "run could not go on from its middle. Give the DataBlock a list of items."
+                _(
+                    "The {kind} loader goes through a stream, and has no items by number, so that an interrupted run "
+                    "could not go on from its middle. Give the DataBlock a list of items.",
+                    kind=where.kind,
+                )
             )
         order = _order(loader, where)
         whole = loader.bs * ranks

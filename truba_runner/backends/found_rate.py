@@ -14,6 +14,7 @@ from typing import Any
 from truba_runner import lr_find
 from truba_runner.backends import Context
 from truba_runner.errors import Failed
+from truba_runner.language import _
 from truba_runner.recipe import FINDER, Find
 
 Suggestions = Mapping[str, float | None]
@@ -35,7 +36,7 @@ def found_rate(
         return None
     known = _same(context.run.found_rate().get("learning_rate"), from_rank_0)
     if known is not None:
-        print(f"learning rate {known:g}, found at an earlier start", flush=True)
+        print(_("learning rate {known:g}, found at an earlier start", known=known), flush=True)
         return known
     finder = context.run.finder()
     if finder is None:
@@ -44,17 +45,28 @@ def found_rate(
         suggested, where = finder.rate_curve(FINDER).get("suggestions", {}), finder
         if not suggested:
             raise Failed(
-                f"The learning-rate finder {finder.id} has left no answer in {finder.path}; was it taken away? Set "
-                "train.learning_rate, or let it look anew with fresh=true."
+                _(
+                    "The learning-rate finder {finder} has left no answer in {folder}; was it taken away? Set "
+                    "train.learning_rate, or let it look anew with fresh=true.",
+                    finder=finder.id,
+                    folder=finder.path,
+                )
             )
     rate = _same(asked.rate.resolve({FINDER: suggested}), from_rank_0)
     if rate is None:
         raise Failed(
-            f"train.lr_find: {asked.rate} has no value, as the finder found nothing to suggest that way "
-            f"({where.path / f'lr_find_{FINDER}.json'} has its curve). Use another of its suggestions, or set "
-            "train.learning_rate."
+            _(
+                "train.lr_find: {rate} has no value, as the finder found nothing to suggest that way ({file} has its "
+                "curve). Use another of its suggestions, or set train.learning_rate.",
+                rate=asked.rate,
+                file=where.path / f"lr_find_{FINDER}.json",
+            )
         )
-    print(f"learning rate {rate:g}: {asked.rate}{f', of {finder.id}' if finder else ''}", flush=True)
+    if finder is None:
+        print(_("learning rate {rate:g}: {asked}", rate=rate, asked=asked.rate), flush=True)
+    else:
+        told = _("learning rate {rate:g}: {asked}, of {finder}", rate=rate, asked=asked.rate, finder=finder.id)
+        print(told, flush=True)
     if context.rank == 0:
         taken = {"learning_rate": rate, "suggestion": asked.rate.suggestion, "factor": asked.rate.factor}
         about = {"suggestions": dict(suggested), "finder": where.id}

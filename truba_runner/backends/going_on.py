@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from truba_runner.backends import Context
 from truba_runner.checkpoint import Position
 from truba_runner.errors import Failed
+from truba_runner.language import _, marked
+
+# What a checkpoint's signature holds, by its keys.
+_NAMES = {
+    "batch_size": marked("batch size"),
+    "devices": marked("devices"),
+    "examples": marked("examples"),
+    "names_of_the_examples": marked("names of the examples"),
+    "nodes": marked("nodes"),
+    "precision": marked("precision"),
+    "recipe": marked("recipe"),
+    "seed": marked("seed"),
+}
 
 
 def tell(context: Context, position: Position, steps: int, since: float, trained: bool = False) -> None:
@@ -20,8 +34,7 @@ def tell(context: Context, position: Position, steps: int, since: float, trained
     seconds = round(time.perf_counter() - since, 3)
     context.progress.stand_at(position, steps)
     context.progress.update()
-    where = f"epoch {position.epoch + 1}, step {position.step}" + (f" of {steps}" if steps else "")
-    print(f"goes on from {'the end of the training' if trained else where}; restored in {seconds} s", flush=True)
+    print(_told(position, steps, trained, seconds), flush=True)
     if context.rank == 0:
         event = {"event": "restored", "time": time.time(), "seconds": seconds}
         # Where the disk is full this one record is not worth the run.
@@ -29,13 +42,51 @@ def tell(context: Context, position: Position, steps: int, since: float, trained
             context.run.append_submission({**event, "position": [position.epoch, position.step]})
 
 
-def refuse(context: Context, reason: str) -> NoReturn:
-    """Ends a run whose newest checkpoint is of another training.
+def _told(position: Position, steps: int, trained: bool, seconds: float) -> str:
+    if trained:
+        return _("goes on from the end of the training; restored in {seconds} s", seconds=seconds)
+    where = {"epoch": position.epoch + 1, "step": position.step, "seconds": seconds}
+    if not steps:
+        return _("goes on from epoch {epoch}, step {step}; restored in {seconds} s", **where)
+    return _("goes on from epoch {epoch}, step {step} of {steps}; restored in {seconds} s", steps=steps, **where)
+
+
+def check_format(context: Context, found: object, known: int) -> None:
+    """Ends a run whose newest checkpoint was written by another version.
 
     Raises:
-        truba_runner.errors.Failed: always.
+        truba_runner.errors.Failed: it was.
     """
+    if found != known:
+        _refuse(context, _("its format is {found}, and this version of truba_runner reads {known}",
+                           found=found, known=known))  # fmt: skip
+
+
+def check_same(context: Context, then: Mapping[str, Any], now: Mapping[str, Any], variables: str) -> None:
+    """Ends a run whose newest checkpoint is of another training; under the key `variables` are its model's.
+
+    Raises:
+        truba_runner.errors.Failed: the two signatures differ.
+    """
+    for name, value in now.items():
+        if name != variables and value != then.get(name):
+            word = _(_NAMES.get(name, name))
+            _refuse(context, _("{name} was {then} then and is {now} now", name=word, then=then.get(name), now=value))
+    for index in range(max(len(then[variables]), len(now[variables]))):
+        saved, own = (
+            ", ".join(map(str, side[variables][index])) if index < len(side[variables]) else _("nothing")
+            for side in (then, now)
+        )
+        if saved != own:
+            _refuse(context, _("where it has {saved}, the model has {own} (name, shape, dtype)", saved=saved, own=own))
+
+
+def _refuse(context: Context, reason: str) -> NoReturn:
     raise Failed(
-        f"The newest checkpoint in {context.run.checkpoints} is of another training: {reason}. Take the "
-        "change back and submit again, or start anew beside it with fresh=true."
+        _(
+            "The newest checkpoint in {folder} is of another training: {reason}. Take the change back and submit "
+            "again, or start anew beside it with fresh=true.",
+            folder=context.run.checkpoints,
+            reason=reason,
+        )
     )

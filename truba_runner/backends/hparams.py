@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner.config import Experiment
+from truba_runner.language import _
 from truba_runner.rundir import write_atomically
 
 # One name, so that a run that is started again replaces it.
@@ -29,7 +30,9 @@ def write(
         folder.mkdir(mode=0o700, exist_ok=True)
         write_atomically(folder / _FILE, content)
     except (ImportError, OSError) as error:
-        print(f"the settings could not be written for TensorBoard ({error})", file=sys.stderr, flush=True)
+        print(
+            _("the settings could not be written for TensorBoard ({error})", error=error), file=sys.stderr, flush=True
+        )
 
 
 def values_of(experiment: Experiment) -> dict[str, Any]:

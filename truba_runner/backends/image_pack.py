@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 from truba_runner.errors import Failed
 from truba_runner.image_files import in_order
 from truba_runner.image_sources import Photograph
+from truba_runner.language import _, counted
 from truba_runner.rundir import written_whole
 
 if TYPE_CHECKING:
@@ -72,19 +73,21 @@ class Pack:
             raise
         if self.__dict__.get("_digest", contents.digest) != contents.digest:
             os.close(file)
-            raise Failed(f"{self.path} was replaced by another file while it was in use; start the run again")
+            raise Failed(
+                _("{path} was replaced by another file while it was in use; start the run again", path=self.path)
+            )
         return contents
 
     def _read(self, file: int) -> _Contents:
         size = os.fstat(file).st_size
         tail = os.pread(file, _TAIL.size, max(0, size - _TAIL.size))
         if len(tail) != _TAIL.size or os.pread(file, len(MAGIC), 0) != MAGIC:
-            raise Damaged(f"{self.path} is no packed file, or was cut short")
+            raise Damaged(_("{path} is no packed file, or was cut short", path=self.path))
         length, digest = _TAIL.unpack(tail)
         begin = size - _TAIL.size - length
         text = os.pread(file, length, begin) if begin >= len(MAGIC) else b""
         if hashlib.sha256(text).digest() != digest:
-            raise Damaged(f"{self.path} is damaged: its index is not the one that was written")
+            raise Damaged(_("{path} is damaged: its index is not the one that was written", path=self.path))
         index: dict[str, Any] = json.loads(text)
         records = {PurePosixPath(name): tuple(record) for name, *record in index["images"]}
         return _Contents(file, digest, index["about"], records)
@@ -122,11 +125,11 @@ class Pack:
         Raises:
             Damaged: the file has become shorter.
         """
-        offset, width, height, _ = self._contents.records[name]
+        offset, width, height, *_digest = self._contents.records[name]
         # Not a memory map: its pages count as the job's own memory, and a disk that fails then kills without a word.
         content = os.pread(self._contents.file, width * height * 3, offset)
         if len(content) != width * height * 3:
-            raise Damaged(f"{self.path} was cut short; delete it, and the next run packs anew")
+            raise Damaged(_("{path} was cut short; delete it, and the next run packs anew", path=self.path))
         return content, width, height
 
     def image(self, name: PurePosixPath) -> Image:
@@ -151,7 +154,7 @@ class Pack:
                 name for name, is_wrong in zip(self.names, threads.map(wrong, self.names), strict=True) if is_wrong
             ]
         if damaged:
-            raise Damaged(f"{self.path} is damaged, at {damaged[0]} first")
+            raise Damaged(_("{path} is damaged, at {name} first", path=self.path, name=damaged[0]))
 
 
 def presized(file: IO[bytes], size: tuple[int, int], resample: int) -> Image:
@@ -252,9 +255,15 @@ def refuse_unreadable(unreadable: list[tuple[PurePosixPath, str]]) -> None:
     if not unreadable:
         return
     named = "; ".join(f"{name} ({reason})" for name, reason in unreadable[:_NAMED])
-    more = f"; and {len(unreadable) - _NAMED} more" if len(unreadable) > _NAMED else ""
+    if (left := len(unreadable) - _NAMED) > 0:
+        named += "; " + counted("and {count} more", "and {count} more", left)
     raise Failed(
-        f"{len(unreadable)} image{'s' * (len(unreadable) > 1)} cannot be read: {named}{more}. Delete or replace them."
+        counted(
+            "{count} image cannot be read: {named}. Delete or replace it.",
+            "{count} images cannot be read: {named}. Delete or replace them.",
+            len(unreadable),
+            named=named,
+        )
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from truba_runner.backends import Context
 from truba_runner.errors import Failed, nearest
+from truba_runner.language import _
 
 
 def call(job: ModuleType, name: str, where: str, options: Mapping[str, Any], /, **given: Any) -> Any:
@@ -23,17 +24,34 @@ def call(job: ModuleType, name: str, where: str, options: Mapping[str, Any], /, 
     """
     function = getattr(job, name, None)
     if not callable(function):
-        raise Failed(f"{job.__file__} has no function {name}: a job of this backend needs one.")
+        raise Failed(_("{file} has no function {name}: a job of this backend needs one.", file=job.__file__, name=name))
     parameters = inspect.signature(function).parameters.values()
     named = {item.name for item in parameters if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)}
     takes_any = any(item.kind is item.VAR_KEYWORD for item in parameters)
     for option in options:
         if option in given or (option not in named and not takes_any):
             valid = nearest(option, named - set(given))
-            raise Failed(f"{where}.{option}: {name} in {job.__file__} takes no such option. {valid}")
+            raise Failed(
+                _(
+                    "{where}.{option}: {name} in {file} takes no such option. {nearest}",
+                    where=where,
+                    option=option,
+                    name=name,
+                    file=job.__file__,
+                    nearest=valid,
+                )
+            )
     for item in parameters:
         if item.name in named and item.default is item.empty and item.name not in {*given, *options}:
-            raise Failed(f"{where}.{item.name} is missing: {name} in {job.__file__} cannot do without it.")
+            raise Failed(
+                _(
+                    "{where}.{option} is missing: {name} in {file} cannot do without it.",
+                    where=where,
+                    option=item.name,
+                    name=name,
+                    file=job.__file__,
+                )
+            )
     return function(**given, **options)
 
 
@@ -49,17 +67,30 @@ def imported(context: Context, where: str, name: str) -> Any:
     Raises:
         truba_runner.errors.Failed: there is no such module, or nothing of that name in it.
     """
-    module_name, _, attribute = name.rpartition(".")
+    module_name, _dot, attribute = name.rpartition(".")
     try:
         # The job's own module is there already, under another name.
         is_job = module_name == Path(str(context.job.__file__)).stem
         module = context.job if is_job else importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise Failed(
-            f"{where}: {name} cannot be imported: {error}. Modules beside the job's own file are found, and those of "
-            "the job's environment."
+            _(
+                "{where}: {name} cannot be imported: {error}. Modules beside the job's own file are found, and those "
+                "of the job's environment.",
+                where=where,
+                name=name,
+                error=error,
+            )
         ) from error
     if not hasattr(module, attribute):
         valid = {item for item in dir(module) if inspect.isclass(getattr(module, item))}
-        raise Failed(f"{where}: {module_name} has no {attribute}. {nearest(attribute, valid)}")
+        raise Failed(
+            _(
+                "{where}: {module_name} has no {attribute}. {nearest}",
+                where=where,
+                module_name=module_name,
+                attribute=attribute,
+                nearest=nearest(attribute, valid),
+            )
+        )
     return getattr(module, attribute)

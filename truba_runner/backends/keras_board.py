@@ -12,6 +12,7 @@ from typing import Any
 from truba_runner import plots
 from truba_runner.backends import Context
 from truba_runner.backends.board import Board
+from truba_runner.language import _
 
 
 def peak_bytes(devices: Sequence[str]) -> Callable[[], float] | None:
@@ -43,7 +44,11 @@ def write_graph(board: Board, model: Any) -> None:
         board.add("train", 0, graph_def=graph.as_graph_def().SerializeToString())
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else ""
-        print(f"no graph for TensorBoard ({type(error).__name__}: {reason})", file=sys.stderr, flush=True)
+        print(
+            _("no graph for TensorBoard ({kind}: {reason})", kind=type(error).__name__, reason=reason),
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 class StepProfiler:

@@ -15,6 +15,7 @@ from typing import Any
 
 from truba_runner.backends.keras_state import NoState, encode
 from truba_runner.errors import Failed
+from truba_runner.language import _
 
 # State alone, never settings: EarlyStopping turns the sign of min_delta at its first epoch, and would turn it again.
 _ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -50,7 +51,7 @@ def restore(callbacks: Sequence[Any], saved: dict[str, Any]) -> None:
     for name, callback in _named(callbacks):
         if name not in saved:
             if _speaks(callback) or _attributes(callback):
-                _warn(f"the checkpoint knows no callback {name}: it starts anew")
+                _warn(_("the checkpoint knows no callback {name}: it starts anew", name=name))
         elif _speaks(callback):
             callback.set_state(saved[name])
         else:
@@ -69,13 +70,20 @@ def check(callbacks: Sequence[Any]) -> None:
                 encode(callback.get_state())
             except NoState as error:
                 raise Failed(
-                    f"get_state of the callback {name} returned {error}, which no checkpoint can hold. It may return "
-                    "numbers, text, None and arrays, in lists, tuples and dicts."
+                    _(
+                        "get_state of the callback {name} returned {error}, which no checkpoint can hold. It may "
+                        "return numbers, text, None and arrays, in lists, tuples and dicts.",
+                        name=name,
+                        error=error,
+                    )
                 ) from error
         elif type(callback).__name__ not in _ATTRIBUTES or not type(callback).__module__.startswith("keras."):
             _warn(
-                f"the callback {name} is started anew after an interruption: what it remembers is not in the "
-                "checkpoints. Give it get_state() and set_state(state), and it is."
+                _(
+                    "the callback {name} is started anew after an interruption: what it remembers is not in the "
+                    "checkpoints. Give it get_state() and set_state(state), and it is.",
+                    name=name,
+                )
             )
 
 
@@ -99,4 +107,4 @@ def _named(callbacks: Sequence[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _warn(text: str) -> None:
-    print(f"WARNING: {text}", file=sys.stderr, flush=True)
+    print(_("WARNING: {text}", text=text), file=sys.stderr, flush=True)

@@ -14,6 +14,7 @@ from truba_runner.backends.job_calls import imported
 from truba_runner.backends.keras_preprocessing import Preprocessing
 from truba_runner.errors import Failed, nearest
 from truba_runner.full_disk import whole
+from truba_runner.language import _
 
 
 def extra_callbacks(context: Context, preprocessing: Preprocessing | None) -> list[Any]:
@@ -43,15 +44,36 @@ def make_callback(context: Context, index: int, given: Any) -> Any:
     where = f"train.callbacks[{index}]"
     entry: Any = {"class_name": given} if isinstance(given, str) else given
     if not isinstance(entry, Mapping) or not set(entry) <= {"class_name", "config"} or "class_name" not in entry:
-        raise Failed(f"{where}={given}: write it as {{class_name: EarlyStopping, config: {{patience: 3}}}}.")
+        raise Failed(
+            _(
+                "{where}={given}: write it as {{class_name: EarlyStopping, config: {{patience: 3}}}}.",
+                where=where,
+                given=given,
+            )
+        )
     name, settings = str(entry["class_name"]), dict(entry.get("config") or {})
     found = imported(context, where, name) if "." in name else _own(context, where, name)
     try:
         callback = found(**settings)
     except (TypeError, ValueError) as error:
-        raise Failed(f"{where}: {name} cannot be made with {settings}: {' '.join(str(error).split())}") from error
+        raise Failed(
+            _(
+                "{where}: {name} cannot be made with {settings}: {error}",
+                where=where,
+                name=name,
+                settings=settings,
+                error=" ".join(str(error).split()),
+            )
+        ) from error
     if not isinstance(callback, keras.callbacks.Callback):
-        raise Failed(f"{where}: {name} made a {type(callback).__name__}, which is not a keras.callbacks.Callback.")
+        raise Failed(
+            _(
+                "{where}: {name} made a {kind}, which is not a keras.callbacks.Callback.",
+                where=where,
+                name=name,
+                kind=type(callback).__name__,
+            )
+        )
     return callback
 
 
@@ -64,8 +86,14 @@ def _own(context: Context, where: str, name: str) -> Any:
             return getattr(module, name)
     valid = {item for item in dir(keras.callbacks) if inspect.isclass(getattr(keras.callbacks, item))}
     raise Failed(
-        f"{where}: neither Keras nor {context.job.__file__} has a callback {name!r}. {nearest(name, valid)} "
-        "Those of other modules are named with their path: mypackage.mymodule.MyCallback."
+        _(
+            "{where}: neither Keras nor {file} has a callback {name!r}. {nearest} Those of other modules are named "
+            "with their path: mypackage.mymodule.MyCallback.",
+            where=where,
+            file=context.job.__file__,
+            name=name,
+            nearest=nearest(name, valid),
+        )
     )
 
 
@@ -103,7 +131,13 @@ def _kept_models(context: Context, preprocessing: Preprocessing | None) -> Any:
         def _is_better(self, logs: Mapping[str, float]) -> bool:
             value = logs.get(wanted.monitor)
             if value is None:
-                _tell(f"checkpoint.monitor={wanted.monitor}: no such metric. {nearest(wanted.monitor, logs)}")
+                _tell(
+                    _(
+                        "checkpoint.monitor={monitor}: no such metric. {nearest}",
+                        monitor=wanted.monitor,
+                        nearest=nearest(wanted.monitor, logs),
+                    )
+                )
                 return False
             if math.isnan(value):
                 return False
@@ -117,7 +151,7 @@ def _kept_models(context: Context, preprocessing: Preprocessing | None) -> Any:
                 with whole(path) as beside:
                     (ahead.joined(self.model) if ahead else self.model).save(beside)
             except OSError as error:
-                _tell(f"{path.name} could not be saved ({error}); training goes on")
+                _tell(_("{name} could not be saved ({error}); training goes on", name=path.name, error=error))
 
     return KeptModels()
 

@@ -100,9 +100,7 @@ class Contents:
         if found is None:
             return None
         position, state = found
-        if state["format"] != FORMAT:
-            reason = f"its format is {state['format']}, and this version of truba_runner reads {FORMAT}"
-            going_on.refuse(self._context, reason)
+        going_on.check_format(self._context, state["format"], FORMAT)
         self._others = state["others"]
         if 0 < self._context.rank <= len(self._others):
             own = decode(io.BytesIO(self._others[self._context.rank - 1].tobytes()))
@@ -134,15 +132,7 @@ class Contents:
     def _build_and_check(self, saved: dict[str, Any]) -> None:
         if self._signature()["variables"] != saved["variables"]:
             build(self._model, self._plan, self._team)
-        now = self._signature()
-        for name, value in now.items():
-            if name != "variables" and value != saved[name]:
-                going_on.refuse(self._context, f"{name.replace('_', ' ')} was {saved[name]} then and is {value} now")
-        then, now = saved["variables"], now["variables"]
-        for index in range(max(len(then), len(now))):
-            pair = [", ".join(map(str, side[index])) if index < len(side) else "nothing" for side in (then, now)]
-            if pair[0] != pair[1]:
-                going_on.refuse(self._context, f"where it has {pair[0]}, the model has {pair[1]} (name, shape, dtype)")
+        going_on.check_same(self._context, saved, self._signature(), "variables")
 
     def _signature(self) -> dict[str, Any]:
         """What has to be the same for a checkpoint to mean the same."""

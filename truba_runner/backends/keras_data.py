@@ -10,6 +10,7 @@ from truba_runner.backends.job_calls import call
 from truba_runner.backends.keras_plan import Plan
 from truba_runner.backends.keras_streams import is_stream
 from truba_runner.errors import Failed
+from truba_runner.language import _
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,18 +31,28 @@ def load_splits(context: Context) -> dict[str, Any]:
     data = context.experiment.data
     splits = call(context.job, "load_data", "data.options", data.options, name=data.name, folder=Path(data.folder))
     if not isinstance(splits, dict) or "train" not in splits or not set(splits) <= set(SPLITS):
-        received = f"the keys {', '.join(map(str, splits))}" if isinstance(splits, dict) else type(splits).__name__
+        keys = ", ".join(map(str, splits)) if isinstance(splits, dict) else ""
+        received = _("the keys {keys}", keys=keys) if isinstance(splits, dict) else type(splits).__name__
         raise Failed(
-            f"load_data in {context.job.__file__} returned {received}. It has to return a dict with the key train, and "
-            "validation or test or both beside it, each with a pair (x, y) of arrays."
+            _(
+                "load_data in {file} returned {received}. It has to return a dict with the key train, and validation "
+                "or test or both beside it, each with a pair (x, y) of arrays.",
+                file=context.job.__file__,
+                received=received,
+            )
         )
     for name, split in splits.items():
         if is_stream(split):
             continue
         if not isinstance(split, tuple) or len(split) != 2:
             raise Failed(
-                f"load_data in {context.job.__file__} returned for {name} a {type(split).__name__}. "
-                "It has to be a pair (x, y) of arrays, a tf.data.Dataset, a keras.utils.PyDataset or a function."
+                _(
+                    "load_data in {file} returned for {name} a {kind}. It has to be a pair (x, y) of arrays, a "
+                    "tf.data.Dataset, a keras.utils.PyDataset or a function.",
+                    file=context.job.__file__,
+                    name=name,
+                    kind=type(split).__name__,
+                )
             )
         count_examples(name, split)
     return splits
@@ -58,13 +69,23 @@ def count_examples(name: str, split: Any) -> int:
     arrays = tf.nest.flatten(split)
     # A list of numbers is flattened into numbers, which have no shape.
     if not arrays or not all(getattr(array, "shape", None) for array in arrays):
-        raise Failed(f"load_data returned something else than NumPy arrays for {name}. Wrap lists in np.array(…).")
+        raise Failed(
+            _("load_data returned something else than NumPy arrays for {name}. Wrap lists in np.array(…).", name=name)
+        )
     counts = {len(array) for array in arrays}
     if counts == {0}:
-        raise Failed(f"load_data returned no examples for {name}. Return some, or leave {name} out where it may be.")
+        raise Failed(
+            _("load_data returned no examples for {name}. Return some, or leave {name} out where it may be.", name=name)
+        )
     if len(counts) != 1:
-        found = " and ".join(map(str, sorted(counts)))
-        raise Failed(f"load_data returned arrays of {found} examples for {name}: x and y need the same number.")
+        found = _(" and ").join(map(str, sorted(counts)))
+        raise Failed(
+            _(
+                "load_data returned arrays of {found} examples for {name}: x and y need the same number.",
+                found=found,
+                name=name,
+            )
+        )
     return counts.pop()
 
 
@@ -104,7 +125,13 @@ class DataPlan(Plan):
 
         super().__init__(team)
         if examples < devices:
-            raise Failed(f"{devices} devices need {devices} examples or more in every split, and one has {examples}.")
+            raise Failed(
+                _(
+                    "{devices} devices need {devices} examples or more in every split, and one has {examples}.",
+                    devices=devices,
+                    examples=examples,
+                )
+            )
         divisible = examples - examples % devices
         self._seed = seed
         self._examples = examples

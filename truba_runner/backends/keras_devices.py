@@ -7,6 +7,7 @@ from typing import Any
 from truba_runner.backends.missing_gpus import tell_of_missing_gpus
 from truba_runner.config import Train
 from truba_runner.errors import Failed
+from truba_runner.language import _
 from truba_runner.training_rules import divisible_sizes
 
 
@@ -30,8 +31,11 @@ def pick_devices(gpus_asked: int) -> list[str]:
             tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
         except RuntimeError as error:
             raise Failed(
-                f"TensorFlow was in use before its {count} devices could be set up. Move what the job's module "
-                "computes with TensorFlow at its top level into build_model or load_data."
+                _(
+                    "TensorFlow was in use before its {count} devices could be set up. Move what the job's module "
+                    "computes with TensorFlow at its top level into build_model or load_data.",
+                    count=count,
+                )
             ) from error
     return [f"CPU:{index}" for index in range(count)]
 
@@ -44,9 +48,13 @@ def check_batch_size(batch_size: int, devices: int) -> None:
     """
     if batch_size % devices:
         raise Failed(
-            f"train.batch_size={batch_size} does not divide among {devices} devices: each device has to get the same "
-            f"number of examples of a batch. Set train.batch_size={divisible_sizes(batch_size, devices)}, or ask for "
-            "another number of GPUs."
+            _(
+                "train.batch_size={batch_size} does not divide among {devices} devices: each device has to get the "
+                "same number of examples of a batch. Set train.batch_size={sizes}, or ask for another number of GPUs.",
+                batch_size=batch_size,
+                devices=devices,
+                sizes=divisible_sizes(batch_size, devices),
+            )
         )
 
 
@@ -67,10 +75,13 @@ def can_compile(train: Train, devices: int) -> bool:
     """Whether a step is compiled with XLA: where the config wants it, one device runs it, and Keras does it."""
     # XLA compiles for one device: a mirrored step touches the variables of several and fails.
     if train.jit_compile and devices > 1:
-        print(f"train.jit_compile is off: XLA cannot compile a step that runs on {devices} devices", flush=True)
+        print(
+            _("train.jit_compile is off: XLA cannot compile a step that runs on {devices} devices", devices=devices),
+            flush=True,
+        )
         return False
     if train.jit_compile and train.deterministic:
-        print("train.jit_compile is off: Keras does not compile with XLA where train.deterministic=true", flush=True)
+        print(_("train.jit_compile is off: Keras does not compile with XLA where train.deterministic=true"), flush=True)
         return False
     return train.jit_compile
 

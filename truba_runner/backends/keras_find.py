@@ -18,6 +18,7 @@ from truba_runner.backends.keras_nodes import Team
 from truba_runner.backends.keras_plan import Plan
 from truba_runner.backends.keras_variables import Variables, generator_states, global_seeds
 from truba_runner.errors import Failed
+from truba_runner.language import _
 from truba_runner.recipe import Find
 
 # How much of the smoothed loss is what it was before, and how far over its lowest it may rise: fastai's.
@@ -49,8 +50,11 @@ def set_rate(model: Any, rate: float) -> None:
         model.optimizer.learning_rate = rate
     except TypeError as error:
         raise Failed(
-            "train.lr_find: this optimizer follows a schedule, and has no single rate to set. Leave the schedule out "
-            "of train.optimizer (or of build_model, where that compiles the model), or leave train.lr_find out."
+            _(
+                "train.lr_find: this optimizer follows a schedule, and has no single rate to set. Leave the schedule "
+                "out of train.optimizer (or of build_model, where that compiles the model), or leave train.lr_find "
+                "out."
+            )
         ) from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from truba_runner.interrupt import Interrupted, Interruption
+from truba_runner.language import _
 
 if TYPE_CHECKING:
     from truba_runner.backends.keras_resume import Resume
@@ -81,4 +82,7 @@ def flush_event_files(callbacks: list[Any]) -> None:
         try:
             writer.flush()
         except tf.errors.OpError as error:
-            print(f"TensorBoard's event file could not be written ({error.message}); training goes on", flush=True)
+            print(
+                _("TensorBoard's event file could not be written ({message}); training goes on", message=error.message),
+                flush=True,
+            )

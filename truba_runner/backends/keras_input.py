@@ -13,6 +13,7 @@ from truba_runner.backends.keras_plan import Plan
 from truba_runner.backends.keras_streams import StreamPlan, is_stream
 from truba_runner.config import Train
 from truba_runner.errors import Failed
+from truba_runner.language import _
 
 DEFAULT_BATCH_SIZE = 64
 
@@ -34,7 +35,8 @@ def make_plans(context: Context, splits: dict[str, Any], devices: int, team: Tea
     if train.class_weight is not None and "train" in plans:
         weights = class_weights(train.class_weight, splits["train"])
         plans["train"].then(lambda dataset: _weighted(dataset, weights))
-        print("class weights: " + ", ".join(f"{label}: {weight:.4g}" for label, weight in weights.items()), flush=True)
+        told = ", ".join(f"{label}: {weight:.4g}" for label, weight in weights.items())
+        print(_("class weights: {weights}", weights=told), flush=True)
     return plans
 
 
@@ -45,8 +47,11 @@ def _plan(train: Train, name: str, split: Any, devices: int, team: Team | None) 
     if is_stream(split):
         if team is not None:
             raise Failed(
-                f"load_data returned no arrays for {name}, and several nodes divide arrays alone among them. Return "
-                "arrays, or set resources.nodes=1."
+                _(
+                    "load_data returned no arrays for {name}, and several nodes divide arrays alone among them. "
+                    "Return arrays, or set resources.nodes=1.",
+                    name=name,
+                )
             )
         return StreamPlan(train, name, split, devices, batch_size)
     return DataPlan(
@@ -78,15 +83,26 @@ def class_weights(wanted: Any, split: Any) -> dict[int, float]:
         try:
             return {int(label): float(weight) for label, weight in wanted.items()}
         except (TypeError, ValueError) as error:
-            raise Failed(f"train.class_weight={dict(wanted)}: {error}. Write it as {{0: 1.0, 1: 50.0}}.") from error
+            raise Failed(
+                _(
+                    "train.class_weight={wanted}: {error}. Write it as {{0: 1.0, 1: 50.0}}.",
+                    wanted=dict(wanted),
+                    error=error,
+                )
+            ) from error
     if wanted != "balanced":
         raise Failed(
-            f"train.class_weight={wanted}: it is balanced, or a mapping of classes, as in {{0: 1.0, 1: 50.0}}."
+            _(
+                "train.class_weight={wanted}: it is balanced, or a mapping of classes, as in {{0: 1.0, 1: 50.0}}.",
+                wanted=wanted,
+            )
         )
     if is_stream(split) or not hasattr(split[1], "shape"):
         raise Failed(
-            "train.class_weight=balanced counts the training labels, and load_data returned no single array of them. "
-            "Give the weights themselves: train.class_weight={0: 1.0, 1: 50.0}."
+            _(
+                "train.class_weight=balanced counts the training labels, and load_data returned no single array of "
+                "them. Give the weights themselves: train.class_weight={0: 1.0, 1: 50.0}."
+            )
         )
     labels = np.asarray(split[1])
     classes = labels.argmax(axis=-1) if labels.ndim > 1 and labels.shape[-1] > 1 else labels.reshape(-1).astype(int)

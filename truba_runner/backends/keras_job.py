@@ -12,6 +12,7 @@ from truba_runner.backends import Context
 from truba_runner.backends.job_calls import accepted, call
 from truba_runner.config import Train
 from truba_runner.errors import Failed, nearest
+from truba_runner.language import _
 
 if TYPE_CHECKING:
     from truba_runner.backends.keras_preprocessing import Preprocessing
@@ -31,7 +32,13 @@ def build_model(context: Context, jit_compile: bool, preprocessing: Preprocessin
     with _hyperparameters(context) as given:
         model = call(context.job, "build_model", "job.options", _model_options(context), **given)
     if not isinstance(model, keras.Model):
-        raise Failed(f"build_model in {context.job.__file__} returned a {type(model).__name__}, not a keras.Model.")
+        raise Failed(
+            _(
+                "build_model in {file} returned a {kind}, not a keras.Model.",
+                file=context.job.__file__,
+                kind=type(model).__name__,
+            )
+        )
     if preprocessing and preprocessing.inside:
         model, jit_compile = _joined(context, model, preprocessing, jit_compile)
     if model.compiled:
@@ -55,7 +62,9 @@ def _hyperparameters(context: Context) -> Iterator[dict[str, Any]]:
     build, values = getattr(context.job, "build_model", None), context.experiment.job.hyperparameters
     if build is None or "hp" not in inspect.signature(build).parameters:
         if values:
-            raise Failed(f"job.hyperparameters is set, but build_model in {context.job.__file__} takes no hp.")
+            raise Failed(
+                _("job.hyperparameters is set, but build_model in {file} takes no hp.", file=context.job.__file__)
+            )
         yield {}
         return
     import keras_tuner
@@ -66,8 +75,12 @@ def _hyperparameters(context: Context) -> Iterator[dict[str, Any]]:
     asked = {one.name for one in hp.space}
     if unknown := [name for name in values if name not in asked]:
         raise Failed(
-            f"job.hyperparameters.{unknown[0]}: build_model in {context.job.__file__} asks hp for no such value. "
-            f"{nearest(unknown[0], asked)}"
+            _(
+                "job.hyperparameters.{name}: build_model in {file} asks hp for no such value. {nearest}",
+                name=unknown[0],
+                file=context.job.__file__,
+                nearest=nearest(unknown[0], asked),
+            )
         )
     context.hyperparameters.update(hp.get_config())
 
@@ -85,12 +98,15 @@ def _joined(context: Context, model: Any, preprocessing: Preprocessing, jit_comp
 
     if model.compiled:
         raise Failed(
-            f"data.preprocessing=model puts a layer before the model, but build_model in {context.job.__file__} "
-            "compiled it already. Leave compile out there and set train.loss, or set data.preprocessing=async."
+            _(
+                "data.preprocessing=model puts a layer before the model, but build_model in {file} compiled it "
+                "already. Leave compile out there and set train.loss, or set data.preprocessing=async.",
+                file=context.job.__file__,
+            )
         )
     text = takes_text(preprocessing.signature)
     if jit_compile and text:
-        print("train.jit_compile is off: XLA cannot compile a network that takes text", flush=True)
+        print(_("train.jit_compile is off: XLA cannot compile a network that takes text"), flush=True)
     return preprocessing.joined(model), jit_compile and not text
 
 
@@ -99,8 +115,11 @@ def _compile(context: Context, model: Any, train: Train) -> None:
 
     if train.loss is None:
         raise Failed(
-            f"No loss to train with: build_model in {context.job.__file__} returned a model that is not compiled, and "
-            "train.loss is not set. Set it, for example train.loss=sparse_categorical_crossentropy."
+            _(
+                "No loss to train with: build_model in {file} returned a model that is not compiled, and train.loss "
+                "is not set. Set it, for example train.loss=sparse_categorical_crossentropy.",
+                file=context.job.__file__,
+            )
         )
     model.compile(
         optimizer=_scaling_losses(make_optimizer(train), train),
@@ -122,7 +141,7 @@ def _scaling_losses(optimizer: Any, train: Train) -> Any:
 
 def _adjust(model: Any, train: Train) -> None:
     """Of a model that the job compiled itself, only what the job cannot know is set: how it runs, and a swept rate."""
-    print("build_model compiled the model: train.optimizer, train.loss and train.metrics are not used", flush=True)
+    print(_("build_model compiled the model: train.optimizer, train.loss and train.metrics are not used"), flush=True)
     model.steps_per_execution = train.steps_per_execution
     if train.learning_rate is not None:
         model.optimizer.learning_rate = train.learning_rate
@@ -152,7 +171,14 @@ def _loss_or_metric(where: str, module: Any, value: Any) -> Any:
         try:
             module.get(value)
         except ValueError as error:
-            raise Failed(f"{where}: Keras has no {value!r}. {nearest(value, _names(module))}") from error
+            raise Failed(
+                _(
+                    "{where}: Keras has no {value!r}. {nearest}",
+                    where=where,
+                    value=value,
+                    nearest=nearest(value, _names(module)),
+                )
+            ) from error
     return value
 
 
@@ -184,10 +210,25 @@ def _make(where: str, module: Any, value: Mapping[str, Any]) -> Any:
     class_name = str(value["class_name"])
     valid = {name for name in dir(module) if inspect.isclass(getattr(module, name))}
     if class_name.lower() not in {name.lower() for name in valid}:
-        raise Failed(f"{where}: Keras has no {class_name!r}. {nearest(class_name, valid)}")
+        raise Failed(
+            _(
+                "{where}: Keras has no {class_name!r}. {nearest}",
+                where=where,
+                class_name=class_name,
+                nearest=nearest(class_name, valid),
+            )
+        )
     settings = dict(value.get("config") or {})
     try:
         return get({"class_name": class_name, "config": settings})
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise Failed(f"{where}: Keras cannot make {class_name} with {settings}: {reason}") from error
+        raise Failed(
+            _(
+                "{where}: Keras cannot make {class_name} with {settings}: {reason}",
+                where=where,
+                class_name=class_name,
+                settings=settings,
+                reason=reason,
+            )
+        ) from error

@@ -17,6 +17,7 @@ from truba_runner.backends import Context
 from truba_runner.backends.addresses import worker_addresses
 from truba_runner.errors import Failed
 from truba_runner.interrupt import Interruption
+from truba_runner.language import _
 
 # What the two replaced functions were tried with.
 KERAS, TENSORFLOW = "3.15", "2.21"
@@ -37,7 +38,10 @@ class Team:
         os.environ["TF_CONFIG"] = tf_config(addresses, context.rank)
         # gRPC would ask a proxy for the other nodes, and wait for ever.
         os.environ["no_grpc_proxy"] = ",".join(address.rpartition(":")[0] for address in addresses)
-        print(f"rank {self.rank} of {self.tasks}: {', '.join(addresses)}", flush=True)
+        print(
+            _("rank {rank} of {tasks}: {addresses}", rank=self.rank, tasks=self.tasks, addresses=", ".join(addresses)),
+            flush=True,
+        )
         self.strategy = _make_strategy(devices)
         # TensorFlow has taken SIGTERM for itself.
         if context.interruption.listening:
@@ -55,7 +59,7 @@ class Team:
         """Sets what this strategy cannot do otherwise."""
         if model.steps_per_execution > 1:
             # TensorFlow's graph of such a loop fails in its first step: "You must feed a value for placeholder".
-            print("train.steps_per_execution is 1: several nodes take each step by itself", flush=True)
+            print(_("train.steps_per_execution is 1: several nodes take each step by itself"), flush=True)
             model.steps_per_execution = 1
 
     def build(self, model: Any, share: Any) -> None:
@@ -132,7 +136,7 @@ class Team:
         own = list(digest.digest())
         by_rank = self._sum([byte if rank == self.rank else 0 for rank in range(self.tasks) for byte in own])
         if by_rank != own * self.tasks:
-            raise RuntimeError("the ranks have trained different weights: their results cannot be trusted")
+            raise RuntimeError(_("the ranks have trained different weights: their results cannot be trusted"))
 
     def wait_for_all(self) -> None:
         """Returns once every rank is here; whoever ended earlier would be taken for dead by the others."""
@@ -190,9 +194,16 @@ def _check_versions() -> None:
     for name, needed, found in (("Keras", KERAS, keras.__version__), ("TensorFlow", TENSORFLOW, tf.__version__)):
         if not found.startswith(f"{needed}."):
             raise Failed(
-                f"{name} {found} is installed. Several nodes need Keras {KERAS} and TensorFlow {TENSORFLOW}: Keras 3 "
-                "alone cannot train on them, and the two of its functions that are replaced here are known in these "
-                f"versions only. Install keras=={KERAS}.* and tensorflow=={TENSORFLOW}.*, or set resources.nodes=1."
+                _(
+                    "{name} {found} is installed. Several nodes need Keras {keras} and TensorFlow {tensorflow}: Keras "
+                    "3 alone cannot train on them, and the two of its functions that are replaced here are known in "
+                    "these versions only. Install keras=={keras}.* and tensorflow=={tensorflow}.*, or set "
+                    "resources.nodes=1.",
+                    name=name,
+                    found=found,
+                    keras=KERAS,
+                    tensorflow=TENSORFLOW,
+                )
             )
 
 
@@ -207,8 +218,11 @@ def _make_strategy(devices: list[str]) -> Any:
             return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     except RuntimeError as error:
         raise Failed(
-            f"TensorFlow was in use before the nodes had met ({error}). Move what the job's module computes with "
-            "TensorFlow at its top level into build_model or load_data."
+            _(
+                "TensorFlow was in use before the nodes had met ({error}). Move what the job's module computes with "
+                "TensorFlow at its top level into build_model or load_data.",
+                error=error,
+            )
         ) from error
 
 

@@ -13,6 +13,7 @@ from truba_runner.backends import Context
 from truba_runner.backends.job_calls import accepted, call
 from truba_runner.backends.keras_streams import is_stream
 from truba_runner.errors import Failed
+from truba_runner.language import _
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,11 @@ def add_preprocessing(
     layer = call(context.job, "build_preprocessing", "job.options", options, inputs=inputs)
     if not isinstance(layer, keras.Layer):
         raise Failed(
-            f"build_preprocessing in {context.job.__file__} returned a {type(layer).__name__}, not a keras.Layer."
+            _(
+                "build_preprocessing in {file} returned a {kind}, not a keras.Layer.",
+                file=context.job.__file__,
+                kind=type(layer).__name__,
+            )
         )
     signature = plans["train"].batches.element_spec[0]
     inside = _can_be_inside(context.experiment.data.preprocessing == "model", signature, devices)
@@ -82,8 +87,11 @@ def _can_be_inside(wanted: bool, signature: Any, devices: int) -> bool:
     # Before the first step Keras takes the mean of what the devices get, and text has none.
     if wanted and devices > 1 and takes_text(signature):
         print(
-            f"data.preprocessing is async: Keras cannot train a network that takes text on {devices} devices. The "
-            "weights come out the same",
+            _(
+                "data.preprocessing is async: Keras cannot train a network that takes text on {devices} devices. The "
+                "weights come out the same",
+                devices=devices,
+            ),
             flush=True,
         )
         return False

@@ -28,6 +28,7 @@ from truba_runner.background import Background
 from truba_runner.checkpoint import CheckpointStore, Position, is_better
 from truba_runner.errors import Failed
 from truba_runner.interrupt import Interrupted
+from truba_runner.language import _
 
 
 class Resume:
@@ -40,7 +41,7 @@ class Resume:
         self._team = team
         self._settings = context.experiment.checkpoint
         if self._settings.mode not in ("min", "max"):
-            raise Failed(f"checkpoint.mode={self._settings.mode} is neither min nor max.")
+            raise Failed(_("checkpoint.mode={mode} is neither min nor max.", mode=self._settings.mode))
         self._store = CheckpointStore(context.run.checkpoints, self._settings.keep)
         self._background = Background()
         self._contents = Contents(context, model, plan, reporter, team)

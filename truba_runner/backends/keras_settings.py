@@ -8,6 +8,7 @@ from typing import Any
 
 from truba_runner.config import Train
 from truba_runner.errors import Failed
+from truba_runner.language import _
 
 
 @contextmanager
@@ -37,12 +38,16 @@ def scale_learning_rate(model: Any, train: Train, devices: int) -> None:
     rate = model.optimizer.get_config().get("learning_rate", model.optimizer.learning_rate)
     if isinstance(rate, dict):
         raise Failed(
-            "train.scale_learning_rate=true: this optimizer follows a schedule, and has no single rate to multiply. "
-            "Scale the schedule's own settings, and leave train.scale_learning_rate out."
+            _(
+                "train.scale_learning_rate=true: this optimizer follows a schedule, and has no single rate to "
+                "multiply. Scale the schedule's own settings, and leave train.scale_learning_rate out."
+            )
         )
     scaled = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)) * devices
     model.optimizer.learning_rate = scaled
-    print(f"learning rate {scaled:g}: that of one device, times {devices}", flush=True)
+    print(
+        _("learning rate {scaled:g}: that of one device, times {devices}", scaled=scaled, devices=devices), flush=True
+    )
 
 
 def storable(predictions: Any) -> Any:

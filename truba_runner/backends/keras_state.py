@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
+from truba_runner.language import _
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -61,7 +63,7 @@ def decode(file: IO[bytes]) -> Any:
     for dtype, shape in header["arrays"]:
         array = np.empty(shape, np.dtype(dtype))
         if array.nbytes and file.readinto(array.reshape(-1).view(np.uint8)) != array.nbytes:  # type: ignore[attr-defined]
-            raise ValueError("it ends in the middle of an array")
+            raise ValueError(_("it ends in the middle of an array"))
         arrays.append(array)
     return _decode(header["tree"], arrays)
 
@@ -73,7 +75,7 @@ def _encode(value: Any, arrays: list[NDArray[Any]]) -> Any:
     if isinstance(value, (np.ndarray, np.generic)) or hasattr(value, "numpy"):
         array = np.asarray(value.numpy() if hasattr(value, "numpy") else value)
         if array.dtype.hasobject:
-            raise NoState("an array of Python objects")
+            raise NoState(_("an array of Python objects"))
         arrays.append(array)
         return {f"{_MARK}{'scalar' if isinstance(value, np.generic) else 'array'}": len(arrays) - 1}
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -86,7 +88,7 @@ def _encode(value: Any, arrays: list[NDArray[Any]]) -> Any:
         items = [[_encode(key, arrays), _encode(item, arrays)] for key, item in value.items()]
         plain = all(isinstance(key, str) and not key.startswith(_MARK) for key in value)
         return dict(items) if plain else {f"{_MARK}dict": items}
-    raise NoState(f"a {type(value).__name__}")
+    raise NoState(_("a {kind}", kind=type(value).__name__))
 
 
 def _decode(tree: Any, arrays: list[NDArray[Any]]) -> Any:

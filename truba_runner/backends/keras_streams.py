@@ -10,9 +10,7 @@ from typing import Any
 from truba_runner.backends.keras_plan import Plan
 from truba_runner.config import Train
 from truba_runner.errors import Failed
-
-# An iteration over a Dataset has no epoch of its own; `begin` says which one comes next.
-_KINDS = "a tf.data.Dataset, a keras.utils.PyDataset, or a function that returns a generator or a Dataset"
+from truba_runner.language import _
 
 
 def is_stream(split: Any) -> bool:
@@ -43,6 +41,7 @@ class StreamPlan(Plan):
         self._name = name
         self._devices = devices
         self._batch_size = batch_size
+        # An iteration over a Dataset has no epoch of its own; `begin` says which one comes next.
         self._epoch = 0
         self._seed = train.seed if name == "train" else None
         self._split = split
@@ -74,8 +73,11 @@ class StreamPlan(Plan):
         if isinstance(self._split, tf.data.Dataset):
             if int(self._split.cardinality()) == tf.data.INFINITE_CARDINALITY:
                 raise Failed(
-                    f"The Dataset that load_data returned for {self._name} never ends. Say how many of its elements "
-                    "are an epoch with .take(N)."
+                    _(
+                        "The Dataset that load_data returned for {name} never ends. Say how many of its elements are "
+                        "an epoch with .take(N).",
+                        name=self._name,
+                    )
                 )
             return self._split
         if isinstance(self._split, keras.utils.PyDataset):
@@ -83,8 +85,11 @@ class StreamPlan(Plan):
             return self._py_dataset(self._split)
         if not callable(self._split):
             raise Failed(
-                f"load_data returned for {self._name} a generator, which can be gone through once and not again for "
-                "the next epoch. Return the function that makes it, without calling it."
+                _(
+                    "load_data returned for {name} a generator, which can be gone through once and not again for the "
+                    "next epoch. Return the function that makes it, without calling it.",
+                    name=self._name,
+                )
             )
         return self._from_function(self._split)
 
@@ -101,7 +106,7 @@ class StreamPlan(Plan):
 
         first = next(elements(), None)
         if first is None:
-            raise Failed(f"The function that load_data returned for {self._name} yields nothing.")
+            raise Failed(_("The function that load_data returned for {name} yields nothing.", name=self._name))
         return tf.data.Dataset.from_generator(elements, output_signature=_signature(self._name, first))
 
     def _py_dataset(self, split: Any) -> Any:
@@ -111,7 +116,10 @@ class StreamPlan(Plan):
         count = split.num_batches
         if not count:
             raise Failed(
-                f"The PyDataset that load_data returned for {self._name} does not say how many batches it has."
+                _(
+                    "The PyDataset that load_data returned for {name} does not say how many batches it has.",
+                    name=self._name,
+                )
             )
         signature = _signature(self._name, split[0])
         flat = tf.nest.flatten(signature)
@@ -148,14 +156,22 @@ class StreamPlan(Plan):
         batched = _is_batched(dataset.element_spec)
         if batched and (train.batch_size is not None or train.batch_scaling != "global"):
             raise Failed(
-                f"load_data returned batches for {self._name}, and their size is their author's: "
-                f"train.batch_size={train.batch_size} and train.batch_scaling={train.batch_scaling} are for single "
-                "examples. Set train.batch_size=null and train.batch_scaling=global, or return single examples."
+                _(
+                    "load_data returned batches for {name}, and their size is their author's: "
+                    "train.batch_size={batch_size} and train.batch_scaling={batch_scaling} are for single examples. "
+                    "Set train.batch_size=null and train.batch_scaling=global, or return single examples.",
+                    name=self._name,
+                    batch_size=train.batch_size,
+                    batch_scaling=train.batch_scaling,
+                )
             )
         if not batched and train.batch_size is None:
             raise Failed(
-                f"load_data returned single examples for {self._name}, not batches. Set train.batch_size, for example "
-                "train.batch_size=64, or return batches, as .batch(64) makes them of a Dataset."
+                _(
+                    "load_data returned single examples for {name}, not batches. Set train.batch_size, for example "
+                    "train.batch_size=64, or return batches, as .batch(64) makes them of a Dataset.",
+                    name=self._name,
+                )
             )
         if not batched:
             self.examples_per_step = batch_size
@@ -186,7 +202,13 @@ class StreamPlan(Plan):
 
         size = next((len(tf.nest.flatten(first)[0]) for first in dataset), 0)
         if size < self._devices:
-            raise Failed(f"{self._devices} devices need as many examples or more in the first batch of {self._name}.")
+            raise Failed(
+                _(
+                    "{devices} devices need as many examples or more in the first batch of {name}.",
+                    devices=self._devices,
+                    name=self._name,
+                )
+            )
         return dataset.rebatch(size - size % self._devices) if size % self._devices else dataset
 
 
@@ -214,8 +236,12 @@ def _signature(name: str, element: Any) -> Any:
 
     if not isinstance(element, tuple):
         raise Failed(
-            f"What load_data returned for {name} yields a {type(element).__name__}; it has to yield tuples (x, y). "
-            f"Possible are {_KINDS}."
+            _(
+                "What load_data returned for {name} yields a {kind}; it has to yield tuples (x, y). Possible are a "
+                "tf.data.Dataset, a keras.utils.PyDataset, or a function that returns a generator or a Dataset.",
+                name=name,
+                kind=type(element).__name__,
+            )
         )
     arrays = [np.asarray(part) for part in tf.nest.flatten(element)]
     shapes = [array.shape for array in arrays]

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from truba_runner.errors import Failed
+from truba_runner.language import _
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -18,15 +19,25 @@ def tell_of_missing_gpus(gpus_asked: int, framework: str, package: str) -> None:
         truba_runner.errors.Failed: the node has GPUs.
     """
     if NVIDIA_DRIVER.exists():
+        # `sees no GPU`, or its Turkish, is what truba why knows it by: why/reasons.yaml.
         raise Failed(
-            f"{gpus_asked} GPUs a node were asked for and this node has NVIDIA's driver, but {framework} sees no GPU "
-            f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}). Training on the CPU would "
-            f"waste the GPUs. Install {package} in the job's environment, or start its container with --nv; "
-            "to train on the CPU, ask for none: resources.gpus=0."
+            _(
+                "{gpus} GPUs a node were asked for and this node has NVIDIA's driver, but {framework} sees no GPU "
+                "(CUDA_VISIBLE_DEVICES={visible}). Training on the CPU would waste the GPUs. Install {package} in the "
+                "job's environment, or start its container with --nv; to train on the CPU, ask for none: "
+                "resources.gpus=0.",
+                gpus=gpus_asked,
+                framework=framework,
+                package=package,
+                visible=os.environ.get("CUDA_VISIBLE_DEVICES", _("not set")),
+            )
         )
     print(
-        f"WARNING: {gpus_asked} GPUs a node were asked for, but this node has none. "
-        "Training on the CPU, with a logical device in place of each GPU.",
+        _(
+            "WARNING: {gpus} GPUs a node were asked for, but this node has none. Training on the CPU, with a logical "
+            "device in place of each GPU.",
+            gpus=gpus_asked,
+        ),
         file=sys.stderr,
         flush=True,
     )

@@ -22,6 +22,7 @@ from truba_runner.errors import Failed
 from truba_runner.handover import Rank
 from truba_runner.image_files import labels_of, names_in
 from truba_runner.image_sources import Archive, Folder, source_at
+from truba_runner.language import _
 
 _GIGABYTE = 1e9
 # A file beside a packed one that has not grown for so long is what a kill has left.
@@ -74,7 +75,9 @@ class Photographs:
             with Image.open(self.origin / name) as image:
                 return image.convert(mode)
         except Exception as error:  # A damaged file raises whatever its decoder stumbles over.
-            raise Unreadable(f"{item} cannot be read as an image ({_line(error)}). Delete or replace it.") from error
+            raise Unreadable(
+                _("{item} cannot be read as an image ({error}). Delete or replace it.", item=item, error=_line(error))
+            ) from error
 
     def read_by(self, block: Any) -> Any:
         """The same DataBlock with these items, opened here, whatever its source: `path` is shorter in a summary.
@@ -129,7 +132,9 @@ def opened(context: Context, path: Path, block_of: Callable[[list[Path]], Any]) 
 
 def _check_names(path: Path, names: list[PurePosixPath], label_pattern: str) -> None:
     if not names:
-        raise Failed(f"There is no image in {path}, nor in a folder under it. data.name and data.folder lead there.")
+        raise Failed(
+            _("There is no image in {path}, nor in a folder under it. data.name and data.folder lead there.", path=path)
+        )
     if label_pattern:
         labels_of(names, label_pattern)
 
@@ -170,10 +175,20 @@ def _resize_of(block: Any) -> Any:
     from fastai.vision.augment import Resize, ResizeMethod
 
     found = next((transform for transform in block.item_tfms if isinstance(transform, Resize)), None)
-    if found is None or found.method != ResizeMethod.Crop:
+    if found is None:
         raise Failed(
-            "data.pack=true packs images at the size of Resize(size) among the DataBlock's item_tfms, and there is "
-            f"{'none' if found is None else f'one with method={found.method}'}. Use Resize(460), or data.pack=false."
+            _(
+                "data.pack=true packs images at the size of Resize(size) among the DataBlock's item_tfms, and there is "
+                "none. Use Resize(460), or data.pack=false."
+            )
+        )
+    if found.method != ResizeMethod.Crop:
+        raise Failed(
+            _(
+                "data.pack=true packs images at the size of Resize(size) among the DataBlock's item_tfms, and there is "
+                "one with method={method}. Use Resize(460), or data.pack=false.",
+                method=found.method,
+            )
         )
     return found
 
@@ -207,15 +222,18 @@ def _usable(path: Path, about: dict[str, Any]) -> bool:
     try:
         pack = Pack(path)
         if pack.about != about:
-            print(f"{path} was made of other images, or of these before they changed: packing anew", flush=True)
+            print(
+                _("{path} was made of other images, or of these before they changed: packing anew", path=path),
+                flush=True,
+            )
             return False
         pack.check()
     except FileNotFoundError:
         return False
     except Damaged as error:
-        print(f"{error}: packing anew", file=sys.stderr, flush=True)
+        print(_("{error}: packing anew", error=error), file=sys.stderr, flush=True)
         return False
-    print(f"{len(pack)} images, packed in {path}", flush=True)
+    print(_("{count} images, packed in {path}", count=len(pack), path=path), flush=True)
     return True
 
 
@@ -226,13 +244,23 @@ def _pack(path: Path, source: Folder | Archive, about: dict[str, Any]) -> None:
                 left.unlink()
     began = time.monotonic()
     width, height = about["resize"]
-    print(f"packing the images of {source.path} into {path}, once", flush=True)
+    print(_("packing the images of {source} into {path}, once", source=source.path, path=path), flush=True)
     try:
         write(path, source.photographs(), (width, height), about["resample"], about)
     except OSError as error:
-        raise Failed(f"{path} could not be written ({error}). Make room there, or set data.pack=false.") from error
+        raise Failed(
+            _("{path} could not be written ({error}). Make room there, or set data.pack=false.", path=path, error=error)
+        ) from error
     size, count = path.stat().st_size, len(Pack(path))
-    print(f"packed {count} images, {size / _GIGABYTE:.2f} GB, in {time.monotonic() - began:.0f} s", flush=True)
+    print(
+        _(
+            "packed {count} images, {size:.2f} GB, in {seconds:.0f} s",
+            count=count,
+            size=size / _GIGABYTE,
+            seconds=time.monotonic() - began,
+        ),
+        flush=True,
+    )
 
 
 # -- the node's own disk ---------------------------------------------------------------------------------------
@@ -251,7 +279,14 @@ def _node_folder(context: Context, rank: Rank, bytes_needed: int, at_the_end: Ex
     scratch = node_folder.scratch_of(context.experiment)
     free = shutil.disk_usage(scratch).free
     if free < bytes_needed:
-        raise OSError(f"{scratch} has {free / _GIGABYTE:.1f} GB free, and {bytes_needed / _GIGABYTE:.1f} are needed")
+        raise OSError(
+            _(
+                "{scratch} has {free:.1f} GB free, and {needed:.1f} are needed",
+                scratch=scratch,
+                free=free / _GIGABYTE,
+                needed=bytes_needed / _GIGABYTE,
+            )
+        )
     return at_the_end.enter_context(node_folder.made(scratch, f"{rank.start}-{rank.node}"))
 
 
@@ -263,9 +298,16 @@ def _copied_to_node(context: Context, rank: Rank, shared: Path, at_the_end: Exit
         copy = Path(shutil.copyfile(shared, folder / shared.name))
         Pack(copy).check()
     except (OSError, Damaged) as error:
-        print(f"data.stage_to_node: {error}; reading {shared} instead", file=sys.stderr, flush=True)
+        print(
+            _("data.stage_to_node: {error}; reading {shared} instead", error=error, shared=shared),
+            file=sys.stderr,
+            flush=True,
+        )
         return shared
-    print(f"copied {shared} to {copy} in {time.monotonic() - began:.1f} s", flush=True)
+    print(
+        _("copied {shared} to {copy} in {seconds:.1f} s", shared=shared, copy=copy, seconds=time.monotonic() - began),
+        flush=True,
+    )
     return copy
 
 
@@ -280,8 +322,13 @@ def _unpacked(context: Context, rank: Rank, archive: Archive, at_the_end: ExitSt
             archive.unpack(folder)
         except OSError as error:
             raise Failed(
-                f"{archive.path} could not be unpacked on the node's own disk ({error}). Set data.pack=true, which "
-                f"needs no room there, or unpack it yourself in {archive.path.parent}."
+                _(
+                    "{archive} could not be unpacked on the node's own disk ({error}). Set data.pack=true, which "
+                    "needs no room there, or unpack it yourself in {folder}.",
+                    archive=archive.path,
+                    error=error,
+                    folder=archive.path.parent,
+                )
             ) from error
         return str(folder)
 

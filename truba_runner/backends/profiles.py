@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from truba_runner.language import _
+
 
 class Profiler(Protocol):
     """A framework's."""
@@ -47,10 +49,22 @@ class Profile:
                 folder = self._folder / f"steps-{self._before + 1}-{steps}"
                 folder.mkdir(mode=0o700, parents=True)
                 self._profiler.stop(folder)
-                print(f"profile of steps {self._before + 1} to {steps}: {folder}", flush=True)
+                print(
+                    _(
+                        "profile of steps {first} to {last}: {folder}",
+                        first=self._before + 1,
+                        last=steps,
+                        folder=folder,
+                    ),
+                    flush=True,
+                )
         except Exception as error:
             self._done = True
-            print(f"no profile was taken ({type(error).__name__}: {error})", file=sys.stderr, flush=True)
+            print(
+                _("no profile was taken ({kind}: {error})", kind=type(error).__name__, error=error),
+                file=sys.stderr,
+                flush=True,
+            )
 
     def close(self) -> None:
         """The training is over, or interrupted."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from truba_runner import plots
 from truba_runner.backends import Context
+from truba_runner.language import _
 from truba_runner.recipe import SUGGESTIONS, Find
 
 if TYPE_CHECKING:
@@ -52,13 +53,21 @@ def keep(context: Context, finder: Find, rates: Sequence[float], losses: Sequenc
     """Tells what a finder's record suggests, and leaves it in `lr_find_NAME.json` and `plots/lr_find_NAME.png`."""
     suggested = suggestions(rates, losses, finder.ramp[-1])
     if context.rank == 0:
-        told = "  ".join(f"{name} {'nothing' if rate is None else f'{rate:.2e}'}" for name, rate in suggested.items())
+        rates_told = {name: _("nothing") if rate is None else f"{rate:.2e}" for name, rate in suggested.items()}
+        told = "  ".join(f"{name} {rate}" for name, rate in rates_told.items())
         print(f"lr_find {finder.name}: {told}", flush=True)
         curve = {"suggestions": suggested, "learning_rates": list(rates), "losses": list(losses)}
         try:
             context.run.write_rate_curve(finder.name, curve)
         except OSError as error:  # A training has its rate all the same.
-            print(f"lr_find_{finder.name}.json could not be written ({error}); training goes on", file=sys.stderr)
+            print(
+                _(
+                    "lr_find_{name}.json could not be written ({error}); training goes on",
+                    name=finder.name,
+                    error=error,
+                ),
+                file=sys.stderr,
+            )
         plots.rate_curve(rates, losses, suggested, context.run.plots, f"lr_find_{finder.name}.png")
     return suggested
 

@@ -12,6 +12,7 @@ from typing import Any
 from truba_runner import places
 from truba_runner.commands import parser, print_json
 from truba_runner.errors import Failed, Problem, Refused
+from truba_runner.language import _
 from truba_runner.progress import format_metrics
 from truba_runner.search.directory import SearchDir, search_of
 from truba_runner.search.records import own_values, ranked
@@ -23,13 +24,18 @@ def main(arguments: Sequence[str]) -> int:
     given = _options(arguments)
     search = search_of(places.find(given.search, given.runs))
     if search is None:
-        raise Refused(Problem(given.search, "it is a run, and no search.", "truba status shows what it came to."))
+        raise Refused(Problem(given.search, _("it is a run, and no search."), _("truba status shows what it came to.")))
     if given.number < 1:
-        raise Refused(Problem(f"-n {given.number}", "it is how many of the best are wanted.", "Give 1 or more."))
+        raise Refused(Problem(f"-n {given.number}", _("it is how many of the best are wanted."), _("Give 1 or more.")))
     state = read_state(search)
     trials = ranked(state)[: given.number] if state else []
     if not trials:
-        raise Failed(f"{search.id} has no trial yet that came to a score; truba status {search.id} shows where it is")
+        raise Failed(
+            _(
+                "{search} has no trial yet that came to a score; truba status {search} shows where it is",
+                search=search.id,
+            )
+        )
     from truba_runner.search import again
 
     if given.evaluate:
@@ -42,23 +48,23 @@ def main(arguments: Sequence[str]) -> int:
         print_json({"search": search.id, "best": rows, "experiment": text})
         return 0
     if not search.result():
-        print(f"{search.id} is not over: these are the best so far", file=sys.stderr)
+        print(_("{search} is not over: these are the best so far", search=search.id), file=sys.stderr)
     _print(rows, state["objective"]["name"])
-    print(f"\nwritten: {given.out}" if given.out else f"\n{text}")
+    print("\n" + (_("written: {file}", file=given.out) if given.out else text))
     return 0
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser(
-        "best", "The best trials of a search, what their models are worth on held-out data, and the experiment."
+        "best", _("The best trials of a search, what their models are worth on held-out data, and the experiment.")
     )
-    options.add_argument("search", help="a search's id, or any unique beginning of it")
-    options.add_argument("-n", "--number", type=int, default=1, metavar="N", help="so many of the best (default: 1)")
+    options.add_argument("search", help=_("a search's id, or any unique beginning of it"))
+    options.add_argument("-n", "--number", type=int, default=1, metavar="N", help=_("so many of the best (default: 1)"))
     options.add_argument(
-        "--out", type=Path, metavar="FILE", help="write the best one's experiment, conf/experiment/NAME.yaml"
+        "--out", type=Path, metavar="FILE", help=_("write the best one's experiment, conf/experiment/NAME.yaml")
     )
     options.add_argument(
-        "--evaluate", action="store_true", help="rebuild and evaluate those that are not yet, on this machine"
+        "--evaluate", action="store_true", help=_("rebuild and evaluate those that are not yet, on this machine")
     )
     return options.parse_args(arguments)
 
@@ -78,15 +84,17 @@ def _row(search: SearchDir, place: int, trial: Mapping[str, Any]) -> dict[str, A
 
 def _write(file: Path, text: str) -> None:
     if file.exists():
-        raise Refused(Problem(f"--out {file}", "there is such a file already.", "Choose another name."))
+        raise Refused(Problem(f"--out {file}", _("there is such a file already."), _("Choose another name.")))
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
 
 
 def _print(rows: Sequence[Mapping[str, Any]], objective: str) -> None:
     for row in rows:
-        print(f"{row['place']}. trial {row['trial']}: {objective} {row['score']:.6g}  {json.dumps(row['values'])}")
+        told = _("{place}. trial {trial}: {objective} {score:.6g}", place=row["place"], trial=row["trial"],
+                 objective=objective, score=row["score"])  # fmt: skip
+        print(f"{told}  {json.dumps(row['values'])}")
         if row["metrics"]:
             print(f"   {format_metrics(row['metrics'])}\n   {row['model']}")
         else:
-            print("   not evaluated; --evaluate does it here, in the foreground")
+            print("   " + _("not evaluated; --evaluate does it here, in the foreground"))

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from truba_runner.commands import parser, print_json
+from truba_runner.language import _
 from truba_runner.rundir import write_atomically
 
 
 def main(arguments: Sequence[str]) -> int:
     """Writes the file, and says how it is used."""
     options = parser(
-        "bundle", "Makes one file of the program and what it needs, to be copied to a cluster and run there."
+        "bundle", _("Makes one file of the program and what it needs, to be copied to a cluster and run there.")
     )
-    options.add_argument("--out", type=Path, default=Path("truba.pyz"), metavar="FILE", help="default: truba.pyz")
+    options.add_argument("--out", type=Path, default=Path("truba.pyz"), metavar="FILE", help=_("default: truba.pyz"))
     given = options.parse_args(arguments)
 
     from truba_runner import bundle
@@ -28,5 +29,6 @@ def main(arguments: Sequence[str]) -> int:
         print_json(about)
     else:
         print(f"{about['file']}: {len(made) / 1e6:.1f} MB, sha256 {about['sha256']}")
-        print(f"  copy it to the cluster; there: python3 {given.out.name} +experiment=mnist")
+        command = f"python3 {given.out.name} +experiment=mnist"
+        print("  " + _("copy it to the cluster; there: {command}", command=command))
     return 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from truba_runner import places
 from truba_runner.commands import parser, print_json
 from truba_runner.errors import Failed
+from truba_runner.language import _
 from truba_runner.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -20,15 +21,19 @@ if TYPE_CHECKING:
 _MOST_STARTS = 4
 # What two runs of the same config may differ in.
 _CLOCKS = {"seconds"}
+# How a run begins to warn, in either language: its log may be in another than the one that is read here.
+_WARNS = ("WARNING: ", "UYARI: ")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Trains the experiment twice, once broken on purpose, and compares; 0 where nothing was lost."""
     options = parser(
-        "drill", "Trains a short run twice, once interrupted by a signal and by a kill, and compares both."
+        "drill", _("Trains a short run twice, once interrupted by a signal and by a kill, and compares both.")
     )
-    options.add_argument("what", nargs="+", help="a run, or an experiment as for a run: +experiment=mnist KEY=VALUE…")
-    options.add_argument("--epochs", type=int, default=2, help="train so many epochs at most (default: 2)")
+    options.add_argument(
+        "what", nargs="+", help=_("a run, or an experiment as for a run: +experiment=mnist KEY=VALUE…")
+    )
+    options.add_argument("--epochs", type=int, default=2, help=_("train so many epochs at most (default: 2)"))
     given = options.parse_args(arguments)
 
     from truba_runner.config import Drill
@@ -71,7 +76,7 @@ def _trained(experiment: Experiment, which: str, drill: Drill, overrides: Sequen
 
     named = replace(experiment, name=f"{experiment.name}-drill-{which}", drill=drill)
     named = replace(named, launcher=replace(experiment.launcher, wait=True), fresh=True)
-    for _ in range(_MOST_STARTS):
+    for _start in range(_MOST_STARTS):
         outcome = launch(named, " ".join(overrides))
         run = RunDir(Path(outcome.run_dir))
         if run.result():
@@ -79,7 +84,7 @@ def _trained(experiment: Experiment, which: str, drill: Drill, overrides: Sequen
         named = replace(named, fresh=False)
         if experiment.cluster.scheduler == "slurm":
             break
-    raise Failed(f"the drill's run {run.id} did not come through; truba logs {run.id} shows why")
+    raise Failed(_("the drill's run {run} did not come through; truba logs {run} shows why", run=run.id))
 
 
 def compared(whole: RunDir, cut: RunDir) -> dict[str, Any]:
@@ -100,7 +105,7 @@ def _warnings(run: RunDir) -> list[str]:
     logs = sorted(run.logs.glob("*_log.out"), key=lambda log: log.stat().st_mtime)
     lines = [line for log in logs for line in log.read_text(errors="replace").splitlines()]
     # TensorFlow begins a line of its own like that.
-    return list(dict.fromkeys(line for line in lines if line.startswith("WARNING: ") and "absl::" not in line))
+    return list(dict.fromkeys(line for line in lines if line.startswith(_WARNS) and "absl::" not in line))
 
 
 def _history(run: RunDir) -> list[dict[str, str]]:
@@ -110,10 +115,20 @@ def _history(run: RunDir) -> list[dict[str, str]]:
 
 def _print(report: dict[str, Any]) -> None:
     whole, cut = report["runs"]
-    print(f"{cut} was interrupted by a signal and by a kill, {whole} was not; {report['steps']} steps each")
-    for key in ("same_weights", "same_history"):
-        print(f"  {key.replace('_', ' '):20} {'yes, bit for bit' if report[key] else 'NO'}")
-    for key in ("restarts", "requeues", "steps_lost", "seconds_restoring"):
-        print(f"  {key.replace('_', ' '):20} {report[key]}")
+    print(_("{cut} was interrupted by a signal and by a kill, {whole} was not; {steps} steps each",
+            cut=cut, whole=whole, steps=report["steps"]))  # fmt: skip
+    words = {
+        "same_weights": _("same weights"),
+        "same_history": _("same history"),
+        "restarts": _("restarts"),
+        "requeues": _("requeues"),
+        "steps_lost": _("steps lost"),
+        "seconds_restoring": _("seconds restoring"),
+    }
+    for key, word in words.items():
+        value = report[key]
+        if isinstance(value, bool):
+            value = _("yes, bit for bit") if value else _("NO")
+        print(f"  {word:20} {value}")
     for line in report["warnings"]:
         print(f"  {line}")

@@ -9,18 +9,25 @@ from urllib.parse import urlsplit
 
 from truba_runner.commands import parser, print_json
 from truba_runner.errors import Failed, Problem, Refused
+from truba_runner.language import _, marked
 
 if TYPE_CHECKING:
     from truba_runner.config import Source
 
+# What became of a file, in --json, and how it is said.
+_STATES = {
+    "there already": marked("{file}: there already, in {path}"),
+    "staged": marked("{file}: staged, in {path}"),
+}
+
 
 def main(arguments: Sequence[str]) -> int:
     """Downloads what is needed, or copies those files that `--from` names."""
-    options = parser("stage", "Puts the data that an experiment needs into its data folder: downloaded, or copied.")
-    options.add_argument("override", nargs="+", help="the experiment, as for a run: +experiment=mnist KEY=VALUE…")
+    options = parser("stage", _("Puts the data that an experiment needs into its data folder: downloaded, or copied."))
+    options.add_argument("override", nargs="+", help=_("the experiment, as for a run: +experiment=mnist KEY=VALUE…"))
     options.add_argument(
         "--from", dest="origins", action="append", default=[], metavar="FILE",
-        help="only this file, from a path or URL in place of its own; may be given again for another one",
+        help=_("only this file, from a path or URL in place of its own; may be given again for another one"),
     )  # fmt: skip
     given = options.parse_args(arguments)
 
@@ -31,8 +38,8 @@ def main(arguments: Sequence[str]) -> int:
     needed = data.needed(experiment)
     if not needed:
         raise Refused(
-            Problem(f"data.name={experiment.data.name}", "it needs no file, as far as data.sources tells.",
-                    "There is nothing to stage.")
+            Problem(f"data.name={experiment.data.name}", _("it needs no file, as far as data.sources tells."),
+                    _("There is nothing to stage."))
         )  # fmt: skip
     origins = _assigned(given.origins, needed)
     folder, lacking = Path(experiment.data.folder), data.missing(experiment)
@@ -42,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         print_json(done)
     else:
         for one in done:
-            print(f"{one['file']}: {one['state']}, in {one['path']}")
+            print(_(_STATES[one["state"]], **one))
     return 0
 
 
@@ -52,11 +59,13 @@ def _assigned(origins: Sequence[str], needed: Sequence[Source]) -> dict[str, str
     assigned = {}
     for origin in origins:
         if "://" not in origin and not Path(origin).is_file():
-            raise Refused(Problem(f"--from {origin}", "there is no such file.", "Give its path, or a URL."))
+            raise Refused(Problem(f"--from {origin}", _("there is no such file."), _("Give its path, or a URL.")))
         name = PurePosixPath(urlsplit(origin).path).name if "://" in origin else Path(origin).name
         if len(needed) > 1 and name not in names:
-            rule = f"the experiment needs {' and '.join(names)}, and this is none of them by its name."
-            raise Refused(Problem(f"--from {origin}", rule, "Give the file its original name."))
+            rule = _(
+                "the experiment needs {names}, and this is none of them by its name.", names=_(" and ").join(names)
+            )
+            raise Refused(Problem(f"--from {origin}", rule, _("Give the file its original name.")))
         assigned[names.get(name, needed[0].file)] = origin
     return assigned
 
@@ -73,7 +82,12 @@ def _staged(folder: Path, source: Source, origin: str | None, lacking: bool) -> 
         data.stage(folder, source, origin or source.url)
     except OSError as error:
         raise Failed(
-            f"{path.name} could not be staged: {error}. Fetch {source.url or source.page} on a machine that can, "
-            f"copy it here, and add --from {path.name}"
+            _(
+                "{file} could not be staged: {error}. Fetch {source} on a machine that can, copy it here, and add "
+                "--from {file}",
+                file=path.name,
+                error=error,
+                source=source.url or source.page,
+            )
         ) from error
     return {**record, "state": "staged"}

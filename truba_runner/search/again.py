@@ -10,6 +10,7 @@ from typing import Any
 from truba_runner import provenance
 from truba_runner.config import Experiment, experiment_from
 from truba_runner.errors import Failed
+from truba_runner.language import _
 from truba_runner.local import with_package
 from truba_runner.search.directory import SearchDir
 from truba_runner.search.ending import experiment_yaml, prepare_best
@@ -29,7 +30,7 @@ def evaluate(search: SearchDir, state: State, trials: Sequence[Mapping[str, Any]
     """
     code = provenance.passed_on(search.submitted())
     for trial in trials:
-        run, _ = prepare_best(search, _experiment(search), state, trial)
+        run, _epoch = prepare_best(search, _experiment(search), state, trial)
         if run.result():
             continue
         run.append_submission({"event": "leased", **code})
@@ -40,7 +41,12 @@ def evaluate(search: SearchDir, state: State, trials: Sequence[Mapping[str, Any]
             check=False,
         )
         if done.returncode:
-            raise Failed(f"the model of trial {trial['trial_id']} could not be evaluated; the lines above show why")
+            raise Failed(
+                _(
+                    "the model of trial {trial} could not be evaluated; the lines above show why",
+                    trial=trial["trial_id"],
+                )
+            )
 
 
 def _experiment(search: SearchDir) -> Experiment:

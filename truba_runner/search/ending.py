@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from truba_runner.config import Experiment
+from truba_runner.language import _, counted
 from truba_runner.rundir import RunDir, write_atomically
 from truba_runner.search import trials
 from truba_runner.search.directory import SearchDir
@@ -31,7 +32,10 @@ def conclude(
     for trial in best[: experiment.sweep.best_models]:
         run, epoch = prepare_best(search, experiment, state, trial)
         if not run.result() and evaluate(run):
-            print(f"the model of trial {trial['trial_id']} could not be evaluated; see {run.logs}", flush=True)
+            told = _(
+                "the model of trial {trial} could not be evaluated; see {logs}", trial=trial["trial_id"], logs=run.logs
+            )
+            print(told, flush=True)
         result = run.result()
         model = str(run.path / result["model"]) if "model" in result else ""
         metrics = result.get("metrics", {})
@@ -65,10 +69,19 @@ def _about(trial: Mapping[str, Any]) -> dict[str, Any]:
 def _print_summary(state: State, best: Sequence[Mapping[str, Any]]) -> None:
     objective = state["objective"]
     failed = sum(trial["status"] == "FAILED" for trial in state["trials"].values())
-    print(f"\nresults: {len(best)} trials with a score, {failed} failed; {objective['name']}, {objective['direction']}")
+    told = counted(
+        "results: {count} trial with a score, {failed} failed; {objective}, {direction}",
+        "results: {count} trials with a score, {failed} failed; {objective}, {direction}",
+        len(best),
+        failed=failed,
+        objective=objective["name"],
+        direction=objective["direction"],
+    )
+    print(f"\n{told}")
     for trial in best[:_SHOWN]:
         values = "  ".join(f"{name} {value}" for name, value in own_values(trial).items())
-        print(f"  trial {trial['trial_id']}: {trial['score']:.6g}  {values}", flush=True)
+        told = _("trial {trial}: {score:.6g}", trial=trial["trial_id"], score=trial["score"])
+        print(f"  {told}  {values}", flush=True)
 
 
 # -- the best model ----------------------------------------------------------------------------------------------
@@ -111,7 +124,8 @@ def experiment_yaml(search: SearchDir, experiment: Experiment, state: State, tri
     import yaml
 
     best = _runs(search, experiment, state, trial)[0].read_config()
-    about = f"trial {trial['trial_id']}, {state['objective']['name']} {trial['score']:.6g}"
+    about = _("The best of a search ({kind}): trial {trial}, {objective} {score:.6g}.", kind=experiment.sweep.kind,
+              trial=trial["trial_id"], objective=state["objective"]["name"], score=trial["score"])  # fmt: skip
     config: dict[str, Any] = {
         "name": f"{experiment.name}-best",
         "job": best["job"],
@@ -124,4 +138,4 @@ def experiment_yaml(search: SearchDir, experiment: Experiment, state: State, tri
         },
     }
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-    return f"# @package _global_\n# The best of a search ({experiment.sweep.kind}): {about}.\n{text}"
+    return f"# @package _global_\n# {about}\n{text}"

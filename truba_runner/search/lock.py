@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from truba_runner.errors import Failed
+from truba_runner.language import _
 from truba_runner.rundir import write_atomically
 
 KINDS = ("auto", "fcntl", "file")
@@ -67,8 +68,12 @@ def check(folder: Path) -> None:
     """
     if _text(folder / "lock.kind") == "fcntl" and not fcntl_works(folder):
         raise Failed(
-            f"{folder} is locked with fcntl (its lock.kind), which does not work on {socket.gethostname()}. Start the "
-            "search in another directory with sweep.lock=file, or keep away from this node."
+            _(
+                "{folder} is locked with fcntl (its lock.kind), which does not work on {host}. Start the search in "
+                "another directory with sweep.lock=file, or keep away from this node.",
+                folder=folder,
+                host=socket.gethostname(),
+            )
         )
 
 
@@ -101,7 +106,11 @@ class FcntlLock:
         """
         self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            _wait_for(self._try, self._wait_seconds, lambda: f"{self._path} is held by {_text(self._path) or '?'}")
+            _wait_for(
+                self._try,
+                self._wait_seconds,
+                lambda: _("{path} is held by {holder}", path=self._path, holder=_text(self._path) or "?"),
+            )
         except BaseException:
             os.close(self._handle)
             raise
@@ -292,6 +301,8 @@ def _wait_for(attempt: Callable[[], bool], seconds: float, holder: Callable[[], 
     deadline, pause = time.monotonic() + seconds, 0.005
     while not attempt():
         if time.monotonic() > deadline:
-            raise Failed(f"the search's lock was not free within {seconds:.0f} s: {holder()}")
+            raise Failed(
+                _("the search's lock was not free within {seconds:.0f} s: {holder}", seconds=seconds, holder=holder())
+            )
         time.sleep(pause)
         pause = min(2 * pause, 0.1)

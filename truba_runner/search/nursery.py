@@ -23,6 +23,7 @@ from typing import Any
 
 from truba_runner.config import schema
 from truba_runner.errors import Failed
+from truba_runner.language import _
 
 _PR_SET_PDEATHSIG = 1
 _ATTEMPTS = 3
@@ -63,7 +64,7 @@ class Nursery:
         Raises:
             truba_runner.errors.Failed: an import failed, or the machine has no room for a process.
         """
-        for _ in range(_ATTEMPTS):
+        for _attempt in range(_ATTEMPTS):
             if self._process is None or self._process.poll() is not None:
                 self.close()
                 self._open()
@@ -74,7 +75,7 @@ class Nursery:
                 return int(answer["pid"])
             # It was killed since; it holds nothing that another has not.
             self.close()
-        raise Failed("the process that starts the trials has died again and again; the log shows why")
+        raise Failed(_("the process that starts the trials has died again and again; the log shows why"))
 
     def _ask(self, call: Call) -> dict[str, Any]:
         assert self._socket is not None  # noqa: S101
@@ -121,7 +122,7 @@ class Nursery:
             if not (more := self._socket.recv(_CHUNK_BYTES)):
                 return {}
             self._received += more
-        line, _, self._received = self._received.partition(b"\n")
+        line, _newline, self._received = self._received.partition(b"\n")
         return dict(json.loads(line))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from truba_runner.config import Sweep
 from truba_runner.errors import Failed
+from truba_runner.language import _
 from truba_runner.search import hyperband
 from truba_runner.search.space import declare
 
@@ -36,7 +37,7 @@ def make(sweep: Sweep) -> Any:
         declare(sweep.space, hp)
         oracle = _MAKERS[sweep.kind](sweep, common)
     except (TypeError, ValueError) as error:
-        raise Failed(f"Keras Tuner refuses the search: {error}") from error
+        raise Failed(_("Keras Tuner refuses the search: {error}", error=error)) from error
     # The whole state is one file, written by the caller.
     oracle.save = lambda: None
     oracle._save_trial = lambda trial: None
@@ -56,8 +57,11 @@ def objective(sweep: Sweep) -> Any:
     direction = sweep.direction or infer_metric_direction(sweep.objective)
     if direction is None:
         raise Failed(
-            f"sweep.objective={sweep.objective}: whether it is to be small or large is not known, as Keras has no "
-            "metric of this name. Set sweep.direction=min or sweep.direction=max."
+            _(
+                "sweep.objective={objective}: whether it is to be small or large is not known, as Keras has no metric "
+                "of this name. Set sweep.direction=min or sweep.direction=max.",
+                objective=sweep.objective,
+            )
         )
     return keras_tuner.Objective(sweep.objective, direction)
 

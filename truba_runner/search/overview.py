@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from truba_runner.language import _
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
 from truba_runner.search import leases
@@ -26,7 +27,7 @@ def standing(search: SearchDir, jobs: Mapping[str, Job] | None) -> RunState:
     running = sum(one.state == "RUNNING" for one in live)
     if live:
         return RunState("RUNNING" if running else live[0].state, live=True, job=None, why=live[0].why)
-    why = next((one.why for one in states if one.why), "it has no worker")
+    why = next((one.why for one in states if one.why), _("it has no worker"))
     return RunState(states[0].state if states else "UNKNOWN", live=False, job=None, why=why)
 
 
@@ -91,7 +92,7 @@ def _trial(search: SearchDir, state: State, trial_id: str) -> dict[str, Any]:
 def _why(trial: Mapping[str, Any]) -> str:
     message = (trial["message"] or "").strip()
     if trial["status"] == "FAILED" and not message:
-        return "its objective is no number"
+        return _("its objective is no number")
     return message.splitlines()[0] if message else ""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from truba_runner import recipe
 from truba_runner.errors import Problem
+from truba_runner.language import _
 from truba_runner.recipe import Fit, Rate
 
 
@@ -22,8 +23,11 @@ def problems(stages: Sequence[Any]) -> Iterator[Problem]:
     if not isinstance(last, Mapping) or next(iter(last), "") not in recipe.TRAINING:
         yield Problem(
             "sweep=hyperband",
-            f"it decides how many epochs the last stage of train.recipe has, and {last} has none.",
-            f"End the recipe with one that trains: {', '.join(recipe.TRAINING)}; or choose random, bayesian or grid.",
+            _("it decides how many epochs the last stage of train.recipe has, and {last} has none.", last=last),
+            _(
+                "End the recipe with one that trains: {methods}; or choose random, bayesian or grid.",
+                methods=", ".join(recipe.TRAINING),
+            ),
         )
 
 

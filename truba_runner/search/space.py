@@ -14,6 +14,7 @@ from truba_runner import lr_find
 from truba_runner.backends import TRAITS
 from truba_runner.config import Experiment, Job, Notify, Sweep
 from truba_runner.errors import Problem, nearest
+from truba_runner.language import _, marked
 from truba_runner.search import rounds
 from truba_runner.search.records import OWN
 
@@ -113,31 +114,37 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     ):
         if value not in valid:
             yield Problem(
-                f"sweep.{key}={value}", "there is no such choice.", nearest(value, [one for one in valid if one])
+                f"sweep.{key}={value}", _("there is no such choice."), nearest(value, [one for one in valid if one])
             )
     for key, least in _LEAST.items():
         value = getattr(sweep, key)
         if value is not None and value < least:
-            yield Problem(f"sweep.{key}={value}", f"it must be {least} or more.", f"Set sweep.{key}={least}.")
+            yield Problem(
+                f"sweep.{key}={value}",
+                _("it must be {least} or more.", least=least),
+                _("Set sweep.{key}={least}.", key=key, least=least),
+            )
     if not sweep.objective:
-        yield Problem("sweep.objective=", "a search needs a metric to go by.", "Set sweep.objective=val_loss.")
+        yield Problem("sweep.objective=", _("a search needs a metric to go by."), _("Set sweep.objective=val_loss."))
     if "/" in sweep.directory or sweep.directory.startswith("."):
         yield Problem(
-            f"sweep.directory={sweep.directory}", "it is a folder's name in cluster.runs_folder.", "Leave out the path."
+            f"sweep.directory={sweep.directory}",
+            _("it is a folder's name in cluster.runs_folder."),
+            _("Leave out the path."),
         )
     ordinary = Sweep()
     for key, remedy in _OF_MANY_RUNS.items():
         if getattr(sweep, key) != getattr(ordinary, key):
             yield Problem(
                 f"sweep.{key}={getattr(sweep, key)}",
-                f"a search (sweep={sweep.kind}) hands out its trials itself.",
-                remedy,
+                _("a search (sweep={kind}) hands out its trials itself.", kind=sweep.kind),
+                _(remedy),
             )
     if experiment.resources.nodes > 1:
         yield Problem(
             f"resources.nodes={experiment.resources.nodes}",
-            "a worker of a search trains on one node, and there are as many as sweep.workers says.",
-            "Set resources.nodes=1.",
+            _("a worker of a search trains on one node, and there are as many as sweep.workers says."),
+            _("Set resources.nodes=1."),
         )
     yield from _backend_problems(experiment)
     for name, entry in sweep.space.items():
@@ -150,8 +157,8 @@ def _backend_problems(experiment: Experiment) -> Iterator[Problem]:
     if backend in TRAITS and TRAITS[backend].task_per_gpu and experiment.resources.gpus > 1:
         yield Problem(
             f"resources.gpus={experiment.resources.gpus}",
-            f"a worker of a search is one process, and the {backend} backend has one for each GPU.",
-            "Set resources.gpus=1, and more of sweep.workers.",
+            _("a worker of a search is one process, and the {backend} backend has one for each GPU.", backend=backend),
+            _("Set resources.gpus=1, and more of sweep.workers."),
         )
     if backend != "fastai":
         return
@@ -161,18 +168,18 @@ def _backend_problems(experiment: Experiment) -> Iterator[Problem]:
         if "." not in str(name):
             yield Problem(
                 f"sweep.space.{name}",
-                "no build_model(hp) asks for it: the backend is fastai.",
-                f"Write it as job.options.{name}, which build_learner is given.",
+                _("no build_model(hp) asks for it: the backend is fastai."),
+                _("Write it as job.options.{name}, which build_learner is given.", name=name),
             )
 
 
 # How the runs of -m are handed to Slurm, and what there is for a search.
 _OF_MANY_RUNS = {
-    "max_parallel": "Set sweep.workers: so many trials run at once.",
-    "canary": "Leave it out: three failures in a row end a search (sweep.max_consecutive_failed_trials).",
-    "pack": "Leave it out; sweep.workers says how many trials run at once.",
-    "share_gpus": "Leave it out.",
-    "sweeper_partition": "Leave it out: no process of a search waits on the login node.",
+    "max_parallel": marked("Set sweep.workers: so many trials run at once."),
+    "canary": marked("Leave it out: three failures in a row end a search (sweep.max_consecutive_failed_trials)."),
+    "pack": marked("Leave it out; sweep.workers says how many trials run at once."),
+    "share_gpus": marked("Leave it out."),
+    "sweeper_partition": marked("Leave it out: no process of a search waits on the login node."),
 }
 _LOCKS = ("auto", "fcntl", "file")
 _LEAST = {
@@ -189,35 +196,44 @@ def warnings(experiment: Experiment) -> Iterator[str]:
     sweep = experiment.sweep
     if sweep.kind == "hyperband" and sweep.max_trials is not None:
         yield (
-            f"sweep.max_trials={sweep.max_trials} is left out: Keras Tuner's Hyperband takes no such argument, its "
-            "number of trials follows from max_epochs, factor and hyperband_iterations."
+            _(
+                "sweep.max_trials={max_trials} is left out: Keras Tuner's Hyperband takes no such argument, its number "
+                "of trials follows from max_epochs, factor and hyperband_iterations.",
+                max_trials=sweep.max_trials,
+            )
         )
     if sweep.kind in KINDS and sweep.workers > 1 and experiment.cluster.scheduler != "slurm":
-        yield f"sweep.workers={sweep.workers}: a search on this machine has one worker."
+        yield _("sweep.workers={workers}: a search on this machine has one worker.", workers=sweep.workers)
 
 
 def _entry_problems(experiment: Experiment, name: str, entry: Any) -> Iterator[Problem]:
     where = f"sweep.space.{name}"
     if not isinstance(entry, Mapping) or len(entry) != 1 or next(iter(entry)) not in _ARGUMENTS:
-        yield Problem(where, f"it is one of {', '.join(_ARGUMENTS)} with its arguments.", _EXAMPLE)
+        yield Problem(where, _("it is one of {kinds} with its arguments.", kinds=", ".join(_ARGUMENTS)), _(_EXAMPLE))
         return
     ((kind, given),) = entry.items()
     if given is not None and not isinstance(given, Mapping) and not (kind == "choice" and isinstance(given, list)):
-        yield Problem(where, f"{kind} takes named arguments.", _EXAMPLE)
+        yield Problem(where, _("{kind} takes named arguments.", kind=kind), _(_EXAMPLE))
         return
-    arguments, (_, needed, optional) = _named(kind, given), _ARGUMENTS[kind]
+    arguments, (_method, needed, optional) = _named(kind, given), _ARGUMENTS[kind]
     for key in needed:
         if key not in arguments:
-            yield Problem(where, f"{kind} needs {' and '.join(needed)}.", f"Add {key}.")
+            yield Problem(
+                where,
+                _("{kind} needs {arguments}.", kind=kind, arguments=_(" and ").join(needed)),
+                _("Add {key}.", key=key),
+            )
     for key in arguments:
         if key not in (*needed, *optional):
             yield Problem(
-                f"{where}.{kind}.{key}", f"{kind} takes no such argument.", nearest(key, (*needed, *optional))
+                f"{where}.{kind}.{key}",
+                _("{kind} takes no such argument.", kind=kind),
+                nearest(key, (*needed, *optional)),
             )
     yield from _name_problems(experiment, name)
 
 
-_EXAMPLE = "Write for example {choice: [0.1, 0.01]} or {int: {min_value: 32, max_value: 512, step: 32}}."
+_EXAMPLE = marked("Write for example {choice: [0.1, 0.01]} or {int: {min_value: 32, max_value: 512, step: 32}}.")
 
 
 def _name_problems(experiment: Experiment, name: str) -> Iterator[Problem]:
@@ -226,9 +242,9 @@ def _name_problems(experiment: Experiment, name: str) -> Iterator[Problem]:
         return
     if section not in _SECTIONS:
         yield Problem(
-            f"sweep.space.{name}", "it is no setting that a network is trained by.", nearest(section, _SECTIONS)
+            f"sweep.space.{name}", _("it is no setting that a network is trained by."), nearest(section, _SECTIONS)
         )
         return
     valid = [field.name for field in dataclasses.fields(getattr(experiment, section))]
     if key not in valid:
-        yield Problem(f"sweep.space.{name}", "there is no such key.", nearest(key, valid))
+        yield Problem(f"sweep.space.{name}", _("there is no such key."), nearest(key, valid))

@@ -13,6 +13,7 @@ from typing import Any
 from truba_runner.config import Experiment, Sweep
 from truba_runner.errors import Failed, nearest
 from truba_runner.identity import training_hash
+from truba_runner.language import _
 from truba_runner.search import leases, oracle, trials
 from truba_runner.search.directory import SearchDir
 from truba_runner.search.leases import Lease, Worker
@@ -60,8 +61,11 @@ def begin(path: str, about: dict[str, Any], worker: list[str], code: dict[str, A
         _discover(opened, submitted.load(code, Path(scratch)), made)
     if not made.hyperparameters.space:
         raise Failed(
-            f"there is nothing to search: {code['job_file']} has no build_model(hp) that asks for a hyperparameter, "
-            "and sweep.space is empty. Take values from hp there, or name keys of the config in sweep.space."
+            _(
+                "there is nothing to search: {file} has no build_model(hp) that asks for a hyperparameter, and "
+                "sweep.space is empty. Take values from hp there, or name keys of the config in sweep.space.",
+                file=code["job_file"],
+            )
         )
     _warn_of_small_space(opened.sweep, made)
     with opened.store.transaction() as state:
@@ -97,9 +101,13 @@ def _warn_of_small_space(sweep: Sweep, made: Any) -> None:
     combinations = math.prod(count or 1 for count in counts)
     if None not in counts and combinations < first:
         print(
-            f"WARNING: the space has {combinations} combinations, and Hyperband's first bracket begins with {first}: "
-            "Keras Tuner ends such a search with its first round. A smaller sweep.max_epochs or a larger space lets it "
-            "go on.",
+            _(
+                "WARNING: the space has {combinations} combinations, and Hyperband's first bracket begins with "
+                "{first}: Keras Tuner ends such a search with its first round. A smaller sweep.max_epochs or a larger "
+                "space lets it go on.",
+                combinations=combinations,
+                first=first,
+            ),
             flush=True,
         )
 
@@ -193,7 +201,11 @@ def _report(made: Any, trial: Any, runs: list[dict[str, list[float]]], ended: An
     known = histories[0].history
     if any(name not in one.history for one in histories):
         ended.status = "FAILED"
-        ended.message = f"sweep.objective={name}: the training has no such metric. {nearest(name, known)}"
+        ended.message = _(
+            "sweep.objective={name}: the training has no such metric. {nearest}",
+            name=name,
+            nearest=nearest(name, known),
+        )
         state["failed"] = ended.message
         return
     metrics = tuner_utils.convert_to_metrics_dict(histories, made.objective)
@@ -202,12 +214,17 @@ def _report(made: Any, trial: Any, runs: list[dict[str, list[float]]], ended: An
 
 def _in_words(made: Any, trial: Any) -> str:
     best = [one for one in made.get_best_trials(1) if one.score is not None]
-    so_far = f"; best so far {best[0].score:.6g} (trial {best[0].trial_id})" if best else ""
+    reason = next(iter((trial.message or "").strip().splitlines()), _("its objective is no number"))
     if trial.status == "COMPLETED":
-        return f"trial {trial.trial_id}: {made.objective.name} {trial.score:.6g}{so_far}"
-    reason = (trial.message or "").strip().splitlines()
-    status = "failed" if trial.status == "FAILED" else "failed, and is tried again"
-    return f"trial {trial.trial_id} {status}: {reason[0] if reason else 'its objective is no number'}{so_far}"
+        told = _("trial {trial}: {objective} {score:.6g}", trial=trial.trial_id, objective=made.objective.name,
+                 score=trial.score)  # fmt: skip
+    elif trial.status == "FAILED":
+        told = _("trial {trial} failed: {reason}", trial=trial.trial_id, reason=reason)
+    else:
+        told = _("trial {trial} failed, and is tried again: {reason}", trial=trial.trial_id, reason=reason)
+    if best:
+        told += "; " + _("best so far {score:.6g} (trial {trial})", score=best[0].score, trial=best[0].trial_id)
+    return told
 
 
 def _ask(opened: Opened, state: State, made: Any, worker: Worker, dead: list[str]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from truba_runner.errors import Failed
+from truba_runner.language import _
 from truba_runner.rundir import write_atomically
 from truba_runner.search.directory import SearchDir
 from truba_runner.search.lock import Lock
@@ -43,9 +44,14 @@ class Store:
         state = read_state(self._search)
         if state and state["identity"] != self._identity:
             raise Failed(
-                f"{self._search.path} holds the state of another search ({state['identity']}, and this is "
-                f"{self._identity}): its space, its objective or the experiment differ. Choose another directory with "
-                "sweep.directory=NAME, or start anew beside it with fresh=true."
+                _(
+                    "{folder} holds the state of another search ({other}, and this is {identity}): its space, its "
+                    "objective or the experiment differ. Choose another directory with sweep.directory=NAME, or start "
+                    "anew beside it with fresh=true.",
+                    folder=self._search.path,
+                    other=state["identity"],
+                    identity=self._identity,
+                )
             )
         return state
 
@@ -65,7 +71,9 @@ class Store:
                 return
             content = _text({"format": FORMAT, "identity": self._identity, **state})
             if not lock.held():
-                raise Failed(f"the lock of {self._search.path} was broken by another: this process stood still")
+                raise Failed(
+                    _("the lock of {folder} was broken by another: this process stood still", folder=self._search.path)
+                )
             write_atomically(self._search.state_file, content.encode())
 
     def stamp(self) -> tuple[int, int]:
@@ -92,7 +100,11 @@ def read_state(search: SearchDir) -> State:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise Failed(f"{search.state_file} is damaged ({error}); start anew beside it with fresh=true") from error
+        raise Failed(
+            _("{file} is damaged ({error}); start anew beside it with fresh=true", file=search.state_file, error=error)
+        ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise Failed(f"{search.state_file} is of another version of truba_runner; start anew with fresh=true")
+        raise Failed(
+            _("{file} is of another version of truba_runner; start anew with fresh=true", file=search.state_file)
+        )
     return state

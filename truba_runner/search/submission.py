@@ -16,6 +16,7 @@ from truba_runner import job_module, places, provenance, rundir, scheduler, snap
 from truba_runner.config import Experiment
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.identity import run_id, training_hash
+from truba_runner.language import _
 from truba_runner.rundir import RunDir
 from truba_runner.search.directory import SearchDir
 from truba_runner.search.lock import lock_for
@@ -103,8 +104,8 @@ def directory(experiment: Experiment) -> SearchDir:
         raise Refused(
             Problem(
                 f"{error.filename}",
-                f"{getpass.getuser()} may not look into it: it is another user's.",
-                "Choose a folder of your own with cluster.runs_folder=FOLDER.",
+                _("{user} may not look into it: it is another user's.", user=getpass.getuser()),
+                _("Choose a folder of your own with cluster.runs_folder=FOLDER."),
             )
         ) from error
     return search
@@ -116,12 +117,26 @@ def _refuse_another(search: SearchDir, experiment: Experiment) -> None:
     known = experiment_from(search.read_config())
     if training_hash(known) == training_hash(experiment):
         return
-    kind = f"a search ({known.sweep.kind} over {known.name})" if known.sweep.kind else "an ordinary run"
+    rule = _(
+        "{path} belongs to an ordinary run of another config; two searches in one would spoil each other.",
+        path=search.path,
+    )
+    if known.sweep.kind:
+        rule = _(
+            "{path} belongs to a search ({kind} over {name}) of another config; two searches in one would spoil each "
+            "other.",
+            path=search.path,
+            kind=known.sweep.kind,
+            name=known.name,
+        )
     raise Refused(
         Problem(
             f"sweep.directory={search.id}",
-            f"{search.path} belongs to {kind} of another config; two searches in one would spoil each other.",
-            "Choose another name, leave it out for one of the search's own, or begin anew beside it with fresh=true.",
+            rule,
+            _(
+                "Choose another name, leave it out for one of the search's own, or begin anew beside it with "
+                "fresh=true."
+            ),
         )
     )
 
@@ -143,8 +158,8 @@ def refuse_what_cannot_go_on(searches: Sequence[Prepared]) -> None:
     for prepared in searches:
         identity = training_hash(prepared.experiment)
         if kinds.setdefault(prepared.run.id, identity) != identity:
-            rule = "several searches of this command would have it, and spoil each other."
-            remedy = "Leave it out: each has one of its own."
+            rule = _("several searches of this command would have it, and spoil each other.")
+            remedy = _("Leave it out: each has one of its own.")
             problems.append(Problem(f"sweep.directory={prepared.run.id}", rule, remedy))
     if problems:
         raise Refused(*dict.fromkeys(problems))
@@ -155,15 +170,19 @@ def _job_problems(prepared: Prepared) -> Iterator[Problem]:
     space = prepared.experiment.sweep.space
     if job_module.takes_hp(prepared.job_file):
         return
-    rule = f"build_model in {prepared.job_file} takes no hp"
     if not space:
         kind = prepared.experiment.sweep.kind
-        remedy = "Take values from hp there, or name keys of the config in sweep.space: docs/search.md."
-        yield Problem(f"sweep={kind}", f"there is nothing to search: {rule}, and sweep.space is empty.", remedy)
+        remedy = _("Take values from hp there, or name keys of the config in sweep.space: docs/search.md.")
+        rule = _(
+            "there is nothing to search: build_model in {file} takes no hp, and sweep.space is empty.",
+            file=prepared.job_file,
+        )
+        yield Problem(f"sweep={kind}", rule, remedy)
     for name in space:
         if "." not in str(name):
-            remedy = f"Name a key of the config, such as job.options.{name}."
-            yield Problem(f"sweep.space.{name}", f"{rule}, so nothing would have this value.", remedy)
+            remedy = _("Name a key of the config, such as job.options.{name}.", name=name)
+            rule = _("build_model in {file} takes no hp, so nothing would have this value.", file=prepared.job_file)
+            yield Problem(f"sweep.space.{name}", rule, remedy)
 
 
 def _in_its_way(prepared: Prepared) -> Iterator[Problem]:
@@ -175,9 +194,12 @@ def _in_its_way(prepared: Prepared) -> Iterator[Problem]:
     if state["failed"] and most <= _most_failures(search):
         yield Problem(
             search.id,
-            f"the search was given up: {state['failed']}",
-            f"A larger sweep.max_consecutive_failed_trials (now {most}) goes on with it; fresh=true begins anew beside "
-            "it.",
+            _("the search was given up: {reason}", reason=state["failed"]),
+            _(
+                "A larger sweep.max_consecutive_failed_trials (now {most}) goes on with it; fresh=true begins anew "
+                "beside it.",
+                most=most,
+            ),
         )
     then = [event["job_sha256"] for event in search.submissions() if "job_sha256" in event]
     same = then[-1:] in ([], [provenance.code_sha256(prepared.job_file)])
@@ -185,10 +207,17 @@ def _in_its_way(prepared: Prepared) -> Iterator[Problem]:
         return
     yield Problem(
         search.id,
-        f"{len(state['trials'])} of its trials were begun with other code than {prepared.job_file} is now; going on "
-        "would compare networks of the one with networks of the other.",
-        "fresh=true searches with the new code, beside it; accept_changed_code=true goes on with it, for a change that "
-        "leaves the networks and their training as they were; once the file is put back, the same command goes on.",
+        _(
+            "{count} of its trials were begun with other code than {file} is now; going on would compare networks of "
+            "the one with networks of the other.",
+            count=len(state["trials"]),
+            file=prepared.job_file,
+        ),
+        _(
+            "fresh=true searches with the new code, beside it; accept_changed_code=true goes on with it, for a change "
+            "that leaves the networks and their training as they were; once the file is put back, the same command "
+            "goes on."
+        ),
     )
 
 
@@ -250,7 +279,7 @@ def _take_up_again(search: SearchDir, experiment: Experiment) -> None:
 
 def _through_slurm(search: SearchDir, found: Sequence[Prepared]) -> Outcome:
     if not scheduler.available():
-        raise Failed("there is no sbatch on the PATH; is this a login node? cluster=local searches here")
+        raise Failed(_("there is no sbatch on the PATH; is this a login node? cluster=local searches here"))
     with rundir.lock(search.path.parent) as held:
         wanted = [one for one in found if not _is_there(one.run)]
         job_id = ""
@@ -261,7 +290,7 @@ def _through_slurm(search: SearchDir, found: Sequence[Prepared]) -> Outcome:
             tell.submitted(submission, job_id)
     already = len(found) - len(wanted)
     if already:
-        print(f"{already} of {len(found)} workers are in the queue or running already")
+        print(_("{count} of {all} workers are in the queue or running already", count=already, all=len(found)))
     return Outcome(search.id, str(search.path), "submitted" if wanted else "running", job_id or _jobs(found))
 
 
@@ -276,7 +305,13 @@ def _is_there(run: RunDir) -> bool:
         settle(run)
         return state_of(run, scheduler.queue()).live
     except scheduler.SlurmError as error:
-        raise Failed(f"Slurm does not answer ({error.message}), so whether {run.id} runs is not known") from error
+        raise Failed(
+            _(
+                "Slurm does not answer ({message}), so whether {run} runs is not known",
+                message=error.message,
+                run=run.id,
+            )
+        ) from error
 
 
 def _here(search: SearchDir, prepared: Prepared) -> Outcome:
@@ -285,7 +320,7 @@ def _here(search: SearchDir, prepared: Prepared) -> Outcome:
     with rundir.lock(search.path.parent):
         worker = None if state_of(prepared.run, {}).live else start_here(prepared)
     if worker is None:
-        print(f"the search runs already, as {last_job_id(prepared.run)}", file=sys.stderr)
+        print(_("the search runs already, as {job_id}", job_id=last_job_id(prepared.run)), file=sys.stderr)
         return Outcome(search.id, str(search.path), "running")
     stopped = see_through(prepared, worker)
     action = "trained" if search.result() else "failed"

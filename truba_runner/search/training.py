@@ -15,6 +15,7 @@ from truba_runner import backends
 from truba_runner.config import Experiment
 from truba_runner.errors import Failed
 from truba_runner.interrupt import Interrupted, Interruption
+from truba_runner.language import _
 from truba_runner.rundir import RunDir
 from truba_runner.search import leases, trials
 from truba_runner.search.directory import SearchDir
@@ -87,7 +88,7 @@ class Trainer:
         """
         with self.holding(lease):
             if hopeless:
-                return _outcome(lease, "FAILED", "it ended too often at the same step, along with its worker")
+                return _outcome(lease, "FAILED", _("it ended too often at the same step, along with its worker"))
             for execution in range(self._experiment.sweep.executions_per_trial):
                 outcome = self._execute(lease, execution)
                 if outcome is not None or self._lease_lost.is_set():
@@ -105,13 +106,18 @@ class Trainer:
                 self.leave(lease)
             if status == 1:
                 return _failure(run, lease)
-            print(f"trial {lease.trial} ended without a word, with {in_words(status)}", flush=True)
+            print(
+                _("trial {trial} ended without a word, with {how}", trial=lease.trial, how=in_words(status)), flush=True
+            )
             with self._store.transaction() as state:
                 if not leases.holds(state, lease):
                     return None
                 if leases.died(state, lease, self._position):
-                    times = f"{leases.MOST_DEATHS} times at the same step"
-                    why = f"it ended {times} without a word, with {in_words(status)}"
+                    why = _(
+                        "it ended {count} times at the same step without a word, with {how}",
+                        count=leases.MOST_DEATHS,
+                        how=in_words(status),
+                    )
                     return _outcome(lease, "FAILED", why)
 
     def _prepare(self, lease: Lease, execution: int) -> RunDir:
@@ -147,7 +153,7 @@ class Trainer:
             since += LOOK_SECONDS
             with suppress(ProcessLookupError):
                 if self._lease_lost.is_set():
-                    print("another worker has taken the trial: this one seemed dead", flush=True)
+                    print(_("another worker has taken the trial: this one seemed dead"), flush=True)
                     os.kill(process, signal.SIGKILL)
                 elif self._interruption.requested and since >= _SIGNAL_AGAIN_SECONDS:
                     since = 0.0
@@ -165,15 +171,32 @@ def _failure(run: RunDir, lease: Lease) -> dict[str, Any]:
     Raises:
         truba_runner.errors.Failed: it is no fault of the trial's.
     """
-    error = run.progress().get("error") or {"type": "Error", "message": f"see {run.logs}"}
+    error = run.progress().get("error") or {"type": "Error", "message": _("see {logs}", logs=run.logs)}
     message = f"{error['type']}: {error['message']}"
     if any(sign in message for sign in _DISK_IS_FULL):
-        raise Failed(f"trial {lease.trial} could not go on: {message}. Make room, and give the same command again.")
-    place = f" at {error['file']}:{error['line']}: {error['code']}" if "file" in error else ""
+        raise Failed(
+            _(
+                "trial {trial} could not go on: {message}. Make room, and give the same command again.",
+                trial=lease.trial,
+                message=message,
+            )
+        )
+    if "file" in error:
+        message = _(
+            "{error} at {file}:{line}: {code}",
+            error=message,
+            file=error["file"],
+            line=error["line"],
+            code=error["code"],
+        )
     # Keras Tuner's word for a trial that may be tried again, if max_retries_per_trial says so.
-    return _outcome(lease, "INVALID", f"{message}{place}")
+    return _outcome(lease, "INVALID", message)
 
 
 def in_words(status: int) -> str:
     """How a process has ended."""
-    return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+    return (
+        _("signal {name}", name=signal.Signals(-status).name)
+        if status < 0
+        else _("exit status {status}", status=status)
+    )

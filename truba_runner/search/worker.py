@@ -23,6 +23,7 @@ from truba_runner.config import Experiment, experiment_from
 from truba_runner.errors import Failed
 from truba_runner.identity import training_hash
 from truba_runner.interrupt import Interrupted, Interruption
+from truba_runner.language import _
 from truba_runner.progress import Progress
 from truba_runner.rundir import RunDir
 from truba_runner.search import leases, lock, trials
@@ -58,7 +59,16 @@ def main(arguments: list[str]) -> int:
         if not ordinary.begin(run, here, Position(leases_so_far, 0)):
             return 0
         progress.update()
-        print(f"search {search.id}, worker {run.id}, job {here.job_id}, on {platform.node()}", flush=True)
+        print(
+            _(
+                "search {search}, worker {run}, job {job_id}, on {node}",
+                search=search.id,
+                run=run.id,
+                job_id=here.job_id,
+                node=platform.node(),
+            ),
+            flush=True,
+        )
         _SearchWorker(search, run, experiment, store, interruption, progress, here.job_id).work()
         progress.update(state="finished")
     except Interrupted:
@@ -118,7 +128,7 @@ class _SearchWorker:
                 print(answer["told"], flush=True)
             self._let_go(answer.get("over", ()))
             if answer.get("failed"):
-                raise Failed(f"the search was given up: {answer['failed']}")
+                raise Failed(_("the search was given up: {reason}", reason=answer["failed"]))
             lease = Lease(*answer["lease"]) if "lease" in answer else None
             if self._interruption.requested:
                 self._trainer.leave(lease)
@@ -129,7 +139,7 @@ class _SearchWorker:
                 self._wait(pulse)
             else:
                 values = "  ".join(f"{name} {value}" for name, value in answer["values"].items())
-                print(f"trial {lease.trial}: {values}", flush=True)
+                print(_("trial {trial}: {values}", trial=lease.trial, values=values), flush=True)
                 self._progress.update(trial=lease.trial)
                 outcome = self._trainer.train(lease, hopeless=answer.get("hopeless", False))
         self._conclude(pulse)
@@ -157,7 +167,7 @@ class _SearchWorker:
             if state["finished"] or state["failed"]:
                 return {"finished": state["finished"], "failed": state["failed"]}
             for trial in leases.reap(state, self._me, pulse.dead(), self._position):
-                print(f"trial {trial}: its worker has died, another goes on with it", flush=True)
+                print(_("trial {trial}: its worker has died, another goes on with it", trial=trial), flush=True)
             lease = leases.take_waiting(state, self._me)
             if lease is None:
                 return {}
@@ -168,7 +178,7 @@ class _SearchWorker:
     def _step(self, function: str, *arguments: Any) -> dict[str, Any]:
         """Asks the oracle, in a process of its own; again where that was killed."""
         imports = (*backends.imports(self._experiment.job.backend), *KERAS_TUNER)
-        for _ in range(_ATTEMPTS):
+        for _attempt in range(_ATTEMPTS):
             given = [str(self._search.path), self._about, [self._me.name, self._me.start], *arguments]
             self._nursery.start(Call("truba_runner.search.steps", function, given, imports))
             while (ended := self._nursery.ended(60)) is None:
@@ -177,11 +187,13 @@ class _SearchWorker:
                 return dict(ended["value"])
             if ended["status"] > 0:
                 told = ended["value"] or {}
-                raise Failed(told.get("failed", "the search's oracle could not be asked; the lines above show why"))
-            print(f"a step of the oracle ended with {in_words(ended['status'])}, and is made again", flush=True)
+                raise Failed(told.get("failed", _("the search's oracle could not be asked; the lines above show why")))
+            print(
+                _("a step of the oracle ended with {how}, and is made again", how=in_words(ended["status"])), flush=True
+            )
             # It may have leased a trial and not said so: what this worker has by its old name is anyone's.
             self._me = Worker(self._me.name, secrets.token_hex(4))
-        raise Failed("the search's oracle could not be asked: it was killed again and again")
+        raise Failed(_("the search's oracle could not be asked: it was killed again and again"))
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -224,7 +236,7 @@ class _SearchWorker:
                 return
             self._search.write_result(result)
             leases.close(state, lease)
-        print(f"written: {self._search.path / 'result.json'}", flush=True)
+        print(_("written: {file}", file=self._search.path / "result.json"), flush=True)
         notify.tell(self._search, "finished", {"metrics": result["metrics"]})
 
 

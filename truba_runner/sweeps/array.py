@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner.config import Experiment
+from truba_runner.language import counted
 from truba_runner.request import Request
 from truba_runner.rundir import RunDir, config_text
 from truba_runner.submit import Prepared, Submission
@@ -76,7 +77,11 @@ class ArraySubmission(Submission):
 
     def waits_for(self) -> str:
         """The array of its tasks' finders."""
-        return f", after {'its' if len(self.tasks) == 1 else 'their'} finders in {self.after}" if self.after else ""
+        if not self.after:
+            return ""
+        return counted(
+            ", after its finders in {after}", ", after their finders in {after}", len(self.tasks), after=self.after
+        )
 
     def worker(self) -> str:
         """The Python module that a task runs."""

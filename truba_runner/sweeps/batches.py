@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from truba_runner.config import Experiment
 from truba_runner.errors import Failed, Problem, Refused, nearest
+from truba_runner.language import _
 from truba_runner.rundir import RunDir
 from truba_runner.sweeps import sweeper_job
 from truba_runner.sweeps.compose import Composed, Composer
@@ -56,8 +57,8 @@ class HydraSweep:
         varied = _varied(batch)
 
         def label(index: int) -> str:
-            return (
-                " ".join(text for text, varies in zip(batch[index], varied, strict=False) if varies) or f"run {index}"
+            return " ".join(text for text, varies in zip(batch[index], varied, strict=False) if varies) or _(
+                "run {number}", number=index
             )
 
         refusals = Refusals(len(batch))
@@ -75,7 +76,7 @@ class HydraSweep:
             runs, lambda position: label(composed[position]), self._identity, self._inside_job, refusals
         )
         if any(outcome.stopped for outcome in outcomes):
-            raise Failed("the command was told to end; given again, it goes on with what is left")
+            raise Failed(_("the command was told to end; given again, it goes on with what is left"))
         return [_value(outcome, run.experiment) for outcome, run in zip(outcomes, runs, strict=True)]
 
 
@@ -85,9 +86,11 @@ def _refuse_without_values(experiment: Experiment) -> None:
         raise Refused(
             Problem(
                 "hydra/sweeper",
-                "this sweeper chooses its runs by the values of earlier ones.",
-                "Set launcher.metric=NAME, one of the result's metrics, and launcher.wait=true; or, so that it does "
-                "not wait on the login node, sweep.sweeper_partition=PARTITION.",
+                _("this sweeper chooses its runs by the values of earlier ones."),
+                _(
+                    "Set launcher.metric=NAME, one of the result's metrics, and launcher.wait=true; or, so that it "
+                    "does not wait on the login node, sweep.sweeper_partition=PARTITION."
+                ),
             )
         )
 
@@ -99,13 +102,14 @@ def _varied(batch: Sequence[Sequence[str]]) -> list[bool]:
 
 def _value(outcome: Outcome, experiment: Experiment) -> Any:
     if outcome.action == "failed":
-        return Failed(f"{outcome.run_id} failed")
+        return Failed(_("{run} failed", run=outcome.run_id))
     metric = experiment.launcher.metric
     if not metric or outcome.action not in {"trained", "finished"}:
         return outcome
     metrics = RunDir(Path(outcome.run_dir)).result().get("metrics", {})
     if metric not in metrics:
-        return Refused(Problem(f"launcher.metric={metric}", "the result has no such metric.", nearest(metric, metrics)))
+        rule = _("the result has no such metric.")
+        return Refused(Problem(f"launcher.metric={metric}", rule, nearest(metric, metrics)))
     return metrics[metric]
 
 
@@ -120,10 +124,11 @@ def all_elements(overrides: Iterable[Override]) -> list[Override]:
         try:
             own = list(elements(override))
         except ValueError as error:
-            raise Refused(Problem(str(override.input_line), f"it names no values: {error}.", "Mend it.")) from error
+            rule = _("it names no values: {error}.", error=error)
+            raise Refused(Problem(str(override.input_line), rule, _("Mend it."))) from error
         if not own:
-            remedy = "Name some; glob(…) is for the files of a config group, of which one has to match."
-            raise Refused(Problem(str(override.input_line), "it stands for no value at all.", remedy))
+            remedy = _("Name some; glob(…) is for the files of a config group, of which one has to match.")
+            raise Refused(Problem(str(override.input_line), _("it stands for no value at all."), remedy))
         found += own
     return found
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from truba_runner import scheduler
+from truba_runner.language import _
 from truba_runner.rundir import RunDir
 from truba_runner.sweeps.record import SweepDir, sweep_of
 
@@ -32,7 +33,8 @@ def lived(run: RunDir) -> None:
 def failed(run: RunDir, error: Mapping[str, Any]) -> None:
     """Called by a run's worker when it has failed: says why, of those that wait for it and that Slurm now cancels."""
     if sweep := _goes_ahead_of(run):
-        why = f"the canary {run.id} failed: {error.get('type')}: {error.get('message')}"
+        told = f"{error.get('type')}: {error.get('message')}"
+        why = _("the canary {run} failed: {error}", run=run.id, error=told)
         for token in _held(sweep, run.id):
             sweep.append({"event": "dropped", "token": token, "why": why})
 
@@ -44,7 +46,8 @@ def release(sweep: SweepDir, run_id: str) -> None:
             scheduler.release(job_id)
         except scheduler.SlurmError as error:
             # They start when this one has ended well.
-            print(f"the runs that wait for this one could not be let go ({error})", file=sys.stderr, flush=True)
+            told = _("the runs that wait for this one could not be let go ({error})", error=error)
+            print(told, file=sys.stderr, flush=True)
         else:
             sweep.append({"event": "released", "token": token})
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from truba_runner import allocation, scheduler
 from truba_runner.interrupt import Interruption
+from truba_runner.language import _
 from truba_runner.restarts import REQUEUE_STATUS
 from truba_runner.rundir import RunDir
 from truba_runner.state import progress_of
@@ -35,7 +36,7 @@ def train(runs: Sequence[RunDir], token: str, places: int, share_gpus: bool) -> 
     statuses = {run_id: process.wait() for run_id, process in workers.items()}
     for run_id, status in statuses.items():
         print(f"{run_id}: {_words(status)}", flush=True)
-    ended = [run for _, run in mine]
+    ended = [run for _place, run in mine]
     if any(_comes_back(run, statuses[run.id]) for run in ended):
         scheduler.requeue(allocation.current().job_id)
         return 0
@@ -55,8 +56,12 @@ def _comes_back(run: RunDir, status: int) -> bool:
 
 
 def _words(status: int) -> str:
-    known = {0: "done", REQUEUE_STATUS: "saved, to go on later", 128 + signal.SIGTERM: "saved"}
-    return known.get(status, f"killed by signal {-status}" if status < 0 else f"failed with exit status {status}")
+    known = {0: _("done"), REQUEUE_STATUS: _("saved, to go on later"), 128 + signal.SIGTERM: _("saved")}
+    if status in known:
+        return known[status]
+    if status < 0:
+        return _("killed by signal {number}", number=-status)
+    return _("failed with exit status {status}", status=status)
 
 
 def _start(run: RunDir, place: int, places: int, share_gpus: bool) -> subprocess.Popen[bytes]:

@@ -14,6 +14,7 @@ from truba_runner import job_module, lr_find, places, snapshot, tell
 from truba_runner.changed_code import refuse_together
 from truba_runner.config import Experiment
 from truba_runner.errors import Problem, Refused
+from truba_runner.language import _, counted
 from truba_runner.launch import (
     absolute,
     go,
@@ -63,9 +64,15 @@ class Refusals:
 
     def _which(self, labels: Sequence[str]) -> str:
         if len(labels) == self.runs:
-            return "All runs of the sweep are refused for it."
-        more = f"; and {len(labels) - _NAMED} more" if len(labels) > _NAMED else ""
-        return f"Nothing was submitted; it is {len(labels)} of {self.runs} runs: {'; '.join(labels[:_NAMED])}{more}."
+            return _("All runs of the sweep are refused for it.")
+        left = len(labels) - _NAMED
+        more = [counted("and {count} more", "and {count} more", left)] if left > 0 else []
+        return _(
+            "Nothing was submitted; it is {count} of {total} runs: {runs}.",
+            count=len(labels),
+            total=self.runs,
+            runs="; ".join([*labels[:_NAMED], *more]),
+        )
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ def launch_sweep(
     checked = _checked(runs, label, refusals or Refusals(len(runs)))
     told = (warning for run in checked for warning in (*run.plan.warnings, *rules.warnings(run.composed.experiment)))
     for warning in dict.fromkeys(told):
-        print(f"warning: {warning}", file=sys.stderr)
+        print(_("warning: {text}", text=warning), file=sys.stderr)
     dry_run = any(run.composed.experiment.dry_run for run in checked)
     prepared = _prepared(checked, provide_data=not dry_run)
     first, names = prepared[0].experiment, [one.experiment.name for one in prepared]
@@ -208,8 +215,9 @@ def _checked(runs: Sequence[Composed], label: Callable[[int], str], refusals: Re
         (one.cluster.scheduler, one.cluster.runs_folder) for one in (run.composed.experiment for run in checked)
     }
     if len(places_of) > 1:
-        folders = " and ".join(sorted(folder for _, folder in places_of))
-        raise Refused(Problem(f"runs in {folders}", "a sweep has one cluster and one folder.", "Give two commands."))
+        folders = _(" and ").join(sorted(folder for _cluster, folder in places_of))
+        received, rule = _("runs in {folders}", folders=folders), _("a sweep has one cluster and one folder.")
+        raise Refused(Problem(received, rule, _("Give two commands.")))
     return checked
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner.errors import Failed
+from truba_runner.language import _
 from truba_runner.rundir import write_atomically
 from truba_runner.sweeps.table import SEED, Row, Table
 
@@ -28,7 +29,13 @@ def draw(shown: Table, file: Path) -> Path:
     """
     rows = [row for row in shown.rows if shown.best(row) is not None]
     if not rows:
-        raise Failed(f"no run of {shown.sweep} has a value of {shown.metric} yet, so there is nothing to draw")
+        raise Failed(
+            _(
+                "no run of {sweep} has a value of {metric} yet, so there is nothing to draw",
+                sweep=shown.sweep,
+                metric=shown.metric,
+            )
+        )
     return _saved(lambda: _figure(shown, rows), file)
 
 
@@ -47,7 +54,8 @@ def _saved(figure: Callable[[], Any], file: Path) -> Path:
     try:
         figure().savefig(content, format="png", dpi=120)
     except ImportError as error:
-        raise Failed(f"drawing needs matplotlib, which is not installed here ({error}); --csv needs nothing") from error
+        told = _("drawing needs matplotlib, which is not installed here ({error}); --csv needs nothing", error=error)
+        raise Failed(told) from error
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, content.getvalue())
     return file
@@ -58,7 +66,7 @@ def _curves(shown: Table, rows: Sequence[Row]) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=_CURVES_INCHES, layout="constrained")
-    axes = figure.add_subplot(xlabel="learning rate", ylabel="loss", xscale="log")
+    axes = figure.add_subplot(xlabel=_("learning rate"), ylabel="loss", xscale="log")
     for place, row in enumerate(rows):
         colour = colormaps["viridis"](place / len(rows))
         name = ", ".join(f"{key.rpartition('.')[2]} {row.values.get(key)}" for key in shown.keys) or row.run
@@ -69,9 +77,13 @@ def _curves(shown: Table, rows: Sequence[Row]) -> Any:
             axes.plot([rate], [at[1]], "o", color=colour)
     if len(rows) <= _NAMED:
         axes.legend(fontsize=8)
-    figure.suptitle(
-        f"{shown.sweep}: learning-rate finders, {len(rows)} of {len(shown.rows)} runs; dots are the rates taken"
+    title = _(
+        "{sweep}: learning-rate finders, {count} of {total} runs; dots are the rates taken",
+        sweep=shown.sweep,
+        count=len(rows),
+        total=len(shown.rows),
     )
+    figure.suptitle(title)
     return figure
 
 
@@ -99,7 +111,8 @@ def _figure(shown: Table, rows: Sequence[Row]) -> Any:
         _over(figure.add_subplot(grid[place // wide, place % wide]), shown, rows, key)
     if len(keys) > 1:
         _parallel(figure, figure.add_subplot(grid[high - 1, :]), shown, rows, keys)
-    figure.suptitle(f"{shown.sweep}: {shown.metric}, {len(rows)} of {len(shown.rows)} runs")
+    of = _("{count} of {total} runs", count=len(rows), total=len(shown.rows))
+    figure.suptitle(f"{shown.sweep}: {shown.metric}, {of}")
     return figure
 
 

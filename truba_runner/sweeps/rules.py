@@ -8,6 +8,7 @@ from dataclasses import replace
 from truba_runner import lr_find
 from truba_runner.config import Experiment, Sweep
 from truba_runner.errors import Problem
+from truba_runner.language import _
 from truba_runner.request import Request, facts_of
 
 
@@ -35,14 +36,20 @@ def problems(experiment: Experiment, request: Request) -> Iterator[Problem]:
     """What is wrong with `sweep`; `request` is that of one run, allowed by itself."""
     sweep = experiment.sweep
     if sweep.max_parallel is not None and sweep.max_parallel < 1:
-        yield Problem(f"sweep.max_parallel={sweep.max_parallel}", "it must be 1 or more.", "Leave it out.")
+        rule = _("it must be {least} or more.", least=1)
+        yield Problem(f"sweep.max_parallel={sweep.max_parallel}", rule, _("Leave it out."))
     if sweep.pack < 1:
-        yield Problem(f"sweep.pack={sweep.pack}", "it must be 1 or more.", "Leave it out: a run a job.")
+        rule = _("it must be {least} or more.", least=1)
+        yield Problem(f"sweep.pack={sweep.pack}", rule, _("Leave it out: a run a job."))
     if sweep.max_parallel is not None and 1 <= sweep.max_parallel < sweep.pack:
         yield Problem(
             f"sweep.max_parallel={sweep.max_parallel}",
-            f"a job trains {sweep.pack} runs at once (sweep.pack).",
-            f"Set sweep.pack={sweep.max_parallel} or less, or sweep.max_parallel={sweep.pack} or more.",
+            _("a job trains {count} runs at once (sweep.pack).", count=sweep.pack),
+            _(
+                "Set sweep.pack={most} or less, or sweep.max_parallel={count} or more.",
+                most=sweep.max_parallel,
+                count=sweep.pack,
+            ),
         )
     if sweep.kind == lr_find.KIND:
         yield from _finder_problems(experiment)
@@ -56,44 +63,59 @@ def warnings(experiment: Experiment) -> Iterator[str]:
     sweep, ordinary = experiment.sweep, Sweep()
     keys = [key for key in ("max_parallel", "canary", "pack") if getattr(sweep, key) != getattr(ordinary, key)]
     if keys and experiment.cluster.scheduler != "slurm":
-        yield f"{', '.join(f'sweep.{key}' for key in keys)}: on this machine the runs train one after the other."
+        named = ", ".join(f"sweep.{key}" for key in keys)
+        yield _("{keys}: on this machine the runs train one after the other.", keys=named)
 
 
 def _finder_problems(experiment: Experiment) -> Iterator[Problem]:
     """What does not go with a job before each run: it lets one run start, and no other."""
     sweep = experiment.sweep
     if sweep.canary:
-        rule = "with sweep=lr_find each run has a finder that goes ahead of it."
-        yield Problem("sweep.canary=true", rule, "Leave it out: a run whose finder fails does not start.")
+        rule = _("with sweep=lr_find each run has a finder that goes ahead of it.")
+        yield Problem("sweep.canary=true", rule, _("Leave it out: a run whose finder fails does not start."))
     if sweep.pack > 1:
-        rule = "with sweep=lr_find each run starts when its own finder is done."
-        remedy = "Leave sweep.pack out; or leave sweep=lr_find out and set train.lr_find, and each run looks itself."
+        rule = _("with sweep=lr_find each run starts when its own finder is done.")
+        remedy = _("Leave sweep.pack out; or leave sweep=lr_find out and set train.lr_find, and each run looks itself.")
         yield Problem(f"sweep.pack={sweep.pack}", rule, remedy)
 
 
 def _packing_problems(experiment: Experiment, request: Request) -> Iterator[Problem]:
     received, name = f"sweep.pack={experiment.sweep.pack}", request.partition
     if request.nodes > 1:
-        yield Problem(received, f"a run of {request.nodes} nodes shares them with no other.", "Leave sweep.pack out.")
+        rule = _("a run of {count} nodes shares them with no other.", count=request.nodes)
+        yield Problem(received, rule, _("Leave sweep.pack out."))
         return
     if request.tasks_per_node > 1:
         yield Problem(
             received,
-            f"the {experiment.job.backend} backend starts a process for each of a run's {request.tasks_per_node} GPUs.",
-            "Set resources.gpus=1, or leave sweep.pack out.",
+            _(
+                "the {backend} backend starts a process for each of a run's {count} GPUs.",
+                backend=experiment.job.backend,
+                count=request.tasks_per_node,
+            ),
+            _("Set resources.gpus=1, or leave sweep.pack out."),
         )
         return
     facts, whole = facts_of(experiment.cluster, name, request.constraint), allocation(request, experiment)
-    for asked, one, has, what in (
-        (whole.gpus, request.gpus, facts.gpus_per_node, "GPUs"),
-        (whole.cores, request.cores, facts.cores_per_node, "cores"),
+    for asked, one, has, unit in (
+        (whole.gpus, request.gpus, facts.gpus_per_node, _("GPUs")),
+        (whole.cores, request.cores, facts.cores_per_node, _("cores")),
         (whole.memory_gb or 0, request.memory_gb or 0, facts.memory_gb, "GB"),
     ):
         if has and asked > has:
-            share = ", or let them share with sweep.share_gpus=true" if request.gpus else ""
+            less = _("Set sweep.pack={most} or less.", most=int(has // one))
+            share = _(
+                "Set sweep.pack={most} or less, or let them share with sweep.share_gpus=true.", most=int(has // one)
+            )
             yield Problem(
                 received,
-                f"so many runs ask for {asked:g} {what} together, and a node of {name} has {has:g}.",
-                f"Set sweep.pack={int(has // one)} or less{share}.",
+                _(
+                    "so many runs ask for {asked:g} {unit} together, and a node of {partition} has {has:g}.",
+                    asked=asked,
+                    unit=unit,
+                    partition=name,
+                    has=has,
+                ),
+                share if request.gpus else less,
             )
             return

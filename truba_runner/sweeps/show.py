@@ -12,19 +12,23 @@ from typing import Any
 
 from truba_runner.commands import known_jobs, print_json
 from truba_runner.errors import Failed
+from truba_runner.language import _, counted, marked
 from truba_runner.sweeps.plots import draw, draw_curves
 from truba_runner.sweeps.record import SweepDir
 from truba_runner.sweeps.table import SEED, Finding, Row, Table, as_csv, table
 
+# A metric at its best.
+_ENDS = {"min": marked("smallest"), "max": marked("largest")}
+
 
 def add_options(options: argparse.ArgumentParser) -> None:
     """What can be said of a sweep only."""
-    own = options.add_argument_group("of a sweep")
-    own.add_argument("--sort", metavar="COLUMN", help="by a metric, the best first, a swept key, or state")
-    own.add_argument("--best", metavar="METRIC", help="only the run that is best by this metric")
-    own.add_argument("--mode", choices=("min", "max"), help="whether a metric is good when small or large")
-    own.add_argument("--csv", action="store_true", help="print comma-separated values")
-    own.add_argument("--plot", metavar="FILE", nargs="?", const="", help="draw the metric over the swept values")
+    own = options.add_argument_group(_("of a sweep"))
+    own.add_argument("--sort", metavar=_("COLUMN"), help=_("by a metric, the best first, a swept key, or state"))
+    own.add_argument("--best", metavar=_("METRIC"), help=_("only the run that is best by this metric"))
+    own.add_argument("--mode", choices=("min", "max"), help=_("whether a metric is good when small or large"))
+    own.add_argument("--csv", action="store_true", help=_("print comma-separated values"))
+    own.add_argument("--plot", metavar=_("FILE"), nargs="?", const="", help=_("draw the metric over the swept values"))
 
 
 def asked(given: argparse.Namespace) -> bool:
@@ -38,7 +42,7 @@ def show(sweep: SweepDir, given: argparse.Namespace) -> int:
     names = dict.fromkeys(name for one in members for name in (one.run, one.finder) if name)
     jobs = known_jobs([sweep.run(name) for name in names])
     if jobs is None:
-        print("Slurm does not answer: states are those on record", file=sys.stderr)
+        print(_("Slurm does not answer: states are those on record"), file=sys.stderr)
     keys = sweep.description().get("keys", [])
     sorts_by_metric = given.sort and given.sort != "state" and given.sort not in keys
     metric = given.best or (given.sort if sorts_by_metric else "")
@@ -71,7 +75,7 @@ def _draw(sweep: SweepDir, shown: Table, asked_for: str) -> None:
 def _best(shown: Table) -> Row:
     best = shown.sorted_by(shown.metric)[0]
     if shown.best(best) is None:
-        raise Failed(f"no run of {shown.sweep} has a value of {shown.metric} yet")
+        raise Failed(_("no run of {sweep} has a value of {metric} yet", sweep=shown.sweep, metric=shown.metric))
     return best
 
 
@@ -117,13 +121,15 @@ def _print(shown: Table, rows: Sequence[Row]) -> None:
     from rich.text import Text
 
     console = Console(width=None if sys.stdout.isatty() else 250)
-    ends = {"min": "smallest", "max": "largest"}[shown.mode]
-    states = ", ".join(f"{count} {state}" for state, count in Counter(row.state for row in shown.rows).most_common())
-    runs = f"{len(shown.rows)} run{'s' if len(shown.rows) != 1 else ''}"
-    print(f"{shown.sweep}: {runs}{', ' if states else ''}{states}")
-    found = ("found rate",) if shown.finds else ()
-    counted, by_when = ("trials", ends) if shown.has_searches else ("epoch", f"{ends} (epoch)")
-    printed = Printed("run", *shown.keys, *found, "state", counted, shown.metric, by_when, "why", box=None)
+    states = [f"{count} {state}" for state, count in Counter(row.state for row in shown.rows).most_common()]
+    runs = counted("{count} run", "{count} runs", len(shown.rows))
+    print(f"{shown.sweep}: {', '.join([runs, *states])}")
+    found = (_("found rate"),) if shown.finds else ()
+    ends, epoch = _(_ENDS[shown.mode]), _("epoch")
+    how_far, by_when = (_("trials"), ends) if shown.has_searches else (epoch, f"{ends} ({epoch})")
+    headings = (_("run"), *shown.keys, *found, _("state"), how_far, shown.metric, by_when, _("why"))
+    printed = Printed(*headings, box=None)
+    at_the_end = _("end")
     for row in rows:
         best = row.best(shown.metric, shown.mode)
         cells = (
@@ -133,7 +139,7 @@ def _print(shown: Table, rows: Sequence[Row]) -> None:
             row.state,
             _how_far(row),
             _figure(row.last(shown.metric)),
-            _figure(best[0]) + ("" if row.trials else f" ({best[1] or 'end'})") if best else "",
+            _figure(best[0]) + ("" if row.trials else f" ({best[1] or at_the_end})") if best else "",
             row.why,
         )
         printed.add_row(*(Text(cell) for cell in cells))
@@ -151,9 +157,9 @@ def _print_seeds(console: Any, shown: Table) -> None:
     from rich.table import Table as Printed
 
     others = [key for key in shown.keys if key != SEED]
-    ends = {"min": "smallest", "max": "largest"}[shown.mode]
-    headings = (*others, "seeds", f"{shown.metric}, mean ± spread", "least–most", f"{ends}, mean ± spread")
-    printed = Printed(*headings, box=None, title="over the seeds", title_justify="left")
+    last, best = (_("{value}, mean ± spread", value=value) for value in (shown.metric, _(_ENDS[shown.mode])))
+    headings = (*others, _("seeds"), last, _("least–most"), best)
+    printed = Printed(*headings, box=None, title=_("over the seeds"), title_justify="left")
     for group in shown.over_seeds():
         last, best = group["last"], group["best"]
         within = "" if last["least"] is None else f"{last['least']:.4f}–{last['most']:.4f}"

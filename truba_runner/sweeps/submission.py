@@ -15,6 +15,7 @@ from truba_runner import rundir, scheduler, tell
 from truba_runner.changed_code import refuse_together
 from truba_runner.config import Experiment
 from truba_runner.errors import Failed, Refused
+from truba_runner.language import _
 from truba_runner.state import last_job_id, state_of
 from truba_runner.submit import Prepared, settle, warn_of_cost
 from truba_runner.sweeps import canary, rules
@@ -97,7 +98,9 @@ def _sent(array: ArraySubmission, lock: int, before: int, of: int) -> str:
     except Refused as refused:
         if not before:
             raise
-        more = f"{before} of the sweep's {of} job arrays were submitted before it, and stay."
+        more = _(
+            "{count} of the sweep's {total} job arrays were submitted before it, and stay.", count=before, total=of
+        )
         raise Refused(*(replace(one, remedy=f"{one.remedy} {more}") for one in refused.problems)) from refused
 
 
@@ -118,10 +121,14 @@ def _send_finders(wanted: Sequence[Prepared], sweep: SweepDir, held: int) -> Pla
         if done is None:
             missing.append(finder)
         elif done.action == "running":
-            job_id, _, number = done.job_id.partition("_")
+            job_id, _sign, number = done.job_id.partition("_")
             if not number:
                 raise Failed(
-                    f"the finder {done.run_id} runs as {done.job_id}, which no job can wait for; try again then"
+                    _(
+                        "the finder {run} runs as {job_id}, which no job can wait for; try again once it has ended",
+                        run=done.run_id,
+                        job_id=done.job_id,
+                    )
                 )
             places[done.run_id] = (job_id, int(number))
     arrays = _arrays(missing, sweep)
@@ -147,7 +154,7 @@ def _after_finders(runs: Sequence[Prepared], places: Places, sweep: SweepDir) ->
             layer += 1
         layers[_asks_for(one), job_id, layer][number] = one
     arrays = []
-    for (_, job_id, _), by_number in layers.items():
+    for (_asks, job_id, _layer), by_number in layers.items():
         numbers = sorted(by_number)
         array = _array([[by_number[number]] for number in numbers], sweep, len(layers))
         own = () if numbers == list(range(len(numbers))) else numbers
@@ -186,9 +193,11 @@ def _already(runs: Sequence[Prepared]) -> list[Outcome | None]:
         # After the last one was settled: what was found on its way to the queue is in it.
         jobs = scheduler.queue() if open_runs else {}
     except scheduler.SlurmError as error:
-        raise Failed(
-            f"Slurm does not answer ({error.message}), so whether the runs are in its hands is not known"
-        ) from error
+        told = _(
+            "Slurm does not answer ({message}), so whether the runs are in its hands is not known",
+            message=error.message,
+        )
+        raise Failed(told) from error
     for prepared in open_runs:
         run = prepared.run
         if state_of(run, jobs).live:
@@ -231,11 +240,15 @@ def _warn_of_more_at_once(experiment: Experiment, arrays: int) -> None:
     """Each array has a task running, and Slurm has no limit over several."""
     asked, pack = experiment.sweep.max_parallel, experiment.sweep.pack
     if asked is not None and arrays * pack > asked:
-        print(
-            f"warning: sweep.max_parallel={asked}: the runs are {arrays} job arrays, for the different resources that "
-            f"they ask for, and each runs {pack} at a time at least: up to {arrays * pack} run at once.",
-            file=sys.stderr,
+        told = _(
+            "sweep.max_parallel={asked}: the runs are {arrays} job arrays, for the different resources that they ask "
+            "for, and each runs {pack} at a time at least: up to {most} run at once.",
+            asked=asked,
+            arrays=arrays,
+            pack=pack,
+            most=arrays * pack,
         )
+        print(_("warning: {text}", text=told), file=sys.stderr)
 
 
 def _asks_for(prepared: Prepared) -> str:

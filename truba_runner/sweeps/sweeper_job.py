@@ -18,6 +18,7 @@ from typing import Any
 from truba_runner import allocation, rundir, scheduler
 from truba_runner.config import Code, Environment, Experiment, Resources
 from truba_runner.errors import Failed
+from truba_runner.language import _
 from truba_runner.plan import plan
 from truba_runner.rundir import RunDir
 from truba_runner.state import last_job_id, state_of
@@ -66,9 +67,10 @@ def submit(experiment: Experiment, job_file: Path, sweep: SweepDir) -> None:
         try:
             live = settle(run) is not None and state_of(run, scheduler.queue()).live
         except scheduler.SlurmError as error:
-            raise Failed(
-                f"Slurm does not answer ({error.message}), so whether the sweeper runs is not known"
-            ) from error
+            told = _(
+                "Slurm does not answer ({message}), so whether the sweeper runs is not known", message=error.message
+            )
+            raise Failed(told) from error
         if live:
             job_id = last_job_id(run)
         else:
@@ -79,7 +81,10 @@ def submit(experiment: Experiment, job_file: Path, sweep: SweepDir) -> None:
             submission = SweeperSubmission(prepared, command=sys.argv[1:])
             warn_of_cost([submission])
             job_id = submission.send(held)
-    print(f"the sweeper {'is' if live else 'was submitted as'} job {job_id} on {request.partition}")
+    if live:
+        print(_("the sweeper is job {job_id} on {partition}", job_id=job_id, partition=request.partition))
+    else:
+        print(_("the sweeper was submitted as job {job_id} on {partition}", job_id=job_id, partition=request.partition))
     print(f"  truba status {sweep.id}")
     raise SweeperSubmitted
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from truba_runner.errors import Problem, Refused, nearest
+from truba_runner.language import _
 from truba_runner.plots import NOT_METRICS
 from truba_runner.recipe import FINDER, SUGGESTIONS, rate_taken
 from truba_runner.rundir import RunDir
@@ -148,8 +149,10 @@ def table(
     rows = [_row(sweep, member, jobs) for member in sweep.members()]
     known = list(dict.fromkeys(name for row in rows for name in (*row.metrics, *_columns(row))))
     if metric and known and metric not in known:
-        what = "column" if instead else "metric"
-        raise Refused(Problem(metric, f"no run of {sweep.id} has such a {what}.", nearest(metric, [*known, *instead])))
+        rule = _("no run of {sweep} has such a metric.", sweep=sweep.id)
+        if instead:
+            rule = _("no run of {sweep} has such a column.", sweep=sweep.id)
+        raise Refused(Problem(metric, rule, nearest(metric, [*known, *instead])))
     monitor = str(about.get("monitor", ""))
     chosen = metric or (monitor if monitor in known or not known else known[0])
     if not mode:
@@ -213,7 +216,8 @@ def _row(sweep: SweepDir, member: Member, jobs: Mapping[str, Job] | None) -> Row
     state, progress = state_of(run, jobs), progress_of(run)
     if finder and not run.exists():
         # Here, without Slurm, it begins only when its finder is done.
-        state = replace(state, why=has_no_rate(finder, jobs) or f"waits for its learning-rate finder {finder.id}")
+        waits = _("waits for its learning-rate finder {finder}", finder=finder.id)
+        state = replace(state, why=has_no_rate(finder, jobs) or waits)
     metrics = run.result().get("metrics") or progress.get("metrics") or {}
     return Row(
         run=run.id,

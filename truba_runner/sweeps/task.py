@@ -14,6 +14,7 @@ from typing import Any
 
 from truba_runner import allocation, worker
 from truba_runner.errors import Failed
+from truba_runner.language import _
 from truba_runner.sweeps import crew
 from truba_runner.sweeps.record import SweepDir, runs_of_task
 
@@ -27,7 +28,7 @@ def main(arguments: list[str]) -> int:
         if intent["places"] > 1:
             return crew.train(runs, token, intent["places"], intent["share_gpus"])
         if not runs[0].is_last_given_to(token):
-            print(f"{runs[0].id} is another submission's by now; there is nothing to do", flush=True)
+            print(_("{run} is another submission's by now; there is nothing to do", run=runs[0].id), flush=True)
             return 0
         _print_into(runs[0].log_of(allocation.current().job_id))
         return worker.main([str(runs[0].path)])
@@ -37,7 +38,10 @@ def _intent(sweep: SweepDir, token: str) -> dict[str, Any]:
     for event in sweep.events():
         if event["event"] == "intent" and event.get("token") == token:
             return event
-    raise Failed(f"{sweep.events_file} does not hold the submission {token}; was it moved, or taken away?")
+    told = _(
+        "{file} does not hold the submission {token}; was it moved, or taken away?", file=sweep.events_file, token=token
+    )
+    raise Failed(told)
 
 
 def _print_into(log: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from truba_runner import places
 from truba_runner.errors import Problem, Refused, nearest
+from truba_runner.language import _
 from truba_runner.rundir import RunDir
 from truba_runner.search.directory import SearchDir, search_of
 from truba_runner.search.records import own_values
@@ -70,7 +71,7 @@ def _named(one: str, known: Sequence[RunDir], runs_folder: Path | None) -> list[
     if not any(run.id.startswith(one) for run in known):
         names = {run.id for run in known} | {experiment_of(run.id) for run in known}
         names |= {sweep.id for sweep in places.sweeps(runs_folder)}
-        raise Refused(Problem(one, "no run, sweep or experiment is called so.", nearest(one, names)))
+        raise Refused(Problem(one, _("no run, sweep or experiment is called so."), nearest(one, names)))
     return [places.find(one, runs_folder)]
 
 

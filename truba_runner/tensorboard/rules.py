@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from truba_runner.config import TensorBoard
 from truba_runner.errors import Problem
+from truba_runner.language import _
 
 _LEAST_SECONDS = 1.0
 # A profile of more has hundreds of megabytes, and opens slowly.
@@ -15,28 +16,37 @@ _MOST_PROFILED_STEPS = 100
 def problems(settings: TensorBoard) -> Iterator[Problem]:
     """What is wrong with it, whatever the cluster."""
     if settings.every_steps is not None and settings.every_steps < 1:
-        remedy = "Leave it out, or set it to null: then there are curves by epoch alone."
-        yield Problem(f"tensorboard.every_steps={settings.every_steps}", "it must be 1 or more.", remedy)
+        remedy = _("Leave it out, or set it to null: then there are curves by epoch alone.")
+        yield Problem(
+            f"tensorboard.every_steps={settings.every_steps}", _("it must be {least} or more.", least=1), remedy
+        )
     if not settings.sync_seconds >= _LEAST_SECONDS:
-        rule = f"the shared disk is written to every {_LEAST_SECONDS:g} s at most."
-        remedy = "Leave it out (30), or write there at once with tensorboard.node_local=false."
+        rule = _("the shared disk is written to every {least:g} s at most.", least=_LEAST_SECONDS)
+        remedy = _("Leave it out (30), or write there at once with tensorboard.node_local=false.")
         yield Problem(f"tensorboard.sync_seconds={settings.sync_seconds:g}", rule, remedy)
     if settings.profile_steps:
         yield from _profile_problems(settings.profile_steps)
     for key, given in (("graph", settings.graph), ("profile_steps", bool(settings.profile_steps))):
         if given and not settings.enabled:
-            remedy = f"Leave tensorboard.{key} or tensorboard.enabled out."
-            yield Problem(f"tensorboard.{key}", "nothing is written with tensorboard.enabled=false.", remedy)
+            remedy = _("Leave tensorboard.{key} or tensorboard.enabled out.", key=key)
+            yield Problem(f"tensorboard.{key}", _("nothing is written with tensorboard.enabled=false."), remedy)
 
 
 def _profile_problems(steps: list[int]) -> Iterator[Problem]:
     received = f"tensorboard.profile_steps={steps}"
     if len(steps) != 2 or steps[0] > steps[1]:
-        yield Problem(received, "it is the first and the last step of the profile.", "Write it as [10,20].")
+        yield Problem(received, _("it is the first and the last step of the profile."), _("Write it as [10,20]."))
     elif steps[0] < 2:
-        rule = "the first step compiles, and is no example of the others."
-        yield Problem(received, rule, f"Set tensorboard.profile_steps=[10,{10 + steps[1] - steps[0]}].")
+        rule = _("the first step compiles, and is no example of the others.")
+        yield Problem(
+            received,
+            rule,
+            _("Set tensorboard.profile_steps=[{first},{last}].", first=10, last=10 + steps[1] - steps[0]),
+        )
     elif steps[1] - steps[0] >= _MOST_PROFILED_STEPS:
-        rule = f"it may have {_MOST_PROFILED_STEPS} steps at most: every operation of each of them is in the file."
-        remedy = f"Set tensorboard.profile_steps=[{steps[0]},{steps[0] + 10}]."
+        rule = _(
+            "it may have {most} steps at most: every operation of each of them is in the file.",
+            most=_MOST_PROFILED_STEPS,
+        )
+        remedy = _("Set tensorboard.profile_steps=[{first},{last}].", first=steps[0], last=steps[0] + 10)
         yield Problem(received, rule, remedy)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from truba_runner.errors import Failed
+from truba_runner.language import _
 
 # A socket's address holds 108 bytes on Linux and 104 on others, one of them for the end.
 _LONGEST_BYTES = 103
@@ -66,7 +67,7 @@ def _private_folder() -> Path:
     for folder in _candidates():
         # The name of a socket in it has 17 letters more.
         if len(os.fsencode(folder)) + 18 > _LONGEST_BYTES:
-            tried.append(f"{folder} is too long for a socket's address")
+            tried.append(_("{folder} is too long for a socket's address", folder=folder))
             continue
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
@@ -76,10 +77,13 @@ def _private_folder() -> Path:
             continue
         if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & 0o077:
             return folder
-        tried.append(f"{folder} is not yours alone")
+        tried.append(_("{folder} is not yours alone", folder=folder))
     raise Failed(
-        f"There is no private folder for TensorBoard's socket: {'; '.join(tried)}. Make one that is yours, of mode "
-        "0700 and with a short name, and set XDG_RUNTIME_DIR to it."
+        _(
+            "There is no private folder for TensorBoard's socket: {tried}. Make one that is yours, of mode 0700 and "
+            "with a short name, and set XDG_RUNTIME_DIR to it.",
+            tried="; ".join(tried),
+        )
     )
 
 

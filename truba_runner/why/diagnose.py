@@ -18,7 +18,6 @@ _LOG_TELLS_MORE = {"TIMEOUT", "LOST", "KILLED", "FAILED"}
 _CONSEQUENCES = {"nccl-remote", "nccl-timeout", "nccl", "connection-refused", "exit-aborted"}
 # TensorFlow's own logger. It warns of what it can do without, such as a GPU.
 _CHATTER = re.compile(r"^(\d{4}-\d\d-\d\d \S+: |[IWE]\d{4} \S+ +\d+ |WARNING: All log messages)")
-_GAVE_UP = "came no further"
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def _failed(case: Case) -> list[_Match]:
 def _kind_of(error: Any) -> str:
     if error.get("type") != "Failed":
         return "FAILED raised"
-    return "FAILED gave up" if _GAVE_UP in str(error.get("message")) else "FAILED told"
+    return "FAILED gave up" if error.get("gave_up") else "FAILED told"
 
 
 def _earlier_causes(case: Case, error: Any) -> list[_Match]:
