@@ -178,6 +178,31 @@ def test_what_the_site_will_purge_is_told_with_what_keeps_it(run: RunDir, capsys
     assert "no run has" in capsys.readouterr().out
 
 
+def test_runs_of_a_sweep_are_one_line_and_one_archive(
+    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = SweepDir.of(run.path.parent, "mnist-sweep-1")
+    sweep.describe([Member(run.id, {"train.seed": 1})])
+    run.append_submission({"event": "intent", "token": "t", "sweep": sweep.id, "array_index": 0})
+    other = RunDir(run.path.parent / "mnist-00000001")
+    other.create()
+    other.append_submission({"event": "intent", "token": "t", "sweep": sweep.id, "array_index": 1})
+    old = time.time() - 25 * DAY_SECONDS
+    for path in (run.path / "model.keras", other.submissions_file):
+        os.utime(path, (old, old))
+    place = ["--runs", str(run.path.parent)]
+    assert main(["expiring", *place]) == 0
+    out = capsys.readouterr().out
+    # Of the second a purge has taken the config already.
+    assert f"{sweep.id}: 2 files" in out and run.id not in out and f"to go on: {sweep.id}." in out
+    assert main(["expiring", "--json", *place]) == 0
+    assert {one["run"] for one in json.loads(capsys.readouterr().out)} == {run.id, other.id}
+    other.write_result({"metrics": {}})
+    assert main(["expiring", *place]) == 0
+    assert f"truba keep {sweep.id}\n" in capsys.readouterr().out
+    assert main(["expiring", "--days", "-1", *place]) == 2
+
+
 def test_where_nothing_is_purged_nothing_is_told(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     run.write_config({"cluster": {"scratch": "", "scratch_days": 0}})
     old = time.time() - 99 * DAY_SECONDS

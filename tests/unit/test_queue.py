@@ -149,6 +149,32 @@ def test_the_proposed_time_is_that_of_the_runs_most_alike(
     assert settled.resources.time == "03:00:00" and plan(settled).request.time_minutes == 180
 
 
+def test_what_is_wrong_whatever_the_time_is_told_before_a_time_is_looked_for(
+    experiment: Callable[..., Experiment], tmp_path: Path, starts: dict[str, float | str]
+) -> None:
+    made = experiment(f"cluster.runs_folder={tmp_path}/scratch/runs", "resources.time=auto", "train.recipe=[bad]")
+    earlier(made, "mnist-00000001", [600.0], gpus=1, partition="akya-cuda")
+    for asked in (made, auto(made)):
+        with pytest.raises(Refused, match=r"train\.recipe: it is fastai's"):
+            Automatic().settled(asked, JOB)
+    # What depends on the time is not judged by the time that stands in for it.
+    fine = experiment(
+        f"cluster.runs_folder={tmp_path}/scratch/runs", "resources.time=auto", "resources.segment=2h",
+        "resources.max_requeues=0", "resources.signal_seconds=1800", "train.epochs=1",
+    )  # fmt: skip
+    assert Automatic().settled(fine, JOB).resources.time == "00:30:00"
+
+
+def test_a_proposal_says_what_the_runs_ran_on_that_it_goes_by(
+    experiment: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    made = experiment(f"cluster.runs_folder={tmp_path}/scratch/runs", "resources.partition=barbun-cuda")
+    earlier(made, "mnist-00000001", [6.0], gpus=2, partition="akya-cuda")
+    assert (
+        proposed(made).because == "5 epochs of 6 s, the slowest tenth of 1 epochs of 1 earlier run (akya-cuda, 2 GPUs)"
+    )
+
+
 def test_auto_means_nothing_where_nothing_is_queued(experiment: Callable[..., Experiment]) -> None:
     settled = Automatic().settled(auto(experiment(cluster="local"), time="auto"), JOB)
     assert plan(settled).request.partition == ""
