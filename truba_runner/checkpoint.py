@@ -66,7 +66,7 @@ class CheckpointStore:
             _write_whole(path, write)
             if best:
                 self._mark_best(path)
-            self._retire()
+            self.retire()
         except OSError as error:
             told = _("checkpoint {file} could not be written ({error}); training goes on", file=path.name, error=error)
             print(told, file=sys.stderr, flush=True)
@@ -154,7 +154,7 @@ class CheckpointStore:
         os.link(path, beside)
         os.replace(beside, self._folder / BEST)
 
-    def _retire(self) -> None:
+    def retire(self) -> None:
         """Lets the older ones go, and what a kill in the middle of a save has left: a run has one writer."""
         for left in self._folder.glob(".checkpoint-*"):
             left.unlink(missing_ok=True)

@@ -72,7 +72,10 @@ def find_sweep(prefix: str, runs_folder: Path | None = None) -> SweepDir | None:
         return None
     if len(matches) > 1:
         found = ", ".join(str(sweep.path) for sweep in matches)
-        raise Refused(Problem(prefix, _("{count} sweeps start with it:", count=len(matches)), f"{found}."))
+        if len({sweep.id for sweep in matches}) == len(matches):
+            raise Refused(Problem(prefix, _("{count} sweeps start with it:", count=len(matches)), f"{found}."))
+        rule = _("there are several such sweeps: {found}.", found=found)
+        raise Refused(Problem(prefix, rule, _("Choose a folder with --runs FOLDER.")))
     return matches[0]
 
 

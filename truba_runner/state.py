@@ -52,7 +52,9 @@ def last_job_id(run: RunDir) -> str:
 
 
 def slurm_jobs(run: RunDir) -> set[str]:
-    """Every job that the run ever had on Slurm."""
+    """Every job that the run ever had on this machine's Slurm: of a copy none."""
+    if run.pulled():
+        return set()
     told = (str(event["job_id"]) for event in run.submissions() if event.get("job_id"))
     return {job_id for job_id in told if not job_id.startswith("local-")}
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -259,8 +260,10 @@ class Program:
 
     def interrupt(self) -> int:
         """Ctrl-C, which every process in the foreground gets; the exit status."""
-        for pid in self.laptop.processes("truba_runner") + self.laptop.processes("ssh"):
-            os.kill(pid, signal.SIGINT)
+        for name in ("truba_runner", "ssh", "rsync"):
+            for pid in self.laptop.processes(name):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGINT)
         return self.process.wait(30)
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from laptop import AYSE, Laptop, listening, missing, wait_until
 from slow_run import Run
 from truba import Truba
 
+from truba_runner.backends import event_files
 from truba_runner.rundir import RunDir
 from truba_runner.search.directory import SearchDir
 from truba_runner.sweeps.record import Member, SweepDir
@@ -55,12 +57,13 @@ class Shelf:
         self._memory.write_text(f"{self.folder}\n")
         self._give(laptop.state)
 
-    def run(self, name: str, **train: Any) -> RunDir:
+    def run(self, name: str, job_id: str = "7", **train: Any) -> RunDir:
+        """`job_id` is one that Slurm knows nothing of, unless it is given."""
         run = RunDir(self.folder / name)
         run.create()
         run.write_config({"name": name.rpartition("-")[0], "train": train, "tensorboard": {"idle_minutes": 30}})
-        run.append_submission({"event": "submitted", "token": "t", "job_id": "7"}, durable=False)
-        run.write_progress({"state": "running", "job_id": "7", "epoch": 1, "epochs": 9, "metrics": {"loss": 1.0}})
+        run.append_submission({"event": "submitted", "token": "t", "job_id": job_id}, durable=False)
+        run.write_progress({"state": "running", "job_id": job_id, "epoch": 1, "epochs": 9, "metrics": {"loss": 1.0}})
         self._curves[name] = Curve(run.tensorboard)
         self.log(run, 1)
         return run
@@ -70,8 +73,12 @@ class Shelf:
         self._give(self.folder)
 
     def finish(self, run: RunDir) -> None:
-        run.write_result({"metrics": {"loss": 0.25}})
-        self._give(self.folder)
+        # Whole and ayse's from the first moment: somebody may be copying it.
+        made = RunDir(self.folder.with_name("finished"))
+        made.path.mkdir(exist_ok=True)
+        made.write_result({"metrics": {"loss": 0.25}})
+        self._give(made.path)
+        (made.path / "result.json").replace(run.path / "result.json")
 
     @staticmethod
     def _give(path: Path) -> None:
@@ -282,7 +289,11 @@ def test_a_tunnel_takes_another_ones_server_over(laptop: Laptop, shelf: Shelf) -
     shelf.run("shared-0000000a")
     first = laptop.start("tensorboard", "--from", "login", "shared", "--no-browser")
     first.wait_for("TensorBoard is at", "out")
-    far_command = "module load apps/truba-ai/cpu-2024.0; python3 -m truba_runner"
+    # The one file that is copied to where nothing may be installed.
+    bundle = laptop.cluster.folder / "home" / "ayse" / "truba.pyz"
+    made = subprocess.run([sys.executable, "-m", "truba_runner", "bundle", "--out", str(bundle)], check=False)
+    assert made.returncode == 0
+    far_command = "module load apps/truba-ai/cpu-2024.0; python3 truba.pyz"
     second = laptop.start("tensorboard", "--from", "login", "shared", TRUBA_FAR_COMMAND=far_command)
     url = second.url()
     assert json.loads(laptop.get(url + "data/runs").stdout) == ["shared/train"]
@@ -304,10 +315,13 @@ def test_pulled_runs_are_runs(laptop: Laptop, shelf: Shelf) -> None:
         code.parent.mkdir(exist_ok=True)
         code.write_bytes(b"code")
     done.append_submission({"event": "intent", "token": "t", "code": {"archive": str(codes[0])}})
+    done.write_rate_curve("valley", {"suggestions": {"valley": 0.1}})
     shelf.log(going, 2)
     search = SearchDir(shelf.run("search-0000000c").path)
     search.create()
     Curve(search.trial("0001").tensorboard).add(1, 0.5)
+    search.best("0001").path.mkdir(parents=True)
+    search.best("0001").write_result({"metrics": {"loss": 0.5}})
     sweep = SweepDir.of(shelf.folder, "going-sweep-1a2b")
     sweep.describe([Member(going.id, {"train.seed": 3})], monitor="loss", mode="min")
     shelf.log(going, 3)
@@ -317,8 +331,8 @@ def test_pulled_runs_are_runs(laptop: Laptop, shelf: Shelf) -> None:
     found = sorted(path.relative_to(here[done.id]).as_posix() for path in here[done.id].rglob("*") if path.is_file())
     (events,) = (done.tensorboard / "train").iterdir()
     assert found == [
-        "plots/loss.png", "progress.json", "pulled.json", "result.json", "run.yaml", "submissions.jsonl",
-        f"tensorboard/train/{events.name}",
+        "lr_find_valley.json", "plots/loss.png", "progress.json", "pulled.json", "result.json", "run.yaml",
+        "submissions.jsonl", f"tensorboard/train/{events.name}",
     ]  # fmt: skip
     assert here[done.id].stat().st_mode & 0o777 == 0o700
     # The code that it trains, and no other.
@@ -332,33 +346,88 @@ def test_pulled_runs_are_runs(laptop: Laptop, shelf: Shelf) -> None:
     table = laptop.truba("status", sweep.id, "--csv")
     assert f"{going.id},3,RUNNING" in table.stdout, table
     assert list((here[search.id] / "trials" / "0001" / "tensorboard" / "train").iterdir())
+    assert (here[search.id] / "best" / "0001" / "result.json").exists()
 
     event_file = here[done.id] / "tensorboard" / "train" / events.name
     before = event_file.stat().st_ino
     assert laptop.truba("pull", "--from", "login", "done", "--checkpoints").returncode == 0
     assert event_file.stat().st_ino == before, "what has not changed is not copied again"
     assert (here[done.id] / "checkpoints" / "best.ckpt").exists()
-    # Purged at the far end, and kept here.
+    # Purged at the far end, and kept here: of a run that is over, and of one that is not.
     events.unlink()
     codes[0].unlink()
-    assert laptop.truba("pull", "--from", "login", "done").returncode == 0
+    (old,) = (going.tensorboard / "train").iterdir()
+    new = old.with_name("events.out.tfevents.9.other")
+    new.write_bytes(old.read_bytes())
+    shelf.log(going, 4)
+    assert laptop.truba("pull", "--from", "login", "done", "going").returncode == 0
+    whole = old.read_bytes()
+    old.unlink()
+    # A resumed run took back what came after its checkpoint.
+    event_files.cut(going.tensorboard, {})
+    followed = laptop.truba("pull", "--from", "login", "done", "going", "--follow")
+    assert followed.returncode == 0, "of a job that Slurm knows nothing of nothing more will come"
     assert event_file.exists() and (here[done.id].parent / ".code" / codes[0].name).exists()
+    kept = here[going.id] / "tensorboard" / "train"
+    assert (kept / old.name).read_bytes() == whole and (kept / new.name).read_bytes() == b""
     # A report of a copy, and its end.
     reported = laptop.truba("report", "done")
     assert reported.returncode == 0 and "COMPLETED" in Path(reported.stdout.strip()).read_text(), reported
     cleaned = laptop.truba("clean", "done", "--pulls", "0", "--yes")
     assert "as it was at login" in cleaned.stdout and not here[done.id].exists(), cleaned
     assert here[going.id].exists()
-    # A resumed run took back what came after its checkpoint.
-    (old,) = (going.tensorboard / "train").iterdir()
-    old.rename(old.with_name("events.out.tfevents.9.other"))
-    assert laptop.truba("pull", "--from", "login", "going").returncode == 0
-    kept = list((here[going.id] / "tensorboard" / "train").iterdir())
-    assert [path.name for path in kept] == ["events.out.tfevents.9.other"]
 
 
-def test_following_survives_a_cut_and_a_full_disk(laptop: Laptop, shelf: Shelf) -> None:
-    run = shelf.run("followed-0000000a")
+def test_one_name_in_two_folders_is_pulled_from_the_one_that_is_said(laptop: Laptop, shelf: Shelf) -> None:
+    first = shelf.run("twice-0000000a")
+    other = shelf.folder / "other runs"
+    shutil.copytree(first.path, other / first.id)
+    (other / first.id / "history.csv").write_text("epoch\n")
+    with shelf._memory.open("a") as memory:
+        memory.write(f"{other}\n")
+    shelf._give(shelf.folder)
+    both = laptop.truba("pull", "--from", "login", "twice", "--into", str(laptop.home / "twice"))
+    assert both.returncode == 1 and f"--runs {other}" in both.stderr and not (laptop.home / "twice").exists()
+    said = laptop.truba("pull", "--from", "login", "twice", "--into", str(laptop.home / "twice"), "--runs", str(other))
+    assert said.returncode == 0, said.stderr
+    assert (laptop.home / "twice" / first.id / "history.csv").exists()
+
+
+@pytest.fixture
+def waiting_job(laptop: Laptop) -> Iterator[str]:
+    """The id of a job that stays in the queue: of its run more may come."""
+    job_id = laptop.cluster.sbatch(["-c10", "--gres=gpu:1", "--hold"], "true")
+    yield job_id
+    laptop.cluster.run(["scancel", job_id])
+
+
+def test_a_pull_that_is_ended_in_mid_transfer_leaves_no_process(laptop: Laptop, shelf: Shelf, waiting_job: str) -> None:
+    run = shelf.run("ended-0000000a", waiting_job)
+    options = ["--from", "login", "ended", "--into", str(laptop.home / "ended"), "--follow", "--every-seconds", "0.5"]
+    program = laptop.start("pull", *options)
+    program.wait_for(run.id, "out")
+    slow = "tc qdisc add dev to-laptop root tbf rate 1mbit burst 16kb latency 400ms"
+    laptop.cluster.run(["/bin/sh", "-ec", slow], user="root")
+    try:
+        run.plots.mkdir()
+        (run.plots / "large.png").write_bytes(os.urandom(3_000_000))
+        shelf.log(run, 2)
+        wait_until(lambda: [*(laptop.home / "ended" / run.id / "plots").glob(".large.png.*")], 30)
+        assert (program.interrupt(), program.told["err"]) == (0, ""), (
+            "a Ctrl-C reaches rsync, and is no lost connection"
+        )
+    finally:
+        laptop.cluster.run(["tc", "qdisc", "del", "dev", "to-laptop", "root"], user="root")
+    assert laptop.processes("ssh") == [] and laptop.processes("rsync", uid=AYSE) == []
+    again = laptop.start("pull", *options)
+    again.wait_for(run.id, "out")
+    for pid in laptop.processes("truba_runner", "pull"):
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not laptop.processes("ssh"), 20, lambda: "the connection stays when its owner is killed")
+
+
+def test_following_survives_a_cut_and_a_full_disk(laptop: Laptop, shelf: Shelf, waiting_job: str) -> None:
+    run = shelf.run("followed-0000000a", waiting_job)
     small = laptop.home / "small"
     mount = f"mkdir {small} && mount -t tmpfs -o size=64k,mode=700,uid=60003 tmpfs {small}"
     laptop.cluster.run(["/bin/sh", "-ec", mount], user="root")
@@ -396,10 +465,10 @@ def test_following_survives_a_cut_and_a_full_disk(laptop: Laptop, shelf: Shelf) 
     assert laptop.processes("ssh") == [] and laptop.processes("rsync", uid=AYSE) == []
 
 
-def test_pulled_curves_are_followed_in_a_page_served_here(laptop: Laptop, shelf: Shelf) -> None:
+def test_pulled_curves_are_followed_in_a_page_served_here(laptop: Laptop, shelf: Shelf, waiting_job: str) -> None:
     shelf.run("alpha-0000000a")
     time.sleep(0.02)
-    run = shelf.run("zeta-0000000a")
+    run = shelf.run("zeta-0000000a", waiting_job)
     program = laptop.start("tensorboard", "--from", "login", "--pull")
     url = program.url()
     assert laptop.far_servers() == []
@@ -439,6 +508,7 @@ def test_what_cannot_be_is_said_in_one_paragraph(laptop: Laptop, shelf: Shelf) -
         (["--from", "login", "real"], {"PATH": f"{stand_in}:/usr/bin:/bin"}, 1, "OpenSSH can since 6.7"),
         (["--from", "login", "--far-command", "turba", "real"], {}, 1, "does not find truba"),
         (["--from", "login", "--far-command", no_tensorboard, "real"], {}, 1, "truba_runner[tensorboard]"),
+        (["--from", "login", "--far-command", "kill -9 $$;", "real"], {}, 1, "ends soon after its start"),
         (["--from", "closed", "real"], {}, 1, "does not let ssh reach the server's socket"),
         (["--pull", "real"], {}, 2, "Add --from LOGIN"),
     ]

@@ -393,19 +393,51 @@ def test_a_full_disk_of_the_node_sends_the_rest_straight_to_the_shared_one(tmp_p
     assert found.said.count("the node's own disk takes no more of") == 1 and "straight to the shared disk" in found.said
 
 
+def filled(shared: Path, told: Board) -> dict[str, Any]:
+    """What comes of 200 points for which a disk has no room, and of five more once it has."""
+    (shared / "other").write_bytes(b"x" * 8192)
+    sys.stderr = open(2, "w", closefd=False)
+    tell(told, *range(1, 201))
+    file = shared / "train" / event_files.OWN
+    full, whole = file.stat().st_size, whole_bytes(file)
+    (shared / "other").unlink()
+    tell(told, *range(201, 206))
+    there = steps(shared)
+    told.close()
+    return {"full": full, "whole": whole, "there": there, "steps": steps(shared)}
+
+
 @needs_root
-def test_a_full_disk_written_to_straight_stops_nothing_and_leaves_whole_records(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_way_of_the_node", [False, True])
+def test_a_full_disk_written_to_straight_stops_nothing_and_what_it_refused_comes_later(
+    tmp_path: Path, by_way_of_the_node: bool
+) -> None:
     def fill() -> dict[str, Any]:
-        small_disk(tmp_path / "shared", 8)
-        sys.stderr = open(2, "w", closefd=False)
-        told = Board(tmp_path / "shared")
-        tell(told, *range(1, 201))
-        told.close()
-        return {"steps": steps(tmp_path / "shared")}
+        small_disk(tmp_path / "shared", 16)
+        small_disk(tmp_path / "node", 4)
+        node = tmp_path / "node" if by_way_of_the_node else None
+        return filled(tmp_path / "shared", Board(tmp_path / "shared", node))
 
     found = in_a_fork(fill)
-    assert 10 < len(found.steps) < 200 and found.steps == list(range(1, len(found.steps) + 1))
+    assert found.full == found.whole, "what was there when the disk was full could be read"
+    assert found.there == found.steps == list(range(1, 206)), "what was refused comes with the next point"
     assert found.said.count("could not be written ([Errno 28]") == 1
+
+
+@needs_root
+def test_what_a_full_disk_refuses_takes_no_more_memory_than_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("truba_runner.tensorboard.sync._MOST_WAITING_BYTES", 1000)
+
+    def fill() -> dict[str, Any]:
+        small_disk(tmp_path / "shared", 16)
+        return filled(tmp_path / "shared", Board(tmp_path / "shared"))
+
+    found = in_a_fork(fill)
+    lost = sorted({*range(1, 206)} - {*found.steps})
+    assert found.steps == sorted(found.steps) and found.steps[-5:] == [201, 202, 203, 204, 205]
+    assert lost and lost == list(range(lost[0], 201)) and lost[0] > 10, "the oldest are kept, so there is one gap"
 
 
 def test_files_that_were_taken_away_are_not_written_with_a_hole(

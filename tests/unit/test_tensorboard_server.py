@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from curve import Curve
 
+from truba_runner.commands import cancel, diff, logs, pull, tensorboard, usage
 from truba_runner.errors import Failed, Refused
 from truba_runner.rundir import RunDir
-from truba_runner.state import state_of
+from truba_runner.scheduler import Job
+from truba_runner.search.directory import SearchDir
+from truba_runner.search.overview import standing
+from truba_runner.state import slurm_jobs, state_of
 from truba_runner.sweeps.record import Member, SweepDir
-from truba_runner.tensorboard import chosen, pulling, server
+from truba_runner.tensorboard import chosen, listing, pulling, server
 from truba_runner.tensorboard.feed import Feed, provider, without_tensorflow
 from truba_runner.tensorboard.page import Page
 from truba_runner.tensorboard.sockets import PrivateSocket
@@ -176,6 +183,61 @@ def test_a_copy_that_grew_is_read_on_and_another_file_is_read_anew(run: RunDir, 
     assert board.steps("mnist/train") == [7]
 
 
+def test_what_is_written_over_half_a_record_is_read(run: RunDir, board: Board) -> None:
+    curve = Curve(run.tensorboard)
+    curve.add(1, 0.5)
+    whole = curve.file.stat().st_size
+    curve.add(2, 0.4)
+    os.truncate(curve.file, whole + 30)
+    assert board.steps("mnist/train") == [1], "a kill came in the middle of it"
+    # The next start writes over it, and the page is asked only when the file is longer than it was.
+    os.truncate(curve.file, whole)
+    for step in (2, 3):
+        curve.add(step, 0.3)
+    assert board.steps("mnist/train") == [1, 2, 3]
+
+
+def test_a_run_that_tells_its_steps_further_apart_after_a_restart_is_read_anew(run: RunDir, board: Board) -> None:
+    curve = Curve(run.tensorboard)
+    curve.add(1, 0.5)
+    checkpoint = curve.file.stat().st_size
+    for step in (2, 3):
+        curve.add(step, 0.4)
+    assert board.steps("mnist/train") == [1, 2, 3]
+    os.truncate(curve.file, checkpoint)
+    # A step of more digits is a longer record, so that nothing lies where it lay.
+    for step in (200, 400, 600):
+        curve.add(step, 0.3)
+    assert board.steps("mnist/train") == [1, 200, 400, 600]
+
+
+def test_a_name_that_becomes_one_of_two_runs_keeps_the_page_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("truba_runner.tensorboard.feed._LIST_EVERY_SECONDS", 0.0)
+    curve = Curve(made(tmp_path, "mnist-0000000a", 1).tensorboard)
+    curve.add(1, 0.5)
+    board = Board(lambda: chosen.named(chosen.choose(["mnist-0"], tmp_path)))
+    assert board.steps("mnist/train") == [1]
+    # As fresh=true makes it.
+    made(tmp_path, "mnist-0000000a.2", 0)
+    for step in (2, 3):
+        curve.add(step, 0.4)
+        assert board.steps("mnist/train") == list(range(1, step + 1))
+    said = capfd.readouterr().err
+    assert said.count("2 runs start with it") == 1 and "Traceback" not in said
+
+
+def test_what_a_cut_copy_has_left_is_no_run(run: RunDir, board: Board) -> None:
+    curve = Curve(run.tensorboard)
+    curve.add(1, 0.5)
+    partial = curve.file.parent / ".rsync-partial"
+    partial.mkdir()
+    (partial / curve.file.name).write_bytes(curve.file.read_bytes()[:50])
+    assert board.steps("mnist/train") == [1]
+    assert board.get("/data/runs")[1] == b'["mnist/train"]'
+
+
 def test_a_page_of_another_name_is_not_answered(board: Board) -> None:
     for host in ("127.0.0.1:6006", "localhost:6006", "[::1]:6006"):
         assert board.get("/truba/news", host)[0] == "200 OK"
@@ -227,7 +289,7 @@ def test_where_there_is_a_browser_only_this_machine_can_ask(monkeypatch: pytest.
     with server.loopback(None) as first, server.loopback(None) as second:
         assert first.getsockname()[0] == second.getsockname()[0] == "127.0.0.1"
         assert first.getsockname()[1] != second.getsockname()[1]
-        with pytest.raises(OSError):
+        with pytest.raises(Failed, match=f"port {first.getsockname()[1]} .* in use.*--port"):
             server.loopback(first.getsockname()[1])
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("SSH_CONNECTION", raising=False)
@@ -249,20 +311,185 @@ def test_a_copys_state_is_that_of_its_records(tmp_path: Path) -> None:
     assert state_of(run, None).state == "COMPLETED"
 
 
-def test_a_listing_names_the_sweep_of_a_run(tmp_path: Path) -> None:
+def no_jobs(runs: Sequence[RunDir]) -> Mapping[str, Job]:
+    """What a Slurm knows that has forgotten all of them."""
+    return {}
+
+
+def test_a_listing_names_the_sweep_of_a_run_and_its_finder(tmp_path: Path) -> None:
     run = made(tmp_path, "mnist-0000000a", 1)
     sweep = SweepDir.of(tmp_path, "mnist-sweep-1")
-    sweep.describe([Member(run.id, {"train.seed": 1})])
+    sweep.describe([Member(run.id, {"train.seed": 1}, "mnist-finder-0000000f", "valley")])
     SweepDir.of(tmp_path, "other-sweep-2").describe([Member("other-0000000b", {"train.seed": 1})])
-    (one,) = pulling.listing([run.id], tmp_path)
-    told = {"runs_folder": str(tmp_path), "runs": {run.id: False}, "searches": [], "sweeps": [sweep.id]}
+    (one,) = listing.listing([run.id], tmp_path, no_jobs)
+    names = [run.id, "mnist-finder-0000000f"]
+    told = {"runs_folder": str(tmp_path), "runs": names, "searches": [], "sweeps": [sweep.id], "live": [run.id]}
     assert one == {**told, "code": []}
-    name = f"code-{'a' * 16}.tar.gz"
+    code = f"code-{'a' * 16}.tar.gz"
     (tmp_path / ".code").mkdir()
-    for other in (name, f"code-{'b' * 16}.tar.gz"):
-        (tmp_path / ".code" / other).write_bytes(b"code")
-    run.append_submission({"event": "intent", "token": "t", "code": {"archive": f"/arf/.code/{name}"}})
-    assert pulling.listing([run.id], tmp_path) == [{**told, "code": [name]}]
+    for name in (code, f"code-{'b' * 16}.tar.gz"):
+        (tmp_path / ".code" / name).write_bytes(b"code")
+    run.append_submission({"event": "intent", "token": "t", "code": {"archive": f"/arf/.code/{code}"}})
+    assert listing.listing([run.id], tmp_path, no_jobs) == [{**told, "code": [code]}]
+
+
+def test_a_listing_says_which_runs_may_still_change(tmp_path: Path) -> None:
+    def listed(jobs: Mapping[str, Job] | None) -> list[str]:
+        (one,) = listing.listing([], tmp_path, lambda runs: jobs)
+        live: list[str] = one["live"]
+        return sorted(live)
+
+    done, killed, unknown = (made(tmp_path, f"mnist-0000000{letter}", 1) for letter in "abc")
+    done.write_result({"metrics": {}})
+    killed.write_progress({"state": "running", "job_id": "1"})
+    assert listed({}) == [unknown.id], "of a run that Slurm has lost nothing more will come"
+    assert listed(None) == [killed.id, unknown.id], "Slurm does not answer"
+    assert listed({"1": Job("1", "RUNNING")}) == [killed.id, unknown.id]
+    assert listed({"1": Job("1", "CANCELLED")}) == []
+
+
+def test_a_copy_of_a_search_is_as_its_records_say(tmp_path: Path) -> None:
+    """Its workers' jobs are another machine's."""
+    search = SearchDir(made(tmp_path, "search-0000000a", 1).path)
+    search.create()
+    worker = search.create_worker(0)
+    worker.append_submission({"event": "submitted", "token": "t", "job_id": "1"}, durable=False)
+    worker.write_progress({"state": "running", "job_id": "1"})
+    puller = pulling.Puller(SimpleNamespace(login="arf"), [], tmp_path, "truba", "", checkpoints=False)  # type: ignore[arg-type]
+    puller._mark(listing.Listed(str(tmp_path), [], [search.id], [], []))
+    told = standing(search, {})
+    assert (told.state, told.live) == ("RUNNING", False) and "as it was at arf" in told.why
+
+
+def test_a_copys_jobs_are_not_looked_up_in_this_machines_accounting(tmp_path: Path) -> None:
+    run = made(tmp_path, "mnist-0000000a", 1)
+    assert slurm_jobs(run) == {"1"}
+    (run.path / "pulled.json").write_text('{"from": "arf", "time": 0}')
+    assert slurm_jobs(run) == set()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [(cancel, "its job is at arf.*truba cancel mnist-0"), (logs, "They are at arf: truba logs mnist-0"),
+     (diff, "That is at arf: truba diff mnist-0")],
+)  # fmt: skip
+def test_what_a_copy_cannot_tell_is_told_where_to_ask(command: Any, words: str, tmp_path: Path) -> None:
+    run = made(tmp_path, "mnist-0000000a", 1)
+    run.write_progress({"state": "running", "job_id": "1"})
+    (run.path / "pulled.json").write_text('{"from": "arf", "time": 0}')
+    with pytest.raises((Refused, Failed), match=words):
+        command.main(["mnist", "--runs", str(tmp_path)])
+
+
+def test_what_copies_have_used_is_another_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = made(tmp_path, "mnist-0000000a", 1)
+    (run.path / "pulled.json").write_text('{"from": "arf", "time": 0}')
+    assert usage.main(["--json", "--runs", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out)["usage"] == []
+
+
+def test_one_sweep_in_two_folders_is_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in (tmp_path / "here", tmp_path / "pulled"):
+        SweepDir.of(folder, "mnist-sweep-1").describe([Member("mnist-0000000a", {})])
+    monkeypatch.setattr("truba_runner.places.folders", lambda: [tmp_path / "here", tmp_path / "pulled"])
+    with pytest.raises(Refused, match="--runs FOLDER"):
+        chosen.choose(["mnist-sweep"])
+
+
+class FarEnd:
+    """A connection whose other end answers what a test says: for each word that is asked for the runs that it means."""
+
+    login = "arf"
+
+    def __init__(self, **means: list[dict[str, Any]]) -> None:
+        self.means = means
+
+    def run(self, command: str) -> subprocess.CompletedProcess[str]:
+        found = [one for word in command.partition(" -- ")[2].split() for one in self.means.get(word, [])]
+        text = f"welcome\n{listing.MARK}{json.dumps(found)}\n"
+        return subprocess.CompletedProcess([], 0 if found else 2, text if found else "")
+
+
+def meant(folder: Path, *runs: str) -> dict[str, Any]:
+    return {"runs_folder": str(folder), "runs": list(runs), "searches": [], "sweeps": [], "live": list(runs)}
+
+
+def test_a_name_that_becomes_one_of_two_runs_is_followed_on(tmp_path: Path) -> None:
+    one = meant(tmp_path, "mnist-0000000a")
+    far = FarEnd(mnist=[one])
+    puller = pulling.Puller(far, ["mnist"], tmp_path, "truba", "", checkpoints=False)  # type: ignore[arg-type]
+    puller._listed = puller._list(["mnist"])
+    far.means = {"mnist-0000000a": [one]}
+    assert puller._list_again() == puller._listed and puller._wanted == ["mnist-0000000a"]
+    far.means = {}
+    with pytest.raises(Failed, match="cannot say which runs are meant"):
+        puller._list_again()
+
+
+def test_old_checkpoints_go_from_a_copy_as_they_do_from_the_run(tmp_path: Path) -> None:
+    run = made(tmp_path, "mnist-0000000a", 1)
+    run.checkpoints.mkdir()
+    for name in ("best", *(f"checkpoint-{epoch:06d}-000000000" for epoch in range(1, 6))):
+        (run.checkpoints / f"{name}.ckpt").touch()
+    puller = pulling.Puller(FarEnd(), [], tmp_path, "truba", "", checkpoints=True)  # type: ignore[arg-type]
+    puller._retire(listing.Listed.of(meant(tmp_path, run.id, "purged-0000000b")))
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == [
+        "best.ckpt", "checkpoint-000004-000000000.ckpt", "checkpoint-000005-000000000.ckpt",
+    ]  # fmt: skip
+
+
+def test_two_runs_of_one_name_are_not_put_into_one_copy(tmp_path: Path) -> None:
+    far = FarEnd(mnist=[meant(tmp_path / "one", "mnist-0000000a"), meant(tmp_path / "two", "mnist-0000000a")])
+    puller = pulling.Puller(far, ["mnist"], tmp_path, "truba", "", checkpoints=False)  # type: ignore[arg-type]
+    with pytest.raises(Failed, match=f"--runs {tmp_path}/one or --runs {tmp_path}/two"):
+        puller._list(["mnist"])
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "words"),
+    [
+        (tensorboard, ["--port", "70000"], "numbered from 1 to 65535"),
+        (tensorboard, ["--port", "0"], "numbered from 1 to 65535"),
+        (tensorboard, ["--max-runs", "-1"], "Give 1 or more"),
+        (tensorboard, ["--idle-minutes", "-1"], r"Give 0 \(never\) or more"),
+        (tensorboard, ["--idle-minutes", "nan"], r"Give 0 \(never\) or more"),
+        (pull, ["--from", "arf", "mnist", "--every-seconds", "0"], "every 0.5 s at most"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(command: Any, options: list[str], words: str) -> None:
+    with pytest.raises(Refused, match=words):
+        command.main(options)
+
+
+def test_a_browser_that_is_waited_for_keeps_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    closed, opened = threading.Event(), threading.Event()
+
+    def open_page(url: str) -> bool:
+        opened.set()
+        return not closed.wait(60)
+
+    monkeypatch.setattr("webbrowser.open", open_page)
+    tensorboard._show(tensorboard._options().parse_args([]), "http://127.0.0.1:1/")
+    assert opened.wait(20) and not closed.is_set()
+    closed.set()
+    (thread,) = (thread for thread in threading.enumerate() if thread.name == "browser")
+    thread.join(20)
+    assert "no browser could be started" in capsys.readouterr().err
+
+
+def test_nothing_to_show_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def told() -> str:
+        tensorboard._say_what_is_left_out(tensorboard._options().parse_args(["--runs", str(tmp_path)]), 1)
+        return capsys.readouterr().err
+
+    assert f"{tmp_path} has no runs yet" in told()
+    run = made(tmp_path, "mnist-0000000a", 2)
+    assert "no curves so far" in told()
+    made(tmp_path, "mnist-0000000b", 3)
+    Curve(run.tensorboard)
+    assert told() == "the newest 1 of 2 runs are shown; --max-runs N shows more, a name fewer\n"
 
 
 def test_a_missing_tensorboard_is_told_with_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:

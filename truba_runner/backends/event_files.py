@@ -27,15 +27,14 @@ def sizes(folder: Path) -> dict[str, int]:
 def cut(folder: Path, to: Mapping[str, int]) -> None:
     """Takes back all that was written since `sizes` gave `to`.
 
-    Ours are emptied rather than removed: what is written again has the same length, and a TensorBoard that was looking
-    reads on where it was.
+    What was not there yet is emptied, not removed. Of ours what is written again has the same length, and a TensorBoard
+    that was looking reads on where it was. Of others a copy elsewhere follows: of a file that is gone nobody could tell
+    there whether the run took it back, or the disk was purged.
     """
     for file in _event_files(folder):
-        size = to.get(str(file.relative_to(folder)), 0 if file.name == OWN else None)
+        size = to.get(str(file.relative_to(folder)), 0)
         with suppress(OSError):
-            if size is None:
-                file.unlink()
-            elif size < file.stat().st_size:
+            if size < file.stat().st_size:
                 os.truncate(file, size)
 
 

@@ -26,6 +26,10 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("-y", "--yes", action="store_true", help=_("do not ask"))
     given = options.parse_args(arguments)
     named = _with_sharers(_named(prefix, given.runs) for prefix in given.run)
+    if copies := [run for run in named if run.pulled()]:
+        remedy = _("End it there: truba cancel {run}", run=copies[0].id)
+        place = copies[0].pulled().get("from", "?")
+        raise Refused(Problem(copies[0].id, _("it is a copy; its job is at {place}.", place=place), remedy))
     runs = [one for run in named for one in _with_jobs(run)]
     jobs = known_jobs(runs)
     if jobs is None:

@@ -23,6 +23,9 @@ def main(arguments: Sequence[str]) -> int:
     given = options.parse_args(arguments)
     run = places.find(given.run, given.runs)
     submitted = run.submitted()
+    if pulled := run.pulled():
+        message = _("{run} is a copy without its code. That is at {place}: truba diff {run}")
+        raise Failed(message.format(run=run.id, place=pulled.get("from", "?")))
     if "code" not in submitted:
         message = _(
             "{run} has no copy of its code: that is taken of a project's own job when it is submitted to Slurm, unless "

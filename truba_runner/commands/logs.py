@@ -30,6 +30,11 @@ def main(arguments: Sequence[str]) -> int:
     if given.json:
         print_json({"run": run.id, "logs": [str(path) for path in sorted(run.logs.glob("*"))]})
         return 0
+    if run.pulled() and watch.latest_log(run) is None:
+        place = run.pulled().get("from", "?")
+        raise Failed(
+            _("{run} is a copy without its logs. They are at {place}: truba logs {run}", run=run.id, place=place)
+        )
     if given.follow:
         watch.follow(run, lambda: watch.latest_log(run), _Ended(run))
     else:

@@ -5,27 +5,25 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from truba_runner.commands import parser, print_json
+from truba_runner.commands import known_jobs, parser, print_json
 from truba_runner.errors import Problem, Refused
-from truba_runner.tensorboard import pulling, server, ssh
+from truba_runner.language import _
+from truba_runner.tensorboard import listing, pulling, server, ssh
 
-_EVERY_SECONDS = 10.0
+_EVERY_SECONDS, _LEAST_SECONDS = 10.0, 0.5
 
 
 def main(arguments: Sequence[str]) -> int:
     """Copies what is new; with --follow again and again, until the runs are over or Ctrl-C."""
     given = _options().parse_args(arguments)
     if given.list:
-        pulling.announce(pulling.listing(given.run, given.runs))
+        listing.announce(listing.listing(given.run, given.runs, known_jobs))
         return 0
-    if not given.login:
-        remedy = "Add --from LOGIN, as you type it after ssh, or set TRUBA_LOGIN."
-        raise Refused(Problem("pull", "it needs to know from where.", remedy))
-    if not given.run:
-        raise Refused(Problem("pull", "it needs to know what.", "Name runs, sweeps, searches or experiments."))
+    if problems := [*_problems(given)]:
+        raise Refused(*problems)
     with ssh.Connection(ssh.check(given.login)) as connection:
         into, far = pulling.destination(given.login, given.into), ssh.far_command(given.far_command)
         puller = pulling.Puller(connection, given.run, into, far, str(given.runs or ""), given.checkpoints)
@@ -35,6 +33,17 @@ def main(arguments: Sequence[str]) -> int:
             with server.told_to_end() as ended:
                 puller.follow(given.every_seconds, ended)
     return 0
+
+
+def _problems(given: argparse.Namespace) -> Iterator[Problem]:
+    if not given.login:
+        remedy = "Add --from LOGIN, as you type it after ssh, or set TRUBA_LOGIN."
+        yield Problem("pull", "it needs to know from where.", remedy)
+    if not given.run:
+        yield Problem("pull", "it needs to know what.", "Name runs, sweeps, searches or experiments.")
+    if not given.every_seconds >= _LEAST_SECONDS:
+        rule = _("the login node is asked every {least} s at most.", least=_LEAST_SECONDS)
+        yield Problem(f"--every-seconds {given.every_seconds:g}", rule, _("Leave it out (10), or give more."))
 
 
 def _options() -> argparse.ArgumentParser:

@@ -7,29 +7,32 @@ import getpass
 import shlex
 import socket
 import sys
+import threading
 import time
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from truba_runner.commands import parser, print_json
 from truba_runner.errors import Problem, Refused
+from truba_runner.language import _
 from truba_runner.tensorboard import chosen, pulling, server, ssh, tunnel
-from truba_runner.tensorboard.feed import without_tensorflow
+from truba_runner.tensorboard.feed import event_folders, without_tensorflow
 from truba_runner.tensorboard.sockets import PrivateSocket
 
 # On a login node others need the memory.
 _MOST_RUNS_FAR, _MOST_RUNS_HERE = 100, 1000
 _SILENCE_SECONDS = 60.0
 _PULL_EVERY_SECONDS = 5.0
+_LAST_PORT = 65535
 
 
 def main(arguments: Sequence[str]) -> int:
     """Serves until Ctrl-C, the end of the session, or on a login node until nobody looks any more."""
     given = _options().parse_args(arguments)
-    if given.pull and not given.login:
-        raise Refused(Problem("--pull", "it needs to know from where.", "Add --from LOGIN."))
+    if problems := [*_problems(given)]:
+        raise Refused(*problems)
     if given.login and given.pull:
         return _pulled(given)
     if given.login:
@@ -61,6 +64,19 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--tunnel", action="store_true", help=argparse.SUPPRESS)
     options.add_argument("--silence-seconds", type=float, default=_SILENCE_SECONDS, help=argparse.SUPPRESS)
     return options
+
+
+def _problems(given: argparse.Namespace) -> Iterator[Problem]:
+    if given.pull and not given.login:
+        yield Problem("--pull", "it needs to know from where.", "Add --from LOGIN.")
+    if given.port is not None and not 1 <= given.port <= _LAST_PORT:
+        remedy = _("Leave it out, or choose one from 1024 on.")
+        yield Problem(f"--port {given.port}", _("ports are numbered from 1 to {last}.", last=_LAST_PORT), remedy)
+    if given.max_runs is not None and given.max_runs < 1:
+        yield Problem(f"--max-runs {given.max_runs}", _("it is how many runs are shown."), _("Give 1 or more."))
+    if given.idle_minutes is not None and not given.idle_minutes >= 0:
+        rule = _("it is after how many minutes without a look the server ends.")
+        yield Problem(f"--idle-minutes {given.idle_minutes:g}", rule, _("Give 0 (never) or more."))
 
 
 def _listed(given: argparse.Namespace, most: int) -> list[chosen.Shown]:
@@ -113,10 +129,18 @@ def _on_private_socket(given: argparse.Namespace) -> int:
 
 
 def _say_what_is_left_out(given: argparse.Namespace, most: int) -> None:
-    """Also finds out at once whether there are such runs."""
-    found, shown = len(chosen.choose(given.run, given.runs)), given.max_runs or most
-    if found > shown:
-        print(f"the newest {shown} of {found} runs are shown; --max-runs N shows more, a name fewer", file=sys.stderr)
+    """Also finds out at once whether there are such runs, and whether they have anything to show."""
+    runs, shown = chosen.choose(given.run, given.runs), given.max_runs or most
+    if len(runs) > shown:
+        print(
+            f"the newest {shown} of {len(runs)} runs are shown; --max-runs N shows more, a name fewer", file=sys.stderr
+        )
+    if not runs:
+        where = str(given.runs) if given.runs else socket.gethostname()
+        print(_("{where} has no runs yet; what comes is shown as it comes", where=where), file=sys.stderr)
+    elif not any(event_folders(run.tensorboard) for run in runs[:shown]):
+        message = _("no curves so far: a run has them once it trains; what comes is shown as it comes")
+        print(message, file=sys.stderr)
 
 
 def _idle_minutes(given: argparse.Namespace) -> float:
@@ -149,8 +173,14 @@ def _show(given: argparse.Namespace, url: str) -> None:
     else:
         print(f"TensorBoard is at {url} (Ctrl-C ends it)")
     sys.stdout.flush()
-    if not given.no_browser and not webbrowser.open(url):
-        print(f"no browser could be started; open {url}", file=sys.stderr)
+    if not given.no_browser:
+        # Some browsers are waited for until they are closed.
+        threading.Thread(target=_open_page, args=(url,), name="browser", daemon=True).start()
+
+
+def _open_page(url: str) -> None:
+    if not webbrowser.open(url):
+        print(f"no browser could be started; open {url}", file=sys.stderr, flush=True)
 
 
 def _from_login(given: argparse.Namespace) -> int:

@@ -40,8 +40,10 @@ def main(arguments: Sequence[str]) -> int:
     """Prints the rows, the costliest first, and the limits of the accounts that the runs were charged to."""
     options = parser("usage", _("Core-hours and GPU-hours by experiment and sweep, and what the account has left."))
     given = options.parse_args(arguments)
-    sweepers = [sweep.sweeper for sweep in places.sweeps(given.runs)]
-    runs = [*places.runs(given.runs), *(run for run in sweepers if run.submissions_file.exists())]
+    sweepers = (sweep.sweeper for sweep in places.sweeps(given.runs))
+    every = [*places.runs(given.runs), *(run for run in sweepers if run.submissions_file.exists())]
+    # A copy's jobs are another machine's.
+    runs = [run for run in every if not run.pulled()]
     jobs = {run.path: jobs_on_slurm(run) for run in runs}
     used = scheduler.used(job_id for ids in jobs.values() for job_id in ids)
     rows = _rows(runs, jobs, used)

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from truba_runner.errors import Failed
+from truba_runner.language import _
 from truba_runner.tensorboard.chosen import Shown
 
 # TensorBoard keeps so many of a curve's points, pictures and so on; what is more is thinned out, the latest stays.
@@ -24,7 +25,8 @@ SAMPLES = {"scalars": 1000, "images": 8, "histograms": 50, "text": 8, "audio": 4
 _LIST_EVERY_SECONDS = 60.0
 # A request that asks for news waits so long for them at most.
 _PATIENCE_SECONDS = 1.0
-_HEAD_BYTES = 24
+# The last of a file's bytes, which it is known by: a checksum is among them, of what has a time in it.
+_TAIL_BYTES = 24
 
 
 def without_tensorflow() -> None:
@@ -43,6 +45,19 @@ def without_tensorflow() -> None:
         ) from error
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """An event file as it was when it was read: up to its `size`, the last bytes of that being `tail`."""
+
+    inode: int
+    size: int
+    tail: bytes
+
+    def same(self, about: os.stat_result) -> bool:
+        """Whether nothing has happened to it."""
+        return (self.inode, self.size) == (about.st_ino, about.st_size)
+
+
 @dataclass
 class _Folder:
     """One folder of event files: what TensorBoard calls a run."""
@@ -50,8 +65,7 @@ class _Folder:
     # The shown run that it is of.
     of: Shown
     place: int
-    # For each file by name: its inode, length and first bytes.
-    files: dict[str, tuple[int, int, bytes]] = field(default_factory=dict)
+    files: dict[str, _Seen] = field(default_factory=dict)
 
 
 class Feed:
@@ -99,9 +113,8 @@ class Feed:
     def _look(self) -> None:
         now = time.monotonic()
         if now - self._listed >= _LIST_EVERY_SECONDS:
-            self._shown, self._listed = self._list_runs(), now
-            for name in [name for name, folder in self._folders.items() if folder.of not in self._shown]:
-                self._forget(name)
+            self._listed = now
+            self._list()
         for place, shown in enumerate(self._shown):
             if now - self._looked.get(shown.name, -_LIST_EVERY_SECONDS) < _LIST_EVERY_SECONDS:
                 continue
@@ -112,6 +125,16 @@ class Feed:
                 continue
             if not changed and (shown.run.path / "result.json").exists():
                 self._looked[shown.name] = now
+
+    def _list(self) -> None:
+        try:
+            self._shown = self._list_runs()
+        except Exception as error:
+            # A name may have become one of two runs, or of none: what it meant so far goes on.
+            self._tell(_("{error} The page goes on with the runs that it has.", error=error))
+            return
+        for name in [name for name, folder in self._folders.items() if folder.of not in self._shown]:
+            self._forget(name)
 
     def _tell(self, words: str) -> None:
         if words not in self._told:
@@ -129,16 +152,15 @@ class Feed:
 
     def _load(self, name: str, path: Path, files: Mapping[str, os.stat_result]) -> bool:
         known = self._folders[name].files
-        found: dict[str, tuple[int, int, bytes]] = {}
-        for file, about in files.items():
-            before = known.get(file)
-            same = before is not None and before[0] == about.st_ino
-            found[file] = (about.st_ino, about.st_size, before[2] if before and same else _head(path / file))
-        if found == known:
+        if known.keys() == files.keys() and all(known[file].same(about) for file, about in files.items()):
             return False
-        if any(_went_back(before, found.get(file)) for file, before in known.items()):
-            # A resumed run has taken back what it had written after its checkpoint: its curves are read anew.
+        if any(_went_back(path / file, seen, files.get(file)) for file, seen in known.items()):
+            # A resumed run has taken back what it had written after its checkpoint, or writes over the part of a record
+            # that a kill has left: its curves are read anew.
             self._drop(name)
+        found = {
+            file: _Seen(about.st_ino, about.st_size, _tail(path / file, about.st_size)) for file, about in files.items()
+        }
         self._folders[name].files = found
         self.multiplexer.AddRun(str(path), name)
         self.multiplexer.GetAccumulator(name).Reload()
@@ -155,28 +177,34 @@ class Feed:
             self.multiplexer._accumulators.pop(name, None)
 
 
-def _went_back(before: tuple[int, int, bytes], now: tuple[int, int, bytes] | None) -> bool:
+def _went_back(path: Path, seen: _Seen, about: os.stat_result | None) -> bool:
     """Whether a file is gone, has become shorter or is another; one that was copied anew, only longer, is the same."""
-    return now is None or now[1] < before[1] or now[2][: len(before[2])] != before[2]
+    if about is None or about.st_size < seen.size:
+        return True
+    return not seen.same(about) and _tail(path, seen.size) != seen.tail
 
 
-def _head(path: Path) -> bytes:
+def _tail(path: Path, end: int) -> bytes:
+    """The last bytes before `end`."""
     with path.open("rb") as file:
-        return file.read(_HEAD_BYTES)
+        file.seek(max(0, end - _TAIL_BYTES))
+        return file.read(min(_TAIL_BYTES, end))
 
 
 def event_folders(root: Path) -> dict[Path, dict[str, os.stat_result]]:
-    """The folders at and below `root` that hold event files, and these."""
+    """The folders at and below `root` that hold event files, and these; what a cut copy has left is hidden."""
     found: dict[Path, dict[str, os.stat_result]] = {}
     try:
         entries = list(os.scandir(root))
     except OSError:
         return {}
     for entry in entries:
+        if entry.name.startswith("."):
+            continue
         if entry.is_dir(follow_symlinks=False):
             if entry.name != "plugins":
                 found |= event_folders(Path(entry.path))
-        elif "tfevents" in entry.name and not entry.name.startswith("."):
+        elif "tfevents" in entry.name:
             found.setdefault(root, {})[entry.name] = entry.stat()
     return found
 

@@ -14,52 +14,42 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
-from truba_runner import code_archives, places
+from truba_runner import places
+from truba_runner.checkpoint import CheckpointStore
+from truba_runner.config import Checkpoint
 from truba_runner.errors import Failed
+from truba_runner.language import _
 from truba_runner.rundir import CODE, PULLED, SWEEPS, RunDir, write_atomically
-from truba_runner.search.directory import search_of
-from truba_runner.tensorboard.chosen import meant
-from truba_runner.tensorboard.feed import event_folders
+from truba_runner.search.directory import SearchDir
+from truba_runner.tensorboard.listing import Listed, understood
 from truba_runner.tensorboard.ssh import NO_CONNECTION, NOT_FOUND, Connection, not_found
 
-MARK = "truba-pull "
-_RECORDS = ("run.yaml", "submissions.jsonl", "progress.json", "history.csv", "result.json")
-_OF_A_SEARCH = ("state.json", "workers/", "workers/*/", "workers/*/submissions.jsonl", "workers/*/progress.json")
+_RECORDS = ("run.yaml", "submissions.jsonl", "progress.json", "history.csv", "result.json", "lr_find_*.json")
+_OF_A_SEARCH = (
+    "state.json", "workers/", "workers/*/", "workers/*/submissions.jsonl", "workers/*/progress.json",
+    "best/", "best/experiment.yaml", "trials/",
+)  # fmt: skip
 # rsync gives a silent connection up after so long.
 _SILENCE_SECONDS = 60
 # Which runs there are is asked again after so long.
 _LIST_EVERY_SECONDS = 60.0
 _PAUSES_SECONDS = (1, 2, 4, 8, 15, 30)
 # rsync's exit statuses.
-_FILE_ERROR, _VANISHED = 11, 24
-_CUT = {10, 12, 30, 35, NO_CONNECTION}
+_FILE_ERROR, _SIGNALLED, _VANISHED = 11, 20, 24
+_CUT = {10, 12, _SIGNALLED, 30, 35, NO_CONNECTION}
 
 
 class Cut(Exception):
-    """The connection is lost."""
+    """The connection is lost, or a Ctrl-C has reached rsync."""
 
 
 class DiskFull(Exception):
     """This machine's disk has no room."""
-
-
-@dataclass(frozen=True)
-class Listed:
-    """What of one runs folder at the far end is meant."""
-
-    runs_folder: str
-    # For each run's id, whether it has event files there.
-    runs: Mapping[str, bool]
-    searches: Sequence[str]
-    sweeps: Sequence[str]
-    # The archives of the code that was submitted with them.
-    code: Sequence[str] = ()
 
 
 def destination(login: str, into: Path | None) -> Path:
@@ -90,7 +80,6 @@ class Puller:
         self._far_command, self._far_runs, self._checkpoints = far_command, far_runs, checkpoints
         self._listed: list[Listed] = []
         self._asked = -_LIST_EVERY_SECONDS
-        self._ended = threading.Event()
 
     def runs(self) -> list[RunDir]:
         """What was copied, as it lies here."""
@@ -112,16 +101,21 @@ class Puller:
                 raise Cut
             self._asked = -_LIST_EVERY_SECONDS
         if time.monotonic() - self._asked >= _LIST_EVERY_SECONDS:
-            self._listed = self._list()
+            self._listed = self._list(self._wanted) if not self._listed else self._list_again()
             self._asked = time.monotonic()
         try:
             self._into.mkdir(mode=0o700, parents=True, exist_ok=True)
+            places.remember(self._into)
             for one in self._listed:
-                self._copy(one)
-                self._mark(one)
+                try:
+                    self._copy(one)
+                finally:
+                    # A part of a copy is a copy too, and no run of this machine's.
+                    self._mark(one)
+                if self._checkpoints:
+                    self._retire(one)
         except OSError as error:
             raise _as_full(error) from error
-        places.remember(self._into)
 
     def first(self) -> None:
         """Copies for the first time, or once.
@@ -134,8 +128,11 @@ class Puller:
         except (Cut, DiskFull) as error:
             raise Failed(told(error, self._connection.login, self._into)) from error
 
-    def follow(self, every_seconds: float, ended: threading.Event) -> None:
-        """Copies again and again, until all runs are over or `ended` is set; a cut or a full disk is waited out."""
+    def follow(self, every_seconds: float, ended: threading.Event, for_new_ones: bool = False) -> None:
+        """Copies again and again, until all runs are over or `ended` is set; a cut or a full disk is waited out.
+
+        `for_new_ones`: also when all are over, but seldom, as there may be new ones of the same name.
+        """
         attempt = 0
         while not ended.is_set():
             pause = every_seconds
@@ -145,8 +142,13 @@ class Puller:
                     say("it goes on")
                 attempt = 0
                 if self.over():
-                    return
+                    if not for_new_ones:
+                        return
+                    pause = _LIST_EVERY_SECONDS
             except (Cut, DiskFull) as error:
+                # A Ctrl-C reaches rsync too, and sooner.
+                if ended.wait(1):
+                    return
                 if not attempt:
                     say(told(error, self._connection.login, self._into) + " It is tried again (Ctrl-C ends it).")
                 pause = max(_PAUSES_SECONDS[min(attempt, len(_PAUSES_SECONDS) - 1)], every_seconds / 10)
@@ -154,18 +156,18 @@ class Puller:
             ended.wait(pause)
 
     def over(self) -> bool:
-        """Whether no run will change any more: each has its result, or has failed."""
-        runs = self.runs()
-        return bool(runs) and all(run.result() or run.progress().get("state") == "failed" for run in runs)
+        """Whether no run will change any more: each has its result, or the far end said so before the last copy."""
+        live = {name for one in self._listed for name in one.live}
+        return all(run.result() or run.id not in live for run in self.runs())
 
     @contextmanager
     def following(self, every_seconds: float) -> Iterator[None]:
-        """Follows in the background."""
+        """Follows in the background, and looks for new runs when all are over."""
         ended = threading.Event()
 
         def follow() -> None:
             try:
-                self.follow(every_seconds, ended)
+                self.follow(every_seconds, ended, for_new_ones=True)
             except (Failed, OSError) as error:
                 say(f"The files are not followed any more: {error}")
 
@@ -178,24 +180,42 @@ class Puller:
             self._connection.close()
             thread.join(10)
 
-    def _list(self) -> list[Listed]:
-        options = ["pull", "--list", *([f"--runs={self._far_runs}"] if self._far_runs else []), "--", *self._wanted]
+    def _list(self, wanted: Sequence[str]) -> list[Listed]:
+        options = ["pull", "--list", *([f"--runs={self._far_runs}"] if self._far_runs else []), "--", *wanted]
         done = self._connection.run(f"{self._far_command} {shlex.join(options)}")
-        lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
+        login, found = self._connection.login, understood(done.stdout)
         if done.returncode == NO_CONNECTION:
-            raise Cut
+            if self._connection.is_gone():
+                raise Cut
+            message = _("{login} ends truba before it can say which runs are meant: perhaps it allows no such process.")
+            raise Failed(message.format(login=login))
         if done.returncode == NOT_FOUND:
-            raise Failed(not_found(self._connection.login))
-        if done.returncode or not lines:
-            raise Failed(f"{self._connection.login} cannot say which runs are meant: its own words stand above")
-        return [Listed(**one) for one in json.loads(lines[-1].removeprefix(MARK))]
+            raise Failed(not_found(login))
+        if done.returncode or found is None:
+            raise Failed(f"{login} cannot say which runs are meant: its own words stand above")
+        names = Counter(name for one in found for name in (*one.runs, *one.searches))
+        if twice := [name for name, count in names.items() if count > 1]:
+            folders = _(" or ").join(f"--runs {one.runs_folder}" for one in found if twice[0] in names)
+            message = _("{run}: {login} has several runs of this name. Choose a folder: {folders}.")
+            raise Failed(message.format(run=twice[0], login=login, folders=folders))
+        return found
+
+    def _list_again(self) -> list[Listed]:
+        """A name may have become one of two runs, or of none: then it is asked for those that were meant so far."""
+        try:
+            return self._list(self._wanted)
+        except Failed:
+            meant_so_far = [name for one in self._listed for name in (*one.runs, *one.searches)]
+            found = self._list(meant_so_far)
+            self._wanted = meant_so_far
+            return found
 
     def _copy(self, one: Listed) -> None:
         argv = [
-            "rsync", "--recursive", "--links", "--times", "--compress", "--partial-dir=.rsync-partial", "--delete",
-            f"--timeout={_SILENCE_SECONDS}", "--chmod=D0700,F0600", "--filter=merge -",
+            "rsync", "--recursive", "--links", "--times", "--compress", "--partial-dir=.rsync-partial",
+            "--protect-args", f"--timeout={_SILENCE_SECONDS}", "--chmod=D0700,F0600", "--filter=merge -",
             f"--rsh={shlex.join(self._connection.transport())}",
-            f"{self._connection.login}:{_quoted(one.runs_folder)}/", f"{self._into}/",
+            f"{self._connection.login}:{one.runs_folder}/", f"{self._into}/",
         ]  # fmt: skip
         rules = "\n".join(self._rules(one)) + "\n"
         done = subprocess.run(
@@ -203,32 +223,29 @@ class Puller:
         )
         if done.returncode == _FILE_ERROR or "No space left" in done.stderr or "Disk quota exceeded" in done.stderr:
             raise DiskFull
-        if done.returncode in _CUT and "command not found" not in done.stderr:
+        if done.returncode in _CUT or done.returncode < 0:
             raise Cut
         if done.returncode not in {0, _VANISHED}:
             raise Failed(f"rsync could not copy from {self._connection.login}: {done.stderr.strip()}")
 
     def _rules(self, one: Listed) -> Iterator[str]:
-        """rsync's filter: of each run what is wanted. Nothing is deleted here but event files that a run took back.
+        """rsync's filter: of each run what is wanted.
 
-        A resumed run takes back what it had written after its checkpoint. Of a run that is over all is final; where the
-        far end has no event files any more they were purged, and the copies are all there is.
+        Nothing is ever deleted here: what is gone at the far end was purged, and the copies are all there is. Event
+        files that a resumed run takes back it empties (`backends.event_files.cut`), and so they are here.
         """
-        for name, has_events in one.runs.items():
-            if has_events and not RunDir(self._into / name).result():
-                yield f"risk /{_literal(name)}/tensorboard/***"
-        yield "protect *"
         for name in one.runs:
             yield from self._run_rules(f"/{_literal(name)}/")
         for name in one.searches:
             yield from self._run_rules(f"/{_literal(name)}/")
-            yield from (f"+ /{_literal(name)}/{part}" for part in (*_OF_A_SEARCH, "trials/"))
-            yield from self._run_rules(f"/{_literal(name)}/trials/*/")
+            yield from (f"+ /{_literal(name)}/{part}" for part in _OF_A_SEARCH)
+            for part in ("trials", "best"):
+                yield from self._run_rules(f"/{_literal(name)}/{part}/*/")
         for name in ("", *(f"{_literal(sweep)}/" for sweep in one.sweeps)):
             yield f"+ /{SWEEPS}/{name}"
         for name in one.sweeps:
             yield from (f"+ /{SWEEPS}/{_literal(name)}/{file}" for file in ("sweep.json", "submissions.jsonl"))
-        yield from (f"+ /{CODE}/{name}" for name in ("", *one.code))
+        yield from (f"+ /{CODE}/{_literal(name)}" for name in ("", *one.code))
         yield "- *"
 
     def _run_rules(self, folder: str) -> Iterator[str]:
@@ -239,9 +256,19 @@ class Puller:
             yield f"- {folder}{name}/.*"
             yield f"+ {folder}{name}/***"
 
-    def _mark(self, one: Listed) -> None:
+    def _retire(self, one: Listed) -> None:
+        """Lets old checkpoints go as the run itself does, which may make hundreds while it is followed."""
         for name in (*one.runs, *one.searches):
             run = RunDir(self._into / name)
+            with suppress(FileNotFoundError):
+                keep = int(run.read_config().get("checkpoint", {}).get("keep", Checkpoint().keep))
+                for folder in [run.checkpoints, *run.path.glob("trials/*/checkpoints")]:
+                    CheckpointStore(folder, keep).retire()
+
+    def _mark(self, one: Listed) -> None:
+        runs = [RunDir(self._into / name) for name in (*one.runs, *one.searches)]
+        workers = [worker for name in one.searches for worker in SearchDir(self._into / name).workers()]
+        for run in (*runs, *workers):
             if run.path.is_dir():
                 about = {"from": self._connection.login, "runs_folder": one.runs_folder, "time": time.time()}
                 write_atomically(run.path / PULLED, json.dumps(about).encode() + b"\n", durable=False)
@@ -265,38 +292,3 @@ def _as_full(error: OSError) -> Exception:
 
 def _literal(name: str) -> str:
     return re.sub(r"([*?\[\\])", r"\\\1", name)
-
-
-def _quoted(path: str) -> str:
-    return path if re.fullmatch(r"[\w./-]+", path, re.ASCII) else shlex.quote(path)
-
-
-def listing(wanted: Sequence[str], runs_folder: Path | None) -> list[dict[str, Any]]:
-    """For the near end: what of each runs folder here is meant by ids, sweeps, searches or experiments.
-
-    Raises:
-        Refused: there is no such run.
-    """
-    folders: dict[Path, dict[str, Any]] = {}
-    for run in meant(wanted, runs_folder):
-        empty: dict[str, Any] = {"runs_folder": str(run.path.parent), "runs": {}, "searches": [], "sweeps": []}
-        one = folders.setdefault(run.path.parent, empty)
-        if search_of(run):
-            one["searches"].append(run.id)
-        else:
-            one["runs"][run.id] = bool(event_folders(run.tensorboard))
-    for folder, one in folders.items():
-        # They hold the values that runs are named by.
-        one["sweeps"] = [
-            sweep.id
-            for sweep in places.sweeps(folder)
-            if any(member.run in one["runs"] or member.run in one["searches"] for member in sweep.members())
-        ]
-        every = [RunDir(folder / name) for name in (*one["runs"], *one["searches"])]
-        one["code"] = [path.name for path in code_archives.code_of(every)]
-    return list(folders.values())
-
-
-def announce(listed: Sequence[Mapping[str, Any]]) -> None:
-    """Says at the far end what the near end has to know."""
-    print(MARK + json.dumps(listed), flush=True)

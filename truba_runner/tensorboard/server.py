@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from truba_runner import scheduler
+from truba_runner.errors import Failed
+from truba_runner.language import _
 from truba_runner.tensorboard.chosen import Shown
 from truba_runner.tensorboard.feed import Feed, without_tensorflow
 from truba_runner.tensorboard.page import Page
@@ -31,7 +33,11 @@ def far() -> bool:
 
 
 def loopback(port: int | None) -> socket.socket:
-    """A listening TCP socket that only this machine can reach: `port`, or 6006, or where that is taken any."""
+    """A listening TCP socket that only this machine can reach: `port`, or 6006, or where that is taken any.
+
+    Raises:
+        Failed: `port` cannot be had.
+    """
     wanted = [port] if port else [DEFAULT_PORT, 0]
     for number in wanted:
         made = socket.socket()
@@ -40,10 +46,11 @@ def loopback(port: int | None) -> socket.socket:
             made.bind(("127.0.0.1", number))
             made.listen(64)
             return made
-        except OSError:
+        except OSError as error:
             made.close()
             if number == wanted[-1]:
-                raise
+                message = _("port {port} of this machine cannot be had ({reason}); choose another with --port")
+                raise Failed(message.format(port=number, reason=error.strerror)) from error
     raise AssertionError
 
 

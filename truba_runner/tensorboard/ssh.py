@@ -27,6 +27,10 @@ NOT_FOUND = 127
 # A dead connection is noticed after three times so long, unless the user's configuration says something else.
 _ALIVE_EVERY_SECONDS = 10
 _LONGEST_FOLDER = 60
+# A connection that is lost ends within so long of what goes over it.
+_END_SECONDS = 2
+# A command that does nothing until its input is closed.
+_NOTHING = "cat >/dev/null"
 
 
 def check(login: str) -> str:
@@ -67,13 +71,19 @@ class Connection:
         self.process: subprocess.Popen[bytes] | None = None
 
     def open(self, command: str = "") -> subprocess.Popen[bytes]:
-        """Starts the connection, with `command` running at its other end, or none."""
+        """Starts the connection, with `command` running at its other end, or nothing.
+
+        Its input is closed when this process ends, however it ends, and with that the connection.
+        """
         self._control.unlink(missing_ok=True)
-        tail = ["--", self.login, command] if command else ["-N", "--", self.login]
-        argv = ["ssh", *self._own_options(), "-M", "-S", str(self._control), *tail]
-        pipe = subprocess.PIPE if command else subprocess.DEVNULL
+        options = [*self._own_options(), "-M", "-S", str(self._control)]
         # A Ctrl-C is for us, who end it in order; while it asks for a password ssh has handlers of its own.
-        self.process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, preexec_fn=_deaf_to_ctrl_c)
+        self.process = subprocess.Popen(
+            ["ssh", *options, "--", self.login, command or _NOTHING],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE if command else subprocess.DEVNULL,
+            preexec_fn=_deaf_to_ctrl_c,
+        )
         return self.process
 
     def wait_until_open(self) -> bool:
@@ -87,6 +97,13 @@ class Connection:
     def alive(self) -> bool:
         """Whether the connection is there, as far as ssh knows."""
         return self.process is not None and self.process.poll() is None and self._control.exists()
+
+    def is_gone(self) -> bool:
+        """Whether it is lost, after what went over it was: ssh says the same of a command that a signal has ended."""
+        deadline = time.monotonic() + _END_SECONDS
+        while self.alive() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return not self.alive()
 
     def forward(self, port: int, remote: str) -> bool:
         """Lets a local port lead to a Unix socket at the other end; False where the port is taken."""
@@ -108,7 +125,7 @@ class Connection:
         if process is not None:
             # The command at the other end hears of it, and ends.
             _close(process.stdin)
-            if process.stdin is None and process.poll() is None:
+            if process.stdout is None and process.poll() is None:
                 self._control_command("exit", [])
             for number in (signal.SIGTERM, signal.SIGKILL):
                 try:
@@ -166,7 +183,7 @@ def not_found(login: str) -> str:
     return (
         f"{login} does not find truba: a command over ssh has another PATH than a terminal. Say how it is started "
         "there, with --far-command 'COMMAND' or TRUBA_FAR_COMMAND, as in 'module load apps/truba-ai/cpu-2024.0; "
-        "python3 -m truba_runner'."
+        "python3 truba.pyz'."
     )
 
 

@@ -24,6 +24,8 @@ _LENGTH = struct.Struct("<Q")
 _CHECKSUM_BYTES = 4
 # Copied at a time; there is hardly ever as much.
 _CHUNK_BYTES = 1 << 24
+# Of what a full disk refuses so much is kept in memory, for when it has room again.
+_MOST_WAITING_BYTES = 1 << 24
 
 
 class EventFile:
@@ -43,6 +45,8 @@ class EventFile:
         self._local: IO[bytes] | None = None
         if scratch is not None:
             self._local = tempfile.TemporaryFile(dir=scratch, buffering=0)
+        # What is on no disk yet: its place has no room, and there is no node's disk to hold it.
+        self._waiting = bytearray()
         # Of the file at its place; held open where every record goes there.
         self._handle = -1
         self._copying = threading.Lock()
@@ -51,7 +55,8 @@ class EventFile:
         """Adds whole records, on the node's disk where it has one; once that is full, at their place.
 
         Raises:
-            OSError: there is no room for them; the file is as it was.
+            OSError: there is no room for them. They are kept in memory and come with those after them, unless there are
+                too many of them by now.
         """
         if self._local is not None:
             try:
@@ -64,11 +69,16 @@ class EventFile:
                     flush=True,
                 )
                 self._leave_the_node()
-        if self._local is None:
-            self._write(records, self.told)
-            self._there += len(records)
-        # Last: what it counts can be read.
-        self.told += len(records)
+        if self._local is not None:
+            # Last: what it counts can be read.
+            self.told += len(records)
+            return
+        with self._copying:
+            if len(self._waiting) + len(records) > _MOST_WAITING_BYTES:
+                self._bring()
+            self._waiting += records
+            self.told += len(records)
+            self._bring()
 
     def copy(self, durable: bool = False) -> int:
         """Brings to its place what is not there yet; returns how many bytes. `durable`: it outlasts a loss of power.
@@ -105,12 +115,23 @@ class EventFile:
         if self._local is not None:
             # Some network file systems show others a file's new size when it is closed.
             self._shut()
-        return copied
+        return copied + self._bring()
+
+    def _bring(self) -> int:
+        """Writes what waits in memory; returns how many bytes."""
+        count = len(self._waiting)
+        if count:
+            self._write(bytes(self._waiting), self._there)
+            self._there += count
+            self._waiting.clear()
+        return count
 
     def _leave_the_node(self) -> None:
+        """What is there alone comes to memory: the shared disk may be full too."""
         with self._copying:
-            self._copy()
             if self._local is not None:
+                left = os.pread(self._local.fileno(), self.told - self._there, self._there - self._found)
+                self._waiting += left
                 self._local.close()
             self._local = None
 

@@ -12,19 +12,25 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from subprocess import Popen
 from typing import Any
 
 from truba_runner.errors import Failed
+from truba_runner.language import _
 from truba_runner.tensorboard.server import IDLE, loopback
 from truba_runner.tensorboard.ssh import NO_CONNECTION, NOT_FOUND, Connection, not_found
 
 # What the far end's line begins with: a login shell may print lines of its own before.
 MARK = "truba-tensorboard "
+_CONNECTED = {"connected": True}
 _HEARTBEAT_SECONDS = 2.0
 _PAUSES_SECONDS = (1, 2, 4, 8, 15, 30)
 # A server that is gone sooner than this, so many times in a row, is not started again.
 _SHORT_SECONDS, _SHORT_LIVES = 60.0, 4
-_ANSWER_TIMEOUT_SECONDS = 5
+# An sshd that leads to no socket refuses at once; a login node with much to do may take its time.
+_ANSWER_SECONDS, _REFUSED_SECONDS, _SILENT_SECONDS = 5, 5, 60
+# A shell's status for a command that signal N has ended is this much and N.
+_SIGNALLED = 128
 
 
 def announce(**about: Any) -> None:
@@ -37,7 +43,9 @@ class Tunnel:
 
     def __init__(self, connection: Connection, command: str, port: int | None) -> None:
         """`command` is what the far end's shell runs; `port` the local one, None: 6006 or any."""
-        self._connection, self._command, self._wanted_port = connection, command, port
+        # ssh ends alike when there is no connection and when a signal has ended the command: its shell speaks first.
+        self._command = f"echo '{MARK}{json.dumps(_CONNECTED)}'; {command}"
+        self._connection, self._wanted_port = connection, port
         self._port = 0
         self._ended = threading.Event()
 
@@ -79,9 +87,11 @@ class Tunnel:
             if self._ended.is_set():
                 return ""
             if about is None:
-                self._never_came(process.wait(), first)
-                return None
-            self._lead_to(str(about["socket"]), lambda: process.poll() is None)
+                status = process.wait()
+                lines.join()
+                return self._never_came(status, lines.connected, first)
+            if not self._lead_to(str(about["socket"]), process):
+                return ""
             if first:
                 ready(f"http://127.0.0.1:{self._port}/")
             else:
@@ -94,36 +104,68 @@ class Tunnel:
         # Where ssh itself was killed the server is not to blame.
         return str(lines.last.get("ended", "killed" if process.returncode < 0 else ""))
 
-    def _never_came(self, status: int, first: bool) -> None:
+    def _never_came(self, status: int, connected: bool, first: bool) -> str | None:
+        """As `_one_life` where the far end had not begun to serve.
+
+        Raises:
+            Failed: it is no use to try again.
+        """
         login = self._connection.login
-        if status == NO_CONNECTION and not first:
-            return
-        if status == NO_CONNECTION:
+        if status == NO_CONNECTION and not connected:
+            if not first:
+                return None
             raise Failed(
                 f"there is no connection to {login}: ssh's own words stand above. Does ssh {login} work, and the VPN?"
             )
         if status == NOT_FOUND:
             raise Failed(not_found(login))
+        if status == NO_CONNECTION or status > _SIGNALLED or status < 0:
+            return ""
         raise Failed(f"there is no server at {login}: its own words stand above")
 
-    def _lead_to(self, far_socket: str, connected: Callable[[], bool]) -> None:
-        """Forwards the local port; the first time one is chosen, and then kept: the page goes on asking there."""
+    def _lead_to(self, far_socket: str, process: Popen[bytes]) -> bool:
+        """Forwards the local port; the first time one is chosen, and then kept: the page goes on asking there.
+
+        Whether there is an answer; False where the connection has ended meanwhile, or is to end.
+
+        Raises:
+            Failed: there is none.
+        """
         candidates = [self._port] if self._port else _free_ports(self._wanted_port)
         for port in candidates:
             if self._connection.forward(port, far_socket):
-                self._port = port
                 break
         else:
-            raise Failed(f"port {candidates[-1]} of this machine is taken; choose another with --port")
-        deadline = time.monotonic() + _ANSWER_TIMEOUT_SECONDS
-        while not (answered := _answers(self._port)) and connected() and time.monotonic() < deadline:
-            time.sleep(0.2)
-        if not answered and connected():
-            login = self._connection.login
-            raise Failed(
-                f"{login} does not let ssh reach the server's socket: its sshd is older than OpenSSH 6.7, or has "
-                "AllowStreamLocalForwarding switched off. With --pull the files are followed instead."
+            if process.poll() is not None:
+                return False
+            message = _(
+                "port {port} of this machine cannot be had: ssh's own words stand above. Choose another with --port"
             )
+            raise Failed(message.format(port=candidates[-1]))
+        began, login = time.monotonic(), self._connection.login
+        while process.poll() is None and not self._ended.is_set():
+            asked = time.monotonic()
+            if _answers(port):
+                self._port = port
+                return True
+            now = time.monotonic()
+            if now - asked < _ANSWER_SECONDS and now - began > _REFUSED_SECONDS:
+                raise Failed(
+                    f"{login} does not let ssh reach the server's socket: its sshd is older than OpenSSH 6.7, or has "
+                    "AllowStreamLocalForwarding switched off. With --pull the files are followed instead."
+                )
+            if now - began > _SILENT_SECONDS:
+                raise Failed(
+                    _(
+                        "The server at {login} does not answer within {seconds} s. The node may have too much to do: "
+                        "try again later, or follow the files with --pull.",
+                        login=login,
+                        seconds=_SILENT_SECONDS,
+                    )
+                )
+            _beat(process)
+            self._ended.wait(0.2)
+        return False
 
 
 class _Lines:
@@ -131,6 +173,7 @@ class _Lines:
 
     def __init__(self, stream: Any) -> None:
         self.last: dict[str, Any] = {}
+        self.connected = False
         self._first = threading.Event()
         self._thread = threading.Thread(target=self._read, args=(stream,), daemon=True)
         self._thread.start()
@@ -149,12 +192,18 @@ class _Lines:
     def _read(self, stream: Any) -> None:
         for line in stream:
             text = line.decode(errors="replace")
-            if text.startswith(MARK):
-                self.last = json.loads(text.removeprefix(MARK))
+            if not text.startswith(MARK):
+                continue
+            told = json.loads(text.removeprefix(MARK))
+            if told == _CONNECTED:
+                self.connected = True
+            else:
+                self.last = told
                 self._first.set()
 
 
-def _beat(process: Any) -> None:
+def _beat(process: Popen[bytes]) -> None:
+    assert process.stdin is not None  # noqa: S101
     try:
         process.stdin.write(b".")
         process.stdin.flush()
@@ -175,7 +224,7 @@ def _answers(port: int) -> bool:
     from http.client import HTTPConnection, HTTPException
 
     try:
-        connection = HTTPConnection("127.0.0.1", port, timeout=_ANSWER_TIMEOUT_SECONDS)
+        connection = HTTPConnection("127.0.0.1", port, timeout=_ANSWER_SECONDS)
         connection.request("GET", "/truba/news")
         connection.getresponse().read()
         connection.close()
