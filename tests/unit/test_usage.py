@@ -99,6 +99,18 @@ def test_by_experiment_and_sweep(
     assert "account ayse: 25.0 of 1,000 core-hours used" in capsys.readouterr().out
 
 
+def test_a_site_without_accounting_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limited(monkeypatch)
+    a_run(tmp_path, "mnist-1", "local-7")
+    monkeypatch.setattr(scheduler, "used", lambda ids: {})
+    assert usage.main(["--runs", str(tmp_path)]) == 0 and capsys.readouterr().err == ""
+    a_run(tmp_path, "mnist-2", "1")
+    assert usage.main(["--runs", str(tmp_path)]) == 0
+    assert "accounting tells nothing of these runs' jobs" in capsys.readouterr().err
+
+
 def test_a_searchs_workers_and_a_sweepers_job_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

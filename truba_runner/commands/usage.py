@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ def main(arguments: Sequence[str]) -> int:
     runs = [run for run in every if not run.pulled()]
     jobs = {run.path: jobs_on_slurm(run) for run in runs}
     used = scheduler.used(job_id for ids in jobs.values() for job_id in ids)
+    if any(jobs.values()) and not used:
+        print(_("Slurm's accounting tells nothing of these runs' jobs, so they count as nothing"), file=sys.stderr)
     rows = _rows(runs, jobs, used)
     accounts = sorted({account for run in runs if (account := _account(run))})
     left = [one for account in accounts for one in budget.limits(account)]
