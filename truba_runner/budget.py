@@ -13,20 +13,20 @@ from truba_runner.slurm_facts import Limit
 
 # Slurm's name for a limit on what is used over time, in minutes.
 _OVER_TIME = "GrpTRESMins"
-_WORDS = {"cpu": marked("core-hours"), "gres/gpu": marked("GPU-hours")}
+WORDS = {"cpu": marked("core-hours"), "gres/gpu": marked("GPU-hours")}
 
 
 def limits(account: str) -> list[Limit]:
     """The limits over time that are set on an account, in minutes; none where Slurm does not tell."""
     try:
-        return [one for one in slurm_facts.limits(account) if one.name == _OVER_TIME and one.resource in _WORDS]
+        return [one for one in slurm_facts.limits(account) if one.name == _OVER_TIME and one.resource in WORDS]
     except SlurmError:
         return []
 
 
 def unit(limit: Limit) -> str:
     """What a limit counts."""
-    return _(_WORDS[limit.resource])
+    return _(WORDS[limit.resource])
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,14 @@ def test_by_experiment_and_sweep(
     used = {"1": Use(1, 3600, 0), "2": Use(2, 7200, 3600), "3": Use(1, 36_000, 7200), "4_0": Use(1, 1800, 0)}
     monkeypatch.setattr(scheduler, "used", lambda ids: {job_id: used[job_id] for job_id in set(ids)})
     limited(monkeypatch, Limit("ayse", "GrpTRESMins", "cpu", "60000", "1500"))
+    # For programs its words are the same in every language.
+    with monkeypatch.context() as turkish:
+        turkish.setenv("TRUBA_LANG", "tr")
+        assert usage.main(["--json", "--runs", str(tmp_path)]) == 0
+    in_turkish = capsys.readouterr().out
     assert usage.main(["--json", "--runs", str(tmp_path)]) == 0
-    told = json.loads(capsys.readouterr().out)
+    told = json.loads(out := capsys.readouterr().out)
+    assert out == in_turkish
     rows = {(row["kind"], row["name"]): row for row in told["usage"]}
     mnist = rows["experiment", "mnist"]
     assert (mnist["runs"], mnist["starts"], mnist["core_hours"], mnist["gpu_hours"]) == (3, 5, 8.5, 2.0)

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     accounts = sorted({account for run in runs if (account := _account(run))})
     left = [one for account in accounts for one in budget.limits(account)]
     if given.json:
-        limits = [{"account": one.holder, "unit": budget.unit(one), "limit": float(one.limit) / 60,
+        limits = [{"account": one.holder, "unit": budget.WORDS[one.resource], "limit": float(one.limit) / 60,
                    "left": None if one.left is None else one.left / 60} for one in left]  # fmt: skip
         print_json({"usage": [vars(row) for row in rows], "limits": limits})
         return 0
