@@ -39,14 +39,14 @@ def code_of(runs: Iterable[RunDir]) -> list[Path]:
         for run in runs
         for path in _there(run.path.parent, _SUBMITTED.findall(_texts(run.path.parent, [run.path])))
     }
-    return sorted(found)
+    return sorted(there)
 
 
-def submitted(run: RunDir, record: Mapping[str, Any]) -> Path:
-    """Where the code of a submission, whose `record` this is, lies: of a run that was copied, beside the copy."""
-    archive = Path(record["code"]["archive"])
+def found(run: RunDir, code: Mapping[str, Any]) -> dict[str, Any]:
+    """A submission's `code`, with the archive where it is: of a run that was copied elsewhere, beside the copy."""
+    archive = Path(code["archive"])
     beside = run.path.parent / CODE / archive.name
-    return beside if beside.exists() and not archive.exists() else archive
+    return {**code, "archive": str(beside if beside.exists() and not archive.exists() else archive)}
 
 
 def unneeded(runs_folder: Path, without: Collection[Path] = ()) -> list[Path]:

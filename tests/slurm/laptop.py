@@ -260,7 +260,7 @@ class Program:
 
     def interrupt(self) -> int:
         """Ctrl-C, which every process in the foreground gets; the exit status."""
-        for name in ("truba_runner", "ssh", "rsync"):
+        for name in ("rsync", "truba_runner", "ssh"):
             for pid in self.laptop.processes(name):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGINT)

@@ -190,7 +190,7 @@ def test_a_kept_run_holds_the_code_that_it_trained_and_diff_finds_it(
     path.write_bytes(snapshot._packed(found))
     run = submitted(RunDir(runs / "mnist-1"), over_days_ago=9)
     run.write_config({"cluster": {"runs_folder": str(runs)}, "data": {"folder": str(tmp_path / "data")}})
-    code = {"archive": str(path), "sha256": "0"}
+    code = {"archive": str(path), "sha256": snapshot._digest(found)}
     run.append_submission(
         {**intent(runs), "code": code, "job_file": str(project / "jobs" / "own.py"), "project": str(project)}
     )

@@ -422,8 +422,28 @@ def test_a_name_that_becomes_one_of_two_runs_is_followed_on(tmp_path: Path) -> N
     far.means = {"mnist-0000000a": [one]}
     assert puller._list_again() == puller._listed and puller._wanted == ["mnist-0000000a"]
     far.means = {}
+    for _ in range(2):
+        assert puller._list_again() == puller._listed, "the login node has a bad moment"
     with pytest.raises(Failed, match="cannot say which runs are meant"):
         puller._list_again()
+
+
+@pytest.mark.parametrize("for_new_ones", [False, True])
+def test_a_page_looks_for_new_runs_when_all_are_over(
+    for_new_ones: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulling, "_LIST_EVERY_SECONDS", 0.01)
+    puller = pulling.Puller(FarEnd(), [], tmp_path, "truba", "", checkpoints=False)  # type: ignore[arg-type]
+    ended, looks = threading.Event(), []
+
+    def once() -> None:
+        looks.append(1)
+        if len(looks) == 3:
+            ended.set()
+
+    monkeypatch.setattr(puller, "once", once)
+    puller.follow(0.01, ended, for_new_ones)
+    assert len(looks) == (3 if for_new_ones else 1)
 
 
 def test_old_checkpoints_go_from_a_copy_as_they_do_from_the_run(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from truba_runner.commands import parser, print_json
 from truba_runner.errors import Problem, Refused
 from truba_runner.language import _
+from truba_runner.rundir import RunDir
 from truba_runner.tensorboard import chosen, pulling, server, ssh, tunnel
 from truba_runner.tensorboard.feed import event_folders, without_tensorflow
 from truba_runner.tensorboard.sockets import PrivateSocket
@@ -98,7 +99,7 @@ def _on_private_socket(given: argparse.Namespace) -> int:
     _say_what_is_left_out(given, _MOST_RUNS_FAR)
     place = PrivateSocket([*given.run, str(given.runs or ""), str(given.max_runs)])
     line = server.Line(given.silence_seconds)
-    over = line.dead if given.tunnel else lambda: False
+    hung_up = line.dead if given.tunnel else lambda: False
     if not place.take():
         if not given.tunnel:
             print(f"a server for these runs is there already, process {place.holder()}", file=sys.stderr)
@@ -107,7 +108,7 @@ def _on_private_socket(given: argparse.Namespace) -> int:
         # It is another tunnel's: this one goes to it too, and takes its place when it ends.
         tunnel.announce(socket=str(place.path), shared=True)
         while not place.take():
-            if over():
+            if hung_up():
                 return 0
             time.sleep(0.5)
     try:
@@ -116,7 +117,8 @@ def _on_private_socket(given: argparse.Namespace) -> int:
                 listening,
                 lambda: _listed(given, _MOST_RUNS_FAR),
                 lambda: tunnel.announce(socket=str(place.path)) if given.tunnel else _print_way(given, place.path),
-                over,
+                # Somebody may have tidied its folder: nobody can reach it then, and another can be started.
+                lambda: hung_up() or not place.path.exists(),
                 given.idle_minutes if given.idle_minutes is not None else _idle_minutes(given),
             )
     finally:
@@ -135,10 +137,13 @@ def _say_what_is_left_out(given: argparse.Namespace, most: int) -> None:
         print(
             f"the newest {shown} of {len(runs)} runs are shown; --max-runs N shows more, a name fewer", file=sys.stderr
         )
+    _say_if_there_is_nothing(runs[:shown], str(given.runs or socket.gethostname()))
+
+
+def _say_if_there_is_nothing(runs: Sequence[RunDir], where: str) -> None:
     if not runs:
-        where = str(given.runs) if given.runs else socket.gethostname()
         print(_("{where} has no runs yet; what comes is shown as it comes", where=where), file=sys.stderr)
-    elif not any(event_folders(run.tensorboard) for run in runs[:shown]):
+    elif not any(event_folders(run.tensorboard) for run in runs):
         message = _("no curves so far: a run has them once it trains; what comes is shown as it comes")
         print(message, file=sys.stderr)
 
@@ -207,6 +212,7 @@ def _pulled(given: argparse.Namespace) -> int:
         far = ssh.far_command(given.far_command)
         puller = pulling.Puller(connection, given.run, into, far, str(given.runs or ""), checkpoints=False)
         puller.first()
+        _say_if_there_is_nothing(chosen.with_trials(puller.runs()), given.login)
         with puller.following(_PULL_EVERY_SECONDS), server.loopback(given.port) as listening:
             url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
             most = given.max_runs or _MOST_RUNS_HERE

@@ -37,6 +37,8 @@ _OF_A_SEARCH = (
 _SILENCE_SECONDS = 60
 # Which runs there are is asked again after so long.
 _LIST_EVERY_SECONDS = 60.0
+# A login node may have a bad moment; runs that are gone there are gone for good.
+_MOST_NOT_LISTED = 3
 _PAUSES_SECONDS = (1, 2, 4, 8, 15, 30)
 # rsync's exit statuses.
 _FILE_ERROR, _SIGNALLED, _VANISHED = 11, 20, 24
@@ -78,6 +80,8 @@ class Puller:
         self._connection, self._wanted, self._into = connection, list(wanted), into
         self._far_command, self._far_runs, self._checkpoints = far_command, far_runs, checkpoints
         self._listed: list[Listed] = []
+        # How often in a row the far end could not say it again.
+        self._not_listed = 0
         self._asked = -_LIST_EVERY_SECONDS
 
     def runs(self) -> list[RunDir]:
@@ -201,13 +205,19 @@ class Puller:
 
     def _list_again(self) -> list[Listed]:
         """A name may have become one of two runs, or of none: then it is asked for those that were meant so far."""
-        try:
-            return self._list(self._wanted)
-        except Failed:
-            meant_so_far = [name for one in self._listed for name in (*one.runs, *one.searches)]
-            found = self._list(meant_so_far)
-            self._wanted = meant_so_far
-            return found
+        meant_so_far = [name for one in self._listed for name in (*one.runs, *one.searches)]
+        for wanted in (self._wanted, meant_so_far):
+            try:
+                found = self._list(wanted)
+            except Failed as error:
+                failure = error
+            else:
+                self._wanted, self._not_listed = wanted, 0
+                return found
+        self._not_listed += 1
+        if self._not_listed == _MOST_NOT_LISTED:
+            raise failure
+        return self._listed
 
     def _copy(self, one: Listed) -> None:
         argv = [
@@ -261,8 +271,8 @@ class Puller:
 
         for name in (*one.runs, *one.searches):
             run = RunDir(self._into / name)
-            with suppress(FileNotFoundError):
-                keep = int(run.read_config().get("checkpoint", {}).get("keep", Checkpoint().keep))
+            with suppress(FileNotFoundError, KeyError):
+                keep = int(run.read_config()["checkpoint"]["keep"])
                 for folder in [run.checkpoints, *run.path.glob("trials/*/checkpoints")]:
                     CheckpointStore(folder, keep).retire()
 
