@@ -34,7 +34,7 @@ def of_run(run: RunDir) -> list[Path]:
 
 def code_of(runs: Iterable[RunDir]) -> list[Path]:
     """What is there of the code that was submitted with these runs, of one runs folder."""
-    found = {
+    there = {
         path
         for run in runs
         for path in _there(run.path.parent, _SUBMITTED.findall(_texts(run.path.parent, [run.path])))

@@ -11,7 +11,7 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,9 +154,6 @@ class Submission:
         wrapper = job_code.wrapper(self._runs_folder)
         return environment.start(experiment.environment, wrapper, binds, gpus=bool(request.gpus))
 
-    def _package_files(self) -> Iterable[Path]:
-        return job_code.files(self.first.experiment.environment, self._runs_folder)
-
     def _find_package(self) -> list[str]:
         return job_code.setup(self.first.experiment.environment, self._runs_folder)
 
@@ -234,8 +231,6 @@ class Submission:
             "job_name": self.job_name,
             **provenance.record(self.first.job_file, snapshot.take(self.first.experiment, self.first.job_file)),
             "environment": dict(self.first.found),
-            # What the job needs of them: code_archives.py.
-            "package": sorted(path.name for path in self._package_files()),
             "request": asdict(self.request),
             "sbatch": self.parameters(),
         }

@@ -40,7 +40,12 @@ def archive(runs: Path, name: str, days_old: float = 5) -> Path:
 def intent(runs: Path, *names: str) -> dict[str, object]:
     code = [name for name in names if name.startswith("code-")]
     own = {"code": {"archive": str(runs / CODE / code[0])}} if code else {}
-    return {"event": "intent", "token": "t", "package": [name for name in names if name not in code], **own}
+    return {
+        "event": "intent",
+        "token": "t",
+        "sbatch": {"setup": [f"touch {one}" for one in names if one not in code]},
+        **own,
+    }
 
 
 def submitted(run: RunDir, *names: str, over_days_ago: float | None = None) -> RunDir:
