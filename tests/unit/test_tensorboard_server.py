@@ -323,9 +323,14 @@ def test_a_listing_names_the_sweep_of_a_run_and_its_finder(tmp_path: Path) -> No
     SweepDir.of(tmp_path, "other-sweep-2").describe([Member("other-0000000b", {"train.seed": 1})])
     (one,) = listing.listing([run.id], tmp_path, no_jobs)
     names = [run.id, "mnist-finder-0000000f"]
-    assert one == {
-        "runs_folder": str(tmp_path), "runs": names, "searches": [], "sweeps": [sweep.id], "live": [run.id],
-    }  # fmt: skip
+    told = {"runs_folder": str(tmp_path), "runs": names, "searches": [], "sweeps": [sweep.id], "live": [run.id]}
+    assert one == {**told, "code": []}
+    code = f"code-{'a' * 16}.tar.gz"
+    (tmp_path / ".code").mkdir()
+    for name in (code, f"code-{'b' * 16}.tar.gz"):
+        (tmp_path / ".code" / name).write_bytes(b"code")
+    run.append_submission({"event": "intent", "token": "t", "code": {"archive": f"/arf/.code/{code}"}})
+    assert listing.listing([run.id], tmp_path, no_jobs) == [{**told, "code": [code]}]
 
 
 def test_a_listing_says_which_runs_may_still_change(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from truba_runner import places
 from truba_runner.checkpoint import CheckpointStore
 from truba_runner.errors import Failed
 from truba_runner.language import _
-from truba_runner.rundir import PULLED, SWEEPS, RunDir, write_atomically
+from truba_runner.rundir import CODE, PULLED, SWEEPS, RunDir, write_atomically
 from truba_runner.search.directory import SearchDir
 from truba_runner.tensorboard.listing import Listed, understood
 from truba_runner.tensorboard.ssh import NO_CONNECTION, NOT_FOUND, Connection, not_found
@@ -258,6 +258,7 @@ class Puller:
             yield f"+ /{SWEEPS}/{name}"
         for name in one.sweeps:
             yield from (f"+ /{SWEEPS}/{_literal(name)}/{file}" for file in ("sweep.json", "submissions.jsonl"))
+        yield from (f"+ /{CODE}/{_literal(name)}" for name in ("", *one.code))
         yield "- *"
 
     def _run_rules(self, folder: str) -> Iterator[str]:
