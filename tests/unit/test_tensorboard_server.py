@@ -453,8 +453,22 @@ def test_old_checkpoints_go_from_a_copy_as_they_do_from_the_run(tmp_path: Path) 
     ]  # fmt: skip
 
 
+def test_a_part_of_a_copy_is_told_as_one_and_keeps_the_time_of_the_last_whole(tmp_path: Path) -> None:
+    run = made(tmp_path, "mnist-0000000a", 1)
+    one = listing.Listed.of(meant(tmp_path, run.id))
+    puller = pulling.Puller(FarEnd(), [], tmp_path, "truba", "", checkpoints=False)  # type: ignore[arg-type]
+    puller._mark(one, whole=False)
+    first = run.pulled()
+    assert first["from"] == "arf"
+    puller._mark(one, whole=False)
+    assert run.pulled() == first
+    puller._mark(one)
+    assert run.pulled()["time"] > first["time"]
+
+
 def test_two_runs_of_one_name_are_not_put_into_one_copy(tmp_path: Path) -> None:
-    far = FarEnd(mnist=[meant(tmp_path / "one", "mnist-0000000a"), meant(tmp_path / "two", "mnist-0000000a")])
+    other = meant(tmp_path / "other", "mnist-0000000b")
+    far = FarEnd(mnist=[meant(tmp_path / "one", "mnist-0000000a"), other, meant(tmp_path / "two", "mnist-0000000a")])
     puller = pulling.Puller(far, ["mnist"], tmp_path, "truba", "", checkpoints=False)  # type: ignore[arg-type]
     with pytest.raises(Failed, match=f"--runs {tmp_path}/one or --runs {tmp_path}/two"):
         puller._list(["mnist"])
