@@ -77,6 +77,14 @@ def test_the_runs_of_a_sweep_are_named_by_its_values_and_no_name_comes_twice(tmp
     ]
 
 
+def test_a_search_whose_trials_were_purged_hides_no_other_run(tmp_path: Path) -> None:
+    search = SearchDir(made(tmp_path, "search-0000000a", 2).path)
+    search.create()
+    search.trials_folder.rmdir()
+    made(tmp_path, "mnist-0000000b", 1)
+    assert names(chosen.choose([], tmp_path)) == ["mnist"]
+
+
 def test_a_name_that_is_none_is_refused_with_the_nearest(tmp_path: Path) -> None:
     made(tmp_path, "mnist-0000000a", 3)
     with pytest.raises(Refused, match="Did you mean mnist"):
