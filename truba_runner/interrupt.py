@@ -35,6 +35,7 @@ class Interruption:
         """None has, so far."""
         self.received: list[int] = []
         self._held = False
+        self._words: dict[int, str] = {}
         self.listening = False
 
     @staticmethod
@@ -45,6 +46,9 @@ class Interruption:
     def listen(self) -> None:
         """Sets the handlers; in the main thread, before a framework starts."""
         self.listening = True
+        # Not in the handler: the first message reads the catalogue, and may import what the signal has come in the
+        # middle of.
+        self._words = {int(number): _(word) for number, word in _WORDS.items()}
         for number in _WORDS:
             # Who starts it with nohup wants it to go on.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
@@ -74,7 +78,6 @@ class Interruption:
         # Not print: the signal may have come in the middle of one.
         then = _("saving after this step") if self._held else _("nothing to save yet")
         if not again:
-            what = _(_WORDS[signal.Signals(number)])
-            os.write(2, f"\n{what}: {then}\n".encode())
+            os.write(2, f"\n{self._words[number]}: {then}\n".encode())
         if first and not self._held:
             raise Interrupted

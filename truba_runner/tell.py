@@ -131,8 +131,9 @@ _COUNTS = {
 def sweep(sweep_id: str, outcomes: Sequence[Outcome]) -> None:
     """What became of a sweep's runs, in one line, and where to look at them."""
     unique = {one.run_id: "interrupted" if one.stopped and one.action == "failed" else one.action for one in outcomes}
-    counts = [_(_COUNTS[action], count=count) for action, count in Counter(unique.values()).items()]
-    print(f"{sweep_id}: {', '.join([counted('{count} run', '{count} runs', len(unique)), *counts])}")
+    runs = counted("{count} run", "{count} runs", len(unique))
+    became = [_(_COUNTS[action], count=count) for action, count in Counter(unique.values()).items()]
+    print(f"{sweep_id}: {', '.join([runs, *became])}")
     print(f"  truba status {sweep_id}")
 
 

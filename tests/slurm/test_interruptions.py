@@ -101,12 +101,16 @@ def test_a_cancelled_run_stays_cancelled_and_goes_on_when_it_is_submitted_again(
 def test_a_run_that_comes_no_further_is_given_up(truba: Truba) -> None:
     truba.write("jobs/dying.py", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
     truba.write("jobs/slow.py", SLOW_JOB)
-    submitted = truba("+experiment=mnist", "job.module=dying", "data.name=digits", truba.runs_folder())
+    arguments = ("+experiment=mnist", "job.module=dying", "data.name=digits", truba.runs_folder())
+    submitted = truba(*arguments, TRUBA_LANG="tr")
     assert submitted.returncode == 0, submitted.stderr
     (path,) = run_dirs(truba.project)
     job_id = str(events(path)[1]["job_id"])
     truba.cluster.wait_for_state(job_id, "FAILED", timeout=90, in_accounting=True)
-    assert "came no further" in truba.status()[0]["why"]
+    # The job speaks the language of the command that has submitted it, and is understood in any.
+    assert "başlangıç ilerleyemedi" in truba.status()[0]["why"]
+    (told,) = json.loads(truba("why", path.name, "--json").stdout)
+    assert told["findings"][0]["reason"] == "gave-up"
 
 
 @pytest.mark.slow

@@ -68,6 +68,40 @@ def test_wrong_input_is_one_paragraph_and_exit_status_2(truba, arguments: list[s
     assert list(truba.folder.iterdir()) == []
 
 
+IN_TURKISH = [
+    (
+        ["+experiment=mnist", "cluster=truba", "resources.gpus=9", "resources.time=9d"],
+        [
+            "resources.time=9d: akya-cuda kuyruğu en çok 3-00:00:00 süreye izin verir (conf/cluster/truba.yaml "
+            "(max_time)). resources.time=3-00:00:00 ya da daha kısasını verin; ne kadar kısaysa iş o kadar erken "
+            "başlar. Ya da işler zinciri için resources.segment=3-00:00:00 verin.",
+            "resources.gpus=9: akya-cuda kuyruğunun bir düğümünde 4 GPU var. resources.gpus=4 ya da daha azını verin "
+            "(düğüm başına sayılır).",
+        ],
+    ),
+    (
+        ["+experiment=mnist", "resources.gpu=2", "data.workers=3"],
+        [
+            "resources.gpu: böyle bir anahtar yok. Şunu mu demek istediniz: gpus?",
+            "data.workers: fastai'nindir, arka uç ise keras. Bunu vermeyin ya da job.backend=fastai verin.",
+        ],
+    ),
+    (
+        ["-m", "+experiment=mnist", "train.seed=1,-1"],
+        [
+            "train.seed=-1: en az 0 olmalıdır. train.seed=1 verin. Hiçbir şey gönderilmedi; 2 eğitimin 1 tanesi böyle: "
+            "train.seed=-1.",
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "lines"), IN_TURKISH, ids=["plan", "key", "sweep"])
+def test_a_refusal_is_turkish_from_its_first_word_to_its_last(truba, arguments: list[str], lines: list[str]) -> None:  # type: ignore[no-untyped-def]
+    done = truba(*arguments, TRUBA_LANG="tr")
+    assert (done.returncode, done.stderr.splitlines()) == (2, lines)
+
+
 def test_a_dry_run_prints_the_script_and_leaves_no_trace(truba, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     done = truba(
         "+experiment=mnist", "cluster=truba", "resources.gpus=2", "resources.mail_user=me@example.org", "dry_run=true",

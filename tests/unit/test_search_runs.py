@@ -296,7 +296,7 @@ def test_a_refusal_is_turkish_to_its_end(tmp_path: Path) -> None:
     done = project("+experiment=parabola", "sweep=random", "sweep.workers=0", "sweep.pack=2", "sweep.directory=a/b")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [
-        "sweep.workers=0: 1 ya da daha büyük olmalı. sweep.workers=1 verin.",
+        "sweep.workers=0: en az 1 olmalıdır. sweep.workers=1 verin.",
         "sweep.directory=a/b: cluster.runs_folder içindeki bir klasörün adıdır. Yolu yazmayın.",
         "sweep.pack=2: bir arama (sweep=random) denemelerini kendisi dağıtır. "
         "Vermeyin; aynı anda kaç denemenin çalışacağını sweep.workers söyler.",

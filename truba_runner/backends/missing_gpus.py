@@ -19,6 +19,7 @@ def tell_of_missing_gpus(gpus_asked: int, framework: str, package: str) -> None:
         truba_runner.errors.Failed: the node has GPUs.
     """
     if NVIDIA_DRIVER.exists():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", _("not set"))
         # `sees no GPU`, or its Turkish, is what truba why knows it by: why/reasons.yaml.
         raise Failed(
             _(
@@ -29,7 +30,7 @@ def tell_of_missing_gpus(gpus_asked: int, framework: str, package: str) -> None:
                 gpus=gpus_asked,
                 framework=framework,
                 package=package,
-                visible=os.environ.get("CUDA_VISIBLE_DEVICES", _("not set")),
+                visible=visible,
             )
         )
     print(

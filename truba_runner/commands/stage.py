@@ -62,9 +62,8 @@ def _assigned(origins: Sequence[str], needed: Sequence[Source]) -> dict[str, str
             raise Refused(Problem(f"--from {origin}", _("there is no such file."), _("Give its path, or a URL.")))
         name = PurePosixPath(urlsplit(origin).path).name if "://" in origin else Path(origin).name
         if len(needed) > 1 and name not in names:
-            rule = _(
-                "the experiment needs {names}, and this is none of them by its name.", names=_(" and ").join(names)
-            )
+            wanted = _(" and ").join(names)
+            rule = _("the experiment needs {names}, and this is none of them by its name.", names=wanted)
             raise Refused(Problem(f"--from {origin}", rule, _("Give the file its original name.")))
         assigned[names.get(name, needed[0].file)] = origin
     return assigned

@@ -216,11 +216,12 @@ def _entry_problems(experiment: Experiment, name: str, entry: Any) -> Iterator[P
         yield Problem(where, _("{kind} takes named arguments.", kind=kind), _(_EXAMPLE))
         return
     arguments, (_method, needed, optional) = _named(kind, given), _ARGUMENTS[kind]
+    all_needed = _(" and ").join(needed)
     for key in needed:
         if key not in arguments:
             yield Problem(
                 where,
-                _("{kind} needs {arguments}.", kind=kind, arguments=_(" and ").join(needed)),
+                _("{kind} needs {arguments}.", kind=kind, arguments=all_needed),
                 _("Add {key}.", key=key),
             )
     for key in arguments:
