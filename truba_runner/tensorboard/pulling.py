@@ -21,7 +21,6 @@ from pathlib import Path
 
 from truba_runner import places
 from truba_runner.checkpoint import CheckpointStore
-from truba_runner.config import Checkpoint
 from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.rundir import PULLED, SWEEPS, RunDir, write_atomically
@@ -272,6 +271,8 @@ class Puller:
 
     def _retire(self, one: Listed) -> None:
         """Lets old checkpoints go as the run itself does, which may make hundreds while it is followed."""
+        from truba_runner.config import Checkpoint
+
         for name in (*one.runs, *one.searches):
             run = RunDir(self._into / name)
             with suppress(FileNotFoundError):
