@@ -403,6 +403,7 @@ class FarEnd:
     """A connection whose other end answers what a test says: for each word that is asked for the runs that it means."""
 
     login = "arf"
+    transport = list
 
     def __init__(self, **means: list[dict[str, Any]]) -> None:
         self.means = means
@@ -459,6 +460,29 @@ def test_old_checkpoints_go_from_a_copy_as_they_do_from_the_run(tmp_path: Path) 
     assert sorted(path.name for path in run.checkpoints.iterdir()) == [
         "best.ckpt", "checkpoint-000004-000000000.ckpt", "checkpoint-000005-000000000.ckpt",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "means"),
+    [
+        (12, "connection unexpectedly closed", pulling.Cut),
+        (255, "unexplained error", pulling.Cut),
+        (20, "received SIGINT", pulling.Cut),
+        (-9, "", pulling.Cut),
+        (11, "write failed: Aygıtta boş yer kalmadı", pulling.DiskFull),
+        (12, "bash: line 1: rsync: command not found", Failed),
+        (127, "rsync: remote command not found", Failed),
+        (23, "Permission denied", Failed),
+    ],
+)
+def test_what_rsyncs_end_means(
+    status: int, words: str, means: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    puller = pulling.Puller(FarEnd(), [], tmp_path, "truba", "", checkpoints=False)  # type: ignore[arg-type]
+    done = subprocess.CompletedProcess([], status, "", words)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(means):
+        puller._copy(listing.Listed.of(meant(tmp_path, "mnist-0000000a")))
 
 
 def test_a_part_of_a_copy_is_told_as_one_and_keeps_the_time_of_the_last_whole(tmp_path: Path) -> None:
