@@ -31,8 +31,8 @@ def whole(path: Path) -> Iterator[Path]:
 
 def explained(error: BaseException, run: RunDir) -> BaseException:
     """The error itself, or where a full disk is behind it one that says so, and where the run goes on from."""
-    if (cause := reason(error)) is None:
-        return error
+    if isinstance(error, Failed) or (cause := reason(error)) is None:
+        return error  # What says itself what to do may be about another disk.
     position = CheckpointStore(run.checkpoints).position()
     if position == Position(0, 0):
         where = _("the run goes on from the beginning.")
@@ -59,8 +59,12 @@ def reason(error: BaseException) -> str | None:
         seen.add(id(one))
         if isinstance(one, OSError) and one.errno in _FULL:
             return f"{one.filename}: {one.strerror}" if one.filename else str(one.strerror)
-        for number in _FULL:
-            if os.strerror(number) in str(one):
-                return os.strerror(number)
+        if said := told_of(str(one)):
+            return said
         one = one.__cause__ or one.__context__
     return None
+
+
+def told_of(text: str) -> str | None:
+    """What in an error's text says that a disk is full."""
+    return next((said for said in map(os.strerror, _FULL) if said in text), None)

@@ -33,9 +33,11 @@ def files(environment: Environment, runs_folder: Path) -> Mapping[Path, bytes]:
 
 
 def provide(environment: Environment, runs_folder: Path) -> None:
-    """Writes what is not there yet."""
+    """Writes what is not there yet; to a purge, which takes what nobody has written to for long, the rest is new."""
     for path, content in files(environment, runs_folder).items():
-        if not path.exists():
+        try:
+            os.utime(path)
+        except FileNotFoundError:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomically(path, content)
 
@@ -52,14 +54,17 @@ def wrapper(runs_folder: Path) -> Path:
 
 def setup(environment: Environment, runs_folder: Path) -> list[str]:
     """Shell that lets the job's Python find the package; nothing where it is installed for that Python."""
-    if environment.kind == "apptainer":
-        return [f"export PYTHONPATH={shlex.quote(str(archive(runs_folder)))}"]
     root = Path(truba_runner.__file__).resolve().parent.parent
-    if truba_runner.ARCHIVE or environment.kind != "inherit":
+    needed = files(environment, runs_folder)
+    if archive(runs_folder) in needed:
         root = archive(runs_folder)
     elif not (root / "pyproject.toml").is_file():
         return []
-    return [f"export PYTHONPATH={shlex.quote(str(root))}${{PYTHONPATH:+{os.pathsep}$PYTHONPATH}}"]
+    # What the container's own environment has is its own.
+    more = "" if environment.kind == "apptainer" else f"${{PYTHONPATH:+{os.pathsep}$PYTHONPATH}}"
+    found = f"export PYTHONPATH={shlex.quote(str(root))}{more}"
+    # Of a job that is started again and again for weeks it must not be purged.
+    return [f"touch --no-create {shlex.join(map(str, needed))}", found] if needed else [found]
 
 
 @lru_cache(maxsize=1)

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,7 +61,7 @@ def found(experiment: Experiment, elsewhere: Elsewhere) -> Found:
         held: Found = environment_report.report() if not chosen.python else {}
     else:
         _refuse_missing_files(chosen)
-        held = _kept(chosen) or _asked(experiment, elsewhere)
+        held = _kept(experiment) or _asked(experiment, elsewhere)
     if held:
         _refuse_lacking(experiment, held)
     return held
@@ -77,7 +77,7 @@ def found_here(experiment: Experiment) -> Found | str:
     if chosen.kind == "inherit":
         return found(experiment, lambda script: None)
     _refuse_missing_files(chosen)
-    held = _kept(chosen)
+    held = _kept(experiment)
     if not held:
         try:
             held = _read(chosen, *_run_here(_script(chosen, shipped("slurm") / "apptainer")))
@@ -89,19 +89,25 @@ def found_here(experiment: Experiment) -> Found | str:
 
 
 def _refuse_missing_files(chosen: Environment) -> None:
-    if chosen.kind == "apptainer" and not Path(chosen.image).exists():
-        names = _images_beside(Path(chosen.image))
-        near = _("There are: {names}.", names=", ".join(names)) if names else _("Look for it with ls.")
-        raise Refused(Problem(f"environment.image={chosen.image}", _("there is no such file."), near))
+    if chosen.kind == "apptainer" and (why := _unreadable(chosen.image)):
+        beside = [name for name in _images_beside(Path(chosen.image)) if name != chosen.image]
+        remedy = _("There are: {names}.", names=", ".join(beside)) if beside else _("Look for it with ls -l.")
+        raise Refused(Problem(f"environment.image={chosen.image}", why, remedy))
     python = Path(chosen.venv) / "bin" / "python"
-    if chosen.kind == "venv" and not chosen.python and not python.exists():
-        raise Refused(
-            Problem(
-                f"environment.venv={chosen.venv}",
-                _("there is no {python}, so it is no virtual environment, or its Python has gone.", python=python),
-                _("Name the folder that python -m venv made."),
-            )
-        )
+    if chosen.kind == "venv" and not chosen.python and not os.access(python, os.X_OK):
+        rule = _("there is no {python}, so it is no virtual environment, or its Python has gone.", python=python)
+        raise Refused(Problem(f"environment.venv={chosen.venv}", rule, _("Name the folder that python -m venv made.")))
+
+
+def _unreadable(path: str) -> str:
+    """Why a file cannot be read; empty where it can."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return _("there is no such file.")
+    except OSError as error:
+        return _("it cannot be reached: {why}.", why=error.strerror)
+    return "" if os.access(path, os.R_OK) else _("you may not read it.")
 
 
 def _images_beside(image: Path) -> list[str]:
@@ -197,24 +203,34 @@ def _read(chosen: Environment, printed: str, status: int) -> Found:
 
 def _file(chosen: Environment) -> Path:
     """Where the answer is kept: by all that the environment is made of."""
-    about: dict[str, Any] = asdict(chosen)
-    for name, path in (("image", chosen.image), ("venv", chosen.venv and f"{chosen.venv}/pyvenv.cfg")):
+    about: dict[str, Any] = {**asdict(chosen), "made_of": []}
+    for path in _made_of(chosen):
         with suppress(OSError):
-            if path:
-                state = os.stat(path)
-                about[f"{name}_state"] = [state.st_mtime_ns, state.st_size]
-    if chosen.kind == "module":
-        about["module_path"] = os.environ.get("MODULEPATH", "")
+            state = path.stat()
+            about["made_of"].append([str(path), state.st_mtime_ns, state.st_size])
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     return state_folder() / "environments" / f"{key}.json"
 
 
-def _kept(chosen: Environment) -> Found:
+def _made_of(chosen: Environment) -> Iterator[Path]:
+    """The files and folders by which it shows that an environment has changed; not all of them need be there."""
+    if chosen.kind == "apptainer":
+        yield Path(chosen.image)
+    elif chosen.kind == "venv":
+        yield Path(chosen.venv) / "pyvenv.cfg"
+        yield from sorted(Path(chosen.venv).glob("lib/python*/site-packages"))
+    elif chosen.kind == "module":
+        for folder in os.environ.get("MODULEPATH", "").split(os.pathsep):
+            yield from (Path(folder) / f"{name}{suffix}" for name in chosen.modules for suffix in ("", ".lua"))
+
+
+def _kept(experiment: Experiment) -> Found:
+    """What was found before; nothing where that lacks what the experiment needs: it may have come since."""
     with suppress(OSError, ValueError):
-        file = _file(chosen)
+        file = _file(experiment.environment)
         if time.time() - file.stat().st_mtime < _KEPT_SECONDS:
             held: Found = json.loads(file.read_bytes())
-            return held
+            return {} if _problem(experiment, held) else held
     return {}
 
 
@@ -230,51 +246,41 @@ def _keep(chosen: Environment, held: Found) -> None:
 
 def _refuse_lacking(experiment: Experiment, held: Found) -> None:
     """What makes a training impossible there; older versions than were tried are only warned of."""
-    chosen, backend = experiment.environment, experiment.job.backend
-    remedy = _(_REMEDIES[chosen.kind])
-    if _numbers(held["python"]) < _LEAST_PYTHON:
-        raise Refused(
-            Problem(
-                _words(chosen),
-                _(
-                    "its Python is {version} ({file}), and 3.10 is the oldest.",
-                    version=held["python"],
-                    file=held["executable"],
-                ),
-                remedy,
-            )
-        )
-    traits = TRAITS.get(backend)
-    needs = {**(traits.needs if traits else {}), **({"keras-tuner": "1.4.7"} if experiment.sweep.kind else {})}
-    packages = held["packages"]
-    if lacking := [name for name in needs if name not in packages]:
-        there = ", ".join(f"{name} {version}" for name, version in packages.items()) or _("none that trains")
-        raise Refused(
-            Problem(
-                _words(chosen),
-                _(
-                    "its Python {version} has no {lacking}, which the {backend} backend needs (it has {there}).",
-                    version=held["python"],
-                    lacking=_(" and no ").join(lacking),
-                    backend=backend,
-                    there=there,
-                ),
-                remedy,
-            )
-        )
-    if "keras" in needs and _numbers(packages["keras"]) < (3,):
-        rule = _("its Keras is {version}, and 3 is the oldest.", version=packages["keras"])
-        raise Refused(Problem(_words(chosen), rule, remedy))
-    for name, least in needs.items():
-        if _numbers(packages[name]) < _numbers(least):
+    if problem := _problem(experiment, held):
+        raise Refused(problem)
+    for name, least in _needs(experiment).items():
+        if _numbers(version := held["packages"][name]) < _numbers(least):
             older = _(
                 "{environment}: {package} {version} is older than {least}, the oldest that was tried",
-                environment=_words(chosen),
-                package=name,
-                version=packages[name],
-                least=least,
-            )
+                environment=_words(experiment.environment), package=name, version=version, least=least,
+            )  # fmt: skip
             print(_("warning: {text}", text=older), file=sys.stderr)
+
+
+def _needs(experiment: Experiment) -> dict[str, str]:
+    """The packages that a training takes, with the oldest version of each that was tried."""
+    traits = TRAITS.get(experiment.job.backend)
+    return {**(traits.needs if traits else {}), **({"keras-tuner": "1.4.7"} if experiment.sweep.kind else {})}
+
+
+def _problem(experiment: Experiment, held: Found) -> Problem | None:
+    chosen, needs, packages = experiment.environment, _needs(experiment), held["packages"]
+    python = held["python"]
+    lacking = [name for name in needs if name not in packages]
+    if _numbers(python) < _LEAST_PYTHON:
+        rule = _("its Python is {version} ({file}), and 3.10 is the oldest.", version=python, file=held["executable"])
+    elif lacking:
+        there = ", ".join(f"{name} {version}" for name, version in packages.items())
+        rule = _(
+            "its Python {version} has no {lacking}, which the {backend} backend needs (it has {there}).",
+            version=python, lacking=_(" and no ").join(lacking), backend=experiment.job.backend,
+            there=there or _("none that trains"),
+        )  # fmt: skip
+    elif "keras" in needs and _numbers(packages["keras"]) < (3,):
+        rule = _("its Keras is {version}, and 3 is the oldest.", version=packages["keras"])
+    else:
+        return None
+    return Problem(_words(chosen), rule, _(_REMEDIES[chosen.kind]))
 
 
 _REMEDIES = {

@@ -12,6 +12,7 @@ import io
 import os
 import subprocess
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -237,26 +238,30 @@ def _packed(found: Mapping[str, File]) -> bytes:
     return whole.getvalue()
 
 
-def unpacked(archive: Path) -> dict[str, File]:
-    """What an archive holds.
+def unpacked(code: Mapping[str, Any]) -> dict[str, File]:
+    """What was taken along; `code` is what `Taken.record` calls so.
 
     Raises:
-        Failed: it is not there any more, or is damaged.
+        Failed: the archive is not there any more, or is damaged.
     """
     found = {}
+    archive = Path(code["archive"])
     try:
         with tarfile.open(archive, "r:gz") as tar:
             for member in tar:
-                content = tar.extractfile(member)
-                assert content is not None  # noqa: S101  # It holds nothing but files.
-                found[member.name] = File(content.read(), bool(member.mode & 0o100))
-    except (OSError, EOFError, tarfile.TarError) as error:
+                if content := tar.extractfile(member):
+                    found[member.name] = File(content.read(), bool(member.mode & 0o100))
+        # gzip looks at its own checksum only where it is read to its very end.
+        if _digest(found) != code["sha256"]:
+            raise ValueError("SHA-256")
+    except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as error:
+        gone = isinstance(error, FileNotFoundError)
         raise Failed(
             _(
-                "the code that was submitted cannot be read: {archive} is not there any more, or damaged ({error}). "
-                "A run that has not ended has to be submitted again.",
+                "the code that was submitted cannot be read: {archive}: {why}. Submit the run again: it goes on from "
+                "its last checkpoint, with the project's files as they are now.",
                 archive=archive,
-                error=error,
+                why=_("it is not there any more") if gone else _("it is damaged ({error})", error=error),
             )
         ) from error
     return found

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import platform
 import secrets
 import tempfile
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
 from truba_runner import job_module, node_folder, provenance, snapshot
+from truba_runner.errors import Failed
+from truba_runner.language import _
 
 
 def sha256(record: Mapping[str, Any]) -> str:
@@ -19,6 +22,10 @@ def sha256(record: Mapping[str, Any]) -> str:
     if "code" in record:
         return str(record["job_sha256"])
     return provenance.code_sha256(Path(record.get("job_file", "")))
+
+
+# Makes a folder that goes at the end of its `with`.
+_Place = Callable[[Path], AbstractContextManager[str | Path]]
 
 
 class SubmittedCode:
@@ -41,7 +48,7 @@ class SubmittedCode:
         """Imports the job module of a submission, whose `record` this is; `scratch` is the node's own disk.
 
         Raises:
-            truba_runner.errors.Failed: the code has gone since it was submitted.
+            Failed: the code has gone since it was submitted, or finds no room on the node.
             Exception: whatever the module raises when it is imported.
         """
         job_file = Path(record["job_file"])
@@ -49,9 +56,10 @@ class SubmittedCode:
             return job_module.load(job_file)
         project = Path(record["project"])
         # In a folder of its own name: the one above it may come to be importable from, and has to be private.
-        code = self._private_folder(scratch) / (project.name or "project")
+        code = self._written(snapshot.unpacked(record["code"]), scratch, project.name or "project")
+        with suppress(OSError):  # Of a run that is started again and again for weeks it must not be purged.
+            os.utime(record["code"]["archive"])
         self._project, self._unpacked = str(project), str(code)
-        _write(snapshot.unpacked(Path(record["code"]["archive"])), code)
         _link_the_rest(project, code)
         return job_module.load(code / job_file.relative_to(project))
 
@@ -59,13 +67,42 @@ class SubmittedCode:
         """A text that names files as the user knows them."""
         return text.replace(self._unpacked, self._project) if self._unpacked else text
 
-    def _private_folder(self, scratch: Path) -> Path:
-        try:
-            made = node_folder.made(scratch, f"code-{secrets.token_hex(4)}")
-            return self._at_the_end.enter_context(made)
-        except OSError:
-            made_elsewhere = tempfile.TemporaryDirectory(prefix="truba-code-", ignore_cleanup_errors=True)
-            return Path(self._at_the_end.enter_context(made_elsewhere))
+    def _written(self, files: Mapping[str, snapshot.File], scratch: Path, name: str) -> Path:
+        """The folder `name` with the files: on the node's own disk, or where that takes none, among temporary files.
+
+        Raises:
+            Failed: there is room for them in neither.
+        """
+        refused = []
+        places: tuple[_Place, ...] = (_on_the_node, _among_temporary_files)
+        for make in places:
+            with ExitStack() as attempt:
+                folder = scratch
+                try:
+                    folder = Path(attempt.enter_context(make(scratch))) / name
+                    _write(files, folder)
+                except OSError as error:
+                    refused.append(f"{folder}: {error.strerror}")
+                    continue
+                self._at_the_end = attempt.pop_all()
+                return folder
+        raise Failed(
+            _(
+                "the code that was submitted could not be unpacked on {node} ({why}). That is the node's own disk, and "
+                "no fault of the run's. Submit again, and tell the site's support of the node; with "
+                "code.snapshot=false nothing is unpacked, and the project's files are read as they are.",
+                node=platform.node(),
+                why="; ".join(refused),
+            )
+        )
+
+
+def _on_the_node(scratch: Path) -> AbstractContextManager[Path]:
+    return node_folder.made(scratch, f"code-{secrets.token_hex(4)}")
+
+
+def _among_temporary_files(scratch: Path) -> AbstractContextManager[str]:
+    return tempfile.TemporaryDirectory(prefix="truba-code-", ignore_cleanup_errors=True)
 
 
 def _write(files: Mapping[str, snapshot.File], folder: Path) -> None:

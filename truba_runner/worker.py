@@ -171,7 +171,7 @@ def failed(
         if isinstance(error, Failed):
             print(own(str(error)), file=sys.stderr, flush=True)
         else:
-            print(own("".join(traceback.format_exception(error))), file=sys.stderr, end="", flush=True)
+            print_traceback(error, own)
     if here.on_slurm and here.tasks > 1 and not others:
         _end_for_all(here, progress)
     if here.rank == 0:
@@ -229,6 +229,17 @@ def describe(error: BaseException, job_folder: Path, own: Callable[[str], str] =
         if Path(file := own(frame.filename)).is_relative_to(job_folder):
             return {**record, "file": file, "line": frame.lineno, "code": (frame.line or "").strip()}
     return record
+
+
+def in_one_line(record: Mapping[str, Any]) -> str:
+    """What `describe` has put together, as a sentence."""
+    place = f" at {record['file']}:{record['line']}: {record['code']}" if "file" in record else ""
+    return f"{record['type']}: {record['message']}{place}"
+
+
+def print_traceback(error: BaseException, own: Callable[[str], str]) -> None:
+    """For the log; `own` names the files of a text as the user knows them."""
+    print(own("".join(traceback.format_exception(error))), file=sys.stderr, end="", flush=True)
 
 
 if __name__ == "__main__":

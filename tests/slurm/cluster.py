@@ -9,6 +9,9 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
+
+import pytest
 
 TESTCLUSTER = Path(__file__).resolve().parents[2] / "slurm" / "testcluster"
 EXIT_UNAVAILABLE = 77
@@ -19,6 +22,13 @@ ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY
 
 # Tells where the cluster is, then lives until its input closes: the kernel closes it when pytest ends, however it ends.
 KEEPER = 'echo "$TRUBA_TESTCLUSTER_INSIDE"; exec cat >/dev/null'
+
+
+def left_out(reason: str) -> NoReturn:
+    """Skips a test for what this machine cannot have; with TRUBA_REQUIRE_SLURM=1 the test fails."""
+    if os.environ.get("TRUBA_REQUIRE_SLURM") == "1":
+        pytest.fail(f"TRUBA_REQUIRE_SLURM=1, but {reason}", pytrace=False)
+    pytest.skip(reason)
 
 
 class ClusterUnavailable(Exception):

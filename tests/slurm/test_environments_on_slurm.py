@@ -51,8 +51,8 @@ def write_environment(truba: Truba, name: str, **values: object) -> None:
     truba.write(f"conf/environment/{name}.yaml", json.dumps({"name": name, **values}))
 
 
-def submit(truba: Truba, *arguments: str) -> str:
-    done = truba(*arguments, truba.runs_folder(), program=PYZ)
+def submit(truba: Truba, *arguments: str, **variables: str) -> str:
+    done = truba(*arguments, truba.runs_folder(), program=PYZ, **variables)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -64,8 +64,8 @@ def started(run: Path) -> list[dict[str, Any]]:
 def wait_for_results(truba: Truba, runs: list[Path]) -> list[dict[str, Any]]:
     deadline = time.monotonic() + 240
     while not all((run / "result.json").exists() for run in runs):
-        states = [row["state"] for row in truba.status()]
-        assert "FAILED" not in states and time.monotonic() < deadline, truba("logs", runs[0].name).stdout
+        failed = [row["run"] for row in truba.status() if row["state"] == "FAILED"]
+        assert not failed and time.monotonic() < deadline, truba("logs", (failed or [runs[0].name])[0]).stdout
         time.sleep(10 * POLL_SECONDS)
     return [RunDir(run).result() for run in runs]
 
@@ -151,21 +151,71 @@ def test_the_wrapper_serves_each_task_of_a_step(bundled: Truba, software: Path) 
     assert "exit code 3" in (project / "out-batch").read_text()
 
 
-def test_keras_of_an_image_trains_with_the_package_from_the_one_file(bundled: Truba, software: Path) -> None:
+# Two of the package's jobs, with a module beside them that tells where it is used: in a rank, in a process that reads.
+KERAS_JOB = "import helper\nfrom mnist import *\n\nhelper.tell('keras')\n"
+FASTAI_JOB = """
+import helper
+import pets
+from fastai.vision.all import PILImage, Resize, Transform
+from pets import build_learner, load_items
+
+
+class Telling(Transform):
+    def encodes(self, image: PILImage):
+        helper.tell("fastai")
+        return image
+
+
+def data_block(items, item_size=40, **options):
+    return pets.data_block(items, **options).new(item_tfms=[Telling(), Resize(item_size)])
+"""
+HELPER = """
+import os, socket
+
+def tell(what):
+    with open("told", "a") as file:
+        file.write(f"{what} {socket.gethostname()} {os.getpid()}\\n")
+"""
+
+
+def test_keras_on_two_nodes_in_a_container_and_fastai_of_a_virtual_environment_train_what_was_submitted(
+    bundled: Truba, software: Path
+) -> None:
     image = software / "images" / f"python{HERE}.sif"
     if not image.exists():
         pytest.skip(f"no image has Python {HERE}, which the frameworks here are for")
     tensorflow = importlib.metadata.distribution("tensorflow")
-    bound = [f"{tensorflow.locate_file('')}:/usr/local/lib/python{HERE}/dist-packages:ro"]
+    packages, project = str(tensorflow.locate_file("")), bundled.project
     apptainer = str(software / "bin" / "apptainer")
+    bound = [f"{packages}:/usr/local/lib/python{HERE}/dist-packages:ro"]
     write_environment(bundled, "keras", kind="apptainer", image=str(image), binds=bound, apptainer=apptainer)
-    said = submit(
-        bundled, "+experiment=mnist", "data.name=digits", "environment=keras", "resources.gpus=2", "train.epochs=2"
-    )
-    assert f"tensorflow {tensorflow.version}" in said
-    (run,) = run_dirs_with_runs(bundled)
-    (result,) = wait_for_results(bundled, [run])
-    assert result["metrics"]["test_accuracy"] > 0.8 and result["devices"] == ["CPU:0", "CPU:1"]
+    bundled.cluster.run([sys.executable, "-m", "venv", "--without-pip", str(project / "venv")])
+    bundled.write(f"venv/lib/python{HERE}/site-packages/more.pth", packages)
+    for name in ("mnist", "pets", "_photograph_crops"):
+        bundled.write(f"jobs/{name}.py", (ROOT / "jobs" / f"{name}.py").read_text())
+    for name, text in {"helper.py": HELPER, "jobs/own_keras.py": KERAS_JOB, "jobs/own_fastai.py": FASTAI_JOB}.items():
+        bundled.write(name, text)
+    bundled.environment["PYTHONPATH"] = str(project / "truba.pyz")
+    bundled.write("bin/sbatch", '#!/bin/sh\nexec /usr/bin/sbatch --hold "$@"\n', executable=True)
+    nodes = ["job.module=own_keras", "data.name=digits", "environment=keras", "resources.nodes=2", "train.epochs=2"]
+    small = [
+        "job.module=own_fastai", "data.name=crops", f"data.folder={project / 'data'}", "data.workers=2",
+        "data.options.size=32", "train.batch_size=8", "job.options.arch=squeezenet1_1", "job.options.pretrained=false",
+        "train.epochs=1", "environment=venv", f"environment.venv={project / 'venv'}",
+    ]  # fmt: skip
+    for command in (["+experiment=mnist", *nodes], ["+experiment=pets", *small]):
+        said = submit(bundled, *command, PATH=bundled.path_with_own_bin())
+        assert f"Python {HERE}" in said and f"tensorflow {tensorflow.version}" in said
+    runs = run_dirs_with_runs(bundled)
+    for name in ("helper.py", "jobs/own_keras.py", "jobs/own_fastai.py", "jobs/pets.py", "jobs/mnist.py"):
+        bundled.write(name, "raise RuntimeError('edited while it waits')\n")
+    bundled.cluster.run(["scontrol", "release", *(events(run)[1]["job_id"] for run in runs)], user="root")
+    of_keras, of_fastai = wait_for_results(bundled, runs)
+    assert of_keras["metrics"]["test_accuracy"] > 0.8 and of_keras["tasks"] == 2
+    told = [[line.split() for line in (run / "told").read_text().splitlines()] for run in runs]
+    assert sorted((what, node) for what, node, _ in told[0]) == [("keras", "akya1"), ("keras", "akya2")]
+    assert of_fastai["metrics"]["val_error_rate"] < 1 and {what for what, _, _ in told[1]} == {"fastai"}
+    assert len({process for _, _, process in told[1]}) >= 2, "processes that read for it"
 
 
 def test_a_run_of_a_module(bundled: Truba) -> None:

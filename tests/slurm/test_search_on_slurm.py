@@ -38,13 +38,14 @@ class Search:
     # What chooses the experiment.
     experiment = ["+experiment=parabola"]
     python_path = f"{ROOT}:{ROOT / 'tests' / 'plain_backend'}"
+    job = ""
 
     def __init__(self, truba: Truba, *overrides: str) -> None:
         self.truba = truba
         truba.environment["PYTHONPATH"] = self.python_path
         (truba.project / "conf" / "experiment").mkdir(parents=True, exist_ok=True)
         truba.write("conf/experiment/parabola.yaml", EXPERIMENT)
-        truba.write("jobs/nothing.py", "")
+        truba.write("jobs/nothing.py", self.job)
         self.command = [*self.experiment, f"name={truba.project.name}", truba.runs_folder(), *overrides]
         self.told_at_submission = self.submit()
         (self.path,) = run_dirs(truba.project)
@@ -168,6 +169,32 @@ def test_six_workers_that_are_killed_every_few_seconds(truba: Truba, cluster: Cl
     assert result["trials"] == len(expected) and result["best"][0]["score"] == best
     assert result["best"][0]["metrics"]["test_loss"] == best
     assert max(len([*trial.rglob("*")]) for trial in (search.path / "trials").iterdir()) <= 12
+
+
+class HelpedSearch(Search):
+    """Whose job begins with a module of the project's."""
+
+    job = "import helper\n\nhelper.begin()\n"
+
+
+def test_a_search_trains_what_was_submitted_and_tells_of_a_fault_in_the_users_own_file(truba: Truba) -> None:
+    truba.write("helper.py", 'def begin():\n    raise ValueError(f"as in {__file__}")\n')
+    search = HelpedSearch(truba, "sweep=random", "sweep.max_trials=3", "resources.gpus=1", "job.options.pause=0.2")
+    (job_id,) = search.job_ids()
+    truba.cluster.wait_for_state(f"{job_id}", "FAILED", timeout=120)
+    own, job = truba.project / "helper.py", truba.project / "jobs" / "nothing.py"
+    assert (
+        f'File "{own}", line 2, in begin\n    raise ValueError' in search.log() and "/truba-60001" not in search.log()
+    )
+    error = json.loads((search.path / "workers" / f"{search.path.name}-w0" / "progress.json").read_text())["error"]
+    assert error["message"] == f"ValueError: as in {own} at {job}:3: helper.begin()"
+    # Mended, the same command goes on; what is edited from then on is none of the search's.
+    truba.write("helper.py", "from pathlib import Path\n\ndef begin():\n    Path('began').touch()\n")
+    assert "submitted 1 job" in search.submit()
+    search.wait_until(lambda: search.told() >= 1)
+    truba.write("helper.py", "raise RuntimeError('edited while it goes on')\n")
+    assert (search.result()["trials"], search.result()["failed"]) == (3, 0)
+    assert all((trial / "began").exists() for trial in (search.path / "trials").iterdir())
 
 
 def test_another_users_directory_is_refused(truba: Truba, cluster: Cluster) -> None:

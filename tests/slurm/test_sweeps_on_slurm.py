@@ -280,10 +280,14 @@ def test_a_canary_whose_python_never_starts_takes_the_others_along(truba: Truba)
     wait_until(lambda: states(truba) == {"COMPLETED": 3})
 
 
-def test_runs_that_share_a_job_fail_by_themselves_and_go_on_exactly(truba: Truba) -> None:
+def test_runs_that_share_a_job_fail_by_themselves_and_go_on_exactly_with_the_code_that_was_submitted(
+    truba: Truba,
+) -> None:
+    helper = truba.write("helper.py", "import pathlib\n")
     truba.write(
         "jobs/quick.py",
-        "import os, time, pathlib\n"
+        "import os, time\n"
+        "from helper import pathlib\n"
         "def step(seed, rate, epoch, step):\n"
         "    pathlib.Path('visible').write_text(os.environ.get('CUDA_VISIBLE_DEVICES', ''))\n"
         "    if seed == 1:\n"
@@ -300,6 +304,8 @@ def test_runs_that_share_a_job_fail_by_themselves_and_go_on_exactly(truba: Truba
     wait_until(lambda: all(progress(by_seed[seed]).get("epoch", 0) >= 2 for seed in (0, 2, 3)))
     rows = {row["values"]["train.seed"]: row for row in table(truba)["runs"]}
     assert rows[1]["state"] == "FAILED" and "bad seed" in rows[1]["why"] and rows[0]["state"] == "RUNNING"
+    submitted = helper.read_text()
+    truba.write("helper.py", "raise RuntimeError('edited while it is trained')\n")
     # One is killed without a word; the others are told to save, and all of them go on together.
     os.kill(progress_pid(by_seed[3]), signal.SIGKILL)
     truba.cluster.run(["scancel", "--signal=USR2", job_id])
@@ -308,6 +314,7 @@ def test_runs_that_share_a_job_fail_by_themselves_and_go_on_exactly(truba: Truba
     assert [(by_seed[seed] / "visible").read_text() for seed in range(4)] == ["0", "1", "2", "3"]
     truba.cluster.wait_for_state(job_id, "FAILED", timeout=60)
 
+    truba.write("helper.py", submitted)
     submit(truba, *alone)
     by_seed_alone = {json_seed(run): run for run in run_dirs(truba.project) if run.name.startswith("alone")}
     wait_until(lambda: all((run / "result.json").exists() for run in by_seed_alone.values()))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import Cluster, ClusterUnavailable
+from cluster import Cluster, ClusterUnavailable, left_out
 from truba import FAILING_JOB, Truba
 from why_runs import WhyRuns
 
@@ -116,7 +116,7 @@ def states() -> Iterator[States]:
     try:
         cluster = Cluster(settings)
     except ClusterUnavailable as error:
-        pytest.skip(f"no Slurm test cluster: {error}")
+        left_out(f"no Slurm test cluster: {error}")
     with cluster:
         made = States(cluster)
         configure(made)

@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -202,11 +203,15 @@ def test_no_apptainer_is_told(tmp_path: Path) -> None:
 def test_a_job_gets_the_package_once_for_all_and_under_the_name_of_its_content(tmp_path: Path) -> None:
     chosen = Environment("a", kind="apptainer", image="/i.sif")
     job_code.provide(chosen, tmp_path)
-    first = {file: file.stat().st_mtime_ns for file in (tmp_path / ".code").iterdir()}
+    first = {file: file.stat().st_ino for file in (tmp_path / ".code").iterdir()}
     assert len(first) == 2 and stat.S_IMODE((tmp_path / ".code").stat().st_mode) == 0o700
-    job_code.provide(chosen, tmp_path)
-    assert {file: file.stat().st_mtime_ns for file in (tmp_path / ".code").iterdir()} == first
-    (line,) = job_code.setup(chosen, tmp_path)
+    touch, line = job_code.setup(chosen, tmp_path)
+    for used_again in (partial(job_code.provide, chosen, tmp_path), partial(bash, touch)):
+        for file in first:
+            os.utime(file, (0, 0))
+        used_again()
+        assert all(file.stat().st_mtime > 0 for file in first), "a purge takes what nobody has written to for long"
+    assert {file: file.stat().st_ino for file in (tmp_path / ".code").iterdir()} == first
     assert line == f"export PYTHONPATH={job_code.archive(tmp_path)}"
     program = "import truba_runner.worker; print(truba_runner.__file__)"
     done = subprocess.run([sys.executable, "-S", "-c", program], env={"PYTHONPATH": line.partition("=")[2]},
@@ -241,9 +246,38 @@ def test_an_environment_is_asked_once_until_it_changes(in_venv: tuple[Experiment
     assert probe.found(chosen, never) == REPORT and probe.found(chosen, never) == REPORT
     assert (folder / "calls").read_text().count("called") == 1
     assert "Python 3.12.2, tensorflow 2.18" in probe.described(chosen.environment, REPORT)
-    os.utime(folder / "venv" / "pyvenv.cfg", ns=(1, 1))
-    probe.found(chosen, never)
-    assert (folder / "calls").read_text().count("called") == 2
+    packages = folder / "venv" / "lib" / "python3.12" / "site-packages"
+    packages.mkdir(parents=True)
+    for count, changed in enumerate((packages, folder / "venv" / "pyvenv.cfg"), start=2):
+        os.utime(changed, ns=(1, 1))
+        probe.found(chosen, never)
+        assert (folder / "calls").read_text().count("called") == count
+
+
+def test_what_was_lacking_is_looked_for_again(in_venv: tuple[Experiment, Path]) -> None:
+    chosen, folder = in_venv
+    whole = (folder / "says").read_text()
+    (folder / "says").write_text("TRUBA-ENVIRONMENT " + json.dumps({**REPORT, "packages": {}}))
+    with pytest.raises(Refused, match="has no tensorflow"):
+        probe.found(chosen, never)
+    (folder / "says").write_text(whole)
+    assert probe.found(chosen, never) == REPORT and probe.found_here(chosen) == REPORT
+
+
+def test_modules_are_looked_into_again_when_their_file_has_changed(
+    experiment: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "apps").mkdir()
+    file = tmp_path / "apps" / "ai.lua"
+    file.write_text("")
+    monkeypatch.setenv("MODULEPATH", f"/nowhere:{tmp_path}")
+    chosen = experiment("environment.modules=[apps/ai]")
+    versions = iter(("3.13.1", "3.13.2"))
+    says = "TRUBA-ENVIRONMENT "
+    monkeypatch.setattr(probe, "_run_here", lambda script: (says + json.dumps({**REPORT, "python": next(versions)}), 0))
+    assert [probe.found(chosen, never)["python"] for _ in range(2)] == ["3.13.1", "3.13.1"]
+    file.write_text("-- of a newer Python")
+    assert [probe.found(chosen, never)["python"] for _ in range(2)] == ["3.13.2", "3.13.2"]
 
 
 LACKING = [
@@ -314,3 +348,10 @@ def test_files_that_are_not_there(experiment: Compose, tmp_path: Path) -> None:
         probe.found(image, never)
     with pytest.raises(Refused, match="no virtual environment"):
         probe.found(experiment("environment=venv", f"environment.venv={tmp_path}"), never)
+    gone = tmp_path / "venv" / "bin" / "python"
+    gone.parent.mkdir(parents=True)
+    gone.symlink_to(tmp_path / "python3.12")
+    with pytest.raises(Refused, match="its Python has gone"):
+        probe.found(experiment("environment=venv", f"environment.venv={tmp_path}/venv"), never)
+    with pytest.raises(Refused, match="it cannot be reached: Not a directory"):
+        probe.found(experiment("environment=apptainer", f"environment.image={tmp_path}/tf-2.sif/x.sif"), never)

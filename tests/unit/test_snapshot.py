@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from truba_runner import node_folder, scheduler, snapshot, submit
+from truba_runner import full_disk, scheduler, snapshot, submit, submitted_code
 from truba_runner.__main__ import main
 from truba_runner.config import Experiment
 from truba_runner.errors import Failed
@@ -19,6 +22,7 @@ from truba_runner.plan import plan
 from truba_runner.rundir import RunDir
 from truba_runner.snapshot import File
 from truba_runner.submit import Prepared, Submission
+from truba_runner.submitted_code import SubmittedCode
 from truba_runner.sweeps.array import ArraySubmission
 from truba_runner.sweeps.record import SweepDir
 from truba_runner.worker import describe
@@ -113,7 +117,7 @@ def test_the_same_files_share_an_archive(project: Path, experiment: Callable[...
         first.archive.parent == tmp_path / "scratch" / "runs" / ".code"
         and first.archive.stat().st_mode & 0o777 == 0o600
     )
-    assert first.files == 3 and snapshot.unpacked(first.archive)["helper.py"] == File(HELPER.encode(), False)
+    assert first.files == 3 and snapshot.unpacked(code_of(first))["helper.py"] == File(HELPER.encode(), False)
     os.utime(first.archive, (0, 0))
     inode = first.archive.stat().st_ino
     os.utime(project / "helper.py", (5, 5))
@@ -122,13 +126,23 @@ def test_the_same_files_share_an_archive(project: Path, experiment: Callable[...
     (project / "helper.py").chmod(0o755)
     assert taken().sha256 != first.sha256
     (project / os.fsdecode(b"jobs/g\xfcl.txt")).write_bytes(b"\0\xff")
+    write(project / "jobs" / "long.txt", " ".join(map(str, range(20_000))))
     third = taken()
-    found = snapshot.unpacked(third.archive)
+    found = snapshot.unpacked(code_of(third))
     assert found[os.fsdecode(b"jobs/g\xfcl.txt")] == File(b"\0\xff", False) and found["helper.py"].executable
     assert third.job_sha256 == first.job_sha256
-    third.archive.write_bytes(third.archive.read_bytes()[:100])
-    with pytest.raises(Failed, match="damaged"):
-        snapshot.unpacked(third.archive)
+    whole = third.archive.read_bytes()
+    third.archive.write_bytes(whole[:100])
+    with pytest.raises(Failed, match="is damaged"):
+        snapshot.unpacked(code_of(third))
+    for at in (*range(10, 600, 3), *range(600, len(whole), 99)):
+        third.archive.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with suppress(Failed):
+            assert snapshot.unpacked(code_of(third)) == found, "what is damaged is not trained"
+
+
+def code_of(taken: snapshot.Taken) -> dict[str, Any]:
+    return dict(taken.record()["code"])
 
 
 def test_none_is_taken_of_what_trains_here_or_is_not_the_projects(
@@ -184,6 +198,8 @@ def edit(project: Path) -> None:
 def test_a_job_trains_what_was_submitted(submitted: Callable[[], RunDir], project: Path, tmp_path: Path) -> None:
     run = submitted()
     edit(project)
+    archive = Path(run.submitted()["code"]["archive"])
+    os.utime(archive, (0, 0))
     (tmp_path / "tmp").mkdir()
     variables = {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "tmp"), "TRUBA_JOB_ID": "7", "TRUBA_JOB_NAME": "7"}
     done = subprocess.run(
@@ -199,6 +215,7 @@ def test_a_job_trains_what_was_submitted(submitted: Callable[[], RunDir], projec
     (start,) = [event for event in run.submissions() if event["event"] == "started"]
     assert start["job_sha256"] == run.submitted()["job_sha256"]
     assert not list((tmp_path / "tmp").iterdir()), "it is gone from the node"
+    assert archive.stat().st_mtime > 0, "the next start of a run that takes weeks finds it too"
     told = done.stdout.partition("on the path ")[2]
     assert all("/truba-" in one for one in json.loads(told.splitlines()[0].replace("'", '"'))[:2])
     assert (project / "data" / "table.csv").read_text() == "1,2"
@@ -211,9 +228,7 @@ def test_a_job_whose_code_was_taken_away_says_so(submitted: Callable[[], RunDir]
         [sys.executable, "-m", "truba_runner.worker", str(run.path)], env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert (
-        done.returncode == 1 and "is not there any more" in done.stderr and "has to be submitted again" in done.stderr
-    )
+    assert done.returncode == 1 and "is not there any more" in done.stderr and "Submit the run again" in done.stderr
 
 
 def test_diff_shows_what_was_edited_since(
@@ -275,12 +290,29 @@ def test_an_error_is_told_of_the_users_own_file(tmp_path: Path) -> None:
 
 
 def test_a_node_whose_own_disk_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from truba_runner.submitted_code import SubmittedCode
+    (scratch := tmp_path / "node").mkdir()
+    (temporary := tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    full, unpack, files = [scratch], submitted_code._write, {"jobs/own.py": File(b"", False)}
 
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with pytest.raises(OSError, match="nowhere"), node_folder.made(Path("/nowhere"), "code"):
-        pass
-    with SubmittedCode() as code:
-        folder = code._private_folder(Path("/nowhere"))
-        assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700
-    assert not folder.exists()
+    def write_where_there_is_room(files: Mapping[str, File], folder: Path) -> None:
+        unpack(files, folder)
+        if any(folder.is_relative_to(one) for one in full):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(submitted_code, "_write", write_where_there_is_room)
+    for node in (scratch, Path("/nowhere")):
+        with SubmittedCode() as code:
+            folder = code._written(files, node, "project").parent
+            assert folder.parent == temporary and folder.stat().st_mode & 0o777 == 0o700
+            assert not list(scratch.iterdir()), "half of the code is in nobody's way"
+        assert not folder.exists()
+    full.append(temporary)
+    with (
+        SubmittedCode() as code,
+        pytest.raises(Failed, match="code-.*: No space left on device.* node's own disk") as failed,
+    ):
+        code._written(files, scratch, "project")
+    assert not [*scratch.iterdir(), *temporary.iterdir()]
+    run = RunDir(tmp_path / "run")
+    assert full_disk.explained(failed.value, run) is failed.value, "it is not the run's disk that is full"

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         if given.json:
             print_json({"run": run.id, "code": None})
         return 0
-    then, now = snapshot.unpacked(Path(submitted["code"]["archive"])), _now(run, submitted)
+    then, now = snapshot.unpacked(submitted["code"]), _now(run, submitted)
     changed = {
         name: _difference(name, then[name], now[name]) for name in then if then[name] != now.get(name, then[name])
     }

@@ -21,6 +21,8 @@ from truba_runner.search.lock import lock_for
 from truba_runner.search.records import TOLD, ranked, values_of
 from truba_runner.search.store import State, Store
 from truba_runner.submitted_code import SubmittedCode
+from truba_runner.worker import describe as describe_error
+from truba_runner.worker import in_one_line, print_traceback
 
 
 class Opened:
@@ -58,7 +60,14 @@ def begin(path: str, about: dict[str, Any], worker: list[str], code: dict[str, A
         return {}
     made = oracle.make(opened.sweep)
     with SubmittedCode() as submitted:
-        _discover(opened, submitted.load(code, Path(scratch)), made)
+        try:
+            _discover(opened, submitted.load(code, Path(scratch)), made)
+        except Failed:
+            raise
+        except Exception as error:
+            print_traceback(error, submitted.own)
+            told = describe_error(error, Path(code["job_file"]).parent, submitted.own)
+            raise Failed(in_one_line(told)) from error
     if not made.hyperparameters.space:
         raise Failed(
             _(

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, NoReturn
 
-from truba_runner import backends
+from truba_runner import backends, full_disk
 from truba_runner.config import Experiment
 from truba_runner.errors import Failed
 from truba_runner.interrupt import Interrupted, Interruption
@@ -22,6 +22,7 @@ from truba_runner.search.directory import SearchDir
 from truba_runner.search.leases import Lease
 from truba_runner.search.nursery import Call, Nursery
 from truba_runner.search.store import Store
+from truba_runner.worker import in_one_line
 
 # How often a worker without a trial looks whether there is one, and any looks for signals.
 LOOK_SECONDS = 0.2
@@ -29,7 +30,6 @@ LOOK_SECONDS = 0.2
 KERAS_TUNER = ("keras_tuner", "truba_runner.search.steps")
 # A trial may not listen yet when a signal comes, so it is told again.
 _SIGNAL_AGAIN_SECONDS = 2.0
-_DISK_IS_FULL = ("[Errno 28]", "[Errno 122]")
 
 
 class Trainer:
@@ -172,22 +172,14 @@ def _failure(run: RunDir, lease: Lease) -> dict[str, Any]:
         truba_runner.errors.Failed: it is no fault of the trial's.
     """
     error = run.progress().get("error") or {"type": "Error", "message": _("see {logs}", logs=run.logs)}
-    message = f"{error['type']}: {error['message']}"
-    if any(sign in message for sign in _DISK_IS_FULL):
+    message = in_one_line(error)
+    if full_disk.told_of(message):
         raise Failed(
             _(
                 "trial {trial} could not go on: {message}. Make room, and give the same command again.",
                 trial=lease.trial,
                 message=message,
             )
-        )
-    if "file" in error:
-        message = _(
-            "{error} at {file}:{line}: {code}",
-            error=message,
-            file=error["file"],
-            line=error["line"],
-            code=error["code"],
         )
     # Keras Tuner's word for a trial that may be tried again, if max_retries_per_trial says so.
     return _outcome(lease, "INVALID", message)

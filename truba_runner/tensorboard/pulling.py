@@ -275,8 +275,8 @@ class Puller:
 
         for name in (*one.runs, *one.searches):
             run = RunDir(self._into / name)
-            with suppress(FileNotFoundError):
-                keep = int(run.read_config().get("checkpoint", {}).get("keep", Checkpoint().keep))
+            with suppress(FileNotFoundError, KeyError):
+                keep = int(run.read_config()["checkpoint"]["keep"])
                 for folder in [run.checkpoints, *run.path.glob("trials/*/checkpoints")]:
                     CheckpointStore(folder, keep).retire()
 
