@@ -452,6 +452,7 @@ def test_a_page_looks_for_new_runs_when_all_are_over(
 
 def test_old_checkpoints_go_from_a_copy_as_they_do_from_the_run(tmp_path: Path) -> None:
     run = made(tmp_path, "mnist-0000000a", 1)
+    run.write_config({"checkpoint": {"keep": 2}})
     run.checkpoints.mkdir()
     for name in ("best", *(f"checkpoint-{epoch:06d}-000000000" for epoch in range(1, 6))):
         (run.checkpoints / f"{name}.ckpt").touch()

@@ -271,8 +271,6 @@ class Puller:
 
     def _retire(self, one: Listed) -> None:
         """Lets old checkpoints go as the run itself does, which may make hundreds while it is followed."""
-        from truba_runner.config import Checkpoint
-
         for name in (*one.runs, *one.searches):
             run = RunDir(self._into / name)
             with suppress(FileNotFoundError, KeyError):
