@@ -297,7 +297,7 @@ def test_a_tunnel_takes_another_ones_server_over(laptop: Laptop, shelf: Shelf) -
     made = subprocess.run([sys.executable, "-m", "truba_runner", "bundle", "--out", str(bundle)], check=False)
     assert made.returncode == 0
     far_command = "module load apps/truba-ai/cpu-2024.0; python3 truba.pyz"
-    second = laptop.start("tensorboard", "--from", "login", "shared", TRUBA_FAR_COMMAND=far_command)
+    second = laptop.start("tensorboard", "--from", "commanded", "shared", TRUBA_FAR_COMMAND=far_command)
     url = second.url()
     assert json.loads(laptop.get(url + "data/runs").stdout) == ["shared/train"]
     assert len(list(SOCKETS.glob("*.sock"))) == 1
@@ -389,9 +389,11 @@ def test_one_name_in_two_folders_is_pulled_from_the_one_that_is_said(laptop: Lap
     with shelf._memory.open("a") as memory:
         memory.write(f"{other}\n")
     shelf._give(shelf.folder)
-    both = laptop.truba("pull", "--from", "login", "twice", "--into", str(laptop.home / "twice"))
+    both = laptop.truba("pull", "--from", "commanded", "twice", "--into", str(laptop.home / "twice"))
     assert both.returncode == 1 and f"--runs {other}" in both.stderr and not (laptop.home / "twice").exists()
-    said = laptop.truba("pull", "--from", "login", "twice", "--into", str(laptop.home / "twice"), "--runs", str(other))
+    said = laptop.truba(
+        "pull", "--from", "commanded", "twice", "--into", str(laptop.home / "twice"), "--runs", str(other)
+    )
     assert said.returncode == 0, said.stderr
     assert (laptop.home / "twice" / first.id / "history.csv").exists()
 

@@ -112,9 +112,11 @@ class Puller:
             for one in self._listed:
                 try:
                     self._copy(one)
-                finally:
+                except BaseException:
                     # A part of a copy is a copy too, and no run of this machine's.
-                    self._mark(one)
+                    self._mark(one, whole=False)
+                    raise
+                self._mark(one)
                 if self._checkpoints:
                     self._retire(one)
         except OSError as error:
@@ -200,7 +202,9 @@ class Puller:
             raise Failed(_("{login} cannot say which runs are meant: its own words stand above", login=login))
         names = Counter(name for one in found for name in (*one.runs, *one.searches))
         if twice := [name for name, count in names.items() if count > 1]:
-            folders = _(" or ").join(f"--runs {one.runs_folder}" for one in found if twice[0] in names)
+            folders = _(" or ").join(
+                f"--runs {one.runs_folder}" for one in found if twice[0] in (*one.runs, *one.searches)
+            )
             message = _("{run}: {login} has several runs of this name. Choose a folder: {folders}.")
             raise Failed(message.format(run=twice[0], login=login, folders=folders))
         return found
@@ -234,7 +238,8 @@ class Puller:
         )
         if done.returncode == _FILE_ERROR or "No space left" in done.stderr or "Disk quota exceeded" in done.stderr:
             raise DiskFull
-        if done.returncode in _CUT or done.returncode < 0:
+        # Where there is no rsync at the far end old ones speak of a lost connection.
+        if (done.returncode in _CUT or done.returncode < 0) and "not found" not in done.stderr:
             raise Cut
         if done.returncode not in {0, _VANISHED}:
             raise Failed(
@@ -278,11 +283,12 @@ class Puller:
                 for folder in [run.checkpoints, *run.path.glob("trials/*/checkpoints")]:
                     CheckpointStore(folder, keep).retire()
 
-    def _mark(self, one: Listed) -> None:
+    def _mark(self, one: Listed, whole: bool = True) -> None:
+        """Says where copies come from, and when; of those that are not `whole`, where it was not said before."""
         runs = [RunDir(self._into / name) for name in (*one.runs, *one.searches)]
         workers = [worker for name in one.searches for worker in SearchDir(self._into / name).workers()]
         for run in (*runs, *workers):
-            if run.path.is_dir():
+            if run.path.is_dir() and (whole or not run.pulled()):
                 about = {"from": self._connection.login, "runs_folder": one.runs_folder, "time": time.time()}
                 write_atomically(run.path / PULLED, json.dumps(about).encode() + b"\n", durable=False)
 

@@ -74,6 +74,9 @@ class Connection:
         self._folder = Path(tempfile.mkdtemp(prefix="truba-", dir="/tmp" if len(parent) > _LONGEST_FOLDER else None))  # noqa: S108
         self._control = self._folder / "c"
         self._settings = _settings(login)
+        # A command of the user's own for this login would be run in place of ours. Old ones do not know the option.
+        own = self._settings.get("remotecommand", "none") != "none"
+        self._our_command = ["-o", "RemoteCommand=none"] if own else []
         self.process: subprocess.Popen[bytes] | None = None
 
     def open(self, command: str = "") -> subprocess.Popen[bytes]:
@@ -123,7 +126,8 @@ class Connection:
 
     def transport(self) -> list[str]:
         """The ssh command that goes over this connection, and makes none of its own."""
-        return ["ssh", "-T", "-a", "-x", "-S", str(self._control), "-o", "ControlMaster=no", "-o", "ProxyCommand=false"]
+        over_it = ["-S", str(self._control), "-o", "ControlMaster=no", "-o", "ProxyCommand=false"]
+        return ["ssh", "-T", "-a", "-x", *over_it, *self._our_command]
 
     def close(self) -> None:
         """Ends it, in order where it can be, and waits until the process is gone."""
@@ -160,9 +164,7 @@ class Connection:
         options = ["-T", "-a", "-x", "-o", "ControlPersist=no", "-o", "ClearAllForwardings=yes"]
         if self._settings.get("serveraliveinterval", "0") == "0":
             options += ["-o", f"ServerAliveInterval={_ALIVE_EVERY_SECONDS}"]
-        if self._settings.get("remotecommand", "none") != "none":
-            options += ["-o", "RemoteCommand=none"]
-        return options
+        return [*options, *self._our_command]
 
 
 def _settings(login: str) -> Mapping[str, str]:
