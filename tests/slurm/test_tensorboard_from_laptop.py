@@ -300,7 +300,7 @@ def test_a_tunnel_takes_another_ones_server_over(laptop: Laptop, shelf: Shelf) -
     second = laptop.start("tensorboard", "--from", "commanded", "shared", TRUBA_FAR_COMMAND=far_command)
     url = second.url()
     assert json.loads(laptop.get(url + "data/runs").stdout) == ["shared/train"]
-    assert len(list(SOCKETS.glob("*.sock"))) == 1
+    assert len(list(SOCKETS.glob("*.sock"))) == 1 and second.told["err"] == ""
     first.process.send_signal(signal.SIGINT)
     assert first.process.wait(30) == 0
     wait_until(lambda: laptop.get(url + "data/runs").stdout == '["shared/train"]', 30, lambda: second.told)
