@@ -219,7 +219,7 @@ def test_a_server_that_is_killed_again_and_again_is_given_up(laptop: Laptop, she
     for times in range(4):
         wait_until(lambda times=times: program.told["err"].count("again\n") == times, 60, lambda: program.told)  # type: ignore[misc]
         (server,) = laptop.far_servers()
-        os.kill(server, signal.SIGKILL)
+        os.kill(server, signal.SIGKILL if times % 2 else signal.SIGTERM)
     assert program.process.wait(60) == 1
     program.wait_for("--pull")
 
