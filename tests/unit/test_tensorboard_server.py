@@ -331,9 +331,14 @@ def test_a_listing_names_the_sweep_of_a_run_and_its_finder(tmp_path: Path) -> No
     SweepDir.of(tmp_path, "other-sweep-2").describe([Member("other-0000000b", {"train.seed": 1})])
     (one,) = listing.listing([run.id], tmp_path, no_jobs)
     names = [run.id, "mnist-finder-0000000f"]
-    assert one == {
-        "runs_folder": str(tmp_path), "runs": names, "searches": [], "sweeps": [sweep.id], "live": [run.id],
-    }  # fmt: skip
+    told = {"runs_folder": str(tmp_path), "runs": names, "searches": [], "sweeps": [sweep.id], "live": [run.id]}
+    assert one == {**told, "code": []}
+    code = f"code-{'a' * 16}.tar.gz"
+    (tmp_path / ".code").mkdir()
+    for name in (code, f"code-{'b' * 16}.tar.gz"):
+        (tmp_path / ".code" / name).write_bytes(b"code")
+    run.append_submission({"event": "intent", "token": "t", "code": {"archive": f"/arf/.code/{code}"}})
+    assert listing.listing([run.id], tmp_path, no_jobs) == [{**told, "code": [code]}]
 
 
 def test_a_listing_says_which_runs_may_still_change(tmp_path: Path) -> None:
@@ -374,7 +379,7 @@ def test_a_copys_jobs_are_not_looked_up_in_this_machines_accounting(tmp_path: Pa
 @pytest.mark.parametrize(
     ("command", "words"),
     [(cancel, "its job is at arf.*truba cancel mnist-0"), (logs, "They are at arf: truba logs mnist-0"),
-     (diff, "That is at arf: truba diff mnist-0")],
+     (diff, "submitted from is at arf: truba diff mnist-0")],
 )  # fmt: skip
 def test_what_a_copy_cannot_tell_is_told_where_to_ask(command: Any, words: str, tmp_path: Path) -> None:
     run = made(tmp_path, "mnist-0000000a", 1)
@@ -452,7 +457,7 @@ def test_a_page_looks_for_new_runs_when_all_are_over(
 
 def test_old_checkpoints_go_from_a_copy_as_they_do_from_the_run(tmp_path: Path) -> None:
     run = made(tmp_path, "mnist-0000000a", 1)
-    run.write_config({"checkpoint": {"keep": 2}})
+    run.write_config({**run.read_config(), "checkpoint": {"keep": 2}})
     run.checkpoints.mkdir()
     for name in ("best", *(f"checkpoint-{epoch:06d}-000000000" for epoch in range(1, 6))):
         (run.checkpoints / f"{name}.ckpt").touch()

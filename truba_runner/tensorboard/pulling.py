@@ -23,7 +23,7 @@ from truba_runner import places
 from truba_runner.checkpoint import CheckpointStore
 from truba_runner.errors import Failed
 from truba_runner.language import _
-from truba_runner.rundir import PULLED, SWEEPS, RunDir, write_atomically
+from truba_runner.rundir import CODE, PULLED, SWEEPS, RunDir, write_atomically
 from truba_runner.search.directory import SearchDir
 from truba_runner.tensorboard.listing import Listed, understood
 from truba_runner.tensorboard.ssh import NO_CONNECTION, NOT_FOUND, Connection, not_found
@@ -76,7 +76,7 @@ class Puller:
             Failed: there is no rsync here.
         """
         if shutil.which("rsync") is None:
-            raise Failed("there is no rsync on this machine; install it")
+            raise Failed(_("there is no rsync on this machine; install it"))
         self._connection, self._wanted, self._into = connection, list(wanted), into
         self._far_command, self._far_runs, self._checkpoints = far_command, far_runs, checkpoints
         self._listed: list[Listed] = []
@@ -144,7 +144,7 @@ class Puller:
             try:
                 self.once()
                 if attempt:
-                    say("it goes on")
+                    say(_("it goes on"))
                 attempt = 0
                 if self.over():
                     if not for_new_ones:
@@ -155,7 +155,9 @@ class Puller:
                 if ended.wait(1):
                     return
                 if not attempt:
-                    say(told(error, self._connection.login, self._into) + " It is tried again (Ctrl-C ends it).")
+                    say(
+                        told(error, self._connection.login, self._into) + " " + _("It is tried again (Ctrl-C ends it).")
+                    )
                 pause = max(_PAUSES_SECONDS[min(attempt, len(_PAUSES_SECONDS) - 1)], every_seconds / 10)
                 attempt += 1
             ended.wait(pause)
@@ -174,7 +176,7 @@ class Puller:
             try:
                 self.follow(every_seconds, ended, for_new_ones=True)
             except (Failed, OSError) as error:
-                say(f"The files are not followed any more: {error}")
+                say(_("The files are not followed any more: {error}", error=error))
 
         thread = threading.Thread(target=follow, name="pull", daemon=True)
         thread.start()
@@ -197,7 +199,7 @@ class Puller:
         if done.returncode == NOT_FOUND:
             raise Failed(not_found(login))
         if done.returncode or found is None:
-            raise Failed(f"{login} cannot say which runs are meant: its own words stand above")
+            raise Failed(_("{login} cannot say which runs are meant: its own words stand above", login=login))
         names = Counter(name for one in found for name in (*one.runs, *one.searches))
         if twice := [name for name, count in names.items() if count > 1]:
             folders = _(" or ").join(
@@ -240,7 +242,9 @@ class Puller:
         if (done.returncode in _CUT or done.returncode < 0) and "not found" not in done.stderr:
             raise Cut
         if done.returncode not in {0, _VANISHED}:
-            raise Failed(f"rsync could not copy from {self._connection.login}: {done.stderr.strip()}")
+            raise Failed(
+                _("rsync could not copy from {login}: {error}", login=self._connection.login, error=done.stderr.strip())
+            )
 
     def _rules(self, one: Listed) -> Iterator[str]:
         """rsync's filter: of each run what is wanted.
@@ -259,6 +263,7 @@ class Puller:
             yield f"+ /{SWEEPS}/{name}"
         for name in one.sweeps:
             yield from (f"+ /{SWEEPS}/{_literal(name)}/{file}" for file in ("sweep.json", "submissions.jsonl"))
+        yield from (f"+ /{CODE}/{_literal(name)}" for name in ("", *one.code))
         yield "- *"
 
     def _run_rules(self, folder: str) -> Iterator[str]:
@@ -296,8 +301,8 @@ def say(words: str) -> None:
 def told(error: Exception, login: str, into: Path) -> str:
     """What a cut or a full disk means, and what helps."""
     if isinstance(error, DiskFull):
-        return f"{into}: the disk is full. Make room; what has come stays, and the same command goes on."
-    return f"There is no connection to {login}. What has come stays, and the same command goes on."
+        return _("{into}: the disk is full. Make room; what has come stays, and the same command goes on.", into=into)
+    return _("There is no connection to {login}. What has come stays, and the same command goes on.", login=login)
 
 
 def _as_full(error: OSError) -> Exception:

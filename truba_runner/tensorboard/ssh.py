@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from truba_runner.errors import Failed, Problem, Refused
+from truba_runner.language import _
 
 # The first that forwards a Unix socket.
 _OLDEST = (6, 7)
@@ -42,17 +43,22 @@ def check(login: str) -> str:
     """
     if not re.fullmatch(r"[^\s:/-][^\s:/]*", login):
         raise Refused(
-            Problem(f"--from {login}", "it is no name for ssh.", "Write it as you do after ssh: LOGIN or USER@HOST.")
+            Problem(
+                f"--from {login}", _("it is no name for ssh."), _("Write it as you do after ssh: LOGIN or USER@HOST.")
+            )
         )
     try:
         told = subprocess.run(["ssh", "-V"], capture_output=True, text=True, timeout=20, check=False).stderr
     except FileNotFoundError as error:
-        raise Failed("there is no ssh on this machine; install OpenSSH's client") from error
+        raise Failed(_("there is no ssh on this machine; install OpenSSH's client")) from error
     found = re.search(r"OpenSSH\w*_(\d+)\.(\d+)", told)
     if found and (int(found[1]), int(found[2])) < _OLDEST:
         raise Failed(
-            f"this machine's {told.split(',')[0].strip()} cannot forward a Unix socket; OpenSSH can since 6.7. Update "
-            "it, or follow the files instead: truba pull, or --pull"
+            _(
+                "this machine's {program} cannot forward a Unix socket; OpenSSH can since 6.7. Update it, or follow "
+                "the files instead: truba pull, or --pull",
+                program=told.split(",")[0].strip(),
+            )
         )
     return login
 
@@ -183,10 +189,11 @@ def _deaf_to_ctrl_c() -> None:
 
 def not_found(login: str) -> str:
     """What to do where the far end has no truba on the PATH."""
-    return (
-        f"{login} does not find truba: a command over ssh has another PATH than a terminal. Say how it is started "
+    return _(
+        "{login} does not find truba: a command over ssh has another PATH than a terminal. Say how it is started "
         "there, with --far-command 'COMMAND' or TRUBA_FAR_COMMAND, as in 'module load apps/truba-ai/cpu-2024.0; "
-        "python3 truba.pyz'."
+        "python3 truba.pyz'.",
+        login=login,
     )
 
 
