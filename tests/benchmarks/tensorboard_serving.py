@@ -2,7 +2,8 @@
 
 Processor seconds and memory of the server while a page is open and one of the runs goes on, and seconds from its start
 to the first chart. The page is a real Chromium's; ours looks for news every three seconds, plain TensorBoard's reloads
-every thirty, which is as often as it can. Needs chromium-headless-shell.
+every thirty, which is as often as it can. Needs chromium-headless-shell. `--without-tensorflow PYTHON` measures
+plain TensorBoard with that Python too: one where it is installed, and TensorFlow is not.
 """
 
 from __future__ import annotations
@@ -43,6 +44,10 @@ sys.exit(main(["tensorboard", "--no-browser", "--max-runs=1000", *sys.argv[1:]])
 RELOADS_ITSELF = 'localStorage.setItem("_tb_global_settings", \'{"autoReload": true, "autoReloadPeriodInMs": 30001}\')'
 
 
+# What runs plain TensorBoard, by kind.
+PYTHONS = {"plain": sys.executable, "plain, no data server": sys.executable}
+
+
 def make_runs(folder: Path, count: int) -> Curve:
     """Runs of a sweep of twenty epochs and three hundred points by step; the curve of the one that goes on."""
     curve = None
@@ -67,13 +72,11 @@ def server(kind: str, runs: Path) -> Iterator[tuple[int, str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    argv = {
-        "ours": [sys.executable, "-c", OURS, "--runs", str(runs), "--port", str(port)],
-        "plain": [sys.executable, "-m", "tensorboard.main", "--logdir", str(runs), "--port", str(port)],
-        "plain, no data server": [
-            sys.executable, "-m", "tensorboard.main", "--logdir", str(runs), "--port", str(port), "--load_fast=false",
-        ],
-    }[kind]  # fmt: skip
+    argv = [sys.executable, "-c", OURS, "--runs", str(runs), "--port", str(port)]
+    if kind != "ours":
+        argv = [PYTHONS[kind], "-m", "tensorboard.main", "--logdir", str(runs), "--port", str(port)]
+    if kind.endswith("no data server"):
+        argv += ["--load_fast=false"]
     environment = {name: value for name, value in os.environ.items() if name != "SSH_CONNECTION"}
     environment |= {"PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(runs / "state")}
     process = subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -177,7 +180,12 @@ def main() -> None:
     options.add_argument("--runs", type=int, nargs="*", default=[1, 50, 500])
     options.add_argument("--open-runs", type=int, default=50)
     options.add_argument("--kinds", nargs="*", default=["ours", "plain", "plain, no data server"])
+    options.add_argument("--without-tensorflow", metavar="PYTHON", help="a Python that has TensorBoard and not that")
     given = options.parse_args()
+    if given.without_tensorflow:
+        for kind in ("plain without TensorFlow", "plain without TensorFlow, no data server"):
+            PYTHONS[kind] = given.without_tensorflow
+            given.kinds.append(kind)
     for count in given.runs:
         with tempfile.TemporaryDirectory() as folder:
             make_runs(Path(folder), count)

@@ -53,7 +53,7 @@ Host commanded
   StrictHostKeyChecking yes
   RemoteCommand top
   RequestTTY force
-  LocalForward 7777 localhost:22
+  LocalForward 6006 localhost:22
 # The same machine, where no socket is led to.
 Host closed
   HostName {address}

@@ -219,7 +219,7 @@ def test_a_server_that_is_killed_again_and_again_is_given_up(laptop: Laptop, she
     for times in range(4):
         wait_until(lambda times=times: program.told["err"].count("again\n") == times, 60, lambda: program.told)  # type: ignore[misc]
         (server,) = laptop.far_servers()
-        os.kill(server, signal.SIGKILL)
+        os.kill(server, signal.SIGKILL if times % 2 else signal.SIGTERM)
     assert program.process.wait(60) == 1
     program.wait_for("--pull")
 
@@ -300,7 +300,7 @@ def test_a_tunnel_takes_another_ones_server_over(laptop: Laptop, shelf: Shelf) -
     second = laptop.start("tensorboard", "--from", "commanded", "shared", TRUBA_FAR_COMMAND=far_command)
     url = second.url()
     assert json.loads(laptop.get(url + "data/runs").stdout) == ["shared/train"]
-    assert len(list(SOCKETS.glob("*.sock"))) == 1
+    assert len(list(SOCKETS.glob("*.sock"))) == 1 and second.told["err"] == ""
     first.process.send_signal(signal.SIGINT)
     assert first.process.wait(30) == 0
     wait_until(lambda: laptop.get(url + "data/runs").stdout == '["shared/train"]', 30, lambda: second.told)

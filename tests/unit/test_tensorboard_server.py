@@ -379,7 +379,7 @@ def test_a_copys_jobs_are_not_looked_up_in_this_machines_accounting(tmp_path: Pa
 @pytest.mark.parametrize(
     ("command", "words"),
     [(cancel, "its job is at arf.*truba cancel mnist-0"), (logs, "They are at arf: truba logs mnist-0"),
-     (diff, "That is at arf: truba diff mnist-0")],
+     (diff, "submitted from is at arf: truba diff mnist-0")],
 )  # fmt: skip
 def test_what_a_copy_cannot_tell_is_told_where_to_ask(command: Any, words: str, tmp_path: Path) -> None:
     run = made(tmp_path, "mnist-0000000a", 1)

@@ -23,8 +23,8 @@ def main(arguments: Sequence[str]) -> int:
     given = options.parse_args(arguments)
     run = places.find(given.run, given.runs)
     submitted = run.submitted()
-    if pulled := run.pulled():
-        message = _("{run} is a copy without its code. That is at {place}: truba diff {run}")
+    if (pulled := run.pulled()) and not Path(submitted.get("project", "/nowhere")).is_dir():
+        message = _("{run} is a copy; the folder that it was submitted from is at {place}: truba diff {run}")
         raise Failed(message.format(run=run.id, place=pulled.get("from", "?")))
     if "code" not in submitted:
         message = _(

@@ -127,7 +127,7 @@ class Connection:
     def transport(self) -> list[str]:
         """The ssh command that goes over this connection, and makes none of its own."""
         over_it = ["-S", str(self._control), "-o", "ControlMaster=no", "-o", "ProxyCommand=false"]
-        return ["ssh", "-T", "-a", "-x", *over_it, *self._our_command]
+        return ["ssh", "-T", "-a", "-x", "-o", "ClearAllForwardings=yes", *over_it, *self._our_command]
 
     def close(self) -> None:
         """Ends it, in order where it can be, and waits until the process is gone."""
@@ -156,7 +156,8 @@ class Connection:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _control_command(self, what: str, options: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        argv = ["ssh", "-S", str(self._control), "-O", what, *options, "--", self.login]
+        # The user's configuration may have forwardings of its own, which would be asked for along with ours.
+        argv = ["ssh", "-F", os.devnull, "-S", str(self._control), "-O", what, *options, "--", self.login]
         return subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
 
     def _own_options(self) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from truba_runner.errors import Failed
 from truba_runner.language import _
-from truba_runner.tensorboard.server import IDLE, loopback
+from truba_runner.tensorboard.server import IDLE, LEFT, loopback
 from truba_runner.tensorboard.ssh import NO_CONNECTION, NOT_FOUND, Connection, not_found
 
 # What the far end's line begins with: a login shell may print lines of its own before.
@@ -66,7 +66,7 @@ class Tunnel:
                 print(_("nobody looked at the page for a while: ended. The same command starts it again"))
                 return
             lost_in_vain = lost_in_vain + 1 if told is None else 0
-            short_lives = short_lives + 1 if told == "" and time.monotonic() - began < _SHORT_SECONDS else 0
+            short_lives = short_lives + 1 if told in {"", LEFT} and time.monotonic() - began < _SHORT_SECONDS else 0
             login = self._connection.login
             if short_lives == _SHORT_LIVES:
                 raise Failed(
