@@ -36,7 +36,7 @@ from truba_runner.search import submission as search
 from truba_runner.search.directory import search_of
 from truba_runner.search.space import jobs
 from truba_runner.state import last_job_id, state_of
-from truba_runner.submit import Prepared, Submission, settle
+from truba_runner.submit import Prepared, Submission, settle, warn_of_cost
 from truba_runner.tell import Outcome
 
 _WAIT_SECONDS = 2.0
@@ -195,6 +195,7 @@ def _through_slurm(prepared: Prepared) -> Outcome:
         if done := _already(prepared):
             return done
         submission = Submission(prepared)
+        warn_of_cost([submission])
         job_id = submission.send(held)
         tell.submitted(submission, job_id)
     return Outcome(run.id, str(run.path), "submitted", job_id)

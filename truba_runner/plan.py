@@ -16,7 +16,7 @@ from truba_runner.config import Cluster, Experiment, Partition
 from truba_runner.durations import FORMS, parse_minutes, slurm_time
 from truba_runner.environment import problems as environment_problems
 from truba_runner.errors import Problem, Refused, nearest
-from truba_runner.language import _
+from truba_runner.language import _, marked
 from truba_runner.request import Request, derive, facts_of, job_minutes
 from truba_runner.search.space import problems as search_problems
 from truba_runner.search.space import warnings as search_warnings
@@ -243,26 +243,29 @@ def _time_problems(experiment: Experiment, facts: Partition) -> Iterator[Problem
         asked, allowed = job_minutes(resources), parse_minutes(facts.max_time)
     except ValueError:
         return  # Told of already.
+    key = "resources.segment" if resources.segment else "resources.time"
     if asked > allowed:
+        remedy = marked(
+            "Set resources.time={allowed} or less, the shorter, the sooner a job starts; or "
+            "resources.segment={allowed} for a chain of jobs."
+        )
+        if resources.segment:
+            remedy = marked("Set resources.segment={allowed} or less, the shorter, the sooner a job starts.")
         yield Problem(
-            f"resources.time={resources.time}",
+            f"{key}={resources.segment or resources.time}",
             _(
                 "{partition} allows {allowed} ({where}).",
                 partition=resources.partition,
                 allowed=slurm_time(allowed),
                 where=_where(experiment.cluster, "max_time"),
             ),
-            _(
-                "Set resources.time={allowed} or less, the shorter, the sooner a job starts; or "
-                "resources.segment={allowed} for a chain of jobs.",
-                allowed=slurm_time(allowed),
-            ),
+            _(remedy, allowed=slurm_time(allowed)),
         )
     if resources.signal_seconds is not None:
-        yield from _signal_problems(resources.signal_seconds, asked)
+        yield from _signal_problems(resources.signal_seconds, asked, key)
 
 
-def _signal_problems(signal_seconds: int, time_minutes: int) -> Iterator[Problem]:
+def _signal_problems(signal_seconds: int, time_minutes: int, key: str) -> Iterator[Problem]:
     """Whether Slurm's signal comes early enough to save, and late enough for a run to come further at each start."""
     received = f"resources.signal_seconds={signal_seconds}"
     if signal_seconds < _LEAST_SIGNAL_SECONDS:
@@ -280,7 +283,8 @@ def _signal_problems(signal_seconds: int, time_minutes: int) -> Iterator[Problem
                 most=30 * time_minutes,
             ),
             _(
-                "Set resources.time={time} (minutes) or more, or resources.signal_seconds={most} or less.",
+                "Set {key}={time} (minutes) or more, or resources.signal_seconds={most} or less.",
+                key=key,
                 time=-(-signal_seconds // 30),
                 most=30 * time_minutes,
             ),
