@@ -142,7 +142,8 @@ def _done(
         told = _("no answer within {seconds:g} s", seconds=timeout_seconds)
         raise SlurmError(argv[0], told, transient=True) from error
     if done.returncode:
-        message = done.stderr.strip() or _("exit status {status}", status=done.returncode)
+        # scontrol ping says on its standard output that nobody has answered.
+        message = done.stderr.strip() or done.stdout.strip() or _("exit status {status}", status=done.returncode)
         unreachable = any(sign in message for sign in _UNREACHABLE)
         raise SlurmError(argv[0], message, any(sign in message for sign in _TRANSIENT), refused=not unreachable)
     return done

@@ -233,8 +233,11 @@ def describe(error: BaseException, job_folder: Path, own: Callable[[str], str] =
 
 def in_one_line(record: Mapping[str, Any]) -> str:
     """What `describe` has put together, as a sentence."""
-    place = f" at {record['file']}:{record['line']}: {record['code']}" if "file" in record else ""
-    return f"{record['type']}: {record['message']}{place}"
+    error = f"{record['type']}: {record['message']}"
+    if "file" not in record:
+        return error
+    place = {key: record[key] for key in ("file", "line", "code")}
+    return _("{error} at {file}:{line}: {code}", error=error, **place)
 
 
 def print_traceback(error: BaseException, own: Callable[[str], str]) -> None:

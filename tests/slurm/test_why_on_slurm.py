@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import re
@@ -22,6 +23,10 @@ HAMSI = "hamsi -c 28"
 BARBUN = "barbun -c 20"
 P100 = "barbun-cuda -c 20 --gres=gpu:1"
 LONG = "sleep 600"
+EATS = "python3 -c 'x = bytearray(300_000_000); import time; time.sleep(60)'"
+MEMORY_CGROUPS = Path("/sys/fs/cgroup/memory")
+OVER_MEMORY_KILL = "JobAcctGatherParams=OverMemoryKill"
+FENCED = "akya4"
 # What frameworks print before they die. Lines that the test makes up, in the frameworks' words.
 LOGS = {
     "gpu-memory": "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has 15.77 GiB in all",
@@ -145,7 +150,7 @@ def configure(states: States) -> None:
     prolog.write_text('#!/bin/sh\n[ "$SLURM_JOB_PARTITION" != smp ]\n')
     prolog.chmod(0o755)
     with (states.cluster.folder / "etc" / "slurm.conf").open("a") as file:
-        file.write(f"\nLicenses=matlab:1\nProlog={prolog}\nJobAcctGatherParams=OverMemoryKill\n")
+        file.write(f"\nLicenses=matlab:1\nProlog={prolog}\n{OVER_MEMORY_KILL}\n")
     states.root("scontrol", "reconfigure")
     states.root(*admin, "modify", "account", "ayse", "set", "GrpTRES=cpu=40")
     states.root("scontrol", "update", "partitionname=debug", "state=down")
@@ -154,6 +159,28 @@ def configure(states: States) -> None:
                 "nodes=palamut1", "accounts=proj1")  # fmt: skip
     states.root("scontrol", "create", "reservation", "reservationname=maintenance", "starttime=now+2hours",
                 "duration=120", "nodes=palamut[1-2]", "flags=maint,ignore_jobs", "users=root")  # fmt: skip
+
+
+def run_out_of_memory(states: States) -> None:
+    """A job on a node that has control groups meanwhile: the kernel kills what takes more memory than it asked for."""
+    etc = states.cluster.folder / "etc"
+    whole = (etc / "slurm.conf").read_text()
+    (etc / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\nConstrainRAMSpace=yes\n")
+    # Slurm has no node whose memory two plugins watch over.
+    fenced = whole.replace("TaskPlugin=task/none", "TaskPlugin=task/cgroup").replace(OVER_MEMORY_KILL, "")
+    (etc / "slurm.conf").write_text(fenced)
+    states.cluster.node_down(FENCED)
+    states.cluster.node_up(FENCED)
+    akya = "akya-cuda -c 10 --gres=gpu:1"
+    job_id = states.submit("memory", akya, "--account=proj1", f"--nodelist={FENCED}", "--mem=50M", script=EATS)
+    states.cluster.wait_for_state(job_id, "OUT_OF_MEMORY")
+    (etc / "slurm.conf").write_text(whole)
+    for node in (states.cluster.node_down, states.cluster.node_up):
+        node(FENCED)
+    top = MEMORY_CGROUPS / f"slurm_{FENCED}"
+    for folder in sorted((path for path in (top, *top.rglob("*")) if path.is_dir()), reverse=True):
+        with contextlib.suppress(OSError):  # Another cluster's.
+            folder.rmdir()
 
 
 def submit_all(states: States) -> None:
@@ -166,6 +193,8 @@ def submit_all(states: States) -> None:
     states.submit("cancelled-by-you", P100, "--account=proj1")
     states.submit("cancelled-by-other", P100, "--account=proj1")
     states.wait_until_running(*states.jobs)
+    if MEMORY_CGROUPS.is_dir():
+        run_out_of_memory(states)
     states.root("scancel", states.jobs["cancelled-by-other"])
     states.cluster.run(["scancel", states.jobs["cancelled-by-you"]])
     states.cluster.node_down("akya2")
@@ -174,8 +203,7 @@ def submit_all(states: States) -> None:
         states.submit(name, P100, "--account=proj1", *options, script=script)
     for name, line in LOGS.items():
         states.submit(name, P100, "--account=proj1", script=f"cat <<'END'\nhello\n{line}\nEND\nexit 1")
-    eats = "python3 -c 'x = bytearray(300_000_000); import time; time.sleep(60)'"
-    states.submit("memory-in-log", P100, "--account=proj1", "--mem=50M", script=eats)
+    states.submit("memory-in-log", P100, "--account=proj1", "--mem=50M", script=EATS)
     states.submit("past-deadline", HAMSI, "--account=poor", "--deadline=now+70", "--time=1")
     states.submit("has-the-one-place", BARBUN, "--account=single")
     states.submit("fills-orfoz", "orfoz -c 112", "--account=proj1", "--licenses=matlab:1")
@@ -242,6 +270,13 @@ def test_jobs_that_have_ended(states: States) -> None:
     assert "MaxRSS=" in evidence(told["memory-in-log"]) and "ReqMem=50M" in evidence(told["memory-in-log"])
     assert "akya2 is down" in evidence(told["node-failed"])
     assert "no-such-command: command not found" in evidence(told["exit-not-found"])
+
+
+@pytest.mark.skipif(not MEMORY_CGROUPS.is_dir(), reason="Linux has no memory control groups of version 1 here")
+def test_a_job_that_the_kernel_killed_for_its_memory(states: States) -> None:
+    told = states.ask_until(["memory"], seconds=60)["memory"]
+    assert told["findings"][0]["reason"] == "memory" and "OUT_OF_MEMORY" in evidence(told), told
+    assert "ReqMem=50M" in evidence(told)
 
 
 def test_runs_with_the_same_reason_are_told_of_together(states: States) -> None:

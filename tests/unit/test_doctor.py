@@ -101,6 +101,17 @@ def test_a_controller_that_does_not_answer_is_a_fault(patient: Patient, fake: Ca
     assert level == "fault" and "Socket timed out" in says
 
 
+def test_what_scontrol_prints_of_a_controller_that_is_down_is_told(
+    patient: Patient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    down = "Slurmctld(primary) at ui is DOWN"
+    for name in slurm._COMMANDS:
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{down}'\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert levels(slurm.controller(patient)) == [("fault", f"scontrol: {down}")]
+
+
 ASSOCIATION = "Account={0} UserName={1} Partition= GrpJobs=N(4) GrpWall=N(0.00) GrpTRES={2} GrpTRESMins={3} MaxWallPJ="
 
 

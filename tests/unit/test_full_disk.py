@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from truba_runner.errors import Failed
 from truba_runner.full_disk import explained, whole
 from truba_runner.rundir import RunDir
+from truba_runner.search.leases import Lease
+from truba_runner.search.training import _failure
 
 
 def test_a_file_has_its_name_once_it_is_whole(tmp_path: Path) -> None:
@@ -49,3 +52,15 @@ def test_a_full_disk_is_recognized_behind_what_a_framework_makes_of_it(tmp_path:
 def test_other_errors_are_left_as_they_are(tmp_path: Path) -> None:
     for error in (OSError(errno.EACCES, "no"), ValueError("full"), KeyboardInterrupt()):
         assert explained(error, RunDir(tmp_path)) is error
+
+
+def test_a_full_disk_is_no_fault_of_a_trial(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "0000")
+    run.create()
+    for message in (
+        str(explained(OSError(errno.ENOSPC, "No space left on device"), run)),
+        "[Errno 122] Disk quota exceeded",
+    ):
+        run.write_progress({"error": {"type": "Failed", "message": message}})
+        with pytest.raises(Failed, match="trial 0000 could not go on"):
+            _failure(run, Lease("0000", 1))
