@@ -8,6 +8,8 @@ import pytest
 
 # Tests read what the program says in English, whoever runs them; their processes inherit it.
 os.environ["TRUBA_LANG"] = "en"
+# torch's threads wait for each other asleep: spinning, they take the cores of what runs beside them, and thrice the time.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
