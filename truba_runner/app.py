@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import getpass
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from truba_runner.config import Experiment, detect_cluster
-from truba_runner.config_errors import FOREIGN, refuse_foreign_config, translated, unknown_keys
-from truba_runner.errors import Failed, Problem, Refused, nearest
-from truba_runner.language import _
-from truba_runner.launch import absolute, check, launch
+from truba_runner.composed import absolute, register, selector, typed
+from truba_runner.config_errors import FOREIGN, refuse_foreign_config, translated
+from truba_runner.errors import Failed, Problem, Refused
+from truba_runner.launch import check, launch
 from truba_runner.shipped import shipped
 from truba_runner.sweeps.sweeper_job import SweeperSubmitted
 from truba_runner.tell import Outcome
-
-# Keys of the command line without which `truba stage` would put a file somewhere else, or another one.
-_SAY_WHERE_DATA_LIES = {"cluster", "cluster.scratch", "cluster.data_folder", "data.folder", "data.name"}
-
-
-def register() -> None:
-    """Tells Hydra of the schema and of the resolvers that `conf/` uses."""
-    ConfigStore.instance().store(name="schema", node=Experiment)
-    OmegaConf.register_new_resolver("detect_cluster", detect_cluster, replace=True)
-    OmegaConf.register_new_resolver("user", getpass.getuser, replace=True)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -49,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
 
     def run_one(config: DictConfig) -> None:
         try:
-            outcomes.append(launch(typed(config), selector(HydraConfig.get())))
+            outcomes.append(launch(absolute(typed(config)), selector(HydraConfig.get())))
         except Exception as error:  # Hydra prints a line of its own about one that gets through it.
             raised.append(error)
 
@@ -95,46 +79,3 @@ def _all_that_is_wrong(overrides: Sequence[str], first: Problem) -> list[Problem
             except Refused as refused:
                 problems += refused.problems
     return list(dict.fromkeys(problems))
-
-
-def composed(overrides: Sequence[str]) -> Experiment:
-    """The experiment that these overrides compose to, its folders absolute; nothing is launched.
-
-    Raises:
-        Refused: an override or a config is wrong.
-    """
-    register()
-    try:
-        with hydra.initialize_config_dir(str(shipped("conf")), version_base="1.3"):
-            return absolute(typed(hydra.compose("config", list(overrides))))
-    except FOREIGN as error:
-        raise Refused(translated(error)) from error
-
-
-def typed(config: DictConfig) -> Experiment:
-    """A composed config as dataclasses.
-
-    Raises:
-        Refused: no experiment was chosen.
-    """
-    if OmegaConf.is_missing(config, "name"):
-        remedy = _("Type +experiment=NAME.") + " " + _experiments()
-        raise Refused(Problem(_("no experiment"), _("a run needs one."), remedy))
-    if unknown := unknown_keys(config):
-        raise Refused(*unknown)
-    experiment = OmegaConf.to_object(config)
-    assert isinstance(experiment, Experiment)  # noqa: S101  # conf/config.yaml begins with the schema.
-    return experiment
-
-
-def selector(config: Any) -> str:
-    """How the user chose the experiment, for a remedy to repeat. `config` is the composed `hydra` node."""
-    chosen = config.runtime.choices.get("experiment")
-    where = [word for word in config.overrides.task if word.lstrip("+").partition("=")[0] in _SAY_WHERE_DATA_LIES]
-    return shlex.join([f"+experiment={chosen}", *where]) if chosen else ""
-
-
-def _experiments() -> str:
-    folders = (Path.cwd() / "conf" / "experiment", shipped("conf") / "experiment")
-    names = {file.stem for folder in folders if folder.is_dir() for file in folder.glob("*.yaml")}
-    return nearest("", names)

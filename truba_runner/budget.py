@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from truba_runner import slurm_facts
 from truba_runner.language import _, marked
@@ -12,27 +13,42 @@ from truba_runner.slurm_facts import Limit
 
 # Slurm's name for a limit on what is used over time, in minutes.
 _OVER_TIME = "GrpTRESMins"
-_WORDS = {"cpu": marked("core-hours"), "gres/gpu": marked("GPU-hours")}
+WORDS = {"cpu": marked("core-hours"), "gres/gpu": marked("GPU-hours")}
 
 
 def limits(account: str) -> list[Limit]:
     """The limits over time that are set on an account, in minutes; none where Slurm does not tell."""
     try:
-        return [one for one in slurm_facts.limits(account) if one.name == _OVER_TIME and one.resource in _WORDS]
+        return [one for one in slurm_facts.limits(account) if one.name == _OVER_TIME and one.resource in WORDS]
     except SlurmError:
         return []
 
 
 def unit(limit: Limit) -> str:
     """What a limit counts."""
-    return _(_WORDS[limit.resource])
+    return _(WORDS[limit.resource])
 
 
-def warnings(request: Request, jobs: int) -> Iterator[str]:
-    """What so many jobs may take that is no longer there, if they need all of their time."""
-    asked = {"cpu": request.total_cores, "gres/gpu": request.nodes * request.gpus}
-    for one in limits(request.account):
-        wanted = asked[one.resource] * request.time_minutes * jobs
+@dataclass(frozen=True)
+class Asked:
+    """What a submission may take at the most: so many jobs, or chains of them, each for so many minutes."""
+
+    request: Request
+    jobs: int
+    minutes: int
+
+    def of(self, resource: str) -> int:
+        """Core-minutes or GPU-minutes."""
+        amount = self.request.total_cores if resource == "cpu" else self.request.nodes * self.request.gpus
+        return amount * self.jobs * self.minutes
+
+
+def warnings(asked: Sequence[Asked]) -> Iterator[str]:
+    """What these submissions may take together that is no longer there, if they need all of their time."""
+    accounts = dict.fromkeys(one.request.account for one in asked)
+    for one in (limit for account in accounts for limit in limits(account)):
+        account = one.holder.partition("/")[0]
+        wanted = sum(other.of(one.resource) for other in asked if other.request.account == account)
         left = one.left
         if left is not None and wanted > left:
             yield _(

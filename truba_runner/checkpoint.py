@@ -24,6 +24,8 @@ _DIGEST_BYTES = 32
 _CHUNK_BYTES = 1 << 20
 _NAME = re.compile(r"checkpoint-(\d+)-(\d+)\.ckpt")
 BEST = "best.ckpt"
+# After the name of one that could not be read.
+DAMAGED = ".damaged"
 
 T = TypeVar("T")
 
@@ -118,7 +120,7 @@ class CheckpointStore:
     def spare(self) -> list[Path]:
         """What a run that is over, and will not go on, needs no more: all but the best; without one, but the newest."""
         found = [path for _, path in sorted(self._all(), reverse=True)]
-        left = [*self._folder.glob(".checkpoint-*"), *self._folder.glob("*.damaged")]
+        left = [*self._folder.glob(".checkpoint-*"), *self._folder.glob(f"*{DAMAGED}")]
         return [*(found if self.has_best() else found[1:]), *left]
 
     def keep_the_best_alone(self) -> None:
@@ -135,7 +137,7 @@ class CheckpointStore:
             print(told, file=sys.stderr, flush=True)
             with suppress(OSError):
                 # Left in place it would count among the newest and push out good ones.
-                path.rename(path.with_name(f"{path.name}.damaged"))
+                path.rename(path.with_name(f"{path.name}{DAMAGED}"))
             return None
 
     def _all(self) -> Iterator[tuple[Position, Path]]:

@@ -337,6 +337,8 @@ class Sweep(Search):
     # The partition where the command itself runs as a job, for a sweeper that waits for values; empty: it runs here.
     sweeper_partition: str = ""
     sweeper_time: str = "1d"
+    # With the kind lr_find: the limit of each finder's job; empty: an epoch's part of `resources.time` and some more.
+    finder_time: str = ""
 
 
 @dataclass

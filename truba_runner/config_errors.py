@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from truba_runner.errors import Problem, Refused, nearest
@@ -48,6 +48,8 @@ def _of_key(error: OmegaConfBaseException) -> Problem:
         if not dataclasses.is_dataclass(OmegaConf.get_type(parent)):
             remedy += " " + _("With a + before it, it is a new one.")
         return Problem(place, _("there is no such key."), remedy)
+    if isinstance(parent, DictConfig) and key and isinstance(parent._get_node(key), ListConfig):
+        return Problem(place, _("it takes a list."), _("Write it in brackets: {key}=[VALUE].", key=place))
     message = str(error).splitlines()[0].rstrip(".")
     return Problem(place or _("config"), f"{message}.", _("--cfg job prints the whole config."))
 

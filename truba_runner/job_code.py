@@ -16,10 +16,8 @@ from pathlib import Path
 import truba_runner
 from truba_runner import bundle
 from truba_runner.config import Environment
-from truba_runner.rundir import write_atomically
+from truba_runner.rundir import CODE, write_atomically
 from truba_runner.shipped import shipped
-
-FOLDER = ".code"
 
 
 def files(environment: Environment, runs_folder: Path) -> Mapping[Path, bytes]:
@@ -44,12 +42,12 @@ def provide(environment: Environment, runs_folder: Path) -> None:
 
 def archive(runs_folder: Path) -> Path:
     """Where the package's archive is to lie."""
-    return runs_folder / FOLDER / f"truba-{_name(_content())}.pyz"
+    return runs_folder / CODE / f"truba-{_name(_content())}.pyz"
 
 
 def wrapper(runs_folder: Path) -> Path:
     """Where the wrapper of a container is to lie."""
-    return runs_folder / FOLDER / f"apptainer-{_name(_wrapper_content())}"
+    return runs_folder / CODE / f"apptainer-{_name(_wrapper_content())}"
 
 
 def setup(environment: Environment, runs_folder: Path) -> list[str]:

@@ -36,7 +36,7 @@ from truba_runner.search import submission as search
 from truba_runner.search.directory import search_of
 from truba_runner.search.space import jobs
 from truba_runner.state import last_job_id, state_of
-from truba_runner.submit import Prepared, Submission, settle
+from truba_runner.submit import Prepared, Submission, settle, warn_of_cost
 from truba_runner.tell import Outcome
 
 _WAIT_SECONDS = 2.0
@@ -53,7 +53,7 @@ def launch(experiment: Experiment, selector: str, may_wait: bool = True) -> Outc
     """
     # Of a single run the finder is no job of its own.
     experiment = lr_find.training_of(lr_find.with_default(experiment))
-    return go(_prepared(absolute(experiment), selector), may_wait)
+    return go(_prepared(experiment, selector), may_wait)
 
 
 def go(prepared: Prepared, may_wait: bool = True) -> Outcome:
@@ -153,16 +153,6 @@ def on_slurm_or_failed() -> None:
         raise Failed(_("there is no sbatch on the PATH; is this a login node? cluster=local trains here"))
 
 
-def absolute(experiment: Experiment) -> Experiment:
-    """Folders as a job sees them, which starts in a directory of its own."""
-    if experiment.cluster.runs_folder.startswith("/") and experiment.data.folder.startswith("/"):
-        return experiment
-    here = Path.cwd()
-    cluster = replace(experiment.cluster, runs_folder=str(here / Path(experiment.cluster.runs_folder).expanduser()))
-    folder = str(here / Path(experiment.data.folder).expanduser())
-    return replace(experiment, cluster=cluster, data=replace(experiment.data, folder=folder))
-
-
 def with_data(experiment: Experiment, selector: str) -> Experiment:
     """Sees to the data; where other data stands in for it, says so and trains on that under its own name."""
     name = data.provide(experiment, selector)
@@ -205,6 +195,7 @@ def _through_slurm(prepared: Prepared) -> Outcome:
         if done := _already(prepared):
             return done
         submission = Submission(prepared)
+        warn_of_cost([submission])
         job_id = submission.send(held)
         tell.submitted(submission, job_id)
     return Outcome(run.id, str(run.path), "submitted", job_id)

@@ -7,18 +7,23 @@ in how many steps. With `sweep=lr_find` the finder is a run of its own, made of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from truba_runner.config import Checkpoint, Experiment, Finish, Notify, Sweep, TensorBoard
+from truba_runner.config import Checkpoint, Experiment, Finish, Notify, Partition, Resources, Sweep, TensorBoard
+from truba_runner.durations import FORMS, parse_minutes, slurm_time
 from truba_runner.errors import Problem, nearest
 from truba_runner.language import _, marked
-from truba_runner.recipe import FINDER, SUGGESTIONS, Find, Rate, read_rate
+from truba_runner.recipe import FINDER, RAMP, SUGGESTIONS, Find, Rate, read_rate, whole_epochs
 from truba_runner.recipe_rules import stage_problems
+from truba_runner.request import facts_of
 
 # Of a sweep whose runs have their finders in jobs of their own, and of such a finder's run.
 KIND = "lr_find"
+# A finder's job: for starting, reading data, a compilation; no shorter than this; differing by less is no difference.
+_AROUND_MINUTES, _LEAST_MINUTES, _ROUNDED_TO_MINUTES = 10, 30, 15
 _EXAMPLE = marked("Write valley, steep/10 or {rate: valley, num_it: 200}.")
 
 
@@ -59,12 +64,55 @@ def finder_of(experiment: Experiment) -> Experiment:
         experiment,
         name=f"{experiment.name}-lr_find",
         train=train,
+        resources=_resources_of_finder(experiment),
         checkpoint=Checkpoint(),
         finish=Finish(),
         tensorboard=TensorBoard(enabled=False),
         notify=Notify(),
         sweep=Sweep(kind=KIND, max_parallel=experiment.sweep.max_parallel),
     )
+
+
+def _resources_of_finder(experiment: Experiment) -> Resources:
+    """Those of the training, for as long as `sweep.finder_time` says, or else as its steps may need.
+
+    A hundred of them are given an epoch's part of the training's time. It starts over when it is interrupted, so there
+    is no chain of jobs in which it could be a segment.
+    """
+    resources = experiment.resources
+    if experiment.sweep.finder_time:
+        minutes = parse_minutes(experiment.sweep.finder_time)
+    else:
+        _first, _end, steps = Find(FINDER, _parts(experiment.train.lr_find)[1]).ramp
+        whole = parse_minutes(resources.time)
+        share = whole / whole_epochs(experiment.train) * max(1.0, steps / RAMP["num_it"])
+        rounded = math.ceil((_AROUND_MINUTES + share) / _ROUNDED_TO_MINUTES) * _ROUNDED_TO_MINUTES
+        minutes = min(max(rounded, _LEAST_MINUTES), whole, parse_minutes(_facts(experiment).max_time))
+    signal_seconds = resources.signal_seconds and min(resources.signal_seconds, 30 * minutes)
+    return replace(resources, time=slurm_time(minutes), segment="", signal_seconds=signal_seconds)
+
+
+def time_problems(experiment: Experiment) -> Iterator[Problem]:
+    """What is wrong with `sweep.finder_time`."""
+    given = experiment.sweep.finder_time
+    if not given:
+        return
+    received, facts = f"sweep.finder_time={given}", _facts(experiment)
+    try:
+        minutes = parse_minutes(given)
+    except ValueError as error:
+        yield Problem(received, f"{error}.", _("Write it as {forms}.", forms=_(FORMS)))
+        return
+    if minutes < 1:
+        yield Problem(received, _("a finder needs some time."), _("Leave it out: it follows from resources.time."))
+    longest = parse_minutes(facts.max_time)
+    if experiment.cluster.scheduler == "slurm" and minutes > longest:
+        rule = _("{partition} allows {time}.", partition=experiment.resources.partition, time=slurm_time(longest))
+        yield Problem(received, rule, _("Leave it out: it follows from resources.time."))
+
+
+def _facts(experiment: Experiment) -> Partition:
+    return facts_of(experiment.cluster, experiment.resources.partition, experiment.resources.constraint)
 
 
 def stage_of(finder: Experiment) -> Find:

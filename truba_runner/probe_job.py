@@ -7,12 +7,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from truba_runner import job_code, scheduler
+from truba_runner import scheduler
 from truba_runner.config import Experiment, Resources
 from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.plan import plan
 from truba_runner.request import Request
+from truba_runner.rundir import CODE
 from truba_runner.scheduler import Job
 
 # A partition for such jobs starts them in seconds, or it is busy and nobody wants to wait for it.
@@ -31,7 +32,7 @@ def run(experiment: Experiment, script: str) -> tuple[str, int] | None:
     """
     runs_folder = Path(experiment.cluster.runs_folder)
     name = f"truba-environment-{hashlib.sha256(script.encode()).hexdigest()[:12]}"
-    output = runs_folder / job_code.FOLDER / f"{name}.out"
+    output = runs_folder / CODE / f"{name}.out"
     output.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         if not output.exists() and not _is_there(name):

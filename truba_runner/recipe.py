@@ -19,7 +19,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from truba_runner.config import Train
 
 from truba_runner.language import _
 
@@ -178,6 +181,11 @@ def signature(stages: Sequence[Stage]) -> list[list[str]]:
 def epochs_of(stages: Sequence[Stage]) -> int:
     """How many epochs all stages have together."""
     return sum(stage.epochs for stage in stages if isinstance(stage, Fit))
+
+
+def whole_epochs(train: Train) -> int:
+    """How many epochs a training has, by its recipe where it has one."""
+    return epochs_of(read(train.recipe, train.epochs, None))
 
 
 def named(item: Any) -> tuple[str, dict[str, Any]]:

@@ -31,6 +31,8 @@ from truba_runner import events
 
 # The folder of the sweeps' own records, in the runs folder.
 SWEEPS = ".sweeps"
+# The folder of archives of code (code_archives.py), in the runs folder.
+CODE = ".code"
 # In a run directory that was copied from a login node: from where, and when.
 PULLED = "pulled.json"
 
@@ -153,11 +155,21 @@ class RunDir:
         write_atomically(self.config_file, content, durable)
 
     def read_config(self) -> dict[str, Any]:
-        """Reads what `write_config` wrote."""
+        """Reads what `write_config` wrote.
+
+        Raises:
+            OSError: it is not there.
+            ValueError: it is damaged.
+        """
         import yaml
 
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        config: dict[str, Any] = yaml.load(self.config_file.read_bytes(), loader)  # noqa: S506  # Both are safe.
+        try:
+            config = yaml.load(self.config_file.read_bytes(), loader)  # noqa: S506  # Both are safe.
+        except yaml.YAMLError as error:
+            raise ValueError(f"{self.config_file} is damaged") from error
+        if not isinstance(config, dict):
+            raise ValueError(f"{self.config_file} is damaged")
         return config
 
     # -- submissions -------------------------------------------------------------------------------------------

@@ -188,19 +188,21 @@ def estimated_start(script: str) -> float:
     return datetime.fromisoformat(found[1]).timestamp()
 
 
-def free_gpus() -> dict[str, int]:
-    """GPUs that no job has, on nodes that take jobs, by partition."""
-    columns = ("Partition", "Gres", "GresUsed", "StateCompact")
+def free_gpus() -> dict[tuple[str, str], int]:
+    """GPUs that no job has, on nodes that take jobs, by partition and feature of its nodes; "" stands for all nodes."""
+    columns = ("Partition", "Gres", "GresUsed", "StateCompact", "Features")
     text = query(["sinfo", "--noheader", "--Node", f"--Format={','.join(f'{name}:{_WIDTH}' for name in columns)}"])
-    free: dict[str, int] = {}
+    free: dict[tuple[str, str], int] = {}
     for line in text.splitlines():
         starts = range(0, _WIDTH * len(columns), _WIDTH)
-        partition, gres, used, state = (line[start : start + _WIDTH].strip() for start in starts)
+        partition, gres, used, state, features = (line[start : start + _WIDTH].strip() for start in starts)
         # ~: switched off until it is wanted; -: planned for a job that waits. An asterisk: it does not answer.
         takes_jobs = state.rstrip("~-") in {"idle", "mix", "alloc", "plnd"}
         # Of the default partition's name the asterisk is a mark.
         partition = partition.rstrip("*")
-        free[partition] = free.get(partition, 0) + (_gpus(gres) - _gpus(used) if takes_jobs else 0)
+        for feature in ("", *features.split(",")):
+            here = free.get((partition, feature), 0)
+            free[partition, feature] = here + (_gpus(gres) - _gpus(used) if takes_jobs else 0)
     return free
 
 

@@ -22,13 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _
-from truba_runner.rundir import write_atomically
+from truba_runner.rundir import CODE, write_atomically
 
 if TYPE_CHECKING:
     from truba_runner.config import Experiment
 
-# Beside the package's own archives (job_code.py).
-_FOLDER = ".code"
 _GIT_TIMEOUT_SECONDS = 5
 _MB = 1e6
 _NAMED = 5
@@ -199,7 +197,7 @@ def _taken(project: Path, job_file: Path, without: tuple[Path, ...], runs_folder
     if own is None:
         raise Failed(_("{file} cannot be read any more", file=job_file))
     digest = _digest(found)
-    archive = runs_folder / _FOLDER / f"code-{digest[:16]}.tar.gz"
+    archive = runs_folder / CODE / f"code-{digest[:16]}.tar.gz"
     try:
         # To a purge, which takes what nobody has written to for long, it is as new as its newest submission.
         os.utime(archive)

@@ -20,6 +20,7 @@ from submitit import SlurmExecutor
 
 from truba_runner import budget, environment, events, job_code, provenance, scheduler, snapshot
 from truba_runner.config import Experiment
+from truba_runner.durations import parse_minutes
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _
 from truba_runner.request import Request
@@ -175,8 +176,6 @@ class Submission:
         script = self.script()
         job_code.provide(self.first.experiment.environment, self._runs_folder)
         snapshot.take(self.first.experiment, self.first.job_file)
-        for warning in budget.warnings(self.request, max(1, self.array_size)):
-            print(_("warning: {text}", text=warning), file=sys.stderr)
         self.record_intent()
         try:
             job_id = self._sbatch(script, lock)
@@ -212,6 +211,12 @@ class Submission:
                 return taken[0]
         return scheduler.sbatch(script, inherit=(lock,))
 
+    def most(self) -> budget.Asked:
+        """What it may use at the most: a chain of jobs all of its time, whatever one of them asks for."""
+        resources = self.first.experiment.resources
+        minutes = parse_minutes(resources.time) if resources.segment else self.request.time_minutes
+        return budget.Asked(self.request, max(1, self.array_size), minutes)
+
     def record_intent(self) -> None:
         """Puts on record, where the run will be looked for, that it is about to be submitted."""
         prepare_directory(self.first)
@@ -233,6 +238,12 @@ class Submission:
     def record(self, event: dict[str, Any]) -> None:
         """Adds to the submission's record."""
         self.first.run.append_submission(event)
+
+
+def warn_of_cost(submissions: Sequence[Submission]) -> None:
+    """Says, before they are made, what the account has no longer left for them."""
+    for warning in budget.warnings([one.most() for one in submissions]):
+        print(_("warning: {text}", text=warning), file=sys.stderr)
 
 
 def prepare_directory(prepared: Prepared) -> None:

@@ -120,9 +120,9 @@ def _backend_problems(experiment: Experiment) -> Iterator[Problem]:
             yield Problem(f"train.class_weight={train.class_weight}", rule, remedy)
 
 
-def batch_problems(experiment: Experiment, devices: int) -> Iterator[Problem]:
+def batch_problems(experiment: Experiment) -> Iterator[Problem]:
     """A batch that does not divide among all devices of the run."""
-    size = experiment.train.batch_size
+    size, devices = experiment.train.batch_size, max(1, experiment.resources.gpus) * experiment.resources.nodes
     if size is None or size < 1 or devices < 1 or experiment.train.batch_scaling != "global" or not size % devices:
         return
     yield Problem(

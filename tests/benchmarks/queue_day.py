@@ -1,11 +1,14 @@
 """When trainings start and end on a loaded cluster: one long job on a fixed partition, a chain of short ones, and auto.
 
     slurm/testcluster/run --user ayse --cwd $PWD .venv/bin/python tests/benchmarks/queue_day.py [--hours 24] [--seed 1]
+    … queue_day.py --loads akya-cuda=0.95 barbun-cuda=0.85 palamut-cuda=0.75 kolyoz-cuda=0.65 --shuffle --out FILE
+    python tests/benchmarks/queue_day.py --pool FILE…
 
-A day in which an hour lasts a minute, on the real scheduler: other people's jobs come at random and fill both
-partitions; every third hour one training of each kind is submitted, all at the same moment, in an order that rotates. A
-training needs five hours of one GPU. Jobs only sleep; limits, requests, requeues and Slurm's estimates are real, and
-`auto` is asked for as a submission asks for it. A requeue takes ten seconds there, which in this day are ten minutes.
+A day in which an hour lasts a minute, on the real scheduler: other people's jobs come at random and fill the
+partitions; with `--shuffle` the seed says which of them has which load. Every third hour one training of each kind is
+submitted, all at the same moment, in an order that rotates. A training needs five hours of one GPU. Jobs only sleep;
+limits, requests, requeues and Slurm's estimates are real, and `auto` is asked for as a submission asks for it. A
+requeue takes ten seconds there, which in this day are ten minutes.
 """
 
 from __future__ import annotations
@@ -13,24 +16,29 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import os
 import random
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from truba_runner import job_module
-from truba_runner.app import composed
+from truba_runner.composed import composed
 from truba_runner.config import Experiment
 from truba_runner.queue.automatic import Automatic
 
 HOUR_SECONDS = 60
 NEEDED_HOURS, LIMIT_HOURS, SEGMENT_HOURS = 5, 6, 1
 # Partition: GPUs, GPUs a node, cores a GPU.
-PARTITIONS = {"akya-cuda": (16, 4, 10), "barbun-cuda": (4, 2, 20)}
+PARTITIONS = {
+    "akya-cuda": (16, 4, 10), "barbun-cuda": (4, 2, 20), "palamut-cuda": (16, 8, 16), "kolyoz-cuda": (8, 4, 16),
+}  # fmt: skip
+FEATURES = {"kolyoz-cuda": ["H100", "H200"]}
 # Goes back into the queue until it has run often enough; the time of each start is on record.
 CHAIN = """#!/bin/bash
 date +%s.%N >> "$1"
@@ -45,8 +53,12 @@ class Training:
     """One probe: how it was asked for, and its file of starts."""
 
     kind: str
+    number: int
     submitted: float
     starts: Path
+    # The partition, and for `auto` what the submission was told of it.
+    partition: str
+    told: str
 
     @property
     def waited_hours(self) -> float | None:
@@ -64,23 +76,26 @@ class Training:
         return (float(told.read_text().split()[0]) - self.submitted) / HOUR_SECONDS
 
 
-def sbatch(partition: str, gpus: int, limit_hours: int, *command: str) -> None:
+def sbatch(partition: str, feature: str, gpus: int, limit_hours: int, *command: str) -> None:
     cores = gpus * PARTITIONS[partition][2]
     argv = ["sbatch", f"--partition={partition}", f"--gres=gpu:{gpus}", f"--cpus-per-task={cores}", "--account=proj1"]
+    argv += [f"--constraint={feature}"] if feature else []
     subprocess.run([*argv, f"--time={limit_hours}", "--output=jobs.out", *command], check=True, capture_output=True)
 
 
-def others(rng: random.Random, load: float) -> Iterator[tuple[float, str, int, int, float]]:
-    """Other people's jobs: hour, partition, GPUs, limit and need in hours; at first enough to fill every GPU."""
+def others(rng: random.Random, loads: Mapping[str, float]) -> Iterator[tuple[float, str, str, int, int, float]]:
+    """Other people's jobs: hour, partition, feature, GPUs, limit and need in hours; at first enough for every GPU."""
     lengths, weights = (1, 2, 4, 8, 24), (20, 25, 25, 20, 10)
     mean_hours = sum(length * weight for length, weight in zip(lengths, weights, strict=True)) / sum(weights) * 0.65
 
-    def job(hour: float, partition: str) -> tuple[float, str, int, int, float]:
+    def job(hour: float, partition: str) -> tuple[float, str, str, int, int, float]:
         limit = rng.choices(lengths, weights)[0]
         gpus = rng.choice([1, 1, 2, PARTITIONS[partition][1]])
-        return hour, partition, gpus, limit, limit * rng.uniform(0.3, 1.0)
+        feature = rng.choice(FEATURES.get(partition, [""]))
+        return hour, partition, feature, gpus, limit, limit * rng.uniform(0.3, 1.0)
 
-    for partition, (gpus, per_node, _) in PARTITIONS.items():
+    for partition, load in loads.items():
+        gpus, per_node, _ = PARTITIONS[partition]
         mean_gpus = (4 + per_node) / 4
         for _ in range(int(gpus / mean_gpus * 1.3)):
             yield job(0.0, partition)
@@ -90,40 +105,45 @@ def others(rng: random.Random, load: float) -> Iterator[tuple[float, str, int, i
             yield job(hour, partition)
 
 
-def experiment(*overrides: str) -> tuple[Experiment, Path]:
+def experiment(partitions: Sequence[str], *overrides: str) -> tuple[Experiment, Path]:
+    """The training; the cluster has no other partitions, and all of them take jobs from here."""
     made = composed(["+experiment=mnist", "data.name=digits", "resources.account=proj1", *overrides])
-    return made, job_module.find(made.job.module, Path.cwd())
+    known = {name: replace(made.cluster.partitions[name], login_nodes=[]) for name in partitions}
+    return replace(made, cluster=replace(made.cluster, partitions=known)), job_module.find(made.job.module, Path.cwd())
 
 
-def train(kind: str, folder: Path, number: int) -> Training:
+def train(kind: str, partitions: Sequence[str], folder: Path, number: int) -> Training:
     """Submits one training of a kind."""
-    partition = "akya-cuda"
+    partition, feature, said = "akya-cuda", "", io.StringIO()
     if "auto" in kind:
-        made, job_file = experiment(f"resources.time={LIMIT_HOURS}")
+        limit = LIMIT_HOURS if "long" in kind else SEGMENT_HOURS + 1
+        made, job_file = experiment(partitions, f"resources.time={limit}")
         asked = replace(made, resources=replace(made.resources, partition="auto"))
-        with contextlib.redirect_stderr(io.StringIO()):
-            partition = Automatic().settled(asked, job_file).resources.partition
+        with contextlib.redirect_stderr(said):
+            settled = Automatic().settled(asked, job_file).resources
+        partition, feature = settled.partition, settled.constraint
     pieces = NEEDED_HOURS // SEGMENT_HOURS if "chain" in kind else 1
     script = folder / f"{kind.replace(' ', '-')}.sh"
     script.write_text(CHAIN.format(requeues=pieces - 1, seconds=NEEDED_HOURS * HOUR_SECONDS / pieces))
     starts = folder / f"{number}-{script.stem}.starts"
-    training = Training(kind, time.time(), starts)
+    training = Training(kind, number, time.time(), starts, partition, said.getvalue().strip())
     # A minute more than a piece: it ends by itself, as a run ends on Slurm's signal.
-    sbatch(partition, 1, SEGMENT_HOURS + 1 if pieces > 1 else LIMIT_HOURS, "--requeue", str(script), str(starts))
+    limit = SEGMENT_HOURS + 1 if pieces > 1 else LIMIT_HOURS
+    sbatch(partition, feature, 1, limit, "--requeue", str(script), str(starts))
     return training
 
 
-def day(hours: int, seed: int, load: float, folder: Path) -> list[Training]:
-    coming = sorted(others(random.Random(seed), load))
+def day(hours: int, seed: int, loads: Mapping[str, float], folder: Path) -> list[Training]:
+    coming = sorted(others(random.Random(seed), loads))
     kinds = ["long job, akya-cuda", "chain, akya-cuda", "long job, auto", "chain, auto"]
     began, trainings, probed = time.time(), list[Training](), 0
     while (hour := (time.time() - began) / HOUR_SECONDS) < 2 * hours:
         while coming and coming[0][0] <= min(hour, hours):
-            _, partition, gpus, limit, need = coming.pop(0)
-            sbatch(partition, gpus, limit, "--wrap", f"sleep {need * HOUR_SECONDS:.0f}")
+            _, partition, feature, gpus, limit, need = coming.pop(0)
+            sbatch(partition, feature, gpus, limit, "--wrap", f"sleep {need * HOUR_SECONDS:.0f}")
         if probed < hours // 3 and hour >= 1 + 3 * probed:
             order = kinds[probed % 4 :] + kinds[: probed % 4]
-            trainings += [train(kind, folder, probed) for kind in order]
+            trainings += [train(kind, list(loads), folder, probed) for kind in order]
             probed += 1
         if probed == hours // 3 and all(training.took_hours is not None for training in trainings):
             break
@@ -131,26 +151,58 @@ def day(hours: int, seed: int, load: float, folder: Path) -> list[Training]:
     return trainings
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--hours", type=int, default=24)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--load", type=float, default=0.75, help="other people's GPU-hours over what there are")
-    options = parser.parse_args()
-    folder = Path(os.environ["TRUBA_SCRATCH"]) / os.environ["USER"] / "day"
-    folder.mkdir()
-    os.chdir(folder)
-    trainings = day(options.hours, options.seed, options.load, folder)
-    for kind in dict.fromkeys(training.kind for training in trainings):
-        mine = [training for training in trainings if training.kind == kind]
-        waited = [hours for training in mine if (hours := training.waited_hours) is not None]
-        took = [hours for training in mine if (hours := training.took_hours) is not None]
+def told(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints what became of each kind; and of `auto` by how much it was sooner than the fixed partition, in pairs."""
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    for kind in kinds:
+        mine = [row for row in rows if row["kind"] == kind]
         print(f"{kind:22}", end="")
-        for what, found in (("until it starts", waited), ("until it is done", took)):
+        for what, key in (("until it starts", "waited"), ("until it is done", "took")):
+            found = [row[key] for row in mine if row[key] is not None]
             if found:
                 mean, median = statistics.fmean(found), statistics.median(found)
                 print(f"  {what}: mean {mean:5.2f} h, median {median:5.2f} h, {len(found)} of {len(mine)}", end="")
         print()
+    fixed = {(row["seed"], row["number"], row["kind"]): row for row in rows}
+    for kind in (kind for kind in kinds if "auto" in kind):
+        pairs = [(row, fixed[row["seed"], row["number"], kind.replace("auto", "akya-cuda")])
+                 for row in rows if row["kind"] == kind]  # fmt: skip
+        both = [(row["waited"], there["waited"]) for row, there in pairs]
+        gains = [fixed_hours - hours for hours, fixed_hours in both if None not in (hours, fixed_hours)]
+        error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else float("nan")
+        sooner = statistics.fmean(gains)
+        print(f"{kind}: starts {sooner:.2f} h sooner than on akya-cuda (standard error {error:.2f})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--hours", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--loads", nargs="+", default=["akya-cuda=0.75", "barbun-cuda=0.75"], metavar="PARTITION=LOAD",
+        help="other people's GPU-hours over what there are",
+    )  # fmt: skip
+    parser.add_argument("--shuffle", action="store_true", help="the seed says which partition has which of the loads")
+    parser.add_argument("--out", type=Path, help="a JSON line for each training")
+    parser.add_argument("--pool", type=Path, nargs="+", help="no day: what these files of --out come to together")
+    options = parser.parse_args()
+    if options.pool:
+        told([json.loads(line) for file in options.pool for line in file.read_text().splitlines()])
+        return
+    loads = {name: float(load) for name, load in (one.split("=") for one in options.loads)}
+    if options.shuffle:
+        loads = dict(zip(loads, random.Random(options.seed).sample(list(loads.values()), len(loads)), strict=True))
+    folder = Path(os.environ["TRUBA_SCRATCH"]) / os.environ["USER"] / "day"
+    folder.mkdir()
+    os.chdir(folder)
+    rows = [
+        {"seed": options.seed, "number": one.number, "kind": one.kind, "partition": one.partition, "told": one.told,
+         "waited": one.waited_hours, "took": one.took_hours, "loads": loads}
+        for one in day(options.hours, options.seed, loads, folder)
+    ]  # fmt: skip
+    if options.out:
+        options.out.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    told(rows)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,15 @@ Host login
   ConnectTimeout 2
   ServerAliveInterval 1
   ServerAliveCountMax 2
+# The same machine, with what some have in their configuration.
+Host commanded
+  HostName {address}
+  User ayse
+  IdentityFile {home}/.ssh/id_ed25519
+  StrictHostKeyChecking yes
+  RemoteCommand top
+  RequestTTY force
+  LocalForward 7777 localhost:22
 # The same machine, where no socket is led to.
 Host closed
   HostName {address}

@@ -72,6 +72,9 @@ def test_finders_go_before_trainings_and_one_that_fails_stops_its_own_alone(trub
     (trainings,) = {
         events(run)[1]["job_id"].split("_")[0] for run in run_dirs(truba.project) if "lr_find" not in run.name
     }
+    # A finder of a hundred steps is given one of the training's two epochs, and some time around it.
+    limits = [["squeue", "--noheader", "--states=all", "--format=%l", f"--jobs={job}"] for job in (finders, trainings)]
+    assert [set(truba.cluster.run(argv).stdout.split()) for argv in limits] == [{"45:00"}, {"1:00:00"}]
     # The last is found and trained, the second has failed; the first looks still, and its training waits.
     wait_until(lambda: [row["state"] for row in rows_of(truba)] == ["PENDING", "CANCELLED", "COMPLETED"])
     first, second, third = rows_of(truba)

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from truba_runner.app import register, typed
+from truba_runner.composed import register, typed
 from truba_runner.config import Experiment, Resources
 from truba_runner.errors import Refused
 from truba_runner.identity import run_id

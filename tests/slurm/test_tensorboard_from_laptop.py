@@ -297,7 +297,7 @@ def test_a_tunnel_takes_another_ones_server_over(laptop: Laptop, shelf: Shelf) -
     made = subprocess.run([sys.executable, "-m", "truba_runner", "bundle", "--out", str(bundle)], check=False)
     assert made.returncode == 0
     far_command = "module load apps/truba-ai/cpu-2024.0; python3 truba.pyz"
-    second = laptop.start("tensorboard", "--from", "login", "shared", TRUBA_FAR_COMMAND=far_command)
+    second = laptop.start("tensorboard", "--from", "commanded", "shared", TRUBA_FAR_COMMAND=far_command)
     url = second.url()
     assert json.loads(laptop.get(url + "data/runs").stdout) == ["shared/train"]
     assert len(list(SOCKETS.glob("*.sock"))) == 1
@@ -313,6 +313,11 @@ def test_pulled_runs_are_runs(laptop: Laptop, shelf: Shelf) -> None:
     for folder, name in ((done.checkpoints, "best.ckpt"), (done.plots, "loss.png"), (done.path, "model.keras")):
         folder.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"x" * 1000)
+    codes = [shelf.folder / ".code" / f"code-{digit * 16}.tar.gz" for digit in "ab"]
+    for code in codes:
+        code.parent.mkdir(exist_ok=True)
+        code.write_bytes(b"code")
+    done.append_submission({"event": "intent", "token": "t", "code": {"archive": str(codes[0])}})
     done.write_rate_curve("valley", {"suggestions": {"valley": 0.1}})
     shelf.log(going, 2)
     search = SearchDir(shelf.run("search-0000000c").path)
@@ -333,6 +338,8 @@ def test_pulled_runs_are_runs(laptop: Laptop, shelf: Shelf) -> None:
         "submissions.jsonl", f"tensorboard/train/{events.name}",
     ]  # fmt: skip
     assert here[done.id].stat().st_mode & 0o777 == 0o700
+    # The code that it trains, and no other.
+    assert [path.name for path in (here[done.id].parent / ".code").iterdir()] == [codes[0].name]
     status = laptop.truba("status", "--json")
     assert status.returncode == 0 and status.stderr == ""
     rows = {row["run"]: row for row in json.loads(status.stdout)}
@@ -351,6 +358,7 @@ def test_pulled_runs_are_runs(laptop: Laptop, shelf: Shelf) -> None:
     assert (here[done.id] / "checkpoints" / "best.ckpt").exists()
     # Purged at the far end, and kept here: of a run that is over, and of one that is not.
     events.unlink()
+    codes[0].unlink()
     (old,) = (going.tensorboard / "train").iterdir()
     new = old.with_name("events.out.tfevents.9.other")
     new.write_bytes(old.read_bytes())
@@ -362,9 +370,15 @@ def test_pulled_runs_are_runs(laptop: Laptop, shelf: Shelf) -> None:
     event_files.cut(going.tensorboard, {})
     followed = laptop.truba("pull", "--from", "login", "done", "going", "--follow")
     assert followed.returncode == 0, "of a job that Slurm knows nothing of nothing more will come"
-    assert event_file.exists()
+    assert event_file.exists() and (here[done.id].parent / ".code" / codes[0].name).exists()
     kept = here[going.id] / "tensorboard" / "train"
     assert (kept / old.name).read_bytes() == whole and (kept / new.name).read_bytes() == b""
+    # A report of a copy, and its end.
+    reported = laptop.truba("report", "done")
+    assert reported.returncode == 0 and "COMPLETED" in Path(reported.stdout.strip()).read_text(), reported
+    cleaned = laptop.truba("clean", "done", "--pulls", "0", "--yes")
+    assert "as it was at login" in cleaned.stdout and not here[done.id].exists(), cleaned
+    assert here[going.id].exists()
 
 
 def test_one_name_in_two_folders_is_pulled_from_the_one_that_is_said(laptop: Laptop, shelf: Shelf) -> None:
@@ -375,9 +389,11 @@ def test_one_name_in_two_folders_is_pulled_from_the_one_that_is_said(laptop: Lap
     with shelf._memory.open("a") as memory:
         memory.write(f"{other}\n")
     shelf._give(shelf.folder)
-    both = laptop.truba("pull", "--from", "login", "twice", "--into", str(laptop.home / "twice"))
+    both = laptop.truba("pull", "--from", "commanded", "twice", "--into", str(laptop.home / "twice"))
     assert both.returncode == 1 and f"--runs {other}" in both.stderr and not (laptop.home / "twice").exists()
-    said = laptop.truba("pull", "--from", "login", "twice", "--into", str(laptop.home / "twice"), "--runs", str(other))
+    said = laptop.truba(
+        "pull", "--from", "commanded", "twice", "--into", str(laptop.home / "twice"), "--runs", str(other)
+    )
     assert said.returncode == 0, said.stderr
     assert (laptop.home / "twice" / first.id / "history.csv").exists()
 

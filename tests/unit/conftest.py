@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from truba_runner.app import register, typed
+from truba_runner.composed import register, typed
 from truba_runner.config import Experiment
 from truba_runner.shipped import shipped
 

@@ -47,6 +47,7 @@ REFUSALS = [
     (["+experiment=mnist", "train.seed=[1"], "train.seed=[1: it is no KEY=VALUE"),
     (["experiment=mnist"], "+experiment=mnist"),
     (["+experiment=mnist", "+train.epoch=3"], "train.epoch: there is no such key. Did you mean epochs?"),
+    (["+experiment=mnist", "environment.modules=a/1"], "environment.modules: it takes a list. Write it in brackets: "),
     (["+experiment=mnist", "++foo=1"], "foo: there is no such key"),
     (["+experiment=mnist", "train.learning_rate=-1"], "must be positive"),
     (["+experiment=mnist", "train.seed=-1"], "must be 0 or more"),

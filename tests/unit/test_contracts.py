@@ -38,7 +38,7 @@ def test_a_backend_knows_neither_hydra_nor_submitit(file: Path) -> None:
     assert not imports_of(file, everywhere=True) & {"hydra", "submitit"}
 
 
-@pytest.mark.parametrize("name", ["plan.py", "request.py", "durations.py"])
+@pytest.mark.parametrize("name", ["plan.py", "partition_rules.py", "request.py", "durations.py"])
 def test_the_plan_touches_no_process_no_disk_and_no_network(name: str) -> None:
     impure = {"subprocess", "socket", "urllib", "shutil", "pathlib.Path", "os", "time", "truba_runner.scheduler"}
     assert not imports_of(PACKAGE / name, everywhere=True) & impure

@@ -19,6 +19,7 @@ from truba_runner.errors import Refused
 from truba_runner.identity import run_id
 from truba_runner.plan import plan
 from truba_runner.recipe import Find
+from truba_runner.request import derive
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
 from truba_runner.state import state_of
@@ -136,6 +137,44 @@ class Slurm:
 @pytest.fixture
 def slurm(monkeypatch: pytest.MonkeyPatch) -> Slurm:
     return Slurm(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "minutes"),
+    [
+        # An epoch's part of a day, and ten minutes for all around it; not less than half an hour.
+        (["resources.time=1d", "train.epochs=6"], 255),
+        (["resources.time=1d", "train.epochs=6", "train.lr_find={rate: valley, num_it: 200}"], 495),
+        (["resources.time=1d", "train.epochs=6", "train.lr_find={rate: valley, num_it: 20}"], 255),
+        (["resources.time=1d", "train.epochs=1000"], 30),
+        # Never more than the training has itself, nor than the partition allows one job.
+        (["resources.time=20m"], 20),
+        (["resources.time=30d", "train.epochs=5", "resources.segment=2h"], 3 * 24 * 60),
+        (["resources.time=1d", "sweep.finder_time=25m"], 25),
+    ],
+)
+def test_a_finders_job_is_as_long_as_its_steps_may_need(
+    experiment: Compose, overrides: list[str], minutes: int
+) -> None:
+    one = lr_find.with_default(experiment("sweep=lr_find", *overrides))
+    finder = derive(lr_find.finder_of(one))
+    assert finder.time_minutes == minutes
+    assert replace(finder, time_minutes=0, signal_seconds=0) == replace(derive(one), time_minutes=0, signal_seconds=0)
+
+
+def test_a_long_warning_of_the_limit_leaves_a_finder_half_of_its_time(experiment: Compose) -> None:
+    asked = ["train.epochs=1000", "resources.time=10h", "resources.signal_seconds=3600"]
+    finder = derive(lr_find.finder_of(lr_find.with_default(experiment("sweep=lr_find", *asked))))
+    assert (finder.time_minutes, finder.signal_seconds) == (30, 900)
+
+
+@pytest.mark.parametrize(
+    ("time", "words"), [("soon", "none of the forms"), ("0", "needs some time"), ("4d", "akya-cuda allows 3-00:00:00")]
+)
+def test_a_finder_time_that_cannot_be(experiment: Compose, time: str, words: str) -> None:
+    one = lr_find.with_default(experiment("sweep=lr_find", f"sweep.finder_time={time}"))
+    (problem,) = rules.problems(one, plan(one).request)
+    assert problem.received == f"sweep.finder_time={time}" and words in problem.rule
 
 
 def runs_of(experiment: Compose, folder: Path, *overrides: list[str]) -> list[Prepared]:

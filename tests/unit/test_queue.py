@@ -37,7 +37,10 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> dict[str, float | str]:
         return time.time() + answer
 
     monkeypatch.setattr(scheduler, "estimated_start", estimated)
-    monkeypatch.setattr(scheduler, "free_gpus", lambda: {"akya-cuda": 3})
+    monkeypatch.setattr(
+        scheduler, "free_gpus", lambda: {("akya-cuda", ""): 3, ("debug", ""): 5, ("debug", "akya-cuda"): 2}
+    )
+    monkeypatch.setattr(scheduler, "core_limit", lambda account: 160)
     monkeypatch.setattr(offers_module.socket, "gethostname", lambda: "arf-ui1")
     return answers
 
@@ -67,11 +70,36 @@ def test_of_those_that_start_at_once_the_cheapest_and_debug_only_when_asked_for(
     # 10 cores an hour against 20; debug's own choice of akya nodes costs the same, and it is for trying out.
     assert [(offer.partition, offer.constraint) for offer in found[:2]] == [("akya-cuda", ""), ("barbun-cuda", "")]
     assert (found[0].core_hours, found[0].free_gpus) == (10.0, 3)
+    # Of a partition that mixes nodes, the GPUs of the kind that is asked for.
+    assert {offer.free_gpus for offer in found if offer.constraint == "akya-cuda"} == {2}
     refused = {offer.partition: offer.refusal for offer in found if offer.request is None}
     assert "orfoz has no GPUs" in refused["orfoz"] and "takes jobs from cuda-ui" in refused["palamut-cuda"]
     starts.update(dict.fromkeys(("barbun-cuda", "akya-cuda"), "Requested node configuration is not available"))
     with pytest.raises(Refused, match="no partition takes the job.*Requested node configuration"):
         Automatic().settled(auto(experiment()), JOB)
+
+
+def test_what_is_wrong_wherever_it_runs_is_said_once_with_its_remedy(
+    experiment: Callable[..., Experiment], starts: dict[str, float | str]
+) -> None:
+    with pytest.raises(Refused) as refused:
+        Automatic().settled(auto(experiment("train.epochs=0"), time="soon"), JOB)
+    assert [one.received for one in refused.value.problems] == ["train.epochs=0", "resources.time=soon"]
+    assert "Write it as 90 (minutes)" in str(refused.value)
+    # No node has nine GPUs, for reasons that differ.
+    with pytest.raises(Refused, match="no partition takes the job. .*barbun-cuda has 2 GPUs; .*akya-cuda has 4"):
+        Automatic().settled(auto(experiment(), gpus=9), JOB)
+
+
+def test_an_account_that_may_not_use_so_many_cores_at_once_would_wait_for_ever(
+    experiment: Callable[..., Experiment], starts: dict[str, float | str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "core_limit", lambda account: 10)
+    starts.update({"barbun-cuda": 0.0, "akya-cuda": 600.0})
+    found = offers(auto(experiment(), account="proj1"), JOB)
+    assert found[0].partition == "akya-cuda"
+    refused = {offer.partition: offer.refusal for offer in found if offer.request is None}
+    assert refused["barbun-cuda"] == "20 cores are asked for, and the account proj1 may use 10 at once"
 
 
 def test_where_slurm_is_silent_auto_fails_and_a_named_partition_stands(
@@ -121,6 +149,32 @@ def test_the_proposed_time_is_that_of_the_runs_most_alike(
     assert settled.resources.time == "03:00:00" and plan(settled).request.time_minutes == 180
 
 
+def test_what_is_wrong_whatever_the_time_is_told_before_a_time_is_looked_for(
+    experiment: Callable[..., Experiment], tmp_path: Path, starts: dict[str, float | str]
+) -> None:
+    made = experiment(f"cluster.runs_folder={tmp_path}/scratch/runs", "resources.time=auto", "train.recipe=[bad]")
+    earlier(made, "mnist-00000001", [600.0], gpus=1, partition="akya-cuda")
+    for asked in (made, auto(made)):
+        with pytest.raises(Refused, match=r"train\.recipe: it is fastai's"):
+            Automatic().settled(asked, JOB)
+    # What depends on the time is not judged by the time that stands in for it.
+    fine = experiment(
+        f"cluster.runs_folder={tmp_path}/scratch/runs", "resources.time=auto", "resources.segment=2h",
+        "resources.max_requeues=0", "resources.signal_seconds=1800", "train.epochs=1",
+    )  # fmt: skip
+    assert Automatic().settled(fine, JOB).resources.time == "00:30:00"
+
+
+def test_a_proposal_says_what_the_runs_ran_on_that_it_goes_by(
+    experiment: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    made = experiment(f"cluster.runs_folder={tmp_path}/scratch/runs", "resources.partition=barbun-cuda")
+    earlier(made, "mnist-00000001", [6.0], gpus=2, partition="akya-cuda")
+    assert (
+        proposed(made).because == "5 epochs of 6 s, the slowest tenth of 1 epochs of 1 earlier run (akya-cuda, 2 GPUs)"
+    )
+
+
 def test_auto_means_nothing_where_nothing_is_queued(experiment: Callable[..., Experiment]) -> None:
     settled = Automatic().settled(auto(experiment(cluster="local"), time="auto"), JOB)
     assert plan(settled).request.partition == ""
@@ -140,7 +194,14 @@ def test_each_job_of_a_chain_asks_for_a_segment(experiment: Callable[..., Experi
         (["resources.segment=4m"], "a job of less than 5 minutes"),
         (["resources.segment=soon"], "none of the forms"),
         (["resources.time=10h", "resources.segment=2h", "resources.max_requeues=3"], "more jobs than"),
-        (["resources.time=10d", "resources.segment=4d"], "akya-cuda allows 3-00:00:00"),
+        (
+            ["resources.time=10d", "resources.segment=4d"],
+            "resources.segment=4d: akya-cuda allows 3-00:00:00.*Set resources.segment=3-",
+        ),
+        (
+            ["resources.time=1d", "resources.segment=8m", "resources.signal_seconds=300"],
+            "resources.signal_seconds=300: .*here 240 s.*Set resources.segment=10",
+        ),
     ],
 )
 def test_a_segment_that_cannot_be(experiment: Callable[..., Experiment], overrides: list[str], words: str) -> None:

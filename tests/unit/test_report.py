@@ -64,7 +64,7 @@ def accounted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slurm's accounting as it answers; it is asked itself in tests/slurm."""
     monkeypatch.setattr(scheduler, "queue", dict)
     monkeypatch.setattr(scheduler, "accounting", lambda ids: {})
-    known = {"7": Use(2, 36_000, 3_600), "8_0": Use(1, 7_200, 720)}
+    known = {"7": Use(2, 36_000, 3_600), "8_0": Use(1, 7_200, 720), "9": Use(1, 3_600, 0)}
     monkeypatch.setattr(scheduler, "used", lambda ids: {one: known[one] for one in ids if one in known})
 
 
@@ -109,6 +109,62 @@ def test_a_sweeps_report_has_its_runs_best_first_with_what_each_cost(
     assert [row[-1] for row in runs] == ["10.00", "2.00"]
     assert "The best run, mnist-1" in text and THANKS in text
     assert {row[0]: row[1:] for row in parts.rows if row}["core-hours"] == ["12.00"]
+
+
+def test_a_sweeps_cost_is_that_of_its_finders_and_sweeper_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = SweepDir.of(tmp_path / "runs", "mnist-sweep-00000000")
+    sweep.describe([Member("mnist-0", {"train.seed": 0}, "mnist-lr_find-0", "valley")], monitor="val_loss", mode="min")
+    trained(sweep.run("mnist-0"), 0.5, job_id="8_0")
+    sweep.run("mnist-0").append_submission({"event": "found rate", "learning_rate": 0.25, "finder": "mnist-lr_find-0"})
+    trained(sweep.run("mnist-lr_find-0"), 0.5, job_id="7")
+    sweep.sweeper.create()
+    sweep.sweeper.append_submission({"event": "submitted", "token": "t", "job_id": "9"})
+    assert main(["report", sweep.id, "--runs", str(sweep.runs_folder)]) == 0
+    rows = Parts(Path(capsys.readouterr().out.strip()).read_text()).rows
+    facts = {row[0]: row[1:] for row in rows if row}
+    assert facts["core-hours"] == ["13.00"] and facts["starts on the cluster"] == ["4"]
+    assert facts["mnist-0"][:2] == ["0", "0.25 (valley)"] and facts["mnist-0"][-1] == "2.00"
+
+
+@pytest.mark.parametrize("config", [None, b"[1", b"- a list"])
+def test_of_what_a_purge_has_left_there_is_a_report(
+    config: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDir(tmp_path / "runs" / "mnist-00000000")
+    trained(run, 0.25)
+    run.config_file.unlink() if config is None else run.config_file.write_bytes(config)
+    assert main(["report", "mnist", "--runs", str(run.path.parent)]) == 0
+    text = Path(capsys.readouterr().out.strip()).read_text()
+    assert "0.25" in text and "Acknowledgement" not in text and ("<h2>Config" in text) == (config is not None)
+
+
+def test_a_report_speaks_the_users_language(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDir(tmp_path / "runs" / "mnist-00000000")
+    trained(run, 0.25)
+    run.plots.mkdir()
+    (run.plots / "confusion_matrix.png").write_bytes(PNG)
+    monkeypatch.setenv("TRUBA_LANG", "tr")
+    assert main(["report", "mnist", "--runs", str(run.path.parent)]) == 0
+    text = Path(capsys.readouterr().out.strip()).read_text()
+    titles = re.findall(r"<h2>(.*?)</h2>", text)
+    assert titles == [
+        "Durum", "Metrikler", "Maliyet", "Resimler", "Epoch&#x27;lar", "Başlangıçlar", "Ortam", "Yapılandırma",
+        "Teşekkür",
+    ]  # fmt: skip
+    assert '<html lang="tr">' in text and "karışıklık matrisi" in text and "epoch 2, adım 4" in text
+
+
+def test_a_report_goes_where_it_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDir(tmp_path / "runs" / "mnist-00000000")
+    trained(run, 0.25)
+    place = ["report", "mnist", "--runs", str(run.path.parent), "--out"]
+    assert main([*place, str(tmp_path)]) == 0 and (tmp_path / "mnist-00000000.html").is_file()
+    assert main([*place, str(tmp_path / "none" / "x.html")]) == 1
+    assert f"{tmp_path}/none/x.html could not be written (No such file" in capsys.readouterr().err
 
 
 def test_a_run_without_anything_yet_has_a_report_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

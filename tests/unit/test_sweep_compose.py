@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 
-from truba_runner.app import register, typed
+from truba_runner.composed import register, typed
 from truba_runner.config import Experiment
 from truba_runner.errors import Refused
 from truba_runner.shipped import shipped

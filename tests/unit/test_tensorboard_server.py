@@ -77,6 +77,14 @@ def test_the_runs_of_a_sweep_are_named_by_its_values_and_no_name_comes_twice(tmp
     ]
 
 
+def test_a_search_whose_trials_were_purged_hides_no_other_run(tmp_path: Path) -> None:
+    search = SearchDir(made(tmp_path, "search-0000000a", 2).path)
+    search.create()
+    search.trials_folder.rmdir()
+    made(tmp_path, "mnist-0000000b", 1)
+    assert names(chosen.choose([], tmp_path)) == ["mnist"]
+
+
 def test_a_name_that_is_none_is_refused_with_the_nearest(tmp_path: Path) -> None:
     made(tmp_path, "mnist-0000000a", 3)
     with pytest.raises(Refused, match="Did you mean mnist"):
@@ -323,9 +331,14 @@ def test_a_listing_names_the_sweep_of_a_run_and_its_finder(tmp_path: Path) -> No
     SweepDir.of(tmp_path, "other-sweep-2").describe([Member("other-0000000b", {"train.seed": 1})])
     (one,) = listing.listing([run.id], tmp_path, no_jobs)
     names = [run.id, "mnist-finder-0000000f"]
-    assert one == {
-        "runs_folder": str(tmp_path), "runs": names, "searches": [], "sweeps": [sweep.id], "live": [run.id],
-    }  # fmt: skip
+    told = {"runs_folder": str(tmp_path), "runs": names, "searches": [], "sweeps": [sweep.id], "live": [run.id]}
+    assert one == {**told, "code": []}
+    code = f"code-{'a' * 16}.tar.gz"
+    (tmp_path / ".code").mkdir()
+    for name in (code, f"code-{'b' * 16}.tar.gz"):
+        (tmp_path / ".code" / name).write_bytes(b"code")
+    run.append_submission({"event": "intent", "token": "t", "code": {"archive": f"/arf/.code/{code}"}})
+    assert listing.listing([run.id], tmp_path, no_jobs) == [{**told, "code": [code]}]
 
 
 def test_a_listing_says_which_runs_may_still_change(tmp_path: Path) -> None:
@@ -395,6 +408,7 @@ class FarEnd:
     """A connection whose other end answers what a test says: for each word that is asked for the runs that it means."""
 
     login = "arf"
+    transport = list
 
     def __init__(self, **means: list[dict[str, Any]]) -> None:
         self.means = means
@@ -443,6 +457,7 @@ def test_a_page_looks_for_new_runs_when_all_are_over(
 
 def test_old_checkpoints_go_from_a_copy_as_they_do_from_the_run(tmp_path: Path) -> None:
     run = made(tmp_path, "mnist-0000000a", 1)
+    run.write_config({**run.read_config(), "checkpoint": {"keep": 2}})
     run.checkpoints.mkdir()
     for name in ("best", *(f"checkpoint-{epoch:06d}-000000000" for epoch in range(1, 6))):
         (run.checkpoints / f"{name}.ckpt").touch()
@@ -453,8 +468,45 @@ def test_old_checkpoints_go_from_a_copy_as_they_do_from_the_run(tmp_path: Path) 
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("status", "words", "means"),
+    [
+        (12, "connection unexpectedly closed", pulling.Cut),
+        (255, "unexplained error", pulling.Cut),
+        (20, "received SIGINT", pulling.Cut),
+        (-9, "", pulling.Cut),
+        (11, "write failed: Aygıtta boş yer kalmadı", pulling.DiskFull),
+        (12, "bash: line 1: rsync: command not found", Failed),
+        (127, "rsync: remote command not found", Failed),
+        (23, "Permission denied", Failed),
+    ],
+)
+def test_what_rsyncs_end_means(
+    status: int, words: str, means: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    puller = pulling.Puller(FarEnd(), [], tmp_path, "truba", "", checkpoints=False)  # type: ignore[arg-type]
+    done = subprocess.CompletedProcess([], status, "", words)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(means):
+        puller._copy(listing.Listed.of(meant(tmp_path, "mnist-0000000a")))
+
+
+def test_a_part_of_a_copy_is_told_as_one_and_keeps_the_time_of_the_last_whole(tmp_path: Path) -> None:
+    run = made(tmp_path, "mnist-0000000a", 1)
+    one = listing.Listed.of(meant(tmp_path, run.id))
+    puller = pulling.Puller(FarEnd(), [], tmp_path, "truba", "", checkpoints=False)  # type: ignore[arg-type]
+    puller._mark(one, whole=False)
+    first = run.pulled()
+    assert first["from"] == "arf"
+    puller._mark(one, whole=False)
+    assert run.pulled() == first
+    puller._mark(one)
+    assert run.pulled()["time"] > first["time"]
+
+
 def test_two_runs_of_one_name_are_not_put_into_one_copy(tmp_path: Path) -> None:
-    far = FarEnd(mnist=[meant(tmp_path / "one", "mnist-0000000a"), meant(tmp_path / "two", "mnist-0000000a")])
+    other = meant(tmp_path / "other", "mnist-0000000b")
+    far = FarEnd(mnist=[meant(tmp_path / "one", "mnist-0000000a"), other, meant(tmp_path / "two", "mnist-0000000a")])
     puller = pulling.Puller(far, ["mnist"], tmp_path, "truba", "", checkpoints=False)  # type: ignore[arg-type]
     with pytest.raises(Failed, match=f"--runs {tmp_path}/one or --runs {tmp_path}/two"):
         puller._list(["mnist"])

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from truba_runner import budget, scheduler, slurm_facts
+from truba_runner.budget import Asked
 from truba_runner.commands import usage
+from truba_runner.config import Experiment
+from truba_runner.plan import plan
 from truba_runner.request import Request
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import SlurmError, Use
+from truba_runner.search.directory import SearchDir
 from truba_runner.slurm_facts import Limit
+from truba_runner.submit import Prepared, Submission
 from truba_runner.sweeps.record import Member, SweepDir
 
 REQUEST = Request(
@@ -28,13 +35,16 @@ def limited(monkeypatch: pytest.MonkeyPatch, *limits: Limit) -> None:
 def test_a_submission_is_warned_of_that_exceeds_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     # 40 cores for an hour are 2,400 core-minutes.
     limited(monkeypatch, Limit("ayse", "GrpTRESMins", "cpu", "10000", "7600"))
-    assert list(budget.warnings(REQUEST, 1)) == []
-    (warning,) = budget.warnings(REQUEST, 2)
+    assert list(budget.warnings([Asked(REQUEST, 1, 60)])) == []
+    (warning,) = budget.warnings([Asked(REQUEST, 2, 60)])
     assert warning.startswith("up to 80 core-hours may be used, and of those of the account ayse 40 are left")
+    # Two arrays of a sweep exceed together what each would find; one of another account does not count.
+    assert list(budget.warnings([Asked(REQUEST, 1, 60), Asked(replace(REQUEST, account="proj1"), 1, 60)])) == []
+    assert list(budget.warnings([Asked(REQUEST, 1, 30), Asked(REQUEST, 3, 30)])) == [warning]
     limited(monkeypatch, Limit("ayse", "GrpTRESMins", "gres/gpu", "600", "600"))
-    assert "4 GPU-hours" in next(budget.warnings(REQUEST, 1))
+    assert "4 GPU-hours" in next(budget.warnings([Asked(REQUEST, 1, 60)]))
     limited(monkeypatch, Limit("ayse", "GrpTRES", "cpu", "1", "1"), Limit("ayse", "GrpTRESMins", "mem", "1", "1"))
-    assert list(budget.warnings(REQUEST, 1)) == []
+    assert list(budget.warnings([Asked(REQUEST, 1, 60)])) == []
 
 
 def test_silence_of_slurm_stops_no_submission(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +52,14 @@ def test_silence_of_slurm_stops_no_submission(monkeypatch: pytest.MonkeyPatch) -
         raise SlurmError("scontrol", "no answer", transient=True)
 
     monkeypatch.setattr(slurm_facts, "limits", silent)
-    assert list(budget.warnings(REQUEST, 1)) == []
+    assert list(budget.warnings([Asked(REQUEST, 1, 60)])) == []
+
+
+def test_a_chain_of_jobs_is_warned_of_as_a_whole(experiment: Callable[..., Experiment], tmp_path: Path) -> None:
+    made = experiment("resources.time=10h", "resources.segment=2h")
+    run = RunDir(tmp_path / "mnist-1")
+    asked = Submission(Prepared(made, run, plan(made).request, Path("mnist.py"))).most()
+    assert (asked.minutes, asked.of("cpu"), asked.of("gres/gpu")) == (600, 6000, 600)
 
 
 def a_run(folder: Path, name: str, *job_ids: str, **intent: object) -> RunDir:
@@ -70,8 +87,14 @@ def test_by_experiment_and_sweep(
     used = {"1": Use(1, 3600, 0), "2": Use(2, 7200, 3600), "3": Use(1, 36_000, 7200), "4_0": Use(1, 1800, 0)}
     monkeypatch.setattr(scheduler, "used", lambda ids: {job_id: used[job_id] for job_id in set(ids)})
     limited(monkeypatch, Limit("ayse", "GrpTRESMins", "cpu", "60000", "1500"))
+    # For programs its words are the same in every language.
+    with monkeypatch.context() as turkish:
+        turkish.setenv("TRUBA_LANG", "tr")
+        assert usage.main(["--json", "--runs", str(tmp_path)]) == 0
+    in_turkish = capsys.readouterr().out
     assert usage.main(["--json", "--runs", str(tmp_path)]) == 0
-    told = json.loads(capsys.readouterr().out)
+    told = json.loads(out := capsys.readouterr().out)
+    assert out == in_turkish
     rows = {(row["kind"], row["name"]): row for row in told["usage"]}
     mnist = rows["experiment", "mnist"]
     assert (mnist["runs"], mnist["starts"], mnist["core_hours"], mnist["gpu_hours"]) == (3, 5, 8.5, 2.0)
@@ -80,3 +103,39 @@ def test_by_experiment_and_sweep(
     assert told["limits"] == [{"account": "ayse", "unit": "core-hours", "limit": 1000.0, "left": 975.0}]
     assert usage.main(["--runs", str(tmp_path)]) == 0
     assert "account ayse: 25.0 of 1,000 core-hours used" in capsys.readouterr().out
+
+
+def test_a_site_without_accounting_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limited(monkeypatch)
+    a_run(tmp_path, "mnist-1", "local-7")
+    monkeypatch.setattr(scheduler, "used", lambda ids: {})
+    assert usage.main(["--runs", str(tmp_path)]) == 0 and capsys.readouterr().err == ""
+    a_run(tmp_path, "mnist-2", "1")
+    assert usage.main(["--runs", str(tmp_path)]) == 0
+    assert "accounting tells nothing of these runs' jobs" in capsys.readouterr().err
+
+
+def test_a_searchs_workers_and_a_sweepers_job_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = SearchDir(tmp_path / "mnist-1")
+    search.create()
+    search.append_submission({"event": "search"})
+    for index, job_id in enumerate(("7_0", "7_1")):
+        worker = search.create_worker(index)
+        worker.append_submission({"event": "intent", "token": "t", "request": {"account": "proj1"}})
+        worker.append_submission({"event": "submitted", "token": "t", "job_id": job_id})
+    sweep = SweepDir.of(tmp_path, "mnist-sweep-x")
+    sweep.describe([])
+    a_run(sweep.path, "sweeper", "8")
+    used = {"7_0": Use(1, 3600, 0), "7_1": Use(1, 7200, 0), "8": Use(1, 36_000, 0)}
+    monkeypatch.setattr(scheduler, "used", lambda ids: {job_id: used[job_id] for job_id in set(ids)})
+    asked: list[str] = []
+    monkeypatch.setattr(slurm_facts, "limits", lambda account: asked.append(account) or [])
+    assert usage.main(["--json", "--runs", str(tmp_path)]) == 0
+    rows = {(row["kind"], row["name"]): row for row in json.loads(capsys.readouterr().out)["usage"]}
+    assert (rows["experiment", "mnist"]["runs"], rows["experiment", "mnist"]["core_hours"]) == (1, 3.0)
+    assert (rows["sweep", "mnist-sweep-x"]["runs"], rows["sweep", "mnist-sweep-x"]["core_hours"]) == (0, 10.0)
+    assert len(rows) == 2 and set(asked) == {"proj1", "ayse"}

@@ -65,7 +65,7 @@ def _named(prefix: str, runs_folder: Path | None) -> list[RunDir]:
         return [places.find(prefix, runs_folder)]
     members = sweep.members()
     names = [*(one.run for one in members), *(one.finder for one in members if one.finder)]
-    every = [RunDir(sweep.path / "sweeper"), *(sweep.run(name) for name in dict.fromkeys(names))]
+    every = [sweep.sweeper, *(sweep.run(name) for name in dict.fromkeys(names))]
     return [run for run in every if run.submissions_file.exists()]
 
 

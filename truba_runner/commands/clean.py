@@ -1,52 +1,98 @@
-"""`truba clean [RUN…]`: frees what finished runs need no more, after showing it."""
+"""`truba clean [RUN…] [--pulls DAYS]`: frees what nobody needs any more, after showing it.
+
+That is checkpoints of finished runs, archives of code that no run names and, where it is asked for, old pulls.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from truba_runner import archive, places
+from truba_runner import archive, code_archives, places, pulls
 from truba_runner.commands import parser, print_json
 from truba_runner.errors import Problem, Refused
+from truba_runner.language import _, counted
 from truba_runner.rundir import RunDir
+
+_DAY_SECONDS = 86_400
 
 
 @dataclass(frozen=True)
 class Freed:
-    """What one run can do without."""
+    """Something that can go: how it is shown, what JSON says of it, and what lets it go."""
 
-    run: RunDir
+    shown: str
+    about: dict[str, Any]
     files: Sequence[Path]
     size_bytes: int
+    delete: Callable[[], None]
 
 
 def main(arguments: Sequence[str]) -> int:
     """Shows what it would delete, and deletes it with --yes or when the question is answered so."""
     options = parser(
         "clean",
-        "Deletes the checkpoints that finished runs would only need to go on. The best one, models, records, plots "
-        "and event files stay; runs that are not finished are not touched.",
+        _(
+            "Deletes checkpoints that finished runs would only need to go on, and code that was submitted with runs "
+            "which are no longer there. The best checkpoint, models, records, plots and event files stay; runs that "
+            "are not finished are not touched."
+        ),
     )
-    options.add_argument("run", nargs="*", help="a run's or a sweep's id, or any unique beginning of it (default: all)")
-    options.add_argument("--yes", action="store_true", help="delete without asking")
+    options.add_argument(
+        "run", nargs="*", help=_("a run's or a sweep's id, or any unique beginning of it (default: all)")
+    )
+    options.add_argument("--yes", action="store_true", help=_("delete without asking"))
+    options.add_argument(
+        "--pulls", type=float, metavar="DAYS",
+        help=_("also runs that truba pull has copied here and for so many days has not looked at again"),
+    )  # fmt: skip
     given = options.parse_args(arguments)
-    found = [freed for run in _runs(given.run, given.runs) if (freed := _freed(run)) is not None]
+    found = _found(given.run, given.runs, given.pulls)
     if given.json:
-        told = [
-            {"run": one.run.id, "bytes": one.size_bytes, "files": [str(path) for path in one.files]} for one in found
-        ]
-        print_json({"deleted": given.yes, "runs": told})
+        print_json({"deleted": given.yes, "freed": [_as_json(one) for one in found]})
     else:
         _show(found)
+        if given.pulls is None and not given.run:
+            _point_at_pulls(given.runs)
     if found and (given.yes or (not given.json and _agreed())):
         for one in found:
-            for path in one.files:
-                path.unlink(missing_ok=True)
+            one.delete()
         if not given.json:
-            print(f"freed {sum(one.size_bytes for one in found) / 1e6:,.1f} MB")
+            print(_("freed {size:,.1f} MB", size=sum(one.size_bytes for one in found) / 1e6))
     return 0
+
+
+def _found(prefixes: Sequence[str], runs_folder: Path | None, pull_days: float | None) -> list[Freed]:
+    runs = _runs(prefixes, runs_folder)
+    going: list[RunDir] = []
+    if pull_days is not None:
+        _refuse_negative(pull_days)
+        among = {run.path for prefix in prefixes for run in _named(prefix, runs_folder)}
+        going = [one for one in pulls.older_than(pull_days, runs_folder) if not prefixes or one.path in among]
+    found = [freed for run in runs if run not in going and (freed := _of_run(run)) is not None]
+    found += [_of_pull(run) for run in going]
+    if not prefixes:
+        folders = [runs_folder] if runs_folder else places.folders()
+        found += [freed for folder in folders if (freed := _of_code(folder, going)) is not None]
+    return found
+
+
+def _refuse_negative(days: float) -> None:
+    if not days >= 0:
+        raise Refused(
+            Problem(f"--pulls {days:g}", _("it is a number of days, 0 or more."), _("For example --pulls 30."))
+        )
+
+
+def _named(prefix: str, runs_folder: Path | None) -> list[RunDir]:
+    if sweep := places.find_sweep(prefix, runs_folder):
+        return [sweep.run(member.run) for member in sweep.members()]
+    return [places.find(prefix, runs_folder)]
 
 
 def _runs(prefixes: Sequence[str], runs_folder: Path | None) -> list[RunDir]:
@@ -57,40 +103,93 @@ def _runs(prefixes: Sequence[str], runs_folder: Path | None) -> list[RunDir]:
     """
     if not prefixes:
         return [run for run in places.runs(runs_folder) if run.result()]
-    wanted = []
+    wanted: dict[Path, RunDir] = {}
     for prefix in prefixes:
-        if sweep := places.find_sweep(prefix, runs_folder):
-            wanted += [run for member in sweep.members() if (run := sweep.run(member.run)).result()]
-            continue
-        run = places.find(prefix, runs_folder)
-        if not run.result():
-            rule = "it is not finished, and its checkpoints are what it goes on from."
-            raise Refused(Problem(run.id, rule, f"truba status {run.id} shows where it is."))
-        wanted.append(run)
-    return wanted
+        for run in _named(prefix, runs_folder):
+            if run.result():
+                wanted[run.path] = run
+            elif places.find_sweep(prefix, runs_folder) is None and not run.pulled():
+                rule = _("it is not finished, and its checkpoints are what it goes on from.")
+                raise Refused(Problem(run.id, rule, _("truba status {run} shows where it is.", run=run.id)))
+    return list(wanted.values())
 
 
-def _freed(run: RunDir) -> Freed | None:
-    """What the run can do without; None where that is nothing. A second name of a file that stays frees no space."""
+# -- what can go -------------------------------------------------------------------------------------------------
+
+
+def _of_run(run: RunDir) -> Freed | None:
+    """Spare checkpoints; None where there are none. A second name of a file that stays frees no space."""
     files = archive.spare_checkpoints(run.path)
     if not files:
         return None
     sizes = (path.stat() for path in files)
-    return Freed(run, files, sum(one.st_size for one in sizes if one.st_nlink == 1))
+    size = sum(one.st_size for one in sizes if one.st_nlink == 1)
+    shown = counted("{run}: {count} checkpoint, {size:,.1f} MB, in {folder}",
+                    "{run}: {count} checkpoints, {size:,.1f} MB, in {folder}",
+                    len(files), run=run.id, size=size / 1e6, folder=files[0].parent)  # fmt: skip
+    return Freed(shown, {"kind": "checkpoints", "run": run.id}, files, size, partial(_unlink, files))
+
+
+def _of_code(runs_folder: Path, going: Sequence[RunDir]) -> Freed | None:
+    files = code_archives.unneeded(runs_folder, [run.path for run in going])
+    if not files:
+        return None
+    size = sum(path.stat().st_size for path in files)
+    shown = counted("code that no run names: {count} file, {size:,.1f} MB, in {folder}",
+                    "code that no run names: {count} files, {size:,.1f} MB, in {folder}",
+                    len(files), size=size / 1e6, folder=files[0].parent)  # fmt: skip
+    return Freed(shown, {"kind": "code"}, files, size, partial(code_archives.free, runs_folder, files))
+
+
+def _of_pull(run: RunDir) -> Freed:
+    files, pulled = pulls.files(run), run.pulled()
+    size = sum(path.lstat().st_size for path in files)
+    when = time.strftime("%Y-%m-%d", time.localtime(pulls.last_looked(run)))
+    copy = _("all of the copy in {folder}, as it was at {place} on {when}",
+             folder=run.path, place=pulled.get("from", "?"), when=when)  # fmt: skip
+    shown = counted("{run}: {copy}: {count} file, {size:,.1f} MB", "{run}: {copy}: {count} files, {size:,.1f} MB",
+                    len(files), run=run.id, copy=copy, size=size / 1e6)  # fmt: skip
+    about = {"kind": "pull", "run": run.id, "from": pulled.get("from"), "time": pulls.last_looked(run)}
+    return Freed(shown, about, files, size, partial(pulls.delete, run))
+
+
+def _unlink(files: Sequence[Path]) -> None:
+    for path in files:
+        path.unlink(missing_ok=True)
+
+
+# -- what is said ------------------------------------------------------------------------------------------------
+
+
+def _as_json(one: Freed) -> dict[str, Any]:
+    return {**one.about, "bytes": one.size_bytes, "files": [str(path) for path in one.files]}
 
 
 def _show(found: Sequence[Freed]) -> None:
     if not found:
-        print("nothing to free: no finished run has a checkpoint that it does not need")
+        print(_("nothing to free: no finished run has a checkpoint that it does not need, and every code is a run's"))
         return
     for one in found:
-        print(f"{one.run.id}: {len(one.files)} checkpoints, {one.size_bytes / 1e6:,.1f} MB, in {one.files[0].parent}")
-    count, size = sum(len(one.files) for one in found), sum(one.size_bytes for one in found)
-    print(f"{count} files, {size / 1e6:,.1f} MB")
+        print(one.shown)
+    if any(one.about["kind"] == "pull" for one in found):
+        print(_("a site may have purged what a copy was made of: then it is all there is (truba keep archives it)"))
+    count, size = sum(len(one.files) for one in found), sum(one.size_bytes for one in found) / 1e6
+    print(counted("{count} file, {size:,.1f} MB", "{count} files, {size:,.1f} MB", count, size=size))
+
+
+def _point_at_pulls(runs_folder: Path | None) -> None:
+    """They are not deleted unasked, and someone who is short of space should know of them."""
+    old = pulls.older_than(pulls.OLD_DAYS, runs_folder)
+    if old:
+        print(
+            counted("{count} copy was last pulled more than {days} days ago: truba clean --pulls {days}",
+                    "{count} copies were last pulled more than {days} days ago: truba clean --pulls {days}",
+                    len(old), days=pulls.OLD_DAYS)
+        )  # fmt: skip
 
 
 def _agreed() -> bool:
     if not sys.stdin.isatty():
-        print("nothing was deleted; --yes deletes it")
+        print(_("nothing was deleted; --yes deletes it"))
         return False
-    return input("delete them? [y/N] ").strip().lower() in {"y", "yes", "e", "evet"}
+    return input(_("delete them? [y/N] ")).strip().lower() in {"y", "yes", "e", "evet"}

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from truba_runner import places, snapshot
+from truba_runner import code_archives, places, snapshot
 from truba_runner.commands import parser, print_json
 from truba_runner.errors import Failed
 from truba_runner.language import _
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         if given.json:
             print_json({"run": run.id, "code": None})
         return 0
-    then, now = snapshot.unpacked(submitted["code"]), _now(run, submitted)
+    then, now = snapshot.unpacked(code_archives.found(run, submitted["code"])), _now(run, submitted)
     changed = {
         name: _difference(name, then[name], now[name]) for name in then if then[name] != now.get(name, then[name])
     }

@@ -52,7 +52,7 @@ def _findings(overrides: Sequence[str]) -> Iterator[Finding]:
 
 
 def _composed(overrides: Sequence[str]) -> Experiment:
-    from truba_runner.app import composed
+    from truba_runner.composed import composed
 
     named = any(word.startswith(("+experiment=", "experiment=")) for word in overrides)
     return composed([*([] if named else [_ANY_EXPERIMENT]), *overrides])

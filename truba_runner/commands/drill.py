@@ -62,7 +62,7 @@ def _short(train: Train, epochs: int) -> Train:
 
 
 def _experiment(what: Sequence[str], runs_folder: Path | None) -> Experiment:
-    from truba_runner.app import composed
+    from truba_runner.composed import composed
     from truba_runner.config import experiment_from
 
     if len(what) == 1 and "=" not in what[0]:

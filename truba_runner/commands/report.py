@@ -9,6 +9,8 @@ from pathlib import Path
 
 from truba_runner import places
 from truba_runner.commands import known_jobs, parser, print_json
+from truba_runner.errors import Failed
+from truba_runner.language import _
 from truba_runner.report import content
 from truba_runner.report.page import Section, html
 from truba_runner.rundir import write_atomically
@@ -17,10 +19,15 @@ from truba_runner.search.directory import search_of
 
 def main(arguments: Sequence[str]) -> int:
     """Writes the file and prints where it lies."""
-    options = parser("report", "One HTML file on a run, a search or a sweep: curves, tables, config, starts and cost.")
-    options.add_argument("run", help="a run's, a search's or a sweep's id, or any unique beginning of it")
+    options = parser(
+        "report", _("One HTML file on a run, a search or a sweep: curves, tables, config, starts and cost.")
+    )
+    options.add_argument("run", help=_("a run's, a search's or a sweep's id, or any unique beginning of it"))
     options.add_argument(
-        "--out", type=Path, metavar="FILE", help="where to write it (default: report.html beside the records)"
+        "--out",
+        type=Path,
+        metavar="PLACE",
+        help=_("a file or folder to write it to (default: report.html beside the records)"),
     )
     given = options.parse_args(arguments)
     sweep = places.find_sweep(given.run, given.runs)
@@ -33,9 +40,14 @@ def main(arguments: Sequence[str]) -> int:
         sections = content.of_search(search, known) if search else content.of_run(run, known)
         folder, name = run.path, run.id
     if known is None:
-        print("Slurm does not answer: states are those on record", file=sys.stderr)
-    file = (given.out or folder / "report.html").resolve()
-    write_atomically(file, _page(name, sections).encode())
+        print(_("Slurm does not answer: states are those on record"), file=sys.stderr)
+    file = (given.out or folder / "report.html").expanduser().resolve()
+    if file.is_dir():
+        file /= f"{name}.html"
+    try:
+        write_atomically(file, _page(name, sections).encode())
+    except OSError as error:
+        raise Failed(_("{file} could not be written ({why})", file=file, why=error.strerror or error)) from error
     if given.json:
         print_json({"report": str(file)})
     else:

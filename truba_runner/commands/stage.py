@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     given = options.parse_args(arguments)
 
     from truba_runner import data
-    from truba_runner.app import composed
+    from truba_runner.composed import composed
 
     experiment = composed(given.override)
     needed = data.needed(experiment)

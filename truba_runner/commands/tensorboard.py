@@ -45,22 +45,28 @@ def main(arguments: Sequence[str]) -> int:
 
 def _options() -> argparse.ArgumentParser:
     options = parser(
-        "tensorboard", "The curves of runs in a browser. On a login node: on a socket that you alone can open."
+        "tensorboard", _("The curves of runs in a browser. On a login node: on a socket that you alone can open.")
     )
-    options.add_argument("run", nargs="*", help="runs, sweeps, searches or experiments (default: all runs)")
-    options.add_argument("--from", dest="login", metavar="LOGIN", help="of runs at a login node: a name that ssh knows")
-    options.add_argument("--pull", action="store_true", help="with --from: copy the files and follow them; serve here")
-    options.add_argument("--into", type=Path, metavar="FOLDER", help="with --pull: where to (default: as truba pull)")
-    options.add_argument("--port", type=int, help="the port on this machine (default: 6006, or any)")
-    options.add_argument("--no-browser", action="store_true", help="open no page; print its address")
+    options.add_argument("run", nargs="*", help=_("runs, sweeps, searches or experiments (default: all runs)"))
     options.add_argument(
-        "--max-runs", type=int, metavar="N", help="show the newest N (default: 1000; at a login node 100)"
+        "--from", dest="login", metavar="LOGIN", help=_("of runs at a login node: a name that ssh knows")
     )
     options.add_argument(
-        "--idle-minutes", type=float, metavar="M", help="at a login node: end when nobody looked for so long"
+        "--pull", action="store_true", help=_("with --from: copy the files and follow them; serve here")
     )
     options.add_argument(
-        "--far-command", metavar="COMMAND", help="with --from: how truba is started there (default: truba)"
+        "--into", type=Path, metavar="FOLDER", help=_("with --pull: where to (default: as truba pull)")
+    )
+    options.add_argument("--port", type=int, help=_("the port on this machine (default: 6006, or any)"))
+    options.add_argument("--no-browser", action="store_true", help=_("open no page; print its address"))
+    options.add_argument(
+        "--max-runs", type=int, metavar="N", help=_("show the newest N (default: 1000; at a login node 100)")
+    )
+    options.add_argument(
+        "--idle-minutes", type=float, metavar="M", help=_("at a login node: end when nobody looked for so long")
+    )
+    options.add_argument(
+        "--far-command", metavar="COMMAND", help=_("with --from: how truba is started there (default: truba)")
     )
     options.add_argument("--tunnel", action="store_true", help=argparse.SUPPRESS)
     options.add_argument("--silence-seconds", type=float, default=_SILENCE_SECONDS, help=argparse.SUPPRESS)
@@ -69,7 +75,7 @@ def _options() -> argparse.ArgumentParser:
 
 def _problems(given: argparse.Namespace) -> Iterator[Problem]:
     if given.pull and not given.login:
-        yield Problem("--pull", "it needs to know from where.", "Add --from LOGIN.")
+        yield Problem("--pull", _("it needs to know from where."), _("Add --from LOGIN."))
     if given.port is not None and not 1 <= given.port <= _LAST_PORT:
         remedy = _("Leave it out, or choose one from 1024 on.")
         yield Problem(f"--port {given.port}", _("ports are numbered from 1 to {last}.", last=_LAST_PORT), remedy)
@@ -102,7 +108,10 @@ def _on_private_socket(given: argparse.Namespace) -> int:
     hung_up = line.dead if given.tunnel else lambda: False
     if not place.take():
         if not given.tunnel:
-            print(f"a server for these runs is there already, process {place.holder()}", file=sys.stderr)
+            print(
+                _("a server for these runs is there already, process {process}", process=place.holder()),
+                file=sys.stderr,
+            )
             _print_way(given, place.path)
             return 0
         # It is another tunnel's: this one goes to it too, and takes its place when it ends.
@@ -126,7 +135,7 @@ def _on_private_socket(given: argparse.Namespace) -> int:
     if given.tunnel:
         tunnel.announce(ended=why)
     elif why == server.IDLE:
-        print("nobody looked at the page for a while: ended")
+        print(_("nobody looked at the page for a while: ended"))
     return 0
 
 
@@ -135,7 +144,12 @@ def _say_what_is_left_out(given: argparse.Namespace, most: int) -> None:
     runs, shown = chosen.choose(given.run, given.runs), given.max_runs or most
     if len(runs) > shown:
         print(
-            f"the newest {shown} of {len(runs)} runs are shown; --max-runs N shows more, a name fewer", file=sys.stderr
+            _(
+                "the newest {shown} of {count} runs are shown; --max-runs N shows more, a name fewer",
+                shown=shown,
+                count=len(runs),
+            ),
+            file=sys.stderr,
         )
     _say_if_there_is_nothing(runs[:shown], str(given.runs or socket.gethostname()))
 
@@ -162,13 +176,13 @@ def _print_way(given: argparse.Namespace, path: Path) -> None:
     """The one line that makes a way from the laptop to the socket."""
     login = f"{getpass.getuser()}@{socket.gethostname()}"
     port = given.port or server.DEFAULT_PORT
-    way = f"ssh -N -L 127.0.0.1:{port}:{path} {login}"
+    way, url = f"ssh -N -L 127.0.0.1:{port}:{path} {login}", f"http://127.0.0.1:{port}/"
     if given.json:
-        print_json({"socket": str(path), "ssh": way, "url": f"http://127.0.0.1:{port}/"})
+        print_json({"socket": str(path), "ssh": way, "url": url})
     else:
-        print(
-            f"On your laptop (the last word as you type it after ssh):\n\n  {way}\n\nand then open http://127.0.0.1:{port}/"
-        )
+        print(_("On your laptop (the last word as you type it after ssh):"))
+        print(f"\n  {way}\n")
+        print(_("and then open {url}", url=url))
     sys.stdout.flush()
 
 
@@ -176,7 +190,7 @@ def _show(given: argparse.Namespace, url: str) -> None:
     if given.json:
         print_json({"url": url})
     else:
-        print(f"TensorBoard is at {url} (Ctrl-C ends it)")
+        print(_("TensorBoard is at {url} (Ctrl-C ends it)", url=url))
     sys.stdout.flush()
     if not given.no_browser:
         # Some browsers are waited for until they are closed.
@@ -185,7 +199,7 @@ def _show(given: argparse.Namespace, url: str) -> None:
 
 def _open_page(url: str) -> None:
     if not webbrowser.open(url):
-        print(f"no browser could be started; open {url}", file=sys.stderr, flush=True)
+        print(_("no browser could be started; open {url}", url=url), file=sys.stderr, flush=True)
 
 
 def _from_login(given: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from typing import Any
 from truba_runner import budget, places, scheduler
 from truba_runner.commands import parser, print_json
 from truba_runner.language import _
-from truba_runner.rundir import RunDir
+from truba_runner.rundir import SWEEPS, RunDir
 from truba_runner.scheduler import Use
-from truba_runner.state import slurm_jobs
+from truba_runner.search.directory import search_of
+from truba_runner.search.overview import job_runs, jobs_on_slurm
 from truba_runner.sweeps.record import sweep_of
 
 _SECONDS_AN_HOUR = 3600
@@ -39,15 +41,19 @@ def main(arguments: Sequence[str]) -> int:
     """Prints the rows, the costliest first, and the limits of the accounts that the runs were charged to."""
     options = parser("usage", _("Core-hours and GPU-hours by experiment and sweep, and what the account has left."))
     given = options.parse_args(arguments)
+    sweepers = (sweep.sweeper for sweep in places.sweeps(given.runs))
+    every = [*places.runs(given.runs), *(run for run in sweepers if run.submissions_file.exists())]
     # A copy's jobs are another machine's.
-    runs = [run for run in places.runs(given.runs) if not run.pulled()]
-    jobs = {run.path: slurm_jobs(run) for run in runs}
+    runs = [run for run in every if not run.pulled()]
+    jobs = {run.path: jobs_on_slurm(run) for run in runs}
     used = scheduler.used(job_id for ids in jobs.values() for job_id in ids)
+    if any(jobs.values()) and not used:
+        print(_("Slurm's accounting tells nothing of these runs' jobs, so they count as nothing"), file=sys.stderr)
     rows = _rows(runs, jobs, used)
     accounts = sorted({account for run in runs if (account := _account(run))})
     left = [one for account in accounts for one in budget.limits(account)]
     if given.json:
-        limits = [{"account": one.holder, "unit": budget.unit(one), "limit": float(one.limit) / 60,
+        limits = [{"account": one.holder, "unit": budget.WORDS[one.resource], "limit": float(one.limit) / 60,
                    "left": None if one.left is None else one.left / 60} for one in left]  # fmt: skip
         print_json({"usage": [vars(row) for row in rows], "limits": limits})
         return 0
@@ -66,7 +72,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _account(run: RunDir) -> str:
-    intents = [event for event in run.submissions() if event["event"] == "intent"]
+    search = search_of(run)
+    given = [event for one in (job_runs(search) if search else [run]) for event in one.submissions()]
+    intents = [event for event in given if event["event"] == "intent"]
     return str(intents[-1].get("request", {}).get("account") or "") if intents else ""
 
 
@@ -74,16 +82,21 @@ def _rows(runs: Sequence[RunDir], jobs: Mapping[Any, set[str]], used: Mapping[st
     sharing = Counter(job_id for ids in jobs.values() for job_id in ids)
     rows: dict[tuple[str, str], _Row] = {}
     for run in runs:
-        named = [("experiment", run.id.rpartition("-")[0])]
-        if (sweep := sweep_of(run)) is not None:
-            named.append(("sweep", sweep.id))
-        for key in named:
+        for key in _counted_as(run):
             row = rows.setdefault(key, _Row(*key))
-            row.runs += 1
+            row.runs += run.path.parent.parent.name != SWEEPS
             for job_id in jobs[run.path] & used.keys():
                 # Runs that train side by side in one job have used a part of it each.
                 row.add(used[job_id], 1 / sharing[job_id])
     return sorted(rows.values(), key=lambda row: (row.kind, -row.core_hours, row.name))
+
+
+def _counted_as(run: RunDir) -> list[tuple[str, str]]:
+    """The rows that a run is a part of; the job of a sweeper is no run, and a part of its sweep alone."""
+    if run.path.parent.parent.name == SWEEPS:
+        return [("sweep", run.path.parent.name)]
+    sweep = sweep_of(run)
+    return [("experiment", run.id.rpartition("-")[0]), *([("sweep", sweep.id)] if sweep else [])]
 
 
 def _print(rows: Sequence[_Row]) -> None:

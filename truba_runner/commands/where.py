@@ -12,6 +12,7 @@ from pathlib import Path
 from truba_runner import job_module
 from truba_runner.commands import parser, print_json
 from truba_runner.errors import Failed, Problem, Refused
+from truba_runner.language import _
 from truba_runner.queue.automatic import AUTO, Automatic
 from truba_runner.queue.offers import AT_ONCE_SECONDS, Offer, offers
 from truba_runner.scheduler import SlurmError
@@ -19,18 +20,18 @@ from truba_runner.scheduler import SlurmError
 
 def main(arguments: Sequence[str]) -> int:
     """Prints a row for each partition, the soonest first; nothing is submitted."""
-    options = parser("where", "For each partition: whether the experiment fits, when it would start, what it costs.")
+    options = parser("where", _("For each partition: whether the experiment fits, when it would start, what it costs."))
     options.add_argument(
-        "override", nargs="+", help="the experiment, as for a run: mnist, or +experiment=mnist KEY=VALUE…"
+        "override", nargs="+", help=_("the experiment, as for a run: mnist, or +experiment=mnist KEY=VALUE…")
     )
     given = options.parse_args(arguments)
 
-    from truba_runner.app import composed
+    from truba_runner.composed import composed
 
     experiment = composed([_override(one) for one in given.override])
     if experiment.cluster.scheduler != "slurm":
-        rule = "it has no partitions; work starts on the spot."
-        raise Refused(Problem(f"cluster={experiment.cluster.name}", rule, "Choose a cluster with cluster=NAME."))
+        rule = _("it has no partitions; work starts on the spot.")
+        raise Refused(Problem(f"cluster={experiment.cluster.name}", rule, _("Choose a cluster with cluster=NAME.")))
     job_file = job_module.find(experiment.job.module, Path.cwd())
     # Every partition is asked about, whichever one the experiment names.
     anywhere = replace(experiment, resources=replace(experiment.resources, partition=""))
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         found = offers(experiment, job_file)
     except SlurmError as error:
-        raise Failed(f"Slurm does not answer ({error.message})") from error
+        raise Failed(_("Slurm does not answer ({message})", message=error.message)) from error
     if given.json:
         print_json([_as_json(offer) for offer in found])
     else:
@@ -68,7 +69,9 @@ def _print(found: Sequence[Offer]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("partition", "constraint", "start", "free GPUs", "cores", "core-hours", "why not", box=None)
+    table = Table(
+        _("partition"), _("constraint"), _("start"), _("free GPUs"), _("cores"), _("core-hours"), _("why not"), box=None
+    )  # fmt: skip
     for offer in found:
         free = "" if offer.free_gpus is None else str(offer.free_gpus)
         cost = ("", "") if offer.request is None else (str(offer.request.total_cores), f"{offer.core_hours:,.0f}")
@@ -77,12 +80,19 @@ def _print(found: Sequence[Offer]) -> None:
     Console(width=None if sys.stdout.isatty() else 250).print(table)
     if best := next((offer for offer in found if offer.automatic and offer.request), None):
         constraint = f" resources.constraint={best.constraint}" if best.constraint else ""
-        print(f"the soonest: resources.partition={best.partition}{constraint}, which resources.partition={AUTO} takes")
+        print(
+            _(
+                "the soonest: resources.partition={partition}{constraint}, which resources.partition={auto} takes",
+                partition=best.partition,
+                constraint=constraint,
+                auto=AUTO,
+            )
+        )
 
 
 def _start(start: float | None) -> str:
     if start is None or math.isinf(start):
         return ""
     if start - time.time() < AT_ONCE_SECONDS:
-        return "at once"
+        return _("at once")
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(start))

@@ -9,16 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from truba_runner import disk, places
-from truba_runner.commands.expiring import expiring
 from truba_runner.doctor import FAULT, NOTE, OK, WARNING, Finding, Patient
 from truba_runner.home import state_folder
 from truba_runner.language import _, counted
+from truba_runner.purge import DAY_SECONDS, expiring
 
 _NEARLY_FULL, _FULL = 0.90, 0.99
 # Runs are told of so long before the site deletes files of theirs.
 _AHEAD_DAYS = 7
 _LISTED = 3
-_DAY_SECONDS = 86_400
 
 
 def folders(patient: Patient) -> Iterator[Finding]:
@@ -86,13 +85,13 @@ def purge(patient: Patient) -> Iterator[Finding]:
     cluster = patient.experiment.cluster
     if not cluster.scratch_days:
         return
-    until = time.time() + _AHEAD_DAYS * _DAY_SECONDS
-    found = [one for run in places.runs(Path(cluster.runs_folder)) if (one := expiring(run, until))]
-    found.sort(key=lambda one: one.first)
+    until = time.time() + _AHEAD_DAYS * DAY_SECONDS
+    going = expiring(places.runs(Path(cluster.runs_folder)), until)
+    found = sorted(going.values(), key=lambda one: one.first)
     if not found:
         yield Finding(OK, _("purge"), _("no run has a file that is purged within {days} days", days=_AHEAD_DAYS))
         return
-    names = [one.run.id for one in found]
+    names = [one.name for one in found]
     says = counted(
         "files of {count} run will be deleted from scratch within {days} days: {some}",
         "files of {count} runs will be deleted from scratch within {days} days: {some}",

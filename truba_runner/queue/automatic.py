@@ -11,7 +11,8 @@ from truba_runner import scheduler
 from truba_runner.config import Experiment, Resources
 from truba_runner.durations import slurm_time
 from truba_runner.errors import Failed, Problem, Refused
-from truba_runner.queue.offers import AT_ONCE_SECONDS, offers
+from truba_runner.language import _, counted
+from truba_runner.queue.offers import AT_ONCE_SECONDS, Offer, offers, refuse_whatever_its_time
 from truba_runner.queue.time_limit import proposed
 
 AUTO = "auto"
@@ -45,6 +46,8 @@ def _settled(experiment: Experiment, job_file: Path) -> Resources:
         return replace(experiment.resources, partition="", time=Resources().time)
     resources = experiment.resources
     if resources.time == AUTO:
+        # Earlier runs are looked for by what it says, which has to make sense for that.
+        refuse_whatever_its_time(experiment)
         proposal = proposed(experiment)
         resources = replace(resources, time=slurm_time(proposal.minutes))
         print(f"resources.time={resources.time}: {proposal.because}", file=sys.stderr)
@@ -57,14 +60,26 @@ def _with_partition(experiment: Experiment, job_file: Path) -> Resources:
     try:
         found = offers(experiment, job_file)
     except scheduler.SlurmError as error:
-        raise Failed(f"Slurm does not answer ({error.message}), so the soonest partition is not known") from error
+        told = _("Slurm does not answer ({message}), so the soonest partition is not known", message=error.message)
+        raise Failed(told) from error
     best = next((offer for offer in found if offer.automatic and offer.request), None)
     if best is None or best.start is None:
-        why = "; ".join(f"{offer.partition}: {offer.refusal}" for offer in found)
-        rule = f"no partition takes the job. {why}"
-        raise Refused(Problem("resources.partition=auto", rule, "Change what it asks for."))
+        why = "; ".join(f"{_name(offer)}: {offer.refusal.rstrip('.')}" for offer in found)
+        rule = _("no partition takes the job. {why}.", why=why)
+        raise Refused(Problem("resources.partition=auto", rule, _("Change what it asks for.")))
     wait_seconds = best.start - time.time()
-    when = "at once" if wait_seconds < AT_ONCE_SECONDS else f"in {wait_seconds / 60:.0f} minutes"
-    constraint = f" ({best.constraint})" if best.constraint else ""
-    print(f"resources.partition={best.partition}{constraint}: Slurm expects to start it {when}", file=sys.stderr)
+    told = f"resources.partition={_name(best)}"
+    if wait_seconds < AT_ONCE_SECONDS:
+        print(_("{choice}: Slurm expects to start it at once", choice=told), file=sys.stderr)
+    else:
+        minutes = round(wait_seconds / 60)
+        print(
+            counted("{choice}: Slurm expects to start it in {count} minute",
+                    "{choice}: Slurm expects to start it in {count} minutes", minutes, choice=told),
+            file=sys.stderr,
+        )  # fmt: skip
     return replace(experiment.resources, partition=best.partition, constraint=best.constraint)
+
+
+def _name(offer: Offer) -> str:
+    return f"{offer.partition} ({offer.constraint})" if offer.constraint else offer.partition

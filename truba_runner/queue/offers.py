@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from truba_runner import scheduler
 from truba_runner.config import Experiment, Partition
 from truba_runner.durations import parse_minutes
-from truba_runner.errors import Refused
+from truba_runner.errors import Problem, Refused
 from truba_runner.identity import run_id
+from truba_runner.language import _
 from truba_runner.plan import plan
 from truba_runner.request import Request
 from truba_runner.rundir import RunDir
@@ -45,12 +46,49 @@ def offers(experiment: Experiment, job_file: Path) -> list[Offer]:
     """Every partition of the cluster, those that would start the job soonest first, those that will not have it last.
 
     Raises:
+        Refused: the experiment breaks a rule wherever it runs.
         SlurmError: Slurm does not answer.
     """
-    free = scheduler.free_gpus()
-    found = [_offer(candidate, job_file, free) for candidate in _candidates(experiment)]
+    candidates = list(_candidates(experiment))
+    refuse_what_is_wrong_anywhere(candidates)
+    free, most_cores = scheduler.free_gpus(), scheduler.core_limit(experiment.resources.account)
+    found = [_offer(candidate, job_file, free, most_cores) for candidate in candidates]
     now = time.time()
     return sorted(found, key=lambda offer: _order(offer, now))
+
+
+def refuse_whatever_its_time(experiment: Experiment) -> None:
+    """Holds back what is wrong with an experiment that has no time limit yet, on its partition or on all.
+
+    Raises:
+        Refused: it breaks a rule that has nothing to do with its time.
+    """
+    known = experiment.cluster.partitions
+    candidates = [experiment] if experiment.resources.partition in known else _candidates(experiment)
+
+    def in_any_time(one: Experiment) -> Experiment:
+        longest = known[one.resources.partition].max_time
+        return replace(one, resources=replace(one.resources, time=longest, segment="", signal_seconds=None))
+
+    refuse_what_is_wrong_anywhere([in_any_time(one) for one in candidates])
+
+
+def refuse_what_is_wrong_anywhere(candidates: Sequence[Experiment]) -> None:
+    """A time that is none, for one: said once and with its remedy, not for each partition.
+
+    Raises:
+        Refused: the experiment breaks a rule as each of these candidates.
+    """
+    broken: list[Sequence[Problem]] = []
+    for candidate in candidates:
+        try:
+            plan(candidate)
+        except Refused as refused:
+            broken.append(refused.problems)
+        else:
+            return
+    if common := [problem for problem in (broken or [()])[0] if all(problem in others for others in broken)]:
+        raise Refused(*common)
 
 
 def _order(offer: Offer, now: float) -> tuple[bool, float, bool, float]:
@@ -75,17 +113,23 @@ def _constraints(partition: Partition, asked: str) -> Sequence[str]:
     return choice or [""]
 
 
-def _offer(experiment: Experiment, job_file: Path, free: dict[str, int]) -> Offer:
+def _offer(experiment: Experiment, job_file: Path, free: Mapping[tuple[str, str], int], most_cores: int) -> Offer:
     resources = experiment.resources
     facts, host = experiment.cluster.partitions[resources.partition], socket.gethostname()
-    free_here = free.get(resources.partition)
+    free_here = free.get((resources.partition, resources.constraint))
     offer = Offer(resources.partition, resources.constraint, free_gpus=free_here, automatic=facts.automatic)
     try:
         request = plan(experiment).request
     except Refused as refused:
         return replace(offer, refusal=" ".join(f"{one.received}: {one.rule}" for one in refused.problems))
     if facts.login_nodes and host not in facts.login_nodes:
-        return replace(offer, refusal=f"it takes jobs from {' and '.join(facts.login_nodes)}; this is {host}")
+        nodes = _(" and ").join(facts.login_nodes)
+        return replace(offer, refusal=_("it takes jobs from {nodes}; this is {host}", nodes=nodes, host=host))
+    if 0 < most_cores < request.total_cores:
+        account, asked = resources.account, request.total_cores
+        told = _("{asked} cores are asked for, and the account {account} may use {most} at once",
+                 asked=asked, account=account, most=most_cores)  # fmt: skip
+        return replace(offer, refusal=told)
     run = RunDir(Path(experiment.cluster.runs_folder) / run_id(experiment))
     script = Submission(Prepared(experiment, run, request, job_file)).script()
     try:

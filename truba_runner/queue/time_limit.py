@@ -13,6 +13,7 @@ from typing import Any
 from truba_runner import recipe
 from truba_runner.config import Experiment
 from truba_runner.errors import Problem, Refused
+from truba_runner.language import _, counted
 from truba_runner.rundir import RunDir
 
 # Above what the slowest tenth of the epochs took: other nodes, other load on the shared disk.
@@ -31,6 +32,12 @@ class Measured:
     epoch_seconds: Sequence[float]
     partition: str
     devices: int
+
+    @property
+    def ran_on(self) -> str:
+        """For a person."""
+        devices = counted("{count} GPU", "{count} GPUs", self.devices)
+        return f"{self.partition}, {devices}" if self.partition else devices
 
 
 @dataclass(frozen=True)
@@ -59,22 +66,25 @@ def proposed(experiment: Experiment) -> Proposal:
         raise Refused(
             Problem(
                 "resources.time=auto",
-                f"it goes by earlier runs of {experiment.name} on {experiment.data.name}, and none has an epoch yet.",
-                "Give a time, for example resources.time=1h: a run that needs longer goes on in another job.",
+                _(
+                    "it goes by earlier runs of {name} on {data}, and none has an epoch yet.",
+                    name=experiment.name,
+                    data=experiment.data.name,
+                ),
+                _("Give a time, for example resources.time=1h: a run that needs longer goes on in another job."),
             )
         )
     seconds = sorted(one for measured in chosen for one in measured.epoch_seconds)
     slow = seconds[math.ceil(0.9 * len(seconds)) - 1]
-    epochs = _epochs(experiment)
+    epochs = recipe.whole_epochs(experiment.train)
     minutes = _AROUND_MINUTES + epochs * slow * _MARGIN / 60
     rounded = math.ceil(minutes / _ROUNDED_TO_MINUTES) * _ROUNDED_TO_MINUTES
-    runs = f"{len(chosen)} earlier run{'s' if len(chosen) > 1 else ''}"
-    return Proposal(rounded, f"{epochs} epochs of {slow:.3g} s, the slowest tenth of {len(seconds)} epochs of {runs}")
-
-
-def _epochs(experiment: Experiment) -> int:
-    stages = recipe.read(experiment.train.recipe, experiment.train.epochs, None) if experiment.train.recipe else ()
-    return recipe.epochs_of(stages) if stages else experiment.train.epochs
+    ran_on = ", ".join(sorted({one.ran_on for one in chosen}))
+    runs = counted("{count} earlier run ({ran_on})", "{count} earlier runs ({ran_on})", len(chosen), ran_on=ran_on)
+    because = counted("{count} epoch of {slow:.3g} s, the slowest tenth of {known} epochs of {runs}",
+                      "{count} epochs of {slow:.3g} s, the slowest tenth of {known} epochs of {runs}",
+                      epochs, slow=slow, known=len(seconds), runs=runs)  # fmt: skip
+    return Proposal(rounded, because)
 
 
 def _earlier(experiment: Experiment) -> list[Measured]:

@@ -12,32 +12,50 @@ from typing import Any
 
 from truba_runner import plots, restarts, scheduler
 from truba_runner.errors import Failed
+from truba_runner.language import _, counted, marked
 from truba_runner.report.page import Block, Facts, Picture, Rows, Section, Sentence, Text
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job, Use
 from truba_runner.search import overview
 from truba_runner.search.directory import SearchDir
-from truba_runner.state import progress_of, slurm_jobs, state_of
+from truba_runner.state import progress_of, state_of
 from truba_runner.sweeps.plots import draw
 from truba_runner.sweeps.record import SweepDir, sharing
 from truba_runner.sweeps.table import SEED, Row, Table, table
 
+# What jobs draw, by the names of the files; a file of another name has that for its caption.
+_CAPTIONS = {
+    "learning_curves": marked("learning curves"),
+    "confusion_matrix": marked("confusion matrix"),
+    "show_batch": marked("examples as the network gets them"),
+    "top_losses": marked("examples with the largest loss"),
+    "lr_find_find": marked("the learning-rate finder"),
+}
+
 
 def of_run(run: RunDir, jobs: Mapping[str, Job] | None) -> list[Section]:
     """A run: where it stands, what it came to and cost, its pictures, epochs, starts, config and environment."""
-    state, result, config = state_of(run, jobs), run.result(), run.read_config()
-    epochs = f"{progress.get('epoch', 0)} of {progress.get('epochs', '?')}" if (progress := progress_of(run)) else ""
-    standing = Facts([("state", state.state), ("why", state.why), ("epoch", epochs), *_timing(run, result)])
+    state, result = state_of(run, jobs), run.result()
+    progress = progress_of(run)
+    epochs = _("{epoch} of {epochs}", epoch=progress.get("epoch", 0), epochs=progress.get("epochs", "?"))
+    standing = Facts(
+        [
+            (_("state"), state.state),
+            (_("why"), state.why),
+            (_("epoch"), epochs if progress else ""),
+            *_timing(run, result),
+        ]
+    )
     return [
-        Section("Standing", [standing]),
-        Section("Metrics", [_metrics(result.get("metrics") or progress.get("metrics", {}))]),
-        Section("Cost", [Facts(_cost(_uses([run]).values()))]),
-        Section("Pictures", _pictures(run)),
-        Section("Epochs", [_history(run)]),
-        Section("Starts", [_starts(run)]),
-        Section("Environment", [_environment(run, result)]),
-        Section("Config", [Text(run.config_file.read_text(), folded="run.yaml, the resolved config")]),
-        _acknowledgement(config),
+        Section(_("Standing"), [standing]),
+        Section(_("Metrics"), [_metrics(result.get("metrics") or progress.get("metrics", {}))]),
+        Section(_("Cost"), [Facts(_cost(_uses([run]).values()))]),
+        Section(_("Pictures"), _pictures(run)),
+        Section(_("Epochs"), [_history(run)]),
+        Section(_("Starts"), [_starts(run)]),
+        Section(_("Environment"), [_environment(run, result)]),
+        Section(_("Config"), [_config(run)]),
+        _acknowledgement(run),
     ]
 
 
@@ -55,17 +73,18 @@ def of_search(search: SearchDir, jobs: Mapping[str, Job] | None) -> list[Section
         ]
         for one in trials
     ]
-    best = [search.best(trial["trial"]) for trial in trials[:1]]
+    best, metrics = [search.best(trial["trial"]) for trial in trials[:1]], search.result().get("metrics", {})
     return [
-        Section("Standing", [Facts([("state", standing.state), ("why", standing.why), ("trials", str(len(trials)))])]),
         Section(
-            "Best model", [_metrics(search.result().get("metrics", {})), *(p for run in best for p in _pictures(run))]
+            _("Standing"),
+            [Facts([(_("state"), standing.state), (_("why"), standing.why), (_("trials"), str(len(trials)))])],
         ),
-        Section("Trials", [Rows(["trial", "state", *names, "score", "why"], rows)]),
-        Section("Cost", [Facts(_cost(_uses(overview.job_runs(search)).values()))]),
-        Section("Environment", [_environment(search, search.result())]),
-        Section("Config", [Text(search.config_file.read_text(), folded="run.yaml, the resolved config")]),
-        _acknowledgement(search.read_config()),
+        Section(_("Best model"), [_metrics(metrics), *(picture for run in best for picture in _pictures(run))]),
+        Section(_("Trials"), [Rows([_("trial"), _("state"), *names, _("score"), _("why")], rows)]),
+        Section(_("Cost"), [Facts(_cost(_uses(overview.job_runs(search)).values()))]),
+        Section(_("Environment"), [_environment(search, search.result())]),
+        Section(_("Config"), [_config(search)]),
+        _acknowledgement(search),
     ]
 
 
@@ -73,20 +92,24 @@ def of_sweep(sweep: SweepDir, jobs: Mapping[str, Job] | None) -> list[Section]:
     """A sweep: each run with its values and what it came to and cost, pictures over the values, the best run."""
     shown = table(sweep, jobs)
     runs = {row.run: sweep.run(row.run) for row in shown.rows}
-    uses = _uses(list(runs.values()))
+    finders = {member.finder for member in sweep.members() if member.finder}
+    uses = _uses([*runs.values(), *(sweep.run(name) for name in finders), sweep.sweeper])
     rows = shown.sorted_by(shown.metric)
     cells = [_run_cells(shown, row, uses.get(row.run)) for row in rows]
-    headings = ["run", *shown.keys, "state", "epoch", shown.metric, f"best ({shown.mode})", "core-hours", "why"]
+    best_of = _("best ({mode})", mode=shown.mode)
+    found = [_("found rate")] if shown.finds else []
+    after = [_("state"), _("epoch"), shown.metric, best_of, _("core-hours"), _("why")]
+    headings = [_("run"), *shown.keys, *found, *after]
     best = next((runs[row.run] for row in rows if shown.best(row) is not None), None)
     first = next((run for run in runs.values() if run.exists()), None)
     return [
-        Section("Runs", [Rows(headings, cells)]),
-        Section("Over the seeds", [_seeds(shown)]),
-        Section("Over the values", _sweep_pictures(shown)),
-        Section("Cost", [Facts(_cost(uses.values()))]),
-        Section(f"The best run, {best.id}" if best else "", _best_run(best) if best else []),
-        Section("Environment", [_environment(first, best.result() if best else {})] if first else []),
-        _acknowledgement(first.read_config() if first else {}),
+        Section(_("Runs"), [Rows(headings, cells)]),
+        Section(_("Over the seeds"), [_seeds(shown)]),
+        Section(_("Over the values"), _sweep_pictures(shown)),
+        Section(_("Cost"), [Facts(_cost(uses.values()))]),
+        Section(_("The best run, {run}", run=best.id) if best else "", _best_run(best) if best else []),
+        Section(_("Environment"), [_environment(first, best.result() if best else {})] if first else []),
+        *([_acknowledgement(first)] if first else []),
     ]
 
 
@@ -94,12 +117,25 @@ def _run_cells(shown: Table, row: Row, use: Use | None) -> list[str]:
     values = (_word(row.values.get(key)) for key in shown.keys)
     epoch = f"{row.epoch or 0}/{row.epochs or '?'}"
     metric = (_word(row.last(shown.metric)), _word(shown.best(row)))
-    return [row.run, *values, row.state, epoch, *metric, f"{use.core_seconds / 3600:,.2f}" if use else "", row.why]
+    rate = (
+        [f"{_word(row.finding.rate)} ({row.finding.takes})" if row.finding and row.finding.rate is not None else ""]
+        if shown.finds
+        else []
+    )
+    return [
+        row.run,
+        *values,
+        *rate,
+        row.state,
+        epoch,
+        *metric,
+        f"{use.core_seconds / 3600:,.2f}" if use else "",
+        row.why,
+    ]
 
 
 def _best_run(run: RunDir) -> list[Block]:
-    config = Text(run.config_file.read_text(), folded="run.yaml, the resolved config")
-    return [_metrics(run.result().get("metrics", {})), *_pictures(run), config]
+    return [_metrics(run.result().get("metrics", {})), *_pictures(run), _config(run)]
 
 
 def _timing(run: RunDir, result: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -107,23 +143,23 @@ def _timing(run: RunDir, result: Mapping[str, Any]) -> list[tuple[str, str]]:
     times = [event["time"] for event in events if "time" in event]
     seconds = result.get("seconds_training")
     return [
-        ("first submitted", _moment(min(times)) if times else ""),
-        ("restarts", str(account["restarts"])),
-        ("steps trained again", str(account["steps_lost"])),
-        ("seconds training", "" if seconds is None else f"{seconds:,.1f}"),
-        ("seconds restoring", f"{account['seconds_restoring']:,.1f}"),
-        ("parameters", f"{result['parameters']:,}" if "parameters" in result else ""),
-        ("SHA-256 of the weights", str(result.get("weights_sha256", ""))),
+        (_("first submitted"), _moment(min(times)) if times else ""),
+        (_("restarts"), str(account["restarts"])),
+        (_("steps trained again"), str(account["steps_lost"])),
+        (_("seconds training"), "" if seconds is None else f"{seconds:,.1f}"),
+        (_("seconds restoring"), f"{account['seconds_restoring']:,.1f}"),
+        (_("parameters"), f"{result['parameters']:,}" if "parameters" in result else ""),
+        (_("SHA-256 of the weights"), str(result.get("weights_sha256", ""))),
     ]
 
 
 def _metrics(metrics: Mapping[str, float | None]) -> Rows:
-    return Rows(["metric", "value"], [[name, _word(value)] for name, value in metrics.items()])
+    return Rows([_("metric"), _("value")], [[name, _word(value)] for name, value in metrics.items()])
 
 
 def _uses(runs: Sequence[RunDir]) -> dict[str, Use]:
     """What each run has used, by its id, over all of its jobs; one that runs share is divided evenly."""
-    job_ids = {run.id: slurm_jobs(run) for run in runs}
+    job_ids = {run.id: overview.jobs_on_slurm(run) for run in runs}
     used = scheduler.used(job_id for of in job_ids.values() for job_id in of)
     parts = {run.id: 1 + len(sharing(run)) for run in runs}
     found: dict[str, Use] = {}
@@ -139,19 +175,27 @@ def _cost(uses: Any) -> list[tuple[str, str]]:
     total = sum(uses, Use(0, 0, 0))
     if not total.starts:
         return []
-    hours = [("core-hours", f"{total.core_seconds / 3600:,.2f}"), ("GPU-hours", f"{total.gpu_seconds / 3600:,.2f}")]
-    return [*hours, ("starts on the cluster", str(total.starts))]
+    hours = [
+        (_("core-hours"), f"{total.core_seconds / 3600:,.2f}"),
+        (_("GPU-hours"), f"{total.gpu_seconds / 3600:,.2f}"),
+    ]
+    return [*hours, (_("starts on the cluster"), str(total.starts))]
 
 
 def _pictures(run: RunDir) -> list[Block]:
     """Those that the job drew; of a run that goes on, its curves so far where they can be drawn here."""
     drawn = sorted(run.plots.glob("*.png"))
-    found = [Picture(file.stem.replace("_", " "), file.read_bytes()) for file in drawn]
+    found = [Picture(_caption(file.stem), file.read_bytes()) for file in drawn]
     if not any(file.name == "learning_curves.png" for file in drawn) and (rows := _epochs(run)):
         with tempfile.TemporaryDirectory() as folder:
             if file := plots.learning_curves(rows, Path(folder)):
-                found.insert(0, Picture("learning curves", file.read_bytes()))
+                found.insert(0, Picture(_("learning curves"), file.read_bytes()))
     return list(found)
+
+
+def _caption(name: str) -> str:
+    """Of a picture that a job drew."""
+    return _(_CAPTIONS[name]) if name in _CAPTIONS else name.replace("_", " ")
 
 
 def _sweep_pictures(shown: Table) -> list[Block]:
@@ -160,7 +204,7 @@ def _sweep_pictures(shown: Table) -> list[Block]:
             file = draw(shown, Path(folder) / "sweep.png")
         except Failed as failed:
             return [Sentence(f"{failed}.")]
-        return [Picture(f"{shown.metric} over the swept values", file.read_bytes())]
+        return [Picture(_("{metric} over the swept values", metric=shown.metric), file.read_bytes())]
 
 
 def _epochs(run: RunDir) -> list[dict[str, Any]]:
@@ -178,7 +222,7 @@ def _history(run: RunDir) -> Rows:
     rows = _epochs(run)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     cells = [[_word(row.get(name)) for name in columns] for row in rows]
-    return Rows(columns, cells, folded=f"{len(rows)} epochs" if len(rows) > 1 else "")
+    return Rows(columns, cells, folded=counted("{count} epoch", "{count} epochs", len(rows)) if len(rows) > 1 else "")
 
 
 def _starts(run: RunDir) -> Rows:
@@ -186,27 +230,29 @@ def _starts(run: RunDir) -> Rows:
     for event in run.submissions():
         if event["event"] == "started":
             epoch, step = event["position"]
-            where = f"epoch {epoch + 1}, step {step}"
+            where = _("epoch {epoch}, step {step}", epoch=epoch + 1, step=step)
             rows.append([_moment(event["time"]), event["job_id"], str(event.get("host", "")), where])
-    return Rows(["when", "job", "node", "from"], rows)
+    return Rows([_("when"), _("job"), _("node"), _("began at")], rows)
 
 
 def _environment(run: RunDir, result: Mapping[str, Any]) -> Facts:
     submitted = run.submitted()
     request, git = submitted.get("request", {}), submitted.get("git", {})
     versions = {**submitted.get("versions", {}), **result.get("versions", {})}
-    commit = f"{git['commit']}{', with changes that are in no commit' if git['dirty'] else ''}" if git else ""
+    commit = git.get("commit", "")
+    if git.get("dirty"):
+        commit = _("{commit}, with changes that are in no commit", commit=commit)
     return Facts(
         [
-            ("training code", str(submitted.get("job_file", ""))),
-            ("its SHA-256", str(submitted.get("job_sha256", ""))),
-            ("git commit", commit),
+            (_("training code"), str(submitted.get("job_file", ""))),
+            (_("its SHA-256"), str(submitted.get("job_sha256", ""))),
+            (_("git commit"), commit),
             *((name, str(version)) for name, version in versions.items()),
-            ("devices", ", ".join(result.get("devices", []))),
-            ("data", str(result.get("data", {}).get("name", ""))),
-            ("partition", str(request.get("partition", ""))),
-            ("nodes", str(request.get("nodes", ""))),
-            ("GPUs a node", str(request.get("gpus") or "")),
+            (_("devices"), ", ".join(result.get("devices", []))),
+            (_("data"), str(result.get("data", {}).get("name", ""))),
+            (_("partition"), str(request.get("partition", ""))),
+            (_("nodes"), str(request.get("nodes", ""))),
+            (_("GPUs a node"), str(request.get("gpus") or "")),
         ]
     )
 
@@ -220,12 +266,23 @@ def _seeds(shown: Table) -> Rows:
         + [_word(group["last"]["mean"]), _word(group["last"]["spread"]), _word(group["best"]["mean"])]
         for group in shown.over_seeds()
     ]
-    return Rows([*others, "seeds", f"{shown.metric}, mean", "spread", "mean of the best"], rows)
+    return Rows(
+        [*others, _("seeds"), _("{metric}, mean", metric=shown.metric), _("spread"), _("mean of the best")], rows
+    )
 
 
-def _acknowledgement(config: Mapping[str, Any]) -> Section:
-    sentence = str(config.get("cluster", {}).get("acknowledgement", ""))
-    return Section("Acknowledgement", [Sentence(sentence)])
+def _config(run: RunDir) -> Text:
+    """Empty where a purge has taken it, as of what else is gone nothing is shown."""
+    text = run.config_file.read_text(errors="replace") if run.config_file.is_file() else ""
+    return Text(text, folded=_("run.yaml, the resolved config"))
+
+
+def _acknowledgement(run: RunDir) -> Section:
+    try:
+        sentence = str(run.read_config()["cluster"]["acknowledgement"])
+    except (OSError, KeyError, TypeError, ValueError):
+        sentence = ""
+    return Section(_("Acknowledgement"), [Sentence(sentence)])
 
 
 def _moment(seconds: float) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from truba_runner.language import chosen
+
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1d2733; margin: 2rem auto; max-width: 68rem; padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
@@ -17,9 +19,13 @@ th { color: #5c6b7a; font-weight: 600; }
 td { overflow-wrap: anywhere; }
 pre { background: #f5f7fa; padding: .8rem; overflow-x: auto; font-size: 13px; }
 figure { margin: 1rem 0; } figure img { max-width: 100%; } figcaption { color: #5c6b7a; }
-summary { cursor: pointer; color: #5c6b7a; } .wide { overflow-x: auto; }
+summary { cursor: pointer; color: #5c6b7a; } .wide { overflow-x: auto; } .wide td { overflow-wrap: normal; }
 @media print { body { margin: 0; max-width: none; } details { break-inside: avoid; } }
 """
+
+
+# A telephone would show it as small as a desk's screen.
+_AS_WIDE_AS_THE_SCREEN = '<meta name="viewport" content="width=device-width, initial-scale=1">'
 
 
 @dataclass(frozen=True)
@@ -78,8 +84,12 @@ def html(title: str, under: str, sections: Sequence[Section]) -> str:
     for section in sections:
         if blocks := [text for block in section.blocks if (text := _block(block))]:
             parts += [f"<h2>{escape(section.title)}</h2>", *blocks]
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(parts) + "\n</body></html>\n"
+    head = f'<meta charset="utf-8">{_AS_WIDE_AS_THE_SCREEN}<title>{escape(title)}</title><style>{_STYLE}</style>'
+    return (
+        f'<!doctype html>\n<html lang="{chosen()}"><head>{head}</head><body>\n'
+        + "\n".join(parts)
+        + "\n</body></html>\n"
+    )
 
 
 def _block(block: Block) -> str:

@@ -9,10 +9,10 @@ from truba_runner.language import _
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
 from truba_runner.search import leases
-from truba_runner.search.directory import SearchDir
+from truba_runner.search.directory import SearchDir, search_of
 from truba_runner.search.records import TOLD, own_values, ranked, values_of
 from truba_runner.search.store import State, read_state
-from truba_runner.state import RunState, last_job_id, state_of
+from truba_runner.state import RunState, last_job_id, slurm_jobs, state_of
 
 
 def standing(search: SearchDir, jobs: Mapping[str, Job] | None) -> RunState:
@@ -120,6 +120,12 @@ def brackets(search: SearchDir) -> list[dict[str, Any]]:
 def job_runs(search: SearchDir) -> list[RunDir]:
     """The workers that have a job, for those who ask Slurm about them."""
     return [run for run in search.workers() if run.submissions()]
+
+
+def jobs_on_slurm(run: RunDir) -> set[str]:
+    """Every job that a run, or the workers of a search, ever had there."""
+    search = search_of(run)
+    return {job_id for one in (job_runs(search) if search else [run]) for job_id in slurm_jobs(one)}
 
 
 def writing_its_result(search: SearchDir) -> bool:

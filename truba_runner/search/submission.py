@@ -22,7 +22,7 @@ from truba_runner.search.directory import SearchDir
 from truba_runner.search.lock import lock_for
 from truba_runner.search.store import Store, read_state
 from truba_runner.state import last_job_id, state_of
-from truba_runner.submit import Prepared, Submission, prepare_directory, settle
+from truba_runner.submit import Prepared, Submission, prepare_directory, settle, warn_of_cost
 from truba_runner.tell import Outcome
 
 _PROGRAM = "truba_runner.search.worker"
@@ -285,6 +285,7 @@ def _through_slurm(search: SearchDir, found: Sequence[Prepared]) -> Outcome:
         job_id = ""
         if wanted:
             submission = WorkersSubmission(wanted[0], search=search, workers=wanted)
+            warn_of_cost([submission])
             job_id = submission.send(held)
             tell.submitted(submission, job_id)
     already = len(found) - len(wanted)

@@ -20,7 +20,7 @@ from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import Container, DictConfig, ListConfig, OmegaConf, ValueNode, open_dict
 from omegaconf._utils import split_key
 
-from truba_runner.app import selector, typed
+from truba_runner.composed import selector, typed
 from truba_runner.config import Experiment
 from truba_runner.config_errors import FOREIGN, translated
 from truba_runner.errors import Problem, Refused

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from truba_runner import job_module, lr_find, places, snapshot, tell
 from truba_runner.changed_code import refuse_together
+from truba_runner.composed import absolute
 from truba_runner.config import Experiment
 from truba_runner.errors import Problem, Refused
 from truba_runner.language import _, counted
 from truba_runner.launch import (
-    absolute,
     go,
     in_environment,
     newest_run_dir,
@@ -29,6 +29,7 @@ from truba_runner.launch import (
 from truba_runner.plan import Plan, plan
 from truba_runner.probe import Found
 from truba_runner.queue.automatic import Automatic
+from truba_runner.request import derive
 from truba_runner.search import submission as search
 from truba_runner.submit import Prepared
 from truba_runner.sweeps import rules, sweeper_job
@@ -245,7 +246,8 @@ def _prepared(checked: Sequence[_Run], provide_data: bool) -> list[Prepared]:
         one = Prepared(training, run_dir, run.plan.request, run.job_file, found=found)
         if experiment.sweep.kind == lr_find.KIND:
             finder = lr_find.finder_of(experiment)
-            one = replace(one, finder=replace(one, experiment=finder, run=newest_run_dir(finder, listed[folder])))
+            finder_dir = newest_run_dir(finder, listed[folder])
+            one = replace(one, finder=replace(one, experiment=finder, run=finder_dir, request=derive(finder)))
         prepared.append(one)
     return prepared
 

@@ -60,6 +60,11 @@ class SweepDir:
         """The folder of what its array tasks print."""
         return self.path / "logs"
 
+    @property
+    def sweeper(self) -> RunDir:
+        """Where the job of a sweeper that waits for values (sweeper_job.py) is on record."""
+        return RunDir(self.path / "sweeper")
+
     def run(self, run_id: str) -> RunDir:
         """One of its runs."""
         return RunDir(self.runs_folder / run_id)

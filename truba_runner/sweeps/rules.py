@@ -53,6 +53,7 @@ def problems(experiment: Experiment, request: Request) -> Iterator[Problem]:
         )
     if sweep.kind == lr_find.KIND:
         yield from _finder_problems(experiment)
+        yield from lr_find.time_problems(experiment)
     elif sweep.pack > 1 and experiment.cluster.scheduler == "slurm":
         yield from _packing_problems(experiment, request)
 

@@ -17,7 +17,7 @@ from truba_runner.config import Experiment
 from truba_runner.errors import Failed, Refused
 from truba_runner.language import _
 from truba_runner.state import last_job_id, state_of
-from truba_runner.submit import Prepared, settle
+from truba_runner.submit import Prepared, settle, warn_of_cost
 from truba_runner.sweeps import canary, rules
 from truba_runner.sweeps.array import ArraySubmission
 from truba_runner.sweeps.record import SweepDir
@@ -50,6 +50,7 @@ def through_slurm(runs: Sequence[Prepared], sweep: SweepDir, describe: Callable[
             canary.release(sweep, runs[0].run.id)
         places = _send_finders(wanted, sweep, held)
         arrays = _all_arrays(runs[0], wanted, places, sweep)
+        warn_of_cost(arrays)
         for sent, array in enumerate(arrays):
             if array.canary:
                 array = replace(array, canary_job=outcomes[array.canary].job_id)
@@ -130,7 +131,9 @@ def _send_finders(wanted: Sequence[Prepared], sweep: SweepDir, held: int) -> Pla
                     )
                 )
             places[done.run_id] = (job_id, int(number))
-    for array in _arrays(missing, sweep):
+    arrays = _arrays(missing, sweep)
+    warn_of_cost(arrays)
+    for array in arrays:
         job_id = array.send(held)
         places |= {
             finder.run.id: (job_id, number) for number, (finder,) in zip(array.task_numbers, array.tasks, strict=True)

@@ -22,7 +22,7 @@ from truba_runner.language import _
 from truba_runner.plan import plan
 from truba_runner.rundir import RunDir
 from truba_runner.state import last_job_id, state_of
-from truba_runner.submit import Prepared, Submission, settle
+from truba_runner.submit import Prepared, Submission, settle, warn_of_cost
 from truba_runner.sweeps.record import SweepDir
 
 # Says to the command that it is the job's.
@@ -49,11 +49,6 @@ class SweeperSubmission(Submission):
         self.record({**self.intent(), "command": self.command})
 
 
-def folder_of(sweep: SweepDir) -> RunDir:
-    """Where the sweeper's own job is on record."""
-    return RunDir(sweep.path / "sweeper")
-
-
 def submit(experiment: Experiment, job_file: Path, sweep: SweepDir) -> None:
     """Hands the command to Slurm, unless it has it already; says so.
 
@@ -67,7 +62,7 @@ def submit(experiment: Experiment, job_file: Path, sweep: SweepDir) -> None:
         asked.sweeper_partition, gpus=0, time=asked.sweeper_time, account=experiment.resources.account
     )
     request = plan(replace(experiment, resources=resources)).request
-    run = folder_of(sweep)
+    run = sweep.sweeper
     with rundir.lock(sweep.runs_folder) as held:
         try:
             live = settle(run) is not None and state_of(run, scheduler.queue()).live
@@ -81,8 +76,11 @@ def submit(experiment: Experiment, job_file: Path, sweep: SweepDir) -> None:
         else:
             # It needs what this command needs, Slurm's commands too, and not what a training does; each of its runs
             # has its code from the project.
-            here = replace(experiment, environment=Environment("inherit"), code=Code(snapshot=False))
-            job_id = SweeperSubmission(Prepared(here, run, request, job_file), command=sys.argv[1:]).send(held)
+            own = {"environment": Environment("inherit"), "code": Code(snapshot=False), "resources": resources}
+            prepared = Prepared(replace(experiment, **own), run, request, job_file)  # type: ignore[arg-type]
+            submission = SweeperSubmission(prepared, command=sys.argv[1:])
+            warn_of_cost([submission])
+            job_id = submission.send(held)
     if live:
         print(_("the sweeper is job {job_id} on {partition}", job_id=job_id, partition=request.partition))
     else:

@@ -78,7 +78,7 @@ def _named(one: str, known: Sequence[RunDir], runs_folder: Path | None) -> list[
 def _trials_or_itself(run: RunDir) -> list[RunDir]:
     if (search := search_of(run)) is None:
         return [run]
-    return [RunDir(path) for path in search.trials_folder.iterdir() if path.is_dir()]
+    return [RunDir(path) for path in search.trials_folder.glob("*") if path.is_dir()]
 
 
 def _begun(run: RunDir) -> float:

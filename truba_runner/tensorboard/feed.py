@@ -40,8 +40,12 @@ def without_tensorflow() -> None:
         import tensorboard.version  # noqa: F401
     except ImportError as error:
         raise Failed(
-            f"{sys.executable} has no TensorBoard ({error}). Install it with pip install 'truba_runner[tensorboard]'; "
-            "on TRUBA, where nothing is to be installed, a module has it: module load apps/truba-ai/cpu-2024.0"
+            _(
+                "{python} has no TensorBoard ({error}). Install it with pip install 'truba_runner[tensorboard]'; on "
+                "TRUBA, where nothing is to be installed, a module has it: module load apps/truba-ai/cpu-2024.0",
+                python=sys.executable,
+                error=error,
+            )
         ) from error
 
 
@@ -121,7 +125,9 @@ class Feed:
             try:
                 changed = self._look_at(shown, place)
             except Exception as error:  # One damaged file hides no other run.
-                self._tell(f"TensorBoard cannot read all of {shown.run.tensorboard}: {error!r}")
+                self._tell(
+                    _("TensorBoard cannot read all of {folder}: {error!r}", folder=shown.run.tensorboard, error=error)
+                )
                 continue
             if not changed and (shown.run.path / "result.json").exists():
                 self._looked[shown.name] = now
@@ -242,4 +248,4 @@ def provider(feed: Feed) -> Any:
             """The points of curves, by run and tag."""
             return dict(self._read(point, self._index(plugin_name, run_tag_filter, DATA_CLASS_SCALAR), downsample))
 
-    return Provider(feed.multiplexer, "runs of truba_runner")
+    return Provider(feed.multiplexer, _("runs of truba_runner"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from truba_runner import places
+from truba_runner import code_archives, places
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
 from truba_runner.search.directory import search_of
@@ -30,12 +30,15 @@ class Listed:
     sweeps: Sequence[str]
     # Of the runs and searches those that may change any more.
     live: Sequence[str]
+    # The archives of the code that was submitted with them.
+    code: Sequence[str] = ()
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> Listed:
-        """As the far end told it; an older truba there does not say what is live."""
+        """As the far end told it; an older truba there says neither what is live nor what code there is."""
         runs, searches = list(told["runs"]), list(told["searches"])
-        return cls(told["runs_folder"], runs, searches, list(told["sweeps"]), told.get("live", [*runs, *searches]))
+        live, code = told.get("live", [*runs, *searches]), told.get("code", [])
+        return cls(told["runs_folder"], runs, searches, list(told["sweeps"]), live, code)
 
 
 def listing(
@@ -70,6 +73,8 @@ def listing(
                 # It holds the values that its runs are named by, and its table has what their finders found.
                 one["sweeps"].append(sweep.id)
                 one["runs"] += sorted({member.finder for member in members} - {"", *one["runs"]})
+        every = [RunDir(folder / name) for name in (*one["runs"], *one["searches"])]
+        one["code"] = [path.name for path in code_archives.code_of(every)]
     return list(folders.values())
 
 

@@ -23,7 +23,7 @@ from truba_runner import places
 from truba_runner.checkpoint import CheckpointStore
 from truba_runner.errors import Failed
 from truba_runner.language import _
-from truba_runner.rundir import PULLED, SWEEPS, RunDir, write_atomically
+from truba_runner.rundir import CODE, PULLED, SWEEPS, RunDir, write_atomically
 from truba_runner.search.directory import SearchDir
 from truba_runner.tensorboard.listing import Listed, understood
 from truba_runner.tensorboard.ssh import NO_CONNECTION, NOT_FOUND, Connection, not_found
@@ -76,7 +76,7 @@ class Puller:
             Failed: there is no rsync here.
         """
         if shutil.which("rsync") is None:
-            raise Failed("there is no rsync on this machine; install it")
+            raise Failed(_("there is no rsync on this machine; install it"))
         self._connection, self._wanted, self._into = connection, list(wanted), into
         self._far_command, self._far_runs, self._checkpoints = far_command, far_runs, checkpoints
         self._listed: list[Listed] = []
@@ -112,9 +112,11 @@ class Puller:
             for one in self._listed:
                 try:
                     self._copy(one)
-                finally:
+                except BaseException:
                     # A part of a copy is a copy too, and no run of this machine's.
-                    self._mark(one)
+                    self._mark(one, whole=False)
+                    raise
+                self._mark(one)
                 if self._checkpoints:
                     self._retire(one)
         except OSError as error:
@@ -142,7 +144,7 @@ class Puller:
             try:
                 self.once()
                 if attempt:
-                    say("it goes on")
+                    say(_("it goes on"))
                 attempt = 0
                 if self.over():
                     if not for_new_ones:
@@ -153,7 +155,9 @@ class Puller:
                 if ended.wait(1):
                     return
                 if not attempt:
-                    say(told(error, self._connection.login, self._into) + " It is tried again (Ctrl-C ends it).")
+                    say(
+                        told(error, self._connection.login, self._into) + " " + _("It is tried again (Ctrl-C ends it).")
+                    )
                 pause = max(_PAUSES_SECONDS[min(attempt, len(_PAUSES_SECONDS) - 1)], every_seconds / 10)
                 attempt += 1
             ended.wait(pause)
@@ -172,7 +176,7 @@ class Puller:
             try:
                 self.follow(every_seconds, ended, for_new_ones=True)
             except (Failed, OSError) as error:
-                say(f"The files are not followed any more: {error}")
+                say(_("The files are not followed any more: {error}", error=error))
 
         thread = threading.Thread(target=follow, name="pull", daemon=True)
         thread.start()
@@ -195,10 +199,12 @@ class Puller:
         if done.returncode == NOT_FOUND:
             raise Failed(not_found(login))
         if done.returncode or found is None:
-            raise Failed(f"{login} cannot say which runs are meant: its own words stand above")
+            raise Failed(_("{login} cannot say which runs are meant: its own words stand above", login=login))
         names = Counter(name for one in found for name in (*one.runs, *one.searches))
         if twice := [name for name, count in names.items() if count > 1]:
-            folders = _(" or ").join(f"--runs {one.runs_folder}" for one in found if twice[0] in names)
+            folders = _(" or ").join(
+                f"--runs {one.runs_folder}" for one in found if twice[0] in (*one.runs, *one.searches)
+            )
             message = _("{run}: {login} has several runs of this name. Choose a folder: {folders}.")
             raise Failed(message.format(run=twice[0], login=login, folders=folders))
         return found
@@ -232,10 +238,13 @@ class Puller:
         )
         if done.returncode == _FILE_ERROR or "No space left" in done.stderr or "Disk quota exceeded" in done.stderr:
             raise DiskFull
-        if done.returncode in _CUT or done.returncode < 0:
+        # Where there is no rsync at the far end old ones speak of a lost connection.
+        if (done.returncode in _CUT or done.returncode < 0) and "not found" not in done.stderr:
             raise Cut
         if done.returncode not in {0, _VANISHED}:
-            raise Failed(f"rsync could not copy from {self._connection.login}: {done.stderr.strip()}")
+            raise Failed(
+                _("rsync could not copy from {login}: {error}", login=self._connection.login, error=done.stderr.strip())
+            )
 
     def _rules(self, one: Listed) -> Iterator[str]:
         """rsync's filter: of each run what is wanted.
@@ -254,6 +263,7 @@ class Puller:
             yield f"+ /{SWEEPS}/{name}"
         for name in one.sweeps:
             yield from (f"+ /{SWEEPS}/{_literal(name)}/{file}" for file in ("sweep.json", "submissions.jsonl"))
+        yield from (f"+ /{CODE}/{_literal(name)}" for name in ("", *one.code))
         yield "- *"
 
     def _run_rules(self, folder: str) -> Iterator[str]:
@@ -273,11 +283,12 @@ class Puller:
                 for folder in [run.checkpoints, *run.path.glob("trials/*/checkpoints")]:
                     CheckpointStore(folder, keep).retire()
 
-    def _mark(self, one: Listed) -> None:
+    def _mark(self, one: Listed, whole: bool = True) -> None:
+        """Says where copies come from, and when; of those that are not `whole`, where it was not said before."""
         runs = [RunDir(self._into / name) for name in (*one.runs, *one.searches)]
         workers = [worker for name in one.searches for worker in SearchDir(self._into / name).workers()]
         for run in (*runs, *workers):
-            if run.path.is_dir():
+            if run.path.is_dir() and (whole or not run.pulled()):
                 about = {"from": self._connection.login, "runs_folder": one.runs_folder, "time": time.time()}
                 write_atomically(run.path / PULLED, json.dumps(about).encode() + b"\n", durable=False)
 
@@ -290,8 +301,8 @@ def say(words: str) -> None:
 def told(error: Exception, login: str, into: Path) -> str:
     """What a cut or a full disk means, and what helps."""
     if isinstance(error, DiskFull):
-        return f"{into}: the disk is full. Make room; what has come stays, and the same command goes on."
-    return f"There is no connection to {login}. What has come stays, and the same command goes on."
+        return _("{into}: the disk is full. Make room; what has come stays, and the same command goes on.", into=into)
+    return _("There is no connection to {login}. What has come stays, and the same command goes on.", login=login)
 
 
 def _as_full(error: OSError) -> Exception:

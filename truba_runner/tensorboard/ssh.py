@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from truba_runner.errors import Failed, Problem, Refused
+from truba_runner.language import _
 
 # The first that forwards a Unix socket.
 _OLDEST = (6, 7)
@@ -42,17 +43,22 @@ def check(login: str) -> str:
     """
     if not re.fullmatch(r"[^\s:/-][^\s:/]*", login):
         raise Refused(
-            Problem(f"--from {login}", "it is no name for ssh.", "Write it as you do after ssh: LOGIN or USER@HOST.")
+            Problem(
+                f"--from {login}", _("it is no name for ssh."), _("Write it as you do after ssh: LOGIN or USER@HOST.")
+            )
         )
     try:
         told = subprocess.run(["ssh", "-V"], capture_output=True, text=True, timeout=20, check=False).stderr
     except FileNotFoundError as error:
-        raise Failed("there is no ssh on this machine; install OpenSSH's client") from error
+        raise Failed(_("there is no ssh on this machine; install OpenSSH's client")) from error
     found = re.search(r"OpenSSH\w*_(\d+)\.(\d+)", told)
     if found and (int(found[1]), int(found[2])) < _OLDEST:
         raise Failed(
-            f"this machine's {told.split(',')[0].strip()} cannot forward a Unix socket; OpenSSH can since 6.7. Update "
-            "it, or follow the files instead: truba pull, or --pull"
+            _(
+                "this machine's {program} cannot forward a Unix socket; OpenSSH can since 6.7. Update it, or follow "
+                "the files instead: truba pull, or --pull",
+                program=told.split(",")[0].strip(),
+            )
         )
     return login
 
@@ -68,6 +74,9 @@ class Connection:
         self._folder = Path(tempfile.mkdtemp(prefix="truba-", dir="/tmp" if len(parent) > _LONGEST_FOLDER else None))  # noqa: S108
         self._control = self._folder / "c"
         self._settings = _settings(login)
+        # A command of the user's own for this login would be run in place of ours. Old ones do not know the option.
+        own = self._settings.get("remotecommand", "none") != "none"
+        self._our_command = ["-o", "RemoteCommand=none"] if own else []
         self.process: subprocess.Popen[bytes] | None = None
 
     def open(self, command: str = "") -> subprocess.Popen[bytes]:
@@ -117,7 +126,8 @@ class Connection:
 
     def transport(self) -> list[str]:
         """The ssh command that goes over this connection, and makes none of its own."""
-        return ["ssh", "-T", "-a", "-x", "-S", str(self._control), "-o", "ControlMaster=no", "-o", "ProxyCommand=false"]
+        over_it = ["-S", str(self._control), "-o", "ControlMaster=no", "-o", "ProxyCommand=false"]
+        return ["ssh", "-T", "-a", "-x", *over_it, *self._our_command]
 
     def close(self) -> None:
         """Ends it, in order where it can be, and waits until the process is gone."""
@@ -154,9 +164,7 @@ class Connection:
         options = ["-T", "-a", "-x", "-o", "ControlPersist=no", "-o", "ClearAllForwardings=yes"]
         if self._settings.get("serveraliveinterval", "0") == "0":
             options += ["-o", f"ServerAliveInterval={_ALIVE_EVERY_SECONDS}"]
-        if self._settings.get("remotecommand", "none") != "none":
-            options += ["-o", "RemoteCommand=none"]
-        return options
+        return [*options, *self._our_command]
 
 
 def _settings(login: str) -> Mapping[str, str]:
@@ -180,10 +188,11 @@ def _deaf_to_ctrl_c() -> None:
 
 def not_found(login: str) -> str:
     """What to do where the far end has no truba on the PATH."""
-    return (
-        f"{login} does not find truba: a command over ssh has another PATH than a terminal. Say how it is started "
+    return _(
+        "{login} does not find truba: a command over ssh has another PATH than a terminal. Say how it is started "
         "there, with --far-command 'COMMAND' or TRUBA_FAR_COMMAND, as in 'module load apps/truba-ai/cpu-2024.0; "
-        "python3 truba.pyz'."
+        "python3 truba.pyz'.",
+        login=login,
     )
 
 

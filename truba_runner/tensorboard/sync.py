@@ -19,6 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from truba_runner.language import _
+
 # A record is its length, a checksum of that, so many bytes, and a checksum of those.
 _LENGTH = struct.Struct("<Q")
 _CHECKSUM_BYTES = 4
@@ -63,8 +65,12 @@ class EventFile:
                 _write_at(self._local.fileno(), records, self.told - self._found)
             except OSError as error:
                 print(
-                    f"the node's own disk takes no more of {self._path.name} ({error.strerror}); it is written "
-                    "straight to the shared disk",
+                    _(
+                        "the node's own disk takes no more of {file} ({error}); it is written straight to the shared "
+                        "disk",
+                        file=self._path.name,
+                        error=error.strerror,
+                    ),
                     file=sys.stderr,
                     flush=True,
                 )
@@ -142,7 +148,7 @@ class EventFile:
             size = os.fstat(self._handle).st_size
             if size < offset:
                 self._shut()
-                raise OSError(errno.ESTALE, "the file was taken away or cut meanwhile", str(self._path))
+                raise OSError(errno.ESTALE, _("the file was taken away or cut meanwhile"), str(self._path))
             if size > offset:
                 os.ftruncate(self._handle, offset)
         _write_at(self._handle, data, offset)

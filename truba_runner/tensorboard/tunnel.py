@@ -63,18 +63,24 @@ class Tunnel:
             if ended.is_set():
                 return
             if told == IDLE:
-                print("nobody looked at the page for a while: ended. The same command starts it again")
+                print(_("nobody looked at the page for a while: ended. The same command starts it again"))
                 return
             lost_in_vain = lost_in_vain + 1 if told is None else 0
             short_lives = short_lives + 1 if told == "" and time.monotonic() - began < _SHORT_SECONDS else 0
             login = self._connection.login
             if short_lives == _SHORT_LIVES:
                 raise Failed(
-                    f"the server at {login} ends soon after its start, {_SHORT_LIVES} times in a row: perhaps the node "
-                    "allows no such process. With --pull the files are followed instead."
+                    _(
+                        "the server at {login} ends soon after its start, {times} times in a row: perhaps the node "
+                        "allows no such process. With --pull the files are followed instead.",
+                        login=login,
+                        times=_SHORT_LIVES,
+                    )
                 )
             if lost_in_vain == 0:
-                print(f"the connection to {login} is lost; trying again (Ctrl-C ends it)", file=sys.stderr)
+                print(
+                    _("the connection to {login} is lost; trying again (Ctrl-C ends it)", login=login), file=sys.stderr
+                )
             ended.wait(_PAUSES_SECONDS[min(lost_in_vain, len(_PAUSES_SECONDS) - 1)])
 
     def _one_life(self, ready: Callable[[str], None]) -> str | None:
@@ -95,7 +101,7 @@ class Tunnel:
             if first:
                 ready(f"http://127.0.0.1:{self._port}/")
             else:
-                print("there it is again", file=sys.stderr, flush=True)
+                print(_("there it is again"), file=sys.stderr, flush=True)
             while process.poll() is None and not self._ended.wait(_HEARTBEAT_SECONDS):
                 _beat(process)
         finally:
@@ -115,13 +121,17 @@ class Tunnel:
             if not first:
                 return None
             raise Failed(
-                f"there is no connection to {login}: ssh's own words stand above. Does ssh {login} work, and the VPN?"
+                _(
+                    "there is no connection to {login}: ssh's own words stand above. Does ssh {login} work, and the "
+                    "VPN?",
+                    login=login,
+                )
             )
         if status == NOT_FOUND:
             raise Failed(not_found(login))
         if status == NO_CONNECTION or status > _SIGNALLED or status < 0:
             return ""
-        raise Failed(f"there is no server at {login}: its own words stand above")
+        raise Failed(_("there is no server at {login}: its own words stand above", login=login))
 
     def _lead_to(self, far_socket: str, process: Popen[bytes]) -> bool:
         """Forwards the local port; the first time one is chosen, and then kept: the page goes on asking there.
@@ -151,8 +161,11 @@ class Tunnel:
             now = time.monotonic()
             if now - asked < _ANSWER_SECONDS and now - began > _REFUSED_SECONDS:
                 raise Failed(
-                    f"{login} does not let ssh reach the server's socket: its sshd is older than OpenSSH 6.7, or has "
-                    "AllowStreamLocalForwarding switched off. With --pull the files are followed instead."
+                    _(
+                        "{login} does not let ssh reach the server's socket: its sshd is older than OpenSSH 6.7, or "
+                        "has AllowStreamLocalForwarding switched off. With --pull the files are followed instead.",
+                        login=login,
+                    )
                 )
             if now - began > _SILENT_SECONDS:
                 raise Failed(
