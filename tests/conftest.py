@@ -3,11 +3,53 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
+# What takes longest, longest first, those that wait for Slurm beside those that compute. With tests/run's
+# --no-loadscope-reorder files are begun in this order, and the short ones, all others, fill up the end.
+LONG_FILES = [
+    "slurm/test_tensorboard_from_laptop.py",
+    "backends/test_keras_nodes.py",
+    "slurm/test_interruptions.py",
+    "slurm/test_broken_on_purpose.py",
+    "slurm/test_fastai_on_slurm.py",
+    "backends/test_keras_resume.py",
+    "slurm/test_environments_on_slurm.py",
+    "backends/test_search_fastai.py",
+    "slurm/test_search_on_slurm.py",
+    "slurm/test_sweeps_on_slurm.py",
+    "backends/test_fastai_resume.py",
+    "slurm/test_testcluster.py",
+    "backends/test_search.py",
+    "slurm/test_main_job.py",
+    "backends/test_keras.py",
+    "slurm/test_multi_node.py",
+    "backends/test_keras_tutorial.py",
+    "slurm/test_why_on_slurm.py",
+    "backends/test_fastai_ranks.py",
+    "slurm/test_lr_find_on_slurm.py",
+    "slurm/test_never_lost_never_doubled.py",
+    "backends/test_fastai.py",
+    "backends/test_search_oracle.py",
+    "backends/test_fastai_data.py",
+    "backends/test_keras_find.py",
+]
+TESTS = Path(__file__).parent
+
 # Tests read what the program says in English, whoever runs them; their processes inherit it.
 os.environ["TRUBA_LANG"] = "en"
+# Threads of torch wait for each other asleep: spinning, they take the cores of what runs beside them, thrice as long.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a long file come before those of a short one; within a file they stay as they are."""
+    if gone := [name for name in LONG_FILES if not (TESTS / name).exists()]:
+        raise pytest.UsageError(f"tests/conftest.py puts {', '.join(gone)} first, which is gone: name it as it is now.")
+    places = {TESTS / name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

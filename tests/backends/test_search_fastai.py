@@ -20,11 +20,11 @@ ROOT = Path(__file__).resolve().parents[2]
 PETS = [
     "+experiment=pets", "data.name=crops", "data.workers=0", "data.options.size=32", "+data.options.item_size=40",
     "train.batch_size=8", "train.epochs=1", "job.options.arch=squeezenet1_1", "job.options.pretrained=false",
-    "tensorboard.enabled=false",
+    "tensorboard.enabled=false", "finish.plots=false",
 ]  # fmt: skip
 SEARCH = [
     *PETS, "sweep=hyperband", "sweep.max_epochs=2", "sweep.factor=2", "sweep.objective=val_error_rate",
-    "sweep.direction=min", "sweep.best_models=5",
+    "sweep.direction=min",
     "+sweep.space={train.learning_rate:{float:{min_value:1e-4,max_value:1e-2,sampling:log}}}",
 ]  # fmt: skip
 
@@ -53,14 +53,15 @@ def searched(folder: Path, name: str, *arguments: str) -> tuple[SearchDir, dict[
 
 
 def trained(folder: Path, name: str, *arguments: str) -> dict[str, Any]:
-    done = run(folder, *arguments, f"name={name}", "tensorboard.enabled=false")
+    done = run(folder, *arguments, f"name={name}", "tensorboard.enabled=false", "finish.plots=false")
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = (folder / "runs").glob(f"{name}-*")
     return result_of(path)
 
 
 def test_a_longer_fit_is_what_training_as_long_at_once_comes_to(tmp_path: Path) -> None:
-    search, trials = searched(tmp_path, "steady", "train.recipe=[{fit_one_cycle:{epochs:1}},{fit:{epochs:1}}]")
+    recipe = "train.recipe=[{fit_one_cycle:{epochs:1}},{fit:{epochs:1}}]"
+    search, trials = searched(tmp_path, "steady", recipe, "sweep.best_models=5")
     promoted = search.trial("0002")
     assert "goes on from epoch 3, step 0" in (promoted.logs / "trial_0_log.out").read_text()
     rate = trials["0002"]["hyperparameters"]["values"]["train.learning_rate"]

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import random
-import signal
-import time
 from typing import Any
 
 import pytest
 from cluster import Cluster
-from slow_run import SETTINGS, SLOW_JOB, Run, check_same
+from slow_run import SLOW_JOB, Run, check_same
 from truba import Truba, events, run_dirs
 
 LIMITED = "test_a_time_limit_is_reached_twice"
@@ -64,29 +60,6 @@ def test_preemption_by_a_better_partition(truba: Truba, whole: Any) -> None:
     check_same(run, whole, restarts=1, steps_lost=0)
 
 
-@pytest.mark.slow
-def test_kills_at_twenty_one_random_moments(truba: Truba) -> None:
-    # Saved after every step: half of the time a kill finds a save under way. Slurm lets a requeued job wait for ten
-    # seconds, so three runs are killed in turns.
-    settings = ["train.epochs=16", "checkpoint.every_steps=1"]
-    name = truba.project.name
-    whole, *runs = (Run(Truba(truba.cluster, f"{name}-{number}"), *settings) for number in range(4))
-    moments = random.Random(20)
-    for start in range(1, 8):
-        for run in runs:
-            run.wait_for_step(start)
-            assert not (run.path / "result.json").exists(), f"the run was over after {start - 1} kills"
-            time.sleep(moments.uniform(0, 0.4))  # The moment is the test's subject.
-            for process in run.workers():
-                os.kill(process, signal.SIGKILL)
-    expected = whole.finish()
-    for run in runs:
-        result = run.finish()
-        assert result["restarts"] == 7
-        assert result["weights_sha256"] == expected["weights_sha256"] and result["metrics"] == expected["metrics"]
-        assert run.history() == whole.history()
-
-
 def test_a_cancelled_run_stays_cancelled_and_goes_on_when_it_is_submitted_again(truba: Truba, whole: Any) -> None:
     run = Run(truba)
     run.wait_for_step(1)
@@ -124,14 +97,6 @@ def test_a_node_that_goes_down(truba: Truba, whole: Any) -> None:
         check_same(run, whole, restarts=1)
     finally:
         truba.cluster.node_up(node)
-
-
-def test_the_drill(truba: Truba) -> None:
-    truba.write("jobs/slow.py", SLOW_JOB)
-    done = truba("drill", "+experiment=mnist", *SETTINGS, truba.runs_folder(), "--json", timeout=600)
-    assert done.returncode == 0, done.stderr + done.stdout
-    report = json.loads(done.stdout[done.stdout.index("{") :])
-    assert report["same_weights"] and report["same_history"] and (report["restarts"], report["requeues"]) == (2, 1)
 
 
 @pytest.mark.slow

@@ -40,6 +40,7 @@ class Truba:
             "XDG_STATE_HOME": str(self.project / "state"),
             "COLUMNS": "250",
             "TRUBA_LANG": "en",
+            "OMP_WAIT_POLICY": "PASSIVE",  # As in tests/conftest.py; a user of the cluster begins without it.
         }
 
     def write(self, name: str, text: str, executable: bool = False) -> Path:
