@@ -15,7 +15,7 @@ from truba_runner.language import _, marked
 # What a checkpoint's signature holds, by its keys.
 _NAMES = {
     "batch_size": marked("batch size"),
-    "devices": marked("devices"),
+    "devices": marked("number of devices"),
     "examples": marked("examples"),
     "names_of_the_examples": marked("names of the examples"),
     "nodes": marked("nodes"),
