@@ -280,6 +280,7 @@ def test_a_job_that_the_kernel_killed_for_its_memory(states: States) -> None:
 
 
 def test_runs_with_the_same_reason_are_told_of_together(states: States) -> None:
+    states.cluster.wait_for_state(states.jobs["better"], "COMPLETED", in_accounting=True)
     said = states.runs.said("exit-segfault", "qos-jobs", "fills-orfoz", "running", "better", "ended-without-result")
     (together,) = [block for block in said.split("\n\n") if block.startswith("2 runs FAILED: ")]
     assert "better-1" in together and "ended-without-result-1" in together and "State=COMPLETED" in together
@@ -322,6 +323,7 @@ def test_the_doctor_has_nothing_against_a_partition_that_is_as_it_should_be(stat
 
 
 def test_what_was_used_and_what_is_left(states: States) -> None:
+    states.cluster.wait_for_state(states.jobs["better"], "COMPLETED", in_accounting=True)
     told = json.loads(states.runs.truba("usage", "--json", "--runs", str(states.runs.folder)).stdout)
     used = {row["name"]: row for row in told["usage"]}
     # It ran for five seconds on 40 cores and four GPUs.
