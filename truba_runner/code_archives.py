@@ -104,7 +104,7 @@ def _text(file: Path) -> bytes:
     try:
         stat = file.stat()
         return _read_once(file, stat.st_mtime_ns, stat.st_size)
-    except OSError:
+    except FileNotFoundError:  # Any other error must not make code look unneeded.
         return b""
 
 
