@@ -185,7 +185,7 @@ def main() -> None:
     if given.without_tensorflow:
         for kind in ("plain without TensorFlow", "plain without TensorFlow, no data server"):
             PYTHONS[kind] = given.without_tensorflow
-            given.kinds.append(kind)
+            given.kinds += [kind] if kind not in given.kinds else []
     for count in given.runs:
         with tempfile.TemporaryDirectory() as folder:
             make_runs(Path(folder), count)
