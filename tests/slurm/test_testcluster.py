@@ -262,6 +262,7 @@ def test_a_preempted_job_may_requeue_itself(cluster: Cluster) -> None:
 def test_a_preempted_job_that_ends_by_itself_is_not_requeued(cluster: Cluster) -> None:
     low = preempt_on_akya4(cluster, "trap 'exit 0' USR1; while :; do sleep 0.1; done")
     cluster.wait_for_state(low, "COMPLETED")
+    assert "Restarts=0" in cluster.run(["scontrol", "show", "job", low]).stdout
 
 
 def test_the_queue_commands_of_another_user_are_refused(cluster: Cluster) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from truba_runner.backends import Context, architectures
 from truba_runner.backends.fastai_devices import cores, set_precision
 from truba_runner.backends.fastai_streams import key, seed_all
-from truba_runner.backends.job_calls import accepted, call, imported
+from truba_runner.backends.job_calls import accepted, call, entry_of, imported, make
 from truba_runner.backends.photographs import Photographs, opened
 from truba_runner.errors import Failed, nearest
 from truba_runner.language import _
@@ -180,31 +180,11 @@ def build_learner(context: Context, data: Data, loaders: Any) -> Any:
 def _make(context: Context, key_: str, index: int, given: Any) -> Any:
     """A callback or a metric out of `NAME` or `{class_name: NAME, config: {…}}`; NAME with a dot is an import path."""
     where = f"{key_}[{index}]"
-    entry: Any = {"class_name": given} if isinstance(given, str) else given
-    if not isinstance(entry, Mapping) or not set(entry) <= {"class_name", "config"} or "class_name" not in entry:
-        raise Failed(
-            _(
-                "{where}={given}: write it as {{class_name: EarlyStoppingCallback, config: {{patience: 3}}}}.",
-                where=where,
-                given=given,
-            )
-        )
-    name, settings = str(entry["class_name"]), dict(entry.get("config") or {})
+    name, settings = entry_of(where, given, "EarlyStoppingCallback")
     found = imported(context, where, name) if "." in name else _own(context, where, name)
     if key_ == "train.metrics" and inspect.isfunction(found) and not settings and not name[:1].isupper():
         return found  # error_rate; fastai spells those that have to be made with a capital: F1Score().
-    try:
-        return found(**settings)
-    except (TypeError, ValueError) as error:
-        raise Failed(
-            _(
-                "{where}: {name} cannot be made with {settings}: {error}",
-                where=where,
-                name=name,
-                settings=settings,
-                error=" ".join(str(error).split()),
-            )
-        ) from error
+    return make(found, where, name, settings)
 
 
 def _own(context: Context, where: str, name: str) -> Any:

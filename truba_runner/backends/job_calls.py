@@ -61,6 +61,39 @@ def accepted(function: Callable[..., Any] | None, options: Mapping[str, Any]) ->
     return {name: value for name, value in options.items() if name in names}
 
 
+def entry_of(where: str, given: Any, example: str) -> tuple[str, dict[str, Any]]:
+    """The name and the settings out of `NAME` or `{class_name: NAME, config: {…}}`.
+
+    Raises:
+        truba_runner.errors.Failed: it is neither; `example` is a name that would do.
+    """
+    entry: Any = {"class_name": given} if isinstance(given, str) else given
+    if not isinstance(entry, Mapping) or not set(entry) <= {"class_name", "config"} or "class_name" not in entry:
+        form = f"{{class_name: {example}, config: {{patience: 3}}}}"
+        raise Failed(_("{where}={given}: write it as {form}.", where=where, given=given, form=form))
+    return str(entry["class_name"]), dict(entry.get("config") or {})
+
+
+def make(found: Callable[..., Any], where: str, name: str, settings: Mapping[str, Any]) -> Any:
+    """What a class makes with its settings.
+
+    Raises:
+        truba_runner.errors.Failed: it does not take them.
+    """
+    try:
+        return found(**settings)
+    except (TypeError, ValueError) as error:
+        raise Failed(
+            _(
+                "{where}: {name} cannot be made with {settings}: {error}",
+                where=where,
+                name=name,
+                settings=settings,
+                error=" ".join(str(error).split()),
+            )
+        ) from error
+
+
 def imported(context: Context, where: str, name: str) -> Any:
     """What `name`, an import path, stands for; `where` is the place in the config that it comes from.
 

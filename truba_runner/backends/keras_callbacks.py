@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner.backends import Context
-from truba_runner.backends.job_calls import imported
+from truba_runner.backends.job_calls import entry_of, imported, make
 from truba_runner.backends.keras_preprocessing import Preprocessing
 from truba_runner.errors import Failed, nearest
 from truba_runner.full_disk import whole
@@ -42,29 +42,9 @@ def make_callback(context: Context, index: int, given: Any) -> Any:
     import keras
 
     where = f"train.callbacks[{index}]"
-    entry: Any = {"class_name": given} if isinstance(given, str) else given
-    if not isinstance(entry, Mapping) or not set(entry) <= {"class_name", "config"} or "class_name" not in entry:
-        raise Failed(
-            _(
-                "{where}={given}: write it as {{class_name: EarlyStopping, config: {{patience: 3}}}}.",
-                where=where,
-                given=given,
-            )
-        )
-    name, settings = str(entry["class_name"]), dict(entry.get("config") or {})
+    name, settings = entry_of(where, given, "EarlyStopping")
     found = imported(context, where, name) if "." in name else _own(context, where, name)
-    try:
-        callback = found(**settings)
-    except (TypeError, ValueError) as error:
-        raise Failed(
-            _(
-                "{where}: {name} cannot be made with {settings}: {error}",
-                where=where,
-                name=name,
-                settings=settings,
-                error=" ".join(str(error).split()),
-            )
-        ) from error
+    callback = make(found, where, name, settings)
     if not isinstance(callback, keras.callbacks.Callback):
         raise Failed(
             _(
