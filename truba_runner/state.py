@@ -79,7 +79,8 @@ def state_of(run: RunDir, jobs: Mapping[str, Job] | None) -> RunState:
     job = _job_of(last_job_id(run), jobs or {})
     finder = None if progress else run.finder()
     if job is not None and job.live and not (finder and job.reason == _IN_VAIN):
-        return _among_others(run, progress, job) or RunState(job.state, live=True, job=job, why=_waits_for(run, job))
+        waits = RunState(job.state, live=True, job=job, why=_waits_for(run, progress, job))
+        return _among_others(run, progress, job) or waits
     if run.result():
         return RunState("COMPLETED", live=False, job=job)
     if finder and (why := has_no_rate(finder, jobs)):
@@ -126,7 +127,10 @@ def _among_others(run: RunDir, progress: Mapping[str, Any], job: Job) -> RunStat
     return RunState("FAILED", live=False, job=job, why=_why(progress)) if progress.get("state") == "failed" else None
 
 
-def _waits_for(run: RunDir, job: Job) -> str:
+def _waits_for(run: RunDir, progress: Mapping[str, Any], job: Job) -> str:
+    """What a job in the queue waits for, or why a run has failed whose job Slurm is still clearing away."""
+    if progress.get("state") == "failed":
+        return _why(progress)
     intent = _intent(run)
     if job.reason == _WAITS and intent.get("canary"):
         return _("held until {canary} has lived through its first epoch", canary=intent["canary"])

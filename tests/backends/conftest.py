@@ -52,5 +52,5 @@ def asking(program: str) -> Iterator[runs.Ask]:
 
     yield ask
     stdin.close()
-    assert process.wait(60) == 0
+    assert process.wait(240) == 0
     stdout.close()

@@ -300,7 +300,7 @@ def test_packing_is_repeatable_on_any_number_of_cores(
 def test_of_two_jobs_at_once_one_packs_and_the_other_waits_for_it(
     crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    both = threading.Barrier(2, timeout=60)
+    both = threading.Barrier(2, timeout=240)
     counts = []
 
     def run() -> None:

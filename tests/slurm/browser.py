@@ -45,7 +45,7 @@ class Browser:
         self._process.stdin.write(json.dumps(message).encode() + b"\0")
         self._process.stdin.flush()
         with self._arrived:
-            assert self._arrived.wait_for(lambda: number in self._answers, 60), f"no answer to {method}"
+            assert self._arrived.wait_for(lambda: number in self._answers, 240), f"no answer to {method}"
             answer = self._answers.pop(number)
         assert "error" not in answer, (method, answer)
         result: dict[str, Any] = answer["result"]
@@ -59,7 +59,7 @@ class Browser:
         assert "exceptionDetails" not in told, told
         return told["result"].get("value")
 
-    def wait_until(self, expression: str, seconds: float = 60) -> Any:
+    def wait_until(self, expression: str, seconds: float = 240) -> Any:
         """Until a JavaScript expression is true, looked at whenever the document changes."""
         return self.evaluate(
             f"""new Promise((done, failed) => {{
@@ -71,7 +71,7 @@ class Browser:
             }})"""
         )
 
-    def wait_for_answer(self, part_of_url: str, wanted: Callable[[Any], Any], seconds: float = 60) -> Any:
+    def wait_for_answer(self, part_of_url: str, wanted: Callable[[Any], Any], seconds: float = 240) -> Any:
         """Until the page has been answered JSON, by an address with that in it, of which `wanted` is true."""
         deadline = time.monotonic() + seconds
         urls: dict[str, str] = {}
@@ -95,7 +95,7 @@ class Browser:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(20)
+        self._process.wait(240)
 
     def _read(self) -> None:
         assert self._process.stdout is not None

@@ -15,7 +15,7 @@ import pytest
 
 TESTCLUSTER = Path(__file__).resolve().parents[2] / "slurm" / "testcluster"
 EXIT_UNAVAILABLE = 77
-START_TIMEOUT_SECONDS = 120.0
+START_TIMEOUT_SECONDS = 300.0
 POLL_SECONDS = 0.1
 # The states after which Slurm does not requeue a job.
 ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY"})
@@ -75,7 +75,7 @@ class Cluster:
         assert self._keeper.stdout is not None and self._keeper.stderr is not None
         self._close_input()
         try:
-            self._keeper.wait(10)
+            self._keeper.wait(240)
         except subprocess.TimeoutExpired:
             self._keeper.kill()
             self._keeper.wait()
@@ -129,7 +129,7 @@ class Cluster:
         user: str = "ayse",
         cwd: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
-        timeout: float = 60,
+        timeout: float = 240,
         check: bool = True,
         input: str | None = None,
     ) -> subprocess.CompletedProcess[str]:
@@ -199,9 +199,11 @@ class Cluster:
         return [line.split()[0] for line in answer.stdout.splitlines() if line.strip()]
 
     def wait_for_state(
-        self, job_id: str, states: str | Collection[str], timeout: float = 90, *, in_accounting: bool = False
+        self, job_id: str, states: str | Collection[str], timeout: float = 240, *, in_accounting: bool = False
     ) -> str:
         """Wait until a job (every task of an array) is in one of the states, such as `COMPLETED`, and return that.
+
+        Accounting may know how a job ended while its nodes are still being cleared: that is waited for too.
 
         Raises:
             AssertionError: it has ended in another state.
@@ -211,7 +213,8 @@ class Cluster:
         deadline = time.monotonic() + timeout
         while True:
             seen = self.states(job_id, in_accounting=in_accounting)
-            if seen and wanted.issuperset(seen):
+            cleared = not in_accounting or "COMPLETING" not in self.states(job_id)
+            if seen and wanted.issuperset(seen) and cleared:
                 return seen[0]
             if seen and not in_accounting and ENDED.issuperset(seen):
                 raise AssertionError(f"job {job_id} ended {seen}, not {sorted(wanted)}\n{self._describe(job_id)}")
@@ -220,7 +223,7 @@ class Cluster:
                 raise TimeoutError(f"{late}\n{self._describe(job_id)}")
             time.sleep(POLL_SECONDS)
 
-    def wait_for_reason(self, job_id: str, timeout: float = 30) -> None:
+    def wait_for_reason(self, job_id: str, timeout: float = 240) -> None:
         """Wait until the scheduler has looked at a job that waits, and has said why.
 
         Raises:
@@ -243,16 +246,16 @@ class Cluster:
 
     def node_down(self, name: str) -> None:
         """Fail a node as a loss of power does: its processes and its network are gone at once, unannounced."""
-        subprocess.run([TESTCLUSTER / "node", "--cluster", self.folder, "down", name], check=True, timeout=60)
+        subprocess.run([TESTCLUSTER / "node", "--cluster", self.folder, "down", name], check=True, timeout=240)
 
-    def node_up(self, name: str, timeout: float = 60) -> None:
+    def node_up(self, name: str, timeout: float = 240) -> None:
         """Start a node that was taken down, and wait until the controller has heard from it and can use it again.
 
         Raises:
             TimeoutError: it could not within `timeout` seconds.
         """
         heard_of_before = self._slurmd_start_time(name)
-        subprocess.run([TESTCLUSTER / "node", "--cluster", self.folder, "up", name], check=True, timeout=60)
+        subprocess.run([TESTCLUSTER / "node", "--cluster", self.folder, "up", name], check=True, timeout=240)
         deadline = time.monotonic() + timeout
         while self._slurmd_start_time(name) == heard_of_before and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
@@ -262,7 +265,7 @@ class Cluster:
         shown = self.run(["scontrol", "--oneliner", "show", "node", name], user="root").stdout
         return shown.partition("SlurmdStartTime=")[2].split()[0]
 
-    def wait_for_node(self, name: str, states: Collection[str], timeout: float = 60) -> str:
+    def wait_for_node(self, name: str, states: Collection[str], timeout: float = 240) -> str:
         """Wait until a node is in one of the states (sinfo's long names; `*` after one: it doesn't answer).
 
         Raises:

@@ -151,7 +151,7 @@ class Laptop:
 
     def close(self) -> None:
         self._sshd.terminate()
-        self._sshd.wait(20)
+        self._sshd.wait(240)
 
     # -- using it ----------------------------------------------------------------------------------------------
 
@@ -185,12 +185,12 @@ class Laptop:
             os.kill(pid, signal.SIGKILL)
         for program in self._programs:
             program.process.kill()
-            program.process.wait(20)
+            program.process.wait(240)
         self._programs.clear()
 
     def truba(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         argv = self.command(sys.executable, "-m", "truba_runner", *arguments, **variables)
-        return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL)
+        return subprocess.run(argv, capture_output=True, text=True, timeout=240, check=False, stdin=subprocess.DEVNULL)
 
     def browse(self) -> Browser:
         argv = self.command("/bin/sh", "-c", COMMAND, "sh", str(self.home / "browser"))
@@ -200,10 +200,10 @@ class Laptop:
     def get(self, url: str) -> subprocess.CompletedProcess[str]:
         """What an address on the laptop answers to a program of its user's."""
         program = (
-            "import sys, urllib.request as u; sys.stdout.write(u.urlopen(sys.argv[1], timeout=20).read().decode())"
+            "import sys, urllib.request as u; sys.stdout.write(u.urlopen(sys.argv[1], timeout=240).read().decode())"
         )
         argv = self.command(sys.executable, "-c", program, url)
-        return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(argv, capture_output=True, text=True, timeout=240, check=False)
 
     def processes(self, *words: str, uid: int = LEYLA) -> list[int]:
         """Process ids of a user on the laptop or the login node, whose command line has all the words."""
@@ -254,10 +254,10 @@ class Program:
             for line in stream:
                 self.told[name] += line
 
-    def wait_for(self, words: str, where: str = "err", seconds: float = 60) -> None:
+    def wait_for(self, words: str, where: str = "err", seconds: float = 240) -> None:
         wait_until(lambda: words in self.told[where], seconds, lambda: f"{words!r} is not in {self.told}")
 
-    def url(self, seconds: float = 60) -> str:
+    def url(self, seconds: float = 240) -> str:
         """The page that it has opened."""
         opened = self.laptop.home / "opened"
         wait_until(
@@ -273,7 +273,7 @@ class Program:
             for pid in self.laptop.processes(name):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGINT)
-        return self.process.wait(30)
+        return self.process.wait(240)
 
 
 def wait_until(condition: Callable[[], Any], seconds: float, why: Callable[[], Any] = lambda: "not in time") -> None:

@@ -173,7 +173,7 @@ def test_a_preemption(truba: Truba, whole: Any) -> None:
     run = SmallRun(truba, "resources.partition=lowprio")
     run.wait_for_step(1)
     better = truba.cluster.preempt(["akya1", "akya2", "akya3", "akya4"])
-    truba.cluster.wait_for_state(better, "COMPLETED", timeout=90)
+    truba.cluster.wait_for_state(better, "COMPLETED", timeout=240)
     check_same(run, whole, restarts=1, steps_lost=0)
 
 

@@ -56,7 +56,7 @@ def test_preemption_by_a_better_partition(truba: Truba, whole: Any) -> None:
     run = Run(truba, "resources.partition=lowprio")
     run.wait_for_step(1)
     better = truba.cluster.preempt(["akya1", "akya2", "akya3", "akya4"])
-    truba.cluster.wait_for_state(better, "COMPLETED", timeout=90)
+    truba.cluster.wait_for_state(better, "COMPLETED", timeout=240)
     check_same(run, whole, restarts=1, steps_lost=0)
 
 
@@ -79,7 +79,7 @@ def test_a_run_that_comes_no_further_is_given_up(truba: Truba) -> None:
     assert submitted.returncode == 0, submitted.stderr
     (path,) = run_dirs(truba.project)
     job_id = str(events(path)[1]["job_id"])
-    truba.cluster.wait_for_state(job_id, "FAILED", timeout=90, in_accounting=True)
+    truba.cluster.wait_for_state(job_id, "FAILED", timeout=240, in_accounting=True)
     # The job speaks the language of the command that has submitted it, and is understood in any.
     assert "başlangıç ilerleyemedi" in truba.status()[0]["why"]
     (told,) = json.loads(truba("why", path.name, "--json").stdout)

@@ -124,7 +124,7 @@ def test_a_job_whose_srun_fails_goes_back_into_the_queue_but_not_for_ever(truba:
         assert submitted.returncode == 0, submitted.stderr
     often, once = run_dirs(truba.project)
     for run in (often, once):
-        truba.cluster.wait_for_state(events(run)[1]["job_id"], "FAILED", timeout=90, in_accounting=True)
+        truba.cluster.wait_for_state(events(run)[1]["job_id"], "FAILED", timeout=240, in_accounting=True)
     rows = {row["run"]: row["why"] for row in truba.status()}
     assert "failing on purpose" in rows[once.name], "the second srun has started it"
     assert "Slurm could not start it" in rows[often.name]

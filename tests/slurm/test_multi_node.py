@@ -79,7 +79,7 @@ def test_a_fault_on_one_node_ends_the_job(cluster: Cluster) -> None:
     )  # fmt: skip
     assert submitted.returncode == 0, submitted.stderr
     (run,) = run_dirs(truba.project)
-    cluster.wait_for_state(events(run)[1]["job_id"], "FAILED", timeout=200)
+    cluster.wait_for_state(events(run)[1]["job_id"], "FAILED", timeout=240)
     logs = "".join(path.read_text() for path in (run / "logs").iterdir())
     assert "failing on purpose" in logs
     assert sum(event["event"] == "started" for event in events(run)) == 1

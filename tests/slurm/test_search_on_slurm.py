@@ -181,7 +181,7 @@ def test_a_search_trains_what_was_submitted_and_tells_of_a_fault_in_the_users_ow
     truba.write("helper.py", 'def begin():\n    raise ValueError(f"as in {__file__}")\n')
     search = HelpedSearch(truba, "sweep=random", "sweep.max_trials=3", "resources.gpus=1", "job.options.pause=0.2")
     (job_id,) = search.job_ids()
-    truba.cluster.wait_for_state(f"{job_id}", "FAILED", timeout=120)
+    truba.cluster.wait_for_state(f"{job_id}", "FAILED", timeout=240)
     own, job = truba.project / "helper.py", truba.project / "jobs" / "nothing.py"
     assert (
         f'File "{own}", line 2, in begin\n    raise ValueError' in search.log() and "/truba-60001" not in search.log()

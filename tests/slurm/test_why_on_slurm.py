@@ -229,7 +229,7 @@ def test_every_reason_that_this_slurm_can_give_is_in_the_table() -> None:
 
 
 def test_jobs_that_wait(states: States) -> None:
-    told = states.ask_until(list(WAITING), seconds=60)
+    told = states.ask_until(list(WAITING), seconds=240)
     assert {name: told[name]["findings"][0]["reason"] for name in WAITING} == {name: name for name in WAITING}
     for name, words in {
         "account-cores": "GrpTRES cpu=40, 40 in use",
@@ -251,17 +251,17 @@ def test_jobs_that_wait(states: States) -> None:
 
 
 def test_the_estimated_start_is_slurms(states: States) -> None:
-    told = states.ask_until(["resources"], seconds=30)["resources"]["estimated_start"]
+    told = states.ask_until(["resources"], seconds=240)["resources"]["estimated_start"]
     expected = states.root("squeue", "--start", "--noheader", "--format=%S", f"--jobs={states.jobs['resources']}")
     # Slurm works it out anew every few seconds.
     moments = [time.mktime(time.strptime(one.strip(), "%Y-%m-%dT%H:%M:%S")) for one in (told, expected)]
-    assert abs(moments[0] - moments[1]) < 30
+    assert abs(moments[0] - moments[1]) < 120
     assert told.replace("T", " ") in states.runs.said("resources")
 
 
 def test_jobs_that_have_ended(states: States) -> None:
     at_once = [*ENDED, *LOGS, "cancelled-by-you", "cancelled-by-other", "memory-in-log"]
-    told = states.ask_until([*at_once, "preempted", "node-failed"], seconds=60)
+    told = states.ask_until([*at_once, "preempted", "node-failed"], seconds=240)
     assert {name: row["findings"][0]["reason"] for name, row in told.items()} == {name: name for name in told}
     for name, line in LOGS.items():
         (on, *_) = told[name]["findings"][0]["evidence"]
@@ -274,7 +274,7 @@ def test_jobs_that_have_ended(states: States) -> None:
 
 @pytest.mark.skipif(not MEMORY_CGROUPS.is_dir(), reason="Linux has no memory control groups of version 1 here")
 def test_a_job_that_the_kernel_killed_for_its_memory(states: States) -> None:
-    told = states.ask_until(["memory"], seconds=60)["memory"]
+    told = states.ask_until(["memory"], seconds=240)["memory"]
     assert told["findings"][0]["reason"] == "memory" and "OUT_OF_MEMORY" in evidence(told), told
     assert "ReqMem=50M" in evidence(told)
 
@@ -296,7 +296,7 @@ def test_a_turkish_speaker_reads_turkish_and_programs_the_same(states: States) -
 
 
 def test_the_doctor_sees_what_is_out_of_order(states: States) -> None:
-    done = states.runs.truba("doctor", "--json", "cluster=testcluster", "resources.partition=debug", timeout=60)
+    done = states.runs.truba("doctor", "--json", "cluster=testcluster", "resources.partition=debug", timeout=240)
     found = json.loads(done.stdout)
     by_subject: dict[str, list[dict[str, str]]] = {}
     for one in found:
@@ -317,7 +317,7 @@ def test_the_doctor_sees_what_is_out_of_order(states: States) -> None:
 
 
 def test_the_doctor_has_nothing_against_a_partition_that_is_as_it_should_be(states: States) -> None:
-    done = states.runs.truba("doctor", "cluster=testcluster", timeout=60)
+    done = states.runs.truba("doctor", "cluster=testcluster", timeout=240)
     assert done.returncode == 0, done.stdout
     assert "nothing that prevents work is wrong" in done.stdout
 

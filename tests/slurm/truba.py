@@ -55,7 +55,7 @@ class Truba:
         return self.cluster.popen(argv, user=self.user, cwd=self.project, env=self.environment | variables)
 
     def __call__(
-        self, *arguments: str, program: list[str] | None = None, timeout: float = 120, **variables: str
+        self, *arguments: str, program: list[str] | None = None, timeout: float = 240, **variables: str
     ) -> subprocess.CompletedProcess[str]:
         argv = [sys.executable, *(program or ["-m", "truba_runner"]), *arguments]
         return self.cluster.run(

@@ -141,7 +141,7 @@ def test_it_is_copied_every_so_often_and_at_the_end_whatever_ends_it(tmp_path: P
     (tmp_path / "node").mkdir()
     with pytest.raises(KeyboardInterrupt), board.opened(given(tmp_path, sync_seconds=0.05)) as told:
         tell(told, 1)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 240
         while not (tmp_path / "tensorboard" / "train" / event_files.OWN).exists():
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -207,9 +207,9 @@ def test_a_kill_takes_no_more_than_an_interval_along(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with log.open("w") as out:
         process = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], stdout=out, env=environment)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     # For some intervals, the first copy being made at once.
-    while not (first := log.read_text().split()[1:2]) or time.time() < float(first[0]) + 2.5:
+    while not (first := log.read_text().split()[1:2]) or time.time() < float(first[0]) + 6:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -218,7 +218,7 @@ def test_a_kill_takes_no_more_than_an_interval_along(tmp_path: Path) -> None:
     lines = [line.split() for line in log.read_text().splitlines() if len(line.split()) == 2]
     there = steps(tmp_path / "tensorboard")
     # A copy takes its time too, on a machine that others use.
-    due = max(int(number) for number, at in lines if float(at) < killed - 0.5 - 1.0)
+    due = max(int(number) for number, at in lines if float(at) < killed - 0.5 - 4)
     assert there == list(range(1, there[-1] + 1)) and due > 1 and there[-1] >= due
     assert not list((tmp_path / "node").iterdir())
 

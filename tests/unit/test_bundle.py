@@ -44,7 +44,7 @@ def run(
         environment["PYTHONPATH"] = pythonpath
     # No site: neither this project nor what it depends on is installed there.
     argv = [python, "-S", *arguments]
-    return subprocess.run(argv, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(argv, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
 
 
 @pytest.mark.parametrize(("version", "python"), list(pythons()), ids=[f"3.{minor}" for minor in MINORS])

@@ -31,7 +31,7 @@ def truba(tmp_path: Path):  # type: ignore[no-untyped-def]
             **variables,
         }
         argv = [sys.executable, "-m", "truba_runner", *arguments]
-        return subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+        return subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
 
     run.folder = folder  # type: ignore[attr-defined]
     return run

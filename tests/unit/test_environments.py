@@ -75,7 +75,7 @@ def test_a_container_shows_what_a_run_needs_and_each_path_once(experiment: Compo
 
 def bash(script: str, **variables: str) -> subprocess.CompletedProcess[str]:
     kept = {"PATH": "/usr/bin:/bin", **variables}
-    return subprocess.run(["bash", "-c", script], env=kept, capture_output=True, text=True, timeout=60)
+    return subprocess.run(["bash", "-c", script], env=kept, capture_output=True, text=True, timeout=240)
 
 
 def test_modules_are_purged_before_and_a_failure_ends_the_job() -> None:
@@ -120,7 +120,7 @@ def contained(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]
             env=environ,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
             start_new_session=True,
         )
 

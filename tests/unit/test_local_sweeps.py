@@ -71,7 +71,7 @@ def test_a_sweep_that_is_told_to_end_begins_no_other_run(project: Project, look:
     else:
         # A terminal tells all that it started.
         os.killpg(process.pid, word)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 1 and "3 runs, 1 interrupted, 2 left" in out and "was told to end" in err, out + err
     (sweep,) = sweeps(project)
     assert [row["state"] for row in rows(look, sweep)] == ["INTERRUPTED", "NOT_BEGUN", "NOT_BEGUN"]

@@ -64,7 +64,7 @@ class Project:
 
     def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         process = self.start(*arguments)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=240)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def search(self, *arguments: str) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def test_a_search_that_is_told_to_end_goes_on_where_it_was(project: Project) -> 
     process = project.start(*settings)
     wait_until(lambda: len(project.told()) >= 2)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 1 and "is not over" in err, out + err
     told = len(project.told())
     open_before = list(project.state()["open"])
@@ -214,7 +214,7 @@ def scores(project: Project) -> dict[str, float]:
     return {name: trial["score"] for name, trial in project.state()["trials"].items()}
 
 
-def wait_until(condition: Any, seconds: float = 60) -> None:
+def wait_until(condition: Any, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -327,7 +327,7 @@ def test_a_disk_that_is_full_breaks_nothing(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     script = f"mount -t tmpfs -o size=1m none {disk} && exec {sys.executable} {__file__} {disk}"
-    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=150)
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -342,7 +342,7 @@ def on_a_small_disk(folder: Path) -> None:
                 filler.write(bytes(512))
         except OSError:
             pass
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 1 and "No space left" in out + err, out + err
     assert "Traceback" not in err, err
     told = project.told()

@@ -32,6 +32,12 @@ def test_a_job_in_the_queue_is_live_in_slurms_own_word(run: RunDir, word: str) -
     assert (state.state, state.live, state.why) == (word, True, "Priority")
 
 
+def test_why_a_run_failed_is_told_while_slurm_still_clears_its_job_away(run: RunDir) -> None:
+    progress(run, state="failed", error={"type": "Failed", "message": "the disk is full"})
+    state = state_of(run, {"7": Job("7", "COMPLETING", reason="NonZeroExitCode")})
+    assert (state.live, state.why) == (True, "the disk is full")
+
+
 def test_a_result_means_completed_even_where_slurm_has_forgotten(run: RunDir) -> None:
     run.write_result({"metrics": {}, "steps": 1})
     assert state_of(run, {}).state == "COMPLETED"

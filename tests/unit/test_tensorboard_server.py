@@ -535,14 +535,14 @@ def test_a_browser_that_is_waited_for_keeps_nobody_waiting(
 
     def open_page(url: str) -> bool:
         opened.set()
-        return not closed.wait(60)
+        return not closed.wait(240)
 
     monkeypatch.setattr("webbrowser.open", open_page)
     tensorboard._show(tensorboard._options().parse_args([]), "http://127.0.0.1:1/")
-    assert opened.wait(20) and not closed.is_set()
+    assert opened.wait(240) and not closed.is_set()
     closed.set()
     (thread,) = (thread for thread in threading.enumerate() if thread.name == "browser")
-    thread.join(20)
+    thread.join(240)
     assert "no browser could be started" in capsys.readouterr().err
 
 

@@ -13,15 +13,15 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_a_wheel_is_complete(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT)]
-    subprocess.run(build, check=True, timeout=120)
+    subprocess.run(build, check=True, timeout=240)
     (wheel,) = tmp_path.glob("*.whl")
     site = tmp_path / "site"
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, timeout=120)
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, timeout=240)
     empty = tmp_path / "empty"
     empty.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(site), "TRUBA_CLUSTER": "truba"}
     argv = [sys.executable, "-m", "truba_runner", "+experiment=mnist", "dry_run=true"]
-    done = subprocess.run(argv, cwd=empty, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(argv, cwd=empty, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "--gres=gpu:1" in done.stdout
     turkish = [sys.executable, "-m", "truba_runner", "status", "--runs", str(empty)]

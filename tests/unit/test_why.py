@@ -277,7 +277,7 @@ def test_runs_are_grouped_by_reason_the_largest_group_first(tmp_path: Path) -> N
 def why(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": "/nonexistent", **variables}
     argv = [sys.executable, "-m", "truba_runner", "why", *arguments, "--runs", str(folder)]
-    return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=240)
 
 
 def test_local_and_damaged_runs_on_the_command_line(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 # shellcheck shell=bash
 # Starting the daemons of a cluster, inside its namespaces. Sourced by init; CLUSTER is set.
 
+# What a daemon may take to answer: a tenth of a second on a quiet machine, many on a crowded one.
+DAEMON_SECONDS=120
+
 boot() {
   export SLURM_CONF=$CLUSTER/etc/slurm.conf
   export TRUBA_SCRATCH=$CLUSTER/scratch # job_submit.lua, inside slurmctld, asks for it
@@ -13,7 +16,7 @@ boot() {
   start_mariadb
   start_slurmdbd
   start_slurmctld
-  wait_until 60 all_nodes_idle
+  wait_until "$DAEMON_SECONDS" all_nodes_idle
 }
 
 wait_until() { # SECONDS COMMAND… : run it until it succeeds
@@ -32,7 +35,7 @@ stop_by_pid_file() { # FILE
   local pid
   pid=$(<"$1")
   kill "$pid"
-  wait_until 30 test ! -e "/proc/$pid"
+  wait_until "$DAEMON_SECONDS" test ! -e "/proc/$pid"
 }
 
 write_configuration() {
@@ -69,12 +72,12 @@ start_munge() {
   chmod 400 "$CLUSTER/munge/munge.key"
   munged --key-file="$CLUSTER/munge/munge.key" --pid-file=/run/munge/munged.pid --log-file="$CLUSTER/munge/munged.log" \
     --seed-file="$CLUSTER/munge/munged.seed"
-  wait_until 10 munge --no-input
+  wait_until "$DAEMON_SECONDS" munge --no-input
 }
 
 start_slurmctld() {
   slurmctld
-  wait_until 30 controller_answers
+  wait_until "$DAEMON_SECONDS" controller_answers
   touch "$CLUSTER/state/controller-is-up"
 }
 

@@ -19,7 +19,7 @@ prepare_database() {
   local cache temporary
   cache=$(cached_database)
   if [ -d "$cache" ]; then
-    cp -a --sparse=always "$cache" "$CLUSTER/database"
+    cp -a --sparse=always "$cache/." "$CLUSTER/database"
     return
   fi
   mariadb-install-db --no-defaults --datadir="$CLUSTER/database" --user=root --skip-test-db --innodb-log-file-size=4M \
@@ -45,12 +45,12 @@ start_mariadb() {
     --pid-file=/run/mysqld/mysqld.pid --user=root --skip-log-bin --skip-name-resolve --performance-schema=OFF \
     --innodb-buffer-pool-size=64M --innodb-log-file-size=4M --innodb-flush-log-at-trx-commit=0 --innodb-flush-method=nosync \
     --innodb-lock-wait-timeout=900 </dev/null >>"$CLUSTER/log/mariadb.log" 2>&1 &
-  wait_until 30 test -S "$MARIADB_SOCKET"
+  wait_until "$DAEMON_SECONDS" test -S "$MARIADB_SOCKET"
 }
 
 start_slurmdbd() {
   slurmdbd
-  wait_until 30 sacctmgr --noheader list cluster
+  wait_until "$DAEMON_SECONDS" sacctmgr --noheader list cluster
 }
 
 create_accounts() {

@@ -11,9 +11,18 @@ make_private_view() {
   mkdir -p /run/netns /run/lock
   ln -s "$CLUSTER" /run/truba-testcluster
   mount -t tmpfs -o mode=1777 tmpfs /dev/shm
+  keep_records_in_memory
   create_users
   replace_etc_files
   expose_to_users
+}
+
+# What the daemons write goes with the cluster. They wait for the disk at each record, on a busy one for half a minute.
+keep_records_in_memory() {
+  local folder
+  for folder in database state spool; do
+    mount -t tmpfs -o mode=755 tmpfs "$CLUSTER/$folder"
+  done
 }
 
 create_users() {
