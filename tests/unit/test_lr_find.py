@@ -83,6 +83,12 @@ def test_what_does_not_go_with_a_job_before_each_run(experiment: Compose, asked:
     assert f"sweep.{asked}" in str(problem) and words in str(problem)
 
 
+def test_a_finders_time_where_there_is_none_is_told(experiment: Compose) -> None:
+    (told,) = rules.warnings(experiment("sweep.finder_time=30m"))
+    assert "sweep.finder_time=30m: only sweep=lr_find starts a finder" in told
+    assert not list(rules.warnings(experiment("sweep=lr_find", "sweep.finder_time=30m")))
+
+
 def test_a_runs_id_is_that_of_what_it_takes_whoever_looks(experiment: Compose) -> None:
     of_sweep = lr_find.with_default(experiment("sweep=lr_find"))
     alone = experiment("train.lr_find=valley")

@@ -455,6 +455,25 @@ def test_a_page_looks_for_new_runs_when_all_are_over(
     assert len(looks) == (3 if for_new_ones else 1)
 
 
+@pytest.mark.parametrize("goes_well_after", [1, 2, 3])
+def test_files_that_could_not_be_read_do_not_end_a_follow_unless_it_is_so_again_and_again(
+    goes_well_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    puller = pulling.Puller(FarEnd(), [], tmp_path, "truba", "", checkpoints=False)  # type: ignore[arg-type]
+    failures = [pulling.Incomplete("alpha.png: Input/output error")] * goes_well_after
+    monkeypatch.setattr(puller, "once", lambda: failures and raise_(failures.pop()))
+    if goes_well_after < 3:
+        puller.follow(0.01, threading.Event())
+        assert capsys.readouterr().err.count("Input/output error\nIt is tried again") == goes_well_after
+    else:
+        with pytest.raises(Failed, match="Input/output error"):
+            puller.follow(0.01, threading.Event())
+
+
+def raise_(error: Exception) -> None:
+    raise error
+
+
 def test_old_checkpoints_go_from_a_copy_as_they_do_from_the_run(tmp_path: Path) -> None:
     run = made(tmp_path, "mnist-0000000a", 1)
     run.write_config({**run.read_config(), "checkpoint": {"keep": 2}})
@@ -478,7 +497,7 @@ def test_old_checkpoints_go_from_a_copy_as_they_do_from_the_run(tmp_path: Path) 
         (11, "write failed: Aygıtta boş yer kalmadı", pulling.DiskFull),
         (12, "bash: line 1: rsync: command not found", Failed),
         (127, "rsync: remote command not found", Failed),
-        (23, "Permission denied", Failed),
+        (23, "Permission denied", pulling.Incomplete),
     ],
 )
 def test_what_rsyncs_end_means(

@@ -65,6 +65,8 @@ def warnings(experiment: Experiment) -> Iterator[str]:
     if keys and experiment.cluster.scheduler != "slurm":
         named = ", ".join(f"sweep.{key}" for key in keys)
         yield _("{keys}: on this machine the runs train one after the other.", keys=named)
+    if sweep.finder_time and sweep.kind != lr_find.KIND:
+        yield _("sweep.finder_time={time}: only sweep=lr_find starts a finder before each run.", time=sweep.finder_time)
 
 
 def _finder_problems(experiment: Experiment) -> Iterator[Problem]:

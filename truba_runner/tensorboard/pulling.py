@@ -37,16 +37,20 @@ _OF_A_SEARCH = (
 _SILENCE_SECONDS = 60
 # Which runs there are is asked again after so long.
 _LIST_EVERY_SECONDS = 60.0
-# A login node may have a bad moment; runs that are gone there are gone for good.
-_MOST_NOT_LISTED = 3
+# A login node may have a bad moment, as may its disk; runs that are gone there are gone for good.
+_MOST_NOT_LISTED = _MOST_INCOMPLETE = 3
 _PAUSES_SECONDS = (1, 2, 4, 8, 15, 30)
 # rsync's exit statuses.
-_FILE_ERROR, _SIGNALLED, _VANISHED = 11, 20, 24
+_FILE_ERROR, _SIGNALLED, _PARTLY, _VANISHED = 11, 20, 23, 24
 _CUT = {10, 12, _SIGNALLED, 30, 35, NO_CONNECTION}
 
 
 class Cut(Exception):
     """The connection is lost, or a Ctrl-C has reached rsync."""
+
+
+class Incomplete(Failed):
+    """The far end could not read all of the files."""
 
 
 class DiskFull(Exception):
@@ -138,18 +142,23 @@ class Puller:
 
         `for_new_ones`: also when all are over, but seldom, as there may be new ones of the same name.
         """
-        attempt = 0
+        attempt = incomplete = 0
         while not ended.is_set():
             pause = every_seconds
             try:
                 self.once()
                 if attempt:
                     say(_("it goes on"))
-                attempt = 0
+                attempt = incomplete = 0
                 if self.over():
                     if not for_new_ones:
                         return
                     pause = _LIST_EVERY_SECONDS
+            except Incomplete as error:
+                incomplete += 1
+                if incomplete == _MOST_INCOMPLETE:
+                    raise
+                say(f"{error}\n" + _("It is tried again (Ctrl-C ends it)."))
             except (Cut, DiskFull) as error:
                 # A Ctrl-C reaches rsync too, and sooner.
                 if ended.wait(1):
@@ -242,7 +251,8 @@ class Puller:
         if (done.returncode in _CUT or done.returncode < 0) and "not found" not in done.stderr:
             raise Cut
         if done.returncode not in {0, _VANISHED}:
-            raise Failed(
+            kind = Incomplete if done.returncode == _PARTLY else Failed
+            raise kind(
                 _("rsync could not copy from {login}: {error}", login=self._connection.login, error=done.stderr.strip())
             )
 
