@@ -80,4 +80,4 @@ def read_folder(folder: Path) -> tuple[list[str], list[int]]:
     files = sorted(path for label in LABELS for path in (folder / label).glob("*.txt"))
     if not files:
         raise ValueError(f"{folder} has no texts in pos and neg")
-    return [path.read_text() for path in files], [LABELS[path.parent.name] for path in files]
+    return [path.read_text(encoding="utf-8") for path in files], [LABELS[path.parent.name] for path in files]

@@ -21,6 +21,7 @@ from truba_runner.progress import Progress
 from truba_runner.rundir import RunDir
 
 JOB = '''
+import random
 import keras, numpy as np, tensorflow as tf
 from keras import layers
 
@@ -65,7 +66,8 @@ class Averaging(keras.callbacks.Callback):
         self.generator = tf.random.Generator.from_seed(3)
 
     def on_train_batch_end(self, batch, logs=None):
-        self.total = 0.9 * self.total + logs["loss"] * np.random.random() * float(self.generator.uniform(()))
+        chance = random.random() * np.random.random() * float(self.generator.uniform(()))
+        self.total = 0.9 * self.total + logs["loss"] * chance
 
     def on_epoch_begin(self, epoch, logs=None):
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))

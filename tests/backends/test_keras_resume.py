@@ -28,9 +28,21 @@ TRAINING, VALIDATION, EPOCHS = 13, 4, 4
 EPOCH = TRAINING + VALIDATION + 1
 AFTER = EPOCHS * EPOCH
 
+# No loss falls by 100: after the second epoch the rate is halved and left alone for an epoch, after the third it stops.
+STOPS_EARLY = [
+    {"class_name": "EarlyStopping", "config": {"patience": 2, "min_delta": 100, "restore_best_weights": True}},
+    {
+        "class_name": "ReduceLROnPlateau",
+        "config": {"factor": 0.5, "patience": 1, "min_delta": 100, "cooldown": 2},
+    },
+    {
+        "class_name": "ModelCheckpoint",
+        "config": {"filepath": "mine.weights.h5", "mode": "max", "save_best_only": True, "save_weights_only": True},
+    },
+]
 CONFIGS: dict[str, dict[str, Any]] = {
     "one device": {},
-    "32 steps an execution": {"train": {"steps_per_execution": 32}},
+    "32 steps an execution": {"train": {"steps_per_execution": 32, "callbacks": STOPS_EARLY}},
     "two devices, 4 steps an execution": {"train": {"steps_per_execution": 4}, "resources": {"gpus": 2}},
     "XLA, 4 steps an execution": {
         "train": {"steps_per_execution": 4, "jit_compile": True},
@@ -78,6 +90,11 @@ def history(folder: Path) -> list[dict[str, str]]:
     return [{name: cell for name, cell in zip(header, row, strict=True) if name != "seconds"} for row in rows]
 
 
+def seconds(folder: Path) -> list[float]:
+    header, *rows = [line.split(",") for line in (folder / "history.csv").read_text().splitlines()]
+    return [float(row[header.index("seconds")]) for row in rows]
+
+
 def told_to_tensorboard(folder: Path) -> list[tuple[str, str, int, bytes]]:
     """Folder, tag, step and value of every summary."""
     return sorted((kind, value.tag, step, value.SerializeToString()) for kind, step, value in told(folder))
@@ -91,6 +108,7 @@ def restored(folder: Path) -> list[tuple[int, int]]:
 
 def assert_same_results(folder: Path, reference: Path) -> None:
     ended, expected = RunDir(folder).result(), RunDir(reference).result()
+    assert sum(seconds(folder)) <= ended["seconds_training"] + 0.01, "the time of all starts together"
     for key in ("weights_sha256", "metrics", "epochs", "steps"):
         assert ended[key] == expected[key], key
     assert history(folder) == history(reference)
@@ -132,7 +150,8 @@ STOPS: dict[str, list[tuple[str, int]]] = {
         ("SIGUSR2", 1),
         ("SIGUSR2", 30),
     ],
-    "32 steps an execution": [("SIGUSR2", 1), ("SIGTERM", 2 + 2)],
+    # The last two come at the end of the second epoch, and of the third, with which the training ends.
+    "32 steps an execution": [("SIGUSR2", 1), ("SIGTERM", 2 + 2), ("SIGUSR2", 2), ("SIGTERM", 3)],
     "two devices, 4 steps an execution": [("SIGUSR2", 2), ("SIGTERM", 2 + 3)],
     "XLA, 4 steps an execution": [("SIGUSR2", 2)],
 }

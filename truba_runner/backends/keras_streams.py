@@ -25,8 +25,8 @@ def is_stream(split: Any) -> bool:
 class StreamPlan(Plan):
     """What `DataPlan` is for arrays: `begin` says which epoch an iterator that is made after it goes through.
 
-    `addressable`: whether an epoch's batches follow from its number, so that it can be gone through again. It holds
-    for PyDatasets and functions of the epoch; of a Dataset or a function without arguments only its author knows.
+    The batches of PyDatasets and functions of the epoch follow from its number, so that it can be gone through again;
+    of a Dataset or a function without arguments only its author knows.
     """
 
     def __init__(self, train: Train, name: str, split: Any, devices: int, batch_size: int) -> None:
@@ -45,7 +45,6 @@ class StreamPlan(Plan):
         self._epoch = 0
         self._seed = train.seed if name == "train" else None
         self._split = split
-        self.addressable = False
         # Keras says so at the end of the first epoch of whatever did not tell its length before.
         warnings.filterwarnings("ignore", message="Your input ran out of data")
         with tf.device("CPU:0"):
@@ -81,7 +80,6 @@ class StreamPlan(Plan):
                 )
             return self._split
         if isinstance(self._split, keras.utils.PyDataset):
-            self.addressable = True
             return self._py_dataset(self._split)
         if not callable(self._split):
             raise Failed(
@@ -98,7 +96,6 @@ class StreamPlan(Plan):
         import tensorflow as tf
 
         takes_epoch = bool(inspect.signature(function).parameters)
-        self.addressable = takes_epoch
 
         def elements() -> Iterator[Any]:
             made = function(self._epoch) if takes_epoch else function()
