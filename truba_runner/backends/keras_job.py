@@ -186,7 +186,7 @@ def _names(module: Any) -> set[str]:
     """What a loss or a metric may be called: classes in both spellings, and functions."""
     public = {name for name in dir(module) if callable(getattr(module, name)) and not name.startswith("_")}
     snakes = {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in public}
-    return {name for name in public | snakes if _has(module, name)} | ({"accuracy"} if "Accuracy" in public else set())
+    return {name for name in public | snakes if _has(module, name)}
 
 
 def _has(module: Any, name: str) -> bool:
