@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from truba_runner.composed import absolute, register, selector, typed
 from truba_runner.config_errors import FOREIGN, refuse_foreign_config, translated
 from truba_runner.errors import Failed, Problem, Refused
+from truba_runner.language import chosen
 from truba_runner.launch import check, launch
 from truba_runner.shipped import shipped
 from truba_runner.sweeps.sweeper_job import SweeperSubmitted
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
             raised.append(error)
 
     refuse_foreign_config()
-    sys.argv[1:] = arguments
+    sys.argv[1:] = [*arguments, *_help_in_the_users_language(arguments)]
     # Hydra then raises instead of printing an error of its own and exiting with 1.
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -53,6 +54,12 @@ def main(arguments: Sequence[str]) -> int:
             raise
         raise Refused(*_all_that_is_wrong(arguments, translated(error))) from error
     return 1 if any(outcome.action == "failed" for outcome in outcomes) else 0
+
+
+def _help_in_the_users_language(arguments: Sequence[str]) -> list[str]:
+    """What Hydra is told beside the arguments where they ask for its help: conf/hydra/help."""
+    asked = not {"--help", "-h"}.isdisjoint(arguments)
+    return ["hydra/help=truba_tr"] if asked and chosen() == "tr" else []
 
 
 def _all_that_is_wrong(overrides: Sequence[str], first: Problem) -> list[Problem]:

@@ -121,7 +121,15 @@ def _train(
     interruption: Interruption,
     code: SubmittedCode,
 ) -> dict[str, Any]:
-    print(f"run {run.id}, job {here.job_id}, on {platform.node()}, data {experiment.data.name}", flush=True)
+    told = _(
+        # why/case.py knows a start by it, in each language.
+        "run {run}, job {job_id}, on {node}, data {data}",
+        run=run.id,
+        job_id=here.job_id,
+        node=platform.node(),
+        data=experiment.data.name,
+    )
+    print(told, flush=True)
     # The backend first: it sets up its framework, which the job then imports.
     work = backends.load(experiment.job.backend, "find" if experiment.sweep.kind == lr_find.KIND else "train")
     record = run.submitted()

@@ -238,6 +238,10 @@ def test_hydras_own_options_keep_working(truba) -> None:  # type: ignore[no-unty
     helped = truba("--help")
     assert helped.returncode == 0 and "experiment: fraud, mnist" in helped.stdout and "dry_run=true" in helped.stdout
     assert all(f" {command} " in helped.stdout for command in commands())
+    turkish = truba("-h", "train.seed=3", TRUBA_LANG="tr").stdout
+    assert "hiperparametre araması" in turkish and "seed: 3" in turkish and "Powered" not in turkish
+    assert all(f" {command} " in turkish for command in commands())
+    assert "--to KLASÖR" in truba("keep", "--help", TRUBA_LANG="tr").stdout
     assert "experiment/mnist" in truba("--info", "defaults", "+experiment=mnist").stdout
     completed = truba("-sc", "query=bash", COMP_LINE="truba +experiment=mnist resources.par", COMP_POINT="99")
     assert "resources.partition=" in completed.stdout

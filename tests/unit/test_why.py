@@ -15,6 +15,7 @@ import pytest
 
 from truba_runner.backends import missing_gpus
 from truba_runner.errors import Failed
+from truba_runner.language import _
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
 from truba_runner.slurm_facts import Start
@@ -203,11 +204,18 @@ def test_what_is_only_a_consequence_gives_way_to_the_cause_in_the_log(run: RunDi
     assert [found.reason for found in ended(run)] == ["nccl-remote"]
 
 
-def test_only_the_last_start_counts(run: RunDir) -> None:
-    log(run, "run mnist-1, job 7, on a1, data d\nDisk quota exceeded\nrun mnist-1, job 7, on a2, data d\nbye\n")
+@pytest.mark.parametrize("language", ["en", "tr"])
+def test_only_the_last_start_counts(run: RunDir, language: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUBA_LANG", language)
+    first, last = (
+        # What the worker says when a run begins.
+        _("run {run}, job {job_id}, on {node}, data {data}", run="mnist-1", job_id="7", node=node, data="d")
+        for node in ("a1", "a2")
+    )
+    log(run, f"{first}\nDisk quota exceeded\n{last}\nbye\n")
     (found,) = ended(run, exit_code="3:0")
     assert found.reason == "exit-other"
-    assert [one.says for one in found.evidence][1:] == ["run mnist-1, job 7, on a2, data d", "bye"]
+    assert [one.says for one in found.evidence][1:] == [last, "bye"]
 
 
 def test_of_a_run_that_was_given_up_the_earlier_starts_count_too(run: RunDir) -> None:

@@ -61,7 +61,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     options.add_argument("search", help=_("a search's id, or any unique beginning of it"))
     options.add_argument("-n", "--number", type=int, default=1, metavar="N", help=_("so many of the best (default: 1)"))
     options.add_argument(
-        "--out", type=Path, metavar="FILE", help=_("write the best one's experiment, conf/experiment/NAME.yaml")
+        "--out", type=Path, metavar=_("FILE"), help=_("write the best one's experiment, conf/experiment/NAME.yaml")
     )
     options.add_argument(
         "--evaluate", action="store_true", help=_("rebuild and evaluate those that are not yet, on this machine")

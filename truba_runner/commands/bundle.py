@@ -16,7 +16,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser(
         "bundle", _("Makes one file of the program and what it needs, to be copied to a cluster and run there.")
     )
-    options.add_argument("--out", type=Path, default=Path("truba.pyz"), metavar="FILE", help=_("default: truba.pyz"))
+    options.add_argument("--out", type=Path, default=Path("truba.pyz"), metavar=_("FILE"), help=_("default: truba.pyz"))
     given = options.parse_args(arguments)
 
     from truba_runner import bundle

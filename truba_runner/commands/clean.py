@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     options.add_argument("--yes", action="store_true", help=_("delete without asking"))
     options.add_argument(
-        "--pulls", type=float, metavar="DAYS",
+        "--pulls", type=float, metavar=_("DAYS"),
         help=_("also runs that truba pull has copied here and for so many days has not looked at again"),
     )  # fmt: skip
     given = options.parse_args(arguments)

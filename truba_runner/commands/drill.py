@@ -33,7 +33,9 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument(
         "what", nargs="+", help=_("a run, or an experiment as for a run: +experiment=mnist KEY=VALUE…")
     )
-    options.add_argument("--epochs", type=int, default=2, help=_("train so many epochs at most (default: 2)"))
+    options.add_argument(
+        "--epochs", type=int, default=2, metavar="N", help=_("train so many epochs at most (default: 2)")
+    )
     given = options.parse_args(arguments)
 
     from truba_runner.config import Drill

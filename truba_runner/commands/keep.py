@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     options.add_argument("run", nargs="+", help=_("a run's, a search's or a sweep's id, or any unique beginning of it"))
     options.add_argument(
-        "--to", type=Path, default=Path.home() / "truba_runner" / "kept", metavar="FOLDER",
+        "--to", type=Path, default=Path.home() / "truba_runner" / "kept", metavar=_("FOLDER"),
         help=_("where the archives go (default: %(default)s)"),
     )  # fmt: skip
     given = options.parse_args(arguments)

@@ -53,9 +53,11 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--from", dest="login", metavar="LOGIN", default=login, help=_("a name that ssh knows"))
     options.add_argument("-f", "--follow", action="store_true", help=_("go on until the runs are over"))
     options.add_argument("--checkpoints", action="store_true", help=_("checkpoints too"))
-    options.add_argument("--into", type=Path, metavar="FOLDER", help=_("where to (default: ~/truba_pulled/LOGIN)"))
-    options.add_argument("--every-seconds", type=float, default=_EVERY_SECONDS, help=_("with --follow (default: 10)"))
-    options.add_argument("--far-command", metavar="COMMAND", help=_("how truba is started there (default: truba)"))
+    options.add_argument("--into", type=Path, metavar=_("FOLDER"), help=_("where to (default: ~/truba_pulled/LOGIN)"))
+    options.add_argument(
+        "--every-seconds", type=float, default=_EVERY_SECONDS, metavar="S", help=_("with --follow (default: 10)")
+    )
+    options.add_argument("--far-command", metavar=_("COMMAND"), help=_("how truba is started there (default: truba)"))
     options.add_argument("--list", action="store_true", help=argparse.SUPPRESS)
     return options
 

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument(
         "--out",
         type=Path,
-        metavar="PLACE",
+        metavar=_("PLACE"),
         help=_("a file or folder to write it to (default: report.html beside the records)"),
     )
     given = options.parse_args(arguments)

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser("stage", _("Puts the data that an experiment needs into its data folder: downloaded, or copied."))
     options.add_argument("override", nargs="+", help=_("the experiment, as for a run: +experiment=mnist KEY=VALUE…"))
     options.add_argument(
-        "--from", dest="origins", action="append", default=[], metavar="FILE",
+        "--from", dest="origins", action="append", default=[], metavar=_("FILE"),
         help=_("only this file, from a path or URL in place of its own; may be given again for another one"),
     )  # fmt: skip
     given = options.parse_args(arguments)

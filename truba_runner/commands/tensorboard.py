@@ -55,7 +55,7 @@ def _options() -> argparse.ArgumentParser:
         "--pull", action="store_true", help=_("with --from: copy the files and follow them; serve here")
     )
     options.add_argument(
-        "--into", type=Path, metavar="FOLDER", help=_("with --pull: where to (default: as truba pull)")
+        "--into", type=Path, metavar=_("FOLDER"), help=_("with --pull: where to (default: as truba pull)")
     )
     options.add_argument("--port", type=int, help=_("the port on this machine (default: 6006, or any)"))
     options.add_argument("--no-browser", action="store_true", help=_("open no page; print its address"))
@@ -66,7 +66,7 @@ def _options() -> argparse.ArgumentParser:
         "--idle-minutes", type=float, metavar="M", help=_("at a login node: end when nobody looked for so long")
     )
     options.add_argument(
-        "--far-command", metavar="COMMAND", help=_("with --from: how truba is started there (default: truba)")
+        "--far-command", metavar=_("COMMAND"), help=_("with --from: how truba is started there (default: truba)")
     )
     options.add_argument("--tunnel", action="store_true", help=argparse.SUPPRESS)
     options.add_argument("--silence-seconds", type=float, default=_SILENCE_SECONDS, help=argparse.SUPPRESS)

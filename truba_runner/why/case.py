@@ -20,7 +20,7 @@ from truba_runner.sweeps.record import task_log
 # Of a log, what is looked at: its end, where a run says why it ends.
 _TAIL_BYTES = 65_536
 # With this every start of a run begins (worker.py); what stands above is an earlier start's.
-_BEGINS = re.compile(r"^run \S+, job \S+, on ", re.MULTILINE)
+_BEGINS = re.compile(r"^(?:run \S+, job \S+, on \S+|eğitim \S+, iş \S+, \S+ üzerinde), ", re.MULTILINE)
 
 
 @dataclass(frozen=True)
