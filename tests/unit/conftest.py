@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hydra import compose, initialize_config_dir
 
+from truba_runner import backends
 from truba_runner.composed import register, typed
 from truba_runner.config import Experiment
 from truba_runner.shipped import shipped
@@ -18,6 +21,15 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TRUBA_SCRATCH", str(tmp_path / "scratch"))
     monkeypatch.delenv("TRUBA_CLUSTER", raising=False)
     return tmp_path
+
+
+@pytest.fixture
+def plain_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process knows `job.backend=plain`, as those do that have its folder on their PYTHONPATH."""
+    monkeypatch.setattr(backends, "__path__", [*backends.__path__])
+    with mock.patch.dict(backends.TRAITS):
+        runpy.run_path(str(Path(__file__).parents[1] / "plain_backend" / "sitecustomize.py"))
+        yield
 
 
 @pytest.fixture(scope="module")
