@@ -9,14 +9,16 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import runpy
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from subprocess import CompletedProcess
 from unittest import mock
 
 from hydra.core.global_hydra import GlobalHydra
 
+from truba_runner import backends
 from truba_runner.__main__ import main
 
 
@@ -42,3 +44,11 @@ def truba(*arguments: str, cwd: Path, environment: Mapping[str, str]) -> Complet
         GlobalHydra.instance().hydra = hydra
     told = [stream.buffer.getvalue().decode() for stream in (out, err)]  # type: ignore[attr-defined]
     return CompletedProcess(["truba", *arguments], status, *told)
+
+
+@contextlib.contextmanager
+def knowing(folder: Path) -> Iterator[None]:
+    """This process knows a folder's backends, as those do that find its sitecustomize.py on their PYTHONPATH."""
+    with mock.patch.dict(backends.TRAITS), mock.patch.object(backends, "__path__", [*backends.__path__]):
+        runpy.run_path(str(folder / "sitecustomize.py"))
+        yield

@@ -111,7 +111,9 @@ IN_TURKISH = [
 
 
 @pytest.mark.parametrize(("arguments", "lines"), IN_TURKISH, ids=["plan", "key", "sweep"])
-def test_a_refusal_is_turkish_from_its_first_word_to_its_last(truba: Command, arguments: list[str], lines: list[str]) -> None:
+def test_a_refusal_is_turkish_from_its_first_word_to_its_last(
+    truba: Command, arguments: list[str], lines: list[str]
+) -> None:
     done = truba(*arguments, TRUBA_LANG="tr")
     assert (done.returncode, done.stderr.splitlines()) == (2, lines)
 
@@ -157,7 +159,9 @@ SEVERAL_WRONG = [
 
 
 @pytest.mark.parametrize(("overrides", "told"), SEVERAL_WRONG)
-def test_what_cannot_be_composed_and_what_breaks_a_rule_is_told_at_once(truba: Command, overrides: list[str], told: list[str]) -> None:
+def test_what_cannot_be_composed_and_what_breaks_a_rule_is_told_at_once(
+    truba: Command, overrides: list[str], told: list[str]
+) -> None:
     done = truba(*overrides)
     assert done.returncode == 2 and done.stdout == ""
     for words in told:
