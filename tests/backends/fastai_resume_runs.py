@@ -22,7 +22,7 @@ from forked_starts import StopAt, has_ended, in_child, small_disk
 
 from truba_runner import backends, config, job_module
 from truba_runner.progress import Progress
-from truba_runner.rundir import RunDir
+from truba_runner.rundir import RunDir, write_atomically
 
 # Small, with all that makes resuming hard: random crops of items and batches, dropout, BatchNorm, and a callback with a
 # state that draws from the host's random numbers and changes what is trained with it.
@@ -152,7 +152,8 @@ def train(folder: Path, sections: dict[str, Any], job: str, stop: StopAt, rank: 
     values["data"] = {"folder": str(folder.parent), **values["data"]}
     run = RunDir(folder)
     run.create()
-    (folder / "small.py").write_text(job)
+    # Another rank may be reading it.
+    write_atomically(folder / "small.py", job.encode(), durable=False)
     stop.listen()
     watch_looks(stop)
     os.chdir(folder)

@@ -18,7 +18,7 @@ from forked_starts import StopAt, has_ended, in_child, small_disk
 
 from truba_runner import backends, config, job_module
 from truba_runner.progress import Progress
-from truba_runner.rundir import RunDir
+from truba_runner.rundir import RunDir, write_atomically
 
 JOB = '''
 import keras, numpy as np, tensorflow as tf
@@ -123,7 +123,8 @@ def train(folder: Path, sections: dict[str, Any], job: str, stop: StopAt, rank: 
     values = {**values, "name": "small", "data": {"name": "made", "folder": str(folder)}}
     run = RunDir(folder)
     run.create()
-    (folder / "small.py").write_text(job)
+    # Another rank may be reading it.
+    write_atomically(folder / "small.py", job.encode(), durable=False)
     stop.listen()
     loaded = job_module.load(folder / "small.py")
     progress = Progress(run, "1", writes=rank == 0)
