@@ -42,7 +42,12 @@ class Loader:
     def __init__(self) -> None:
         self._loader = GlobalHydra.instance().config_loader()
         self._composed: dict[tuple[str, ...], DictConfig] = {}
-        self.get_group_options = self._loader.get_group_options
+        self._groups: dict[str, list[str]] = {}
+
+    def get_group_options(self, key: str, overrides: list[str]) -> list[str]:
+        if key not in self._groups:
+            self._groups[key] = self._loader.get_group_options(key, overrides=overrides)
+        return self._groups[key]
 
     def load_sweep_config(self, master: DictConfig, overrides: list[str]) -> DictConfig:
         if tuple(overrides) not in self._composed:
