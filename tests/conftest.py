@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,9 @@ TESTS = Path(__file__).parent
 os.environ["TRUBA_LANG"] = "en"
 # Threads of torch wait for each other asleep: spinning, they take the cores of what runs beside them, thrice as long.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+# Hundreds of processes import the package: each would compile it anew, and pytest the tests, where nothing may be kept.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

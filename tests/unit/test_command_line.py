@@ -1,4 +1,4 @@
-"""The program as a user types it, in a process of its own: exit status, words, and no traceback."""
+"""The program as a user types it: exit status, words, and no traceback; each kind of it in a process of its own too."""
 
 from __future__ import annotations
 
@@ -9,32 +9,38 @@ import sys
 from pathlib import Path
 
 import pytest
+from in_process import truba as in_process
 
 from truba_runner.__main__ import commands
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def truba(tmp_path: Path):  # type: ignore[no-untyped-def]
-    """Runs `python -m truba_runner` in an empty folder."""
-    folder = tmp_path / "work"
-    folder.mkdir()
+class Command:
+    """The command line in a folder that is empty at first: called here, and with `process` as a process of its own."""
 
-    def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        environment = {
+    def __init__(self, tmp_path: Path) -> None:
+        self.folder = tmp_path / "work"
+        self.folder.mkdir()
+        self._environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "XDG_STATE_HOME": str(tmp_path / "state"),
             "TRUBA_SCRATCH": str(tmp_path / "scratch"),
             "TRUBA_CLUSTER": "local",
-            **variables,
         }
-        argv = [sys.executable, "-m", "truba_runner", *arguments]
-        return subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
 
-    run.folder = folder  # type: ignore[attr-defined]
-    return run
+    def __call__(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return in_process(*arguments, cwd=self.folder, environment={**self._environment, **variables})
+
+    def process(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        argv, environment = [sys.executable, "-m", "truba_runner", *arguments], {**self._environment, **variables}
+        return subprocess.run(argv, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture
+def truba(tmp_path: Path) -> Command:
+    return Command(tmp_path)
 
 
 REFUSALS = [
@@ -62,11 +68,18 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("arguments", "words"), REFUSALS, ids=[" ".join(row[0]) for row in REFUSALS])
-def test_wrong_input_is_one_paragraph_and_exit_status_2(truba, arguments: list[str], words: str) -> None:  # type: ignore[no-untyped-def]
+def test_wrong_input_is_one_paragraph_and_exit_status_2(truba: Command, arguments: list[str], words: str) -> None:
     done = truba(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert words in done.stderr and "Traceback" not in done.stderr
     assert list(truba.folder.iterdir()) == []
+
+
+# What Hydra cannot compose, what breaks a rule in a sweep, what a management command does not find.
+@pytest.mark.parametrize("arguments", [REFUSALS[0][0], REFUSALS[-2][0], REFUSALS[-1][0]], ids=" ".join)
+def test_a_process_says_and_ends_as_the_call_of_these_tests_does(truba: Command, arguments: list[str]) -> None:
+    done, called = truba.process(*arguments), truba(*arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", called.stderr)
 
 
 IN_TURKISH = [
@@ -98,13 +111,15 @@ IN_TURKISH = [
 
 
 @pytest.mark.parametrize(("arguments", "lines"), IN_TURKISH, ids=["plan", "key", "sweep"])
-def test_a_refusal_is_turkish_from_its_first_word_to_its_last(truba, arguments: list[str], lines: list[str]) -> None:  # type: ignore[no-untyped-def]
+def test_a_refusal_is_turkish_from_its_first_word_to_its_last(
+    truba: Command, arguments: list[str], lines: list[str]
+) -> None:
     done = truba(*arguments, TRUBA_LANG="tr")
     assert (done.returncode, done.stderr.splitlines()) == (2, lines)
 
 
-def test_a_dry_run_prints_the_script_and_leaves_no_trace(truba, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    done = truba(
+def test_a_dry_run_prints_the_script_and_leaves_no_trace(truba: Command, tmp_path: Path) -> None:
+    done = truba.process(
         "+experiment=mnist", "cluster=truba", "resources.gpus=2", "resources.mail_user=me@example.org", "dry_run=true",
         "resources.signal_seconds=120",
     )  # fmt: skip
@@ -144,14 +159,16 @@ SEVERAL_WRONG = [
 
 
 @pytest.mark.parametrize(("overrides", "told"), SEVERAL_WRONG)
-def test_what_cannot_be_composed_and_what_breaks_a_rule_is_told_at_once(truba, overrides, told) -> None:  # type: ignore[no-untyped-def]
+def test_what_cannot_be_composed_and_what_breaks_a_rule_is_told_at_once(
+    truba: Command, overrides: list[str], told: list[str]
+) -> None:
     done = truba(*overrides)
     assert done.returncode == 2 and done.stdout == ""
     for words in told:
         assert done.stderr.count(words) == 1, done.stderr
 
 
-def test_a_dry_run_of_a_sweep_is_an_array_and_leaves_no_trace(truba, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_dry_run_of_a_sweep_is_an_array_and_leaves_no_trace(truba: Command, tmp_path: Path) -> None:
     done = truba("-m", "+experiment=mnist", "train.seed=range(5)", "cluster=truba", "dry_run=true")
     assert done.returncode == 0, done.stderr
     assert "#SBATCH --array=0-4" in done.stdout and "--dependency" not in done.stdout
@@ -163,7 +180,7 @@ def test_a_dry_run_of_a_sweep_is_an_array_and_leaves_no_trace(truba, tmp_path: P
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["work"]
 
 
-def test_a_users_own_conf_and_jobs_come_first(truba) -> None:  # type: ignore[no-untyped-def]
+def test_a_users_own_conf_and_jobs_come_first(truba: Command) -> None:
     (truba.folder / "conf" / "experiment").mkdir(parents=True)
     (truba.folder / "conf" / "experiment" / "own.yaml").write_text(
         "# @package _global_\nname: own\njob: {module: own}\ndata: {name: nothing}\n"
@@ -186,7 +203,7 @@ BROKEN_CONFIGS = [
 
 
 @pytest.mark.parametrize(("name", "content", "words"), BROKEN_CONFIGS, ids=[row[2] for row in BROKEN_CONFIGS])
-def test_a_slip_in_a_users_own_config_is_one_paragraph(truba, name: str, content: bytes, words: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_slip_in_a_users_own_config_is_one_paragraph(truba: Command, name: str, content: bytes, words: str) -> None:
     file = truba.folder / "conf" / name
     file.parent.mkdir(parents=True)
     file.write_bytes(content)
@@ -194,13 +211,13 @@ def test_a_slip_in_a_users_own_config_is_one_paragraph(truba, name: str, content
     assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_runs_folder_that_cannot_be_one_is_named(truba) -> None:  # type: ignore[no-untyped-def]
+def test_a_runs_folder_that_cannot_be_one_is_named(truba: Command) -> None:
     (truba.folder / "plain").touch()
     done = truba("+experiment=mnist", "data.name=digits", "cluster.runs_folder=plain")
     assert done.returncode == 1 and "plain" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_slurm_that_is_not_there_is_not_said_to_have_refused(truba) -> None:  # type: ignore[no-untyped-def]
+def test_slurm_that_is_not_there_is_not_said_to_have_refused(truba: Command) -> None:
     done = truba("+experiment=mnist", "data.name=digits", "cluster=truba", PATH=str(truba.folder))
     assert done.returncode == 1 and "no sbatch on the PATH" in done.stderr
     assert not list(truba.folder.parent.glob("scratch/*/truba_runner/runs/mnist*"))
@@ -208,7 +225,7 @@ def test_slurm_that_is_not_there_is_not_said_to_have_refused(truba) -> None:  # 
 
 @pytest.mark.parametrize("file", ["submissions.jsonl", "progress.json", "result.json"])
 @pytest.mark.parametrize("content", [b"null", b"{}", b"[1]", b"\xff\xfe", b'{"metrics": 3}', b'"x"', b""])
-def test_one_damaged_run_hides_no_other(truba, file: str, content: bytes) -> None:  # type: ignore[no-untyped-def]
+def test_one_damaged_run_hides_no_other(truba: Command, file: str, content: bytes) -> None:
     for name in ("good-1", "bad-1"):
         folder = truba.folder / "runs" / name
         folder.mkdir(parents=True)
@@ -219,7 +236,7 @@ def test_one_damaged_run_hides_no_other(truba, file: str, content: bytes) -> Non
     assert {row["run"] for row in json.loads(done.stdout)} == {"good-1", "bad-1"}
 
 
-def test_a_loss_that_is_no_number_any_more_is_still_json(truba) -> None:  # type: ignore[no-untyped-def]
+def test_a_loss_that_is_no_number_any_more_is_still_json(truba: Command) -> None:
     from truba_runner.rundir import RunDir
 
     run = RunDir(truba.folder / "runs" / "nan-1")
@@ -232,7 +249,7 @@ def test_a_loss_that_is_no_number_any_more_is_still_json(truba) -> None:  # type
     assert "loss nan  accuracy 0.5000" in truba("status", "--runs", "runs").stdout
 
 
-def test_hydras_own_options_keep_working(truba) -> None:  # type: ignore[no-untyped-def]
+def test_hydras_own_options_keep_working(truba: Command) -> None:
     shown = truba("--cfg", "job", "+experiment=mnist", "train.seed=3")
     assert shown.returncode == 0 and "seed: 3" in shown.stdout and "name: mnist" in shown.stdout
     helped = truba("--help")
@@ -243,21 +260,21 @@ def test_hydras_own_options_keep_working(truba) -> None:  # type: ignore[no-unty
     assert all(f" {command} " in turkish for command in commands())
     assert "--to KLASÖR" in truba("keep", "--help", TRUBA_LANG="tr").stdout
     assert "experiment/mnist" in truba("--info", "defaults", "+experiment=mnist").stdout
-    completed = truba("-sc", "query=bash", COMP_LINE="truba +experiment=mnist resources.par", COMP_POINT="99")
+    completed = truba.process("-sc", "query=bash", COMP_LINE="truba +experiment=mnist resources.par", COMP_POINT="99")
     assert "resources.partition=" in completed.stdout
 
 
-def test_status_of_nothing(truba) -> None:  # type: ignore[no-untyped-def]
+def test_status_of_nothing(truba: Command) -> None:
     assert "no runs yet" in truba("status").stdout
     assert json.loads(truba("status", "--json").stdout) == []
 
 
-def test_no_command_ends_for_a_letter_that_the_terminal_does_not_have(truba) -> None:  # type: ignore[no-untyped-def]
-    done = truba("status", TRUBA_LANG="tr", PYTHONIOENCODING="ascii")
+def test_no_command_ends_for_a_letter_that_the_terminal_does_not_have(truba: Command) -> None:
+    done = truba.process("status", TRUBA_LANG="tr", PYTHONIOENCODING="ascii")
     assert done.returncode == 0 and done.stdout.startswith("hen?z e?itim yok"), done.stderr
 
 
-def test_data_that_is_missing_is_told_with_the_command_that_stages_it(truba, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_data_that_is_missing_is_told_with_the_command_that_stages_it(truba: Command, tmp_path: Path) -> None:
     unreachable = "data.sources.mnist.url=http://127.0.0.1:9/mnist.npz"
     done = truba("+experiment=mnist", "cluster=truba", unreachable)
     command = "python -m truba_runner stage +experiment=mnist cluster=truba --from mnist.npz"
@@ -267,7 +284,7 @@ def test_data_that_is_missing_is_told_with_the_command_that_stages_it(truba, tmp
     assert not (tmp_path / "scratch").joinpath("truba_runner", "runs").exists()
 
 
-def test_staging_checks_what_it_is_given(truba, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_staging_checks_what_it_is_given(truba: Command, tmp_path: Path) -> None:
     (truba.folder / "mnist.npz").write_bytes(b"not it")
     refused = truba("stage", "+experiment=mnist", "--from", "mnist.npz")
     assert refused.returncode == 1 and "SHA-256" in refused.stderr
@@ -277,7 +294,7 @@ def test_staging_checks_what_it_is_given(truba, tmp_path: Path) -> None:  # type
     assert (truba.folder / "data" / "mnist.npz").read_bytes() == b"not it"
 
 
-def test_each_of_several_files_is_staged_by_its_own_name(truba) -> None:  # type: ignore[no-untyped-def]
+def test_each_of_several_files_is_staged_by_its_own_name(truba: Command) -> None:
     asked = ["+experiment=mnist", "data.sources.mnist.sha256=''", "+job.options={arch: small, pretrained: true}"]
     asked += ["+job.weights={small: 'http://127.0.0.1:9/small-abcdef12.pth'}"]
     (truba.folder / "mnist.npz").write_bytes(b"digits")

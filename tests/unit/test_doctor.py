@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
+from in_process import truba
 
 from truba_runner import disk, scheduler
 from truba_runner.config import Environment, Experiment
@@ -291,11 +291,10 @@ def test_an_environment_that_only_jobs_can_enter_is_no_fault(patient: Patient, t
     assert [level for level, _ in levels(programs.environment(asked))] == ["note"]
 
 
-def doctor(tmp_path: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def doctor(tmp_path: Path, *arguments: str, **variables: str) -> CompletedProcess[str]:
     home = {"HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path / "state"), "TRUBA_SCRATCH": str(tmp_path)}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **home, **variables}
-    argv = [sys.executable, "-m", "truba_runner", "doctor", *arguments]
-    return subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    return truba("doctor", *arguments, cwd=tmp_path, environment=environment)
 
 
 def test_on_a_laptop_without_slurm(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from in_process import truba
 
 ROOT = Path(__file__).resolve().parents[2]
 FAULTY = "import math\n\nmath.sqrt(-1)  # the fault\n"
@@ -32,6 +33,8 @@ raise RuntimeError("failing on purpose")
 
 
 class Project:
+    """A folder in which someone trains: with `start`, by a process of its own."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "jobs").mkdir(parents=True)
@@ -47,10 +50,15 @@ class Project:
         argv = ["env", "--default-signal=HUP", *self.command(code), *overrides]
         return subprocess.Popen(argv, cwd=self.folder, env=self.environment, text=True, **options)  # type: ignore[call-overload, no-any-return]
 
+    def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A command in this process; a run that it starts has a process of its own."""
+        return truba(*arguments, cwd=self.folder, environment=self.environment)
+
+    def submit(self, code: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+        return self.call(*self.command(code)[3:], *overrides)
+
     def status(self) -> dict[str, object]:
-        argv = [sys.executable, "-m", "truba_runner", "status", "--json"]
-        done = subprocess.run(argv, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=True)
-        (row,) = json.loads(done.stdout)
+        (row,) = json.loads(self.call("status", "--json").stdout)
         return dict(row)
 
     @property
@@ -130,13 +138,9 @@ def test_a_second_command_for_a_running_run_points_at_it(project: Project) -> No
     with project.start(WAITING, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
         assert command.stdout is not None
         assert any("here I am" in line for line in iter(command.stdout.readline, ""))
-        again = subprocess.run(
-            project.command(WAITING), cwd=project.folder, env=project.environment, capture_output=True, text=True
-        )
+        again = project.submit(WAITING)
         assert again.returncode == 0 and "running already" in again.stdout
-        cancel = [sys.executable, "-m", "truba_runner", "cancel", project.run_dir.name]
-        cancelled = subprocess.run(cancel, cwd=project.folder, env=project.environment, capture_output=True, text=True)
-        assert "cancelled" in cancelled.stdout
+        assert "cancelled" in project.call("cancel", project.run_dir.name).stdout
         command.communicate(timeout=240)
     assert project.status()["state"] == "INTERRUPTED"
 
@@ -165,22 +169,18 @@ def test_a_worker_that_exits_well_without_a_result_has_failed(project: Project) 
 
 
 def test_a_finished_run_of_other_code_is_pointed_out(project: Project) -> None:
-    with project.start(FAULTY, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
-        command.communicate(timeout=240)
+    project.submit(FAULTY)
     (project.run_dir / "result.json").write_text('{"metrics": {"loss": 1.0}}')
-    with project.start(FAULTY, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
-        out, err = command.communicate(timeout=240)
-    assert command.returncode == 0 and "finished before" in out and "WARNING" not in err
-    with project.start(FAULTY + "# changed\n", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
-        out, err = command.communicate(timeout=240)
-    assert "finished before" in out and "is not the code that" in err and "fresh=true" in err
+    done = project.submit(FAULTY)
+    assert done.returncode == 0 and "finished before" in done.stdout and "WARNING" not in done.stderr
+    done = project.submit(FAULTY + "# changed\n")
+    assert "finished before" in done.stdout and "is not the code that" in done.stderr and "fresh=true" in done.stderr
 
 
 def test_a_run_that_was_begun_is_not_gone_on_with_by_other_code(project: Project) -> None:
     def submitted(code: str, *overrides: str) -> tuple[int, str]:
-        with project.start(code, *overrides, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
-            _, err = command.communicate(timeout=240)
-        return command.returncode, err
+        done = project.submit(code, *overrides)
+        return done.returncode, done.stderr
 
     assert submitted(FAULTY)[0] == 1
     repaired = FAULTY + "# changed before anything was trained\n"

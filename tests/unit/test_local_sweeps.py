@@ -17,6 +17,8 @@ from test_search_runs import Project, wait_until
 
 from truba_runner.__main__ import main
 
+pytestmark = pytest.mark.usefixtures("plain_backend")
+
 EXPERIMENT = """# @package _global_
 name: par
 job: {module: nothing, backend: plain, options: {rate: 0.1, pause: 0}}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
+from in_process import knowing, truba
 
 from truba_runner import lr_find, scheduler
 from truba_runner.__main__ import main
@@ -293,11 +294,15 @@ def test_without_slurm_each_finder_runs_before_its_training(
     (tmp_path / "site" / "tiny.py").write_text(BACKEND)
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "none.py").write_text("")
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{tmp_path / 'site'}")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path / 'site'}"}
+
+    def submit(*arguments: str) -> CompletedProcess[str]:
+        with knowing(tmp_path / "site"):
+            return truba(*arguments, cwd=tmp_path, environment=environment)
+
     own = ["+experiment=mnist", "cluster=local", "resources.gpus=0", "data.name=digits", "job.module=none"]
     own += ["job.backend=tiny", "train.lr_find=minimum*2"]
-    command = [sys.executable, "-m", "truba_runner", "-m", "sweep=lr_find", *own, "train.seed=0,1"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = submit("-m", "sweep=lr_find", *own, "train.seed=0,1")
     assert done.returncode == 1 and "1 trained, 1 failed" in done.stdout and "no curve" in done.stderr, done.stderr
     monkeypatch.chdir(tmp_path)
     (sweep,) = (tmp_path / "runs" / ".sweeps").iterdir()
@@ -326,10 +331,9 @@ def test_without_slurm_each_finder_runs_before_its_training(
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in pictures)
 
     # A single run does both itself, and is the same run.
-    alone = [sys.executable, "-m", "truba_runner", "sweep=lr_find", *own]
-    done = subprocess.run(alone, cwd=tmp_path, capture_output=True, text=True)
+    done = submit("sweep=lr_find", *own)
     assert done.returncode == 0 and f"{first['run']} was finished before" in done.stdout
-    done = subprocess.run([*alone, "fresh=true"], cwd=tmp_path, capture_output=True, text=True)
+    done = submit("sweep=lr_find", *own, "fresh=true")
     assert done.returncode == 0, done.stderr
     anew = RunDir(tmp_path / "runs" / f"{first['run']}.2")
     assert anew.rate_curve("find")["suggestions"] == first["lr_find"]["suggestions"]

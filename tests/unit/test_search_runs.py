@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from in_process import truba
 
 from truba_runner.config import Experiment
 from truba_runner.plan import plan
@@ -24,8 +25,11 @@ from truba_runner.search.records import values_of
 from truba_runner.search.submission import WorkersSubmission
 from truba_runner.submit import Prepared, settle
 
-# Not imported: it brings TensorFlow along.
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("keras_tuner") is None, reason="needs keras_tuner")
+pytestmark = [
+    # Not imported: it brings TensorFlow along.
+    pytest.mark.skipif(importlib.util.find_spec("keras_tuner") is None, reason="needs keras_tuner"),
+    pytest.mark.usefixtures("plain_backend"),
+]
 ROOT = Path(__file__).resolve().parents[2]
 
 EXPERIMENT = """# @package _global_
@@ -42,7 +46,7 @@ sweep:
 
 
 class Project:
-    """A folder in which someone searches."""
+    """A folder in which someone searches: with `start`, by a process of its own."""
 
     def __init__(self, folder: Path, experiment: str = EXPERIMENT, language: str = "en") -> None:
         self.folder = folder
@@ -63,9 +67,8 @@ class Project:
         return subprocess.Popen(argv, cwd=self.folder, env=self.environment, stdout=pipe, stderr=pipe, text=True)
 
     def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        process = self.start(*arguments)
-        out, err = process.communicate(timeout=240)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        """The command in this process; what it starts has processes of its own."""
+        return truba(*arguments, cwd=self.folder, environment=self.environment)
 
     def search(self, *arguments: str) -> dict[str, Any]:
         done = self("+experiment=parabola", *arguments)
@@ -327,7 +330,9 @@ def test_a_disk_that_is_full_breaks_nothing(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     script = f"mount -t tmpfs -o size=1m none {disk} && exec {sys.executable} {__file__} {disk}"
-    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=240)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    argv = ["unshare", "-m", "sh", "-c", script]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -347,8 +352,9 @@ def on_a_small_disk(folder: Path) -> None:
     assert "Traceback" not in err, err
     told = project.told()
     (folder / "filler").unlink()
-    done = project(*settings)
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = project.start(*settings)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, out + err
     assert project.told()[: len(told)] == told and project.result()["trials"] == 6
     assert project.result()["failed"] == 0
 

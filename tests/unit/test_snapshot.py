@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from in_process import truba
 
 from truba_runner import full_disk, scheduler, snapshot, submit, submitted_code
 from truba_runner.__main__ import main
@@ -160,10 +161,7 @@ def test_too_much_code_is_refused_before_anything_is_written(project: Path, tmp_
     write(project / "jobs" / "weights.bin", "x" * 300_000)
     asked = ["cluster=truba", "+experiment=mnist", "job.module=own", "data.name=digits", "resources.account=a"]
     argv = [*(["-m", "train.seed=1,2"] if command == "sweep" else []), *asked, "code.max_mb=0.2"]
-    done = subprocess.run(
-        [sys.executable, "-m", "truba_runner", *argv, f"cluster.runs_folder={project / 'runs'}"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = truba(*argv, f"cluster.runs_folder={project / 'runs'}", cwd=project, environment=os.environ)
     assert done.returncode == 2, done.stderr
     assert "jobs/weights.bin (0.3 MB)" in done.stderr and "code.max_mb=0.2" in done.stderr
     assert ".gitignore" in done.stderr and "code.snapshot=false" in done.stderr and done.stderr.count("MB)") <= 4

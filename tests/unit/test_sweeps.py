@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from in_process import truba
 
 from truba_runner import events, scheduler
 from truba_runner import launch as single_launch
@@ -254,8 +253,7 @@ def test_a_local_sweep_has_a_table_too(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "broken.py").write_text("raise RuntimeError('on purpose')\n")
     own = ["+experiment=mnist", "cluster=local", "resources.gpus=0", "data.name=digits", "job.module=broken"]
-    argv = [sys.executable, "-m", "truba_runner", "-m", *own, "train.seed=1,2"]
-    done = subprocess.run(argv, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
+    done = truba("-m", *own, "train.seed=1,2", cwd=tmp_path, environment=os.environ)
     assert done.returncode == 1, done.stderr
     (sweep,) = (tmp_path / "runs" / ".sweeps").iterdir()
     assert main(["status", sweep.name, "--json"]) == 0

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import string
-import subprocess
-import sys
 import time
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
+from in_process import truba
 
 from truba_runner.backends import missing_gpus
 from truba_runner.errors import Failed
@@ -282,10 +282,9 @@ def test_runs_are_grouped_by_reason_the_largest_group_first(tmp_path: Path) -> N
     assert [(len(group.cases), group.findings[0].reason) for group in found] == [(2, "account-cores"), (1, "priority")]
 
 
-def why(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": "/nonexistent", **variables}
-    argv = [sys.executable, "-m", "truba_runner", "why", *arguments, "--runs", str(folder)]
-    return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=240)
+def why(folder: Path, *arguments: str, **variables: str) -> CompletedProcess[str]:
+    environment = {**os.environ, "PATH": "/nonexistent", **variables}
+    return truba("why", *arguments, "--runs", str(folder), cwd=folder, environment=environment)
 
 
 def test_local_and_damaged_runs_on_the_command_line(tmp_path: Path) -> None:

@@ -1,0 +1,3 @@
+"""Not needed by the searches of these tests, and slow to import: Keras Tuner does without."""
+
+raise ImportError(__name__)
