@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import compileall
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -43,9 +43,12 @@ TESTS = Path(__file__).parent
 os.environ["TRUBA_LANG"] = "en"
 # Threads of torch wait for each other asleep: spinning, they take the cores of what runs beside them, thrice as long.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-# Hundreds of processes import the package: each would compile it anew, and pytest the tests, where nothing may be kept.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compiles the package, once: hundreds of processes import it, and each would where Python may keep nothing."""
+    if not hasattr(config, "workerinput"):
+        compileall.compile_dir(TESTS.parent / "truba_runner", quiet=2)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
