@@ -14,6 +14,8 @@ from truba_runner.language import _, marked
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import SRUN_FAILED, Job
 
+# How often, and how far apart, a process without a command line is looked at: its start takes a millisecond.
+_MOST_LOOKS, _LOOK_SECONDS = 50, 0.002
 # Slurm's words for a job that waits for another, and that waits in vain.
 _WAITS, _IN_VAIN = "Dependency", "DependencyNeverSatisfied"
 _SILENT = marked("it ended without a word; truba logs shows the last of it, and the same command goes on")
@@ -205,11 +207,23 @@ def _process_lives(run: RunDir, record: Mapping[str, Any]) -> bool:
     """Whether a local run's process is still there; what runs on another host can't be seen from here."""
     if record.get("host") != socket.gethostname():
         return False
+    # Else the number is another process's by now.
+    return os.fsencode(run.id) in _command_of(Path("/proc") / str(record["pid"]))
+
+
+def _command_of(process: Path) -> bytes:
+    """A process' command line; empty where it has ended, or is one of the kernel's."""
     try:
-        command = Path(f"/proc/{record['pid']}/cmdline").read_bytes()
+        for _attempt in range(_MOST_LOOKS):
+            if command := (process / "cmdline").read_bytes():
+                return command
+            # In the moment of its start it has none either; one that has ended and is not waited for never has.
+            if (process / "stat").read_text().rpartition(")")[2].split()[0] in {"Z", "X"}:
+                break
+            time.sleep(_LOOK_SECONDS)
     except OSError:
-        return False
-    return os.fsencode(run.id) in command  # Else the number is another process's by now.
+        pass
+    return b""
 
 
 def _why(progress: Mapping[str, Any]) -> str:

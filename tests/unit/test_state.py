@@ -103,15 +103,34 @@ def test_a_job_that_was_taken_twice_does_not_count(run: RunDir) -> None:
 
 def test_a_local_run_is_live_while_its_own_process_is(run: RunDir) -> None:
     run.append_submission({"event": "local", "job_id": "local-1"})
-    argv = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()", run.id]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
-        assert worker.stdout is not None and worker.stdout.readline(), "its command line is not to be seen before"
+    with subprocess.Popen([sys.executable, "-c", "input()", run.id], stdin=subprocess.PIPE) as worker:
         progress(run, job_id="local-1", state="running", host=socket.gethostname(), pid=worker.pid)
         assert (state_of(run, {}).state, state_of(run, {}).live) == ("RUNNING", True)
-        worker.communicate()
+        worker.communicate(b"\n")
     assert state_of(run, {}).state == "LOST"
     progress(run, job_id="local-1", state="running", host=socket.gethostname(), pid=os.getpid())
     assert state_of(run, {}).state == "LOST", "another process that has the number now is not the run"
+
+
+def test_a_process_lives_before_its_command_line_is_there_and_not_when_only_that_is_gone(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Path] = []
+    read = Path.read_bytes
+
+    def of_a_start(path: Path) -> bytes:
+        looks.append(path)
+        return b"" if path.name == "cmdline" and len(looks) == 1 else read(path)
+
+    with subprocess.Popen([sys.executable, "-c", "input()", run.id], stdin=subprocess.PIPE) as worker:
+        run.append_submission({"event": "local", "job_id": "local-1", "pid": worker.pid, "host": socket.gethostname()})
+        monkeypatch.setattr(Path, "read_bytes", of_a_start)
+        assert state_of(run, {}).state == "RUNNING" and len(looks) > 1
+        assert worker.stdin is not None
+        worker.stdin.close()
+        os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+        monkeypatch.undo()
+        assert state_of(run, {}).live is False
 
 
 def test_a_task_that_was_cancelled_before_it_began_is_in_its_arrays_row(run: RunDir) -> None:
