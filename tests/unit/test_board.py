@@ -614,10 +614,16 @@ def test_a_profile_is_taken_of_the_steps_that_were_chosen_and_once(tmp_path: Pat
     assert (tmp_path / "many" / "plugins" / "profile" / "steps-33-64").exists()
 
 
-def test_a_profile_that_is_cut_short_is_thrown_away_and_begun_anew(tmp_path: Path) -> None:
-    assert profiled(tmp_path, [*range(1, 12)]) == ["start", "step", "step", "thrown away"]
+def test_a_profile_that_is_cut_short_is_thrown_away_and_begun_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert profiled(tmp_path, [*range(1, 9)]) == []
+    assert "3 steps from step 10 on" in (told := capsys.readouterr().err) and "is at step 8" in told
+    assert profiled(tmp_path, [*range(9, 12)]) == ["start", "step", "step", "thrown away"]
+    assert "no profile so far" in capsys.readouterr().err
     assert profiled(tmp_path, [12, 13, 14, 15]) == ["start", "step", "step", "stop"]
     assert (tmp_path / "plugins" / "profile" / "steps-13-15").exists()
+    assert profiled(tmp_path, []) == [] and "no profile" not in capsys.readouterr().err
 
 
 def test_a_profiler_that_fails_stops_no_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

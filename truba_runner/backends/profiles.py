@@ -30,11 +30,12 @@ class Profile:
         """`steps`: the first and the last, over all epochs; the first execution that begins there is the first."""
         self._folder, self._profiler = folder / "plugins" / "profile", profiler
         self._first, self._count = steps[0], steps[1] - steps[0] + 1
-        self._before = -1
+        self._before, self._trained = -1, 0
         self._done = any(self._folder.glob("steps-*"))
 
     def trained(self, steps: int) -> None:
         """After each execution; `steps`: trained by then. A profiler that fails stops no training."""
+        self._trained = steps
         if self._done:
             return
         try:
@@ -68,6 +69,17 @@ class Profile:
 
     def close(self) -> None:
         """The training is over, or interrupted."""
-        if self._before >= 0 and not self._done:
-            self._done = True
+        if self._done:
+            return
+        self._done = True
+        if self._before >= 0:
             self._profiler.stop(None)
+        if self._trained:
+            told = _(
+                "no profile so far: {count} steps from step {first} on were asked for (tensorboard.profile_steps), in "
+                "whole executions, and the training is at step {step}",
+                count=self._count,
+                first=self._first,
+                step=self._trained,
+            )
+            print(told, file=sys.stderr, flush=True)
