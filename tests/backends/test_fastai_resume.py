@@ -105,6 +105,7 @@ def test_a_run_that_signals_interrupt_ends_like_one_that_they_do_not(
         assert ended["status"] == INTERRUPTED, (name, look, log(tmp_path)[-3000:])
         found = start(tmp_path, do="in_fork", function="checkpoint")
         assert found.get("position", []) == position, (name, look)
+        assert "last_saved_path" not in str(found.get("callbacks")), "where that start wrote, if it did, is no state"
     assert start(tmp_path, sections=sections)["status"] == 0, log(tmp_path)
     # Nothing was there to be restored after the first.
     assert len(restored(tmp_path)) == len(STOPS) - 1

@@ -10,8 +10,8 @@ from truba_runner.language import _
 
 # A dict of one key with this first letter stands for what the file has no word for.
 _MARK = "~"
-# Of a callback: the learner, and the clock.
-_NOT_STATE = {"learn", "start_epoch"}
+# Of a callback: the learner, the clock, and which file SaveModelCallback wrote last in this start, if any.
+_NOT_STATE = {"learn", "start_epoch", "last_saved_path"}
 
 
 class _NoState(TypeError):
