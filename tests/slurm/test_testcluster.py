@@ -198,7 +198,7 @@ def test_a_batch_job_sees_its_node_and_gpus(cluster: Cluster) -> None:
 
 def test_a_job_that_lost_slurm_conf_still_finds_the_cluster(cluster: Cluster) -> None:
     job = cluster.sbatch(["-c10", "--gres=gpu:1", "--export=NONE"], "unset SLURM_CONF; srun -c10 /bin/hostname")
-    cluster.wait_for_state(job, "COMPLETED")
+    assert cluster.wait_for_state(job, {"COMPLETED", "FAILED"}) == "COMPLETED"
 
 
 def test_interactive_srun_needs_no_scratch(cluster: Cluster) -> None:
@@ -207,9 +207,10 @@ def test_interactive_srun_needs_no_scratch(cluster: Cluster) -> None:
 
 
 def test_interactive_srun_with_a_terminal(cluster: Cluster) -> None:
-    argv = ["srun", *DEBUG, "-C", "akya-cuda", "-n1", "-c10", "--gres=gpu:1", "--pty", "/bin/sh", "-c", "test -t 1"]
+    argv = ["srun", *DEBUG, "-C", "akya-cuda", "-n1", "-c10", "--gres=gpu:1", "--pty"]
+    argv += ["/bin/sh", "-c", "test -t 1 && hostname"]
     in_terminal = ["script", "--quiet", "--return", "--command", " ".join(f"'{word}'" for word in argv), "/dev/null"]
-    cluster.run(in_terminal)
+    assert "akya" in cluster.run(in_terminal).stdout
 
 
 def test_users_are_apart(cluster: Cluster) -> None:
