@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from types import FrameType
+from typing import NoReturn
 
 from truba_runner.language import _, marked
 
@@ -26,6 +28,16 @@ _WORDS = {
 
 class Interrupted(BaseException):
     """Raised by a backend out of its loop once the state is on disk; no framework's handler takes it for an error."""
+
+
+def leave(status: int) -> NoReturn:
+    """Ends this process with an exit status that no signal changes any more.
+
+    Python takes handlers away before it tidies up: one that came then would kill what has a result, or is queued again.
+    """
+    for number in _WORDS:
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(status)
 
 
 class Interruption:

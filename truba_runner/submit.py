@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -29,8 +30,10 @@ from truba_runner.scheduler import SRUN_FAILED
 
 # A job that an interrupted sbatch has asked for shows in the queue within this time.
 SETTLE_SECONDS = 10.0
-# A job whose srun fails goes back into the queue, unless it has been there so often, for whatever reason.
-_MOST_SRUN_RESTARTS = 10
+# A job that has never begun goes back into the queue, unless it has been there so often, for whatever reason.
+_MOST_RESTARTS = 10
+# How srun ends: it failed itself; Slurm's early signal reached the worker before that listened to it.
+_NEVER_BEGUN = (SRUN_FAILED, 128 + signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -134,10 +137,11 @@ class Submission:
                 "status=$?",
                 # Killed without a word, by a failing node or for its memory: Slurm would not start it again.
                 "[ $status -ne 137 ] || scontrol requeue $SLURM_JOB_ID",
-                # Never begun, which is Slurm's fault and may pass: srun found a node gone, or a step of it still there.
-                f"[ $status -ne {SRUN_FAILED} ] || [ ${{SLURM_RESTART_COUNT:-0}} -ge {_MOST_SRUN_RESTARTS} ] || "
+                # Which may pass: srun found a node gone, or a step of it still there; the job was preempted at once.
+                f"case $status in {'|'.join(map(str, _NEVER_BEGUN))}) "
+                f"[ ${{SLURM_RESTART_COUNT:-0}} -ge {_MOST_RESTARTS} ] || "
                 "[ \"$(squeue --noheader --jobs=$SLURM_JOB_ID --format=%T)\" != RUNNING ] || "
-                "scontrol requeue $SLURM_JOB_ID",
+                "scontrol requeue $SLURM_JOB_ID;; esac",
                 "exit $status",
             ],
             # From Slurm 22.05 on, srun does not take this over from sbatch.

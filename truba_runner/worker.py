@@ -33,7 +33,7 @@ from truba_runner.backends import hparams
 from truba_runner.checkpoint import CheckpointStore, Position
 from truba_runner.config import Experiment, experiment_from
 from truba_runner.errors import Failed
-from truba_runner.interrupt import Interrupted, Interruption
+from truba_runner.interrupt import Interrupted, Interruption, leave
 from truba_runner.language import _
 from truba_runner.progress import Progress
 from truba_runner.rundir import RunDir
@@ -49,10 +49,8 @@ def main(arguments: list[str]) -> int:
     """Trains the run at `arguments[0]`; 0: it has a result or is queued again, 1: it raised, 143: it was ended."""
     run = RunDir(Path(arguments[0]).resolve())
     here = allocation.current()
-    interruption = Interruption()
-    interruption.listen()
     with SubmittedCode() as code:
-        return _main(run, here, interruption, code)
+        return _main(run, here, Interruption(), code)
 
 
 def _main(run: RunDir, here: allocation.Allocation, interruption: Interruption, code: SubmittedCode) -> int:
@@ -60,6 +58,7 @@ def _main(run: RunDir, here: allocation.Allocation, interruption: Interruption, 
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     progress = Progress(run, here.job_id, writes=here.rank == 0)
     try:
+        interruption.listen()
         os.chdir(run.path)
         position = CheckpointStore(run.checkpoints).position()
         if here.rank == 0:
@@ -254,4 +253,4 @@ def print_traceback(error: BaseException, own: Callable[[str], str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

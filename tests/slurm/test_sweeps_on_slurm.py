@@ -401,6 +401,32 @@ def test_a_sweeper_that_wants_values_waits_here_or_in_a_job(truba: Truba) -> Non
     assert [row["state"] for row in shown["runs"]] == ["COMPLETED"] * 3
 
 
+EARLY_AND_LATE = """
+import signal, sys
+
+class Late:
+    def __del__(self, kill=os.kill, process=os.getpid(), number=signal.SIGUSR2):
+        kill(process, number)
+
+if {"truba_runner.worker", "truba_runner.sweeps.task"} & set(sys.orig_argv):
+    mark = f"{PROJECT}/early-{os.path.basename(sys.orig_argv[-1])}"
+    if not os.path.exists(mark):
+        open(mark, "w").close()
+        os.kill(os.getpid(), signal.SIGUSR2)
+    sys.late = Late()
+"""
+
+
+def test_a_signal_before_a_worker_listens_or_while_it_ends_costs_nothing(truba: Truba) -> None:
+    # A worker alone, two that share a job, and the process that starts those.
+    truba.write("site/sitecustomize.py", REGISTERED + EARLY_AND_LATE.replace("{PROJECT}", str(truba.project)))
+    submit(truba, *command(truba)[1:])
+    submit(truba, *command(truba, "train.seed=range(2)", "sweep.pack=2", "name=packed"))
+    for job_id in {str(events(run)[1]["job_id"]).split("_")[0] for run in run_dirs(truba.project)}:
+        truba.cluster.wait_for_state(job_id, "COMPLETED")
+    assert set(starts(truba).values()) == {1} and len(list(truba.project.glob("early-*"))) == 4
+
+
 def test_a_sweep_is_cancelled_as_a_whole_and_a_failed_set_up_shows_in_the_log(truba: Truba) -> None:
     truba.write("jobs/quick.py", WAITING.format(project=truba.project))
     submit(truba, *command(truba, "train.seed=range(4)", "sweep.pack=2"))

@@ -17,6 +17,17 @@ from in_process import truba
 
 ROOT = Path(__file__).resolve().parents[2]
 FAULTY = "import math\n\nmath.sqrt(-1)  # the fault\n"
+# Is cleared with the modules, when Python has taken its handlers away.
+LATE = """
+import os, signal, sys
+
+class Late:
+    def __del__(self, kill=os.kill, write=os.write, process=os.getpid(), number=signal.SIGUSR2):
+        kill(process, number)
+        write(2, b"the signal came\\n")
+
+sys.late = Late()
+"""
 WAITING = "import time\nprint('here I am', flush=True)\nwhile True:\n    time.sleep(0.05)\n"
 # Reports progress as a backend does, then waits to be looked at.
 REPORTING = """
@@ -132,6 +143,12 @@ def test_a_killed_worker_is_told_as_such(project: Project) -> None:
     assert command.returncode == 1 and "was killed by SIGKILL; the same command goes on" in err
     row = project.status()
     assert row["state"] == "KILLED" and "SIGKILL" in str(row["why"])
+
+
+def test_a_signal_while_the_worker_ends_changes_nothing(project: Project) -> None:
+    failed = project.submit(LATE + FAULTY)
+    assert failed.returncode == 1 and "the signal came" in failed.stdout
+    assert project.status()["state"] == "FAILED", "and not killed"
 
 
 def test_a_second_command_for_a_running_run_points_at_it(project: Project) -> None:

@@ -22,7 +22,7 @@ from truba_runner.checkpoint import Position
 from truba_runner.config import Experiment, experiment_from
 from truba_runner.errors import Failed
 from truba_runner.identity import training_hash
-from truba_runner.interrupt import Interrupted, Interruption
+from truba_runner.interrupt import Interrupted, Interruption, leave
 from truba_runner.language import _
 from truba_runner.progress import Progress
 from truba_runner.rundir import RunDir
@@ -47,10 +47,10 @@ def main(arguments: list[str]) -> int:
     search = SearchDir(run.path.parent.parent)
     here = allocation.current()
     interruption = Interruption()
-    interruption.listen()
     progress = Progress(run, here.job_id)
     try:
         interruption.hold()
+        interruption.listen()
         os.chdir(run.path)
         experiment = experiment_from(search.read_config())
         lock.check(search.path)
@@ -241,4 +241,4 @@ class _SearchWorker:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

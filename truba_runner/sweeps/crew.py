@@ -51,8 +51,8 @@ def _is_open(run: RunDir, token: str) -> bool:
 
 
 def _comes_back(run: RunDir, status: int) -> bool:
-    """Whether the run goes on once the job is back: it asked for that, or was killed without a word."""
-    return status == REQUEUE_STATUS or (status == -signal.SIGKILL and not run.result())
+    """Whether the run goes on once the job is back: it asked for that, or was killed before it could."""
+    return status == REQUEUE_STATUS or (status in {-signal.SIGKILL, -signal.SIGUSR2} and not run.result())
 
 
 def _words(status: int) -> str:

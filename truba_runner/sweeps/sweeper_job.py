@@ -18,6 +18,7 @@ from typing import Any
 from truba_runner import allocation, rundir, scheduler
 from truba_runner.config import Code, Environment, Experiment, Resources
 from truba_runner.errors import Failed
+from truba_runner.interrupt import leave
 from truba_runner.language import _
 from truba_runner.plan import plan
 from truba_runner.rundir import RunDir
@@ -110,4 +111,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -14,6 +14,7 @@ from typing import Any
 
 from truba_runner import allocation, worker
 from truba_runner.errors import Failed
+from truba_runner.interrupt import leave
 from truba_runner.language import _
 from truba_runner.sweeps import crew
 from truba_runner.sweeps.record import SweepDir, runs_of_task
@@ -66,7 +67,7 @@ def _own_log_cleared(sweep: SweepDir) -> Iterator[None]:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(sys.argv[1:]))
+        leave(main(sys.argv[1:]))
     except Failed as failed:
         print(failed, file=sys.stderr)
         sys.exit(1)
