@@ -395,10 +395,14 @@ def test_a_sweeper_that_wants_values_waits_here_or_in_a_job(truba: Truba) -> Non
     first = submit(truba, *in_job)
     assert "the sweeper was submitted as job" in first and "the sweeper is job" in submit(truba, *in_job)
     sweep = Path(first.split()[-1]).name
-    (log,) = [truba.project / "runs" / ".sweeps" / sweep / "sweeper" / "logs" / f"{first.split()[6]}_0_log.out"]
+    job_id = first.split()[6]
+    log = truba.project / "runs" / ".sweeps" / sweep / "sweeper" / "logs" / f"{job_id}_0_log.out"
+    wait_until(lambda: log.exists() and "submitted" in log.read_text())
+    truba.cluster.run(["scancel", "--signal=TERM", job_id])  # As at a preemption.
     wait_until(lambda: log.exists() and "found 0.2: " in log.read_text())
     shown = json.loads(truba("status", sweep, "--json").stdout)
     assert [row["state"] for row in shown["runs"]] == ["COMPLETED"] * 3
+    assert "Restarts=1" in truba.cluster.run(["scontrol", "show", "job", job_id]).stdout
 
 
 def test_a_sweep_is_cancelled_as_a_whole_and_a_failed_set_up_shows_in_the_log(truba: Truba) -> None:
