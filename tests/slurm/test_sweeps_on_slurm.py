@@ -513,25 +513,30 @@ def test_a_killed_task_goes_back_alone_and_what_is_finished_is_not_trained_again
 
 
 def test_a_run_that_is_cancelled_while_it_saves_stays_out_of_the_queue(truba: Truba) -> None:
-    # After Slurm's early signal each is in the middle of a step, and then saves to go back into the queue.
+    # After Slurm's early signal each is in the middle of a step, and then saves to go back into the queue. Of two that
+    # share a job one has saved before the job is cancelled.
     truba.write(
         "jobs/quick.py",
         "import os, time\n"
-        "def step(*where):\n"
+        "def step(seed, *where):\n"
         "    open('in-a-step', 'w').close()\n"
-        f"    while not os.path.exists({str(truba.project / 'end')!r}):\n"
+        f"    while not os.path.exists(f'{truba.project}/end-{{seed}}'):\n"
         "        time.sleep(0.02)\n",
     )
     submit(truba, *command(truba)[1:])
-    submit(truba, *command(truba, "train.seed=range(2)", "sweep.pack=2", "name=packed"))
+    submit(truba, *command(truba, "train.seed=1,2", "sweep.pack=2", "name=packed"))
     runs = run_dirs(truba.project)
     job_ids = {str(events(run)[1]["job_id"]) for run in runs}
     wait_until(lambda: all((run / "in-a-step").exists() for run in runs))
     truba.cluster.run(["scancel", "--signal=USR2", *job_ids])
     logs = [next((run / "logs").iterdir()) for run in runs]
     wait_until(lambda: all("time limit is near" in log.read_text() for log in logs))
+    truba.write("end-1", "")
+    saved = next(run for run in runs if json_seed(run) == 1)
+    wait_until(lambda: events(saved)[-1]["event"] == "requeued")
     truba.cluster.run(["scancel", *job_ids])
-    truba.write("end", "")
+    for seed in (0, 2):
+        truba.write(f"end-{seed}", "")
     for job_id in job_ids:
         truba.cluster.wait_for_state(job_id, "CANCELLED", in_accounting=True)
     assert {row["state"] for row in truba.status()} == {"CANCELLED"} and set(starts(truba).values()) == {1}
