@@ -45,7 +45,7 @@ from truba_runner.sweeps.record import sweep_of
 # What TensorFlow, and our own ranks of fastai, raise on those that are left behind.
 _OTHERS_FAULT = {"UnavailableError", "AbortedError", "CancelledError", "RankLost"}
 # One that has raised forbids the requeue, and then tells why: so long the others wait for it.
-_REASON_SECONDS = 30.0
+_REASON_SECONDS = 15.0
 
 
 def main(arguments: list[str]) -> int:
@@ -78,7 +78,8 @@ def _main(run: RunDir, here: allocation.Allocation, interruption: Interruption, 
         if here.rank == 0:
             # Which start this is it has put on record itself; the others follow it.
             progress.watcher = drill.saboteur(experiment.drill, start=restarts.account(run)["restarts"])
-        result = _train(experiment, run, progress, here, interruption, code)
+        with interruption.recognised():
+            result = _train(experiment, run, progress, here, interruption, code)
         interruption.decided()
         if here.rank == 0:
             record = {"data": _data_record(experiment), "job_id": here.job_id, **restarts.account(run)}
