@@ -503,6 +503,8 @@ def test_a_killed_task_goes_back_alone_and_what_is_finished_is_not_trained_again
     array = ids[2].split("_")[0]
     truba.cluster.wait_for_state(array, "COMPLETED")
     assert starts(truba) == {runs[0].name: 1, runs[1].name: 1, runs[2].name: 2}
+    told = truba.cluster.run(["sacct", "-nPXD", "-o", "JobID,State", "-j", array]).stdout.split()
+    assert [line for line in told if "REQUEUED" in line] == [f"{ids[2]}|REQUEUED"]
 
     results = {seed: (run / "result.json").read_bytes() for seed, run in runs.items()}
     truba.cluster.run(["scontrol", "requeue", array], user="root")
