@@ -8,14 +8,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from browser import COMMAND, Browser
-from cluster import POLL_SECONDS, Cluster
+from cluster import Cluster, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 LOGIN_ADDRESS, LAPTOP_ADDRESS = "10.88.0.1", "10.88.0.2"
@@ -278,15 +276,6 @@ class Program:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGINT)
         return self.process.wait(240)
-
-
-def wait_until(
-    condition: Callable[[], Any], why: Callable[[], Any] = lambda: "not in time", seconds: float = 240
-) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, why()
-        time.sleep(POLL_SECONDS)
 
 
 def listening(cluster: Cluster, user: str) -> list[str]:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import Cluster, left_out
+from cluster import Cluster, left_out, wait_until
 from curve import Curve
-from laptop import AYSE, Laptop, listening, missing, wait_until
+from laptop import AYSE, Laptop, listening, missing
 from slow_run import Run
 from truba import Truba
 
