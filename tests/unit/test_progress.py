@@ -217,6 +217,27 @@ def test_a_signal_once_the_outcome_is_decided_changes_nothing(
 
 
 @pytest.mark.usefixtures("own_signals")
+def test_a_signal_of_which_a_framework_makes_another_error_is_no_fault(
+    run: RunDir, experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As TensorFlow's bindings do where an operation fails at the same moment."""
+
+    def train(*_: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        except Interrupted as error:
+            raise RuntimeError("UnavailableError REPLACED BY Interrupted") from error
+
+    monkeypatch.setattr(worker, "_train", train)
+    monkeypatch.setattr(restarts, "requeue", lambda *_: True)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.chdir(run.path)
+    run.write_config(asdict(experiment(cluster="local")))
+    assert worker.main([str(run.path)]) == 0
+    assert run.progress()["state"] == "interrupted"
+
+
+@pytest.mark.usefixtures("own_signals")
 def test_a_run_that_comes_back_into_the_queue_when_it_has_ended_is_not_trained_again(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
