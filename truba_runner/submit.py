@@ -35,10 +35,12 @@ _MOST_RESTARTS = 10
 # How srun ends then: it failed itself, or a signal of Slurm's reached the worker before that listened.
 _NEVER_BEGUN = f"{SRUN_FAILED}|{128 + signal.SIGUSR2}|{128 + signal.SIGTERM}"
 # Bash. Of an array `job` is one task: the number of the last to start is also the array's, and would mean all of them.
-# Slurm may not answer for a while; a job that is cancelled, or back in the queue, is left alone.
+# Slurm may not answer for a while; a job that is cancelled, or back in the queue, is left alone, and so is one whose
+# rank at fault has forbidden it.
 _REQUEUE = r"""
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
 requeue() {
+  scontrol show job $job | grep -q Requeue=0 && return
   for pause in 5 20 60 0; do
     state=$(squeue --noheader --jobs=$job --format=%T) && [ "$state" != RUNNING ] && return
     [ "$state" = RUNNING ] && scontrol requeue $job && return

@@ -104,6 +104,7 @@ def test_a_fault_on_one_node_ends_the_job(cluster: Cluster) -> None:
     cluster.wait_for_state(events(run)[1]["job_id"], "FAILED", timeout=240)
     logs = "".join(path.read_text() for path in (run / "logs").iterdir())
     assert "failing on purpose" in logs
+    assert "presently disabled" not in logs, "the nodes are not held to ask again and again for what is forbidden"
     assert sum(event["event"] == "started" for event in events(run)) == 1
     (row,) = truba.status()
     assert row["state"] == "FAILED" and 'raise RuntimeError("failing on purpose")' in row["why"]
