@@ -224,3 +224,18 @@ def test_the_lock_and_the_records_are_the_owners_alone(truba: Truba) -> None:
     run = the_run(truba)
     for path in (run, run / "submissions.jsonl", run.parent / ".lock", run / "run.yaml"):
         assert os.stat(path).st_mode & 0o077 == 0, path
+
+
+def test_a_requeue_that_slurm_takes_without_answering_is_one(truba: Truba) -> None:
+    cut = 'done="$(dirname "$0")/done"; /usr/bin/scontrol "$@" || exit\n'
+    cut += f'[ -e "$done" ] || {{ touch "$done"; echo "{TIMED_OUT}" >&2; exit 1; }}\n'
+    truba.write("bin/scontrol", f"#!/bin/bash\n{cut}", True)
+    # An array: Slurm says in other words that its task waits.
+    script = "#!/bin/bash\n#SBATCH --partition=barbun --time=5 --cpus-per-task=40 --requeue --array=0\nsleep 600\n"
+    sent = truba.cluster.run(["sbatch", "--parsable"], user=truba.user, cwd=truba.project, input=script)
+    task = f"{sent.stdout.strip()}_0"
+    truba.cluster.wait_for_state(task, "RUNNING")
+    program = ["-c", "import sys; from truba_runner import scheduler; scheduler.requeue(sys.argv[1])"]
+    done = truba(task, program=program, PATH=truba.path_with_own_bin())
+    assert done.returncode == 0, done.stderr
+    assert (truba.project / "bin" / "done").exists()

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -237,3 +238,40 @@ def test_the_warning_stands_in_the_result(
     run.write_config(asdict(experiment(cluster="local")))
     assert worker.main([str(run.path)]) == 0, "it ends well all the same"
     assert "at the end of epoch 1" in run.result()["warning"]
+
+
+@pytest.mark.parametrize(
+    ("said", "fails"),
+    [
+        # Of a job, and of a task of an array, as Slurm 24.11 says it.
+        ("Job is pending execution for job 7", False),
+        ("7_0: Job is pending execution", False),
+        ("Job has already finished for job 7", True),
+    ],
+)
+def test_a_requeue_whose_answer_was_lost_is_done(said: str, fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([("slurm_requeue error: Socket timed out on send/recv operation", True), (said, False)])
+
+    def run(argv: list[str]) -> str:
+        assert argv == ["scontrol", "requeue", "7"]
+        message, transient = next(answers)
+        raise scheduler.SlurmError("scontrol", message, transient)
+
+    monkeypatch.setattr(scheduler, "run", run)
+    monkeypatch.setattr(scheduler, "BACKOFF_SECONDS", (0,))
+    with pytest.raises(scheduler.SlurmError) if fails else nullcontext():
+        scheduler.requeue("7")
+    assert next(answers, None) is None, "asked twice"
+
+
+def test_a_job_that_slurm_has_forgotten_has_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "slurm_load_jobs error: Invalid job id specified"
+
+    def query(argv: list[str]) -> str:
+        raise scheduler.SlurmError("squeue", told, transient=False, refused=True)
+
+    monkeypatch.setattr(scheduler, "query", query)
+    assert scheduler.state("7") == "" and not scheduler.would_end_for_good("7")
+    told = "Invalid user"
+    with pytest.raises(scheduler.SlurmError):
+        scheduler.state("7")
