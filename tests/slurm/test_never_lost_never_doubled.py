@@ -134,6 +134,23 @@ def test_of_two_jobs_that_one_submission_became_one_trains(truba: Truba) -> None
     assert "already" in (run / "logs" / f"{second}_0_log.out").read_text()
 
 
+def test_a_job_that_comes_when_its_run_was_submitted_again_leaves_that_alone(truba: Truba) -> None:
+    # Slurm answers none of the first command's attempts, and works off the first of them after the second command.
+    late = f'[ -e "$0.script" ] || cat > "$0.script"; echo "{TIMED_OUT}" >&2; exit 1'
+    truba.write("bin/sbatch", f"#!/bin/bash\n{late}\n", True)
+    first = truba(*command(truba), program=["-c", QUICK_BACKOFF], PATH=truba.path_with_own_bin())
+    assert first.returncode == 1 and "Nothing is lost" in first.stderr
+    assert "submitted" in truba("0", *command(truba), program=["-c", KILLED_AT_STEP]).stdout
+    run = the_run(truba)
+    wait_until(lambda: (run / "began").exists())
+    script = (truba.project / "bin" / "sbatch.script").read_text()
+    argv = ["env", "PYTHONPATH=" + truba.environment["PYTHONPATH"], "sbatch", "--parsable"]
+    late_job = truba.cluster.run(argv, user=truba.user, cwd=truba.project, input=script).stdout.strip()
+    truba.cluster.wait_for_state(late_job, "COMPLETED")
+    assert "another submission's by now" in (run / "logs" / f"{late_job}_0_log.out").read_text()
+    assert (run / "began").read_text() == "began\n" and truba.status()[0]["state"] == "RUNNING"
+
+
 @pytest.mark.parametrize("step", range(1, 12))
 def test_a_kill_at_any_step_leaves_one_job_after_the_command_is_repeated(truba: Truba, step: int) -> None:
     program = ["-c", KILLED_AT_STEP]
