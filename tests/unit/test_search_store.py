@@ -195,6 +195,21 @@ def test_the_death_of_workers_says_less_of_a_trial_than_its_own() -> None:
     assert leases.hopeless(state["open"]["0"])
 
 
+def test_a_worker_that_stood_still_takes_nobody_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("me", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ALIVE).touch()
+    with Pulse(tmp_path / "me", 1000) as pulse:
+        later = time.monotonic() + 5000
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+        assert pulse.dead() == set()
+        pulse._watch()  # Nor is it if the other could not write meanwhile either.
+        assert pulse.dead() == set()
+        for _ in range(4):
+            pulse._watch()
+        assert pulse.dead() == {"other"}
+
+
 def test_a_worker_without_a_sign_of_life_is_dead_and_one_with_is_not(tmp_path: Path) -> None:
     for name in ("me", "silent", "lively"):
         (tmp_path / name).mkdir()
