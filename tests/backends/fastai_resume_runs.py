@@ -191,7 +191,9 @@ def start(
             if disk_kb:
                 small_disk(path / "checkpoints", disk_kb)
             place_on_slurm(rank, tasks, port)
-            given = StopAt(stop if rank == on_rank else None, look if rank == on_rank else 0, path / "reached")
+            own = rank == on_rank
+            awaits_kill = own and kill_after is not None
+            given = StopAt(stop if own else None, look if own else 0, path / "reached", awaits_kill)
             in_child(
                 path / ("log" if rank == 0 else f"log{rank}"),
                 lambda given=given, rank=rank: train(path, sections or {}, job, given, rank, tasks),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import multiprocessing.util
 import os
 import random
@@ -20,16 +21,19 @@ from truba_runner.interrupt import Interrupted, Interruption
 
 INTERRUPTED = 75
 _EXIT_SECONDS = 60
+# Whoever kills may be late: so far a run goes on meanwhile, and waits from there.
+_LOOKS_UNTIL_KILL, _HELD_SECONDS = 3, 600
 
 
 class StopAt(Interruption):
-    """Counts how often a run looks for a signal; the Nth look brings one."""
+    """Counts how often a run looks for a signal; the Nth look brings one, or a kill from outside, which it awaits."""
 
-    def __init__(self, name: str | None, look: int, reached: Path) -> None:
+    def __init__(self, name: str | None, look: int, reached: Path, awaits_kill: bool = False) -> None:
         super().__init__()
         self.reached = reached
         self.looks = 0
         self.name, self.look = name, look
+        self.awaits_kill = awaits_kill
 
     def count(self, send: Callable[[str], None]) -> None:
         """A look; at the Nth the file `reached` is made, and the signal sent, if one is to be."""
@@ -38,15 +42,22 @@ class StopAt(Interruption):
             self.reached.touch()
             if self.name:
                 send(self.name)
+        if self.awaits_kill and self.looks == self.look + _LOOKS_UNTIL_KILL:
+            time.sleep(_HELD_SECONDS)
 
 
-def in_child(log: Path, train: Callable[[], None], slow_save: float) -> NoReturn:
-    """Trains in this fork, which prints into `log`, and ends it: 0, INTERRUPTED, or 1 where something was raised."""
+def in_child(
+    log: Path, train: Callable[[], None], slow_save: float, held_save: int = 0, reached: Path | None = None
+) -> NoReturn:
+    """Trains in this fork, which prints into `log`, and ends it: 0, INTERRUPTED, or 1 where something was raised.
+
+    Saves take up to `slow_save` seconds; number `held_save`, half written, makes the file `reached` and awaits a kill.
+    """
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    if slow_save:
-        _slow_down(slow_save)
+    if slow_save or held_save:
+        _slow_down(slow_save, held_save, reached)
     status = 1
     try:
         train()
@@ -80,8 +91,9 @@ def small_disk(folder: Path, kilobytes: int) -> None:
     assert libc.mount(b"none", bytes(folder), b"tmpfs", 0, f"size={kilobytes}k".encode()) == 0
 
 
-def _slow_down(seconds: float) -> None:
+def _slow_down(seconds: float, held_save: int, reached: Path | None) -> None:
     """Makes every checkpoint take its time, half written, so that kills fall into it."""
+    saves = itertools.count(1)
     # Its own: the run's random numbers are among what is compared.
     dice = random.Random()
     write_whole = checkpoint._write_whole
@@ -90,6 +102,9 @@ def _slow_down(seconds: float) -> None:
         def halting(file: IO[bytes]) -> None:
             write(file)
             file.flush()
+            if reached and next(saves) == held_save:
+                reached.touch()
+                time.sleep(_HELD_SECONDS)
             time.sleep(dice.random() * seconds)
 
         write_whole(path, halting)

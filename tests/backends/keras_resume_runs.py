@@ -145,11 +145,14 @@ def start(
     look: int = 0,
     kill_after: float | None = None,
     slow_save: float = 0.0,
+    held_save: int = 0,
     disk_kb: int = 0,
     tasks: int = 1,
     stop_rank: int = 0,
 ) -> dict[str, Any]:
     """Trains in a fork until it ends; its `look` brings `stop`, or a kill from outside `kill_after` seconds later.
+
+    With `held_save` the kill comes in that save of this start, half written.
 
     With `tasks` there are so many forks, as nodes of a job; `stop` comes to one of them.
     """
@@ -164,11 +167,14 @@ def start(
             if disk_kb:
                 small_disk(path / "checkpoints", disk_kb)
             _as_rank(rank, tasks)
-            stops = StopWhenAsked(stop if rank == stop_rank else None, look, path / "reached")
+            awaits_kill = kill_after is not None and not held_save
+            stops = StopWhenAsked(stop if rank == stop_rank else None, look, path / "reached", awaits_kill)
             in_child(
                 path / "log",
                 lambda stops=stops, rank=rank: train(path, sections or {}, job, stops, rank, tasks),
                 slow_save,
+                held_save,
+                path / "reached",
             )
         children[child] = rank
     if kill_after is not None:

@@ -405,7 +405,7 @@ def py_dataset(x: Any, y: Any, size: int, seen: list[int], meet: threading.Barri
             seen.append(number)
             if meet and len(seen) > 1:
                 with contextlib.suppress(threading.BrokenBarrierError):
-                    meet.wait(10)
+                    meet.wait(240)
             return x[number * size : (number + 1) * size], y[number * size : (number + 1) * size]
 
     return Batches(**settings)

@@ -1,7 +1,8 @@
 """A backend for tests, of plain Python: it starts in no time, and is interrupted and resumed as the real ones are.
 
 It minimises a parabola with noise. `job.options`: `rate`, where the noise and the speed come from; `shift`, what is
-left at the end; `pause`, seconds a step; `fail`, an error on purpose; `kill`, a step at which it ends without a word.
+left at the end; `pause`, seconds a step; `fail`, an error on purpose; `kill`, a step at which it ends without a word;
+`until`, a file that the second epoch waits for.
 """
 
 import hashlib
@@ -40,6 +41,10 @@ def train(context):
             noise = random.Random(f"{train.seed} {rate} {epoch} {step}").gauss(0, 0.05)
             state["weight"] -= rate * 2 * (state["weight"] + noise)
             time.sleep(float(options.get("pause", 0)))
+            while epoch and options.get("until") and not os.path.exists(options["until"]):
+                if context.interruption.requested:
+                    break
+                time.sleep(0.01)
             if options.get("kill") == epoch * STEPS + step:
                 os.kill(os.getpid(), signal.SIGKILL)
             context.progress.step(epoch + 1, step + 1, {"loss": state["weight"] ** 2})

@@ -6,10 +6,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -29,6 +29,15 @@ def left_out(reason: str) -> NoReturn:
     if os.environ.get("TRUBA_REQUIRE_SLURM") == "1":
         pytest.fail(f"TRUBA_REQUIRE_SLURM=1, but {reason}", pytrace=False)
     pytest.skip(reason)
+
+
+def wait_until(
+    condition: Callable[[], Any], why: Callable[[], Any] = lambda: "not in time", seconds: float = 240
+) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, why()
+        time.sleep(POLL_SECONDS)
 
 
 class ClusterUnavailable(Exception):

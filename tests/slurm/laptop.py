@@ -8,14 +8,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from browser import COMMAND, Browser
-from cluster import POLL_SECONDS, Cluster
+from cluster import Cluster, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 LOGIN_ADDRESS, LAPTOP_ADDRESS = "10.88.0.1", "10.88.0.2"
@@ -36,15 +34,19 @@ Match LocalPort 2222
   AllowStreamLocalForwarding no
 """
 SSH_CONFIG = """
-Host login
+# The same machine, for a laptop that is to notice soon that its cable is cut.
+Host watched
+  ServerAliveInterval 1
+  ServerAliveCountMax 5
+Host login watched
   HostName {address}
   User ayse
   IdentityFile {home}/.ssh/id_ed25519
   IdentitiesOnly yes
   StrictHostKeyChecking yes
-  ConnectTimeout 2
-  ServerAliveInterval 1
-  ServerAliveCountMax 2
+  ConnectTimeout 30
+  ServerAliveInterval 5
+  ServerAliveCountMax 6
 # The same machine, with what some have in their configuration.
 Host commanded
   HostName {address}
@@ -147,7 +149,7 @@ class Laptop:
         log = self._folder / "sshd.log"
         argv = ["/usr/sbin/sshd", "-D", "-f", str(config), "-E", str(log)]
         self._sshd = self.cluster.popen(argv, user="root", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_until(lambda: log.exists() and "listening" in log.read_text(), 20, lambda: log.read_text())
+        wait_until(lambda: log.exists() and "listening" in log.read_text(), lambda: log.read_text())
 
     def close(self) -> None:
         self._sshd.terminate()
@@ -255,32 +257,25 @@ class Program:
                 self.told[name] += line
 
     def wait_for(self, words: str, where: str = "err", seconds: float = 240) -> None:
-        wait_until(lambda: words in self.told[where], seconds, lambda: f"{words!r} is not in {self.told}")
+        wait_until(lambda: words in self.told[where], lambda: f"{words!r} is not in {self.told}", seconds)
 
     def url(self, seconds: float = 240) -> str:
         """The page that it has opened."""
         opened = self.laptop.home / "opened"
         wait_until(
             lambda: (opened.exists() and opened.read_text().endswith("\n")) or self.process.poll() is not None,
-            seconds, lambda: f"no page was opened: {self.told}",
+            lambda: f"no page was opened: {self.told}", seconds,
         )  # fmt: skip
         assert self.process.poll() is None, self.told
         return opened.read_text().split()[-1]
 
     def interrupt(self) -> int:
         """Ctrl-C, which every process in the foreground gets; the exit status."""
-        for name in ("rsync", "truba_runner", "ssh"):
-            for pid in self.laptop.processes(name):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGINT)
+        # Looked for before the first is told: all of them hear of it at once.
+        for pid in [pid for name in ("rsync", "truba_runner", "ssh") for pid in self.laptop.processes(name)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGINT)
         return self.process.wait(240)
-
-
-def wait_until(condition: Callable[[], Any], seconds: float, why: Callable[[], Any] = lambda: "not in time") -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, why()
-        time.sleep(POLL_SECONDS)
 
 
 def listening(cluster: Cluster, user: str) -> list[str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +125,14 @@ class Run:
     def ranks(self) -> list[int]:
         """Of these the training ones, without the processes that read for them."""
         workers = self.workers()
-        return [process for process in workers if _parent_of(process) not in workers]
+        parents = {process: _parent_of(process) for process in workers}
+        return [process for process, parent in parents.items() if parent is not None and parent not in workers]
+
+    def kill(self) -> None:
+        """All of them, without a word."""
+        for process in self.workers():
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
 
     def log(self) -> str:
         return "".join(path.read_text(errors="replace") for path in sorted((self.path / "logs").iterdir()))
@@ -141,8 +150,12 @@ class Run:
             return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
 
 
-def _parent_of(process: int) -> int:
-    after_the_name = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+def _parent_of(process: int) -> int | None:
+    """None of one that has ended since."""
+    try:
+        after_the_name = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
     return int(after_the_name[1])
 
 

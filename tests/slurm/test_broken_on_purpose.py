@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -42,8 +40,7 @@ def test_kills_at_twenty_one_random_moments(truba: Truba, drill: Drilled) -> Non
             run.wait_for_step(start)
             assert not (run.path / "result.json").exists(), f"the run was over after {start - 1} kills"
             time.sleep(moments.uniform(0, 0.4))  # The moment is the test's subject.
-            for process in run.workers():
-                os.kill(process, signal.SIGKILL)
+            run.kill()
     expected = whole.finish()
     for run in runs:
         result = run.finish()

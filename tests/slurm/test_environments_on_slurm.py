@@ -213,7 +213,7 @@ def test_keras_on_two_nodes_in_a_container_and_fastai_of_a_virtual_environment_t
     of_keras, of_fastai = wait_for_results(bundled, runs)
     assert of_keras["metrics"]["test_accuracy"] > 0.8 and of_keras["tasks"] == 2
     told = [[line.split() for line in (run / "told").read_text().splitlines()] for run in runs]
-    assert sorted((what, node) for what, node, _ in told[0]) == [("keras", "akya1"), ("keras", "akya2")]
+    assert [what for what, _, _ in told[0]] == ["keras"] * 2 and len({node for _, node, _ in told[0]}) == 2
     assert of_fastai["metrics"]["val_error_rate"] < 1 and {what for what, _, _ in told[1]} == {"fastai"}
     assert len({process for _, _, process in told[1]}) >= 2, "processes that read for it"
 

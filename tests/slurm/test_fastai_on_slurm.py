@@ -185,6 +185,5 @@ def test_kills_with_reading_processes(truba: Truba, whole: Any) -> None:
         run.wait_for_step(start)
         assert not (run.path / "result.json").exists(), f"the run was over after {start - 1} kills"
         time.sleep(moments.uniform(0, 0.4))  # The moment is the test's subject.
-        for process in run.workers():
-            os.kill(process, signal.SIGKILL)
+        run.kill()
     check_same(run, whole, restarts=2)

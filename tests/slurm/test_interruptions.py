@@ -93,7 +93,7 @@ def test_a_node_that_goes_down(truba: Truba, whole: Any) -> None:
     node = run.node()
     truba.cluster.node_down(node)
     try:
-        run.wait_until(lambda: run.starts() > 1, 150)
+        run.wait_until(lambda: run.starts() > 1, 300)
         check_same(run, whole, restarts=1)
     finally:
         truba.cluster.node_up(node)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from cluster import wait_until
 from truba import FAILING_JOB, WAITING_JOB, Truba, events, run_dirs
 
 
@@ -238,7 +239,8 @@ def test_nothing_is_left_on_the_login_node(truba: Truba) -> None:
     truba.write("jobs/waiting.py", WAITING_JOB)
     assert truba("+experiment=mnist", "job.module=waiting", "data.name=digits", truba.runs_folder()).returncode == 0
     (run,) = run_dirs(truba.project)
-    truba.cluster.wait_for_state(events(run)[1]["job_id"], "RUNNING")
+    # Slurm says RUNNING before the job's processes are there.
+    wait_until((run / "began").exists)
     processes = truba.cluster.run(["ps", "-u", "ayse", "-o", "args="], check=False).stdout.splitlines()
     on_node = [line for line in processes if "truba_runner" in line]
     # The nodes are this machine too: what belongs to the job runs under its slurmstepd.

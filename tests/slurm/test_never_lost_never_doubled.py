@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cluster import wait_until
 from truba import FAILING_JOB, WAITING_JOB, Truba, run_dirs
 
 from truba_runner.rundir import RunDir
@@ -83,11 +82,11 @@ def recorded_job(run: Path) -> str:
     return last_job_id(RunDir(run))
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
+def begun(run: Path) -> str:
+    """What the run's starts have written, once one has."""
+    file = run / "began"
+    wait_until(lambda: file.exists() and file.stat().st_size)
+    return file.read_text()
 
 
 def test_an_sbatch_that_accepts_and_then_times_out_is_adopted(truba: Truba) -> None:
@@ -129,8 +128,7 @@ def test_of_two_jobs_that_one_submission_became_one_trains(truba: Truba) -> None
     second = next(job_id for job_id in truba.jobs(run.name) if job_id != recorded_job(run))
     truba.cluster.wait_for_state(second, "COMPLETED")
     assert truba.status()[0]["job_id"] == recorded_job(run) != second
-    wait_until(lambda: (run / "began").exists())
-    assert (run / "began").read_text() == "began\n"
+    assert begun(run) == "began\n"
     assert "already" in (run / "logs" / f"{second}_0_log.out").read_text()
 
 
@@ -187,6 +185,8 @@ def test_an_array_whose_runs_a_failing_machine_has_lost_trains_none_of_them_twic
     first = {recorded_job(run).split("_")[0] for run in run_dirs(truba.project)}.pop()
     truba.cluster.wait_for_state(first, "RUNNING")
     truba.cluster.run(["scontrol", "requeuehold", first], user="root")
+    # What they write as they end, they write before.
+    wait_until(lambda: (now := {*truba.cluster.states(first)}) and not now & {"RUNNING", "COMPLETING"})
     # Only the sweep's own record was synced to disk.
     for run in run_dirs(truba.project):
         truba.cluster.run(["rm", "-r", str(run)])
@@ -195,8 +195,7 @@ def test_an_array_whose_runs_a_failing_machine_has_lost_trains_none_of_them_twic
     truba.cluster.wait_for_state(first, "COMPLETED", timeout=240)
     for run in run_dirs(truba.project):
         assert recorded_job(run).split("_")[0] != first
-        wait_until(lambda run=run: (run / "began").exists())  # type: ignore[misc]
-        assert (run / "began").read_text() == "began\n"
+        assert begun(run) == "began\n"
 
 
 def test_a_kill_while_sbatch_is_under_way_makes_the_next_command_wait_for_it(truba: Truba) -> None:

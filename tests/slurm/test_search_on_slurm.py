@@ -9,6 +9,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,8 @@ def test_six_workers_that_are_killed_every_few_seconds(truba: Truba, cluster: Cl
             search.wait_until(search.stopped)
             assert "submitted 6 jobs" in search.submit()
         elif victims := search.processes():
-            os.kill(chance.choice(victims), signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(chance.choice(victims), signal.SIGKILL)
         time.sleep(chance.uniform(1, 2.5))  # The moment is the test's subject.
         # Something in between, so that it comes to an end.
         search.wait_until(lambda before=before: search.told() > before or search.over())  # type: ignore[misc]

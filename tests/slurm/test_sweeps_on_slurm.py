@@ -286,13 +286,16 @@ def test_runs_that_share_a_job_fail_by_themselves_and_go_on_exactly_with_the_cod
     helper = truba.write("helper.py", "import pathlib\n")
     truba.write(
         "jobs/quick.py",
-        "import os, time\n"
+        "import os, signal, time\n"
         "from helper import pathlib\n"
         "def step(seed, rate, epoch, step):\n"
         "    pathlib.Path('visible').write_text(os.environ.get('CUDA_VISIBLE_DEVICES', ''))\n"
         "    if seed == 1:\n"
         "        raise RuntimeError('bad seed')\n"
-        "    time.sleep(0.3 if os.environ['SLURM_JOB_NAME'].startswith('sweep') else 0)\n",
+        # Those that share a job wait in it for the signal, once.
+        "    first = os.environ['SLURM_JOB_NAME'].startswith('sweep') and 'SLURM_RESTART_COUNT' not in os.environ\n"
+        "    while first and epoch == 2 and not signal.getsignal(signal.SIGUSR2).__self__.requested:\n"
+        "        time.sleep(0.05)\n",
     )
     alone = command(truba, "train.seed=0,2,3", "train.epochs=4", "name=alone")
     packed = command(truba, "train.seed=range(4)", "train.epochs=4", "sweep.pack=4")
@@ -301,7 +304,12 @@ def test_runs_that_share_a_job_fail_by_themselves_and_go_on_exactly_with_the_cod
     by_seed = {json_seed(run): run for run in packed_runs}
     (job_id,) = {events(run)[1]["job_id"] for run in packed_runs}
     assert "gres/gpu=4" in truba.cluster.run(["scontrol", "show", "job", job_id]).stdout
-    wait_until(lambda: all(progress(by_seed[seed]).get("epoch", 0) >= 2 for seed in (0, 2, 3)))
+    wait_until(
+        lambda: (
+            progress(by_seed[1]).get("state") == "failed"
+            and all(progress(by_seed[seed]).get("epoch", 0) >= 2 for seed in (0, 2, 3))
+        )
+    )
     rows = {row["values"]["train.seed"]: row for row in table(truba)["runs"]}
     assert rows[1]["state"] == "FAILED" and "bad seed" in rows[1]["why"] and rows[0]["state"] == "RUNNING"
     submitted = helper.read_text()
@@ -400,8 +408,8 @@ def test_a_sweeper_that_wants_values_waits_here_or_in_a_job(truba: Truba) -> Non
     wait_until(lambda: log.exists() and "submitted" in log.read_text())
     truba.cluster.run(["scancel", "--signal=TERM", job_id])  # As at a preemption.
     wait_until(lambda: log.exists() and "found 0.2: " in log.read_text())
-    shown = json.loads(truba("status", sweep, "--json").stdout)
-    assert [row["state"] for row in shown["runs"]] == ["COMPLETED"] * 3
+    # A result may be there before its job has ended.
+    wait_until(lambda: states(truba, sweep) == {"COMPLETED": 3})
     assert "Restarts=1" in truba.cluster.run(["scontrol", "show", "job", job_id]).stdout
 
 
@@ -503,6 +511,8 @@ def test_a_killed_task_goes_back_alone_and_what_is_finished_is_not_trained_again
     array = ids[2].split("_")[0]
     truba.cluster.wait_for_state(array, "COMPLETED")
     assert starts(truba) == {runs[0].name: 1, runs[1].name: 1, runs[2].name: 2}
+    told = truba.cluster.run(["sacct", "-nPXD", "-o", "JobID,State", "-j", array]).stdout.split()
+    assert [line for line in told if "REQUEUED" in line] == [f"{ids[2]}|REQUEUED"]
 
     results = {seed: (run / "result.json").read_bytes() for seed, run in runs.items()}
     truba.cluster.run(["scontrol", "requeue", array], user="root")
@@ -513,25 +523,30 @@ def test_a_killed_task_goes_back_alone_and_what_is_finished_is_not_trained_again
 
 
 def test_a_run_that_is_cancelled_while_it_saves_stays_out_of_the_queue(truba: Truba) -> None:
-    # After Slurm's early signal each is in the middle of a step, and then saves to go back into the queue.
+    # After Slurm's early signal each is in the middle of a step, and then saves to go back into the queue. Of two that
+    # share a job one has saved before the job is cancelled.
     truba.write(
         "jobs/quick.py",
         "import os, time\n"
-        "def step(*where):\n"
+        "def step(seed, *where):\n"
         "    open('in-a-step', 'w').close()\n"
-        f"    while not os.path.exists({str(truba.project / 'end')!r}):\n"
+        f"    while not os.path.exists(f'{truba.project}/end-{{seed}}'):\n"
         "        time.sleep(0.02)\n",
     )
     submit(truba, *command(truba)[1:])
-    submit(truba, *command(truba, "train.seed=range(2)", "sweep.pack=2", "name=packed"))
+    submit(truba, *command(truba, "train.seed=1,2", "sweep.pack=2", "name=packed"))
     runs = run_dirs(truba.project)
     job_ids = {str(events(run)[1]["job_id"]) for run in runs}
     wait_until(lambda: all((run / "in-a-step").exists() for run in runs))
     truba.cluster.run(["scancel", "--signal=USR2", *job_ids])
     logs = [next((run / "logs").iterdir()) for run in runs]
     wait_until(lambda: all("time limit is near" in log.read_text() for log in logs))
+    truba.write("end-1", "")
+    saved = next(run for run in runs if json_seed(run) == 1)
+    wait_until(lambda: events(saved)[-1]["event"] == "requeued")
     truba.cluster.run(["scancel", *job_ids])
-    truba.write("end", "")
+    for seed in (0, 2):
+        truba.write(f"end-{seed}", "")
     for job_id in job_ids:
         truba.cluster.wait_for_state(job_id, "CANCELLED", in_accounting=True)
     assert {row["state"] for row in truba.status()} == {"CANCELLED"} and set(starts(truba).values()) == {1}

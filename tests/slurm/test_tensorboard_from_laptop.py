@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import Cluster, left_out
+from cluster import Cluster, left_out, wait_until
 from curve import Curve
-from laptop import AYSE, Laptop, listening, missing, wait_until
+from laptop import AYSE, Laptop, listening, missing
 from slow_run import Run
 from truba import Truba
 
@@ -91,10 +91,19 @@ def shelf(laptop: Laptop, request: pytest.FixtureRequest) -> Shelf:
 def nothing_stays(laptop: Laptop) -> Iterator[None]:
     yield
     laptop.end_programs()
-    wait_until(lambda: not laptop.far_servers(), 90, lambda: "a server stayed at the login node")
+    wait_until(lambda: not laptop.far_servers(), lambda: "a server stayed at the login node")
     # Of servers that were killed outright.
     for stale in SOCKETS.glob("*.sock"):
         stale.unlink()
+
+
+def all_end(laptop: Laptop) -> None:
+    """What a program of the laptop's had running ends with it, sooner than silence would end what is far."""
+
+    def left() -> list[int]:
+        return [*laptop.processes("ssh"), *laptop.far_servers(), *laptop.processes("rsync", uid=AYSE)]
+
+    wait_until(lambda: not left(), left, seconds=45)
 
 
 def points(run: str, tag: str) -> Callable[[Any], Any]:
@@ -127,14 +136,14 @@ def test_a_running_jobs_curves_come_to_the_browser_and_to_nobody_else(
         page.open(url)
         page.wait_until(CHART)
 
-        def late(answer: Any) -> float | None:
+        def fresh(answer: Any) -> bool:
             # The page's first chart; what is out of sight it does not ask for.
             curve = points(f"{name}/train", "batch_loss")(answer)
-            fresh = bool(curve) and curve[-1]["wallTime"] > began
-            return time.time() - curve[-1]["wallTime"] if fresh else None
+            last = curve[-1]["wallTime"] if curve else 0
+            return bool(began < last < time.time() < last + SYNC_SECONDS + 10)
 
         began = time.time()
-        assert 0 < page.wait_for_answer("timeSeries", late) < SYNC_SECONDS + 10
+        page.wait_for_answer("timeSeries", fresh)
         shown = page.evaluate("document.body.innerText")
         assert f"{name}/train" in shown and run.name not in shown
         page.screenshot(Path(os.environ.get("TRUBA_SCREENSHOTS", tmp_path)) / "curves.png")
@@ -142,7 +151,7 @@ def test_a_running_jobs_curves_come_to_the_browser_and_to_nobody_else(
     finally:
         page.close()
     assert program.interrupt() == 0, program.told
-    assert laptop.far_servers() == [] and laptop.processes("ssh") == []
+    all_end(laptop)
     assert not list(SOCKETS.glob("*.sock")), "the socket is taken away"
 
 
@@ -168,37 +177,39 @@ def check_private(laptop: Laptop, run: Path, ports_before: list[str]) -> None:
 
 def test_what_is_cut_comes_back_under_the_same_address(laptop: Laptop, shelf: Shelf) -> None:
     run = shelf.run("cut-0000000a")
-    program = laptop.start("tensorboard", "--from", "login", "cut", "--silence-seconds", "15")
+    program = laptop.start("tensorboard", "--from", "watched", "cut", "--silence-seconds", "15")
     url = program.url()
 
     def served() -> bool:
         answer = laptop.get(url + "data/runs")
         return answer.returncode == 0 and json.loads(answer.stdout) == ["cut/train"]
 
-    assert served()
-    for pid in laptop.processes("ssh", " -M "):
-        os.kill(pid, signal.SIGKILL)
-    program.wait_for("the connection to login is lost")
-    wait_until(lambda: len(laptop.far_servers()) == 1, 30, laptop.far_servers)
-    wait_until(served, 60, lambda: program.told)
-
+    wait_until(served, lambda: program.told)
     (server,) = laptop.far_servers()
     os.kill(server, signal.SIGKILL)
-    wait_until(lambda: laptop.far_servers() not in ([], [server]), 60, lambda: program.told)
-    wait_until(served, 60, lambda: program.told)
+    wait_until(lambda: laptop.far_servers() not in ([], [server]), lambda: program.told)
+    wait_until(served, lambda: program.told)
 
     # As a login node's tidying of /tmp does.
     (server,) = laptop.far_servers()
     shutil.rmtree(SOCKETS)
-    wait_until(lambda: laptop.far_servers() not in ([], [server]), 60, lambda: program.told)
-    wait_until(served, 60, lambda: program.told)
+    wait_until(lambda: laptop.far_servers() not in ([], [server]), lambda: program.told)
+    wait_until(served, lambda: program.told)
+
+    # A connection that is killed is not the server's fault, and lives that were short before count no more.
+    lost = program.told["err"].count("is lost")
+    for pid in laptop.processes("ssh", " -M "):
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: program.told["err"].count("the connection to watched is lost") > lost, lambda: program.told)
+    wait_until(served, lambda: program.told)
+    wait_until(lambda: len(laptop.far_servers()) == 1, laptop.far_servers)
 
     lost = program.told["err"].count("is lost")
     laptop.unplug()
-    wait_until(lambda: program.told["err"].count("is lost") > lost, 60, lambda: program.told)
+    wait_until(lambda: program.told["err"].count("is lost") > lost, lambda: program.told)
     laptop.plug_in_again()
     shelf.log(run, 2)
-    wait_until(served, 90, lambda: program.told)
+    wait_until(served, lambda: program.told)
 
     laptop.unplug()
     program.process.kill()
@@ -207,7 +218,7 @@ def test_what_is_cut_comes_back_under_the_same_address(laptop: Laptop, shelf: Sh
         os.kill(pid, signal.SIGKILL)
     try:
         # Nobody tells the far end; it hears nothing any more.
-        wait_until(lambda: not laptop.far_servers(), 240)
+        wait_until(lambda: not laptop.far_servers())
     finally:
         laptop.plug_in_again()
 
@@ -217,7 +228,7 @@ def test_a_server_that_is_killed_again_and_again_is_given_up(laptop: Laptop, she
     program = laptop.start("tensorboard", "--from", "login", "killed")
     program.url()
     for times in range(4):
-        wait_until(lambda times=times: program.told["err"].count("again\n") == times, 60, lambda: program.told)  # type: ignore[misc]
+        wait_until(lambda times=times: program.told["err"].count("again\n") == times, lambda: program.told)  # type: ignore[misc]
         (server,) = laptop.far_servers()
         os.kill(server, signal.SIGKILL if times % 2 else signal.SIGTERM)
     assert program.process.wait(240) == 1
@@ -254,13 +265,13 @@ def test_on_the_login_node_one_line_leads_there(laptop: Laptop, shelf: Shelf) ->
         # As pasted, with the name that ssh knows for the last word.
         line = [*told["ssh"].split()[:-1], "login"]
         forwarding = subprocess.Popen(laptop.command(*line), stdin=subprocess.DEVNULL)
-        wait_until(lambda: laptop.get(told["url"] + "data/runs").returncode == 0, 240)
+        wait_until(lambda: laptop.get(told["url"] + "data/runs").returncode == 0)
         runs = json.loads(laptop.get(told["url"] + "data/runs").stdout)
         assert runs == ["mnist learning_rate=0.01/train", "mnist learning_rate=0.1/train", "old/train"]
         forwarding.terminate()
         forwarding.wait(240)
         (server,) = laptop.far_servers()
-        assert os.getpriority(os.PRIO_PROCESS, server) == 10
+        assert os.getpriority(os.PRIO_PROCESS, server) == min(os.getpriority(os.PRIO_PROCESS, 0) + 10, 19)
         assert not {"tensorflow", "torch"} & mapped(server)
 
         with serve("--port", "7007") as second:
@@ -279,7 +290,8 @@ def test_on_the_login_node_one_line_leads_there(laptop: Laptop, shelf: Shelf) ->
     with serve("--idle-minutes", "0.05", XDG_RUNTIME_DIR=f"/tmp/{'long' * 30}") as idle:
         assert way(idle)["socket"] == stale, "another folder where one is too long, and a new socket for the stale one"
         assert idle.wait(240) == 0, "nobody looked"
-    assert not Path(stale).exists() and laptop.far_servers() == []
+    assert not Path(stale).exists()
+    all_end(laptop)
 
 
 def mapped(pid: int) -> set[str]:
@@ -303,8 +315,9 @@ def test_a_tunnel_takes_another_ones_server_over(laptop: Laptop, shelf: Shelf) -
     assert len(list(SOCKETS.glob("*.sock"))) == 1 and second.told["err"] == ""
     first.process.send_signal(signal.SIGINT)
     assert first.process.wait(240) == 0
-    wait_until(lambda: laptop.get(url + "data/runs").stdout == '["shared/train"]', 30, lambda: second.told)
-    assert second.interrupt() == 0 and laptop.far_servers() == []
+    wait_until(lambda: laptop.get(url + "data/runs").stdout == '["shared/train"]', lambda: second.told)
+    assert second.interrupt() == 0
+    all_end(laptop)
 
 
 def test_pulled_runs_are_runs(laptop: Laptop, shelf: Shelf) -> None:
@@ -417,18 +430,18 @@ def test_a_pull_that_is_ended_in_mid_transfer_leaves_no_process(laptop: Laptop, 
         run.plots.mkdir()
         (run.plots / "large.png").write_bytes(os.urandom(3_000_000))
         shelf.log(run, 2)
-        wait_until(lambda: [*(laptop.home / "ended" / run.id / "plots").glob(".large.png.*")], 240)
+        wait_until(lambda: [*(laptop.home / "ended" / run.id / "plots").glob(".large.png.*")])
         assert (program.interrupt(), program.told["err"]) == (0, ""), (
             "a Ctrl-C reaches rsync, and is no lost connection"
         )
     finally:
         laptop.cluster.run(["tc", "qdisc", "del", "dev", "to-laptop", "root"], user="root")
-    assert laptop.processes("ssh") == [] and laptop.processes("rsync", uid=AYSE) == []
+    all_end(laptop)
     again = laptop.start("pull", *options)
     again.wait_for(run.id, "out")
     for pid in laptop.processes("truba_runner", "pull"):
         os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not laptop.processes("ssh"), 20, lambda: "the connection stays when its owner is killed")
+    wait_until(lambda: not laptop.processes("ssh"), lambda: "the connection stays when its owner is killed")
 
 
 def test_following_survives_a_cut_and_a_full_disk(laptop: Laptop, shelf: Shelf, waiting_job: str) -> None:
@@ -436,7 +449,7 @@ def test_following_survives_a_cut_and_a_full_disk(laptop: Laptop, shelf: Shelf, 
     small = laptop.home / "small"
     mount = f"mkdir {small} && mount -t tmpfs -o size=64k,mode=700,uid=60003 tmpfs {small}"
     laptop.cluster.run(["/bin/sh", "-ec", mount], user="root")
-    options = ["--from", "login", "followed", "--into", str(small), "--follow", "--every-seconds", "0.5"]
+    options = ["--from", "watched", "followed", "--into", str(small), "--follow", "--every-seconds", "0.5"]
     program = laptop.start("pull", *options)
     program.wait_for(run.id, "out")
 
@@ -449,25 +462,25 @@ def test_following_survives_a_cut_and_a_full_disk(laptop: Laptop, shelf: Shelf, 
         return here(f"tensorboard/train/{events.name}") == events.stat().st_size
 
     shelf.log(run, 2)
-    wait_until(same, 30, lambda: program.told)
+    wait_until(same, lambda: program.told)
     laptop.unplug()
-    program.wait_for("There is no connection to login")
+    program.wait_for("There is no connection to watched")
     shelf.log(run, 3)
     laptop.plug_in_again()
-    wait_until(same, 60, lambda: program.told)
+    wait_until(same, lambda: program.told)
 
     run.plots.mkdir()
     (run.plots / "large.png").write_bytes(os.urandom(200_000))
     shelf.log(run, 4)
     program.wait_for("the disk is full")
-    once = laptop.truba("pull", *options[:5])
+    once = laptop.truba("pull", "--from", "login", "followed", "--into", str(small))
     assert once.returncode == 1 and "Make room" in once.stderr and "Traceback" not in once.stderr
     laptop.cluster.run(["mount", "-o", "remount,size=2m", str(small)], user="root")
     program.wait_for("it goes on")
-    wait_until(lambda: same() and here("plots/large.png") == 200_000, 30, lambda: program.told)
+    wait_until(lambda: same() and here("plots/large.png") == 200_000, lambda: program.told)
     shelf.finish(run)
     assert program.process.wait(240) == 0, "it ends when the run is over"
-    assert laptop.processes("ssh") == [] and laptop.processes("rsync", uid=AYSE) == []
+    all_end(laptop)
 
 
 def test_pulled_curves_are_followed_in_a_page_served_here(laptop: Laptop, shelf: Shelf, waiting_job: str) -> None:
@@ -488,7 +501,7 @@ def test_pulled_curves_are_followed_in_a_page_served_here(laptop: Laptop, shelf:
     finally:
         page.close()
     assert program.interrupt() == 0, program.told
-    assert laptop.processes("ssh") == []
+    all_end(laptop)
 
 
 def test_what_cannot_be_is_said_in_one_paragraph(laptop: Laptop, shelf: Shelf) -> None:
@@ -518,4 +531,4 @@ def test_what_cannot_be_is_said_in_one_paragraph(laptop: Laptop, shelf: Shelf) -
         done = laptop.truba("tensorboard", *arguments, **variables)
         assert (done.returncode, words in done.stderr) == (status, True), (arguments, done)
         assert "Traceback" not in done.stderr and not (laptop.home / ".ssh" / "known_hosts.old").exists()
-    assert laptop.far_servers() == [] and laptop.processes("ssh") == []
+    all_end(laptop)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -239,7 +240,9 @@ def test_an_undergraduate_waits_for_more_than_four_cores(cluster: Cluster) -> No
 def preempt_on_akya4(cluster: Cluster, script: str) -> str:
     """Submit a lowprio job, then a better one for its node; return the first one's id when the other is done."""
     whole_node = ["-w", "akya4", "-c40", "--gres=gpu:4"]
-    low = cluster.sbatch(["-p", "lowprio", "--signal=B:USR1@60", "--requeue", *whole_node], script)
+    low = cluster.sbatch(
+        ["-p", "lowprio", "--signal=B:USR1@60", "--requeue", "--open-mode=append", *whole_node], script
+    )
     cluster.wait_for_state(low, "RUNNING")
     high = cluster.sbatch([*AKYA, *whole_node], "true")
     cluster.wait_for_state(high, "COMPLETED", timeout=240)
@@ -334,19 +337,22 @@ def processes_of(folder: str) -> list[str]:
     return found
 
 
-def listening_ports() -> str:
-    return subprocess.run(["ss", "-ltnH"], capture_output=True, text=True, check=True).stdout
+def clusters_ports() -> set[str]:
+    """Where a cluster's daemons listen on this machine itself; other programs come and go."""
+    shown = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True, check=True).stdout
+    lines = [line.split() for line in shown.splitlines() if re.search("slurm|munge|mariadb|mysql", line)]
+    return {address for _, _, _, address, *_ in lines}
 
 
 def test_run_returns_the_commands_status_and_output_only(cluster: Cluster) -> None:
-    ports = listening_ports()
+    ports = clusters_ports()
     done = run_in_fresh_cluster("sh", "-c", 'sinfo -h -o %N -p smp; echo "$TRUBA_TESTCLUSTER_INSIDE" >&2; exit 42')
     assert (done.returncode, done.stdout) == (42, "smp1\n")
     folder = done.stderr.strip()
     assert folder != str(cluster.folder)
     assert processes_of(folder) == []
     assert not Path(folder).exists()
-    assert listening_ports() == ports
+    assert clusters_ports() == ports
     assert cluster.run(["sinfo", "-h", "-o", "%N", "-p", "smp"]).stdout == "smp1\n"
 
 

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import json
 import re
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +50,7 @@ WAITING: dict[str, tuple[str, tuple[str, ...]]] = {
     "account-too-long": (HAMSI, ("--account=short", "--time=60")),
     "account-jobs": (HAMSI, ("--account=single",)),
     "account-at-once": (P100, ("--account=gpuless",)),
-    "partition-config": ("kolyoz-cuda -C H100 -c 16 --gres=gpu:1", ("--account=proj1", "--begin=now+8")),
+    "partition-config": ("kolyoz-cuda -C H100 -c 16 --gres=gpu:1", ("--account=proj1", "--begin=now+40")),
     "qos-per-user": (HAMSI, ("--account=proj1", "--qos=small")),
     "qos-jobs": (HAMSI, ("--account=proj1", "--qos=single")),
     "qos-at-once": (HAMSI, ("--account=proj1", "--qos=crowded")),
@@ -65,9 +66,9 @@ WAITING: dict[str, tuple[str, tuple[str, ...]]] = {
     "reservation": ("palamut-cuda -c 16 --gres=gpu:1", ("--account=proj1", "--reservation=later")),
     "maintenance": ("palamut-cuda -c 16 --gres=gpu:1", ("--account=proj1", "--time=300")),
     "nodes-unavailable": ("kolyoz-cuda -C H200 -c 16 --gres=gpu:1", ("--account=free",)),
-    "bad-constraints": (BARBUN, ("--account=proj1", "--constraint=barbun", "--begin=now+8")),
+    "bad-constraints": (BARBUN, ("--account=proj1", "--constraint=barbun", "--begin=now+40")),
     "partition-down": ("debug -C akya-cuda -c 10 --gres=gpu:1", ("--account=proj1",)),
-    "partition-time": (HAMSI, ("--account=proj1", "--time=600", "--begin=now+8")),
+    "partition-time": (HAMSI, ("--account=proj1", "--time=600", "--begin=now+40")),
     "array-limit": (P100, ("--account=proj1", "--array=0-1%1")),
 }
 # What befalls a job once it has been accepted; until its earliest start it cannot have run.
@@ -295,8 +296,22 @@ def test_a_turkish_speaker_reads_turkish_and_programs_the_same(states: States) -
     assert turkish["held-by-user"]["findings"][0]["reason"] == english["held-by-user"]["findings"][0]["reason"]
 
 
+# A machine with other work answers late, and is no less well for it.
+PATIENT_DOCTOR = """
+import sys
+from truba_runner import doctor
+doctor.examine.__defaults__ = (240.0,)
+from truba_runner.__main__ import main
+sys.exit(main())
+"""
+
+
+def doctor(states: States, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return states.runs.truba("doctor", *arguments, program=["-c", PATIENT_DOCTOR])
+
+
 def test_the_doctor_sees_what_is_out_of_order(states: States) -> None:
-    done = states.runs.truba("doctor", "--json", "cluster=testcluster", "resources.partition=debug", timeout=240)
+    done = doctor(states, "--json", "cluster=testcluster", "resources.partition=debug")
     found = json.loads(done.stdout)
     by_subject: dict[str, list[dict[str, str]]] = {}
     for one in found:
@@ -317,7 +332,7 @@ def test_the_doctor_sees_what_is_out_of_order(states: States) -> None:
 
 
 def test_the_doctor_has_nothing_against_a_partition_that_is_as_it_should_be(states: States) -> None:
-    done = states.runs.truba("doctor", "cluster=testcluster", timeout=240)
+    done = doctor(states, "cluster=testcluster")
     assert done.returncode == 0, done.stdout
     assert "nothing that prevents work is wrong" in done.stdout
 
@@ -326,9 +341,11 @@ def test_what_was_used_and_what_is_left(states: States) -> None:
     states.cluster.wait_for_state(states.jobs["better"], "COMPLETED", in_accounting=True)
     told = json.loads(states.runs.truba("usage", "--json", "--runs", str(states.runs.folder)).stdout)
     used = {row["name"]: row for row in told["usage"]}
-    # It ran for five seconds on 40 cores and four GPUs.
+    # It ran for five seconds or more, on 40 cores and four GPUs.
     better = used["better"]
-    assert 0.04 < better["core_hours"] < 0.3 and better["core_hours"] == pytest.approx(10 * better["gpu_hours"])
+    seconds = int(states.root("sacct", "-nXP", "-j", states.jobs["better"], "-o", "ElapsedRaw"))
+    assert seconds and better["core_hours"] == pytest.approx(40 * seconds / 3600)
+    assert better["core_hours"] == pytest.approx(10 * better["gpu_hours"])
     assert used["account-core-minutes"]["core_hours"] == 0
     own = ["job.module=failing", "data.name=digits", "resources.account=poor", states.runs.truba.runs_folder("more")]
     states.runs.truba.write("jobs/failing.py", FAILING_JOB)
@@ -338,7 +355,7 @@ def test_what_was_used_and_what_is_left(states: States) -> None:
 
 
 def test_time_limits_and_deadlines(states: States) -> None:
-    told = states.ask_until(["time-limit", "past-deadline"], seconds=150)
+    told = states.ask_until(["time-limit", "past-deadline"], seconds=300)
     assert {name: row["findings"][0]["reason"] for name, row in told.items()} == {name: name for name in told}
     # As squeue writes it, or sacct.
     assert re.search(r"\((00:0)?1:00\)", told["time-limit"]["findings"][0]["means"])

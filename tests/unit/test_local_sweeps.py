@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("plain_backend")
 
 EXPERIMENT = """# @package _global_
 name: par
-job: {module: nothing, backend: plain, options: {rate: 0.1, pause: 0}}
+job: {module: nothing, backend: plain, options: {rate: 0.1, until: ''}}
 data: {name: none}
 train: {epochs: 2}
 """
@@ -59,7 +59,8 @@ def rows(look: Any, sweep: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("word", [signal.SIGINT, signal.SIGTERM])
 def test_a_sweep_that_is_told_to_end_begins_no_other_run(project: Project, look: Any, word: signal.Signals) -> None:
-    settings = ["-m", "+experiment=par", "train.seed=range(3)", "job.options.pause=0.1"]
+    until = project.folder / "until"
+    settings = ["-m", "+experiment=par", "train.seed=range(3)", f"job.options.until={until}"]
     # Tests that run in the background are deaf to Ctrl-C, and would hand that down.
     argv = ["env", "--default-signal=INT", sys.executable, "-m", "truba_runner", *settings]
     pipe = subprocess.PIPE
@@ -77,6 +78,7 @@ def test_a_sweep_that_is_told_to_end_begins_no_other_run(project: Project, look:
     assert process.returncode == 1 and "3 runs, 1 interrupted, 2 left" in out and "was told to end" in err, out + err
     (sweep,) = sweeps(project)
     assert [row["state"] for row in rows(look, sweep)] == ["INTERRUPTED", "NOT_BEGUN", "NOT_BEGUN"]
+    until.touch()
     done = project(*settings)
     assert done.returncode == 0 and "3 runs, 3 trained" in done.stdout, done.stderr
     first = json.loads((begun / rows(look, sweep)[0]["run"] / "result.json").read_text())

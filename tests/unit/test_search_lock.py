@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,12 @@ def test_a_lock_file_of_another_machine_is_broken_when_it_has_not_changed_for_lo
     owner.write_text(json.dumps({"token": "x", "host": "another", "pid": 1, "namespace": 0}))
     with pytest.raises(Failed, match="another"), FileLock(owner, stale_seconds=30, wait_seconds=0.2):
         pass
-    touched = threading.Timer(0.3, lambda: os.utime(owner))
+
+    def touch() -> None:
+        with suppress(FileNotFoundError):
+            os.utime(owner)
+
+    touched = threading.Timer(0.3, touch)
     touched.start()
     started = time.monotonic()
     with FileLock(owner, stale_seconds=0.5, wait_seconds=20) as lock:
@@ -132,13 +138,20 @@ def test_a_lock_is_held_through_a_signal_that_a_worker_notes(tmp_path: Path) -> 
     lock_for(tmp_path, "fcntl")
     holder = held_by_another(tmp_path)
     seen: list[int] = []
+
+    def tell() -> None:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        time.sleep(0.3)
+        holder.kill()
+
     before = signal.signal(signal.SIGUSR2, lambda number, frame: seen.append(number))
     try:
-        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR2)).start()
-        threading.Timer(0.4, holder.kill).start()
+        teller = threading.Timer(0.1, tell)
+        teller.start()
         with lock_for(tmp_path) as lock:
             assert lock.held() and seen
     finally:
+        teller.join()
         signal.signal(signal.SIGUSR2, before)
         end(holder)
 

@@ -45,7 +45,7 @@ def nursery(tmp_path: Path) -> Iterator[Nursery]:
 
 
 def ended(nursery: Nursery) -> dict[str, Any]:
-    found = nursery.ended(30)
+    found = nursery.ended(240)
     assert found is not None
     return found
 

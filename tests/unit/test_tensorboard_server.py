@@ -116,6 +116,12 @@ class Board:
         return [event.step for event in self.feed.multiplexer.GetAccumulator(run).Tensors("epoch_loss")]
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks for news waits for the look at the files, however long it takes."""
+    monkeypatch.setattr("truba_runner.tensorboard.feed._PATIENCE_SECONDS", 240)
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
     return made(tmp_path, "mnist-0000000a", 1)
@@ -147,7 +153,6 @@ def test_a_point_that_comes_while_the_files_are_looked_at_is_on_the_page_at_the_
     curve = Curve(run.tensorboard)
     curve.add(1, 0.5)
     assert board.steps("mnist/train") == [1]
-    monkeypatch.setattr(feed, "_PATIENCE_SECONDS", 240)
     looked, scanned, go_on = feed.event_folders, threading.Event(), threading.Event()
 
     def held(root: Path) -> dict[Path, dict[str, os.stat_result]]:
@@ -289,11 +294,13 @@ def test_tensorflow_is_not_imported_though_it_is_there(run: RunDir) -> None:
 import sys
 from pathlib import Path
 from truba_runner.rundir import RunDir
+from truba_runner.tensorboard import feed
 from truba_runner.tensorboard.chosen import Shown
 from truba_runner.tensorboard.feed import Feed, provider, without_tensorflow
 from truba_runner.tensorboard.page import Page
 without_tensorflow()
 page = Page(Feed(lambda: [Shown("run", RunDir(Path(sys.argv[1])))]))
+feed._PATIENCE_SECONDS = 240
 assert page._feed.news() == 1
 print(*sys.modules)
 """
