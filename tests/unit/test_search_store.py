@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import signal
@@ -219,17 +220,21 @@ def test_a_worker_without_a_sign_of_life_is_dead_and_one_with_is_not(tmp_path: P
     # The file's time may be of another's clock.
     os.utime(tmp_path / "silent" / ALIVE, (2e9, 2e9))
     # Each goes on when both have beaten, whatever else this machine has to do.
-    both = threading.Barrier(2)
+    both, looks = threading.Barrier(2), itertools.count(1)
+    enough = threading.Event()
 
     def beaten() -> None:
         with suppress(threading.BrokenBarrierError):
             both.wait(240)
 
-    with Pulse(tmp_path / "me", 0.2, beaten) as pulse, Pulse(tmp_path / "lively", 0.2, beaten):
+    def looked() -> None:
+        if next(looks) == 12:
+            enough.set()
+        beaten()
+
+    with Pulse(tmp_path / "me", 0.1, looked) as pulse, Pulse(tmp_path / "lively", 0.1, beaten):
         try:
             assert pulse.dead() == set()
-            while pulse.dead() != {"silent"}:
-                assert "lively" not in pulse.dead() and not both.broken
-                time.sleep(0.01)
+            assert enough.wait(240) and pulse.dead() == {"silent"}
         finally:
             both.abort()
