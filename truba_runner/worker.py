@@ -102,20 +102,22 @@ def begin(run: RunDir, here: allocation.Allocation, position: Position) -> bool:
     Raises:
         Failed: as `restarts.begin`.
     """
-    if not claimed_by(run, here):
-        print(_("{run} is another submission's by now; there is nothing to do", run=run.id), flush=True)
-        return False
-    about = {"job_name": here.job_name, "host": platform.node(), "python": platform.python_version()}
-    about["job_sha256"] = submitted_code.sha256(run.submitted())
-    restarts.begin(run, here.job_id, position, about)
-    other = claimed_by(run, here)
-    if other == here.job_id:
-        return True
-    told = _(
-        "this submission is job {other}'s already; there is nothing to do for {job_id}", other=other, job_id=here.job_id
-    )
+    if (other := claimed_by(run, here)) is not None:
+        about = {"job_name": here.job_name, "host": platform.node(), "python": platform.python_version()}
+        about["job_sha256"] = submitted_code.sha256(run.submitted())
+        restarts.begin(run, here.job_id, position, about)
+        if (other := claimed_by(run, here)) == here.job_id:
+            return True
+        run.append_submission({"event": "duplicate", "job_id": here.job_id})
+    if other is None:
+        told = _("{run} is another submission's by now; there is nothing to do", run=run.id)
+    else:
+        told = _(
+            "this submission is job {other}'s already; there is nothing to do for {job_id}",
+            other=other,
+            job_id=here.job_id,
+        )
     print(told, flush=True)
-    run.append_submission({"event": "duplicate", "job_id": here.job_id})
     return False
 
 
@@ -205,14 +207,14 @@ def _end_for_all(here: allocation.Allocation, progress: Progress) -> None:
         scheduler.forbid_requeue(here.job_id)
 
 
-def claimed_by(run: RunDir, here: allocation.Allocation) -> str:
+def claimed_by(run: RunDir, here: allocation.Allocation) -> str | None:
     """The job that this submission belongs to: the first, where an sbatch that timed out was taken twice.
 
-    Empty: the run was submitted again since, as this job seemed lost, or had failed and was requeued by hand.
+    None: the run was submitted again since, as this job seemed lost, or had failed and was requeued by hand.
     """
     told = run.submissions()
     if here.on_slurm and _submitted_again(run, here.job_name, told):
-        return ""
+        return None
     for event in told:
         same = event.get("job_name") == here.job_name or here.job_name.endswith(f".{event.get('token')}")
         if same and event["event"] in {"submitted", "started"}:
