@@ -11,7 +11,7 @@ import platform
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,9 @@ def begin(run: RunDir, here: allocation.Allocation, position: Position) -> bool:
     Raises:
         Failed: as `restarts.begin`.
     """
+    if not claimed_by(run, here):
+        print(_("{run} is another submission's by now; there is nothing to do", run=run.id), flush=True)
+        return False
     about = {"job_name": here.job_name, "host": platform.node(), "python": platform.python_version()}
     about["job_sha256"] = submitted_code.sha256(run.submitted())
     restarts.begin(run, here.job_id, position, about)
@@ -203,12 +206,28 @@ def _end_for_all(here: allocation.Allocation, progress: Progress) -> None:
 
 
 def claimed_by(run: RunDir, here: allocation.Allocation) -> str:
-    """The job that this submission belongs to: the first, where an sbatch that timed out was taken twice."""
-    for event in run.submissions():
+    """The job that this submission belongs to: the first, where an sbatch that timed out was taken twice.
+
+    Empty: the run was submitted again since, as this job seemed lost, or had failed and was requeued by hand.
+    """
+    told = run.submissions()
+    if here.on_slurm and _submitted_again(run, here.job_name, told):
+        return ""
+    for event in told:
         same = event.get("job_name") == here.job_name or here.job_name.endswith(f".{event.get('token')}")
         if same and event["event"] in {"submitted", "started"}:
             return str(event["job_id"])
     return here.job_id
+
+
+def _submitted_again(run: RunDir, job_name: str, told: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a later submission than the one that a job is named after may have it; not one that Slurm has refused."""
+    refused = {event.get("token") for event in told if event["event"] == "refused"}
+    given = [event for event in told if event["event"] in {"intent", "local"}]
+    names = [event.get("job_name", "") for event in given if event.get("token") not in refused]
+    # A job that its owner has given another name trains on.
+    ours = job_name.startswith(f"{run.id}.") or job_name in names
+    return ours and bool(names) and names[-1] != job_name
 
 
 def _write_settings(run: RunDir, experiment: Experiment, metrics: Mapping[str, Any] | None) -> None:
