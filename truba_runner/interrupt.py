@@ -30,13 +30,18 @@ class Interrupted(BaseException):
     """Raised by a backend out of its loop once the state is on disk; no framework's handler takes it for an error."""
 
 
+def ignore_signals() -> None:
+    """Nothing that this process, or a command that it starts, is told changes any more how it ends."""
+    for number in _WORDS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def leave(status: int) -> NoReturn:
     """Ends this process with an exit status that no signal changes any more.
 
     Python takes handlers away before it tidies up: one that came then would kill what has a result, or is queued again.
     """
-    for number in _WORDS:
-        signal.signal(number, signal.SIG_IGN)
+    ignore_signals()
     sys.exit(status)
 
 
@@ -66,6 +71,11 @@ class Interruption:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._note)
 
+    def decided(self) -> None:
+        """How the run ends is decided: a signal that comes later is not for it, nor for what it tells Slurm."""
+        if self.listening:
+            ignore_signals()
+
     def hold(self) -> None:
         """From now on there is a state to save, and a signal waits to be looked at; before, it ends the run at once."""
         self._held = True
@@ -77,7 +87,7 @@ class Interruption:
 
     @property
     def requeue(self) -> bool:
-        """Whether the run should put itself back into the queue; after a TERM alone Slurm does so, or must not."""
+        """Whether it was Slurm's early signal, after which a run always goes on."""
         return signal.SIGUSR2 in self.received
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -108,19 +108,16 @@ def _steps_passed_over(events: Sequence[Mapping[str, Any]]) -> int:
     return passed_over
 
 
-def requeue(run: RunDir, job_id: str, signalled: bool, most: int, in_crew: bool = False) -> bool:
-    """Puts the run's own job back into the queue, under its own id; False where that is Slurm's affair.
+def requeue(run: RunDir, job_id: str, most: int, in_crew: bool = False) -> bool:
+    """Puts the run's own job back into the queue, under its own id; False where it is cancelled, or back already.
 
     In a crew, which shares the job, it is only put on record here.
-
-    `signalled`: it was Slurm's early signal that stopped the run. Without it, a job that Slurm still counts as running
-    is being preempted, and would not come back once it ends by itself; any other is cancelled or requeued already.
 
     Raises:
         Failed: it was requeued `most` times already.
         SlurmError: Slurm does not answer, or may not requeue.
     """
-    if not signalled and scheduler.state(job_id) != "RUNNING":
+    if not scheduler.would_end_for_good(job_id):
         return False
     if account(run)["requeues"] >= most:
         raise Failed(

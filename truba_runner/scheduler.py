@@ -333,6 +333,18 @@ def state(job_id: str) -> str:
     return query(["squeue", "--noheader", "--states=all", "--jobs", job_id, "--format=%T"]).strip()
 
 
+def would_end_for_good(job_id: str) -> bool:
+    """Whether a job that ends by itself now is over: it runs, preempted or not, or its time is up.
+
+    One that is cancelled, or that is back in the queue, ends as it was told to.
+
+    Raises:
+        SlurmError: Slurm does not answer.
+    """
+    told = query(["squeue", "--noheader", "--states=all", "--jobs", job_id, "--format=%T %r"]).split()
+    return told[:1] == ["RUNNING"] or told[1:] == ["TimeLimit"]
+
+
 def forbid_requeue(job_id: str) -> None:
     """Lets a job end for good, whatever it or Slurm would do at its end.
 

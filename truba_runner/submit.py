@@ -32,8 +32,19 @@ from truba_runner.scheduler import SRUN_FAILED
 SETTLE_SECONDS = 10.0
 # A job that has never begun goes back into the queue, unless it has been there so often, for whatever reason.
 _MOST_RESTARTS = 10
-# How srun ends: it failed itself; Slurm's early signal reached the worker before that listened to it.
-_NEVER_BEGUN = (SRUN_FAILED, 128 + signal.SIGUSR2)
+# How srun ends then: it failed itself, or a signal of Slurm's reached the worker before that listened.
+_NEVER_BEGUN = f"{SRUN_FAILED}|{128 + signal.SIGUSR2}|{128 + signal.SIGTERM}"
+# Bash. Of an array `job` is one task: the number of the last to start is also the array's, and would mean all of them.
+# Slurm may not answer for a while; a job that is cancelled, or back in the queue, is left alone.
+_REQUEUE = r"""
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
+requeue() {
+  for pause in 5 20 60 0; do
+    state=$(squeue --noheader --jobs=$job --format=%T) && [ "$state" != RUNNING ] && return
+    [ "$state" = RUNNING ] && scontrol requeue $job && return
+    sleep $pause
+  done
+}""".strip()
 
 
 @dataclass(frozen=True)
@@ -135,13 +146,12 @@ class Submission:
             "setup": [*self._start().setup, *self._find_package(), f"export SLURM_EXIT_ERROR={SRUN_FAILED}"],
             "teardown": [
                 "status=$?",
+                _REQUEUE,
+                "case $status in",
                 # Killed without a word, by a failing node or for its memory: Slurm would not start it again.
-                "[ $status -ne 137 ] || scontrol requeue $SLURM_JOB_ID",
-                # Which may pass: srun found a node gone, or a step of it still there; the job was preempted at once.
-                f"case $status in {'|'.join(map(str, _NEVER_BEGUN))}) "
-                f"[ ${{SLURM_RESTART_COUNT:-0}} -ge {_MOST_RESTARTS} ] || "
-                "[ \"$(squeue --noheader --jobs=$SLURM_JOB_ID --format=%T)\" != RUNNING ] || "
-                "scontrol requeue $SLURM_JOB_ID;; esac",
+                "  137) requeue ;;",
+                f"  {_NEVER_BEGUN}) [ ${{SLURM_RESTART_COUNT:-0}} -ge {_MOST_RESTARTS} ] || requeue ;;",
+                "esac",
                 "exit $status",
             ],
             # From Slurm 22.05 on, srun does not take this over from sbatch.

@@ -60,6 +60,8 @@ def _main(run: RunDir, here: allocation.Allocation, interruption: Interruption, 
     try:
         interruption.listen()
         os.chdir(run.path)
+        if run.result():
+            return 0  # It came back into the queue when it had ended.
         position = CheckpointStore(run.checkpoints).position()
         if here.rank == 0:
             progress.stand_at(position)
@@ -74,6 +76,7 @@ def _main(run: RunDir, here: allocation.Allocation, interruption: Interruption, 
             # Which start this is it has put on record itself; the others follow it.
             progress.watcher = drill.saboteur(experiment.drill, start=restarts.account(run)["restarts"])
         result = _train(experiment, run, progress, here, interruption, code)
+        interruption.decided()
         if here.rank == 0:
             record = {"data": _data_record(experiment), "job_id": here.job_id, **restarts.account(run)}
             warned = {"warning": progress.record["warning"]} if "warning" in progress.record else {}
@@ -88,6 +91,7 @@ def _main(run: RunDir, here: allocation.Allocation, interruption: Interruption, 
     except Interrupted:
         return after_interruption(run, here, progress, interruption)
     except BaseException as error:
+        interruption.decided()
         return failed(run, here, progress, error, code)
     return 0
 
@@ -141,6 +145,7 @@ def _train(
 
 def after_interruption(run: RunDir, here: allocation.Allocation, progress: Progress, interruption: Interruption) -> int:
     """The state is on disk: back into the queue, or out."""
+    interruption.decided()
     progress.update(state="interrupted")
     if not here.on_slurm:
         return 128 + signal.SIGTERM
@@ -151,7 +156,7 @@ def after_interruption(run: RunDir, here: allocation.Allocation, progress: Progr
     with suppress(OSError):  # On a full disk it counts as a start in vain.
         restarts.broken_off(run, here.job_id, request.derive(experiment))
     try:
-        requeued = restarts.requeue(run, here.job_id, interruption.requeue, most, here.in_crew)
+        requeued = restarts.requeue(run, here.job_id, most, here.in_crew)
     except (Failed, scheduler.SlurmError) as error:
         return failed(run, here, progress, error)
     print(_("back in the queue") if requeued else _("interrupted"), file=sys.stderr, flush=True)

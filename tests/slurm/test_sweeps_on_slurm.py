@@ -403,36 +403,14 @@ def test_a_sweeper_that_wants_values_waits_here_or_in_a_job(truba: Truba) -> Non
     first = submit(truba, *in_job)
     assert "the sweeper was submitted as job" in first and "the sweeper is job" in submit(truba, *in_job)
     sweep = Path(first.split()[-1]).name
-    (log,) = [truba.project / "runs" / ".sweeps" / sweep / "sweeper" / "logs" / f"{first.split()[6]}_0_log.out"]
+    job_id = first.split()[6]
+    log = truba.project / "runs" / ".sweeps" / sweep / "sweeper" / "logs" / f"{job_id}_0_log.out"
+    wait_until(lambda: log.exists() and "submitted" in log.read_text())
+    truba.cluster.run(["scancel", "--signal=TERM", job_id])  # As at a preemption.
     wait_until(lambda: log.exists() and "found 0.2: " in log.read_text())
     # A result may be there before its job has ended.
     wait_until(lambda: states(truba, sweep) == {"COMPLETED": 3})
-
-
-EARLY_AND_LATE = """
-import signal, sys
-
-class Late:
-    def __del__(self, kill=os.kill, process=os.getpid(), number=signal.SIGUSR2):
-        kill(process, number)
-
-if {"truba_runner.worker", "truba_runner.sweeps.task"} & set(sys.orig_argv):
-    mark = f"{PROJECT}/early-{os.path.basename(sys.orig_argv[-1])}"
-    if not os.path.exists(mark):
-        open(mark, "w").close()
-        os.kill(os.getpid(), signal.SIGUSR2)
-    sys.late = Late()
-"""
-
-
-def test_a_signal_before_a_worker_listens_or_while_it_ends_costs_nothing(truba: Truba) -> None:
-    # A worker alone, two that share a job, and the process that starts those.
-    truba.write("site/sitecustomize.py", REGISTERED + EARLY_AND_LATE.replace("{PROJECT}", str(truba.project)))
-    submit(truba, *command(truba)[1:])
-    submit(truba, *command(truba, "train.seed=range(2)", "sweep.pack=2", "name=packed"))
-    for job_id in {str(events(run)[1]["job_id"]).split("_")[0] for run in run_dirs(truba.project)}:
-        truba.cluster.wait_for_state(job_id, "COMPLETED")
-    assert set(starts(truba).values()) == {1} and len(list(truba.project.glob("early-*"))) == 4
+    assert "Restarts=1" in truba.cluster.run(["scontrol", "show", "job", job_id]).stdout
 
 
 def test_a_sweep_is_cancelled_as_a_whole_and_a_failed_set_up_shows_in_the_log(truba: Truba) -> None:
@@ -503,3 +481,88 @@ def wait_in_second_epoch():
     assert len(digests) == 2
     (group,) = table(truba, sweep=next(name for name in sweeps(truba) if "-alone-" not in name))["over_seeds"]
     assert group["runs"] == 2 and group["best"]["spread"] > 0
+
+
+EARLY_AND_LATE = """
+import signal, sys
+
+class Late:
+    def __del__(self, kill=os.kill, process=os.getpid(), number=signal.SIGUSR2):
+        kill(process, number)
+
+if {"truba_runner.worker", "truba_runner.sweeps.task"} & set(sys.orig_argv):
+    mark = f"PROJECT/early-{os.path.basename(sys.orig_argv[-1])}"
+    if not os.path.exists(mark):
+        open(mark, "w").close()
+        os.kill(os.getpid(), signal.SIGTERM if "terminated" in mark else signal.SIGUSR2)
+    sys.late = Late()
+"""
+
+
+def test_a_signal_before_a_worker_listens_or_while_it_ends_costs_nothing(truba: Truba) -> None:
+    # A worker alone, two that share a job, and the process that starts those.
+    truba.write("site/sitecustomize.py", REGISTERED + EARLY_AND_LATE.replace("PROJECT", str(truba.project)))
+    for name in ("signalled", "terminated"):
+        submit(truba, *command(truba)[1:], f"name={name}")
+        submit(truba, *command(truba, "train.seed=1,2", "sweep.pack=2", f"name={name}"))
+    for job_id in {str(events(run)[1]["job_id"]).split("_")[0] for run in run_dirs(truba.project)}:
+        truba.cluster.wait_for_state(job_id, "COMPLETED")
+    assert set(starts(truba).values()) == {1} and len(list(truba.project.glob("early-*"))) == 8
+
+
+def test_a_killed_task_goes_back_alone_and_what_is_finished_is_not_trained_again(truba: Truba) -> None:
+    # The last task of an array to start has the array's own number.
+    truba.write(
+        "jobs/quick.py",
+        "import os, signal, time\n"
+        "def step(seed, rate, epoch, step):\n"
+        "    if seed == 2 and 'SLURM_RESTART_COUNT' not in os.environ:\n"
+        "        while sum(os.path.exists(f'../{one}/result.json') for one in os.listdir('..')) < 2:\n"
+        "            time.sleep(0.05)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n",
+    )
+    submit(truba, *command(truba, "train.seed=range(3)"))
+    runs = {json_seed(run): run for run in run_dirs(truba.project)}
+    ids = {seed: str(events(run)[1]["job_id"]) for seed, run in runs.items()}
+    array = ids[2].split("_")[0]
+    truba.cluster.wait_for_state(array, "COMPLETED")
+    assert starts(truba) == {runs[0].name: 1, runs[1].name: 1, runs[2].name: 2}
+    told = truba.cluster.run(["sacct", "-nPXD", "-o", "JobID,State", "-j", array]).stdout.split()
+    assert [line for line in told if "REQUEUED" in line] == [f"{ids[2]}|REQUEUED"]
+
+    results = {seed: (run / "result.json").read_bytes() for seed, run in runs.items()}
+    truba.cluster.run(["scontrol", "requeue", array], user="root")
+    wait_until(lambda: set(truba.cluster.states(array)) != {"COMPLETED"})
+    truba.cluster.wait_for_state(array, "COMPLETED")
+    assert {seed: (run / "result.json").read_bytes() for seed, run in runs.items()} == results
+    assert sum(starts(truba).values()) == 4
+
+
+def test_a_run_that_is_cancelled_while_it_saves_stays_out_of_the_queue(truba: Truba) -> None:
+    # After Slurm's early signal each is in the middle of a step, and then saves to go back into the queue. Of two that
+    # share a job one has saved before the job is cancelled.
+    truba.write(
+        "jobs/quick.py",
+        "import os, time\n"
+        "def step(seed, *where):\n"
+        "    open('in-a-step', 'w').close()\n"
+        f"    while not os.path.exists(f'{truba.project}/end-{{seed}}'):\n"
+        "        time.sleep(0.02)\n",
+    )
+    submit(truba, *command(truba)[1:])
+    submit(truba, *command(truba, "train.seed=1,2", "sweep.pack=2", "name=packed"))
+    runs = run_dirs(truba.project)
+    job_ids = {str(events(run)[1]["job_id"]) for run in runs}
+    wait_until(lambda: all((run / "in-a-step").exists() for run in runs))
+    truba.cluster.run(["scancel", "--signal=USR2", *job_ids])
+    logs = [next((run / "logs").iterdir()) for run in runs]
+    wait_until(lambda: all("time limit is near" in log.read_text() for log in logs))
+    truba.write("end-1", "")
+    saved = next(run for run in runs if json_seed(run) == 1)
+    wait_until(lambda: events(saved)[-1]["event"] == "requeued")
+    truba.cluster.run(["scancel", *job_ids])
+    for seed in (0, 2):
+        truba.write(f"end-{seed}", "")
+    for job_id in job_ids:
+        truba.cluster.wait_for_state(job_id, "CANCELLED", in_accounting=True)
+    assert {row["state"] for row in truba.status()} == {"CANCELLED"} and set(starts(truba).values()) == {1}

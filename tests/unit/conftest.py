@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from copy import copy, deepcopy
 from functools import cache
@@ -16,6 +17,7 @@ from omegaconf import DictConfig
 
 from truba_runner.composed import register
 from truba_runner.config import Experiment
+from truba_runner.interrupt import Interruption
 from truba_runner.shipped import shipped
 from truba_runner.sweeps.compose import Composer
 
@@ -27,6 +29,15 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TRUBA_SCRATCH", str(tmp_path / "scratch"))
     monkeypatch.delenv("TRUBA_CLUSTER", raising=False)
     return tmp_path
+
+
+@pytest.fixture
+def own_signals() -> Iterator[None]:
+    """What the worker does with signals is not the tests'."""
+    before = {number: signal.getsignal(number) for number in Interruption.signals()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

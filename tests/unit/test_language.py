@@ -32,7 +32,7 @@ NOT_WORDS = {
     "executable file not found",
 }
 # A shell prints it, before any Python; or a browser runs it.
-FOR_A_SHELL = ("scontrol ", "\nimport ", "type module ", "\n(() => {")
+FOR_A_SHELL = ("scontrol ", "\nimport ", "\njob=", "type module ", "\n(() => {")
 # What frameworks and rsync say, to be known by it.
 THEIRS = {"Disk quota exceeded", "out of memory", "Expected more than 1 value per channel when training"}
 

@@ -13,6 +13,8 @@ import pytest
 from truba_runner import notify, worker
 from truba_runner.rundir import RunDir
 
+pytestmark = pytest.mark.usefixtures("own_signals")
+
 
 class Webhook:
     """A real server that keeps what it is sent."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +21,7 @@ from truba_runner.checkpoint import Position
 from truba_runner.commands import status
 from truba_runner.config import Experiment
 from truba_runner.errors import Failed
-from truba_runner.interrupt import Interruption
+from truba_runner.interrupt import Interrupted, Interruption
 from truba_runner.progress import Progress
 from truba_runner.request import derive
 from truba_runner.rundir import RunDir
@@ -111,12 +113,69 @@ def test_a_worker_that_was_told_to_stop_puts_it_on_record(
 ) -> None:
     """Preempted: Slurm brings it back by itself."""
     run.write_config(asdict(experiment()))
-    monkeypatch.setattr(scheduler, "state", lambda job_id: "PENDING")
+    monkeypatch.setattr(scheduler, "would_end_for_good", lambda job_id: False)
     interruption, here = Interruption(), Allocation("7", "mnist", 0, 1, on_slurm=True)
     for _ in range(4):
         progress = started(run, Position(0, 0))
         assert worker.after_interruption(run, here, progress, interruption) == 128 + signal.SIGTERM
     assert run.progress()["state"] == "interrupted"
+
+
+def told_to_end() -> bool:
+    """This process and a command that it starts are; whether that lived on. Slurm does so at a requeue, to all."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    command = subprocess.run(["sh", "-c", "kill -TERM $$; echo lives"], capture_output=True, check=False)
+    return command.stdout == b"lives\n"
+
+
+@pytest.mark.usefixtures("own_signals")
+@pytest.mark.parametrize(
+    ("outcome", "after", "status", "state"),
+    [
+        ({"metrics": {}}, (RunDir, "write_result"), 0, "finished"),
+        (RuntimeError("no luck"), (worker, "describe"), 1, "failed"),
+        (Interrupted(), (restarts, "requeue"), 0, "interrupted"),
+    ],
+)
+def test_a_signal_once_the_outcome_is_decided_changes_nothing(
+    run: RunDir,
+    experiment: Callable[..., Experiment],
+    monkeypatch: pytest.MonkeyPatch,
+    outcome: Any,
+    after: tuple[Any, str],
+    status: int,
+    state: str,
+) -> None:
+    lived = []
+
+    def train(*_: object) -> dict[str, Any]:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return dict(outcome)
+
+    def then(*_: object) -> dict[str, bool]:
+        lived.append(told_to_end())
+        return {"queued again": True}
+
+    monkeypatch.setattr(worker, "_train", train)
+    monkeypatch.setattr(*after, then)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.chdir(run.path)
+    run.write_config(asdict(experiment(cluster="local")))
+    assert worker.main([str(run.path)]) == status
+    assert run.progress()["state"] == state and lived == [True]
+
+
+@pytest.mark.usefixtures("own_signals")
+def test_a_run_that_comes_back_into_the_queue_when_it_has_ended_is_not_trained_again(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.write_result({"metrics": {"loss": 0.5}})
+    before = sorted(run.path.rglob("*")), run.submissions()
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.chdir(run.path)
+    assert worker.main([str(run.path)]) == 0
+    assert (sorted(run.path.rglob("*")), run.submissions()) == before
 
 
 def test_a_damaged_checkpoint_that_is_passed_over_costs_the_steps_up_to_the_one_before(run: RunDir) -> None:

@@ -70,10 +70,12 @@ def main(arguments: list[str]) -> int:
             flush=True,
         )
         _SearchWorker(search, run, experiment, store, interruption, progress, here.job_id).work()
+        interruption.decided()
         progress.update(state="finished")
     except Interrupted:
         return ordinary.after_interruption(run, here, progress, interruption)
     except BaseException as error:
+        interruption.decided()
         return ordinary.failed(run, here, progress, error)
     return 0
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from truba_runner import allocation, scheduler
-from truba_runner.interrupt import Interruption
+from truba_runner.interrupt import Interruption, ignore_signals
 from truba_runner.language import _
 from truba_runner.restarts import REQUEUE_STATUS
 from truba_runner.rundir import RunDir
@@ -37,10 +37,13 @@ def train(runs: Sequence[RunDir], token: str, places: int, share_gpus: bool) -> 
     for run_id, status in statuses.items():
         print(f"{run_id}: {_words(status)}", flush=True)
     ended = [run for _place, run in mine]
+    ignore_signals()
     if any(_comes_back(run, statuses[run.id]) for run in ended):
-        scheduler.requeue(allocation.current().job_id)
-        return 0
-    if 128 + signal.SIGTERM in statuses.values():
+        if scheduler.would_end_for_good(job_id := allocation.current().job_id):
+            scheduler.requeue(job_id)
+            return 0
+        return 128 + signal.SIGTERM
+    if {128 + signal.SIGTERM, -signal.SIGTERM} & set(statuses.values()):
         return 128 + signal.SIGTERM
     return 1 if any(not run.result() for run in runs) else 0
 

@@ -18,7 +18,7 @@ from typing import Any
 from truba_runner import allocation, rundir, scheduler
 from truba_runner.config import Code, Environment, Experiment, Resources
 from truba_runner.errors import Failed
-from truba_runner.interrupt import leave
+from truba_runner.interrupt import ignore_signals, leave
 from truba_runner.language import _
 from truba_runner.plan import plan
 from truba_runner.rundir import RunDir
@@ -99,9 +99,13 @@ def main(arguments: list[str]) -> int:
     job_id = allocation.current().job_id
 
     def go_on_later(number: int, frame: FrameType | None) -> None:
-        scheduler.requeue(job_id)
+        ignore_signals()
+        if scheduler.would_end_for_good(job_id):
+            scheduler.requeue(job_id)
+        leave(128 + signal.SIGTERM)
 
-    signal.signal(signal.SIGUSR2, go_on_later)
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(number, go_on_later)
     # What describes this job must not describe those that it submits.
     for name in [name for name in os.environ if name.startswith(("SLURM_", "SRUN_", "SBATCH_"))]:
         del os.environ[name]
