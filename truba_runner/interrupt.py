@@ -13,6 +13,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
@@ -79,6 +81,19 @@ class Interruption:
     def hold(self) -> None:
         """From now on there is a state to save, and a signal waits to be looked at; before, it ends the run at once."""
         self._held = True
+
+    @contextmanager
+    def recognised(self) -> Iterator[None]:
+        """What a signal has ended in here it has ended as such, whatever a framework has made of the exception.
+
+        TensorFlow makes a RuntimeError of it where an operation fails just then, as another rank was ended too.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if self.received and not self._held and not isinstance(error, Interrupted):
+                raise Interrupted from error
+            raise
 
     @property
     def requested(self) -> bool:

@@ -10,6 +10,7 @@ import os
 import platform
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -43,6 +44,8 @@ from truba_runner.sweeps.record import sweep_of
 
 # What TensorFlow, and our own ranks of fastai, raise on those that are left behind.
 _OTHERS_FAULT = {"UnavailableError", "AbortedError", "CancelledError", "RankLost"}
+# One that has raised forbids the requeue, and then tells why: so long the others wait for it.
+_REASON_SECONDS = 15.0
 
 
 def main(arguments: list[str]) -> int:
@@ -75,7 +78,8 @@ def _main(run: RunDir, here: allocation.Allocation, interruption: Interruption, 
         if here.rank == 0:
             # Which start this is it has put on record itself; the others follow it.
             progress.watcher = drill.saboteur(experiment.drill, start=restarts.account(run)["restarts"])
-        result = _train(experiment, run, progress, here, interruption, code)
+        with interruption.recognised():
+            result = _train(experiment, run, progress, here, interruption, code)
         interruption.decided()
         if here.rank == 0:
             record = {"data": _data_record(experiment), "job_id": here.job_id, **restarts.account(run)}
@@ -182,15 +186,22 @@ def failed(
     own = code.own if code else str
     record = describe(error, Path(run.submitted().get("job_file", "/")).parent, own)
     others = here.tasks > 1 and type(error).__name__ in _OTHERS_FAULT
-    if not (others and run.progress().get("error")):
+    if not others:
+        if here.on_slurm and here.tasks > 1:
+            _end_for_all(here)
         progress.update(state="failed", error=record)
+        if here.rank:
+            progress.tell_for_rank_0()
     with suppress(OSError):  # The log may be on a full disk too.
         if isinstance(error, Failed):
             print(own(str(error)), file=sys.stderr, flush=True)
         else:
             print_traceback(error, own)
-    if here.on_slurm and here.tasks > 1 and not others:
-        _end_for_all(here, progress)
+    if others:
+        if not (told := _anothers_reason(run)):
+            print(_("another rank has ended, and none has failed: the job is to go on in the queue"), file=sys.stderr)
+            return 128 + signal.SIGKILL  # As one whose node has gone, of which Slurm may hear much later.
+        record = told
     if here.rank == 0:
         canary.failed(run, record)
         with suppress(Exception):  # It may be the config that cannot be read.
@@ -199,12 +210,21 @@ def failed(
     return 1
 
 
-def _end_for_all(here: allocation.Allocation, progress: Progress) -> None:
-    """One rank is at fault: srun kills the others, which looks as if their nodes had failed, and must not requeue."""
-    if here.rank:
-        progress.tell_for_rank_0()
+def _end_for_all(here: allocation.Allocation) -> None:
+    """One rank is at fault: srun kills the others, which looks as if their nodes had failed, and must not requeue.
+
+    Before the reason is on record: whoever reads that ends, and srun kills this one then.
+    """
     with suppress(scheduler.SlurmError):  # Then the run gives up after some starts in vain.
         scheduler.forbid_requeue(here.job_id)
+
+
+def _anothers_reason(run: RunDir) -> dict[str, Any]:
+    """What the rank at fault has put on record; empty where there is none."""
+    until = time.monotonic() + _REASON_SECONDS
+    while not (told := run.progress().get("error")) and time.monotonic() < until:
+        time.sleep(0.2)
+    return dict(told or {})
 
 
 def claimed_by(run: RunDir, here: allocation.Allocation) -> str | None:

@@ -132,7 +132,8 @@ def train(folder: Path, sections: dict[str, Any], job: str, stop: StopAt, rank: 
     progress = Progress(run, "1", writes=rank == 0)
     given = backends.Context(config.experiment_from(values), loaded, run, progress, stop, rank, tasks)
     os.chdir(folder)
-    result = backends.load("keras", "find" if given.experiment.sweep.kind == "lr_find" else "train")(given)
+    with stop.recognised():
+        result = backends.load("keras", "find" if given.experiment.sweep.kind == "lr_find" else "train")(given)
     if rank == 0:
         run.write_result({**result, "looks": stop.looks})
 

@@ -116,6 +116,38 @@ def test_two_ranks_that_are_killed_end_as_if_they_had_not(start: Ask, undisturbe
     assert_same_end(start, tmp_path, undisturbed)
 
 
+# A signal while the first rank could train already, and the second still gets ready for it.
+PARTED = (
+    runs.JOB
+    + """
+import signal, time
+from truba_runner.backends import fastai as backend
+
+def tell(learner, original=backend.print_summary):
+    original(learner)
+    Path("ready.new").write_text(str(os.getpid()))
+    Path("ready.new").rename("ready")
+
+def check(self, stages, original=backend.Course.check):
+    original(self, stages)
+    if os.environ["RANK"] == "1":
+        while not Path("ready").exists():
+            time.sleep(0.01)
+        time.sleep(1)
+        for process in (int(Path("ready").read_text()), os.getpid()):
+            os.kill(process, signal.SIGUSR2)
+
+backend.print_summary, backend.Course.check = tell, check
+"""
+)
+
+
+def test_a_signal_before_all_ranks_can_save_ends_all_alike(start: Ask, tmp_path: Path) -> None:
+    ended = start(tmp_path, tasks=2, job=PARTED)
+    assert ended["statuses"] == [INTERRUPTED] * 2, log(tmp_path)
+    assert "nothing to save yet" in log(tmp_path) and "nothing to save yet" in log(tmp_path, 1)
+
+
 def test_a_checkpoint_of_another_number_of_ranks_is_refused(start: Ask, tmp_path: Path) -> None:
     assert start(tmp_path, tasks=2, stop="SIGUSR2", look=FINDER + 2)["statuses"] == [INTERRUPTED] * 2
     assert start(tmp_path)["status"] == 1

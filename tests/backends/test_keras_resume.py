@@ -273,6 +273,36 @@ def test_nodes_that_are_interrupted_and_killed_end_like_nodes_that_are_not(start
     assert_same_results(cut, whole)
 
 
+# A signal while the first rank could train already, and the second still gets ready for it.
+PARTED = (
+    runs.JOB
+    + """
+import json, os, signal, time
+from pathlib import Path
+
+class Parted(keras.callbacks.Callback):
+    def on_train_begin(self, logs=None):
+        ready = Path("ready")
+        if json.loads(os.environ["TF_CONFIG"])["task"]["index"] == 0:
+            ready.with_suffix(".new").write_text(str(os.getpid()))
+            ready.with_suffix(".new").rename(ready)
+            return
+        while not ready.exists():
+            time.sleep(0.01)
+        time.sleep(1)
+        for process in (int(ready.read_text()), os.getpid()):
+            os.kill(process, signal.SIGUSR2)
+"""
+)
+
+
+def test_a_signal_before_all_nodes_can_save_ends_all_alike(start: Start, tmp_path: Path) -> None:
+    sections = {**NODES["sections"], "train": {"epochs": 2, "callbacks": ["Parted"]}}
+    ended = start(tmp_path, tasks=2, sections=sections, job=PARTED)
+    assert ended["statuses"] == [INTERRUPTED] * 2, log(tmp_path)
+    assert log(tmp_path).count("nothing to save yet") == 2
+
+
 # -- files that are not as they should be ----------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from slow_run import Run, check_same
+from slow_run import SLOW_JOB, Run, check_same
 from truba import Truba, events, run_dirs
 
 COMMAND = ["+experiment=mnist", "resources.partition=akya-cuda", "data.name=digits", "train.epochs=2"]
@@ -25,6 +25,18 @@ def load_data(name, folder):
         raise RuntimeError("failing on purpose")
     return {"train": (np.zeros((64, 2)), np.zeros(64))}
 """
+# At the first start the second node alone is told to end, before it has anything to save.
+PARTED = (
+    SLOW_JOB
+    + """
+import os, signal
+if os.environ["SLURM_PROCID"] == "1" and "SLURM_RESTART_COUNT" not in os.environ:
+    get_data = load_data
+    def load_data(name, folder):
+        os.kill(os.getpid(), signal.SIGUSR2)
+        return get_data(name, folder)
+"""
+)
 
 
 def rows(run: Path) -> list[dict[str, float]]:
@@ -59,15 +71,25 @@ def test_two_nodes_agree_with_one(cluster: Cluster) -> None:
     assert (runs["two"] / "predictions.npy").exists() and (runs["two"] / "model.keras").exists()
 
 
-def test_two_nodes_go_on_in_mid_epoch_after_slurms_signal(cluster: Cluster) -> None:
+class PartedRun(Run):
+    """The first start leaves the first node behind."""
+
+    def prepare(self) -> list[str]:
+        overrides = super().prepare()
+        self.truba.write("jobs/slow.py", PARTED)
+        return overrides
+
+
+def test_two_nodes_go_on_after_one_has_left_and_in_mid_epoch_after_slurms_signal(cluster: Cluster) -> None:
     nodes = ["resources.nodes=2", "resources.gpus=1", "train.epochs=3"]
-    whole, run = (Run(Truba(cluster, name), *nodes) for name in ("two-nodes", "two-nodes-interrupted"))
-    run.wait_for_step(1)
+    whole, run = Run(Truba(cluster, "two-nodes"), *nodes), PartedRun(Truba(cluster, "two-nodes-interrupted"), *nodes)
+    run.wait_for_step(2)
+    assert "UnavailableError" in run.log(), "the first node has noticed"
     cluster.run(["scancel", "--signal=USR2", run.job_id])
-    run.wait_until(lambda: run.starts() > 1)
+    run.wait_until(lambda: run.starts() > 2)
     assert events(run.path)[-1]["position"][1], "it goes on in the middle of an epoch"
     expected = whole.finish()
-    check_same(run, (expected, whole.history()), restarts=1, requeues=1, steps_lost=0)
+    check_same(run, (expected, whole.history()), restarts=2, requeues=1, steps_lost=0)
     assert expected["tasks"] == 2
 
 

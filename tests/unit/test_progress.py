@@ -12,12 +12,14 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 
 from truba_runner import restarts, scheduler, submit, worker
 from truba_runner.allocation import Allocation
+from truba_runner.backends.fastai_ranks import RankLost
 from truba_runner.checkpoint import Position
 from truba_runner.commands import status
 from truba_runner.config import Experiment
@@ -125,6 +127,54 @@ def test_a_worker_that_was_told_to_stop_puts_it_on_record(
     assert run.progress()["state"] == "interrupted"
 
 
+@pytest.fixture
+def told(run: RunDir, experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What is told to Slurm and to a webhook, of a run whose first rank has started."""
+    run.write_config(asdict(experiment()))
+    started(run, Position(0, 0))
+    told: list[object] = []
+    monkeypatch.setattr(worker.notify, "tell", lambda run, state, more: told.append((state, more["error"]["message"])))
+    return told
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_left_behind_for_no_reason_goes_back_into_the_queue(
+    run: RunDir, told: list[object], monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    """Its node has gone, or a signal came while one of them had nothing to save."""
+    monkeypatch.setattr(worker, "_REASON_SECONDS", 0.1)
+    monkeypatch.setattr(scheduler, "forbid_requeue", told.append)
+    here = Allocation("7", "mnist", rank, 2, on_slurm=True)
+    status = worker.failed(run, here, Progress(run, "7", writes=rank == 0), RankLost("connection reset"))
+    assert (status, told, run.progress()["state"]) == (128 + signal.SIGKILL, [], "running")
+
+
+@pytest.mark.parametrize("at_fault", [0, 1])
+def test_a_rank_that_is_left_behind_by_one_at_fault_waits_for_its_reason(
+    run: RunDir, told: list[object], monkeypatch: pytest.MonkeyPatch, at_fault: int
+) -> None:
+    """Which is told once Slurm will not requeue any more: when the one left behind ends, srun kills the other."""
+
+    def ended(rank: int, error: Exception) -> int:
+        here = Allocation("7", "mnist", rank, 2, on_slurm=True)
+        return worker.failed(run, here, Progress(run, "7", writes=rank == 0), error)
+
+    def forbid(job_id: str) -> None:
+        time.sleep(0.1)  # Slurm takes its time: the other one looks meanwhile.
+        told.append((job_id, waiting.is_alive(), run.progress().get("error")))
+
+    statuses: list[int] = []
+    waiting = Thread(target=lambda: statuses.append(ended(1 - at_fault, RankLost("connection reset"))))
+    monkeypatch.setattr(scheduler, "forbid_requeue", forbid)
+    waiting.start()
+    statuses.append(ended(at_fault, RuntimeError("out of luck")))
+    waiting.join(10)
+    assert statuses == [1, 1]
+    assert told == [("7", True, None), ("failed", "out of luck")]
+    record = run.progress()
+    assert (record["state"], record["error"]["message"]) == ("failed", "out of luck")
+
+
 def told_to_end() -> bool:
     """This process and a command that it starts are; whether that lived on. Slurm does so at a requeue, to all."""
     os.kill(os.getpid(), signal.SIGTERM)
@@ -168,6 +218,27 @@ def test_a_signal_once_the_outcome_is_decided_changes_nothing(
     run.write_config(asdict(experiment(cluster="local")))
     assert worker.main([str(run.path)]) == status
     assert run.progress()["state"] == state and lived == [True]
+
+
+@pytest.mark.usefixtures("own_signals")
+def test_a_signal_of_which_a_framework_makes_another_error_is_no_fault(
+    run: RunDir, experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As TensorFlow's bindings do where an operation fails at the same moment."""
+
+    def train(*_: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        except Interrupted as error:
+            raise RuntimeError("UnavailableError REPLACED BY Interrupted") from error
+
+    monkeypatch.setattr(worker, "_train", train)
+    monkeypatch.setattr(restarts, "requeue", lambda *_: True)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.chdir(run.path)
+    run.write_config(asdict(experiment(cluster="local")))
+    assert worker.main([str(run.path)]) == 0
+    assert run.progress()["state"] == "interrupted"
 
 
 @pytest.mark.usefixtures("own_signals")

@@ -120,8 +120,7 @@ def _set_up(context: Context, device: Any, at_the_end: ExitStack) -> _SetUp:
 
 def _look(context: Context, made: _SetUp, finder: recipe.Find) -> dict[str, float | None]:
     """Runs a finder before all stages."""
-    # From now on the ranks stop together.
-    context.interruption.hold()
+    _hold(context, made.ranks)
     # Each random number follows from the stage, and this one is before the first.
     watcher, before_all = Watcher(made.ranks), -1
     remembered = [(callback, fastai_state.memory_of(callback)) for callback in made.learner.cbs]
@@ -158,7 +157,7 @@ def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
         if experiment.tensorboard.graph:
             fastai_board.write_graph(told.board, learner)
     with loop.installed():
-        context.interruption.hold()
+        _hold(context, ranks)
         course.run(stages)
     result = _result(context, learner, reporter, made.device)
     ranks.check_same(result["weights_sha256"])
@@ -174,6 +173,12 @@ def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
                 fastai_outputs.interpret(context, learner, evaluated, result, told.board)
     ranks.part()
     return result
+
+
+def _hold(context: Context, ranks: Ranks) -> None:
+    """From now on the ranks stop together: a signal that ended one, and that another only noted, would part them."""
+    ranks.wait_for_all()
+    context.interruption.hold()
 
 
 def _learner(context: Context, data: Data, ranks: Ranks) -> Any:

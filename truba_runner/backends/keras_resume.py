@@ -81,7 +81,7 @@ class Resume:
         self._contents.callbacks = callbacks
         keras_callback_state.check(callbacks)
         if self._found is None:
-            self._context.interruption.hold()
+            self._hold()
         elif not self._found[0].step:
             self.restore()
 
@@ -105,6 +105,12 @@ class Resume:
         (position, state), self._found = self._found, None
         self._contents.give_back(state)
         going_on.tell(self._context, position, self._plan.steps, self._started, self.trained)
+        self._hold()
+
+    def _hold(self) -> None:
+        if self._team:
+            # A signal that ends one at once, and that another only notes, would leave that one behind.
+            self._team.wait_for_all()
         self._context.interruption.hold()
 
     # -- steps that are done -----------------------------------------------------------------------------------
