@@ -18,7 +18,8 @@ def append(file: Path, event: Mapping[str, Any], durable: bool = True) -> None:
         size = os.fstat(handle).st_size
         if size and os.pread(handle, 1, size - 1) != b"\n":
             line = b"\n" + line
-        os.write(handle, line)
+        while line:  # A disk that fills up takes a part of it, and says so at the rest.
+            line = line[os.write(handle, line) :]
         if durable:
             os.fsync(handle)
     except OSError as error:

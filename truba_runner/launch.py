@@ -202,7 +202,11 @@ def _through_slurm(prepared: Prepared) -> Outcome:
 
 
 def wait_for(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Holds on until Slurm has done with every run; with a search, once it has its result or no worker."""
+    """Holds on until Slurm has done with every run; with a search, once it has its result or no worker.
+
+    Raises:
+        Failed: Slurm cannot be asked.
+    """
     ended = []
     for outcome in outcomes:
         run = RunDir(Path(outcome.run_dir))
@@ -215,7 +219,16 @@ def wait_for(outcomes: Sequence[Outcome]) -> list[Outcome]:
 
 def _in_slurms_hands(run: RunDir) -> bool:
     """Whether the run's job waits or runs; one that squeue has just lost sight of is looked for in accounting."""
-    jobs, found = scheduler.queue(), search_of(run)
+    try:
+        jobs = scheduler.queue()
+    except scheduler.SlurmError as error:
+        if error.transient:  # That it does not answer for a while ends no job.
+            return True
+        told = _(
+            "Slurm does not answer ({message}), so whether {run} runs is not known", message=error.message, run=run.id
+        )
+        raise Failed(told) from error
+    found = search_of(run)
     if found is not None:
         ids = [last_job_id(worker) for worker in overview.job_runs(found)]
         return overview.standing(found, jobs or scheduler.accounting(ids)).live

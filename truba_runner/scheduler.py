@@ -33,6 +33,8 @@ _UNREACHABLE = (
     "Could not establish a configuration source",
     "Unable to process configuration",
 )
+# Slurm has forgotten the job; the job to be requeued is back in the queue already.
+_UNKNOWN_JOB, _BACK_IN_QUEUE = "Invalid job id specified", "Job is pending execution"
 _SEPARATOR = "\x1f"
 # Of each column that sinfo prints; it has no delimiter for what --Format asks for.
 _WIDTH = 128
@@ -330,7 +332,7 @@ def state(job_id: str) -> str:
     Raises:
         SlurmError: Slurm does not answer.
     """
-    return query(["squeue", "--noheader", "--states=all", "--jobs", job_id, "--format=%T"]).strip()
+    return _in_queue(job_id, "%T")
 
 
 def would_end_for_good(job_id: str) -> bool:
@@ -341,8 +343,18 @@ def would_end_for_good(job_id: str) -> bool:
     Raises:
         SlurmError: Slurm does not answer.
     """
-    told = query(["squeue", "--noheader", "--states=all", "--jobs", job_id, "--format=%T %r"]).split()
+    told = _in_queue(job_id, "%T %r").split()
     return told[:1] == ["RUNNING"] or told[1:] == ["TimeLimit"]
+
+
+def _in_queue(job_id: str, columns: str) -> str:
+    """What squeue tells of one job; empty where Slurm does not know it any more."""
+    try:
+        return query(["squeue", "--noheader", "--states=all", "--jobs", job_id, f"--format={columns}"]).strip()
+    except SlurmError as error:
+        if _UNKNOWN_JOB in error.message:
+            return ""
+        raise
 
 
 def forbid_requeue(job_id: str) -> None:
@@ -355,12 +367,17 @@ def forbid_requeue(job_id: str) -> None:
 
 
 def requeue(job_id: str) -> None:
-    """Puts a running job back into the queue; its processes are told to end.
+    """Puts a running job back into the queue; its processes are told to end. One that is there already is no error.
 
     Raises:
         SlurmError: Slurm does not answer, or the job may not be requeued.
     """
-    query(["scontrol", "requeue", job_id])
+    try:
+        query(["scontrol", "requeue", job_id])
+    except SlurmError as error:
+        # Slurm has done it at a first attempt whose answer was lost, or for another who asked at the same time.
+        if _BACK_IN_QUEUE not in error.message:
+            raise
 
 
 def cancel(job_ids: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def state_of(run: RunDir, jobs: Mapping[str, Job] | None) -> RunState:
         state = "FAILED" if job.state == "COMPLETED" else job.state
         why = (
             _why(progress)
-            or _dropped(run)
+            or dropped(run.submissions())
             or (_along_with_canary(run) if state == "CANCELLED" and not progress else "")
             or (_(_ENDS[state]) if state in _ENDS else "")
             or (_(_INTERRUPTED) if progress.get("state") == "interrupted" else "")
@@ -151,10 +151,13 @@ def has_no_rate(finder: RunDir, jobs: Mapping[str, Job] | None) -> str:
     )
 
 
-def _dropped(run: RunDir) -> str:
-    """Why a run was taken out of the queue before it started."""
-    told = run.submissions()
-    return str(told[-1]["why"]) if told and told[-1]["event"] == "dropped" else ""
+def dropped(told: Sequence[Mapping[str, Any]]) -> str:
+    """Why a run with these events was taken out of the queue before it started; empty where it was not."""
+    for event in reversed(told):
+        # The command that has submitted it may put the job's number on record after the canary has failed.
+        if event["event"] in {"dropped", "intent", "started", "local"}:
+            return str(event["why"]) if event["event"] == "dropped" else ""
+    return ""
 
 
 def _along_with_canary(run: RunDir) -> str:

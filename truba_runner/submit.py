@@ -215,7 +215,7 @@ class Submission:
         """Submits until Slurm has answered; before each new attempt, looks whether an earlier one was taken."""
         for pause_seconds in scheduler.BACKOFF_SECONDS:
             try:
-                return scheduler.sbatch(script, inherit=(lock,))
+                return self._attempt(script, lock)
             except scheduler.SlurmError as error:
                 if not error.transient:
                     raise
@@ -225,7 +225,16 @@ class Submission:
             # One that arrives later still is a second job of this name: the worker of such a one does nothing.
             if taken := scheduler.jobs_named(self.job_name):
                 return taken[0]
-        return scheduler.sbatch(script, inherit=(lock,))
+        return self._attempt(script, lock)
+
+    def _attempt(self, script: str, lock: int) -> str:
+        """Submits once; where Slurm does not answer, when that was is on record: it may still take the job."""
+        try:
+            return scheduler.sbatch(script, inherit=(lock,))
+        except scheduler.SlurmError as error:
+            if error.transient:
+                self.record({"event": "unanswered", "time": time.time(), "token": self.token})
+            raise
 
     def most(self) -> budget.Asked:
         """What it may use at the most: a chain of jobs all of its time, whatever one of them asks for."""
@@ -287,13 +296,16 @@ def settle(run: RunDir) -> str | None:
             return None
         if event["event"] == "started" and event.get("job_name") == intent["job_name"]:
             return str(event["job_id"])
-    return _adopt(run, intent)
+    asked = [
+        event["time"] for event in told if event.get("token") == intent["token"] and event["event"] == "unanswered"
+    ]
+    return _adopt(run, intent, max([intent["time"], *asked]))
 
 
-def _adopt(run: RunDir, intent: dict[str, Any]) -> str | None:
-    """Looks for an intent's job in the queue, for as long as it may still be on its way there."""
+def _adopt(run: RunDir, intent: dict[str, Any], asked: float) -> str | None:
+    """Looks for an intent's job in the queue, for as long as it may still be on its way there, `asked` for then."""
     while True:
-        age_seconds = time.time() - intent["time"]
+        age_seconds = time.time() - asked
         if taken := scheduler.jobs_named(intent["job_name"]):
             _answer(run, intent, {"event": "submitted", "job_id": taken[0], "adopted": True})
             return _task(taken[0], intent)

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -106,17 +106,22 @@ def begin(run: RunDir, here: allocation.Allocation, position: Position) -> bool:
     Raises:
         Failed: as `restarts.begin`.
     """
-    about = {"job_name": here.job_name, "host": platform.node(), "python": platform.python_version()}
-    about["job_sha256"] = submitted_code.sha256(run.submitted())
-    restarts.begin(run, here.job_id, position, about)
-    other = claimed_by(run, here)
-    if other == here.job_id:
-        return True
-    told = _(
-        "this submission is job {other}'s already; there is nothing to do for {job_id}", other=other, job_id=here.job_id
-    )
+    if (other := claimed_by(run, here)) is not None:
+        about = {"job_name": here.job_name, "host": platform.node(), "python": platform.python_version()}
+        about["job_sha256"] = submitted_code.sha256(run.submitted())
+        restarts.begin(run, here.job_id, position, about)
+        if (other := claimed_by(run, here)) == here.job_id:
+            return True
+        run.append_submission({"event": "duplicate", "job_id": here.job_id})
+    if other is None:
+        told = _("{run} is another submission's by now; there is nothing to do", run=run.id)
+    else:
+        told = _(
+            "this submission is job {other}'s already; there is nothing to do for {job_id}",
+            other=other,
+            job_id=here.job_id,
+        )
     print(told, flush=True)
-    run.append_submission({"event": "duplicate", "job_id": here.job_id})
     return False
 
 
@@ -222,13 +227,29 @@ def _anothers_reason(run: RunDir) -> dict[str, Any]:
     return dict(told or {})
 
 
-def claimed_by(run: RunDir, here: allocation.Allocation) -> str:
-    """The job that this submission belongs to: the first, where an sbatch that timed out was taken twice."""
-    for event in run.submissions():
+def claimed_by(run: RunDir, here: allocation.Allocation) -> str | None:
+    """The job that this submission belongs to: the first, where an sbatch that timed out was taken twice.
+
+    None: the run was submitted again since, as this job seemed lost, or had failed and was requeued by hand.
+    """
+    told = run.submissions()
+    if here.on_slurm and _submitted_again(run, here.job_name, told):
+        return None
+    for event in told:
         same = event.get("job_name") == here.job_name or here.job_name.endswith(f".{event.get('token')}")
         if same and event["event"] in {"submitted", "started"}:
             return str(event["job_id"])
     return here.job_id
+
+
+def _submitted_again(run: RunDir, job_name: str, told: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a later submission than the one that a job is named after may have it; not one that Slurm has refused."""
+    refused = {event.get("token") for event in told if event["event"] == "refused"}
+    given = [event for event in told if event["event"] in {"intent", "local"}]
+    names = [event.get("job_name", "") for event in given if event.get("token") not in refused]
+    # A job that its owner has given another name trains on.
+    ours = job_name.startswith(f"{run.id}.") or job_name in names
+    return ours and bool(names) and names[-1] != job_name
 
 
 def _write_settings(run: RunDir, experiment: Experiment, metrics: Mapping[str, Any] | None) -> None:

@@ -27,20 +27,24 @@ def drill(cluster: Cluster) -> Iterator[Drilled]:
         yield apart.submit(truba, *arguments, timeout=600)
 
 
+def kill_seven_times(run: Run, seed: int) -> None:
+    moments = random.Random(seed)
+    for start in range(1, 8):
+        run.wait_for_step(start)
+        assert not (run.path / "result.json").exists(), f"the run was over after {start - 1} kills"
+        time.sleep(moments.uniform(0, 0.4))  # The moment is the test's subject.
+        run.kill()
+
+
 @pytest.mark.slow
 def test_kills_at_twenty_one_random_moments(truba: Truba, drill: Drilled) -> None:
     # Saved after every step: half of the time a kill finds a save under way. Slurm lets a requeued job wait for ten
-    # seconds, so three runs are killed in turns.
+    # seconds, so three runs are killed side by side.
     settings = ["train.epochs=16", "checkpoint.every_steps=1"]
     name = truba.project.name
     whole, *runs = (Run(Truba(truba.cluster, f"{name}-{number}"), *settings) for number in range(4))
-    moments = random.Random(20)
-    for start in range(1, 8):
-        for run in runs:
-            run.wait_for_step(start)
-            assert not (run.path / "result.json").exists(), f"the run was over after {start - 1} kills"
-            time.sleep(moments.uniform(0, 0.4))  # The moment is the test's subject.
-            run.kill()
+    with ThreadPoolExecutor(len(runs)) as apart:
+        list(apart.map(kill_seven_times, runs, range(20, 20 + len(runs))))
     expected = whole.finish()
     for run in runs:
         result = run.finish()

@@ -132,6 +132,23 @@ def test_of_two_jobs_that_one_submission_became_one_trains(truba: Truba) -> None
     assert "already" in (run / "logs" / f"{second}_0_log.out").read_text()
 
 
+def test_a_job_that_comes_when_its_run_was_submitted_again_leaves_that_alone(truba: Truba) -> None:
+    # Slurm answers none of the first command's attempts, and works off the first of them after the second command.
+    late = f'[ -e "$0.script" ] || cat > "$0.script"; echo "{TIMED_OUT}" >&2; exit 1'
+    truba.write("bin/sbatch", f"#!/bin/bash\n{late}\n", True)
+    first = truba(*command(truba), program=["-c", QUICK_BACKOFF], PATH=truba.path_with_own_bin())
+    assert first.returncode == 1 and "Nothing is lost" in first.stderr
+    assert "submitted" in truba("0", *command(truba), program=["-c", KILLED_AT_STEP]).stdout
+    run = the_run(truba)
+    wait_until(lambda: (run / "began").exists())
+    script = (truba.project / "bin" / "sbatch.script").read_text()
+    argv = ["env", "PYTHONPATH=" + truba.environment["PYTHONPATH"], "sbatch", "--parsable"]
+    late_job = truba.cluster.run(argv, user=truba.user, cwd=truba.project, input=script).stdout.strip()
+    truba.cluster.wait_for_state(late_job, "COMPLETED")
+    assert "another submission's by now" in (run / "logs" / f"{late_job}_0_log.out").read_text()
+    assert (run / "began").read_text() == "began\n" and truba.status()[0]["state"] == "RUNNING"
+
+
 @pytest.mark.parametrize("step", range(1, 12))
 def test_a_kill_at_any_step_leaves_one_job_after_the_command_is_repeated(truba: Truba, step: int) -> None:
     program = ["-c", KILLED_AT_STEP]
@@ -223,3 +240,18 @@ def test_the_lock_and_the_records_are_the_owners_alone(truba: Truba) -> None:
     run = the_run(truba)
     for path in (run, run / "submissions.jsonl", run.parent / ".lock", run / "run.yaml"):
         assert os.stat(path).st_mode & 0o077 == 0, path
+
+
+def test_a_requeue_that_slurm_takes_without_answering_is_one(truba: Truba) -> None:
+    cut = 'done="$(dirname "$0")/done"; /usr/bin/scontrol "$@" || exit\n'
+    cut += f'[ -e "$done" ] || {{ touch "$done"; echo "{TIMED_OUT}" >&2; exit 1; }}\n'
+    truba.write("bin/scontrol", f"#!/bin/bash\n{cut}", True)
+    # An array: Slurm says in other words that its task waits.
+    script = "#!/bin/bash\n#SBATCH --partition=barbun --time=5 --cpus-per-task=40 --requeue --array=0\nsleep 600\n"
+    sent = truba.cluster.run(["sbatch", "--parsable"], user=truba.user, cwd=truba.project, input=script)
+    task = f"{sent.stdout.strip()}_0"
+    truba.cluster.wait_for_state(task, "RUNNING")
+    program = ["-c", "import sys; from truba_runner import scheduler; scheduler.requeue(sys.argv[1])"]
+    done = truba(task, program=program, PATH=truba.path_with_own_bin())
+    assert done.returncode == 0, done.stderr
+    assert (truba.project / "bin" / "done").exists()

@@ -440,17 +440,33 @@ def test_a_sweep_is_cancelled_as_a_whole_and_a_failed_set_up_shows_in_the_log(tr
 
 
 def test_keras_runs_side_by_side_go_on_exactly_and_leave_few_files(truba: Truba) -> None:
-    truba.write("jobs/slow.py", SLOW_JOB)
+    told = truba.project / "told"
+    slowly = "            time.sleep(0.08)\n"
+    assert slowly in SLOW_JOB
+    truba.write(
+        "jobs/slow.py",
+        SLOW_JOB.replace(slowly, f"            wait_in_second_epoch()\n{slowly}")
+        + f"""
+import itertools, os
+CALLS = itertools.count()
+
+def wait_in_second_epoch():
+    first = "-alone-" not in os.environ["SLURM_JOB_NAME"] and "SLURM_RESTART_COUNT" not in os.environ
+    while first and next(CALLS) > 30 and not os.path.exists({str(told)!r}):
+        time.sleep(0.05)
+""",
+    )
     own = ["-m", "+experiment=mnist", *SETTINGS, truba.runs_folder(), "train.seed=range(2)"]
     submit(truba, *own, f"name={truba.project.name}", "sweep.pack=2")
     packed = {json_seed(run): run for run in run_dirs(truba.project)}
     submit(truba, *own, f"name={truba.project.name}-alone")
     alone = {json_seed(run): run for run in run_dirs(truba.project) if "-alone-" in run.name}
-    wait_until(lambda: all(progress(run).get("epoch", 0) >= 2 for run in packed.values()), 250)
+    wait_until(lambda: all((run / "history.csv").exists() for run in packed.values()), 250)
     (job_id,) = {events(run)[1]["job_id"] for run in packed.values()}
     # One is killed without a word; the other is told to save, and the job goes back for both.
     os.kill(progress_pid(packed[1]), signal.SIGKILL)
     truba.cluster.run(["scancel", "--signal=USR2", job_id])
+    truba.write("told", "")
     wait_until(lambda: all((run / "result.json").exists() for run in (*packed.values(), *alone.values())), 350, 1)
     truba.cluster.wait_for_state(job_id, "COMPLETED", timeout=240)
     digests = set()

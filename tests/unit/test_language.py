@@ -24,6 +24,8 @@ NOT_WORDS = {
     # What Slurm and a container's runtime print.
     "Socket timed out",
     "Unable to contact slurm controller",
+    "Invalid job id specified",
+    "Job is pending execution",
     "Zero Bytes were transmitted",
     "Connection timed out",
     "Resource temporarily unavailable",

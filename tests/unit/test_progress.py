@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from threading import Thread
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from truba_runner import restarts, scheduler, worker
+from truba_runner import restarts, scheduler, submit, worker
 from truba_runner.allocation import Allocation
 from truba_runner.backends.fastai_ranks import RankLost
 from truba_runner.checkpoint import Position
@@ -24,11 +25,14 @@ from truba_runner.commands import status
 from truba_runner.config import Experiment
 from truba_runner.errors import Failed
 from truba_runner.interrupt import Interrupted, Interruption
+from truba_runner.plan import plan
 from truba_runner.progress import Progress
 from truba_runner.request import derive
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
 from truba_runner.why.table import meaning
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -308,3 +312,116 @@ def test_the_warning_stands_in_the_result(
     run.write_config(asdict(experiment(cluster="local")))
     assert worker.main([str(run.path)]) == 0, "it ends well all the same"
     assert "at the end of epoch 1" in run.result()["warning"]
+
+
+@pytest.mark.parametrize(
+    ("said", "fails"),
+    [
+        # Of a job, and of a task of an array, as Slurm 24.11 says it.
+        ("Job is pending execution for job 7", False),
+        ("7_0: Job is pending execution", False),
+        ("Job has already finished for job 7", True),
+    ],
+)
+def test_a_requeue_whose_answer_was_lost_is_done(said: str, fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([("slurm_requeue error: Socket timed out on send/recv operation", True), (said, False)])
+
+    def run(argv: list[str]) -> str:
+        assert argv == ["scontrol", "requeue", "7"]
+        message, transient = next(answers)
+        raise scheduler.SlurmError("scontrol", message, transient)
+
+    monkeypatch.setattr(scheduler, "run", run)
+    monkeypatch.setattr(scheduler, "BACKOFF_SECONDS", (0,))
+    with pytest.raises(scheduler.SlurmError) if fails else nullcontext():
+        scheduler.requeue("7")
+    assert next(answers, None) is None, "asked twice"
+
+
+def test_a_job_that_slurm_has_forgotten_has_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "slurm_load_jobs error: Invalid job id specified"
+
+    def query(argv: list[str]) -> str:
+        raise scheduler.SlurmError("squeue", told, transient=False, refused=True)
+
+    monkeypatch.setattr(scheduler, "query", query)
+    assert scheduler.state("7") == "" and not scheduler.would_end_for_good("7")
+    told = "Invalid user"
+    with pytest.raises(scheduler.SlurmError):
+        scheduler.state("7")
+
+
+NAME = "mnist-00000000.first"
+FIRST = [{"event": "intent", "token": "first", "job_name": NAME}]
+AGAIN = [{"event": "intent", "token": "again", "job_name": "mnist-00000000.again"}]
+RAN = [{"event": "submitted", "token": "first", "job_id": "7"}, {"event": "started", "job_id": "7", "job_name": NAME}]
+
+
+@pytest.mark.parametrize(
+    ("told", "job_name", "trains"),
+    [
+        (FIRST, NAME, True),
+        ([*FIRST, {"event": "lost", "token": "first"}], NAME, True),
+        ([*FIRST, {"event": "lost", "token": "first"}, *AGAIN], NAME, False),
+        # It had failed, and was requeued by an administrator; the other is not on record yet, or waits.
+        ([*FIRST, *RAN, *AGAIN], NAME, False),
+        ([*FIRST, *RAN, *AGAIN, {"event": "submitted", "token": "again", "job_id": "8"}], NAME, False),
+        ([*FIRST, *RAN, {"event": "local", "job_id": "local-1"}], NAME, False),
+        ([*FIRST, *AGAIN, {"event": "refused", "token": "again"}], NAME, True),
+        # The run directory was taken away while the job waited.
+        (AGAIN, NAME, False),
+        ([*FIRST, *RAN, *AGAIN], "mnist-x2.first", True),
+        ([{**FIRST[0], "job_name": "mnist-x2.first"}, *AGAIN], "mnist-x2.first", False),
+        ([*FIRST, *RAN], "a name of its owner's", True),
+    ],
+)
+def test_a_job_leaves_a_run_alone_that_was_submitted_again(
+    tmp_path: Path, told: list[dict[str, Any]], job_name: str, trains: bool
+) -> None:
+    made = RunDir(tmp_path / "mnist-00000000")
+    made.create()
+    for event in told:
+        made.append_submission(event)
+    here = Allocation("7", job_name, 0, 1, on_slurm=True)
+    assert worker.begin(made, here, Position(0, 0)) == trains
+    assert trains or made.submissions() == told
+    # A local run is nobody else's.
+    assert worker.begin(made, Allocation("local-1", "local-1", 0, 1, on_slurm=False), Position(0, 0))
+
+
+def test_a_job_is_looked_for_from_the_last_time_that_slurm_was_asked_for_it(
+    run: RunDir, experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = experiment("cluster=truba")
+    sent = submit.Submission(submit.Prepared(made, run, plan(made).request, ROOT / "jobs" / "mnist.py"))
+    clock = [1000.0]
+    looks: list[float] = []
+
+    def pause(seconds: float) -> None:
+        clock[0] += seconds
+
+    def silent(*_: object, **__: object) -> str:
+        clock[0] += 60
+        raise scheduler.SlurmError("sbatch", "Socket timed out", transient=True)
+
+    def look(name: str) -> list[str]:
+        looks.append(clock[0])
+        return ["8"] if clock[0] > last + 9 else []
+
+    last = float("inf")
+    monkeypatch.setattr(time, "time", lambda: clock[0])
+    monkeypatch.setattr(time, "sleep", pause)
+    monkeypatch.setattr(scheduler, "sbatch", silent)
+    monkeypatch.setattr(scheduler, "jobs_named", look)
+    intent = {"event": "intent", "time": clock[0], "token": sent.token, "job_name": sent.job_name}
+    run.append_submission(intent)
+    with pytest.raises(scheduler.SlurmError):
+        sent._sbatch("", 0)
+    last = clock[0]
+    assert last > 1300
+    assert submit.settle(run) == "8" and len(looks) > 10
+    # And one that never comes is lost ten seconds after, not later.
+    last = clock[0]
+    run.append_submission({**intent, "time": last, "token": "another"})
+    monkeypatch.setattr(scheduler, "jobs_named", lambda name: [])
+    assert submit.settle(run) is None and last + 9 < clock[0] < last + 12

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,20 @@ def test_an_event_cut_short_costs_no_other(run: RunDir) -> None:
         file.write('{"event": "subm')  # A kill in the middle of a write.
     run.append_submission({"event": "intent", "token": "b"})
     assert [event["token"] for event in run.submissions()] == ["a", "b"]
+
+
+def test_a_disk_that_takes_a_part_of_an_event_says_so_and_costs_no_other(run: RunDir) -> None:
+    run.append_submission({"event": "intent", "token": "a"})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (run.submissions_file.stat().st_size + 10, before[1]))
+    try:
+        with pytest.raises(OSError) as raised:
+            run.append_submission({"event": "intent", "token": "b"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert raised.value.filename == str(run.submissions_file)
+    run.append_submission({"event": "intent", "token": "c"})
+    assert [event["token"] for event in run.submissions()] == ["a", "c"]
 
 
 def test_history_has_a_column_for_every_metric_of_every_row(run: RunDir) -> None:

@@ -95,6 +95,21 @@ def test_one_that_is_killed_is_told_of_and_the_next_one_starts(nursery: Nursery,
     assert ended(nursery)["value"]["sum"] == 2
 
 
+def test_a_closed_terminal_is_left_to_the_worker(nursery: Nursery, tmp_path: Path) -> None:
+    """It tells each of the processes; the one that trains must come to save."""
+    nursery.start(Call("work", "answer", [1]))
+    ended(nursery)
+    assert (parent := nursery._process) is not None
+    trial = nursery.start(Call("work", "sleep", [str(tmp_path / "pid")]))
+    os.kill(parent.pid, signal.SIGHUP)
+    ignored = (Path("/proc") / str(trial) / "status").read_text().partition("SigIgn:")[2].split()[0]
+    assert int(ignored, 16) & 1 << signal.SIGHUP - 1
+    os.kill(trial, signal.SIGKILL)
+    assert ended(nursery)["status"] == -signal.SIGKILL
+    nursery.start(Call("work", "answer", [1]))
+    assert ended(nursery)["value"]["sum"] == 2 and nursery._process is parent
+
+
 @pytest.mark.parametrize("idle", [True, False])
 def test_when_their_parent_is_killed_there_is_another(nursery: Nursery, tmp_path: Path, idle: bool) -> None:
     nursery.start(Call("work", "answer", [1]) if idle else Call("work", "sleep", [str(tmp_path / "pid")]))

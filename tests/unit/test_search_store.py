@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import signal
 import sys
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -196,24 +198,43 @@ def test_the_death_of_workers_says_less_of_a_trial_than_its_own() -> None:
     assert leases.hopeless(state["open"]["0"])
 
 
-def test_a_worker_without_a_sign_of_life_is_dead_and_one_with_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_stood_still_takes_nobody_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("me", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ALIVE).touch()
+    with Pulse(tmp_path / "me", 1000) as pulse:
+        later = time.monotonic() + 5000
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+        assert pulse.dead() == set()
+        for _ in range(3):  # Nor is the other if it could not write meanwhile either.
+            pulse._watch()
+            assert pulse.dead() == set()
+        pulse._watch()
+        assert pulse.dead() == {"other"}
+
+
+def test_a_worker_without_a_sign_of_life_is_dead_and_one_with_is_not(tmp_path: Path) -> None:
     for name in ("me", "silent", "lively"):
         (tmp_path / name).mkdir()
         (tmp_path / name / ALIVE).touch()
-    # The watcher's own clock counts: the file's time may be of another.
+    # The file's time may be of another's clock.
     os.utime(tmp_path / "silent" / ALIVE, (2e9, 2e9))
-    now, lease_seconds = 0.0, 0.2
-    # It stands still until both have beaten again, whatever else this machine has to do.
-    monkeypatch.setattr("truba_runner.search.pulse.time", SimpleNamespace(monotonic=lambda: now))
-    mine, its = threading.Event(), threading.Event()
-    with Pulse(tmp_path / "me", lease_seconds, mine.set) as pulse, Pulse(tmp_path / "lively", lease_seconds, its.set):
-        assert pulse.dead() == set()
-        while pulse.dead() != {"silent"}:
-            assert now < 2 * lease_seconds and "lively" not in pulse.dead()
-            now += lease_seconds / 5
-            for beaten in (its, mine):
-                beaten.clear()
-                assert beaten.wait(240)
-    assert now > lease_seconds
+    # Each goes on when both have beaten, whatever else this machine has to do.
+    both, looks = threading.Barrier(2), itertools.count(1)
+    enough = threading.Event()
+
+    def beaten() -> None:
+        with suppress(threading.BrokenBarrierError):
+            both.wait(240)
+
+    def looked() -> None:
+        if next(looks) == 12:
+            enough.set()
+        beaten()
+
+    with Pulse(tmp_path / "me", 0.1, looked) as pulse, Pulse(tmp_path / "lively", 0.1, beaten):
+        try:
+            assert pulse.dead() == set()
+            assert enough.wait(240) and pulse.dead() == {"silent"}
+        finally:
+            both.abort()

@@ -11,6 +11,7 @@ import pytest
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
 from truba_runner.state import last_job_id, state_of
+from truba_runner.why import cases
 
 
 @pytest.fixture
@@ -42,6 +43,18 @@ def test_a_result_means_completed_even_where_slurm_has_forgotten(run: RunDir) ->
     run.write_result({"metrics": {}, "steps": 1})
     assert state_of(run, {}).state == "COMPLETED"
     assert state_of(run, None).state == "COMPLETED"
+
+
+def test_why_a_run_was_dropped_is_known_whatever_comes_on_record_after_it(run: RunDir) -> None:
+    """The canary may fail before the command has put the number of the job on record that waits for it."""
+    jobs = {"7": Job("7", "CANCELLED")}
+    run.append_submission({"event": "dropped", "token": "t", "why": "the canary has failed"})
+    run.append_submission({"event": "submitted", "token": "t", "job_id": "7"})
+    assert state_of(run, jobs).why == "the canary has failed"
+    assert cases._on_record(run, jobs).dropped == "the canary has failed"
+    run.append_submission({"event": "intent", "token": "u", "job_name": "mnist-00000000.u"})
+    run.append_submission({"event": "submitted", "token": "u", "job_id": "7"})
+    assert state_of(run, jobs).why == "cancelled; the same command goes on"
 
 
 def test_a_job_that_ended_well_without_a_result_did_not_train(run: RunDir) -> None:

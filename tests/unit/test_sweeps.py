@@ -24,10 +24,11 @@ from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.plan import plan
 from truba_runner.rundir import RunDir, config_text, write_atomically
 from truba_runner.submit import Prepared
-from truba_runner.sweeps import array, rules, submission
+from truba_runner.sweeps import array, canary, rules, submission
 from truba_runner.sweeps.plots import draw
 from truba_runner.sweeps.record import Member, SweepDir, identity
 from truba_runner.sweeps.table import table
+from truba_runner.tell import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
 RATES, SEEDS = (0.1, 0.001, None), (0, 1)
@@ -348,6 +349,53 @@ def test_a_run_that_ends_while_slurm_is_asked_is_not_submitted_again(
     assert single is not None and single.action == "finished"
 
 
+def test_a_command_that_waits_goes_on_when_slurm_does_not_answer_for_a_while(
+    begun: Callable[[int], Prepared], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begun(0).run
+    answers = iter([True, True, False])
+
+    def queue() -> dict[str, scheduler.Job]:
+        raise scheduler.SlurmError("squeue", "no such thing", transient=next(answers))
+
+    monkeypatch.setattr(scheduler, "queue", queue)
+    monkeypatch.setattr(single_launch, "_WAIT_SECONDS", 0)
+    with pytest.raises(Failed, match="no such thing"):
+        single_launch.wait_for([Outcome(run.id, str(run.path), "submitted", "7_0")])
+    assert next(answers, None) is None
+
+
+def test_nothing_that_goes_wrong_with_the_runs_that_wait_fails_the_canary(
+    begun: Callable[[int], Prepared], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, sweep = begun(0).run, SweepDir.of(begun(0).run.path.parent, "mnist-sweep-00000000")
+    sweep.append({"event": "intent", "token": "ahead", "goes_ahead": True, "tasks": [[run.id]]})
+    run.append_submission({"event": "intent", "token": "ahead", "sweep": sweep.id, "array_index": 0})
+    # One of the arrays that wait is on record with its number.
+    for token in ("noted", "sent"):
+        sweep.append({"event": "intent", "token": token, "canary": run.id, "job_name": token, "tasks": []})
+    sweep.append({"event": "submitted", "token": "noted", "job_id": "8"})
+    silence = scheduler.SlurmError("squeue", "no answer", transient=True)
+
+    def silent(_: str) -> list[str]:
+        raise silence
+
+    released: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(scheduler, "jobs_named", silent)
+        watch = canary.watcher(run)
+        assert watch is not None
+        watch()
+        assert "could not be let go (squeue: no answer)" in capsys.readouterr().err
+        canary.failed(run, {"type": "ValueError", "message": "no"})
+    monkeypatch.setattr(scheduler, "jobs_named", lambda name: ["9"] if name == "sent" else [])
+    with monkeypatch.context() as patched:
+        patched.setattr(scheduler, "release", released.append)
+        patched.setattr(os, "fsync", full)
+        watch()
+        assert released == ["8", "9"] and capsys.readouterr().err.count("No space left") == 2
+
+
 def test_runs_that_were_begun_with_other_code_are_refused_together(begun: Callable[[int], Prepared]) -> None:
     runs = [begun(index) for index in range(3)]
     for one in runs[:2]:
@@ -375,10 +423,11 @@ def test_what_slurm_refuses_halfway_is_told_with_what_it_has_already(
         assert refused.value.problems[0].remedy == words
 
 
-def test_a_full_disk_is_named_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(handle: int) -> None:
-        raise OSError(28, "No space left on device")
+def full(handle: int) -> None:
+    raise OSError(28, "No space left on device")
 
+
+def test_a_full_disk_is_named_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", full)
     for write in (lambda file: events.append(file, {"event": "x"}), lambda file: write_atomically(file, b"x")):
         with pytest.raises(OSError, match="No space left") as error:

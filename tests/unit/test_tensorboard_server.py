@@ -24,7 +24,7 @@ from truba_runner.search.directory import SearchDir
 from truba_runner.search.overview import standing
 from truba_runner.state import slurm_jobs, state_of
 from truba_runner.sweeps.record import Member, SweepDir
-from truba_runner.tensorboard import chosen, listing, pulling, server
+from truba_runner.tensorboard import chosen, feed, listing, pulling, server
 from truba_runner.tensorboard.feed import Feed, provider, without_tensorflow
 from truba_runner.tensorboard.page import Page
 from truba_runner.tensorboard.sockets import PrivateSocket
@@ -145,6 +145,35 @@ def test_the_page_is_told_of_every_point_and_of_nothing_else(run: RunDir, board:
     status, page = board.get("/")
     assert status == "200 OK" and b'<script src="truba/follow.js"' in page
     assert b"reload-button" in board.get("/truba/follow.js")[1]
+
+
+def test_a_point_that_comes_while_the_files_are_looked_at_is_on_the_page_at_the_next_poll(
+    run: RunDir, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curve = Curve(run.tensorboard)
+    curve.add(1, 0.5)
+    assert board.steps("mnist/train") == [1]
+    looked, scanned, go_on = feed.event_folders, threading.Event(), threading.Event()
+
+    def held(root: Path) -> dict[Path, dict[str, os.stat_result]]:
+        if go_on.is_set():
+            time.sleep(0.2)  # The next look takes its time: what it finds is not there by chance.
+        found = looked(root)
+        scanned.set()
+        go_on.wait(240)
+        return found
+
+    def wanted() -> None:
+        threading.Event.set(board.feed._wanted)
+        go_on.set()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(feed, "event_folders", held)
+        threading.Event.set(board.feed._wanted)
+        assert scanned.wait(240)
+        curve.add(2, 0.25)
+        patched.setattr(board.feed._wanted, "set", wanted)
+        assert board.steps("mnist/train") == [1, 2]
 
 
 def test_points_are_those_that_tensorboard_itself_would_show(run: RunDir, board: Board) -> None:

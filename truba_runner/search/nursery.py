@@ -23,13 +23,12 @@ from typing import Any
 
 from truba_runner.config import schema
 from truba_runner.errors import Failed
+from truba_runner.interrupt import ignore_signals
 from truba_runner.language import _
 
 _PR_SET_PDEATHSIG = 1
 _ATTEMPTS = 3
 _CHUNK_BYTES = 1 << 16
-# Slurm sends them to every process of a step; the one that decides passes them on.
-_LEFT_TO_THE_WORKER = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True)
@@ -133,8 +132,8 @@ def main(arguments: Sequence[str]) -> int:
     """Reads calls from a socket, one a line; forks a process for each, and tells of its id and of its end."""
     die_with_parent(int(arguments[1]))
     schema()  # Each trial's config is checked against it.
-    for number in _LEFT_TO_THE_WORKER:
-        signal.signal(number, signal.SIG_IGN)
+    # Slurm and a terminal send them to every process; the worker, which decides, passes them on.
+    ignore_signals()
     with socket.socket(fileno=int(arguments[0])) as channel, channel.makefile("rb") as calls:
         for line in calls:
             call = Call(**json.loads(line))

@@ -7,7 +7,8 @@ if its Python never starts, Slurm cancels them. After its first epoch its job ta
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from truba_runner import scheduler
@@ -35,21 +36,29 @@ def failed(run: RunDir, error: Mapping[str, Any]) -> None:
     if sweep := _goes_ahead_of(run):
         told = f"{error.get('type')}: {error.get('message')}"
         why = _("the canary {run} failed: {error}", run=run.id, error=told)
-        for token in _held(sweep, run.id):
-            sweep.append({"event": "dropped", "token": token, "why": why})
+        # Else their own records still name the canary.
+        with suppress(scheduler.SlurmError, OSError):
+            for token in _held(sweep, run.id):
+                sweep.append({"event": "dropped", "token": token, "why": why})
 
 
 def release(sweep: SweepDir, run_id: str) -> None:
-    """Lets the arrays go that wait for this run."""
-    for token, job_id in _held(sweep, run_id).items():
-        try:
-            scheduler.release(job_id)
-        except scheduler.SlurmError as error:
-            # They start when this one has ended well.
-            told = _("the runs that wait for this one could not be let go ({error})", error=error)
-            print(told, file=sys.stderr, flush=True)
-        else:
-            sweep.append({"event": "released", "token": token})
+    """Lets the arrays go that wait for this run; where that cannot be, says so."""
+    with _told():
+        for token, job_id in _held(sweep, run_id).items():
+            with _told():
+                scheduler.release(job_id)
+                sweep.append({"event": "released", "token": token})
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What goes wrong here is no fault of the training: the others start when it has ended well."""
+    try:
+        yield
+    except (scheduler.SlurmError, OSError) as error:
+        told = _("the runs that wait for this one could not be let go ({error})", error=error)
+        print(told, file=sys.stderr, flush=True)
 
 
 def _goes_ahead_of(run: RunDir) -> SweepDir | None:

@@ -86,7 +86,7 @@ class Feed:
         self._folders: dict[str, _Folder] = {}
         self._told: set[str] = set()
         self._wanted, self._done = threading.Event(), threading.Condition()
-        self._rounds = 0
+        self._rounds, self._looking = 0, False
         self.version = 0
         self.multiplexer = EventMultiplexer(size_guidance={"tensors": 10}, tensor_size_guidance=SAMPLES)
         threading.Thread(target=self._serve, name="feed", daemon=True).start()
@@ -95,7 +95,8 @@ class Feed:
     def news(self) -> int:
         """The version after a look at the files, or where that takes long as it is by then."""
         with self._done:
-            awaited = self._rounds + 1
+            # A look that is under way may have passed what is asked for.
+            awaited = self._rounds + (2 if self._looking else 1)
             self._wanted.set()
             self._done.wait_for(lambda: self._rounds >= awaited, _PATIENCE_SECONDS)
         return self.version
@@ -108,10 +109,12 @@ class Feed:
     def _serve(self) -> None:
         while True:
             self._wanted.wait()
-            self._wanted.clear()
+            with self._done:
+                self._wanted.clear()
+                self._looking = True
             self._look()
             with self._done:
-                self._rounds += 1
+                self._rounds, self._looking = self._rounds + 1, False
                 self._done.notify_all()
 
     def _look(self) -> None:

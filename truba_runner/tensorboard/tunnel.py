@@ -89,7 +89,7 @@ class Tunnel:
         process = self._connection.open(self._command)
         lines = _Lines(process.stdout)
         try:
-            about = lines.wait(lambda: self._ended.is_set() or process.poll() is not None)
+            about = lines.wait(lambda: self._comes_no_more(process))
             if self._ended.is_set():
                 return ""
             if about is None:
@@ -109,6 +109,11 @@ class Tunnel:
             lines.join()
         # Where ssh itself was killed the server is not to blame.
         return str(lines.last.get("ended", "killed" if process.returncode < 0 else ""))
+
+    def _comes_no_more(self, process: Popen[bytes]) -> bool:
+        """Whether there is nothing to wait for; a far end that takes long to start is not to take us for dead."""
+        _beat(process)
+        return self._ended.is_set() or process.poll() is not None
 
     def _never_came(self, status: int, connected: bool, first: bool) -> str | None:
         """As `_one_life` where the far end had not begun to serve.
@@ -182,22 +187,23 @@ class Tunnel:
 
 
 class _Lines:
-    """Reads what the far end says; its last word is kept."""
+    """Reads what the far end says; its first and its last word are kept."""
 
     def __init__(self, stream: Any) -> None:
         self.last: dict[str, Any] = {}
         self.connected = False
-        self._first = threading.Event()
+        self._first: dict[str, Any] | None = None
+        self._come = threading.Event()
         self._thread = threading.Thread(target=self._read, args=(stream,), daemon=True)
         self._thread.start()
 
     def wait(self, given_up: Callable[[], bool]) -> dict[str, Any] | None:
         """The first word; None where there will be none."""
-        while not self._first.wait(0.1):
+        while not self._come.wait(0.1):
             if given_up():
-                self._first.wait(0.5)
+                self._come.wait(0.5)
                 break
-        return self.last if self._first.is_set() else None
+        return self._first
 
     def join(self) -> None:
         self._thread.join(5)
@@ -212,7 +218,8 @@ class _Lines:
                 self.connected = True
             else:
                 self.last = told
-                self._first.set()
+                self._first = self._first or told
+                self._come.set()
 
 
 def _beat(process: Popen[bytes]) -> None:

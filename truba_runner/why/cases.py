@@ -12,7 +12,7 @@ from truba_runner.scheduler import Job, SlurmError
 from truba_runner.search.directory import search_of
 from truba_runner.search.overview import standing
 from truba_runner.slurm_facts import Start
-from truba_runner.state import RunState, last_job_id, state_of
+from truba_runner.state import RunState, dropped, last_job_id, state_of
 from truba_runner.why.case import Case
 
 
@@ -31,8 +31,7 @@ def _on_record(run: RunDir, jobs: Mapping[str, Job] | None) -> Case:
         state = standing(search, jobs) if search else state_of(run, jobs)
         told = run.submissions()
         intent: dict[str, Any] = next((event for event in reversed(told) if event["event"] == "intent"), {})
-        dropped = str(told[-1]["why"]) if told and told[-1]["event"] == "dropped" else ""
-        return Case(run, state, last_job_id(run), intent, dropped=dropped, slurm_answers=jobs is not None)
+        return Case(run, state, last_job_id(run), intent, dropped=dropped(told), slurm_answers=jobs is not None)
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         return Case(run, RunState("DAMAGED", live=False, job=None, why=repr(error)))
 
