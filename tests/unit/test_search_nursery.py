@@ -18,7 +18,10 @@ from truba_runner.errors import Failed
 from truba_runner.search.nursery import Call, Nursery
 
 WORK = """
-import os, sys, time
+import atexit, os, sys, time
+
+if "OF_THE_PARENT" in os.environ:
+    atexit.register(os.unlink, os.environ["OF_THE_PARENT"])
 
 def answer(number):
     return {"sum": number + 1, "imported": "decimal" in sys.modules, "variable": os.environ.get("OWN")}
@@ -29,6 +32,10 @@ def status(number):
 
 def fail():
     raise ValueError("on purpose")
+
+def tidy(file, then):
+    atexit.register(os.unlink, file)
+    return fail() if then == "fails" else then
 
 def sleep(file):
     open(file, "w").write(str(os.getpid()))
@@ -60,6 +67,19 @@ def test_a_process_gives_its_value_or_its_status_and_has_its_imports(nursery: Nu
     assert ended(nursery) == {"status": 3, "value": None} and (tmp_path / "log").read_text() == "printed\n"
     nursery.start(Call("work", "fail", log=str(tmp_path / "log")))
     assert ended(nursery)["status"] == 1 and "on purpose" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("then", [0, "value", "fails"])
+def test_a_process_tidies_up_after_itself_alone(tmp_path: Path, then: int | str) -> None:
+    """As TensorFlow does, of the files that it traces functions into: a few for each trial."""
+    (tmp_path / "work.py").write_text(WORK)
+    (of_parent := tmp_path / "parent").touch()
+    (own := tmp_path / "own").touch()
+    made = Nursery({"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}", "OF_THE_PARENT": str(of_parent)})
+    made.start(Call("work", "tidy", [str(own), then], imports=["work"]))
+    ended(made)
+    made.close()
+    assert of_parent.exists() and not own.exists()
 
 
 def test_one_that_ends_before_its_id_was_read_is_heard_of(nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ nothing but imports, so it can be forked from. Whichever of the processes dies t
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import importlib
 import json
@@ -170,11 +171,13 @@ def _fork(call: Call) -> tuple[int, int]:
     try:
         die_with_parent(parent)
         os.close(reader)
+        # What the parent has open is not this process's to close. Its own is: TensorFlow leaves files in TMPDIR else.
+        atexit._clear()
         status = _run(call, writer)
+        atexit._run_exitfuncs()
     except BaseException:
         traceback.print_exc()
     finally:
-        # Not sys.exit: what the parent has open is not this process's to close.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
