@@ -210,6 +210,7 @@ def test_what_is_cut_comes_back_under_the_same_address(laptop: Laptop, shelf: Sh
     laptop.plug_in_again()
     shelf.log(run, 2)
     wait_until(served, lambda: program.told)
+    assert (laptop.home / "opened").read_text().split() == [url], "one page, opened once"
 
     laptop.unplug()
     program.process.kill()
