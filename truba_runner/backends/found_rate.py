@@ -16,6 +16,7 @@ from truba_runner.backends import Context
 from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.recipe import FINDER, Find
+from truba_runner.rundir import RunDir
 
 Suggestions = Mapping[str, float | None]
 
@@ -42,16 +43,7 @@ def found_rate(
     if finder is None:
         suggested, where = find(asked.finder), context.run
     else:
-        suggested, where = finder.rate_curve(FINDER).get("suggestions", {}), finder
-        if not suggested:
-            raise Failed(
-                _(
-                    "The learning-rate finder {finder} has left no answer in {folder}; was it taken away? Set "
-                    "train.learning_rate, or let it look anew with fresh=true.",
-                    finder=finder.id,
-                    folder=finder.path,
-                )
-            )
+        suggested, where = _left_by(finder), finder
     rate = _same(asked.rate.resolve({FINDER: suggested}), from_rank_0)
     if rate is None:
         raise Failed(
@@ -72,6 +64,21 @@ def found_rate(
         about = {"suggestions": dict(suggested), "finder": where.id}
         context.run.append_submission({"event": "found rate", "time": time.time(), **taken, **about})
     return rate
+
+
+def _left_by(finder: RunDir) -> Suggestions:
+    """What a run that was to look has suggested."""
+    suggested: Suggestions = finder.rate_curve(FINDER).get("suggestions", {})
+    if not suggested:
+        raise Failed(
+            _(
+                "The learning-rate finder {finder} has left no answer in {folder}; was it taken away? Set "
+                "train.learning_rate, or let it look anew with fresh=true.",
+                finder=finder.id,
+                folder=finder.path,
+            )
+        )
+    return suggested
 
 
 def record(context: Context) -> dict[str, Any]:

@@ -102,9 +102,7 @@ def launch_sweep(
         Failed: Slurm does not answer.
     """
     checked = _checked(runs, label, refusals or Refusals(len(runs)))
-    told = (warning for run in checked for warning in (*run.plan.warnings, *rules.warnings(run.composed.experiment)))
-    for warning in dict.fromkeys(told):
-        print(_("warning: {text}", text=warning), file=sys.stderr)
+    _warn(checked)
     dry_run = any(run.composed.experiment.dry_run for run in checked)
     prepared = _prepared(checked, provide_data=not dry_run)
     first, names = prepared[0].experiment, [one.experiment.name for one in prepared]
@@ -128,17 +126,31 @@ def launch_sweep(
         if waits(first):
             outcomes = wait_for(outcomes)
     else:
-        on_slurm_or_failed()
-        if first.sweep.sweeper_partition and not inside_job:
-            if not sweep.description():
-                # Later it is the job that describes it.
-                describe([])
-            sweeper_job.submit(first, prepared[0].job_file, sweep)
-        outcomes = through_slurm(prepared, sweep, describe)
-        if first.launcher.wait or inside_job:
-            outcomes = wait_for(outcomes)
+        outcomes = _on_slurm(prepared, sweep, describe, inside_job)
     tell.sweep(sweep.id, outcomes)
     return outcomes
+
+
+def _warn(checked: Sequence[_Run]) -> None:
+    """Says once what is true of any of the runs."""
+    told = (warning for run in checked for warning in (*run.plan.warnings, *rules.warnings(run.composed.experiment)))
+    for warning in dict.fromkeys(told):
+        print(_("warning: {text}", text=warning), file=sys.stderr)
+
+
+def _on_slurm(
+    prepared: Sequence[Prepared], sweep: SweepDir, describe: Callable[..., None], inside_job: bool
+) -> list[Outcome]:
+    """Submits the runs, or the job that is to do so."""
+    on_slurm_or_failed()
+    first = prepared[0].experiment
+    if first.sweep.sweeper_partition and not inside_job:
+        if not sweep.description():
+            # Later it is the job that describes it.
+            describe([])
+        sweeper_job.submit(first, prepared[0].job_file, sweep)
+    outcomes = through_slurm(prepared, sweep, describe)
+    return wait_for(outcomes) if first.launcher.wait or inside_job else outcomes
 
 
 def _here(prepared: Prepared) -> Outcome:
