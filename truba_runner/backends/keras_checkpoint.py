@@ -135,10 +135,11 @@ class Contents:
         return encode({**beside.values, "signature": signature, "pieces": pieces, "others": self._others})
 
     def _walk(self) -> Found:
-        return walk_training(self._context, self._model, self.own_callbacks)
+        known = self._start.paths if self._start else None
+        return walk_training(self._context, self._model, self.own_callbacks, known)
 
     def _walk_data(self) -> Found:
-        return walk_data(self._splits, self._model)
+        return walk_data(self._splits, self._model, self._data_start.paths if self._data_start else None)
 
     def _data_state(self) -> dict[str, Any]:
         found = self._walk_data()

@@ -12,17 +12,22 @@ from truba_runner.backends.walk import Found, walk
 from truba_runner.backends.walk_kinds import home, is_framework
 
 
-def walk_training(context: Context, model: Any, callbacks: Iterable[Any] = ()) -> Found:
-    """What the training depends on, but for its data; `callbacks`: the config's, by the place that they have there."""
+def walk_training(
+    context: Context, model: Any, callbacks: Iterable[Any] = (), known: Mapping[int, str] | None = None
+) -> Found:
+    """What the training depends on, but for its data; `callbacks`: the config's, by the place that they have there.
+
+    `known`: as for `walk`.
+    """
     callbacks = list(callbacks)
     speaking = [callback for callback in callbacks if speaks(callback)]
-    return walk({"model": model, "callbacks": callbacks, "job": context.job}, speaking=speaking)
+    return walk({"model": model, "callbacks": callbacks, "job": context.job}, speaking=speaking, known=known)
 
 
-def walk_data(splits: Mapping[str, Any], model: Any) -> Found:
+def walk_data(splits: Mapping[str, Any], model: Any, known: Mapping[int, str] | None = None) -> Found:
     """What the data depends on: objects and functions of `load_data`'s. Arrays were copied: nothing changes them."""
     streams = {name: split for name, split in splits.items() if not isinstance(split, tuple)}
-    return walk({f"data.{name}": split for name, split in streams.items()}, skip=[model])
+    return walk({f"data.{name}": split for name, split in streams.items()}, skip=[model], known=known)
 
 
 def speaks(callback: Any) -> bool:

@@ -83,7 +83,7 @@ class Found:
     # Plain values, and the path of the object that holds each.
     values: dict[str, Slot] = field(default_factory=dict)
     holders: dict[str, str] = field(default_factory=dict)
-    # Attributes of users' objects that hold other objects, and the path by which each of those was found.
+    # Places in users' objects where other objects stand, and the path of each of those.
     links: dict[str, tuple[Slot, str]] = field(default_factory=dict)
     # Paths of what no checkpoint can hold, and why.
     unsaved: dict[str, str] = field(default_factory=dict)
@@ -104,19 +104,26 @@ class _Step:
     late: bool = False
 
 
-def walk(roots: Mapping[str, Any], skip: Sequence[Any] = (), speaking: Sequence[Any] = ()) -> Found:
+def walk(
+    roots: Mapping[str, Any],
+    skip: Sequence[Any] = (),
+    speaking: Sequence[Any] = (),
+    known: Mapping[int, str] | None = None,
+) -> Found:
     """What can be reached from `roots`, names to objects; of what is reached twice the shorter path counts.
 
     Of a module that is the user's its globals are state, and the functions and classes in it hold some.
 
     `skip`: objects that are not to be looked into. `speaking`: objects whose plain values are saved in another way.
+    `known`: paths that objects had at an earlier walk, by their ids, and keep, whatever else leads to them now.
     """
-    return _Walk(skip, speaking).from_roots(roots)
+    return _Walk(skip, speaking, known or {}).from_roots(roots)
 
 
 class _Walk:
-    def __init__(self, skip: Sequence[Any], speaking: Sequence[Any]) -> None:
+    def __init__(self, skip: Sequence[Any], speaking: Sequence[Any], known: Mapping[int, str]) -> None:
         self._found = Found()
+        self._known = known
         self._paths: dict[int, str] = {id(thing): "" for thing in skip}
         self._speaking = {id(thing) for thing in speaking}
         self._links: dict[str, tuple[Slot, Any]] = {}
@@ -143,6 +150,7 @@ class _Walk:
             return []
         if id(thing) in self._paths or machinery(thing):
             return []
+        path = self._known.get(id(thing), path)
         self._paths[id(thing)] = path
         self._alive.append(thing)
         self._found.objects[path] = thing
@@ -155,7 +163,7 @@ class _Walk:
             return []
         steps = list(self._inside(thing, path, step))
         for inner in steps:
-            if inner.own and inner.slot is not None and inner.slot.kind == "attribute":
+            if inner.own and inner.slot is not None and not isinstance(inner.thing, PLAIN):
                 self._links[inner.path] = (inner.slot, inner.thing)
                 self._found.holders[inner.path] = inner.holder
         return steps

@@ -39,7 +39,7 @@ _MACHINERY_OF = {
 _MACHINERY = {
     "DTypePolicy", "DTypePolicyMap", "FloatDTypePolicy", "Initializer", "InputSpec", "KerasTensor", "Node",
     "SerializableDict", "Signature", "Tracker", "TensorSpec", "TensorShape", "Strategy", "StrategyBase",
-    "FuncGraph", "Graph", "ConcreteFunction", "Function", "SummaryWriter", "DatasetSpec",
+    "FuncGraph", "ConcreteFunction", "SummaryWriter", "DatasetSpec",
 }  # fmt: skip
 # A framework's bookkeeping: what it has compiled, graphs, and where its objects have come from.
 BOOKKEEPING = {

@@ -80,12 +80,19 @@ class Start:
     def __init__(self, found: Found) -> None:
         """Takes a fingerprint of each value; arrays are not copied."""
         self._values = {path: fingerprint(slot.get()) for path, slot in found.values.items()}
-        self._links = {path: (target, type(found.objects[target])) for path, (_slot, target) in found.links.items()}
+        self._links: dict[str, tuple[str, type]] = {}
+        # By their ids: the objects themselves, that no other object gets the same id, and their paths.
+        self._objects: dict[int, Any] = {}
+        self.paths: dict[int, str] = {}
+        self.now_also(found)
 
     def now_also(self, found: Found) -> None:
         """Takes objects that were made since, as in the first step, for the start's: every start makes them."""
         for path, (_slot, target) in found.links.items():
             self._links.setdefault(path, (target, type(found.objects[target])))
+        for path, thing in found.objects.items():
+            self._objects[id(thing)] = thing
+            self.paths.setdefault(id(thing), path)
 
     def changed(self, found: Found) -> dict[str, Placed]:
         """Values that are other ones than at the start, or stand where nothing stood, by path."""
@@ -96,20 +103,26 @@ class Start:
         }
 
     def moved(self, found: Found) -> dict[str, Placed]:
-        """Attributes that name another of the training's objects than at the start, and the path of that object."""
+        """Places where another of the training's objects stands than at the start, and the path of that object."""
         return {
             path: [found.holders[path], slot.kind, slot.key, target]
             for path, (slot, target) in found.links.items()
-            if path in self._links and target not in (self._links[path][0], path)
+            if path in self._links and target != self._links[path][0] and self._knows(found.objects[target])
         }
 
     def made_since(self, found: Found) -> list[str]:
         """Paths of objects that a new start would not have, or would have as another class's."""
-        return [
+        new = [
             path
             for path, (_slot, target) in found.links.items()
-            if target == path and self._links.get(path, (None, None))[1] is not type(found.objects[target])
+            if not self._knows(found.objects[target])
+            and self._links.get(path, (None, None))[1] is not type(found.objects[target])
         ]
+        # What such an object holds goes with it.
+        return [path for path in new if found.holders[path] not in new]
+
+    def _knows(self, thing: Any) -> bool:
+        return id(thing) in self._objects
 
 
 class Snapshot:
