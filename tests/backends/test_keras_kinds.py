@@ -1,4 +1,4 @@
-"""Networks of every kind go on where they were, to the bit: whatever a training depends on is found, saved and restored.
+"""Networks of every kind resume where they were, to the bit: what a training depends on is found, saved and restored.
 
 Each job holds state in places that no list of known places has. After two interruptions the last checkpoint holds the
 same as that of a run without any, path by path.
@@ -129,7 +129,6 @@ def load_data(name, folder):
 HOLDERS = (
     DATA
     + """
-@keras.saving.register_keras_serializable("mine")
 class Annealed(keras.losses.Loss):
     def __init__(self):
         super().__init__(name="annealed")
@@ -160,7 +159,7 @@ class Teacher(keras.callbacks.Callback):
         self.dice, self.chance = random.Random(4), np.random.RandomState(5)
 
     def on_train_begin(self, logs=None):
-        self.teacher = keras.models.clone_model(self.model)
+        self.teacher = network()
         self.teacher.set_weights(self.model.get_weights())
 
     def on_train_batch_end(self, batch, logs=None):
@@ -183,10 +182,13 @@ class Swap(keras.callbacks.SwapEMAWeights):
     def __init__(self):
         super().__init__(swap_on_epoch=True)
 
-def build_model():
+def network():
     x = inputs = keras.Input(batch_shape=(8, 3, 2))
     x = keras.layers.LSTM(4, stateful=True)(x)
-    model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
+    return keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
+
+def build_model():
+    model = network()
     model.compile(keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=0.9), Annealed(), metrics=["accuracy"])
     return model
 
@@ -262,9 +264,7 @@ def rows(folder: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_network_of_every_kind_ends_as_if_nothing_had_interrupted_it(
-    kind: str, start: Start, tmp_path: Path
-) -> None:
+def test_a_network_of_every_kind_ends_as_if_nothing_had_interrupted_it(kind: str, start: Start, tmp_path: Path) -> None:
     job, train = KINDS[kind]
     order = {"job": job, "sections": sections(train)}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
