@@ -131,7 +131,7 @@ def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
     plan = ours["plans"]["train"]
     with curves.opened(given, None, StepProfiler()) as told:
         reporter = Reporter(given, ours["model"], plan, told)
-        resume = Resume(given, ours["model"], plan, reporter)
+        resume = Resume(given, ours["model"], plan, reporter, None, splits)
         backend._fit(given, ours["model"], ours["plans"], reporter, resume, extra_callbacks(given, None))
     # The first epochs compile, and the last is not seen to its end.
     return {**{name: turn.seconds[1 : options.epochs - 1] for name, turn in turns.items()}, "steps": plan.steps}

@@ -36,6 +36,7 @@ class BesideWeights:
 
     values: dict[str, Any]
     small: dict[str, Any]
+    found: Found
 
 
 class Contents:
@@ -116,14 +117,14 @@ class Contents:
             **known,
         }
         all_of_them = evaluates_with_own_code(self._model, self.callbacks)
-        return BesideWeights(values, Variables(self._model, found).read(small=not all_of_them))
+        return BesideWeights(values, Variables(self._model, found).read(small=not all_of_them), found)
 
     def whole(self, beside: BesideWeights, together: bool = True) -> Encoded | None:
         """All of it, for rank 0 to write; None on the others.
 
         `together`: every rank of a team calls this, else rank 0 alone, and the others' part is that of the last time.
         """
-        variables = Variables(self._model, self._walk())
+        variables = Variables(self._model, beside.found)
         pieces = {**variables.read(), **beside.small}
         if self._team and together:
             own = {"pieces": {path: pieces[path] for path in variables.own()}}

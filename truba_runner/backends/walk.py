@@ -229,17 +229,19 @@ class _Walk:
         # Plain values of a framework's objects are settings, but a callback or a user's class may have its own there.
         own = (is_callback(thing) or not is_framework(kind)) and id(thing) not in self._speaking
         named = is_callback(thing) or is_users(kind.__module__)
-        for name in sorted({*getattr(thing, "__dict__", {}), *_slots(kind)}):
-            attributes = getattr(thing, "__dict__", {})
+        attributes = getattr(thing, "__dict__", {})
+        for name in sorted({*attributes, *_slots(kind)}):
             if name in left_out or name.startswith(_TENSORFLOWS) or not (name in attributes or hasattr(thing, name)):
                 continue
-            value = attributes[name] if name in attributes else getattr(thing, name)
+            value, is_own = attributes[name] if name in attributes else getattr(thing, name), own and name not in theirs
+            if isinstance(value, PLAIN) and not is_own:
+                continue  # Most of what there is.
             is_public = isinstance(getattr(kind, name[1:] or name, None), property)
             slot, late = Slot(thing, "attribute", name), name in LISTS_OF_ALL
             if name == "_layers" and is_public:
                 value = thing.layers  # The list that users count in.
             shown = name[1:] if is_public else name
-            yield _Step(f"{path}.{shown}", value, slot, path, own and name not in theirs, named, late)
+            yield _Step(f"{path}.{shown}", value, slot, path, is_own, named, late)
         if is_users(kind.__module__):
             yield _Step(f"{path}.__class__", kind, None, path, True)
 

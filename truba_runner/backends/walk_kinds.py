@@ -179,7 +179,7 @@ def is_eager(value: Any) -> bool:
     tensorflow = sys.modules.get("tensorflow")
     if tensorflow is None or not isinstance(value, tensorflow.Tensor) or not hasattr(value, "numpy"):
         return False
-    return bool(value.dtype != tensorflow.string)
+    return bool(value.dtype.is_numpy_compatible and value.dtype != tensorflow.string)
 
 
 def machinery(thing: Any) -> bool:
