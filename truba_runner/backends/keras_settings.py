@@ -48,10 +48,3 @@ def scale_learning_rate(model: Any, train: Train, devices: int) -> None:
     print(
         _("learning rate {scaled:g}: that of one device, times {devices}", scaled=scaled, devices=devices), flush=True
     )
-
-
-def storable(predictions: Any) -> Any:
-    """Predictions in a type that plain NumPy can read back; bfloat16 is none."""
-    import numpy as np
-
-    return predictions.astype(np.float32) if predictions.dtype.kind == "V" else predictions

@@ -147,7 +147,9 @@ def row(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
         "elapsed": job.elapsed if job else _own_clock(progress),
         "time_limit": job.time_limit if job else "",
         "restarts": restarts.account(run)["restarts"],
-        "why": state.why or str(result.get("warning") or progress.get("warning", "")),
+        "why": state.why
+        or str(result.get("warning") or progress.get("warning", ""))
+        or " ".join(result.get("notes", [])),
         "directory": str(run.path),
     }
 
