@@ -156,8 +156,8 @@ class Train:
     loss: Any = None
     # How much the loss of each output counts: {price: 1.0, kind: 0.5}, or a list.
     loss_weights: Any = None
-    # A list, or {kind: [accuracy]}.
-    metrics: Any = field(default_factory=list)
+    # A list, or {kind: [accuracy]}. None: no list, which OmegaConf would let no mapping take the place of.
+    metrics: Any = None
     # {0: 1.0, 1: 50.0} by class, or balanced: each class weighs as much as every other.
     class_weight: Any = None
     # Named as optimizers are.

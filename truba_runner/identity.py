@@ -16,6 +16,7 @@ def training_config(experiment: Experiment) -> dict[str, Any]:
     del job["weights"]
     if not job["hyperparameters"]:
         del job["hyperparameters"]
+    train["metrics"] = train["metrics"] or []
     for late in ("lr_find", "loss_weights"):
         if train[late] is None:
             del train[late]

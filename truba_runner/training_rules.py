@@ -98,7 +98,7 @@ def _backend_problems(experiment: Experiment) -> Iterator[Problem]:
             if field.name in _NOT_FASTAI and value != getattr(defaults, field.name):
                 rule = _("the fastai backend has no use for it.")
                 yield Problem(f"train.{field.name}={value}", rule, _(_NOT_FASTAI[field.name]))
-        if not isinstance(train.metrics, list):
+        if not isinstance(train.metrics, (list, type(None))):
             rule = _("with the fastai backend it is a list.")
             yield Problem(f"train.metrics={train.metrics}", rule, _("Write it as {examples}.", examples="[accuracy]"))
         if data.preprocessing != "async":
@@ -115,7 +115,7 @@ def _backend_problems(experiment: Experiment) -> Iterator[Problem]:
             if given:
                 rule = _("it is fastai's, and the backend is {backend}.", backend=experiment.job.backend)
                 yield Problem(key, rule, _("Leave it out, or set job.backend=fastai."))
-        if not isinstance(train.metrics, (list, Mapping)):
+        if not isinstance(train.metrics, (list, Mapping, type(None))):
             rule = _("it is a list, or a mapping of the network's outputs.")
             examples = _(" or ").join(("train.metrics=[accuracy]", "'train.metrics={kind: [accuracy]}'"))
             yield Problem(f"train.metrics={train.metrics}", rule, _("Write it as {examples}.", examples=examples))

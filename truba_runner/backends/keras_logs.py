@@ -21,19 +21,15 @@ _COLUMNS, _SPLITS = ("epoch", "learning_rate", "seconds"), ("val_", "test_")
 
 
 class Logs(dict[str, float]):
-    """Numbers by name. A whole array is there too for whoever asks for it by its name."""
+    """Numbers by name, an array's values by names of their own."""
 
     def __init__(self, given: Mapping[str, Any]) -> None:
         """`given`: what Keras tells."""
         super().__init__()
-        self.arrays: dict[str, Any] = {}
+        self.arrays: list[str] = []
         self.left_out: list[str] = []
         for name, value in given.items():
             self._take(name, value)
-
-    def __missing__(self, name: str) -> Any:
-        """The array itself, as plain Keras gives it."""
-        return self.arrays[name]
 
     def _take(self, name: str, value: Any) -> None:
         import numpy as np
@@ -49,7 +45,7 @@ class Logs(dict[str, float]):
         elif not array.ndim:
             self[name] = float(array)
         if array.ndim:
-            self.arrays[name] = value
+            self.arrays.append(name)
         for index in np.ndindex(array.shape) if array.ndim and name not in self.left_out else ():
             self._add(name, "_".join([name, *map(str, index)]), float(array[index]))
 

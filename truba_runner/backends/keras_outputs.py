@@ -25,7 +25,7 @@ from truba_runner.language import _
 
 def can_evaluate(model: Any) -> bool:
     """Whether a step of evaluation has something to call: a GAN often has training steps alone."""
-    return _has_call(model) or _has_own(model, "test_step")
+    return has_call(model) or _has_own(model, "test_step")
 
 
 def evaluate_and_predict(
@@ -70,7 +70,7 @@ def _evaluate(
 
 
 def _predict(context: Context, model: Any, plan: Plan, callbacks: list[Any]) -> dict[str, Any] | None:
-    if not _has_call(model) and not _has_own(model, "predict_step"):
+    if not has_call(model) and not _has_own(model, "predict_step"):
         note(context, _("the network has neither call() nor predict_step(): there are no predictions"))
         return None
     # For prediction Keras unrolls all steps of an execution, and would compile for longer than it predicts.
@@ -149,7 +149,8 @@ def _plain(value: Any) -> Any:
     return array.astype("S") if array.dtype.kind == "O" else array
 
 
-def _has_call(model: Any) -> bool:
+def has_call(model: Any) -> bool:
+    """Whether it can be called, and so be built: a GAN often is but the sum of its parts."""
     import keras
 
     return _has_own(model, "call") or isinstance(model, keras.Sequential)

@@ -20,6 +20,7 @@ from typing import Any
 
 from truba_runner import full_disk
 from truba_runner.backends import Context, note, noted
+from truba_runner.backends.keras_outputs import has_call
 from truba_runner.backends.keras_preprocessing import Preprocessing
 from truba_runner.language import _
 
@@ -88,11 +89,14 @@ class Saving:
             )
 
     def _cannot(self, reason: str) -> str:
+        # Keras refuses to load into what it takes for unbuilt, and such a model stays it.
+        first = "" if has_call(self._model) else "built = True; "
         return _(
             "model.keras cannot be saved, and model.weights.h5 is saved in its place: {reason} Give the class a "
             "get_config() that returns what its __init__ takes, and the whole model is saved. The weights are loaded "
-            "with build_model().load_weights(FILE).",
+            "with: model = build_model(); {first}model.load_weights(FILE).",
             reason=_sentence(reason),
+            first=f"model.{first}" if first else "",
         )
 
     def _unreadable(self, layer: Any) -> str | None:
@@ -129,13 +133,8 @@ class Saving:
 
         model = self._model
         built = model.built
-        with full_disk.whole(folder / f"{name}.weights.h5") as beside:
-            # Keras asks whether it was ever called; its parts may have been.
-            model.built = True
-            try:
-                model.save_weights(beside)
-            finally:
-                model.built = built
+        with full_disk.whole(folder / f"{name}.weights.h5") as beside, _weights_alone(model):
+            model.save_weights(beside)
         if not built:
             for attribute, part in vars(model).items():
                 if isinstance(part, keras.Model) and part.built and not attribute.startswith("_"):
@@ -165,6 +164,23 @@ def _without(model: Any) -> Iterator[None]:
         yield
     finally:
         model.compiled = before
+
+
+@contextmanager
+def _weights_alone(model: Any) -> Iterator[None]:
+    """In here Keras takes it for built, as its parts may be, and sees no optimizers, which only built ones could load."""
+    import keras
+
+    built, own = model.built, vars(model)
+    optimizers = {name: value for name, value in own.items() if isinstance(value, keras.optimizers.Optimizer)}
+    for name in optimizers:
+        del own[name]
+    model.built = True
+    try:
+        yield
+    finally:
+        model.built = built
+        own.update(optimizers)
 
 
 @contextmanager

@@ -154,6 +154,12 @@ def row(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
     }
 
 
+def _told_of(result: Mapping[str, Any], progress: Mapping[str, Any]) -> str:
+    """What is odd about a run that has not failed, and what its result lacks."""
+    warning = result.get("warning") or progress.get("warning")
+    return " ".join([*([warning] if warning else []), *result.get("notes", [])])
+
+
 def _own_clock(progress: Mapping[str, Any]) -> str:
     if "updated" not in progress:
         return ""
