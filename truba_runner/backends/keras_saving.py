@@ -132,10 +132,9 @@ class Saving:
         import keras
 
         model = self._model
-        built = model.built
-        with full_disk.whole(folder / f"{name}.weights.h5") as beside, _weights_alone(model):
+        with full_disk.whole(folder / f"{name}.weights.h5") as beside, _as_built(model):
             model.save_weights(beside)
-        if not built:
+        if not model.built:
             for attribute, part in vars(model).items():
                 if isinstance(part, keras.Model) and part.built and not attribute.startswith("_"):
                     with noted(self._context, _("{name} cannot be saved", name=f"{name}.{attribute}.keras")):
@@ -167,20 +166,14 @@ def _without(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _weights_alone(model: Any) -> Iterator[None]:
-    """In here Keras takes it for built, as its parts may be, and sees no optimizers, which only built ones could load."""
-    import keras
-
-    built, own = model.built, vars(model)
-    optimizers = {name: value for name, value in own.items() if isinstance(value, keras.optimizers.Optimizer)}
-    for name in optimizers:
-        del own[name]
+def _as_built(model: Any) -> Iterator[None]:
+    """In here Keras takes it for built: its parts may be, though it was never called itself."""
+    built = model.built
     model.built = True
     try:
         yield
     finally:
         model.built = built
-        own.update(optimizers)
 
 
 @contextmanager
