@@ -168,13 +168,19 @@ def test_outputs_have_names_whatever_structure_they_are_in(tmp_path: Path) -> No
 
 
 def test_a_gan_trains_and_its_parts_are_kept(start_keras: Start, tmp_path: Path) -> None:
-    settings = {"train": {"batch_size": None}, "tensorboard": {"graph": True}}
+    settings = {"train": {"batch_size": None, "learning_rate": 0.5}, "tensorboard": {"graph": True}}
     result, log = trained(start_keras, tmp_path, GAN, **settings)
     assert set(result["metrics"]) == {"d_loss", "g_loss"}
     assert result["parameters"] == 6 * 4 + 4 + 4 + 1 + 2 * 4 + 4 + 4 * 6 + 6
     assert "predictions" not in result and result["model"] == "model.weights.h5"
     said = " ".join(result["notes"])
-    for words in ("there is no validation", "there are no predictions", "must override `get_config()`", "built = True"):
+    for words in (
+        "there is no validation",
+        "there are no predictions",
+        "must override `get_config()`",
+        "model.built = True",
+        "train.learning_rate=0.5 changed nothing",
+    ):
         assert words in said and words in log
     import keras
 

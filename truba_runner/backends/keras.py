@@ -115,9 +115,6 @@ def _set_up(context: Context, devices: list[str]) -> _SetUp:
 
 
 def _train(context: Context, devices: list[str], told: Curves) -> dict[str, Any]:
-    import keras
-    import tensorflow
-
     made = _set_up(context, devices)
     model, plans, team, preprocessing = made.model, made.plans, made.team, made.preprocessing
     experiment, train_plan = context.experiment, made.plans["train"]
@@ -134,20 +131,7 @@ def _train(context: Context, devices: list[str], told: Curves) -> dict[str, Any]
             keras_board.write_graph(told.board, model)
         extra = extra_callbacks(context, model, train_plan, saving, resume.goes_on)
         _fit(context, model, plans, reporter, resume, extra)
-    result = {
-        "metrics": reporter.last_metrics(),
-        "seconds_training": round(reporter.seconds, 3),
-        "epochs": len(reporter.rows),
-        "steps": int(keras.ops.convert_to_numpy(model.optimizer.iterations)),
-        "weights_sha256": weights_sha256(model),
-        "devices": [describe(device) for device in devices],
-        "parameters": parameters(model),
-        "examples": known_examples(made.splits),
-        "versions": {"keras": keras.__version__, "tensorflow": tensorflow.__version__},
-        **record(context),
-    }
-    if context.hyperparameters:
-        result["hyperparameters"] = context.hyperparameters
+    result = _result(context, made, reporter)
     if context.rank == 0 and experiment.finish.plots:
         plots.learning_curves(reporter.rows, context.run.plots)
     if context.rank == 0 and experiment.checkpoint.save_model:
@@ -162,6 +146,39 @@ def _train(context: Context, devices: list[str], told: Curves) -> dict[str, Any]
             keras_board.confusion_matrix(context, told.board, split, made.splits[split], predictions, result["epochs"])
     if context.notes:
         result["notes"] = context.notes
+    return result
+
+
+def _result(context: Context, made: _SetUp, reporter: Reporter) -> dict[str, Any]:
+    """What is known once the epochs are trained."""
+    import keras
+    import tensorflow
+
+    model, rate = made.model, context.experiment.train.learning_rate
+    steps = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
+    if rate is not None and not steps:
+        note(
+            context,
+            _(
+                "train.learning_rate={rate} changed nothing: the optimizer that compile() knows took no step. Set the "
+                "rates of the others in build_model.",
+                rate=rate,
+            ),
+        )
+    result = {
+        "metrics": reporter.last_metrics(),
+        "seconds_training": round(reporter.seconds, 3),
+        "epochs": len(reporter.rows),
+        "steps": steps,
+        "weights_sha256": weights_sha256(model),
+        "devices": [describe(device) for device in made.devices],
+        "parameters": parameters(model),
+        "examples": known_examples(made.splits),
+        "versions": {"keras": keras.__version__, "tensorflow": tensorflow.__version__},
+        **record(context),
+    }
+    if context.hyperparameters:
+        result["hyperparameters"] = context.hyperparameters
     return result
 
 

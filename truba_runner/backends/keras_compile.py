@@ -69,7 +69,8 @@ def follows_schedule(optimizer: Any) -> bool:
     import keras
 
     inner = [getattr(optimizer, "inner_optimizer", None), *getattr(optimizer, "optimizers", ())]
-    own = isinstance(getattr(optimizer, "_learning_rate", None), keras.optimizers.schedules.LearningRateSchedule)
+    # A schedule, or a function: what is no variable cannot be set.
+    own = not isinstance(getattr(optimizer, "_learning_rate", None), (keras.Variable, type(None)))
     return own or any(follows_schedule(one) for one in inner if one is not None)
 
 

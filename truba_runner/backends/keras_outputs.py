@@ -39,7 +39,7 @@ def evaluate_and_predict(
     split = "test" if "test" in plans else "validation"
     if split not in plans or not context.experiment.finish.evaluate:
         return None
-    predictions = None
+    kept = None
     with resume.after_training() as callbacks:
         with noted(context, _("the network could not be evaluated on {split}", split=split)):
             _evaluate(context, model, plans[split], split, result, resume, callbacks)
@@ -47,7 +47,8 @@ def evaluate_and_predict(
             predictions = _predict(context, model, plans[split], callbacks)
             if predictions is not None:
                 result["predictions"], result["predicted"] = save(context.run.path, predictions), split
-    return predictions
+                kept = predictions
+    return kept
 
 
 def _evaluate(
