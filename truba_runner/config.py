@@ -150,12 +150,17 @@ class Train:
     scale_learning_rate: bool = False
     # None: the optimizer's own default.
     learning_rate: float | None = None
+    # The framework's own by name, the job's by name, any by import path; each also as {class_name: …, config: {…}}.
     optimizer: Any = "adam"
+    # One for all outputs of the network, or {price: mse, kind: sparse_categorical_crossentropy}, or a list.
     loss: Any = None
-    metrics: list[Any] = field(default_factory=list)
+    # How much the loss of each output counts: {price: 1.0, kind: 0.5}, or a list.
+    loss_weights: Any = None
+    # A list, or {kind: [accuracy]}. None: no list, which OmegaConf would let no mapping take the place of.
+    metrics: Any = None
     # {0: 1.0, 1: 50.0} by class, or balanced: each class weighs as much as every other.
     class_weight: Any = None
-    # The framework's own by name, or any by import path: {class_name: …, config: {…}}.
+    # Named as optimizers are.
     callbacks: list[Any] = field(default_factory=list)
     # A Keras dtype policy, for example mixed_float16; None: float32. fastai: mixed_float16 and mixed_bfloat16.
     mixed_precision: str | None = None

@@ -18,8 +18,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yields a path beside `path`, of the same suffix, to write a file to: it takes its name once it is whole."""
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    """Yields a path beside `path`, of the same suffixes, to write a file to: it takes its name once it is whole."""
+    stem, _dot, suffixes = path.name.partition(".")
+    beside = path.with_name(f".{stem}.{os.getpid()}.{suffixes}")
     try:
         yield beside
         with beside.open("rb") as file:

@@ -16,8 +16,10 @@ def training_config(experiment: Experiment) -> dict[str, Any]:
     del job["weights"]
     if not job["hyperparameters"]:
         del job["hyperparameters"]
-    if train["lr_find"] is None:
-        del train["lr_find"]
+    train["metrics"] = train["metrics"] or []
+    for late in ("lr_find", "loss_weights"):
+        if train[late] is None:
+            del train[late]
     config = {
         "job": job,
         "data": {

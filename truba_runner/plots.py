@@ -34,9 +34,9 @@ def rate_curve(
     save_png(folder, name, lambda: _rate_figure(rates, losses, suggested))
 
 
-def confusion_matrix(matrix: Any, folder: Path) -> Path | None:
-    """Draws `confusion_matrix.png`: how often each class (row) was taken for each (column), int64 of a square shape."""
-    return save_png(folder, "confusion_matrix.png", lambda: _matrix_figure(matrix))
+def confusion_matrix(matrix: Any, folder: Path, name: str = "confusion_matrix") -> Path | None:
+    """Draws `NAME.png`: how often each class (row) was taken for each (column), int64 of a square shape."""
+    return save_png(folder, f"{name}.png", lambda: _matrix_figure(matrix))
 
 
 def save_png(folder: Path, name: str, draw: Callable[[], Any]) -> Path | None:

@@ -30,6 +30,7 @@ _NOT_FASTAI = {
     "loss": marked(
         "fastai chooses one that fits the labels; for another pass loss_func to the Learner in build_learner."
     ),
+    "loss_weights": marked("Pass loss_func to the Learner in the job's build_learner."),
     "class_weight": marked("Pass loss_func=CrossEntropyLossFlat(weight=…) to the Learner in build_learner."),
     "steps_per_execution": marked("Leave it out: each step is one execution."),
     "jit_compile": marked("Leave it out, or add a callback that compiles the model to train.callbacks."),
@@ -97,6 +98,9 @@ def _backend_problems(experiment: Experiment) -> Iterator[Problem]:
             if field.name in _NOT_FASTAI and value != getattr(defaults, field.name):
                 rule = _("the fastai backend has no use for it.")
                 yield Problem(f"train.{field.name}={value}", rule, _(_NOT_FASTAI[field.name]))
+        if not isinstance(train.metrics, (list, type(None))):
+            rule = _("with the fastai backend it is a list.")
+            yield Problem(f"train.metrics={train.metrics}", rule, _("Write it as {examples}.", examples="[accuracy]"))
         if data.preprocessing != "async":
             rule = _("the job's data_block says how fastai prepares its examples.")
             yield Problem(f"data.preprocessing={data.preprocessing}", rule, _("Leave it out."))
@@ -111,6 +115,10 @@ def _backend_problems(experiment: Experiment) -> Iterator[Problem]:
             if given:
                 rule = _("it is fastai's, and the backend is {backend}.", backend=experiment.job.backend)
                 yield Problem(key, rule, _("Leave it out, or set job.backend=fastai."))
+        if not isinstance(train.metrics, (list, Mapping, type(None))):
+            rule = _("it is a list, or a mapping of the network's outputs.")
+            examples = _(" or ").join(("train.metrics=[accuracy]", "'train.metrics={kind: [accuracy]}'"))
+            yield Problem(f"train.metrics={train.metrics}", rule, _("Write it as {examples}.", examples=examples))
         if train.class_weight not in (None, "balanced") and not isinstance(train.class_weight, Mapping):
             rule = _("it is balanced, or a mapping of classes.")
             remedy = _(

@@ -527,7 +527,7 @@ def test_a_callback_of_the_jobs_own_module_is_found_by_its_name(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("EarlyStoping", r"train.callbacks\[0\]: neither Keras nor .* 'EarlyStoping'. Did you mean EarlyStopping"),
+        ("EarlyStoping", r"train.callbacks\[0\]: Keras has no 'EarlyStoping'. Did you mean EarlyStopping"),
         ({"class_name": "EarlyStopping", "config": {"patience_": 1}}, "EarlyStopping cannot be made with.*patience_"),
         ("no_such_module.Tell", "no_such_module.Tell cannot be imported: No module named"),
         ("keras.callbacks.EarlyStoping", "keras.callbacks has no EarlyStoping. Did you mean EarlyStopping"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from truba_runner import lr_find, plots
-from truba_runner.backends import Context, curves, keras_board
+from truba_runner.backends import Context, curves, keras_board, note, noted
 from truba_runner.backends.curves import Curves
 from truba_runner.backends.found_rate import found_rate, record
 from truba_runner.backends.keras_callbacks import extra_callbacks, step_counter
@@ -21,13 +22,15 @@ from truba_runner.backends.keras_hooks import callback_list
 from truba_runner.backends.keras_input import known_examples, make_plans
 from truba_runner.backends.keras_job import build_model
 from truba_runner.backends.keras_nodes import Team
+from truba_runner.backends.keras_outputs import can_evaluate, evaluate_and_predict
 from truba_runner.backends.keras_plan import Plan
 from truba_runner.backends.keras_preprocessing import Preprocessing, add_preprocessing
-from truba_runner.backends.keras_reporter import Reporter, loss_first
+from truba_runner.backends.keras_reporter import Reporter
 from truba_runner.backends.keras_resume import Resume
-from truba_runner.backends.keras_settings import precision, scale_learning_rate, storable
+from truba_runner.backends.keras_saving import Saving
+from truba_runner.backends.keras_settings import precision, scale_learning_rate
 from truba_runner.backends.keras_streams import run_out_safely
-from truba_runner.full_disk import whole
+from truba_runner.language import _
 
 # Both are read when TensorFlow and Keras are first imported, so no function here could set them in time.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
@@ -105,7 +108,8 @@ def _set_up(context: Context, devices: list[str]) -> _SetUp:
     scale_learning_rate(model, experiment.train, count)
     run_out_safely(model, plans["train"])
     if context.rank == 0:
-        model.summary(print_fn=lambda text: print(text, flush=True), expand_nested=True)
+        with noted(context, _("there is no summary of the network")):
+            model.summary(print_fn=lambda text: print(text, flush=True), expand_nested=True)
     return _SetUp(devices, team, splits, plans, preprocessing, model)
 
 
@@ -113,9 +117,6 @@ def _set_up(context: Context, devices: list[str]) -> _SetUp:
 
 
 def _train(context: Context, devices: list[str], told: Curves) -> dict[str, Any]:
-    import keras
-    import tensorflow
-
     made = _set_up(context, devices)
     model, plans, team, preprocessing = made.model, made.plans, made.team, made.preprocessing
     experiment, train_plan = context.experiment, made.plans["train"]
@@ -124,36 +125,62 @@ def _train(context: Context, devices: list[str], told: Curves) -> dict[str, Any]
         set_rate(model, rate)
     reporter = Reporter(context, model, train_plan, told)
     resume = Resume(context, model, train_plan, reporter, team, made.splits)
+    saving = Saving(context, model, preprocessing)
     if resume.trained:
         resume.restore()
     else:
         if experiment.tensorboard.graph and not resume.goes_on:
             keras_board.write_graph(told.board, model)
-        _fit(context, model, plans, reporter, resume, extra_callbacks(context, preprocessing))
+        extra = extra_callbacks(context, model, train_plan, saving, resume.goes_on)
+        _fit(context, model, plans, reporter, resume, extra)
+    result = _result(context, made, reporter)
+    if context.rank == 0 and experiment.finish.plots:
+        plots.learning_curves(reporter.rows, context.run.plots)
+    if context.rank == 0 and experiment.checkpoint.save_model:
+        result["model"] = saving.save(context.run.path, "model")
+    if team:
+        predictions = _finish_as_team(context, team, model, made.splits, preprocessing, resume, result)
+    else:
+        predictions = evaluate_and_predict(context, model, plans, result, resume)
+    if context.rank == 0 and predictions is not None:
+        split = result["predicted"]
+        with noted(context, _("there is no confusion matrix")):
+            keras_board.confusion_matrix(context, told.board, split, made.splits[split], predictions, result["epochs"])
+    if context.notes:
+        result["notes"] = context.notes
+    return result
+
+
+def _result(context: Context, made: _SetUp, reporter: Reporter) -> dict[str, Any]:
+    """What is known once the epochs are trained."""
+    import keras
+    import tensorflow
+
+    model, rate = made.model, context.experiment.train.learning_rate
+    steps = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
+    if rate is not None and not steps:
+        note(
+            context,
+            _(
+                "train.learning_rate={rate} changed nothing: the optimizer that compile() knows took no step. Set the "
+                "rates of the others in build_model.",
+                rate=rate,
+            ),
+        )
     result = {
         "metrics": reporter.last_metrics(),
         "seconds_training": round(reporter.seconds, 3),
         "epochs": len(reporter.rows),
-        "steps": int(keras.ops.convert_to_numpy(model.optimizer.iterations)),
+        "steps": steps,
         "weights_sha256": weights_sha256(model),
-        "devices": [describe(device) for device in devices],
-        "parameters": model.count_params(),
+        "devices": [describe(device) for device in made.devices],
+        "parameters": parameters(model),
         "examples": known_examples(made.splits),
         "versions": {"keras": keras.__version__, "tensorflow": tensorflow.__version__},
         **record(context),
     }
     if context.hyperparameters:
         result["hyperparameters"] = context.hyperparameters
-    if context.rank == 0 and experiment.finish.plots:
-        plots.learning_curves(reporter.rows, context.run.plots)
-    if team:
-        predictions = _finish_as_team(context, team, model, made.splits, preprocessing, resume, result)
-    else:
-        _save_model(context, model, result, preprocessing)
-        predictions = _evaluate_and_predict(context, model, plans, result, resume)
-    if context.rank == 0 and predictions is not None:
-        split = result["predicted"]
-        keras_board.confusion_matrix(context, told.board, split, made.splits[split], predictions, result["epochs"])
     return result
 
 
@@ -167,11 +194,20 @@ def _fit(
         plans["train"].dataset,
         epochs=epochs,
         initial_epoch=resume.initial_epoch,
-        validation_data=plans["validation"].dataset if "validation" in plans else None,
-        callbacks=callback_list(resume, callbacks, model, epochs=epochs, steps=plans["train"].steps),
+        validation_data=_validation(context, model, plans),
+        callbacks=callback_list(resume, callbacks, model, epochs=epochs, steps=plans["train"].steps, verbose=2),
         shuffle=False,
         verbose=0,
     )
+
+
+def _validation(context: Context, model: Any, plans: dict[str, Plan]) -> Any:
+    if "validation" not in plans:
+        return None
+    if not can_evaluate(model):
+        note(context, _("the network has neither call() nor test_step(): there is no validation"))
+        return None
+    return plans["validation"].dataset
 
 
 # -- what is kept ----------------------------------------------------------------------------------------------
@@ -187,6 +223,11 @@ def weights_sha256(model: Any) -> str:
     return digest.hexdigest()
 
 
+def parameters(model: Any) -> int:
+    """How many numbers its weights have; Keras counts them only once a model was called."""
+    return sum(math.prod(weight.shape) for weight in model.weights)
+
+
 def _finish_as_team(
     context: Context,
     team: Team,
@@ -196,18 +237,18 @@ def _finish_as_team(
     resume: Resume,
     result: dict[str, Any],
 ) -> Any:
-    """Rank 0 saves, evaluates and predicts as on one device, with a copy of the model that is not mirrored."""
+    """Rank 0 evaluates and predicts as on one device, with a copy of the model that is not mirrored."""
     team.check_same(model)
     result["tasks"] = team.tasks
     predictions = None
     if context.rank == 0:
-        _save_model(context, model, result, preprocessing)
-        alone = copy_of(context, model, preprocessing)
         held_out = make_plans(context, {name: split for name, split in splits.items() if name != "train"}, devices=1)
         if preprocessing and not preprocessing.inside:
             for plan in held_out.values():
                 plan.then(preprocessing.ahead)
-        predictions = _evaluate_and_predict(context, alone, held_out, result, resume)
+        with noted(context, _("the network could not be evaluated on one device")):
+            alone = copy_of(context, model, preprocessing)
+            predictions = evaluate_and_predict(context, alone, held_out, result, resume)
     team.wait_for_all()
     return predictions
 
@@ -222,38 +263,3 @@ def copy_of(context: Context, model: Any, preprocessing: Preprocessing | None) -
         copy.build(tf.nest.map_structure(lambda tensor: tensor.shape, model.input))
     copy.set_weights(model.get_weights())
     return copy
-
-
-def _save_model(context: Context, model: Any, result: dict[str, Any], preprocessing: Preprocessing | None) -> None:
-    if context.experiment.checkpoint.save_model:
-        result["model"] = "model.keras"
-        joined = preprocessing.joined(model) if preprocessing and not preprocessing.inside else model
-        with whole(context.run.path / result["model"]) as beside:
-            joined.save(beside)
-
-
-def _evaluate_and_predict(
-    context: Context, model: Any, plans: dict[str, Plan], result: dict[str, Any], resume: Resume
-) -> Any:
-    """On `test`, else on `validation`: metrics, named after the split, join the result's; predictions go to a file.
-
-    Returns them; None where there is no such split, or the config wants none.
-    """
-    import numpy as np
-
-    split = "test" if "test" in plans else "validation"
-    if split not in plans or not context.experiment.finish.evaluate:
-        return None
-    held_out, prefix = plans[split], {"test": "test", "validation": "val"}[split]
-    with resume.after_training() as callbacks:
-        if "evaluation" not in resume.result:
-            metrics = model.evaluate(held_out.dataset, verbose=0, return_dict=True, callbacks=callbacks)
-            resume.result["evaluation"] = {name: float(metrics[name]) for name in sorted(metrics, key=loss_first)}
-        result["metrics"].update({f"{prefix}_{name}": value for name, value in resume.result["evaluation"].items()})
-        # For prediction Keras unrolls all steps of an execution, and would compile for longer than it predicts.
-        model.steps_per_execution, model.jit_compile = 1, False
-        predictions = model.predict(held_out.dataset, verbose=0, callbacks=callbacks)
-    result["predictions"], result["predicted"] = "predictions.npy", split
-    with whole(context.run.path / result["predictions"]) as beside:
-        np.save(beside, storable(predictions))
-    return predictions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,19 +96,32 @@ class StepProfiler:
         self._mark = None
 
 
-def confusion_matrix(context: Context, board: Board, split: str, examples: Any, predictions: Any, epochs: int) -> None:
+def confusion_matrix(
+    context: Context, board: Board, split: str, examples: Any, predictions: Mapping[str, Any], epochs: int
+) -> None:
     """Of a classifier whose labels are in memory, as a picture in `plots/` and for TensorBoard; else nothing.
 
-    `examples`: the split that was predicted, in that order.
+    `examples`: the split that was predicted, in that order. Of several outputs each that classifies has a picture.
     """
-    if not context.experiment.finish.plots or not isinstance(examples, tuple):
+    if not context.experiment.finish.plots or not isinstance(examples, tuple) or len(examples) < 2:
         return
-    matrix = _matrix(examples[1], predictions)
-    if matrix is None:
-        return
-    path = plots.confusion_matrix(matrix, context.run.plots)
-    if path is not None:
-        board.image(split, "confusion_matrix", epochs, path.read_bytes())
+    for output, labels in _labels(examples[1], list(predictions)).items():
+        matrix = _matrix(labels, predictions[output])
+        if matrix is None:
+            continue
+        name = "confusion_matrix" if len(predictions) == 1 else f"confusion_matrix_{output.replace('/', '_')}"
+        path = plots.confusion_matrix(matrix, context.run.plots, name)
+        if path is not None:
+            board.image(split, name, epochs, path.read_bytes())
+
+
+def _labels(labels: Any, outputs: list[str]) -> dict[str, Any]:
+    """Those of each output, where there are any: by its name, or in the same order."""
+    if isinstance(labels, Mapping):
+        return {name: labels[name] for name in outputs if name in labels}
+    if isinstance(labels, (list, tuple)):
+        return dict(zip(outputs, labels, strict=True)) if len(labels) == len(outputs) else {}
+    return {outputs[0]: labels} if len(outputs) == 1 else {}
 
 
 def _matrix(labels: Any, predictions: Any) -> Any:

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from truba_runner.backends import Context
-from truba_runner.backends.job_calls import entry_of, imported, make
-from truba_runner.backends.keras_preprocessing import Preprocessing
+from truba_runner.backends import Context, keras_callback_rules
+from truba_runner.backends.job_calls import entry_of
+from truba_runner.backends.keras_named import make_class
+from truba_runner.backends.keras_plan import Plan
+from truba_runner.backends.keras_saving import Saving
 from truba_runner.errors import Failed, nearest
-from truba_runner.full_disk import whole
 from truba_runner.language import _
 
 
-def extra_callbacks(context: Context, preprocessing: Preprocessing | None) -> list[Any]:
+def extra_callbacks(context: Context, model: Any, plan: Plan, saving: Saving, goes_on: bool) -> list[Any]:
     """What the config adds to `fit`, in the order of `train.callbacks`; the kept models come after them.
 
+    `goes_on`: the run does, from a checkpoint.
+
     Raises:
-        truba_runner.errors.Failed: a callback cannot be made.
+        truba_runner.errors.Failed: a callback cannot be made, or cannot work here.
     """
     experiment = context.experiment
     made = [make_callback(context, index, given) for index, given in enumerate(experiment.train.callbacks)]
+    keras_callback_rules.check(context, model, plan, made, saving.whole_model)
+    keras_callback_rules.keep_rows(made, goes_on)
     if context.rank == 0 and (experiment.checkpoint.model_each_epoch or experiment.checkpoint.best_model):
-        made.append(_kept_models(context, preprocessing))
+        made.append(_kept_models(context, saving))
     return made
 
 
@@ -42,9 +45,8 @@ def make_callback(context: Context, index: int, given: Any) -> Any:
     import keras
 
     where = f"train.callbacks[{index}]"
-    name, settings = entry_of(where, given, "EarlyStopping")
-    found = imported(context, where, name) if "." in name else _own(context, where, name)
-    callback = make(found, where, name, settings)
+    name, _settings = entry_of(where, given, "EarlyStopping")
+    callback = make_class(context, where, given, keras.callbacks)
     if not isinstance(callback, keras.callbacks.Callback):
         raise Failed(
             _(
@@ -57,35 +59,14 @@ def make_callback(context: Context, index: int, given: Any) -> Any:
     return callback
 
 
-def _own(context: Context, where: str, name: str) -> Any:
-    """A name without a dot: the job's, or Keras'."""
-    import keras
-
-    for module in (context.job, keras.callbacks):
-        if inspect.isclass(getattr(module, name, None)):
-            return getattr(module, name)
-    valid = {item for item in dir(keras.callbacks) if inspect.isclass(getattr(keras.callbacks, item))}
-    raise Failed(
-        _(
-            "{where}: neither Keras nor {file} has a callback {name!r}. {nearest} Those of other modules are named "
-            "with their path: mypackage.mymodule.MyCallback.",
-            where=where,
-            file=context.job.__file__,
-            name=name,
-            nearest=nearest(name, valid),
-        )
-    )
-
-
 # -- the models that are kept ----------------------------------------------------------------------------------
 
 
-def _kept_models(context: Context, preprocessing: Preprocessing | None) -> Any:
+def _kept_models(context: Context, saving: Saving) -> Any:
     """A model for use after each epoch, and the best of them: ModelCheckpoint's work, with files that are whole."""
     import keras
 
     wanted, folder = context.experiment.checkpoint, context.run.models
-    ahead = preprocessing if preprocessing and not preprocessing.inside else None
 
     class KeptModels(keras.callbacks.Callback):  # type: ignore[misc]
         """Saves to `checkpoints/models/`; a disk that refuses it stops no training."""
@@ -94,11 +75,11 @@ def _kept_models(context: Context, preprocessing: Preprocessing | None) -> Any:
 
         def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
             """Saves what the config wants of this epoch's model."""
-            names = [f"model_{epoch + 1}.keras"] if wanted.model_each_epoch else []
+            names = [f"model_{epoch + 1}"] if wanted.model_each_epoch else []
             if wanted.best_model and self._is_better(logs or {}):
-                names.append("best.keras")
+                names.append("best")
             for name in names:
-                self._save(folder / name)
+                self._save(name)
 
         def get_state(self) -> dict[str, Any]:
             """What an interrupted run needs to go on."""
@@ -125,13 +106,12 @@ def _kept_models(context: Context, preprocessing: Preprocessing | None) -> Any:
             self.best = float(value) if better else self.best
             return better
 
-        def _save(self, path: Path) -> None:
+        def _save(self, name: str) -> None:
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                with whole(path) as beside:
-                    (ahead.joined(self.model) if ahead else self.model).save(beside)
-            except OSError as error:
-                _tell(_("{name} could not be saved ({error}); training goes on", name=path.name, error=error))
+                saving.save(folder, name)
+            except Exception as error:  # It may be Keras' of a disk that is full.
+                _tell(_("{name} could not be saved ({error}); training goes on", name=name, error=error))
 
     return KeptModels()
 

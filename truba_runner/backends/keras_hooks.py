@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from truba_runner.backends import keras_logs
 from truba_runner.interrupt import Interrupted, Interruption
 from truba_runner.language import _
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 def callback_list(resume: Resume, callbacks: list[Any], model: Any, **params: Any) -> Any:
     """What `fit` is given for `callbacks`: a list of Keras' own kind, so that no callback's place in it matters."""
     import keras
+
+    told = keras_logs.Names(model, keras_logs.watched("checkpoint.monitor", resume.monitor, callbacks))
 
     class Hooks(keras.callbacks.CallbackList):  # type: ignore[misc]
         def on_train_begin(self, logs: Any = None) -> None:
@@ -32,7 +35,7 @@ def callback_list(resume: Resume, callbacks: list[Any], model: Any, **params: An
             if resume.skipping:
                 resume.skipped()
             else:
-                super().on_train_batch_end(batch, logs)
+                super().on_train_batch_end(batch, told.read(logs))
                 resume.steps_end(batch + 1, logs)
 
         def on_test_begin(self, logs: Any = None) -> None:
@@ -40,15 +43,19 @@ def callback_list(resume: Resume, callbacks: list[Any], model: Any, **params: An
             super().on_test_begin(logs)
 
         def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
-            super().on_test_batch_end(batch, logs)
+            super().on_test_batch_end(batch, told.read(logs))
             resume.test_steps_end()
 
+        def on_test_end(self, logs: Any = None) -> None:
+            super().on_test_end(told.read(logs))
+
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            super().on_epoch_end(epoch, logs)
-            resume.epoch_end(epoch, plain(logs))
+            numbers = told.read(logs)
+            super().on_epoch_end(epoch, numbers)
+            resume.epoch_end(epoch, plain(numbers))
 
         def on_train_end(self, logs: Any = None) -> None:
-            super().on_train_end(logs)
+            super().on_train_end(told.read(logs))
             resume.train_end()
 
     return Hooks(callbacks, add_history=True, model=model, **params)
@@ -68,8 +75,17 @@ def attentive(interruption: Interruption) -> Any:
 
 
 def plain(logs: Any) -> dict[str, Any]:
-    """What a step returned, as the numbers that callbacks are given."""
-    return {name: float(value) if getattr(value, "ndim", 0) == 0 else value for name, value in (logs or {}).items()}
+    """What a step returned, as numbers and arrays that a checkpoint can hold."""
+    return {name: _plain(value) for name, value in (logs or {}).items()}
+
+
+def _plain(value: Any) -> Any:
+    import numpy as np
+
+    if value is None or isinstance(value, str):
+        return value
+    array = np.asarray(value)
+    return array if array.ndim else float(array)
 
 
 def flush_event_files(callbacks: list[Any]) -> None:

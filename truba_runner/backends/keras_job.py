@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from truba_runner.backends import Context
 from truba_runner.backends.job_calls import accepted, call
+from truba_runner.backends.keras_compile import adjust, compile_model, over_schedule
+from truba_runner.backends.keras_named import is_entry, make_class
 from truba_runner.config import Train
 from truba_runner.errors import Failed, nearest
 from truba_runner.language import _
@@ -42,9 +43,9 @@ def build_model(context: Context, jit_compile: bool, preprocessing: Preprocessin
     if preprocessing and preprocessing.inside:
         model, jit_compile = _joined(context, model, preprocessing, jit_compile)
     if model.compiled:
-        _adjust(model, train)
+        adjust(model, train)
     else:
-        _compile(context, model, train)
+        compile_model(context, model, lambda: _scaling_losses(make_optimizer(train, context), train))
     # XLA takes longer to compile evaluation, once for each size of batch, than evaluation then gains by it.
     model.jit_compile = False
     model.make_test_function()
@@ -110,25 +111,6 @@ def _joined(context: Context, model: Any, preprocessing: Preprocessing, jit_comp
     return preprocessing.joined(model), jit_compile and not text
 
 
-def _compile(context: Context, model: Any, train: Train) -> None:
-    import keras
-
-    if train.loss is None:
-        raise Failed(
-            _(
-                "No loss to train with: build_model in {file} returned a model that is not compiled, and train.loss "
-                "is not set. Set it, for example train.loss=sparse_categorical_crossentropy.",
-                file=context.job.__file__,
-            )
-        )
-    model.compile(
-        optimizer=_scaling_losses(make_optimizer(train), train),
-        loss=_loss_or_metric("train.loss", keras.losses, train.loss),
-        metrics=[_loss_or_metric("train.metrics", keras.metrics, item) for item in train.metrics],
-        steps_per_execution=train.steps_per_execution,
-    )
-
-
 def _scaling_losses(optimizer: Any, train: Train) -> Any:
     """For mixed_float16, whose small gradients would else be 0.
 
@@ -139,96 +121,28 @@ def _scaling_losses(optimizer: Any, train: Train) -> Any:
     return keras.optimizers.LossScaleOptimizer(optimizer) if train.mixed_precision == "mixed_float16" else optimizer
 
 
-def _adjust(model: Any, train: Train) -> None:
-    """Of a model that the job compiled itself, only what the job cannot know is set: how it runs, and a swept rate."""
-    print(_("build_model compiled the model: train.optimizer, train.loss and train.metrics are not used"), flush=True)
-    model.steps_per_execution = train.steps_per_execution
-    if train.learning_rate is not None:
-        model.optimizer.learning_rate = train.learning_rate
-
-
-def make_optimizer(train: Train) -> Any:
+def make_optimizer(train: Train, context: Context | None = None) -> Any:
     """The optimizer of `train.optimizer`, with `train.learning_rate` where that is set.
 
     Raises:
-        truba_runner.errors.Failed: Keras has no such optimizer, or it does not take these settings.
+        truba_runner.errors.Failed: there is no such optimizer, or it does not take these settings.
     """
     import keras
 
     given = train.optimizer
-    optimizer = dict(given) if _is_object(given) else {"class_name": given, "config": {}}
-    if train.learning_rate is not None:
-        optimizer["config"] = {**optimizer.get("config", {}), "learning_rate": train.learning_rate}
-    return _make("train.optimizer", keras.optimizers, optimizer)
-
-
-def _loss_or_metric(where: str, module: Any, value: Any) -> Any:
-    """An object for `{class_name: …}`; a name as it is, once Keras is known to have it."""
-    if _is_object(value):
-        return _make(where, module, value)
-    # compile() picks the accuracy that fits the labels.
-    if isinstance(value, str) and value.lower() not in {"accuracy", "acc"}:
-        try:
-            module.get(value)
-        except ValueError as error:
-            raise Failed(
-                _(
-                    "{where}: Keras has no {value!r}. {nearest}",
-                    where=where,
-                    value=value,
-                    nearest=nearest(value, _names(module)),
-                )
-            ) from error
-    return value
-
-
-def _names(module: Any) -> set[str]:
-    """What a loss or a metric may be called: classes in both spellings, and functions."""
-    public = {name for name in dir(module) if callable(getattr(module, name)) and not name.startswith("_")}
-    snakes = {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in public}
-    return {name for name in public | snakes if _has(module, name)}
-
-
-def _has(module: Any, name: str) -> bool:
-    try:
-        module.get(name)
-    # What needs arguments of its own is there all the same.
-    except TypeError:
-        return True
-    except ValueError:
-        return False
-    return True
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, Mapping) and "class_name" in value
-
-
-def _make(where: str, module: Any, value: Mapping[str, Any]) -> Any:
-    """What Keras builds of `{class_name: …, config: {…}}`; `module` is keras.optimizers, losses or metrics."""
-    get: Callable[[Any], Any] = module.get
-    class_name = str(value["class_name"])
-    valid = {name for name in dir(module) if inspect.isclass(getattr(module, name))}
-    if class_name.lower() not in {name.lower() for name in valid}:
+    entry: Any = {"class_name": given} if isinstance(given, str) else given
+    if train.learning_rate is not None and is_entry(entry):
+        settings = dict(entry.get("config") or {})
+        if is_entry(settings.get("learning_rate")):
+            raise over_schedule(train)
+        entry = {**entry, "config": {**settings, "learning_rate": train.learning_rate}}
+    optimizer = make_class(context, "train.optimizer", entry, keras.optimizers)
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise Failed(
             _(
-                "{where}: Keras has no {class_name!r}. {nearest}",
-                where=where,
-                class_name=class_name,
-                nearest=nearest(class_name, valid),
+                "train.optimizer: {given} made a {kind}, which is not a keras.optimizers.Optimizer.",
+                given=given,
+                kind=type(optimizer).__name__,
             )
         )
-    settings = dict(value.get("config") or {})
-    try:
-        return get({"class_name": class_name, "config": settings})
-    except (TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise Failed(
-            _(
-                "{where}: Keras cannot make {class_name} with {settings}: {reason}",
-                where=where,
-                class_name=class_name,
-                settings=settings,
-                reason=reason,
-            )
-        ) from error
+    return optimizer

@@ -92,6 +92,11 @@ class Resume:
         """Whether there is a checkpoint that is still to be restored."""
         return self._found is not None
 
+    @property
+    def monitor(self) -> str:
+        """The metric that says which epoch is the best."""
+        return self._settings.monitor
+
     def train_begin(self, callbacks: list[Any]) -> None:
         """After every callback's own."""
         self._contents.callbacks = callbacks

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from truba_runner.backends.keras_compile import follows_schedule
 from truba_runner.config import Train
 from truba_runner.errors import Failed
 from truba_runner.language import _
@@ -35,8 +36,7 @@ def scale_learning_rate(model: Any, train: Train, devices: int) -> None:
 
     if not train.scale_learning_rate or devices == 1:
         return
-    rate = model.optimizer.get_config().get("learning_rate", model.optimizer.learning_rate)
-    if isinstance(rate, dict):
+    if follows_schedule(model.optimizer):
         raise Failed(
             _(
                 "train.scale_learning_rate=true: this optimizer follows a schedule, and has no single rate to "
@@ -48,10 +48,3 @@ def scale_learning_rate(model: Any, train: Train, devices: int) -> None:
     print(
         _("learning rate {scaled:g}: that of one device, times {devices}", scaled=scaled, devices=devices), flush=True
     )
-
-
-def storable(predictions: Any) -> Any:
-    """Predictions in a type that plain NumPy can read back; bfloat16 is none."""
-    import numpy as np
-
-    return predictions.astype(np.float32) if predictions.dtype.kind == "V" else predictions

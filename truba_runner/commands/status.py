@@ -147,9 +147,17 @@ def row(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
         "elapsed": job.elapsed if job else _own_clock(progress),
         "time_limit": job.time_limit if job else "",
         "restarts": restarts.account(run)["restarts"],
-        "why": state.why or str(result.get("warning") or progress.get("warning", "")),
+        "why": state.why
+        or str(result.get("warning") or progress.get("warning", ""))
+        or " ".join(result.get("notes", [])),
         "directory": str(run.path),
     }
+
+
+def _told_of(result: Mapping[str, Any], progress: Mapping[str, Any]) -> str:
+    """What is odd about a run that has not failed, and what its result lacks."""
+    warning = result.get("warning") or progress.get("warning")
+    return " ".join([*([warning] if warning else []), *result.get("notes", [])])
 
 
 def _own_clock(progress: Mapping[str, Any]) -> str:

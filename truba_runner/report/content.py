@@ -42,6 +42,7 @@ def of_run(run: RunDir, jobs: Mapping[str, Job] | None) -> list[Section]:
         [
             (_("state"), state.state),
             (_("why"), state.why),
+            (_("missing"), " ".join(result.get("notes", []))),
             (_("epoch"), epochs if progress else ""),
             *_timing(run, result),
         ]

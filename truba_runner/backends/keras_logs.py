@@ -1,0 +1,170 @@
+"""What a training step and validation say, as numbers by name: for callbacks, records and curves.
+
+A metric whose value is an array, a value for each class, is told as `NAME_0`, `NAME_1` and so on. No value may stand
+for another: two of one name are refused.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from truba_runner.errors import Failed, nearest
+from truba_runner.language import _
+
+# A confusion matrix of thousands of classes is not for a table with a column each.
+_MOST_VALUES = 100
+# Columns of history.csv beside the metrics; and how the values of other splits begin.
+_COLUMNS, _SPLITS = ("epoch", "learning_rate", "seconds"), ("val_", "test_")
+
+
+class Logs(dict[str, float]):
+    """Numbers by name, an array's values by names of their own."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        """`given`: what Keras tells."""
+        super().__init__()
+        self.arrays: list[str] = []
+        self.left_out: list[str] = []
+        for name, value in given.items():
+            self._take(name, value)
+
+    def _take(self, name: str, value: Any) -> None:
+        import numpy as np
+
+        if type(value) is float:
+            self[name] = value
+            return
+        array = np.asarray(value)
+        if array.dtype.kind == "V":  # bfloat16, which NumPy does not know by itself.
+            array = array.astype(np.float32)
+        if array.dtype.kind not in "biuf" or array.size > _MOST_VALUES:
+            self.left_out.append(name)
+        elif not array.ndim:
+            self[name] = float(array)
+        if array.ndim:
+            self.arrays.append(name)
+        for index in np.ndindex(array.shape) if array.ndim and name not in self.left_out else ():
+            self._add(name, "_".join([name, *map(str, index)]), float(array[index]))
+
+    def _add(self, name: str, part: str, value: float) -> None:
+        if part in self:
+            raise Failed(
+                _(
+                    "{name} is told for each class, and {part} is a metric's name already. Give one of them another "
+                    "name.",
+                    name=name,
+                    part=part,
+                )
+            )
+        self[part] = value
+
+
+class Names:
+    """Looks at what the first step tells: whether its names can stand in one table, and whether all can be told."""
+
+    def __init__(self, model: Any, watched: Iterable[tuple[str, str]]) -> None:
+        """`watched`: a setting, and the metric that it names."""
+        self._model, self._watched = model, list(watched)
+        self._looked = False
+        self._told_of: set[str] = set()
+
+    def read(self, logs: Any) -> Any:
+        """What callbacks are given for what Keras tells.
+
+        Raises:
+            truba_runner.errors.Failed: one value would stand for another, or a metric that is watched is no number.
+        """
+        if not isinstance(logs, Mapping):
+            return logs
+        if not self._looked:
+            self._looked = True
+            _check(self._model, logs)
+        told = Logs(logs)
+        if told.arrays or told.left_out:
+            self._tell(told)
+        return told
+
+    def _tell(self, told: Logs) -> None:
+        for setting, monitor in self._watched:
+            name = next((one for one in told.arrays if monitor in (one, f"val_{one}")), None)
+            if name is not None:
+                parts = [one for one in told if one.startswith(f"{name}_")]
+                # Those of the training stand for those of the validation, which is still to come.
+                valid = [monitor.replace(name, one, 1) for one in parts]
+                raise Failed(
+                    _(
+                        "{setting}={monitor}: its value is an array, which is neither better nor worse than another. "
+                        "{nearest}",
+                        setting=setting,
+                        monitor=monitor,
+                        nearest=nearest(monitor, valid),
+                    )
+                )
+        for name in told.left_out:
+            if name not in self._told_of:
+                self._told_of.add(name)
+                _warn(
+                    _(
+                        "the metric {name} is in no record: it is neither a number nor an array of {most} at most",
+                        name=name,
+                        most=_MOST_VALUES,
+                    )
+                )
+
+
+def watched(setting: str, monitor: str, callbacks: Iterable[Any]) -> Iterator[tuple[str, str]]:
+    """The metrics that a checkpoint and callbacks look at, each with where that is set."""
+    yield setting, monitor
+    for callback in callbacks:
+        if isinstance(name := getattr(callback, "monitor", None), str):
+            yield f"{type(callback).__name__} monitor", name
+
+
+def _check(model: Any, logs: Mapping[str, Any]) -> None:
+    for name in logs:
+        if name in _COLUMNS or name.startswith(_SPLITS):
+            raise Failed(
+                _(
+                    "a metric is called {name}. So is something else in history.csv or result.json: the columns "
+                    "{columns}, and the metrics of validation (val_…) and test (test_…). Give it another name.",
+                    name=name,
+                    columns=", ".join(_COLUMNS),
+                )
+            )
+    twice = [name for name, count in Counter(_names_of(model)).items() if count > 1 and name in logs]
+    if twice:
+        raise Failed(
+            _(
+                "two metrics are called {name}, and Keras would tell one value for both. Give one of them another "
+                "name, as in {{class_name: Mean, config: {{name: other}}}}; loss is the name of the training loss.",
+                name=twice[0],
+            )
+        )
+
+
+def _names_of(model: Any) -> Iterator[str]:
+    """The names that the model's metrics tell their values by, as often as they do."""
+    import keras
+
+    loss: Any = getattr(model, "_loss_tracker", None)
+    for metric in model.metrics:
+        if metric is loss and not float(keras.ops.convert_to_numpy(metric.count)):
+            continue  # Nothing goes into it: the job's own step keeps a loss of its own.
+        if not getattr(metric, "built", True):
+            continue
+        told = metric.result()
+        if not isinstance(told, Mapping):
+            yield metric.name
+            continue
+        for name, value in told.items():
+            yield from value if isinstance(value, Mapping) else (name,)
+        if len(getattr(metric, "metrics", told)) > len(told):
+            # Keras has numbered two of one name apart, and a third was called like the second.
+            yield from (name for name in told if name.rpartition("_")[0] in told and name.rpartition("_")[2].isdigit())
+
+
+def _warn(text: str) -> None:
+    print(_("WARNING: {text}", text=text), file=sys.stderr, flush=True)
