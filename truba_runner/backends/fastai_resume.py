@@ -21,11 +21,11 @@ from truba_runner.backends.fastai_ranks import Ranks
 from truba_runner.backends.fastai_reporter import Reporter
 from truba_runner.background import Background
 from truba_runner.checkpoint import CheckpointStore, Position, is_better
-from truba_runner.errors import nearest
+from truba_runner.errors import Failed, nearest
 from truba_runner.interrupt import Interrupted
 from truba_runner.language import _
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Resume(Watcher):
@@ -79,7 +79,33 @@ class Resume(Watcher):
         then, now = state["signature"], self._signature
         # What was trained of a recipe that has got longer is the same.
         now = {**now, "recipe": now["recipe"][: len(then["recipe"])]}
+        if then["names_of_the_examples"] == now["names_of_the_examples"]:
+            self._check_order(then, now)
         going_on.check_same(self._context, then, now, "model")
+
+    def _check_order(self, then: dict[str, Any], now: dict[str, Any]) -> None:
+        """The same examples, but what the network's numbers stand for is other: it follows from nothing that is set."""
+        file = self._context.job.__file__
+        if then["order"] != now["order"]:
+            raise Failed(
+                _(
+                    "{file}: classes or columns come in another order than when this run began ({then} then, {now} "
+                    "now). They come from a set, or a folder's order, which each start has another way: sort them "
+                    "(vocab=sorted(…), cont_names=[…]), and start anew with fresh=true.",
+                    file=file,
+                    then=then["order"],
+                    now=now["order"],
+                )
+            )
+        if then["division"] != now["division"]:
+            raise Failed(
+                _(
+                    "{file}: the examples are divided into training and validation in another way than when this run "
+                    "began. Give what divides them a seed, as in RandomSplitter(seed=42), or sort what it divides, "
+                    "and start anew with fresh=true.",
+                    file=file,
+                )
+            )
 
     # -- going on ----------------------------------------------------------------------------------------------
 

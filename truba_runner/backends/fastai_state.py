@@ -91,6 +91,15 @@ def weights(learner: Any) -> dict[str, Any]:
     }
 
 
+def weights_of_loss(learner: Any) -> dict[str, Any]:
+    """The loss' own parameters and buffers as a state dict; fastai's losses hold torch's, under `func`."""
+    from torch import nn
+
+    loss = getattr(learner.loss_func, "func", learner.loss_func)
+    found: dict[str, Any] = loss.state_dict() if isinstance(loss, nn.Module) else {}
+    return found
+
+
 def _gradient(parameter: Any) -> Any:
     """None where there is none: fastai steps, and decays, whatever has one. True: all zero, as after each step."""
     if parameter.grad is None:

@@ -69,11 +69,19 @@ class Pass:
         Raises:
             truba_runner.errors.Failed: it has no order that could be known beforehand.
         """
-        if not getattr(loader, "indexed", False) or loader.n is None or loader.bs is None:
+        if not getattr(loader, "indexed", False) or loader.n is None:
             raise Failed(
                 _(
                     "The {kind} loader goes through a stream, and has no items by number, so that an interrupted run "
                     "could not go on from its middle. Give the DataBlock a list of items.",
+                    kind=where.kind,
+                )
+            )
+        if loader.bs is None:
+            raise Failed(
+                _(
+                    "The {kind} loader has no batch size (bs=None), so that its batches cannot be counted. Give it "
+                    "single items and bs=….",
                     kind=where.kind,
                 )
             )
@@ -97,7 +105,18 @@ def _order(loader: Any, where: Where) -> list[int]:
     """The items of an epoch by number, in the order in which the loader's own code has them."""
     seed_all(where.key("order"))
     loader.rng = random.Random(where.key("order"))
-    return list(loader.get_idxs())
+    _unshuffle(loader)
+    return [int(index) for index in loader.get_idxs()]
+
+
+def _unshuffle(loader: Any) -> None:
+    """A loader of running text shuffles its texts in place: each epoch's order would follow from those before it."""
+    from fastcore.xtras import ReindexCollection
+
+    texts = vars(loader).get("items")
+    if isinstance(texts, ReindexCollection):
+        for place in range(len(texts)):
+            texts.idxs[place] = place
 
 
 def _share(batch: list[int], rank: int, ranks: int) -> list[int]:
@@ -134,7 +153,7 @@ def _derived(loader: Any, items: list[int], where: Where, rank: int, first: int)
         get_idxs=lambda: items,
         create_item=seeded_item,
         wif=_ignore_signals,
-        after_batch=Pipeline([Seed(), *loader.after_batch.fs]),
+        after_batch=Pipeline([Seed(), *getattr(loader.after_batch, "fs", [loader.after_batch])]),
     )
 
 
