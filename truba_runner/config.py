@@ -187,6 +187,10 @@ class Checkpoint:
     # Models for use, in checkpoints/models/: model_{epoch}.keras after each epoch, best.keras after each better one.
     model_each_epoch: bool = False
     best_model: bool = False
+    # Rehearses interruptions first, and fails where a training that is resumed differs from an undisturbed one.
+    verify: bool = False
+    # What a checkpoint cannot hold ends the run at its start, in place of a warning.
+    strict: bool = False
 
 
 @dataclass
