@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from fastai_resume_runs import Ask
 from forked_starts import INTERRUPTED

@@ -21,16 +21,18 @@ from truba_runner.backends import (
     fastai_outputs,
     fastai_state,
 )
+from truba_runner.backends.board import Board
 from truba_runner.backends.fastai_data import Data, sha256_of_split
 from truba_runner.backends.fastai_devices import compute_the_same_each_time, describe, pick_device
 from truba_runner.backends.fastai_find import find_rates
 from truba_runner.backends.fastai_job import build_learner, print_summary
-from truba_runner.backends.fastai_loop import Loop, Watcher
+from truba_runner.backends.fastai_loop import Loop
 from truba_runner.backends.fastai_ranks import RankLost, Ranks
 from truba_runner.backends.fastai_reporter import Reporter
 from truba_runner.backends.fastai_resume import Resume
 from truba_runner.backends.fastai_stages import Course, too_few
 from truba_runner.backends.fastai_streams import end_readers
+from truba_runner.backends.fastai_walk import Walked
 from truba_runner.backends.found_rate import found_rate, record
 from truba_runner.backends.notes import spared
 from truba_runner.errors import Failed
@@ -125,22 +127,19 @@ def _set_up(context: Context, device: Any, at_the_end: ExitStack) -> _SetUp:
     ranks = Ranks(context, device)
     data = Data(context, device, at_the_end)
     learner = _learner(context, data, ranks)
-    return _SetUp(device, ranks, data, learner, Loop(learner, experiment.train.seed, ranks))
+    loop = Loop(learner, experiment.train.seed, ranks, Walked(context, learner))
+    return _SetUp(device, ranks, data, learner, loop)
 
 
 def _look(context: Context, made: _SetUp, finder: recipe.Find) -> dict[str, float | None]:
     """Runs a finder before all stages."""
     _hold(context, made.ranks)
     # Each random number follows from the stage, and this one is before the first.
-    watcher, before_all = Watcher(made.ranks), -1
-    remembered = [(callback, fastai_state.memory_of(callback)) for callback in made.learner.cbs]
-    with made.loop.watched_by(watcher, before_all):
+    with made.loop.on_trial(-1):
         if not (steps := made.loop.steps()):
             loaders, ranks = made.learner.dls, made.ranks.count
             raise Failed(too_few(len(loaders.train_ds), loaders.train.bs * ranks, ranks, "train.batch_size"))
         found = find_rates(context, made.learner, finder, steps)
-    for callback, memory in remembered:
-        fastai_state.give_memory(callback, memory)
     return found
 
 
@@ -158,14 +157,12 @@ def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
         rate = learner.lr = found
     stages = recipe.read(experiment.train.recipe, experiment.train.epochs, rate)
     reporter = Reporter(context, learner, recipe.epochs_of(stages), told)
-    resume = Resume(context, learner, reporter, ranks, _signature(context, learner, made.data, stages))
+    resume = Resume(context, loop, reporter, _signature(context, learner, made.data, stages))
     course = Course(context, learner, made.data, loop, reporter, resume)
     course.check(stages)
     if resume.stage < 0 and context.rank == 0:
-        fastai_outputs.show_batch(context, learner.dls, told.board)
-        print_summary(context, learner)
-        if experiment.tensorboard.graph:
-            fastai_board.write_graph(context, told.board, learner)
+        with loop.walked.kept():
+            _show(context, learner, told.board)
     with loop.installed():
         _hold(context, ranks)
         course.run(stages)
@@ -176,6 +173,13 @@ def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
     if context.notes:
         result["notes"] = context.notes
     return result
+
+
+def _show(context: Context, learner: Any, board: Board) -> None:
+    fastai_outputs.show_batch(context, learner.dls, board)
+    print_summary(context, learner)
+    if context.experiment.tensorboard.graph:
+        fastai_board.write_graph(context, board, learner)
 
 
 def _finish(context: Context, made: _SetUp, reporter: Reporter, result: dict[str, Any]) -> None:
