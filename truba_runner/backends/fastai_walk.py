@@ -19,8 +19,6 @@ from truba_runner.language import _
 _STREAMS = ("numpy stream", "old numpy stream", "Python stream", "torch stream")
 # Of fastai's data sets and loaders: what they go through, which nothing changes.
 _EXAMPLES = ("items", "splits", "lens", "chunks", "res", "tasks")
-# Tensors of the data that are larger are saved only where they were changed.
-_SMALL_BYTES = 1 << 20
 
 # Of torch's modules: what a state dict has, the same once more, and what the loop sets.
 _OF_MODULES = {"_parameters", "_buffers", "_modules", "_flat_weights", "training"}
@@ -40,8 +38,6 @@ class Walked:
         self._context, self._learner = context, learner
         found = self._walk()
         self._start = Start(found)
-        self._versions = {id(piece.thing): _version(piece) for piece in found.pieces.values()}
-        self._alive = found
         self._told = Unsaved(getattr(context.experiment.checkpoint, "strict", False))
         self._tell(found)
 
@@ -86,7 +82,8 @@ class Walked:
         pieces = {
             path: read(piece)
             for path, piece in found.pieces.items()
-            if id(piece.thing) not in own and not self._is_old(path, piece)
+            # Of fastai's transforms tensors are what the last batch has left there.
+            if id(piece.thing) not in own and not (piece.kind == "tensor" and path.startswith("dls"))
         }
         return {
             "pieces": fastai_state.packed(pieces),
@@ -95,18 +92,6 @@ class Walked:
             "links": fastai_state.packed(self._start.moved(found)),
             "states": {path: fastai_state.packed(state) for path, state in _states(found, self._learner)},
         }
-
-    def _is_old(self, path: str, piece: Any) -> bool:
-        """Whether it is a large tensor of the data that nothing has changed."""
-        large = piece.kind == "tensor" and piece.thing.nbytes > _SMALL_BYTES
-        return large and path.startswith("dls") and self._versions.get(id(piece.thing)) == _version(piece)
-
-    def lost(self, state: State) -> list[str]:
-        """What `taken` gave and this start has no object for, so far."""
-        found = self._walk()
-        places = {path: value[0] for part in ("values", "links") for path, value in _unpacked(state[part]).items()}
-        places.update({path: path for part in ("pieces", "states") for path in state[part]})
-        return [path for path, holder in places.items() if holder not in found.objects]
 
     def give(self, state: State) -> None:
         """Puts back what `taken` gave.
@@ -119,10 +104,12 @@ class Walked:
         vars(self._learner).update(vars(found.objects["learn"]))
         found = self._walk()
         for path, value in _unpacked(state["pieces"]).items():
-            if path in found.pieces:
-                write(found.pieces[path], value)
-            else:
+            if path not in found.pieces:
                 lost.append(path)
+            elif is_tensor(value) and value.shape != found.pieces[path].thing.shape:
+                found.pieces[path].thing.data = value.to(device)
+            else:
+                write(found.pieces[path], value)
         for holder, attributes in _unpacked(state["hidden"]).items():
             for name, value in attributes.items() if holder in found.objects else ():
                 _set_hidden(Slot(found.objects[holder], "attribute", name), fastai_state.on(device, value))
@@ -168,19 +155,15 @@ class Walked:
 
 
 def _under(found: Found, root: str) -> Found:
-    parts = (found.pieces, found.values, found.links, found.objects)
-    pieces, values, links, objects = (
-        {path: one for path, one in part.items() if path.startswith(root)} for part in parts
-    )
-    return replace(found, pieces=pieces, values=values, links=links, objects=objects)
+    def under(part: dict[str, Any]) -> Any:
+        return {path: one for path, one in part.items() if path.startswith(root)}
+
+    pieces, values, links = under(found.pieces), under(found.values), under(found.links)
+    return replace(found, pieces=pieces, values=values, links=links, objects=under(found.objects))
 
 
 def _unpacked(value: Any) -> Any:
     return fastai_state.unplain(value)
-
-
-def _version(piece: Any) -> tuple[int, int] | None:
-    return (piece.thing._version, piece.thing.data_ptr()) if piece.kind == "tensor" else None
 
 
 def _examples(loaders: Any) -> Iterator[Any]:
