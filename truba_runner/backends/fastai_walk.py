@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -39,13 +39,23 @@ class Walked:
         found = self._walk()
         self._start = Start(found)
         self._told = Unsaved(getattr(context.experiment.checkpoint, "strict", False))
-        self._tell(found)
+        self._tell({**found.unsaved, **_unsaved_states(found, learner), **self._changed_by_readers()})
 
-    def _tell(self, found: Found) -> None:
-        others = {path: _("an optimizer or a scheduler whose state_dict() holds {kind}", kind=kind)
-                  for path, kind in _unsaved_states(found, self._learner)}  # fmt: skip
+    def _changed_by_readers(self) -> dict[str, str]:
+        """Values that reading an item changes, where several processes read: each has them for itself."""
+        loader = self._learner.dls.train
+        if not loader.fake_l.num_workers:
+            return {}
+        start = Start(self._walk())
+        with self.kept(), suppress(Exception):  # What is damaged shows in the training.
+            loader.do_item(0)
+            reason = _("changed by each reading process for itself: set data.workers=0")
+            return {path: reason for path in start.changed(self._walk()) if path.startswith(("dls", "job"))}
+        return {}
+
+    def _tell(self, reasons: dict[str, str]) -> None:
         if self._context.rank == 0:
-            self._told.tell({**found.unsaved, **others})
+            self._told.tell(reasons)
 
     def _walk(self) -> Found:
         learner = self._learner
@@ -68,7 +78,7 @@ class Walked:
         """Takes what a fit's beginning has made, as a copy of the network, for something that each start makes."""
         found = self._walk()
         self._start.now_also(found)
-        self._tell(found)
+        self._tell({**found.unsaved, **_unsaved_states(found, self._learner)})
 
     # -- saving and putting back -------------------------------------------------------------------------------
 
@@ -77,7 +87,7 @@ class Walked:
         found = _under(self._walk(), root) if root else self._walk()
         if self._context.rank == 0:
             self._told.tell_of_made(self._start.made_since(found))
-            self._tell(found)
+            self._told.tell(found.unsaved)
         own = {id(value) for value in self._learner.model.state_dict(keep_vars=True).values()}
         pieces = {
             path: read(piece)
@@ -241,18 +251,17 @@ def _set_hidden(slot: Slot, value: Any) -> None:
 def _states(found: Found, learner: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """Optimizers and schedulers that are not the learner's, by what they say themselves."""
     for path, thing in _stateful(found, learner):
-        state = frozen_state(thing)
+        state = _frozen_state(thing)
         if state is not None:
             yield path, state
 
 
-def _unsaved_states(found: Found, learner: Any) -> Iterator[tuple[str, str]]:
-    for path, thing in _stateful(found, learner):
-        if frozen_state(thing) is None:
-            yield path, type(thing).__name__
+def _unsaved_states(found: Found, learner: Any) -> dict[str, str]:
+    reason = _("an optimizer or a schedule whose state_dict() has more than numbers, text and tensors")
+    return {path: reason for path, thing in _stateful(found, learner) if _frozen_state(thing) is None}
 
 
-def frozen_state(thing: Any) -> dict[str, Any] | None:
+def _frozen_state(thing: Any) -> dict[str, Any] | None:
     """A copy of an object's `state_dict`; None where a checkpoint cannot hold what is in it."""
     try:
         state: dict[str, Any] = fastai_state.unplain(fastai_state.packed(thing.state_dict()))
