@@ -183,6 +183,25 @@ def build_learner(dls):
 class Own(Callback):
     pass
 """,
+    "what is made in the first step, or anew in each epoch": """
+class Meter:
+    def __init__(self):
+        self.sum = 0.0
+
+class Own(Callback):
+    def before_epoch(self):
+        self.meter = Meter()
+    def after_batch(self):
+        if self.training:
+            if not hasattr(self, "shadow"):
+                self.shadow, self.all = copy.deepcopy(self.model), Meter()
+            self.meter.sum += 1.0
+            self.all.sum += self.meter.sum
+            with torch.no_grad():
+                for mine, theirs in zip(self.shadow.parameters(), self.learn.model.parameters()):
+                    mine.lerp_(theirs, 0.1)
+                    theirs.lerp_(mine, 0.01 * (self.meter.sum + 0.1 * self.all.sum))
+""",
     "a tracker that is derived from fastai's": """
 class Own(EarlyStoppingCallback):
     def __init__(self):
@@ -228,6 +247,27 @@ def test_it_is_saved_and_put_back(kind: str, start: Ask, tmp_path: Path) -> None
     assert start(parts, job=job, sections=given, stop="SIGUSR2", look=2)["status"] == INTERRUPTED, log(parts)
     assert start(parts, job=job, sections=given, stop="SIGTERM", look=STEPS - 1)["status"] == INTERRUPTED, log(parts)
     assert start(parts, job=job, sections=given, look=VALIDATION + 2, kill_after=0)["status"] == -9
+    assert start(parts, job=job, sections=given)["status"] == 0, log(parts)
+    assert result(parts) == result(tmp_path / "whole")
+
+
+STAGES = [
+    {"fit_one_cycle": {"epochs": 1}},
+    {"lr_find": {"name": "find", "num_it": 5}},
+    {"fit_one_cycle": {"epochs": 1}},
+]
+
+
+@pytest.mark.parametrize("kind", ["what is made in the first step, or anew in each epoch"])
+def test_it_is_put_back_between_stages(kind: str, start: Ask, tmp_path: Path) -> None:
+    """A finder and a second stage begin without what the first one's beginning has made."""
+    job, given = BASE + KINDS[kind], sections(train={"recipe": STAGES, "epochs": 0})
+    given["train"].pop("epochs")
+    assert start(tmp_path / "whole", job=job, sections=given)["status"] == 0, log(tmp_path / "whole")
+    parts = tmp_path / "parts"
+    # In the finder; in the second stage.
+    assert start(parts, job=job, sections=given, look=STEPS + VALIDATION + 3, kill_after=0)["status"] == -9
+    assert start(parts, job=job, sections=given, stop="SIGTERM", look=4 + 3)["status"] == INTERRUPTED, log(parts)
     assert start(parts, job=job, sections=given)["status"] == 0, log(parts)
     assert result(parts) == result(tmp_path / "whole")
 

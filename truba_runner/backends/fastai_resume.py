@@ -35,7 +35,8 @@ class Resume(Watcher):
         """Reads the newest checkpoint; `signature` is what has to be the same for it to mean the same."""
         super().__init__(loop.ranks)
         self._started = time.perf_counter()
-        self._context, self._learner, self._walked, self._reporter = context, loop.learner, loop.walked, reporter
+        self._context, self._loop, self._reporter = context, loop, reporter
+        self._learner, self._walked, self._step_is_known = loop.learner, loop.walked, False
         self._before_order: dict[str, Any] = {}
         self._waiting: dict[str, Any] | None = None
         self._settings = context.experiment.checkpoint
@@ -115,7 +116,7 @@ class Resume(Watcher):
         The last of those is where the checkpoint is restored.
         """
         if stage == self.stage and self._finished:
-            self.restore()
+            self.restore(in_fit=False)
             return True
         return stage < self.stage
 
@@ -123,11 +124,13 @@ class Resume(Watcher):
         """A stage that trains or looks for a rate; `first_epoch`: epochs of all stages before it."""
         self._stage, self._first_epoch, self._done = stage, first_epoch, 0
 
-    def restore(self) -> None:
+    def restore(self, in_fit: bool = True) -> None:
         """Sets everything to what the checkpoint says, and puts on record that it did."""
         if self._found is None:
             return
         (position, state), self._found = self._found, None
+        if self._walked.lacks(state["walked"]):
+            self._loop.make_what_a_step_makes(in_fit)
         fastai_state.give_weights(self._learner, state)
         fastai_state.give_besides(self._learner, state)
         # A loader may count its passes: it is asked for its order once more.
@@ -183,6 +186,9 @@ class Resume(Watcher):
             Interrupted: it was asked for, and the state is saved.
         """
         self._done = done
+        if not self._step_is_known:
+            self._walked.made_also()
+            self._step_is_known = True
         self._reporter.trained(self._learner.epoch, done)
         every = self._settings.every_steps
         if self.ranks.interrupted:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from truba_runner.backends import Context, fastai_state
-from truba_runner.backends.walk import Found, Slot, walk
+from truba_runner.backends.walk import Found, Piece, Slot, walk
 from truba_runner.backends.walk_kinds import frameworks_names, is_framework, is_tensor, is_tree
 from truba_runner.backends.walk_report import Unsaved, refuse_lost
 from truba_runner.backends.walk_state import Snapshot, Start, frozen, put, read, write
@@ -88,20 +88,38 @@ class Walked:
         if self._context.rank == 0:
             self._told.tell_of_made(self._start.made_since(found))
             self._told.tell(found.unsaved)
-        own = {id(value) for value in self._learner.model.state_dict(keep_vars=True).values()}
-        pieces = {
-            path: read(piece)
-            for path, piece in found.pieces.items()
-            # Of fastai's transforms tensors are what the last batch has left there.
-            if id(piece.thing) not in own and not (piece.kind == "tensor" and path.startswith("dls"))
-        }
+        pieces = {path: read(piece) for path, piece in self._pieces(found).items()}
         return {
             "pieces": fastai_state.packed(pieces),
-            "hidden": fastai_state.packed(_hidden(found, own)),
+            "hidden": fastai_state.packed(_hidden(found, self._own())),
             "values": fastai_state.packed(self._start.changed(found)),
             "links": fastai_state.packed(self._start.moved(found)),
             "states": {path: fastai_state.packed(state) for path, state in _states(found, self._learner)},
         }
+
+    def _own(self) -> set[int]:
+        """What the network's state dict has."""
+        return {id(value) for value in self._learner.model.state_dict(keep_vars=True).values()}
+
+    def _pieces(self, found: Found) -> dict[str, Piece]:
+        """Without the network's weights, and the tensors of fastai's transforms: what the last batch has left there."""
+        own = self._own()
+        return {
+            path: piece
+            for path, piece in found.pieces.items()
+            if id(piece.thing) not in own and not (piece.kind == "tensor" and path.startswith("dls"))
+        }
+
+    def lacks(self, state: State) -> bool:
+        """Whether this start has not made, so far, what `taken` gave."""
+        objects, found = self._walk().objects, self.unpacked(state)
+        holders = [place[0] for part in ("values", "links") for place in found[part].values()]
+        return any(path not in objects for path in (*holders, *found["pieces"], *found["states"]))
+
+    @staticmethod
+    def unpacked(state: State) -> State:
+        """What `taken` gave, as it was before it was packed."""
+        return {name: _unpacked(part) for name, part in state.items()}
 
     def give(self, state: State) -> None:
         """Puts back what `taken` gave.
@@ -131,22 +149,25 @@ class Walked:
         refuse_lost(lost)
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
-        """What is trained, shown or tried in here leaves nothing behind, but in weights and optimizer."""
+    def kept(self, with_what_is_made: bool = False) -> Iterator[None]:
+        """What is trained, shown or tried in here leaves nothing behind, but in weights and optimizer.
+
+        `with_what_is_made`: attributes that are new stay.
+        """
         found = self._walk()
-        own = {id(value) for value in self._learner.model.state_dict(keep_vars=True).values()}
-        before, hidden = Snapshot(found, Found()), _hidden(found, own)
+        before, hidden = Snapshot(replace(found, pieces=self._pieces(found)), Found()), _hidden(found, self._own())
         states = list(_states(found, self._learner))
         names = {path: set(vars(thing)) for path, thing in _holders(found)}
         extras = set(vars(found.objects["learn"]))
         try:
             yield
         finally:
-            for path, thing in _holders(found):
-                for name in set(vars(thing)) - names[path]:
-                    del vars(thing)[name]
-            for name in set(_extras(self._learner)) - extras:
-                del vars(self._learner)[name]
+            if not with_what_is_made:
+                for path, thing in _holders(found):
+                    for name in set(vars(thing)) - names[path]:
+                        del vars(thing)[name]
+                for name in set(_extras(self._learner)) - extras:
+                    del vars(self._learner)[name]
             before.put_back()
             for path, attributes in hidden.items():
                 for name, value in attributes.items():
