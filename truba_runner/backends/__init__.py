@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from truba_runner import full_disk
 from truba_runner.config import Experiment
-from truba_runner.errors import Failed
 from truba_runner.interrupt import Interruption
-from truba_runner.language import _
 from truba_runner.progress import Progress
 from truba_runner.rundir import RunDir
 
@@ -56,30 +51,8 @@ class Context:
     tasks: int = 1
     # Filled by a backend whose job asks for hyperparameters: their space and values, as Keras Tuner writes them.
     hyperparameters: dict[str, Any] = field(default_factory=dict)
-    # What could not be made of a training that is over, and why: see `note`.
+    # What could not be made of a training that is over, and why: `backends.notes` fills it, the result names it.
     notes: list[str] = field(default_factory=list)
-
-
-def note(context: Context, text: str) -> None:
-    """Puts on record what is missing from a result; the log has it as a warning."""
-    if text not in context.notes:
-        context.notes.append(text)
-        print(_("WARNING: {text}", text=text), file=sys.stderr, flush=True)
-
-
-@contextmanager
-def noted(context: Context, what: str) -> Iterator[None]:
-    """What fails in here is left out of a result that is worth more, with a note. A full disk is no such thing.
-
-    `what`: a sentence that the reason is told after.
-    """
-    try:
-        yield
-    except Exception as error:
-        if full_disk.reason(error):
-            raise
-        reason = " ".join(str(error).split())[:500]
-        note(context, f"{what}: {reason}" if isinstance(error, Failed) else f"{what}: {type(error).__name__}: {reason}")
 
 
 Entry = Callable[[Context], dict[str, Any]]

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from truba_runner.backends import fastai_state
 from truba_runner.backends.fastai_ranks import Ranks
 from truba_runner.backends.fastai_streams import Pass, Where, seed_all
+from truba_runner.backends.fastai_walk import Walked
 from truba_runner.interrupt import Interrupted
 
 
@@ -29,6 +31,9 @@ class Watcher:
     def training_begins(self) -> tuple[int, bool]:
         """After the callbacks' `before_train`; the first batch, and whether a callback has ended the epoch there."""
         return 0, False
+
+    def order_known(self) -> None:
+        """Before an epoch's first batch, once its loader has said in which order it goes through its items."""
 
     def trained(self, done: int) -> None:
         """After each batch of training; `done`: batches of the epoch."""
@@ -53,9 +58,9 @@ class Watcher:
 class Loop:
     """A learner's loop; `stage` and `watcher` are those of what is trained next."""
 
-    def __init__(self, learner: Any, seed: int, ranks: Ranks) -> None:
+    def __init__(self, learner: Any, seed: int, ranks: Ranks, walked: Walked) -> None:
         """Changes nothing before `installed`."""
-        self.learner, self.ranks = learner, ranks
+        self.learner, self.ranks, self.walked = learner, ranks, walked
         self.stage = 0
         self.watcher = Watcher(ranks)
         self._seed = seed
@@ -72,6 +77,38 @@ class Loop:
             del learner._do_fit, learner.all_batches, learner.load
 
     @contextmanager
+    def on_trial(self, stage: int) -> Iterator[None]:
+        """What is trained in here, as stage `stage`, leaves nothing behind but what it has found."""
+        remembered = [(callback, fastai_state.memory_of(callback)) for callback in self.learner.cbs]
+        with self.watched_by(Watcher(self.ranks), stage), self.walked.kept():
+            yield
+        for callback, memory in remembered:
+            fastai_state.give_memory(callback, memory)
+
+    def make_what_a_step_makes(self, in_fit: bool) -> None:
+        """Trains a step that leaves nothing behind but the objects that callbacks and modules make in their first one.
+
+        `in_fit`: `before_fit` has been called already.
+        """
+        learner = self.learner
+        weights, memory = fastai_state.weights(learner), fastai_state.besides(learner)
+        learner.epoch = 0
+        with self.watched_by(Watcher(self.ranks), self.stage), self.walked.kept(with_what_is_made=True):
+            if not in_fit:
+                learner.n_epoch = 1
+                learner("before_fit")
+            learner("before_epoch")
+            learner.training, learner.dl = True, learner.dls.train
+            learner("before_train")
+            passed = self._pass(learner.dl, "train")
+            learner.n_iter = len(passed.sizes)
+            self._one_batch(0, next(iter(passed)), passed, "train")
+        fastai_state.give_weights(learner, weights)
+        fastai_state.give_besides(learner, memory)
+        if not in_fit:
+            learner._end_cleanup()
+
+    @contextmanager
     def watched_by(self, watcher: Watcher, stage: int) -> Iterator[None]:
         """What is trained in here is stage `stage`, under the eyes of `watcher`."""
         before, self.watcher, self.stage = self.watcher, watcher, stage
@@ -86,7 +123,8 @@ class Loop:
 
     def _pass(self, loader: Any, kind: str, epoch: int = 0, first: int = 0) -> Pass:
         where = Where(self._seed, self.stage, epoch, kind)
-        return Pass(loader, where, self.ranks.rank if self.ranks.together else 0, self.ranks.count, first)
+        rank = self.ranks.rank if self.ranks.together else 0
+        return Pass(loader, where, rank, self.ranks.count, first, self.walked.streams())
 
     def _epochs(self) -> None:
         from fastai.callback.core import CancelEpochException, CancelFitException
@@ -120,6 +158,7 @@ class Loop:
         learner = self.learner
         first, cancelled = self.watcher.training_begins()
         passed = self._pass(learner.dl, "train", learner.epoch, first)
+        self.watcher.order_known()
         learner.n_iter = len(passed.sizes)
         try:
             if cancelled:

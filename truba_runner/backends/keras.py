@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from truba_runner import lr_find, plots
-from truba_runner.backends import Context, curves, keras_board, note, noted
+from truba_runner.backends import Context, curves, keras_board
 from truba_runner.backends.curves import Curves
 from truba_runner.backends.found_rate import found_rate, record
 from truba_runner.backends.keras_callbacks import extra_callbacks, step_counter
@@ -30,6 +30,7 @@ from truba_runner.backends.keras_resume import Resume
 from truba_runner.backends.keras_saving import Saving
 from truba_runner.backends.keras_settings import precision, scale_learning_rate
 from truba_runner.backends.keras_streams import run_out_safely
+from truba_runner.backends.notes import note, noted
 from truba_runner.language import _
 
 # Both are read when TensorFlow and Keras are first imported, so no function here could set them in time.

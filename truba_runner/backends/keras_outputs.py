@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner import full_disk
-from truba_runner.backends import Context, note, noted
+from truba_runner.backends import Context
 from truba_runner.backends.keras_logs import Logs
 from truba_runner.backends.keras_plan import Plan
 from truba_runner.backends.keras_reporter import loss_first
 from truba_runner.backends.keras_resume import Resume
+from truba_runner.backends.notes import note, noted
 from truba_runner.language import _
 
 

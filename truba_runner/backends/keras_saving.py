@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner import full_disk
-from truba_runner.backends import Context, note, noted
+from truba_runner.backends import Context
 from truba_runner.backends.keras_outputs import has_call
 from truba_runner.backends.keras_preprocessing import Preprocessing
+from truba_runner.backends.notes import note, noted
 from truba_runner.language import _
 
 # A model of the job's own class is made a second time to see whether it can be; not one that fills a GPU.
