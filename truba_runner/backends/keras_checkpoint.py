@@ -16,6 +16,7 @@ from truba_runner.backends import Context, going_on, keras_callback_state
 from truba_runner.backends.keras_hooks import flush_event_files
 from truba_runner.backends.keras_nodes import Team
 from truba_runner.backends.keras_plan import Plan
+from truba_runner.backends.keras_replicas import build_optimizer
 from truba_runner.backends.keras_reporter import Reporter
 from truba_runner.backends.keras_state import Encoded, decode, encode
 from truba_runner.backends.keras_variables import Variables, generator_states, global_seeds
@@ -154,8 +155,7 @@ def build(model: Any, plan: Plan, team: Team | None) -> None:
     else:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
         model.test_on_batch(x, y, sample_weight)
-    with model.distribute_strategy.scope():
-        model.optimizer.build(model.trainable_variables)
+    build_optimizer(model)
 
 
 def _same_as_rank_0(

@@ -15,6 +15,7 @@ from typing import Any
 
 from truba_runner.backends import Context
 from truba_runner.backends.addresses import worker_addresses
+from truba_runner.backends.keras_replicas import mend_keras
 from truba_runner.errors import Failed
 from truba_runner.interrupt import Interruption
 from truba_runner.language import _
@@ -47,6 +48,7 @@ class Team:
         if context.interruption.listening:
             context.interruption.listen()
         _mend_keras()
+        mend_keras()
         self._sum_over_ranks = self._make_sum()
         self._gather_rows = self._make_gather()
 
@@ -54,6 +56,11 @@ class Team:
     def devices(self) -> int:
         """Of all ranks together."""
         return self._local * self.tasks
+
+    @property
+    def first_device(self) -> int:
+        """Which of all devices this rank's first one is."""
+        return self._local * self.rank
 
     def adjust(self, model: Any) -> None:
         """Sets what this strategy cannot do otherwise."""
