@@ -58,7 +58,7 @@ def find(context: Context) -> dict[str, Any]:
     started = time.perf_counter()
     suggested = find_rates(context, made.model, made.plans["train"], made.team, lr_find.stage_of(context.experiment))
     if made.team:
-        made.team.wait_for_all()
+        made.team.part()
     seconds = round(time.perf_counter() - started, 3)
     return {"suggestions": suggested, "seconds": seconds, "devices": [describe(device) for device in made.devices]}
 
@@ -211,7 +211,7 @@ def _finish_as_team(
             for plan in held_out.values():
                 plan.then(preprocessing.ahead)
         predictions = _evaluate_and_predict(context, alone, held_out, result, resume)
-    team.wait_for_all()
+    team.part()
     return predictions
 
 

@@ -136,7 +136,9 @@ def _scaling_losses(optimizer: Any, train: Train) -> Any:
     """
     import keras
 
-    return keras.optimizers.LossScaleOptimizer(optimizer) if train.mixed_precision == "mixed_float16" else optimizer
+    if train.mixed_precision != "mixed_float16" or isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer
+    return keras.optimizers.LossScaleOptimizer(optimizer)
 
 
 def _adjust(model: Any, train: Train) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,7 @@ from truba_runner.language import _
 
 # What the two replaced functions were tried with.
 KERAS, TENSORFLOW = "3.15", "2.21"
+_PARTING_SECONDS = 1.0
 
 
 class Team:
@@ -148,6 +150,12 @@ class Team:
     def wait_for_all(self) -> None:
         """Returns once every rank is here; whoever ended earlier would be taken for dead by the others."""
         self._sum([0])
+
+    def part(self) -> None:
+        """The last that ranks do together: all are here, and have heard so of each other."""
+        self.wait_for_all()
+        # The last part of a ring's sum is fetched from a rank that has its own already, and must not be gone.
+        time.sleep(_PARTING_SECONDS)
 
     def _sum(self, values: list[int]) -> list[int]:
         import tensorflow as tf
