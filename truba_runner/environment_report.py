@@ -3,6 +3,8 @@
 Nothing of it is imported: on a login node TensorFlow may not be, and takes ten seconds.
 """
 
+import base64
+import hashlib
 import importlib.util
 import json
 import os
@@ -17,10 +19,13 @@ BUILT_FOR = {
     "tensorflow": ("python/platform/build_info.py", r"""["']cuda_version["'][:,]\s*["']([^"']+)"""),
     "torch": ("version.py", r"""^cuda\b[^=\n]*=\s*["']([^"']+)"""),
 }
+# Libraries whose packages for one CUDA and for another write the same file, and what asks for them.
+SHARED = {"cudnn": "libcudnn.so", "nccl": "libnccl.so"}
+CUDAS = ("cu11", "cu12", "cu13", "cu14")
 
 
 def report() -> Dict[str, Any]:  # noqa: UP006
-    """Versions of Python, of packages by name, and of CUDA by the framework that was built for it."""
+    """Versions of Python, of packages by name, and of CUDA by the framework that was built for it; see `shared`."""
     packages = {name: version_of(name) for name in PACKAGES}
     packages = {name: version for name, version in packages.items() if version}
     cuda = {name: built_for(name, *BUILT_FOR[name]) for name in BUILT_FOR if name in packages}
@@ -29,7 +34,65 @@ def report() -> Dict[str, Any]:  # noqa: UP006
         "executable": sys.executable,
         "packages": packages,
         "cuda": {name: version for name, version in cuda.items() if version},
+        "shared": {name: found for name, found in ((name, shared(name)) for name in SHARED) if found},
     }
+
+
+def shared(library: str) -> Dict[str, Any]:  # noqa: UP006
+    """Of a library that is installed for several CUDAs: `packages` with versions, and what is `asked` and `loaded`.
+
+    Both by framework; the package whose file lies where that of the one asked for should lie is loaded.
+    """
+    try:
+        from importlib.metadata import PackageNotFoundError, distribution
+    except ImportError:
+        return {}
+    packages, asked = {}, {}
+    for name in ["nvidia-" + library + "-" + cuda for cuda in CUDAS]:
+        try:
+            packages[name] = distribution(name)
+        except PackageNotFoundError:
+            continue
+    if len(packages) < 2:
+        return {}
+    for framework in BUILT_FOR:
+        try:
+            wanted = distribution(framework).requires or []
+        except PackageNotFoundError:
+            continue
+        names = [name for name in packages if any(re.match(name + r"\b", one) for one in wanted)]
+        if names:
+            asked[framework] = names[0]
+    files = {name: library_file(package, SHARED[library]) for name, package in packages.items()}
+    loaded = {framework: owner(files[name], files) for framework, name in asked.items()}
+    versions = {name: str(package.version) for name, package in packages.items()}
+    return {"packages": versions, "asked": asked, "loaded": loaded}
+
+
+def library_file(package: Any, start: str) -> Any:
+    """The first file of a package whose name starts so."""
+    return next((file for file in package.files or () if file.name.startswith(start)), None)
+
+
+def owner(file: Any, files: Dict[str, Any]) -> str:  # noqa: UP006
+    """Which of the packages that write a file wrote it last; empty where that does not show."""
+    if file is None:
+        return ""
+    path = str(file.locate())
+    claims = {name: other for name, other in files.items() if other is not None and str(other.locate()) == path}
+    try:
+        size = os.path.getsize(path)
+    except OSError:
+        return ""
+    fitting = [name for name, other in claims.items() if other.size == size]
+    if len(fitting) > 1:
+        digest = hashlib.sha256()
+        with open(path, "rb") as opened:
+            for part in iter(lambda: opened.read(1 << 20), b""):
+                digest.update(part)
+        value = base64.urlsafe_b64encode(digest.digest()).decode().rstrip("=")
+        fitting = [name for name in fitting if claims[name].hash and claims[name].hash.value == value]
+    return fitting[0] if fitting else ""
 
 
 def version_of(name: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import threading
@@ -14,7 +16,7 @@ from subprocess import CompletedProcess
 import pytest
 from in_process import truba
 
-from truba_runner import disk, scheduler
+from truba_runner import disk, environment_report, probe, scheduler
 from truba_runner.config import Environment, Experiment
 from truba_runner.doctor import Check, Finding, Patient, examine, files, programs, slurm
 from truba_runner.rundir import RunDir
@@ -318,3 +320,57 @@ def test_a_config_that_cannot_be_read_is_a_fault_itself(tmp_path: Path) -> None:
     assert (
         done.returncode == 1 and "FAULT" in done.stdout and "nowhere" in done.stdout and "Traceback" not in done.stderr
     )
+
+
+# -- libraries that two packages write ---------------------------------------------------------------------------
+
+
+def install(folder: Path, name: str, version: str, needs: Sequence[str] = (), **files: bytes) -> None:
+    """A package with its metadata, as pip leaves it; a file that another one wrote is written over."""
+    about = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    about.mkdir(parents=True)
+    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {n}" for n in needs)]
+    (about / "METADATA").write_text("\n".join(lines) + "\n")
+    record = []
+    for library, content in files.items():
+        file = Path("nvidia", library, "lib", f"lib{library}.so.2")
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes(content)
+        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode().rstrip("=")
+        record.append(f"{file},sha256={digest},{len(content)}\n")
+    (about / "RECORD").write_text("".join(record))
+
+
+@pytest.mark.parametrize("older", [b"cuda 12", b"cuda 12, of another size"], ids=["same size", "other size"])
+def test_which_of_two_packages_a_framework_loads_is_read_from_the_file_that_both_write(
+    older: bytes, patient: Patient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+    install(site, "tensorflow", "2.21.0", ['nvidia-nccl-cu12<3.0 ; extra == "and-cuda"', "numpy"])
+    install(site, "torch", "2.14.1", ["nvidia-nccl-cu13==2.30.7"])
+    install(site, "nvidia-nccl-cu12", "2.27.7", nccl=older)
+    install(site, "nvidia-cudnn-cu13", "9.24.0", cudnn=b"alone")
+    monkeypatch.setattr("sys.path", [str(site)])
+    assert environment_report.shared("nccl") == environment_report.shared("cudnn") == {}
+    install(site, "nvidia-nccl-cu13", "2.30.7", nccl=b"cuda 13")
+    found = environment_report.shared("nccl")
+    assert found["loaded"] == {"tensorflow": "nvidia-nccl-cu13", "torch": "nvidia-nccl-cu13"}
+
+    def told() -> list[Finding]:
+        monkeypatch.setattr(probe, "found_here", lambda _: {**HELD, "shared": {"nccl": found}})
+        return [one for one in programs.environment(patient) if "nccl" in one.subject]
+
+    (finding,) = told()
+    assert finding.level == "warning" and "Give each framework its own environment" in finding.remedy
+    assert finding.says == (
+        "nvidia-nccl-cu12 2.27.7 and nvidia-nccl-cu13 2.30.7; tensorflow loads nvidia-nccl-cu13 2.30.7; "
+        "torch loads nvidia-nccl-cu13 2.30.7; tensorflow asks for nvidia-nccl-cu12"
+    )
+    (site / "torch-2.14.1.dist-info" / "METADATA").unlink()
+    (site / "nvidia/nccl/lib/libnccl.so.2").write_bytes(older)
+    found = environment_report.shared("nccl")
+    assert found["loaded"] == {"tensorflow": "nvidia-nccl-cu12"}
+    assert told()[0].level == "note"
+
+
+HELD = {"python": "3.11.2", "executable": "/usr/bin/python3", "packages": {}, "cuda": {}}

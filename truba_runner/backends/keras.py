@@ -11,12 +11,12 @@ from functools import partial
 from typing import Any
 
 from truba_runner import lr_find, plots
-from truba_runner.backends import Context, curves, keras_board
+from truba_runner.backends import Context, curves, keras_backend, keras_board, keras_replicas
 from truba_runner.backends.curves import Curves
 from truba_runner.backends.found_rate import found_rate, record
 from truba_runner.backends.keras_callbacks import extra_callbacks, step_counter
 from truba_runner.backends.keras_data import load_splits
-from truba_runner.backends.keras_devices import can_compile, describe, make_strategy, pick_devices
+from truba_runner.backends.keras_devices import can_compile, describe, draw_apart, make_strategy, pick_devices
 from truba_runner.backends.keras_find import find_rates, set_rate
 from truba_runner.backends.keras_hooks import callback_list
 from truba_runner.backends.keras_input import known_examples, make_plans
@@ -30,12 +30,13 @@ from truba_runner.backends.keras_resume import Resume
 from truba_runner.backends.keras_saving import Saving
 from truba_runner.backends.keras_settings import precision, scale_learning_rate
 from truba_runner.backends.keras_streams import run_out_safely
+from truba_runner.backends.keras_walk import build
 from truba_runner.backends.notes import note, noted
 from truba_runner.language import _
 
 # Both are read when TensorFlow and Keras are first imported, so no function here could set them in time.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+_OTHER_BACKEND = keras_backend.choose(os.environ)
 
 IMPORTS = (__name__, "tensorflow", "keras")
 
@@ -63,7 +64,7 @@ def find(context: Context) -> dict[str, Any]:
         context, made.model, made.plans["train"], made.team, made.splits, lr_find.stage_of(context.experiment)
     )
     if made.team:
-        made.team.wait_for_all()
+        made.team.part()
     seconds = round(time.perf_counter() - started, 3)
     return {"suggestions": suggested, "seconds": seconds, "devices": [describe(device) for device in made.devices]}
 
@@ -72,6 +73,7 @@ def find(context: Context) -> dict[str, Any]:
 
 
 def _devices(context: Context) -> list[str]:
+    keras_backend.check(context, _OTHER_BACKEND)
     import tensorflow
 
     if context.experiment.train.deterministic:
@@ -106,7 +108,11 @@ def _set_up(context: Context, devices: list[str]) -> _SetUp:
         model = build_model(context, can_compile(experiment.train, count), preprocessing)
     if team:
         team.adjust(model)
+    keras_replicas.check(model, count)
+    draw_apart(model, count, team.first_device if team else 0)
     scale_learning_rate(model, experiment.train, count)
+    if keras_replicas.starts_from_weights(model.optimizer):
+        build(model, plans["train"], team)
     run_out_safely(model, plans["train"])
     if context.rank == 0:
         with noted(context, _("there is no summary of the network")):
@@ -250,7 +256,7 @@ def _finish_as_team(
         with noted(context, _("the network could not be evaluated on one device")):
             alone = copy_of(context, model, preprocessing)
             predictions = evaluate_and_predict(context, alone, held_out, result, resume)
-    team.wait_for_all()
+    team.part()
     return predictions
 
 

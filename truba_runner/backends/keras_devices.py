@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from truba_runner.backends.keras_replicas import mend_keras
+from truba_runner.backends.keras_variables import global_seeds
 from truba_runner.backends.missing_gpus import tell_of_missing_gpus
 from truba_runner.config import Train
 from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.training_rules import divisible_sizes
+
+# Between the seeds of two devices: a prime, and far from how people number the seeds of their layers.
+_APART = 715_827_881
 
 
 def pick_devices(gpus_asked: int) -> list[str]:
@@ -65,10 +70,40 @@ def make_strategy(devices: list[str]) -> Any:
     # One device has nothing to mirror, and the strategy's iterator costs a third of a small model's step.
     if len(devices) == 1:
         return tf.distribute.get_strategy()
-    on_cpu = devices[0].startswith("CPU")
-    # The default reduction is NCCL's, which knows GPUs alone.
-    reduction = tf.distribute.ReductionToOneDevice() if on_cpu else None
-    return tf.distribute.MirroredStrategy(devices, cross_device_ops=reduction)
+    mend_keras()
+    return tf.distribute.MirroredStrategy(devices, cross_device_ops=_reduction(len(devices)))
+
+
+def _reduction(devices: int) -> Any:
+    """How the devices' gradients are added up: copies and sums, the same on GPUs and on CPUs, in a fixed order.
+
+    TensorFlow's default, a collective, fails in Keras' loop of several steps an execution: "must feed a value".
+    """
+    import tensorflow as tf
+
+    # TensorFlow 2.21's hierarchy is of two halves, and leaves out the last of an odd number of devices.
+    if devices % 2:
+        return tf.distribute.ReductionToOneDevice()
+    # Unpacked, each tensor is on its way as soon as it is known, by another device than the last; and packs are of one
+    # dtype alone.
+    return tf.distribute.HierarchicalCopyAllReduce(num_packs=0)
+
+
+def draw_apart(model: Any, devices: int, first: int = 0) -> None:
+    """Gives each device random numbers of its own: Keras starts all from one seed, so that dropout would be the same.
+
+    The first device keeps the seed, as if it were alone. `first`: which of all devices this process's first one is.
+    """
+    if devices == 1:
+        return
+    generators = [one for layer in model._flatten_layers() for one in layer._seed_generators]
+    states = [getattr(one.state.value, "values", (one.state.value,)) for one in generators]
+    with model.distribute_strategy.scope():
+        # Keras would make the common one in a step, where it cannot be made on several devices.
+        states.append(global_seeds(create=True))
+    for copies in {id(copies[0]): copies for copies in states}.values():
+        for index, copy in enumerate(copies, start=first):
+            copy.assign_add([_APART * index, 0])
 
 
 def can_compile(train: Train, devices: int) -> bool:

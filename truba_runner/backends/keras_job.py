@@ -118,7 +118,9 @@ def _scaling_losses(optimizer: Any, train: Train) -> Any:
     """
     import keras
 
-    return keras.optimizers.LossScaleOptimizer(optimizer) if train.mixed_precision == "mixed_float16" else optimizer
+    if train.mixed_precision != "mixed_float16" or isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer
+    return keras.optimizers.LossScaleOptimizer(optimizer)
 
 
 def make_optimizer(train: Train, context: Context | None = None) -> Any:

@@ -9,18 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from truba_runner.backends import Context
 from truba_runner.backends.addresses import worker_addresses
+from truba_runner.backends.keras_replicas import mend_keras
 from truba_runner.errors import Failed
 from truba_runner.interrupt import Interruption
 from truba_runner.language import _
 
 # What the two replaced functions were tried with.
 KERAS, TENSORFLOW = "3.15", "2.21"
+_PARTING_SECONDS = 1.0
 
 
 class Team:
@@ -47,6 +50,7 @@ class Team:
         if context.interruption.listening:
             context.interruption.listen()
         _mend_keras()
+        mend_keras()
         self._sum_over_ranks = self._make_sum()
         self._gather_rows = self._make_gather()
 
@@ -54,6 +58,11 @@ class Team:
     def devices(self) -> int:
         """Of all ranks together."""
         return self._local * self.tasks
+
+    @property
+    def first_device(self) -> int:
+        """Which of all devices this rank's first one is."""
+        return self._local * self.rank
 
     def adjust(self, model: Any) -> None:
         """Sets what this strategy cannot do otherwise."""
@@ -141,6 +150,12 @@ class Team:
     def wait_for_all(self) -> None:
         """Returns once every rank is here; whoever ended earlier would be taken for dead by the others."""
         self._sum([0])
+
+    def part(self) -> None:
+        """The last that ranks do together: all are here, and have heard so of each other."""
+        self.wait_for_all()
+        # The last part of a ring's sum is fetched from a rank that has its own already, and must not be gone.
+        time.sleep(_PARTING_SECONDS)
 
     def _sum(self, values: list[int]) -> list[int]:
         import tensorflow as tf

@@ -8,6 +8,7 @@ from typing import Any
 from truba_runner.backends import Context
 from truba_runner.backends.keras_nodes import Team
 from truba_runner.backends.keras_plan import Plan
+from truba_runner.backends.keras_replicas import build_optimizer
 from truba_runner.backends.walk import Found, walk
 from truba_runner.backends.walk_kinds import home, is_framework
 
@@ -63,6 +64,9 @@ def build(model: Any, plan: Plan, team: Team | None) -> None:
     else:
         model._maybe_symbolic_build(data_batch=next(iter(plan.batches)))
         batches = strategy.experimental_distribute_dataset(plan.batches)
+    if strategy.num_replicas_in_sync > 1:
+        # In a replica's part of a step Keras would make them for that replica alone.
+        build_optimizer(model)
 
     def step(data: Any) -> Any:
         return strategy.run(model.train_step, args=(data,))

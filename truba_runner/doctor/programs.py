@@ -6,7 +6,8 @@ import importlib.metadata
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from truba_runner import probe
 from truba_runner.doctor import FAULT, NOTE, OK, WARNING, Finding, Patient
@@ -83,5 +84,24 @@ def environment(patient: Patient) -> Iterator[Finding]:
         yield Finding(NOTE, subject, _("it cannot be entered on this machine: {why}", why=held), remedy)
         return
     yield Finding(OK, subject, probe.described(chosen, held))
+    # What was kept of an earlier look may not say it.
+    for library, found in held.get("shared", {}).items():
+        yield _of_two(f"{subject}, {library}", found)
     if held and held["python"].split(".")[:2] != platform.python_version().split(".")[:2]:
         yield Finding(NOTE, subject, _("jobs run another Python than the one that submits; that is allowed"))
+
+
+def _of_two(subject: str, found: Mapping[str, Any]) -> Finding:
+    """Of packages that write the same file, which one each framework loads."""
+    versions = {name: f"{name} {version}" for name, version in found["packages"].items()}
+    loads = [
+        _("{framework} loads {package}", framework=framework, package=versions.get(name) or _("neither"))
+        for framework, name in found["loaded"].items()
+    ]
+    says = "; ".join([_(" and ").join(versions.values()), *loads])
+    others = {framework: name for framework, name in found["asked"].items() if found["loaded"][framework] != name}
+    if not others:
+        return Finding(NOTE, subject, says)
+    asked = "; ".join(_("{framework} asks for {package}", framework=one, package=others[one]) for one in others)
+    remedy = _("They write the same file, and the last one installed stays. Give each framework its own environment.")
+    return Finding(WARNING, subject, f"{says}; {asked}", remedy)
