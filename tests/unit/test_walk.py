@@ -245,7 +245,7 @@ def test_a_snapshot_undoes_a_trial() -> None:
     callback = Callback()
     Inner.seen = 0
     before = values_of(walk({"c": callback}))
-    snapshot = Snapshot(walk({"c": callback}), walk({}))
+    snapshot = Snapshot(walk({"c": callback}))
     callback.change()
     snapshot.put_back()
     after = values_of(walk({"c": callback}))

@@ -155,7 +155,7 @@ class Walked:
         `with_what_is_made`: attributes that are new stay.
         """
         found = self._walk()
-        before, hidden = Snapshot(replace(found, pieces=self._pieces(found)), Found()), _hidden(found, self._own())
+        before, hidden = Snapshot(replace(found, pieces=self._pieces(found))), _hidden(found, self._own())
         states = list(_states(found, self._learner))
         names = {path: set(vars(thing)) for path, thing in _holders(found)}
         extras = set(vars(found.objects["learn"]))

@@ -113,11 +113,12 @@ def _put_back(context: Context, model: Any, plan: Plan, team: Team | None, split
     import numpy as np
 
     seeds = [seed.numpy() for seed in global_seeds(create=False)]
+    data = Snapshot(walk_data(splits, model))
     # What is made in the first step only could not be put back.
     build(model, plan, team)
     host, numpy_host = random.getstate(), np.random.get_state()
-    before = Snapshot(walk_training(context, model), walk_data(splits, model))
-    variables = Variables(model, before.training)
+    found = walk_training(context, model)
+    training, variables = Snapshot(found), Variables(model, found)
     values = variables.read()
     ways = model.steps_per_execution, model.jit_compile
     # A rate for each step; and compiling takes longer than a hundred steps.
@@ -128,7 +129,8 @@ def _put_back(context: Context, model: Any, plan: Plan, team: Team | None, split
     finally:
         model.steps_per_execution, model.jit_compile = ways
         model.train_function, model.stop_training = None, False
-    before.put_back()
+    data.put_back()
+    training.put_back()
     variables.assign(values)
     model.reset_metrics()
     _seeds_as_before(seeds)

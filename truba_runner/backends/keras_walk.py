@@ -62,7 +62,8 @@ def build(model: Any, plan: Plan, team: Team | None) -> None:
         team.build(model, next(iter(plan.batches)))
         batches = plan.dataset
     else:
-        model._maybe_symbolic_build(data_batch=next(iter(plan.batches)))
+        if strategy.num_replicas_in_sync > 1:
+            model._maybe_symbolic_build(data_batch=next(iter(plan.batches)))
         batches = strategy.experimental_distribute_dataset(plan.batches)
     if strategy.num_replicas_in_sync > 1:
         # In a replica's part of a step Keras would make them for that replica alone.

@@ -126,19 +126,13 @@ class Start:
 
 
 class Snapshot:
-    """All that is no variable of a training and its data, as it is now, to be put back after a trial."""
+    """All that a walk has found but variables, as it is now, to be put back after a trial."""
 
-    def __init__(self, training: Found, data: Found) -> None:
+    def __init__(self, found: Found) -> None:
         """Copies streams and plain values."""
-        self.training = training
-        self._streams = [
-            (piece, read(piece))
-            for found in (training, data)
-            for piece in found.pieces.values()
-            if piece.kind != "variable"
-        ]
-        self._values = [(slot, frozen(slot.get())) for found in (training, data) for slot in found.values.values()]
-        self._links = [(slot, training.objects[target]) for slot, target in training.links.values()]
+        self._streams = [(piece, read(piece)) for piece in found.pieces.values() if piece.kind != "variable"]
+        self._values = [(slot, frozen(slot.get())) for slot in found.values.values()]
+        self._links = [(slot, found.objects[target]) for slot, target in found.links.values()]
 
     def put_back(self) -> None:
         """Sets everything to what it was."""
