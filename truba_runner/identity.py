@@ -16,8 +16,10 @@ def training_config(experiment: Experiment) -> dict[str, Any]:
     del job["weights"]
     if not job["hyperparameters"]:
         del job["hyperparameters"]
-    if train["lr_find"] is None:
-        del train["lr_find"]
+    # Keys that there were not yet when many a run got its id.
+    for key in ("lr_find", "steps_per_epoch"):
+        if train[key] is None:
+            del train[key]
     config = {
         "job": job,
         "data": {

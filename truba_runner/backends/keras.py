@@ -13,9 +13,10 @@ from truba_runner import lr_find, plots
 from truba_runner.backends import Context, curves, keras_board
 from truba_runner.backends.curves import Curves
 from truba_runner.backends.found_rate import found_rate, record
-from truba_runner.backends.keras_callbacks import extra_callbacks, step_counter
+from truba_runner.backends.keras_callbacks import extra_callbacks
 from truba_runner.backends.keras_data import load_splits
 from truba_runner.backends.keras_devices import can_compile, describe, make_strategy, pick_devices
+from truba_runner.backends.keras_epochs import around, evaluated
 from truba_runner.backends.keras_find import find_rates, set_rate
 from truba_runner.backends.keras_hooks import callback_list
 from truba_runner.backends.keras_input import known_examples, make_plans
@@ -132,7 +133,7 @@ def _train(context: Context, devices: list[str], told: Curves) -> dict[str, Any]
         "metrics": reporter.last_metrics(),
         "seconds_training": round(reporter.seconds, 3),
         "epochs": len(reporter.rows),
-        "steps": int(keras.ops.convert_to_numpy(model.optimizer.iterations)),
+        **_steps(reporter, model),
         "weights_sha256": weights_sha256(model),
         "devices": [describe(device) for device in devices],
         "parameters": model.count_params(),
@@ -159,16 +160,28 @@ def _fit(
     context: Context, model: Any, plans: dict[str, Plan], reporter: Reporter, resume: Resume, extra: list[Any]
 ) -> None:
     epochs = context.experiment.train.epochs
-    callbacks = [*step_counter(context, plans["train"]), reporter.callback(), *extra]
+    plan = plans["train"]
+    first, last = around(model, plans)
+    callbacks = [*first, reporter.callback(), *extra, *last]
     model.fit(
-        plans["train"].dataset,
+        plan.for_fit,
         epochs=epochs,
+        steps_per_epoch=plan.steps_per_epoch,
         initial_epoch=resume.initial_epoch,
         validation_data=plans["validation"].dataset if "validation" in plans else None,
-        callbacks=callback_list(resume, callbacks, model, epochs=epochs, steps=plans["train"].steps),
+        callbacks=callback_list(resume, plan, callbacks, model, epochs=epochs, steps=plan.steps or None),
         shuffle=False,
         verbose=0,
     )
+
+
+def _steps(reporter: Reporter, model: Any) -> dict[str, int]:
+    """Batches that were trained, and the optimizer's own count where that is another."""
+    import keras
+
+    counts = {"steps": reporter.steps}
+    made = int(keras.ops.convert_to_numpy(model.optimizer.iterations)) if model.optimizer else reporter.steps
+    return counts if made == reporter.steps else {**counts, "optimizer_steps": made}
 
 
 # -- what is kept ----------------------------------------------------------------------------------------------
@@ -242,7 +255,9 @@ def _evaluate_and_predict(
     if split not in plans or not context.experiment.finish.evaluate:
         return None
     held_out, prefix = plans[split], {"test": "test", "validation": "val"}[split]
-    with resume.after_training() as callbacks:
+    first, last = evaluated(held_out)
+    with resume.after_training() as attentive:
+        callbacks = [*first, *attentive, *last]
         if "evaluation" not in resume.result:
             metrics = model.evaluate(held_out.dataset, verbose=0, return_dict=True, callbacks=callbacks)
             resume.result["evaluation"] = {name: float(metrics[name]) for name in sorted(metrics, key=loss_first)}

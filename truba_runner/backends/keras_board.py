@@ -101,7 +101,7 @@ def confusion_matrix(context: Context, board: Board, split: str, examples: Any, 
 
     `examples`: the split that was predicted, in that order.
     """
-    if not context.experiment.finish.plots or not isinstance(examples, tuple):
+    if not context.experiment.finish.plots or not isinstance(examples, tuple) or len(examples) < 2:
         return
     matrix = _matrix(examples[1], predictions)
     if matrix is None:

@@ -21,7 +21,7 @@ from truba_runner.backends.keras_state import Encoded, decode, encode
 from truba_runner.backends.keras_variables import Variables, generator_states, global_seeds
 from truba_runner.checkpoint import CheckpointStore, Position
 
-FORMAT = 3
+FORMAT = 4
 # Of what is no variable, what each rank has by itself.
 _OWN = ("seeds", "generators", "random", "numpy")
 

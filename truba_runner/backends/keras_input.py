@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from truba_runner.backends import Context
-from truba_runner.backends.keras_data import DataPlan, count_examples
+from truba_runner.backends.keras_arrays import count_examples
+from truba_runner.backends.keras_data import DataPlan
 from truba_runner.backends.keras_devices import check_batch_size
 from truba_runner.backends.keras_nodes import Team
 from truba_runner.backends.keras_plan import Plan
+from truba_runner.backends.keras_py_dataset import PyDatasetPlan
 from truba_runner.backends.keras_streams import StreamPlan, is_stream
 from truba_runner.config import Train
 from truba_runner.errors import Failed
@@ -41,6 +43,8 @@ def make_plans(context: Context, splits: dict[str, Any], devices: int, team: Tea
 
 
 def _plan(train: Train, name: str, split: Any, devices: int, team: Team | None) -> Plan:
+    import keras
+
     batch_size = global_batch(train, devices)
     if train.batch_size is not None or not is_stream(split):
         check_batch_size(batch_size, devices)
@@ -53,13 +57,15 @@ def _plan(train: Train, name: str, split: Any, devices: int, team: Team | None) 
                     name=name,
                 )
             )
-        return StreamPlan(train, name, split, devices, batch_size)
+        kind = PyDatasetPlan if isinstance(split, keras.utils.PyDataset) else StreamPlan
+        return kind(train, name, split, devices, batch_size)
     return DataPlan(
         split,
         examples=count_examples(name, split),
         batch_size=batch_size,
         devices=devices,
         seed=train.seed if name == "train" else None,
+        steps=train.steps_per_epoch if name == "train" else None,
         team=team,
     )
 

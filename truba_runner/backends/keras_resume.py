@@ -104,6 +104,7 @@ class Resume:
             return
         (position, state), self._found = self._found, None
         self._contents.give_back(state)
+        self._plan.set_state(state["plan"])
         going_on.tell(self._context, position, self._plan.steps, self._started, self.trained)
         self._hold()
 
@@ -128,10 +129,13 @@ class Resume:
         """Lets Keras count on from the epoch's start, and gives it the batches from `step` on."""
         model, real = self._model, self._model.train_function
         self._skips = -(-step // model.steps_per_execution)
-        iterator = iter(self._batches_from(step)) if step < self._plan.steps else None
+        self._plan.begin(self._epoch, step)
+        # Keras' own iterator, where it is for more than an epoch, begins at the step too.
+        own = not self._plan.steps_per_epoch and not 0 < self._plan.steps <= step
+        iterator = iter(self._batches_from(step)) if own else None
 
         def train_function(whole_epoch: Any) -> Any:
-            return self._logs if self.skipping else real(iterator)
+            return self._logs if self.skipping else real(iterator or whole_epoch)
 
         self._train_function, model.train_function = real, train_function
 
@@ -150,14 +154,14 @@ class Resume:
             Interrupted: it was asked for, and the state is saved.
         """
         self._logs = logs
-        before, self._done = self._done, min(done, self._plan.steps or done)
+        before, self._done = self._done, self._plan.trained(done)
         stop, due = self._asked()
         if stop:
             self._save(Position(self._epoch, self._done))
             self._leave()
         every = self._settings.every_steps
         due = due or (every is not None and self._done // every > before // every)
-        if due and self._done < self._plan.steps:
+        if due and not 0 < self._plan.steps <= self._done:
             self._save(Position(self._epoch, self._done))
 
     def test_begin(self) -> None:
@@ -235,8 +239,6 @@ class Resume:
 
     def _save(self, position: Position, best: bool = False, beside: BesideWeights | None = None) -> None:
         """Copies the state here and now, and writes it in the background."""
-        if position.step and not self._plan.counted:
-            return  # In an epoch of unknown length nobody can go on but from its beginning.
         state = self._contents.whole(beside or self._beside_weights(), together=not self.trained)
         if state is not None:
             self._background.start(lambda: self._write(position, state, best))
@@ -249,4 +251,5 @@ class Resume:
 
     def _beside_weights(self) -> BesideWeights:
         known = {"logs": plain(self._logs), "best": self._best, "trained": self.trained, "result": self.result}
+        known["plan"] = self._plan.get_state()
         return self._contents.beside_weights(known)
