@@ -14,10 +14,12 @@ from truba_runner.backends import Context, curves, keras_board
 from truba_runner.backends.curves import Curves
 from truba_runner.backends.found_rate import found_rate, record
 from truba_runner.backends.keras_callbacks import extra_callbacks
+from truba_runner.backends.keras_class_weights import add_class_weights
 from truba_runner.backends.keras_data import load_splits
 from truba_runner.backends.keras_devices import can_compile, describe, make_strategy, pick_devices
 from truba_runner.backends.keras_epochs import around, evaluated
 from truba_runner.backends.keras_find import find_rates, set_rate
+from truba_runner.backends.keras_fit_check import check_fit
 from truba_runner.backends.keras_hooks import callback_list
 from truba_runner.backends.keras_input import known_examples, make_plans
 from truba_runner.backends.keras_job import build_model
@@ -99,6 +101,8 @@ def _set_up(context: Context, devices: list[str]) -> _SetUp:
     preprocessing = add_preprocessing(context, splits, plans, count)
     with (team.strategy if team else make_strategy(devices)).scope(), precision(experiment.train.mixed_precision):
         model = build_model(context, can_compile(experiment.train, count), preprocessing)
+    check_fit(model, plans["train"])
+    add_class_weights(context, model, splits, plans["train"])
     if team:
         team.adjust(model)
     scale_learning_rate(model, experiment.train, count)

@@ -79,7 +79,7 @@ class Leaving:
             with tf.control_dependencies([self._count.assign_add(1)]):
                 return tf.nest.map_structure(tf.identity, element)
 
-        return map_elements(dataset, count, deterministic=True)
+        return map_elements(dataset, count)
 
 
 # -- what Python yields ----------------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ def with_ranks(name: str, dataset: Any) -> Any:
         ]
         return tf.nest.pack_sequence_as(element, known)
 
-    return map_elements(dataset, shaped, deterministic=True)
+    return map_elements(dataset, shaped)
 
 
 def is_batched(made: bool | None, shapes: list[tuple[Any, ...]], says_examples: bool) -> bool:
