@@ -260,24 +260,6 @@ def test_the_real_files_form_is_read_and_split_evenly(tmp_path: Path) -> None:
         job.read_csv(["a,b", "1,2"])
 
 
-def test_each_example_is_given_the_weight_of_its_class() -> None:
-    import numpy as np
-    import tensorflow as tf
-
-    from truba_runner.backends.keras_input import _weighted, class_weights
-
-    x, y = np.arange(5), np.array([0, 1, 2, 1, 7])
-    weights = {0: 0.5, 1: 2.0}
-    given = list(_weighted(tf.data.Dataset.from_tensor_slices((x, y)).batch(3), weights))
-    assert np.concatenate([weight for *_, weight in given]).tolist() == [0.5, 2.0, 1.0, 2.0, 1.0]
-    hot = tf.data.Dataset.from_tensor_slices((x[:3], np.eye(3)[[2, 1, 0]], np.array([1.0, 1.0, 4.0]))).batch(3)
-    ((*_, weight),) = _weighted(hot, weights)
-    assert weight.numpy().tolist() == [1.0, 2.0, 2.0]
-    assert class_weights("balanced", (x, np.array([0, 0, 0, 1]))) == {0: 4 / 6, 1: 2.0}
-    assert class_weights("balanced", (x, np.eye(2)[[0, 0, 0, 1]])) == {0: 4 / 6, 1: 2.0}
-    assert class_weights({"0": 1, 1: "2.5"}, None) == {0: 1.0, 1: 2.5}
-
-
 # -- inputs ----------------------------------------------------------------------------------------------------
 
 

@@ -58,7 +58,7 @@ def add_class_weights(context: Context, model: Any, splits: Mapping[str, Any], p
     weighings = {}
     for output, weights in _by_output(wanted, element[1], model).items():
         names = getattr(model, "output_names", None)
-        predicted = _part(getattr(model, "outputs", None) and model.output, output, names)
+        predicted = _part(_outputs(model), output, names)
         labels = Labels(
             output,
             _part(element[1], output, names),
@@ -100,6 +100,15 @@ def _by_output(wanted: Any, labels: Any, model: Any) -> dict[str, Any]:
             )
         )
     return {str(name): weights for name, weights in wanted.items()}
+
+
+def _outputs(model: Any) -> Any:
+    """By name or in order; None: they show only when the network runs."""
+    try:
+        return model.output
+    except (AttributeError, ValueError):
+        # A Sequential that is built and was never called has them all the same.
+        return getattr(model, "outputs", None) or None
 
 
 def _is_number(value: Any) -> bool:

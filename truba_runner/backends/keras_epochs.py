@@ -5,6 +5,7 @@ Keras' `fit` tells a PyDataset of its epochs, and lets them end; here it is give
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +45,8 @@ def evaluated(plan: Plan | None) -> tuple[list[Any], list[Any]]:
 def _train_begins(model: Any, plan: Plan) -> None:
     import tensorflow as tf
 
+    # Keras says so at each end that it was not told of.
+    warnings.filterwarnings("ignore", message="Your input ran out of data")
     if isinstance(plan, PyDatasetPlan):
         plan.told.on_epoch_end()
     train_function = model.train_function

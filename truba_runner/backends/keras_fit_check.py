@@ -42,7 +42,8 @@ def check_fit(model: Any, plan: Plan) -> None:
                     wanted=own[1:],
                 )
             )
-        if _same(shape[2:], own[1:]) and not (len(shape) == len(own) + 1 and own[-1] == 1 and shape[-1] == 1):
+        # A last axis of 1 too many is one that Keras takes away.
+        if _same(shape[2:], own[1:]) and not (shape[-1] == 1 and _same(shape[1:-1], own[1:])):
             raise Failed(
                 _(
                     "load_data returned for train elements whose x has the shape {shape}, and train.batch_size made "
