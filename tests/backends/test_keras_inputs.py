@@ -10,10 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from forked_starts import INTERRUPTED
 from test_keras import context, train
 
 from truba_runner.backends.keras import weights_sha256
 from truba_runner.errors import Failed
+from truba_runner.rundir import RunDir
 
 SPARSE = "sparse_categorical_crossentropy"
 
@@ -71,8 +73,11 @@ def numbers(examples: int = 96) -> tuple[Any, Any]:
 
 def counted_up(batches: int | None = None) -> Any:
     """A Dataset of shuffled batches, endless or of so many."""
+    import keras
     import tensorflow as tf
 
+    # TensorFlow makes an order of both seeds, the one that is set when the Dataset is made included.
+    keras.utils.set_random_seed(0)
     values = tf.data.Dataset.range(60).shuffle(20, seed=1)
     batched = values.map(lambda i: (tf.cast(i, tf.float32)[None] / 60, tf.cast(i, tf.float32)[None])).batch(5)
     return batched.repeat() if batches is None else batched.take(batches)
@@ -451,3 +456,86 @@ def test_elements_whose_rank_is_not_known_get_that_of_the_first(tmp_path: Path) 
     examples = rows.map(lambda x, y: (x, y))
     assert run(tmp_path / "1", {"train": batched}, dense(), batch_size=None)["weights_sha256"] == wanted
     assert run(tmp_path / "2", {"train": examples}, dense(), batch_size=16)["weights_sha256"] == wanted
+
+
+# -- interruptions ---------------------------------------------------------------------------------------------
+
+JOB = """
+import keras, numpy as np, tensorflow as tf
+
+def build_model():
+    return keras.Sequential([keras.Input((6,)), keras.layers.Dropout(0.2), keras.layers.Dense(3, activation="softmax")])
+
+x = np.random.default_rng(0).normal(size=(120, 6)).astype("float32")
+y = x[:, :3].argmax(1)
+
+def passes(number):
+    for start in np.random.default_rng(number).permutation(9):
+        yield x[start * 10 : start * 10 + 10], y[start * 10 : start * 10 + 10]
+
+class Sequence(keras.utils.PyDataset):
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, number):
+        return x[number * 16 : number * 16 + 16], y[number * 16 : number * 16 + 16]
+
+    def on_epoch_begin(self):
+        tell("begin")
+
+    def on_epoch_end(self):
+        tell("end")
+
+def tell(what):
+    with open("told", "a") as file:
+        file.write(what + " ")
+
+def load_data(name, folder, kind):
+    shuffled = tf.data.Dataset.range(12).shuffle(12, seed=3)
+    kinds = {
+        "endless": lambda: shuffled.map(lambda i: (x[:120].reshape(12, 10, 6), y.reshape(12, 10), i)).map(
+            lambda x, y, i: (tf.gather(x, i), tf.gather(y, i))).repeat(),
+        "passes": lambda: passes,
+        "told": Sequence,
+    }
+    return {"train": kinds[kind](), "validation": (x[:20], y[:20])}
+"""
+# Of each kind: what the config adds, how many looks an epoch has with its validation of two steps, and its end.
+KINDS: dict[str, tuple[dict[str, Any], int]] = {
+    "endless": ({"steps_per_epoch": 5}, 5),
+    # Nobody knows its length: two steps are an execution, and the last one has one.
+    "passes": ({}, 5),
+    "told": ({}, 6),
+}
+
+
+def sections(kind: str) -> dict[str, Any]:
+    added, _ = KINDS[kind]
+    train_settings = {"loss": SPARSE, "metrics": [], "batch_size": None, "epochs": 3, "callbacks": [], **added}
+    return {
+        "data": {"options": {"kind": kind}},
+        "train": train_settings,
+        "checkpoint": {"every_steps": 2, "save_model": False},
+        "tensorboard": {"enabled": False},
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_interrupted_stream_ends_like_one_that_is_not(
+    kind: str, start_keras: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    looks = KINDS[kind][1]
+    order = {"sections": sections(kind), "job": JOB}
+    assert start_keras(tmp_path / "whole", **order)["status"] == 0, (tmp_path / "whole/log").read_text()
+    folder = tmp_path / "broken"
+    whole, broken = (RunDir(path) for path in (tmp_path / "whole", folder))
+    # A signal in the first epoch, its validation, and the second epoch; a kill in the third.
+    epoch = looks + 1 + 1
+    for stop, look in (("SIGUSR2", 3), ("SIGUSR2", looks - 3 + 1), ("SIGUSR2", 1 + 1 + 3), ("SIGKILL", epoch)):
+        status = start_keras(folder, **order, stop=stop, look=look)["status"]
+        assert status == (-9 if stop == "SIGKILL" else INTERRUPTED), (folder / "log").read_text()
+    assert start_keras(folder, **order)["status"] == 0, (folder / "log").read_text()
+    for key in ("weights_sha256", "metrics", "steps", "epochs"):
+        assert broken.result()[key] == whole.result()[key], key
+    log = (folder / "log").read_text()
+    assert "goes on from epoch 1, step " in log and "goes on from epoch 2, step " in log

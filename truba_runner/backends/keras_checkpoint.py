@@ -148,7 +148,7 @@ def build(model: Any, plan: Plan, team: Team | None) -> None:
     """Makes what Keras would make in the first step only: metrics, the optimizer's variables, some models' weights."""
     import keras
 
-    batch = next(iter(plan.batches))
+    batch = plan.example()
     if team:
         team.build(model, batch)
     else:

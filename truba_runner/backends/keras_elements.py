@@ -53,6 +53,22 @@ def first_of(element: Any, count: Any) -> Any:
     return tf.nest.map_structure(cut, element)
 
 
+def zeros(spec: Any, examples: int) -> Any:
+    """A batch of so many examples, all 0 or without text, whose lengths are 1 where they are not known."""
+    import tensorflow as tf
+
+    def part(one: Any) -> Any:
+        first, *others = tuple(one.shape)
+        dense = tf.zeros([first or examples, *(size or 1 for size in others)], one.dtype)
+        if isinstance(one, tf.RaggedTensorSpec):
+            return tf.RaggedTensor.from_tensor(
+                dense, ragged_rank=one.ragged_rank, row_splits_dtype=one.row_splits_dtype
+            )
+        return tf.sparse.from_dense(dense) if isinstance(one, tf.SparseTensorSpec) else dense
+
+    return tf.nest.map_structure(part, spec)
+
+
 class Leaving:
     """Counts the batches that leave a pipeline. It works ahead of the training, and is never behind it."""
 

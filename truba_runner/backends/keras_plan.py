@@ -50,6 +50,10 @@ class Plan:
         """`dataset` for a `fit` whose epochs end where `is_over` says so, or where the batches do."""
         return with_cardinality(self.batches, lambda: _NO_END) if self.varies else self.dataset
 
+    def example(self) -> Any:
+        """A batch for a step that is put back; what is trained on afterwards is the same with and without."""
+        return next(iter(self.batches))
+
     @property
     def signature(self) -> dict[str, Any]:
         """What decides which examples a step is trained on."""

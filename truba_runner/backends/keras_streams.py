@@ -19,6 +19,7 @@ from truba_runner.backends.keras_elements import (
     signature_of,
     size_of,
     with_ranks,
+    zeros,
 )
 from truba_runner.backends.keras_plan import Plan
 from truba_runner.config import Train
@@ -57,6 +58,7 @@ class StreamPlan(Plan):
         self._batch_size = batch_size
         # An iteration over a Dataset has no epoch of its own; `begin` says which one comes next.
         self._epoch = 0
+        self._is_dataset = isinstance(split, tf.data.Dataset)
         self._leaving = Leaving()
         self._seed = train.seed if name == "train" else None
         self._says_examples = train.batch_size is not None
@@ -76,6 +78,10 @@ class StreamPlan(Plan):
     def signature(self) -> dict[str, Any]:
         """What is known of it; which examples come when is for its author to keep."""
         return {"examples": None, "batch_size": self._batch_size, "seed": self._seed}
+
+    def example(self) -> Any:
+        """A batch of zeros of a Dataset, whose `shuffle()` gives every iterator another order; else the first."""
+        return zeros(self.batches.element_spec, self._devices) if self._is_dataset else super().example()
 
     def begin(self, epoch: int, step: int = 0) -> None:
         """Says that epoch `epoch`, counted from 0, comes next, or goes on after `step` of its steps."""
