@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -500,23 +501,27 @@ def load_data(name, folder, kind):
     }
     return {"train": kinds[kind](), "validation": (x[:20], y[:20])}
 """
-# Of each kind: what the config adds, how many looks an epoch has with its validation of two steps, and its end.
-KINDS: dict[str, tuple[dict[str, Any], int]] = {
-    "endless": ({"steps_per_epoch": 5}, 5),
+# Of each kind: what the config adds to train, on how many devices, and at which look for a signal each start is
+# interrupted: in the first epoch, in its validation, in the second epoch, and then by a kill.
+KINDS: dict[str, tuple[dict[str, Any], int, tuple[int, int, int, int]]] = {
+    "endless": ({"steps_per_epoch": 5}, 1, (3, 3, 5, 6)),
     # Nobody knows its length: two steps are an execution, and the last one has one.
-    "passes": ({}, 5),
-    "told": ({}, 6),
+    "passes": ({}, 1, (3, 3, 5, 6)),
+    "told": ({}, 1, (3, 4, 4, 6)),
+    "endless on two devices": ({"steps_per_epoch": 5}, 2, (3, 3, 5, 6)),
+    "told on two devices": ({}, 2, (2, 2, 3, 4)),
 }
 
 
 def sections(kind: str) -> dict[str, Any]:
-    added, _ = KINDS[kind]
+    added, devices, _ = KINDS[kind]
     train_settings = {"loss": SPARSE, "metrics": [], "batch_size": None, "epochs": 3, "callbacks": [], **added}
     return {
-        "data": {"options": {"kind": kind}},
+        "data": {"options": {"kind": kind.split()[0]}},
         "train": train_settings,
         "checkpoint": {"every_steps": 2, "save_model": False},
         "tensorboard": {"enabled": False},
+        "resources": {"gpus": devices if devices > 1 else 0},
     }
 
 
@@ -524,18 +529,18 @@ def sections(kind: str) -> dict[str, Any]:
 def test_an_interrupted_stream_ends_like_one_that_is_not(
     kind: str, start_keras: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    looks = KINDS[kind][1]
     order = {"sections": sections(kind), "job": JOB}
     assert start_keras(tmp_path / "whole", **order)["status"] == 0, (tmp_path / "whole/log").read_text()
     folder = tmp_path / "broken"
-    whole, broken = (RunDir(path) for path in (tmp_path / "whole", folder))
-    # A signal in the first epoch, its validation, and the second epoch; a kill in the third.
-    epoch = looks + 1 + 1
-    for stop, look in (("SIGUSR2", 3), ("SIGUSR2", looks - 3 + 1), ("SIGUSR2", 1 + 1 + 3), ("SIGKILL", epoch)):
+    for stop, look in zip(("SIGUSR2", "SIGUSR2", "SIGUSR2", "SIGKILL"), KINDS[kind][2], strict=True):
         status = start_keras(folder, **order, stop=stop, look=look)["status"]
         assert status == (-9 if stop == "SIGKILL" else INTERRUPTED), (folder / "log").read_text()
     assert start_keras(folder, **order)["status"] == 0, (folder / "log").read_text()
+    broken, whole = RunDir(folder).result(), RunDir(tmp_path / "whole").result()
     for key in ("weights_sha256", "metrics", "steps", "epochs"):
-        assert broken.result()[key] == whole.result()[key], key
+        assert broken[key] == whole[key], key
     log = (folder / "log").read_text()
-    assert "goes on from epoch 1, step " in log and "goes on from epoch 2, step " in log
+    assert re.search(r"goes on from epoch 1, step [1-9]", log) and re.search(r"goes on from epoch 2, step [1-9]", log)
+    if kind.startswith("told"):
+        # In the validation of an epoch that it has been told the end of, it is not told so again.
+        assert (folder / "told").read_text().startswith("end begin end begin end end begin begin ")

@@ -83,6 +83,9 @@ class Reporter:
 
     def _steps_end(self, batch: int, logs: dict[str, float]) -> None:
         self._done = self._plan.trained(batch + 1)
+        # A PyDataset says how many there are when its epoch begins.
+        if self._plan.steps:
+            self._context.progress.record["steps_per_epoch"] = self._plan.steps
         self.curves.trained(self.steps, lambda: self._step_values(logs))
         self._context.progress.step(self._epoch + 1, self._done, logs, self.steps)
 

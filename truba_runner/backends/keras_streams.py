@@ -207,7 +207,7 @@ class StreamPlan(Plan):
             raise Failed(
                 _(
                     "train.steps_per_epoch={steps}: Keras goes on to the end of an execution, and "
-                    "train.steps_per_execution={execution} does not divide it. Make one a multiple of the other.",
+                    "train.steps_per_execution={execution} does not divide it. Make the first a multiple of the second.",
                     steps=steps,
                     execution=train.steps_per_execution,
                 )
