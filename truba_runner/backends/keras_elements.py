@@ -26,7 +26,7 @@ def with_cardinality(dataset: Any, count: Callable[[], int]) -> Any:
     import tensorflow as tf
 
     counted = dataset.with_options(tf.data.Options())
-    counted.__class__ = type("Counted", (type(counted),), {"cardinality": lambda self: count()})
+    counted.__class__ = type("Counted", (type(counted),), {"cardinality": lambda self: tf.constant(count(), tf.int64)})
     return counted
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from truba_runner.backends.keras_batches import check_batching, evened, fed_whole, trimmed
 from truba_runner.backends.keras_elements import LOOKED_AT, Leaving, element_of, signature_of, with_cardinality
 from truba_runner.backends.keras_plan import Plan
-from truba_runner.backends.keras_streams import check_batching, evened, fed_whole, trimmed
 from truba_runner.config import Train
 from truba_runner.errors import Failed
 from truba_runner.language import _
