@@ -167,6 +167,8 @@ class Train:
     seed: int = 0
     # Kernels that give the same result each time, to the bit, where a GPU has faster ones that do not.
     deterministic: bool = False
+    # Keras: so many steps are an epoch, and the next one goes on where it ended; None: the data itself says how many.
+    steps_per_epoch: int | None = None
     steps_per_execution: int = 1
     jit_compile: bool = False
     # fastai: the stages of the training, described in truba_runner/recipe.py. Empty: one fit_one_cycle of `epochs`.

@@ -16,8 +16,9 @@ def training_config(experiment: Experiment) -> dict[str, Any]:
     del job["weights"]
     if not job["hyperparameters"]:
         del job["hyperparameters"]
+    # What was there, and how, when many a run got its id.
     train["metrics"] = train["metrics"] or []
-    for late in ("lr_find", "loss_weights"):
+    for late in ("loss_weights", "lr_find", "steps_per_epoch"):
         if train[late] is None:
             del train[late]
     config = {

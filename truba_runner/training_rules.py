@@ -32,6 +32,7 @@ _NOT_FASTAI = {
     ),
     "loss_weights": marked("Pass loss_func to the Learner in the job's build_learner."),
     "class_weight": marked("Pass loss_func=CrossEntropyLossFlat(weight=…) to the Learner in build_learner."),
+    "steps_per_epoch": marked("Leave it out: an epoch is one pass over the training examples."),
     "steps_per_execution": marked("Leave it out: each step is one execution."),
     "jit_compile": marked("Leave it out, or add a callback that compiles the model to train.callbacks."),
     "scale_learning_rate": marked(
@@ -57,6 +58,12 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
             f"train.learning_rate={train.learning_rate}",
             _("it must be positive."),
             _("Leave it out for the optimizer's own."),
+        )
+    if train.steps_per_epoch is not None and train.steps_per_epoch < 1:
+        yield Problem(
+            f"train.steps_per_epoch={train.steps_per_epoch}",
+            _("it must be {least} or more.", least=1),
+            _("Leave it out for as many as the data has."),
         )
     if train.scale_learning_rate and train.batch_scaling == "global":
         yield Problem(

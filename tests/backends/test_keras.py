@@ -62,9 +62,9 @@ class Recorded(Progress):
         self.updates.append(values)
         super().update(**values)
 
-    def step(self, epoch: int, step: int, metrics: Any) -> None:
+    def step(self, epoch: int, step: int, metrics: Any, total: int | None = None) -> None:
         self.steps.append((epoch, step))
-        super().step(epoch, step, metrics)
+        super().step(epoch, step, metrics, total)
 
 
 def context(folder: Path, job: ModuleType | Any, /, **sections: Any) -> backends.Context:

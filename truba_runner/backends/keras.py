@@ -14,10 +14,13 @@ from truba_runner import lr_find, plots
 from truba_runner.backends import Context, curves, keras_backend, keras_board, keras_replicas
 from truba_runner.backends.curves import Curves
 from truba_runner.backends.found_rate import found_rate, record
-from truba_runner.backends.keras_callbacks import extra_callbacks, step_counter
+from truba_runner.backends.keras_callbacks import extra_callbacks
+from truba_runner.backends.keras_class_weights import add_class_weights
 from truba_runner.backends.keras_data import load_splits
 from truba_runner.backends.keras_devices import can_compile, describe, draw_apart, make_strategy, pick_devices
+from truba_runner.backends.keras_epochs import around
 from truba_runner.backends.keras_find import find_rates, set_rate
+from truba_runner.backends.keras_fit_check import check_fit
 from truba_runner.backends.keras_hooks import callback_list
 from truba_runner.backends.keras_input import known_examples, make_plans
 from truba_runner.backends.keras_job import build_model
@@ -106,6 +109,8 @@ def _set_up(context: Context, devices: list[str]) -> _SetUp:
     preprocessing = add_preprocessing(context, splits, plans, count)
     with (team.strategy if team else make_strategy(devices)).scope(), precision(experiment.train.mixed_precision):
         model = build_model(context, can_compile(experiment.train, count), preprocessing)
+    check_fit(model, plans["train"])
+    add_class_weights(context, model, splits, plans["train"])
     if team:
         team.adjust(model)
     keras_replicas.check(model, count)
@@ -164,8 +169,8 @@ def _result(context: Context, made: _SetUp, reporter: Reporter) -> dict[str, Any
     import tensorflow
 
     model, rate = made.model, context.experiment.train.learning_rate
-    steps = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
-    if rate is not None and not steps:
+    counts = _steps(reporter, model)
+    if rate is not None and not counts.get("optimizer_steps", counts["steps"]):
         note(
             context,
             _(
@@ -178,7 +183,7 @@ def _result(context: Context, made: _SetUp, reporter: Reporter) -> dict[str, Any
         "metrics": reporter.last_metrics(),
         "seconds_training": round(reporter.seconds, 3),
         "epochs": len(reporter.rows),
-        "steps": steps,
+        **counts,
         "weights_sha256": weights_sha256(model),
         "devices": [describe(device) for device in made.devices],
         "parameters": parameters(model),
@@ -195,14 +200,17 @@ def _fit(
     context: Context, model: Any, plans: dict[str, Plan], reporter: Reporter, resume: Resume, extra: list[Any]
 ) -> None:
     epochs = context.experiment.train.epochs
-    callbacks = [*step_counter(context, plans["train"]), reporter.callback(), *extra]
+    plan = plans["train"]
+    first, last = around(model, plans)
+    callbacks = [*first, reporter.callback(), *extra, *last]
     resume.own_callbacks(extra)
     model.fit(
-        plans["train"].dataset,
+        plan.for_fit,
         epochs=epochs,
+        steps_per_epoch=plan.steps_per_epoch,
         initial_epoch=resume.initial_epoch,
         validation_data=_validation(context, model, plans),
-        callbacks=callback_list(resume, callbacks, model, epochs=epochs, steps=plans["train"].steps, verbose=2),
+        callbacks=callback_list(resume, plan, callbacks, model, epochs=epochs, steps=plan.steps or None, verbose=2),
         shuffle=False,
         verbose=0,
     )
@@ -215,6 +223,15 @@ def _validation(context: Context, model: Any, plans: dict[str, Plan]) -> Any:
         note(context, _("the network has neither call() nor test_step(): there is no validation"))
         return None
     return plans["validation"].dataset
+
+
+def _steps(reporter: Reporter, model: Any) -> dict[str, int]:
+    """Batches that were trained, and the optimizer's own count where that is another."""
+    import keras
+
+    counts = {"steps": reporter.steps}
+    made = int(keras.ops.convert_to_numpy(model.optimizer.iterations)) if model.optimizer else reporter.steps
+    return counts if made == reporter.steps else {**counts, "optimizer_steps": made}
 
 
 # -- what is kept ----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Callbacks beside those that every run has: the config's own, the models that it keeps, an epoch's unknown length."""
+"""Callbacks beside those that every run has: the config's own, and the models that it keeps."""
 
 from __future__ import annotations
 
@@ -118,31 +118,3 @@ def _kept_models(context: Context, saving: Saving) -> Any:
 
 def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-# -- epochs of unknown length ----------------------------------------------------------------------------------
-
-
-def step_counter(context: Context, plan: Any) -> list[Any]:
-    """A callback that tells a plan its number of steps, which it did not know, at the end of an epoch. Goes first."""
-    import keras
-
-    if plan.steps:
-        return []
-
-    began = 0
-
-    def iterations() -> int:
-        return int(keras.ops.convert_to_numpy(counter.model.optimizer.iterations))
-
-    def epoch_begin(epoch: int, logs: Any = None) -> None:
-        nonlocal began
-        began = iterations()
-
-    def epoch_end(epoch: int, logs: Any = None) -> None:
-        # What the optimizer did: Keras counts an execution as if it had all of its steps.
-        plan.steps = iterations() - began
-        context.progress.update(steps_per_epoch=plan.steps)
-
-    counter = keras.callbacks.LambdaCallback(on_epoch_begin=epoch_begin, on_epoch_end=epoch_end)
-    return [counter]

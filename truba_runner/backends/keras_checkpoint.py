@@ -86,10 +86,10 @@ class Contents:
 
     # -- taking ------------------------------------------------------------------------------------------------
 
-    def beside_weights(self, known: Mapping[str, Any], mid_epoch: bool = False) -> BesideWeights:
+    def beside_weights(self, known: Mapping[str, Any], reading: bool = False) -> BesideWeights:
         """A copy of what evaluation changes, with what else is `known` of the run.
 
-        `mid_epoch`: the epoch's examples are being read.
+        `reading`: the examples are being read, and a start that resumes reads them again from where that began.
 
         Raises:
             truba_runner.errors.Failed: as `begin`, for what has come since.
@@ -107,7 +107,7 @@ class Contents:
             "streams": _streams(found),
             "values": start.changed(found) if start else {},
             "links": start.moved(found) if start else {},
-            "data": self._data_at_begin if mid_epoch else self._data_state(),
+            "data": self._data_at_begin if reading else self._data_state(),
             "callbacks": keras_callback_state.states(self.callbacks),
             "reporter": self._reporter.get_state(),
             "stop": bool(self._model.stop_training),

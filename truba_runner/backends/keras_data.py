@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from truba_runner.backends import Context
 from truba_runner.backends.job_calls import call
+from truba_runner.backends.keras_arrays import as_arrays, count_examples, element, held, take
 from truba_runner.backends.keras_plan import Plan
 from truba_runner.backends.keras_streams import is_stream
 from truba_runner.errors import Failed
@@ -21,13 +22,15 @@ SPLITS = ("train", "validation", "test")
 
 
 def load_splits(context: Context) -> dict[str, Any]:
-    """What the job's `load_data` returns: `(x, y)` a split, `x` and `y` an array or a mapping of arrays each.
+    """What the job's `load_data` returns: `(x,)`, `(x, y)` or `(x, y, sample_weight)` a split, of arrays each.
 
-    A split may also be what `keras_streams` goes through.
+    x and y may also be mappings and lists of arrays, and a split what `keras_streams` goes through.
 
     Raises:
         truba_runner.errors.Failed: there is no such function, or what it returns is something else.
     """
+    import keras
+
     data = context.experiment.data
     splits = call(context.job, "load_data", "data.options", data.options, name=data.name, folder=Path(data.folder))
     if not isinstance(splits, dict) or "train" not in splits or not set(splits) <= set(SPLITS):
@@ -41,52 +44,27 @@ def load_splits(context: Context) -> dict[str, Any]:
                 received=received,
             )
         )
-    for name, split in splits.items():
-        if is_stream(split):
-            continue
-        if not isinstance(split, tuple) or len(split) != 2:
-            raise Failed(
-                _(
-                    "load_data in {file} returned for {name} a {kind}. It has to be a pair (x, y) of arrays, a "
-                    "tf.data.Dataset, a keras.utils.PyDataset or a function.",
-                    file=context.job.__file__,
-                    name=name,
-                    kind=type(split).__name__,
-                )
-            )
-        count_examples(name, split)
-    return splits
+    # A network in float64 is the one that can tell.
+    floats = "float64" if context.experiment.train.mixed_precision == "float64" else keras.config.floatx()
+    return {name: _checked(context, name, split, floats) for name, split in splits.items()}
 
 
-def count_examples(name: str, split: Any) -> int:
-    """How many examples a split has.
-
-    Raises:
-        truba_runner.errors.Failed: it has none, its arrays disagree, or they are no arrays.
-    """
-    import tensorflow as tf
-
-    arrays = tf.nest.flatten(split)
-    # A list of numbers is flattened into numbers, which have no shape.
-    if not arrays or not all(getattr(array, "shape", None) for array in arrays):
-        raise Failed(
-            _("load_data returned something else than NumPy arrays for {name}. Wrap lists in np.array(…).", name=name)
-        )
-    counts = {len(array) for array in arrays}
-    if counts == {0}:
-        raise Failed(
-            _("load_data returned no examples for {name}. Return some, or leave {name} out where it may be.", name=name)
-        )
-    if len(counts) != 1:
-        found = _(" and ").join(map(str, sorted(counts)))
+def _checked(context: Context, name: str, split: Any, floats: str) -> Any:
+    if is_stream(split):
+        return split
+    if not isinstance(split, tuple) or not 1 <= len(split) <= 3:
         raise Failed(
             _(
-                "load_data returned arrays of {found} examples for {name}: x and y need the same number.",
-                found=found,
+                "load_data in {file} returned for {name} a {kind}. It has to be a pair (x, y) of arrays, (x, y, "
+                "sample_weight) or (x,), a tf.data.Dataset, a keras.utils.PyDataset or a function.",
+                file=context.job.__file__,
                 name=name,
+                kind=type(split).__name__,
             )
         )
-    return counts.pop()
+    arrays = as_arrays(name, split, floats)
+    count_examples(name, arrays)
+    return arrays
 
 
 def epoch_order(seed: int, epoch: int, examples: int) -> NDArray[Any]:
@@ -107,11 +85,13 @@ class DataPlan(Plan):
         batch_size: int,
         devices: int,
         seed: int | None = None,
+        steps: int | None = None,
         team: Team | None = None,
     ) -> None:
         """With a seed it is for training: shuffled anew each epoch. Without, for evaluation: in order and complete.
 
-        With a team, whose devices `devices` counts, it gives this rank's share of each batch alone.
+        With `steps`, train.steps_per_epoch, an epoch is so many of them out of one shuffled pass after another. With a
+        team, whose devices `devices` counts, it gives this rank's share of each batch alone.
 
         Every batch has to divide among the devices, else Keras weights the examples of the smaller share more. So a
         shuffled epoch leaves out the last `examples % devices`, others each time; and as Keras builds a model from
@@ -120,7 +100,6 @@ class DataPlan(Plan):
         Raises:
             truba_runner.errors.Failed: there are fewer examples than devices.
         """
-        import numpy as np
         import tensorflow as tf
 
         super().__init__(team)
@@ -137,38 +116,59 @@ class DataPlan(Plan):
         self._examples = examples
         self._used = examples if seed is None else divisible
         self._batch_size = self.examples_per_step = min(batch_size, divisible)
-        self.steps = -(-self._used // self._batch_size)
+        self._steps_of_pass = -(-self._used // self._batch_size)
+        self.steps = steps or self._steps_of_pass
         # Outside the strategy's scope and on the host: one order, whatever the devices.
         with tf.device("CPU:0"):
-            self._arrays = tf.nest.map_structure(tf.constant, arrays)
-            self._order = tf.Variable(np.arange(self._used), dtype=tf.int64, trainable=False, name="order")
+            self._arrays = element(held(arrays))
+            # The examples of an epoch's batches, one after the other, and where each batch begins and the last ends.
+            self._order, self._starts = (
+                tf.Variable(values, dtype=tf.int64, trainable=False, shape=[None]) for values in self._epoch(0)
+            )
 
     @property
     def signature(self) -> dict[str, Any]:
         """What decides which examples a step is trained on."""
         return {"examples": self._examples, "batch_size": self._batch_size, "seed": self._seed}
 
-    def begin(self, epoch: int) -> None:
+    def begin(self, epoch: int, step: int = 0) -> None:
         """Sets the order of epoch `epoch`, counted from 0."""
         if self._seed is not None:
-            self._order.assign(epoch_order(self._seed, epoch, self._examples)[: self._used])
+            order, starts = self._epoch(epoch)
+            self._order.assign(order)
+            self._starts.assign(starts)
+
+    def _epoch(self, epoch: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The examples of an epoch's batches in order, and where each batch begins and the last ends."""
+        import numpy as np
+
+        of_pass = np.minimum(np.arange(self._steps_of_pass + 1) * self._batch_size, self._used)
+        if self._seed is None:
+            return np.arange(self._used), of_pass
+        batches = []
+        # Counted over the whole training.
+        begin, end, steps = epoch * self.steps, (epoch + 1) * self.steps, self._steps_of_pass
+        for number in range(begin // steps, -(-end // steps)):
+            order = epoch_order(self._seed, number, self._examples)[: self._used]
+            first, last = max(0, begin - number * steps), min(steps, end - number * steps)
+            batches += np.split(order[: of_pass[last]], of_pass[first:last])[1:]
+        return np.concatenate(batches), np.cumsum([0, *map(len, batches)])
 
     def _batches_from(self, step: int) -> Any:
         """Those before are not made."""
         import tensorflow as tf
 
-        def batches(order: Any) -> Any:
-            def batch(rows: Any) -> Any:
-                return tf.nest.map_structure(lambda array: tf.gather(array, rows), self._arrays)
-
-            starts = tf.data.Dataset.range(step * self._batch_size, self._used, self._batch_size)
-            parts = starts.map(lambda start: order[start : start + self._batch_size])
+        def batches(order: Any, starts: Any) -> Any:
+            numbers = tf.data.Dataset.range(step, self.steps)
+            parts = numbers.map(lambda number: order[starts[number] : starts[number + 1]])
             if self._team is not None:
                 parts = parts.flat_map(self._team.split)
-            return parts.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            return parts.map(
+                lambda rows: take(self._arrays, rows), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+            )
 
-        # The variable is read when an iterator is made, not when the dataset is.
-        orders = tf.data.Dataset.range(1).map(lambda _: self._order.read_value())
+        # The variables are read when an iterator is made, not when the dataset is.
+        orders = tf.data.Dataset.range(1).map(lambda _: (self._order.read_value(), self._starts.read_value()))
         known = tf.data.experimental.assert_cardinality(self.steps - step)
         options = tf.data.Options()
         # One process feeds every device: batches are divided among them, files are not.

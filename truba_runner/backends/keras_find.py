@@ -104,7 +104,8 @@ def _ramp(
     )
     # Where nobody knows how long an epoch is, each has a step at least.
     epochs = number // plan.steps + 1 if plan.steps else number
-    model.fit(plan.dataset, epochs=epochs, callbacks=[callback], shuffle=False, verbose=0)
+    steps = plan.steps_per_epoch
+    model.fit(plan.dataset, epochs=epochs, steps_per_epoch=steps, callbacks=[callback], shuffle=False, verbose=0)
 
 
 @contextmanager

@@ -9,10 +9,11 @@ from truba_runner.interrupt import Interrupted, Interruption
 from truba_runner.language import _
 
 if TYPE_CHECKING:
+    from truba_runner.backends.keras_plan import Plan
     from truba_runner.backends.keras_resume import Resume
 
 
-def callback_list(resume: Resume, callbacks: list[Any], model: Any, **params: Any) -> Any:
+def callback_list(resume: Resume, plan: Plan, callbacks: list[Any], model: Any, **params: Any) -> Any:
     """What `fit` is given for `callbacks`: a list of Keras' own kind, so that no callback's place in it matters."""
     import keras
 
@@ -28,7 +29,7 @@ def callback_list(resume: Resume, callbacks: list[Any], model: Any, **params: An
             resume.epoch_begin(epoch)
 
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-            if not resume.skipping:
+            if not resume.skipping and plan.comes_to(batch):
                 super().on_train_batch_begin(batch, logs)
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:

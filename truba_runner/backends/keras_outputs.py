@@ -16,6 +16,7 @@ from typing import Any
 
 from truba_runner import full_disk
 from truba_runner.backends import Context
+from truba_runner.backends.keras_epochs import evaluated
 from truba_runner.backends.keras_logs import Logs
 from truba_runner.backends.keras_plan import Plan
 from truba_runner.backends.keras_reporter import loss_first
@@ -41,7 +42,9 @@ def evaluate_and_predict(
     if split not in plans or not context.experiment.finish.evaluate:
         return None
     kept = None
-    with resume.after_training() as callbacks:
+    first, last = evaluated(plans[split])
+    with resume.after_training() as attentive:
+        callbacks = [*first, *attentive, *last]
         with noted(context, _("the network could not be evaluated on {split}", split=split)):
             _evaluate(context, model, plans[split], split, result, resume, callbacks)
         with noted(context, _("there are no predictions of {split}", split=split)):

@@ -11,6 +11,7 @@ from typing import Any
 
 from truba_runner.backends import Context
 from truba_runner.backends.job_calls import accepted, call
+from truba_runner.backends.keras_elements import map_elements
 from truba_runner.backends.keras_streams import is_stream
 from truba_runner.errors import Failed
 from truba_runner.language import _
@@ -29,9 +30,10 @@ class Preprocessing:
         """The dataset with its inputs preprocessed, a few batches in advance."""
         import tensorflow as tf
 
-        mapped = dataset.map(
-            lambda x, *rest: (self.layer(x), *rest), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-        )
+        def prepared(element: Any) -> Any:
+            return (self.layer(element[0]), *element[1:]) if isinstance(element, tuple) else self.layer(element)
+
+        mapped = map_elements(dataset, prepared, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         return mapped.prefetch(tf.data.AUTOTUNE)
 
     def joined(self, model: Any) -> Any:
@@ -67,7 +69,7 @@ def add_preprocessing(
                 kind=type(layer).__name__,
             )
         )
-    signature = plans["train"].batches.element_spec[0]
+    signature = _x(plans["train"].batches.element_spec)
     inside = _can_be_inside(context.experiment.data.preprocessing == "model", signature, devices)
     preprocessing = Preprocessing(layer, inside, signature)
     if not inside:
@@ -100,4 +102,8 @@ def _can_be_inside(wanted: bool, signature: Any, devices: int) -> bool:
 
 def _inputs(split: Any, plan: Any) -> Any:
     """The training inputs, for the layer to adapt to: arrays as they are, of all else a Dataset of their batches."""
-    return plan.batches.map(lambda x, *rest: x) if is_stream(split) else split[0]
+    return map_elements(plan.batches, _x) if is_stream(split) else split[0]
+
+
+def _x(element: Any) -> Any:
+    return element[0] if isinstance(element, tuple) else element

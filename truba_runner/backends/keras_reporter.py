@@ -47,6 +47,11 @@ class Reporter:
         return {name: value for name, value in self.rows[-1].items() if name not in own} if self.rows else {}
 
     @property
+    def steps(self) -> int:
+        """Batches that were trained until now, over all epochs and all starts of the run."""
+        return self._steps + self._done
+
+    @property
     def seconds(self) -> float:
         """Spent on training until now, over all starts of the run."""
         return time.perf_counter() - self._started
@@ -62,7 +67,7 @@ class Reporter:
         now = time.perf_counter()
         self.rows, self._steps, self._done = state["rows"], state["steps"], state["done"]
         self._started, self._epoch_started = now - state["seconds"], now - state["epoch_seconds"]
-        self.curves.begins(self._steps + self._done)
+        self.curves.begins(self.steps)
         # Rows that were written after the checkpoint would stand there twice.
         self._write_history(durable=True)
 
@@ -77,10 +82,12 @@ class Reporter:
         self.curves.begins(self._steps)
 
     def _steps_end(self, batch: int, logs: dict[str, float]) -> None:
-        # Keras counts an epoch's last execution as if it had all of its steps.
-        self._done = min(batch + 1, self._plan.steps or batch + 1)
-        self.curves.trained(self._steps + self._done, lambda: self._step_values(logs))
-        self._context.progress.step(self._epoch + 1, self._done, logs)
+        self._done = self._plan.trained(batch + 1)
+        # A PyDataset says how many there are when its epoch begins.
+        if self._plan.steps:
+            self._context.progress.record["steps_per_epoch"] = self._plan.steps
+        self.curves.trained(self.steps, lambda: self._step_values(logs))
+        self._context.progress.step(self._epoch + 1, self._done, logs, self.steps)
 
     def _step_values(self, logs: dict[str, float]) -> dict[str, float]:
         return {**{f"batch_{name}": logs[name] for name in logs}, "learning_rate": self._learning_rate()}
@@ -91,15 +98,17 @@ class Reporter:
         return float(keras.ops.convert_to_numpy(self._model.optimizer.learning_rate))
 
     def _epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        # By now an epoch knows its length, whatever it was taken for.
-        self._steps, self._done = self._steps + self._plan.steps, 0
+        steps = self._done
+        self._steps, self._done = self.steps, 0
         metrics = {name: float(logs[name]) for name in sorted(logs, key=loss_first)}
         rate, seconds = self._learning_rate(), round(time.perf_counter() - self._epoch_started, 3)
         self.rows.append({"epoch": epoch + 1, **metrics, "learning_rate": rate, "seconds": seconds})
         self.curves.epoch_ends(epoch + 1, metrics, rate)
         # While it trains a checkpoint has all rows too.
         self._write_history(durable=False)
-        self._context.progress.epoch_end(epoch + 1, self._plan.steps, metrics)
+        # By now an epoch knows its length, whatever it was taken for.
+        self._context.progress.record["steps_per_epoch"] = self._plan.steps or steps
+        self._context.progress.epoch_end(epoch + 1, steps, metrics)
 
     def _write_history(self, durable: bool) -> None:
         if self._context.rank:

@@ -57,7 +57,8 @@ class Resume:
         self._background = Background()
         self._contents = Contents(context, model, plan, reporter, team, splits)
         self._epoch = self._done = self._skips = 0
-        self._stepped = False
+        # Whether a step was taken, and an example read.
+        self._stepped = self._reads = False
         self._logs: dict[str, float] = {}
         self._before_test: BesideWeights | None = None
         self._saved_at = time.monotonic()
@@ -115,7 +116,9 @@ class Resume:
             self.restore()
             self._done, self._logs = step, state["logs"]
             self._skip_to(step)
-        self._contents.data_begins()
+        if self._plan.steps_per_epoch is None or not self._reads:
+            self._contents.data_begins()
+        self._reads = True
 
     def restore(self) -> None:
         """Sets everything to what the checkpoint says, and puts on record that it did.
@@ -127,6 +130,7 @@ class Resume:
             return
         (position, state), self._found = self._found, None
         self._contents.give_back(state)
+        self._plan.set_state(state["plan"])
         going_on.tell(self._context, position, self._plan.steps, self._started, self.trained)
         self._hold()
 
@@ -151,10 +155,13 @@ class Resume:
         """Lets Keras count on from the epoch's start, and gives it the batches from `step` on."""
         model, real = self._model, self._model.train_function
         self._skips = -(-step // model.steps_per_execution)
-        iterator = iter(self._batches_from(step)) if step < self._plan.steps else None
+        self._plan.begin(self._epoch, step)
+        # Keras' own iterator, where it is for more than an epoch, begins at the step too.
+        own = not self._plan.steps_per_epoch and not 0 < self._plan.steps <= step
+        iterator = iter(self._batches_from(step)) if own else None
 
         def train_function(whole_epoch: Any) -> Any:
-            return self._logs if self.skipping else real(iterator)
+            return self._logs if self.skipping else real(iterator or whole_epoch)
 
         self._train_function, model.train_function = real, train_function
 
@@ -176,14 +183,14 @@ class Resume:
             self._stepped = True
             self._contents.first_step_done()
         self._logs = logs
-        before, self._done = self._done, min(done, self._plan.steps or done)
+        before, self._done = self._done, self._plan.trained(done)
         stop, due = self._asked()
         if stop:
             self._save(Position(self._epoch, self._done))
             self._leave()
         every = self._settings.every_steps
         due = due or (every is not None and self._done // every > before // every)
-        if due and self._done < self._plan.steps:
+        if due and not 0 < self._plan.steps <= self._done:
             self._save(Position(self._epoch, self._done))
 
     def test_begin(self) -> None:
@@ -261,10 +268,8 @@ class Resume:
 
     def _save(self, position: Position, best: bool = False, beside: BesideWeights | None = None) -> None:
         """Copies the state here and now, and writes it in the background."""
-        if position.step and not self._plan.counted:
-            return  # In an epoch of unknown length nobody can go on but from its beginning.
-        mid_epoch = 0 < position.step < self._plan.steps
-        state = self._contents.whole(beside or self._beside_weights(mid_epoch), together=not self.trained)
+        reading = bool(position.step) and not 0 < self._plan.steps <= position.step
+        state = self._contents.whole(beside or self._beside_weights(reading), together=not self.trained)
         if state is not None:
             self._background.start(lambda: self._write(position, state, best))
         self._saved_at = time.monotonic()
@@ -274,6 +279,8 @@ class Resume:
         self._reporter.curves.board.settle()
         self._store.save(position, state.write, best)
 
-    def _beside_weights(self, mid_epoch: bool = False) -> BesideWeights:
+    def _beside_weights(self, reading: bool = False) -> BesideWeights:
         known = {"logs": plain(self._logs), "best": self._best, "trained": self.trained, "result": self.result}
-        return self._contents.beside_weights(known, mid_epoch)
+        known["plan"] = self._plan.get_state()
+        # One iterator over all epochs is reached by reading from its beginning.
+        return self._contents.beside_weights(known, reading or self._plan.steps_per_epoch is not None)

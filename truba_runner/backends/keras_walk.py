@@ -59,11 +59,11 @@ def build(model: Any, plan: Plan, team: Team | None) -> None:
 
     strategy = model.distribute_strategy
     if team:
-        team.build(model, next(iter(plan.batches)))
+        team.build(model, plan.example())
         batches = plan.dataset
     else:
         if strategy.num_replicas_in_sync > 1:
-            model._maybe_symbolic_build(data_batch=next(iter(plan.batches)))
+            model._maybe_symbolic_build(data_batch=plan.example())
         batches = strategy.experimental_distribute_dataset(plan.batches)
     if strategy.num_replicas_in_sync > 1:
         # In a replica's part of a step Keras would make them for that replica alone.

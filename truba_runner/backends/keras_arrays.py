@@ -1,0 +1,228 @@
+"""What may stand for arrays in a split of `load_data`, as TensorFlow takes it: NumPy, pandas, SciPy, ragged, sparse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from truba_runner.errors import Failed
+from truba_runner.language import _
+
+_PARTS = ("x", "y", "sample_weight")
+# Of NumPy's kinds of dtypes: numbers, truth values, text, and what machine learning has added (bfloat16).
+_KINDS = "biufcSUV"
+
+
+def as_arrays(name: str, split: Any, floats: str) -> Any:
+    """`(x,)`, `(x, y)` or `(x, y, sample_weight)` with arrays for all that stands for some.
+
+    float64 becomes `floats`: Keras does the same with the arrays that `fit` is given.
+
+    Raises:
+        truba_runner.errors.Failed: a part is nothing that a network could be given.
+    """
+    kept = split
+    while len(kept) > 1 and kept[-1] is None:
+        kept = kept[:-1]
+    if any(part is None for part in kept):
+        raise Failed(
+            _(
+                "load_data returned None among the parts of {name}. They are (x, y), (x, y, sample_weight), or (x,) "
+                "where there are no labels.",
+                name=name,
+            )
+        )
+    return tuple(_part(f"{name}: {part}", value, floats) for part, value in zip(_PARTS, kept, strict=False))
+
+
+def count_examples(name: str, split: Any) -> int:
+    """How many examples a split has.
+
+    Raises:
+        truba_runner.errors.Failed: it has none, or its arrays disagree.
+    """
+    import tensorflow as tf
+
+    counts = {int(array.shape[0]) for array in tf.nest.flatten(split)}
+    if counts == {0}:
+        raise Failed(
+            _("load_data returned no examples for {name}. Return some, or leave {name} out where it may be.", name=name)
+        )
+    if len(counts) != 1:
+        found = _(" and ").join(map(str, sorted(counts)))
+        raise Failed(
+            _(
+                "load_data returned arrays of {found} examples for {name}: x and y need the same number.",
+                found=found,
+                name=name,
+            )
+        )
+    return counts.pop()
+
+
+def element(split: tuple[Any, ...]) -> Any:
+    """A split's parts as Keras packs them: x alone is no tuple."""
+    return split[0] if len(split) == 1 and not isinstance(split[0], tuple) else split
+
+
+# -- rows ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _SparseRows:
+    """A sparse matrix, of which rows can be taken: for each row its columns, and the values there."""
+
+    columns: Any
+    values: Any
+    width: int
+
+    def take(self, rows: Any) -> Any:
+        """These rows as a tf.SparseTensor."""
+        import tensorflow as tf
+
+        columns, values = tf.gather(self.columns, rows), tf.gather(self.values, rows)
+        places = tf.stack([columns.value_rowids(), tf.cast(columns.flat_values, tf.int64)], axis=1)
+        return tf.SparseTensor(places, values.flat_values, [tf.size(rows, tf.int64), self.width])
+
+
+def held(split: Any) -> Any:
+    """The arrays as TensorFlow's, to `take` rows of."""
+    import tensorflow as tf
+
+    def hold(array: Any) -> Any:
+        if isinstance(array, tf.RaggedTensor):
+            return array
+        if hasattr(array, "tocsr") or isinstance(array, tf.SparseTensor):
+            return _sparse_rows(array)
+        return tf.constant(array)
+
+    return tf.nest.map_structure(hold, split)
+
+
+def take(arrays: Any, rows: Any) -> Any:
+    """These rows of each of what `held` gave."""
+    import tensorflow as tf
+
+    def take_of(array: Any) -> Any:
+        return array.take(rows) if isinstance(array, _SparseRows) else tf.gather(array, rows)
+
+    return tf.nest.map_structure(take_of, arrays)
+
+
+def _sparse_rows(matrix: Any) -> _SparseRows:
+    import numpy as np
+    import tensorflow as tf
+
+    if isinstance(matrix, tf.SparseTensor):
+        ordered = tf.sparse.reorder(matrix)
+        (rows, columns), values = ordered.indices.numpy().T, ordered.values.numpy()
+        splits = np.searchsorted(rows, np.arange(matrix.shape[0] + 1))
+    else:
+        csr = matrix.tocsr().sorted_indices()
+        splits, columns, values = csr.indptr, csr.indices, csr.data
+    splits = splits.astype(np.int64)
+    return _SparseRows(
+        tf.RaggedTensor.from_row_splits(columns.astype(np.int64), splits),
+        tf.RaggedTensor.from_row_splits(values, splits),
+        int(matrix.shape[1]),
+    )
+
+
+# -- what stands for an array ----------------------------------------------------------------------------------
+
+
+def _part(where: str, value: Any, floats: str) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _part(f"{where}[{key!r}]", one, floats) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        if not value or not all(getattr(one, "shape", None) or isinstance(one, Mapping) for one in value):
+            raise Failed(
+                _(
+                    "load_data returned something else than NumPy arrays for {where}. Wrap lists in np.array(…).",
+                    where=where,
+                )
+            )
+        if len({one.shape[0] for one in value if not isinstance(one, Mapping)}) > 1:
+            raise Failed(
+                _(
+                    "load_data returned for {where} a list of {count} arrays that are not equally long. A list holds "
+                    "one array for each input of the network. Are they examples, stack them with np.stack(…), or pad "
+                    "them to one length first, as keras.utils.pad_sequences(…) does.",
+                    where=where,
+                    count=len(value),
+                )
+            )
+        return tuple(_part(f"{where}[{index}]", one, floats) for index, one in enumerate(value))
+    return _array(where, value, floats)
+
+
+def _array(where: str, value: Any, floats: str) -> Any:
+    import numpy as np
+    import tensorflow as tf
+
+    if not getattr(value, "shape", None) or not hasattr(value, "dtype") and not hasattr(value, "to_numpy"):
+        raise Failed(
+            _(
+                "load_data returned something else than NumPy arrays for {where}. Wrap lists in np.array(…).",
+                where=where,
+            )
+        )
+    if isinstance(value, tf.RaggedTensor):
+        return tf.cast(value, floats) if value.dtype == tf.float64 else value
+    if isinstance(value, tf.SparseTensor) or hasattr(value, "tocsr"):
+        return _sparse(where, value, floats)
+    array = np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else value)
+    if array.dtype.hasobject:
+        array = _of_objects(where, array)
+    if array.dtype.kind not in _KINDS and not array.dtype.hasobject:
+        raise Failed(
+            _(
+                "load_data returned for {where} an array of {dtype}, which no network takes. Turn it into numbers, for "
+                "example dates into the days since one of them.",
+                where=where,
+                dtype=array.dtype,
+            )
+        )
+    return array.astype(floats) if array.dtype.kind == "f" and array.dtype.itemsize >= 8 else array
+
+
+def _sparse(where: str, value: Any, floats: str) -> Any:
+    import tensorflow as tf
+
+    if len(value.shape) != 2:
+        raise Failed(
+            _(
+                "load_data returned for {where} a sparse tensor with {rank} axes; sparse are matrices alone, with a "
+                "row for each example. Make it dense with tf.sparse.to_dense(…).",
+                where=where,
+                rank=len(value.shape),
+            )
+        )
+    if isinstance(value, tf.SparseTensor):
+        return tf.cast(value, floats) if value.dtype == tf.float64 else value
+    return value.astype(floats) if value.dtype == "float64" else value
+
+
+def _of_objects(where: str, array: Any) -> Any:
+    """Objects of Python's as what they are: text, numbers, or arrays of one shape."""
+    import numpy as np
+
+    if all(isinstance(one, (str, bytes)) for one in array.flat):
+        return array
+    try:
+        made = np.array(array.tolist())
+    except ValueError:
+        made = array
+    if made.dtype.kind in "biuf":
+        return made
+    kinds = sorted({type(one).__name__ for one in array.flat})
+    raise Failed(
+        _(
+            "load_data returned for {where} an array of Python objects ({kinds}), which TensorFlow cannot take. "
+            "Rows of different lengths: pad them with keras.utils.pad_sequences(…), or return tf.ragged.constant(…). "
+            "Columns of text beside numbers: return a dict with an array for each. Gaps (None): fill them.",
+            where=where,
+            kinds=", ".join(kinds),
+        )
+    )

@@ -1,0 +1,243 @@
+"""The elements of a stream: what they are made of, whether they are batches, and what is done to each of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from truba_runner.errors import Failed
+from truba_runner.language import _
+
+# So many are looked at to learn their shapes, as Keras does it: where two differ, so may all.
+LOOKED_AT = 2
+Shape = tuple[int | None, ...]
+
+
+def map_elements(dataset: Any, change: Callable[[Any], Any], **settings: Any) -> Any:
+    """The dataset with `change` done to each element, which it gets whole: a tuple, or x alone."""
+    if isinstance(dataset.element_spec, tuple):
+        return dataset.map(lambda *parts: change(parts), **settings)
+    return dataset.map(change, **settings)
+
+
+def with_cardinality(dataset: Any, count: Callable[[], int]) -> Any:
+    """The dataset for Keras, which asks it for its number of batches at the beginning of each of its loops."""
+    import tensorflow as tf
+
+    counted = dataset.with_options(tf.data.Options())
+    counted.__class__ = type("Counted", (type(counted),), {"cardinality": lambda self: tf.constant(count(), tf.int64)})
+    return counted
+
+
+def size_of(element: Any) -> Any:
+    """How many examples a batch has, as a tensor."""
+    import tensorflow as tf
+
+    first = tf.nest.flatten(element)[0]
+    if isinstance(first, tf.RaggedTensor):
+        return first.nrows(out_type=tf.int32)
+    return tf.cast(first.dense_shape[0], tf.int32) if isinstance(first, tf.SparseTensor) else tf.shape(first)[0]
+
+
+def first_of(element: Any, count: Any) -> Any:
+    """The first `count` examples of a batch."""
+    import tensorflow as tf
+
+    def cut(part: Any) -> Any:
+        if not isinstance(part, tf.SparseTensor):
+            return part[:count]
+        shape = tf.concat([[tf.cast(count, tf.int64)], part.dense_shape[1:]], 0)
+        return tf.sparse.slice(part, tf.zeros_like(shape), shape)
+
+    return tf.nest.map_structure(cut, element)
+
+
+def zeros(spec: Any, examples: int) -> Any:
+    """A batch of so many examples, all 0 or without text, whose lengths are 1 where they are not known."""
+    import tensorflow as tf
+
+    def part(one: Any) -> Any:
+        first, *others = tuple(one.shape)
+        dense = tf.zeros([first or examples, *(size or 1 for size in others)], one.dtype)
+        if isinstance(one, tf.RaggedTensorSpec):
+            return tf.RaggedTensor.from_tensor(
+                dense, ragged_rank=one.ragged_rank, row_splits_dtype=one.row_splits_dtype
+            )
+        return tf.sparse.from_dense(dense) if isinstance(one, tf.SparseTensorSpec) else dense
+
+    return tf.nest.map_structure(part, spec)
+
+
+class Leaving:
+    """Counts the batches that leave a pipeline. It works ahead of the training, and is never behind it."""
+
+    def __init__(self) -> None:
+        """None so far."""
+        import tensorflow as tf
+
+        with tf.device("CPU:0"):
+            self._count = tf.Variable(0, dtype=tf.int64, trainable=False)
+
+    def begin(self, count: int) -> None:
+        """So many have left already."""
+        self._count.assign(count)
+
+    def trained(self, counted: int) -> int:
+        """How many of `counted` there were: fewer have left only where the pipeline has come to its end."""
+        return min(counted, int(self._count.numpy()))
+
+    def through(self, dataset: Any) -> Any:
+        """The dataset, counted."""
+        import tensorflow as tf
+
+        def count(element: Any) -> Any:
+            with tf.control_dependencies([self._count.assign_add(1)]):
+                return tf.nest.map_structure(tf.identity, element)
+
+        return map_elements(dataset, count)
+
+
+# -- what Python yields ----------------------------------------------------------------------------------------
+
+
+def element_of(name: str, yielded: Any) -> Any:
+    """What a generator or a PyDataset gave, as tensors or arrays: a tuple of x, y and a weight, or x alone.
+
+    Raises:
+        truba_runner.errors.Failed: it is something else.
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    x_alone = isinstance(yielded, dict) or hasattr(yielded, "shape")
+    if not x_alone and (not isinstance(yielded, tuple) or not 1 <= len(yielded) <= 3):
+        raise Failed(
+            _(
+                "What load_data returned for {name} yields a {kind}; it has to yield tuples (x, y) or (x, y, weight), "
+                "or x alone where there are no labels. Possible are a tf.data.Dataset, a keras.utils.PyDataset, or a "
+                "function that returns a generator or a Dataset.",
+                name=name,
+                kind=type(yielded).__name__,
+            )
+        )
+
+    def part(value: Any) -> Any:
+        if isinstance(value, (tf.RaggedTensor, tf.SparseTensor)):
+            return value
+        array = sparse_tensor(value) if hasattr(value, "tocoo") else np.asarray(value)
+        # Keras computes with float32, and Python's numbers are float64.
+        return array.astype(np.float32) if array.dtype == np.float64 else array
+
+    return tf.nest.map_structure(part, without_nones(yielded))
+
+
+def without_nones(element: Any) -> Any:
+    """`(x, None)` is x alone, and `(x, y, None)` is `(x, y)`, as for Keras."""
+    if not isinstance(element, tuple):
+        return element
+    kept = element
+    while len(kept) > 1 and kept[-1] is None:
+        kept = kept[:-1]
+    return kept[0] if len(kept) == 1 and not isinstance(kept[0], (tuple, list)) else kept
+
+
+def sparse_tensor(matrix: Any) -> Any:
+    """A matrix of SciPy's as TensorFlow's kind."""
+    import numpy as np
+    import tensorflow as tf
+
+    ordered = matrix.tocsr().sorted_indices().tocoo()
+    values = ordered.data.astype(np.float32) if ordered.data.dtype == np.float64 else ordered.data
+    return tf.SparseTensor(np.stack([ordered.row, ordered.col], 1).astype(np.int64), values, ordered.shape)
+
+
+def signature_of(elements: list[Any], batched: bool) -> Any:
+    """Shapes and types that all of these have. Batches may have any number of examples."""
+    import tensorflow as tf
+
+    def spec(*values: Any) -> Any:
+        shape = common_shape([tuple(value.shape) for value in values])
+        if batched and shape:
+            shape = (None, *shape[1:])
+        first = values[0]
+        if isinstance(first, tf.RaggedTensor):
+            return tf.RaggedTensorSpec(shape, first.dtype, first.ragged_rank, first.row_splits.dtype)
+        if isinstance(first, tf.SparseTensor):
+            return tf.SparseTensorSpec(shape, first.dtype)
+        return tf.TensorSpec(shape, tf.as_dtype(first.dtype))
+
+    return tf.nest.map_structure(spec, *elements)
+
+
+def common_shape(shapes: list[tuple[Any, ...]]) -> Shape:
+    """These shapes, which are of one rank, with None for what differs."""
+    return tuple(sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True))
+
+
+def looked_at(elements: Iterable[Any]) -> list[Any]:
+    """The first few."""
+    return list(itertools.islice(elements, LOOKED_AT))
+
+
+# -- Datasets --------------------------------------------------------------------------------------------------
+
+
+def with_ranks(name: str, dataset: Any) -> Any:
+    """The Dataset with the shapes of its first elements, where a function of Python's left it without any."""
+    import tensorflow as tf
+
+    if all(spec.shape.rank is not None for spec in tf.nest.flatten(dataset.element_spec)):
+        return dataset
+    elements = looked_at(dataset)
+    if not elements:
+        raise Failed(_("The Dataset that load_data returned for {name} has no elements.", name=name))
+    shapes = [
+        common_shape([tuple(part.shape) for part in parts])
+        for parts in zip(*map(tf.nest.flatten, elements), strict=True)
+    ]
+    if made_batches(dataset) is not False and same_length([tuple(part.shape) for part in tf.nest.flatten(elements[0])]):
+        shapes = [(None, *shape[1:]) for shape in shapes]
+
+    def shaped(element: Any) -> Any:
+        parts = tf.nest.flatten(element)
+        known = [
+            tf.ensure_shape(part, shape) if part.shape.rank is None else part
+            for part, shape in zip(parts, shapes, strict=True)
+        ]
+        return tf.nest.pack_sequence_as(element, known)
+
+    return map_elements(dataset, shaped)
+
+
+def is_batched(made: bool | None, shapes: list[tuple[Any, ...]], says_examples: bool) -> bool:
+    """Whether elements are batches, by the shapes of their parts and by what `made_batches` knows of their Dataset.
+
+    `says_examples`: train.batch_size is given, so they should be none. Shapes tell only that they are none: x and y of
+    a batch are equally long. Those of an image for an image are so too.
+    """
+    if made or not same_length(shapes):
+        return bool(made)
+    open_ended = made is None and all(shape[0] is None for shape in shapes)
+    return open_ended or not says_examples
+
+
+def made_batches(dataset: Any) -> bool | None:
+    """Whether the last operation of a Dataset that makes batches, or takes them apart, made some; None: who knows."""
+    name = type(dataset).__name__
+    if "Unbatch" in name:
+        return False
+    if "Batch" in name:
+        return True
+    inputs = dataset._inputs()
+    if not inputs:
+        return False if any(kind in name for kind in ("TensorSlice", "Range", "TFRecord", "TextLine")) else None
+    if any(kind in name for kind in ("FlatMap", "Interleave", "Window")):
+        return None
+    answers = {made_batches(one) for one in inputs}
+    return answers.pop() if len(answers) == 1 else None
+
+
+def same_length(shapes: list[tuple[Any, ...]]) -> bool:
+    """Whether these may be shapes of a batch: its x and y are as long as each other."""
+    return all(shapes) and len({shape[0] for shape in shapes}) == 1
