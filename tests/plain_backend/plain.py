@@ -19,6 +19,10 @@ from truba_runner.interrupt import Interrupted
 STEPS = 4
 
 
+def read_state(file):
+    return json.loads(file.readline())
+
+
 def train(context):
     train, options = context.experiment.train, context.experiment.job.options
     store = CheckpointStore(context.run.checkpoints, context.experiment.checkpoint.keep)

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import IO, Any
 
 from truba_runner.config import Experiment
 from truba_runner.interrupt import Interruption
@@ -51,6 +51,8 @@ class Context:
     tasks: int = 1
     # Filled by a backend whose job asks for hyperparameters: their space and values, as Keras Tuner writes them.
     hyperparameters: dict[str, Any] = field(default_factory=dict)
+    # Of an epoch and of a validation, for a rehearsal; None: all that the data has.
+    most_steps: int | None = None
 
 
 Entry = Callable[[Context], dict[str, Any]]
@@ -70,4 +72,10 @@ def load(name: str, entry: str = "train") -> Entry:
     finder alone, and leaves its curve in the run directory. The result holds `suggestions`, `seconds`, `devices`.
     """
     found: Entry = getattr(importlib.import_module(f"truba_runner.backends.{name}"), entry)
+    return found
+
+
+def reader(name: str) -> Callable[[IO[bytes]], Any]:
+    """What reads a backend's checkpoints: as plain values, arrays and tensors, in lists, tuples and dicts."""
+    found: Callable[[IO[bytes]], Any] = importlib.import_module(f"truba_runner.backends.{name}").read_state
     return found

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import IO, Any
 
 from truba_runner import lr_find, plots, recipe
 from truba_runner.backends import Context, architectures, curves, fastai_board, fastai_outputs, fastai_state
@@ -58,6 +58,14 @@ def find(context: Context) -> dict[str, Any]:
         made.ranks.part()
         seconds = round(time.perf_counter() - started, 3)
         return {"suggestions": suggested, "seconds": seconds, "devices": [describe(made.device)] * context.tasks}
+
+
+def read_state(file: IO[bytes]) -> dict[str, Any]:
+    """What a checkpoint holds, as `truba_runner.backends.reader` says."""
+    import torch
+
+    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    return state
 
 
 @contextmanager
@@ -115,7 +123,7 @@ def _set_up(context: Context, device: Any, at_the_end: ExitStack) -> _SetUp:
     ranks = Ranks(context, device)
     data = Data(context, device, at_the_end)
     learner = _learner(context, data, ranks)
-    return _SetUp(device, ranks, data, learner, Loop(learner, experiment.train.seed, ranks))
+    return _SetUp(device, ranks, data, learner, Loop(learner, experiment.train.seed, ranks, context.most_steps))
 
 
 def _look(context: Context, made: _SetUp, finder: recipe.Find) -> dict[str, float | None]:

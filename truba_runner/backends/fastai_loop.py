@@ -53,12 +53,12 @@ class Watcher:
 class Loop:
     """A learner's loop; `stage` and `watcher` are those of what is trained next."""
 
-    def __init__(self, learner: Any, seed: int, ranks: Ranks) -> None:
-        """Changes nothing before `installed`."""
+    def __init__(self, learner: Any, seed: int, ranks: Ranks, most_steps: int | None = None) -> None:
+        """Changes nothing before `installed`. `most_steps`: of each pass, where a rehearsal makes it shorter."""
         self.learner, self.ranks = learner, ranks
         self.stage = 0
         self.watcher = Watcher(ranks)
-        self._seed = seed
+        self._seed, self._most_steps = seed, most_steps
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -86,7 +86,8 @@ class Loop:
 
     def _pass(self, loader: Any, kind: str, epoch: int = 0, first: int = 0) -> Pass:
         where = Where(self._seed, self.stage, epoch, kind)
-        return Pass(loader, where, self.ranks.rank if self.ranks.together else 0, self.ranks.count, first)
+        rank = self.ranks.rank if self.ranks.together else 0
+        return Pass(loader, where, rank, self.ranks.count, first, self._most_steps)
 
     def _epochs(self) -> None:
         from fastai.callback.core import CancelEpochException, CancelFitException
