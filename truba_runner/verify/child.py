@@ -177,10 +177,14 @@ def compare(backend: str, folders: Sequence[str], told_files: Sequence[str]) -> 
     read = backends.reader(backend)
     runs, steps = [RunDir(Path(folder)) for folder in folders], [told(Path(file)) for file in told_files]
     stores = [CheckpointStore(run.checkpoints) for run in runs]
+    # How far an execution of a stream goes that ends in it is only known at its end.
+    steps_of_both = steps[0].keys() & steps[1].keys()
     saved = set(stores[0].positions()) & set(stores[1].positions())
     found = []
-    for position in sorted({*steps[0], *steps[1], *saved}):
-        sides: list[tuple[Any, Any]] = [({"metrics": steps[0].get(position)}, {"metrics": steps[1].get(position)})]
+    for position in sorted(steps_of_both | saved):
+        sides: list[tuple[Any, Any]] = []
+        if position in steps_of_both:
+            sides.append(({"metrics": steps[0][position]}, {"metrics": steps[1][position]}))
         if position in saved:
             sides.append((stores[0].at(position, read), stores[1].at(position, read)))
         for one, other in sides:
