@@ -12,6 +12,9 @@ from truba_runner.errors import Failed, Problem, Refused, nearest
 from truba_runner.language import _
 from truba_runner.shipped import shipped
 
+# How the name begins by which a job's module is known to Python.
+PREFIX = "truba_job_"
+
 
 def find(name: str, project: Path) -> Path:
     """The file of `jobs/NAME.py`: the user's own in `project`, else the one that the package ships.
@@ -70,7 +73,7 @@ def load(file: Path) -> ModuleType:
     for folder in (str(file.parent.parent), str(file.parent)):
         if folder not in sys.path:
             sys.path.insert(0, folder)
-    spec = importlib.util.spec_from_file_location(f"truba_job_{file.stem}", file)
+    spec = importlib.util.spec_from_file_location(f"{PREFIX}{file.stem}", file)
     if spec is None or spec.loader is None:
         raise Failed(_("{file} cannot be imported: it is no Python file", file=file))
     module = importlib.util.module_from_spec(spec)

@@ -58,7 +58,9 @@ def find(context: Context) -> dict[str, Any]:
     """
     made = _set_up(context, _devices(context))
     started = time.perf_counter()
-    suggested = find_rates(context, made.model, made.plans["train"], made.team, lr_find.stage_of(context.experiment))
+    suggested = find_rates(
+        context, made.model, made.plans["train"], made.team, made.splits, lr_find.stage_of(context.experiment)
+    )
     if made.team:
         made.team.wait_for_all()
     seconds = round(time.perf_counter() - started, 3)
@@ -128,11 +130,11 @@ def _train(context: Context, devices: list[str], told: Curves) -> dict[str, Any]
     made = _set_up(context, devices)
     model, plans, team, preprocessing = made.model, made.plans, made.team, made.preprocessing
     experiment, train_plan = context.experiment, made.plans["train"]
-    look = partial(find_rates, context, model, train_plan, team)
+    look = partial(find_rates, context, model, train_plan, team, made.splits)
     if (rate := found_rate(context, look, team.from_rank_0 if team else list)) is not None:
         set_rate(model, rate)
     reporter = Reporter(context, model, train_plan, told)
-    resume = Resume(context, model, train_plan, reporter, team)
+    resume = Resume(context, model, train_plan, reporter, team, made.splits)
     if resume.trained:
         resume.restore()
     else:
@@ -171,6 +173,7 @@ def _fit(
 ) -> None:
     epochs = context.experiment.train.epochs
     callbacks = [*step_counter(context, plans["train"]), reporter.callback(), *extra]
+    resume.own_callbacks(extra)
     model.fit(
         plans["train"].dataset,
         epochs=epochs,

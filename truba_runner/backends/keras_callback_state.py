@@ -1,5 +1,7 @@
 """What callbacks remember from epoch to epoch: Keras' own, and any other that can say it itself.
 
+What all others remember is found by walking them (`keras_walk`).
+
 A callback with `get_state()` and `set_state(state)` joins the exact resume. The state is of numbers, text, None and
 arrays, in lists, tuples and dicts. It is asked for after the callback's own hooks have run, and given back after
 `on_train_begin`, and in the middle of an epoch after `on_epoch_begin`.
@@ -14,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from truba_runner.backends.keras_state import NoState, encode
+from truba_runner.backends.keras_walk import speaks
+from truba_runner.backends.walk_kinds import is_framework
 from truba_runner.errors import Failed
 from truba_runner.language import _
 
@@ -24,6 +28,8 @@ _ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "ReduceLROnPlateau": ("wait", "best", "cooldown_counter"),
     "ModelCheckpoint": ("best", "_batches_seen_since_last_saving", "_last_batch_seen"),
     "TensorBoard": ("_global_train_batch", "_global_test_batch", "_previous_epoch_iterations"),
+    "SwapEMAWeights": ("_ema_weights_in_model",),
+    "CSVLogger": (),
     "LambdaCallback": (),
     "LearningRateScheduler": (),
     "ProgbarLogger": (),
@@ -36,7 +42,7 @@ def states(callbacks: Sequence[Any]) -> dict[str, Any]:
     """What each of them remembers, by name."""
     found = {}
     for name, callback in _named(callbacks):
-        if _speaks(callback):
+        if speaks(callback):
             # What it goes on changing must not change what is being written.
             found[name] = copy.deepcopy(callback.get_state())
         elif attributes := _attributes(callback):
@@ -50,22 +56,22 @@ def restore(callbacks: Sequence[Any], saved: dict[str, Any]) -> None:
     """Gives each of them back what `states` found; one that was not there then starts anew and is named."""
     for name, callback in _named(callbacks):
         if name not in saved:
-            if _speaks(callback) or _attributes(callback):
+            if speaks(callback) or _attributes(callback):
                 _warn(_("the checkpoint knows no callback {name}: it starts anew", name=name))
-        elif _speaks(callback):
+        elif speaks(callback):
             callback.set_state(saved[name])
         else:
             vars(callback).update(saved[name])
 
 
 def check(callbacks: Sequence[Any]) -> None:
-    """Warns of callbacks whose state nobody knows, before it is missed.
+    """Warns of callbacks of Keras' whose state nobody knows, before it is missed.
 
     Raises:
         truba_runner.errors.Failed: what one of them gives as its state cannot be saved.
     """
     for name, callback in _named(callbacks):
-        if _speaks(callback):
+        if speaks(callback):
             try:
                 encode(callback.get_state())
             except NoState as error:
@@ -77,18 +83,14 @@ def check(callbacks: Sequence[Any]) -> None:
                         error=error,
                     )
                 ) from error
-        elif type(callback).__name__ not in _ATTRIBUTES or not type(callback).__module__.startswith("keras."):
+        elif is_framework(type(callback)) and type(callback).__name__ not in _ATTRIBUTES:
             _warn(
                 _(
-                    "the callback {name} is started anew after an interruption: what it remembers is not in the "
-                    "checkpoints. Give it get_state() and set_state(state), and it is.",
+                    "the callback {name} of Keras starts anew after an interruption: this version of truba_runner "
+                    "does not know what it remembers. Give a class derived from it get_state() and set_state(state).",
                     name=name,
                 )
             )
-
-
-def _speaks(callback: Any) -> bool:
-    return callable(getattr(callback, "get_state", None)) and callable(getattr(callback, "set_state", None))
 
 
 def _attributes(callback: Any) -> tuple[str, ...]:

@@ -18,44 +18,95 @@ from truba_runner.backends.keras_nodes import Team
 from truba_runner.backends.keras_plan import Plan
 from truba_runner.backends.keras_reporter import Reporter
 from truba_runner.backends.keras_state import Encoded, decode, encode
-from truba_runner.backends.keras_variables import Variables, generator_states, global_seeds
+from truba_runner.backends.keras_variables import Variables, global_seeds
+from truba_runner.backends.keras_walk import build, evaluates_with_own_code, walk_data, walk_training
+from truba_runner.backends.walk import Found
+from truba_runner.backends.walk_report import Unsaved, refuse_lost
+from truba_runner.backends.walk_state import Start, put, read, write
 from truba_runner.checkpoint import CheckpointStore, Position
 
-FORMAT = 3
+FORMAT = 4
 # Of what is no variable, what each rank has by itself.
-_OWN = ("seeds", "generators", "random", "numpy")
+_OWN = ("seeds", "streams", "random", "numpy")
 
 
 @dataclass(frozen=True)
 class BesideWeights:
-    """What of a state evaluation changes; `small`: variables, by their place in the signature."""
+    """What of a state evaluation changes; `small`: variables, by their paths."""
 
     values: dict[str, Any]
-    small: dict[int, Any]
+    small: dict[str, Any]
 
 
 class Contents:
     """A training, seen as what a checkpoint holds of it."""
 
-    def __init__(self, context: Context, model: Any, plan: Plan, reporter: Reporter, team: Team | None) -> None:
-        """`callbacks` are set once Keras has its list of them."""
+    def __init__(
+        self,
+        context: Context,
+        model: Any,
+        plan: Plan,
+        reporter: Reporter,
+        team: Team | None,
+        splits: Mapping[str, Any],
+    ) -> None:
+        """`splits`: what `load_data` returned. `callbacks` are set once Keras has its list of them."""
         self._context, self._model, self._plan, self._reporter, self._team = context, model, plan, reporter, team
-        self.variables = Variables(model)
+        self._splits = splits
+        # All of Keras' list, and of those the config's.
         self.callbacks: list[Any] = []
+        self.own_callbacks: list[Any] = []
+        self._unsaved = Unsaved(context.experiment.checkpoint.strict)
+        self._start: Start | None = None
+        self._data_start: Start | None = None
+        # The data's state when an epoch's first example was read; its middle is reached by reading from there.
+        self._data_at_begin: dict[str, Any] = {}
         # Of each rank but the first: its own part, as it was when the training was last saved.
         self._others: list[Any] = []
 
+    def begin(self) -> None:
+        """Notes how this start finds the training, and says what of it cannot be saved; before anything is restored.
+
+        Raises:
+            truba_runner.errors.Failed: the config has `checkpoint.strict`, and there is such a thing.
+        """
+        found, data = self._walk(), self._walk_data()
+        self._start, self._data_start = Start(found), Start(data)
+        self._unsaved.tell({**found.unsaved, **data.unsaved})
+
+    def first_step_done(self) -> None:
+        """Notes what the first step has made."""
+        if self._start is not None:
+            self._start.now_also(self._walk())
+
+    def data_begins(self) -> None:
+        """Notes the data's state, before an epoch's examples are read."""
+        self._data_at_begin = self._data_state()
+
     # -- taking ------------------------------------------------------------------------------------------------
 
-    def beside_weights(self, known: Mapping[str, Any]) -> BesideWeights:
-        """A copy of what evaluation changes, with what else is `known` of the run."""
+    def beside_weights(self, known: Mapping[str, Any], mid_epoch: bool = False) -> BesideWeights:
+        """A copy of what evaluation changes, with what else is `known` of the run.
+
+        `mid_epoch`: the epoch's examples are being read.
+
+        Raises:
+            truba_runner.errors.Failed: as `begin`, for what has come since.
+        """
         import numpy as np
 
         flush_event_files(self.callbacks)
+        found, start = self._walk(), self._start
+        if start is not None:
+            self._unsaved.tell_of_made(start.made_since(found))
+            self._unsaved.tell(found.unsaved)
         values = {
             "format": FORMAT,
             "seeds": [seed.numpy() for seed in global_seeds(create=False)],
-            "generators": [state.numpy() for state in self._generators()],
+            "streams": _streams(found),
+            "values": start.changed(found) if start else {},
+            "links": start.moved(found) if start else {},
+            "data": self._data_at_begin if mid_epoch else self._data_state(),
             "callbacks": keras_callback_state.states(self.callbacks),
             "reporter": self._reporter.get_state(),
             "stop": bool(self._model.stop_training),
@@ -64,27 +115,36 @@ class Contents:
             "event_files": self._reporter.curves.board.sizes(),
             **known,
         }
-        return BesideWeights(values, self.variables.read_small())
+        all_of_them = evaluates_with_own_code(self._model, self.callbacks)
+        return BesideWeights(values, Variables(self._model, found).read(small=not all_of_them))
 
     def whole(self, beside: BesideWeights, together: bool = True) -> Encoded | None:
         """All of it, for rank 0 to write; None on the others.
 
         `together`: every rank of a team calls this, else rank 0 alone, and the others' part is that of the last time.
         """
-        variables = self.variables.read()
-        for index, array in beside.small.items():
-            variables[index] = array
+        variables = Variables(self._model, self._walk())
+        pieces = {**variables.read(), **beside.small}
         if self._team and together:
-            own = {"variables": {index: variables[index] for index in self.variables.own()}}
+            own = {"pieces": {path: pieces[path] for path in variables.own()}}
             parts = self._team.gather(_as_bytes(own | {name: beside.values[name] for name in _OWN}))
             self._others = [_as_array(part) for part in parts[1:]]
         if self._context.rank:
             return None
-        return encode({**beside.values, "signature": self._signature(), "variables": variables, "others": self._others})
+        signature = self._signature(variables)
+        return encode({**beside.values, "signature": signature, "pieces": pieces, "others": self._others})
 
-    def _generators(self) -> list[Any]:
-        # The callbacks last: they are missing where all that is left to do is to evaluate.
-        return generator_states([*self._model._flatten_layers(), self._context.job, *self.callbacks])
+    def _walk(self) -> Found:
+        known = self._start.paths if self._start else None
+        return walk_training(self._context, self._model, self.own_callbacks, known)
+
+    def _walk_data(self) -> Found:
+        return walk_data(self._splits, self._model, self._data_start.paths if self._data_start else None)
+
+    def _data_state(self) -> dict[str, Any]:
+        found = self._walk_data()
+        values = self._data_start.changed(found) if self._data_start else {}
+        return {"streams": _streams(found), "values": values}
 
     # -- giving back -------------------------------------------------------------------------------------------
 
@@ -104,8 +164,7 @@ class Contents:
         self._others = state["others"]
         if 0 < self._context.rank <= len(self._others):
             own = decode(io.BytesIO(self._others[self._context.rank - 1].tobytes()))
-            for index, array in own.pop("variables").items():
-                state["variables"][index] = array
+            state["pieces"].update(own.pop("pieces"))
             state.update(own)
         return position, state
 
@@ -117,45 +176,49 @@ class Contents:
         """
         import numpy as np
 
-        self._build_and_check(state["signature"])
-        self.variables.assign(state["variables"])
+        found = self._built_and_checked(state["signature"])
+        lost = put(found, state["values"], state["links"])
+        lost += _write_streams(found, state["streams"])
+        Variables(self._model, found).assign(state["pieces"])
+        data = self._walk_data()
+        lost += put(data, state["data"].get("values", {}), {}) + _write_streams(data, state["data"].get("streams", {}))
+        refuse_lost(lost)
         for seed, array in zip(global_seeds(create=bool(state["seeds"])), state["seeds"], strict=False):
             seed.assign(array)
-        for generator, array in zip(self._generators(), state["generators"], strict=False):
-            generator.assign(array)
         keras_callback_state.restore(self.callbacks, state["callbacks"])
         self._reporter.set_state(state["reporter"])
         self._model.stop_training = state["stop"]
         random.setstate(state["random"])
         np.random.set_state(state["numpy"])
 
-    def _build_and_check(self, saved: dict[str, Any]) -> None:
-        if self._signature()["variables"] != saved["variables"]:
+    def _built_and_checked(self, saved: dict[str, Any]) -> Found:
+        found = self._walk()
+        if Variables(self._model, found).signature() != saved["variables"]:
             build(self._model, self._plan, self._team)
-        going_on.check_same(self._context, saved, self._signature(), "variables")
+            found = self._walk()
+        going_on.check_same(self._context, saved, self._signature(Variables(self._model, found)), "variables")
+        return found
 
-    def _signature(self) -> dict[str, Any]:
+    def _signature(self, variables: Variables) -> dict[str, Any]:
         """What has to be the same for a checkpoint to mean the same."""
         return {
             "devices": self._model.distribute_strategy.num_replicas_in_sync,
             "nodes": self._context.tasks,
             **self._plan.signature,
-            "variables": self.variables.signature(),
+            "variables": variables.signature(),
         }
 
 
-def build(model: Any, plan: Plan, team: Team | None) -> None:
-    """Makes what Keras would make in the first step only: metrics, the optimizer's variables, some models' weights."""
-    import keras
+def _streams(found: Found) -> dict[str, Any]:
+    return {path: read(piece) for path, piece in found.pieces.items() if piece.kind != "variable"}
 
-    batch = next(iter(plan.batches))
-    if team:
-        team.build(model, batch)
-    else:
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
-        model.test_on_batch(x, y, sample_weight)
-    with model.distribute_strategy.scope():
-        model.optimizer.build(model.trainable_variables)
+
+def _write_streams(found: Found, saved: Mapping[str, Any]) -> list[str]:
+    """Returns the paths of those that are not there."""
+    for path, value in saved.items():
+        if path in found.pieces:
+            write(found.pieces[path], value)
+    return [path for path in saved if path not in found.pieces]
 
 
 def _same_as_rank_0(

@@ -7,16 +7,17 @@ fastai 2.8. A step is one of training, on all devices and nodes: what is found i
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from truba_runner import lr_find
 from truba_runner.backends import Context, rate_suggestions
-from truba_runner.backends.keras_checkpoint import build
 from truba_runner.backends.keras_nodes import Team
 from truba_runner.backends.keras_plan import Plan
-from truba_runner.backends.keras_variables import Variables, generator_states, global_seeds
+from truba_runner.backends.keras_variables import Variables, global_seeds
+from truba_runner.backends.keras_walk import build, walk_data, walk_training
+from truba_runner.backends.walk_state import Snapshot
 from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.recipe import Find
@@ -25,17 +26,19 @@ from truba_runner.recipe import Find
 _SMOOTHING, _DIVERGED = 0.98, 4.0
 
 
-def find_rates(context: Context, model: Any, plan: Plan, team: Team | None, finder: Find) -> dict[str, float | None]:
+def find_rates(
+    context: Context, model: Any, plan: Plan, team: Team | None, splits: Mapping[str, Any], finder: Find
+) -> dict[str, float | None]:
     """Runs the finder, and returns what each of the four ways suggests; None where it finds nothing to suggest.
 
-    The curve goes to `lr_find_NAME.json` and `plots/lr_find_NAME.png`.
+    `splits`: what `load_data` returned. The curve goes to `lr_find_NAME.json` and `plots/lr_find_NAME.png`.
 
     Raises:
         truba_runner.errors.Failed: the optimizer follows a schedule, which has no rate to be set.
     """
     rates: list[float] = []
     losses: list[float] = []
-    with _put_back(context, model, plan, team):
+    with _put_back(context, model, plan, team, splits):
         _ramp(context, model, plan, team, finder, rates, losses)
     return rate_suggestions.keep(context, finder, rates, losses)
 
@@ -105,17 +108,16 @@ def _ramp(
 
 
 @contextmanager
-def _put_back(context: Context, model: Any, plan: Plan, team: Team | None) -> Iterator[None]:
-    """In here the model trains step by step; afterwards it, and every source of random numbers, is as it was."""
+def _put_back(context: Context, model: Any, plan: Plan, team: Team | None, splits: Mapping[str, Any]) -> Iterator[None]:
+    """In here the model trains step by step; afterwards it, and all that is random or else state, is as it was."""
     import numpy as np
 
-    host, numpy_host = random.getstate(), np.random.get_state()
     seeds = [seed.numpy() for seed in global_seeds(create=False)]
-    generators = generator_states([*model._flatten_layers(), context.job])
-    states = [generator.numpy() for generator in generators]
     # What is made in the first step only could not be put back.
     build(model, plan, team)
-    variables = Variables(model)
+    host, numpy_host = random.getstate(), np.random.get_state()
+    before = Snapshot(walk_training(context, model), walk_data(splits, model))
+    variables = Variables(model, before.training)
     values = variables.read()
     ways = model.steps_per_execution, model.jit_compile
     # A rate for each step; and compiling takes longer than a hundred steps.
@@ -126,11 +128,10 @@ def _put_back(context: Context, model: Any, plan: Plan, team: Team | None) -> It
     finally:
         model.steps_per_execution, model.jit_compile = ways
         model.train_function, model.stop_training = None, False
+    before.put_back()
     variables.assign(values)
     model.reset_metrics()
     _seeds_as_before(seeds)
-    for generator, state in zip(generators, states, strict=True):
-        generator.assign(state)
     random.setstate(host)
     np.random.set_state(numpy_host)
 

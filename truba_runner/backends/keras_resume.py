@@ -13,7 +13,7 @@ The ranks of a team decide together, each time that one may decide otherwise tha
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,8 +34,19 @@ from truba_runner.language import _
 class Resume:
     """Saves a training while it goes on, and lets it go on from what was saved. `keras_hooks` calls it."""
 
-    def __init__(self, context: Context, model: Any, plan: Plan, reporter: Reporter, team: Team | None = None) -> None:
-        """Reads the newest checkpoint; before anything is told to TensorBoard, whose files it may cut."""
+    def __init__(
+        self,
+        context: Context,
+        model: Any,
+        plan: Plan,
+        reporter: Reporter,
+        team: Team | None,
+        splits: Mapping[str, Any],
+    ) -> None:
+        """Reads the newest checkpoint; before anything is told to TensorBoard, whose files it may cut.
+
+        `splits`: what `load_data` returned.
+        """
         self._started = time.perf_counter()
         self._context, self._model, self._plan, self._reporter = context, model, plan, reporter
         self._team = team
@@ -44,8 +55,9 @@ class Resume:
             raise Failed(_("checkpoint.mode={mode} is neither min nor max.", mode=self._settings.mode))
         self._store = CheckpointStore(context.run.checkpoints, self._settings.keep)
         self._background = Background()
-        self._contents = Contents(context, model, plan, reporter, team)
+        self._contents = Contents(context, model, plan, reporter, team, splits)
         self._epoch = self._done = self._skips = 0
+        self._stepped = False
         self._logs: dict[str, float] = {}
         self._before_test: BesideWeights | None = None
         self._saved_at = time.monotonic()
@@ -71,6 +83,10 @@ class Resume:
         position, state = self._found
         return self._context.experiment.train.epochs if state["stop"] and not position.step else position.epoch
 
+    def own_callbacks(self, callbacks: list[Any]) -> None:
+        """The config's callbacks, before Keras has its list of all."""
+        self._contents.own_callbacks = callbacks
+
     @property
     def goes_on(self) -> bool:
         """Whether there is a checkpoint that is still to be restored."""
@@ -80,6 +96,7 @@ class Resume:
         """After every callback's own."""
         self._contents.callbacks = callbacks
         keras_callback_state.check(callbacks)
+        self._contents.begin()
         if self._found is None:
             self._hold()
         elif not self._found[0].step:
@@ -93,6 +110,7 @@ class Resume:
             self.restore()
             self._done, self._logs = step, state["logs"]
             self._skip_to(step)
+        self._contents.data_begins()
 
     def restore(self) -> None:
         """Sets everything to what the checkpoint says, and puts on record that it did.
@@ -149,6 +167,9 @@ class Resume:
         Raises:
             Interrupted: it was asked for, and the state is saved.
         """
+        if not self._stepped:
+            self._stepped = True
+            self._contents.first_step_done()
         self._logs = logs
         before, self._done = self._done, min(done, self._plan.steps or done)
         stop, due = self._asked()
@@ -237,7 +258,8 @@ class Resume:
         """Copies the state here and now, and writes it in the background."""
         if position.step and not self._plan.counted:
             return  # In an epoch of unknown length nobody can go on but from its beginning.
-        state = self._contents.whole(beside or self._beside_weights(), together=not self.trained)
+        mid_epoch = 0 < position.step < self._plan.steps
+        state = self._contents.whole(beside or self._beside_weights(mid_epoch), together=not self.trained)
         if state is not None:
             self._background.start(lambda: self._write(position, state, best))
         self._saved_at = time.monotonic()
@@ -247,6 +269,6 @@ class Resume:
         self._reporter.curves.board.settle()
         self._store.save(position, state.write, best)
 
-    def _beside_weights(self) -> BesideWeights:
+    def _beside_weights(self, mid_epoch: bool = False) -> BesideWeights:
         known = {"logs": plain(self._logs), "best": self._best, "trained": self.trained, "result": self.result}
-        return self._contents.beside_weights(known)
+        return self._contents.beside_weights(known, mid_epoch)

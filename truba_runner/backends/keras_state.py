@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 _LENGTH_BYTES = 8
 # A dict of one key with this first letter stands for what JSON has no word for.
 _MARK = "~"
+_SEQUENCES: dict[str, Any] = {f"{_MARK}tuple": tuple, f"{_MARK}set": set, f"{_MARK}frozenset": frozenset}
 
 
 class NoState(TypeError):
@@ -39,7 +41,7 @@ class Encoded:
 
 
 def encode(value: Any) -> Encoded:
-    """Numbers, text, None, arrays and tensors, in lists, tuples and dicts of any depth.
+    """Numbers, text, bytes, None, arrays and tensors, in lists, tuples, sets, deques and dicts of any depth.
 
     Raises:
         NoState: there is something else in it.
@@ -80,8 +82,15 @@ def _encode(value: Any, arrays: list[NDArray[Any]]) -> Any:
         return {f"{_MARK}{'scalar' if isinstance(value, np.generic) else 'array'}": len(arrays) - 1}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, tuple):
-        return {f"{_MARK}tuple": [_encode(item, arrays) for item in value]}
+    for name, kind in _SEQUENCES.items():
+        if isinstance(value, kind):
+            return {name: [_encode(item, arrays) for item in value]}
+    if isinstance(value, deque):
+        return {f"{_MARK}deque": [value.maxlen, [_encode(item, arrays) for item in value]]}
+    if isinstance(value, bytes):
+        return {f"{_MARK}bytes": value.hex()}
+    if isinstance(value, complex):
+        return {f"{_MARK}complex": [value.real, value.imag]}
     if isinstance(value, list):
         return [_encode(item, arrays) for item in value]
     if isinstance(value, Mapping):
@@ -104,8 +113,14 @@ def _decode(tree: Any, arrays: list[NDArray[Any]]) -> Any:
             return arrays[content]
         case "~scalar":
             return arrays[content][()]
-        case "~tuple":
-            return tuple(_decode(item, arrays) for item in content)
+        case "~tuple" | "~set" | "~frozenset":
+            return _SEQUENCES[kind](_decode(item, arrays) for item in content)
+        case "~deque":
+            return deque((_decode(item, arrays) for item in content[1]), content[0])
+        case "~bytes":
+            return bytes.fromhex(content)
+        case "~complex":
+            return complex(*content)
         case "~dict":
             return {_decode(key, arrays): _decode(item, arrays) for key, item in content}
     return {key: _decode(item, arrays) for key, item in tree.items()}
