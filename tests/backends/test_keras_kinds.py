@@ -262,9 +262,7 @@ def rows(folder: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_network_of_every_kind_ends_as_if_nothing_had_interrupted_it(
-    kind: str, start: Start, tmp_path: Path
-) -> None:
+def test_a_network_of_every_kind_ends_as_if_nothing_had_interrupted_it(kind: str, start: Start, tmp_path: Path) -> None:
     job, train = KINDS[kind]
     order = {"job": job, "sections": sections(train)}
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -80,7 +80,7 @@ def measure(arch: str, batch: int, folder: Path, rounds: int) -> None:
     import torch
 
     from truba_runner import backends, config
-    from truba_runner.backends import curves, fastai_job
+    from truba_runner.backends import curves, fastai_data, fastai_job
     from truba_runner.backends.fastai_board import StepProfiler
     from truba_runner.backends.fastai_loop import Loop
     from truba_runner.backends.fastai_ranks import Ranks
@@ -107,7 +107,7 @@ def measure(arch: str, batch: int, folder: Path, rounds: int) -> None:
     given = backends.Context(experiment, module, run, Progress(run, "1"), Interruption())
     device = torch.device("cpu")
     with ExitStack() as at_the_end:
-        data = fastai_job.Data(given, device, at_the_end)
+        data = fastai_data.Data(given, device, at_the_end)
         ours, bare = (fastai_job.build_learner(given, data, data.loaders()) for _ in range(2))
         told = at_the_end.enter_context(curves.opened(given, None, StepProfiler()))
         reporter, ranks = Reporter(given, ours, rounds, told), Ranks(given, device)

@@ -51,6 +51,8 @@ class Context:
     tasks: int = 1
     # Filled by a backend whose job asks for hyperparameters: their space and values, as Keras Tuner writes them.
     hyperparameters: dict[str, Any] = field(default_factory=dict)
+    # What could not be made and stopped nothing, with the reason: `backends.notes` fills it, the result names it.
+    notes: list[str] = field(default_factory=list)
     # Of an epoch and of a validation, for a rehearsal; None: all that the data has.
     most_steps: int | None = None
 

@@ -18,11 +18,25 @@ _FILE_SIZES = "event_files"
 # As fastai's recorder writes how long an epoch took.
 _DURATION = re.compile(r"\d+:\d\d(:\d\d)?")
 # What a state holds by path already: the dict's own name says nothing more.
-_BY_PATH = {"pieces", "values"}
+_BY_PATH = {"pieces", "values", "streams", "links"}
 # Causes before consequences: the weights differ whatever it is, and so do the metrics.
-_CAUSES = ("values", "callbacks", "seeds", "generators", "random", "numpy", "learner", "scaler")
+_CAUSES = (
+    "values",
+    "links",
+    "callbacks",
+    "data",
+    "streams",
+    "seeds",
+    "generators",
+    "random",
+    "numpy",
+    "learner",
+    "scaler",
+)
 _CONSEQUENCES = ("metrics", "reporter", "logs", "best", "result", "smooth_loss", "stop", "stopped")
 _METRICS_KEPT = re.compile(r"\bhistory\b|^History\b|\(recorder\)")
+# A dict of one key with this first letter stands for a kind of container.
+_KIND = "~"
 _LONGEST = 60
 _ABSENT = object()
 
@@ -90,6 +104,8 @@ def _rank(path: Path) -> int:
 def _written(path: Path) -> str:
     text = ""
     for part in path[1:] if len(path) > 1 and path[0] in _BY_PATH else path:
+        if isinstance(part, str) and part.startswith(_KIND):
+            continue
         if part is len:
             text = f"len({text})"
         elif isinstance(part, str) and not part.startswith("["):

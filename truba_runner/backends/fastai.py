@@ -12,17 +12,29 @@ from functools import partial
 from typing import IO, Any
 
 from truba_runner import lr_find, plots, recipe
-from truba_runner.backends import Context, architectures, curves, fastai_board, fastai_outputs, fastai_state
+from truba_runner.backends import (
+    Context,
+    architectures,
+    curves,
+    fastai_board,
+    fastai_loaders,
+    fastai_outputs,
+    fastai_state,
+)
+from truba_runner.backends.board import Board
+from truba_runner.backends.fastai_data import Data, sha256_of_split
 from truba_runner.backends.fastai_devices import compute_the_same_each_time, describe, pick_device
 from truba_runner.backends.fastai_find import find_rates
-from truba_runner.backends.fastai_job import Data, build_learner, print_summary
-from truba_runner.backends.fastai_loop import Loop, Watcher
-from truba_runner.backends.fastai_ranks import Ranks
+from truba_runner.backends.fastai_job import build_learner, print_summary
+from truba_runner.backends.fastai_loop import Loop
+from truba_runner.backends.fastai_ranks import RankLost, Ranks
 from truba_runner.backends.fastai_reporter import Reporter
 from truba_runner.backends.fastai_resume import Resume
 from truba_runner.backends.fastai_stages import Course, too_few
 from truba_runner.backends.fastai_streams import end_readers
+from truba_runner.backends.fastai_walk import Walked
 from truba_runner.backends.found_rate import found_rate, record
+from truba_runner.backends.notes import spared
 from truba_runner.errors import Failed
 from truba_runner.language import _
 
@@ -123,22 +135,19 @@ def _set_up(context: Context, device: Any, at_the_end: ExitStack) -> _SetUp:
     ranks = Ranks(context, device)
     data = Data(context, device, at_the_end)
     learner = _learner(context, data, ranks)
-    return _SetUp(device, ranks, data, learner, Loop(learner, experiment.train.seed, ranks, context.most_steps))
+    loop = Loop(learner, experiment.train.seed, ranks, Walked(context, learner), context.most_steps)
+    return _SetUp(device, ranks, data, learner, loop)
 
 
 def _look(context: Context, made: _SetUp, finder: recipe.Find) -> dict[str, float | None]:
     """Runs a finder before all stages."""
     _hold(context, made.ranks)
     # Each random number follows from the stage, and this one is before the first.
-    watcher, before_all = Watcher(made.ranks), -1
-    remembered = [(callback, fastai_state.memory_of(callback)) for callback in made.learner.cbs]
-    with made.loop.watched_by(watcher, before_all):
+    with made.loop.on_trial(-1):
         if not (steps := made.loop.steps()):
             loaders, ranks = made.learner.dls, made.ranks.count
             raise Failed(too_few(len(loaders.train_ds), loaders.train.bs * ranks, ranks, "train.batch_size"))
         found = find_rates(context, made.learner, finder, steps)
-    for callback, memory in remembered:
-        fastai_state.give_memory(callback, memory)
     return found
 
 
@@ -156,31 +165,48 @@ def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
         rate = learner.lr = found
     stages = recipe.read(experiment.train.recipe, experiment.train.epochs, rate)
     reporter = Reporter(context, learner, recipe.epochs_of(stages), told)
-    resume = Resume(context, learner, reporter, ranks, _signature(context, learner, made.data, stages))
+    resume = Resume(context, loop, reporter, _signature(context, learner, made.data, stages))
     course = Course(context, learner, made.data, loop, reporter, resume)
     course.check(stages)
     if resume.stage < 0 and context.rank == 0:
-        fastai_outputs.show_batch(context, learner.dls, told.board)
-        print_summary(learner)
-        if experiment.tensorboard.graph:
-            fastai_board.write_graph(told.board, learner)
+        with loop.walked.kept():
+            _show(context, learner, told.board)
     with loop.installed():
         _hold(context, ranks)
         course.run(stages)
     result = _result(context, learner, reporter, made.device)
     ranks.check_same(result["weights_sha256"])
-    if context.rank == 0:
-        if experiment.finish.plots:
-            plots.learning_curves(reporter.rows, context.run.plots)
-        fastai_outputs.save_models(context, learner, result)
-    if experiment.finish.evaluate:
-        with loop.installed():
-            evaluated = fastai_outputs.evaluate(context, learner, result)
-        if context.rank == 0:
-            with ranks.alone(), loop.installed():
-                fastai_outputs.interpret(context, learner, evaluated, result, told.board)
+    _finish(context, made, reporter, result)
     ranks.part()
+    if context.notes:
+        result["notes"] = context.notes
     return result
+
+
+def _show(context: Context, learner: Any, board: Board) -> None:
+    fastai_outputs.show_batch(context, learner.dls, board)
+    print_summary(context, learner)
+    if context.experiment.tensorboard.graph:
+        fastai_board.write_graph(context, board, learner)
+
+
+def _finish(context: Context, made: _SetUp, reporter: Reporter, result: dict[str, Any]) -> None:
+    """All that comes after the training. The weights are there: what cannot be made of them is noted."""
+    learner, loop, ranks, finish = made.learner, made.loop, made.ranks, context.experiment.finish
+    if context.rank == 0:
+        if finish.plots:
+            with spared(context, "learning_curves.png"):
+                plots.learning_curves(reporter.rows, context.run.plots)
+        with spared(context, "model.pt"):
+            fastai_outputs.save_models(context, learner, result)
+    if not finish.evaluate:
+        return
+    evaluated = None
+    with loop.installed(), spared(context, "predictions.npy", but=RankLost):
+        evaluated = fastai_outputs.evaluate(context, learner, result)
+    if context.rank == 0 and evaluated is not None:
+        with ranks.alone(), loop.installed(), spared(context, _("the pictures of the predictions")):
+            fastai_outputs.interpret(context, learner, evaluated, result, reporter.curves.board)
 
 
 def _hold(context: Context, ranks: Ranks) -> None:
@@ -195,7 +221,7 @@ def _learner(context: Context, data: Data, ranks: Ranks) -> Any:
         # Tells of each step, so of the one that fails.
         data.summary()
     learner = build_learner(context, data, data.loaders())
-    ranks.same_model(learner.model)
+    ranks.same_weights(learner)
     return learner
 
 
@@ -209,6 +235,8 @@ def _signature(context: Context, learner: Any, data: Data, stages: tuple[recipe.
         "precision": train.mixed_precision or "float32",
         "examples": len(data.items),
         "names_of_the_examples": data.sha256(),
+        "order": fastai_loaders.names(learner.dls),
+        "division": sha256_of_split(learner.dls),
         "recipe": recipe.signature(stages),
         "model": fastai_state.signature_of_model(learner.model),
     }

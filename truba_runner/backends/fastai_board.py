@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import socket
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from truba_runner.backends import Context
 from truba_runner.backends.board import Board
+from truba_runner.backends.notes import note
 from truba_runner.language import _
 
 
@@ -20,7 +21,7 @@ def peak_bytes(device: Any) -> Callable[[], float] | None:
     return (lambda: float(torch.cuda.max_memory_allocated(device))) if device.type == "cuda" else None
 
 
-def write_graph(board: Board, learner: Any) -> None:
+def write_graph(context: Context, board: Board, learner: Any) -> None:
     """The modules and operations of a forward pass; what cannot be traced stops no training."""
     import torch
 
@@ -35,11 +36,7 @@ def write_graph(board: Board, learner: Any) -> None:
         board.add("train", 0, graph_def=found.SerializeToString())
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else ""
-        print(
-            _("no graph for TensorBoard ({kind}: {reason})", kind=type(error).__name__, reason=reason),
-            file=sys.stderr,
-            flush=True,
-        )
+        note(context, _("no graph for TensorBoard ({kind}: {reason})", kind=type(error).__name__, reason=reason))
 
 
 class StepProfiler:

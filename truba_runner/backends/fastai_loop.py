@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from truba_runner.backends import fastai_state
 from truba_runner.backends.fastai_ranks import Ranks
 from truba_runner.backends.fastai_streams import Pass, Where, seed_all
+from truba_runner.backends.fastai_walk import Walked
 from truba_runner.interrupt import Interrupted
 
 
@@ -29,6 +31,9 @@ class Watcher:
     def training_begins(self) -> tuple[int, bool]:
         """After the callbacks' `before_train`; the first batch, and whether a callback has ended the epoch there."""
         return 0, False
+
+    def order_known(self) -> None:
+        """Before an epoch's first batch, once its loader has said in which order it goes through its items."""
 
     def trained(self, done: int) -> None:
         """After each batch of training; `done`: batches of the epoch."""
@@ -53,9 +58,9 @@ class Watcher:
 class Loop:
     """A learner's loop; `stage` and `watcher` are those of what is trained next."""
 
-    def __init__(self, learner: Any, seed: int, ranks: Ranks, most_steps: int | None = None) -> None:
+    def __init__(self, learner: Any, seed: int, ranks: Ranks, walked: Walked, most_steps: int | None = None) -> None:
         """Changes nothing before `installed`. `most_steps`: of each pass, where a rehearsal makes it shorter."""
-        self.learner, self.ranks = learner, ranks
+        self.learner, self.ranks, self.walked = learner, ranks, walked
         self.stage = 0
         self.watcher = Watcher(ranks)
         self._seed, self._most_steps = seed, most_steps
@@ -70,6 +75,15 @@ class Loop:
                 yield
         finally:
             del learner._do_fit, learner.all_batches, learner.load
+
+    @contextmanager
+    def on_trial(self, stage: int) -> Iterator[None]:
+        """What is trained in here, as stage `stage`, leaves nothing behind but what it has found."""
+        remembered = [(callback, fastai_state.memory_of(callback)) for callback in self.learner.cbs]
+        with self.watched_by(Watcher(self.ranks), stage), self.walked.kept():
+            yield
+        for callback, memory in remembered:
+            fastai_state.give_memory(callback, memory)
 
     @contextmanager
     def watched_by(self, watcher: Watcher, stage: int) -> Iterator[None]:
@@ -87,7 +101,8 @@ class Loop:
     def _pass(self, loader: Any, kind: str, epoch: int = 0, first: int = 0) -> Pass:
         where = Where(self._seed, self.stage, epoch, kind)
         rank = self.ranks.rank if self.ranks.together else 0
-        return Pass(loader, where, rank, self.ranks.count, first, self._most_steps)
+        streams = self.walked.streams()
+        return Pass(loader, where, rank, self.ranks.count, first, streams, self._most_steps)
 
     def _epochs(self) -> None:
         from fastai.callback.core import CancelEpochException, CancelFitException
@@ -121,6 +136,7 @@ class Loop:
         learner = self.learner
         first, cancelled = self.watcher.training_begins()
         passed = self._pass(learner.dl, "train", learner.epoch, first)
+        self.watcher.order_known()
         learner.n_iter = len(passed.sizes)
         try:
             if cancelled:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from truba_runner import full_disk, plots
-from truba_runner.backends import Context, fastai_state
+from truba_runner.backends import Context, fastai_loaders, fastai_state
 from truba_runner.backends.board import Board
 from truba_runner.backends.fastai_reporter import validation_metrics
+from truba_runner.backends.notes import note
 from truba_runner.language import _
 from truba_runner.rundir import write_atomically
 
@@ -36,10 +36,8 @@ def _pyplot(context: Context, name: str, draw: Callable[[], Any]) -> Path | None
     try:
         draw()
     except Exception as error:
-        print(
-            _("{name} could not be drawn ({kind}: {error})", name=name, kind=type(error).__name__, error=error),
-            file=sys.stderr,
-            flush=True,
+        note(
+            context, _("{name} could not be drawn ({kind}: {error})", name=name, kind=type(error).__name__, error=error)
         )
         return None
     finally:
@@ -51,7 +49,8 @@ def _pyplot(context: Context, name: str, draw: Callable[[], Any]) -> Path | None
 def evaluate(context: Context, learner: Any, result: dict[str, Any]) -> Any:
     """Goes through the validation set once: final metrics and `predictions.npy`, the rows of a classifier sum to 1.
 
-    Returns predictions before and after the loss' activation, labels and what is predicted, for `interpret`.
+    Returns predictions before and after the loss' activation, labels and what is predicted, for `interpret`; None for
+    a language model.
 
     Raises:
         truba_runner.interrupt.Interrupted: it was asked for.
@@ -59,6 +58,11 @@ def evaluate(context: Context, learner: Any, result: dict[str, Any]) -> Any:
     import numpy as np
     from fastcore.basics import getcallable, noop
 
+    if fastai_loaders.continues(learner.dls.valid):
+        learner.validate()
+        result["metrics"].update(validation_metrics(learner))
+        note(context, _("predictions.npy is left out: a language model has as many for each word as there are words"))
+        return None
     raw, labels = learner.get_preds(dl=learner.dls.valid, act=noop, reorder=False)
     predictions = getcallable(learner.loss_func, "activation")(raw)
     result["metrics"].update(validation_metrics(learner))
@@ -117,14 +121,27 @@ def architecture(learner: Any) -> str:
 
 
 def vocab(learner: Any) -> dict[str, list[str]]:
-    """The classes by number under the key `vocab`; nothing where there are none."""
-    names = getattr(learner.dls, "vocab", None)
-    return {} if names is None else {"vocab": [str(name) for name in names]}
+    """The classes by number under the key `vocab`; nothing where there are none, or as many as a language has words."""
+    found = _vocabularies(learner)
+    return {"vocab": found[-1]} if found and not fastai_loaders.continues(learner.dls.train) else {}
+
+
+def _vocabularies(learner: Any) -> list[list[str]]:
+    """That of the classes, after those of inputs that have one too: a text's words."""
+    found = fastai_loaders.names(learner.dls)["classes"] or []
+    return found if found and isinstance(found[0], list) else [found] if found else []
 
 
 def safe_model(learner: Any) -> dict[str, Any]:
-    """`model` (a state dict), `vocab` and `arch`: what `torch.load(weights_only=True)` reads."""
-    about = {"vocab": [], **vocab(learner), "arch": architecture(learner)}
+    """What `torch.load(weights_only=True)` reads, and prediction needs: docs/fastai.md has its keys."""
+    found, loss = _vocabularies(learner), fastai_state.weights_of_loss(learner)
+    about: dict[str, Any] = {"vocab": found[-1] if found else [], "arch": architecture(learner)}
+    if len(found) > 1:
+        about["input_vocab"] = found[:-1]
+    if loss:
+        about["loss"] = fastai_state.plain(loss)
+    if columns := fastai_loaders.columns(learner.dls):
+        about["columns"] = fastai_state.plain(columns)
     return {"model": fastai_state.plain(learner.model.state_dict()), **about}
 
 
@@ -145,12 +162,8 @@ def keep_models(context: Context, learner: Any, epoch: int, best: bool) -> None:
     for name in names if context.rank == 0 else ():
         try:
             save_safely(context.run.models / name, learner)
-        except (OSError, RuntimeError) as error:
-            print(
-                _("{name} could not be saved ({error}); training goes on", name=name, error=error),
-                file=sys.stderr,
-                flush=True,
-            )
+        except Exception as error:
+            note(context, _("{name} could not be saved ({error}); training goes on", name=name, error=error))
 
 
 def save_models(context: Context, learner: Any, result: dict[str, Any]) -> None:
@@ -170,11 +183,8 @@ def save_models(context: Context, learner: Any, result: dict[str, Any]) -> None:
         if full_disk.reason(error):
             raise
         # A callback or a transform that cannot be pickled; the safe one is there.
-        print(
-            _("export.pkl could not be written ({kind}: {error})", kind=type(error).__name__, error=error),
-            file=sys.stderr,
-            flush=True,
-        )
+        kind = type(error).__name__
+        note(context, _("export.pkl could not be written ({kind}: {error})", kind=kind, error=error))
     finally:
         cloudpickle.unregister_pickle_by_value(context.job)
 

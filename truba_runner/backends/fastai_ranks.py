@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from truba_runner.backends import Context
+from truba_runner.backends import Context, fastai_state
 from truba_runner.backends.addresses import worker_addresses
 from truba_runner.interrupt import Interruption
 from truba_runner.language import _
@@ -139,10 +139,10 @@ class Ranks:
 
     # -- tensors -----------------------------------------------------------------------------------------------
 
-    def same_model(self, model: Any) -> None:
-        """Gives every rank rank 0's weights."""
+    def same_weights(self, learner: Any) -> None:
+        """Gives every rank rank 0's weights, those of the loss too."""
         if self.together:
-            for value in model.state_dict().values():
+            for value in (*learner.model.state_dict().values(), *fastai_state.weights_of_loss(learner).values()):
                 self._all(lambda dist, value=value: dist.broadcast(value, 0))  # type: ignore[misc]
 
     def check_same(self, digest: str) -> None:
@@ -158,11 +158,16 @@ class Ranks:
         ]:
             raise RuntimeError(_("the ranks have trained different weights: their results cannot be trusted"))
 
-    def mean_gradients(self, model: Any) -> None:
-        """Sets every parameter's gradient to its mean over all ranks, added up in the same order each time."""
+    def mean_gradients(self, learner: Any) -> None:
+        """Sets every parameter's gradient to its mean over all ranks, added up in the same order each time.
+
+        Those of the model, and what else the optimizer was given, such as a loss' own.
+        """
         import torch
 
-        gradients = [item.grad for item in model.parameters() if item.requires_grad and item.grad is not None]
+        parameters = [*learner.model.parameters(), *(parameter for parameter, *_ in learner.opt.all_params())]
+        found = {id(item): item.grad for item in parameters if item.requires_grad and item.grad is not None}
+        gradients = list(found.values())
         for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):
             of_kind = [gradient for gradient in gradients if gradient.dtype == dtype]
             flat = torch.cat([gradient.reshape(-1) for gradient in of_kind])
@@ -219,7 +224,7 @@ class Ranks:
 
             def after_backward(self) -> None:
                 if ranks.together:
-                    ranks.mean_gradients(self.model)
+                    ranks.mean_gradients(self.learn)
 
         return Together()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Any
 
 from truba_runner.backends import Context
@@ -93,7 +92,7 @@ class Reporter:
 
     def _metrics(self) -> dict[str, float]:
         recorder = self._learner.recorder
-        names = [name for name in recorder.metric_names if name not in ("epoch", "time")]
+        names = list(recorder.metric_names[1:])  # Without the epoch; the time has no value, and comes last.
         if recorder.cancel_train:  # Then fastai's row begins with the validation's.
             names = [name for name in names if not name.startswith("train_")]
         return _numbers(zip(names, recorder.values[-1], strict=False))
@@ -118,10 +117,29 @@ def validation_metrics(learner: Any) -> dict[str, float]:
 
 
 def _numbers(pairs: Iterable[tuple[str, Any]]) -> dict[str, float]:
-    """By our names; values that are no numbers are left out."""
-    found = {}
+    """By our names. The second of one name is called `NAME_2`, and a metric of several numbers `NAME[0]`, `NAME[1]`…
+
+    Values that are no numbers are left out.
+    """
+    found: dict[str, float] = {}
     for name, value in pairs:
-        with suppress(TypeError, ValueError):
-            ours = name.removeprefix("train_") if name.startswith("train_") else f"val_{name.removeprefix('valid_')}"
-            found[ours] = float(value)
+        ours = name.removeprefix("train_") if name.startswith("train_") else f"val_{name.removeprefix('valid_')}"
+        values = _floats(value)
+        endings = [""] if len(values) == 1 else [f"[{index}]" for index in range(len(values))]
+        number, free = 1, ours
+        while endings and f"{free}{endings[0]}" in found:
+            number += 1
+            free = f"{ours}_{number}"
+        found.update({f"{free}{ending}": one for ending, one in zip(endings, values, strict=True)})
     return found
+
+
+def _floats(value: Any) -> list[float]:
+    try:
+        return [float(value)]
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    try:
+        return [float(one) for one in value]
+    except (TypeError, ValueError, RuntimeError):
+        return []

@@ -16,28 +16,28 @@ import time
 from typing import IO, Any
 
 from truba_runner.backends import Context, event_files, fastai_outputs, fastai_state, going_on
-from truba_runner.backends.fastai_loop import Watcher
-from truba_runner.backends.fastai_ranks import Ranks
+from truba_runner.backends.fastai_loop import Loop, Watcher
 from truba_runner.backends.fastai_reporter import Reporter
+from truba_runner.backends.notes import note
 from truba_runner.background import Background
 from truba_runner.checkpoint import CheckpointStore, Position, is_better
-from truba_runner.errors import nearest
+from truba_runner.errors import Failed, nearest
 from truba_runner.interrupt import Interrupted
 from truba_runner.language import _
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Resume(Watcher):
     """Saves a training while it goes on, and lets it go on from what was saved."""
 
-    def __init__(
-        self, context: Context, learner: Any, reporter: Reporter, ranks: Ranks, signature: dict[str, Any]
-    ) -> None:
+    def __init__(self, context: Context, loop: Loop, reporter: Reporter, signature: dict[str, Any]) -> None:
         """Reads the newest checkpoint; `signature` is what has to be the same for it to mean the same."""
-        super().__init__(ranks)
+        super().__init__(loop.ranks)
         self._started = time.perf_counter()
-        self._context, self._learner, self._reporter = context, learner, reporter
+        self._context, self._learner, self._walked, self._reporter = context, loop.learner, loop.walked, reporter
+        self._before_order: dict[str, Any] = {}
+        self._waiting: dict[str, Any] | None = None
         self._settings = context.experiment.checkpoint
         self._store = CheckpointStore(context.run.checkpoints, self._settings.keep)
         self._background = Background()
@@ -79,7 +79,33 @@ class Resume(Watcher):
         then, now = state["signature"], self._signature
         # What was trained of a recipe that has got longer is the same.
         now = {**now, "recipe": now["recipe"][: len(then["recipe"])]}
+        if then["names_of_the_examples"] == now["names_of_the_examples"]:
+            self._check_order(then, now)
         going_on.check_same(self._context, then, now, "model")
+
+    def _check_order(self, then: dict[str, Any], now: dict[str, Any]) -> None:
+        """The same examples, but what the network's numbers stand for is other: it follows from nothing that is set."""
+        file = self._context.job.__file__
+        if then["order"] != now["order"]:
+            raise Failed(
+                _(
+                    "{file}: classes or columns come in another order than when this run began ({then} then, {now} "
+                    "now). They come from a set, or a folder's order, which each start has another way: sort them "
+                    "(vocab=sorted(…), cont_names=[…]), and start anew with fresh=true.",
+                    file=file,
+                    then=then["order"],
+                    now=now["order"],
+                )
+            )
+        if then["division"] != now["division"]:
+            raise Failed(
+                _(
+                    "{file}: the examples are divided into training and validation in another way than when this run "
+                    "began. Give what divides them a seed, as in RandomSplitter(seed=42), or sort what it divides, "
+                    "and start anew with fresh=true.",
+                    file=file,
+                )
+            )
 
     # -- going on ----------------------------------------------------------------------------------------------
 
@@ -104,6 +130,11 @@ class Resume(Watcher):
         (position, state), self._found = self._found, None
         fastai_state.give_weights(self._learner, state)
         fastai_state.give_besides(self._learner, state)
+        # A loader may count its passes: it is asked for its order once more.
+        self._walked.give(state["before_order"] or state["walked"])
+        self._before_order, self._waiting = state["before_order"], state["walked"] if state["before_order"] else None
+        for text in state["notes"]:
+            note(self._context, text)
         self._reporter.set_state(state["reporter"])
         going_on.tell(self._context, position, state["steps"], self._started)
 
@@ -115,6 +146,7 @@ class Resume(Watcher):
         """
         from fastai.callback.core import CancelFitException
 
+        self._walked.made_also()
         if self._found is None:
             return 0
         position, state = self._found
@@ -132,7 +164,15 @@ class Resume(Watcher):
         if self._found is not None:
             self._done, self._cancelled = self._found[0].step, self._found[1]["cancelled"]
             self.restore()
+        else:
+            self._before_order = self._walked.taken("dls")
         return self._done, self._cancelled
+
+    def order_known(self) -> None:
+        """The loader is asked: all is as it was when the checkpoint was saved."""
+        if self._waiting is not None:
+            self._walked.give(self._waiting)
+            self._waiting = None
 
     # -- saving ------------------------------------------------------------------------------------------------
 
@@ -154,7 +194,8 @@ class Resume(Watcher):
     def training_ends(self, cancelled: bool) -> None:
         """Before validation: an interrupted one is done anew, from the state before it."""
         self._cancelled = cancelled
-        self._beside = self._besides()
+        # A callback may put other weights in for the validation.
+        self._beside = {**self._besides(), **fastai_state.model_weights(self._learner)}
 
     def validated(self) -> None:
         """After each batch of validation: what is saved is the state before it.
@@ -176,7 +217,7 @@ class Resume(Watcher):
         epoch = self._learner.epoch
         finished = len(self._learner.recorder.values) > epoch
         row = self._reporter.epoch_ends(epoch) if finished else {}
-        self._done, self._cancelled = 0, False
+        self._done, self._cancelled, self._beside, self._before_order = 0, False, None, {}
         position, best = Position(self._first_epoch + epoch + 1, 0), self._is_best(row)
         fastai_outputs.keep_models(self._context, self._learner, position.epoch, best)
         self._save(position, best, beside=self._besides(epoch + 1, stopped))
@@ -236,7 +277,7 @@ class Resume(Watcher):
         self._saved_at = time.monotonic()
         if self.ranks.rank:
             return
-        state = {**(beside or self._besides()), **fastai_state.weights(self._learner)}
+        state = {**fastai_state.weights(self._learner), **(beside or self._besides())}
         state.update(format=FORMAT, signature=self._signature)
         self._background.start(lambda: self._write(position, state, best))
 
@@ -253,6 +294,10 @@ class Resume(Watcher):
         """
         return {
             **fastai_state.besides(self._learner),
+            "walked": self._walked.taken(),
+            # Where an epoch is under way, or its validation.
+            "before_order": self._before_order,
+            "notes": list(self._context.notes),
             "stage": self._stage,
             "epoch": self._learner.epoch if epoch is None else epoch,
             "steps": self._learner.n_iter if self._done else 0,

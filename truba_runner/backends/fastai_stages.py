@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from truba_runner.backends import Context
+from truba_runner.backends.fastai_data import Data
 from truba_runner.backends.fastai_find import find_rates
-from truba_runner.backends.fastai_job import Data
-from truba_runner.backends.fastai_loop import Loop, Watcher
+from truba_runner.backends.fastai_loop import Loop
 from truba_runner.backends.fastai_reporter import Reporter
 from truba_runner.backends.fastai_resume import Resume
 from truba_runner.errors import Failed
@@ -39,7 +39,7 @@ class Course:
         wanted = {loaders.train.bs: "train.batch_size"}
         for stage in stages:
             if isinstance(stage, Resize):
-                self._data.block(size=stage.size)
+                self._data.source(stage.batch_size, size=stage.size)
                 wanted[self._data.batch_size(stage.batch_size)] = _("batch_size of the stage resize")
         for size, where in wanted.items():
             if loaders.train.drop_last and train < size * ranks:
@@ -104,7 +104,7 @@ class Course:
                 ),
                 flush=True,
             )
-        with self._loop.watched_by(Watcher(self._loop.ranks), index):
+        with self._loop.on_trial(index):
             self._resume.answers[stage.name] = find_rates(self._context, self._learner, stage, steps)
 
     def _fit(self, index: int, stage: Fit) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping
 from typing import Any
 
+from truba_runner.backends.walk_kinds import frameworks_names, is_framework
 from truba_runner.errors import Failed
 from truba_runner.language import _
 
@@ -44,6 +46,35 @@ def plain(value: Any) -> Any:
     raise _NoState(type(value).__name__)
 
 
+def packed(value: Any) -> Any:
+    """As `plain`, with sets, deques, bytes, complex numbers, and dicts whose keys are no text; `unplain` unpacks it.
+
+    Raises:
+        TypeError: there is something else in it.
+    """
+    if isinstance(value, (set, frozenset, collections.deque)):
+        kind = next(name for name, one in _CONTAINERS.items() if isinstance(value, one))
+        limit = value.maxlen if isinstance(value, collections.deque) else None
+        items = list(value) if kind == "deque" else sorted(value, key=repr)
+        return {f"{_MARK}{kind}": [[packed(item) for item in items], limit]}
+    if isinstance(value, bytes):
+        return {f"{_MARK}bytes": value.hex()}
+    if isinstance(value, complex):
+        return {f"{_MARK}complex": [value.real, value.imag]}
+    if isinstance(value, Mapping):
+        if all(type(key) is str and not key.startswith(_MARK) for key in value):
+            return {key: packed(item) for key, item in value.items()}
+        return {f"{_MARK}dict": [[packed(key), packed(item)] for key, item in value.items()]}
+    if type(value) is list:
+        return [packed(item) for item in value]
+    if isinstance(value, tuple):
+        return {f"{_MARK}tuple": [packed(item) for item in value]}
+    return plain(value)
+
+
+_CONTAINERS: dict[str, Any] = {"set": set, "frozenset": frozenset, "deque": collections.deque}
+
+
 def _key(key: Any) -> Any:
     if not isinstance(key, str | int):
         raise _NoState(type(key).__name__)
@@ -77,18 +108,54 @@ def unplain(value: Any) -> Any:
         kind, _, of_tensors = mark.removeprefix(_MARK).partition(" ")
         if kind == "array":
             return held.numpy()
+        if kind in _SINGLE:
+            return _SINGLE[kind](held)
         # Else a view would hold all of them.
         return kinds[kind]([item.clone() for item in held] if of_tensors else [unplain(item) for item in held])
     return {key: unplain(item) for key, item in value.items()}
 
 
+def _dict(pairs: list[Any]) -> dict[Any, Any]:
+    return {unplain(key): unplain(item) for key, item in pairs}
+
+
+def _container(kind: Any) -> Any:
+    def made(held: list[Any]) -> Any:
+        items, limit = [unplain(item) for item in held[0]], held[1]
+        return kind(items, limit) if kind is collections.deque else kind(items)
+
+    return made
+
+
+_SINGLE: dict[str, Any] = {
+    **{name: _container(kind) for name, kind in _CONTAINERS.items()},
+    "bytes": bytes.fromhex,
+    "complex": lambda parts: complex(*parts),
+    "dict": _dict,
+}
+
+
 def weights(learner: Any) -> dict[str, Any]:
     """The network and its optimizer: all that is large. Evaluation leaves it as it is."""
     return {
-        "model": plain(learner.model.state_dict()),
+        **model_weights(learner),
         "optimizer": plain(learner.opt.state_dict()),
         "gradients": [_gradient(parameter) for parameter, *_ in learner.opt.all_params()],
     }
+
+
+def model_weights(learner: Any) -> dict[str, Any]:
+    """The network alone."""
+    return {"model": plain(learner.model.state_dict())}
+
+
+def weights_of_loss(learner: Any) -> dict[str, Any]:
+    """The loss' own parameters and buffers as a state dict; fastai's losses hold torch's, under `func`."""
+    from torch import nn
+
+    loss = getattr(learner.loss_func, "func", learner.loss_func)
+    found: dict[str, Any] = loss.state_dict() if isinstance(loss, nn.Module) else {}
+    return found
 
 
 def _gradient(parameter: Any) -> Any:
@@ -105,7 +172,7 @@ def give_weights(learner: Any, state: Mapping[str, Any]) -> None:
 
     learner.model.load_state_dict(state["model"])
     device = next(learner.model.parameters()).device
-    optimizer = _on(device, unplain(state["optimizer"]))
+    optimizer = on(device, unplain(state["optimizer"]))
     if "hypers" in optimizer:
         optimizer["hypers"] = L(optimizer["hypers"])
     learner.opt.load_state_dict(optimizer)
@@ -117,16 +184,16 @@ def give_weights(learner: Any, state: Mapping[str, Any]) -> None:
             parameter.grad = zeros if gradient is True else gradient.to(device)
 
 
-def _on(device: Any, value: Any) -> Any:
+def on(device: Any, value: Any) -> Any:
     """The same with its tensors on a device."""
     import torch
 
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if isinstance(value, dict):
-        return {key: _on(device, item) for key, item in value.items()}
+        return {key: on(device, item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)([_on(device, item) for item in value])
+        return type(value)([on(device, item) for item in value])
     return value
 
 
@@ -165,7 +232,7 @@ def give_besides(learner: Any, state: Mapping[str, Any]) -> None:
 
 def memory_of(owner: Any) -> dict[str, Any]:
     """What a callback or a metric remembers: what `get_state` gives, else all its attributes that are plain."""
-    if hasattr(type(owner), "get_state"):
+    if speaks(owner):
         try:
             return {"state": plain(owner.get_state())}
         except _NoState as error:
@@ -178,7 +245,11 @@ def memory_of(owner: Any) -> dict[str, Any]:
                 )
             ) from error
     found = {}
-    for name, value in vars(owner).items():
+    kind = type(owner)
+    # What a user's class has of its own is walked.
+    names = vars(owner) if is_framework(kind) else vars(owner).keys() & frameworks_names(kind)
+    for name in names:
+        value = vars(owner)[name]
         if name not in _NOT_STATE:
             try:
                 found[name] = plain(value)
@@ -187,9 +258,14 @@ def memory_of(owner: Any) -> dict[str, Any]:
     return found
 
 
+def speaks(owner: Any) -> bool:
+    """Whether a callback or a metric says its state itself."""
+    return hasattr(type(owner), "get_state") and hasattr(type(owner), "set_state")
+
+
 def give_memory(owner: Any, attributes: Mapping[str, Any]) -> None:
     """Sets what `memory_of` gave."""
-    if hasattr(type(owner), "set_state"):
+    if speaks(owner):
         owner.set_state(unplain(attributes["state"]))
         return
     # Not setattr: fastai warns of names that the learner has too.

@@ -10,7 +10,7 @@ import hashlib
 import multiprocessing
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,13 +57,37 @@ def _seed_host(number: int, for_torch: int | None = None) -> None:
     torch.default_generator.manual_seed(number if for_torch is None else for_torch)
 
 
+def seed_streams(streams: Iterable[Any], number: int) -> None:
+    """Generators that the data has of its own begin anew, from one number."""
+    import numpy as np
+    import torch
+
+    for stream in streams:
+        if isinstance(stream, torch.Generator):
+            stream.manual_seed(number)
+        elif isinstance(stream, np.random.Generator):
+            kind: Any = type(stream.bit_generator)
+            stream.bit_generator.state = kind(number).state
+        else:
+            stream.seed(number)
+
+
 class Pass:
     """One pass of a rank through a loader, from a batch on. `sizes`: how many examples each batch of all ranks has."""
 
     def __init__(
-        self, loader: Any, where: Where, rank: int = 0, ranks: int = 1, first: int = 0, most: int | None = None
+        self,
+        loader: Any,
+        where: Where,
+        rank: int = 0,
+        ranks: int = 1,
+        first: int = 0,
+        streams: Iterable[Any] = (),
+        most: int | None = None,
     ) -> None:
-        """`loader` is a fastai TfmdDL, and stays as it is but for its generator. `most`: batches at most.
+        """`loader` is a fastai TfmdDL, and stays as it is but for its generator; `streams`: what else it draws from.
+
+        `most`: batches at most.
 
         A batch of all ranks is what one process with `ranks` times the batch size would take; each rank gets an equal
         share of its rows, in order. Where they do not divide, the last rank's share is filled up with the first rows.
@@ -71,7 +95,7 @@ class Pass:
         Raises:
             truba_runner.errors.Failed: it has no order that could be known beforehand.
         """
-        if not getattr(loader, "indexed", False) or loader.n is None or loader.bs is None:
+        if not getattr(loader, "indexed", False) or loader.n is None:
             raise Failed(
                 _(
                     "The {kind} loader goes through a stream, and has no items by number, so that an interrupted run "
@@ -79,6 +103,16 @@ class Pass:
                     kind=where.kind,
                 )
             )
+        if loader.bs is None:
+            raise Failed(
+                _(
+                    "The {kind} loader has no batch size (bs=None), so that its batches cannot be counted. Give it "
+                    "single items and bs=….",
+                    kind=where.kind,
+                )
+            )
+        self._streams = list(streams)
+        seed_streams(self._streams, where.key("order"))
         order = _order(loader, where)
         whole = loader.bs * ranks
         batches = [order[start : start + whole] for start in range(0, len(order), whole)]
@@ -93,14 +127,25 @@ class Pass:
         """The batches of this rank."""
         if not self._items:
             return iter(())
-        return iter(_derived(self._loader, self._items, self._where, self._rank, self._first))
+        return iter(_derived(self._loader, self._items, self._where, self._rank, self._first, self._streams))
 
 
 def _order(loader: Any, where: Where) -> list[int]:
     """The items of an epoch by number, in the order in which the loader's own code has them."""
     seed_all(where.key("order"))
     loader.rng = random.Random(where.key("order"))
-    return list(loader.get_idxs())
+    _unshuffle(loader)
+    return [int(index) for index in loader.get_idxs()]
+
+
+def _unshuffle(loader: Any) -> None:
+    """A loader of running text shuffles its texts in place: each epoch's order would follow from those before it."""
+    from fastcore.xtras import ReindexCollection
+
+    texts = vars(loader).get("items")
+    if isinstance(texts, ReindexCollection):
+        for place in range(len(texts)):
+            texts.idxs[place] = place
 
 
 def _share(batch: list[int], rank: int, ranks: int) -> list[int]:
@@ -109,7 +154,7 @@ def _share(batch: list[int], rank: int, ranks: int) -> list[int]:
     return filled[rank * each : (rank + 1) * each]
 
 
-def _derived(loader: Any, items: list[int], where: Where, rank: int, first: int) -> Any:
+def _derived(loader: Any, items: list[int], where: Where, rank: int, first: int, streams: list[Any]) -> Any:
     """A loader of the same kind that goes through these items, each with a stream of its own."""
     from fasttransform import Pipeline, Transform
 
@@ -124,11 +169,13 @@ def _derived(loader: Any, items: list[int], where: Where, rank: int, first: int)
         def __call__(self, batch: Any, **others: Any) -> Any:
             nonlocal step
             seed_all(where.key("batch", rank, step))
+            seed_streams(streams, where.key("batch", rank, step))
             step += 1
             return batch
 
     def seeded_item(index: int) -> Any:
         _seed_host(where.key("item", index))
+        seed_streams(streams, where.key("item", index))
         return create_item(index)
 
     return loader.new(
@@ -137,7 +184,7 @@ def _derived(loader: Any, items: list[int], where: Where, rank: int, first: int)
         get_idxs=lambda: items,
         create_item=seeded_item,
         wif=_ignore_signals,
-        after_batch=Pipeline([Seed(), *loader.after_batch.fs]),
+        after_batch=Pipeline([Seed(), *getattr(loader.after_batch, "fs", [loader.after_batch])]),
     )
 
 

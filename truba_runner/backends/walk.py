@@ -20,9 +20,11 @@ from truba_runner.backends.walk_kinds import (
     BOOKKEEPING,
     LISTS_OF_ALL,
     PLAIN,
+    TORCH_PARTS,
     frameworks_names,
     is_callback,
     is_framework,
+    is_torch_module,
     is_tree,
     is_users,
     leaf_kind,
@@ -225,7 +227,9 @@ class _Walk:
     def _attributes(self, thing: Any, path: str) -> Iterator[_Step]:
         kind = type(thing)
         theirs = frameworks_names(kind)
-        left_out = BOOKKEEPING if any(is_framework(base) for base in kind.__mro__) else ()
+        left_out = BOOKKEEPING if any(is_framework(base) for base in kind.__mro__) else set()
+        if is_torch_module(thing):
+            left_out = left_out | TORCH_PARTS
         # Plain values of a framework's objects are settings, but a callback or a user's class may have its own there.
         own = (is_callback(thing) or not is_framework(kind)) and id(thing) not in self._speaking
         named = is_callback(thing) or is_users(kind.__module__)
@@ -240,6 +244,10 @@ class _Walk:
                 value = thing.layers  # The list that users count in.
             shown = name[1:] if is_public else name
             yield _Step(f"{path}.{shown}", value, slot, path, own and name not in theirs, named, late)
+        if is_torch_module(thing):
+            for part in sorted(TORCH_PARTS):
+                for name, value in vars(thing)[part].items():
+                    yield _Step(f"{path}.{name}", value, Slot(vars(thing)[part], "item", name), path, False, named)
         if is_users(kind.__module__):
             yield _Step(f"{path}.__class__", kind, None, path, True)
 

@@ -33,7 +33,7 @@ _MACHINERY_OF = {
     "_io", "_thread", "abc", "asyncio", "concurrent", "contextlib", "contextvars", "ctypes", "datetime", "decimal",
     "functools", "importlib", "inspect", "io", "logging", "matplotlib", "multiprocessing", "omegaconf", "pathlib", "re",
     "socket", "string", "subprocess", "tempfile", "threading", "tqdm", "truba_runner", "typing", "uuid", "weakref",
-    "zoneinfo",
+    "zoneinfo", "pandas", "PIL", "pyarrow", "spacy", "thinc",
 }  # fmt: skip
 # Of Keras: graphs, and how layers are made; none of it changes in a training.
 _MACHINERY = {
@@ -48,6 +48,8 @@ BOOKKEEPING = {
     "_operations_by_depth", "_outbound_nodes", "_saved_model_arg_spec", "_saved_model_inputs_spec", "_tracked",
     "_tracker", "_trainable_variables_indices", "predict_function", "test_function", "train_function",
 }  # fmt: skip
+# Where a module of torch's has its parameters, buffers and modules.
+TORCH_PARTS = {"_buffers", "_modules", "_parameters"}
 # In these lists frameworks keep once more what mostly has a name of its own, by which it is to be found.
 LISTS_OF_ALL = {
     "_flat_layers", "_functional", "_layers", "_losses", "_metrics", "_non_trainable_variables", "_seed_generators",
@@ -68,6 +70,12 @@ def home(kind: Any) -> str:
 def is_framework(kind: type) -> bool:
     """Whether a class is a framework's own, not one that a user derived from it."""
     return home(kind) in FRAMEWORKS
+
+
+def is_torch_module(thing: Any) -> bool:
+    """Whether it is a module of torch's, or derived from one."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(thing, torch.nn.Module)
 
 
 @cache
