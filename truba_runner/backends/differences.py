@@ -17,12 +17,14 @@ _CLOCKS = {("reporter", "seconds"), ("reporter", "epoch_seconds")}
 _FILE_SIZES = "event_files"
 # As fastai's recorder writes how long an epoch took.
 _DURATION = re.compile(r"\d+:\d\d(:\d\d)?")
-# What a state holds by path already: the dict's own name says nothing more.
-_BY_PATH = {"pieces", "values", "streams", "links"}
+# What a state holds by path already: how it comes to that says nothing more.
+_BY_PATH = {"pieces", "values", "streams", "links", "states"}
 # Causes before consequences: the weights differ whatever it is, and so do the metrics.
 _CAUSES = (
     "values",
     "links",
+    "walked",
+    "before_order",
     "callbacks",
     "data",
     "streams",
@@ -103,7 +105,8 @@ def _rank(path: Path) -> int:
 
 def _written(path: Path) -> str:
     text = ""
-    for part in path[1:] if len(path) > 1 and path[0] in _BY_PATH else path:
+    by_path = [place for place, part in enumerate(path[:2], start=1) if part in _BY_PATH and place < len(path)]
+    for part in path[max(by_path, default=0) :]:
         if isinstance(part, str) and part.startswith(_KIND):
             continue
         if part is len:
