@@ -135,6 +135,7 @@ def _print(report: dict[str, Any]) -> None:
             value = _("yes, bit for bit") if value else _("NO")
         print(f"  {word:20} {value}")
     if found := report["first_difference"]:
-        print(f"  {_('first difference'):20} {found['text']}")
+        word = _("first difference")
+        print(f"  {word:20} {found['text']}")
     for line in report["warnings"]:
         print(f"  {line}")

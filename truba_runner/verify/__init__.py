@@ -98,8 +98,8 @@ def _first_difference(starts: Starts) -> dict[str, Any] | None:
     if "failed" in done:
         raise Failed(
             _(
-                "checkpoint.verify: a short training fails without an interruption: {error} Where only its shortness "
-                "is to blame, set checkpoint.verify=false.",
+                "checkpoint.verify: a short training fails without an interruption (where only its shortness is to "
+                "blame, set checkpoint.verify=false): {error}",
                 error=done["failed"],
             )
         )
