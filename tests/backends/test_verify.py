@@ -78,7 +78,7 @@ def build_model(kind):
         model.compile(optimizer=keras.optimizers.SGD(0.1), loss=annealed_loss)
     return model
 
-def load_data(name, folder, pipeline=None):
+def load_data(name, folder, held_out, pipeline=None):
     dice = np.random.default_rng(0)
     x, y = (dice.normal(size=(40, width)).astype("float32") for width in (3, 2))
     passes = itertools.count()
@@ -87,7 +87,8 @@ def load_data(name, folder, pipeline=None):
         return ((x[start : start + 8] + shift, y[start : start + 8]) for start in range(0, 40, 8))
 
     streams = {"": lambda: batches(next(passes)), "right ": batches}
-    return {"train": streams[pipeline]} if pipeline is not None else {"train": (x, y), "validation": (x, y)}
+    train = (x, y) if pipeline is None else streams[pipeline]
+    return {"train": train, "validation": (x, y)} if held_out else {"train": train}
 '''
 KINDS = ["model attribute", "second optimizer", "callback", "loss", "RNN state", "data pipeline"]
 
@@ -148,7 +149,10 @@ def hiding(kind: str) -> dict[str, Any]:
         train["callbacks"] = ["KeepsAFile"]
     if kind.endswith("data pipeline"):
         train["batch_size"] = None
-    options = {"pipeline": kind.removesuffix("data pipeline")} if kind.endswith("data pipeline") else {}
+    # Without a validation it is broken off once less.
+    options: dict[str, Any] = {"held_out": kind in ("RNN state", "nothing")}
+    if kind.endswith("data pipeline"):
+        options["pipeline"] = kind.removesuffix("data pipeline")
     return {"train": train, "job": {"options": {"kind": kind}}, "data": {"options": options}}
 
 

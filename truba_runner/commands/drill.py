@@ -42,7 +42,8 @@ def main(arguments: Sequence[str]) -> int:
 
     experiment = _experiment(given.what, given.runs)
     experiment = replace(experiment, train=_short(experiment.train, given.epochs))
-    whole = _trained(experiment, "whole", Drill(verify=True), given.what)
+    # A search has trials, of which each would be verified.
+    whole = _trained(experiment, "whole", Drill(verify=not experiment.sweep.kind), given.what)
     steps = whole.result()["steps"]
     cut = _trained(experiment, "cut", Drill(steps // 3, 2 * steps // 3), given.what)
     report = compared(whole, cut)
