@@ -10,7 +10,7 @@ import pytest
 from truba_runner.backends.differences import between
 from truba_runner.config import Train
 from truba_runner.verify import judged
-from truba_runner.verify.plan import EPOCH_END, TRAINING, VALIDATION, Break, breaks
+from truba_runner.verify.plan import EPOCH_END, TRAINING, VALIDATION, Break, _few, breaks
 
 
 def differ(one: Any, other: Any) -> list[tuple[str, ...]]:
@@ -82,6 +82,11 @@ def test_a_training_is_broken_off_in_its_last_epoch_but_one(
     steps: dict[int, list[int]], saves: bool, validated: list[int], expected: list[Break]
 ) -> None:
     assert breaks(Train(), steps, saves, validated) == expected
+
+
+@pytest.mark.parametrize(("steps", "execution", "few"), [(100, 1, 4), (97, 1, 97), (96, 32, 96), (600, 4, 12)])
+def test_epochs_of_a_given_length_get_shorter_by_whole_parts(steps: int, execution: int, few: int) -> None:
+    assert _few(steps, execution) == few
 
 
 def found(path: str, position: tuple[int, int], *values: str) -> dict[str, Any]:

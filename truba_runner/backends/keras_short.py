@@ -15,7 +15,9 @@ from truba_runner.config import Train
 def shortened(splits: dict[str, Any], most_steps: int, train: Train, devices: int) -> dict[str, Any]:
     """The splits with `most_steps` steps an epoch at most. `devices` counts those of all nodes."""
     batch = global_batch(train, devices)
-    return {name: _short(split, most_steps, batch, train) for name, split in splits.items()}
+    # With train.steps_per_epoch that is how short an epoch is, whatever is gone through.
+    whole = {"train"} if getattr(train, "steps_per_epoch", None) else set()
+    return {name: split if name in whole else _short(split, most_steps, batch, train) for name, split in splits.items()}
 
 
 def _short(split: Any, steps: int, batch: int, train: Train) -> Any:

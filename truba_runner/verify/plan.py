@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from truba_runner import recipe
 from truba_runner.config import Checkpoint, Experiment, Finish, TensorBoard, Train
@@ -42,6 +43,9 @@ def shortened(experiment: Experiment) -> Experiment:
         train = replace(train, recipe=recipe.shortened(train.recipe, _EPOCHS_OF_A_STAGE))
     else:
         train = replace(train, epochs=min(train.epochs, _EPOCHS))
+    if length := getattr(train, "steps_per_epoch", None):
+        shorter: dict[str, Any] = {"steps_per_epoch": _few(length, train.steps_per_execution)}
+        train = replace(train, **shorter)
     saved = Checkpoint(
         save_model=False,
         every_steps=_SAVED_AFTER * train.steps_per_execution,
@@ -58,6 +62,12 @@ def shortened(experiment: Experiment) -> Experiment:
         finish=Finish(evaluate=False, plots=False),
         tensorboard=TensorBoard(enabled=False),
     )
+
+
+def _few(steps: int, execution: int) -> int:
+    """A length for epochs that divides `steps`: what is gone through in whole epochs still is. Executions are whole."""
+    least = (_SAVED_AFTER + 1) * execution
+    return next((few for few in range(least, steps, execution) if steps % few == 0), steps)
 
 
 def breaks(train: Train, steps: Mapping[int, Sequence[int]], saves: bool, validated: Sequence[int]) -> list[Break]:
