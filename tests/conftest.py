@@ -18,6 +18,7 @@ LONG_FILES = [
     "slurm/test_fastai_on_slurm.py",
     "backends/test_keras_resume.py",
     "slurm/test_environments_on_slurm.py",
+    "backends/test_verify.py",
     "backends/test_search_fastai.py",
     "slurm/test_search_on_slurm.py",
     "slurm/test_sweeps_on_slurm.py",

@@ -104,6 +104,10 @@ class CheckpointStore:
         """That of the newest checkpoint, unread; the beginning where there is none."""
         return max((position for position, _ in self._all()), default=Position(0, 0))
 
+    def positions(self) -> list[Position]:
+        """Those that have one, in order, unread."""
+        return sorted(position for position, _ in self._all())
+
     def has_best(self) -> bool:
         """Whether one was marked as the best."""
         return (self._folder / BEST).exists()

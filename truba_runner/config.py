@@ -274,6 +274,8 @@ class Drill:
     signal_at_step: int | None = None
     # At its second, with SIGKILL.
     kill_at_step: int | None = None
+    # As checkpoint.verify, but trains on whatever comes of it.
+    verify: bool = False
 
 
 @dataclass

@@ -29,6 +29,7 @@ from truba_runner import (
     restarts,
     scheduler,
     submitted_code,
+    verify,
 )
 from truba_runner.backends import hparams
 from truba_runner.checkpoint import CheckpointStore, Position
@@ -83,6 +84,8 @@ def _main(run: RunDir, here: allocation.Allocation, interruption: Interruption, 
         interruption.decided()
         if here.rank == 0:
             record = {"data": _data_record(experiment), "job_id": here.job_id, **restarts.account(run)}
+            record.update(verify.record(run))
+            verify.forget(run, here)
             warned = {"warning": progress.record["warning"]} if "warning" in progress.record else {}
             run.write_result({**result, **record, **warned})
         progress.update(state="finished", metrics=result.get("metrics", {}))
@@ -142,8 +145,12 @@ def _train(
         data=experiment.data.name,
     )
     print(told, flush=True)
+    finds = experiment.sweep.kind == lr_find.KIND
+    if not finds and verify.is_due(run, experiment):
+        # No framework is imported yet, and the GPUs are free.
+        verify.verify(run, experiment, here)
     # The backend first: it sets up its framework, which the job then imports.
-    work = backends.load(experiment.job.backend, "find" if experiment.sweep.kind == lr_find.KIND else "train")
+    work = backends.load(experiment.job.backend, "find" if finds else "train")
     record = run.submitted()
     if submitted_code.sha256(record) != record.get("job_sha256"):
         told = _("{file} has changed since it was submitted", file=record["job_file"])

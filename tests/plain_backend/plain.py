@@ -2,7 +2,8 @@
 
 It minimises a parabola with noise. `job.options`: `rate`, where the noise and the speed come from; `shift`, what is
 left at the end; `pause`, seconds a step; `fail`, an error on purpose; `kill`, a step at which it ends without a word;
-`until`, a file that the second epoch waits for.
+`until`, a file that the second epoch waits for; `hidden`, whether it depends on how many steps its process has made;
+`clock`, whether its state holds the time, and `chance`, whether its noise is another each time.
 """
 
 import hashlib
@@ -17,6 +18,10 @@ from truba_runner.checkpoint import CheckpointStore, Position
 from truba_runner.interrupt import Interrupted
 
 STEPS = 4
+
+
+def read_state(file):
+    return json.loads(file.readline())
 
 
 def train(context):
@@ -36,9 +41,14 @@ def train(context):
     def save(position, best=False):
         store.save(position, lambda file: file.write(json.dumps(state).encode() + b"\n"), best)
 
+    made = 0
     for epoch in range(position.epoch, train.epochs):
         for step in range(position.step if epoch == position.epoch else 0, STEPS):
             noise = random.Random(f"{train.seed} {rate} {epoch} {step}").gauss(0, 0.05)
+            noise = random.SystemRandom().gauss(0, 0.05) if options.get("chance") else noise
+            made += 1
+            noise += made / 100 if options.get("hidden") else 0
+            state.update({"clock": time.time()} if options.get("clock") else {})
             state["weight"] -= rate * 2 * (state["weight"] + noise)
             time.sleep(float(options.get("pause", 0)))
             while epoch and options.get("until") and not os.path.exists(options["until"]):
@@ -60,6 +70,7 @@ def train(context):
         save(Position(epoch + 1, 0), better)
     context.run.write_history(state["rows"])
     result = {"metrics": dict(state["rows"][-1]), "seconds_training": 0.0, "epochs": train.epochs}
+    result["steps"] = train.epochs * STEPS
     if context.experiment.finish.evaluate:
         result["metrics"]["test_loss"] = state["weight"] ** 2 + shift
     return {**result, "weights_sha256": hashlib.sha256(repr(state["weight"]).encode()).hexdigest()}

@@ -1,13 +1,36 @@
-"""What the drill reports of two runs that are there."""
+"""What the drill reports of two runs, and what a run that is to be verified does before it trains."""
 
 from __future__ import annotations
 
+import json
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
+from test_search_runs import Project, wait_until
 
 from truba_runner.commands.drill import _print, compared
 from truba_runner.rundir import RunDir
+
+EXPERIMENT = """# @package _global_
+name: par
+job: {module: nothing, backend: plain, options: {rate: 0.1, pause: 0, hidden: false, clock: false, chance: false}}
+data: {name: none}
+train: {epochs: 3}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, plain_backend: None) -> Project:
+    made = Project(tmp_path)
+    (tmp_path / "conf" / "experiment" / "par.yaml").write_text(EXPERIMENT)
+    return made
+
+
+def result(project: Project) -> dict[str, Any]:
+    (file,) = (project.folder / "runs").glob("par-*/result.json")
+    return dict(json.loads(file.read_text()))
 
 
 def test_what_the_interrupted_run_warned_of_stands_in_the_report(
@@ -29,3 +52,53 @@ def test_what_the_interrupted_run_warned_of_stands_in_the_report(
     _print(report)
     printed = capsys.readouterr().out
     assert "NO" in printed and "  WARNING: the callback Own is started anew\n" in printed
+
+
+def test_the_drill_names_what_differs(project: Project) -> None:
+    done = project("drill", "+experiment=par", "job.options.hidden=true", "--json")
+    report = json.loads(done.stdout[done.stdout.index("{") :])
+    assert done.returncode == 1 and not report["same_weights"]
+    found = report["first_difference"]
+    assert (found["path"], found["repeatable"]) == ("weight", True) and found["undisturbed"] != found["resumed"]
+    done = project("drill", "+experiment=par", "job.options.hidden=true")
+    assert f"At the end of epoch 2 weight is {found['resumed']}" in done.stdout.replace("\n", " "), done.stdout
+
+
+def test_the_drill_of_a_training_that_goes_on_as_it_was(project: Project) -> None:
+    done = project("drill", "+experiment=par", "--json")
+    report = json.loads(done.stdout[done.stdout.index("{") :])
+    assert done.returncode == 0 and report["same_weights"] and report["first_difference"] is None, done.stdout
+
+
+def test_a_run_that_an_interruption_would_change_does_not_begin(project: Project) -> None:
+    done = project("+experiment=par", "checkpoint.verify=true", "job.options.hidden=true")
+    assert done.returncode == 1 and "checkpoint.verify: after an interruption" in done.stdout + done.stderr
+    (run,) = (project.folder / "runs").glob("par-*")
+    assert not list(run.glob("checkpoints")) and not (run / "verify").exists()
+
+
+def test_a_signal_ends_a_verification_and_the_next_start_makes_it_anew(project: Project) -> None:
+    settings = ("+experiment=par", "checkpoint.verify=true")
+    process = project.start(*settings, "job.options.pause=0.1")
+    told = "par-*/verify/undisturbed/progress.json"
+    wait_until(lambda: list((project.folder / "runs").glob(told)))
+    (file,) = (project.folder / "runs").glob(told)
+    child = json.loads(file.read_text())["pid"]
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=240)
+    assert process.returncode == 1 and not (file.parents[1]).exists()
+    wait_until(lambda: not Path(f"/proc/{child}").exists())
+    assert json.loads((file.parents[2] / "progress.json").read_text())["state"] == "interrupted"
+    assert project(*settings, "job.options.pause=0.1").returncode == 0
+    assert result(project)["verified"]["first_difference"] is None
+
+
+def test_a_training_that_is_another_one_each_time_is_told_apart(project: Project) -> None:
+    done = project("+experiment=par", "checkpoint.verify=true", "job.options.chance=true")
+    assert done.returncode == 1 and "this training is another one each time" in done.stdout + done.stderr
+
+
+def test_a_clock_in_a_state_is_no_difference(project: Project) -> None:
+    done = project("+experiment=par", "checkpoint.verify=true", "job.options.clock=true")
+    assert done.returncode == 0 and "an interruption changes nothing" in done.stdout, done.stdout + done.stderr
+    assert result(project)["verified"]["seconds"] > 0

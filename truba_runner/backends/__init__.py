@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import IO, Any
 
 from truba_runner.config import Experiment
 from truba_runner.interrupt import Interruption
@@ -53,6 +53,8 @@ class Context:
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     # What could not be made of a training that is over, and why: `backends.notes` fills it, the result names it.
     notes: list[str] = field(default_factory=list)
+    # Of an epoch and of a validation, for a rehearsal; None: all that the data has.
+    most_steps: int | None = None
 
 
 Entry = Callable[[Context], dict[str, Any]]
@@ -73,4 +75,10 @@ def load(name: str, entry: str = "train") -> Entry:
     finder alone, and leaves its curve in the run directory. The result holds `suggestions`, `seconds`, `devices`.
     """
     found: Entry = getattr(importlib.import_module(f"truba_runner.backends.{name}"), entry)
+    return found
+
+
+def reader(name: str) -> Callable[[IO[bytes]], Any]:
+    """What reads a backend's checkpoints: as plain values, arrays and tensors, in lists, tuples and dicts."""
+    found: Callable[[IO[bytes]], Any] = importlib.import_module(f"truba_runner.backends.{name}").read_state
     return found

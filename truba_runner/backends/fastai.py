@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import IO, Any
 
 from truba_runner import lr_find, plots, recipe
 from truba_runner.backends import (
@@ -72,6 +72,14 @@ def find(context: Context) -> dict[str, Any]:
         return {"suggestions": suggested, "seconds": seconds, "devices": [describe(made.device)] * context.tasks}
 
 
+def read_state(file: IO[bytes]) -> dict[str, Any]:
+    """What a checkpoint holds, as `truba_runner.backends.reader` says."""
+    import torch
+
+    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    return state
+
+
 @contextmanager
 def _explained(context: Context) -> Iterator[None]:
     import torch
@@ -127,7 +135,7 @@ def _set_up(context: Context, device: Any, at_the_end: ExitStack) -> _SetUp:
     ranks = Ranks(context, device)
     data = Data(context, device, at_the_end)
     learner = _learner(context, data, ranks)
-    loop = Loop(learner, experiment.train.seed, ranks, Walked(context, learner))
+    loop = Loop(learner, experiment.train.seed, ranks, Walked(context, learner), context.most_steps)
     return _SetUp(device, ranks, data, learner, loop)
 
 

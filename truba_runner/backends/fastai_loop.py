@@ -58,12 +58,12 @@ class Watcher:
 class Loop:
     """A learner's loop; `stage` and `watcher` are those of what is trained next."""
 
-    def __init__(self, learner: Any, seed: int, ranks: Ranks, walked: Walked) -> None:
-        """Changes nothing before `installed`."""
+    def __init__(self, learner: Any, seed: int, ranks: Ranks, walked: Walked, most_steps: int | None = None) -> None:
+        """Changes nothing before `installed`. `most_steps`: of each pass, where a rehearsal makes it shorter."""
         self.learner, self.ranks, self.walked = learner, ranks, walked
         self.stage = 0
         self.watcher = Watcher(ranks)
-        self._seed = seed
+        self._seed, self._most_steps = seed, most_steps
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -124,7 +124,8 @@ class Loop:
     def _pass(self, loader: Any, kind: str, epoch: int = 0, first: int = 0) -> Pass:
         where = Where(self._seed, self.stage, epoch, kind)
         rank = self.ranks.rank if self.ranks.together else 0
-        return Pass(loader, where, rank, self.ranks.count, first, self.walked.streams())
+        streams = self.walked.streams()
+        return Pass(loader, where, rank, self.ranks.count, first, streams, self._most_steps)
 
     def _epochs(self) -> None:
         from fastai.callback.core import CancelEpochException, CancelFitException

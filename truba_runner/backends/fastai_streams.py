@@ -76,9 +76,18 @@ class Pass:
     """One pass of a rank through a loader, from a batch on. `sizes`: how many examples each batch of all ranks has."""
 
     def __init__(
-        self, loader: Any, where: Where, rank: int = 0, ranks: int = 1, first: int = 0, streams: Iterable[Any] = ()
+        self,
+        loader: Any,
+        where: Where,
+        rank: int = 0,
+        ranks: int = 1,
+        first: int = 0,
+        streams: Iterable[Any] = (),
+        most: int | None = None,
     ) -> None:
         """`loader` is a fastai TfmdDL, and stays as it is but for its generator; `streams`: what else it draws from.
+
+        `most`: batches at most.
 
         A batch of all ranks is what one process with `ranks` times the batch size would take; each rank gets an equal
         share of its rows, in order. Where they do not divide, the last rank's share is filled up with the first rows.
@@ -109,6 +118,7 @@ class Pass:
         batches = [order[start : start + whole] for start in range(0, len(order), whole)]
         if loader.drop_last and batches and len(batches[-1]) < whole:
             batches.pop()
+        batches = batches[:most]
         self.sizes = [len(batch) for batch in batches]
         self._items = [item for batch in batches[first:] for item in _share(batch, rank, ranks)]
         self._loader, self._where, self._rank, self._first = loader, where, rank, first

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import os
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import IO, Any
 
 from truba_runner import lr_find, plots
 from truba_runner.backends import Context, curves, keras_backend, keras_board, keras_replicas
@@ -32,6 +33,8 @@ from truba_runner.backends.keras_reporter import Reporter
 from truba_runner.backends.keras_resume import Resume
 from truba_runner.backends.keras_saving import Saving
 from truba_runner.backends.keras_settings import precision, scale_learning_rate
+from truba_runner.backends.keras_short import shortened
+from truba_runner.backends.keras_state import decode
 from truba_runner.backends.keras_streams import run_out_safely
 from truba_runner.backends.keras_walk import build
 from truba_runner.backends.notes import note, noted
@@ -72,6 +75,12 @@ def find(context: Context) -> dict[str, Any]:
     return {"suggestions": suggested, "seconds": seconds, "devices": [describe(device) for device in made.devices]}
 
 
+def read_state(file: IO[bytes]) -> dict[str, Any]:
+    """What a checkpoint holds, with each rank's own part, as `truba_runner.backends.reader` says."""
+    state: dict[str, Any] = decode(file)
+    return {**state, "others": [decode(io.BytesIO(part.tobytes())) for part in state.get("others", [])]}
+
+
 # -- setting up ------------------------------------------------------------------------------------------------
 
 
@@ -105,6 +114,8 @@ def _set_up(context: Context, devices: list[str]) -> _SetUp:
     count = team.devices if team else len(devices)
     keras.utils.set_random_seed(experiment.train.seed)
     splits = load_splits(context)
+    if context.most_steps:
+        splits = shortened(splits, context.most_steps, experiment.train, count)
     plans = make_plans(context, splits, count, team)
     preprocessing = add_preprocessing(context, splits, plans, count)
     with (team.strategy if team else make_strategy(devices)).scope(), precision(experiment.train.mixed_precision):

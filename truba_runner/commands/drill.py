@@ -42,7 +42,8 @@ def main(arguments: Sequence[str]) -> int:
 
     experiment = _experiment(given.what, given.runs)
     experiment = replace(experiment, train=_short(experiment.train, given.epochs))
-    whole = _trained(experiment, "whole", Drill(), given.what)
+    # A search has trials, of which each would be verified.
+    whole = _trained(experiment, "whole", Drill(verify=not experiment.sweep.kind), given.what)
     steps = whole.result()["steps"]
     cut = _trained(experiment, "cut", Drill(steps // 3, 2 * steps // 3), given.what)
     report = compared(whole, cut)
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str]) -> int:
         print_json(report)
     else:
         _print(report)
-    return 0 if report["same_weights"] and report["same_history"] and report["restarts"] == 2 else 1
+    same = report["same_weights"] and report["same_history"] and report["first_difference"] is None
+    return 0 if same and report["restarts"] == 2 else 1
 
 
 def _short(train: Train, epochs: int) -> Train:
@@ -98,6 +100,7 @@ def compared(whole: RunDir, cut: RunDir) -> dict[str, Any]:
         "same_weights": one["weights_sha256"] == other["weights_sha256"],
         "same_history": _history(whole) == _history(cut),
         **{key: other[key] for key in ("restarts", "requeues", "steps_lost", "seconds_restoring")},
+        "first_difference": one.get("verified", {}).get("first_difference"),
         "warnings": _warnings(cut),
     }
 
@@ -132,5 +135,8 @@ def _print(report: dict[str, Any]) -> None:
         if isinstance(value, bool):
             value = _("yes, bit for bit") if value else _("NO")
         print(f"  {word:20} {value}")
+    if found := report["first_difference"]:
+        word = _("first difference")
+        print(f"  {word:20} {found['text']}")
     for line in report["warnings"]:
         print(f"  {line}")

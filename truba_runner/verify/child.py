@@ -1,0 +1,194 @@
+"""A short training in a process of its own, that may be broken off on purpose; and two of them compared.
+
+A training tells of each step and each epoch in a file beside its run directory, a line each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from truba_runner import backends, node_folder
+from truba_runner.checkpoint import CheckpointStore, Position
+from truba_runner.config import experiment_from
+from truba_runner.interrupt import Interrupted, Interruption
+from truba_runner.progress import Progress
+from truba_runner.rundir import RunDir
+from truba_runner.submitted_code import SubmittedCode
+from truba_runner.verify.plan import EPOCH_END, TRAINING, VALIDATION, Break
+
+FINISHED, INTERRUPTED = "finished", "interrupted"
+_POLL_SECONDS, _SAVE_SECONDS = 0.01, 600.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a process is to train: the run in a folder, of a submission whose code `record` says.
+
+    `told`: the file of its lines; `most_steps`: of an epoch; `stop`: the `Break`, as a dict.
+    """
+
+    folder: str
+    told: str
+    record: Mapping[str, Any]
+    most_steps: int
+    rank: int = 0
+    tasks: int = 1
+    stop: Mapping[str, Any] | None = None
+
+
+# -- a training ------------------------------------------------------------------------------------------------
+
+
+def train(order: Mapping[str, Any]) -> dict[str, Any]:
+    """Trains as a worker does; says how it `ended`, and which epochs it has `validated`.
+
+    Raises:
+        truba_runner.errors.Failed: as the backend.
+    """
+    given = Order(**order)
+    run = RunDir(Path(given.folder))
+    os.chdir(run.path)
+    experiment = experiment_from(run.read_config())
+    watch = _Watch(Path(given.told), run, given.rank, Break(**given.stop) if given.stop else None)
+    # The backend first: it sets up its framework, which the job then imports.
+    work = backends.load(experiment.job.backend)
+    ended = FINISHED
+    with SubmittedCode() as code:
+        job = code.load(given.record, node_folder.scratch_of(experiment))
+        progress, asking = _Told(run, watch, given.rank), _Asking(watch)
+        try:
+            work(
+                backends.Context(
+                    experiment, job, run, progress, asking, given.rank, given.tasks, most_steps=given.most_steps
+                )
+            )
+        except Interrupted:
+            ended = INTERRUPTED
+    return {"ended": ended, "validated": watch.validated}
+
+
+class _Watch:
+    """Follows a training, tells of it, and breaks it off."""
+
+    def __init__(self, told: Path, run: RunDir, rank: int, stop: Break | None) -> None:
+        self._told, self._run, self._rank, self._stop = told, run, rank, stop
+        self._epoch = self._step = self._looks = 0
+        self.validated: list[int] = []
+        # What an `Interruption` has received.
+        self.received: list[int] = []
+
+    def trained(self, epoch: int, step: int, metrics: Mapping[str, Any]) -> None:
+        self._epoch, self._step, self._looks = epoch, step, 0
+        self._tell(Position(epoch - 1, step), metrics)
+        if self._is_at(TRAINING):
+            self._end_by_kill()
+
+    def epoch_ended(self, epoch: int, metrics: Mapping[str, Any]) -> None:
+        self._epoch, self._step, self._looks = epoch, 0, 0
+        self._tell(Position(epoch, 0), metrics)
+        if self._is_at(EPOCH_END):
+            self._interrupt()
+
+    def looked(self) -> None:
+        """The first look after a step is the training's, and those after it are the validation's."""
+        self._looks += 1
+        if not self._step or self._looks < 2:
+            return
+        if self._epoch not in self.validated:
+            self.validated.append(self._epoch)
+        if self._is_at(VALIDATION):
+            self._interrupt()
+
+    def _is_at(self, kind: str) -> bool:
+        stop = self._stop
+        return stop is not None and kind == stop.kind and self._epoch == stop.epoch and self._step >= stop.step
+
+    def _interrupt(self) -> None:
+        if signal.SIGUSR2 not in self.received:
+            self.received.append(signal.SIGUSR2)
+
+    def _end_by_kill(self) -> None:
+        assert self._stop is not None  # noqa: S101
+        until, saved = time.monotonic() + _SAVE_SECONDS, Position(*self._stop.saved)
+        while self._rank == 0 and CheckpointStore(self._run.checkpoints).position() < saved:
+            if time.monotonic() > until:
+                break
+            time.sleep(_POLL_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def _tell(self, position: Position, metrics: Mapping[str, Any]) -> None:
+        line = json.dumps([position.epoch, position.step, dict(metrics)], default=str)
+        with self._told.open("a") as file:
+            file.write(line + "\n")
+
+
+class _Told(Progress):
+    """What is told of a training goes to whoever watches it too."""
+
+    def __init__(self, run: RunDir, watch: _Watch, rank: int) -> None:
+        super().__init__(run, "rehearsal", writes=rank == 0)
+        self._watch = watch
+
+    def step(self, epoch: int, step: int, metrics: Mapping[str, float], total: int | None = None) -> None:
+        super().step(epoch, step, metrics, total)
+        self._watch.trained(epoch, step, metrics)
+
+    def epoch_end(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
+        super().epoch_end(epoch, step, metrics)
+        self._watch.epoch_ended(epoch, metrics)
+
+
+class _Asking(Interruption):
+    """Each time that a training looks for a signal, whoever watches it hears of it."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()
+        self._watch, self.received = watch, watch.received
+
+    @property
+    def requested(self) -> bool:
+        self._watch.looked()
+        return super().requested
+
+
+# -- two trainings ---------------------------------------------------------------------------------------------
+
+
+def told(file: Path) -> dict[Position, dict[str, Any]]:
+    """The metrics of each step and epoch, by position; of a step that was trained twice the later ones."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return {Position(epoch, step): metrics for epoch, step, metrics in lines}
+
+
+def compare(backend: str, folders: Sequence[str], told_files: Sequence[str]) -> list[dict[str, Any]]:
+    """Everything in which two trainings differ, in order of time; of a position the metrics first, then the state.
+
+    A dict each: `position`, `path` and `index`, and the `values` of both in words.
+    """
+    from truba_runner.backends import differences
+
+    read = backends.reader(backend)
+    runs, steps = [RunDir(Path(folder)) for folder in folders], [told(Path(file)) for file in told_files]
+    stores = [CheckpointStore(run.checkpoints) for run in runs]
+    # How far an execution of a stream goes that ends in it is only known at its end.
+    steps_of_both = steps[0].keys() & steps[1].keys()
+    saved = set(stores[0].positions()) & set(stores[1].positions())
+    found = []
+    for position in sorted(steps_of_both | saved):
+        sides: list[tuple[Any, Any]] = []
+        if position in steps_of_both:
+            sides.append(({"metrics": steps[0][position]}, {"metrics": steps[1][position]}))
+        if position in saved:
+            sides.append((stores[0].at(position, read), stores[1].at(position, read)))
+        for one, other in sides:
+            for leaf in differences.between(one, other, (folders[0], folders[1])):
+                where = {"position": [position.epoch, position.step], "path": leaf.path}
+                found.append({**where, "index": leaf.index, "values": [leaf.one, leaf.other]})
+    return found
