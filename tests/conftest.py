@@ -27,6 +27,7 @@ LONG_FILES = [
     "backends/test_search.py",
     "slurm/test_main_job.py",
     "backends/test_keras.py",
+    "backends/test_keras_precision.py",
     "slurm/test_multi_node.py",
     "backends/test_keras_tutorial.py",
     "slurm/test_why_on_slurm.py",

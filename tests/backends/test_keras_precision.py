@@ -23,6 +23,7 @@ from keras import layers
 def build_model(compiled="", classes=2, optimizer=None, growth=0, dropout=0.0, lazy=False):
     x = inputs = keras.Input((6,))
     x = layers.Dropout(dropout)(layers.Dense(8, activation="tanh")(x))
+    x = Noise()(x) if dropout else x
     model = keras.Model(inputs, layers.Dense(classes, activation="softmax", dtype="float32")(x))
     if lazy:
         model = Lazy(classes)
@@ -36,6 +37,12 @@ def build_model(compiled="", classes=2, optimizer=None, growth=0, dropout=0.0, l
         given = keras.optimizers.LossScaleOptimizer(inner, 2.0**20) if compiled == "scaled" else inner
         model.compile(given, "sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
+
+class Noise(layers.Layer):
+    """Draws from the seed that all share who have none of their own."""
+
+    def call(self, x):
+        return x + 0.01 * keras.random.normal(keras.ops.shape(x), dtype=x.dtype)
 
 class Lazy(keras.Model):
     def __init__(self, classes):
@@ -72,6 +79,8 @@ class Tell(keras.callbacks.Callback):
         told["agreed"] = all((copy.numpy() == copies(variable)[0].numpy()).all()
                              for variable in [*self.model.trainable_variables, *optimizer.variables]
                              for copy in copies(variable))
+        generators = [one for layer in self.model._flatten_layers() for one in layer._seed_generators]
+        told["seeds"] = [[int(copy.numpy()[0]) for copy in copies(one.state)] for one in generators]
         if hasattr(optimizer, "dynamic_scale"):
             told["scales"] = [float(copy.numpy()) for copy in copies(optimizer.dynamic_scale)]
         with open(f"told-{os.getpid()}", "w") as file:
@@ -208,3 +217,12 @@ def test_an_optimizer_does_on_two_devices_what_it_does_on_one(
     for (alone,), (first, second) in zip(one["weights"], two["weights"], strict=True):
         assert first == second
         np.testing.assert_allclose(first, alone, rtol=0, atol=2e-6)
+
+
+def test_each_device_draws_random_numbers_of_its_own(start_keras: Start, tmp_path: Path) -> None:
+    given = {"epochs": 1, "steps_per_execution": 4}
+    one = told(trained(start_keras, tmp_path / "one", sections(1, {"dropout": 0.5}, **given)))
+    two = told(trained(start_keras, tmp_path / "two", sections(2, {"dropout": 0.5}, **given)))
+    ((alone,),), ((first, second),) = one["seeds"], two["seeds"]
+    assert first == alone != second
+    assert two["agreed"]
