@@ -435,6 +435,6 @@ def test_an_epoch_of_unknown_length_is_told_as_such_and_blames_no_callback(start
     settings: dict[str, Any] = {"sections": {"train": {"batch_size": None, "epochs": 2}}, "job": STREAMING}
     assert start(tmp_path, **settings, stop="SIGUSR2", look=12)["status"] == INTERRUPTED, log(tmp_path)
     assert start(tmp_path, **settings)["status"] == 0, log(tmp_path)
-    assert "goes on from epoch 2, step 0; restored" in log(tmp_path)
+    assert "goes on from epoch 2, step 8; restored" in log(tmp_path)
     assert "started anew" not in log(tmp_path), "every callback of it has its state in the checkpoint, or has none"
     assert RunDir(tmp_path).progress()["steps_per_epoch"] == 12
