@@ -258,10 +258,13 @@ STAGES = [
 ]
 
 
+FIT, FINDER = {"fit_one_cycle": {"epochs": 1}}, {"lr_find": {"name": "find", "num_it": 6}}
+
+
 @pytest.mark.parametrize("kind", ["what is made in the first step, or anew in each epoch"])
 def test_it_is_put_back_between_stages(kind: str, start: Ask, tmp_path: Path) -> None:
     """A finder and a second stage begin without what the first one's beginning has made."""
-    job, given = BASE + KINDS[kind], sections(train={"recipe": STAGES, "epochs": 0})
+    job, given = BASE + KINDS[kind], sections(train={"recipe": [FIT, FINDER, FIT], "epochs": 0})
     given["train"].pop("epochs")
     assert start(tmp_path / "whole", job=job, sections=given)["status"] == 0, log(tmp_path / "whole")
     parts = tmp_path / "parts"

@@ -86,13 +86,12 @@ class Loop:
             fastai_state.give_memory(callback, memory)
 
     def make_what_a_step_makes(self, in_fit: bool) -> None:
-        """Trains a step that leaves nothing behind but the objects that callbacks and modules make in their first one.
+        """Trains a step, before a checkpoint is put back, for the objects that callbacks and modules make in it.
 
         `in_fit`: `before_fit` has been called already.
         """
         learner = self.learner
-        weights, memory = fastai_state.weights(learner), fastai_state.besides(learner)
-        learner.epoch = 0
+        learner.epoch = vars(learner).get("epoch", 0)
         with self.watched_by(Watcher(self.ranks), self.stage), self.walked.kept(with_what_is_made=True):
             if not in_fit:
                 learner.n_epoch = 1
@@ -103,8 +102,6 @@ class Loop:
             passed = self._pass(learner.dl, "train")
             learner.n_iter = len(passed.sizes)
             self._one_batch(0, next(iter(passed)), passed, "train")
-        fastai_state.give_weights(learner, weights)
-        fastai_state.give_besides(learner, memory)
         if not in_fit:
             learner._end_cleanup()
 
