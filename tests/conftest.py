@@ -23,6 +23,8 @@ LONG_FILES = [
     "slurm/test_search_on_slurm.py",
     "slurm/test_sweeps_on_slurm.py",
     "backends/test_fastai_resume.py",
+    "backends/test_fastai_state.py",
+    "backends/test_fastai_kinds.py",
     "slurm/test_testcluster.py",
     "backends/test_search.py",
     "slurm/test_main_job.py",
