@@ -38,12 +38,16 @@ class Request:
         return self.nodes * self.cores
 
 
+def processes(experiment: Experiment) -> int:
+    """How many processes train the network together, on all nodes."""
+    return experiment.resources.nodes * _tasks_per_node(experiment)
+
+
 def derive(experiment: Experiment) -> Request:
     """The request that an experiment amounts to, allowed or not."""
     resources = experiment.resources
     facts = facts_of(experiment.cluster, resources.partition, resources.constraint)
-    traits = TRAITS.get(experiment.job.backend)
-    tasks = max(1, resources.gpus) if traits and traits.task_per_gpu else 1
+    tasks = _tasks_per_node(experiment)
     cores = resources.cores or (resources.gpus * facts.cores_per_gpu if facts.gpus_per_node else facts.min_cores)
     try:
         time_minutes = job_minutes(resources)
@@ -63,6 +67,11 @@ def derive(experiment: Experiment) -> Request:
         mail_type=resources.mail_type.upper() or ("END,FAIL" if resources.mail_user else ""),
         mail_user=resources.mail_user,
     )
+
+
+def _tasks_per_node(experiment: Experiment) -> int:
+    traits = TRAITS.get(experiment.job.backend)
+    return max(1, experiment.resources.gpus) if traits and traits.task_per_gpu else 1
 
 
 def job_minutes(resources: Resources) -> int:

@@ -10,6 +10,7 @@ from truba_runner import image_rules, lr_find, recipe_rules
 from truba_runner.config import Checkpoint, Experiment, Train
 from truba_runner.errors import Problem, nearest
 from truba_runner.language import _, marked
+from truba_runner.request import processes
 from truba_runner.tensorboard import rules as tensorboard_rules
 
 BATCH_SCALINGS = ("global", "per_replica")
@@ -51,6 +52,15 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     yield from _one_of("train.batch_scaling", train.batch_scaling, BATCH_SCALINGS)
     yield from _one_of("data.preprocessing", experiment.data.preprocessing, PREPROCESSINGS)
     yield from _checkpoint_problems(experiment.checkpoint)
+    if experiment.checkpoint.verify and (count := processes(experiment)) > 1:
+        yield Problem(
+            "checkpoint.verify=true",
+            _(
+                "{count} processes would train this network together, and only a single one can be verified.",
+                count=count,
+            ),
+            _("Verify it once with resources.nodes=1 and, with fastai, resources.gpus=1; then leave it out."),
+        )
     if train.mixed_precision is not None and experiment.job.backend != "fastai":
         yield from _one_of("train.mixed_precision", train.mixed_precision, DTYPE_POLICIES)
     if train.learning_rate is not None and not train.learning_rate > 0:

@@ -19,7 +19,7 @@ from truba_runner.backends.keras_plan import Plan
 from truba_runner.backends.keras_reporter import Reporter
 from truba_runner.backends.keras_state import Encoded, decode, encode
 from truba_runner.backends.keras_variables import Variables, global_seeds
-from truba_runner.backends.keras_walk import build, evaluates_with_own_code, walk_data, walk_training
+from truba_runner.backends.keras_walk import build, evaluates_with_own_code, is_built, walk_data, walk_training
 from truba_runner.backends.walk import Found
 from truba_runner.backends.walk_report import Unsaved, refuse_lost
 from truba_runner.backends.walk_state import Start, put, read, write
@@ -194,7 +194,7 @@ class Contents:
 
     def _built_and_checked(self, saved: dict[str, Any]) -> Found:
         found = self._walk()
-        if Variables(self._model, found).signature() != saved["variables"]:
+        if Variables(self._model, found).signature() != saved["variables"] or not is_built(self._model):
             build(self._model, self._plan, self._team)
             found = self._walk()
         going_on.check_same(self._context, saved, self._signature(Variables(self._model, found)), "variables")

@@ -49,6 +49,12 @@ def evaluates_with_own_code(model: Any, callbacks: Iterable[Any]) -> bool:
     return any(not is_framework(type(layer)) for layer in model._flatten_layers())
 
 
+def is_built(model: Any) -> bool:
+    """Whether nothing is left that Keras makes in the first step; metrics may be made without any variable."""
+    parts = (model, model.optimizer, model._compile_metrics, model._compile_loss)
+    return all(part is None or part.built for part in parts)
+
+
 def build(model: Any, plan: Plan, team: Team | None) -> None:
     """Makes what Keras would make in the first step only: metrics, optimizers' variables, some models' weights.
 

@@ -39,11 +39,13 @@ def main(arguments: Sequence[str]) -> int:
     given = options.parse_args(arguments)
 
     from truba_runner.config import Drill
+    from truba_runner.request import processes
 
     experiment = _experiment(given.what, given.runs)
     experiment = replace(experiment, train=_short(experiment.train, given.epochs))
-    # A search has trials, of which each would be verified.
-    whole = _trained(experiment, "whole", Drill(verify=not experiment.sweep.kind), given.what)
+    # A search has trials, of which each would be verified; and only a single process can be.
+    verify = not experiment.sweep.kind and processes(experiment) == 1
+    whole = _trained(experiment, "whole", Drill(verify=verify), given.what)
     steps = whole.result()["steps"]
     cut = _trained(experiment, "cut", Drill(steps // 3, 2 * steps // 3), given.what)
     report = compared(whole, cut)
