@@ -79,7 +79,8 @@ def build(model: Any, plan: Plan, team: Team | None) -> None:
         return strategy.run(model.train_step, args=(data,))
 
     if model.run_eagerly:
-        _train_a_step(step, next(iter(batches)))
+        # Another iterator over a Dataset that is shuffled would give later ones another order.
+        _train_a_step(step, next(iter(batches)) if strategy.num_replicas_in_sync > 1 else plan.example())
     else:
         tf.function(step, autograph=False).get_concrete_function(batches.element_spec)
 

@@ -47,7 +47,8 @@ class Unsaved:
         self._say(
             _(
                 "{path} was made after the training had begun: a run that resumes would not have it, and would be "
-                "refused. Make it in build_model, in the callback's __init__ or in its on_train_begin.",
+                "refused. Make it before the training begins: with the network, or in the callback's __init__, "
+                "on_train_begin or before_fit.",
                 path=path,
             )
             for path in new
@@ -70,8 +71,8 @@ def refuse_lost(paths: Iterable[str]) -> None:
         raise Failed(
             _(
                 "The newest checkpoint holds the state of {paths}, and this start has no such object: it was made in "
-                "the middle of the training. Make it in build_model, in the callback's __init__ or in its "
-                "on_train_begin, and start anew beside this run with fresh=true.",
+                "the middle of the training. Make it before the training begins (with the network, or in the "
+                "callback's __init__, on_train_begin or before_fit), and start anew beside this run with fresh=true.",
                 paths=", ".join(lost),
             )
         )
