@@ -155,7 +155,7 @@ def test_a_module_of_the_users_is_state_and_an_installed_one_is_not(tmp_path: Pa
         "import os, helpers_of_mine as helpers\nfrom json import dumps\nrate = 0.1\ntable = {}\n"
         "class Kept:\n    calls = 0\n"
     )
-    job = job_module.load(tmp_path / "walked.py")
+    job: Any = job_module.load(tmp_path / "walked.py")
     found = walk({"job": job})
     assert {"job.rate", "job.table", "job.Kept.calls", "job.helpers.epoch"} <= set(found.values)
     assert list(found.pieces) == ["job.helpers.stream"]
