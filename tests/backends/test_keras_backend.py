@@ -13,6 +13,9 @@ TRAIN = """
 import sys
 from pathlib import Path
 import keras_resume_runs as runs
+from truba_runner import backends
+# Before the job's module, as the worker does it.
+backends.load("keras")
 folder = Path(sys.argv[1])
 train = {"epochs": 1, "callbacks": []}
 sections = {"train": train, "tensorboard": {"enabled": False}, "job": {"options": {"augment": False}}}

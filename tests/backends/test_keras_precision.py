@@ -23,7 +23,6 @@ from keras import layers
 def build_model(compiled="", classes=2, optimizer=None, growth=0, dropout=0.0, lazy=False):
     x = inputs = keras.Input((6,))
     x = layers.Dropout(dropout)(layers.Dense(8, activation="tanh")(x))
-    x = Noise()(x) if dropout else x
     model = keras.Model(inputs, layers.Dense(classes, activation="softmax", dtype="float32")(x))
     if lazy:
         model = Lazy(classes)
@@ -37,12 +36,6 @@ def build_model(compiled="", classes=2, optimizer=None, growth=0, dropout=0.0, l
         given = keras.optimizers.LossScaleOptimizer(inner, 2.0**20) if compiled == "scaled" else inner
         model.compile(given, "sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
-
-class Noise(layers.Layer):
-    """Draws from the seed that all share who have none of their own."""
-
-    def call(self, x):
-        return x + 0.01 * keras.random.normal(keras.ops.shape(x), dtype=x.dtype)
 
 class Lazy(keras.Model):
     def __init__(self, classes):

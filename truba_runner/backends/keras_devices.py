@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from truba_runner.backends.keras_replicas import mend_keras
-from truba_runner.backends.keras_variables import global_seeds
 from truba_runner.backends.missing_gpus import tell_of_missing_gpus
 from truba_runner.config import Train
 from truba_runner.errors import Failed
@@ -98,9 +97,6 @@ def draw_apart(model: Any, devices: int, first: int = 0) -> None:
         return
     generators = [one for layer in model._flatten_layers() for one in layer._seed_generators]
     states = [getattr(one.state.value, "values", (one.state.value,)) for one in generators]
-    with model.distribute_strategy.scope():
-        # Keras would make the common one in a step, where it cannot be made on several devices.
-        states.append(global_seeds(create=True))
     for copies in {id(copies[0]): copies for copies in states}.values():
         for index, copy in enumerate(copies, start=first):
             copy.assign_add([_APART * index, 0])
