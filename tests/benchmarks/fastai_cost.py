@@ -86,6 +86,7 @@ def measure(arch: str, batch: int, folder: Path, rounds: int) -> None:
     from truba_runner.backends.fastai_ranks import Ranks
     from truba_runner.backends.fastai_reporter import Reporter
     from truba_runner.backends.fastai_resume import Resume
+    from truba_runner.backends.fastai_walk import Walked
     from truba_runner.interrupt import Interruption
     from truba_runner.progress import Progress
     from truba_runner.rundir import RunDir
@@ -111,7 +112,8 @@ def measure(arch: str, batch: int, folder: Path, rounds: int) -> None:
         ours, bare = (fastai_job.build_learner(given, data, data.loaders()) for _ in range(2))
         told = at_the_end.enter_context(curves.opened(given, None, StepProfiler()))
         reporter, ranks = Reporter(given, ours, rounds, told), Ranks(given, device)
-        resume, loop = Resume(given, ours, reporter, ranks, {"model": []}), Loop(ours, 0, ranks)
+        loop = Loop(ours, 0, ranks, Walked(given, ours))
+        resume = Resume(given, loop, reporter, {"model": []})
         seconds: dict[str, list[float]] = {"ours": [], "bare": []}
         for number in range(rounds + 1):
             begun = time.process_time()

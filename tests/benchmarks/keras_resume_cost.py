@@ -115,6 +115,7 @@ def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
     from truba_runner.backends.keras_job import build_model
     from truba_runner.backends.keras_reporter import Reporter
     from truba_runner.backends.keras_resume import Resume
+    from truba_runner.backends.keras_saving import Saving
 
     steps = int(os.environ["STEPS_PER_EXECUTION"])
     settings = {"epochs": options.epochs, "steps_per_execution": steps, "jit_compile": True}
@@ -132,7 +133,9 @@ def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
     with curves.opened(given, None, StepProfiler()) as told:
         reporter = Reporter(given, ours["model"], plan, told)
         resume = Resume(given, ours["model"], plan, reporter, None, splits)
-        backend._fit(given, ours["model"], ours["plans"], reporter, resume, extra_callbacks(given, None))
+        saving = Saving(given, ours["model"], None)
+        extra = extra_callbacks(given, ours["model"], plan, saving, False)
+        backend._fit(given, ours["model"], ours["plans"], reporter, resume, extra)
     # The first epochs compile, and the last is not seen to its end.
     return {**{name: turn.seconds[1 : options.epochs - 1] for name, turn in turns.items()}, "steps": plan.steps}
 
@@ -198,6 +201,8 @@ def quartiles(values: list[float]) -> str:
 def measure_save(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds that the training thread spends in a save, and in copying the same variables alone."""
     from truba_runner.backends import keras_resume
+    from truba_runner.backends.keras_variables import Variables
+    from truba_runner.backends.keras_walk import walk_training
 
     settings = {"epochs": 2, "batch_size": 32}
     data = {"name": "made", "folder": options.folder, "options": {"train": 3200, "validation": 32}}
@@ -218,9 +223,10 @@ def measure_save(options: argparse.Namespace) -> dict[str, Any]:
             if done % 16 == 0 and len(found["save"]) < options.rounds:
                 self._background.wait()
                 # Memory that was never touched makes a first copy ten times slower: both find some that was.
-                self._contents.variables.read().clear()
+                variables = Variables(self._model, walk_training(given, self._model))
+                variables.read().clear()
                 begun = time.perf_counter()
-                self._contents.variables.read().clear()
+                variables.read().clear()
                 copied = time.perf_counter()
                 self._save(keras_resume.Position(0, done))
                 found["copy"].append(copied - begun)

@@ -81,14 +81,16 @@ def train(kind: str, given: Any, turns: Turns, writing: Writing, every_steps: in
     from truba_runner.backends.keras_reporter import Reporter
     from truba_runner.backends.keras_resume import Resume
 
-    plans, model = make_plans(given, load_splits(given), 1), build_model(given, True)
+    splits = load_splits(given)
+    plans, model = make_plans(given, splits, 1), build_model(given, True)
     extra = [keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: turns.epoch_begins(kind))]
     if kind == "keras":
         folder = str(given.run.path / "keras")
         extra.append(keras.callbacks.TensorBoard(folder, write_graph=False, update_freq=every_steps))
     with curves.opened(given, None, StepProfiler()) as told:
         reporter = Reporter(given, model, plans["train"], writing.watch(told))
-        backend._fit(given, model, plans, reporter, Resume(given, model, plans["train"], reporter), extra)
+        resume = Resume(given, model, plans["train"], reporter, None, splits)
+        backend._fit(given, model, plans, reporter, resume, extra)
     turns.ends(kind)
 
 

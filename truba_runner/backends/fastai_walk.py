@@ -16,7 +16,7 @@ from truba_runner.backends.walk_report import Unsaved, refuse_lost
 from truba_runner.backends.walk_state import Snapshot, Start, frozen, put, read, write
 from truba_runner.language import _
 
-_STREAMS = ("numpy stream", "old numpy stream", "Python stream", "torch stream")
+_STREAMS = ("numpy stream", "RandomState stream", "Python stream", "torch stream")
 # Of fastai's data sets and loaders: what they go through, which nothing changes.
 _EXAMPLES = ("items", "splits", "lens", "chunks", "res", "tasks")
 

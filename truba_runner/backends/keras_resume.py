@@ -263,7 +263,7 @@ class Resume:
         self._context.progress.update(epoch=self._epoch + 1, step=self._done)
         if self._team:
             # Whoever ends while rank 0 still writes would be taken for dead.
-            self._team.wait_for_all()
+            self._team.part()
         raise Interrupted
 
     def _save(self, position: Position, best: bool = False, beside: BesideWeights | None = None) -> None:

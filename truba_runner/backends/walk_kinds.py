@@ -56,7 +56,7 @@ LISTS_OF_ALL = {
     "_trainable_variables", "_variables",
 }  # fmt: skip
 # What each kind of leaf is; `walk_state` reads and sets them.
-LEAVES = ("variable", "tensor", "numpy stream", "old numpy stream", "Python stream", "torch stream")
+LEAVES = ("variable", "tensor", "numpy stream", "RandomState stream", "Python stream", "torch stream")
 
 
 # -- whose it is -----------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def leaf_kind(thing: Any) -> str | None:
         return "torch stream"
     kinds = {
         np.random.Generator: "numpy stream",
-        np.random.RandomState: "old numpy stream",
+        np.random.RandomState: "RandomState stream",
         random.Random: "Python stream",
     }
     return next((name for kind, name in kinds.items() if isinstance(thing, kind)), None)
