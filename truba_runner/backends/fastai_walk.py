@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import SimpleNamespace
@@ -36,9 +36,12 @@ class Walked:
             truba_runner.errors.Failed: something cannot be saved, and `checkpoint.strict` is set.
         """
         self._context, self._learner = context, learner
+        # Paths that objects keep, whatever else leads to them later.
+        self._paths: Mapping[int, str] = {}
         found = self._walk()
         self._start = Start(found)
-        self._told = Unsaved(getattr(context.experiment.checkpoint, "strict", False))
+        self._paths = self._start.paths
+        self._told = Unsaved(context.experiment.checkpoint.strict)
         self._tell({**found.unsaved, **_unsaved_states(found, learner), **self._changed_by_readers()})
 
     def _changed_by_readers(self) -> dict[str, str]:
@@ -59,8 +62,8 @@ class Walked:
 
     def _walk(self) -> Found:
         learner = self._learner
-        known = [callback for callback in learner.cbs if is_framework(type(callback))]
-        skip = [learner, learner.opt, *known, *_examples(learner.dls)]
+        fastais = [callback for callback in learner.cbs if is_framework(type(callback))]
+        skip = [learner, learner.opt, *fastais, *_examples(learner.dls)]
         speaking = [item for item in (*learner.cbs, *learner.metrics) if fastai_state.speaks(item)]
         roots: dict[str, Any] = {
             "model": learner.model,
@@ -72,7 +75,7 @@ class Walked:
             "job": self._context.job,
             "dls": learner.dls,
         }
-        return walk(roots, skip=skip, speaking=speaking)
+        return walk(roots, skip=skip, speaking=speaking, known=self._paths)
 
     def made_also(self) -> None:
         """Takes what a fit's beginning has made, as a copy of the network, for something that each start makes."""

@@ -16,7 +16,7 @@ def shortened(splits: dict[str, Any], most_steps: int, train: Train, devices: in
     """The splits with `most_steps` steps an epoch at most. `devices` counts those of all nodes."""
     batch = global_batch(train, devices)
     # With train.steps_per_epoch that is how short an epoch is, whatever is gone through.
-    whole = {"train"} if getattr(train, "steps_per_epoch", None) else set()
+    whole = {"train"} if train.steps_per_epoch else set()
     return {name: split if name in whole else _short(split, most_steps, batch, train) for name, split in splits.items()}
 
 
