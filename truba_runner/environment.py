@@ -16,6 +16,9 @@ from truba_runner.request import Request, facts_of
 KINDS = ("apptainer", "inherit", "module", "venv")
 # How the shell below ends where the fault lies with the environment, or with the machine that should enter it.
 NO_MODULES, NOT_LOADED, NO_APPTAINER = 91, 92, 93
+# Text in a set comes in another order in each process, unless this is set: labels that are numbered by a set would be
+# other ones after an interruption.
+HASH_SEED, SAME_HASHES = "PYTHONHASHSEED", "0"
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Start:
 
 def start(environment: Environment, wrapper: Path, binds: Sequence[str] = (), gpus: bool = False) -> Start:
     """The environment's shell. `wrapper` is `slurm/apptainer`; `binds` are the paths that a container must show."""
-    setup = list(environment.setup)
+    setup = [*environment.setup, f'export {HASH_SEED}="${{{HASH_SEED}:-{SAME_HASHES}}}"']
     if environment.kind == "module":
         setup += _load(environment.modules)
         return Start(tuple(setup), environment.python or "python3")

@@ -15,6 +15,7 @@ from types import FrameType
 
 import truba_runner
 from truba_runner import provenance, watch
+from truba_runner.environment import HASH_SEED, SAME_HASHES
 from truba_runner.language import _
 from truba_runner.state import last_job_id
 from truba_runner.submit import Prepared, prepare_directory
@@ -99,4 +100,5 @@ def with_package(variables: Mapping[str, str]) -> dict[str, str]:
     """This process's environment with more variables, in which this package is found where it was only checked out."""
     root = str(Path(truba_runner.__file__).resolve().parent.parent)
     inherited = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{inherited}" if inherited else root, **variables}
+    path = f"{root}{os.pathsep}{inherited}" if inherited else root
+    return {HASH_SEED: SAME_HASHES, **os.environ, "PYTHONPATH": path, **variables}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import stat
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from truba_runner import environment, job_code, probe
+from truba_runner import environment, job_code, local, probe
 from truba_runner.config import Environment, Experiment
 from truba_runner.errors import Refused
 from truba_runner.plan import plan
@@ -32,6 +33,21 @@ def test_truba_trains_with_its_modules_and_this_machine_with_its_own_python(expe
     assert experiment(cluster="local").environment.kind == "inherit"
     assert experiment("environment=inherit").environment.kind == "inherit"
     assert experiment("environment.modules=[comp/python/3.12.2]").environment.modules == ["comp/python/3.12.2"]
+
+
+@pytest.mark.parametrize("kind", environment.KINDS)
+def test_text_in_a_set_comes_in_the_same_order_in_each_start(kind: str) -> None:
+    start = environment.start(Environment("e", kind=kind, venv="/v", image="/i.sif"), Path("/w"))
+    (line,) = [line for line in start.setup if "PYTHONHASHSEED" in line]
+    script = f'{line}; {shlex.quote(sys.executable)} -c \'print({{"b", "a", "c", "d"}})\''
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONHASHSEED"}
+
+    def order(**variables: str) -> str:
+        return subprocess.run(["bash", "-c", script], env={**plain, **variables}, capture_output=True, text=True).stdout
+
+    assert len({order() for _ in range(4)}) == 1 and order()
+    assert len({order(PYTHONHASHSEED=str(seed)) for seed in range(1, 5)}) > 1, "what the user sets holds"
+    assert local.with_package({})["PYTHONHASHSEED"] == os.environ.get("PYTHONHASHSEED", "0")
 
 
 REFUSALS = [
