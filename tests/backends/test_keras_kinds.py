@@ -336,3 +336,53 @@ def test_what_cannot_be_saved_is_named_at_the_start_and_refused_where_the_config
     refused = sections(train, checkpoint={"strict": True})
     assert start(strict, job=job, sections=refused)["status"] == 1
     assert "Failed: checkpoint.strict=true: callbacks[1].file is an open file" in log(strict)
+
+
+AHEAD = (
+    DATA
+    + """
+class Changing(keras.utils.PyDataset):
+    def __init__(self, x, y):
+        super().__init__()
+        self.x, self.y, self.dice, self.order, self.level = x, y, np.random.default_rng(1), np.arange(len(x)), 0.0
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        rows = self.order[8 * index : 8 * index + 8]
+        return self.x[rows] + self.level + DRAWN, self.y[rows]
+
+    def on_epoch_end(self):
+        self.dice.shuffle(self.order)
+
+class Harder(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        data.level += 0.1
+
+def build_model():
+    return keras.Sequential([keras.Input((6,)), keras.layers.Dense(8), keras.layers.Dense(3, activation="softmax")])
+
+def load_data(name, folder):
+    global data
+    x, y = arrays()
+    data = Changing(x[:64], y[:64])
+    return {"train": data, "validation": (x[64:], y[64:])}
+"""
+)
+
+
+def test_a_data_set_is_as_it_was_and_one_that_is_drawn_from_as_it_is_fetched_is_named(
+    start: Start, tmp_path: Path
+) -> None:
+    train = {"batch_size": None, "loss": "sparse_categorical_crossentropy", "callbacks": ["Harder"]}
+    plain = {"job": AHEAD.replace("DRAWN", "0"), "sections": sections(train)}
+    whole, cut, drawn = tmp_path / "whole", tmp_path / "cut", tmp_path / "drawn"
+    assert start(whole, **plain)["status"] == 0, log(whole)
+    assert start(cut, **plain, stop="SIGTERM", look=20)["status"] == INTERRUPTED, log(cut)
+    assert start(cut, **plain)["status"] == 0, log(cut)
+    assert RunDir(cut).result()["weights_sha256"] == RunDir(whole).result()["weights_sha256"]
+    assert "WARNING" not in log(cut)
+    draws = {"job": AHEAD.replace("DRAWN", "self.dice.normal()"), "sections": sections(train)}
+    assert start(drawn, **draws)["status"] == 0, log(drawn)
+    assert log(drawn).count("data.train.dice is drawn from while batches are fetched, ahead of the training") == 1

@@ -22,7 +22,7 @@ from truba_runner.backends.keras_variables import Variables, global_seeds
 from truba_runner.backends.keras_walk import build, evaluates_with_own_code, is_built, walk_data, walk_training
 from truba_runner.backends.walk import Found
 from truba_runner.backends.walk_report import Unsaved, refuse_lost
-from truba_runner.backends.walk_state import Start, put, read, write
+from truba_runner.backends.walk_state import Start, put, read, same, write
 from truba_runner.checkpoint import CheckpointStore, Position
 
 FORMAT = 4
@@ -86,10 +86,10 @@ class Contents:
 
     # -- taking ------------------------------------------------------------------------------------------------
 
-    def beside_weights(self, known: Mapping[str, Any], reading: bool = False) -> BesideWeights:
+    def beside_weights(self, known: Mapping[str, Any], mid_epoch: bool = False) -> BesideWeights:
         """A copy of what evaluation changes, with what else is `known` of the run.
 
-        `reading`: the examples are being read, and a start that resumes reads them again from where that began.
+        `mid_epoch`: the epoch's examples are being read.
 
         Raises:
             truba_runner.errors.Failed: as `begin`, for what has come since.
@@ -107,7 +107,7 @@ class Contents:
             "streams": _streams(found),
             "values": start.changed(found) if start else {},
             "links": start.moved(found) if start else {},
-            "data": self._data_at_begin if reading else self._data_state(),
+            "data": self._data_to_resume_from(mid_epoch),
             "callbacks": keras_callback_state.states(self.callbacks),
             "reporter": self._reporter.get_state(),
             "stop": bool(self._model.stop_training),
@@ -141,6 +141,17 @@ class Contents:
 
     def _walk_data(self) -> Found:
         return walk_data(self._splits, self._model, self._data_start.paths if self._data_start else None)
+
+    def _data_to_resume_from(self, mid_epoch: bool) -> dict[str, Any]:
+        # One iterator over all epochs, and an epoch's middle, are mostly reached by reading from their beginning.
+        if self._plan.steps_per_epoch is not None or (mid_epoch and self._plan.rereads):
+            return self._data_at_begin
+        now = self._data_state()
+        if mid_epoch:
+            before = self._data_at_begin["streams"]
+            drawn = [path for path, state in now["streams"].items() if not same(state, before.get(path))]
+            self._unsaved.tell_of_drawn_ahead(drawn)
+        return now
 
     def _data_state(self) -> dict[str, Any]:
         found = self._walk_data()

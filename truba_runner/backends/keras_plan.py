@@ -23,6 +23,8 @@ class Plan:
     examples_per_step: int = 0
     # Whether an epoch's length is its own: Keras would take that of the first for all.
     varies = False
+    # Whether an epoch's middle is reached by reading what comes before it again.
+    rereads = True
     # train.steps_per_epoch where Keras' one iterator goes on over the epochs; None: each epoch has one of its own.
     steps_per_epoch: int | None = None
 

@@ -32,6 +32,7 @@ class PyDatasetPlan(Plan):
         check_batching(name, True, train)
         self.told, self._name, self._devices, self._batch_size = split, name, devices, batch_size
         self.varies = name == "train"
+        self.rereads = devices > 1
         self._seed: int | None = train.seed if self.varies else None
         self._wanted: int | None = train.steps_per_epoch if self.varies else None
         self._check_length(train)

@@ -268,8 +268,8 @@ class Resume:
 
     def _save(self, position: Position, best: bool = False, beside: BesideWeights | None = None) -> None:
         """Copies the state here and now, and writes it in the background."""
-        reading = bool(position.step) and not 0 < self._plan.steps <= position.step
-        state = self._contents.whole(beside or self._beside_weights(reading), together=not self.trained)
+        mid_epoch = bool(position.step) and not 0 < self._plan.steps <= position.step
+        state = self._contents.whole(beside or self._beside_weights(mid_epoch), together=not self.trained)
         if state is not None:
             self._background.start(lambda: self._write(position, state, best))
         self._saved_at = time.monotonic()
@@ -279,8 +279,7 @@ class Resume:
         self._reporter.curves.board.settle()
         self._store.save(position, state.write, best)
 
-    def _beside_weights(self, reading: bool = False) -> BesideWeights:
+    def _beside_weights(self, mid_epoch: bool = False) -> BesideWeights:
         known = {"logs": plain(self._logs), "best": self._best, "trained": self.trained, "result": self.result}
         known["plan"] = self._plan.get_state()
-        # One iterator over all epochs is reached by reading from its beginning.
-        return self._contents.beside_weights(known, reading or self._plan.steps_per_epoch is not None)
+        return self._contents.beside_weights(known, mid_epoch)

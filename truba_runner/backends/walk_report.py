@@ -54,6 +54,24 @@ class Unsaved:
             for path in new
         )
 
+    def tell_of_drawn_ahead(self, paths: Iterable[str]) -> None:
+        """Of random streams of the data that the fetching of batches draws from.
+
+        Raises:
+            truba_runner.errors.Failed: as `tell`.
+        """
+        new = [path for path in paths if path not in self._told]
+        self._told.update(new)
+        self._say(
+            _(
+                "{path} is drawn from while batches are fetched, ahead of the training: a run that resumes in the "
+                "middle of an epoch gets other random numbers. Draw from a stream that epoch and batch decide, as "
+                "numpy.random.default_rng([seed, epoch, index]).",
+                path=path,
+            )
+            for path in new
+        )
+
     def _say(self, lines: Iterable[str]) -> None:
         for line in lines:
             if self._strict:

@@ -236,6 +236,11 @@ def frozen(value: Any) -> Any:
     return value
 
 
+def same(one: Any, other: Any) -> bool:
+    """Whether two plain values are equal, arrays and numbers that are none included."""
+    return fingerprint(one) == fingerprint(other)
+
+
 def fingerprint(value: Any) -> bytes:
     """A digest of a plain value; of very large ones, of parts that lie evenly over them."""
     digest = hashlib.blake2b(digest_size=16)
