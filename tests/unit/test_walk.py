@@ -216,7 +216,7 @@ def test_what_walks_in_circles_ends_and_each_object_has_one_path() -> None:
     loop: list[Any] = [1]
     loop.append(loop)
     found = walk({"one": one, "other": other, "loop": [loop, one]})
-    assert set(found.pieces) == {"one.stream", "other.stream"}
+    assert set(found.pieces) == {"one.stream", "one.best.stream"}
 
 
 def test_a_walk_is_the_same_each_time() -> None:

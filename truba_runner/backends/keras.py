@@ -156,6 +156,7 @@ def _train(context: Context, devices: list[str], told: Curves) -> dict[str, Any]
             keras_board.write_graph(told.board, model)
         extra = extra_callbacks(context, model, train_plan, saving, resume.goes_on)
         _fit(context, model, plans, reporter, resume, extra)
+    resume.is_over()
     result = _result(context, made, reporter)
     if context.rank == 0 and experiment.finish.plots:
         plots.learning_curves(reporter.rows, context.run.plots)

@@ -188,10 +188,12 @@ class Contents:
         """
         import numpy as np
 
-        found = self._built_and_checked(state["signature"])
-        lost = put(found, state["values"], state["links"])
-        lost += _write_streams(found, state["streams"])
-        Variables(self._model, found).assign(state["pieces"])
+        # Once the training is over, callbacks are not made any more.
+        gone = () if self.callbacks else ("callbacks",)
+        found = self._built_and_checked(state["signature"], gone)
+        lost = put(found, _without(state["values"], gone), _without(state["links"], gone))
+        lost += _write_streams(found, _without(state["streams"], gone))
+        Variables(self._model, found).assign(_without(state["pieces"], gone))
         data = self._walk_data()
         lost += put(data, state["data"].get("values", {}), {}) + _write_streams(data, state["data"].get("streams", {}))
         refuse_lost(lost)
@@ -203,7 +205,8 @@ class Contents:
         random.setstate(state["random"])
         np.random.set_state(state["numpy"])
 
-    def _built_and_checked(self, saved: dict[str, Any]) -> Found:
+    def _built_and_checked(self, saved: dict[str, Any], gone: tuple[str, ...]) -> Found:
+        saved = {**saved, "variables": [one for one in saved["variables"] if not one[0].startswith(gone)]}
         found = self._walk()
         if Variables(self._model, found).signature() != saved["variables"] or not is_built(self._model):
             build(self._model, self._plan, self._team)
@@ -219,6 +222,10 @@ class Contents:
             **self._plan.signature,
             "variables": variables.signature(),
         }
+
+
+def _without(part: Mapping[str, Any], gone: tuple[str, ...]) -> dict[str, Any]:
+    return {path: value for path, value in part.items() if not path.startswith(gone)}
 
 
 def _streams(found: Found) -> dict[str, Any]:

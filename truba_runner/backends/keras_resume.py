@@ -59,6 +59,7 @@ class Resume:
         self._epoch = self._done = self._skips = 0
         # Whether a step was taken, and an example read.
         self._stepped = self._reads = False
+        self._over: BesideWeights
         self._logs: dict[str, float] = {}
         self._before_test: BesideWeights | None = None
         self._saved_at = time.monotonic()
@@ -129,6 +130,8 @@ class Resume:
         if self._found is None:
             return
         (position, state), self._found = self._found, None
+        if self.trained:
+            self._contents.begin()
         self._contents.give_back(state)
         self._plan.set_state(state["plan"])
         going_on.tell(self._context, position, self._plan.steps, self._started, self.trained)
@@ -227,6 +230,10 @@ class Resume:
         self._store.retry()
         self.trained = True
 
+    def is_over(self) -> None:
+        """Notes the state that evaluation and prediction start from; before anything else is made of the training."""
+        self._over = self._beside_weights()
+
     @contextmanager
     def after_training(self) -> Iterator[list[Any]]:
         """Around evaluation and prediction, with the callbacks to pass to both.
@@ -235,12 +242,11 @@ class Resume:
             Interrupted: it was asked for. What was saved with the last epoch now says that the training is over, and
                 holds `result`, which is known by then.
         """
-        before = self._beside_weights()
         try:
             yield [attentive(self._context.interruption)]
         except Interrupted:
-            before.values["result"] = self.result
-            self._save(Position(len(self._reporter.rows), 0), beside=before)
+            self._over.values["result"] = self.result
+            self._save(Position(len(self._reporter.rows), 0), beside=self._over)
             self._background.wait()
             raise
 

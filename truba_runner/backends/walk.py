@@ -112,7 +112,7 @@ def walk(
     speaking: Sequence[Any] = (),
     known: Mapping[int, str] | None = None,
 ) -> Found:
-    """What can be reached from `roots`, names to objects; of what is reached twice the shorter path counts.
+    """What can be reached from `roots`, names to objects, one after the other; of two paths the shorter counts.
 
     Of a module that is the user's its globals are state, and the functions and classes in it hold some.
 
@@ -133,15 +133,19 @@ class _Walk:
         self._alive: list[Any] = list(skip)
 
     def from_roots(self, roots: Mapping[str, Any]) -> Found:
-        todo = collections.deque(_Step(name, thing, None, "", True) for name, thing in roots.items())
-        later: collections.deque[_Step] = collections.deque()
-        while (todo or later) and len(self._alive) < _MOST_OBJECTS:
-            for step in self._visit((todo or later).popleft()):
-                (later if step.late else todo).append(step)
+        # One root after the other: what the first leads to has its path from there, whatever else is walked.
+        for name, thing in roots.items():
+            self._from(_Step(name, thing, None, "", True))
         for path, (slot, thing) in self._links.items():
             if target := self._paths.get(id(thing)):
                 self._found.links[path] = (slot, target)
         return self._found
+
+    def _from(self, root: _Step) -> None:
+        todo, later = collections.deque([root]), collections.deque[_Step]()
+        while (todo or later) and len(self._alive) < _MOST_OBJECTS:
+            for step in self._visit((todo or later).popleft()):
+                (later if step.late else todo).append(step)
 
     def _visit(self, step: _Step) -> list[_Step]:
         thing, path = step.thing, step.path
