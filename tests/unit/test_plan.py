@@ -76,6 +76,7 @@ REFUSALS = [
     (["resources.gpus=4", "train.batch_size=66"], "does not divide among 4 devices", "train.batch_size=64 or 68"),
     (["resources.gpus=4", "train.batch_size=2"], "does not divide among 4 devices", "train.batch_size=4,"),
     (["checkpoint.every_steps=0"], "must be 1 or more", "at the end of every epoch"),
+    (["checkpoint.verify=true", "resources.nodes=2"], "2 processes would train this network", "resources.nodes=1"),
     (["checkpoint.every_minutes=0"], "must be positive", "set it to null"),
     (["checkpoint.every_minutes=-1"], "must be positive", "set it to null"),
     (["checkpoint.keep=0"], "nothing to go on from", "checkpoint.keep=1"),

@@ -137,7 +137,7 @@ class Walked:
         for path, value in _unpacked(state["pieces"]).items():
             if path not in found.pieces:
                 lost.append(path)
-            elif is_tensor(value) and value.shape != found.pieces[path].thing.shape:
+            elif found.pieces[path].kind == "tensor" and value.shape != found.pieces[path].thing.shape:
                 found.pieces[path].thing.data = value.to(device)
             else:
                 write(found.pieces[path], value)
