@@ -113,11 +113,11 @@ def _put_back(context: Context, model: Any, plan: Plan, team: Team | None, split
     """In here the model trains step by step; afterwards it, and all that is random or else state, is as it was."""
     import numpy as np
 
+    host, numpy_host = random.getstate(), np.random.get_state()
     seeds = [seed.numpy() for seed in global_seeds(create=False)]
     data = Snapshot(walk_data(splits, model))
     # What is made in the first step only could not be put back.
     build(model, plan, team)
-    host, numpy_host = random.getstate(), np.random.get_state()
     found = walk_training(context, model)
     training, variables = Snapshot(found), Variables(model, found)
     values = variables.read()

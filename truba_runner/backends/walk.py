@@ -198,7 +198,7 @@ class _Walk:
         elif isinstance(thing, type):
             yield from self._class(thing, path)
         else:
-            yield from self._attributes(thing, path)
+            yield from self._attributes(thing, path, step)
 
     def _globals(self, module: types.ModuleType, path: str) -> Iterator[_Step]:
         for name, value in sorted(vars(module).items()):
@@ -228,15 +228,16 @@ class _Walk:
             if not name.startswith("__") and (is_tree(value) or not callable(value)):
                 yield _Step(f"{path}.{name}", value, Slot(kind, "attribute", name), path, True)
 
-    def _attributes(self, thing: Any, path: str) -> Iterator[_Step]:
+    def _attributes(self, thing: Any, path: str, step: _Step) -> Iterator[_Step]:
         kind = type(thing)
         theirs = frameworks_names(kind)
         left_out = BOOKKEEPING if any(is_framework(base) for base in kind.__mro__) else set()
         if is_torch_module(thing):
             left_out = left_out | TORCH_PARTS
-        # Plain values of a framework's objects are settings, but a callback or a user's class may have its own there.
-        own = (is_callback(thing) or not is_framework(kind)) and id(thing) not in self._speaking
-        named = is_callback(thing) or is_users(kind.__module__)
+        # Plain values of a framework's objects are settings, but a callback or a user's class may have its own there;
+        # what a library's object holds is whose the object is.
+        users = is_callback(thing) or is_users(kind.__module__)
+        own = (users or (step.own and not is_framework(kind))) and id(thing) not in self._speaking
         attributes = getattr(thing, "__dict__", {})
         for name in sorted({*attributes, *_slots(kind)}):
             if name in left_out or name.startswith(_TENSORFLOWS) or not (name in attributes or hasattr(thing, name)):
@@ -249,11 +250,11 @@ class _Walk:
             if name == "_layers" and is_public:
                 value = thing.layers  # The list that users count in.
             shown = name[1:] if is_public else name
-            yield _Step(f"{path}.{shown}", value, slot, path, is_own, named, late)
+            yield _Step(f"{path}.{shown}", value, slot, path, is_own, users, late)
         if is_torch_module(thing):
             for part in sorted(TORCH_PARTS):
                 for name, value in vars(thing)[part].items():
-                    yield _Step(f"{path}.{name}", value, Slot(vars(thing)[part], "item", name), path, False, named)
+                    yield _Step(f"{path}.{name}", value, Slot(vars(thing)[part], "item", name), path, False, users)
         if is_users(kind.__module__):
             yield _Step(f"{path}.__class__", kind, None, path, True)
 
