@@ -9,9 +9,10 @@ from truba_runner.backends import Context
 from truba_runner.backends.keras_nodes import Team
 from truba_runner.backends.keras_plan import Plan
 from truba_runner.backends.keras_replicas import build_optimizer
-from truba_runner.backends.keras_variables import Variables
 from truba_runner.backends.walk import Found, walk
 from truba_runner.backends.walk_kinds import home, is_framework
+from truba_runner.errors import Failed
+from truba_runner.language import _
 
 
 def walk_training(
@@ -59,8 +60,8 @@ def is_built(model: Any) -> bool:
 def build(model: Any, plan: Plan, team: Team | None) -> None:
     """Makes what Keras would make in the first step only: metrics, optimizers' variables, some models' weights.
 
-    The model's own `train_step` is traced, so that all is made that it makes; but no step is trained. Where tracing alone
-    cannot do that, in eager code and on several devices, a step is trained and undone.
+    The model's own `train_step` is traced, so that all is made that it makes; but no step is trained. Eager code cannot
+    be traced: a step is trained, and what it has made is set back to how it was made.
     """
     import tensorflow as tf
 
@@ -79,47 +80,26 @@ def build(model: Any, plan: Plan, team: Team | None) -> None:
     def step(data: Any) -> Any:
         return strategy.run(model.train_step, args=(data,))
 
-    if strategy.num_replicas_in_sync > 1 and not team:
-        # TensorFlow cannot set up what a traced step of several devices makes, but by taking the step.
-        _undone(model, lambda: tf.function(step, autograph=False)(_shared(strategy, plan.example())))
-    elif model.run_eagerly:
+    if model.run_eagerly:
         # Another iterator over a Dataset that is shuffled would give later ones another order.
-        _train_a_step(step, plan.example())
+        _train_a_step(step, next(iter(batches)) if strategy.num_replicas_in_sync > 1 else plan.example())
     else:
-        tf.function(step, autograph=False).get_concrete_function(batches.element_spec)
+        _trace(tf.function(step, autograph=False), batches.element_spec)
 
 
-def _shared(strategy: Any, batch: Any) -> Any:
-    """Each device's part of a batch."""
-    import tensorflow as tf
+def _trace(step: Any, spec: Any) -> None:
+    from tensorflow.python.ops.op_selector import UnliftableError
 
-    count = strategy.num_replicas_in_sync
-
-    def part(replica: Any) -> Any:
-        index = replica.replica_id_in_sync_group
-
-        def rows(array: Any) -> Any:
-            each = array.shape[0] // count
-            return array[index * each : (index + 1) * each]
-
-        return tf.nest.map_structure(rows, batch)
-
-    return strategy.experimental_distribute_values_from_function(part)
-
-
-def _undone(model: Any, step: Any) -> None:
-    """Takes a step, and sets back what there was; what optimizers have made in it starts from zeros, as they do."""
-    import keras
-    import numpy as np
-
-    before = Variables(model, walk({"model": model})).read()
-    step()
-    found = walk({"model": model})
-    optimizers = [path for path, thing in found.objects.items() if isinstance(thing, keras.optimizers.Optimizer)]
-    after = Variables(model, found)
-    made = {path: value for path, value in after.read().items() if path not in before}
-    zeros = {path: np.zeros_like(value) for path, value in made.items() if path.startswith(tuple(optimizers))}
-    after.assign({**before, **zeros})
+    try:
+        step.get_concrete_function(spec)
+    except UnliftableError as error:
+        raise Failed(
+            _(
+                "The training step makes variables that cannot be made before it on several devices, as those of a "
+                "second optimizer: a run cannot resume. Make them in build_model (optimizer.build(variables)), or "
+                "train on one GPU."
+            )
+        ) from error
 
 
 def _train_a_step(step: Any, batch: Any) -> None:
