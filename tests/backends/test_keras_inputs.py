@@ -525,7 +525,12 @@ def sections(kind: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# Two undisturbed runs of it have differed too: not repeatable, for a reason that is not known yet.
+NOT_REPEATABLE = pytest.mark.xfail(reason="a stream of unknown length on two devices is not repeatable", strict=False)
+MARKED = [pytest.param(kind, marks=NOT_REPEATABLE if kind == "told on two devices" else ()) for kind in KINDS]
+
+
+@pytest.mark.parametrize("kind", MARKED)
 def test_an_interrupted_stream_ends_like_one_that_is_not(
     kind: str, start_keras: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
