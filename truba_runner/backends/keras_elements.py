@@ -53,6 +53,20 @@ def first_of(element: Any, count: Any) -> Any:
     return tf.nest.map_structure(cut, element)
 
 
+def owned(dataset: Any) -> Any:
+    """The dataset with copies of its elements, which TensorFlow may write into.
+
+    What a function in Python gives it is the user's own array. Where a step takes a slice of it, as several devices do,
+    TensorFlow 2.21 holds the slice for its own, and puts the results of the next operation there.
+    """
+    import tensorflow as tf
+
+    def copied(element: Any) -> Any:
+        return tf.nest.map_structure(lambda part: tf.raw_ops.DeepCopy(x=part), element, expand_composites=True)
+
+    return map_elements(dataset, copied)
+
+
 def zeros(spec: Any, examples: int) -> Any:
     """A batch of so many examples, all 0 or without text, whose lengths are 1 where they are not known."""
     import tensorflow as tf

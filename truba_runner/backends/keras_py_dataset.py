@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from truba_runner.backends.keras_batches import check_batching, evened, fed_whole, trimmed
-from truba_runner.backends.keras_elements import LOOKED_AT, Leaving, element_of, signature_of, with_cardinality
+from truba_runner.backends.keras_elements import LOOKED_AT, Leaving, element_of, owned, signature_of, with_cardinality
 from truba_runner.backends.keras_plan import Plan
 from truba_runner.config import Train
 from truba_runner.errors import Failed
@@ -93,8 +93,8 @@ class PyDatasetPlan(Plan):
 
     def _batches_from(self, step: int) -> Any:
         if self._devices == 1:
-            return fed_whole(self._fetched(step))
-        dataset = self._fetched(0)
+            return fed_whole(owned(self._fetched(step)))
+        dataset = owned(self._fetched(0))
         if not self.varies:
             return fed_whole(evened(self._name, dataset, self._devices))
         dataset = trimmed(dataset, self._devices)

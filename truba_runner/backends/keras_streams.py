@@ -15,6 +15,7 @@ from truba_runner.backends.keras_elements import (
     is_batched,
     looked_at,
     made_batches,
+    owned,
     signature_of,
     with_ranks,
     zeros,
@@ -188,7 +189,9 @@ class StreamPlan(Plan):
 
     def _in_batches(self, dataset: Any, train: Train, batch_size: int) -> Any:
         check_batching(self._name, self._batched, train)
-        if not self._batched:
+        if self._batched:
+            dataset = owned(dataset)
+        else:
             self.examples_per_step = batch_size
             dataset = dataset.batch(batch_size)
         if self._devices > 1:
