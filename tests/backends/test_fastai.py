@@ -257,7 +257,7 @@ def test_what_the_config_gets_wrong(told: str, sections: dict[str, Any], start: 
 
 JOBS: list[tuple[str, str, str]] = [
     ("def data_block", "def datablock", "has no function data_block"),
-    ("return DataBlock(", "return list() or dict(", "data_block in .* returned a dict, not a fastai DataBlock"),
+    ("return DataBlock(", "return list() or dict(", "data_block in .* returned a dict. It has to be a DataBlock"),
     ("return Learner(", "return dict(a=1) or Learner(", "build_learner in .* returned a dict, not a Learner"),
     ("size=16, item_size", "pixels=16, item_size", "data.options.size: data_block in .* takes no such option"),
     (
@@ -271,7 +271,11 @@ JOBS: list[tuple[str, str, str]] = [
         "nn.BatchNorm1d(width), nn.Linear(width",
         r"BatchNorm learns from batches of two examples or more, .* train.batch_size to 2 or more",
     ),
-    ("def after_batch", "def get_state(self):\n        return {1, 2}\n\n    def after_batch", "get_state of Averaging"),
+    (
+        "def after_batch",
+        "def get_state(self):\n        return {1, 2}\n\n    def set_state(self, state): pass\n\n    def after_batch",
+        "get_state of Averaging",
+    ),
 ]
 
 

@@ -222,7 +222,7 @@ def load_data(name, folder):
 PLAIN = {"callbacks": [], "batch_size": 8, "optimizer": "adam", "metrics": ["accuracy"], "epochs": 3}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "two optimizers": (TWO_OPTIMIZERS, {}),
-    "a GAN": (GAN, {}),
+    "a GAN": (GAN, {"learning_rate": None}),
     "holders": (HOLDERS, {"batch_size": None, "callbacks": ["Teacher", "Swap"]}),
     "two optimizers, eager": (
         TWO_OPTIMIZERS.replace('metrics=["accuracy"])', 'metrics=["accuracy"], run_eagerly=True)'),

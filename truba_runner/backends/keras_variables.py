@@ -32,10 +32,13 @@ class Variables:
 
     def __init__(self, model: Any, found: Found) -> None:
         """`found`: a walk whose roots are the model and what else the training depends on."""
-        self._slots = dict(_slots(found, _agreed(model, found)))
+        slots = list(_slots(found, _agreed(model, found)))
+        weights = {id(getattr(weight.value, "values", (weight.value,))[0]) for weight in model.weights}
+        # A changed layer is said by its weights, and not by what an optimizer has for each of them.
+        self._slots = dict(sorted(slots, key=lambda slot: id(slot[1].copies[0]) not in weights))
 
     def signature(self) -> Signature:
-        """Path, shape and dtype of each, in the order in which they were found."""
+        """Path, shape and dtype of each: the model's weights first, else in the order in which they were found."""
         return [[path, list(slot.copies[0].shape), slot.copies[0].dtype.name] for path, slot in self._slots.items()]
 
     def read(self, small: bool = False) -> dict[str, NDArray[Any]]:

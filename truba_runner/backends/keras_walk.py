@@ -8,7 +8,7 @@ from typing import Any
 from truba_runner.backends import Context
 from truba_runner.backends.keras_nodes import Team
 from truba_runner.backends.keras_plan import Plan
-from truba_runner.backends.keras_replicas import build_optimizer
+from truba_runner.backends.keras_replicas import build_optimizer, starts_from_weights
 from truba_runner.backends.walk import Found, walk
 from truba_runner.backends.walk_kinds import home, is_framework
 from truba_runner.errors import Failed
@@ -66,15 +66,17 @@ def build(model: Any, plan: Plan, team: Team | None) -> None:
     import tensorflow as tf
 
     strategy = model.distribute_strategy
+    # In a replica's part of a step Keras would make them for that replica alone; in any step, all 0.
+    before_the_step = strategy.num_replicas_in_sync > 1 or starts_from_weights(model.optimizer)
     if team:
         team.build(model, plan.example())
         batches = plan.dataset
     else:
-        if strategy.num_replicas_in_sync > 1:
-            model._maybe_symbolic_build(data_batch=plan.example())
+        if before_the_step:
+            with strategy.scope():
+                model._symbolic_build(data_batch=plan.example())
         batches = strategy.experimental_distribute_dataset(plan.batches)
-    if strategy.num_replicas_in_sync > 1:
-        # In a replica's part of a step Keras would make them for that replica alone.
+    if before_the_step:
         build_optimizer(model)
 
     def step(data: Any) -> Any:
