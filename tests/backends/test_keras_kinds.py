@@ -230,6 +230,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+TWO_DEVICES = {"resources": {"gpus": 2}}
+
 
 def sections(train: dict[str, Any], **more: Any) -> dict[str, Any]:
     settings = {"checkpoint": {"every_steps": 2, "every_minutes": None, "save_model": False}, **more}
@@ -277,6 +279,22 @@ def test_a_network_of_every_kind_ends_as_if_nothing_had_interrupted_it(kind: str
     assert log(cut).count("; restored in") >= 1
     assert RunDir(cut).result()["weights_sha256"] == RunDir(whole).result()["weights_sha256"]
     assert rows(cut) == rows(whole)
+    assert_same_state(cut, whole)
+
+
+@pytest.mark.parametrize("eager", [False, True], ids=["traced", "eager"])
+def test_on_two_devices_a_second_optimizer_is_made_before_the_step_that_would_make_it(
+    eager: bool, start: Start, tmp_path: Path
+) -> None:
+    job = TWO_OPTIMIZERS.replace("self.head_optimizer = None", "self.head_optimizer = keras.optimizers.Adam(1e-2)")
+    job = job.replace('metrics=["accuracy"])', f'metrics=["accuracy"], run_eagerly={eager})')
+    order = {"job": job, "sections": sections({"epochs": 2}, **TWO_DEVICES)}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert start(whole, **order)["status"] == 0, log(whole)
+    assert start(cut, **order, stop="SIGKILL", look=6)["status"] == -9, log(cut)
+    assert start(cut, **order)["status"] == 0, log(cut)
+    assert log(cut).count("; restored in") == 1
+    assert RunDir(cut).result()["weights_sha256"] == RunDir(whole).result()["weights_sha256"]
     assert_same_state(cut, whole)
 
 

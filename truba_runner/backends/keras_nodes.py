@@ -71,10 +71,6 @@ class Team:
             print(_("train.steps_per_execution is 1: several nodes take each step by itself"), flush=True)
             model.steps_per_execution = 1
 
-    def build(self, model: Any, share: Any) -> None:
-        """Makes the variables that Keras would make at the start of `fit`, for batches like one device's share."""
-        _build_from_own_share(model, data_batch=share)
-
     # -- data --------------------------------------------------------------------------------------------------
 
     def split(self, rows: Any) -> Any:
@@ -277,20 +273,3 @@ def _mend_keras() -> None:
         return original(values, strategy, reduction)
 
     trainer.reduce_per_replica = reduce_per_replica
-    trainer.TensorFlowTrainer._maybe_symbolic_build = _build_from_own_share
-
-
-def _build_from_own_share(model: Any, iterator: Any = None, data_batch: Any = None) -> None:
-    """Shows a model the shapes of a batch: those of one share. Keras takes the mean of all, on all nodes."""
-    import tensorflow as tf
-
-    strategy = model._distribute_strategy
-    if strategy is None:
-        return
-    if iterator is not None:
-        _, _, batches = next(iter(iterator))
-        data_batch = tf.nest.map_structure(
-            lambda value: strategy.experimental_local_results(value)[0], next(batches), expand_composites=False
-        )
-    with strategy.scope():
-        model._symbolic_build(data_batch=data_batch)

@@ -18,6 +18,7 @@ from truba_runner import full_disk
 from truba_runner.backends import Context
 from truba_runner.backends.keras_epochs import evaluated
 from truba_runner.backends.keras_logs import Logs
+from truba_runner.backends.keras_own import has_call, has_own
 from truba_runner.backends.keras_plan import Plan
 from truba_runner.backends.keras_reporter import loss_first
 from truba_runner.backends.keras_resume import Resume
@@ -27,7 +28,7 @@ from truba_runner.language import _
 
 def can_evaluate(model: Any) -> bool:
     """Whether a step of evaluation has something to call: a GAN often has training steps alone."""
-    return has_call(model) or _has_own(model, "test_step")
+    return has_call(model) or has_own(model, "test_step")
 
 
 def evaluate_and_predict(
@@ -75,7 +76,7 @@ def _evaluate(
 
 
 def _predict(context: Context, model: Any, plan: Plan, callbacks: list[Any]) -> dict[str, Any] | None:
-    if not has_call(model) and not _has_own(model, "predict_step"):
+    if not has_call(model) and not has_own(model, "predict_step"):
         note(context, _("the network has neither call() nor predict_step(): there are no predictions"))
         return None
     # For prediction Keras unrolls all steps of an execution, and would compile for longer than it predicts.
@@ -152,17 +153,3 @@ def _plain(value: Any) -> Any:
     if array.dtype.kind == "V":
         return array.astype(np.float32)
     return array.astype("S") if array.dtype.kind == "O" else array
-
-
-def has_call(model: Any) -> bool:
-    """Whether it can be called, and so be built: a GAN often is but the sum of its parts."""
-    import keras
-
-    return _has_own(model, "call") or isinstance(model, keras.Sequential)
-
-
-def _has_own(model: Any, name: str) -> bool:
-    """Whether its class, or one between, says what `keras.Model` leaves to others or does in its own way."""
-    import keras
-
-    return getattr(type(model), name) is not getattr(keras.Model, name)

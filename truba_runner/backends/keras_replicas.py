@@ -1,21 +1,24 @@
-"""What Keras' optimizers do wrong where several devices train one network, done right: replaced in this process.
+"""What Keras does wrong where several devices train one network, done right: replaced in this process.
 
 On several devices Keras 3.15.1 by itself
 - asks the first device alone whether gradients are finite (LossScaleOptimizer), and applies another one's overflow;
 - clips each device's part of the gradients by itself, before they are added up;
-- fails in the first step with gradient_accumulation_steps and ema_overwrite_frequency: a tf.cond holds a merge_call.
+- fails in the first step with gradient_accumulation_steps and ema_overwrite_frequency: a tf.cond holds a merge_call;
+- shows a model the mean of all devices' batches to build it: there is none of texts, nor for a GAN that has no `call`.
 
-Here all devices are asked, what is added up is clipped and gathered, and such conditions are decided for all at once.
-Classes stay Keras' own, so a saved model needs nothing of ours. What is replaced is internal to Keras: in another
-version the mend is left out, and `check` refuses what needs it.
+Here all devices are asked, what is added up is clipped and gathered, and such conditions are decided for all at once;
+a model is built from one device's share. Classes stay Keras' own, so a saved model needs nothing of ours. What is
+replaced of the optimizers is internal to Keras: in another version that is left out, and `check` refuses what needs it.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from truba_runner.backends.keras_own import has_call
 from truba_runner.errors import Failed
 from truba_runner.language import _
 
@@ -28,10 +31,18 @@ _mended = threading.Event()
 
 
 def mend_keras() -> None:
-    """Replaces the functions, once; every optimizer of this process, of whatever model, is right then."""
-    if _mended.is_set() or not _is_known():
+    """Replaces the functions, once; every model and optimizer of this process is right then."""
+    if _mended.is_set():
         return
     _mended.set()
+    from keras.src.backend.tensorflow import trainer
+
+    trainer.TensorFlowTrainer._maybe_symbolic_build = _build_from_share
+    if _is_known():
+        _mend_optimizers()
+
+
+def _mend_optimizers() -> None:
     from keras.src.backend.tensorflow.optimizer import TFOptimizer
     from keras.src.optimizers import base_optimizer
     from keras.src.optimizers.loss_scale_optimizer import LossScaleOptimizer
@@ -97,13 +108,44 @@ def starts_from_weights(optimizer: Any) -> bool:
     return any(type(one).__name__ == "ScheduleFreeAdamW" for one in within(optimizer))
 
 
-def build_optimizer(model: Any) -> None:
-    """Makes an optimizer's variables as its first step would: mirrored as the model's are, under the same names."""
+def build_in_step(model: Any, optimizers: Sequence[Any], take_step: Callable[[], None]) -> None:
+    """Takes a step, and makes outside of it the variables of those `optimizers` that it would make them of.
+
+    A replica's part of a step would make them for that replica alone, and any step all 0. Which weights an optimizer is
+    for is known in the step only: there it asks for its variables, and the step begins anew once they are made.
+    """
     import keras
 
-    optimizer = model.optimizer
-    with model.distribute_strategy.scope(), keras.name_scope(optimizer.name, caller=optimizer):
-        optimizer.build(model.trainable_variables)
+    while needed := _first_needed(optimizers, take_step):
+        optimizer = needed.optimizer
+        with model.distribute_strategy.scope(), keras.name_scope(optimizer.name, caller=optimizer):
+            optimizer.build(needed.variables)
+
+
+def _first_needed(optimizers: Sequence[Any], take_step: Callable[[], None]) -> _Needed | None:
+    waiting = [optimizer for optimizer in optimizers if not optimizer.built]
+    for optimizer in waiting:
+        optimizer.build = functools.partial(_ask, optimizer)
+    try:
+        take_step()
+    except _Needed as needed:
+        return needed
+    finally:
+        for optimizer in waiting:
+            del optimizer.build
+    return None
+
+
+class _Needed(Exception):
+    """An optimizer without variables has been asked to apply gradients."""
+
+    def __init__(self, optimizer: Any, variables: Sequence[Any]) -> None:
+        super().__init__()
+        self.optimizer, self.variables = optimizer, variables
+
+
+def _ask(optimizer: Any, variables: Sequence[Any]) -> None:
+    raise _Needed(optimizer, variables)
 
 
 def _is_known() -> bool:
@@ -111,6 +153,25 @@ def _is_known() -> bool:
 
     found: str = keras.__version__
     return found.startswith(f"{KERAS}.")
+
+
+def _build_from_share(model: Any, iterator: Any = None, data_batch: Any = None) -> None:
+    """Shows a model the shapes of a batch: those of one device's share. A model without `call` is built by its steps.
+
+    It stands for Keras' own function, which takes the mean of all shares, on all nodes.
+    """
+    import tensorflow as tf
+
+    strategy = model._distribute_strategy
+    if strategy is None or not has_call(model):
+        return
+    if iterator is not None:
+        _, _, batches = next(iter(iterator))
+        data_batch = tf.nest.map_structure(
+            lambda value: strategy.experimental_local_results(value)[0], next(batches), expand_composites=False
+        )
+    with strategy.scope():
+        model._symbolic_build(data_batch=data_batch)
 
 
 def _among_others() -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 
 from truba_runner import full_disk
 from truba_runner.backends import Context
-from truba_runner.backends.keras_outputs import has_call
+from truba_runner.backends.keras_own import has_call
 from truba_runner.backends.keras_preprocessing import Preprocessing
 from truba_runner.backends.notes import note, noted
 from truba_runner.language import _

@@ -7,8 +7,9 @@ from typing import Any
 
 from truba_runner.backends import Context
 from truba_runner.backends.keras_nodes import Team
+from truba_runner.backends.keras_own import has_call
 from truba_runner.backends.keras_plan import Plan
-from truba_runner.backends.keras_replicas import build_optimizer, starts_from_weights
+from truba_runner.backends.keras_replicas import build_in_step, starts_from_weights
 from truba_runner.backends.walk import Found, walk
 from truba_runner.backends.walk_kinds import home, is_framework
 from truba_runner.errors import Failed
@@ -66,27 +67,34 @@ def build(model: Any, plan: Plan, team: Team | None) -> None:
     import tensorflow as tf
 
     strategy = model.distribute_strategy
-    # In a replica's part of a step Keras would make them for that replica alone; in any step, all 0.
-    before_the_step = strategy.num_replicas_in_sync > 1 or starts_from_weights(model.optimizer)
-    if team:
-        team.build(model, plan.example())
-        batches = plan.dataset
-    else:
-        if before_the_step:
-            with strategy.scope():
-                model._symbolic_build(data_batch=plan.example())
-        batches = strategy.experimental_distribute_dataset(plan.batches)
-    if before_the_step:
-        build_optimizer(model)
+    several = strategy.num_replicas_in_sync > 1
+    before_the_step = several or starts_from_weights(model.optimizer)
+    if before_the_step and has_call(model):
+        with strategy.scope():
+            model._symbolic_build(data_batch=plan.example())
+    batches = plan.dataset if team else strategy.experimental_distribute_dataset(plan.batches)
 
     def step(data: Any) -> Any:
         return strategy.run(model.train_step, args=(data,))
 
-    if model.run_eagerly:
-        # Another iterator over a Dataset that is shuffled would give later ones another order.
-        _train_a_step(step, next(iter(batches)) if strategy.num_replicas_in_sync > 1 else plan.example())
+    def take() -> None:
+        if model.run_eagerly:
+            # Another iterator over a Dataset that is shuffled would give later ones another order.
+            _train_a_step(step, next(iter(batches)) if several else plan.example())
+        else:
+            _trace(tf.function(step, autograph=False), batches.element_spec)
+
+    if before_the_step:
+        build_in_step(model, _optimizers(model), take)
     else:
-        _trace(tf.function(step, autograph=False), batches.element_spec)
+        take()
+
+
+def _optimizers(model: Any) -> list[Any]:
+    import keras
+
+    found = walk({"model": model}).objects.values()
+    return [thing for thing in found if isinstance(thing, keras.optimizers.Optimizer)]
 
 
 def _trace(step: Any, spec: Any) -> None:
@@ -97,9 +105,8 @@ def _trace(step: Any, spec: Any) -> None:
     except UnliftableError as error:
         raise Failed(
             _(
-                "The training step makes variables that cannot be made before it on several devices, as those of a "
-                "second optimizer: a run cannot resume. Make them in build_model (optimizer.build(variables)), or "
-                "train on one GPU."
+                "The training step makes variables that cannot be made before it on several devices: a run cannot "
+                "resume. Make them in build_model, or train on one GPU."
             )
         ) from error
 
