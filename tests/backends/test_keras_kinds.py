@@ -282,13 +282,20 @@ def test_a_network_of_every_kind_ends_as_if_nothing_had_interrupted_it(kind: str
     assert_same_state(cut, whole)
 
 
-@pytest.mark.parametrize("eager", [False, True], ids=["traced", "eager"])
-def test_on_two_devices_a_second_optimizer_is_made_before_the_step_that_would_make_it(
-    eager: bool, start: Start, tmp_path: Path
+# Its second optimizer is there from the beginning, but has no variables.
+TWO_ON_TWO = TWO_OPTIMIZERS.replace("self.head_optimizer = None", "self.head_optimizer = keras.optimizers.Adam(1e-2)")
+ON_TWO_DEVICES = {
+    "two optimizers, eager": (TWO_ON_TWO.replace('["accuracy"])', '["accuracy"], run_eagerly=True)'), {}),
+    "a GAN": KINDS["a GAN"],
+}
+
+
+@pytest.mark.parametrize("kind", ON_TWO_DEVICES)
+def test_on_two_devices_optimizers_are_made_ahead_of_the_step_that_asks_for_them(
+    kind: str, start: Start, tmp_path: Path
 ) -> None:
-    job = TWO_OPTIMIZERS.replace("self.head_optimizer = None", "self.head_optimizer = keras.optimizers.Adam(1e-2)")
-    job = job.replace('metrics=["accuracy"])', f'metrics=["accuracy"], run_eagerly={eager})')
-    order = {"job": job, "sections": sections({"epochs": 2}, **TWO_DEVICES)}
+    job, train = ON_TWO_DEVICES[kind]
+    order = {"job": job, "sections": sections({**train, "epochs": 2}, **TWO_DEVICES)}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert start(whole, **order)["status"] == 0, log(whole)
     assert start(cut, **order, stop="SIGKILL", look=6)["status"] == -9, log(cut)
@@ -296,6 +303,13 @@ def test_on_two_devices_a_second_optimizer_is_made_before_the_step_that_would_ma
     assert log(cut).count("; restored in") == 1
     assert RunDir(cut).result()["weights_sha256"] == RunDir(whole).result()["weights_sha256"]
     assert_same_state(cut, whole)
+
+
+def test_on_two_devices_what_no_later_start_could_make_is_refused_at_the_first(start: Start, tmp_path: Path) -> None:
+    order = {"job": TWO_OPTIMIZERS, "sections": sections({"epochs": 1}, **TWO_DEVICES)}
+    assert start(tmp_path, **order)["status"] == 1
+    assert "Failed: The training step makes variables that cannot be made before it on several devices" in log(tmp_path)
+    assert "Make them in build_model" in log(tmp_path) and "epoch 1" not in log(tmp_path)
 
 
 def test_the_state_is_found_where_it_is(start: Start, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from truba_runner.backends.keras_settings import precision, scale_learning_rate
 from truba_runner.backends.keras_short import shortened
 from truba_runner.backends.keras_state import decode
 from truba_runner.backends.keras_streams import run_out_safely
-from truba_runner.backends.keras_walk import build
+from truba_runner.backends.keras_walk import build, is_built_first
 from truba_runner.backends.notes import note, noted
 from truba_runner.language import _
 
@@ -127,7 +127,7 @@ def _set_up(context: Context, devices: list[str]) -> _SetUp:
     keras_replicas.check(model, count)
     draw_apart(model, count, team.first_device if team else 0)
     scale_learning_rate(model, experiment.train, count)
-    if keras_replicas.starts_from_weights(model.optimizer):
+    if is_built_first(model, count):
         build(model, plans["train"], team)
     run_out_safely(model, plans["train"])
     if context.rank == 0:

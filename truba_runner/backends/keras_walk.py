@@ -7,7 +7,7 @@ from typing import Any
 
 from truba_runner.backends import Context
 from truba_runner.backends.keras_nodes import Team
-from truba_runner.backends.keras_own import has_call
+from truba_runner.backends.keras_own import has_call, has_own
 from truba_runner.backends.keras_plan import Plan
 from truba_runner.backends.keras_replicas import build_in_step, starts_from_weights
 from truba_runner.backends.walk import Found, walk
@@ -56,6 +56,17 @@ def is_built(model: Any) -> bool:
     """Whether nothing is left that Keras makes in the first step; metrics may be made without any variable."""
     parts = (model, model.optimizer, model._compile_metrics, model._compile_loss)
     return all(part is None or part.built for part in parts)
+
+
+def is_built_first(model: Any, devices: int) -> bool:
+    """Whether a run's first start, too, makes what the first step makes before it.
+
+    Some optimizers start from the weights there alone; on several devices a job's own step may make what no later start
+    could make again, and better said at once than after an interruption.
+    """
+    return starts_from_weights(model.optimizer) or (
+        devices > 1 and has_own(model, "train_step") and not model.run_eagerly
+    )
 
 
 def build(model: Any, plan: Plan, team: Team | None) -> None:
