@@ -95,7 +95,7 @@ SECTIONS: dict[str, Any] = {
     "checkpoint": {"save_model": False},
     "sweep": {},
     "tensorboard": {"every_steps": 1},
-    "finish": {},
+    "finish": {"plots": False},
 }
 
 
@@ -147,7 +147,7 @@ def watch_looks(stop: StopAt) -> None:
 
 def train(folder: Path, sections: dict[str, Any], job: str, stop: StopAt, rank: int = 0, tasks: int = 1) -> None:
     """One start, as the worker makes it."""
-    values = {key: {**SECTIONS[key], **sections.get(key, {})} for key in SECTIONS if key != "name"}
+    values = {key: {**SECTIONS.get(key, {}), **sections.get(key, {})} for key in {*SECTIONS, *sections} - {"name"}}
     values = {**values, "name": "small"}
     values["data"] = {"folder": str(folder.parent), **values["data"]}
     run = RunDir(folder)

@@ -103,6 +103,7 @@ SECTIONS: dict[str, Any] = {
     "cluster": {"name": "test"},
     "environment": {"name": "test"},
     "checkpoint": {"save_model": False},
+    "finish": {"plots": False},
     "sweep": {},
 }
 
@@ -121,7 +122,7 @@ class StopWhenAsked(StopAt):
 
 def train(folder: Path, sections: dict[str, Any], job: str, stop: StopAt, rank: int, tasks: int) -> None:
     """One start of one rank, as the worker makes it."""
-    values = {key: {**SECTIONS[key], **sections.get(key, {})} for key in SECTIONS if key != "name"}
+    values = {key: {**SECTIONS.get(key, {}), **sections.get(key, {})} for key in {*SECTIONS, *sections} - {"name"}}
     values = {**values, "name": "small", "data": {"name": "made", "folder": str(folder), **sections.get("data", {})}}
     run = RunDir(folder)
     run.create()
