@@ -8,6 +8,16 @@ from pathlib import Path
 from typing import Any
 
 
+def others(folder: Path) -> list[list[str]]:
+    """Of the newest checkpoint: what rank 1 has otherwise than rank 0, by the keys that lead there."""
+    from truba_runner.backends.fastai_resume import _read
+    from truba_runner.checkpoint import CheckpointStore
+
+    found = CheckpointStore(folder / "checkpoints").newest(_read)
+    assert found is not None
+    return [keys for keys, _value in found[1]["others"][0]["other"]]
+
+
 def checkpoint(folder: Path) -> dict[str, Any]:
     """The newest one's position and what tells its state apart; tensors by their bytes."""
     import hashlib

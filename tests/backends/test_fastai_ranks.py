@@ -14,6 +14,7 @@ import pytest
 from event_files_read import curves
 from fastai_resume_runs import Ask
 from forked_starts import INTERRUPTED
+from test_fastai_kinds import DATASETS
 
 from truba_runner.rundir import RunDir
 
@@ -184,3 +185,46 @@ def test_each_rank_gets_the_batch_size_where_the_config_says_so(start: Ask, tmp_
     train["batch_size"] = 9
     assert start(tmp_path / "odd", tasks=2, sections={"train": train})["statuses"] == [1, 1]
     assert "A batch of 9 does not divide among 2 processes. Set it to 8 or 10" in log(tmp_path / "odd")
+
+
+OWN_MEAN = """
+class Centred(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last = None
+    def forward(self, x):
+        shifted = x if self.last is None else x - 0.1 * self.last
+        if self.training:
+            self.last = x.detach().mean(0)
+        return shifted
+
+class OwnMean(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(1.0))
+    def forward(self, predicted, target):
+        loss = torch.nn.functional.cross_entropy(predicted, target)
+        self.mean.lerp_(loss.detach(), 0.3)
+        return loss / self.mean
+
+def build_learner(dls):
+    return Learner(dls, torch.nn.Sequential(Centred(), torch.nn.Linear(4, 2)), loss_func=OwnMean(), metrics=[])
+"""
+
+
+def test_ranks_that_remember_other_things_each_go_on_with_their_own(start: Ask, tmp_path: Path) -> None:
+    """A network with a state after its own rows, and a loss that weighs by the mean of its own rows' losses so far."""
+    job = DATASETS + OWN_MEAN
+    train = {"epochs": 2, "callbacks": [], "recipe": []}
+    # By rank 0's clock a checkpoint is due after each step.
+    clock = {"every_steps": None, "every_minutes": 1e-6}
+    sections = {"train": {**train, "batch_size": 8}, "checkpoint": clock, "finish": {"evaluate": False}}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert start(whole, tasks=2, job=job, sections=sections)["statuses"] == [0, 0], log(whole) + log(whole, 1)
+    killed = start(cut, tasks=2, job=job, sections=sections, look=4, kill_after=0.0)
+    assert killed["statuses"] == [-signal.SIGKILL] * 2, log(cut)
+    found = start(cut, do="in_fork", function="others")
+    assert {keys[-1] for keys in found} >= {"loss_func.mean", "model.0.last"}
+    assert start(cut, tasks=2, job=job, sections=sections)["statuses"] == [0, 0], log(cut) + log(cut, 1)
+    assert "; restored in" in log(cut)
+    assert RunDir(cut).result()["weights_sha256"] == RunDir(whole).result()["weights_sha256"]

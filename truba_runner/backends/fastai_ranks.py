@@ -45,7 +45,9 @@ class Ranks:
         self.rank, self.count, self._device = context.rank, context.tasks, device
         self._tasks = context.tasks
         self._interruption = context.interruption
-        self._agreed = False
+        self._agreed = self._due = False
+        # Whether a checkpoint is due by the clock, as rank 0 sees it.
+        self.time_is_up: Callable[[], bool] = lambda: False
         # How many examples the batch of all ranks has; the last one of a pass may have fewer than its shares together.
         self.batch_size = 0
         if self.count > 1:
@@ -90,6 +92,11 @@ class Ranks:
         """Whether any rank was asked to stop by the last time that all agreed: the same answer on every rank."""
         return self._agreed if self._tasks > 1 else self._interruption.requested
 
+    @property
+    def due(self) -> bool:
+        """Whether a checkpoint is due by rank 0's clock: the same answer on every rank."""
+        return self._due if self._tasks > 1 else self.time_is_up()
+
     def agree(self) -> bool:
         """Asks all ranks whether one was asked to stop; signals that only others have received count as received."""
         if self.together:
@@ -97,16 +104,18 @@ class Ranks:
         return self.interrupted
 
     def _flags(self) -> list[float]:
-        return [float(number in self._interruption.received) for number in Interruption.signals()]
+        due = self.rank == 0 and self.time_is_up()
+        return [float(due), *(float(number in self._interruption.received) for number in Interruption.signals())]
 
     def _take(self, totals: list[float]) -> None:
-        for number, total in zip(Interruption.signals(), totals, strict=True):
+        due, *signals = totals
+        for number, total in zip(Interruption.signals(), signals, strict=True):
             if total and number not in self._interruption.received:
                 self._interruption.received.append(number)
-        self._agreed = any(totals)
+        self._agreed, self._due = any(signals), bool(due)
 
     def mean_loss(self, loss: Any) -> Any:
-        """The mean of a number over all ranks; they agree on interruptions in the same breath."""
+        """The mean of a number over all ranks; they agree on interruptions and saves in the same breath."""
         total, *flags = self._summed([float(loss), *self._flags()])
         self._take(flags)
         return loss.new_tensor(total / self.count)
@@ -136,6 +145,12 @@ class Ranks:
         if not self.together:
             return values
         return self._summed(values if self.rank == 0 else [0.0] * len(values))
+
+    def all_objects(self, value: Any) -> list[Any]:
+        """What every rank gives, in their order."""
+        found: list[Any] = [None] * self.count
+        self._all(lambda dist: dist.all_gather_object(found, value))
+        return found
 
     # -- tensors -----------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ import sys
 import time
 from typing import IO, Any
 
-from truba_runner.backends import Context, event_files, fastai_outputs, fastai_state, going_on
+from truba_runner.backends import Context, event_files, fastai_others, fastai_outputs, fastai_state, going_on
 from truba_runner.backends.fastai_loop import Loop, Watcher
 from truba_runner.backends.fastai_reporter import Reporter
 from truba_runner.backends.notes import note
@@ -47,6 +47,7 @@ class Resume(Watcher):
         self._cancelled = self._monitor_missed = False
         self._beside: dict[str, Any] | None = None
         self._saved_at = time.monotonic()
+        self.ranks.time_is_up = self._time_is_up
         self._found = self._newest()
         state = self._found[1] if self._found else {}
         if state:
@@ -73,7 +74,7 @@ class Resume(Watcher):
         if not exists:
             return None
         position = Position(int(epoch), int(step))
-        return found or (position, self._store.at(position, _read))
+        return found or (position, fastai_others.of_rank(self.ranks.rank, self._store.at(position, _read)))
 
     def _check(self, state: dict[str, Any]) -> None:
         going_on.check_format(self._context, state["format"], FORMAT)
@@ -194,7 +195,7 @@ class Resume(Watcher):
         if self.ranks.interrupted:
             self._save(self._position())
             self._leave()
-        elif done < self._learner.n_iter and (self._time_is_up() or (every is not None and not done % every)):
+        elif done < self._learner.n_iter and (self.ranks.due or (every is not None and not done % every)):
             self._save(self._position())
 
     def training_ends(self, cancelled: bool) -> None:
@@ -279,11 +280,15 @@ class Resume(Watcher):
         raise Interrupted
 
     def _save(self, position: Position, best: bool = False, beside: dict[str, Any] | None = None) -> None:
-        """Copies the state here and now, and writes it in the background. Every rank's is the same: rank 0 writes."""
+        """Copies the state here and now, and writes it in the background: rank 0 does, for all.
+
+        `beside`: what `_besides` gave; without it every rank calls this.
+        """
         self._saved_at = time.monotonic()
+        beside = beside or self._besides()
         if self.ranks.rank:
             return
-        state = {**fastai_state.weights(self._learner), **(beside or self._besides())}
+        state = {**fastai_state.weights(self._learner), **beside}
         state.update(format=FORMAT, signature=self._signature)
         self._background.start(lambda: self._write(position, state, best))
 
@@ -293,16 +298,20 @@ class Resume(Watcher):
         self._store.save(position, lambda file: _write(state, file), best)
 
     def _besides(self, epoch: int | None = None, stopped: bool = False, finished: bool = False) -> dict[str, Any]:
-        """All but the weights.
+        """All but the weights. Every rank calls this.
 
         `epoch`: of the stage, how many are done, where that is not the one under way; `stopped`: a callback has ended
         the stage there; `finished`: it is over, and the next one is to come.
         """
-        return {
+        own = {
             **fastai_state.besides(self._learner),
             "walked": self._walked.taken(),
             # Where an epoch is under way, or its validation.
             "before_order": self._before_order,
+        }
+        return {
+            **own,
+            "others": fastai_others.differences(self.ranks, own) if self.ranks.together else [],
             "notes": list(self._context.notes),
             "stage": self._stage,
             "epoch": self._learner.epoch if epoch is None else epoch,
