@@ -95,7 +95,7 @@ SECTIONS: dict[str, Any] = {
     "checkpoint": {"save_model": False},
     "sweep": {},
     "tensorboard": {"every_steps": 1},
-    "finish": {"plots": False},
+    "finish": {},
 }
 
 
