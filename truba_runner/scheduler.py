@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from truba_runner import relay
+from truba_runner import relay, slurm_states
 from truba_runner.language import _
 
 TIMEOUT_SECONDS = 60
@@ -73,10 +73,7 @@ class Job:
     @property
     def live(self) -> bool:
         """Whether it still waits or runs."""
-        return self.state in {
-            "PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "RESIZING", "STAGE_OUT",
-            "REQUEUE_HOLD", "REQUEUE_FED", "SIGNALING", "STOPPED", "SPECIAL_EXIT",
-        }  # fmt: skip
+        return slurm_states.meaning_of(self.state).live
 
 
 @dataclass(frozen=True)

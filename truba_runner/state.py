@@ -13,6 +13,7 @@ from typing import Any
 from truba_runner.language import _, marked
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import SRUN_FAILED, Job
+from truba_runner.slurm_states import meaning_of
 
 # How often, and how far apart, a process without a command line is looked at: its start takes a millisecond.
 _MOST_LOOKS, _LOOK_SECONDS = 50, 0.002
@@ -21,15 +22,6 @@ _WAITS, _IN_VAIN = "Dependency", "DependencyNeverSatisfied"
 _SILENT = marked("it ended without a word; truba logs shows the last of it, and the same command goes on")
 _NOT_BEGUN = marked("nothing was done about it so far; the same command goes on with it")
 _INTERRUPTED = marked("interrupted; the same command goes on")
-# What Slurm's word for an end means, where the job itself had none.
-_ENDS = {
-    "CANCELLED": marked("cancelled; the same command goes on"),
-    "TIMEOUT": marked("its time was up before it had saved; the same command goes on"),
-    "NODE_FAIL": marked("its node failed; the same command goes on"),
-    "OUT_OF_MEMORY": marked(
-        "it took more memory than it had; with more of it (resources.memory_gb) the same command goes on"
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -95,7 +87,7 @@ def state_of(run: RunDir, jobs: Mapping[str, Job] | None) -> RunState:
             _why(progress)
             or dropped(run.submissions())
             or (_along_with_canary(run) if state == "CANCELLED" and not progress else "")
-            or (_(_ENDS[state]) if state in _ENDS else "")
+            or meaning_of(state).said()
             or (_(_INTERRUPTED) if progress.get("state") == "interrupted" else "")
         )
         return RunState(state, live=False, job=job, why=why or _exit(job) or _(_SILENT))
@@ -138,7 +130,8 @@ def _waits_for(run: RunDir, progress: Mapping[str, Any], job: Job) -> str:
         return _("held until {canary} has lived through its first epoch", canary=intent["canary"])
     if job.reason == _WAITS and intent.get("finder"):
         return _("waits for its learning-rate finder {finder}", finder=intent["finder"])
-    return job.reason
+    means = meaning_of(job.state)
+    return means.said() if means.held or not job.reason else job.reason
 
 
 def has_no_rate(finder: RunDir, jobs: Mapping[str, Job] | None) -> str:
