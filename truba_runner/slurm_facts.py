@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from truba_runner import scheduler
+from truba_runner.slurm_text import gpus_in
 
 ANSWER_SECONDS = 5.0
 _SEPARATOR = "\x1f"
@@ -259,7 +260,6 @@ def hardware() -> dict[str, list[Hardware]]:
     found: dict[str, list[Hardware]] = {}
     for line in _ask(["sinfo", "--noheader", "--exact", f"--format={form}"]).splitlines():
         name, nodes_alike, cores, memory, gres = line.split(_SEPARATOR)
-        gpus = sum(int(count) for count in re.findall(r"\bgpu(?::[^:,(]+)?:(\d+)", gres))
-        alike = Hardware(int(nodes_alike), int(cores.rstrip("+")), gpus, int(memory.rstrip("+")))
+        alike = Hardware(int(nodes_alike), int(cores.rstrip("+")), gpus_in(gres), int(memory.rstrip("+")))
         found.setdefault(name, []).append(alike)
     return found

@@ -33,6 +33,8 @@ class RunState:
     job: Job | None
     # One line: why it waits, or why it failed.
     why: str = ""
+    # Its result is there, and its job still puts things in order, or has no end.
+    ending: bool = False
 
 
 def last_job_id(run: RunDir) -> str:
@@ -72,11 +74,11 @@ def state_of(run: RunDir, jobs: Mapping[str, Job] | None) -> RunState:
         return _state_when_pulled(run, progress, pulled)
     job = _job_of(last_job_id(run), jobs or {})
     finder = None if progress else run.finder()
+    if run.result():
+        return RunState("COMPLETED", live=False, job=job, ending=job is not None and job.live and _is_alone(run))
     if job is not None and job.live and not (finder and job.reason == _IN_VAIN):
         waits = RunState(job.state, live=True, job=job, why=_waits_for(run, progress, job))
         return _among_others(run, progress, job) or waits
-    if run.result():
-        return RunState("COMPLETED", live=False, job=job)
     if finder and (why := has_no_rate(finder, jobs)):
         # Slurm takes such a job out of the queue when it next looks.
         return RunState("CANCELLED", live=False, job=job, why=why)
@@ -113,19 +115,22 @@ def _job_of(job_id: str, jobs: Mapping[str, Job]) -> Job | None:
 
 
 def _among_others(run: RunDir, progress: Mapping[str, Any], job: Job) -> RunState | None:
-    """The state of a run that is over while its job goes on: it shares the job with others. None: it is not over."""
-    if _intent(run).get("places", 1) == 1:
+    """The state of a run that has failed while its job goes on: it shares the job with others. None: it has not."""
+    if _is_alone(run):
         return None
-    if run.result():
-        return RunState("COMPLETED", live=False, job=job)
     return RunState("FAILED", live=False, job=job, why=_why(progress)) if progress.get("state") == "failed" else None
+
+
+def _is_alone(run: RunDir) -> bool:
+    """Whether its job is no other run's."""
+    return bool(last_intent(run).get("places", 1) == 1)
 
 
 def _waits_for(run: RunDir, progress: Mapping[str, Any], job: Job) -> str:
     """What a job in the queue waits for, or why a run has failed whose job Slurm is still clearing away."""
     if progress.get("state") == "failed":
         return _why(progress)
-    intent = _intent(run)
+    intent = last_intent(run)
     if job.reason == _WAITS and intent.get("canary"):
         return _("held until {canary} has lived through its first epoch", canary=intent["canary"])
     if job.reason == _WAITS and intent.get("finder"):
@@ -155,7 +160,7 @@ def dropped(told: Sequence[Mapping[str, Any]]) -> str:
 
 def _along_with_canary(run: RunDir) -> str:
     """What Slurm's word means for a run that waited for another, which has not lived."""
-    canary = _intent(run).get("canary")
+    canary = last_intent(run).get("canary")
     if not canary or RunDir(run.path.parent / canary).has_lived():
         return ""
     return _(
@@ -164,7 +169,8 @@ def _along_with_canary(run: RunDir) -> str:
     )
 
 
-def _intent(run: RunDir) -> dict[str, Any]:
+def last_intent(run: RunDir) -> dict[str, Any]:
+    """The record of its last submission; empty where there was none."""
     return next((event for event in reversed(run.submissions()) if event["event"] == "intent"), {})
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from truba_runner import places, restarts
 from truba_runner.commands import known_jobs, parser, print_json
+from truba_runner.durations import slurm_time
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.language import _
 from truba_runner.progress import format_metrics
@@ -18,7 +19,7 @@ from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
 from truba_runner.search import overview
 from truba_runner.search.directory import SearchDir, search_of
-from truba_runner.state import last_job_id, progress_of, state_of
+from truba_runner.state import last_intent, last_job_id, progress_of, state_of
 from truba_runner.sweeps import show
 from truba_runner.sweeps.record import SweepDir
 
@@ -134,10 +135,12 @@ def row(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
         return overview.row(search, jobs)
     state, progress = state_of(run, jobs), progress_of(run)
     job, result = state.job, run.result()
+    # Of a run that is over Slurm is not asked.
+    asked = last_intent(run).get("request", {}) if job is None and not run.pulled() else {}
     return {
         "run": run.id,
         "state": state.state,
-        "partition": job.partition if job else "",
+        "partition": job.partition if job else asked.get("partition", ""),
         "job_id": last_job_id(run),
         "epoch": progress.get("epoch"),
         "epochs": progress.get("epochs"),
@@ -145,7 +148,7 @@ def row(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
         "steps_per_epoch": progress.get("steps_per_epoch"),
         "metrics": result.get("metrics") or progress.get("metrics", {}),
         "elapsed": job.elapsed if job else _own_clock(progress),
-        "time_limit": job.time_limit if job else "",
+        "time_limit": job.time_limit if job else slurm_time(asked["time_minutes"]) if "time_minutes" in asked else "",
         "restarts": restarts.account(run)["restarts"],
         "why": state.why
         or str(result.get("warning") or progress.get("warning", ""))

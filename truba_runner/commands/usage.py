@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from truba_runner import budget, places, scheduler
-from truba_runner.commands import parser, print_json
+from truba_runner.commands import parser, print_json, say_that_accounting_is_silent
 from truba_runner.language import _
 from truba_runner.rundir import SWEEPS, RunDir
 from truba_runner.scheduler import Use
@@ -46,7 +46,11 @@ def main(arguments: Sequence[str]) -> int:
     # A copy's jobs are another machine's.
     runs = [run for run in every if not run.pulled()]
     jobs = {run.path: jobs_on_slurm(run) for run in runs}
-    used = scheduler.used(job_id for ids in jobs.values() for job_id in ids)
+    try:
+        used = scheduler.used(job_id for ids in jobs.values() for job_id in ids)
+    except scheduler.SlurmError as error:
+        say_that_accounting_is_silent(error)
+        used = {}
     if any(jobs.values()) and not used:
         print(_("Slurm's accounting tells nothing of these runs' jobs, so they count as nothing"), file=sys.stderr)
     rows = _rows(runs, jobs, used)
