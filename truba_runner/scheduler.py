@@ -268,8 +268,8 @@ def accounting(job_ids: Iterable[str]) -> dict[str, Job]:
         return {}
     text = _sacct([*wanted, "--format=JobID,State,Partition,Elapsed,Timelimit,NodeList,ExitCode"])
     jobs = {}
-    for line in text.splitlines():
-        written, state, partition, elapsed, limit, nodes, exit_code = line.split("|")
+    rows = (line.split("|") for line in text.splitlines())
+    for written, state, partition, elapsed, limit, nodes, exit_code in (row for row in rows if len(row) == 7):
         for job_id in each_task(written):
             # "CANCELLED by 1000" names who did it.
             jobs[job_id] = Job(job_id, state.split()[0], partition, "", elapsed, limit, nodes, exit_code)

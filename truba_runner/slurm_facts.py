@@ -53,9 +53,10 @@ def queued() -> dict[str, dict[str, str]]:
     """
     form = _SEPARATOR.join(_QUEUED.values())
     argv = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--states=all", f"--format={form}"]
-    rows = (line.split(_SEPARATOR) for line in _ask(argv).splitlines())
+    rows = [line.split(_SEPARATOR) for line in _ask(argv).splitlines()]
     nothing = {"N/A", "(null)", "None"}
-    told = (dict(zip(_QUEUED, ("" if cell in nothing else cell for cell in row), strict=True)) for row in rows)
+    whole = (["" if cell in nothing else cell for cell in row] for row in rows if len(row) == len(_QUEUED))
+    told = (dict(zip(_QUEUED, row, strict=True)) for row in whole)
     return {one["job_id"]: one for one in told}
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from truba_runner import places, restarts
+from truba_runner import places, restarts, terminal
 from truba_runner.commands import known_jobs, parser, print_json
 from truba_runner.durations import slurm_time
 from truba_runner.errors import Problem, Refused, nearest
@@ -170,9 +170,7 @@ def _own_clock(progress: Mapping[str, Any]) -> str:
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     columns = (
         _("run"), _("state"), _("partition"), _("job"), _("epoch"), _("step"), _("metrics"), _("elapsed/limit"),
@@ -197,25 +195,22 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
             restarts_made,
             one["why"],
         )
-        table.add_row(*(Text(cell) for cell in cells))
-    width = None if sys.stdout.isatty() else 250
-    Console(width=width).print(table)
+        table.add_row(*terminal.cells(cells))
+    terminal.console().print(table)
 
 
 def _print_trials(rows: Sequence[Mapping[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     names = list(dict.fromkeys(name for one in rows for name in one["values"]))
     after = (_("score"), _("epoch"), _("from"), _("worker"), _("why"))
-    table = Table(_("trial"), _("state"), *names, *after, box=None)
+    table = Table(_("trial"), _("state"), *map(terminal.shown, names), *after, box=None)
     for one in rows:
         values = (_number(one["values"].get(name, "")) for name in names)
         score = "" if one["score"] is None else _number(one["score"])
         cells = (one["trial"], one["state"], *values, score, _part(one, "epoch", "epochs"))
-        table.add_row(*(Text(cell) for cell in (*cells, one["goes_on_from"] or "", one["worker"], one["why"])))
-    Console(width=None if sys.stdout.isatty() else 250).print(table)
+        table.add_row(*terminal.cells((*cells, one["goes_on_from"] or "", one["worker"], one["why"])))
+    terminal.console().print(table)
 
 
 def _number(value: Any) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from truba_runner import budget, places, scheduler
+from truba_runner import budget, places, scheduler, terminal
 from truba_runner.commands import parser, print_json, say_that_accounting_is_silent
 from truba_runner.language import _
 from truba_runner.rundir import SWEEPS, RunDir
@@ -104,9 +104,7 @@ def _counted_as(run: RunDir) -> list[tuple[str, str]]:
 
 
 def _print(rows: Sequence[_Row]) -> None:
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     words = {"experiment": _("experiment"), "sweep": _("sweep")}
     table = Table("", "", _("runs"), _("starts"), _("core-hours"), _("GPU-hours"), box=None)
@@ -119,5 +117,5 @@ def _print(rows: Sequence[_Row]) -> None:
             f"{row.core_hours:,.2f}",
             f"{row.gpu_hours:,.2f}",
         )
-        table.add_row(*(Text(cell) for cell in cells))
-    Console(width=None).print(table)
+        table.add_row(*terminal.cells(cells))
+    terminal.console(width=None).print(table)

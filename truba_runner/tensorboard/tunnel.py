@@ -15,6 +15,7 @@ from collections.abc import Callable
 from subprocess import Popen
 from typing import Any
 
+from truba_runner import terminal
 from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.tensorboard.server import IDLE, LEFT, loopback
@@ -35,7 +36,7 @@ _SIGNALLED = 128
 
 def announce(**about: Any) -> None:
     """Says at the far end what the near end has to know."""
-    print(MARK + json.dumps(about), flush=True)
+    print(MARK + terminal.json_text(about), flush=True)
 
 
 class Tunnel:
