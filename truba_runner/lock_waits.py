@@ -62,7 +62,7 @@ def wait_for(attempt: Callable[[], bool], seconds: float, path: Path) -> None:
         if waited > seconds:
             raise Failed(
                 _(
-                    "{path} was not free within {seconds:.0f} s: it is held by {holder}. Nothing was done. The same "
+                    "{path} was not free within {seconds:.0f} s: it is held by {holder}. The same "
                     "command works once that has ended; a process that is stuck may be killed.",
                     path=path,
                     seconds=seconds,

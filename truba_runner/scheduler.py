@@ -19,7 +19,6 @@ from truba_runner.slurm_text import each_task, gpus_in
 TIMEOUT_SECONDS = 60
 # Accounting is asked once, and not for long: where it is down, what commands need is on record.
 ACCOUNTING_SECONDS = 5.0
-_NO_ACCOUNTING = "accounting storage is disabled"
 # Between attempts; TRUBA's own advice on a socket timeout is to wait and try again.
 BACKOFF_SECONDS = (1, 2, 4, 8, 16)
 _TRANSIENT = (
@@ -39,6 +38,8 @@ _UNREACHABLE = (
 )
 # Slurm has forgotten the job; the job to be requeued is back in the queue already.
 _UNKNOWN_JOB, _BACK_IN_QUEUE = "Invalid job id specified", "Job is pending execution"
+# The site has none.
+_NO_ACCOUNTING = re.compile("accounting storage is disabled")
 _SEPARATOR = "\x1f"
 # Of each column that sinfo prints; it has no delimiter for what --Format asks for.
 _WIDTH = 128
@@ -245,7 +246,7 @@ def _sacct(argv: Sequence[str]) -> str:
     try:
         return query(["sacct", "-nPX", *argv])
     except SlurmError as error:
-        if _NO_ACCOUNTING in error.message or not (error.transient or error.refused):
+        if _NO_ACCOUNTING.search(error.message) or not (error.transient or error.refused):
             return ""
         raise
 
