@@ -6,7 +6,6 @@ an escape code could rename the window, hide lines or type for the user.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import traceback
@@ -38,11 +37,6 @@ def shown(text: str) -> str:
 
 def _spelt(text: str) -> str:
     return _OBEYED.sub(lambda found: ascii(found[0])[1:-1], text.replace("\r\n", "\n"))
-
-
-def json_text(value: Any, **options: Any) -> str:
-    """JSON in ASCII without control characters: what is shown of it is what it is."""
-    return json.dumps(value, **options).replace("\x7f", r"\u007f")
 
 
 class _Shown:

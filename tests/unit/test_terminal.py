@@ -14,12 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
 from truba_runner import terminal, watch
 from truba_runner.__main__ import commands, main
 from truba_runner.rundir import RunDir
 from truba_runner.sweeps.record import Member, SweepDir
-from truba_runner.terminal import json_text, shown
+from truba_runner.terminal import shown
 
 ROOT = Path(__file__).resolve().parents[2]
 # A window's title, a cleared screen, hidden text, a bell, a backspace; C1's CSI; letters in another direction; DEL.
@@ -37,9 +38,14 @@ def test_what_a_terminal_would_obey_is_spelt() -> None:
         assert shown(shown(chr(number))) == shown(chr(number))
 
 
-@pytest.mark.parametrize("value", [CODES, {CODES: [CODES]}])
-def test_json_that_is_shown_is_what_it_was(value: object) -> None:
-    assert json.loads(shown(json_text(value))) == value
+def test_what_rich_prints_is_shown_and_taken_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    with terminal.guarded():
+        console = terminal.console()
+        console.print(f"{CODES} [red]red[/] :smile:")
+        console.print(Table(f"[/x]{CODES}", title=f"[b]{CODES}", box=None))
+    out = capsys.readouterr().out
+    assert NONE_OBEYED.fullmatch(out) and "[red]red[/] :smile:" in out and "[/x]" in out and "[b]" in out
+    assert r"\x1b]0;title" in out
 
 
 @pytest.fixture

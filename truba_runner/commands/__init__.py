@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from truba_runner import scheduler, terminal
+from truba_runner import scheduler
 from truba_runner.language import _
 from truba_runner.rundir import RunDir, finite
 from truba_runner.scheduler import Job, SlurmError
@@ -29,7 +30,7 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
-    print(terminal.json_text(finite(value), indent=1, allow_nan=False))
+    print(json.dumps(finite(value), indent=1, allow_nan=False))
 
 
 def known_jobs(runs: Sequence[RunDir], finished_too: bool = False, quietly: bool = False) -> Mapping[str, Job] | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from truba_runner import code_archives, places, terminal
+from truba_runner import code_archives, places
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
 from truba_runner.search.directory import search_of
@@ -89,7 +89,7 @@ def _may_change(run: RunDir, jobs: Mapping[str, Job] | None) -> bool:
 
 def announce(listed: Sequence[Mapping[str, Any]]) -> None:
     """Says at the far end what the near end has to know."""
-    print(MARK + terminal.json_text(listed), flush=True)
+    print(MARK + json.dumps(listed), flush=True)
 
 
 def understood(text: str) -> list[Listed] | None:

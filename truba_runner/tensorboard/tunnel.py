@@ -15,7 +15,6 @@ from collections.abc import Callable
 from subprocess import Popen
 from typing import Any
 
-from truba_runner import terminal
 from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.tensorboard.server import IDLE, LEFT, loopback
@@ -36,7 +35,7 @@ _SIGNALLED = 128
 
 def announce(**about: Any) -> None:
     """Says at the far end what the near end has to know."""
-    print(MARK + terminal.json_text(about), flush=True)
+    print(MARK + json.dumps(about), flush=True)
 
 
 class Tunnel:
