@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,7 +74,8 @@ def go(prepared: Prepared, may_wait: bool = True) -> Outcome:
         outcome = Outcome(prepared.run.id, str(prepared.run.path), "dry_run")
     else:
         outcome = _launch_run(prepared)
-    return wait_for([outcome])[0] if may_wait and waits(experiment) else outcome
+    over = outcome.action == "finished"  # As was said already.
+    return wait_for([outcome])[0] if may_wait and waits(experiment) and not over else outcome
 
 
 def waits(experiment: Experiment) -> bool:
@@ -209,6 +211,10 @@ def wait_for(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """
     ended = []
     for outcome in outcomes:
+        if outcome.action == "finished":
+            ended.append(outcome)
+            tell.came_of_it(outcome)
+            continue
         run = RunDir(Path(outcome.run_dir))
         while not run.result() and _in_slurms_hands(run):
             time.sleep(_WAIT_SECONDS)
@@ -229,10 +235,11 @@ def _in_slurms_hands(run: RunDir) -> bool:
         )
         raise Failed(told) from error
     found = search_of(run)
-    if found is not None:
-        ids = [last_job_id(worker) for worker in overview.job_runs(found)]
-        return overview.standing(found, jobs or scheduler.accounting(ids)).live
-    return state_of(run, jobs or scheduler.accounting([last_job_id(run)])).live
+    if not jobs:
+        with suppress(scheduler.SlurmError):
+            asked = overview.job_runs(found) if found else [run]
+            jobs = scheduler.accounting([last_job_id(one) for one in asked])
+    return (overview.standing(found, jobs) if found else state_of(run, jobs)).live
 
 
 def _already(prepared: Prepared) -> Outcome | None:

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from truba_runner import events
+from truba_runner import events, lock_waits
 
 # The folder of the sweeps' own records, in the runs folder.
 SWEEPS = ".sweeps"
@@ -35,6 +35,8 @@ SWEEPS = ".sweeps"
 CODE = ".code"
 # In a run directory that was copied from a login node: from where, and when.
 PULLED = "pulled.json"
+# A submission holds a runs folder for a second; where Slurm does not answer it, for minutes.
+LOCK_SECONDS = 120.0
 
 
 def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
@@ -308,17 +310,31 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def lock(runs_folder: Path) -> Iterator[int]:
+def lock(runs_folder: Path, wait_seconds: float = LOCK_SECONDS) -> Iterator[int]:
     """Holds a runs folder against other commands of its owner; yields the lock's file descriptor.
 
     A child that inherits the descriptor holds the lock on for as long as it lives. Where the file system has no locks
     the caller goes on without one.
+
+    Raises:
+        truba_runner.errors.Failed: another has held it for `wait_seconds`.
     """
     runs_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle = os.open(runs_folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    path = runs_folder / ".lock"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+
+    def taken() -> bool:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # Either, by the file system.
+            return False
+        except OSError:
+            pass
+        return True
+
     try:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        lock_waits.wait_for(taken, wait_seconds, path)
+        lock_waits.sign(handle)
         yield handle
     finally:
         os.close(handle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,21 +33,42 @@ def print_json(value: Any) -> None:
     print(json.dumps(finite(value), indent=1, allow_nan=False))
 
 
-def known_jobs(runs: Sequence[RunDir]) -> Mapping[str, Job] | None:
+def known_jobs(runs: Sequence[RunDir], finished_too: bool = False, quietly: bool = False) -> Mapping[str, Job] | None:
     """What Slurm knows of these runs' jobs, in one squeue and one sacct; None where it does not answer.
 
-    A run whose result is there, one that never met Slurm, and one of another machine's is not asked about.
+    A run whose result is there, one that never met Slurm, and one of another machine's is not asked about; with
+    `finished_too`, the queue is asked whether the job of the first is still there. That accounting does not answer is
+    said, unless `quietly`: what it would tell stands in part on the runs' own records.
     """
     searches = [(run, search_of(run)) for run in runs if not run.pulled()]
     with_jobs = [job for run, search in searches for job in (job_runs(search) if search else [run])]
-    job_ids = {last_job_id(run) for run in with_jobs}
-    asked = {job_id for job_id in job_ids if job_id and not job_id.startswith("local-")}
-    if not asked:
+    finished = {last_job_id(run) for run in with_jobs if run.result()}
+    not_over = {last_job_id(run) for run in with_jobs if not run.result()}
+    wanted, ended_or_lost = (_on_slurm(ids) for ids in (not_over | finished if finished_too else not_over, not_over))
+    if not wanted:
         return {}
     try:
         jobs = scheduler.queue()
-        ended = scheduler.accounting(asked - {job_id for job_id, job in jobs.items() if job.live})
-        # Of a job that has just ended both know, and accounting its exit code too, once it has heard of the end.
-        return {**ended, **jobs, **{job_id: job for job_id, job in ended.items() if not job.live}}
     except SlurmError:
         return None
+    try:
+        ended = scheduler.accounting(ended_or_lost - {job_id for job_id, job in jobs.items() if job.live})
+    except SlurmError as error:
+        ended = {}
+        if not quietly:
+            say_that_accounting_is_silent(error)
+    # Of a job that has just ended both know, and accounting its exit code too, once it has heard of the end.
+    return {**ended, **jobs, **{job_id: job for job_id, job in ended.items() if not job.live}}
+
+
+def _on_slurm(job_ids: set[str]) -> set[str]:
+    return {job_id for job_id in job_ids if job_id and not job_id.startswith("local-")}
+
+
+def say_that_accounting_is_silent(error: SlurmError) -> None:
+    """The word for it, on standard error."""
+    told = _(
+        "Slurm's accounting does not answer ({message}): what it knows of ended jobs is missing here",
+        message=error.message.splitlines()[-1],
+    )
+    print(told, file=sys.stderr)

@@ -43,9 +43,9 @@ def main(arguments: Sequence[str]) -> int:
             state = _state(run)
             told = _("{run} has printed nothing yet: {state} {why}", run=run.id, state=state.state, why=state.why)
             raise Failed(told)
-        sys.stdout.write(log.read_text(errors="replace"))
+        watch.show(log)
         if (slurms := task_log(run, last_job_id(run))) not in {None, log} and slurms is not None:
-            sys.stdout.write(slurms.read_text(errors="replace"))
+            watch.show(slurms)
         sys.stdout.flush()
     state = _state(run)
     if not state.live and state.state != "COMPLETED":
@@ -53,8 +53,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _state(run: RunDir) -> RunState:
-    jobs, search = known_jobs([run]), search_of(run)
+def _state(run: RunDir, followed: bool = False) -> RunState:
+    jobs, search = known_jobs([run], finished_too=followed, quietly=followed), search_of(run)
     return standing(search, jobs) if search else state_of(run, jobs)
 
 
@@ -72,4 +72,5 @@ class _Ended:
         if not ask_now and time.monotonic() - self._asked < _ASK_EVERY_SECONDS:
             return False
         self._recorded, self._asked = recorded, time.monotonic()
-        return not _state(self._run).live
+        state = _state(self._run, followed=True)
+        return not (state.live or state.ending)

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from truba_runner import budget, places, scheduler
-from truba_runner.commands import parser, print_json
+from truba_runner import budget, places, scheduler, terminal
+from truba_runner.commands import parser, print_json, say_that_accounting_is_silent
 from truba_runner.language import _
 from truba_runner.rundir import SWEEPS, RunDir
 from truba_runner.scheduler import Use
@@ -46,7 +46,11 @@ def main(arguments: Sequence[str]) -> int:
     # A copy's jobs are another machine's.
     runs = [run for run in every if not run.pulled()]
     jobs = {run.path: jobs_on_slurm(run) for run in runs}
-    used = scheduler.used(job_id for ids in jobs.values() for job_id in ids)
+    try:
+        used = scheduler.used(job_id for ids in jobs.values() for job_id in ids)
+    except scheduler.SlurmError as error:
+        say_that_accounting_is_silent(error)
+        used = {}
     if any(jobs.values()) and not used:
         print(_("Slurm's accounting tells nothing of these runs' jobs, so they count as nothing"), file=sys.stderr)
     rows = _rows(runs, jobs, used)
@@ -100,9 +104,7 @@ def _counted_as(run: RunDir) -> list[tuple[str, str]]:
 
 
 def _print(rows: Sequence[_Row]) -> None:
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     words = {"experiment": _("experiment"), "sweep": _("sweep")}
     table = Table("", "", _("runs"), _("starts"), _("core-hours"), _("GPU-hours"), box=None)
@@ -115,5 +117,5 @@ def _print(rows: Sequence[_Row]) -> None:
             f"{row.core_hours:,.2f}",
             f"{row.gpu_hours:,.2f}",
         )
-        table.add_row(*(Text(cell) for cell in cells))
-    Console(width=None).print(table)
+        table.add_row(*terminal.cells(cells))
+    terminal.console(width=None).print(table)

@@ -7,6 +7,7 @@ import io
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,9 @@ def _metrics(metrics: Mapping[str, float | None]) -> Rows:
 def _uses(runs: Sequence[RunDir]) -> dict[str, Use]:
     """What each run has used, by its id, over all of its jobs; one that runs share is divided evenly."""
     job_ids = {run.id: overview.jobs_on_slurm(run) for run in runs}
-    used = scheduler.used(job_id for of in job_ids.values() for job_id in of)
+    used: Mapping[str, Use] = {}
+    with suppress(scheduler.SlurmError):  # The report does without.
+        used = scheduler.used(job_id for of in job_ids.values() for job_id in of)
     parts = {run.id: 1 + len(sharing(run)) for run in runs}
     found: dict[str, Use] = {}
     for run_id, of in job_ids.items():

@@ -74,6 +74,13 @@ class Case:
         return (job.exit_code if job else "") or self.last.get("ExitCode", "")
 
     @property
+    def wants_gpus(self) -> bool:
+        """Whether it may miss a GPU: it has asked Slurm for one, or for what is not on record."""
+        if self.job_id.startswith("local-"):
+            return False
+        return bool(self.intent.get("request", {}).get("gpus", 1))
+
+    @property
     def error(self) -> Mapping[str, Any]:
         """The exception that ended the run, as the run put it on record; empty for none."""
         progress = self.run.progress()
