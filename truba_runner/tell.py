@@ -173,7 +173,7 @@ def dry_run(submissions: Sequence[Submission]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(markup=False, emoji=False)
     for submission in submissions:
         runs, experiment = submission.runs, submission.first.experiment
         title = counted("plan of {count} run", "plan of {count} runs", len(runs))

@@ -196,7 +196,7 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
         )
         table.add_row(*(Text(cell) for cell in cells))
     width = None if sys.stdout.isatty() else 250
-    Console(width=width).print(table)
+    Console(markup=False, emoji=False, width=width).print(table)
 
 
 def _print_trials(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -212,7 +212,7 @@ def _print_trials(rows: Sequence[Mapping[str, Any]]) -> None:
         score = "" if one["score"] is None else _number(one["score"])
         cells = (one["trial"], one["state"], *values, score, _part(one, "epoch", "epochs"))
         table.add_row(*(Text(cell) for cell in (*cells, one["goes_on_from"] or "", one["worker"], one["why"])))
-    Console(width=None if sys.stdout.isatty() else 250).print(table)
+    Console(markup=False, emoji=False, width=None if sys.stdout.isatty() else 250).print(table)
 
 
 def _number(value: Any) -> str:

@@ -116,4 +116,4 @@ def _print(rows: Sequence[_Row]) -> None:
             f"{row.gpu_hours:,.2f}",
         )
         table.add_row(*(Text(cell) for cell in cells))
-    Console(width=None).print(table)
+    Console(markup=False, emoji=False, width=None).print(table)

@@ -77,7 +77,7 @@ def _print(found: Sequence[Offer]) -> None:
         cost = ("", "") if offer.request is None else (str(offer.request.total_cores), f"{offer.core_hours:,.0f}")
         cells = (offer.partition, offer.constraint, _start(offer.start), free, *cost, offer.refusal)
         table.add_row(*(Text(cell) for cell in cells))
-    Console(width=None if sys.stdout.isatty() else 250).print(table)
+    Console(markup=False, emoji=False, width=None if sys.stdout.isatty() else 250).print(table)
     if best := next((offer for offer in found if offer.automatic and offer.request), None):
         constraint = f" resources.constraint={best.constraint}" if best.constraint else ""
         print(

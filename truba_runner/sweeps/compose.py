@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, is_dataclass, replace
 from functools import cache, cached_property, lru_cache
 from typing import Any
@@ -19,15 +20,17 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import Container, DictConfig, ListConfig, OmegaConf, ValueNode, open_dict
 from omegaconf._utils import split_key
+from omegaconf.errors import OmegaConfBaseException
 
 from truba_runner.composed import selector, typed
 from truba_runner.config import Experiment
-from truba_runner.config_errors import FOREIGN, translated
-from truba_runner.errors import Problem, Refused
+from truba_runner.config_errors import in_words
+from truba_runner.errors import Problem, Refused, nearest
+from truba_runner.language import _
 
 _INNERMOST = re.compile(r"\$\{([^${}]*)\}")
 # Resolvers that look at nothing in the config.
-_OUTSIDE = ("oc.env:", "user:", "detect_cluster:")
+_OUTSIDE = ("oc.env:", "env_or:", "user:", "detect_cluster:")
 _ABSOLUTE = re.compile(r"[A-Za-z_][\w/-]*(\.[\w/-]+)*")
 
 Path = tuple[str, ...]
@@ -68,15 +71,35 @@ class Composer:
             Refused: a key, a type or a choice is wrong.
         """
         lines = [self._lines.get(text) or self._parsed(text) for text in overrides]
-        base = self._base(tuple(line.text for line in lines if line.composes))
+        base = self._base([line for line in lines if line.composes])
         values = {line.key: line.value for line in lines if line.key not in self._constant}
         return Composed(base.experiment([line for line in lines if not line.composes]), base.selector, values)
 
-    def _parsed(self, text: str) -> _Line:
+    def all_but_the_wrong(self, overrides: Sequence[str]) -> tuple[DictConfig | None, list[Problem]]:
+        """The config of those overrides that can be applied, and what is wrong with each of the others.
+
+        Without a config where the rest hangs on what is wrong: the choice of a group.
+        """
+        problems: list[Problem] = []
+        wrong: dict[str, Problem] = {}
+        lines = []
+        for text in overrides:
+            try:
+                lines.append(self._parsed(text))
+            except Refused as refused:
+                problems += refused.problems
+        lines = [line for line in lines if not line.override.is_sweep_override()]
         try:
+            config = copy.deepcopy(self._base([line for line in lines if line.composes]).config)
+        except Refused as refused:
+            return None, [*problems, *refused.problems]
+        with suppress(Refused):
+            _apply([line for line in lines if not line.composes], config, wrong)
+        return config, [*problems, *wrong.values()]
+
+    def _parsed(self, text: str) -> _Line:
+        with in_words(text):
             (override,) = OverridesParser.create(config_loader=self._loader).parse_overrides([text])
-        except FOREIGN as error:
-            raise Refused(translated(error)) from error
         self._lines[text] = self._line(override)
         return self._lines[text]
 
@@ -90,16 +113,28 @@ class Composer:
     def _is_group(self, key: str) -> bool:
         return bool(self._loader.get_group_options(key, overrides=self._hydra_overrides))
 
-    def _base(self, lines: tuple[str, ...]) -> _Base:
-        if lines not in self._bases:
+    def _base(self, lines: Sequence[_Line]) -> _Base:
+        texts = tuple(line.text for line in lines)
+        if texts not in self._bases:
             try:
-                self._bases[lines] = _Base.of(self._loader.load_sweep_config(self._master, list(lines)))
-            except FOREIGN as error:
-                self._bases[lines] = translated(error)
-        base = self._bases[lines]
+                self._refuse_no_choice(lines)
+                with in_words(" ".join(texts)):
+                    self._bases[texts] = _Base.of(self._loader.load_sweep_config(self._master, list(texts)))
+            except Refused as refused:
+                self._bases[texts] = refused.problems[0]
+        base = self._bases[texts]
         if isinstance(base, Problem):
             raise Refused(base)
         return base
+
+    def _refuse_no_choice(self, lines: Sequence[_Line]) -> None:
+        for line in lines:
+            names = line.value if isinstance(line.value, list) and line.value else [line.value]
+            if not self._is_group(line.key) or (line.override.is_delete() and line.value in (None, "")):
+                continue
+            if not all(isinstance(name, str) and name for name in names):
+                rule = _("a config group, conf/{group}, takes the name of one of its files.", group=line.key)
+                raise Refused(Problem(line.text, rule, nearest("", self._loader.get_group_options(line.key))))
 
 
 @dataclass(frozen=True)
@@ -152,10 +187,7 @@ class _Base:
             return self.variants[signature].experiment(plain, self.wrong)
         config = copy.deepcopy(self.config)
         _apply(lines, config, self.wrong)
-        try:
-            made = typed(config)
-        except FOREIGN as error:
-            raise Refused(translated(error)) from error
+        made = typed(config)
         self.variants[signature] = _Variant.of(config, made, plain)
         return made
 
@@ -171,10 +203,11 @@ def _apply(lines: Sequence[_Line], config: DictConfig, wrong: dict[str, Problem]
     problems = []
     for line in lines:
         try:
-            ConfigLoaderImpl._apply_overrides_to_config([line.override], config)
-        except FOREIGN as error:
-            problems.append(translated(error))
-            wrong[line.text] = problems[-1]
+            with in_words(line.text):
+                ConfigLoaderImpl._apply_overrides_to_config([line.override], config)
+        except Refused as refused:
+            (wrong[line.text],) = refused.problems
+            problems.append(wrong[line.text])
     if problems:
         raise Refused(*problems)
 
@@ -198,16 +231,13 @@ class _Variant:
     def experiment(self, plain: Sequence[_Line], wrong: dict[str, Problem]) -> Experiment:
         try:
             return self._with(self._followed(plain) if self.followers else self._changed(plain))
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError, *FOREIGN):
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError, OmegaConfBaseException):
             pass  # The long way knows more kinds of keys, and the words for what is wrong.
         config = copy.deepcopy(self.config)
         # What the first run added is there by now.
         setting = [replace(line, override=replace(line.override, type=OverrideType.FORCE_ADD)) for line in plain]
         _apply(setting, config, wrong)
-        try:
-            return typed(config)
-        except FOREIGN as error:
-            raise Refused(translated(error)) from error
+        return typed(config)
 
     def _changed(self, plain: Sequence[_Line]) -> dict[Path, Any]:
         changed = [line for line in plain if not _same(line.value, self.values[line.key])]

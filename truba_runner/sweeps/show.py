@@ -120,7 +120,7 @@ def _print(shown: Table, rows: Sequence[Row]) -> None:
     from rich.table import Table as Printed
     from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else 250)
+    console = Console(markup=False, emoji=False, width=None if sys.stdout.isatty() else 250)
     states = [f"{count} {state}" for state, count in Counter(row.state for row in shown.rows).most_common()]
     runs = counted("{count} run", "{count} runs", len(shown.rows))
     print(f"{shown.sweep}: {', '.join([runs, *states])}")
