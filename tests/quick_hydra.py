@@ -10,11 +10,15 @@ import contextlib
 import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
 
 import hydra
+import omegaconf.base
+import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
@@ -25,7 +29,10 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from hydra_plugins.truba_runner import sweeper
+from hydra_plugins.truba_runner.launcher import TrubaLauncher
 from truba_runner import app, composed
+from truba_runner.sweeps import compose
 
 _parser = OverridesParser.create()
 # The text of an override as what it means, or as what is wrong with it.
@@ -44,6 +51,18 @@ def _parse(text: str) -> Override:
     return found
 
 
+class _Parser:
+    """An OverridesParser that parses each text once."""
+
+    @staticmethod
+    def create(**_named: object) -> type[_Parser]:
+        return _Parser
+
+    @staticmethod
+    def parse_overrides(texts: Sequence[str]) -> list[Override]:
+        return [_parse(text) for text in texts]
+
+
 class QuickLoader:
     """A ConfigLoader as far as the app, its sweeper and its launcher use one."""
 
@@ -54,7 +73,7 @@ class QuickLoader:
 
     def get_group_options(self, key: str, *_arguments: object, **_named: object) -> list[str]:
         if key not in self._groups:
-            self._groups[key] = self._loader.get_group_options(key)
+            self._groups[key] = [] if "." in key else self._loader.get_group_options(key)
         return self._groups[key]
 
     def load_configuration(self, overrides: Sequence[str], mode: RunMode) -> DictConfig:
@@ -91,12 +110,23 @@ class QuickLoader:
         return cast(DictConfig, pickle.loads(base))
 
 
+def small_site(conf: Path) -> None:
+    """Writes `cluster=small`: TRUBA with two of its partitions, as converting a config takes by its size."""
+    site = yaml.safe_load((composed.shipped("conf") / "cluster" / "truba.yaml").read_text())
+    kept = {name: site["partitions"][name] for name in ("akya-cuda", "debug")}
+    kept["debug"]["families"] = ["akya-cuda"]
+    (conf / "cluster").mkdir(parents=True)
+    (conf / "cluster" / "small.yaml").write_text(yaml.safe_dump({**site, "name": "small", "partitions": kept}))
+
+
 @contextlib.contextmanager
-def quick_hydra() -> Iterator[None]:
-    """The app composes with a `QuickLoader`."""
+def quick_hydra(conf: Path) -> Iterator[None]:
+    """The app composes with a `QuickLoader`, which finds the groups of `conf` too."""
     composed.register()
     with hydra.initialize_config_dir(str(composed.shipped("conf")), version_base="1.3"):
-        loader = QuickLoader(cast(ConfigLoaderImpl, GlobalHydra.instance().config_loader()))
+        search_path = GlobalHydra.instance().config_loader().get_search_path()
+        search_path.prepend("test", f"file://{conf}")
+        loader = QuickLoader(ConfigLoaderImpl(search_path))
 
         def main(**_named: object) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
             return lambda task: lambda: _run(loader, task, sys.argv[1:])
@@ -107,14 +137,14 @@ def quick_hydra() -> Iterator[None]:
             mock.patch.object(app, "hydra", quick),
             mock.patch.object(app, "register"),
             mock.patch.object(app, "GlobalHydra", known),
+            mock.patch.object(compose, "OverridesParser", _Parser),
+            mock.patch.object(sweeper, "OverridesParser", _Parser),
+            mock.patch.object(omegaconf.base, "parse", cache(omegaconf.base.parse)),
         ):
             yield
 
 
 def _run(loader: QuickLoader, task: Callable[[DictConfig], None], arguments: list[str]) -> None:
-    from hydra_plugins.truba_runner.launcher import TrubaLauncher
-    from hydra_plugins.truba_runner.sweeper import TrubaSweeper
-
     overrides = [text for text in arguments if text != "-m"]
     if "-m" not in arguments:
         config = loader.load_configuration(overrides, RunMode.RUN)
@@ -124,7 +154,7 @@ def _run(loader: QuickLoader, task: Callable[[DictConfig], None], arguments: lis
         return
     config = loader.load_configuration(overrides, RunMode.MULTIRUN)
     context = HydraContext(config_loader=cast(ConfigLoader, loader), callbacks=cast(Any, None))
-    sweeper, launcher = TrubaSweeper(max_batch_size=None), TrubaLauncher()
+    sweeps, launcher = sweeper.TrubaSweeper(max_batch_size=None), TrubaLauncher()
     launcher.setup(hydra_context=context, task_function=cast(Any, task), config=config)
-    sweeper.launcher, sweeper.hydra_context, sweeper.config = launcher, context, config
-    sweeper.sweep(list(config.hydra.overrides.task))
+    sweeps.launcher, sweeps.hydra_context, sweeps.config = launcher, context, config
+    sweeps.sweep(list(config.hydra.overrides.task))

@@ -78,7 +78,8 @@ class Composer:
     def all_but_the_wrong(self, overrides: Sequence[str]) -> tuple[DictConfig | None, list[Problem]]:
         """The config of those overrides that can be applied, and what is wrong with each of the others.
 
-        Without a config where the rest hangs on what is wrong: the choice of a group.
+        Without a config where the rest hangs on what is wrong: the choice of a group. For one command line: what it
+        sets stays set in what this composer has composed.
         """
         problems: list[Problem] = []
         wrong: dict[str, Problem] = {}
@@ -90,7 +91,7 @@ class Composer:
                 problems += refused.problems
         lines = [line for line in lines if not line.override.is_sweep_override()]
         try:
-            config = copy.deepcopy(self._base([line for line in lines if line.composes]).config)
+            config = self._base([line for line in lines if line.composes]).config
         except Refused as refused:
             return None, [*problems, *refused.problems]
         with suppress(Refused):
