@@ -82,8 +82,16 @@ def absolute(experiment: Experiment) -> Experiment:
 def selector(config: Any) -> str:
     """How the user chose the experiment, for a remedy to repeat. `config` is the composed `hydra` node."""
     chosen = config.runtime.choices.get("experiment")
-    where = [word for word in config.overrides.task if word.lstrip("+").partition("=")[0] in _SAY_WHERE_DATA_LIES]
+    where = [
+        word for word in as_typed(config.overrides.task) if word.lstrip("+").partition("=")[0] in _SAY_WHERE_DATA_LIES
+    ]
     return shlex.join([f"+experiment={chosen}", *where]) if chosen else ""
+
+
+def as_typed(overrides: Any) -> list[str]:
+    """Hydra's record of overrides as texts: read as a list of a config, an interpolation in one would be its value."""
+    texts: Any = OmegaConf.to_container(overrides, resolve=False)
+    return [str(text) for text in texts]
 
 
 def _experiments() -> str:

@@ -12,7 +12,12 @@ from pathlib import Path
 import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    InterpolationKeyError,
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from truba_runner.errors import Failed, Problem, Refused, nearest
 from truba_runner.language import _
@@ -79,11 +84,10 @@ def translated(error: BaseException, received: str = "") -> Problem:
         return Problem(str(error.override), _("it is no KEY=VALUE that can be read."), advice)
     if isinstance(error, RecursionError):
         rule = _("a value leads back to itself, or lies too deep in others.")
-        return Problem(
-            received or _("the command line"), rule, _("Look for an interpolation, ${{KEY}}, of its own key.")
-        )
+        return Problem(received or _("the command line"), rule, _("Look for an interpolation, ${KEY}, of its own key."))
     if not isinstance(error, FOREIGN):
-        rule = _("Hydra can do nothing with it ({error}).", error=f"{type(error).__name__}: {error}".rstrip(": ."))
+        said = [type(error).__name__, *str(error).rstrip(".").splitlines()[:1]]
+        rule = _("Hydra can do nothing with it ({error}).", error=": ".join(said))
         remedy = _("--help lists the groups and the keys, with values that are right.")
         return Problem(received or _("the command line"), rule, remedy)
     first, *more = str(error).splitlines()
@@ -108,17 +112,19 @@ def _of_missing_file(path: str) -> Problem:
 def _of_key(error: OmegaConfBaseException) -> Problem:
     parent, key = error.parent_node, str(error.key) if error.key is not None else ""
     place = str(error.full_key or key)
+    if isinstance(error, MissingMandatoryValue):
+        return Problem(place, _("it has no value ('???')."), _("Set {key}=VALUE.", key=place))
     if isinstance(parent, DictConfig) and key and key not in parent:
         # A plain mapping, such as job.options, holds whatever is put there.
         remedy = nearest(key, [str(name) for name in parent])
         if not dataclasses.is_dataclass(OmegaConf.get_type(parent)):
             remedy += " " + _("With a + before it, it is a new one.")
         return Problem(place, _("there is no such key."), remedy)
-    if isinstance(error, MissingMandatoryValue):
-        return Problem(place, _("it has no value ('???')."), _("Set {key}=VALUE.", key=place))
     if isinstance(parent, DictConfig) and key and isinstance(parent._get_node(key), ListConfig):
         return Problem(place, _("it takes a list."), _("Write it in brackets: {key}=[VALUE].", key=place))
     message = str(error).splitlines()[0].rstrip(".")
+    if isinstance(error, (InterpolationKeyError, InterpolationToMissingValueError)) and "hydra." in message:
+        return Problem(place or _("config"), f"{message}.", _("What Hydra knows of a run is written ${hydra:KEY}."))
     return Problem(place or _("config"), f"{message}.", _("--cfg job prints the whole config."))
 
 

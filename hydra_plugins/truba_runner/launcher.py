@@ -42,7 +42,7 @@ class TrubaLauncher(Launcher):
         A run's return value is its outcome, or with `launcher.metric` that metric of its result. `parsed` are
         overrides that need no parsing any more.
         """
-        values = self.sweep.launch(job_overrides, parsed)
+        values = self.sweep.launch(job_overrides, parsed, initial_job_idx)
         return [_returned(overrides, value) for overrides, value in zip(job_overrides, values, strict=True)]
 
 

@@ -7,31 +7,28 @@ by itself would give: where that is not certain beforehand, the run is converted
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, is_dataclass, replace
 from functools import cache, cached_property, lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from omegaconf import Container, DictConfig, ListConfig, OmegaConf, ValueNode, open_dict
+from omegaconf import Container, DictConfig, ListConfig, OmegaConf, ValueNode, open_dict, read_write
 from omegaconf._utils import split_key
 from omegaconf.errors import OmegaConfBaseException
 
-from truba_runner.composed import selector, typed
+from truba_runner.composed import as_typed, selector, typed
 from truba_runner.config import Experiment
 from truba_runner.config_errors import in_words
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.language import _
-
-_INNERMOST = re.compile(r"\$\{([^${}]*)\}")
-# Resolvers that look at nothing in the config.
-_OUTSIDE = ("oc.env:", "env_or:", "user:", "detect_cluster:")
-_ABSOLUTE = re.compile(r"[A-Za-z_][\w/-]*(\.[\w/-]+)*")
+from truba_runner.sweeps.followers import followers_of, overlap
 
 Path = tuple[str, ...]
 
@@ -52,10 +49,10 @@ class Composer:
     def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:
         """`master` is what Hydra composed of the command line."""
         self._loader, self._master = loader, master
-        self._hydra_overrides = [str(one) for one in master.hydra.overrides.hydra]
+        self._hydra_overrides = as_typed(master.hydra.overrides.hydra)
         self._lines: dict[str, _Line] = {}
         self._bases: dict[tuple[str, ...], _Base | Problem] = {}
-        given = OverridesParser.create().parse_overrides(list(master.hydra.overrides.task))
+        given = OverridesParser.create().parse_overrides(as_typed(master.hydra.overrides.task))
         # A key that is given twice is what it was given last.
         swept = {one.key_or_group: one.is_sweep_override() for one in given}
         self._constant = {key for key, sweeps in swept.items() if not sweeps}
@@ -64,8 +61,8 @@ class Composer:
         """Spares the parsing of an override that somebody has parsed already; its text is its `input_line`."""
         self._lines[str(override.input_line)] = self._line(override)
 
-    def __call__(self, overrides: Sequence[str]) -> Composed:
-        """The run of these overrides.
+    def __call__(self, overrides: Sequence[str], number: int = 0) -> Composed:
+        """The run of these overrides; `number` is its place in the sweep, `${hydra:job.num}`.
 
         Raises:
             Refused: a key, a type or a choice is wrong.
@@ -73,7 +70,8 @@ class Composer:
         lines = [self._lines.get(text) or self._parsed(text) for text in overrides]
         base = self._base([line for line in lines if line.composes])
         values = {line.key: line.value for line in lines if line.key not in self._constant}
-        return Composed(base.experiment([line for line in lines if not line.composes]), base.selector, values)
+        with base.numbered(number):
+            return Composed(base.experiment([line for line in lines if not line.composes]), base.selector, values)
 
     def all_but_the_wrong(self, overrides: Sequence[str]) -> tuple[DictConfig | None, list[Problem]]:
         """The config of those overrides that can be applied, and what is wrong with each of the others.
@@ -165,6 +163,8 @@ class _Base:
     """One choice of config groups, and the variants that were made of it."""
 
     config: DictConfig
+    # What Hydra says of itself and of the run, which resolvers may ask for.
+    hydra: DictConfig
     selector: str
     variants: dict[tuple[str, ...], _Variant] = field(default_factory=dict)
     # What is wrong with an override, by its text, so that a thousand runs need not find it out again.
@@ -174,7 +174,19 @@ class _Base:
     def of(cls, config: DictConfig) -> _Base:
         with open_dict(config):
             hydra = config.pop("hydra")
-        return cls(config, selector(hydra))
+        return cls(config, hydra, selector(hydra))
+
+    @contextmanager
+    def numbered(self, number: int) -> Iterator[None]:
+        """Within it `${hydra:job.num}` is this number, as it is with Hydra's own launchers."""
+        with read_write(self.hydra), open_dict(self.hydra):
+            self.hydra.job.num, self.hydra.job.id = number, str(number)
+        known = HydraConfig.instance()
+        before, known.cfg = known.cfg, SimpleNamespace(hydra=self.hydra)  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            known.cfg = before
 
     def experiment(self, lines: Sequence[_Line]) -> Experiment:
         if self.wrong and (known := [self.wrong[line.text] for line in lines if line.text in self.wrong]):
@@ -196,7 +208,7 @@ class _Base:
 @lru_cache(maxsize=64)
 def _alone(paths: tuple[Path, ...]) -> tuple[bool, ...]:
     """For each path whether no other lies at it, within it or around it."""
-    return tuple(sum(_overlap(one, other) for other in paths) == 1 for one in paths)
+    return tuple(sum(overlap(one, other) for other in paths) == 1 for one in paths)
 
 
 def _apply(lines: Sequence[_Line], config: DictConfig, wrong: dict[str, Problem]) -> None:
@@ -226,7 +238,7 @@ class _Variant:
 
     @classmethod
     def of(cls, config: DictConfig, made: Experiment, plain: Sequence[_Line]) -> _Variant:
-        followers = _followers(config, [line.path for line in plain])
+        followers = followers_of(config, [line.path for line in plain])
         return cls(config, made, {line.key: line.value for line in plain}, followers)
 
     def experiment(self, plain: Sequence[_Line], wrong: dict[str, Problem]) -> Experiment:
@@ -292,55 +304,3 @@ def _replaced(whole: Any, path: Path, value: Any) -> Any:
     if isinstance(whole, dict):
         return {**whole, first: _replaced(whole[first], rest, value)}
     return [_replaced(item, rest, value) if index == int(first) else item for index, item in enumerate(whole)]
-
-
-def _overlap(one: Path, other: Path) -> bool:
-    """Whether one lies at or within the other."""
-    shorter = min(len(one), len(other))
-    return one[:shorter] == other[:shorter]
-
-
-def _followers(config: DictConfig, swept: Sequence[Path]) -> list[Path]:
-    """Interpolations that are not known to be independent of the swept keys."""
-    waiting = dict(_interpolations(config, ()))
-    moving = list(swept)
-    followers: list[Path] = []
-    found = True
-    while found:
-        found = False
-        for path, text in list(waiting.items()):
-            if any(path == key for key in swept):
-                del waiting[path]  # It is set, and follows nothing any more.
-            elif _may_follow(text, moving):
-                del waiting[path]
-                followers.append(path)
-                moving.append(path)
-                found = True
-    return followers
-
-
-def _interpolations(node: Container, path: Path) -> Iterator[tuple[Path, str]]:
-    keys = range(len(node)) if isinstance(node, ListConfig) else list(node.keys())  # type: ignore[attr-defined]
-    for key in keys:
-        child = node._get_node(key)
-        own = (*path, str(key))
-        if child is None:
-            continue
-        if child._is_interpolation():  # type: ignore[union-attr]
-            yield own, str(child._value())  # type: ignore[union-attr]
-        elif isinstance(child, Container) and not (child._is_none() or child._is_missing()):
-            yield from _interpolations(child, own)
-
-
-def _may_follow(text: str, moving: Sequence[Path]) -> bool:
-    inner = _INNERMOST.findall(text)
-    if "${" in _INNERMOST.sub("", text):
-        return True  # One within another: what it refers to is not written there.
-    for reference in inner:
-        if reference.startswith(_OUTSIDE):
-            continue
-        if not _ABSOLUTE.fullmatch(reference):
-            return True
-        if any(_overlap(tuple(reference.split(".")), path) for path in moving):
-            return True
-    return False
