@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,5 +154,9 @@ def _as_record(member: Member) -> dict[str, Any]:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    scalars = (bool, int, float, type(None))
-    return {key: value if isinstance(value, scalars) else str(value) for key, value in values.items()}
+    return {key: value if _has_word_in_json(value) else str(value) for key, value in values.items()}
+
+
+def _has_word_in_json(value: Any) -> bool:
+    """Whether it can be told from all others there: NaN and both infinities would be null, one as the other."""
+    return value is None or (isinstance(value, (bool, int, float)) and math.isfinite(value))
