@@ -53,13 +53,19 @@ def _modules(error: BaseException) -> list[str]:
 
 
 def of_plugin(error: BaseException) -> Problem | None:
-    """What another Hydra plugin of the environment has raised as Hydra imported it."""
-    modules = [name for name in _modules(error) if name.startswith("hydra_plugins.")]
-    if not modules or modules[-1].startswith("hydra_plugins.truba_runner."):
+    """What another Hydra plugin of the environment has raised, as Hydra imported it or as it did its work."""
+    modules = _modules(error)
+    plugins = [name for name in modules if name.startswith("hydra_plugins.")]
+    if not plugins or plugins[-1].startswith("hydra_plugins.truba_runner."):
         return None
-    rule = _("Hydra imports all plugins of the environment, and this one cannot be ({error}).", error=_said(error))
-    remedy = _("Uninstall it or take a version that goes with this Python, {version}.", version=sys.version.split()[0])
-    return Problem(".".join(modules[-1].split(".")[:2]), rule, remedy)
+    rule = _("this plugin of Hydra's has failed ({error}).", error=_said(error))
+    remedy = _("With HYDRA_FULL_ERROR=1 before the command it is shown where.")
+    if "importlib._bootstrap" in modules[: modules.index(plugins[0])]:
+        rule = _("Hydra imports all plugins of the environment, and this one cannot be ({error}).", error=_said(error))
+        remedy = _(
+            "Uninstall it or take a version that goes with this Python, {version}.", version=sys.version.split()[0]
+        )
+    return Problem(".".join(plugins[-1].split(".")[:2]), rule, remedy)
 
 
 def _said(error: BaseException) -> str:
