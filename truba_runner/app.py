@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from truba_runner.composed import absolute, register, selector, typed
-from truba_runner.config_errors import FOREIGN, of_what_was_typed, refuse_foreign_config, translated
+from truba_runner.config_errors import FOREIGN, of_plugin, of_what_was_typed, refuse_foreign_config, translated
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.hydra_keys import Stopped, refuse_options
 from truba_runner.language import chosen
@@ -79,7 +79,7 @@ def _all_that_is_wrong(overrides: Sequence[str], error: Exception) -> list[Probl
     # What Hydra stumbles over otherwise than by its own exceptions is most often a key of its own.
     of_hydra = [text for text in overrides if text.lstrip("+~").startswith("hydra")]
     first = translated(error, " ".join(of_hydra))
-    if any(text.startswith("-") for text in overrides):
+    if of_plugin(error) or any(text.startswith("-") for text in overrides):
         return [first]
     with hydra.initialize_config_dir(str(shipped("conf")), version_base="1.3"):
         composer = Composer(GlobalHydra.instance().config_loader(), OmegaConf.create(_NOTHING_GIVEN))

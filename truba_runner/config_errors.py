@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,9 +42,34 @@ def of_what_was_typed(error: BaseException) -> bool:
     """
     if isinstance(error, FOREIGN):
         return True
-    frames = [str(frame.f_globals.get("__name__", "")) for frame, _line in traceback.walk_tb(error.__traceback__)]
+    frames = _modules(error)
     ours = [name for name in frames if name.startswith(("truba_runner.", "hydra_plugins.truba_runner."))]
     return bool(ours) and ours[-1] in _CALLERS and frames[-1] != ours[-1]
+
+
+def _modules(error: BaseException) -> list[str]:
+    """The modules that it came through, the one that raised it last."""
+    return [str(frame.f_globals.get("__name__", "")) for frame, _line in traceback.walk_tb(error.__traceback__)]
+
+
+def of_plugin(error: BaseException) -> Problem | None:
+    """What another Hydra plugin of the environment has raised, as Hydra imported it or as it did its work."""
+    modules = _modules(error)
+    plugins = [name for name in modules if name.startswith("hydra_plugins.")]
+    if not plugins or plugins[-1].startswith("hydra_plugins.truba_runner."):
+        return None
+    rule = _("this plugin of Hydra's has failed ({error}).", error=_said(error))
+    remedy = _("With HYDRA_FULL_ERROR=1 before the command it is shown where.")
+    if "importlib._bootstrap" in modules[: modules.index(plugins[0])]:
+        rule = _("Hydra imports all plugins of the environment, and this one cannot be ({error}).", error=_said(error))
+        remedy = _(
+            "Uninstall it or take a version that goes with this Python, {version}.", version=sys.version.split()[0]
+        )
+    return Problem(".".join(plugins[-1].split(".")[:2]), rule, remedy)
+
+
+def _said(error: BaseException) -> str:
+    return ": ".join([type(error).__name__, *str(error).rstrip(".").splitlines()[:1]])
 
 
 @contextmanager
@@ -86,8 +112,9 @@ def translated(error: BaseException, received: str = "") -> Problem:
         rule = _("a value leads back to itself, or lies too deep in others.")
         return Problem(received or _("the command line"), rule, _("Look for an interpolation, ${KEY}, of its own key."))
     if not isinstance(error, FOREIGN):
-        said = [type(error).__name__, *str(error).rstrip(".").splitlines()[:1]]
-        rule = _("Hydra can do nothing with it ({error}).", error=": ".join(said))
+        if problem := of_plugin(error):
+            return problem
+        rule = _("Hydra can do nothing with it ({error}).", error=_said(error))
         remedy = _("--help lists the groups and the keys, with values that are right.")
         return Problem(received or _("the command line"), rule, remedy)
     first, *more = str(error).splitlines()

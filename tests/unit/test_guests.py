@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,59 @@ def test_keys_of_several_kinds_have_an_order_and_the_others_their_id() -> None:
     numbers.train.class_weight = {10: 1.0, 2: 1.0}
     # As it was before keys of several kinds had an order.
     assert run_id(numbers) == "a-c19c30db"
+
+
+def test_another_plugin_that_cannot_be_imported_is_named(tmp_path: Path, environment: dict[str, str]) -> None:
+    """As those of nevergrad and ax are from Python 3.11 on: Hydra imports every one, whatever is asked of it."""
+    plugin = tmp_path / "site" / "hydra_plugins" / "hydra_others_sweeper"
+    plugin.mkdir(parents=True)
+    (plugin / "__init__.py").touch()
+    (plugin / "config.py").write_text("raise ValueError('mutable default for field optim')\n")
+    paths = os.pathsep.join([str(Path(__file__).resolve().parents[2]), str(tmp_path / "site")])
+    done = subprocess.run(
+        [sys.executable, "-m", "truba_runner", "+experiment=mnist"],
+        cwd=tmp_path, env={**environment, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("hydra_plugins.hydra_others_sweeper: Hydra imports all plugins of the environment")
+    assert "mutable default for field optim" in done.stderr and "Uninstall it" in done.stderr
+
+
+def test_a_dry_run_of_a_sweeper_that_wants_values_ends_with_its_first_runs(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    plugin = tmp_path / "site" / "hydra_plugins" / "optuna_like"
+    plugin.mkdir(parents=True)
+    (plugin / "__init__.py").write_text(SWEEPER)
+    paths = os.pathsep.join([str(Path(__file__).resolve().parents[2]), str(tmp_path / "site")])
+    asked = ["+experiment=mnist", "hydra/sweeper=optuna_like", "data.name=digits", "launcher.metric=loss"]
+    done = subprocess.run(
+        [sys.executable, "-m", "truba_runner", "-m", *asked, "launcher.wait=true", "dry_run=true"],
+        cwd=tmp_path, env={**environment, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("plan of 1 run") == 1 and done.stdout.endswith("their values decide\n")
+
+
+SWEEPER = """
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+
+ConfigStore.instance().store(group="hydra/sweeper", name="optuna_like", node={"_target_": f"{__name__}.Asking"})
+
+
+class Asking(Sweeper):
+    def setup(self, *, hydra_context, task_function, config):
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments):
+        for number, seed in enumerate((1, 2)):
+            (one,) = self.launcher.launch([[*arguments, f"train.seed={seed}"]], initial_job_idx=number)
+            float(one.return_value)
+"""
 
 
 def test_a_sweepers_job_gives_its_runs_what_the_command_was_given(

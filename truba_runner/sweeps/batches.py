@@ -55,6 +55,7 @@ class HydraSweep:
 
         Raises:
             Refused: a run breaks a rule; then none of them is submitted.
+            SweeperSubmitted: there is no more to do here.
             Failed: Slurm does not answer.
         """
         for override in parsed:
@@ -80,6 +81,9 @@ class HydraSweep:
         outcomes = launch_sweep(
             runs, lambda position: label(composed[position]), self._identity, self._inside_job, refusals
         )
+        if self._wants_values and any(outcome.action == "dry_run" for outcome in outcomes):
+            print(_("these are its first runs; which come after them, their values decide"))
+            raise sweeper_job.SweeperSubmitted
         if any(outcome.stopped for outcome in outcomes):
             raise Failed(_("the command was told to end; given again, it goes on with what is left"))
         return [_value(outcome, run.experiment) for outcome, run in zip(outcomes, runs, strict=True)]
