@@ -5,10 +5,12 @@ One line a folder in `$XDG_STATE_HOME/truba_runner/runs_folders` (by default und
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from truba_runner.errors import Problem, Refused, listed, nearest
+from truba_runner import damage
+from truba_runner.errors import Failed, Problem, Refused, listed, nearest
 from truba_runner.home import state_folder
 from truba_runner.language import _
 from truba_runner.rundir import SWEEPS, RunDir
@@ -40,22 +42,27 @@ def folders() -> list[Path]:
 
 def runs(runs_folder: Path | None = None) -> list[RunDir]:
     """Every run, the latest submitted last; of one folder where it is given."""
-    found = [
-        RunDir(path.parent)
-        for folder in ([runs_folder] if runs_folder else folders())
-        for path in folder.glob("*/submissions.jsonl")
-    ]
-    return sorted(found, key=lambda run: run.submissions_file.stat().st_mtime)
+    every = [runs_folder] if runs_folder else folders()
+    return [RunDir(path.parent) for path in _by_age(every, "*/submissions.jsonl")]
 
 
 def sweeps(runs_folder: Path | None = None) -> list[SweepDir]:
     """Every sweep, the latest last; of one folder where it is given."""
-    found = [
-        SweepDir(path.parent)
-        for folder in ([runs_folder] if runs_folder else folders())
-        for path in (folder / SWEEPS).glob("*/sweep.json")
-    ]
-    return sorted(found, key=lambda sweep: (sweep.path / "sweep.json").stat().st_mtime)
+    every = [folder / SWEEPS for folder in ([runs_folder] if runs_folder else folders())]
+    return [SweepDir(path.parent) for path in _by_age(every, "*/sweep.json")]
+
+
+def _by_age(folders: Iterable[Path], pattern: str) -> list[Path]:
+    """The files of the pattern, the latest last; without those that go meanwhile, and those that are elsewhere.
+
+    A folder that is a link is its maker's word for what lies elsewhere.
+    """
+    found = []
+    for path in (path for folder in folders for path in folder.glob(pattern)):
+        with suppress(OSError):
+            if not path.parent.is_symlink():
+                found.append((path.lstat().st_mtime, path))
+    return [path for _age, path in sorted(found, key=lambda one: one[0])]
 
 
 def find_sweep(prefix: str, runs_folder: Path | None = None) -> SweepDir | None:
@@ -63,6 +70,7 @@ def find_sweep(prefix: str, runs_folder: Path | None = None) -> SweepDir | None:
 
     Raises:
         Refused: there is more than one.
+        Failed: what is on record of it is damaged.
     """
     known = sweeps(runs_folder)
     matches = [sweep for sweep in known if sweep.id == prefix] or [
@@ -76,6 +84,9 @@ def find_sweep(prefix: str, runs_folder: Path | None = None) -> SweepDir | None:
             raise Refused(Problem(prefix, _("{count} sweeps start with it:", count=len(matches)), f"{found}."))
         rule = _("there are several such sweeps: {found}.", found=found)
         raise Refused(Problem(prefix, rule, _("Choose a folder with --runs FOLDER.")))
+    if why := damage.of_sweep(matches[0].path):
+        told = _("{sweep}: {why}, so which its runs are is not known; each can be named. It lies in {folder}")
+        raise Failed(told.format(sweep=matches[0].id, why=why, folder=matches[0].path))
     return matches[0]
 
 

@@ -6,7 +6,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
+from truba_runner import damage, safe_files
 from truba_runner.language import _
 from truba_runner.progress import format_metrics
 from truba_runner.rundir import RunDir
@@ -18,12 +20,30 @@ _LOOK_EVERY_SECONDS = 0.2
 
 def latest_log(run: RunDir) -> Path | None:
     """The log that was written to last; of an array task that came to no run, the task's own."""
-    logs = [path for path in run.logs.glob("*_log.out") if path.is_file()]
-    newest = max(logs, key=lambda path: path.stat().st_mtime, default=None)
-    job_id = last_job_id(run)
+    names = (name for name in safe_files.names(run.logs, run.logs.parent) if name.endswith("_log.out"))
+    logs = [run.logs / name for name in names if safe_files.is_file(run.logs / name)]
+    newest = max(logs, key=_written, default=None)
+    job_id = "" if damage.of_run(run) else last_job_id(run)
     if newest is not None and newest.name.startswith(f"{job_id}_"):
         return newest
     return task_log(run, job_id) or newest
+
+
+def _written(path: Path) -> float:
+    """When; of one that is gone meanwhile, long ago."""
+    try:
+        return path.lstat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def opened(log: Path) -> TextIO:
+    """A log, to be read as text; no link is followed.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return open(safe_files.opened(log, log.parent.parent), encoding="utf-8", errors="replace")
 
 
 def follow(run: RunDir, log: Callable[[], Path | None], ended: Callable[[], bool]) -> None:
@@ -37,7 +57,7 @@ def follow(run: RunDir, log: Callable[[], Path | None], ended: Callable[[], bool
         while True:
             last_look = ended()
             if (path := log()) is not None:
-                with path.open("rb") as file:
+                with open(safe_files.opened(path, path.parent.parent), "rb") as file:
                     file.seek(position)
                     text = file.read()
                 position += len(text)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from truba_runner import scheduler
+from truba_runner import damage, scheduler
 from truba_runner.language import _
 from truba_runner.rundir import RunDir, finite
 from truba_runner.scheduler import Job, SlurmError
 from truba_runner.search.directory import search_of
 from truba_runner.search.overview import job_runs
-from truba_runner.state import last_job_id
+from truba_runner.state import is_slurms, last_job_id
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -32,15 +33,35 @@ def print_json(value: Any) -> None:
     print(json.dumps(finite(value), indent=1, allow_nan=False))
 
 
+def _last_jobs(run: RunDir) -> list[str]:
+    """The job that a run was last given; of a search that of each worker. None of those that cannot be read."""
+    try:
+        search = None if run.pulled() else search_of(run)
+        with_jobs = job_runs(search) if search else [] if run.pulled() else [run]
+        return [last_job_id(one) for one in with_jobs]
+    except OSError:
+        return []
+
+
+def damaged_row(run: RunDir) -> dict[str, Any]:
+    """A run of which nothing sure can be told, for JSON; empty where nothing is wrong with it."""
+    why = damage.of_run(run)
+    return {"run": run.id, "state": damage.DAMAGED, "why": why, "directory": str(run.path)} if why else {}
+
+
+def say_damaged(runs: Iterable[RunDir], file: TextIO | None = None) -> None:
+    """A line for each run that is left out since nothing sure can be told of it; on standard error, or in `file`."""
+    for run in runs:
+        if told := damage.told(run):
+            print(told, file=file or sys.stderr)
+
+
 def known_jobs(runs: Sequence[RunDir]) -> Mapping[str, Job] | None:
     """What Slurm knows of these runs' jobs, in one squeue and one sacct; None where it does not answer.
 
     A run whose result is there, one that never met Slurm, and one of another machine's is not asked about.
     """
-    searches = [(run, search_of(run)) for run in runs if not run.pulled()]
-    with_jobs = [job for run, search in searches for job in (job_runs(search) if search else [run])]
-    job_ids = {last_job_id(run) for run in with_jobs}
-    asked = {job_id for job_id in job_ids if job_id and not job_id.startswith("local-")}
+    asked = {job_id for run in runs for job_id in _last_jobs(run) if is_slurms(job_id)}
     if not asked:
         return {}
     try:

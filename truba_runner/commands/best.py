@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from truba_runner import places
+from truba_runner import damage, places
 from truba_runner.commands import parser, print_json
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _
@@ -22,7 +22,10 @@ from truba_runner.search.store import read_state
 def main(arguments: Sequence[str]) -> int:
     """Prints the best trials, and with --out writes the experiment."""
     given = _options(arguments)
-    search = search_of(places.find(given.search, given.runs))
+    found = places.find(given.search, given.runs)
+    if why := damage.told(found):
+        raise Failed(why)
+    search = search_of(found)
     if search is None:
         raise Refused(Problem(given.search, _("it is a run, and no search."), _("truba status shows what it came to.")))
     if given.number < 1:
@@ -71,7 +74,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _row(search: SearchDir, place: int, trial: Mapping[str, Any]) -> dict[str, Any]:
     run = search.best(trial["trial_id"])
-    result = run.result()
+    result = {} if damage.of_run(run) else run.result()
     return {
         "place": place,
         "trial": trial["trial_id"],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
-from truba_runner import places, watch
+from truba_runner import damage, places, safe_files, watch
 from truba_runner.commands import known_jobs, parser, print_json
 from truba_runner.errors import Failed
 from truba_runner.language import _
@@ -28,8 +30,10 @@ def main(arguments: Sequence[str]) -> int:
     given = options.parse_args(arguments)
     run = places.find(given.run, given.runs)
     if given.json:
-        print_json({"run": run.id, "logs": [str(path) for path in sorted(run.logs.glob("*"))]})
+        print_json({"run": run.id, "logs": [str(run.logs / name) for name in safe_files.names(run.logs, run.path)]})
         return 0
+    if why := damage.of_run(run):
+        return _of_damaged(run, why)
     if run.pulled() and watch.latest_log(run) is None:
         place = run.pulled().get("from", "?")
         raise Failed(
@@ -43,14 +47,29 @@ def main(arguments: Sequence[str]) -> int:
             state = _state(run)
             told = _("{run} has printed nothing yet: {state} {why}", run=run.id, state=state.state, why=state.why)
             raise Failed(told)
-        sys.stdout.write(log.read_text(errors="replace"))
+        sys.stdout.write(_text(log))
         if (slurms := task_log(run, last_job_id(run))) not in {None, log} and slurms is not None:
-            sys.stdout.write(slurms.read_text(errors="replace"))
+            sys.stdout.write(_text(slurms))
         sys.stdout.flush()
     state = _state(run)
     if not state.live and state.state != "COMPLETED":
         print(f"\n{run.id}: {state.state} {state.why}", file=sys.stderr)
     return 0
+
+
+def _text(log: Path) -> str:
+    with watch.opened(log) as file:
+        return file.read()
+
+
+def _of_damaged(run: RunDir, why: str) -> int:
+    """What there is, though whose it is, and whether more comes, is not known."""
+    if (log := watch.latest_log(run)) is not None:
+        with watch.opened(log) as file:
+            shutil.copyfileobj(file, sys.stdout)
+        sys.stdout.flush()
+    print(f"\n{run.id}: {damage.DAMAGED} {why}", file=sys.stderr)
+    return 0 if log is not None else 1
 
 
 def _state(run: RunDir) -> RunState:

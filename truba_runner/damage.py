@@ -1,0 +1,140 @@
+"""What is wrong with the records of a run or a sweep. Whoever shows many says it of the one, and shows the others.
+
+Readers pass over what is no record (record_files.py); what is left may then tell a tale. So it is looked for first.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from truba_runner import record_files, record_shapes, safe_files
+from truba_runner.language import _
+from truba_runner.rundir import PULLED, RunDir, sweep_events_file
+
+# The word for a run of which nothing sure can be told.
+DAMAGED = "DAMAGED"
+_OBJECTS: Mapping[str, record_files.Wrong] = {
+    "progress.json": record_shapes.wrong_progress,
+    "result.json": record_shapes.wrong_result,
+    "state.json": record_shapes.wrong_state,
+    PULLED: record_shapes.wrong_pulled,
+}
+_OTHERS = ("submissions.jsonl", "run.yaml", "history.csv")
+
+# What tells whether a file is still the one that was looked at; None: there is none.
+_Seen = tuple[int, int, int] | None
+
+
+def of_run(run: RunDir) -> str:
+    """What is wrong with a run, or a search: the first that is found, in words; empty where nothing is."""
+    sweeps = _sweeps_of(run)
+    seen = tuple(_seen(run.path / name) for name in ("", *_OBJECTS, *_OTHERS))
+    return _of_run(run.path, seen) or next(filter(None, (_of_events(file) for file in sweeps)), "")
+
+
+def of_sweep(path: Path) -> str:
+    """The same of a sweep, by its folder."""
+    if not safe_files.is_folder(path):
+        return _("{folder} is no folder", folder=path.name)
+    looks = [partial(record_files.read_object, path / "sweep.json", record_shapes.wrong_sweep)]
+    return _first_wrong(looks) or _of_events(path / "submissions.jsonl")
+
+
+def told(run: RunDir) -> str:
+    """What is wrong with a run, as a line about it; empty where nothing is."""
+    why = of_run(run)
+    return f"{run.id}: {DAMAGED}: {why}" if why else ""
+
+
+def sound(runs: Iterable[RunDir]) -> list[RunDir]:
+    """The runs that nothing is wrong with."""
+    return [run for run in runs if not of_run(run)]
+
+
+def submissions(run: RunDir) -> list[dict[str, Any]]:
+    """A run's events as far as they can be read."""
+    try:
+        return run.submissions()
+    except OSError:
+        return []
+
+
+def _sweeps_of(run: RunDir) -> list[Path]:
+    """Where those of a run's submissions are on record that it shares with others."""
+    try:
+        own, _wrong = record_files.events(run.submissions_file)
+    except OSError:
+        return []
+    named = dict.fromkeys(event["sweep"] for event in own if event["event"] == "intent" and "sweep" in event)
+    return [sweep_events_file(run.path.parent, sweep) for sweep in named]
+
+
+def _seen(path: Path) -> _Seen:
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_ctime_ns, found.st_size
+
+
+@lru_cache(maxsize=8192)
+def _of_run(path: Path, seen: tuple[_Seen, ...]) -> str:
+    if not safe_files.is_folder(path):
+        return _("it is not there any more, or a link")
+    return _first_wrong(_looks(path))
+
+
+def _looks(path: Path) -> Iterator[Callable[[], object]]:
+    """What reads each record of a run, and raises where something is wrong with it."""
+    yield partial(_events, path / "submissions.jsonl")
+    for name, wrong in _OBJECTS.items():
+        yield partial(record_files.read_object, path / name, wrong)
+    yield partial(record_files.history, path / "history.csv")
+    for name in safe_files.names(path, path):
+        if name.startswith("lr_find_") and name.endswith(".json"):
+            yield partial(record_files.read_object, path / name, record_shapes.wrong_curve)
+    yield partial(_readable, path / "run.yaml")
+
+
+def _events(file: Path) -> None:
+    found, why = record_files.events(file)
+    if why:
+        raise record_files.Damaged(why)
+    for event in found:
+        finder = event.get("finder", "")
+        if finder and not record_shapes.is_plain(finder):
+            raise record_files.Damaged(_("{file} holds {what}", file=file.name, what=f"finder={finder!r}"))
+
+
+def _readable(file: Path) -> None:
+    """A config takes milliseconds to be understood: here only whether it can be read."""
+    with suppress(FileNotFoundError):
+        os.close(safe_files.opened(file, file.parent))
+
+
+@lru_cache(maxsize=256)
+def _of_events_once(file: Path, seen: _Seen) -> str:
+    return _first_wrong([partial(_events, file)])
+
+
+def _of_events(file: Path) -> str:
+    """Of a sweep's record, which a thousand runs look into."""
+    why = _of_events_once(file, _seen(file))
+    return _("of its sweep {sweep}: {why}", sweep=file.parent.name, why=why) if why else ""
+
+
+def _first_wrong(looks: Iterable[Callable[[], object]]) -> str:
+    for look in looks:
+        try:
+            look()
+        except record_files.Damaged as error:
+            return str(error)
+        except OSError as error:
+            name = Path(error.filename).name if error.filename else "?"
+            return _("{file} cannot be read ({why})", file=name, why=error.strerror or error)
+    return ""
