@@ -5,7 +5,6 @@ Readers pass over what is no record (record_files.py); what is left may then tel
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache, partial
@@ -24,6 +23,8 @@ _OBJECTS: Mapping[str, record_files.Wrong] = {
     "state.json": record_shapes.wrong_state,
     PULLED: record_shapes.wrong_pulled,
 }
+# Of a config, what stands far apart in it; and what its lists and mappings never come to.
+_KEYS, _MOST_BRACKETS = (b"job:", b"data:", b"train:", b"checkpoint:", b"resources:", b"cluster:"), 1000
 _OTHERS = ("submissions.jsonl", "run.yaml", "history.csv")
 
 # What tells whether a file is still the one that was looked at; None: there is none.
@@ -32,9 +33,13 @@ _Seen = tuple[int, int, int] | None
 
 def of_run(run: RunDir) -> str:
     """What is wrong with a run, or a search: the first that is found, in words; empty where nothing is."""
-    sweeps = _sweeps_of(run)
     seen = tuple(_seen(run.path / name) for name in ("", *_OBJECTS, *_OTHERS))
-    return _of_run(run.path, seen) or next(filter(None, (_of_events(file) for file in sweeps)), "")
+    return _of_run(run.path, seen) or _of_sweeps(run)
+
+
+def of_submissions(run: RunDir) -> str:
+    """What is wrong with what is on record of a run's submissions alone."""
+    return _first_wrong([partial(_events, run.submissions_file)]) or _of_sweeps(run)
 
 
 def of_sweep(path: Path) -> str:
@@ -64,14 +69,12 @@ def submissions(run: RunDir) -> list[dict[str, Any]]:
         return []
 
 
-def _sweeps_of(run: RunDir) -> list[Path]:
-    """Where those of a run's submissions are on record that it shares with others."""
-    try:
-        own, _wrong = record_files.events(run.submissions_file)
-    except OSError:
-        return []
+def _of_sweeps(run: RunDir) -> str:
+    """What is wrong with the records of those submissions that a run shares with others."""
+    own, _wrong = record_files.events(run.submissions_file)
     named = dict.fromkeys(event["sweep"] for event in own if event["event"] == "intent" and "sweep" in event)
-    return [sweep_events_file(run.path.parent, sweep) for sweep in named]
+    files = (sweep_events_file(run.path.parent, sweep) for sweep in named)
+    return next(filter(None, map(_of_events, files)), "")
 
 
 def _seen(path: Path) -> _Seen:
@@ -84,8 +87,8 @@ def _seen(path: Path) -> _Seen:
 
 @lru_cache(maxsize=8192)
 def _of_run(path: Path, seen: tuple[_Seen, ...]) -> str:
-    if not safe_files.is_folder(path):
-        return _("it is not there any more, or a link")
+    if not path.is_dir():
+        return _("it is not there any more")
     return _first_wrong(_looks(path))
 
 
@@ -98,7 +101,9 @@ def _looks(path: Path) -> Iterator[Callable[[], object]]:
     for name in safe_files.names(path, path):
         if name.startswith("lr_find_") and name.endswith(".json"):
             yield partial(record_files.read_object, path / name, record_shapes.wrong_curve)
-    yield partial(_readable, path / "run.yaml")
+    for name in safe_files.names(path / "workers", path):
+        yield partial(_events, path / "workers" / name / "submissions.jsonl")
+    yield partial(_config, path / "run.yaml")
 
 
 def _events(file: Path) -> None:
@@ -108,13 +113,20 @@ def _events(file: Path) -> None:
     for event in found:
         finder = event.get("finder", "")
         if finder and not record_shapes.is_plain(finder):
-            raise record_files.Damaged(_("{file} holds {what}", file=file.name, what=f"finder={finder!r}"))
+            what = f"finder={finder!r}"
+            raise record_files.Damaged(_("{file} holds {what}", file=file.name, what=what))
 
 
-def _readable(file: Path) -> None:
-    """A config takes milliseconds to be understood: here only whether it can be read."""
-    with suppress(FileNotFoundError):
-        os.close(safe_files.opened(file, file.parent))
+def _config(file: Path) -> None:
+    """Whether it is one. To parse it takes milliseconds, and is left out where its parts are all there."""
+    try:
+        text = safe_files.read(file, file.parent)
+    except FileNotFoundError:
+        return
+    whole = text.endswith(b"\n") and all(b"\n" + key in text for key in _KEYS) and text.count(b"[") < _MOST_BRACKETS
+    if not whole:
+        with suppress(FileNotFoundError):
+            RunDir(file.parent).read_config()
 
 
 @lru_cache(maxsize=256)
@@ -132,7 +144,7 @@ def _first_wrong(looks: Iterable[Callable[[], object]]) -> str:
     for look in looks:
         try:
             look()
-        except record_files.Damaged as error:
+        except ValueError as error:
             return str(error)
         except OSError as error:
             name = Path(error.filename).name if error.filename else "?"

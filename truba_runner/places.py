@@ -5,11 +5,12 @@ One line a folder in `$XDG_STATE_HOME/truba_runner/runs_folders` (by default und
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from truba_runner import damage
+from truba_runner import damage, private
 from truba_runner.errors import Failed, Problem, Refused, listed, nearest
 from truba_runner.home import state_folder
 from truba_runner.language import _
@@ -43,26 +44,43 @@ def folders() -> list[Path]:
 def runs(runs_folder: Path | None = None) -> list[RunDir]:
     """Every run, the latest submitted last; of one folder where it is given."""
     every = [runs_folder] if runs_folder else folders()
-    return [RunDir(path.parent) for path in _by_age(every, "*/submissions.jsonl")]
+    return [RunDir(path.parent) for path in _by_age(every, "submissions.jsonl")]
 
 
 def sweeps(runs_folder: Path | None = None) -> list[SweepDir]:
     """Every sweep, the latest last; of one folder where it is given."""
     every = [folder / SWEEPS for folder in ([runs_folder] if runs_folder else folders())]
-    return [SweepDir(path.parent) for path in _by_age(every, "*/sweep.json")]
+    return [SweepDir(path.parent) for path in _by_age(every, "sweep.json")]
 
 
-def _by_age(folders: Iterable[Path], pattern: str) -> list[Path]:
-    """The files of the pattern, the latest last; without those that go meanwhile, and those that are elsewhere.
-
-    A folder that is a link is its maker's word for what lies elsewhere.
-    """
-    found = []
-    for path in (path for folder in folders for path in folder.glob(pattern)):
-        with suppress(OSError):
-            if not path.parent.is_symlink():
-                found.append((path.lstat().st_mtime, path))
+def _by_age(folders: Iterable[Path], file: str) -> list[Path]:
+    """The files of this name, one in each folder that lies in `folders`; the latest last."""
+    found = [(age, Path(folder, name, file)) for folder in folders for age, name in _with_ages(folder, file)]
     return [path for _age, path in sorted(found, key=lambda one: one[0])]
+
+
+def _with_ages(folder: Path, file: str) -> Iterator[tuple[float, str]]:
+    """The names of the folders that have such a file, with when it was written. For thousands, without a `Path`."""
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        return
+    for entry in entries:
+        if entry.name.startswith(".") or _is_anothers_link(entry):
+            continue
+        try:
+            yield os.lstat(f"{entry.path}/{file}").st_mtime, entry.name
+        except PermissionError:
+            # Of this user's own it is to be said that it cannot be looked into; others' are nobody else's affair.
+            with suppress(OSError):
+                if (about := entry.stat()).st_uid == os.geteuid():
+                    yield about.st_mtime, entry.name
+        except OSError:
+            continue
+
+
+def _is_anothers_link(entry: os.DirEntry[str]) -> bool:
+    return entry.is_symlink() and not private.is_mine(Path(entry.path))
 
 
 def find_sweep(prefix: str, runs_folder: Path | None = None) -> SweepDir | None:

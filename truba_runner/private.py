@@ -11,6 +11,7 @@ import grp
 import os
 import pwd
 import stat
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -41,6 +42,28 @@ def require(runs_folder: Path, folders: Iterable[Path]) -> None:
     """
     if found := list(problems(runs_folder, folders)):
         raise Refused(*found)
+
+
+def require_own(folder: Path) -> None:
+    """The same for a folder itself, wherever it lies.
+
+    Raises:
+        Refused: it is another's, others can write to it, or another has put something into it.
+    """
+    problem = _of(folder, shared=False)
+    if found := [problem] if problem else list(_planted(folder)):
+        raise Refused(*found)
+
+
+def refused(folders: Iterable[Path]) -> bool:
+    """Whether a job may not go on in these folders; then it is said."""
+    try:
+        for folder in folders:
+            require_own(folder)
+    except Refused as error:
+        print(error, file=sys.stderr, flush=True)
+        return True
+    return False
 
 
 def problems(runs_folder: Path, folders: Iterable[Path]) -> Iterator[Problem]:
@@ -89,8 +112,12 @@ def _of(path: Path, shared: bool) -> Problem | None:
         mode=_mode(about),
         user=_name(os.geteuid()),
     )
-    close = _("See that all in it is yours, close it with chmod go-w {path}, or", path=path)
-    return Problem(str(path), rule, f"{close} {_own_folder()}")
+    remedy = _(
+        "See that all in it is yours, and close it with chmod go-w {path}; or choose a folder of your own with "
+        "cluster.runs_folder=FOLDER.",
+        path=path,
+    )
+    return Problem(str(path), rule, remedy)
 
 
 def _anothers(path: Path, about: os.stat_result) -> Problem:
@@ -101,11 +128,7 @@ def _anothers(path: Path, about: os.stat_result) -> Problem:
         mode=_mode(about),
         user=_name(os.geteuid()),
     )
-    return Problem(str(path), rule, _own_folder().capitalize())
-
-
-def _own_folder() -> str:
-    return _("choose a folder of your own with cluster.runs_folder=FOLDER.")
+    return Problem(str(path), rule, _("Choose a folder of your own with cluster.runs_folder=FOLDER."))
 
 
 def _trusted(about: os.stat_result) -> bool:

@@ -94,7 +94,13 @@ def wrong(record: Mapping[str, Any], required: Sequence[str], fields: Mapping[st
 
 
 _METRICS = _map_of(_or_none(_number))
-_ERROR = _record(("type", "message"), type=_text, message=_text, file=_text, line=_or_none(_count), code=_text)
+
+
+def _error(value: Any) -> bool:
+    required = ("type", "message", *(("line", "code") if isinstance(value, dict) and "file" in value else ()))
+    return _record(required, type=_text, message=_text, file=_text, line=_or_none(_count), code=_text)(value)
+
+
 _EVENT = {
     "event": _text,
     "time": _moment,
@@ -158,7 +164,7 @@ def wrong_progress(record: Mapping[str, Any]) -> str:
     counts = dict.fromkeys(("epoch", "epochs", "step", "steps_per_epoch"), _or_none(_count))
     own = {"state": _text, "job_id": _job_id, "host": _text, "pid": _count, "trial": _text, "warning": _text}
     times = dict.fromkeys(("started", "updated"), _moment)
-    fields = {**counts, **own, **times, "metrics": _METRICS, "error": _ERROR}
+    fields = {**counts, **own, **times, "metrics": _METRICS, "error": _error}
     return wrong(record, ["started"] if "updated" in record else [], fields)
 
 
@@ -187,7 +193,7 @@ def wrong_curve(record: Mapping[str, Any]) -> str:
 def wrong_sweep(record: Mapping[str, Any]) -> str:
     """The same for `sweep.json`."""
     member = _record(("run", "values"), run=is_plain, values=_map_of(_scalar), finder=_name, takes=_text)
-    ends: Check = lambda value: value in {"", "min", "max"}  # noqa: E731
+    ends: Check = lambda value: _text(value) and value in {"", "min", "max"}  # noqa: E731
     fields = {"runs": _list_of(member), "keys": _list_of(_text), "monitor": _text, "mode": ends}
     return wrong(record, ("runs",), fields) or _unknown_fields(record["runs"])
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from truba_runner import events, record_files, record_shapes, safe_files
+from truba_runner import events, private, record_files, record_shapes, safe_files
 
 # The folder of the sweeps' own records, in the runs folder.
 SWEEPS = ".sweeps"
@@ -135,10 +135,15 @@ class RunDir:
         return self.checkpoints / "models"
 
     def create(self) -> None:
-        """Makes the directory and its log folder, readable by their owner alone."""
+        """Makes the directory and its log folder, readable by their owner alone.
+
+        Raises:
+            truba_runner.errors.Refused: it is there, and another's, or others can write to it.
+        """
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for folder in (self.path, self.logs):
-            folder.mkdir(mode=0o700, exist_ok=True)
+        self.path.mkdir(mode=0o700, exist_ok=True)
+        private.require_own(self.path)
+        self.logs.mkdir(mode=0o700, exist_ok=True)
 
     def exists(self) -> bool:
         """Whether something was ever submitted here."""
@@ -167,9 +172,9 @@ class RunDir:
         try:
             config = yaml.load(safe_files.read(self.config_file, self.path), loader)  # noqa: S506  # Both are safe.
         except (yaml.YAMLError, RecursionError) as error:
-            raise ValueError(f"{self.config_file} is damaged") from error
+            raise record_files.Damaged(f"{self.config_file} is damaged") from error
         if not isinstance(config, dict):
-            raise ValueError(f"{self.config_file} is damaged")
+            raise record_files.Damaged(f"{self.config_file} is damaged")
         return config
 
     # -- submissions -------------------------------------------------------------------------------------------

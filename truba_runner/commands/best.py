@@ -16,7 +16,7 @@ from truba_runner.language import _
 from truba_runner.progress import format_metrics
 from truba_runner.search.directory import SearchDir, search_of
 from truba_runner.search.records import own_values, ranked
-from truba_runner.search.store import read_state
+from truba_runner.search.store import State, read_state
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.evaluate:
         again.evaluate(search, state, trials)
     rows = [_row(search, place, trial) for place, trial in enumerate(trials, start=1)]
-    text = again.experiment_text(search, state, trials[0])
+    text = _experiment_text(search, state, trials[0])
     if given.out is not None:
         _write(given.out, text)
     if given.json:
@@ -55,6 +55,21 @@ def main(arguments: Sequence[str]) -> int:
     _print(rows, state["objective"]["name"])
     print("\n" + (_("written: {file}", file=given.out) if given.out else text))
     return 0
+
+
+def _experiment_text(search: SearchDir, state: State, trial: Mapping[str, Any]) -> str:
+    """Raises:
+    Failed: the records of the search do not hold what the experiment is made of.
+    """
+    from truba_runner.search import again
+
+    try:
+        return again.experiment_text(search, state, trial)
+    except Failed:
+        raise
+    except Exception as error:  # OmegaConf has kinds of its own, and is not imported for their sake.
+        told = _("{search}: its records are damaged: {error}", search=search.id, error=repr(error))
+        raise Failed(told) from error
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:

@@ -85,7 +85,8 @@ class SweepDir:
             known.setdefault(member.run, member)
         keys = list(dict.fromkeys(key for member in known.values() for key in member.values))
         runs = [_as_record(member) for member in known.values()]
-        self.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (self.runs_folder, self.path.parent, self.path, self.logs):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         record = {**about, "keys": keys, "runs": runs}
         write_atomically(self.path / "sweep.json", (json.dumps(finite(record)) + "\n").encode())
 
@@ -93,7 +94,7 @@ class SweepDir:
         """What `describe` wrote; empty where there is none."""
         try:
             return record_files.read_object(self.path / "sweep.json", record_shapes.wrong_sweep)
-        except record_files.Damaged:  # It counts as none; `damage` says what is wrong with it.
+        except (OSError, record_files.Damaged):  # It counts as none; `damage` says what is wrong with it.
             return {}
 
     def members(self) -> list[Member]:
