@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str]) -> int:
         if given.json:
             print_json({"run": run.id, "code": None})
         return 0
-    then, now = snapshot.unpacked(code_archives.found(run, submitted["code"])), _now(run, submitted)
+    then = snapshot.unpacked(code_archives.found(run, submitted["code"]))
+    now = _now(run, submitted, then)
     changed = {
         name: _difference(name, then[name], now[name]) for name in then if then[name] != now.get(name, then[name])
     }
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _now(run: RunDir, submitted: Mapping[str, Any]) -> dict[str, File]:
+def _now(run: RunDir, submitted: Mapping[str, Any], then: Mapping[str, File]) -> dict[str, File]:
     project, job_file = Path(submitted["project"]), Path(submitted["job_file"])
     try:
         config = run.read_config()
@@ -63,7 +65,8 @@ def _now(run: RunDir, submitted: Mapping[str, Any]) -> dict[str, File]:
     if not project.is_dir() or not job_file.is_relative_to(project):
         raise Failed(_("{project}, which {run} was submitted from, is not there", project=project, run=run.id))
     without = snapshot.left_out((str(runs_folder), str(data_folder)))
-    return snapshot.read(snapshot.files(project, job_file, without))
+    # Of secrets those that were taken along on purpose.
+    return snapshot.read(snapshot.files(project, job_file, without, map(glob.escape, then)))
 
 
 def _difference(name: str, then: File, now: File) -> str:
