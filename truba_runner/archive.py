@@ -126,7 +126,7 @@ def _beside(target: Path) -> str:
 
 def sha256(path: Path) -> str:
     """Of a file's content, hexadecimal."""
-    with path.open("rb") as file:
+    with open(safe_files.opened(path, path.parent), "rb") as file:
         return _digest(file)
 
 
@@ -139,8 +139,7 @@ def _write(file: IO[bytes], root: Path, files: Sequence[Path]) -> dict[str, str]
             archive.add(root / folder, folder.as_posix(), recursive=False)
         for path in files:
             name = path.relative_to(root).as_posix()
-            with open(safe_files.opened(path, root), "rb") as content:
-                sums[name] = _digest(content)
+            sums[name] = sha256(path)
             _add(archive, path, root, name)
         listing = "".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode()
         member = tarfile.TarInfo(f"{files[0].relative_to(root).parts[0]}/{SUMS}")

@@ -25,7 +25,7 @@ _OBJECTS: Mapping[str, record_files.Wrong] = {
 }
 # Of a config, what stands far apart in it; and what its lists and mappings never come to.
 _KEYS, _MOST_BRACKETS = (b"job:", b"data:", b"train:", b"checkpoint:", b"resources:", b"cluster:"), 1000
-_OTHERS = ("submissions.jsonl", "run.yaml", "history.csv")
+_OTHERS = ("submissions.jsonl", "history.csv")
 
 # What tells whether a file is still the one that was looked at; None: there is none.
 _Seen = tuple[int, int, int] | None
@@ -33,6 +33,11 @@ _Seen = tuple[int, int, int] | None
 
 def of_run(run: RunDir) -> str:
     """What is wrong with a run, or a search: the first that is found, in words; empty where nothing is."""
+    return of_records(run) or _of_config(run.config_file, _seen(run.config_file))
+
+
+def of_records(run: RunDir) -> str:
+    """The same, whatever its config is: of what is not told from that."""
     seen = tuple(_seen(run.path / name) for name in ("", *_OBJECTS, *_OTHERS))
     return _of_run(run.path, seen) or _of_sweeps(run)
 
@@ -103,7 +108,6 @@ def _looks(path: Path) -> Iterator[Callable[[], object]]:
             yield partial(record_files.read_object, path / name, record_shapes.wrong_curve)
     for name in safe_files.names(path / "workers", path):
         yield partial(_events, path / "workers" / name / "submissions.jsonl")
-    yield partial(_config, path / "run.yaml")
 
 
 def _events(file: Path) -> None:
@@ -127,6 +131,11 @@ def _config(file: Path) -> None:
     if not whole:
         with suppress(FileNotFoundError):
             RunDir(file.parent).read_config()
+
+
+@lru_cache(maxsize=8192)
+def _of_config(file: Path, seen: _Seen) -> str:
+    return _first_wrong([partial(_config, file)])
 
 
 @lru_cache(maxsize=256)

@@ -122,7 +122,7 @@ _EVENT = {
     "job_file": _text,
     "job_sha256": _text,
     "project": _text,
-    "code": _record(("archive", "sha256"), archive=_text, sha256=_text),
+    "code": _record(("archive",), archive=_text, sha256=_text),
     "sweep": is_plain,
     "finder": _text,
     "canary": _name,

@@ -50,7 +50,8 @@ OF_A_SEARCH = (
     "trials/0000/history.csv",
 )
 OF_A_SWEEP = ("sweep.json", "submissions.jsonl")
-RECORDS, AT_ONCE, ONE_IN = 2000, 50, 4
+# Commands that look at one run take as long as all others: they look at one in so many, each time others.
+RECORDS, AT_ONCE, ONE_IN = 2000, 100, 10
 SOUND = ("good-00000000", "bad-00000000", "hunt-00000000", "swept-0000000f", *(f"swept-0000000{n}" for n in range(3)))
 
 
@@ -141,13 +142,12 @@ def test_mutated_records_take_no_command_away(runs: Path, tmp_path: Path) -> Non
         told = dict(victims(runs, random.Random(number)))
         try:
             assert given.listings() == whole
-            for command in ("status", "clean", "pull --list"):
+            for command in ("clean", "pull --list", *(["status"] if number % 5 == 0 else [])):
                 assert given(*command.split())[0] == 0
             chosen.named(chosen.choose([], runs))
             there = [name for name in told if "-sweep-" not in name and (runs / name).exists()]
-            for command in ("why", "status --json", "cancel -y"):
+            for command in ("why", "cancel -y"):
                 given(*command.split(), *there, *SOUND[:2])
-            # It takes as long as all else.
             for name in list(told)[number % ONE_IN :: ONE_IN]:
                 alone(runs, name, tmp_path)
         except BaseException:

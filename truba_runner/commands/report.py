@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     else:
         run = places.find(given.run, given.runs)
         known, search = known_jobs([run]), search_of(run)
-        if why := damage.of_run(run):
+        if why := damage.of_records(run):
             sections = content.of_damaged(why)
         else:
             sections = content.of_search(search, known) if search else content.of_run(run, known)
