@@ -81,7 +81,8 @@ class Given:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = main([command, "--runs", str(self._runs), *arguments])
         assert status in {0, 1, 2}
-        return status, *(one.buffer.getvalue().decode() for one in (out, err))  # type: ignore[attr-defined]
+        told = [one.buffer.getvalue().decode() for one in (out, err)]  # type: ignore[attr-defined]
+        return status, told[0], told[1]
 
     def rows(self, command: str, key: str = "") -> list[dict[str, Any]]:
         """What a command that lists says of the sound runs."""
