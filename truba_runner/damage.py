@@ -5,6 +5,7 @@ Readers pass over what is no record (record_files.py); what is left may then tel
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache, partial
@@ -57,13 +58,18 @@ def of_sweep(path: Path) -> str:
 
 def told(run: RunDir) -> str:
     """What is wrong with a run, as a line about it; empty where nothing is."""
-    why = of_run(run)
+    why = of_listed(run)
     return f"{run.id}: {DAMAGED}: {why}" if why else ""
+
+
+def of_listed(run: RunDir) -> str:
+    """The same of a run that was there a moment ago."""
+    return of_run(run) if os.path.lexists(run.path) else _("it is not there any more")
 
 
 def sound(runs: Iterable[RunDir]) -> list[RunDir]:
     """The runs that nothing is wrong with."""
-    return [run for run in runs if not of_run(run)]
+    return [run for run in runs if not of_listed(run)]
 
 
 def submissions(run: RunDir) -> list[dict[str, Any]]:
@@ -93,7 +99,8 @@ def _seen(path: Path) -> _Seen:
 @lru_cache(maxsize=8192)
 def _of_run(path: Path, seen: tuple[_Seen, ...]) -> str:
     if not path.is_dir():
-        return _("it is not there any more")
+        # Of a sweep a run that has not begun has no folder yet.
+        return _("{folder} is no folder", folder=path.name) if os.path.lexists(path) else ""
     return _first_wrong(_looks(path))
 
 

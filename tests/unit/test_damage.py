@@ -15,7 +15,7 @@ import pytest
 import yaml
 from damaged_runs import TIME, damage, make_run, make_search, make_sweep
 
-from truba_runner import scheduler
+from truba_runner import places, scheduler
 from truba_runner.__main__ import main
 from truba_runner.report import content
 from truba_runner.rundir import RunDir
@@ -112,6 +112,36 @@ def victims(runs: Path, chance: random.Random) -> Iterator[tuple[str, str]]:
             path = make_sweep(runs, f"victim{number}", 200, CONFIG).path
             files = [path / one for one in OF_A_SWEEP]
         yield path.name, damage(chance.choice(files), chance)
+
+
+def test_a_run_that_vanishes_meanwhile_is_a_row(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, listed = Given(runs), places.runs(runs)
+    whole = given.rows("status")
+    shutil.rmtree(runs / "bad-00000000")
+    monkeypatch.setattr(places, "runs", lambda runs_folder=None: listed)
+    rows = {row["run"]: row for row in given.rows("status")}
+    assert rows["bad-00000000"]["state"] == "DAMAGED" and "not there" in rows["bad-00000000"]["why"]
+    del rows["bad-00000000"]
+    assert [row for row in whole if row["run"] in rows] == list(rows.values())
+    for command in ("usage", "expiring", "clean", "pull --list"):
+        assert given(*command.split())[0] == 0
+
+
+@pytest.mark.parametrize(
+    "file, content",
+    [("submissions.jsonl", '{"event": "submitted", "token": "t"}'), ("progress.json", "[" * 100_000),
+     ("result.json", '{"metrics": {"loss": "text"}}'), ("history.csv", "epoch,loss\n1,text\n"),
+     ("result.json", '{"met')],
+)  # fmt: skip
+def test_a_damaged_run_is_a_row_with_the_reason(runs: Path, file: str, content: str) -> None:
+    given = Given(runs)
+    whole = given.rows("status")
+    (runs / "bad-00000000" / file).write_text(content)
+    rows = given.rows("status")
+    (damaged,) = [row for row in rows if row["state"] == "DAMAGED"]
+    assert damaged["run"] == "bad-00000000" and file in damaged["why"]
+    assert [row for row in rows if row is not damaged] == [row for row in whole if row["run"] != "bad-00000000"]
+    assert "DAMAGED" in given("why", "bad")[1] and "DAMAGED" in given("logs", "bad")[2]
 
 
 def alone(runs: Path, name: str, tmp_path: Path) -> None:

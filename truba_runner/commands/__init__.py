@@ -45,7 +45,7 @@ def _last_jobs(run: RunDir) -> list[str]:
 
 def damaged_row(run: RunDir) -> dict[str, Any]:
     """A run of which nothing sure can be told, for JSON; empty where nothing is wrong with it."""
-    why = damage.of_run(run)
+    why = damage.of_listed(run)
     return {"run": run.id, "state": damage.DAMAGED, "why": why, "directory": str(run.path)} if why else {}
 
 
