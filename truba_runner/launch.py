@@ -5,17 +5,19 @@ from __future__ import annotations
 import socket
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from truba_runner import (
     changed_code,
+    damage,
     data,
     job_module,
     lr_find,
     places,
+    private,
     probe,
     probe_job,
     rundir,
@@ -31,7 +33,7 @@ from truba_runner.language import _
 from truba_runner.plan import Plan, plan
 from truba_runner.probe import Found
 from truba_runner.queue.automatic import Automatic
-from truba_runner.rundir import RunDir
+from truba_runner.rundir import CODE, SWEEPS, RunDir
 from truba_runner.search import overview
 from truba_runner.search import submission as search
 from truba_runner.search.directory import search_of
@@ -100,12 +102,49 @@ def _prepared(experiment: Experiment, selector: str) -> Prepared:
     experiment, made, job_file = check(experiment)
     for warning in made.warnings:
         print(_("warning: {text}", text=warning), file=sys.stderr)
+    refuse_others(experiment, [newest_directory(experiment)])
     found: Found = {}
     if not experiment.dry_run:
         experiment = with_data(experiment, selector)
         found = in_environment(experiment)
-    run = search.directory(experiment) if experiment.sweep.kind else newest_run_dir(experiment)
+    run = newest_directory(experiment)
+    refuse_others(experiment, [run])
+    refuse_damaged([run])
     return Prepared(experiment, run, made.request, job_file, found=found)
+
+
+def newest_directory(experiment: Experiment, names: Collection[str] | None = None) -> RunDir:
+    """Of a run, or of a search; `names` as in `newest_run_dir`."""
+    return search.directory(experiment) if experiment.sweep.kind else newest_run_dir(experiment, names)
+
+
+def refuse_others(experiment: Experiment, runs: Sequence[RunDir], *folders: Path) -> None:
+    """Holds back what would use a runs folder, or in it a run's or one of `folders`, that is not this user's alone.
+
+    Raises:
+        Refused: there are such folders.
+    """
+    runs_folder = Path(experiment.cluster.runs_folder)
+    shared = (runs_folder / CODE, runs_folder / SWEEPS)
+    private.require(runs_folder, [*shared, *folders, *(run.path for run in runs)])
+
+
+def refuse_damaged(runs: Iterable[RunDir]) -> None:
+    """Holds back what would submit a run, or a search, whose earlier submissions cannot be told.
+
+    Raises:
+        Failed: there is such a run.
+    """
+    for run in runs:
+        if why := damage.of_submissions(run):
+            told = _(
+                "{run}: {why}. Whether it has a job already is not known, and two would spoil each other: see in "
+                "squeue that it has none, and move {folder} away; or begin anew beside it with fresh=true.",
+                run=run.id,
+                why=why,
+                folder=run.path,
+            )
+            raise Failed(told)
 
 
 def check(experiment: Experiment) -> tuple[Experiment, Plan, Path]:
@@ -178,7 +217,10 @@ def newest_run_dir(experiment: Experiment, names: Collection[str] | None = None)
     folder, name = Path(experiment.cluster.runs_folder), run_id(experiment)
 
     def exists(one: str) -> bool:
-        return (names is None or one in names) and RunDir(folder / one).exists()
+        try:
+            return (names is None or one in names) and RunDir(folder / one).exists()
+        except PermissionError:  # It is another's, and refused as such.
+            return True
 
     count = 1
     while exists(f"{name}.{count + 1}"):

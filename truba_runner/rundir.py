@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from truba_runner import events, lock_waits
+from truba_runner import events, lock_waits, private, record_files, record_shapes, safe_files
 
 # The folder of the sweeps' own records, in the runs folder.
 SWEEPS = ".sweeps"
@@ -137,10 +137,15 @@ class RunDir:
         return self.checkpoints / "models"
 
     def create(self) -> None:
-        """Makes the directory and its log folder, readable by their owner alone."""
+        """Makes the directory and its log folder, readable by their owner alone.
+
+        Raises:
+            truba_runner.errors.Refused: it is there, and another's, or others can write to it.
+        """
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for folder in (self.path, self.logs):
-            folder.mkdir(mode=0o700, exist_ok=True)
+        self.path.mkdir(mode=0o700, exist_ok=True)
+        private.require_own(self.path)
+        self.logs.mkdir(mode=0o700, exist_ok=True)
 
     def exists(self) -> bool:
         """Whether something was ever submitted here."""
@@ -167,11 +172,11 @@ class RunDir:
 
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         try:
-            config = yaml.load(self.config_file.read_bytes(), loader)  # noqa: S506  # Both are safe.
-        except yaml.YAMLError as error:
-            raise ValueError(f"{self.config_file} is damaged") from error
+            config = yaml.load(safe_files.read(self.config_file, self.path), loader)  # noqa: S506  # Both are safe.
+        except (yaml.YAMLError, RecursionError) as error:
+            raise record_files.Damaged(f"{self.config_file} is damaged") from error
         if not isinstance(config, dict):
-            raise ValueError(f"{self.config_file} is damaged")
+            raise record_files.Damaged(f"{self.config_file} is damaged")
         return config
 
     # -- submissions -------------------------------------------------------------------------------------------
@@ -217,17 +222,21 @@ class RunDir:
         Raises:
             OSError: there is none, or it is not writable.
         """
-        with (self.path / "progress.json").open("r+b") as file:
+        handle = os.open(self.path / "progress.json", os.O_RDWR | os.O_NOFOLLOW)
+        with os.fdopen(handle, "r+b") as file:
             file.write(_json_bytes(progress))
             file.truncate()
 
     def progress(self) -> dict[str, Any]:
         """The progress record; empty where the job has not begun."""
-        return _read_json(self.path / "progress.json")
+        return _read_json(self.path / "progress.json", record_shapes.wrong_progress)
 
     def pulled(self) -> dict[str, Any]:
         """From where and when it was copied to this machine; empty where it was made here."""
-        return _read_json(self.path / PULLED)
+        try:
+            return record_files.read_object(self.path / PULLED, record_shapes.wrong_pulled)
+        except record_files.Damaged:  # A copy it is all the same: its jobs are none of this machine's.
+            return {"from": "?"}
 
     def write_history(self, rows: list[dict[str, Any]], durable: bool = True) -> None:
         """Replaces the history: a row an epoch, the columns those of the widest row."""
@@ -248,7 +257,7 @@ class RunDir:
 
     def result(self) -> dict[str, Any]:
         """What the run came to; empty until it is finished."""
-        return _read_json(self.path / "result.json")
+        return _read_json(self.path / "result.json", record_shapes.wrong_result)
 
     # -- learning rates ----------------------------------------------------------------------------------------
 
@@ -258,7 +267,7 @@ class RunDir:
 
     def rate_curve(self, name: str) -> dict[str, Any]:
         """What `write_rate_curve` wrote; empty where no such finder has ended."""
-        return _read_json(self.path / f"lr_find_{name}.json")
+        return _read_json(self.path / f"lr_find_{name}.json", record_shapes.wrong_curve)
 
     def finder(self) -> RunDir | None:
         """The run that looks for this one's rate, by its last submission; None: it needs none, or looks itself."""
@@ -301,12 +310,11 @@ def _from_sweep(runs_folder: Path, intent: Mapping[str, Any]) -> list[dict[str, 
     return told
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, wrong: record_files.Wrong) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):  # A damaged record, undecodable ones included, counts as none.
+        return record_files.read_object(path, wrong)
+    except record_files.Damaged:  # It counts as none; `damage` says what is wrong with it.
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from truba_runner import damage
 from truba_runner.language import _, marked
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import SRUN_FAILED, Job
@@ -51,8 +52,13 @@ def slurm_jobs(run: RunDir) -> set[str]:
     """Every job that the run ever had on this machine's Slurm: of a copy none."""
     if run.pulled():
         return set()
-    told = (str(event["job_id"]) for event in run.submissions() if event.get("job_id"))
-    return {job_id for job_id in told if not job_id.startswith("local-")}
+    told = (str(event["job_id"]) for event in damage.submissions(run) if event.get("job_id"))
+    return {job_id for job_id in told if is_slurms(job_id)}
+
+
+def is_slurms(job_id: str) -> bool:
+    """Whether it names a job of Slurm's, and not a process here."""
+    return job_id[:1].isdigit()
 
 
 def local_process(run: RunDir) -> int:
@@ -69,6 +75,8 @@ def progress_of(run: RunDir) -> dict[str, Any]:
 
 def state_of(run: RunDir, jobs: Mapping[str, Job] | None) -> RunState:
     """The state of a run, given what Slurm knows of its owner's jobs; `jobs` is None where Slurm does not answer."""
+    if why := damage.of_run(run):
+        return _damaged(run, jobs, why)
     progress = progress_of(run)
     if pulled := run.pulled():
         return _state_when_pulled(run, progress, pulled)
@@ -94,6 +102,15 @@ def state_of(run: RunDir, jobs: Mapping[str, Job] | None) -> RunState:
         )
         return RunState(state, live=False, job=job, why=why or _exit(job) or _(_SILENT))
     return _state_on_record(run, progress, slurm_answers=jobs is not None)
+
+
+def _damaged(run: RunDir, jobs: Mapping[str, Job] | None, why: str) -> RunState:
+    """Of a run whose records tell nothing sure: whether Slurm has a job of it, as far as they name one."""
+    try:
+        job = None if run.pulled() else _job_of(last_job_id(run), jobs or {})
+    except OSError:
+        job = None
+    return RunState(damage.DAMAGED, live=job is not None and job.live, job=job, why=why)
 
 
 def _state_when_pulled(run: RunDir, progress: Mapping[str, Any], pulled: Mapping[str, Any]) -> RunState:
@@ -210,7 +227,7 @@ def _process_lives(run: RunDir, record: Mapping[str, Any]) -> bool:
     if record.get("host") != socket.gethostname():
         return False
     # Else the number is another process's by now.
-    return os.fsencode(run.id) in _command_of(Path("/proc") / str(record["pid"]))
+    return os.fsencode(run.id) in _command_of(Path("/proc") / str(record.get("pid")))
 
 
 def _command_of(process: Path) -> bytes:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from truba_runner import terminal
+from truba_runner import damage, safe_files, terminal
 from truba_runner.language import _
 from truba_runner.progress import format_metrics
 from truba_runner.rundir import RunDir
@@ -23,12 +23,21 @@ _PART_BYTES = 65_536
 
 def latest_log(run: RunDir) -> Path | None:
     """The log that was written to last; of an array task that came to no run, the task's own."""
-    logs = [path for path in run.logs.glob("*_log.out") if path.is_file()]
-    newest = max(logs, key=lambda path: path.stat().st_mtime, default=None)
-    job_id = last_job_id(run)
+    names = (name for name in safe_files.names(run.logs, run.logs.parent) if name.endswith("_log.out"))
+    logs = [run.logs / name for name in names if safe_files.is_file(run.logs / name)]
+    newest = max(logs, key=_written, default=None)
+    job_id = "" if damage.of_run(run) else last_job_id(run)
     if newest is not None and newest.name.startswith(f"{job_id}_"):
         return newest
     return task_log(run, job_id) or newest
+
+
+def _written(path: Path) -> float:
+    """When; of one that is gone meanwhile, long ago."""
+    try:
+        return path.lstat().st_mtime
+    except OSError:
+        return 0.0
 
 
 class Growing:
@@ -41,8 +50,14 @@ class Growing:
         self._decoder = _decoder()
 
     def parts(self, path: Path) -> Iterator[str]:
-        """What has come since it was last read; all of it, of another file or one that was begun anew."""
-        with path.open("rb") as file:
+        """What has come since it was last read; all of it, of another file or one that was begun anew.
+
+        No link is followed.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        with open(safe_files.opened(path, path.parent.parent), "rb") as file:
             if path != self._path or file.seek(0, os.SEEK_END) < self._position:
                 self._path, self._position, self._decoder = path, 0, _decoder()
             file.seek(self._position)

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from truba_runner import places, watch
+from truba_runner import damage, places, safe_files, watch
 from truba_runner.commands import known_jobs, parser, print_json
 from truba_runner.errors import Failed
 from truba_runner.language import _
@@ -28,8 +28,10 @@ def main(arguments: Sequence[str]) -> int:
     given = options.parse_args(arguments)
     run = places.find(given.run, given.runs)
     if given.json:
-        print_json({"run": run.id, "logs": [str(path) for path in sorted(run.logs.glob("*"))]})
+        print_json({"run": run.id, "logs": [str(run.logs / name) for name in safe_files.names(run.logs, run.path)]})
         return 0
+    if why := damage.of_run(run):
+        return _of_damaged(run, why)
     if run.pulled() and watch.latest_log(run) is None:
         place = run.pulled().get("from", "?")
         raise Failed(
@@ -51,6 +53,15 @@ def main(arguments: Sequence[str]) -> int:
     if not state.live and state.state != "COMPLETED":
         print(f"\n{run.id}: {state.state} {state.why}", file=sys.stderr)
     return 0
+
+
+def _of_damaged(run: RunDir, why: str) -> int:
+    """What there is, though whose it is, and whether more comes, is not known."""
+    if (log := watch.latest_log(run)) is not None:
+        watch.show(log)
+        sys.stdout.flush()
+    print(f"\n{run.id}: {damage.DAMAGED} {why}", file=sys.stderr)
+    return 0 if log is not None else 1
 
 
 def _state(run: RunDir, followed: bool = False) -> RunState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections import Counter
@@ -9,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from truba_runner import places, restarts, terminal
-from truba_runner.commands import known_jobs, parser, print_json
+from truba_runner import damage, places, restarts, terminal
+from truba_runner.commands import damaged_row, known_jobs, parser, print_json
 from truba_runner.durations import slurm_time
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.language import _
@@ -57,9 +58,9 @@ def main(arguments: Sequence[str]) -> int:
     jobs = known_jobs(runs)
     if jobs is None:
         print(_("Slurm does not answer: states are those on record"), file=sys.stderr)
-    if len(given.run) == 1 and (search := search_of(runs[0])):
+    if len(given.run) == 1 and (search := search_of(runs[0])) and not damage.of_run(search):
         return _search(search, jobs, given.json)
-    rows = [_row_or_damage(run, jobs) for run in runs]
+    rows = [*(_row_or_damage(run, jobs) for run in runs), *(_damaged_sweeps(given) if not given.run else [])]
     if given.json:
         print_json(rows)
     elif rows:
@@ -108,11 +109,22 @@ def _with_sweeps_as_one(rows: Sequence[dict[str, Any]], sweeps: Sequence[SweepDi
 
 def _row_or_damage(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
     """A row even for a run whose records hold something else than they should: it must not hide the others."""
-    try:
-        return row(run, jobs)
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        why = _("its records cannot be read: {error}", error=repr(error))
-        return {**_NOTHING, "run": run.id, "state": "DAMAGED", "why": why, "directory": str(run.path)}
+    if not (damaged := damaged_row(run)):
+        try:
+            return row(run, jobs)
+        except OSError as error:  # It has gone meanwhile, or its disk does not answer any more.
+            damaged = {"run": run.id, "state": damage.DAMAGED, "why": str(error), "directory": str(run.path)}
+    return {**_NOTHING, **damaged}
+
+
+def _damaged_sweeps(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each sweep of which it is not known what its runs are."""
+    every = ((sweep, damage.of_sweep(sweep.path)) for sweep in places.sweeps(given.runs))
+    return [
+        {**_NOTHING, "run": sweep.id, "state": damage.DAMAGED, "why": why, "directory": str(sweep.path)}
+        for sweep, why in every
+        if why
+    ]
 
 
 def _search(search: SearchDir, jobs: Mapping[str, Job] | None, as_json: bool) -> int:
@@ -155,12 +167,6 @@ def row(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
         or " ".join(result.get("notes", [])),
         "directory": str(run.path),
     }
-
-
-def _told_of(result: Mapping[str, Any], progress: Mapping[str, Any]) -> str:
-    """What is odd about a run that has not failed, and what its result lacks."""
-    warning = result.get("warning") or progress.get("warning")
-    return " ".join([*([warning] if warning else []), *result.get("notes", [])])
 
 
 def _own_clock(progress: Mapping[str, Any]) -> str:
