@@ -168,7 +168,9 @@ def test_a_sweepers_job_gives_its_runs_what_the_command_was_given(
     given = sweeper_job._given_to_sbatch(outer)
     run = RunDir(tmp_path / "sweeper")
     run.create()
-    run.append_submission({"event": "intent", "project": str(tmp_path), "command": ["-m"], "variables": given})
+    run.append_submission(
+        {"event": "intent", "token": "t", "project": str(tmp_path), "command": ["-m"], "variables": given}
+    )
     seen: dict[str, str] = {}
 
     def command(arguments: list[str]) -> int:

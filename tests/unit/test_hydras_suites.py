@@ -5,58 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.plugins import Plugins
-from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, IntegrationTestSuite, LauncherTestSuite
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# The suites ask for no version_base, and are told what that will change.
-pytestmark = pytest.mark.filterwarnings("ignore:Future Hydra versions:UserWarning")
 
-
-@pytest.fixture(autouse=True)
-def beside_another_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """In a folder with a `conf/` that would change all that they compose, were it looked at."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.chdir(tmp_path)
-    for name in ("compose", "group1/file1", "optimizer/nesterov", "db/mysql", "hydra/launcher/basic"):
-        file = tmp_path / "conf" / f"{name}.yaml"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("read: by mistake\n")
-    assert "TrubaSearchPath" in {plugin.__name__ for plugin in Plugins.instance().discover()}
-    before = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()
-    yield
-    GlobalHydra.instance().hydra = before
-
-
-@pytest.mark.parametrize(("launcher_name", "overrides"), [("basic", [])])
-class TestLaunchers(LauncherTestSuite):
-    pass
-
-
-@pytest.mark.parametrize(("launcher_name", "overrides"), [("basic", ["hydra.sweeper.max_batch_size=2"])])
-class TestBatches(BatchedSweeperTestSuite):
-    pass
-
-
-@pytest.mark.parametrize(
-    ("task_launcher_cfg", "extra_flags"), [({}, ["-m", "hydra/launcher=basic", "hydra/hydra_logging=disabled"])]
-)
-class TestApplications(IntegrationTestSuite):
-    pass
-
-
-@pytest.mark.parametrize(("launcher_name", "overrides"), [("basic", ["hydra/sweeper=truba"])])
-class TestOurSweeper(LauncherTestSuite):
-    @pytest.mark.skip(reason="it looks for multirun.yaml, and this sweeper writes no file")
-    def test_sweep_2_jobs(self, launcher_name: str, overrides: list[str]) -> None:  # type: ignore[override]
-        pass
+def test_hydras_own_suites_pass_beside_our_plugins(tmp_path: Path) -> None:
+    # In a process of their own: this one may have composed experiments, which sets Hydra's logging up.
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'suites'}"]
+    done = subprocess.run([*command, Path(__file__).with_name("hydras_suites.py")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 # With hydra/launcher=truba no test of LauncherTestSuite can apply: each launches a function and a config of its own,
