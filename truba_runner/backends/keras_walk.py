@@ -132,7 +132,9 @@ def _train_a_step(step: Any, batch: Any) -> None:
         made.append((variable, variable.numpy()))
         return variable
 
-    with tf.variable_creator_scope(creator):
-        step(batch)
-    for variable, value in made:
-        variable.assign(value)
+    try:
+        with tf.variable_creator_scope(creator):
+            step(batch)
+    finally:  # Where an optimizer asks for its variables the step begins anew.
+        for variable, value in made:
+            variable.assign(value)
