@@ -22,8 +22,9 @@ prepare_database() {
     cp -a --sparse=always "$cache/." "$CLUSTER/database"
     return
   fi
-  mariadb-install-db --no-defaults --datadir="$CLUSTER/database" --user=root --skip-test-db --innodb-log-file-size=4M \
-    --auth-root-authentication-method=socket
+  # A temporary folder of its own: two clusters that begin at once have the same pids, and with them the same names in /tmp.
+  mariadb-install-db --no-defaults --datadir="$CLUSTER/database" --tmpdir="$CLUSTER/state" --user=root \
+    --skip-test-db --innodb-log-file-size=4M --auth-root-authentication-method=socket
   start_mariadb
   start_slurmdbd
   create_accounts
