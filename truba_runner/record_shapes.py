@@ -17,8 +17,9 @@ Check = Callable[[Any], bool]
 _MOST = 2**53
 # Until the year 9999.
 _LAST_SECOND = 253_000_000_000.0
-# One of Slurm's, of an array's task, or a word of our own, such as local-20261130-1200-77.
-_JOB_ID = re.compile(r"(\d{1,10}(_\d{1,10})?|[A-Za-z][\w.-]*)?")
+# One of Slurm's, of an array's task, or a word of our own, such as local-20261130-1200-77; of a trial with its lease's
+# number after it.
+_JOB_ID = re.compile(r"(\d{1,10}(_\d{1,10})?(\.\d{1,18})?|[A-Za-z][\w.-]*)?")
 _SHOWN = 60
 _PLAIN = re.compile(r"[^/\0]{1,255}")
 
