@@ -336,7 +336,8 @@ def test_pulled_runs_are_runs(laptop: Laptop, shelf: Shelf) -> None:
     done.write_rate_curve("valley", curve)
     shelf.log(going, 2)
     search = SearchDir(shelf.run("search-0000000c").path)
-    search.trials_folder.mkdir()
+    for folder in (search.workers_folder, search.trials_folder):
+        folder.mkdir()
     Curve(search.trial("0001").tensorboard).add(1, 0.5)
     search.best("0001").path.mkdir(parents=True)
     search.best("0001").write_result({"metrics": {"loss": 0.5}})
