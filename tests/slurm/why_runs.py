@@ -38,7 +38,8 @@ class WhyRuns:
     def on_record(self, name: str, job_id: str, **request: Any) -> RunDir:
         """What a submission leaves in a run directory."""
         run = RunDir(self.folder / f"{name}-1")
-        run.create()
+        if not run.path.exists():  # Once it is its user's, it is refused to root.
+            run.create()
         request = {"account": self.truba.user, **request}
         run.append_submission({"event": "intent", "token": "t", "job_name": f"{run.id}.t", "request": request})
         run.append_submission({"event": "submitted", "token": "t", "job_id": job_id})
