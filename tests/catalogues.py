@@ -28,7 +28,7 @@ KEYWORDS = {"_": None, "counted": (1, 2), "marked": None}
 def said() -> Catalog:
     """Every message in the source, in the table of reasons and in `conf/cluster/`, and where it is said."""
     catalog = Catalog(project="truba_runner")
-    for file in sorted(PACKAGE.rglob("*.py")):
+    for file in sorted([*PACKAGE.rglob("*.py"), *(ROOT / "hydra_plugins").rglob("*.py")]):
         with file.open("rb") as source:
             for line, message, *_ in extract("python", source, KEYWORDS):
                 catalog.add(message, locations=[(str(file.relative_to(ROOT)), line)])

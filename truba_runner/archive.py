@@ -115,7 +115,7 @@ def _comes_and_goes(name: str) -> bool:
 
 def _remove_what_a_kill_left(target: Path) -> None:
     for left in target.parent.glob(f"{glob.escape(_beside(target))}*"):
-        with suppress(OSError), left.open("rb") as file:
+        with suppress(OSError), open(safe_files.opened(left, left.parent), "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import truba_runner
 from truba_runner import bundle, private
 from truba_runner.config import Environment
+from truba_runner.language import _
 from truba_runner.rundir import CODE, write_atomically
 from truba_runner.shipped import shipped
 
@@ -66,8 +67,21 @@ def setup(environment: Environment, runs_folder: Path) -> list[str]:
     # What the container's own environment has is its own.
     more = "" if environment.kind == "apptainer" else f"${{PYTHONPATH:+{os.pathsep}$PYTHONPATH}}"
     found = f"export PYTHONPATH={shlex.quote(str(root))}{more}"
+    if not needed:
+        return [found]
+    checked = [_unchanged(path, content) for path, content in needed.items()]
     # Of a job that is started again and again for weeks it must not be purged.
-    return [f"touch --no-create {shlex.join(map(str, needed))}", found] if needed else [found]
+    return [f"touch --no-create {shlex.join(map(str, needed))}", *checked, found]
+
+
+def _unchanged(path: Path, content: bytes) -> str:
+    """Shell that ends the job where a file, which it is about to execute, is not what it was when it was submitted."""
+    told = _(
+        "{path} is not what it was when this job was submitted: submit again; the run goes on from its last checkpoint",
+        path=path,
+    )
+    same = f'[ "$(sha256sum < {shlex.quote(str(path))})" = "{hashlib.sha256(content).hexdigest()}  -" ]'
+    return f"{same} || {{ echo {shlex.quote(told)} >&2; exit 1; }}"
 
 
 @lru_cache(maxsize=1)

@@ -33,7 +33,7 @@ from truba_runner.language import _
 from truba_runner.plan import Plan, plan
 from truba_runner.probe import Found
 from truba_runner.queue.automatic import Automatic
-from truba_runner.rundir import CODE, SWEEPS, RunDir
+from truba_runner.rundir import CODE, LOCK, SWEEPS, RunDir
 from truba_runner.search import overview
 from truba_runner.search import submission as search
 from truba_runner.search.directory import search_of
@@ -125,7 +125,7 @@ def refuse_others(experiment: Experiment, runs: Sequence[RunDir], *folders: Path
         Refused: there are such folders.
     """
     runs_folder = Path(experiment.cluster.runs_folder)
-    shared = (runs_folder / CODE, runs_folder / SWEEPS)
+    shared = (runs_folder / CODE, runs_folder / SWEEPS, runs_folder / LOCK)
     private.require(runs_folder, [*shared, *folders, *(run.path for run in runs)])
 
 

@@ -1,10 +1,11 @@
-"""Waiting for a lock that another process holds: soon it is said who that is, and after a while the wait ends."""
+"""The file of a lock, and waiting for one that another holds: soon it is said who that is, and the wait ends."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
+import stat
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from truba_runner import private, safe_files
 from truba_runner.errors import Failed
 from truba_runner.language import _
 
@@ -27,6 +29,35 @@ def this_process() -> dict[str, Any]:
     # Containers number their processes each for itself.
     namespace = os.stat("/proc/self/ns/pid").st_ino
     return {"host": socket.gethostname(), "pid": os.getpid(), "namespace": namespace, "time": time.time()}
+
+
+def opened(path: Path) -> int:
+    """A descriptor of the file of a lock, which is made where it is missing.
+
+    Its holder's name will stand in it in place of what it holds. So it is no link, and no second name of a file.
+
+    Raises:
+        Refused: it is another's, who could let two commands in at once.
+        Failed: it is no file, or another file too.
+        OSError: it cannot be made.
+    """
+    private.require_own(path)
+    if os.path.lexists(path) and not (safe_files.is_file(path) and path.lstat().st_nlink == 1):
+        raise Failed(_not_a_lock(path))
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    about = os.fstat(handle)
+    if stat.S_ISREG(about.st_mode) and about.st_nlink <= 1:
+        with suppress(OSError):  # Who may open it may hold it.
+            os.fchmod(handle, 0o600)
+        return handle
+    os.close(handle)
+    raise Failed(_not_a_lock(path))
+
+
+def _not_a_lock(path: Path) -> str:
+    told = _("{path}: a lock has this name, and what is there is a link, no file, or a second name of another file. "
+             "Take it away.", path=path)  # fmt: skip
+    return told
 
 
 def sign(handle: int) -> None:
@@ -80,7 +111,7 @@ def wait_for(attempt: Callable[[], bool], seconds: float, path: Path) -> None:
 def _holder(path: Path) -> str:
     """Who holds a lock, in words."""
     record = b""
-    with suppress(OSError), path.open("rb") as file:
+    with suppress(OSError), open(safe_files.opened(path, path.parent), "rb") as file:
         record = file.read(_RECORD_BYTES)
     holder = _read(record)
     if "pid" not in holder:

@@ -97,12 +97,14 @@ def _planted(folder: Path) -> Iterator[Problem]:
 def _of(path: Path, shared: bool) -> Problem | None:
     """What stands against a folder. The runs folder itself may be a link, and with a sticky bit `shared` by all."""
     try:
-        looked_at = [path.stat()] if shared else [path.lstat(), path.stat()]
+        about = path.stat() if shared else path.lstat()
+        # A link's maker decides on where it leads, were it nowhere yet.
+        if _trusted(about):
+            about = path.stat()
     except FileNotFoundError:
         return None
-    if anothers := next((about for about in looked_at if not _trusted(about)), None):
-        return _anothers(path, anothers)
-    about = looked_at[-1]
+    if not _trusted(about):
+        return _anothers(path, about)
     if not _others_may_write(path, about) or (shared and about.st_mode & stat.S_ISVTX):
         return None
     rule = _(

@@ -31,8 +31,9 @@ from truba_runner import events, lock_waits, private, record_files, record_shape
 
 # The folder of the sweeps' own records, in the runs folder.
 SWEEPS = ".sweeps"
-# The folder of archives of code (code_archives.py), in the runs folder.
+# The folder of archives of code (code_archives.py), in the runs folder, and the file that `lock` holds.
 CODE = ".code"
+LOCK = ".lock"
 # In a run directory that was copied from a login node: from where, and when.
 PULLED = "pulled.json"
 # A submission holds a runs folder for a second; where Slurm does not answer it, for minutes.
@@ -328,8 +329,8 @@ def lock(runs_folder: Path, wait_seconds: float = LOCK_SECONDS) -> Iterator[int]
         truba_runner.errors.Failed: another has held it for `wait_seconds`.
     """
     runs_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = runs_folder / ".lock"
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    path = runs_folder / LOCK
+    handle = lock_waits.opened(path)
 
     def taken() -> bool:
         try:

@@ -145,7 +145,13 @@ class Submission:
             "stderr_to_stdout": True,
             "wckey": None,
             "additional_parameters": {"chdir": str(self.first.run.path.parent), "requeue": True},
-            "setup": [*self._start().setup, *self._find_package(), f"export SLURM_EXIT_ERROR={SRUN_FAILED}"],
+            "setup": [
+                *self._start().setup,
+                *self._find_package(),
+                f"export SLURM_EXIT_ERROR={SRUN_FAILED}",
+                # Python imports from where it starts, before all else: where others may put something it must not.
+                "cd /",
+            ],
             "teardown": [
                 "status=$?",
                 _REQUEUE,

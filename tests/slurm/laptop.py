@@ -17,7 +17,7 @@ from cluster import Cluster, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 LOGIN_ADDRESS, LAPTOP_ADDRESS = "10.88.0.1", "10.88.0.2"
-AYSE, LEYLA = 60001, 60003
+AYSE, MEHMET, LEYLA = 60001, 60002, 60003
 NEEDED = ("sshd", "ssh", "rsync", "chromium-headless-shell")
 SSHD_CONFIG = """
 ListenAddress {address}:22

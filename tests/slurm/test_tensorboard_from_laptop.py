@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from cluster import Cluster, left_out, wait_until
 from curve import Curve
-from laptop import AYSE, Laptop, listening, missing
+from laptop import AYSE, MEHMET, Laptop, listening, missing
 from slow_run import Run
 from truba import Truba
 
@@ -64,6 +64,12 @@ class Shelf:
         self._curves[name] = Curve(run.tensorboard)
         self.log(run, 1)
         return run
+
+    def search(self, name: str) -> SearchDir:
+        made = SearchDir(self.run(name).path)
+        for folder in (made.workers_folder, made.trials_folder):
+            folder.mkdir()
+        return made
 
     def log(self, run: RunDir, step: int) -> None:
         self._curves[run.id].add(step, 1 / step)
@@ -335,9 +341,7 @@ def test_pulled_runs_are_runs(laptop: Laptop, shelf: Shelf) -> None:
     curve = {"learning_rates": [0.1, 0.2], "losses": [1.0, 0.5], "suggestions": {"valley": 0.1}}
     done.write_rate_curve("valley", curve)
     shelf.log(going, 2)
-    search = SearchDir(shelf.run("search-0000000c").path)
-    for folder in (search.workers_folder, search.trials_folder):
-        folder.mkdir()
+    search = shelf.search("search-0000000c")
     Curve(search.trial("0001").tensorboard).add(1, 0.5)
     search.best("0001").path.mkdir(parents=True)
     search.best("0001").write_result({"metrics": {"loss": 0.5}})
@@ -395,6 +399,36 @@ def test_pulled_runs_are_runs(laptop: Laptop, shelf: Shelf) -> None:
     cleaned = laptop.truba("clean", "done", "--pulls", "0", "--yes")
     assert "as it was at login" in cleaned.stdout and not here[done.id].exists(), cleaned
     assert here[going.id].exists()
+
+
+def test_no_link_of_anothers_is_pulled_nor_what_it_leads_to(laptop: Laptop, shelf: Shelf) -> None:
+    """A link that came along would lead into files of this machine; one that was followed, into ayse's own."""
+    run, search = shelf.run("linked-0000000a"), shelf.search("linked-0000000b")
+    Curve(search.trial("0001").tensorboard).add(1, 0.5)
+    private = shelf.folder.with_name("private-of-ayse")
+    private.mkdir(mode=0o700)
+    for name in ("events.out.tfevents.1.x", "loss.png", "run.yaml", "submissions.jsonl"):
+        (private / name).write_text('{"secret": "hunter2"}')
+    shelf._give(private)
+    shelf.log(run, 2)
+    for place in (run.path, search.path, search.trial("0001").path):
+        for name in ("checkpoints", "plots", "tensorboard/more", "tensorboard/events.out.tfevents.1.x"):
+            (place / name).symlink_to(private / "loss.png" if "." in name else private)
+            os.lchown(place / name, MEHMET, MEHMET)
+    # Where it is a run's own, that counts as damaged, and nothing of it comes.
+    (search.trial("0001").path / "lr_find_x.json").symlink_to(private / "run.yaml")
+    (search.path / "trials" / "0002").symlink_to(private)
+    (shelf.folder / "linked-0000000c").symlink_to(private)
+    os.lchown(shelf.folder / "linked-0000000c", MEHMET, MEHMET)
+    (shelf.folder / ".code").symlink_to(private)
+    into = laptop.home / "linked"
+    pulled = laptop.truba("pull", "--from", "login", "linked", "--checkpoints", "--json", "--into", str(into))
+    assert pulled.returncode == 0, pulled.stderr
+    assert {one["run"] for one in json.loads(pulled.stdout)["runs"]} == {run.id, search.id}, pulled.stderr
+    came = list(into.rglob("*"))
+    assert sum("tfevents" in path.name for path in came) == 3, "of each its own curve"
+    assert not any(path.is_symlink() for path in came)
+    assert not any(b"hunter2" in path.read_bytes() for path in came if path.is_file())
 
 
 def test_one_name_in_two_folders_is_pulled_from_the_one_that_is_said(laptop: Laptop, shelf: Shelf) -> None:

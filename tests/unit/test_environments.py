@@ -221,7 +221,7 @@ def test_a_job_gets_the_package_once_for_all_and_under_the_name_of_its_content(t
     job_code.provide(chosen, tmp_path)
     first = {file: file.stat().st_ino for file in (tmp_path / ".code").iterdir()}
     assert len(first) == 2 and stat.S_IMODE((tmp_path / ".code").stat().st_mode) == 0o700
-    touch, line = job_code.setup(chosen, tmp_path)
+    touch, *checks, line = job_code.setup(chosen, tmp_path)
     for used_again in (partial(job_code.provide, chosen, tmp_path), partial(bash, touch)):
         for file in first:
             os.utime(file, (0, 0))
@@ -233,6 +233,13 @@ def test_a_job_gets_the_package_once_for_all_and_under_the_name_of_its_content(t
     done = subprocess.run([sys.executable, "-S", "-c", program], env={"PYTHONPATH": line.partition("=")[2]},
                           capture_output=True, text=True, cwd="/")  # fmt: skip
     assert done.stdout.startswith(str(tmp_path / ".code")), done.stderr
+    assert bash("\n".join([*checks, "echo goes on"])).stdout == "goes on\n"
+    for file in first:
+        content = file.read_bytes()
+        file.write_bytes(content + b"x")
+        done = bash("\n".join([*checks, "echo goes on"]))
+        assert (done.returncode, done.stdout) == (1, "") and f"{file} is not what it was" in done.stderr
+        file.write_bytes(content)
 
 
 # -- the probe ---------------------------------------------------------------------------------------------------------

@@ -39,7 +39,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-@hydra.main(version_base="1.3", config_path=os.environ["CONFIGS"] or None, config_name="config")
+CONFIGS = os.environ["CONFIGS"] or None
+
+@hydra.main(version_base="1.3", config_path=CONFIGS, config_name=CONFIGS and "config")
 def main(config):
     print(OmegaConf.to_yaml(config))
     print([(one.provider, one.path) for one in HydraConfig.get().runtime.config_sources])
@@ -54,8 +56,9 @@ main()
         ("configs", []),
         ("conf", ["-m", "db=mysql,sqlite", "hydra/launcher=basic", "hydra/hydra_logging=disabled"]),
         ("../other", ["--cfg", "job"]),
+        ("", ["+is=mysql of its own"]),
     ],
-    ids=["single", "sweep", "shown"],
+    ids=["single", "sweep", "shown", "no configs"],
 )
 def test_another_application_reads_what_it_reads_without_this_package(
     tmp_path: Path, configs: str, arguments: list[str]
@@ -65,7 +68,7 @@ def test_another_application_reads_what_it_reads_without_this_package(
     ]
     assert told[0].returncode == 0, told[0].stderr
     assert "mysql of its own" in told[0].stdout and "by mistake" not in told[0].stdout
-    assert told[0].stdout == told[1].stdout
+    assert (told[0].stdout, told[0].stderr) == (told[1].stdout, told[1].stderr)
 
 
 def _another_application(
@@ -73,13 +76,15 @@ def _another_application(
 ) -> subprocess.CompletedProcess[str]:
     (folder / "application").mkdir(exist_ok=True)
     (folder / "application" / "main.py").write_text(APPLICATION)
-    own = folder / "application" / configs
-    for name, content in {
-        "config": "defaults: [db: mysql]",
-        "db/mysql": "is: mysql of its own",
-        "db/sqlite": "is: x",
+    own, beside = folder / "application" / configs, folder / "conf"
+    for file, content in {
+        own / "config.yaml": "defaults: [db: mysql]",
+        own / "db" / "mysql.yaml": "is: mysql of its own",
+        own / "db" / "sqlite.yaml": "is: x",
+        # In the working directory, as this package's users have them.
+        beside / "config.yaml": "defaults: [db: mysql]",
+        beside / "db" / "mysql.yaml": "is: by mistake",
     }.items():
-        file = own / f"{name}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(content)
     variables = {"CONFIGS": configs, "INSTALLED": "yes" if installed else "", "HYDRA_FULL_ERROR": ""}

@@ -8,15 +8,16 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from truba_runner import lock_waits, rundir, scheduler, submit
 from truba_runner.__main__ import main
-from truba_runner.errors import Failed
+from truba_runner.errors import Failed, Refused
 from truba_runner.rundir import RunDir
+from truba_runner.search.lock import FcntlLock
 
 # Holds a runs folder until its input closes; killed, a child of it does.
 HOLDS = """
@@ -113,3 +114,38 @@ def test_what_another_clock_has_put_into_the_future_is_not_waited_for(
     assert submit.settle(run) is None
     assert looks
     assert run.submissions()[-1]["event"] == "lost"
+
+
+# -- what has the name of a lock -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["link", "dangling", "second name", "pipe", "folder"])
+@pytest.mark.parametrize("kind", [rundir.lock, lambda folder: FcntlLock(folder / ".lock")], ids=["runs", "search"])
+def test_a_lock_is_written_into_nothing_else(
+    tmp_path: Path, how: str, kind: Callable[[Path], contextlib.AbstractContextManager[object]]
+) -> None:
+    thesis, lock = tmp_path / "thesis", tmp_path / "runs" / ".lock"
+    lock.parent.mkdir()
+    thesis.write_text("years of work")
+    made: dict[str, Callable[[], object]] = {
+        "link": lambda: lock.symlink_to(thesis),
+        "dangling": lambda: lock.symlink_to(tmp_path / "nothing"),
+        "second name": lambda: os.link(thesis, lock),
+        "pipe": lambda: os.mkfifo(lock),
+        "folder": lock.mkdir,
+    }
+    made[how]()
+    with pytest.raises(Failed, match=f"{lock}: a lock has this name"), kind(lock.parent):
+        pass
+    assert thesis.read_text() == "years of work" and not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act for two users")
+def test_a_lock_of_anothers_is_refused_and_ones_own_is_closed_to_others(tmp_path: Path) -> None:
+    lock = tmp_path / ".lock"
+    lock.touch(0o644)
+    with rundir.lock(tmp_path):
+        assert lock.stat().st_mode & 0o777 == 0o600
+    os.chown(lock, 40_002, 40_002)
+    with pytest.raises(Refused, match=r"\.lock: it is uid 40002's \(mode 0600\)"), rundir.lock(tmp_path):
+        pass

@@ -19,7 +19,7 @@ from truba_runner.checkpoint import CheckpointStore, Position
 from truba_runner.errors import Refused
 from truba_runner.rundir import RunDir, config_text
 from truba_runner.search.directory import SearchDir
-from truba_runner.sweeps import task
+from truba_runner.sweeps import sweeper_job, task
 from truba_runner.tensorboard.feed import event_folders
 from truba_runner.tensorboard.listing import MARK, understood
 
@@ -172,6 +172,27 @@ def test_anothers_link_in_a_runs_folder_is_refused_and_ones_own_is_no_harm(tmp_p
     os.lchown(link, OTHER, OTHER)
     with pytest.raises(Refused, match="par-00000000: it is uid 40002's"):
         private.require(tmp_path / "runs", [link])
+
+
+@root_alone
+@pytest.mark.parametrize("below", [".code", ".sweeps", ".lock", "mnist-00000000"])
+def test_anothers_link_to_nothing_is_refused(tmp_path: Path, below: str) -> None:
+    """What it leads to he may make later."""
+    link = tmp_path / below
+    link.symlink_to(tmp_path / "nothing")
+    os.lchown(link, OTHER, OTHER)
+    with pytest.raises(Refused, match="uid 40002's"):
+        private.require(tmp_path, [link])
+
+
+@root_alone
+def test_a_sweepers_job_looks_at_its_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir(tmp_path / "sweeper")
+    run.create()
+    run.append_submission({"event": "intent", "token": "t", "project": str(tmp_path), "command": ["-m"]})
+    os.chown(run.path, OTHER, OTHER)
+    monkeypatch.setattr("truba_runner.__main__.main", pytest.fail)
+    assert sweeper_job.main([str(run.path)]) == 1
 
 
 @root_alone

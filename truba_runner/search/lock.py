@@ -104,7 +104,7 @@ class FcntlLock:
         Raises:
             truba_runner.errors.Failed: it was not within `wait_seconds`.
         """
-        self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._handle = lock_waits.opened(self._path)
         try:
             lock_waits.wait_for(self._try, self._wait_seconds, self._path)
         except BaseException:

@@ -185,7 +185,7 @@ def _fork(call: Call) -> tuple[int, int]:
 
 def _run(call: Call, writer: int) -> int:
     if call.log:
-        log = os.open(call.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        log = os.open(call.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)

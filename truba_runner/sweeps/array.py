@@ -148,7 +148,7 @@ def _undrawn(experiment: Experiment) -> Experiment:
 def _write_new(run: RunDir, content: bytes) -> None:
     """A run directory and its config; one that a kill cuts short has no submission, and is written again."""
     run.path.mkdir(mode=0o700)
-    with open(os.open(run.config_file, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
+    with open(os.open(run.config_file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600), "wb") as file:
         file.write(content)
 
 

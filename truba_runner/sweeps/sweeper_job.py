@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from truba_runner import allocation, rundir, scheduler
+from truba_runner import allocation, private, rundir, scheduler
 from truba_runner.config import Code, Environment, Experiment, Resources
 from truba_runner.errors import Failed
 from truba_runner.interrupt import ignore_signals, leave
@@ -103,6 +103,8 @@ def main(arguments: list[str]) -> int:
     from truba_runner.__main__ import main as give
 
     run = RunDir(Path(arguments[0]))
+    if private.refused([run.path]):
+        return 1
     intent: dict[str, Any] = next(event for event in reversed(run.submissions()) if event["event"] == "intent")
     job_id = allocation.current().job_id
 

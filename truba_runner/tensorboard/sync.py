@@ -144,7 +144,7 @@ class EventFile:
     def _write(self, data: bytes, offset: int) -> None:
         if self._handle < 0:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._handle = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o600)
+            self._handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             size = os.fstat(self._handle).st_size
             if size < offset:
                 self._shut()
