@@ -36,6 +36,8 @@ LONG_FILES = [
     "slurm/test_main_job.py",
     "slurm/test_testcluster.py",
     "backends/test_keras_kinds.py",
+    "unit/test_damage.py",
+    "unit/test_any_command_line.py",
     "backends/test_search.py",
     "backends/test_fastai.py",
     "slurm/test_why_on_slurm.py",

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from truba_runner import terminal
 from truba_runner.errors import Failed, Problem, Refused, nearest
 from truba_runner.language import _
 
@@ -16,6 +17,11 @@ from truba_runner.language import _
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 a job or a check failed, 2 the input was refused."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    with terminal.guarded():
+        return _status(given)
+
+
+def _status(given: list[str]) -> int:
     try:
         status = _dispatch(given)
         # Here, and not when Python ends: whoever reads it may have gone.

@@ -8,17 +8,23 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from truba_runner.composed import absolute, register, selector, typed
-from truba_runner.config_errors import FOREIGN, refuse_foreign_config, translated
+from truba_runner.config_errors import FOREIGN, of_plugin, of_what_was_typed, refuse_foreign_config, translated
 from truba_runner.errors import Failed, Problem, Refused
+from truba_runner.hydra_keys import Stopped, refuse_options
 from truba_runner.language import chosen
 from truba_runner.launch import check, launch
 from truba_runner.shipped import shipped
+from truba_runner.sweeps.compose import Composer
 from truba_runner.sweeps.sweeper_job import SweeperSubmitted
 from truba_runner.tell import Outcome
+
+# A command line of no override, as a sweep's runs are composed of.
+_NOTHING_GIVEN = {"hydra": {"overrides": {"hydra": [], "task": []}, "job": {"config_name": "config"}}}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -28,6 +34,7 @@ def main(arguments: Sequence[str]) -> int:
         Refused: the command line or a config is wrong.
         Failed: a job could not be submitted.
     """
+    refuse_options(arguments)
     register()
     outcomes: list[Outcome] = []
     raised: list[Exception] = []
@@ -49,10 +56,12 @@ def main(arguments: Sequence[str]) -> int:
             raise raised[0]
     except SweeperSubmitted:
         return 0
-    except FOREIGN as error:
-        if wants_traceback:
+    except Stopped as stopped:
+        raise stopped.refused from None
+    except Exception as error:
+        if wants_traceback or not of_what_was_typed(error):
             raise
-        raise Refused(*_all_that_is_wrong(arguments, translated(error))) from error
+        raise Refused(*_all_that_is_wrong(arguments, error)) from error
     return 1 if any(outcome.action == "failed" for outcome in outcomes) else 0
 
 
@@ -62,27 +71,26 @@ def _help_in_the_users_language(arguments: Sequence[str]) -> list[str]:
     return ["hydra/help=truba_tr"] if asked and chosen() == "tr" else []
 
 
-def _all_that_is_wrong(overrides: Sequence[str], first: Problem) -> list[Problem]:
-    """What is wrong with each override, and with what the others come to; `first` is what Hydra has stopped at.
+def _all_that_is_wrong(overrides: Sequence[str], error: Exception) -> list[Problem]:
+    """What is wrong with each override, and with what the others come to; `error` is what Hydra has stopped at.
 
     That alone where the rest hangs on it: a choice of a group, or an option of Hydra's.
     """
-    problems, good = [first], list[str]()
-    if any(text.startswith("-") for text in overrides):
-        return problems
+    # What Hydra stumbles over otherwise than by its own exceptions is most often a key of its own.
+    of_hydra = [text for text in overrides if text.lstrip("+~").startswith("hydra")]
+    first = translated(error, " ".join(of_hydra))
+    if of_plugin(error) or any(text.startswith("-") for text in overrides):
+        return [first]
     with hydra.initialize_config_dir(str(shipped("conf")), version_base="1.3"):
-        for text in overrides:
-            try:
-                hydra.compose("config", [*good, text])
-            except FOREIGN as error:
-                if "." not in text.partition("=")[0]:
-                    return problems
-                problems.append(translated(error))
-            else:
-                good.append(text)
-        with suppress(Failed, *FOREIGN):
-            try:
-                check(absolute(typed(hydra.compose("config", good))))
-            except Refused as refused:
-                problems += refused.problems
+        composer = Composer(GlobalHydra.instance().config_loader(), OmegaConf.create(_NOTHING_GIVEN))
+        config, problems = composer.all_but_the_wrong(overrides)
+        # With the override in its place, these words are the better ones.
+        if first not in problems and (isinstance(error, FOREIGN) or not problems):
+            problems.insert(0, first)
+        if config is not None:
+            with suppress(Failed):
+                try:
+                    check(absolute(typed(config)))
+                except Refused as refused:
+                    problems += refused.problems
     return list(dict.fromkeys(problems))

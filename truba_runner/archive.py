@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from truba_runner import safe_files
 from truba_runner.checkpoint import DAMAGED, CheckpointStore
 from truba_runner.errors import Failed, Problem, Refused, listed
 from truba_runner.language import _
@@ -29,13 +30,31 @@ def kept_files(folder: Path) -> list[Path]:
     Those are all but what a kill has left and, once there is a result, the checkpoints that only going on would need.
     """
     spare = set(spare_checkpoints(folder)) if RunDir(folder).result() else set()
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink())
+    files = (path for path in _below(folder) if safe_files.is_file(path))
     return [path for path in files if path not in spare and not path.name.startswith(".") and path.suffix != DAMAGED]
 
 
 def spare_checkpoints(folder: Path) -> list[Path]:
     """Those below a run directory, or a search's, that only going on would need."""
-    return [path for found in sorted(folder.rglob("checkpoints")) for path in CheckpointStore(found).spare()]
+    found = [path for path in _below(folder) if path.name == "checkpoints" and safe_files.is_folder(path)]
+    return [path for one in found for path in CheckpointStore(one).spare() if safe_files.is_file(path)]
+
+
+def _below(folder: Path) -> list[Path]:
+    """All that lies below a folder, sorted; nothing beyond a link.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+
+    def cannot_be_read(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    found: list[Path] = []
+    for path, folders, names in os.walk(folder, onerror=cannot_be_read):
+        found += [Path(path) / name for name in (*folders, *names)]
+    return sorted(found)
 
 
 def write(target: Path, root: Path, files: Sequence[Path]) -> str:
@@ -107,7 +126,7 @@ def _beside(target: Path) -> str:
 
 def sha256(path: Path) -> str:
     """Of a file's content, hexadecimal."""
-    with path.open("rb") as file:
+    with open(safe_files.opened(path, path.parent), "rb") as file:
         return _digest(file)
 
 
@@ -121,12 +140,20 @@ def _write(file: IO[bytes], root: Path, files: Sequence[Path]) -> dict[str, str]
         for path in files:
             name = path.relative_to(root).as_posix()
             sums[name] = sha256(path)
-            archive.add(path, name, recursive=False)
+            _add(archive, path, root, name)
         listing = "".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode()
         member = tarfile.TarInfo(f"{files[0].relative_to(root).parts[0]}/{SUMS}")
         member.size, member.mode = len(listing), 0o600
         archive.addfile(member, io.BytesIO(listing))
     return sums
+
+
+def _add(archive: tarfile.TarFile, path: Path, root: Path, name: str) -> None:
+    """A file, and never what it is a link to by now."""
+    with open(safe_files.opened(path, root), "rb") as content:
+        member = archive.gettarinfo(arcname=name, fileobj=content)
+        # A second name of a file that is in the archive already is kept as a name.
+        archive.addfile(member, content if member.isreg() else None)
 
 
 def _compare(path: Path, sums: dict[str, str]) -> None:

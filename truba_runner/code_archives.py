@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from truba_runner import rundir
+from truba_runner import rundir, safe_files
 from truba_runner.rundir import CODE, RunDir
 from truba_runner.sweeps.record import SweepDir
 
@@ -70,12 +70,12 @@ def free(runs_folder: Path, chosen: Collection[Path]) -> None:
 
 def _files(runs_folder: Path) -> list[Path]:
     folder = runs_folder / CODE
-    return sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    return [folder / name for name in safe_files.names(folder, runs_folder) if safe_files.is_file(folder / name)]
 
 
 def _there(runs_folder: Path, names: Iterable[bytes]) -> list[Path]:
     paths = (runs_folder / CODE / name.decode() for name in sorted(set(names)))
-    return [path for path in paths if path.is_file()]
+    return [path for path in paths if safe_files.is_file(path) and safe_files.is_folder(path.parent)]
 
 
 def _has_been_over(folder: Path, now: float) -> bool:
@@ -102,7 +102,7 @@ def _texts(runs_folder: Path, folders: Iterable[Path]) -> bytes:
 
 def _text(file: Path) -> bytes:
     try:
-        stat = file.stat()
+        stat = file.lstat()
         return _read_once(file, stat.st_mtime_ns, stat.st_size)
     except FileNotFoundError:  # Any other error must not make code look unneeded.
         return b""
@@ -111,4 +111,4 @@ def _text(file: Path) -> bytes:
 @lru_cache(maxsize=64)
 def _read_once(file: Path, mtime_ns: int, size: int) -> bytes:
     """A sweep's record is looked into for each of its runs."""
-    return file.read_bytes()
+    return safe_files.read(file, file.parent)

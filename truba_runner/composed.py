@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +15,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from truba_runner.config import Experiment, detect_cluster
-from truba_runner.config_errors import FOREIGN, translated, unknown_keys
+from truba_runner.config_errors import in_words
+from truba_runner.config_shape import wrong_keys, wrong_sections
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.language import _
 from truba_runner.shipped import shipped
@@ -27,7 +29,13 @@ def register() -> None:
     """Tells Hydra of the schema and of the resolvers that `conf/` uses."""
     ConfigStore.instance().store(name="schema", node=Experiment)
     OmegaConf.register_new_resolver("detect_cluster", detect_cluster, replace=True)
+    OmegaConf.register_new_resolver("env_or", _env_or, replace=True)
     OmegaConf.register_new_resolver("user", getpass.getuser, replace=True)
+
+
+def _env_or(name: str, otherwise: str) -> str:
+    """An environment variable's value; one that is empty is as good as none, which `oc.env` knows nothing of."""
+    return os.environ.get(name) or otherwise
 
 
 def composed(overrides: Sequence[str]) -> Experiment:
@@ -37,25 +45,26 @@ def composed(overrides: Sequence[str]) -> Experiment:
         Refused: an override or a config is wrong.
     """
     register()
-    try:
-        with hydra.initialize_config_dir(str(shipped("conf")), version_base="1.3"):
-            return absolute(typed(hydra.compose("config", list(overrides))))
-    except FOREIGN as error:
-        raise Refused(translated(error)) from error
+    with in_words(), hydra.initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+        config = hydra.compose("config", list(overrides))
+    return absolute(typed(config))
 
 
 def typed(config: DictConfig) -> Experiment:
     """A composed config as dataclasses.
 
     Raises:
-        Refused: no experiment was chosen.
+        Refused: no experiment was chosen, or the config has not the schema's shape.
     """
     if OmegaConf.is_missing(config, "name"):
         remedy = _("Type +experiment=NAME.") + " " + _experiments()
         raise Refused(Problem(_("no experiment"), _("a run needs one."), remedy))
-    if unknown := unknown_keys(config):
-        raise Refused(*unknown)
-    experiment = OmegaConf.to_object(config)
+    if wrong := list(wrong_keys(config)):
+        raise Refused(*wrong)
+    with in_words():
+        experiment = OmegaConf.to_object(config)
+    if wrong := list(wrong_sections(experiment, Experiment)):
+        raise Refused(*wrong)
     assert isinstance(experiment, Experiment)  # noqa: S101  # conf/config.yaml begins with the schema.
     return experiment
 
@@ -73,8 +82,16 @@ def absolute(experiment: Experiment) -> Experiment:
 def selector(config: Any) -> str:
     """How the user chose the experiment, for a remedy to repeat. `config` is the composed `hydra` node."""
     chosen = config.runtime.choices.get("experiment")
-    where = [word for word in config.overrides.task if word.lstrip("+").partition("=")[0] in _SAY_WHERE_DATA_LIES]
+    where = [
+        word for word in as_typed(config.overrides.task) if word.lstrip("+").partition("=")[0] in _SAY_WHERE_DATA_LIES
+    ]
     return shlex.join([f"+experiment={chosen}", *where]) if chosen else ""
+
+
+def as_typed(overrides: Any) -> list[str]:
+    """Hydra's record of overrides as texts: read as a list of a config, an interpolation in one would be its value."""
+    texts: Any = OmegaConf.to_container(overrides, resolve=False)
+    return [str(text) for text in texts]
 
 
 def _experiments() -> str:

@@ -284,8 +284,9 @@ class Code:
 
     # false: they are read from the project folder when the job starts, as they are then.
     snapshot: bool = True
-    # More than so many megabytes are refused.
+    # More than so many megabytes are refused. What looks like a secret is left out, unless `include` names it.
     max_mb: float = 50.0
+    include: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -3,27 +3,100 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
+import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import (
+    InterpolationKeyError,
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
-from truba_runner.errors import Problem, Refused, nearest
+from truba_runner.errors import Failed, Problem, Refused, nearest
 from truba_runner.language import _
 from truba_runner.shipped import shipped
 
 FOREIGN = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
+# What calls Hydra and OmegaConf with what was typed.
+_CALLERS = (
+    "truba_runner.app",
+    "truba_runner.composed",
+    "truba_runner.sweeps.compose",
+    "hydra_plugins.truba_runner.sweeper",
+)
 
 
-def translated(error: Exception) -> Problem:
-    """One of the exceptions `FOREIGN` as a problem."""
+def of_what_was_typed(error: BaseException) -> bool:
+    """Whether Hydra, or a library below it, has raised this over a command line or a config.
+
+    They raise ValueError, TypeError, AssertionError, RecursionError… as readily as their own exceptions: what tells
+    these from a mistake of this package is who has raised them.
+    """
+    if isinstance(error, FOREIGN):
+        return True
+    frames = _modules(error)
+    ours = [name for name in frames if name.startswith(("truba_runner.", "hydra_plugins.truba_runner."))]
+    return bool(ours) and ours[-1] in _CALLERS and frames[-1] != ours[-1]
+
+
+def _modules(error: BaseException) -> list[str]:
+    """The modules that it came through, the one that raised it last."""
+    return [str(frame.f_globals.get("__name__", "")) for frame, _line in traceback.walk_tb(error.__traceback__)]
+
+
+def of_plugin(error: BaseException) -> Problem | None:
+    """What another Hydra plugin of the environment has raised, as Hydra imported it or as it did its work."""
+    modules = _modules(error)
+    plugins = [name for name in modules if name.startswith("hydra_plugins.")]
+    if not plugins or plugins[-1].startswith("hydra_plugins.truba_runner."):
+        return None
+    rule = _("this plugin of Hydra's has failed ({error}).", error=_said(error))
+    remedy = _("With HYDRA_FULL_ERROR=1 before the command it is shown where.")
+    if "importlib._bootstrap" in modules[: modules.index(plugins[0])]:
+        rule = _("Hydra imports all plugins of the environment, and this one cannot be ({error}).", error=_said(error))
+        remedy = _(
+            "Uninstall it or take a version that goes with this Python, {version}.", version=sys.version.split()[0]
+        )
+    return Problem(".".join(plugins[-1].split(".")[:2]), rule, remedy)
+
+
+def _said(error: BaseException) -> str:
+    return ": ".join([type(error).__name__, *str(error).rstrip(".").splitlines()[:1]])
+
+
+@contextmanager
+def in_words(received: str = "") -> Iterator[None]:
+    """Within it, what Hydra raises of what was typed becomes a refusal. `received`: the override that is tried there.
+
+    Raises:
+        Refused: it has raised something.
+    """
+    try:
+        yield
+    except (Refused, Failed):
+        raise
+    except Exception as error:
+        if not of_what_was_typed(error):
+            raise
+        raise Refused(translated(error, received)) from error
+
+
+def translated(error: BaseException, received: str = "") -> Problem:
+    """What Hydra, OmegaConf or YAML has raised as a problem. `received`: the override that they were given."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _slash, name = str(error.missing_cfg_file).rpartition("/")
         rule = _("{folder} has no such file.", folder=f"conf/{group}")
         return Problem(f"{group}={name}", rule, nearest(name, error.options))
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _of_missing_file(str(error.missing_cfg_file))
     if isinstance(error, yaml.YAMLError):
         return _of_yaml(error)
     if isinstance(error, UnicodeDecodeError):
@@ -35,13 +108,39 @@ def translated(error: Exception) -> Problem:
     if isinstance(error, OverrideParseException):
         advice = _("A value with special characters stands in quotes: 'KEY=\"VALUE\"'.")
         return Problem(str(error.override), _("it is no KEY=VALUE that can be read."), advice)
+    if isinstance(error, RecursionError):
+        rule = _("a value leads back to itself, or lies too deep in others.")
+        return Problem(received or _("the command line"), rule, _("Look for an interpolation, ${KEY}, of its own key."))
+    if not isinstance(error, FOREIGN):
+        if problem := of_plugin(error):
+            return problem
+        rule = _("Hydra can do nothing with it ({error}).", error=_said(error))
+        remedy = _("--help lists the groups and the keys, with values that are right.")
+        return Problem(received or _("the command line"), rule, remedy)
     first, *more = str(error).splitlines()
     return Problem(first.rstrip("."), _("the command line could not be read."), " ".join(more))
+
+
+def _of_missing_file(path: str) -> Problem:
+    """A file that another one's defaults name, or that is to stand in for config.yaml."""
+    group, _slash, name = path.rpartition("/")
+    folders = [folder / group for folder in (Path.cwd() / "conf", shipped("conf"))]
+    names = {file.stem for folder in folders if folder.is_dir() for file in folder.glob("*.yaml")}
+    # The file that cluster=auto stands for.
+    received = (
+        f"TRUBA_CLUSTER={path.removeprefix('cluster/')}"
+        if path == f"cluster/{os.environ.get('TRUBA_CLUSTER')}"
+        else f"{path}.yaml"
+    )
+    rule = _("{folder} has no such file.", folder=f"conf/{group}".rstrip("/"))
+    return Problem(received, rule, nearest(name, names))
 
 
 def _of_key(error: OmegaConfBaseException) -> Problem:
     parent, key = error.parent_node, str(error.key) if error.key is not None else ""
     place = str(error.full_key or key)
+    if isinstance(error, MissingMandatoryValue):
+        return Problem(place, _("it has no value ('???')."), _("Set {key}=VALUE.", key=place))
     if isinstance(parent, DictConfig) and key and key not in parent:
         # A plain mapping, such as job.options, holds whatever is put there.
         remedy = nearest(key, [str(name) for name in parent])
@@ -51,6 +150,8 @@ def _of_key(error: OmegaConfBaseException) -> Problem:
     if isinstance(parent, DictConfig) and key and isinstance(parent._get_node(key), ListConfig):
         return Problem(place, _("it takes a list."), _("Write it in brackets: {key}=[VALUE].", key=place))
     message = str(error).splitlines()[0].rstrip(".")
+    if isinstance(error, (InterpolationKeyError, InterpolationToMissingValueError)) and "hydra." in message:
+        return Problem(place or _("config"), f"{message}.", _("What Hydra knows of a run is written ${hydra:KEY}."))
     return Problem(place or _("config"), f"{message}.", _("--cfg job prints the whole config."))
 
 
@@ -66,22 +167,6 @@ def _undecodable() -> Iterator[Path]:
             file.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             yield file
-
-
-def unknown_keys(config: DictConfig) -> list[Problem]:
-    """Keys that a `+` on the command line added where the schema has none: they would change nothing."""
-    problems = []
-    for name in config:
-        node = config._get_node(name)
-        kind = OmegaConf.get_type(config)
-        if dataclasses.is_dataclass(kind):
-            valid = [field.name for field in dataclasses.fields(kind)]
-            if name not in valid:
-                place = str(config._get_full_key(name))
-                problems.append(Problem(place, _("there is no such key."), nearest(str(name), valid)))
-        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
-            problems += unknown_keys(node)
-    return problems
 
 
 def refuse_foreign_config() -> None:

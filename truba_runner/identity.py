@@ -43,10 +43,21 @@ def _search_config(sweep: Sweep) -> dict[str, Any]:
 
 def training_hash(experiment: Experiment) -> str:
     """Eight hexadecimal digits of what decides the trained network, or the search's trials."""
-    canonical = json.dumps(training_config(experiment), sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps(_sorted(training_config(experiment)), separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
 
 def run_id(experiment: Experiment) -> str:
     """`NAME-HASH`: the same training config has the same id on every cluster, with any resources."""
     return f"{experiment.name}-{training_hash(experiment)}"
+
+
+def _sorted(value: Any) -> Any:
+    """With every mapping's keys in their order: numbers before words, as one mapping may have both."""
+    if isinstance(value, list):
+        return [_sorted(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    # A key may be null, too.
+    keys = sorted(value, key=lambda key: (isinstance(key, str), key is not None, key if key is not None else 0))
+    return {key: _sorted(value[key]) for key in keys}

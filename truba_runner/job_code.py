@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import truba_runner
-from truba_runner import bundle
+from truba_runner import bundle, private
 from truba_runner.config import Environment
 from truba_runner.rundir import CODE, write_atomically
 from truba_runner.shipped import shipped
@@ -31,12 +31,17 @@ def files(environment: Environment, runs_folder: Path) -> Mapping[Path, bytes]:
 
 
 def provide(environment: Environment, runs_folder: Path) -> None:
-    """Writes what is not there yet; to a purge, which takes what nobody has written to for long, the rest is new."""
+    """Writes what is not there yet; to a purge, which takes what nobody has written to for long, the rest is new.
+
+    Raises:
+        truba_runner.errors.Refused: their folder is another's, or others can write to it.
+    """
     for path, content in files(environment, runs_folder).items():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private.require_own(path.parent)
         try:
             os.utime(path)
         except FileNotFoundError:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomically(path, content)
 
 

@@ -7,7 +7,6 @@ A message is written in English where it is said, `_("{run} has ended", run=run.
 from __future__ import annotations
 
 import gettext
-import io
 import os
 import sys
 from collections.abc import Mapping
@@ -48,8 +47,8 @@ def _catalogue(language: str) -> gettext.NullTranslations:
     if language == "en":
         return gettext.NullTranslations()
     # A terminal or a log without Turkish letters has a question mark in their place, and no run ends for one.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+    if reconfigure := getattr(sys.stdout, "reconfigure", None):
+        reconfigure(errors="replace")
     # Not by path: the package may lie in a zip file. English is better than no word at all.
     with suppress(OSError), (resources.files("truba_runner") / "locale" / f"{language}.mo").open("rb") as file:
         return gettext.GNUTranslations(file)

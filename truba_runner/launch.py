@@ -5,16 +5,19 @@ from __future__ import annotations
 import socket
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from truba_runner import (
     changed_code,
+    damage,
     data,
     job_module,
     lr_find,
     places,
+    private,
     probe,
     probe_job,
     rundir,
@@ -30,7 +33,7 @@ from truba_runner.language import _
 from truba_runner.plan import Plan, plan
 from truba_runner.probe import Found
 from truba_runner.queue.automatic import Automatic
-from truba_runner.rundir import RunDir
+from truba_runner.rundir import CODE, SWEEPS, RunDir
 from truba_runner.search import overview
 from truba_runner.search import submission as search
 from truba_runner.search.directory import search_of
@@ -73,7 +76,8 @@ def go(prepared: Prepared, may_wait: bool = True) -> Outcome:
         outcome = Outcome(prepared.run.id, str(prepared.run.path), "dry_run")
     else:
         outcome = _launch_run(prepared)
-    return wait_for([outcome])[0] if may_wait and waits(experiment) else outcome
+    over = outcome.action == "finished"  # As was said already.
+    return wait_for([outcome])[0] if may_wait and waits(experiment) and not over else outcome
 
 
 def waits(experiment: Experiment) -> bool:
@@ -98,12 +102,49 @@ def _prepared(experiment: Experiment, selector: str) -> Prepared:
     experiment, made, job_file = check(experiment)
     for warning in made.warnings:
         print(_("warning: {text}", text=warning), file=sys.stderr)
+    refuse_others(experiment, [newest_directory(experiment)])
     found: Found = {}
     if not experiment.dry_run:
         experiment = with_data(experiment, selector)
         found = in_environment(experiment)
-    run = search.directory(experiment) if experiment.sweep.kind else newest_run_dir(experiment)
+    run = newest_directory(experiment)
+    refuse_others(experiment, [run])
+    refuse_damaged([run])
     return Prepared(experiment, run, made.request, job_file, found=found)
+
+
+def newest_directory(experiment: Experiment, names: Collection[str] | None = None) -> RunDir:
+    """Of a run, or of a search; `names` as in `newest_run_dir`."""
+    return search.directory(experiment) if experiment.sweep.kind else newest_run_dir(experiment, names)
+
+
+def refuse_others(experiment: Experiment, runs: Sequence[RunDir], *folders: Path) -> None:
+    """Holds back what would use a runs folder, or in it a run's or one of `folders`, that is not this user's alone.
+
+    Raises:
+        Refused: there are such folders.
+    """
+    runs_folder = Path(experiment.cluster.runs_folder)
+    shared = (runs_folder / CODE, runs_folder / SWEEPS)
+    private.require(runs_folder, [*shared, *folders, *(run.path for run in runs)])
+
+
+def refuse_damaged(runs: Iterable[RunDir]) -> None:
+    """Holds back what would submit a run, or a search, whose earlier submissions cannot be told.
+
+    Raises:
+        Failed: there is such a run.
+    """
+    for run in runs:
+        if why := damage.of_submissions(run):
+            told = _(
+                "{run}: {why}. Whether it has a job already is not known, and two would spoil each other: see in "
+                "squeue that it has none, and move {folder} away; or begin anew beside it with fresh=true.",
+                run=run.id,
+                why=why,
+                folder=run.path,
+            )
+            raise Failed(told)
 
 
 def check(experiment: Experiment) -> tuple[Experiment, Plan, Path]:
@@ -176,7 +217,10 @@ def newest_run_dir(experiment: Experiment, names: Collection[str] | None = None)
     folder, name = Path(experiment.cluster.runs_folder), run_id(experiment)
 
     def exists(one: str) -> bool:
-        return (names is None or one in names) and RunDir(folder / one).exists()
+        try:
+            return (names is None or one in names) and RunDir(folder / one).exists()
+        except PermissionError:  # It is another's, and refused as such.
+            return True
 
     count = 1
     while exists(f"{name}.{count + 1}"):
@@ -209,6 +253,10 @@ def wait_for(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """
     ended = []
     for outcome in outcomes:
+        if outcome.action == "finished":
+            ended.append(outcome)
+            tell.came_of_it(outcome)
+            continue
         run = RunDir(Path(outcome.run_dir))
         while not run.result() and _in_slurms_hands(run):
             time.sleep(_WAIT_SECONDS)
@@ -229,10 +277,11 @@ def _in_slurms_hands(run: RunDir) -> bool:
         )
         raise Failed(told) from error
     found = search_of(run)
-    if found is not None:
-        ids = [last_job_id(worker) for worker in overview.job_runs(found)]
-        return overview.standing(found, jobs or scheduler.accounting(ids)).live
-    return state_of(run, jobs or scheduler.accounting([last_job_id(run)])).live
+    if not jobs:
+        with suppress(scheduler.SlurmError):
+            asked = overview.job_runs(found) if found else [run]
+            jobs = scheduler.accounting([last_job_id(one) for one in asked])
+    return (overview.standing(found, jobs) if found else state_of(run, jobs)).live
 
 
 def _already(prepared: Prepared) -> Outcome | None:

@@ -55,6 +55,11 @@ def _where(cluster: Cluster, key: str = "") -> str:
 
 
 def _output_problems(cluster: Cluster) -> Iterator[Problem]:
+    if cluster.scratch and not cluster.scratch.startswith("/"):
+        rule = _("jobs start elsewhere than this command, so it has to be a path from / on.")
+        remedy = _("Set cluster.scratch=/FOLDER, or what it is made of: $TRUBA_SCRATCH on TRUBA.")
+        yield Problem(f"cluster.scratch={cluster.scratch}", rule, remedy)
+        return
     folder = normpath(cluster.runs_folder)
     received = f"cluster.runs_folder={cluster.runs_folder}"
     if cluster.scratch and not PurePath(folder).is_relative_to(normpath(cluster.scratch)):

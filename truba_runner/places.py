@@ -5,10 +5,13 @@ One line a folder in `$XDG_STATE_HOME/truba_runner/runs_folders` (by default und
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from truba_runner.errors import Problem, Refused, listed, nearest
+from truba_runner import damage, private
+from truba_runner.errors import Failed, Problem, Refused, listed, nearest
 from truba_runner.home import state_folder
 from truba_runner.language import _
 from truba_runner.rundir import SWEEPS, RunDir
@@ -40,22 +43,44 @@ def folders() -> list[Path]:
 
 def runs(runs_folder: Path | None = None) -> list[RunDir]:
     """Every run, the latest submitted last; of one folder where it is given."""
-    found = [
-        RunDir(path.parent)
-        for folder in ([runs_folder] if runs_folder else folders())
-        for path in folder.glob("*/submissions.jsonl")
-    ]
-    return sorted(found, key=lambda run: run.submissions_file.stat().st_mtime)
+    every = [runs_folder] if runs_folder else folders()
+    return [RunDir(path.parent) for path in _by_age(every, "submissions.jsonl")]
 
 
 def sweeps(runs_folder: Path | None = None) -> list[SweepDir]:
     """Every sweep, the latest last; of one folder where it is given."""
-    found = [
-        SweepDir(path.parent)
-        for folder in ([runs_folder] if runs_folder else folders())
-        for path in (folder / SWEEPS).glob("*/sweep.json")
-    ]
-    return sorted(found, key=lambda sweep: (sweep.path / "sweep.json").stat().st_mtime)
+    every = [folder / SWEEPS for folder in ([runs_folder] if runs_folder else folders())]
+    return [SweepDir(path.parent) for path in _by_age(every, "sweep.json")]
+
+
+def _by_age(folders: Iterable[Path], file: str) -> list[Path]:
+    """The files of this name, one in each folder that lies in `folders`; the latest last."""
+    found = [(age, Path(folder, name, file)) for folder in folders for age, name in _with_ages(folder, file)]
+    return [path for _age, path in sorted(found, key=lambda one: one[0])]
+
+
+def _with_ages(folder: Path, file: str) -> Iterator[tuple[float, str]]:
+    """The names of the folders that have such a file, with when it was written. For thousands, without a `Path`."""
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        return
+    for entry in entries:
+        if entry.name.startswith(".") or _is_anothers_link(entry):
+            continue
+        try:
+            yield os.lstat(f"{entry.path}/{file}").st_mtime, entry.name
+        except PermissionError:
+            # Of this user's own it is to be said that it cannot be looked into; others' are nobody else's affair.
+            with suppress(OSError):
+                if (about := entry.stat()).st_uid == os.geteuid():
+                    yield about.st_mtime, entry.name
+        except OSError:
+            continue
+
+
+def _is_anothers_link(entry: os.DirEntry[str]) -> bool:
+    return entry.is_symlink() and not private.is_mine(Path(entry.path))
 
 
 def find_sweep(prefix: str, runs_folder: Path | None = None) -> SweepDir | None:
@@ -63,6 +88,7 @@ def find_sweep(prefix: str, runs_folder: Path | None = None) -> SweepDir | None:
 
     Raises:
         Refused: there is more than one.
+        Failed: what is on record of it is damaged.
     """
     known = sweeps(runs_folder)
     matches = [sweep for sweep in known if sweep.id == prefix] or [
@@ -76,6 +102,9 @@ def find_sweep(prefix: str, runs_folder: Path | None = None) -> SweepDir | None:
             raise Refused(Problem(prefix, _("{count} sweeps start with it:", count=len(matches)), f"{found}."))
         rule = _("there are several such sweeps: {found}.", found=found)
         raise Refused(Problem(prefix, rule, _("Choose a folder with --runs FOLDER.")))
+    if why := damage.of_sweep(matches[0].path):
+        told = _("{sweep}: {why}, so which its runs are is not known; each can be named. It lies in {folder}")
+        raise Failed(told.format(sweep=matches[0].id, why=why, folder=matches[0].path))
     return matches[0]
 
 

@@ -16,6 +16,7 @@ from truba_runner.durations import FORMS, parse_minutes
 from truba_runner.environment import problems as environment_problems
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.language import _
+from truba_runner.name_rules import problems as name_problems
 from truba_runner.request import Request, derive
 from truba_runner.search.space import problems as search_problems
 from truba_runner.search.space import warnings as search_warnings
@@ -58,6 +59,7 @@ def _experiment_problems(experiment: Experiment) -> Iterator[Problem]:
             _("a run's directory and job are named after it: letters, digits, '_', '.' and '-' only."),
             _("Choose another name."),
         )
+    yield from name_problems(experiment)
     if experiment.job.backend not in TRAITS:
         yield Problem(
             f"job.backend={experiment.job.backend}",

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from truba_runner import scheduler
+from truba_runner import private, scheduler
 from truba_runner.config import Experiment, Resources
 from truba_runner.errors import Failed
 from truba_runner.language import _
@@ -34,6 +34,7 @@ def run(experiment: Experiment, script: str) -> tuple[str, int] | None:
     name = f"truba-environment-{hashlib.sha256(script.encode()).hexdigest()[:12]}"
     output = runs_folder / CODE / f"{name}.out"
     output.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private.require_own(output.parent)
     try:
         if not output.exists() and not _is_there(name):
             scheduler.sbatch(_batch(_request(experiment), name, output, script))

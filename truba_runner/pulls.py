@@ -6,7 +6,7 @@ import shutil
 import time
 from pathlib import Path
 
-from truba_runner import places
+from truba_runner import places, safe_files
 from truba_runner.rundir import PULLED, RunDir
 
 # What is so old is pointed at, as what a site may have purged since; it goes when it is asked for.
@@ -19,6 +19,7 @@ def older_than(days: float, runs_folder: Path | None = None) -> list[RunDir]:
     folders = [runs_folder] if runs_folder else places.folders()
     # By its mark: one whose deletion was cut short has no other record any more.
     found = [RunDir(file.parent) for folder in folders for file in folder.glob(f"*/{PULLED}")]
+    found = [run for run in found if safe_files.is_folder(run.path)]
     until = time.time() - days * _DAY_SECONDS
     return sorted((run for run in found if last_looked(run) < until), key=last_looked)
 
@@ -27,8 +28,8 @@ def last_looked(run: RunDir) -> float:
     """When a copy was last brought up to date, in seconds since 1970."""
     try:
         return float(run.pulled().get("time", 0))
-    except (TypeError, ValueError):
-        return 0.0
+    except OSError:  # When is not known; it is not taken for old.
+        return time.time()
 
 
 def files(run: RunDir) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +36,19 @@ def _of_run(run: RunDir, days: int, until: float) -> Expiring | None:
     if not days:
         return None
     paths = [*archive.kept_files(run.path), *code_archives.of_run(run)]
-    files = [(path.stat().st_mtime + days * DAY_SECONDS, path) for path in paths]
-    going = [(when, path) for when, path in files if when <= until]
+    files = [(about.st_mtime + days * DAY_SECONDS, about.st_size) for about in map(_about, paths) if about]
+    going = [(when, size) for when, size in files if when <= until]
     if not going:
         return None
-    size = sum(path.stat().st_size for _when, path in going)
-    return Expiring(run.id, min(going)[0], len(going), size, bool(run.result()))
+    return Expiring(run.id, min(going)[0], len(going), sum(size for _when, size in going), bool(run.result()))
+
+
+def _about(path: Path) -> os.stat_result | None:
+    """None: it has gone meanwhile."""
+    try:
+        return path.lstat()
+    except FileNotFoundError:
+        return None
 
 
 class _Sites:

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from truba_runner import events
+from truba_runner import events, lock_waits, private, record_files, record_shapes, safe_files
 
 # The folder of the sweeps' own records, in the runs folder.
 SWEEPS = ".sweeps"
@@ -35,6 +35,8 @@ SWEEPS = ".sweeps"
 CODE = ".code"
 # In a run directory that was copied from a login node: from where, and when.
 PULLED = "pulled.json"
+# A submission holds a runs folder for a second; where Slurm does not answer it, for minutes.
+LOCK_SECONDS = 120.0
 
 
 def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
@@ -135,10 +137,15 @@ class RunDir:
         return self.checkpoints / "models"
 
     def create(self) -> None:
-        """Makes the directory and its log folder, readable by their owner alone."""
+        """Makes the directory and its log folder, readable by their owner alone.
+
+        Raises:
+            truba_runner.errors.Refused: it is there, and another's, or others can write to it.
+        """
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for folder in (self.path, self.logs):
-            folder.mkdir(mode=0o700, exist_ok=True)
+        self.path.mkdir(mode=0o700, exist_ok=True)
+        private.require_own(self.path)
+        self.logs.mkdir(mode=0o700, exist_ok=True)
 
     def exists(self) -> bool:
         """Whether something was ever submitted here."""
@@ -165,11 +172,11 @@ class RunDir:
 
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         try:
-            config = yaml.load(self.config_file.read_bytes(), loader)  # noqa: S506  # Both are safe.
-        except yaml.YAMLError as error:
-            raise ValueError(f"{self.config_file} is damaged") from error
+            config = yaml.load(safe_files.read(self.config_file, self.path), loader)  # noqa: S506  # Both are safe.
+        except (yaml.YAMLError, RecursionError) as error:
+            raise record_files.Damaged(f"{self.config_file} is damaged") from error
         if not isinstance(config, dict):
-            raise ValueError(f"{self.config_file} is damaged")
+            raise record_files.Damaged(f"{self.config_file} is damaged")
         return config
 
     # -- submissions -------------------------------------------------------------------------------------------
@@ -215,17 +222,21 @@ class RunDir:
         Raises:
             OSError: there is none, or it is not writable.
         """
-        with (self.path / "progress.json").open("r+b") as file:
+        handle = os.open(self.path / "progress.json", os.O_RDWR | os.O_NOFOLLOW)
+        with os.fdopen(handle, "r+b") as file:
             file.write(_json_bytes(progress))
             file.truncate()
 
     def progress(self) -> dict[str, Any]:
         """The progress record; empty where the job has not begun."""
-        return _read_json(self.path / "progress.json")
+        return _read_json(self.path / "progress.json", record_shapes.wrong_progress)
 
     def pulled(self) -> dict[str, Any]:
         """From where and when it was copied to this machine; empty where it was made here."""
-        return _read_json(self.path / PULLED)
+        try:
+            return record_files.read_object(self.path / PULLED, record_shapes.wrong_pulled)
+        except record_files.Damaged:  # A copy it is all the same: its jobs are none of this machine's.
+            return {"from": "?"}
 
     def write_history(self, rows: list[dict[str, Any]], durable: bool = True) -> None:
         """Replaces the history: a row an epoch, the columns those of the widest row."""
@@ -246,7 +257,7 @@ class RunDir:
 
     def result(self) -> dict[str, Any]:
         """What the run came to; empty until it is finished."""
-        return _read_json(self.path / "result.json")
+        return _read_json(self.path / "result.json", record_shapes.wrong_result)
 
     # -- learning rates ----------------------------------------------------------------------------------------
 
@@ -256,7 +267,7 @@ class RunDir:
 
     def rate_curve(self, name: str) -> dict[str, Any]:
         """What `write_rate_curve` wrote; empty where no such finder has ended."""
-        return _read_json(self.path / f"lr_find_{name}.json")
+        return _read_json(self.path / f"lr_find_{name}.json", record_shapes.wrong_curve)
 
     def finder(self) -> RunDir | None:
         """The run that looks for this one's rate, by its last submission; None: it needs none, or looks itself."""
@@ -299,26 +310,39 @@ def _from_sweep(runs_folder: Path, intent: Mapping[str, Any]) -> list[dict[str, 
     return told
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, wrong: record_files.Wrong) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):  # A damaged record, undecodable ones included, counts as none.
+        return record_files.read_object(path, wrong)
+    except record_files.Damaged:  # It counts as none; `damage` says what is wrong with it.
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 @contextmanager
-def lock(runs_folder: Path) -> Iterator[int]:
+def lock(runs_folder: Path, wait_seconds: float = LOCK_SECONDS) -> Iterator[int]:
     """Holds a runs folder against other commands of its owner; yields the lock's file descriptor.
 
     A child that inherits the descriptor holds the lock on for as long as it lives. Where the file system has no locks
     the caller goes on without one.
+
+    Raises:
+        truba_runner.errors.Failed: another has held it for `wait_seconds`.
     """
     runs_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle = os.open(runs_folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    path = runs_folder / ".lock"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+
+    def taken() -> bool:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # Either, by the file system.
+            return False
+        except OSError:
+            pass
+        return True
+
     try:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        lock_waits.wait_for(taken, wait_seconds, path)
+        lock_waits.sign(handle)
         yield handle
     finally:
         os.close(handle)

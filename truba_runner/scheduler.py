@@ -12,10 +12,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from truba_runner import relay
+from truba_runner import relay, slurm_states
 from truba_runner.language import _
+from truba_runner.slurm_text import each_task, gpus_in
 
 TIMEOUT_SECONDS = 60
+# Accounting is asked once, and not for long: where it is down, what commands need is on record.
+ACCOUNTING_SECONDS = 5.0
 # Between attempts; TRUBA's own advice on a socket timeout is to wait and try again.
 BACKOFF_SECONDS = (1, 2, 4, 8, 16)
 _TRANSIENT = (
@@ -35,6 +38,8 @@ _UNREACHABLE = (
 )
 # Slurm has forgotten the job; the job to be requeued is back in the queue already.
 _UNKNOWN_JOB, _BACK_IN_QUEUE = "Invalid job id specified", "Job is pending execution"
+# The site has none.
+_NO_ACCOUNTING = re.compile("accounting storage is disabled")
 _SEPARATOR = "\x1f"
 # Of each column that sinfo prints; it has no delimiter for what --Format asks for.
 _WIDTH = 128
@@ -73,10 +78,7 @@ class Job:
     @property
     def live(self) -> bool:
         """Whether it still waits or runs."""
-        return self.state in {
-            "PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "RESIZING", "STAGE_OUT",
-            "REQUEUE_HOLD", "REQUEUE_FED", "SIGNALING", "STOPPED", "SPECIAL_EXIT",
-        }  # fmt: skip
+        return slurm_states.meaning_of(self.state).live
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,8 @@ def query(argv: Sequence[str]) -> str:
     Raises:
         SlurmError: as `run`, after the last attempt.
     """
+    if argv[0] == "sacct":
+        return run(argv, timeout_seconds=ACCOUNTING_SECONDS)
     for pause_seconds in BACKOFF_SECONDS:
         try:
             return run(argv)
@@ -205,13 +209,8 @@ def free_gpus() -> dict[tuple[str, str], int]:
         partition = partition.rstrip("*")
         for feature in ("", *features.split(",")):
             here = free.get((partition, feature), 0)
-            free[partition, feature] = here + (_gpus(gres) - _gpus(used) if takes_jobs else 0)
+            free[partition, feature] = here + (gpus_in(gres) - gpus_in(used) if takes_jobs else 0)
     return free
-
-
-def _gpus(gres: str) -> int:
-    """The GPUs in Slurm's `gpu:v100:4(S:0-1),…`."""
-    return sum(int(count) for count in re.findall(r"\bgpu(?::[^:,()]+)?:(\d+)", gres))
 
 
 def jobs_named(name: str) -> list[str]:
@@ -220,8 +219,8 @@ def jobs_named(name: str) -> list[str]:
     found = query(argv).split()
     if not found:
         try:
-            found = query(["sacct", "-nPX", "--name", name, "--starttime=now-30days", "--format=JobIDRaw"]).split()
-        except SlurmError:  # A site without accounting: what squeue knew is all there is.
+            found = _sacct(["--name", name, "--starttime=now-30days", "--format=JobIDRaw"]).split()
+        except SlurmError:  # What squeue knew is all there is.
             found = []
     return list(dict.fromkeys(job_id.split("_")[0] for job_id in found))
 
@@ -238,52 +237,57 @@ def queue() -> dict[str, Job]:
     }
 
 
+def _sacct(argv: Sequence[str]) -> str:
+    """What accounting tells of jobs; nothing where the site has none.
+
+    Raises:
+        SlurmError: it does not answer.
+    """
+    try:
+        return query(["sacct", "-nPX", *argv])
+    except SlurmError as error:
+        if _NO_ACCOUNTING.search(error.message) or not (error.transient or error.refused):
+            return ""
+        raise
+
+
+def _wanted(job_ids: Iterable[str]) -> list[str]:
+    """For sacct: these jobs, whenever they were."""
+    found = sorted({job_id.split("_")[0] for job_id in job_ids})
+    return [f"--jobs={','.join(found)}", "--starttime=1970-01-01"] if found else []
+
+
 def accounting(job_ids: Iterable[str]) -> dict[str, Job]:
     """What Slurm's accounting knows of these jobs, by id, in one call; nothing where the site has none.
 
     Of a job array that one of them is of, all tasks.
+
+    Raises:
+        SlurmError: it does not answer.
     """
-    wanted = sorted({job_id.split("_")[0] for job_id in job_ids})
-    if not wanted:
+    if not (wanted := _wanted(job_ids)):
         return {}
-    fields = "JobID,State,Partition,Elapsed,Timelimit,NodeList,ExitCode"
-    try:
-        text = query(["sacct", "-nPX", f"--jobs={','.join(wanted)}", f"--format={fields}", "--starttime=1970-01-01"])
-    except SlurmError:
-        return {}
+    text = _sacct([*wanted, "--format=JobID,State,Partition,Elapsed,Timelimit,NodeList,ExitCode"])
     jobs = {}
-    for line in text.splitlines():
-        written, state, partition, elapsed, limit, nodes, exit_code = line.split("|")
-        for job_id in _each_task(written):
+    rows = (line.split("|") for line in text.splitlines())
+    for written, state, partition, elapsed, limit, nodes, exit_code in (row for row in rows if len(row) == 7):
+        for job_id in each_task(written):
             # "CANCELLED by 1000" names who did it.
             jobs[job_id] = Job(job_id, state.split()[0], partition, "", elapsed, limit, nodes, exit_code)
     return jobs
-
-
-def _each_task(job_id: str) -> list[str]:
-    """Of an array, those tasks that never began are one row of sacct's: `12_[3,7-9%4]`, of which 4 at once."""
-    array, bracket, tasks = job_id.partition("_[")
-    if not bracket:
-        return [job_id]
-    ranges = re.findall(r"(\d+)(?:-(\d+))?(?::(\d+))?", tasks.partition("%")[0])
-    numbers = (range(int(first), int(last or first) + 1, int(step or 1)) for first, last, step in ranges)
-    return [f"{array}_{number}" for some in numbers for number in some]
 
 
 def used(job_ids: Iterable[str]) -> dict[str, Use]:
     """What these jobs have used, by id, in one call; nothing where the site has no accounting. Requeues count.
 
     Of a job array that one of them is of, all tasks.
+
+    Raises:
+        SlurmError: accounting does not answer.
     """
-    wanted = sorted({job_id.split("_")[0] for job_id in job_ids})
-    if not wanted:
+    if not (wanted := _wanted(job_ids)):
         return {}
-    fields = "JobID,ElapsedRaw,AllocCPUS,AllocTRES"
-    argv = ["sacct", "-nPX", "--duplicates", f"--jobs={','.join(wanted)}", f"--format={fields}"]
-    try:
-        text = query([*argv, "--starttime=1970-01-01"])
-    except SlurmError:
-        return {}
+    text = _sacct(["--duplicates", *wanted, "--format=JobID,ElapsedRaw,AllocCPUS,AllocTRES"])
     found: dict[str, Use] = {}
     for line in text.splitlines():
         job_id, elapsed, cores, resources = line.split("|")

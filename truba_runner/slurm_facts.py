@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from truba_runner import scheduler
+from truba_runner.slurm_text import gpus_in
 
 ANSWER_SECONDS = 5.0
 _SEPARATOR = "\x1f"
@@ -52,9 +53,10 @@ def queued() -> dict[str, dict[str, str]]:
     """
     form = _SEPARATOR.join(_QUEUED.values())
     argv = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--states=all", f"--format={form}"]
-    rows = (line.split(_SEPARATOR) for line in _ask(argv).splitlines())
+    rows = [line.split(_SEPARATOR) for line in _ask(argv).splitlines()]
     nothing = {"N/A", "(null)", "None"}
-    told = (dict(zip(_QUEUED, ("" if cell in nothing else cell for cell in row), strict=True)) for row in rows)
+    whole = (["" if cell in nothing else cell for cell in row] for row in rows if len(row) == len(_QUEUED))
+    told = (dict(zip(_QUEUED, row, strict=True)) for row in whole)
     return {one["job_id"]: one for one in told}
 
 
@@ -259,7 +261,6 @@ def hardware() -> dict[str, list[Hardware]]:
     found: dict[str, list[Hardware]] = {}
     for line in _ask(["sinfo", "--noheader", "--exact", f"--format={form}"]).splitlines():
         name, nodes_alike, cores, memory, gres = line.split(_SEPARATOR)
-        gpus = sum(int(count) for count in re.findall(r"\bgpu(?::[^:,(]+)?:(\d+)", gres))
-        alike = Hardware(int(nodes_alike), int(cores.rstrip("+")), gpus, int(memory.rstrip("+")))
+        alike = Hardware(int(nodes_alike), int(cores.rstrip("+")), gpus_in(gres), int(memory.rstrip("+")))
         found.setdefault(name, []).append(alike)
     return found

@@ -11,16 +11,18 @@ import hashlib
 import io
 import os
 import subprocess
+import sys
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from truba_runner.errors import Failed, Problem, Refused
+from truba_runner import private, secret_files
+from truba_runner.errors import Failed, Problem, Refused, listed
 from truba_runner.language import _
 from truba_runner.rundir import CODE, write_atomically
 
@@ -63,7 +65,7 @@ def refuse_too_much(experiment: Experiment, job_file: Path) -> None:
         Refused: the project's files are larger than `code.max_mb`.
     """
     if _applies(experiment, job_file):
-        _refuse_too_much(Path.cwd(), job_file, left_out(_folders(experiment)), experiment.code.max_mb)
+        _refuse_too_much(Path.cwd(), job_file, left_out(_folders(experiment)), *_wanted(experiment))
 
 
 def take(experiment: Experiment, job_file: Path) -> Taken | None:
@@ -79,7 +81,12 @@ def take(experiment: Experiment, job_file: Path) -> Taken | None:
     if not _applies(experiment, job_file):
         return None
     folders, runs_folder = _folders(experiment), Path(experiment.cluster.runs_folder)
-    return _taken(Path.cwd(), job_file, left_out(folders), runs_folder, experiment.code.max_mb)
+    return _taken(Path.cwd(), job_file, left_out(folders), runs_folder, *_wanted(experiment))
+
+
+def _wanted(experiment: Experiment) -> tuple[float, tuple[str, ...]]:
+    """How many megabytes at most, and what of secrets all the same."""
+    return experiment.code.max_mb, tuple(map(str, experiment.code.include))
 
 
 def _applies(experiment: Experiment, job_file: Path) -> bool:
@@ -99,8 +106,10 @@ def left_out(folders: Sequence[str]) -> tuple[Path, ...]:
 # -- which files -------------------------------------------------------------------------------------------------
 
 
-def files(project: Path, job_file: Path, without: Sequence[Path]) -> dict[str, Path]:
+def files(project: Path, job_file: Path, without: Sequence[Path], include: Iterable[str] = ()) -> dict[str, Path]:
     """The project's files by their paths in it, sorted; `without` are folders that are left out.
+
+    What looks like a secret is left out too, unless `include` names it.
 
     With git: those that are tracked, and those that are neither tracked nor ignored. Without: top-level `*.py`, all of
     `jobs/` and `conf/`, and the `*.py` of other folders that have some. Links to files are followed, unless they leave
@@ -111,8 +120,21 @@ def files(project: Path, job_file: Path, without: Sequence[Path]) -> dict[str, P
     found = _by_git(project)
     if own not in found:  # There is no git here, or it was told to ignore the job.
         found = _by_name(project, own)
+    every = _files(project, sorted(found), outside)
+    secret = secret_files.found(every.items(), include)
+    return {name: path for name, path in every.items() if name not in secret or name == own}
+
+
+def secrets_of(project: Path, job_file: Path, without: Sequence[Path], include: Iterable[str]) -> list[str]:
+    """What `files` leaves out as it looks like a secret."""
+    taken = files(project, job_file, without, include)
+    return [name for name in files(project, job_file, without, ["*"]) if name not in taken]
+
+
+def _files(project: Path, found: Sequence[str], outside: Sequence[Path]) -> dict[str, Path]:
+    """Those that are files, and lie in the project and in no folder `outside` of what is code."""
     real = project.resolve()
-    named = {name: project / name for name in sorted(found)}
+    named = {name: project / name for name in found}
     return {
         name: path
         for name, path in named.items()
@@ -158,9 +180,11 @@ def _walked(folder: Path) -> Iterator[Path]:
 
 
 @lru_cache(maxsize=8)
-def _refuse_too_much(project: Path, job_file: Path, without: tuple[Path, ...], max_mb: float) -> None:
+def _refuse_too_much(
+    project: Path, job_file: Path, without: tuple[Path, ...], max_mb: float, include: tuple[str, ...]
+) -> None:
     sizes = {}
-    for name, path in files(project, job_file, without).items():
+    for name, path in files(project, job_file, without, include).items():
         with suppress(OSError):
             sizes[name] = path.stat().st_size
     if sum(sizes.values()) <= max_mb * _MB:
@@ -190,21 +214,41 @@ def _refuse_too_much(project: Path, job_file: Path, without: tuple[Path, ...], m
 
 
 @lru_cache(maxsize=8)
-def _taken(project: Path, job_file: Path, without: tuple[Path, ...], runs_folder: Path, max_mb: float) -> Taken:
-    _refuse_too_much(project, job_file, without, max_mb)
-    found = read(files(project, job_file, without))
+def _taken(
+    project: Path,
+    job_file: Path,
+    without: tuple[Path, ...],
+    runs_folder: Path,
+    max_mb: float,
+    include: tuple[str, ...],
+) -> Taken:
+    _refuse_too_much(project, job_file, without, max_mb, include)
+    _say_secrets(secrets_of(project, job_file, without, include))
+    found = read(files(project, job_file, without, include))
     own = found.get(str(job_file.relative_to(project)))
     if own is None:
         raise Failed(_("{file} cannot be read any more", file=job_file))
     digest = _digest(found)
     archive = runs_folder / CODE / f"code-{digest[:16]}.tar.gz"
+    archive.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private.require_own(archive.parent)
     try:
         # To a purge, which takes what nobody has written to for long, it is as new as its newest submission.
         os.utime(archive)
     except FileNotFoundError:
-        archive.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomically(archive, _packed(found))
     return Taken(archive, digest, len(found), hashlib.sha256(own.content).hexdigest())
+
+
+def _say_secrets(names: Sequence[str]) -> None:
+    if names:
+        told = _(
+            "left out of the code that is submitted, as they look like secrets: {files}. A job finds them in the "
+            "project, where it can see that; code.include=[{first}] takes one along.",
+            files=listed([shown(name) for name in names]),
+            first=shown(names[0]),
+        )
+        print(told, file=sys.stderr)
 
 
 def read(paths: Mapping[str, Path]) -> dict[str, File]:
@@ -250,7 +294,7 @@ def unpacked(code: Mapping[str, Any]) -> dict[str, File]:
                 if content := tar.extractfile(member):
                     found[member.name] = File(content.read(), bool(member.mode & 0o100))
         # gzip looks at its own checksum only where it is read to its very end.
-        if _digest(found) != code["sha256"]:
+        if _digest(found) != code.get("sha256"):
             raise ValueError("SHA-256")
     except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as error:
         gone = isinstance(error, FileNotFoundError)

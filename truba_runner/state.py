@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from truba_runner import damage
 from truba_runner.language import _, marked
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import SRUN_FAILED, Job
+from truba_runner.slurm_states import meaning_of
 
 # How often, and how far apart, a process without a command line is looked at: its start takes a millisecond.
 _MOST_LOOKS, _LOOK_SECONDS = 50, 0.002
@@ -21,15 +23,6 @@ _WAITS, _IN_VAIN = "Dependency", "DependencyNeverSatisfied"
 _SILENT = marked("it ended without a word; truba logs shows the last of it, and the same command goes on")
 _NOT_BEGUN = marked("nothing was done about it so far; the same command goes on with it")
 _INTERRUPTED = marked("interrupted; the same command goes on")
-# What Slurm's word for an end means, where the job itself had none.
-_ENDS = {
-    "CANCELLED": marked("cancelled; the same command goes on"),
-    "TIMEOUT": marked("its time was up before it had saved; the same command goes on"),
-    "NODE_FAIL": marked("its node failed; the same command goes on"),
-    "OUT_OF_MEMORY": marked(
-        "it took more memory than it had; with more of it (resources.memory_gb) the same command goes on"
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -41,6 +34,8 @@ class RunState:
     job: Job | None
     # One line: why it waits, or why it failed.
     why: str = ""
+    # Its result is there, and its job still puts things in order, or has no end.
+    ending: bool = False
 
 
 def last_job_id(run: RunDir) -> str:
@@ -57,8 +52,13 @@ def slurm_jobs(run: RunDir) -> set[str]:
     """Every job that the run ever had on this machine's Slurm: of a copy none."""
     if run.pulled():
         return set()
-    told = (str(event["job_id"]) for event in run.submissions() if event.get("job_id"))
-    return {job_id for job_id in told if not job_id.startswith("local-")}
+    told = (str(event["job_id"]) for event in damage.submissions(run) if event.get("job_id"))
+    return {job_id for job_id in told if is_slurms(job_id)}
+
+
+def is_slurms(job_id: str) -> bool:
+    """Whether it names a job of Slurm's, and not a process here."""
+    return job_id[:1].isdigit()
 
 
 def local_process(run: RunDir) -> int:
@@ -75,16 +75,18 @@ def progress_of(run: RunDir) -> dict[str, Any]:
 
 def state_of(run: RunDir, jobs: Mapping[str, Job] | None) -> RunState:
     """The state of a run, given what Slurm knows of its owner's jobs; `jobs` is None where Slurm does not answer."""
+    if why := damage.of_run(run):
+        return _damaged(run, jobs, why)
     progress = progress_of(run)
     if pulled := run.pulled():
         return _state_when_pulled(run, progress, pulled)
     job = _job_of(last_job_id(run), jobs or {})
     finder = None if progress else run.finder()
+    if run.result():
+        return RunState("COMPLETED", live=False, job=job, ending=job is not None and job.live and _is_alone(run))
     if job is not None and job.live and not (finder and job.reason == _IN_VAIN):
         waits = RunState(job.state, live=True, job=job, why=_waits_for(run, progress, job))
         return _among_others(run, progress, job) or waits
-    if run.result():
-        return RunState("COMPLETED", live=False, job=job)
     if finder and (why := has_no_rate(finder, jobs)):
         # Slurm takes such a job out of the queue when it next looks.
         return RunState("CANCELLED", live=False, job=job, why=why)
@@ -95,11 +97,20 @@ def state_of(run: RunDir, jobs: Mapping[str, Job] | None) -> RunState:
             _why(progress)
             or dropped(run.submissions())
             or (_along_with_canary(run) if state == "CANCELLED" and not progress else "")
-            or (_(_ENDS[state]) if state in _ENDS else "")
+            or meaning_of(state).said()
             or (_(_INTERRUPTED) if progress.get("state") == "interrupted" else "")
         )
         return RunState(state, live=False, job=job, why=why or _exit(job) or _(_SILENT))
     return _state_on_record(run, progress, slurm_answers=jobs is not None)
+
+
+def _damaged(run: RunDir, jobs: Mapping[str, Job] | None, why: str) -> RunState:
+    """Of a run whose records tell nothing sure: whether Slurm has a job of it, as far as they name one."""
+    try:
+        job = None if run.pulled() else _job_of(last_job_id(run), jobs or {})
+    except OSError:
+        job = None
+    return RunState(damage.DAMAGED, live=job is not None and job.live, job=job, why=why)
 
 
 def _state_when_pulled(run: RunDir, progress: Mapping[str, Any], pulled: Mapping[str, Any]) -> RunState:
@@ -121,24 +132,28 @@ def _job_of(job_id: str, jobs: Mapping[str, Job]) -> Job | None:
 
 
 def _among_others(run: RunDir, progress: Mapping[str, Any], job: Job) -> RunState | None:
-    """The state of a run that is over while its job goes on: it shares the job with others. None: it is not over."""
-    if _intent(run).get("places", 1) == 1:
+    """The state of a run that has failed while its job goes on: it shares the job with others. None: it has not."""
+    if _is_alone(run):
         return None
-    if run.result():
-        return RunState("COMPLETED", live=False, job=job)
     return RunState("FAILED", live=False, job=job, why=_why(progress)) if progress.get("state") == "failed" else None
+
+
+def _is_alone(run: RunDir) -> bool:
+    """Whether its job is no other run's."""
+    return bool(last_intent(run).get("places", 1) == 1)
 
 
 def _waits_for(run: RunDir, progress: Mapping[str, Any], job: Job) -> str:
     """What a job in the queue waits for, or why a run has failed whose job Slurm is still clearing away."""
     if progress.get("state") == "failed":
         return _why(progress)
-    intent = _intent(run)
+    intent = last_intent(run)
     if job.reason == _WAITS and intent.get("canary"):
         return _("held until {canary} has lived through its first epoch", canary=intent["canary"])
     if job.reason == _WAITS and intent.get("finder"):
         return _("waits for its learning-rate finder {finder}", finder=intent["finder"])
-    return job.reason
+    means = meaning_of(job.state)
+    return means.said() if means.held or not job.reason else job.reason
 
 
 def has_no_rate(finder: RunDir, jobs: Mapping[str, Job] | None) -> str:
@@ -162,7 +177,7 @@ def dropped(told: Sequence[Mapping[str, Any]]) -> str:
 
 def _along_with_canary(run: RunDir) -> str:
     """What Slurm's word means for a run that waited for another, which has not lived."""
-    canary = _intent(run).get("canary")
+    canary = last_intent(run).get("canary")
     if not canary or RunDir(run.path.parent / canary).has_lived():
         return ""
     return _(
@@ -171,7 +186,8 @@ def _along_with_canary(run: RunDir) -> str:
     )
 
 
-def _intent(run: RunDir) -> dict[str, Any]:
+def last_intent(run: RunDir) -> dict[str, Any]:
+    """The record of its last submission; empty where there was none."""
     return next((event for event in reversed(run.submissions()) if event["event"] == "intent"), {})
 
 
@@ -211,7 +227,7 @@ def _process_lives(run: RunDir, record: Mapping[str, Any]) -> bool:
     if record.get("host") != socket.gethostname():
         return False
     # Else the number is another process's by now.
-    return os.fsencode(run.id) in _command_of(Path("/proc") / str(record["pid"]))
+    return os.fsencode(run.id) in _command_of(Path("/proc") / str(record.get("pid")))
 
 
 def _command_of(process: Path) -> bytes:

@@ -304,12 +304,14 @@ def settle(run: RunDir) -> str | None:
 
 def _adopt(run: RunDir, intent: dict[str, Any], asked: float) -> str | None:
     """Looks for an intent's job in the queue, for as long as it may still be on its way there, `asked` for then."""
+    # Another node's clock may be ahead: what was asked for in the future is taken for just asked for.
+    age_seconds = min(SETTLE_SECONDS, max(0.0, time.time() - asked))
+    until = time.monotonic() + SETTLE_SECONDS - age_seconds
     while True:
-        age_seconds = time.time() - asked
         if taken := scheduler.jobs_named(intent["job_name"]):
             _answer(run, intent, {"event": "submitted", "job_id": taken[0], "adopted": True})
             return _task(taken[0], intent)
-        if age_seconds > SETTLE_SECONDS:
+        if time.monotonic() > until:
             _answer(run, intent, {"event": "lost"})
             return None
         time.sleep(0.5)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from truba_runner import data, lr_find, probe, provenance
+from truba_runner import data, lr_find, probe, provenance, terminal
 from truba_runner.changed_code import trained_with
 from truba_runner.errors import listed
 from truba_runner.language import _, counted, marked
@@ -170,10 +170,9 @@ def _why_not(run: RunDir, outcome: Outcome) -> str:
 
 def dry_run(submissions: Sequence[Submission]) -> None:
     """The plan, and exactly what sbatch would read, of each submission."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = terminal.console(width=None)
     for submission in submissions:
         runs, experiment = submission.runs, submission.first.experiment
         title = counted("plan of {count} run", "plan of {count} runs", len(runs))

@@ -25,6 +25,7 @@ from truba_runner import (
     lr_find,
     node_folder,
     notify,
+    private,
     request,
     restarts,
     scheduler,
@@ -53,6 +54,8 @@ def main(arguments: list[str]) -> int:
     """Trains the run at `arguments[0]`; 0: it has a result or is queued again, 1: it raised, 143: it was ended."""
     run = RunDir(Path(arguments[0]).resolve())
     here = allocation.current()
+    if private.refused([run.path]):
+        return 1
     with SubmittedCode() as code:
         return _main(run, here, Interruption(), code)
 

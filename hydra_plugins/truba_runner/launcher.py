@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import ConfigCompositionException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 ConfigStore.instance().store(
     group="hydra/launcher", name="truba", node={"_target_": f"{__name__}.TrubaLauncher"}, provider="truba_runner"
@@ -20,9 +21,16 @@ class TrubaLauncher(Launcher):
     """Submits every run of a sweep at once and returns without waiting for them."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keeps what Hydra gives."""
+        """Keeps what Hydra gives.
+
+        Raises:
+            ConfigCompositionException: another application has chosen this launcher, which Hydra offers to all.
+        """
+        from truba_runner.config import Experiment
         from truba_runner.sweeps.batches import HydraSweep
 
+        if OmegaConf.get_type(config) is not Experiment:
+            raise ConfigCompositionException(_not_for_others())
         self.config = config
         self.sweep = HydraSweep(hydra_context.config_loader, config)
 
@@ -34,8 +42,17 @@ class TrubaLauncher(Launcher):
         A run's return value is its outcome, or with `launcher.metric` that metric of its result. `parsed` are
         overrides that need no parsing any more.
         """
-        values = self.sweep.launch(job_overrides, parsed)
+        values = self.sweep.launch(job_overrides, parsed, initial_job_idx)
         return [_returned(overrides, value) for overrides, value in zip(job_overrides, values, strict=True)]
+
+
+def _not_for_others() -> str:
+    from truba_runner.errors import Problem
+    from truba_runner.language import _
+
+    rule = _("it launches truba_runner's own experiments, and this application's config is not one.")
+    remedy = _("Leave it out, or choose another launcher, such as hydra/launcher=basic.")
+    return str(Problem("hydra/launcher=truba", rule, remedy))
 
 
 def _returned(overrides: Sequence[str], value: object) -> JobReturn:

@@ -1,4 +1,4 @@
-"""A user's own `conf/`, in the working directory, before the one that the package ships."""
+"""A user's own `conf/`, in the working directory, before the one that the package ships; in this program alone."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 
 class TrubaSearchPath(SearchPathPlugin):
-    """Found by Hydra under the package name hydra_plugins."""
+    """Found by Hydra under the package name hydra_plugins, by every Hydra application of the same environment."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Prepends `./conf` where it is there."""
+        """Prepends `./conf` where it is there, and the application's own configs are those of this package."""
         own = Path.cwd() / "conf"
-        if own.is_dir():
+        if own.is_dir() and _is_trubas(search_path):
             search_path.prepend(provider="truba_runner-user", path=f"file://{own}")
+
+
+def _is_trubas(search_path: ConfigSearchPath) -> bool:
+    from truba_runner.shipped import shipped
+
+    mains = [one.path.removeprefix("file://") for one in search_path.get_path() if one.provider == "main"]
+    return [Path(main).resolve() for main in mains if "://" not in main] == [shipped("conf").resolve()]

@@ -104,6 +104,13 @@ def test_one_rule_makes_all_that_the_config_names() -> None:
         job, "train.optimizer", {"class_name": "LossScaleOptimizer", "config": {"inner_optimizer": inner}}, optimizers
     )
     assert float(scaled.inner_optimizer.learning_rate) == 0.5
+    # As Keras writes an optimizer down itself.
+    written = keras.optimizers.serialize(keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.5, 10)))
+    assert written["config"]["learning_rate"]["module"] == "keras.optimizers.schedules"
+    read = made(job, "train.optimizer", written, optimizers)
+    assert type(read) is keras.optimizers.SGD and float(read.learning_rate) == 0.5
+    callback = {"class_name": "LearningRateScheduler", "config": {"schedule": decay}}
+    assert float(made(job, "train.callbacks[0]", callback, keras.callbacks).schedule(0)) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -255,3 +255,24 @@ def test_a_requeue_that_slurm_takes_without_answering_is_one(truba: Truba) -> No
     done = truba(task, program=program, PATH=truba.path_with_own_bin())
     assert done.returncode == 0, done.stderr
     assert (truba.project / "bin" / "done").exists()
+
+
+def test_a_job_whose_reservation_was_deleted_is_held_and_no_second_one_is_submitted(truba: Truba) -> None:
+    # Of a reservation that a job has asked for, Slurm deletes none by hand; one that is over it does, in half a minute.
+    own = ["reservationname=over", "starttime=now", "duration=10", f"users={truba.user}", "nodes=hamsi1"]
+    truba.cluster.run(["scontrol", "create", "reservation", *own], user="root")
+    truba.write("bin/sbatch", '#!/bin/bash\nexec /usr/bin/sbatch --hold --reservation=over "$@"\n', True)
+    assert truba(*command(truba), PATH=truba.path_with_own_bin()).returncode == 0
+    truba.cluster.run(["scontrol", "update", "reservationname=over", "endtime=now+1"], user="root")
+    run = the_run(truba)
+    job_id = recorded_job(run)
+    truba.cluster.wait_for_state(job_id, "RESV_DEL_HOLD")
+    again = truba(*command(truba))
+    assert again.returncode == 0 and f"already, as job {job_id}" in again.stdout
+    assert list(truba.jobs(run.name)) == [job_id]
+    (row,) = truba.status(run.name, "--runs", str(run.parent))
+    assert row["state"] == "RESV_DEL_HOLD" and "its reservation was deleted" in row["why"]
+    told = truba("why", run.name, "--runs", str(run.parent)).stdout
+    assert f"scontrol release {job_id}" in told and "Reservation_over_was_deleted" in told
+    truba.cluster.run(["scontrol", "release", job_id], user=truba.user)
+    assert begun(run) == "began\n"

@@ -17,6 +17,9 @@ import pytest
 from cluster import ENDED, Cluster
 from truba import ROOT, Truba, run_dirs
 
+from truba_runner import damage
+from truba_runner.rundir import RunDir
+
 _names = (f"search{number}" for number in itertools.count())
 
 EXPERIMENT = """# @package _global_
@@ -135,6 +138,8 @@ def check_told_once(search: Search, trials: int, objective: str = "val_loss") ->
     lines = [line for line in search.log().splitlines() if line.startswith("trial ") and f": {objective} " in line]
     # One that was killed between telling and printing has told all the same.
     assert len(lines) == len({line.split()[1] for line in lines}) <= trials
+    runs = [RunDir(path) for folder in ("trials", "workers") for path in (search.path / folder).iterdir()]
+    assert not [*filter(None, map(damage.of_run, runs))], "what is written is what is read"
 
 
 def test_six_workers_that_are_killed_every_few_seconds(truba: Truba, cluster: Cluster) -> None:

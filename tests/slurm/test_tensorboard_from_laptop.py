@@ -332,10 +332,12 @@ def test_pulled_runs_are_runs(laptop: Laptop, shelf: Shelf) -> None:
         code.parent.mkdir(exist_ok=True)
         code.write_bytes(b"code")
     done.append_submission({"event": "intent", "token": "t", "code": {"archive": str(codes[0])}})
-    done.write_rate_curve("valley", {"suggestions": {"valley": 0.1}})
+    curve = {"learning_rates": [0.1, 0.2], "losses": [1.0, 0.5], "suggestions": {"valley": 0.1}}
+    done.write_rate_curve("valley", curve)
     shelf.log(going, 2)
     search = SearchDir(shelf.run("search-0000000c").path)
-    search.create()
+    for folder in (search.workers_folder, search.trials_folder):
+        folder.mkdir()
     Curve(search.trial("0001").tensorboard).add(1, 0.5)
     search.best("0001").path.mkdir(parents=True)
     search.best("0001").write_result({"metrics": {"loss": 0.5}})

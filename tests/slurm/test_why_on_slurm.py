@@ -363,3 +363,19 @@ def test_time_limits_and_deadlines(states: States) -> None:
 
 def evidence(row: dict[str, Any]) -> str:
     return "\n".join(one["says"] for finding in row["findings"] for one in finding["evidence"])
+
+
+def test_accounting_that_stands_still_holds_nobody_up(states: States) -> None:
+    states.cluster.wait_for_state(states.jobs["exit-other"], "FAILED", in_accounting=True)
+    (daemon,) = states.root("pgrep", "-x", "slurmdbd").split()
+    states.root("kill", "-STOP", daemon)
+    try:
+        began = time.monotonic()
+        done = states.runs.truba("status", "--json", "--runs", str(states.runs.folder), "exit-other-1")
+        took = time.monotonic() - began
+    finally:
+        states.root("kill", "-CONT", daemon)
+    assert done.stderr.count("Slurm's accounting does not answer (no answer within 5 s)") == 1
+    # The controller has not forgotten the job yet.
+    assert [row["state"] for row in json.loads(done.stdout)] == ["FAILED"]
+    assert took < 20

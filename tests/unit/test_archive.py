@@ -255,3 +255,12 @@ def test_a_copy_whose_deletion_was_cut_short_is_still_found(tmp_path: Path) -> N
     for path in (old.submissions_file, old.config_file):
         path.unlink()
     assert main(["clean", "--pulls", "30", "--yes", "--runs", str(tmp_path)]) == 0 and not old.path.exists()
+
+
+def test_what_looks_like_a_secret_is_not_kept(run: RunDir, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (run.path / "secrets.yaml").write_text("password: hunter2")
+    (run.path / "outputs").mkdir()
+    (run.path / "outputs" / "key").write_text("-----BEGIN RSA PRIVATE KEY-----\nhunter2\n")
+    assert main(["keep", "mnist", "--to", str(tmp_path / "kept"), "--runs", str(run.path.parent)]) == 0
+    assert "mnist-00000000/outputs/key, mnist-00000000/secrets.yaml" in capsys.readouterr().err
+    assert b"hunter2" not in (tmp_path / "kept" / "mnist-00000000.tar").read_bytes()

@@ -209,7 +209,7 @@ def test_a_signal_once_the_outcome_is_decided_changes_nothing(
 
     def then(*_: object) -> dict[str, bool]:
         lived.append(told_to_end())
-        return {"queued again": True}
+        return {"queued again": True, "type": "RuntimeError", "message": "no luck"}
 
     monkeypatch.setattr(worker, "_train", train)
     monkeypatch.setattr(*after, then)
@@ -409,7 +409,8 @@ def test_a_job_is_looked_for_from_the_last_time_that_slurm_was_asked_for_it(
         return ["8"] if clock[0] > last + 9 else []
 
     last = float("inf")
-    monkeypatch.setattr(time, "time", lambda: clock[0])
+    for name in ("time", "monotonic"):
+        monkeypatch.setattr(time, name, lambda: clock[0])
     monkeypatch.setattr(time, "sleep", pause)
     monkeypatch.setattr(scheduler, "sbatch", silent)
     monkeypatch.setattr(scheduler, "jobs_named", look)

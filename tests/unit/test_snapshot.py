@@ -314,3 +314,42 @@ def test_a_node_whose_own_disk_takes_nothing(tmp_path: Path, monkeypatch: pytest
     assert not [*scratch.iterdir(), *temporary.iterdir()]
     run = RunDir(tmp_path / "run")
     assert full_disk.explained(failed.value, run) is failed.value, "it is not the run's disk that is full"
+
+
+SECRETS = (
+    ".env", ".env.local", ".envrc", "conf/prod.env", "secrets.yaml", "conf/db_credentials.json", "api-keys.txt",
+    ".netrc", "deploy.pem", "conf/server.key", "id_ed25519", ".aws/config", "SECRETS.YML", "kaggle.json",
+    "jobs/auth_token.txt",
+)  # fmt: skip
+NO_SECRETS = (
+    "secrets.py", "jobs/tokenizer.json", "environment.yaml", "keys.py", "id_rsa.pub", "conf/monkey.yaml", "README.md",
+)  # fmt: skip
+
+
+def test_what_looks_like_a_secret_is_left_out_and_said_once(
+    project: Path, experiment: Callable[..., Experiment], capsys: pytest.CaptureFixture[str]
+) -> None:
+    git(project, "init")
+    for name in (*SECRETS, *NO_SECRETS):
+        write(project / name)
+    write(project / "deployment", "-----BEGIN OPENSSH PRIVATE KEY-----\nabc\n")
+    found = set(names(project))
+    assert found.isdisjoint({*SECRETS, "deployment"}) and found >= set(NO_SECRETS)
+    for _again in range(2):
+        made = experiment("job.module=own", "data.name=none")
+        taken = snapshot.take(made, project / "jobs" / "own.py")
+        assert taken and not set(snapshot.unpacked(taken.record()["code"])) & set(SECRETS)
+    told = capsys.readouterr().err
+    assert told.count("look like secrets") == 1 and "and 4 more" in told and "code.include=[" in told
+
+
+def test_a_secret_goes_along_on_purpose(
+    project: Path, experiment: Callable[..., Experiment], capsys: pytest.CaptureFixture[str]
+) -> None:
+    git(project, "init")
+    for name in (".env", "secrets.yaml", "conf/server.key"):
+        write(project / name)
+    made = experiment("job.module=own", "data.name=none", "code.include=[.env,'*.key']")
+    taken = snapshot.take(made, project / "jobs" / "own.py")
+    assert taken and {".env", "conf/server.key"} <= set(snapshot.unpacked(taken.record()["code"]))
+    assert "secrets: secrets.yaml." in capsys.readouterr().err

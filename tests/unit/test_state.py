@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import subprocess
@@ -10,8 +11,10 @@ import pytest
 
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
+from truba_runner.slurm_states import STATES
 from truba_runner.state import last_job_id, state_of
 from truba_runner.why import cases
+from truba_runner.why.table import meaning
 
 
 @pytest.fixture
@@ -156,3 +159,47 @@ def test_a_task_that_was_cancelled_before_it_began_is_in_its_arrays_row(run: Run
 def test_a_job_that_waits_in_vain_for_another_is_in_the_queue_all_the_same(run: RunDir) -> None:
     state = state_of(run, {"7": Job("7", "PENDING", reason="DependencyNeverSatisfied")})
     assert (state.state, state.live, state.why) == ("PENDING", True, "DependencyNeverSatisfied")
+
+
+LIVE = {"PENDING", "RUNNING", "SUSPENDED"}
+ENDED = {
+    "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY",
+    "REVOKED",
+}  # fmt: skip
+HELD = {"RESV_DEL_HOLD", "REQUEUE_HOLD", "SPECIAL_EXIT"}
+# The flags of https://slurm.schedmd.com/job_state_codes.html as of 26.05; EXPEDITING came with 25.11.
+FLAGS = {
+    "COMPLETING", "CONFIGURING", "EXPEDITING", "LAUNCH_FAILED", "POWER_UP_NODE", "RECONFIG_FAIL", "REQUEUED",
+    "REQUEUE_FED", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "UPDATE_DB",
+}  # fmt: skip
+
+
+def test_the_table_has_every_state_and_what_becomes_of_a_job_in_it() -> None:
+    assert set(STATES) == LIVE | ENDED | HELD | FLAGS
+    assert {word for word, means in STATES.items() if not means.live} == ENDED
+    assert {word for word, means in STATES.items() if means.held} == HELD
+    silent = {word for word in STATES if (meaning("ended", word) is None)}
+    # What else these come to is told from the reason, the result and the log.
+    assert silent == {"PENDING", "COMPLETED", "FAILED"}
+
+
+def test_the_table_has_every_state_that_the_installed_slurm_prints() -> None:
+    library = next(iter(Path("/usr/lib").glob("*/slurm-wlm/libslurmfull.so")), None)
+    if library is None:
+        pytest.skip("no Slurm is installed")
+    word_of = ctypes.CDLL(str(library)).slurm_job_state_string
+    word_of.restype, word_of.argtypes = ctypes.c_char_p, [ctypes.c_uint32]
+    # The lowest byte is the state, each bit above it a flag.
+    printed = {word_of(number).decode() for number in (*range(64), *(1 << bit for bit in range(8, 32)))}
+    assert len(printed) > 20 and printed - {"?"} <= set(STATES)
+
+
+@pytest.mark.parametrize("word", [*sorted(HELD), "A_STATE_OF_2030"])
+def test_a_job_that_is_held_or_in_a_state_unheard_of_is_in_the_queue(run: RunDir, word: str) -> None:
+    state = state_of(run, {"7": Job("7", word)})
+    assert state.live and state.why and state.why != word
+
+
+def test_a_state_without_words_stays_without_words_in_turkish(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUBA_LANG", "tr")
+    assert state_of(run, {"7": Job("7", "RUNNING")}).why == ""

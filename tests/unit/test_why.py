@@ -226,6 +226,36 @@ def test_of_a_run_that_was_given_up_the_earlier_starts_count_too(run: RunDir) ->
     assert [found.reason for found in ended(run)] == ["gave-up", "illegal-instruction-in-log"]
 
 
+# What TensorFlow 2.17 to 2.21 and torch print at every start where there is no GPU.
+WITHOUT_GPU = """\
+2026-01-01 00:00:00.1: E external/local_xla/cuda_driver.cc:152] failed call to cuInit: INTERNAL: \
+CUDA error: Failed call to cuInit: UNKNOWN ERROR (303)
+E0000 00:00:1796025548.538328    4378 cuda_platform.cc:52] failed call to cuInit: CUDA_ERROR_NO_DEVICE: \
+no CUDA-capable device is detected
+/venv/torch/cuda/__init__.py:228: UserWarning: CUDA initialization: Found no NVIDIA driver on your system. Please check
+"""
+
+
+def test_what_every_start_without_a_gpu_prints_is_no_reason(run: RunDir) -> None:
+    starts = "".join(f"run mnist-1, job 7, on a{node}, data d\n{WITHOUT_GPU}" for node in range(3))
+    log(run, starts)
+    failed(run, "Failed", "3 starts from epoch 1, step 1 came no further, so there is no other one.", gave_up=True)
+    assert [found.reason for found in ended(run)] == ["gave-up"]
+    log(run, f"Illegal instruction\n{starts}")
+    assert [found.reason for found in ended(run)] == ["gave-up", "illegal-instruction-in-log"]
+
+
+@pytest.mark.parametrize("line", WITHOUT_GPU.splitlines())
+def test_no_run_that_wants_no_gpu_has_failed_for_want_of_one(run: RunDir, line: str) -> None:
+    log(run, f"{line}\n")
+    assert [found.reason for found in ended(run)] != ["exit-other"]
+    request = {"partition": "barbun", "account": "ayse", "gpus": 0}
+    run.submissions_file.unlink()
+    run.append_submission({"event": "intent", "token": "t", "job_name": "mnist-00000000.t", "request": request})
+    run.append_submission({"event": "submitted", "token": "t", "job_id": "7"})
+    assert [found.reason for found in ended(run)] == ["exit-other"]
+
+
 def test_warnings_of_tensorflow_are_no_reason_where_there_is_another(run: RunDir) -> None:
     chatter = "2026-01-01 00:00:00.000001: E external/local_xla/cuda_driver.cc:152] failed call: CUDA_ERROR_NO_DEVICE\n"
     log(run, chatter + "OSError: [Errno 28] No space left on device\n")

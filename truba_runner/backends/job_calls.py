@@ -64,14 +64,18 @@ def accepted(function: Callable[..., Any] | None, options: Mapping[str, Any]) ->
 def entry_of(where: str, given: Any, example: str) -> tuple[str, dict[str, Any]]:
     """The name and the settings out of `NAME` or `{class_name: NAME, config: {…}}`.
 
+    Also out of what keras.saving.serialize_keras_object writes, which has the module of the class beside its name.
+
     Raises:
         truba_runner.errors.Failed: it is neither; `example` is a name that would do.
     """
     entry: Any = {"class_name": given} if isinstance(given, str) else given
-    if not isinstance(entry, Mapping) or not set(entry) <= {"class_name", "config"} or "class_name" not in entry:
+    keys = {"class_name", "config", "module", "registered_name"}
+    if not isinstance(entry, Mapping) or not set(entry) <= keys or "class_name" not in entry:
         form = f"{{class_name: {example}, config: {{patience: 3}}}}"
         raise Failed(_("{where}={given}: write it as {form}.", where=where, given=given, form=form))
-    return str(entry["class_name"]), dict(entry.get("config") or {})
+    name = ".".join(str(part) for part in (entry.get("module"), entry["class_name"]) if part)
+    return name, dict(entry.get("config") or {})
 
 
 def make(found: Callable[..., Any], where: str, name: str, settings: Mapping[str, Any]) -> Any:

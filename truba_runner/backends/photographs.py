@@ -25,8 +25,9 @@ from truba_runner.image_sources import Archive, Folder, source_at
 from truba_runner.language import _
 
 _GIGABYTE = 1e9
-# A file beside a packed one that has not grown for so long is what a kill has left.
-_LEFT_SECONDS = 3600.0
+# What a kill has left beside a packed file has not grown for so long. Others wait so long for the job that packs; where
+# the disk has no locks all pack, and all but one for nothing.
+_LEFT_SECONDS, _PACKING_SECONDS = 3600.0, 14_400.0
 _NOTE = "photographs"
 
 
@@ -203,7 +204,7 @@ def _packed(context: Context, rank: Rank, source: Folder | Archive, resize: Any,
     def made() -> str:
         whole = {**about, **source.identity()}
         if not _usable(shared, whole):
-            with rundir.lock(folder):  # Of two jobs one packs; where the disk has no locks both do, one for nothing.
+            with rundir.lock(folder, _PACKING_SECONDS):
                 if not _usable(shared, whole):
                     _pack(shared, source, whole)
         return str(shared)

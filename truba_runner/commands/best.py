@@ -9,20 +9,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from truba_runner import places
+from truba_runner import damage, places
 from truba_runner.commands import parser, print_json
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _
 from truba_runner.progress import format_metrics
 from truba_runner.search.directory import SearchDir, search_of
 from truba_runner.search.records import own_values, ranked
-from truba_runner.search.store import read_state
+from truba_runner.search.store import State, read_state
 
 
 def main(arguments: Sequence[str]) -> int:
     """Prints the best trials, and with --out writes the experiment."""
     given = _options(arguments)
-    search = search_of(places.find(given.search, given.runs))
+    found = places.find(given.search, given.runs)
+    if why := damage.told(found):
+        raise Failed(why)
+    search = search_of(found)
     if search is None:
         raise Refused(Problem(given.search, _("it is a run, and no search."), _("truba status shows what it came to.")))
     if given.number < 1:
@@ -41,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.evaluate:
         again.evaluate(search, state, trials)
     rows = [_row(search, place, trial) for place, trial in enumerate(trials, start=1)]
-    text = again.experiment_text(search, state, trials[0])
+    text = _experiment_text(search, state, trials[0])
     if given.out is not None:
         _write(given.out, text)
     if given.json:
@@ -52,6 +55,21 @@ def main(arguments: Sequence[str]) -> int:
     _print(rows, state["objective"]["name"])
     print("\n" + (_("written: {file}", file=given.out) if given.out else text))
     return 0
+
+
+def _experiment_text(search: SearchDir, state: State, trial: Mapping[str, Any]) -> str:
+    """Raises:
+    Failed: the records of the search do not hold what the experiment is made of.
+    """
+    from truba_runner.search import again
+
+    try:
+        return again.experiment_text(search, state, trial)
+    except Failed:
+        raise
+    except Exception as error:  # OmegaConf has kinds of its own, and is not imported for their sake.
+        told = _("{search}: its records are damaged: {error}", search=search.id, error=repr(error))
+        raise Failed(told) from error
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -71,7 +89,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _row(search: SearchDir, place: int, trial: Mapping[str, Any]) -> dict[str, Any]:
     run = search.best(trial["trial_id"])
-    result = run.result()
+    result = {} if damage.of_run(run) else run.result()
     return {
         "place": place,
         "trial": trial["trial_id"],

@@ -8,14 +8,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from truba_runner import places, scheduler
-from truba_runner.commands import known_jobs, parser, print_json
+from truba_runner import damage, places, private, safe_files, scheduler
+from truba_runner.commands import known_jobs, parser, print_json, say_damaged
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _, counted
 from truba_runner.rundir import RunDir
 from truba_runner.search.directory import search_of
 from truba_runner.search.overview import job_runs
-from truba_runner.state import last_job_id, local_process, state_of
+from truba_runner.state import is_slurms, last_job_id, local_process, state_of
 from truba_runner.sweeps.record import sharing
 
 
@@ -26,37 +26,53 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("-y", "--yes", action="store_true", help=_("do not ask"))
     given = options.parse_args(arguments)
     named = _with_sharers(_named(prefix, given.runs) for prefix in given.run)
-    if copies := [run for run in named if run.pulled()]:
+    _refuse_others(named)
+    say_damaged(named)
+    if copies := [run for run in damage.sound(named) if run.pulled()]:
         remedy = _("End it there: truba cancel {run}", run=copies[0].id)
         place = copies[0].pulled().get("from", "?")
         raise Refused(Problem(copies[0].id, _("it is a copy; its job is at {place}.", place=place), remedy))
     runs = [one for run in named for one in _with_jobs(run)]
-    jobs = known_jobs(runs)
+    jobs = known_jobs(runs, finished_too=True)
     if jobs is None:
         raise Failed(_("Slurm does not answer, so nothing was cancelled; try again in a while"))
-    live = [run for run in runs if state_of(run, jobs).live]
+    states = {run.path: state_of(run, jobs) for run in runs}
+    live = [run for run in runs if states[run.path].live or states[run.path].ending]
     affected = [run for run in named if any(one in live for one in _with_jobs(run))]
     if len(affected) > 1 and not given.yes and not _agreed(affected):
         print(_("nothing was cancelled"), file=sys.stderr)
         return 1
-    if on_slurm := [last_job_id(run) for run in live if not last_job_id(run).startswith("local-")]:
+    if on_slurm := [last_job_id(run) for run in live if is_slurms(last_job_id(run))]:
         try:
             scheduler.cancel(list(dict.fromkeys(on_slurm)))
         except scheduler.SlurmError as error:
             raise Failed(_("Slurm did not cancel: {message}", message=error.message)) from error
     for run in live:
-        if last_job_id(run).startswith("local-"):
+        if not is_slurms(last_job_id(run)):
             os.kill(local_process(run), signal.SIGTERM)
     cancelled = [run.id for run in live]
-    ended = [run.id for run in runs if run not in live]
+    ended = [run.id for run in damage.sound(runs) if run not in live]
     if given.json:
         print_json({"cancelled": cancelled, "ended_before": ended})
-        return 0
+        return 0 if cancelled or ended else 1
     for name in cancelled:
         print(_("cancelled {run}", run=name))
     for name in ended:
         print(_("{run} had ended already", run=name))
-    return 0
+    # Of what is damaged it is not known.
+    return 0 if cancelled or ended else 1
+
+
+def _refuse_others(runs: Sequence[RunDir]) -> None:
+    """Another's record may name a job of this user's, as if it were that run's.
+
+    Raises:
+        Refused: some run is another user's.
+    """
+    if others := [run for run in runs if not private.is_mine(run.path)]:
+        whose = private.owner(others[0].path)
+        remedy = _("{owner} can cancel it; a job of your own is named by your own run.", owner=whose)
+        raise Refused(Problem(others[0].id, _("it is {owner}'s.", owner=whose), remedy))
 
 
 def _named(prefix: str, runs_folder: Path | None) -> list[RunDir]:
@@ -66,7 +82,7 @@ def _named(prefix: str, runs_folder: Path | None) -> list[RunDir]:
     members = sweep.members()
     names = [*(one.run for one in members), *(one.finder for one in members if one.finder)]
     every = [sweep.sweeper, *(sweep.run(name) for name in dict.fromkeys(names))]
-    return [run for run in every if run.submissions_file.exists()]
+    return [run for run in every if safe_files.is_file(run.submissions_file)]
 
 
 def _with_jobs(run: RunDir) -> list[RunDir]:
@@ -77,8 +93,12 @@ def _with_jobs(run: RunDir) -> list[RunDir]:
 
 def _with_sharers(named: Iterable[Iterable[RunDir]]) -> list[RunDir]:
     """Each once, and with those that train in the same job, which ends for all of them."""
-    runs = {one.path: one for some in named for run in some for one in (run, *sharing(run))}
+    runs = {one.path: one for some in named for run in some for one in (run, *_sharers(run))}
     return list(runs.values())
+
+
+def _sharers(run: RunDir) -> list[RunDir]:
+    return [] if damage.of_run(run) else sharing(run)
 
 
 def _agreed(runs: Sequence[RunDir]) -> bool:

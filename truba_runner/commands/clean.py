@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from truba_runner import archive, code_archives, places, pulls
-from truba_runner.commands import parser, print_json
+from truba_runner import archive, code_archives, damage, places, private, pulls
+from truba_runner.commands import parser, print_json, say_damaged
 from truba_runner.errors import Problem, Refused
 from truba_runner.language import _, counted
-from truba_runner.rundir import RunDir
+from truba_runner.rundir import CODE, RunDir
 
 _DAY_SECONDS = 86_400
 
@@ -73,7 +73,8 @@ def _found(prefixes: Sequence[str], runs_folder: Path | None, pull_days: float |
     if pull_days is not None:
         _refuse_negative(pull_days)
         among = {run.path for prefix in prefixes for run in _named(prefix, runs_folder)}
-        going = [one for one in pulls.older_than(pull_days, runs_folder) if not prefixes or one.path in among]
+        old = pulls.older_than(pull_days, runs_folder)
+        going = [one for one in old if (not prefixes or one.path in among) and private.is_mine(one.path)]
     found = [freed for run in runs if run not in going and (freed := _of_run(run)) is not None]
     found += [_of_pull(run) for run in going]
     if not prefixes:
@@ -102,16 +103,27 @@ def _runs(prefixes: Sequence[str], runs_folder: Path | None) -> list[RunDir]:
         Refused: a run that was named is not finished.
     """
     if not prefixes:
-        return [run for run in places.runs(runs_folder) if run.result()]
+        return [run for run in _sound(places.runs(runs_folder)) if run.result()]
     wanted: dict[Path, RunDir] = {}
     for prefix in prefixes:
-        for run in _named(prefix, runs_folder):
+        for run in _sound(_named(prefix, runs_folder)):
             if run.result():
                 wanted[run.path] = run
             elif places.find_sweep(prefix, runs_folder) is None and not run.pulled():
                 rule = _("it is not finished, and its checkpoints are what it goes on from.")
                 raise Refused(Problem(run.id, rule, _("truba status {run} shows where it is.", run=run.id)))
     return list(wanted.values())
+
+
+def _sound(runs: Sequence[RunDir]) -> list[RunDir]:
+    """This user's own, of which can be told what they are; the others are left alone, and it is said."""
+    say_damaged(runs)
+    own = [run for run in runs if private.is_mine(run.path)]
+    for run in runs:
+        if run not in own:
+            told = _("{run} is {owner}'s, and left alone", run=run.id, owner=private.owner(run.path))
+            print(told, file=sys.stderr)
+    return damage.sound(own)
 
 
 # -- what can go -------------------------------------------------------------------------------------------------
@@ -122,7 +134,7 @@ def _of_run(run: RunDir) -> Freed | None:
     files = archive.spare_checkpoints(run.path)
     if not files:
         return None
-    sizes = (path.stat() for path in files)
+    sizes = (path.lstat() for path in files)
     size = sum(one.st_size for one in sizes if one.st_nlink == 1)
     shown = counted("{run}: {count} checkpoint, {size:,.1f} MB, in {folder}",
                     "{run}: {count} checkpoints, {size:,.1f} MB, in {folder}",
@@ -131,7 +143,15 @@ def _of_run(run: RunDir) -> Freed | None:
 
 
 def _of_code(runs_folder: Path, going: Sequence[RunDir]) -> Freed | None:
-    files = code_archives.unneeded(runs_folder, [run.path for run in going])
+    if not private.is_mine(runs_folder / CODE):
+        return None
+    try:
+        files = code_archives.unneeded(runs_folder, [run.path for run in going])
+    except OSError as error:
+        told = _("{file} cannot be read ({why}), so no code is taken for unneeded", file=error.filename,
+                 why=error.strerror)  # fmt: skip
+        print(told, file=sys.stderr)
+        return None
     if not files:
         return None
     size = sum(path.stat().st_size for path in files)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from truba_runner import code_archives, places, snapshot
+from truba_runner import code_archives, damage, places, snapshot
 from truba_runner.commands import parser, print_json
 from truba_runner.errors import Failed
 from truba_runner.language import _
@@ -22,11 +23,13 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("run", help=_("a run's id, or any unique beginning of it"))
     given = options.parse_args(arguments)
     run = places.find(given.run, given.runs)
+    if why := damage.told(run):
+        raise Failed(why)
     submitted = run.submitted()
     if (pulled := run.pulled()) and not Path(submitted.get("project", "/nowhere")).is_dir():
         message = _("{run} is a copy; the folder that it was submitted from is at {place}: truba diff {run}")
         raise Failed(message.format(run=run.id, place=pulled.get("from", "?")))
-    if "code" not in submitted:
+    if not {"code", "project"} <= submitted.keys():
         message = _(
             "{run} has no copy of its code: that is taken of a project's own job when it is submitted to Slurm, unless "
             "code.snapshot=false. The job reads {file} when it starts.",
@@ -37,7 +40,8 @@ def main(arguments: Sequence[str]) -> int:
         if given.json:
             print_json({"run": run.id, "code": None})
         return 0
-    then, now = snapshot.unpacked(code_archives.found(run, submitted["code"])), _now(run, submitted)
+    then = snapshot.unpacked(code_archives.found(run, submitted["code"]))
+    now = _now(run, submitted, then)
     changed = {
         name: _difference(name, then[name], now[name]) for name in then if then[name] != now.get(name, then[name])
     }
@@ -51,12 +55,18 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _now(run: RunDir, submitted: Mapping[str, Any]) -> dict[str, File]:
-    project, config = Path(submitted["project"]), run.read_config()
-    if not project.is_dir():
+def _now(run: RunDir, submitted: Mapping[str, Any], then: Mapping[str, File]) -> dict[str, File]:
+    project, job_file = Path(submitted["project"]), Path(submitted["job_file"])
+    try:
+        config = run.read_config()
+        runs_folder, data_folder = config["cluster"]["runs_folder"], config["data"]["folder"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise Failed(_("{file} is damaged ({error})", file=run.config_file, error=error)) from error
+    if not project.is_dir() or not job_file.is_relative_to(project):
         raise Failed(_("{project}, which {run} was submitted from, is not there", project=project, run=run.id))
-    without = snapshot.left_out((config["cluster"]["runs_folder"], config["data"]["folder"]))
-    return snapshot.read(snapshot.files(project, Path(submitted["job_file"]), without))
+    without = snapshot.left_out((str(runs_folder), str(data_folder)))
+    # Of secrets those that were taken along on purpose.
+    return snapshot.read(snapshot.files(project, job_file, without, map(glob.escape, then)))
 
 
 def _difference(name: str, then: File, now: File) -> str:

@@ -110,9 +110,13 @@ def compared(whole: RunDir, cut: RunDir) -> dict[str, Any]:
 def _warnings(run: RunDir) -> list[str]:
     """What the run warned of, which may be why it came to something else; each once."""
     logs = sorted(run.logs.glob("*_log.out"), key=lambda log: log.stat().st_mtime)
-    lines = [line for log in logs for line in log.read_text(errors="replace").splitlines()]
-    # TensorFlow begins a line of its own like that.
-    return list(dict.fromkeys(line for line in lines if line.startswith(_WARNS) and "absl::" not in line))
+    found: dict[str, None] = {}
+    for log in logs:
+        with log.open(errors="replace") as lines:
+            # TensorFlow begins a line of its own like that.
+            warned = (line.rstrip("\n") for line in lines if line.startswith(_WARNS) and "absl::" not in line)
+            found |= dict.fromkeys(warned)
+    return list(found)
 
 
 def _history(run: RunDir) -> list[dict[str, str]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from truba_runner import places, purge
-from truba_runner.commands import parser, print_json
+from truba_runner import damage, places, purge
+from truba_runner.commands import damaged_row, parser, print_json, say_damaged
 from truba_runner.errors import Problem, Refused
 from truba_runner.language import _, counted
 from truba_runner.purge import Expiring
@@ -26,14 +27,17 @@ def main(arguments: Sequence[str]) -> int:
         raise Refused(
             Problem(f"--days {given.days}", _("it is a number of days, 0 or more."), _("For example --days 7."))
         )
-    now, runs = time.time(), places.runs(given.runs)
+    now, every = time.time(), places.runs(given.runs)
+    runs = damage.sound(every)
     found = purge.expiring(runs, now + given.days * purge.DAY_SECONDS)
     if given.json:
-        print_json([_as_json(one) for one in sorted(found.values(), key=lambda one: one.first)])
+        damaged = [row for run in every if (row := damaged_row(run))]
+        print_json([*(_as_json(one) for one in sorted(found.values(), key=lambda one: one.first)), *damaged])
         return 0
     shown = _with_sweeps(runs, found)
     for one in shown:
         print(f"{_files(one)}, {_when((one.first - now) / purge.DAY_SECONDS)}")
+    say_damaged(every, sys.stdout)
     for remedy in _remedies(shown):
         print(remedy)
     if not found:

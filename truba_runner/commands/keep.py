@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from truba_runner import archive, code_archives, places
-from truba_runner.commands import known_jobs, parser, print_json
-from truba_runner.errors import Failed, Problem, Refused
+from truba_runner import archive, code_archives, damage, places, secret_files
+from truba_runner.commands import known_jobs, parser, print_json, say_damaged
+from truba_runner.errors import Failed, Problem, Refused, listed
 from truba_runner.language import _, counted
 from truba_runner.rundir import RunDir
 from truba_runner.search.directory import search_of
@@ -67,13 +67,28 @@ def _wanted(prefix: str, runs_folder: Path | None) -> tuple[str, Path, list[Path
     """What the archive is called, the folder that its names begin in, and its files."""
     if sweep := places.find_sweep(prefix, runs_folder):
         names = (name for member in sweep.members() for name in (member.run, member.finder) if name)
-        runs = [run for name in dict.fromkeys(names) if (run := sweep.run(name)).path.is_dir()]
+        every = [run for name in dict.fromkeys(names) if (run := sweep.run(name)).path.is_dir()]
+        say_damaged(every)
+        runs = damage.sound(every)
         _refuse_live(runs)
         files = [path for folder in (sweep.path, *(run.path for run in runs)) for path in archive.kept_files(folder)]
-        return sweep.id, sweep.runs_folder, [*files, *code_archives.code_of(runs)]
+        return sweep.id, sweep.runs_folder, [*_without_secrets(sweep.runs_folder, files), *code_archives.code_of(runs)]
     run = places.find(prefix, runs_folder)
+    if why := damage.told(run):
+        told = _("{why}. Nothing of it was kept; a copy of its folder, {folder}, keeps it as it is.")
+        raise Failed(told.format(why=why, folder=run.path))
     _refuse_live([run])
-    return run.id, run.path.parent, [*archive.kept_files(run.path), *code_archives.code_of([run])]
+    files = _without_secrets(run.path.parent, archive.kept_files(run.path))
+    return run.id, run.path.parent, [*files, *code_archives.code_of([run])]
+
+
+def _without_secrets(root: Path, files: Sequence[Path]) -> list[Path]:
+    """What may be passed on; the rest is said."""
+    secret = set(secret_files.found((path.relative_to(root).as_posix(), path) for path in files))
+    if secret:
+        told = _("left out, as they look like secrets: {files}", files=listed(sorted(secret)))
+        print(told, file=sys.stderr)
+    return [path for path in files if path.relative_to(root).as_posix() not in secret]
 
 
 def _refuse_live(runs: Sequence[RunDir]) -> None:
@@ -82,11 +97,11 @@ def _refuse_live(runs: Sequence[RunDir]) -> None:
     Raises:
         Refused: a run waits or trains.
     """
-    jobs = known_jobs(runs)
+    jobs = known_jobs(runs, finished_too=True)
     if jobs is None:
         print(_("Slurm does not answer: states are those on record"), file=sys.stderr)
     for run in runs:
         state = standing(search, jobs) if (search := search_of(run)) else state_of(run, jobs)
-        if state.live:
+        if state.live or state.ending:
             rule = _("it is not over ({state}), and only what is can be kept.", state=state.state)
             raise Refused(Problem(run.id, rule, _("truba logs -f {run} follows it to its end.", run=run.id)))

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from truba_runner import places, watch
+from truba_runner import damage, places, safe_files, watch
 from truba_runner.commands import known_jobs, parser, print_json
 from truba_runner.errors import Failed
 from truba_runner.language import _
@@ -28,8 +28,10 @@ def main(arguments: Sequence[str]) -> int:
     given = options.parse_args(arguments)
     run = places.find(given.run, given.runs)
     if given.json:
-        print_json({"run": run.id, "logs": [str(path) for path in sorted(run.logs.glob("*"))]})
+        print_json({"run": run.id, "logs": [str(run.logs / name) for name in safe_files.names(run.logs, run.path)]})
         return 0
+    if why := damage.of_run(run):
+        return _of_damaged(run, why)
     if run.pulled() and watch.latest_log(run) is None:
         place = run.pulled().get("from", "?")
         raise Failed(
@@ -43,9 +45,9 @@ def main(arguments: Sequence[str]) -> int:
             state = _state(run)
             told = _("{run} has printed nothing yet: {state} {why}", run=run.id, state=state.state, why=state.why)
             raise Failed(told)
-        sys.stdout.write(log.read_text(errors="replace"))
+        watch.show(log)
         if (slurms := task_log(run, last_job_id(run))) not in {None, log} and slurms is not None:
-            sys.stdout.write(slurms.read_text(errors="replace"))
+            watch.show(slurms)
         sys.stdout.flush()
     state = _state(run)
     if not state.live and state.state != "COMPLETED":
@@ -53,8 +55,17 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _state(run: RunDir) -> RunState:
-    jobs, search = known_jobs([run]), search_of(run)
+def _of_damaged(run: RunDir, why: str) -> int:
+    """What there is, though whose it is, and whether more comes, is not known."""
+    if (log := watch.latest_log(run)) is not None:
+        watch.show(log)
+        sys.stdout.flush()
+    print(f"\n{run.id}: {damage.DAMAGED} {why}", file=sys.stderr)
+    return 0 if log is not None else 1
+
+
+def _state(run: RunDir, followed: bool = False) -> RunState:
+    jobs, search = known_jobs([run], finished_too=followed, quietly=followed), search_of(run)
     return standing(search, jobs) if search else state_of(run, jobs)
 
 
@@ -72,4 +83,5 @@ class _Ended:
         if not ask_now and time.monotonic() - self._asked < _ASK_EVERY_SECONDS:
             return False
         self._recorded, self._asked = recorded, time.monotonic()
-        return not _state(self._run).live
+        state = _state(self._run, followed=True)
+        return not (state.live or state.ending)

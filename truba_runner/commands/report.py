@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from truba_runner import places
+from truba_runner import damage, places
 from truba_runner.commands import known_jobs, parser, print_json
 from truba_runner.errors import Failed
 from truba_runner.language import _
@@ -37,7 +37,10 @@ def main(arguments: Sequence[str]) -> int:
     else:
         run = places.find(given.run, given.runs)
         known, search = known_jobs([run]), search_of(run)
-        sections = content.of_search(search, known) if search else content.of_run(run, known)
+        if why := damage.of_records(run):
+            sections = content.of_damaged(why)
+        else:
+            sections = content.of_search(search, known) if search else content.of_run(run, known)
         folder, name = run.path, run.id
     if known is None:
         print(_("Slurm does not answer: states are those on record"), file=sys.stderr)
@@ -45,7 +48,8 @@ def main(arguments: Sequence[str]) -> int:
     if file.is_dir():
         file /= f"{name}.html"
     try:
-        write_atomically(file, _page(name, sections).encode())
+        # A name of a file may be no UTF-8.
+        write_atomically(file, _page(name, sections).encode(errors="backslashreplace"))
     except OSError as error:
         raise Failed(_("{file} could not be written ({why})", file=file, why=error.strerror or error)) from error
     if given.json:

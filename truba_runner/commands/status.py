@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections import Counter
@@ -9,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from truba_runner import places, restarts
-from truba_runner.commands import known_jobs, parser, print_json
+from truba_runner import damage, places, restarts, terminal
+from truba_runner.commands import damaged_row, known_jobs, parser, print_json
+from truba_runner.durations import slurm_time
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.language import _
 from truba_runner.progress import format_metrics
@@ -18,7 +20,7 @@ from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
 from truba_runner.search import overview
 from truba_runner.search.directory import SearchDir, search_of
-from truba_runner.state import last_job_id, progress_of, state_of
+from truba_runner.state import last_intent, last_job_id, progress_of, state_of
 from truba_runner.sweeps import show
 from truba_runner.sweeps.record import SweepDir
 
@@ -56,9 +58,9 @@ def main(arguments: Sequence[str]) -> int:
     jobs = known_jobs(runs)
     if jobs is None:
         print(_("Slurm does not answer: states are those on record"), file=sys.stderr)
-    if len(given.run) == 1 and (search := search_of(runs[0])):
+    if len(given.run) == 1 and (search := search_of(runs[0])) and not damage.of_run(search):
         return _search(search, jobs, given.json)
-    rows = [_row_or_damage(run, jobs) for run in runs]
+    rows = [*(_row_or_damage(run, jobs) for run in runs), *(_damaged_sweeps(given) if not given.run else [])]
     if given.json:
         print_json(rows)
     elif rows:
@@ -107,11 +109,22 @@ def _with_sweeps_as_one(rows: Sequence[dict[str, Any]], sweeps: Sequence[SweepDi
 
 def _row_or_damage(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
     """A row even for a run whose records hold something else than they should: it must not hide the others."""
-    try:
-        return row(run, jobs)
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        why = _("its records cannot be read: {error}", error=repr(error))
-        return {**_NOTHING, "run": run.id, "state": "DAMAGED", "why": why, "directory": str(run.path)}
+    if not (damaged := damaged_row(run)):
+        try:
+            return row(run, jobs)
+        except OSError as error:  # It has gone meanwhile, or its disk does not answer any more.
+            damaged = {"run": run.id, "state": damage.DAMAGED, "why": str(error), "directory": str(run.path)}
+    return {**_NOTHING, **damaged}
+
+
+def _damaged_sweeps(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each sweep of which it is not known what its runs are."""
+    every = ((sweep, damage.of_sweep(sweep.path)) for sweep in places.sweeps(given.runs))
+    return [
+        {**_NOTHING, "run": sweep.id, "state": damage.DAMAGED, "why": why, "directory": str(sweep.path)}
+        for sweep, why in every
+        if why
+    ]
 
 
 def _search(search: SearchDir, jobs: Mapping[str, Job] | None, as_json: bool) -> int:
@@ -134,10 +147,12 @@ def row(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
         return overview.row(search, jobs)
     state, progress = state_of(run, jobs), progress_of(run)
     job, result = state.job, run.result()
+    # Of a run that is over Slurm is not asked.
+    asked = last_intent(run).get("request", {}) if job is None and not run.pulled() else {}
     return {
         "run": run.id,
         "state": state.state,
-        "partition": job.partition if job else "",
+        "partition": job.partition if job else asked.get("partition", ""),
         "job_id": last_job_id(run),
         "epoch": progress.get("epoch"),
         "epochs": progress.get("epochs"),
@@ -145,19 +160,13 @@ def row(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
         "steps_per_epoch": progress.get("steps_per_epoch"),
         "metrics": result.get("metrics") or progress.get("metrics", {}),
         "elapsed": job.elapsed if job else _own_clock(progress),
-        "time_limit": job.time_limit if job else "",
+        "time_limit": job.time_limit if job else slurm_time(asked["time_minutes"]) if "time_minutes" in asked else "",
         "restarts": restarts.account(run)["restarts"],
         "why": state.why
         or str(result.get("warning") or progress.get("warning", ""))
         or " ".join(result.get("notes", [])),
         "directory": str(run.path),
     }
-
-
-def _told_of(result: Mapping[str, Any], progress: Mapping[str, Any]) -> str:
-    """What is odd about a run that has not failed, and what its result lacks."""
-    warning = result.get("warning") or progress.get("warning")
-    return " ".join([*([warning] if warning else []), *result.get("notes", [])])
 
 
 def _own_clock(progress: Mapping[str, Any]) -> str:
@@ -167,9 +176,7 @@ def _own_clock(progress: Mapping[str, Any]) -> str:
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     columns = (
         _("run"), _("state"), _("partition"), _("job"), _("epoch"), _("step"), _("metrics"), _("elapsed/limit"),
@@ -194,25 +201,22 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
             restarts_made,
             one["why"],
         )
-        table.add_row(*(Text(cell) for cell in cells))
-    width = None if sys.stdout.isatty() else 250
-    Console(width=width).print(table)
+        table.add_row(*terminal.cells(cells))
+    terminal.console().print(table)
 
 
 def _print_trials(rows: Sequence[Mapping[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     names = list(dict.fromkeys(name for one in rows for name in one["values"]))
     after = (_("score"), _("epoch"), _("from"), _("worker"), _("why"))
-    table = Table(_("trial"), _("state"), *names, *after, box=None)
+    table = Table(_("trial"), _("state"), *map(terminal.shown, names), *after, box=None)
     for one in rows:
         values = (_number(one["values"].get(name, "")) for name in names)
         score = "" if one["score"] is None else _number(one["score"])
         cells = (one["trial"], one["state"], *values, score, _part(one, "epoch", "epochs"))
-        table.add_row(*(Text(cell) for cell in (*cells, one["goes_on_from"] or "", one["worker"], one["why"])))
-    Console(width=None if sys.stdout.isatty() else 250).print(table)
+        table.add_row(*terminal.cells((*cells, one["goes_on_from"] or "", one["worker"], one["why"])))
+    terminal.console().print(table)
 
 
 def _number(value: Any) -> str:

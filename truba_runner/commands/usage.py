@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from truba_runner import budget, places, scheduler
-from truba_runner.commands import parser, print_json
+from truba_runner import budget, damage, places, safe_files, scheduler, terminal
+from truba_runner.commands import damaged_row, parser, print_json, say_damaged, say_that_accounting_is_silent
 from truba_runner.language import _
 from truba_runner.rundir import SWEEPS, RunDir
 from truba_runner.scheduler import Use
@@ -42,11 +42,15 @@ def main(arguments: Sequence[str]) -> int:
     options = parser("usage", _("Core-hours and GPU-hours by experiment and sweep, and what the account has left."))
     given = options.parse_args(arguments)
     sweepers = (sweep.sweeper for sweep in places.sweeps(given.runs))
-    every = [*places.runs(given.runs), *(run for run in sweepers if run.submissions_file.exists())]
+    every = [*places.runs(given.runs), *(run for run in sweepers if safe_files.is_file(run.submissions_file))]
     # A copy's jobs are another machine's.
-    runs = [run for run in every if not run.pulled()]
+    runs = [run for run in damage.sound(every) if not run.pulled()]
     jobs = {run.path: jobs_on_slurm(run) for run in runs}
-    used = scheduler.used(job_id for ids in jobs.values() for job_id in ids)
+    try:
+        used = scheduler.used(job_id for ids in jobs.values() for job_id in ids)
+    except scheduler.SlurmError as error:
+        say_that_accounting_is_silent(error)
+        used = {}
     if any(jobs.values()) and not used:
         print(_("Slurm's accounting tells nothing of these runs' jobs, so they count as nothing"), file=sys.stderr)
     rows = _rows(runs, jobs, used)
@@ -55,9 +59,11 @@ def main(arguments: Sequence[str]) -> int:
     if given.json:
         limits = [{"account": one.holder, "unit": budget.WORDS[one.resource], "limit": float(one.limit) / 60,
                    "left": None if one.left is None else one.left / 60} for one in left]  # fmt: skip
-        print_json({"usage": [vars(row) for row in rows], "limits": limits})
+        damaged = [row for run in every if (row := damaged_row(run))]
+        print_json({"usage": [vars(row) for row in rows], "limits": limits, "damaged": damaged})
         return 0
     _print(rows)
+    say_damaged(every, sys.stdout)
     for one in left:
         hours = {"used": float(one.used or 0) / 60, "limit": float(one.limit) / 60}
         print(
@@ -73,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _account(run: RunDir) -> str:
     search = search_of(run)
-    given = [event for one in (job_runs(search) if search else [run]) for event in one.submissions()]
+    given = [event for one in (job_runs(search) if search else [run]) for event in damage.submissions(one)]
     intents = [event for event in given if event["event"] == "intent"]
     return str(intents[-1].get("request", {}).get("account") or "") if intents else ""
 
@@ -100,9 +106,7 @@ def _counted_as(run: RunDir) -> list[tuple[str, str]]:
 
 
 def _print(rows: Sequence[_Row]) -> None:
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     words = {"experiment": _("experiment"), "sweep": _("sweep")}
     table = Table("", "", _("runs"), _("starts"), _("core-hours"), _("GPU-hours"), box=None)
@@ -115,5 +119,5 @@ def _print(rows: Sequence[_Row]) -> None:
             f"{row.core_hours:,.2f}",
             f"{row.gpu_hours:,.2f}",
         )
-        table.add_row(*(Text(cell) for cell in cells))
-    Console(width=None).print(table)
+        table.add_row(*terminal.cells(cells))
+    terminal.console(width=None).print(table)

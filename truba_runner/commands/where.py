@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from truba_runner import job_module
+from truba_runner import job_module, terminal
 from truba_runner.commands import parser, print_json
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _
@@ -65,9 +64,7 @@ def _as_json(offer: Offer) -> dict[str, object]:
 
 
 def _print(found: Sequence[Offer]) -> None:
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(
         _("partition"), _("constraint"), _("start"), _("free GPUs"), _("cores"), _("core-hours"), _("why not"), box=None
@@ -76,8 +73,8 @@ def _print(found: Sequence[Offer]) -> None:
         free = "" if offer.free_gpus is None else str(offer.free_gpus)
         cost = ("", "") if offer.request is None else (str(offer.request.total_cores), f"{offer.core_hours:,.0f}")
         cells = (offer.partition, offer.constraint, _start(offer.start), free, *cost, offer.refusal)
-        table.add_row(*(Text(cell) for cell in cells))
-    Console(width=None if sys.stdout.isatty() else 250).print(table)
+        table.add_row(*terminal.cells(cells))
+    terminal.console().print(table)
     if best := next((offer for offer in found if offer.automatic and offer.request), None):
         constraint = f" resources.constraint={best.constraint}" if best.constraint else ""
         print(

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from truba_runner import places
+from truba_runner import places, safe_files
 from truba_runner.commands import known_jobs, parser, print_json
 from truba_runner.language import _, counted
 from truba_runner.rundir import RunDir
@@ -44,7 +44,8 @@ def main(arguments: Sequence[str]) -> int:
 def _runs(prefix: str, runs_folder: Any) -> list[RunDir]:
     """The runs that are meant: one, those of a sweep, or the workers of a search."""
     if sweep := places.find_sweep(prefix, runs_folder):
-        return [run for member in sweep.members() if (run := sweep.run(member.run)).submissions_file.exists()]
+        runs = [sweep.run(member.run) for member in sweep.members()]
+        return [run for run in runs if safe_files.is_file(run.submissions_file)]
     run = places.find(prefix, runs_folder)
     search = search_of(run)
     return (job_runs(search) or [run]) if search else [run]

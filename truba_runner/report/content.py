@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from truba_runner import plots, restarts, scheduler
+from truba_runner import damage, plots, record_files, restarts, safe_files, scheduler
 from truba_runner.errors import Failed
 from truba_runner.language import _, counted, marked
 from truba_runner.report.page import Block, Facts, Picture, Rows, Section, Sentence, Text
@@ -31,6 +30,11 @@ _CAPTIONS = {
     "top_losses": marked("examples with the largest loss"),
     "lr_find_find": marked("the learning-rate finder"),
 }
+
+
+def of_damaged(why: str) -> list[Section]:
+    """A run, or a search, of whose records nothing sure can be told: what is wrong with them."""
+    return [Section(_("Standing"), [Facts([(_("state"), damage.DAMAGED), (_("why"), why)])])]
 
 
 def of_run(run: RunDir, jobs: Mapping[str, Job] | None) -> list[Section]:
@@ -75,6 +79,7 @@ def of_search(search: SearchDir, jobs: Mapping[str, Job] | None) -> list[Section
         for one in trials
     ]
     best, metrics = [search.best(trial["trial"]) for trial in trials[:1]], search.result().get("metrics", {})
+    best = damage.sound(run for run in best if run.path.exists())
     return [
         Section(
             _("Standing"),
@@ -92,16 +97,16 @@ def of_search(search: SearchDir, jobs: Mapping[str, Job] | None) -> list[Section
 def of_sweep(sweep: SweepDir, jobs: Mapping[str, Job] | None) -> list[Section]:
     """A sweep: each run with its values and what it came to and cost, pictures over the values, the best run."""
     shown = table(sweep, jobs)
-    runs = {row.run: sweep.run(row.run) for row in shown.rows}
+    runs = {row.run: sweep.run(row.run) for row in shown.rows if row.state != damage.DAMAGED}
     finders = {member.finder for member in sweep.members() if member.finder}
-    uses = _uses([*runs.values(), *(sweep.run(name) for name in finders), sweep.sweeper])
+    uses = _uses(damage.sound([*runs.values(), *(sweep.run(name) for name in finders), sweep.sweeper]))
     rows = shown.sorted_by(shown.metric)
     cells = [_run_cells(shown, row, uses.get(row.run)) for row in rows]
     best_of = _("best ({mode})", mode=shown.mode)
     found = [_("found rate")] if shown.finds else []
     after = [_("state"), _("epoch"), shown.metric, best_of, _("core-hours"), _("why")]
     headings = [_("run"), *shown.keys, *found, *after]
-    best = next((runs[row.run] for row in rows if shown.best(row) is not None), None)
+    best = next((runs[row.run] for row in rows if shown.best(row) is not None and row.run in runs), None)
     first = next((run for run in runs.values() if run.exists()), None)
     return [
         Section(_("Runs"), [Rows(headings, cells)]),
@@ -161,7 +166,9 @@ def _metrics(metrics: Mapping[str, float | None]) -> Rows:
 def _uses(runs: Sequence[RunDir]) -> dict[str, Use]:
     """What each run has used, by its id, over all of its jobs; one that runs share is divided evenly."""
     job_ids = {run.id: overview.jobs_on_slurm(run) for run in runs}
-    used = scheduler.used(job_id for of in job_ids.values() for job_id in of)
+    used: Mapping[str, Use] = {}
+    with suppress(scheduler.SlurmError):  # The report does without.
+        used = scheduler.used(job_id for of in job_ids.values() for job_id in of)
     parts = {run.id: 1 + len(sharing(run)) for run in runs}
     found: dict[str, Use] = {}
     for run_id, of in job_ids.items():
@@ -185,8 +192,9 @@ def _cost(uses: Any) -> list[tuple[str, str]]:
 
 def _pictures(run: RunDir) -> list[Block]:
     """Those that the job drew; of a run that goes on, its curves so far where they can be drawn here."""
-    drawn = sorted(run.plots.glob("*.png"))
-    found = [Picture(_caption(file.stem), file.read_bytes()) for file in drawn]
+    drawn = [run.plots / name for name in safe_files.names(run.plots, run.path) if name.endswith(".png")]
+    drawn = [file for file in drawn if safe_files.is_file(file)]
+    found = [Picture(_caption(file.stem), safe_files.read(file, run.path)) for file in drawn]
     if not any(file.name == "learning_curves.png" for file in drawn) and (rows := _epochs(run)):
         with tempfile.TemporaryDirectory() as folder:
             if file := plots.learning_curves(rows, Path(folder)):
@@ -209,14 +217,8 @@ def _sweep_pictures(shown: Table) -> list[Block]:
 
 
 def _epochs(run: RunDir) -> list[dict[str, Any]]:
-    try:
-        text = (run.path / "history.csv").read_text()
-    except FileNotFoundError:
-        return []
-    return [
-        {name: float(value) for name, value in row.items() if name is not None and _is_number(value)}
-        for row in csv.DictReader(io.StringIO(text))
-    ]
+    rows = record_files.history(run.path / "history.csv")
+    return [{name: float(value) for name, value in row.items() if _is_number(value)} for row in rows]
 
 
 def _history(run: RunDir) -> Rows:
@@ -230,9 +232,9 @@ def _starts(run: RunDir) -> Rows:
     rows = []
     for event in run.submissions():
         if event["event"] == "started":
-            epoch, step = event["position"]
+            epoch, step = event.get("position", (0, 0))
             where = _("epoch {epoch}, step {step}", epoch=epoch + 1, step=step)
-            rows.append([_moment(event["time"]), event["job_id"], str(event.get("host", "")), where])
+            rows.append([_moment(event.get("time", 0)), event["job_id"], str(event.get("host", "")), where])
     return Rows([_("when"), _("job"), _("node"), _("began at")], rows)
 
 
@@ -274,7 +276,8 @@ def _seeds(shown: Table) -> Rows:
 
 def _config(run: RunDir) -> Text:
     """Empty where a purge has taken it, as of what else is gone nothing is shown."""
-    text = run.config_file.read_text(errors="replace") if run.config_file.is_file() else ""
+    found = safe_files.is_file(run.config_file)
+    text = safe_files.read(run.config_file, run.path).decode(errors="replace") if found else ""
     return Text(text, folded=_("run.yaml, the resolved config"))
 
 

@@ -14,10 +14,22 @@ arrays/            a folder a job array: which of its tasks is which worker
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from truba_runner import safe_files
 from truba_runner.rundir import RunDir
+
+
+@dataclass(frozen=True)
+class WorkerDir(RunDir):
+    """The records of a worker. What it prints lies with what the others do, and so a link in its folder says."""
+
+    @property
+    def logs(self) -> Path:
+        """The search's."""
+        return self.path.parent.parent / "logs"
 
 
 @dataclass(frozen=True)
@@ -47,20 +59,22 @@ class SearchDir(RunDir):
 
     def worker(self, index: int) -> RunDir:
         """The records of worker number `index`; it is named after the search, as the queue and `ps` show it."""
-        return RunDir(self.workers_folder / f"{self.id}-w{index}")
+        return WorkerDir(self.workers_folder / f"{self.id}-w{index}")
 
     def create_worker(self, index: int) -> RunDir:
         """Makes a worker's folder; all workers' logs lie together."""
         run = self.worker(index)
         run.path.mkdir(mode=0o700, exist_ok=True)
-        if not run.logs.is_symlink():
-            run.logs.symlink_to("../../logs")
+        if not (link := run.path / "logs").is_symlink():
+            link.symlink_to("../../logs")
         return run
 
     def workers(self) -> list[RunDir]:
         """Those that were ever started, by their number."""
-        found = [RunDir(path) for path in self.workers_folder.glob(f"{self.id}-w*")]
-        return sorted(found, key=lambda run: int(run.id.rpartition("-w")[2]))
+        named = re.compile(rf"{re.escape(self.id)}-w(\d{{1,9}})")
+        found = {name: named.fullmatch(name) for name in safe_files.names(self.workers_folder, self.path)}
+        indices = sorted(int(match[1]) for match in found.values() if match)
+        return [run for index in indices if safe_files.is_folder((run := self.worker(index)).path)]
 
     def trial(self, trial_id: str, execution: int = 0, retry: int = 0) -> RunDir:
         """The run of a trial: its first execution, or a further one; after failures, its `retry`-th new attempt."""
@@ -75,4 +89,4 @@ class SearchDir(RunDir):
 def search_of(run: RunDir) -> SearchDir | None:
     """The same directory as a search's; None where it is an ordinary run's."""
     search = SearchDir(run.path)
-    return search if search.workers_folder.is_dir() else None
+    return search if safe_files.is_folder(search.workers_folder) else None

@@ -17,11 +17,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from truba_runner import lock_waits
 from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.rundir import write_atomically
@@ -106,17 +106,11 @@ class FcntlLock:
         """
         self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            _wait_for(
-                self._try,
-                self._wait_seconds,
-                lambda: _("{path} is held by {holder}", path=self._path, holder=_text(self._path) or "?"),
-            )
+            lock_waits.wait_for(self._try, self._wait_seconds, self._path)
         except BaseException:
             os.close(self._handle)
             raise
-        # For a message alone; the disk may be full.
-        with suppress(OSError):
-            os.pwrite(self._handle, f"{socket.gethostname()} {os.getpid()}\n".encode().ljust(80), 0)
+        lock_waits.sign(self._handle)
         return self
 
     def _try(self) -> bool:
@@ -208,11 +202,11 @@ class FileLock:
         Raises:
             truba_runner.errors.Failed: it was not within `wait_seconds`.
         """
-        self._record = json.dumps({"token": secrets.token_hex(8), **_this_process()}).encode()
+        self._record = json.dumps({"token": secrets.token_hex(8), **lock_waits.this_process()}).encode()
         beside = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
         write_atomically(beside, self._record)
         try:
-            _wait_for(lambda: self._try(beside), self._wait_seconds, lambda: f"{self._path}: {_text(self._path)}")
+            lock_waits.wait_for(lambda: self._try(beside), self._wait_seconds, self._path)
         finally:
             beside.unlink(missing_ok=True)
         self._released.clear()
@@ -237,7 +231,7 @@ class FileLock:
             return
         if seen != self._seen:
             self._seen, self._seen_at = seen, time.monotonic()
-        if time.monotonic() - self._seen_at < self._stale_seconds and not _is_dead(seen[0]):
+        if time.monotonic() - self._seen_at < self._stale_seconds and not lock_waits.is_dead(seen[0]):
             return
         aside = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
         with suppress(FileNotFoundError):
@@ -265,27 +259,6 @@ class FileLock:
         return bool(self._record) and _bytes(self._path) == self._record
 
 
-def _this_process() -> dict[str, Any]:
-    # Containers number their processes each for itself.
-    namespace = os.stat("/proc/self/ns/pid").st_ino
-    return {"host": socket.gethostname(), "pid": os.getpid(), "namespace": namespace, "time": time.time()}
-
-
-def _is_dead(record: bytes) -> bool:
-    """Whether the owner was a process of this machine that is no more."""
-    try:
-        owner = json.loads(record)
-        here = _this_process()
-        if (owner["host"], owner["namespace"]) != (here["host"], here["namespace"]):
-            return False
-        os.kill(int(owner["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return False
-
-
 def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -295,14 +268,3 @@ def _bytes(path: Path) -> bytes:
 
 def _text(path: Path) -> str:
     return _bytes(path).decode(errors="replace").strip()
-
-
-def _wait_for(attempt: Callable[[], bool], seconds: float, holder: Callable[[], str]) -> None:
-    deadline, pause = time.monotonic() + seconds, 0.005
-    while not attempt():
-        if time.monotonic() > deadline:
-            raise Failed(
-                _("the search's lock was not free within {seconds:.0f} s: {holder}", seconds=seconds, holder=holder())
-            )
-        time.sleep(pause)
-        pause = min(2 * pause, 0.1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from truba_runner import damage, safe_files
 from truba_runner.language import _
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
@@ -17,12 +18,15 @@ from truba_runner.state import RunState, last_job_id, slurm_jobs, state_of
 
 def standing(search: SearchDir, jobs: Mapping[str, Job] | None) -> RunState:
     """The state of a search: that of its most lively worker, unless it is over."""
+    if why := damage.of_run(search):
+        jobs_of = [state_of(run, jobs) for run in job_runs(search)]
+        return RunState(damage.DAMAGED, live=any(one.live for one in jobs_of), job=None, why=why)
     if search.result():
         return RunState("COMPLETED", live=False, job=None)
     state = read_state(search)
     if state.get("failed"):
         return RunState("FAILED", live=False, job=None, why=str(state["failed"]).splitlines()[0])
-    states = [state_of(run, jobs) for run in search.workers() if run.submissions()]
+    states = [state_of(run, jobs) for run in job_runs(search)]
     live = [one for one in states if one.live]
     running = sum(one.state == "RUNNING" for one in live)
     if live:
@@ -36,7 +40,7 @@ def row(search: SearchDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
     state, standing_now = read_state(search), standing(search, jobs)
     told = [trial for trial in state.get("trials", {}).values() if trial["status"] in TOLD]
     best = ranked(state)[:1] if state else []
-    ids = [last_job_id(run).partition("_")[0] for run in search.workers() if run.submissions()]
+    ids = [last_job_id(run).partition("_")[0] for run in damage.sound(job_runs(search))]
     objective = state.get("objective", {}).get("name", "")
     return {
         "run": search.id,
@@ -72,10 +76,11 @@ def _trial(search: SearchDir, state: State, trial_id: str) -> dict[str, Any]:
     trial, entry = state["trials"][trial_id], state["open"].get(trial_id)
     values = values_of(trial)
     run = search.trial(trial_id, retry=entry["retry"] if entry else 0)
-    progress = run.progress()
+    wrong = damage.of_run(run) if safe_files.is_folder(run.path) else ""
+    progress = {} if wrong else run.progress()
     return {
         "trial": trial_id,
-        "state": _state(trial, entry),
+        "state": damage.DAMAGED if wrong else _state(trial, entry),
         "worker": entry["worker"].rpartition("-")[2] if entry else "",
         "values": own_values(trial),
         "score": trial["score"],
@@ -84,7 +89,7 @@ def _trial(search: SearchDir, state: State, trial_id: str) -> dict[str, Any]:
         "bracket": values.get("tuner/bracket"),
         "round": values.get("tuner/round"),
         "goes_on_from": values.get("tuner/trial_id"),
-        "why": _why(trial),
+        "why": wrong or _why(trial),
         "directory": str(run.path),
     }
 
@@ -119,7 +124,7 @@ def brackets(search: SearchDir) -> list[dict[str, Any]]:
 
 def job_runs(search: SearchDir) -> list[RunDir]:
     """The workers that have a job, for those who ask Slurm about them."""
-    return [run for run in search.workers() if run.submissions()]
+    return [run for run in search.workers() if damage.submissions(run)]
 
 
 def jobs_on_slurm(run: RunDir) -> set[str]:

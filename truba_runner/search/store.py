@@ -19,6 +19,7 @@ from typing import Any
 
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.record_files import Damaged, read_object
 from truba_runner.rundir import write_atomically
 from truba_runner.search.directory import SearchDir
 from truba_runner.search.lock import Lock
@@ -96,14 +97,12 @@ def read_state(search: SearchDir) -> State:
         truba_runner.errors.Failed: it is damaged, or another version's.
     """
     try:
-        state = json.loads(search.state_file.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
+        state = read_object(search.state_file, lambda state: "")
+    except Damaged as error:
         raise Failed(
             _("{file} is damaged ({error}); start anew beside it with fresh=true", file=search.state_file, error=error)
         ) from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if state and state.get("format") != FORMAT:
         raise Failed(
             _("{file} is of another version of truba_runner; start anew with fresh=true", file=search.state_file)
         )

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from truba_runner import job_module, places, provenance, rundir, scheduler, snapshot, tell
+from truba_runner import job_module, places, private, provenance, rundir, scheduler, snapshot, tell
 from truba_runner.config import Experiment
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.identity import run_id, training_hash
@@ -98,6 +98,7 @@ def directory(experiment: Experiment) -> SearchDir:
         if experiment.fresh and SearchDir(folder / name).exists():
             count += 1
         search = SearchDir(folder / (name if count == 1 else f"{name}.{count}"))
+        private.require(folder, [search.path])
         if search.exists():
             _refuse_another(search, experiment)
     except PermissionError as error:
@@ -114,7 +115,12 @@ def directory(experiment: Experiment) -> SearchDir:
 def _refuse_another(search: SearchDir, experiment: Experiment) -> None:
     from truba_runner.config import experiment_from
 
-    known = experiment_from(search.read_config())
+    try:
+        known = experiment_from(search.read_config())
+    except Exception as error:  # Of whatever kind what PyYAML and OmegaConf make of a damaged one is.
+        told = _("{file} cannot be read ({error}). Begin anew beside it with fresh=true.", file=search.config_file,
+                 error=error)  # fmt: skip
+        raise Failed(told) from error
     if training_hash(known) == training_hash(experiment):
         return
     rule = _(

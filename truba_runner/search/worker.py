@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from truba_runner import allocation, backends, node_folder, notify, provenance
+from truba_runner import allocation, backends, node_folder, notify, private, provenance
 from truba_runner import worker as ordinary
 from truba_runner.checkpoint import Position
 from truba_runner.config import Experiment, experiment_from
@@ -46,6 +46,8 @@ def main(arguments: list[str]) -> int:
     run = RunDir(Path(arguments[0]).resolve())
     search = SearchDir(run.path.parent.parent)
     here = allocation.current()
+    if private.refused([search.path, run.path]):
+        return 1
     interruption = Interruption()
     progress = Progress(run, here.job_id)
     try:

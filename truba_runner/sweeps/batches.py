@@ -13,6 +13,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override, ValueType
 from omegaconf import DictConfig
 
+from truba_runner.composed import as_typed
 from truba_runner.config import Experiment
 from truba_runner.errors import Failed, Problem, Refused, nearest
 from truba_runner.language import _
@@ -39,17 +40,22 @@ class HydraSweep:
         self._identity: list[str] = []
         sweeper = str(config.hydra.sweeper._target_)
         if not sweeper.startswith(_OWN_SWEEPER) or config.hydra.sweeper.max_batch_size:
-            given = [str(one) for one in config.hydra.overrides.task if not one.lstrip("+").startswith(_NOT_ITS_RUNS)]
+            given = [
+                one for one in as_typed(config.hydra.overrides.task) if not one.lstrip("+").startswith(_NOT_ITS_RUNS)
+            ]
             self._identity = [sweeper, *given]
         self._wants_values = any(name in sweeper.lower() for name in _WAITING_SWEEPERS)
         # Not for the jobs that this command submits.
         self._inside_job = bool(os.environ.pop(sweeper_job.INSIDE, ""))
 
-    def launch(self, batch: Sequence[Sequence[str]], parsed: Iterable[Override] = ()) -> list[Any]:
+    def launch(self, batch: Sequence[Sequence[str]], parsed: Iterable[Override] = (), first: int = 0) -> list[Any]:
         """Launches these runs; for each its outcome, its metric where one is asked for, or its failure.
+
+        `first` is the number of the batch's first run in the whole sweep.
 
         Raises:
             Refused: a run breaks a rule; then none of them is submitted.
+            SweeperSubmitted: there is no more to do here.
             Failed: Slurm does not answer.
         """
         for override in parsed:
@@ -66,7 +72,7 @@ class HydraSweep:
         composed: list[int] = []
         for index, overrides in enumerate(batch):
             try:
-                runs.append(self._composer(overrides))
+                runs.append(self._composer(overrides, first + index))
                 composed.append(index)
             except Refused as refused:
                 refusals.add(refused, label(index))
@@ -75,6 +81,9 @@ class HydraSweep:
         outcomes = launch_sweep(
             runs, lambda position: label(composed[position]), self._identity, self._inside_job, refusals
         )
+        if self._wants_values and any(outcome.action == "dry_run" for outcome in outcomes):
+            print(_("these are its first runs; which come after them, their values decide"))
+            raise sweeper_job.SweeperSubmitted
         if any(outcome.stopped for outcome in outcomes):
             raise Failed(_("the command was told to end; given again, it goes on with what is left"))
         return [_value(outcome, run.experiment) for outcome, run in zip(outcomes, runs, strict=True)]

@@ -7,28 +7,28 @@ by itself would give: where that is not certain beforehand, the run is converted
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, is_dataclass, replace
 from functools import cache, cached_property, lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from omegaconf import Container, DictConfig, ListConfig, OmegaConf, ValueNode, open_dict
+from omegaconf import Container, DictConfig, ListConfig, OmegaConf, ValueNode, open_dict, read_write
 from omegaconf._utils import split_key
+from omegaconf.errors import OmegaConfBaseException
 
-from truba_runner.composed import selector, typed
+from truba_runner.composed import as_typed, selector, typed
 from truba_runner.config import Experiment
-from truba_runner.config_errors import FOREIGN, translated
-from truba_runner.errors import Problem, Refused
-
-_INNERMOST = re.compile(r"\$\{([^${}]*)\}")
-# Resolvers that look at nothing in the config.
-_OUTSIDE = ("oc.env:", "user:", "detect_cluster:")
-_ABSOLUTE = re.compile(r"[A-Za-z_][\w/-]*(\.[\w/-]+)*")
+from truba_runner.config_errors import in_words
+from truba_runner.errors import Problem, Refused, nearest
+from truba_runner.language import _
+from truba_runner.sweeps.followers import followers_of, overlap
 
 Path = tuple[str, ...]
 
@@ -49,10 +49,10 @@ class Composer:
     def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:
         """`master` is what Hydra composed of the command line."""
         self._loader, self._master = loader, master
-        self._hydra_overrides = [str(one) for one in master.hydra.overrides.hydra]
+        self._hydra_overrides = as_typed(master.hydra.overrides.hydra)
         self._lines: dict[str, _Line] = {}
         self._bases: dict[tuple[str, ...], _Base | Problem] = {}
-        given = OverridesParser.create().parse_overrides(list(master.hydra.overrides.task))
+        given = OverridesParser.create().parse_overrides(as_typed(master.hydra.overrides.task))
         # A key that is given twice is what it was given last.
         swept = {one.key_or_group: one.is_sweep_override() for one in given}
         self._constant = {key for key, sweeps in swept.items() if not sweeps}
@@ -61,22 +61,44 @@ class Composer:
         """Spares the parsing of an override that somebody has parsed already; its text is its `input_line`."""
         self._lines[str(override.input_line)] = self._line(override)
 
-    def __call__(self, overrides: Sequence[str]) -> Composed:
-        """The run of these overrides.
+    def __call__(self, overrides: Sequence[str], number: int = 0) -> Composed:
+        """The run of these overrides; `number` is its place in the sweep, `${hydra:job.num}`.
 
         Raises:
             Refused: a key, a type or a choice is wrong.
         """
         lines = [self._lines.get(text) or self._parsed(text) for text in overrides]
-        base = self._base(tuple(line.text for line in lines if line.composes))
+        base = self._base([line for line in lines if line.composes])
         values = {line.key: line.value for line in lines if line.key not in self._constant}
-        return Composed(base.experiment([line for line in lines if not line.composes]), base.selector, values)
+        with base.numbered(number):
+            return Composed(base.experiment([line for line in lines if not line.composes]), base.selector, values)
+
+    def all_but_the_wrong(self, overrides: Sequence[str]) -> tuple[DictConfig | None, list[Problem]]:
+        """The config of those overrides that can be applied, and what is wrong with each of the others.
+
+        Without a config where the rest hangs on what is wrong: the choice of a group. For one command line: what it
+        sets stays set in what this composer has composed.
+        """
+        problems: list[Problem] = []
+        wrong: dict[str, Problem] = {}
+        lines = []
+        for text in overrides:
+            try:
+                lines.append(self._parsed(text))
+            except Refused as refused:
+                problems += refused.problems
+        lines = [line for line in lines if not line.override.is_sweep_override()]
+        try:
+            config = self._base([line for line in lines if line.composes]).config
+        except Refused as refused:
+            return None, [*problems, *refused.problems]
+        with suppress(Refused):
+            _apply([line for line in lines if not line.composes], config, wrong)
+        return config, [*problems, *wrong.values()]
 
     def _parsed(self, text: str) -> _Line:
-        try:
+        with in_words(text):
             (override,) = OverridesParser.create(config_loader=self._loader).parse_overrides([text])
-        except FOREIGN as error:
-            raise Refused(translated(error)) from error
         self._lines[text] = self._line(override)
         return self._lines[text]
 
@@ -90,16 +112,28 @@ class Composer:
     def _is_group(self, key: str) -> bool:
         return bool(self._loader.get_group_options(key, overrides=self._hydra_overrides))
 
-    def _base(self, lines: tuple[str, ...]) -> _Base:
-        if lines not in self._bases:
+    def _base(self, lines: Sequence[_Line]) -> _Base:
+        texts = tuple(line.text for line in lines)
+        if texts not in self._bases:
             try:
-                self._bases[lines] = _Base.of(self._loader.load_sweep_config(self._master, list(lines)))
-            except FOREIGN as error:
-                self._bases[lines] = translated(error)
-        base = self._bases[lines]
+                self._refuse_no_choice(lines)
+                with in_words(" ".join(texts)):
+                    self._bases[texts] = _Base.of(self._loader.load_sweep_config(self._master, list(texts)))
+            except Refused as refused:
+                self._bases[texts] = refused.problems[0]
+        base = self._bases[texts]
         if isinstance(base, Problem):
             raise Refused(base)
         return base
+
+    def _refuse_no_choice(self, lines: Sequence[_Line]) -> None:
+        for line in lines:
+            names = line.value if isinstance(line.value, list) and line.value else [line.value]
+            if not self._is_group(line.key) or (line.override.is_delete() and line.value in (None, "")):
+                continue
+            if not all(isinstance(name, str) and name for name in names):
+                rule = _("a config group, conf/{group}, takes the name of one of its files.", group=line.key)
+                raise Refused(Problem(line.text, rule, nearest("", self._loader.get_group_options(line.key))))
 
 
 @dataclass(frozen=True)
@@ -129,6 +163,8 @@ class _Base:
     """One choice of config groups, and the variants that were made of it."""
 
     config: DictConfig
+    # What Hydra says of itself and of the run, which resolvers may ask for.
+    hydra: DictConfig
     selector: str
     variants: dict[tuple[str, ...], _Variant] = field(default_factory=dict)
     # What is wrong with an override, by its text, so that a thousand runs need not find it out again.
@@ -138,7 +174,19 @@ class _Base:
     def of(cls, config: DictConfig) -> _Base:
         with open_dict(config):
             hydra = config.pop("hydra")
-        return cls(config, selector(hydra))
+        return cls(config, hydra, selector(hydra))
+
+    @contextmanager
+    def numbered(self, number: int) -> Iterator[None]:
+        """Within it `${hydra:job.num}` is this number, as it is with Hydra's own launchers."""
+        with read_write(self.hydra), open_dict(self.hydra):
+            self.hydra.job.num, self.hydra.job.id = number, str(number)
+        known = HydraConfig.instance()
+        before, known.cfg = known.cfg, SimpleNamespace(hydra=self.hydra)  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            known.cfg = before
 
     def experiment(self, lines: Sequence[_Line]) -> Experiment:
         if self.wrong and (known := [self.wrong[line.text] for line in lines if line.text in self.wrong]):
@@ -152,10 +200,7 @@ class _Base:
             return self.variants[signature].experiment(plain, self.wrong)
         config = copy.deepcopy(self.config)
         _apply(lines, config, self.wrong)
-        try:
-            made = typed(config)
-        except FOREIGN as error:
-            raise Refused(translated(error)) from error
+        made = typed(config)
         self.variants[signature] = _Variant.of(config, made, plain)
         return made
 
@@ -163,7 +208,7 @@ class _Base:
 @lru_cache(maxsize=64)
 def _alone(paths: tuple[Path, ...]) -> tuple[bool, ...]:
     """For each path whether no other lies at it, within it or around it."""
-    return tuple(sum(_overlap(one, other) for other in paths) == 1 for one in paths)
+    return tuple(sum(overlap(one, other) for other in paths) == 1 for one in paths)
 
 
 def _apply(lines: Sequence[_Line], config: DictConfig, wrong: dict[str, Problem]) -> None:
@@ -171,10 +216,11 @@ def _apply(lines: Sequence[_Line], config: DictConfig, wrong: dict[str, Problem]
     problems = []
     for line in lines:
         try:
-            ConfigLoaderImpl._apply_overrides_to_config([line.override], config)
-        except FOREIGN as error:
-            problems.append(translated(error))
-            wrong[line.text] = problems[-1]
+            with in_words(line.text):
+                ConfigLoaderImpl._apply_overrides_to_config([line.override], config)
+        except Refused as refused:
+            (wrong[line.text],) = refused.problems
+            problems.append(wrong[line.text])
     if problems:
         raise Refused(*problems)
 
@@ -192,22 +238,19 @@ class _Variant:
 
     @classmethod
     def of(cls, config: DictConfig, made: Experiment, plain: Sequence[_Line]) -> _Variant:
-        followers = _followers(config, [line.path for line in plain])
+        followers = followers_of(config, [line.path for line in plain])
         return cls(config, made, {line.key: line.value for line in plain}, followers)
 
     def experiment(self, plain: Sequence[_Line], wrong: dict[str, Problem]) -> Experiment:
         try:
             return self._with(self._followed(plain) if self.followers else self._changed(plain))
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError, *FOREIGN):
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError, OmegaConfBaseException):
             pass  # The long way knows more kinds of keys, and the words for what is wrong.
         config = copy.deepcopy(self.config)
         # What the first run added is there by now.
         setting = [replace(line, override=replace(line.override, type=OverrideType.FORCE_ADD)) for line in plain]
         _apply(setting, config, wrong)
-        try:
-            return typed(config)
-        except FOREIGN as error:
-            raise Refused(translated(error)) from error
+        return typed(config)
 
     def _changed(self, plain: Sequence[_Line]) -> dict[Path, Any]:
         changed = [line for line in plain if not _same(line.value, self.values[line.key])]
@@ -261,55 +304,3 @@ def _replaced(whole: Any, path: Path, value: Any) -> Any:
     if isinstance(whole, dict):
         return {**whole, first: _replaced(whole[first], rest, value)}
     return [_replaced(item, rest, value) if index == int(first) else item for index, item in enumerate(whole)]
-
-
-def _overlap(one: Path, other: Path) -> bool:
-    """Whether one lies at or within the other."""
-    shorter = min(len(one), len(other))
-    return one[:shorter] == other[:shorter]
-
-
-def _followers(config: DictConfig, swept: Sequence[Path]) -> list[Path]:
-    """Interpolations that are not known to be independent of the swept keys."""
-    waiting = dict(_interpolations(config, ()))
-    moving = list(swept)
-    followers: list[Path] = []
-    found = True
-    while found:
-        found = False
-        for path, text in list(waiting.items()):
-            if any(path == key for key in swept):
-                del waiting[path]  # It is set, and follows nothing any more.
-            elif _may_follow(text, moving):
-                del waiting[path]
-                followers.append(path)
-                moving.append(path)
-                found = True
-    return followers
-
-
-def _interpolations(node: Container, path: Path) -> Iterator[tuple[Path, str]]:
-    keys = range(len(node)) if isinstance(node, ListConfig) else list(node.keys())  # type: ignore[attr-defined]
-    for key in keys:
-        child = node._get_node(key)
-        own = (*path, str(key))
-        if child is None:
-            continue
-        if child._is_interpolation():  # type: ignore[union-attr]
-            yield own, str(child._value())  # type: ignore[union-attr]
-        elif isinstance(child, Container) and not (child._is_none() or child._is_missing()):
-            yield from _interpolations(child, own)
-
-
-def _may_follow(text: str, moving: Sequence[Path]) -> bool:
-    inner = _INNERMOST.findall(text)
-    if "${" in _INNERMOST.sub("", text):
-        return True  # One within another: what it refers to is not written there.
-    for reference in inner:
-        if reference.startswith(_OUTSIDE):
-            continue
-        if not _ABSOLUTE.fullmatch(reference):
-            return True
-        if any(_overlap(tuple(reference.split(".")), path) for path in moving):
-            return True
-    return False

@@ -10,17 +10,19 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
-from truba_runner import job_module, lr_find, places, snapshot, tell
+from truba_runner import damage, job_module, lr_find, places, snapshot, tell
 from truba_runner.changed_code import refuse_together
 from truba_runner.composed import absolute
 from truba_runner.config import Experiment
-from truba_runner.errors import Problem, Refused
+from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _, counted
 from truba_runner.launch import (
     go,
     in_environment,
     newest_run_dir,
     on_slurm_or_failed,
+    refuse_damaged,
+    refuse_others,
     train_here,
     wait_for,
     waits,
@@ -104,10 +106,16 @@ def launch_sweep(
     checked = _checked(runs, label, refusals or Refusals(len(runs)))
     _warn(checked)
     dry_run = any(run.composed.experiment.dry_run for run in checked)
+    refuse_others(checked[0].composed.experiment, [])
     prepared = _prepared(checked, provide_data=not dry_run)
     first, names = prepared[0].experiment, [one.experiment.name for one in prepared]
     runs_folder = prepared[0].run.path.parent
     sweep = SweepDir.of(runs_folder, identity(names, identity_of_batches or [one.run.id for one in prepared]))
+    there = [run for one in prepared for run in (one.run, *([one.finder.run] if one.finder else []))]
+    refuse_others(first, there, sweep.path)
+    if not dry_run:
+        refuse_damaged(there)
+        _refuse_damaged_sweep(sweep)
     searches = any(one.experiment.sweep.kind for one in prepared)
     if searches:
         search.refuse_what_cannot_go_on([one for one in prepared if one.experiment.sweep.kind])
@@ -129,6 +137,18 @@ def launch_sweep(
         outcomes = _on_slurm(prepared, sweep, describe, inside_job)
     tell.sweep(sweep.id, outcomes)
     return outcomes
+
+
+def _refuse_damaged_sweep(sweep: SweepDir) -> None:
+    """Its record is written anew with each command, with what stands in it.
+
+    Raises:
+        Failed: what that is cannot be told.
+    """
+    if sweep.path.exists() and (why := damage.of_sweep(sweep.path)):
+        told = _("{sweep}: {why}. Move {folder} away, and give the command again.", sweep=sweep.id, why=why,
+                 folder=sweep.path)  # fmt: skip
+        raise Failed(told)
 
 
 def _warn(checked: Sequence[_Run]) -> None:

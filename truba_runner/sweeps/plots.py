@@ -56,6 +56,8 @@ def _saved(figure: Callable[[], Any], file: Path) -> Path:
     except ImportError as error:
         told = _("drawing needs matplotlib, which is not installed here ({error}); --csv needs nothing", error=error)
         raise Failed(told) from error
+    except Exception as error:  # matplotlib has limits of its own, for numbers and for names.
+        raise Failed(_("{file} could not be drawn ({error})", file=file.name, error=error)) from error
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, content.getvalue())
     return file

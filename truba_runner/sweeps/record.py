@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from truba_runner import events
+from truba_runner import events, record_files, record_shapes, safe_files
 from truba_runner.rundir import SWEEPS, RunDir, finite, sweep_events_file, write_atomically
 
 
@@ -84,17 +86,17 @@ class SweepDir:
             known.setdefault(member.run, member)
         keys = list(dict.fromkeys(key for member in known.values() for key in member.values))
         runs = [_as_record(member) for member in known.values()]
-        self.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (self.runs_folder, self.path.parent, self.path, self.logs):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         record = {**about, "keys": keys, "runs": runs}
         write_atomically(self.path / "sweep.json", (json.dumps(finite(record)) + "\n").encode())
 
     def description(self) -> dict[str, Any]:
         """What `describe` wrote; empty where there is none."""
         try:
-            found = json.loads((self.path / "sweep.json").read_bytes())
-        except (FileNotFoundError, ValueError):
+            return record_files.read_object(self.path / "sweep.json", record_shapes.wrong_sweep)
+        except (OSError, record_files.Damaged):  # It counts as none; `damage` says what is wrong with it.
             return {}
-        return found if isinstance(found, dict) else {}
 
     def members(self) -> list[Member]:
         """Its runs, in the order of the command line."""
@@ -115,7 +117,7 @@ def task_log(run: RunDir, job_id: str) -> Path | None:
     if (sweep := _last_array(run)[0]) is None:
         return None
     log = sweep.logs / f"{job_id}_0_log.out"
-    return log if log.is_file() and log.stat().st_size else None
+    return log if safe_files.is_file(log) and safe_files.is_folder(sweep.logs) and log.lstat().st_size else None
 
 
 def sharing(run: RunDir) -> list[RunDir]:
@@ -123,7 +125,8 @@ def sharing(run: RunDir) -> list[RunDir]:
     sweep, intent = _last_array(run)
     for event in sweep.events() if sweep else ():
         if sweep and event["event"] == "intent" and event["token"] == intent["token"]:
-            return [one for one in runs_of_task(sweep, event, intent["array_index"]) if one.id != run.id]
+            with suppress(IndexError, KeyError, ValueError):  # Its numbers may be of other tasks than it has.
+                return [one for one in runs_of_task(sweep, event, intent["array_index"]) if one.id != run.id]
     return []
 
 
@@ -153,5 +156,9 @@ def _as_record(member: Member) -> dict[str, Any]:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    scalars = (bool, int, float, type(None))
-    return {key: value if isinstance(value, scalars) else str(value) for key, value in values.items()}
+    return {key: value if _has_word_in_json(value) else str(value) for key, value in values.items()}
+
+
+def _has_word_in_json(value: Any) -> bool:
+    """Whether it can be told from all others there: NaN and both infinities would be null, one as the other."""
+    return value is None or (isinstance(value, (bool, int, float)) and math.isfinite(value))

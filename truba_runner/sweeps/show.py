@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from truba_runner import terminal
 from truba_runner.commands import known_jobs, print_json
 from truba_runner.errors import Failed
 from truba_runner.language import _, counted, marked
@@ -116,11 +117,9 @@ def _finding_as_json(finding: Finding) -> dict[str, Any]:
 
 
 def _print(shown: Table, rows: Sequence[Row]) -> None:
-    from rich.console import Console
     from rich.table import Table as Printed
-    from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else 250)
+    console = terminal.console()
     states = [f"{count} {state}" for state, count in Counter(row.state for row in shown.rows).most_common()]
     runs = counted("{count} run", "{count} runs", len(shown.rows))
     print(f"{shown.sweep}: {', '.join([runs, *states])}")
@@ -128,7 +127,7 @@ def _print(shown: Table, rows: Sequence[Row]) -> None:
     ends, epoch = _(_ENDS[shown.mode]), _("epoch")
     how_far, by_when = (_("trials"), ends) if shown.has_searches else (epoch, f"{ends} ({epoch})")
     headings = (_("run"), *shown.keys, *found, _("state"), how_far, shown.metric, by_when, _("why"))
-    printed = Printed(*headings, box=None)
+    printed = Printed(*map(terminal.shown, headings), box=None)
     at_the_end = _("end")
     for row in rows:
         best = row.best(shown.metric, shown.mode)
@@ -142,7 +141,7 @@ def _print(shown: Table, rows: Sequence[Row]) -> None:
             _figure(best[0]) + ("" if row.trials else f" ({best[1] or at_the_end})") if best else "",
             row.why,
         )
-        printed.add_row(*(Text(cell) for cell in cells))
+        printed.add_row(*terminal.cells(cells))
     console.print(printed)
     if SEED in shown.keys and len(rows) == len(shown.rows):
         _print_seeds(console, shown)
@@ -159,12 +158,12 @@ def _print_seeds(console: Any, shown: Table) -> None:
     others = [key for key in shown.keys if key != SEED]
     last, best = (_("{value}, mean ± spread", value=value) for value in (shown.metric, _(_ENDS[shown.mode])))
     headings = (*others, _("seeds"), last, _("least–most"), best)
-    printed = Printed(*headings, box=None, title=_("over the seeds"), title_justify="left")
+    printed = Printed(*map(terminal.shown, headings), box=None, title=_("over the seeds"), title_justify="left")
     for group in shown.over_seeds():
         last, best = group["last"], group["best"]
         within = "" if last["least"] is None else f"{last['least']:.4f}–{last['most']:.4f}"
         words = [_word(value) for value in group["values"].values()]
-        printed.add_row(*words, str(group["runs"]), _mean(last), within, _mean(best))
+        printed.add_row(*terminal.cells((*words, str(group["runs"]), _mean(last), within, _mean(best))))
     console.print()
     console.print(printed)
 

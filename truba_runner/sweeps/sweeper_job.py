@@ -10,6 +10,7 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -28,6 +29,8 @@ from truba_runner.sweeps.record import SweepDir
 
 # Says to the command that it is the job's.
 INSIDE = "TRUBA_SWEEPER_JOB"
+# By these every command of Slurm finds its cluster.
+_FINDS_SLURM = ("SLURM_CONF", "SLURM_CLUSTERS")
 
 
 class SweeperSubmitted(BaseException):
@@ -47,7 +50,12 @@ class SweeperSubmission(Submission):
     def record_intent(self) -> None:
         """Puts on record, beside the sweep's runs, what the job is to do."""
         self.first.run.create()
-        self.record({**self.intent(), "command": self.command})
+        self.record({**self.intent(), "command": self.command, "variables": _given_to_sbatch(os.environ)})
+
+
+def _given_to_sbatch(environment: Mapping[str, str]) -> dict[str, str]:
+    """What the shell has for sbatch, such as the quality of service that a site asks for: the runs need it as well."""
+    return {name: value for name, value in environment.items() if name.startswith("SBATCH_") or name in _FINDS_SLURM}
 
 
 def submit(experiment: Experiment, job_file: Path, sweep: SweepDir) -> None:
@@ -109,6 +117,8 @@ def main(arguments: list[str]) -> int:
     # What describes this job must not describe those that it submits.
     for name in [name for name in os.environ if name.startswith(("SLURM_", "SRUN_", "SBATCH_"))]:
         del os.environ[name]
+    # What the command was given that submitted this job; one of an earlier version put nothing on record.
+    os.environ.update(intent.get("variables", {}))
     os.environ[INSIDE] = "1"
     os.chdir(intent["project"])
     return give(intent["command"])

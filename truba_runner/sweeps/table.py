@@ -7,9 +7,11 @@ import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from truba_runner import damage, record_files
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.language import _
 from truba_runner.plots import NOT_METRICS
@@ -202,15 +204,18 @@ def _found(finding: Finding | None) -> list[float | None]:
 
 
 def _finding(run: RunDir, member: Member, finder: RunDir, jobs: Mapping[str, Job] | None) -> Finding:
-    curve = finder.rate_curve(FINDER)
+    curve = {} if damage.of_run(finder) else finder.rate_curve(FINDER)
     rate = run.found_rate().get("learning_rate")
     if rate is None and curve:
-        rate = rate_taken(member.takes, curve["suggestions"])
+        with suppress(ValueError):  # The sweep's record may say anything.
+            rate = rate_taken(member.takes, curve["suggestions"])
     return Finding(finder.id, member.takes, state_of(finder, jobs).state, rate, curve)
 
 
 def _row(sweep: SweepDir, member: Member, jobs: Mapping[str, Job] | None) -> Row:
     run, finder = sweep.run(member.run), sweep.run(member.finder) if member.finder else None
+    if why := run.path.exists() and damage.of_run(run):
+        return _damaged_row(run, member.values, why)
     if (search := search_of(run)) is not None:
         return _search_row(search, member.values, jobs)
     state, progress = state_of(run, jobs), progress_of(run)
@@ -234,6 +239,21 @@ def _row(sweep: SweepDir, member: Member, jobs: Mapping[str, Job] | None) -> Row
     )
 
 
+def _damaged_row(run: RunDir, values: Mapping[str, Any], why: str) -> Row:
+    return Row(
+        run=run.id,
+        values=values,
+        state=damage.DAMAGED,
+        job_id="",
+        epoch=None,
+        epochs=None,
+        metrics={},
+        history=(),
+        why=why,
+        directory=str(run.path),
+    )
+
+
 def _search_row(search: SearchDir, values: Mapping[str, Any], jobs: Mapping[str, Job] | None) -> Row:
     told = overview.row(search, jobs)
     return Row(
@@ -252,11 +272,8 @@ def _search_row(search: SearchDir, values: Mapping[str, Any], jobs: Mapping[str,
 
 
 def _history(run: RunDir) -> list[dict[str, float]]:
-    try:
-        text = (run.path / "history.csv").read_text()
-    except FileNotFoundError:
-        return []
-    return [{name: _number(value) for name, value in row.items() if value} for row in csv.DictReader(io.StringIO(text))]
+    rows = record_files.history(run.path / "history.csv")
+    return [{name: _number(value) for name, value in row.items() if value} for row in rows]
 
 
 def _number(value: Any) -> float:

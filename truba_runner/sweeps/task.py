@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from truba_runner import allocation, worker
+from truba_runner import allocation, private, worker
 from truba_runner.errors import Failed
 from truba_runner.interrupt import leave
 from truba_runner.language import _
@@ -23,8 +23,12 @@ from truba_runner.sweeps.record import SweepDir, runs_of_task
 def main(arguments: list[str]) -> int:
     """Trains the runs of this array task; the exit status is the worker's, or the crew's."""
     sweep, token = SweepDir(Path(arguments[0])), arguments[1]
+    if private.refused([sweep.path]):
+        return 1
     intent = _intent(sweep, token)
     runs = runs_of_task(sweep, intent, int(os.environ["SLURM_ARRAY_TASK_ID"]))
+    if private.refused(run.path for run in runs):
+        return 1
     with _own_log_cleared(sweep):
         if intent["places"] > 1:
             return crew.train(runs, token, intent["places"], intent["share_gpus"])
@@ -47,7 +51,7 @@ def _intent(sweep: SweepDir, token: str) -> dict[str, Any]:
 
 def _print_into(log: Path) -> None:
     """From here on this process, and all that it starts, prints into a run's log."""
-    handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
         os.dup2(handle, stream.fileno())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from truba_runner import places
+from truba_runner import damage, places, safe_files
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.language import _
 from truba_runner.rundir import RunDir
@@ -63,7 +63,8 @@ def _newest_first(runs: Iterable[RunDir]) -> list[RunDir]:
 
 def _named(one: str, known: Sequence[RunDir], runs_folder: Path | None) -> list[RunDir]:
     if (sweep := places.find_sweep(one, runs_folder)) is not None:
-        return [run for member in sweep.members() if (run := sweep.run(member.run)).submissions_file.exists()]
+        runs = [sweep.run(member.run) for member in sweep.members()]
+        return [run for run in runs if safe_files.is_file(run.submissions_file)]
     of_experiment = [run for run in known if experiment_of(run.id) == one]
     exact = [run for run in known if run.id == one]
     if of_experiment and not exact:
@@ -78,13 +79,14 @@ def _named(one: str, known: Sequence[RunDir], runs_folder: Path | None) -> list[
 def _trials_or_itself(run: RunDir) -> list[RunDir]:
     if (search := search_of(run)) is None:
         return [run]
-    return [RunDir(path) for path in search.trials_folder.glob("*") if path.is_dir()]
+    names = safe_files.names(search.trials_folder, search.path)
+    return [RunDir(path) for path in (search.trials_folder / name for name in names) if safe_files.is_folder(path)]
 
 
 def _begun(run: RunDir) -> float:
     for path in (run.submissions_file, run.config_file, run.path):
         try:
-            return path.stat().st_mtime
+            return path.lstat().st_mtime
         except OSError:
             continue
     return 0.0
@@ -132,7 +134,8 @@ def _values(runs: Sequence[RunDir]) -> dict[Path, Mapping[str, Any]]:
                 recorded[folder / member.run].update(member.values)
         search = SearchDir(folder.parent)
         if folder == search.trials_folder:
-            for trial_id, trial in read_state(search).get("trials", {}).items():
+            state = {} if damage.of_run(search) else read_state(search)
+            for trial_id, trial in state.get("trials", {}).items():
                 recorded[folder / trial_id].update(own_values(trial))
     keys = {frozenset(recorded[run.path]) for run in runs}
     if len(runs) == 1 or (len(keys) == 1 and keys != {frozenset()}):
@@ -142,18 +145,13 @@ def _values(runs: Sequence[RunDir]) -> dict[Path, Mapping[str, Any]]:
 
 def _configured(run: RunDir) -> dict[str, Any]:
     """The part of a run's config that decides the trained network, by dotted key."""
-    import yaml
-
     try:
         config = run.read_config()
-    except (OSError, ValueError, yaml.YAMLError):
+        values = dict(_flat({key: config.get(key) for key in ("job", "data", "train")}))
+    except (OSError, RecursionError, ValueError):
         return {}
-    parts = {key: config.get(key) for key in ("job", "data", "train")}
-    return {
-        key: value
-        for key, value in _flat(parts)
-        if not key.startswith(("job.weights", "data.folder", "data.sources", "data.workers", "data.stage_to_node"))
-    }
+    folders = ("job.weights", "data.folder", "data.sources", "data.workers", "data.stage_to_node")
+    return {key: value for key, value in values.items() if not key.startswith(folders)}
 
 
 def _flat(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from truba_runner import safe_files
 from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.tensorboard.chosen import Shown
@@ -203,6 +204,8 @@ def _tail(path: Path, end: int) -> bytes:
 def event_folders(root: Path) -> dict[Path, dict[str, os.stat_result]]:
     """The folders at and below `root` that hold event files, and these; what a cut copy has left is hidden."""
     found: dict[Path, dict[str, os.stat_result]] = {}
+    if not safe_files.is_folder(root):
+        return {}
     try:
         entries = list(os.scandir(root))
     except OSError:
@@ -213,8 +216,8 @@ def event_folders(root: Path) -> dict[Path, dict[str, os.stat_result]]:
         if entry.is_dir(follow_symlinks=False):
             if entry.name != "plugins":
                 found |= event_folders(Path(entry.path))
-        elif "tfevents" in entry.name:
-            found.setdefault(root, {})[entry.name] = entry.stat()
+        elif "tfevents" in entry.name and entry.is_file(follow_symlinks=False):
+            found.setdefault(root, {})[entry.name] = entry.stat(follow_symlinks=False)
     return found
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from truba_runner import code_archives, places
+from truba_runner import code_archives, damage, places
+from truba_runner.record_shapes import is_plain
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job
 from truba_runner.search.directory import search_of
@@ -36,9 +38,14 @@ class Listed:
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> Listed:
         """As the far end told it; an older truba there says neither what is live nor what code there is."""
-        runs, searches = list(told["runs"]), list(told["searches"])
-        live, code = told.get("live", [*runs, *searches]), told.get("code", [])
-        return cls(told["runs_folder"], runs, searches, list(told["sweeps"]), live, code)
+        runs, searches = _plain(told["runs"]), _plain(told["searches"])
+        live, code = told.get("live", [*runs, *searches]), _plain(told.get("code", []))
+        return cls(told["runs_folder"], runs, searches, _plain(told["sweeps"]), live, code)
+
+
+def _plain(names: Sequence[Any]) -> list[str]:
+    """Names of what lies in a folder itself. At the far end others may have had a hand in what is told."""
+    return [name for name in names if is_plain(name)]
 
 
 def listing(
@@ -52,7 +59,11 @@ def listing(
         Refused: there is no such run.
     """
     folders: dict[Path, dict[str, Any]] = {}
-    runs = meant(wanted, runs_folder)
+    every = meant(wanted, runs_folder)
+    for run in every:
+        if why := damage.told(run):
+            print(why, file=sys.stderr)
+    runs = damage.sound(every)
     jobs = jobs_of([run for run in runs if not run.result()])
     for run in runs:
         empty: dict[str, Any] = {

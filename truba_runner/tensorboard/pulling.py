@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from truba_runner import places
+from truba_runner import places, safe_files
 from truba_runner.checkpoint import CheckpointStore
 from truba_runner.errors import Failed
 from truba_runner.language import _
@@ -91,7 +91,7 @@ class Puller:
     def runs(self) -> list[RunDir]:
         """What was copied, as it lies here."""
         found = [RunDir(self._into / name) for one in self._listed for name in (*one.runs, *one.searches)]
-        return [run for run in found if run.submissions_file.exists()]
+        return [run for run in found if safe_files.is_file(run.submissions_file)]
 
     def once(self) -> None:
         """Copies what is new.
@@ -236,7 +236,7 @@ class Puller:
 
     def _copy(self, one: Listed) -> None:
         argv = [
-            "rsync", "--recursive", "--links", "--times", "--compress", "--partial-dir=.rsync-partial",
+            "rsync", "--recursive", "--no-links", "--times", "--compress", "--partial-dir=.rsync-partial",
             "--protect-args", f"--timeout={_SILENCE_SECONDS}", "--chmod=D0700,F0600", "--filter=merge -",
             f"--rsh={shlex.join(self._connection.transport())}",
             f"{self._connection.login}:{one.runs_folder}/", f"{self._into}/",
@@ -288,10 +288,11 @@ class Puller:
         """Lets old checkpoints go as the run itself does, which may make hundreds while it is followed."""
         for name in (*one.runs, *one.searches):
             run = RunDir(self._into / name)
-            with suppress(FileNotFoundError, KeyError):
+            with suppress(OSError, KeyError, TypeError, ValueError):
                 keep = int(run.read_config()["checkpoint"]["keep"])
                 for folder in [run.checkpoints, *run.path.glob("trials/*/checkpoints")]:
-                    CheckpointStore(folder, keep).retire()
+                    if safe_files.is_folder(folder):
+                        CheckpointStore(folder, keep).retire()
 
     def _mark(self, one: Listed, whole: bool = True) -> None:
         """Says where copies come from, and when; of those that are not `whole`, where it was not said before."""

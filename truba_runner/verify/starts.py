@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -159,9 +160,12 @@ class Starts:
         return self._folder / f"{name}-told-{self._here.rank}"
 
     def _show_log(self) -> None:
-        lines = self._log.read_text(errors="replace").splitlines() if self._log.exists() else []
-        for line in lines[-_LINES_SHOWN:]:
-            print(f"verify: {line}", file=sys.stderr, flush=True)
+        if not self._log.exists():
+            return
+        with self._log.open(errors="replace") as file:
+            lines = deque(file, _LINES_SHOWN)
+        for line in lines:
+            print("verify:", line.rstrip("\n"), file=sys.stderr, flush=True)
 
 
 def _about_the_rate(run: RunDir) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from truba_runner import watch
+from truba_runner import damage, safe_files, watch
 from truba_runner.language import _
 from truba_runner.rundir import RunDir
 from truba_runner.slurm_facts import Start
@@ -74,8 +74,17 @@ class Case:
         return (job.exit_code if job else "") or self.last.get("ExitCode", "")
 
     @property
+    def wants_gpus(self) -> bool:
+        """Whether it may miss a GPU: it has asked Slurm for one, or for what is not on record."""
+        if self.job_id.startswith("local-"):
+            return False
+        return bool(self.intent.get("request", {}).get("gpus", 1))
+
+    @property
     def error(self) -> Mapping[str, Any]:
         """The exception that ended the run, as the run put it on record; empty for none."""
+        if self.state.state == damage.DAMAGED:
+            return {}
         progress = self.run.progress()
         error = progress.get("error") if progress.get("job_id") == self.job_id else None
         return error if isinstance(error, dict) else {}
@@ -98,6 +107,8 @@ class Case:
 
     def logs(self) -> list[Path]:
         """What the run's last job printed: the run's own, and of an array task Slurm's."""
+        if self.state.state == damage.DAMAGED:
+            return []
         found = [watch.latest_log(self.run), task_log(self.run, self.job_id)]
         return [path for path in dict.fromkeys(found) if path is not None]
 
@@ -105,7 +116,7 @@ class Case:
 def last_lines(log: Path, every_start: bool = False) -> list[tuple[int, str]]:
     """The end of a log, as far as the last start wrote it: the number of each line, 0 where unknown, and its text."""
     try:
-        with log.open("rb") as file:
+        with open(safe_files.opened(log, log.parent.parent), "rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - _TAIL_BYTES))
             text = file.read().decode(errors="replace")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from truba_runner import slurm_facts
+from truba_runner import damage, slurm_facts
 from truba_runner.rundir import RunDir
 from truba_runner.scheduler import Job, SlurmError
 from truba_runner.search.directory import search_of
@@ -25,15 +25,17 @@ def cases_of(runs: Sequence[RunDir], jobs: Mapping[str, Job] | None) -> list[Cas
 
 
 def _on_record(run: RunDir, jobs: Mapping[str, Job] | None) -> Case:
-    """What is known without further questions; of a run whose records hold something else than they should, that."""
+    """What is known without further questions; of a run whose records cannot be relied on, why that is."""
+    if why := damage.of_run(run):
+        return Case(run, RunState(damage.DAMAGED, live=False, job=None, why=why))
     try:
         search = search_of(run)
         state = standing(search, jobs) if search else state_of(run, jobs)
         told = run.submissions()
         intent: dict[str, Any] = next((event for event in reversed(told) if event["event"] == "intent"), {})
         return Case(run, state, last_job_id(run), intent, dropped=dropped(told), slurm_answers=jobs is not None)
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        return Case(run, RunState("DAMAGED", live=False, job=None, why=repr(error)))
+    except OSError as error:  # It has gone meanwhile, or its disk does not answer any more.
+        return Case(run, RunState(damage.DAMAGED, live=False, job=None, why=str(error)))
 
 
 def _queued() -> Mapping[str, Mapping[str, str]]:

@@ -19,6 +19,13 @@ _CONSEQUENCES = {"nccl-remote", "nccl-timeout", "nccl", "connection-refused", "e
 # TensorFlow's own logger. It warns of what it can do without, such as a GPU.
 _CHATTER = re.compile(r"^(\d{4}-\d\d-\d\d \S+: |[IWE]\d{4} \S+ +\d+ |WARNING: All log messages)")
 
+# What frameworks print at every start where they find no GPU.
+_NO_GPU = re.compile(
+    r"failed call to cuInit|Could not find cuda drivers|Unable to register cu\w+ factory"
+    r"|Cannot dlopen some GPU libraries|UserWarning: (CUDA initialization|Can't initialize NVML)|Falling back to cpu",
+    re.IGNORECASE,
+)
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -139,6 +146,8 @@ def _word_on_record(case: Case) -> str:
 def _in_log(case: Case, every_start: bool = False) -> _Match | None:
     """The row that the log's end speaks of: the first of the table that matches a line, what others cause last."""
     lines = [(log.name, number, line) for log in case.logs() for number, line in last_lines(log, every_start)]
+    if every_start or not case.wants_gpus:
+        lines = [one for one in lines if not _NO_GPU.search(one[2])]
     plain = [one for one in lines if not _CHATTER.match(one[2])]
     for chosen in (plain, lines):
         found = list(_rows_in(chosen))

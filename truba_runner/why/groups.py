@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from truba_runner import damage
 from truba_runner.language import _
 from truba_runner.why.case import Case
 from truba_runner.why.diagnose import Finding, diagnose
@@ -65,7 +66,9 @@ def groups(cases: Iterable[Case]) -> list[Group]:
         findings = diagnose(case, look_closer=False)
         # What they wait for is the same only where it is the same partition's, and the same account's.
         where = (case.values["partition"], case.values["account"]) if _waits(case) else ()
-        key = (case.state.state, *where, *(one.reason for one in findings))
+        # What is wrong with one's records says nothing of another's.
+        what = (case.state.why,) if case.state.state == damage.DAMAGED else ()
+        key = (case.state.state, *what, *where, *(one.reason for one in findings))
         by_reason.setdefault(key, Group()).cases.append(case)
     found = sorted(by_reason.values(), key=lambda group: -len(group.cases))
     for group in found:

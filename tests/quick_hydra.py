@@ -1,0 +1,160 @@
+"""Hydra's composing for thousands of command lines: each choice of config groups is composed once, by Hydra itself.
+
+Composing takes Hydra a third of a second, and calling the app as much again. Here a line's other overrides are set, by
+Hydra's own functions, in a copy of what it composed; the app's code around it, from `main` on, is run as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest import mock
+
+import hydra
+import omegaconf.base
+import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from hydra_plugins.truba_runner import sweeper
+from hydra_plugins.truba_runner.launcher import TrubaLauncher
+from truba_runner import app, composed
+from truba_runner.sweeps import compose
+
+_parser = OverridesParser.create()
+# The text of an override as what it means, or as what is wrong with it.
+_parsed: dict[str, Override | Exception] = {}
+
+
+def _parse(text: str) -> Override:
+    if text not in _parsed:
+        try:
+            (_parsed[text],) = _parser.parse_overrides([text])
+        except Exception as error:
+            _parsed[text] = error
+    found = _parsed[text]
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+class _Parser:
+    """An OverridesParser that parses each text once."""
+
+    @staticmethod
+    def create(**_named: object) -> type[_Parser]:
+        return _Parser
+
+    @staticmethod
+    def parse_overrides(texts: Sequence[str]) -> list[Override]:
+        return [_parse(text) for text in texts]
+
+
+class QuickLoader:
+    """A ConfigLoader as far as the app, its sweeper and its launcher use one."""
+
+    def __init__(self, loader: ConfigLoaderImpl) -> None:
+        self._loader = loader
+        self._bases: dict[tuple[str, ...], bytes | Exception] = {}
+        self._groups: dict[str, list[str]] = {}
+
+    def get_group_options(self, key: str, *_arguments: object, **_named: object) -> list[str]:
+        if key not in self._groups:
+            self._groups[key] = [] if "." in key else self._loader.get_group_options(key)
+        return self._groups[key]
+
+    def load_configuration(self, overrides: Sequence[str], mode: RunMode) -> DictConfig:
+        parsed = [_parse(text) for text in overrides]
+        self._loader.validate_sweep_overrides_legal(parsed, mode, from_shell=True)
+        composing = [one for one in parsed if self._composes(one)]
+        config = self._base(tuple(str(one.input_line) for one in composing), mode)
+        try:
+            ConfigLoaderImpl._apply_overrides_to_config([one for one in parsed if one not in composing], config)
+        except OmegaConfBaseException as error:
+            raise hydra.errors.ConfigCompositionException from error
+        config.hydra.overrides.task = [one.input_line for one in parsed if not one.is_hydra_override()]
+        return config
+
+    def load_sweep_config(self, master: DictConfig, overrides: Sequence[str]) -> DictConfig:
+        return self.load_configuration([*master.hydra.overrides.hydra, *overrides], RunMode.RUN)
+
+    def _composes(self, override: Override) -> bool:
+        if override.is_sweep_override():
+            return False
+        group = override.key_or_group
+        return group.startswith("hydra") or ("." not in group and bool(self.get_group_options(group)))
+
+    def _base(self, overrides: tuple[str, ...], mode: RunMode) -> DictConfig:
+        if overrides not in self._bases:
+            try:
+                config = self._loader.load_configuration("config", list(overrides), mode)
+                self._bases[overrides] = pickle.dumps(config)
+            except Exception as error:
+                self._bases[overrides] = error
+        base = self._bases[overrides]
+        if isinstance(base, Exception):
+            raise base
+        return cast(DictConfig, pickle.loads(base))
+
+
+def small_site(conf: Path) -> None:
+    """Writes `cluster=small`: TRUBA with two of its partitions, as converting a config takes by its size."""
+    site = yaml.safe_load((composed.shipped("conf") / "cluster" / "truba.yaml").read_text())
+    kept = {name: site["partitions"][name] for name in ("akya-cuda", "debug")}
+    kept["debug"]["families"] = ["akya-cuda"]
+    (conf / "cluster").mkdir(parents=True)
+    (conf / "cluster" / "small.yaml").write_text(yaml.safe_dump({**site, "name": "small", "partitions": kept}))
+
+
+@contextlib.contextmanager
+def quick_hydra(conf: Path) -> Iterator[None]:
+    """The app composes with a `QuickLoader`, which finds the groups of `conf` too."""
+    composed.register()
+    with hydra.initialize_config_dir(str(composed.shipped("conf")), version_base="1.3"):
+        search_path = GlobalHydra.instance().config_loader().get_search_path()
+        search_path.prepend("test", f"file://{conf}")
+        loader = QuickLoader(ConfigLoaderImpl(search_path))
+
+        def main(**_named: object) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+            return lambda task: lambda: _run(loader, task, sys.argv[1:])
+
+        quick = SimpleNamespace(main=main, initialize_config_dir=mock.MagicMock())
+        known = SimpleNamespace(instance=lambda: SimpleNamespace(config_loader=lambda: loader))
+        with (
+            mock.patch.object(app, "hydra", quick),
+            mock.patch.object(app, "register"),
+            mock.patch.object(app, "GlobalHydra", known),
+            mock.patch.object(compose, "OverridesParser", _Parser),
+            mock.patch.object(sweeper, "OverridesParser", _Parser),
+            mock.patch.object(omegaconf.base, "parse", cache(omegaconf.base.parse)),
+        ):
+            yield
+
+
+def _run(loader: QuickLoader, task: Callable[[DictConfig], None], arguments: list[str]) -> None:
+    overrides = [text for text in arguments if text != "-m"]
+    if "-m" not in arguments:
+        config = loader.load_configuration(overrides, RunMode.RUN)
+        of_hydra = config._content.pop("hydra")
+        with mock.patch.object(HydraConfig, "get", lambda: of_hydra):
+            task(config)
+        return
+    config = loader.load_configuration(overrides, RunMode.MULTIRUN)
+    context = HydraContext(config_loader=cast(ConfigLoader, loader), callbacks=cast(Any, None))
+    sweeps, launcher = sweeper.TrubaSweeper(max_batch_size=None), TrubaLauncher()
+    launcher.setup(hydra_context=context, task_function=cast(Any, task), config=config)
+    sweeps.launcher, sweeps.hydra_context, sweeps.config = launcher, context, config
+    sweeps.sweep(list(config.hydra.overrides.task))

@@ -1,0 +1,77 @@
+"""Whether a config has the shape of the schema: no key too many, none taken out, and each section one of its kind."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Iterator
+from functools import cache
+from typing import Any, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+
+from truba_runner.errors import Problem, listed, nearest
+from truba_runner.language import _
+
+
+def wrong_keys(config: DictConfig) -> Iterator[Problem]:
+    """Keys that a + added where the schema has none, as they would change nothing, and those that a ~ took out."""
+    kind: Any = OmegaConf.get_type(config)
+    # Not by way of the mapping itself, which checks each key and takes ten times as long.
+    nodes: Any = config.__dict__["_content"]
+    if valid := _fields(kind):
+        for taken in sorted(valid.keys() - nodes.keys()):
+            place = config._get_full_key(taken)
+            yield Problem(f"~{place}", _("a run needs this key."), _("Leave it out: then it has its default."))
+        for name in sorted(nodes.keys() - valid.keys(), key=str):
+            place = str(config._get_full_key(name))
+            yield Problem(place, _("there is no such key."), nearest(str(name), valid))
+    for node in nodes.values():
+        # What is null, missing or an interpolation has no nodes of its own.
+        if isinstance(node, DictConfig) and isinstance(node.__dict__["_content"], dict):
+            yield from wrong_keys(node)
+
+
+def wrong_sections(made: Any, kind: Any, place: str = "") -> Iterator[Problem]:
+    """Parts of a converted config that are of another kind than the schema says.
+
+    OmegaConf holds single values against it, but of an interpolation that stands for a section it does not.
+    """
+    if fields := _fields(kind):
+        if not isinstance(made, kind):
+            keys = listed([f"{place}.{name}" for name in fields])
+            yield Problem(
+                place,
+                _("it is a section with keys of its own, and was given {value}.", value=_shown(made)),
+                _("Set one of its keys: {keys}.", keys=keys),
+            )
+            return
+        for name, annotation in fields.items():
+            yield from wrong_sections(getattr(made, name), annotation, f"{place}.{name}".lstrip("."))
+    elif get_origin(kind) in (dict, list):
+        yield from _wrong_parts(made, kind, place)
+
+
+def _wrong_parts(made: object, kind: Any, place: str) -> Iterator[Problem]:
+    container, of = get_origin(kind), get_args(kind)[-1]
+    if container is list and not isinstance(made, list):
+        rule = _("it takes a list, and was given {value}.", value=_shown(made))
+        yield Problem(place, rule, _("Write it in brackets: {key}=[VALUE].", key=place))
+    elif container is dict and not isinstance(made, dict):
+        rule = _("it takes names with values, and was given {value}.", value=_shown(made))
+        yield Problem(place, rule, _("Write it in braces: {key}={{NAME: VALUE}}.", key=place))
+    elif isinstance(made, dict):
+        for name, value in made.items():
+            yield from wrong_sections(value, of, f"{place}.{name}")
+
+
+def _shown(value: object) -> str:
+    if dataclasses.is_dataclass(value):
+        return type(value).__name__.lower()
+    text = "null" if value is None else str(value)
+    return text if len(text) < 80 else f"{text[:80]}…"
+
+
+@cache
+def _fields(kind: Hashable) -> dict[str, Any]:
+    """The keys of a section, each with its kind; of anything else none."""
+    return get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}

@@ -1,0 +1,120 @@
+"""What Hydra's own options and keys may not say here: where to write, what to launch with. Hydra calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+from hydra._internal.utils import get_args_parser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, ListConfig
+
+from truba_runner.errors import Problem, Refused
+from truba_runner.language import _, marked
+
+# Keys of `hydra` with what conf/config.yaml sets them to: with anything else Hydra makes folders and files.
+_WRITES: dict[tuple[str, ...], str | None] = {
+    ("run", "dir"): ".",
+    ("sweep", "dir"): ".",
+    ("sweep", "subdir"): ".",
+    ("output_subdir",): None,
+}
+_OWN_FOLDER = marked(
+    "Leave it out. cluster.runs_folder=FOLDER says where runs lie, name=NAME what they are called; the whole config is "
+    "in the run's run.yaml."
+)
+# The basic launcher starts one run after the other as this command would by itself.
+_LAUNCHERS = ("hydra_plugins.truba_runner.", "hydra._internal.core_plugins.basic_launcher.")
+_BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper."
+
+
+class Stopped(BaseException):
+    """Carries a refusal through Hydra, which makes a warning of any Exception of a callback."""
+
+    def __init__(self, refused: Refused) -> None:
+        """`refused` is what is to be said."""
+        self.refused = refused
+
+
+class KeepsToItsPlaces(Callback):
+    """Refuses a config with which Hydra would write, before it does; conf/config.yaml names it."""
+
+    def on_run_start(self, config: DictConfig, **_named: Any) -> None:
+        """Before a single run.
+
+        Raises:
+            Stopped: with the refusal.
+        """
+        _stop(_that_write(config.hydra))
+
+    def on_multirun_start(self, config: DictConfig, **_named: Any) -> None:
+        """Before a sweep.
+
+        Raises:
+            Stopped: with the refusal.
+        """
+        _stop([*_that_write(config.hydra), *_of_sweeps(config.hydra)])
+
+
+def refuse_options(arguments: Sequence[str]) -> None:
+    """Refuses what is wrong with Hydra's options, in place of a page that says how it is used.
+
+    Raises:
+        Refused: one is not Hydra's, has no such value, stands between overrides, or takes a run from a file.
+    """
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        options = [text for text in arguments if text.startswith("-")]
+        rule = _("Hydra's options cannot be read ({message}).", message=message)
+        remedy = _("Type them before all KEY=VALUE; --hydra-help lists them.")
+        raise Refused(Problem(" ".join(options), rule, remedy))
+
+    parser.error = refuse  # type: ignore[method-assign]
+    if parser.parse_args(list(arguments)).experimental_rerun is not None:
+        rule = _("it would carry out what a pickle file holds, whoever wrote that, and check nothing.")
+        remedy = _("Type the run's command once more: it goes on where the run is, and fresh=true trains it anew.")
+        raise Refused(Problem("--experimental-rerun", rule, remedy))
+
+
+def _stop(problems: Sequence[Problem] | Iterator[Problem]) -> None:
+    if found := list(problems):
+        raise Stopped(Refused(*found))
+
+
+def _that_write(hydra: DictConfig) -> Iterator[Problem]:
+    for path, usual in _WRITES.items():
+        # As it was typed: parts of it may be known in a run alone.
+        if (given := _raw(hydra, path)) != usual:
+            rule = _("a run's files lie in its own directory, and Hydra makes none beside it.")
+            yield Problem(f"hydra.{'.'.join(path)}={given}", rule, _(_OWN_FOLDER))
+    for logging in ("job_logging", "hydra_logging"):
+        if _names_a_file(hydra[logging]):
+            rule = _("it writes a file into the working directory, and the messages of a run are in its own log.")
+            yield Problem(f"hydra/{logging}", rule, _("Leave it out, or set hydra/{key}=stdout.", key=logging))
+
+
+def _of_sweeps(hydra: DictConfig) -> Iterator[Problem]:
+    launcher, sweeper = str(hydra.launcher._target_), str(hydra.sweeper._target_)
+    if not launcher.startswith(_LAUNCHERS):
+        rule = _("runs are submitted by truba_runner's own launcher, which knows the cluster's rules.")
+        yield Problem(f"hydra/launcher ({launcher})", rule, _("Leave hydra/launcher out."))
+    if sweeper.startswith(_BASIC_SWEEPER):
+        rule = _("it writes multirun.yaml into the working directory.")
+        yield Problem(
+            "hydra/sweeper=basic", rule, _("Leave it out: the usual one tries the same values, and writes none.")
+        )
+
+
+def _raw(node: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        node = node._get_node(name)
+    return node._value()
+
+
+def _names_a_file(config: Any) -> bool:
+    if isinstance(config, ListConfig):
+        return any(_names_a_file(config._get_node(index)) for index in range(len(config)))
+    if not isinstance(config, DictConfig) or config._is_none():
+        return False
+    return "filename" in config or any(_names_a_file(config._get_node(key)) for key in config)
