@@ -1,4 +1,7 @@
-"""Everything that a config may say, as dataclasses; Hydra checks every key and type of an experiment against them."""
+"""Everything that a config may say, as dataclasses; Hydra checks every key and type of an experiment against them.
+
+What it may say of the site is in `config_site`, and of many runs of one experiment in `config_sweep`.
+"""
 
 from __future__ import annotations
 
@@ -10,82 +13,11 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-
-@dataclass
-class Partition:
-    """One Slurm partition's facts and rules. Cores, GPUs and memory are counted per node; 0 is not checked."""
-
-    nodes: int = 0
-    cores_per_node: int = 0
-    memory_gb: float = 0.0
-    gpus_per_node: int = 0
-    gpu: str = ""
-    gpu_memory_gb: float = 0.0
-    cores_per_gpu: int = 0
-    min_cores: int = 1
-    max_time: str = "3-00:00:00"
-    local_scratch: str = "/tmp"
-    features: list[str] = field(default_factory=list)
-    feature_required: bool = False
-    # Partitions whose nodes this one mixes, each chosen with a feature of the same name; their facts then apply.
-    families: list[str] = field(default_factory=list)
-    access: str = ""
-    # Whether resources.partition=auto may choose it.
-    automatic: bool = True
-    login_nodes: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Cluster:
-    """A site: how work is started there, where its files lie, and what its partitions allow."""
-
-    name: str = MISSING
-    scheduler: str = "local"
-    # Everything a job writes must lie under this folder; empty where the site has no such rule.
-    scratch: str = ""
-    runs_folder: str = "runs"
-    data_folder: str = "data"
-    # Files there are deleted when they have not been written to for so many days; 0: none are.
-    scratch_days: int = 0
-    # The sentence that a publication owes the site.
-    acknowledgement: str = ""
-    default_partition: str = ""
-    default_account: str = ""
-    default_gpus: int = 0
-    # What environment=auto is: inherit or module.
-    default_environment: str = "inherit"
-    default_modules: list[str] = field(default_factory=list)
-    account_cores: int = 0
-    # Where a short job tells what an environment holds, if the login node cannot; empty: the experiment's partition.
-    probe_partition: str = ""
-    # Tasks in one job array; 0: Slurm is asked (MaxArraySize).
-    max_array_size: int = 0
-    partitions: dict[str, Partition] = field(default_factory=dict)
-
-
-@dataclass
-class Environment:
-    """How a job gets its Python; docs/environments.md."""
-
-    name: str = MISSING
-    # inherit (the Python that submits), module, venv or apptainer.
-    kind: str = "inherit"
-    # Shell lines that run in the job before all else.
-    setup: list[str] = field(default_factory=list)
-    # The command that starts Python. Empty: the interpreter that submits, that of `venv`, or python3.
-    python: str = ""
-    # module: what is loaded, after a purge.
-    modules: list[str] = field(default_factory=list)
-    # venv: its folder.
-    venv: str = ""
-    # apptainer: an image file, or a folder that holds an image's files.
-    image: str = ""
-    # apptainer: more paths that the job sees, beside those of the run, its data, its code and the scratch.
-    binds: list[str] = field(default_factory=list)
-    # apptainer: more variables of the job that the container gets, by name or as a pattern of the shell (WANDB_*).
-    pass_on: list[str] = field(default_factory=list)
-    # apptainer: the command; it may also be singularity, or a path.
-    apptainer: str = "apptainer"
+from truba_runner.config_site import Cluster as Cluster
+from truba_runner.config_site import Environment as Environment
+from truba_runner.config_site import Partition as Partition
+from truba_runner.config_sweep import Search as Search
+from truba_runner.config_sweep import Sweep as Sweep
 
 
 @dataclass
@@ -297,62 +229,6 @@ class Launcher:
     wait: bool = False
     # What a sweeper that needs a value is given: a name among the metrics of the result.
     metric: str = ""
-
-
-@dataclass
-class Search:
-    """A search for hyperparameters, with one of Keras Tuner's oracles; docs/search.md. Its arguments have its names."""
-
-    # hyperband, bayesian, random or grid; lr_find: no search, but each run's finder is a job before it; empty: neither.
-    kind: str = ""
-    objective: str = "val_loss"
-    # min or max; empty where Keras knows the metric.
-    direction: str = ""
-    # Not by Hyperband, whose brackets decide. None: 10; for a grid all of it.
-    max_trials: int | None = None
-    max_epochs: int = 100
-    factor: int = 3
-    hyperband_iterations: int = 1
-    num_initial_points: int | None = None
-    alpha: float = 1e-4
-    beta: float = 2.6
-    executions_per_trial: int = 1
-    seed: int = 1
-    max_retries_per_trial: int = 0
-    max_consecutive_failed_trials: int = 3
-    # {train.learning_rate: {choice: {values: [0.1, 0.01]}}, job.options.units: {int: {min_value: 32, max_value: 512}}}
-    space: dict[str, Any] = field(default_factory=dict)
-    # So many of the best models are evaluated on the held-out split when the search has ended.
-    best_models: int = 1
-    # Jobs that search together.
-    workers: int = 1
-    # The search's folder in cluster.runs_folder; empty: NAME-HASH.
-    directory: str = ""
-    # A worker that gives no sign of life for so long loses its trial to another.
-    lease_seconds: float = 60.0
-    # fcntl or file; auto: fcntl where it works.
-    lock: str = "auto"
-
-
-@dataclass
-class Sweep(Search):
-    """Many runs of one experiment: those of `-m`, by what follows here, or the trials of a search (`sweep=KIND`).
-
-    With the kind lr_find those of `-m`, each with a learning rate that a job before it has found.
-    """
-
-    # So many runs at once; None: as many as the account's core limit has room for.
-    max_parallel: int | None = None
-    # The first run goes ahead; the others start once it has lived through its first epoch.
-    canary: bool = False
-    # So many runs train side by side in one job, each on GPUs of its own or, with share_gpus, all on those of one run.
-    pack: int = 1
-    share_gpus: bool = False
-    # The partition where the command itself runs as a job, for a sweeper that waits for values; empty: it runs here.
-    sweeper_partition: str = ""
-    sweeper_time: str = "1d"
-    # With the kind lr_find: the limit of each finder's job; empty: an epoch's part of `resources.time` and some more.
-    finder_time: str = ""
 
 
 @dataclass

@@ -9,11 +9,13 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
-from truba_runner import relay, slurm_states
+from truba_runner import relay
 from truba_runner.language import _
+from truba_runner.slurm_answers import Job as Job
+from truba_runner.slurm_answers import SlurmError as SlurmError
+from truba_runner.slurm_answers import Use as Use
 from truba_runner.slurm_text import each_task, gpus_in
 
 TIMEOUT_SECONDS = 60
@@ -45,54 +47,6 @@ _SEPARATOR = "\x1f"
 _WIDTH = 128
 # What srun ends with where not the program but srun itself has failed (SLURM_EXIT_ERROR); no program of ours does.
 SRUN_FAILED = 121
-
-
-class SlurmError(Exception):
-    """A Slurm command failed.
-
-    `transient`: the same command may work a moment later. `refused`: Slurm has heard the request and will not have it.
-    """
-
-    def __init__(self, command: str, message: str, transient: bool, refused: bool = False) -> None:
-        """`message` is what the command printed on its standard error."""
-        super().__init__(f"{command}: {message}")
-        self.message = message
-        self.transient = transient
-        self.refused = refused
-
-
-@dataclass(frozen=True)
-class Job:
-    """One job, or one task of a job array, as squeue or sacct tells of it."""
-
-    job_id: str
-    state: str
-    partition: str = ""
-    # Why it is pending, in Slurm's own word.
-    reason: str = ""
-    elapsed: str = ""
-    time_limit: str = ""
-    nodes: str = ""
-    exit_code: str = ""
-
-    @property
-    def live(self) -> bool:
-        """Whether it still waits or runs."""
-        return slurm_states.meaning_of(self.state).live
-
-
-@dataclass(frozen=True)
-class Use:
-    """What a job, or one task of a job array, has used of the cluster, over all of its starts."""
-
-    starts: int
-    core_seconds: int
-    gpu_seconds: int
-
-    def __add__(self, other: Use) -> Use:
-        """What both have used together."""
-        starts, cores = self.starts + other.starts, self.core_seconds + other.core_seconds
-        return Use(starts, cores, self.gpu_seconds + other.gpu_seconds)
 
 
 def available() -> bool:

@@ -282,18 +282,48 @@ def test_a_network_of_every_kind_ends_as_if_nothing_had_interrupted_it(kind: str
     assert_same_state(cut, whole)
 
 
-# Its second optimizer is there from the beginning, but has no variables.
-TWO_ON_TWO = TWO_OPTIMIZERS.replace("self.head_optimizer = None", "self.head_optimizer = keras.optimizers.Adam(1e-2)")
+# Its second optimizer is made in the step, and the order of its examples goes on over the epochs.
+SHUFFLED = TWO_OPTIMIZERS.replace('"train": (x[:64], y[:64])', '"train": shuffled(x[:64], y[:64])').replace(
+    "def load_data",
+    """def shuffled(*arrays):
+    return tf.data.Dataset.from_tensor_slices(arrays).shuffle(64, seed=5).batch(8)
+
+def load_data""",
+)
+# Texts, of which there is no mean over devices; the words of the last batch are not those of the first.
+TEXTS = """
+import keras, numpy as np, tensorflow as tf
+
+WORDS = ["snow", "rain", "sun", "wind", "fog", "hail"]
+
+def build_model():
+    x = inputs = keras.Input((1,), dtype="string")
+    words = keras.layers.TextVectorization(vocabulary=WORDS, output_sequence_length=4)
+    x = keras.layers.Embedding(len(WORDS) + 2, 4)(words(x))
+    x = keras.layers.Dropout(0.2)(keras.layers.GlobalAveragePooling1D()(x))
+    return keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
+
+def load_data(name, folder):
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, len(WORDS), (96, 4))
+    x = np.array([[" ".join(WORDS[word] for word in row)] for row in rows], object)
+    y = rows[:, 0] % 3
+    def batches(low, high):
+        return tf.data.Dataset.from_tensor_slices((x[low:high].astype(str), y[low:high])).batch(8)
+    return {"train": batches(0, 64), "validation": batches(64, 96)}
+"""
 ON_TWO_DEVICES = {
-    "two optimizers, eager": (TWO_ON_TWO.replace('["accuracy"])', '["accuracy"], run_eagerly=True)'), {}),
+    "two optimizers, eager": (
+        SHUFFLED.replace('["accuracy"])', '["accuracy"], run_eagerly=True)'),
+        {"batch_size": None, "steps_per_epoch": 8},
+    ),
     "a GAN": KINDS["a GAN"],
+    "texts": (TEXTS, {"batch_size": None, "loss": "sparse_categorical_crossentropy"}),
 }
 
 
 @pytest.mark.parametrize("kind", ON_TWO_DEVICES)
-def test_on_two_devices_optimizers_are_made_ahead_of_the_step_that_asks_for_them(
-    kind: str, start: Start, tmp_path: Path
-) -> None:
+def test_a_network_of_every_kind_goes_on_bit_for_bit_on_two_devices(kind: str, start: Start, tmp_path: Path) -> None:
     job, train = ON_TWO_DEVICES[kind]
     order = {"job": job, "sections": sections({**train, "epochs": 2}, **TWO_DEVICES)}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -310,6 +340,57 @@ def test_on_two_devices_what_no_later_start_could_make_is_refused_at_the_first(s
     assert start(tmp_path, **order)["status"] == 1
     assert "Failed: The training step makes variables that cannot be made before it on several devices" in log(tmp_path)
     assert "Make them in build_model" in log(tmp_path) and "epoch 1" not in log(tmp_path)
+
+
+# An optimizer that starts from the weights, and a step that does now this and now that, and counts.
+IN_TURNS = (
+    DATA
+    + """
+class InTurns(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.body, self.noise, self.norm = (
+            keras.layers.Dense(8), keras.layers.Dropout(0.2), keras.layers.BatchNormalization()
+        )
+        self.head = keras.layers.Dense(3)
+        self.turn, self.taken = False, 0
+
+    def call(self, x, training=False):
+        return self.head(self.norm(self.noise(self.body(x), training=training), training=training))
+
+    def train_step(self, data):
+        self.turn, self.taken = not self.turn, self.taken + 1
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+        with tf.GradientTape() as tape:
+            predicted = self(x, training=True)
+            loss = (1.0 if self.turn else 0.1) * self.compute_loss(x, y, predicted)
+        weights = self.trainable_variables
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights))
+        return self.compute_metrics(x, y, predicted)
+
+def build_model():
+    optimizer = keras.optimizers.get({"class_name": "OPTIMIZER", "config": {"learning_rate": 0.02}})
+    model = InTurns()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, metrics=["accuracy"], run_eagerly=True)
+    return model
+"""
+)
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "ScheduleFreeAdamW"])
+def test_an_eager_step_on_trial_leaves_nothing_behind(optimizer: str, start: Start, tmp_path: Path) -> None:
+    order = {"job": IN_TURNS.replace("OPTIMIZER", optimizer), "sections": sections({"epochs": 2})}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert start(whole, **order)["status"] == 0, log(whole)
+    assert "optimizer_steps" not in RunDir(whole).result(), "it took as many as there were batches"
+    assert last_state(whole)["values"]["model.taken"][-1] == 16
+    # After an even number of steps the turn is the one that the training began with.
+    assert start(cut, **order, stop="SIGKILL", look=6)["status"] == -9, log(cut)
+    assert start(cut, **order)["status"] == 0, log(cut)
+    assert log(cut).count("; restored in") == 1
+    assert RunDir(cut).result()["weights_sha256"] == RunDir(whole).result()["weights_sha256"]
+    assert_same_state(cut, whole)
 
 
 def test_the_state_is_found_where_it_is(start: Start, tmp_path: Path) -> None:

@@ -553,11 +553,11 @@ def test_a_model_is_kept_of_each_epoch_and_of_the_best(kept: backends.Context, j
     assert loss("best.keras") == pytest.approx(min(losses), rel=1e-4)
 
 
-def kept_models(given: backends.Context, model: Any) -> Any:
-    from truba_runner.backends.keras_callbacks import _kept_models
+def keeping(given: backends.Context, model: Any) -> Any:
+    from truba_runner.backends.keras_kept import kept_models
     from truba_runner.backends.keras_saving import Saving
 
-    return _kept_models(given, Saving(given, model, None))
+    return kept_models(given, Saving(given, model, None))
 
 
 def small_model() -> Any:
@@ -572,11 +572,11 @@ def test_the_best_is_remembered_across_a_resume_and_looks_at_its_own_metric(tmp_
     model.save = lambda path: (saved.append(path), path.touch())
     checkpoint = {"best_model": True, "monitor": "val_accuracy", "mode": "max"}
     given = context(tmp_path, job, checkpoint=checkpoint)
-    first = kept_models(given, model)
+    first = keeping(given, model)
     for epoch, accuracy in enumerate([float("nan"), 0.5, 0.4, 0.7]):
         first.on_epoch_end(epoch, {"val_accuracy": accuracy})
     assert len(saved) == 2
-    resumed = kept_models(given, model)
+    resumed = keeping(given, model)
     resumed.set_state(json.loads(json.dumps(first.get_state())))
     for epoch, accuracy in enumerate([0.6, 0.8]):
         resumed.on_epoch_end(epoch, {"val_accuracy": accuracy})
@@ -593,7 +593,7 @@ def test_a_disk_that_refuses_a_model_and_a_metric_that_is_not_there_stop_no_trai
     given = context(tmp_path, job, checkpoint={"best_model": True, "model_each_epoch": True, "monitor": "val_los"})
     model = small_model()
     model.save = refuse
-    callback = kept_models(given, model)
+    callback = keeping(given, model)
     callback.on_epoch_end(0, {"loss": 1.0, "val_loss": 1.0})
     told = capsys.readouterr().err
     assert "model_1 could not be saved (Disk quota exceeded); training goes on" in told

@@ -15,6 +15,7 @@ from truba_runner import lr_find, plots
 from truba_runner.backends import Context, curves, keras_backend, keras_board, keras_replicas
 from truba_runner.backends.curves import Curves
 from truba_runner.backends.found_rate import found_rate, record
+from truba_runner.backends.keras_build import build, is_built_first
 from truba_runner.backends.keras_callbacks import extra_callbacks
 from truba_runner.backends.keras_class_weights import add_class_weights
 from truba_runner.backends.keras_data import load_splits
@@ -36,7 +37,6 @@ from truba_runner.backends.keras_settings import precision, scale_learning_rate
 from truba_runner.backends.keras_short import shortened
 from truba_runner.backends.keras_state import decode
 from truba_runner.backends.keras_streams import run_out_safely
-from truba_runner.backends.keras_walk import build, is_built_first
 from truba_runner.backends.notes import note, noted
 from truba_runner.language import _
 
@@ -128,7 +128,7 @@ def _set_up(context: Context, devices: list[str]) -> _SetUp:
     draw_apart(model, count, team.first_device if team else 0)
     scale_learning_rate(model, experiment.train, count)
     if is_built_first(model, count):
-        build(model, plans["train"], team)
+        build(context, model, plans["train"], team)
     run_out_safely(model, plans["train"])
     if context.rank == 0:
         with noted(context, _("there is no summary of the network")):

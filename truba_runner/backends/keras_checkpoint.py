@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from truba_runner.backends import Context, going_on, keras_callback_state
+from truba_runner.backends.keras_build import build, is_built
 from truba_runner.backends.keras_hooks import flush_event_files
 from truba_runner.backends.keras_nodes import Team
 from truba_runner.backends.keras_plan import Plan
 from truba_runner.backends.keras_reporter import Reporter
 from truba_runner.backends.keras_state import Encoded, decode, encode
 from truba_runner.backends.keras_variables import Variables, global_seeds
-from truba_runner.backends.keras_walk import build, evaluates_with_own_code, is_built, walk_data, walk_training
+from truba_runner.backends.keras_walk import evaluates_with_own_code, walk_data, walk_training
 from truba_runner.backends.walk import Found
 from truba_runner.backends.walk_report import Unsaved, refuse_lost
 from truba_runner.backends.walk_state import Start, put, read, same, write
@@ -209,7 +210,7 @@ class Contents:
         saved = {**saved, "variables": [one for one in saved["variables"] if not one[0].startswith(gone)]}
         found = self._walk()
         if Variables(self._model, found).signature() != saved["variables"] or not is_built(self._model):
-            build(self._model, self._plan, self._team)
+            build(self._context, self._model, self._plan, self._team)
             found = self._walk()
         going_on.check_same(self._context, saved, self._signature(Variables(self._model, found)), "variables")
         return found

@@ -6,17 +6,17 @@ fastai 2.8. A step is one of training, on all devices and nodes: what is found i
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from truba_runner import lr_find
 from truba_runner.backends import Context, rate_suggestions
+from truba_runner.backends.keras_build import build
 from truba_runner.backends.keras_nodes import Team
 from truba_runner.backends.keras_plan import Plan
-from truba_runner.backends.keras_variables import Variables, global_seeds
-from truba_runner.backends.keras_walk import build, walk_data, walk_training
+from truba_runner.backends.keras_trial import Randomness, as_before
+from truba_runner.backends.keras_walk import walk_data
 from truba_runner.backends.walk_state import Snapshot
 from truba_runner.errors import Failed
 from truba_runner.language import _
@@ -111,40 +111,19 @@ def _ramp(
 @contextmanager
 def _put_back(context: Context, model: Any, plan: Plan, team: Team | None, splits: Mapping[str, Any]) -> Iterator[None]:
     """In here the model trains step by step; afterwards it, and all that is random or else state, is as it was."""
-    import numpy as np
-
-    host, numpy_host = random.getstate(), np.random.get_state()
-    seeds = [seed.numpy() for seed in global_seeds(create=False)]
-    data = Snapshot(walk_data(splits, model))
+    randomness, data = Randomness(), Snapshot(walk_data(splits, model))
     # What is made in the first step only could not be put back.
-    build(model, plan, team)
-    found = walk_training(context, model)
-    training, variables = Snapshot(found), Variables(model, found)
-    values = variables.read()
+    build(context, model, plan, team)
     ways = model.steps_per_execution, model.jit_compile
-    # A rate for each step; and compiling takes longer than a hundred steps.
-    model.steps_per_execution, model.jit_compile = 1, False
-    model.train_function = None
-    try:
-        yield
-    finally:
-        model.steps_per_execution, model.jit_compile = ways
-        model.train_function, model.stop_training = None, False
+    with as_before(context, model):
+        # A rate for each step; and compiling takes longer than a hundred steps.
+        model.steps_per_execution, model.jit_compile = 1, False
+        model.train_function = None
+        try:
+            yield
+        finally:
+            model.steps_per_execution, model.jit_compile = ways
+            model.train_function, model.stop_training = None, False
     data.put_back()
-    training.put_back()
-    variables.assign(values)
     model.reset_metrics()
-    _seeds_as_before(seeds)
-    random.setstate(host)
-    np.random.set_state(numpy_host)
-
-
-def _seeds_as_before(seeds: list[Any]) -> None:
-    """The seed that all share who were given none: one that was not there then is made anew when it is needed."""
-    from keras.src.backend.common.global_state import set_global_attribute
-    from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
-
-    if not seeds:
-        set_global_attribute(GLOBAL_SEED_GENERATOR, None)
-    for seed, value in zip(global_seeds(create=False), seeds, strict=bool(seeds)):
-        seed.assign(value)
+    randomness.put_back()

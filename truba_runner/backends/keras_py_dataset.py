@@ -10,7 +10,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from truba_runner.backends.keras_batches import check_batching, evened, fed_whole, trimmed
-from truba_runner.backends.keras_elements import LOOKED_AT, Leaving, element_of, owned, signature_of, with_cardinality
+from truba_runner.backends.keras_elements import (
+    LOOKED_AT,
+    Leaving,
+    element_of,
+    owned,
+    signature_of,
+    with_cardinality,
+    zeros,
+)
 from truba_runner.backends.keras_plan import Plan
 from truba_runner.config import Train
 from truba_runner.errors import Failed
@@ -52,6 +60,10 @@ class PyDatasetPlan(Plan):
     def signature(self) -> dict[str, Any]:
         """What is known of it; which examples are in which batch is for its author to keep."""
         return {"examples": None, "batch_size": self._batch_size, "seed": self._seed}
+
+    def example(self) -> Any:
+        """A batch of zeros: whoever is asked for a batch may draw from random numbers for it."""
+        return zeros(self.batches.element_spec, self._devices)
 
     def begin(self, epoch: int, step: int = 0) -> None:
         """Sets the order of epoch `epoch`, counted from 0; `step` of its steps are done."""

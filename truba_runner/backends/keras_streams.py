@@ -57,7 +57,6 @@ class StreamPlan(Plan):
         self._batch_size = batch_size
         # An iteration over a Dataset has no epoch of its own; `begin` says which one comes next.
         self._epoch = 0
-        self._is_dataset = isinstance(split, tf.data.Dataset)
         self._leaving = Leaving()
         self._seed = train.seed if name == "train" else None
         self._says_examples = train.batch_size is not None
@@ -79,8 +78,8 @@ class StreamPlan(Plan):
         return {"examples": None, "batch_size": self._batch_size, "seed": self._seed}
 
     def example(self) -> Any:
-        """A batch of zeros of a Dataset, whose `shuffle()` gives every iterator another order; else the first."""
-        return zeros(self.batches.element_spec, self._devices) if self._is_dataset else super().example()
+        """A batch of zeros: each iterator over a stream may draw from random numbers that say the next one's order."""
+        return zeros(self.batches.element_spec, self._devices)
 
     def begin(self, epoch: int, step: int = 0) -> None:
         """Says that epoch `epoch`, counted from 0, comes next, or goes on after `step` of its steps."""

@@ -131,16 +131,19 @@ class Snapshot:
     def __init__(self, found: Found) -> None:
         """Copies streams and plain values."""
         self._streams = [(piece, read(piece)) for piece in found.pieces.values() if piece.kind != "variable"]
-        self._values = [(slot, frozen(slot.get())) for slot in found.values.values()]
+        self._values = {path: (slot, frozen(slot.get())) for path, slot in found.values.items()}
         self._links = [(slot, found.objects[target]) for slot, target in found.links.values()]
+        self._found = found
 
-    def put_back(self) -> None:
-        """Sets everything to what it was."""
+    def put_back(self, made: Found | None = None) -> None:
+        """Sets everything to what it was; `made`: a walk of now, whose new objects stay where they have been put."""
+        before = {id(thing) for thing in self._found.objects.values()}
         for slot, thing in self._links:
-            if slot.get() is not thing:
+            if (now := slot.get()) is not thing and (made is None or id(now) in before):
                 slot.set(thing)
-        for slot, value in self._values:
-            _set_in_place(slot, value)
+        for path, (slot, value) in self._values.items():
+            if made is None or path in made.values:
+                _set_in_place(slot, value)
         for piece, value in self._streams:
             write(piece, value)
 
