@@ -10,6 +10,8 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from truba_runner.plain_objects import to_object
+
 
 @dataclass
 class Partition:
@@ -396,7 +398,7 @@ def experiment_from(values: Any) -> Experiment:
         omegaconf.errors.OmegaConfBaseException: a key, a type or an interpolation is wrong, or a value is missing.
     """
     merged = OmegaConf.merge(schema(), values)
-    experiment = OmegaConf.to_object(merged)
+    experiment = to_object(merged)
     if not isinstance(experiment, Experiment):
         raise TypeError(f"expected a mapping, got {type(values).__name__}")
     return experiment
