@@ -12,7 +12,7 @@ class _OmegaConfsMatter(Exception):
     """What OmegaConf has rules, or words, of its own for."""
 
 
-def to_object(config: DictConfig) -> Any:
+def to_object(config: Any) -> Any:
     """What `OmegaConf.to_object` gives; what cannot be converted, it says.
 
     Raises:
@@ -39,7 +39,7 @@ def _plain(node: Any) -> Any:
     if not isinstance(node, DictConfig):
         raise _OmegaConfsMatter
     values = {key: _plain(value) for key, value in held.items()}
-    kind = node.__dict__["_metadata"].object_type
+    kind: Any = node.__dict__["_metadata"].object_type
     return kind(**values) if dataclasses.is_dataclass(kind) else values
 
 
