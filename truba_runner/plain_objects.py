@@ -40,7 +40,8 @@ def _plain(node: Any) -> Any:
         raise _OmegaConfsMatter
     values = {key: _plain(value) for key, value in held.items()}
     kind: Any = node.__dict__["_metadata"].object_type
-    return kind(**values) if dataclasses.is_dataclass(kind) else values
+    is_section = dataclasses.is_dataclass(kind)
+    return kind(**values) if is_section else values
 
 
 def _meant(node: Any) -> Any:

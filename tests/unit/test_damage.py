@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import random
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import damaged_runs
 import pytest
 import yaml
-from damaged_runs import TIME, damage, make_run, make_search, make_sweep
+from damaged_runs import TIME, make_run, make_search, make_sweep
 
-from truba_runner import places, scheduler
+from truba_runner import damage, places, record_files, safe_files, scheduler
 from truba_runner.__main__ import main
 from truba_runner.report import content
 from truba_runner.rundir import RunDir
@@ -116,7 +118,7 @@ def victims(runs: Path, chance: random.Random) -> Iterator[tuple[str, str]]:
         else:
             path = make_sweep(runs, f"victim{number}", 200, CONFIG).path
             files = [path / one for one in OF_A_SWEEP]
-        yield path.name, damage(chance.choice(files), chance)
+        yield path.name, damaged_runs.damage(chance.choice(files), chance)
 
 
 def test_a_run_that_vanishes_meanwhile_is_a_row(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,6 +132,58 @@ def test_a_run_that_vanishes_meanwhile_is_a_row(runs: Path, monkeypatch: pytest.
     assert [row for row in whole if row["run"] in rows] == list(rows.values())
     for command in ("usage", "expiring", "clean", "pull --list"):
         assert given(*command.split())[0] == 0
+
+
+@pytest.mark.parametrize("gone", ["bad-00000000", "swept-00000000"])
+@pytest.mark.parametrize(
+    "command",
+    ["report swept-sweep", "keep good-00000000 bad-00000000 swept-sweep", "expiring", "usage", "status", "clean --json",
+     "pull --list", "why good bad swept-sweep", "cancel -y good bad swept-sweep"],
+)  # fmt: skip
+def test_a_run_that_vanishes_while_it_is_read_is_its_own_loss(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, gone: str
+) -> None:
+    """Before each of the files that a command opens in it, in turn."""
+    given, opened = Given(runs), safe_files.opened
+    into = {"report": ["--out", str(tmp_path / "report.html")], "keep": ["--to", str(tmp_path / "kept")]}
+    (tmp_path / "aside").mkdir()
+    looks, moment = 1, 0
+    while moment < looks:
+        looks, moment = 0, moment + 1
+
+        def vanishing(path: Path, within: Path, at: int = moment) -> int:
+            nonlocal looks
+            looks += gone in path.parts
+            if looks == at and (runs / gone).exists():
+                (runs / gone).rename(tmp_path / "aside" / gone)
+            return opened(path, within)
+
+        monkeypatch.setattr(safe_files, "opened", vanishing)
+        record_files._events.cache_clear()
+        damage._of_run.cache_clear()
+        status, out, err = given(*command.split(), *into.get(command.split()[0], []))
+        if (tmp_path / "aside" / gone).exists():
+            (tmp_path / "aside" / gone).rename(runs / gone)
+        if command.startswith("keep"):
+            assert {"good-00000000.tar", "swept-sweep-00000000.tar"} <= set(os.listdir(tmp_path / "kept"))
+            shutil.rmtree(tmp_path / "kept")
+            assert status == 0 or gone == "bad-00000000", err
+        else:
+            assert status == 0, (moment, err)
+            assert command in {"expiring", "clean --json"} or any(
+                one in out for one in ("good", "swept", "report.html")
+            )
+
+
+def test_a_name_that_no_process_can_be_given_is_damage(runs: Path) -> None:
+    given = Given(runs)
+    file = runs / "bad-00000000" / "submissions.jsonl"
+    file.write_text(file.read_text().replace('"account": "abc"', '"account": "a\\u0000b"'))
+    (damaged,) = [row for row in given.rows("status") if row["state"] == "DAMAGED"]
+    assert damaged["run"] == "bad-00000000" and "account='a\\x00b'" in damaged["why"]
+    assert given("usage")[0] == 0
+    with pytest.raises(scheduler.SlurmError, match="NUL"):
+        scheduler.run(["sacctmgr", "show", "assoc", "account=a\0b"])
 
 
 @pytest.mark.parametrize(
