@@ -208,7 +208,8 @@ def alone(given: Given, name: str, of_sweep: bool, is_search: bool, into: Path) 
     if not of_sweep:
         for command in ("logs", "diff", *(["best"] if is_search else [])):
             given(command, name)
-    given("status", name)
+    if of_sweep or is_search:  # Of a run it is the row that the list has.
+        given("status", name)
     given("clean", name)
     given("report", name, "--out", str(into / "report.html"))
     given("keep", name, "--to", str(into / "kept"))

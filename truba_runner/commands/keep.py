@@ -36,9 +36,9 @@ def main(arguments: Sequence[str]) -> int:
     # Each before the first is written: a name that is misspelt shall not be told of an hour later.
     wanted = {one[0]: one for one in (_wanted(prefix, given.runs) for prefix in given.run)}
     kept, failures = [], []
-    for one in wanted.values():
+    for run in wanted.values():
         try:
-            kept.append(_kept(*one, given.to.expanduser().resolve()))
+            kept.append(_kept(*run, given.to.expanduser().resolve()))
         except Failed as failed:  # The others are none the worse for it.
             failures.append(failed)
     if given.json:
@@ -48,8 +48,8 @@ def main(arguments: Sequence[str]) -> int:
             files = counted("{count} file", "{count} files", one["files"])
             size = _("{size:,.1f} MB", size=one["bytes"] / 1e6)
             print(f"{one['file']}  {size}, {files}, SHA-256 {one['sha256']}")
-    for failed in failures:
-        print(failed, file=sys.stderr)
+    for failure in failures:
+        print(failure, file=sys.stderr)
     return 1 if failures else 0
 
 

@@ -200,8 +200,8 @@ def _pictures(run: RunDir) -> list[Block]:
             found.append(Picture(_caption(file.stem), safe_files.read(file, run.path)))
     if not any(file.name == "learning_curves.png" for file in drawn) and (rows := _epochs(run)):
         with tempfile.TemporaryDirectory() as folder:
-            if file := plots.learning_curves(rows, Path(folder)):
-                found.insert(0, Picture(_("learning curves"), file.read_bytes()))
+            if curves := plots.learning_curves(rows, Path(folder)):
+                found.insert(0, Picture(_("learning curves"), curves.read_bytes()))
     return list(found)
 
 
