@@ -7,6 +7,7 @@ Hydra's own functions, in a copy of what it composed; the app's code around it, 
 from __future__ import annotations
 
 import contextlib
+import gc
 import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,18 +21,22 @@ import hydra
 import omegaconf.base
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins.truba_runner import sweeper
 from hydra_plugins.truba_runner.launcher import TrubaLauncher
-from truba_runner import app, composed
+from truba_runner import app, composed, hydra_keys
 from truba_runner.sweeps import compose
 
 _parser = OverridesParser.create()
@@ -63,11 +68,35 @@ class _Parser:
         return [_parse(text) for text in texts]
 
 
+class _Repository(ConfigRepository):
+    """A ConfigRepository that reads each file once, and looks once for each."""
+
+    def __init__(self, config_search_path: ConfigSearchPath) -> None:
+        super().__init__(config_search_path)
+        self._read: dict[str, bytes] = {}
+        self._found: dict[tuple[str, ObjectType | None], ConfigSource | None] = {}
+
+    def __deepcopy__(self, _memory: object) -> _Repository:
+        return self
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        if config_path not in self._read:
+            self._read[config_path] = pickle.dumps(super().load_config(config_path))
+        return cast("ConfigResult | None", pickle.loads(self._read[config_path]))
+
+    def _find_object_source(self, config_path: str, object_type: ObjectType | None) -> ConfigSource | None:
+        if (config_path, object_type) not in self._found:
+            self._found[config_path, object_type] = super()._find_object_source(config_path, object_type)
+        return self._found[config_path, object_type]
+
+
 class QuickLoader:
     """A ConfigLoader as far as the app, its sweeper and its launcher use one."""
 
     def __init__(self, loader: ConfigLoaderImpl) -> None:
         self._loader = loader
+        # Each file of conf/ is read once for all choices: Hydra does so within one.
+        loader.repository = _Repository(loader.config_search_path)
         self._bases: dict[tuple[str, ...], bytes | Exception] = {}
         self._groups: dict[str, list[str]] = {}
 
@@ -137,11 +166,26 @@ def quick_hydra(conf: Path) -> Iterator[None]:
             mock.patch.object(app, "hydra", quick),
             mock.patch.object(app, "register"),
             mock.patch.object(app, "GlobalHydra", known),
+            mock.patch.object(hydra_keys, "get_args_parser", cache(hydra_keys.get_args_parser)),
             mock.patch.object(compose, "OverridesParser", _Parser),
             mock.patch.object(sweeper, "OverridesParser", _Parser),
             mock.patch.object(omegaconf.base, "parse", cache(omegaconf.base.parse)),
+            _seldom_collected(),
         ):
             yield
+
+
+@contextlib.contextmanager
+def _seldom_collected() -> Iterator[None]:
+    """A config is thousands of objects that hold each other: at the usual pace the search for garbage takes a third."""
+    usual = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 20)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
+        gc.unfreeze()
 
 
 def _run(loader: QuickLoader, task: Callable[[DictConfig], None], arguments: list[str]) -> None:

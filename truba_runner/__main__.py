@@ -7,6 +7,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from truba_runner import terminal
@@ -47,6 +48,7 @@ def _status(given: list[str]) -> int:
         return 130
 
 
+@cache
 def commands() -> list[str]:
     """The management commands: the modules of `commands/`."""
     folder = str(Path(__file__).parent / "commands")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -47,11 +47,10 @@ def main(arguments: Sequence[str]) -> int:
 
     refuse_foreign_config()
     sys.argv[1:] = [*arguments, *_help_in_the_users_language(arguments)]
-    # Hydra then raises instead of printing an error of its own and exiting with 1.
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="config")(run_one)()
+        with _that_raises():
+            hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="config")(run_one)()
         if raised:
             raise raised[0]
     except SweeperSubmitted:
@@ -63,6 +62,20 @@ def main(arguments: Sequence[str]) -> int:
             raise
         raise Refused(*_all_that_is_wrong(arguments, error)) from error
     return 1 if any(outcome.action == "failed" for outcome in outcomes) else 0
+
+
+@contextmanager
+def _that_raises() -> Iterator[None]:
+    """Within it Hydra raises, instead of printing an error of its own and exiting with 1."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
 
 
 def _help_in_the_users_language(arguments: Sequence[str]) -> list[str]:

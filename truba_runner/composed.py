@@ -19,6 +19,7 @@ from truba_runner.config_errors import in_words
 from truba_runner.config_shape import wrong_keys, wrong_sections
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.language import _
+from truba_runner.plain_objects import to_object
 from truba_runner.shipped import shipped
 
 # Keys of the command line without which `truba stage` would put a file somewhere else, or another one.
@@ -62,7 +63,7 @@ def typed(config: DictConfig) -> Experiment:
     if wrong := list(wrong_keys(config)):
         raise Refused(*wrong)
     with in_words():
-        experiment = OmegaConf.to_object(config)
+        experiment = to_object(config)
     if wrong := list(wrong_sections(experiment, Experiment)):
         raise Refused(*wrong)
     assert isinstance(experiment, Experiment)  # noqa: S101  # conf/config.yaml begins with the schema.

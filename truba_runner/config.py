@@ -18,6 +18,7 @@ from truba_runner.config_site import Environment as Environment
 from truba_runner.config_site import Partition as Partition
 from truba_runner.config_sweep import Search as Search
 from truba_runner.config_sweep import Sweep as Sweep
+from truba_runner.plain_objects import to_object
 
 
 @dataclass
@@ -272,7 +273,7 @@ def experiment_from(values: Any) -> Experiment:
         omegaconf.errors.OmegaConfBaseException: a key, a type or an interpolation is wrong, or a value is missing.
     """
     merged = OmegaConf.merge(schema(), values)
-    experiment = OmegaConf.to_object(merged)
+    experiment = to_object(merged)
     if not isinstance(experiment, Experiment):
         raise TypeError(f"expected a mapping, got {type(values).__name__}")
     return experiment

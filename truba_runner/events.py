@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +33,9 @@ def append(file: Path, event: Mapping[str, Any], durable: bool = True) -> None:
 def read(file: Path) -> list[dict[str, Any]]:
     """Every event, oldest first. A line that a full disk or a kill cut short, or that is no event, is passed over.
 
+    The events are not to be altered: a file that has not changed is read once.
+
     Raises:
         OSError: the file cannot be read.
     """
     return record_files.events(file)[0]
-
-
-def read_shared(file: Path) -> list[dict[str, Any]]:
-    """As `read`, for a file that a thousand runs look into: read again only where it has changed. Not to be altered."""
-    try:
-        stat = file.lstat()
-    except FileNotFoundError:
-        return []
-    return _read_once(file, stat.st_mtime_ns, stat.st_size)
-
-
-@lru_cache(maxsize=256)
-def _read_once(file: Path, mtime_ns: int, size: int) -> list[dict[str, Any]]:
-    return read(file)

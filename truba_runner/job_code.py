@@ -94,5 +94,6 @@ def _wrapper_content() -> bytes:
     return (shipped("slurm") / "apptainer").read_bytes()
 
 
+@lru_cache(maxsize=2)
 def _name(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:12]

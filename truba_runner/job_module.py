@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import sys
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 
@@ -53,12 +54,18 @@ def takes_hp(file: Path) -> bool:
 
 def _refuse_syntax_error(file: Path) -> None:
     try:
-        ast.parse(file.read_bytes(), filename=str(file))
+        _parse(file.read_bytes(), str(file))
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None)
         raise Refused(
             Problem(f"{file}:{line}" if line else str(file), _("it is not valid Python:"), f"{error}.")
         ) from error
+
+
+# All runs of a sweep have one file.
+@lru_cache(maxsize=8)
+def _parse(text: bytes, name: str) -> None:
+    ast.parse(text, filename=name)
 
 
 def load(file: Path) -> ModuleType:

@@ -14,6 +14,7 @@ from truba_runner import damage, private
 from truba_runner.errors import Failed, Problem, Refused, listed, nearest
 from truba_runner.home import state_folder
 from truba_runner.language import _
+from truba_runner.record_shapes import is_plain
 from truba_runner.rundir import SWEEPS, RunDir
 from truba_runner.sweeps.record import SweepDir
 
@@ -66,21 +67,36 @@ def _with_ages(folder: Path, file: str) -> Iterator[tuple[float, str]]:
     except OSError:
         return
     for entry in entries:
-        if entry.name.startswith(".") or _is_anothers_link(entry):
+        if entry.name.startswith(".") or (entry.is_symlink() and not private.is_mine(Path(entry.path))):
             continue
-        try:
-            yield os.lstat(f"{entry.path}/{file}").st_mtime, entry.name
-        except PermissionError:
-            # Of this user's own it is to be said that it cannot be looked into; others' are nobody else's affair.
-            with suppress(OSError):
-                if (about := entry.stat()).st_uid == os.geteuid():
-                    yield about.st_mtime, entry.name
-        except OSError:
-            continue
+        if (age := _age(entry.path, file)) is not None:
+            yield age, entry.name
 
 
-def _is_anothers_link(entry: os.DirEntry[str]) -> bool:
-    return entry.is_symlink() and not private.is_mine(Path(entry.path))
+def _age(folder: str, file: str) -> float | None:
+    """When a folder's file was written; None: it is not there, or not to be known."""
+    try:
+        return os.lstat(f"{folder}/{file}").st_mtime
+    except PermissionError:
+        # Of this user's own it is to be said that it cannot be looked into; others' are nobody else's affair.
+        with suppress(OSError):
+            if (about := os.stat(folder)).st_uid == os.geteuid():
+                return about.st_mtime
+    except OSError:
+        pass
+    return None
+
+
+def _of_this_name(name: str, runs_folder: Path | None) -> list[RunDir]:
+    """The runs that are called so, one a folder: looking through thousands for them takes a while."""
+    if not is_plain(name):
+        return []
+    paths = [folder / name for folder in ([runs_folder] if runs_folder else folders())]
+    return [
+        RunDir(path)
+        for path in paths
+        if _age(str(path), "submissions.jsonl") is not None and (not path.is_symlink() or private.is_mine(path))
+    ]
 
 
 def find_sweep(prefix: str, runs_folder: Path | None = None) -> SweepDir | None:
@@ -90,6 +106,8 @@ def find_sweep(prefix: str, runs_folder: Path | None = None) -> SweepDir | None:
         Refused: there is more than one.
         Failed: what is on record of it is damaged.
     """
+    if _of_this_name(prefix, runs_folder):
+        return None
     known = sweeps(runs_folder)
     matches = [sweep for sweep in known if sweep.id == prefix] or [
         sweep for sweep in known if sweep.id.startswith(prefix)
@@ -114,8 +132,9 @@ def find(prefix: str, runs_folder: Path | None = None) -> RunDir:
     Raises:
         Refused: there is none, or more than one.
     """
-    known = runs(runs_folder)
-    matches = [run for run in known if run.id == prefix] or [run for run in known if run.id.startswith(prefix)]
+    matches = _of_this_name(prefix, runs_folder)
+    known = [] if matches else runs(runs_folder)
+    matches = matches or [run for run in known if run.id.startswith(prefix)]
     if len(matches) == 1:
         return matches[0]
     if len({run.id for run in matches}) < len(matches):

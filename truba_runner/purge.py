@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from truba_runner import archive, code_archives
+from truba_runner.language import _
 from truba_runner.rundir import RunDir
 
 DAY_SECONDS = 86_400
@@ -28,8 +30,17 @@ class Expiring:
 def expiring(runs: Sequence[RunDir], until: float) -> dict[Path, Expiring]:
     """What of each run goes until then, in seconds since 1970, by the run's directory."""
     sites = _Sites(runs)
-    told = {run.path: _of_run(run, sites.days(run), until) for run in runs}
-    return {path: one for path, one in told.items() if one is not None}
+    found: dict[Path, Expiring] = {}
+    for run in runs:
+        try:
+            one = _of_run(run, sites.days(run), until)
+        except OSError as error:  # Of the others it is known.
+            why = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            print(_("{run}: what of it will be purged is not known ({why})", run=run.id, why=why), file=sys.stderr)
+            continue
+        if one is not None:
+            found[run.path] = one
+    return found
 
 
 def _of_run(run: RunDir, days: int, until: float) -> Expiring | None:

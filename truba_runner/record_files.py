@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +57,23 @@ def parsed(text: bytes | str, name: str) -> Any:
 def events(path: Path) -> tuple[list[dict[str, Any]], str]:
     """The events of a file, oldest first, and what is wrong with the first that is none; empty where nothing is.
 
-    A line that a full disk or a kill cut short is passed over.
+    A line that a full disk or a kill cut short is passed over. The events are not to be altered: others get them too.
 
     Raises:
         OSError: it cannot be read.
     """
     try:
-        text = safe_files.read(path, path.parent).decode(errors="replace")
+        about = path.lstat()
+        found, first = _events(path, about.st_ino, about.st_ctime_ns, about.st_size)
     except FileNotFoundError:
         return [], ""
+    return list(found), first
+
+
+# A command asks for a run's events again and again.
+@lru_cache(maxsize=4096)
+def _events(path: Path, *_seen: int) -> tuple[list[dict[str, Any]], str]:
+    text = safe_files.read(path, path.parent).decode(errors="replace")
     found: list[dict[str, Any]] = []
     first = ""
     for number, line in enumerate(text.split("\n"), start=1):
@@ -84,7 +93,7 @@ def _event(line: str, name: str) -> tuple[dict[str, Any] | None, str]:
         event = parsed(line, name)
     except Damaged as error:
         return None, "[[[…" if isinstance(error.__cause__, RecursionError) else ""
-    why = record_shapes.wrong_event(event)
+    why = record_shapes.wrong_event(event) or ("\\u0000" in line and record_shapes.with_nul(event))
     return (None, why) if why else (event, "")
 
 

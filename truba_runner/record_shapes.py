@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 Check = Callable[[Any], bool]
@@ -154,6 +154,16 @@ def wrong_event(event: Any) -> str:
         return "event=?"
     required = [*_REQUIRED.get(event["event"], ()), *(["array_index"] if _names_an_array(event) else [])]
     return wrong(event, required, _EVENT)
+
+
+def with_nul(value: Any, name: str = "event") -> str:
+    """Where in an event there is a NUL character, with which neither a path nor a command's argument can be."""
+    if isinstance(value, str):
+        return f"{name}={value[:_SHOWN]!r}" if "\0" in value else ""
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, (dict, list)):
+        parts = value.items() if isinstance(value, dict) else ((name, one) for one in value)
+    return next((why for key, one in parts if (why := with_nul(key, name) or with_nul(one, str(key)))), "")
 
 
 def _names_an_array(event: Mapping[str, Any]) -> bool:

@@ -299,7 +299,7 @@ def sweep_events_file(runs_folder: Path, sweep: str) -> Path:
 def _from_sweep(runs_folder: Path, intent: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A run's own intent with what it shares with the other runs of its array, and what Slurm answered to it."""
     told: list[dict[str, Any]] = [dict(intent)]
-    for event in events.read_shared(sweep_events_file(runs_folder, str(intent["sweep"]))):
+    for event in events.read(sweep_events_file(runs_folder, str(intent["sweep"]))):
         if event.get("token") != intent.get("token"):
             continue
         if event["event"] == "intent":

@@ -78,6 +78,8 @@ def _done(
     inherit: Sequence[int] = (),
     timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> subprocess.CompletedProcess[str]:
+    if any("\0" in word for word in argv):
+        raise SlurmError(argv[0], _("a name holds a NUL character, which no command can be given"), transient=False)
     try:
         if outside := relay.folder():
             done = relay.call(outside, argv, text, timeout_seconds)

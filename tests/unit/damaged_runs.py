@@ -23,6 +23,7 @@ VALUES: tuple[Any, ...] = (
     None, True, -1, 0, 1.5, 10**400, 1e400, float("nan"), "", "text", "../../elsewhere", "/etc/passwd", "\ud800",
     "\x1b[2J", "{run} %s [red]", [], [[]], {}, {"a": {"b": []}}, ["text"], [1, 2, 3], "9" * 30, "12_4", "-x",
     "x" * 5000,
+    "a\0b",
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from in_process import truba as in_process
 
-from truba_runner.__main__ import commands
+from truba_runner.__main__ import commands, main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -305,3 +305,15 @@ def test_each_of_several_files_is_staged_by_its_own_name(truba: Command) -> None
     assert [one["file"] for one in json.loads(done.stdout)] == ["mnist.npz"]
     both = truba("stage", *asked)
     assert both.returncode == 1 and "add --from small-abcdef12.pth" in both.stderr
+
+
+@pytest.mark.parametrize("before", [None, "0", "1"])
+def test_what_is_set_for_hydra_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str | None) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["truba"])
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    if before is not None:
+        monkeypatch.setenv("HYDRA_FULL_ERROR", before)
+    environment = dict(os.environ)
+    assert main(["+experiment=mnist", "cluster=local", "dry_run=true"]) == 0
+    assert dict(os.environ) == environment

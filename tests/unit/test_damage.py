@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import damaged_runs
 import pytest
 import yaml
-from damaged_runs import TIME, damage, make_run, make_search, make_sweep
+from damaged_runs import TIME, make_run, make_search, make_sweep
 
-from truba_runner import places, scheduler
+from truba_runner import damage, places, record_files, safe_files, scheduler
 from truba_runner.__main__ import main
 from truba_runner.report import content
 from truba_runner.rundir import RunDir
@@ -50,15 +52,20 @@ OF_A_SEARCH = (
     "trials/0000/history.csv",
 )
 OF_A_SWEEP = ("sweep.json", "submissions.jsonl")
-# Commands that look at one run take as long as all others: they look at one in so many, each time others.
-RECORDS, AT_ONCE, ONE_IN = 2000, 100, 10
+RECORDS, AT_ONCE = 2000, 100
 SOUND = ("good-00000000", "bad-00000000", "hunt-00000000", "swept-0000000f", *(f"swept-0000000{n}" for n in range(3)))
+
+
+def answer(argv: Sequence[str], **_more: object) -> str:
+    """Slurm's, which knows nothing of any job."""
+    assert not any("\0" in word for word in argv), "subprocess would raise"
+    return ""
 
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Runs, a search and a sweep, whose jobs Slurm has forgotten."""
-    monkeypatch.setattr(scheduler, "query", lambda argv, **more: "")
+    monkeypatch.setattr(scheduler, "query", answer)
     # Half a second each.
     monkeypatch.setattr(content, "draw", lambda shown, file: file.write_bytes(b"") or file)
     folder = tmp_path / "runs"
@@ -111,7 +118,7 @@ def victims(runs: Path, chance: random.Random) -> Iterator[tuple[str, str]]:
         else:
             path = make_sweep(runs, f"victim{number}", 200, CONFIG).path
             files = [path / one for one in OF_A_SWEEP]
-        yield path.name, damage(chance.choice(files), chance)
+        yield path.name, damaged_runs.damage(chance.choice(files), chance)
 
 
 def test_a_run_that_vanishes_meanwhile_is_a_row(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +132,58 @@ def test_a_run_that_vanishes_meanwhile_is_a_row(runs: Path, monkeypatch: pytest.
     assert [row for row in whole if row["run"] in rows] == list(rows.values())
     for command in ("usage", "expiring", "clean", "pull --list"):
         assert given(*command.split())[0] == 0
+
+
+@pytest.mark.parametrize("gone", ["bad-00000000", "swept-00000000"])
+@pytest.mark.parametrize(
+    "command",
+    ["report swept-sweep", "keep good-00000000 bad-00000000 swept-sweep", "expiring", "usage", "status", "clean --json",
+     "pull --list", "why good bad swept-sweep", "cancel -y good bad swept-sweep"],
+)  # fmt: skip
+def test_a_run_that_vanishes_while_it_is_read_is_its_own_loss(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, gone: str
+) -> None:
+    """Before each of the files that a command opens in it, in turn."""
+    given, opened = Given(runs), safe_files.opened
+    into = {"report": ["--out", str(tmp_path / "report.html")], "keep": ["--to", str(tmp_path / "kept")]}
+    (tmp_path / "aside").mkdir()
+    looks, moment = 1, 0
+    while moment < looks:
+        looks, moment = 0, moment + 1
+
+        def vanishing(path: Path, within: Path, at: int = moment) -> int:
+            nonlocal looks
+            looks += gone in path.parts
+            if looks == at and (runs / gone).exists():
+                (runs / gone).rename(tmp_path / "aside" / gone)
+            return opened(path, within)
+
+        monkeypatch.setattr(safe_files, "opened", vanishing)
+        record_files._events.cache_clear()
+        damage._of_run.cache_clear()
+        status, out, err = given(*command.split(), *into.get(command.split()[0], []))
+        if (tmp_path / "aside" / gone).exists():
+            (tmp_path / "aside" / gone).rename(runs / gone)
+        if command.startswith("keep"):
+            assert {"good-00000000.tar", "swept-sweep-00000000.tar"} <= set(os.listdir(tmp_path / "kept"))
+            shutil.rmtree(tmp_path / "kept")
+            assert status == 0 or gone == "bad-00000000", err
+        else:
+            assert status == 0, (moment, err)
+            assert command in {"expiring", "clean --json"} or any(
+                one in out for one in ("good", "swept", "report.html")
+            )
+
+
+def test_a_name_that_no_process_can_be_given_is_damage(runs: Path) -> None:
+    given = Given(runs)
+    file = runs / "bad-00000000" / "submissions.jsonl"
+    file.write_text(file.read_text().replace('"account": "abc"', '"account": "a\\u0000b"'))
+    (damaged,) = [row for row in given.rows("status") if row["state"] == "DAMAGED"]
+    assert damaged["run"] == "bad-00000000" and "account='a\\x00b'" in damaged["why"]
+    assert given("usage")[0] == 0
+    with pytest.raises(scheduler.SlurmError, match="NUL"):
+        scheduler.run(["sacctmgr", "show", "assoc", "account=a\0b"])
 
 
 @pytest.mark.parametrize(
@@ -144,19 +203,16 @@ def test_a_damaged_run_is_a_row_with_the_reason(runs: Path, file: str, content: 
     assert "DAMAGED" in given("why", "bad")[1] and "DAMAGED" in given("logs", "bad")[2]
 
 
-def alone(runs: Path, name: str, tmp_path: Path) -> None:
-    """The commands that look at one: where it lies by itself, as they look through the whole folder for its name."""
-    of_one = "-sweep-" not in name
-    given = Given(tmp_path / "one" if of_one else runs)
-    if of_one:
-        (runs / name).rename(tmp_path / "one" / name)
-        for command in ("logs", "diff", *(["best"] if (tmp_path / "one" / name / "workers").is_dir() else [])):
+def alone(given: Given, name: str, of_sweep: bool, is_search: bool, into: Path) -> None:
+    """The commands that look at one."""
+    if not of_sweep:
+        for command in ("logs", "diff", *(["best"] if is_search else [])):
             given(command, name)
+    if of_sweep or is_search:  # Of a run it is the row that the list has.
+        given("status", name)
     given("clean", name)
-    given("report", name, "--out", str(tmp_path / "report.html"))
-    given("keep", name, "--to", str(tmp_path / "kept"))
-    if of_one:
-        (tmp_path / "one" / name).rename(runs / name)
+    given("report", name, "--out", str(into / "report.html"))
+    given("keep", name, "--to", str(into / "kept"))
 
 
 def clear(runs: Path) -> None:
@@ -166,21 +222,20 @@ def clear(runs: Path) -> None:
 
 def test_mutated_records_take_no_command_away(runs: Path, tmp_path: Path) -> None:
     given = Given(runs)
-    (tmp_path / "one").mkdir()
     whole = given.listings()
     assert [row["state"] for row in whole[0]].count("COMPLETED") == 4
     for number in range(RECORDS // AT_ONCE):
         told = dict(victims(runs, random.Random(number)))
         try:
             assert given.listings() == whole
-            for command in ("clean", "pull --list", *(["status"] if number % 5 == 0 else [])):
+            for command in ("clean", "pull --list", "status"):
                 assert given(*command.split())[0] == 0
             chosen.named(chosen.choose([], runs))
             there = [name for name in told if "-sweep-" not in name and (runs / name).exists()]
             for command in ("why", "cancel -y"):
                 given(*command.split(), *there, *SOUND[:2])
-            for name in list(told)[number % ONE_IN :: ONE_IN]:
-                alone(runs, name, tmp_path)
+            for name in told:
+                alone(given, name, "-sweep-" in name, (runs / name / "workers").is_dir(), tmp_path)
         except BaseException:
             print(number, told)
             raise

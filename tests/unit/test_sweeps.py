@@ -244,10 +244,10 @@ def test_the_core_limit_is_the_accounts_or_ones_own(told: str, limit: int, monke
 
 def test_a_shared_record_is_read_again_once_it_has_changed(tmp_path: Path) -> None:
     file = tmp_path / "events.jsonl"
-    assert events.read_shared(file) == []
+    assert events.read(file) == []
     for count in (1, 2, 3):
         events.append(file, {"event": str(count)})
-        assert len(events.read_shared(file)) == count
+        assert len(events.read(file)) == count
 
 
 def test_a_local_sweep_has_a_table_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +35,12 @@ def main(arguments: Sequence[str]) -> int:
     given = options.parse_args(arguments)
     # Each before the first is written: a name that is misspelt shall not be told of an hour later.
     wanted = {one[0]: one for one in (_wanted(prefix, given.runs) for prefix in given.run)}
-    kept = [_kept(*one, given.to.expanduser().resolve()) for one in wanted.values()]
+    kept, failures = [], []
+    for run in wanted.values():
+        try:
+            kept.append(_kept(*run, given.to.expanduser().resolve()))
+        except Failed as failed:  # The others are none the worse for it.
+            failures.append(failed)
     if given.json:
         print_json(kept)
     else:
@@ -42,14 +48,20 @@ def main(arguments: Sequence[str]) -> int:
             files = counted("{count} file", "{count} files", one["files"])
             size = _("{size:,.1f} MB", size=one["bytes"] / 1e6)
             print(f"{one['file']}  {size}, {files}, SHA-256 {one['sha256']}")
-    return 0
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    return 1 if failures else 0
 
 
 def _kept(name: str, root: Path, files: Sequence[Path], target: Path) -> dict[str, Any]:
     file = target / f"{name}.tar"
+    if not files:
+        raise Failed(_("{run} is not there any more", run=name))
     try:
         digest = archive.write(file, root, files)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and (there := _without_gone(root, files)) != files:
+            return _kept(name, root, there, target)
         why = error.strerror or str(error)
         raise Failed(
             _(
@@ -61,6 +73,15 @@ def _kept(name: str, root: Path, files: Sequence[Path], target: Path) -> dict[st
             )
         ) from error
     return {"run": name, "file": str(file), "bytes": file.stat().st_size, "files": len(files), "sha256": digest}
+
+
+def _without_gone(root: Path, files: Sequence[Path]) -> Sequence[Path]:
+    """The files of those runs that are still there; the others are said."""
+    names = dict.fromkeys(path.relative_to(root).parts[0] for path in files)
+    gone = [name for name in names if not os.path.lexists(root / name)]
+    for name in gone if len(gone) < len(names) else []:
+        print(_("{run} is not there any more", run=name), file=sys.stderr)
+    return [path for path in files if path.relative_to(root).parts[0] not in gone]
 
 
 def _wanted(prefix: str, runs_folder: Path | None) -> tuple[str, Path, list[Path]]:

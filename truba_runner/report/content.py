@@ -194,11 +194,14 @@ def _pictures(run: RunDir) -> list[Block]:
     """Those that the job drew; of a run that goes on, its curves so far where they can be drawn here."""
     drawn = [run.plots / name for name in safe_files.names(run.plots, run.path) if name.endswith(".png")]
     drawn = [file for file in drawn if safe_files.is_file(file)]
-    found = [Picture(_caption(file.stem), safe_files.read(file, run.path)) for file in drawn]
+    found = []
+    for file in drawn:
+        with suppress(FileNotFoundError):  # A run may go while it is looked at.
+            found.append(Picture(_caption(file.stem), safe_files.read(file, run.path)))
     if not any(file.name == "learning_curves.png" for file in drawn) and (rows := _epochs(run)):
         with tempfile.TemporaryDirectory() as folder:
-            if file := plots.learning_curves(rows, Path(folder)):
-                found.insert(0, Picture(_("learning curves"), file.read_bytes()))
+            if curves := plots.learning_curves(rows, Path(folder)):
+                found.insert(0, Picture(_("learning curves"), curves.read_bytes()))
     return list(found)
 
 
@@ -276,8 +279,9 @@ def _seeds(shown: Table) -> Rows:
 
 def _config(run: RunDir) -> Text:
     """Empty where a purge has taken it, as of what else is gone nothing is shown."""
-    found = safe_files.is_file(run.config_file)
-    text = safe_files.read(run.config_file, run.path).decode(errors="replace") if found else ""
+    text = ""
+    with suppress(FileNotFoundError):
+        text = safe_files.read(run.config_file, run.path).decode(errors="replace")
     return Text(text, folded=_("run.yaml, the resolved config"))
 
 

@@ -77,7 +77,7 @@ class SweepDir:
 
     def events(self) -> list[dict[str, Any]]:
         """Every event, oldest first."""
-        return events.read_shared(self.events_file)
+        return events.read(self.events_file)
 
     def describe(self, members: Iterable[Member], **about: Any) -> None:
         """Puts the runs on record, after those that are there already: a sweeper may ask for them in batches."""
