@@ -7,7 +7,7 @@ import random
 import typing
 from collections.abc import Iterator
 
-from truba_runner.config import Experiment
+from truba_runner.config.schema import Experiment
 
 VALUES = (
     *("0", "1", "-1", "3", "1.5", "1e-3", "1e400", "nan", "inf", "-inf", "99999999999999999999", "true", "false"),

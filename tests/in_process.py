@@ -18,8 +18,9 @@ from unittest import mock
 
 from hydra.core.global_hydra import GlobalHydra
 
-from truba_runner import backends
-from truba_runner.__main__ import main
+from truba_runner import training
+from truba_runner.cli.main import main
+from truba_runner.config import backends
 
 
 def truba(*arguments: str, cwd: Path, environment: Mapping[str, str]) -> CompletedProcess[str]:
@@ -49,6 +50,6 @@ def truba(*arguments: str, cwd: Path, environment: Mapping[str, str]) -> Complet
 @contextlib.contextmanager
 def knowing(folder: Path) -> Iterator[None]:
     """This process knows a folder's backends, as those do that find its sitecustomize.py on their PYTHONPATH."""
-    with mock.patch.dict(backends.TRAITS), mock.patch.object(backends, "__path__", [*backends.__path__]):
+    with mock.patch.dict(backends.TRAITS), mock.patch.object(training, "__path__", [*training.__path__]):
         runpy.run_path(str(folder / "sitecustomize.py"))
         yield

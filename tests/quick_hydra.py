@@ -36,7 +36,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins.truba_runner import sweeper
 from hydra_plugins.truba_runner.launcher import TrubaLauncher
-from truba_runner import app, composed, hydra_keys
+from truba_runner.cli import app
+from truba_runner.config.composing import compose as composed
+from truba_runner.config.composing import hydra_keys
 from truba_runner.sweeps import compose
 
 _parser = OverridesParser.create()

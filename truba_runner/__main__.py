@@ -1,70 +1,8 @@
-"""`python -m truba_runner`, also `truba`: a management command, or, with overrides, the Hydra app."""
+"""`python -m truba_runner`, also `truba`."""
 
-from __future__ import annotations
-
-import importlib
-import os
-import pkgutil
 import sys
-from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 
-from truba_runner import terminal
-from truba_runner.errors import Failed, Problem, Refused, nearest
-from truba_runner.language import _
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 a job or a check failed, 2 the input was refused."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    with terminal.guarded():
-        return _status(given)
-
-
-def _status(given: list[str]) -> int:
-    try:
-        status = _dispatch(given)
-        # Here, and not when Python ends: whoever reads it may have gone.
-        sys.stdout.flush()
-        return status
-    except Refused as refused:
-        for problem in refused.problems:
-            print(problem, file=sys.stderr)
-        return 2
-    except Failed as failed:
-        print(failed, file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        # The reader (head, less) has gone; Python's own flush at exit must not complain of it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        # A disk that is full or read-only, a folder that is none: the user's to mend, and no fault of the program.
-        name = error.filename or _("a file")
-        print(f"{name}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-
-
-@cache
-def commands() -> list[str]:
-    """The management commands: the modules of `commands/`."""
-    folder = str(Path(__file__).parent / "commands")
-    return sorted(module.name for module in pkgutil.iter_modules([folder]))
-
-
-def _dispatch(arguments: list[str]) -> int:
-    if arguments and arguments[0] in commands():
-        command = importlib.import_module(f"truba_runner.commands.{arguments[0]}")
-        return int(command.main(arguments[1:]))
-    if arguments and arguments[0].isidentifier():
-        raise Refused(Problem(arguments[0], _("there is no such command."), nearest(arguments[0], commands())))
-    from truba_runner.app import main as app
-
-    return app(arguments)
-
+from truba_runner.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -26,7 +26,7 @@ class TrubaLauncher(Launcher):
         Raises:
             ConfigCompositionException: another application has chosen this launcher, which Hydra offers to all.
         """
-        from truba_runner.config import Experiment
+        from truba_runner.config.schema import Experiment
         from truba_runner.sweeps.batches import HydraSweep
 
         if OmegaConf.get_type(config) is not Experiment:

@@ -19,7 +19,7 @@ class TrubaSearchPath(SearchPathPlugin):
 
 
 def _is_trubas(search_path: ConfigSearchPath) -> bool:
-    from truba_runner.shipped import shipped
+    from truba_runner.storage.package_files import shipped
 
     mains = [one.path.removeprefix("file://") for one in search_path.get_path() if one.provider == "main"]
     return [Path(main).resolve() for main in mains if "://" not in main] == [shipped("conf").resolve()]

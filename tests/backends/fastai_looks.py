@@ -10,8 +10,8 @@ from typing import Any
 
 def others(folder: Path) -> list[list[str]]:
     """Of the newest checkpoint: what rank 1 has otherwise than rank 0, by the keys that lead there."""
-    from truba_runner.backends.fastai_resume import _read
-    from truba_runner.checkpoint import CheckpointStore
+    from truba_runner.runs.checkpoints import CheckpointStore
+    from truba_runner.training.fastai.resume import _read
 
     found = CheckpointStore(folder / "checkpoints").newest(_read)
     assert found is not None
@@ -24,8 +24,8 @@ def checkpoint(folder: Path) -> dict[str, Any]:
 
     import torch
 
-    from truba_runner.backends.fastai_resume import _read
-    from truba_runner.checkpoint import CheckpointStore
+    from truba_runner.runs.checkpoints import CheckpointStore
+    from truba_runner.training.fastai.resume import _read
 
     found = CheckpointStore(folder / "checkpoints").newest(_read)
     if found is None:
@@ -77,9 +77,9 @@ def stock(folder: Path, recipe: str, options: dict[str, Any]) -> dict[str, Any]:
     import torch
     from fastai.callback.schedule import minimum, slide, steep, valley
 
-    from truba_runner import job_module
-    from truba_runner.backends.fastai import weights_sha256
-    from truba_runner.backends.fastai_streams import key, seed_all
+    from truba_runner.code import job_module
+    from truba_runner.training.fastai.learner.batches import key, seed_all
+    from truba_runner.training.fastai.train import weights_sha256
 
     job = job_module.load(folder / "small.py")
     items = job.load_items("made", folder.parent)

@@ -20,9 +20,12 @@ from typing import Any
 
 from forked_starts import StopAt, has_ended, in_child, small_disk
 
-from truba_runner import backends, config, job_module
-from truba_runner.progress import Progress
-from truba_runner.rundir import RunDir, write_atomically
+from truba_runner.code import job_module
+from truba_runner.config import schema
+from truba_runner.runs.progress import Progress
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.storage.files import write_atomically
+from truba_runner.training import backend
 
 # Small, with all that makes resuming hard: random crops of items and batches, dropout, BatchNorm, and a callback with a
 # state that draws from the host's random numbers and changes what is trained with it.
@@ -132,9 +135,9 @@ def signal_step(number: int) -> None:
 
 def watch_looks(stop: StopAt) -> None:
     """Counts each time that a training looks for an interruption: once a batch."""
-    from truba_runner.backends import fastai_loop, fastai_resume
+    from truba_runner.training.fastai import loop, resume
 
-    for owner, names in ((fastai_loop.Watcher, ["look"]), (fastai_resume.Resume, ["trained", "validated"])):
+    for owner, names in ((loop.Watcher, ["look"]), (resume.Resume, ["trained", "validated"])):
         for name in names:
             original = getattr(owner, name)
 
@@ -159,9 +162,9 @@ def train(folder: Path, sections: dict[str, Any], job: str, stop: StopAt, rank: 
     os.chdir(folder)
     loaded = job_module.load(folder / "small.py")
     progress = Progress(run, "1", writes=rank == 0)
-    given = backends.Context(config.experiment_from(values), loaded, run, progress, stop, rank, tasks)
+    given = backend.Context(schema.experiment_from(values), loaded, run, progress, stop, rank, tasks)
     with stop.recognised():
-        result = backends.load("fastai", "find" if given.experiment.sweep.kind == "lr_find" else "train")(given)
+        result = backend.load("fastai", "find" if given.experiment.sweep.kind == "lr_find" else "train")(given)
     if rank == 0:
         run.write_result({**result, "looks": stop.looks})
 

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from truba_runner import checkpoint
 from truba_runner.errors import Failed
-from truba_runner.interrupt import Interrupted, Interruption
+from truba_runner.runs import checkpoints
+from truba_runner.training.interrupt import Interrupted, Interruption
 
 INTERRUPTED = 75
 _EXIT_SECONDS = 60
@@ -96,7 +96,7 @@ def _slow_down(seconds: float, held_save: int, reached: Path | None) -> None:
     saves = itertools.count(1)
     # Its own: the run's random numbers are among what is compared.
     dice = random.Random()
-    write_whole = checkpoint._write_whole
+    write_whole = checkpoints._write_whole
 
     def slowly(path: Path, write: Any) -> None:
         def halting(file: IO[bytes]) -> None:
@@ -109,4 +109,4 @@ def _slow_down(seconds: float, held_save: int, reached: Path | None) -> None:
 
         write_whole(path, halting)
 
-    checkpoint._write_whole = slowly
+    checkpoints._write_whole = slowly

@@ -16,9 +16,12 @@ from typing import Any
 
 from forked_starts import StopAt, has_ended, in_child, small_disk
 
-from truba_runner import backends, config, job_module
-from truba_runner.progress import Progress
-from truba_runner.rundir import RunDir, write_atomically
+from truba_runner.code import job_module
+from truba_runner.config import schema
+from truba_runner.runs.progress import Progress
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.storage.files import write_atomically
+from truba_runner.training import backend
 
 JOB = '''
 import random
@@ -131,10 +134,10 @@ def train(folder: Path, sections: dict[str, Any], job: str, stop: StopAt, rank: 
     stop.listen()
     loaded = job_module.load(folder / "small.py")
     progress = Progress(run, "1", writes=rank == 0)
-    given = backends.Context(config.experiment_from(values), loaded, run, progress, stop, rank, tasks)
+    given = backend.Context(schema.experiment_from(values), loaded, run, progress, stop, rank, tasks)
     os.chdir(folder)
     with stop.recognised():
-        result = backends.load("keras", "find" if given.experiment.sweep.kind == "lr_find" else "train")(given)
+        result = backend.load("keras", "find" if given.experiment.sweep.kind == "lr_find" else "train")(given)
     if rank == 0:
         run.write_result({**result, "looks": stop.looks})
 

@@ -17,7 +17,7 @@ import pytest
 from event_files_read import curves, told
 from fastai_resume_runs import Ask
 
-from truba_runner.rundir import RunDir
+from truba_runner.runs.run_directory import RunDir
 
 # Nothing by chance: neither order nor crop nor dropout, so that fastai's own calls train the same.
 SAME_EACH_TIME = runs.JOB.replace(

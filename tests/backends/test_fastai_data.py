@@ -17,14 +17,16 @@ from typing import Any
 
 import pytest
 
-from truba_runner import job_module
-from truba_runner.backends import Context, architectures, image_pack
-from truba_runner.backends.image_pack import Damaged, Pack
-from truba_runner.backends.photographs import Photographs, Unreadable, opened
-from truba_runner.config import experiment_from
+from truba_runner.code import job_module
+from truba_runner.config.schema import experiment_from
+from truba_runner.data import image_pack
+from truba_runner.data.image_pack import Damaged, Pack
 from truba_runner.errors import Failed
-from truba_runner.progress import Progress
-from truba_runner.rundir import RunDir
+from truba_runner.runs.progress import Progress
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.training.backend import Context
+from truba_runner.training.fastai.learner import architectures
+from truba_runner.training.fastai.learner.photographs import Photographs, Unreadable, opened
 
 pytestmark = [
     pytest.mark.filterwarnings("default::DeprecationWarning"),
@@ -287,7 +289,7 @@ def test_a_damaged_pack_is_noticed_and_made_anew(
 def test_packing_is_repeatable_on_any_number_of_cores(
     crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from truba_runner.image_sources import Folder
+    from truba_runner.data.image_sources import Folder
 
     written = []
     for number in (1, 5):
@@ -541,7 +543,7 @@ def test_the_table_has_the_addresses_that_fastai_would_fetch(monkeypatch: pytest
 def test_what_fastai_cannot_cut_is_on_the_list(tmp_path: Path) -> None:
     from fastai.vision.learner import create_vision_model
 
-    from truba_runner.weights import problems
+    from truba_runner.data.weights import problems
 
     for name in ("mnasnet0_5", "squeezenet1_1", "mobilenet_v3_small"):
         builder = architectures.chosen(asked(tmp_path, name))["arch"]

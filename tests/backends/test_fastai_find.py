@@ -11,7 +11,7 @@ import pytest
 from fastai_resume_runs import Ask
 from test_fastai_ranks import COMPARABLE
 
-from truba_runner.rundir import RunDir
+from truba_runner.runs.run_directory import RunDir
 
 # The first takes the rate as its only one, the second as the head's and, a hundredth of half of it, the first layers'.
 RECIPE = [{"fit_one_cycle": {"epochs": 1}}, {"fine_tune": {"epochs": 1}}]

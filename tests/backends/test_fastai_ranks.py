@@ -16,7 +16,7 @@ from fastai_resume_runs import Ask
 from forked_starts import INTERRUPTED
 from test_fastai_kinds import DATASETS
 
-from truba_runner.rundir import RunDir
+from truba_runner.runs.run_directory import RunDir
 
 FINDER, HEAD, VALIDATION, SECOND_FINDER, WHOLE = 11, 4, 2, 9, 5
 

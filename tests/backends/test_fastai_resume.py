@@ -21,8 +21,8 @@ from event_files_read import curves, seen
 from fastai_resume_runs import Ask
 from forked_starts import INTERRUPTED
 
-from truba_runner.checkpoint import CheckpointStore, Position
-from truba_runner.rundir import RunDir
+from truba_runner.runs.checkpoints import CheckpointStore, Position
+from truba_runner.runs.run_directory import RunDir
 
 FINDER, HEAD, VALIDATION, SECOND_FINDER, WHOLE = 11, 4, 2, 9, 5
 AFTER = VALIDATION + 2

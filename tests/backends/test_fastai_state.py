@@ -9,7 +9,7 @@ import pytest
 from fastai_resume_runs import Ask
 from forked_starts import INTERRUPTED
 
-from truba_runner.rundir import RunDir
+from truba_runner.runs.run_directory import RunDir
 
 BASE = """
 import collections, copy, random

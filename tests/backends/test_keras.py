@@ -21,11 +21,14 @@ import pytest
 import yaml
 from event_files_read import curves, told
 
-from truba_runner import backends, checkpoint, config, job_module
-from truba_runner.backends import keras_board
+from truba_runner.code import job_module
+from truba_runner.config import schema
 from truba_runner.errors import Failed
-from truba_runner.progress import Progress
-from truba_runner.rundir import RunDir
+from truba_runner.runs import checkpoints
+from truba_runner.runs.progress import Progress
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.training import backend
+from truba_runner.training.keras import tensorboard
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = yaml.safe_load((ROOT / "conf/experiment/mnist.yaml").read_text())["train"]
@@ -67,7 +70,7 @@ class Recorded(Progress):
         super().step(epoch, step, metrics, total)
 
 
-def context(folder: Path, job: ModuleType | Any, /, **sections: Any) -> backends.Context:
+def context(folder: Path, job: ModuleType | Any, /, **sections: Any) -> backend.Context:
     values = {
         "name": "mnist",
         "job": {"module": "mnist"},
@@ -83,14 +86,14 @@ def context(folder: Path, job: ModuleType | Any, /, **sections: Any) -> backends
         values[section] = {**values.get(section, {}), **settings}  # type: ignore[dict-item]
     run = RunDir(folder / "mnist-0")
     run.create()
-    return backends.Context(config.experiment_from(values), job, run, Recorded(run))
+    return backend.Context(schema.experiment_from(values), job, run, Recorded(run))
 
 
-def train(given: backends.Context) -> dict[str, Any]:
+def train(given: backend.Context) -> dict[str, Any]:
     before = os.getcwd()
     os.chdir(given.run.path)
     try:
-        return backends.load("keras")(given)
+        return backend.load("keras")(given)
     finally:
         os.chdir(before)
 
@@ -106,7 +109,7 @@ def small_job(folder: Path) -> ModuleType:
     return job_module.load(file)
 
 
-def shipped_digits(folder: Path, **train_settings: Any) -> backends.Context:
+def shipped_digits(folder: Path, **train_settings: Any) -> backend.Context:
     """The shipped experiment, on the digits."""
     sections: dict[str, Any] = {"tensorboard": {"enabled": True}, "checkpoint": {"save_model": True}}
     return context(folder, shipped_job(), train={**SHIPPED, "epochs": 3, **train_settings}, **sections)
@@ -272,7 +275,7 @@ def test_tensorboards_confusion_matrix_counts_the_test_set(digits: SimpleNamespa
     }  # fmt: skip
     _, y = shipped_job().load_digits()["validation"]
     predictions = np.load(digits.path / "predictions.npy")
-    matrix = keras_board._matrix(y, predictions)
+    matrix = tensorboard._matrix(y, predictions)
     assert matrix.sum() == DIGITS_TEST and matrix.shape == (10, 10)
     assert matrix.trace() / DIGITS_TEST == pytest.approx(digits.result["metrics"]["test_accuracy"])
     for actual in range(10):
@@ -283,8 +286,8 @@ def test_what_is_no_classification_has_no_confusion_matrix() -> None:
     import numpy as np
 
     thirds, halves = np.full((4, 3), 1 / 3), np.array([[0.2], [0.7], [0.9], [0.1]])
-    assert keras_board._matrix(np.array([0, 1, 1, 1]), halves).tolist() == [[1, 0], [1, 2]]
-    assert keras_board._matrix(np.eye(3)[[0, 1, 2, 0]], np.eye(3)[[0, 1, 1, 0]]).tolist() == [
+    assert tensorboard._matrix(np.array([0, 1, 1, 1]), halves).tolist() == [[1, 0], [1, 2]]
+    assert tensorboard._matrix(np.eye(3)[[0, 1, 2, 0]], np.eye(3)[[0, 1, 1, 0]]).tolist() == [
         [2, 0, 0], [0, 1, 0], [0, 1, 0],
     ]  # fmt: skip
     for labels, predictions in [
@@ -297,7 +300,7 @@ def test_what_is_no_classification_has_no_confusion_matrix() -> None:
         (np.array([0, 1, 1, 0]), {"a": thirds}),
         (np.array([0, 1, 1, 0]), thirds[:, None]),
     ]:
-        assert keras_board._matrix(labels, predictions) is None
+        assert tensorboard._matrix(labels, predictions) is None
 
 
 def test_tensorboard_has_the_graph_and_a_profile_where_they_are_asked_for(folder: Path, job: ModuleType) -> None:
@@ -384,7 +387,7 @@ def test_two_devices_evaluate_and_predict_every_one_of_an_odd_number(two_devices
 
 
 def test_a_batch_that_does_not_divide_among_the_devices_is_refused(two_devices: SimpleNamespace) -> None:
-    from truba_runner.backends.keras_devices import check_batch_size
+    from truba_runner.training.keras.devices.devices import check_batch_size
 
     assert "train.batch_size=33 does not divide among 2 devices" in two_devices.indivisible["failed"]
     with pytest.raises(Failed, match="Set train.batch_size=63 or 66"):
@@ -441,7 +444,7 @@ def test_data_of_another_name_is_an_error(tmp_path: Path) -> None:
 
 
 def test_an_epochs_order_depends_on_seed_and_epoch_alone() -> None:
-    from truba_runner.backends.keras_data import epoch_order
+    from truba_runner.training.keras.batches.splits import epoch_order
 
     orders = {(seed, epoch): epoch_order(seed, epoch, 100).tolist() for seed in (0, 1) for epoch in (0, 1)}
     assert len({tuple(order) for order in orders.values()}) == 4
@@ -452,7 +455,7 @@ def test_an_epochs_order_depends_on_seed_and_epoch_alone() -> None:
 def test_the_plan_gives_every_example_once_an_epoch_in_that_order() -> None:
     import numpy as np
 
-    from truba_runner.backends.keras_data import DataPlan, epoch_order
+    from truba_runner.training.keras.batches.splits import DataPlan, epoch_order
 
     x = np.arange(10)
     plan = DataPlan((x, x * 2), examples=10, batch_size=4, devices=1, seed=5)
@@ -468,7 +471,7 @@ def test_the_plan_gives_every_example_once_an_epoch_in_that_order() -> None:
 def test_every_training_batch_divides_among_the_devices_and_evaluation_leaves_nothing_out() -> None:
     import numpy as np
 
-    from truba_runner.backends.keras_data import DataPlan
+    from truba_runner.training.keras.batches.splits import DataPlan
 
     x = np.arange(11)
     shuffled = DataPlan((x, x), examples=11, batch_size=4, devices=2, seed=0)
@@ -487,7 +490,7 @@ def test_every_training_batch_divides_among_the_devices_and_evaluation_leaves_no
 
 
 def test_fit_goes_through_another_order_each_epoch(folder: Path, job: ModuleType, monkeypatch: Any) -> None:
-    from truba_runner.backends import keras_data
+    from truba_runner.training.keras.batches import splits as keras_data
 
     begun = []
     monkeypatch.setattr(keras_data.DataPlan, "begin", lambda self, epoch: begun.append(epoch))
@@ -501,7 +504,7 @@ def test_fit_goes_through_another_order_each_epoch(folder: Path, job: ModuleType
 def test_mappings_of_arrays_go_through_as_such() -> None:
     import numpy as np
 
-    from truba_runner.backends.keras_data import DataPlan
+    from truba_runner.training.keras.batches.splits import DataPlan
 
     plan = DataPlan(({"a": np.arange(3), "b": np.ones((3, 2))}, np.zeros(3)), examples=3, batch_size=2, devices=1)
     shapes = [{name: tuple(array.shape) for name, array in x.items()} for x, _ in plan.dataset]
@@ -511,7 +514,7 @@ def test_mappings_of_arrays_go_through_as_such() -> None:
 def test_fewer_examples_than_devices_are_refused() -> None:
     import numpy as np
 
-    from truba_runner.backends.keras_data import DataPlan
+    from truba_runner.training.keras.batches.splits import DataPlan
 
     with pytest.raises(Failed, match="4 devices need 4 examples"):
         DataPlan((np.zeros(3), np.zeros(3)), examples=3, batch_size=4, devices=4)
@@ -521,7 +524,7 @@ def test_fewer_examples_than_devices_are_refused() -> None:
 
 
 def test_the_config_decides_how_steps_are_run(folder: Path, job: ModuleType) -> None:
-    from truba_runner.backends.keras_job import build_model
+    from truba_runner.training.keras.model import build_model
 
     for compiled in (False, True):
         given = context(folder / "how", job, job={"options": {"compiled": compiled}}, train={"steps_per_execution": 7})
@@ -531,20 +534,20 @@ def test_the_config_decides_how_steps_are_run(folder: Path, job: ModuleType) -> 
 
 
 def test_optimizer_by_name_takes_the_learning_rate() -> None:
-    from truba_runner.backends.keras_job import make_optimizer
+    from truba_runner.training.keras.model import make_optimizer
 
-    made = make_optimizer(config.Train(optimizer="rmsprop", learning_rate=0.25))
+    made = make_optimizer(schema.Train(optimizer="rmsprop", learning_rate=0.25))
     assert (type(made).__name__, float(made.learning_rate)) == ("RMSprop", 0.25)
-    assert float(make_optimizer(config.Train(optimizer="adam")).learning_rate) == pytest.approx(0.001)
+    assert float(make_optimizer(schema.Train(optimizer="adam")).learning_rate) == pytest.approx(0.001)
 
 
 def test_optimizer_as_an_object_keeps_its_settings_and_the_learning_rate_of_train_wins() -> None:
-    from truba_runner.backends.keras_job import make_optimizer
+    from truba_runner.training.keras.model import make_optimizer
 
     given = {"class_name": "SGD", "config": {"momentum": 0.5, "learning_rate": 0.125}}
-    made = make_optimizer(config.Train(optimizer=given))
+    made = make_optimizer(schema.Train(optimizer=given))
     assert (made.momentum, float(made.learning_rate)) == (0.5, 0.125)
-    made = make_optimizer(config.Train(optimizer=given, learning_rate=0.25))
+    made = make_optimizer(schema.Train(optimizer=given, learning_rate=0.25))
     assert (made.momentum, float(made.learning_rate)) == (0.5, 0.25)
 
 
@@ -556,10 +559,10 @@ def test_optimizer_as_an_object_keeps_its_settings_and_the_learning_rate_of_trai
     ],
 )
 def test_an_optimizer_that_keras_cannot_make_is_refused(optimizer: Any, message: str) -> None:
-    from truba_runner.backends.keras_job import make_optimizer
+    from truba_runner.training.keras.model import make_optimizer
 
     with pytest.raises(Failed, match=message):
-        make_optimizer(config.Train(optimizer=optimizer))
+        make_optimizer(schema.Train(optimizer=optimizer))
 
 
 def test_loss_metrics_and_optimizer_as_objects_are_trained_with(folder: Path, job: ModuleType) -> None:
@@ -630,7 +633,7 @@ def test_a_disk_that_is_full_at_the_end_costs_no_training_and_leaves_no_half_of_
 ) -> None:
     import keras
 
-    write, refused = checkpoint._write_whole, []
+    write, refused = checkpoints._write_whole, []
 
     def full_for_the_last(path: Path, content: Any) -> None:
         if path.name == "checkpoint-000002-000000000.ckpt" and not refused:
@@ -646,7 +649,7 @@ def test_a_disk_that_is_full_at_the_end_costs_no_training_and_leaves_no_half_of_
     given = context(tmp_path, job, **settings)
     keras.utils.clear_session()  # Each start numbers its layers as a process of its own would.
     with monkeypatch.context() as full:
-        full.setattr(checkpoint, "_write_whole", full_for_the_last)
+        full.setattr(checkpoints, "_write_whole", full_for_the_last)
         full.setattr(keras.Model, "save", half)
         with pytest.raises(OSError, match="No space"):
             train(given)
@@ -713,18 +716,19 @@ def test_what_the_users_code_raises_goes_through_untouched(tmp_path: Path, job: 
 
 
 def test_gpus_that_tensorflow_cannot_use_fail_the_job(tmp_path: Path, job: ModuleType, monkeypatch: Any) -> None:
-    from truba_runner.backends import keras_devices, missing_gpus
+    from truba_runner.training import missing_gpus
+    from truba_runner.training.keras.devices import devices
 
     driver = tmp_path / "version"
     driver.touch()
     monkeypatch.setattr(missing_gpus, "NVIDIA_DRIVER", driver)
     with pytest.raises(Failed, match="1 GPUs a node were asked for .*--nv.*resources.gpus=0"):
         train(context(tmp_path, job, resources={"gpus": 1}))
-    assert keras_devices.pick_devices(0) == ["CPU:0"]
+    assert devices.pick_devices(0) == ["CPU:0"]
 
 
 def test_devices_that_cannot_be_made_any_more_are_explained(digits: SimpleNamespace) -> None:
-    from truba_runner.backends.keras_devices import pick_devices
+    from truba_runner.training.keras.devices.devices import pick_devices
 
     with pytest.raises(Failed, match="TensorFlow was in use before its 7 devices could be set up"):
         pick_devices(7)
@@ -735,7 +739,7 @@ def test_devices_that_cannot_be_made_any_more_are_explained(digits: SimpleNamesp
 
 def test_loading_the_backend_imports_no_framework() -> None:
     code = (
-        "import sys, truba_runner.backends as b; b.load('keras');"
+        "import sys, truba_runner.training.backend as b; b.load('keras');"
         "print(*{'tensorflow', 'keras', 'numpy', 'hydra', 'submitit'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
@@ -743,7 +747,7 @@ def test_loading_the_backend_imports_no_framework() -> None:
 
 
 def test_tensorflows_start_up_lines_are_off_unless_the_user_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("truba_runner.backends.keras")
+    module = importlib.import_module("truba_runner.training.keras.train")
     monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
     importlib.reload(module)
     assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "1"

@@ -49,7 +49,7 @@ def test_a_job_that_imports_keras_with_another_backend_is_refused(tmp_path: Path
 def test_the_users_own_settings_of_keras_are_named_and_those_that_fit_are_not(tmp_path: Path) -> None:
     program = (
         "import os, sys; from truba_runner import backends; backends.load('keras');"
-        "print(os.environ['KERAS_BACKEND'], sys.modules['truba_runner.backends.keras']._OTHER_BACKEND)"
+        "print(os.environ['KERAS_BACKEND'], sys.modules['truba_runner.training.keras.train']._OTHER_BACKEND)"
     )
     settings = tmp_path / ".keras" / "keras.json"
     settings.parent.mkdir()

@@ -15,7 +15,7 @@ def weights_of(wanted: Any, y: Any, predicted: tuple[int | None, ...] | None, lo
     """The weights of these labels as one batch, and those of the classes."""
     import tensorflow as tf
 
-    from truba_runner.backends.keras_labels import Labels, Weighing
+    from truba_runner.training.keras.labels.labels import Labels, Weighing
 
     spec = tf.TensorSpec((None, *y.shape[1:]), tf.as_dtype(y.dtype))
     weighing = Weighing(Labels("", spec, None if stream else y, predicted, loss), wanted)

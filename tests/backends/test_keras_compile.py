@@ -14,8 +14,8 @@ import yaml
 from event_files_read import curves
 from test_keras_outputs import DATA, TWO_OUTPUTS, refused, trained
 
-from truba_runner.backends import Context
 from truba_runner.errors import Failed
+from truba_runner.training.backend import Context
 
 ROOT = Path(__file__).resolve().parents[2]
 Start = Callable[..., dict[str, Any]]
@@ -70,7 +70,7 @@ def own() -> dict[str, Any]:
 def test_one_rule_makes_all_that_the_config_names() -> None:
     import keras
 
-    from truba_runner.backends.keras_named import made
+    from truba_runner.training.keras.labels.named import made
 
     scope = own()
     job = given(**{name: scope[name] for name in ("Focal", "twice", "made_twice", "Held", "Slow")})
@@ -130,7 +130,7 @@ def test_one_rule_makes_all_that_the_config_names() -> None:
 def test_what_nobody_has_is_told_with_the_nearest(where: str, value: Any, words: str) -> None:
     import keras
 
-    from truba_runner.backends.keras_named import made
+    from truba_runner.training.keras.labels.named import made
 
     room = {"train.loss": keras.losses, "train.optimizer": keras.optimizers}[where]
     with pytest.raises(Failed, match=words):
@@ -171,8 +171,8 @@ def test_own_losses_metrics_and_optimizers_are_trained_with(start_keras: Start, 
     ],
 )
 def test_what_no_output_is_called_is_refused(settings: dict[str, Any], words: str) -> None:
-    from truba_runner.backends.keras_compile import compile_model
-    from truba_runner.config import Train
+    from truba_runner.config.schema import Train
+    from truba_runner.training.keras.compile import compile_model
 
     scope: dict[str, Any] = {}
     exec(TWO_OUTPUTS, scope)
@@ -230,8 +230,8 @@ def test_a_rate_over_a_schedule_is_refused_before_the_training(
 
 
 def test_a_rate_over_a_schedule_of_the_config_is_refused() -> None:
-    from truba_runner.backends.keras_job import make_optimizer
-    from truba_runner.config import Train
+    from truba_runner.config.schema import Train
+    from truba_runner.training.keras.model import make_optimizer
 
     decay = {"class_name": "CosineDecay", "config": {"initial_learning_rate": 0.5, "decay_steps": 10}}
     train = Train(optimizer={"class_name": "Adam", "config": {"learning_rate": decay}}, learning_rate=0.1)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from fastai_resume_runs import Ask
 
-from truba_runner.backends.keras_data import epoch_order
-from truba_runner.rundir import RunDir
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.training.keras.batches.splits import epoch_order
 
 INTERRUPTED = 75
 

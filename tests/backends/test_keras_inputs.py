@@ -14,9 +14,9 @@ import pytest
 from forked_starts import INTERRUPTED
 from test_keras import context, train
 
-from truba_runner.backends.keras import weights_sha256
 from truba_runner.errors import Failed
-from truba_runner.rundir import RunDir
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.training.keras.train import weights_sha256
 
 SPARSE = "sparse_categorical_crossentropy"
 
@@ -116,7 +116,7 @@ def test_an_endless_generator_goes_on_across_epochs_and_a_function_is_called_for
 def test_arrays_give_so_many_steps_an_epoch_out_of_one_shuffled_pass_after_another() -> None:
     import numpy as np
 
-    from truba_runner.backends.keras_data import DataPlan, epoch_order
+    from truba_runner.training.keras.batches.splits import DataPlan, epoch_order
 
     plan = DataPlan((np.arange(10),), examples=10, batch_size=4, devices=1, seed=5, steps=2)
     given = []
@@ -279,7 +279,7 @@ def test_epochs_of_a_function_may_be_longer_and_shorter_than_the_first(tmp_path:
 
 
 def in_the_order_of_the_first_epoch(*arrays: Any) -> Any:
-    from truba_runner.backends.keras_data import epoch_order
+    from truba_runner.training.keras.batches.splits import epoch_order
 
     order = epoch_order(0, 0, len(arrays[0]))
     return [array[order] for array in arrays]

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from forked_starts import INTERRUPTED
 
-from truba_runner.backends.keras_state import decode
-from truba_runner.checkpoint import CheckpointStore
-from truba_runner.rundir import RunDir
+from truba_runner.runs.checkpoints import CheckpointStore
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.training.keras.loop.encoding import decode
 
 Start = Callable[..., dict[str, Any]]
 

@@ -17,7 +17,7 @@ import pytest
 from test_keras import ROOT, context, elsewhere, small_job, train
 
 from truba_runner.errors import Failed
-from truba_runner.interrupt import Interruption
+from truba_runner.training.interrupt import Interruption
 
 LIMIT_SECONDS = 400
 # 301 images leave one out each epoch, and 31 are no multiple of 4: a rank gets fewer.
@@ -59,8 +59,8 @@ def ranks(folder: Path, tasks: int = 2) -> list[dict[str, Any]]:
 
 def main(folder: Path, rank: int, tasks: int) -> None:
     """Trains as one rank, then is asked to stop, or not."""
-    from truba_runner.backends import keras as backend
-    from truba_runner.backends.keras_nodes import Team
+    from truba_runner.training.keras import train as backend
+    from truba_runner.training.keras.devices.team import Team
 
     teams = []
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from event_files_read import curves
 
-from truba_runner.backends.keras import weights_sha256
-from truba_runner.backends.keras_logs import Logs
-from truba_runner.backends.keras_outputs import by_name, save
 from truba_runner.errors import Failed
+from truba_runner.training.keras.loop.logs import Logs
+from truba_runner.training.keras.outputs import by_name, save
+from truba_runner.training.keras.train import weights_sha256
 
 Start = Callable[..., dict[str, Any]]
 

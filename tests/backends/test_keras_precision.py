@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from forked_starts import INTERRUPTED
 
-from truba_runner.rundir import RunDir
+from truba_runner.runs.run_directory import RunDir
 
 Start = Callable[..., dict[str, Any]]
 

@@ -20,9 +20,9 @@ import pytest
 from event_files_read import seen, told
 from forked_starts import INTERRUPTED
 
-from truba_runner.backends.keras_state import decode
-from truba_runner.checkpoint import BEST, CheckpointStore
-from truba_runner.rundir import RunDir
+from truba_runner.runs.checkpoints import BEST, CheckpointStore
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.training.keras.loop.encoding import decode
 
 TRAINING, VALIDATION, EPOCHS = 13, 4, 4
 EPOCH = TRAINING + VALIDATION + 1

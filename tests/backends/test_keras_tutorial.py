@@ -22,8 +22,9 @@ import pytest
 import yaml
 from test_keras import ROOT, context, small_job, train
 
-from truba_runner import backends, job_module
+from truba_runner.code import job_module
 from truba_runner.errors import Failed
+from truba_runner.training import backend
 
 TEXT = yaml.safe_load((ROOT / "conf/experiment/text_classification.yaml").read_text())
 FRAUD = yaml.safe_load((ROOT / "conf/experiment/fraud.yaml").read_text())
@@ -34,7 +35,7 @@ def shipped(name: str) -> ModuleType:
     return job_module.load(ROOT / "jobs" / f"{name}.py")
 
 
-def text(folder: Path, mode: str, **sections: Any) -> backends.Context:
+def text(folder: Path, mode: str, **sections: Any) -> backend.Context:
     values: dict[str, Any] = {
         "job": {"module": "text_classification", "options": SMALL_TEXT},
         "data": {"name": "reviews", "preprocessing": mode, "options": {"reviews": 200}},
@@ -51,12 +52,12 @@ def job_of(job: ModuleType, load_data: Callable[..., Any], **functions: Any) -> 
     )
 
 
-def history(given: backends.Context) -> list[dict[str, str]]:
+def history(given: backend.Context) -> list[dict[str, str]]:
     with (given.run.path / "history.csv").open() as file:
         return list(csv.DictReader(file))
 
 
-def logged(given: backends.Context) -> tuple[dict[str, Any], str]:
+def logged(given: backend.Context) -> tuple[dict[str, Any], str]:
     log = io.StringIO()
     with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         result = train(given)
@@ -140,9 +141,9 @@ def test_async_batches_are_numbers_before_the_network_sees_them(folder: Path) ->
     import numpy as np
     import tensorflow as tf
 
-    from truba_runner.backends.keras_data import load_splits
-    from truba_runner.backends.keras_input import make_plans
-    from truba_runner.backends.keras_preprocessing import add_preprocessing
+    from truba_runner.training.keras.batches.inputs import make_plans
+    from truba_runner.training.keras.batches.preprocessing import add_preprocessing
+    from truba_runner.training.keras.batches.splits import load_splits
 
     types = {}
     for mode in ("async", "model"):
@@ -211,7 +212,7 @@ def test_an_archive_or_a_folder_of_something_else_is_an_error(tmp_path: Path) ->
 # -- fraud: classes that are not alike -------------------------------------------------------------------------
 
 
-def fraud(folder: Path, **sections: Any) -> backends.Context:
+def fraud(folder: Path, **sections: Any) -> backend.Context:
     values: dict[str, Any] = {
         "job": {"module": "fraud", "options": {"units": 32}},
         "data": {"name": "payments", "preprocessing": "model"},
@@ -274,7 +275,7 @@ def epoch_datasets(job: ModuleType, batch_size: int | None) -> Callable[..., Any
     def load_data(name: str, folder: Path) -> dict[str, Any]:
         import tensorflow as tf
 
-        from truba_runner.backends.keras_data import epoch_order
+        from truba_runner.training.keras.batches.splits import epoch_order
 
         x, y, v, w = ordered_digits(job)
 
@@ -311,8 +312,8 @@ def test_a_shuffled_dataset_of_an_epoch_can_be_had_again(job: ModuleType) -> Non
     import keras
     import tensorflow as tf
 
-    from truba_runner.backends.keras_streams import StreamPlan
-    from truba_runner.config import Train
+    from truba_runner.config.schema import Train
+    from truba_runner.training.keras.batches.streams import StreamPlan
 
     def labels(epochs: list[int]) -> list[list[int]]:
         keras.utils.set_random_seed(0)
@@ -394,7 +395,7 @@ def py_dataset(x: Any, y: Any, size: int, seen: list[int], meet: threading.Barri
 
 
 def test_a_pydatasets_batches_come_in_an_order_of_the_seed_and_the_epoch(folder: Path, job: ModuleType) -> None:
-    from truba_runner.backends.keras_data import epoch_order
+    from truba_runner.training.keras.batches.splits import epoch_order
 
     x, y, v, w = ordered_digits(job)
     meet = threading.Barrier(2)
@@ -498,7 +499,7 @@ def test_callbacks_by_name_and_by_import_path_with_arguments(folder: Path, job: 
 
 
 def test_a_callback_of_the_jobs_own_module_is_found_by_its_name(tmp_path: Path) -> None:
-    from truba_runner.backends.keras_callbacks import make_callback
+    from truba_runner.training.keras.callbacks import make_callback
 
     (tmp_path / "mine.py").write_text(CALLBACKS)
     module = job_module.load(tmp_path / "mine.py")
@@ -519,7 +520,7 @@ def test_a_callback_of_the_jobs_own_module_is_found_by_its_name(tmp_path: Path) 
     ],
 )
 def test_callbacks_that_cannot_be_made_are_explained(tmp_path: Path, job: ModuleType, given: Any, message: str) -> None:
-    from truba_runner.backends.keras_callbacks import make_callback
+    from truba_runner.training.keras.callbacks import make_callback
 
     with pytest.raises(Failed, match=message) as error:
         make_callback(context(tmp_path, job), 0, given)
@@ -527,7 +528,7 @@ def test_callbacks_that_cannot_be_made_are_explained(tmp_path: Path, job: Module
 
 
 @pytest.fixture(scope="module")
-def kept(folder: Path, job: ModuleType) -> backends.Context:
+def kept(folder: Path, job: ModuleType) -> backend.Context:
     # The rate is so high that a later epoch is not always a better one.
     optimizer = {"class_name": "SGD", "config": {"learning_rate": 3.0}}
     checkpoint = {"model_each_epoch": True, "best_model": True}
@@ -536,7 +537,7 @@ def kept(folder: Path, job: ModuleType) -> backends.Context:
     return given
 
 
-def test_a_model_is_kept_of_each_epoch_and_of_the_best(kept: backends.Context, job: ModuleType) -> None:
+def test_a_model_is_kept_of_each_epoch_and_of_the_best(kept: backend.Context, job: ModuleType) -> None:
     import keras
 
     files = {path.name for path in kept.run.models.iterdir()}
@@ -553,9 +554,9 @@ def test_a_model_is_kept_of_each_epoch_and_of_the_best(kept: backends.Context, j
     assert loss("best.keras") == pytest.approx(min(losses), rel=1e-4)
 
 
-def keeping(given: backends.Context, model: Any) -> Any:
-    from truba_runner.backends.keras_kept import kept_models
-    from truba_runner.backends.keras_saving import Saving
+def keeping(given: backend.Context, model: Any) -> Any:
+    from truba_runner.training.keras.kept_models import kept_models
+    from truba_runner.training.keras.saving import Saving
 
     return kept_models(given, Saving(given, model, None))
 
@@ -684,8 +685,8 @@ def test_one_device_scales_nothing(tmp_path: Path, job: ModuleType) -> None:
 def test_a_schedule_has_no_rate_to_scale() -> None:
     import keras
 
-    from truba_runner.backends.keras_settings import scale_learning_rate
-    from truba_runner.config import Train
+    from truba_runner.config.schema import Train
+    from truba_runner.training.keras.precision import scale_learning_rate
 
     schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)
     model = SimpleNamespace(optimizer=keras.optimizers.SGD(schedule))
@@ -723,7 +724,7 @@ def main(folder: Path) -> None:
         training = tf.data.Dataset.from_tensor_slices((x, y)).batch(37)
         return {"train": training, "validation": lambda: iter([(v[:31], w[:31]), (v[31:60], w[31:60])])}
 
-    runs: dict[str, backends.Context] = {
+    runs: dict[str, backend.Context] = {
         "kept": context(folder / "kept-batch", job, train={"batch_size": 32}, resources=two),
         "per_replica": context(
             folder / "per-replica",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastai_resume_runs import Ask
 
-from truba_runner.backends.rate_suggestions import suggestions
+from truba_runner.training.rate_suggestions import suggestions
 
 Curve = tuple[list[float], list[float], int]
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from truba_runner.config import experiment_from
+from truba_runner.config.schema import experiment_from
+from truba_runner.search.conclusion import experiment_yaml
 from truba_runner.search.directory import SearchDir
-from truba_runner.search.ending import experiment_yaml
-from truba_runner.search.store import read_state
+from truba_runner.search.state import read_state
 
 ROOT = Path(__file__).resolve().parents[2]
 

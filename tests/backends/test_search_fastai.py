@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from truba_runner.search.directory import SearchDir
-from truba_runner.search.store import read_state
+from truba_runner.search.state import read_state
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,7 +91,7 @@ def test_a_cycle_is_followed_by_another(tmp_path: Path) -> None:
     best = result_of(search.path)["best"][0]
     assert best["score"] == min(trial["score"] for trial in trials.values())
     # What truba best writes of the promoted one trains to the same weights.
-    from truba_runner.search.again import experiment_text
+    from truba_runner.search.best import experiment_text
 
     file = tmp_path / "conf" / "experiment" / "again.yaml"
     file.parent.mkdir(parents=True)

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from truba_runner import config
+from truba_runner.config import schema
 from truba_runner.errors import Failed
-from truba_runner.search import oracle, steps
 from truba_runner.search.directory import SearchDir
 from truba_runner.search.leases import Lease
+from truba_runner.search.worker import oracle, steps
 
 # As the tutorial's, and with what makes a space hard: logarithms, conditions, names that only show on a branch.
 JOB = """
@@ -105,7 +105,7 @@ class Here:
             "environment": {"name": "test"},
             "sweep": sweep,
         }
-        self.experiment = config.experiment_from(values)
+        self.experiment = schema.experiment_from(values)
         self.search.write_config(asdict(self.experiment))
         self.failing = False
         # Trials whose checkpoints are taken away.

@@ -15,10 +15,10 @@ import keras_resume_runs
 import pytest
 
 from truba_runner import verify
-from truba_runner.allocation import Allocation
-from truba_runner.config import experiment_from
-from truba_runner.rundir import RunDir
-from truba_runner.search import nursery
+from truba_runner.config.schema import experiment_from
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.slurm.job_environment import Allocation
+from truba_runner.training import nursery
 from truba_runner.verify import starts
 
 # Each kind depends on how often it was called, and keeps that where no checkpoint reaches.

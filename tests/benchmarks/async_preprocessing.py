@@ -53,8 +53,11 @@ def measure(options: argparse.Namespace) -> dict[str, float | str]:
     import yaml
 
     sys.path.insert(0, str(ROOT))
-    from truba_runner import backends, config, job_module, rundir
-    from truba_runner.progress import Progress
+    from truba_runner.code import job_module
+    from truba_runner.config import schema
+    from truba_runner.runs import run_directory
+    from truba_runner.runs.progress import Progress
+    from truba_runner.training import backend
 
     class Clock(Progress):
         """Progress that also notes the seconds from the beginning of each epoch to the end of its last step."""
@@ -75,10 +78,10 @@ def measure(options: argparse.Namespace) -> dict[str, float | str]:
             self.seconds.append(self.last_step - self.began)
             self.began = time.perf_counter()
 
-    train = backends.load("keras")
+    train = backend.load("keras")
     shipped = yaml.safe_load((ROOT / "conf/experiment/text_classification.yaml").read_text())
     job = job_module.load(ROOT / "jobs" / "text_classification.py")
-    experiment = config.experiment_from(
+    experiment = schema.experiment_from(
         {
             **shipped,
             "job": {**shipped["job"], "options": {**shipped["job"]["options"], "units": options.units}},
@@ -92,10 +95,10 @@ def measure(options: argparse.Namespace) -> dict[str, float | str]:
         }
     )
     with tempfile.TemporaryDirectory() as folder:
-        run_dir = rundir.RunDir(Path(folder) / "text-benchmark")
+        run_dir = run_directory.RunDir(Path(folder) / "text-benchmark")
         run_dir.create()
         clock = Clock(run_dir, "benchmark")
-        result = train(backends.Context(experiment, long_reviews(job, options.reviews), run_dir, clock))
+        result = train(backend.Context(experiment, long_reviews(job, options.reviews), run_dir, clock))
     return {
         "step, ms": 1000 * statistics.median(clock.seconds[1:]) / clock.steps,
         "first epoch, compiling, s": clock.seconds[0],

@@ -79,17 +79,20 @@ def job(arch: str) -> Any:
 def measure(arch: str, batch: int, folder: Path, rounds: int) -> None:
     import torch
 
-    from truba_runner import backends, config
-    from truba_runner.backends import curves, fastai_data, fastai_job
-    from truba_runner.backends.fastai_board import StepProfiler
-    from truba_runner.backends.fastai_loop import Loop
-    from truba_runner.backends.fastai_ranks import Ranks
-    from truba_runner.backends.fastai_reporter import Reporter
-    from truba_runner.backends.fastai_resume import Resume
-    from truba_runner.backends.fastai_walk import Walked
-    from truba_runner.interrupt import Interruption
-    from truba_runner.progress import Progress
-    from truba_runner.rundir import RunDir
+    from truba_runner.config import schema
+    from truba_runner.runs.progress import Progress
+    from truba_runner.runs.run_directory import RunDir
+    from truba_runner.training import backend
+    from truba_runner.training.fastai.learner import data as fastai_data
+    from truba_runner.training.fastai.learner import learner
+    from truba_runner.training.fastai.loop import Loop
+    from truba_runner.training.fastai.ranks import Ranks
+    from truba_runner.training.fastai.reporter import Reporter
+    from truba_runner.training.fastai.resume import Resume
+    from truba_runner.training.fastai.tensorboard import StepProfiler
+    from truba_runner.training.fastai.walk import Walked
+    from truba_runner.training.interrupt import Interruption
+    from truba_runner.training.summaries import curves
 
     values = {
         "name": "cost",
@@ -104,12 +107,12 @@ def measure(arch: str, batch: int, folder: Path, rounds: int) -> None:
     run.create()
     os.chdir(folder)
     module = job(arch)
-    experiment = config.experiment_from(values)
-    given = backends.Context(experiment, module, run, Progress(run, "1"), Interruption())
+    experiment = schema.experiment_from(values)
+    given = backend.Context(experiment, module, run, Progress(run, "1"), Interruption())
     device = torch.device("cpu")
     with ExitStack() as at_the_end:
         data = fastai_data.Data(given, device, at_the_end)
-        ours, bare = (fastai_job.build_learner(given, data, data.loaders()) for _ in range(2))
+        ours, bare = (learner.build_learner(given, data, data.loaders()) for _ in range(2))
         told = at_the_end.enter_context(curves.opened(given, None, StepProfiler()))
         reporter, ranks = Reporter(given, ours, rounds, told), Ranks(given, device)
         loop = Loop(ours, 0, ranks, Walked(given, ours))
@@ -148,7 +151,7 @@ def tell(arch: str, seconds: dict[str, list[float]], steps: int) -> None:
 
 
 def save(resume: Any) -> float:
-    from truba_runner.checkpoint import Position
+    from truba_runner.runs.checkpoints import Position
 
     begun = time.perf_counter()
     resume._save(Position(99, 0), beside=resume._besides(finished=True))

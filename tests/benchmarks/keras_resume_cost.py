@@ -79,10 +79,11 @@ def job(units: int) -> Any:
 
 
 def context(folder: str, units: int = 128, **sections: Any) -> Any:
-    from truba_runner import backends, config
-    from truba_runner.interrupt import Interruption
-    from truba_runner.progress import Progress
-    from truba_runner.rundir import RunDir
+    from truba_runner.config import schema
+    from truba_runner.runs.progress import Progress
+    from truba_runner.runs.run_directory import RunDir
+    from truba_runner.training import backend as backends
+    from truba_runner.training.interrupt import Interruption
 
     values = {
         "name": "cost",
@@ -98,7 +99,7 @@ def context(folder: str, units: int = 128, **sections: Any) -> Any:
     run.create()
     interruption = Interruption()
     interruption.listen()
-    return backends.Context(config.experiment_from(values), job(units), run, Progress(run, "1"), interruption)
+    return backends.Context(schema.experiment_from(values), job(units), run, Progress(run, "1"), interruption)
 
 
 # -- 1: steps ----------------------------------------------------------------------------------------------------
@@ -106,16 +107,16 @@ def context(folder: str, units: int = 128, **sections: Any) -> Any:
 
 def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of each epoch, validation and save included: `with` all that a job has, and `without`."""
-    from truba_runner.backends import curves
-    from truba_runner.backends import keras as backend
-    from truba_runner.backends.keras_board import StepProfiler
-    from truba_runner.backends.keras_callbacks import extra_callbacks
-    from truba_runner.backends.keras_data import load_splits
-    from truba_runner.backends.keras_input import make_plans
-    from truba_runner.backends.keras_job import build_model
-    from truba_runner.backends.keras_reporter import Reporter
-    from truba_runner.backends.keras_resume import Resume
-    from truba_runner.backends.keras_saving import Saving
+    from truba_runner.training.keras import train as backend
+    from truba_runner.training.keras.batches.inputs import make_plans
+    from truba_runner.training.keras.batches.splits import load_splits
+    from truba_runner.training.keras.callbacks import extra_callbacks
+    from truba_runner.training.keras.loop.reporter import Reporter
+    from truba_runner.training.keras.loop.resume import Resume
+    from truba_runner.training.keras.model import build_model
+    from truba_runner.training.keras.saving import Saving
+    from truba_runner.training.keras.tensorboard import StepProfiler
+    from truba_runner.training.summaries import curves
 
     steps = int(os.environ["STEPS_PER_EXECUTION"])
     settings = {"epochs": options.epochs, "steps_per_execution": steps, "jit_compile": True}
@@ -200,9 +201,9 @@ def quartiles(values: list[float]) -> str:
 
 def measure_save(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds that the training thread spends in a save, and in copying the same variables alone."""
-    from truba_runner.backends import keras_resume
-    from truba_runner.backends.keras_variables import Variables
-    from truba_runner.backends.keras_walk import walk_training
+    from truba_runner.training.keras.loop import resume as keras_resume
+    from truba_runner.training.keras.loop.variables import Variables
+    from truba_runner.training.keras.loop.walk import walk_training
 
     settings = {"epochs": 2, "batch_size": 32}
     data = {"name": "made", "folder": options.folder, "options": {"train": 3200, "validation": 32}}
@@ -233,8 +234,8 @@ def measure_save(options: argparse.Namespace) -> dict[str, Any]:
                 found["save"].append(time.perf_counter() - copied)
             self.looked = time.perf_counter()
 
-    from truba_runner import backends
-    from truba_runner.backends import keras as backend
+    from truba_runner.training import backend as backends
+    from truba_runner.training.keras import train as backend
 
     backend.Resume = Resume  # type: ignore[misc]
     os.chdir(given.run.path)
@@ -257,10 +258,10 @@ def print_save(found: dict[str, Any]) -> None:
 
 def measure_start(options: argparse.Namespace) -> dict[str, Any]:
     """A start that is told to end at its third execution; the time of its first, and how long saving took it."""
-    from truba_runner import backends
-    from truba_runner.backends import keras as backend
-    from truba_runner.backends import keras_resume
-    from truba_runner.interrupt import Interrupted
+    from truba_runner.training import backend as backends
+    from truba_runner.training.interrupt import Interrupted
+    from truba_runner.training.keras import train as backend
+    from truba_runner.training.keras.loop import resume as keras_resume
 
     found: dict[str, Any] = {}
 

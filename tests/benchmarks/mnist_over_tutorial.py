@@ -91,8 +91,11 @@ def measure_ours(file: Path, epochs: int) -> dict[str, float]:
     import yaml
 
     sys.path.insert(0, str(ROOT))
-    from truba_runner import backends, config, job_module, rundir
-    from truba_runner.progress import Progress
+    from truba_runner.code import job_module
+    from truba_runner.config import schema
+    from truba_runner.runs import run_directory
+    from truba_runner.runs.progress import Progress
+    from truba_runner.training import backend
 
     class Clock(Progress):
         """Progress that also notes when training begins, when an epoch's last step ends, and when the epoch does."""
@@ -113,7 +116,7 @@ def measure_ours(file: Path, epochs: int) -> dict[str, float]:
             self.began += self.whole[-1]
 
     shipped = yaml.safe_load((ROOT / "conf/experiment/mnist.yaml").read_text())
-    experiment = config.experiment_from(
+    experiment = schema.experiment_from(
         {
             **shipped,
             "job": {"module": "mnist"},
@@ -125,12 +128,12 @@ def measure_ours(file: Path, epochs: int) -> dict[str, float]:
         }
     )
     with tempfile.TemporaryDirectory() as folder:
-        run_dir = rundir.RunDir(Path(folder) / "mnist-benchmark")
+        run_dir = run_directory.RunDir(Path(folder) / "mnist-benchmark")
         run_dir.create()
-        train = backends.load("keras")
+        train = backend.load("keras")
         job = job_module.load(ROOT / "jobs" / "mnist.py")
         clock = Clock(run_dir, "benchmark")
-        result = train(backends.Context(experiment, job, run_dir, clock))
+        result = train(backend.Context(experiment, job, run_dir, clock))
     return summary(clock.trained, clock.whole, result["metrics"]["loss"])
 
 

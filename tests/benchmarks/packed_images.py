@@ -43,11 +43,11 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
     import torch
     from fastai.vision import all as vision
 
-    from truba_runner.backends import image_pack
-    from truba_runner.backends.image_pack import Pack
-    from truba_runner.backends.photographs import Photographs
-    from truba_runner.image_files import names_in
-    from truba_runner.image_sources import Folder
+    from truba_runner.data import image_pack
+    from truba_runner.data.image_names import names_in
+    from truba_runner.data.image_pack import Pack
+    from truba_runner.data.image_sources import Folder
+    from truba_runner.training.fastai.learner.photographs import Photographs
 
     torch.set_num_threads(1)
     photographs = folder / "photographs"

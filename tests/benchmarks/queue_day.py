@@ -27,10 +27,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from truba_runner import job_module
-from truba_runner.composed import composed
-from truba_runner.config import Experiment
-from truba_runner.queue.automatic import Automatic
+from truba_runner.code import job_module
+from truba_runner.config.composing.compose import composed
+from truba_runner.config.schema import Experiment
+from truba_runner.submission.automatic import Automatic
 
 HOUR_SECONDS = 60
 NEEDED_HOURS, LIMIT_HOURS, SEGMENT_HOURS = 5, 6, 1

@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "slurm")]
 from browser import COMMAND, Browser  # noqa: E402
 from curve import Curve  # noqa: E402
 
-from truba_runner.rundir import RunDir  # noqa: E402
+from truba_runner.runs.run_directory import RunDir  # noqa: E402
 
 TICKS = os.sysconf("SC_CLK_TCK")
 STEPS, EPOCHS = 300, 20

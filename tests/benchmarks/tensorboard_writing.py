@@ -72,14 +72,14 @@ def train(kind: str, given: Any, turns: Turns, writing: Writing, every_steps: in
     """One of the trainings, as the Keras backend makes it."""
     import keras
 
-    from truba_runner.backends import curves
-    from truba_runner.backends import keras as backend
-    from truba_runner.backends.keras_board import StepProfiler
-    from truba_runner.backends.keras_data import load_splits
-    from truba_runner.backends.keras_input import make_plans
-    from truba_runner.backends.keras_job import build_model
-    from truba_runner.backends.keras_reporter import Reporter
-    from truba_runner.backends.keras_resume import Resume
+    from truba_runner.training.keras import train as backend
+    from truba_runner.training.keras.batches.inputs import make_plans
+    from truba_runner.training.keras.batches.splits import load_splits
+    from truba_runner.training.keras.loop.reporter import Reporter
+    from truba_runner.training.keras.loop.resume import Resume
+    from truba_runner.training.keras.model import build_model
+    from truba_runner.training.keras.tensorboard import StepProfiler
+    from truba_runner.training.summaries import curves
 
     splits = load_splits(given)
     plans, model = make_plans(given, splits, 1), build_model(given, True)

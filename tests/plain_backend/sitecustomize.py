@@ -2,7 +2,8 @@
 
 import os
 
-import truba_runner.backends
+import truba_runner.training
+from truba_runner.config import backends
 
-truba_runner.backends.__path__.append(os.path.dirname(__file__))
-truba_runner.backends.TRAITS["plain"] = truba_runner.backends.Traits(task_per_gpu=False, multi_node=False)
+truba_runner.training.__path__.append(os.path.dirname(__file__))
+backends.TRAITS["plain"] = backends.Traits(task_per_gpu=False, multi_node=False)

@@ -13,8 +13,8 @@ import pytest
 from cluster import POLL_SECONDS
 from truba import ROOT, Truba, events, run_dirs
 
-from truba_runner import bundle
-from truba_runner.rundir import RunDir
+from truba_runner.code import bundle
+from truba_runner.runs.run_directory import RunDir
 
 PLAIN = ROOT / "tests" / "plain_backend"
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -133,7 +133,7 @@ sys.exit(3 if os.environ["SLURM_PROCID"] == "1" else 0)
 def test_the_wrapper_serves_each_task_of_a_step(bundled: Truba, software: Path) -> None:
     bundled.write("asks.py", ASKS)
     image, apptainer = software / "images" / f"python{OTHER}.sif", software / "bin" / "apptainer"
-    wrapper = f"bash {ROOT}/slurm/apptainer --apptainer {apptainer} --image {image} --pass 'OWN_*' --bind {ROOT}"
+    wrapper = f"bash {ROOT}/container/apptainer --apptainer {apptainer} --image {image} --pass 'OWN_*' --bind {ROOT}"
     project = bundled.project
     job_id = bundled.cluster.sbatch(
         ["-p", "akya-cuda", "-N", "2", "-n", "4", "-c", "5", "--gres=gpu:1", "-t", "5", "-A", "ayse",

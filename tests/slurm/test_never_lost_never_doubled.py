@@ -10,8 +10,8 @@ import pytest
 from cluster import wait_until
 from truba import FAILING_JOB, WAITING_JOB, Truba, run_dirs
 
-from truba_runner.rundir import RunDir
-from truba_runner.state import last_job_id
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.state import last_job_id
 
 TIMED_OUT = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
 

@@ -17,8 +17,8 @@ import pytest
 from cluster import ENDED, Cluster
 from truba import ROOT, Truba, run_dirs
 
-from truba_runner import damage
-from truba_runner.rundir import RunDir
+from truba_runner.runs import damage
+from truba_runner.runs.run_directory import RunDir
 
 _names = (f"search{number}" for number in itertools.count())
 

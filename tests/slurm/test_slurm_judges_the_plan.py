@@ -13,15 +13,16 @@ from hydra import compose, initialize_config_dir
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from truba_runner.composed import register, typed
-from truba_runner.config import Experiment, Resources
+from truba_runner.config.composing.compose import register, typed
+from truba_runner.config.identity import run_id
+from truba_runner.config.schema import Experiment, Resources
 from truba_runner.errors import Refused
-from truba_runner.identity import run_id
-from truba_runner.plan import plan
-from truba_runner.request import derive
-from truba_runner.rundir import RunDir
-from truba_runner.shipped import shipped
-from truba_runner.submit import Prepared, Submission
+from truba_runner.rules.experiment import plan
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.slurm.request import derive
+from truba_runner.storage.package_files import shipped
+from truba_runner.submission.prepared import Prepared
+from truba_runner.submission.submission import Submission
 
 FEATURES = ["akya-cuda", "barbun-cuda", "palamut-cuda", "kolyoz-cuda", "H100", "H200", "h200", "gpu", ""]
 HOME_OUTSIDE_SCRATCH = "/home/ayse/runs"

@@ -56,9 +56,10 @@ def train(context):
 """
 REGISTERED = """
 import os
-import truba_runner.backends as backends
-backends.TRAITS["tiny"] = backends.Traits(task_per_gpu=False, multi_node=False)
-backends.__path__.append(os.path.dirname(__file__))
+import truba_runner.training
+from truba_runner.training import backend
+backend.TRAITS["tiny"] = backend.Traits(task_per_gpu=False, multi_node=False)
+truba_runner.training.__path__.append(os.path.dirname(__file__))
 """
 QUICK_JOB = "def step(*where):\n    pass\n"
 
@@ -67,9 +68,9 @@ QUICK_JOB = "def step(*where):\n    pass\n"
 def truba(cluster: Cluster) -> Iterator[Truba]:
     """A project with a backend of its own; what it leaves in the queue is cancelled."""
     made = Truba(cluster, next(_names))
-    cluster.run(["mkdir", str(made.project / "site")])
+    cluster.run(["mkdir", "-p", str(made.project / "site" / "tiny")])
     made.write("site/sitecustomize.py", REGISTERED)
-    made.write("site/tiny.py", BACKEND)
+    made.write("site/tiny/train.py", BACKEND)
     made.write("jobs/quick.py", QUICK_JOB)
     made.environment["PYTHONPATH"] = f"{ROOT}:{made.project / 'site'}"
     yield made

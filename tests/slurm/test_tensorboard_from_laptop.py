@@ -21,10 +21,10 @@ from laptop import AYSE, MEHMET, Laptop, listening, missing
 from slow_run import Run
 from truba import Truba
 
-from truba_runner.backends import event_files
-from truba_runner.rundir import RunDir
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.sweep_directory import Member, SweepDir
 from truba_runner.search.directory import SearchDir
-from truba_runner.sweeps.record import Member, SweepDir
+from truba_runner.training.summaries import event_files
 
 # Where ayse's sockets are: her login node tells of no other place, and /tmp is this machine's own.
 SOCKETS = Path(f"/tmp/truba_runner-{AYSE}")

@@ -19,7 +19,7 @@ from in_process import truba as in_process
 from laptop import AYSE
 from truba import ROOT, Truba
 
-from truba_runner.rundir import RunDir
+from truba_runner.runs.run_directory import RunDir
 
 PLAIN = ROOT / "tests" / "plain_backend"
 EXPERIMENT = """# @package _global_

@@ -12,7 +12,7 @@ from typing import Any
 
 from cluster import POLL_SECONDS, Cluster
 
-from truba_runner.rundir import RunDir
+from truba_runner.runs.run_directory import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
 FAILING_JOB = 'raise RuntimeError("failing on purpose")\n'

@@ -11,7 +11,7 @@ from typing import Any
 
 from truba import Truba
 
-from truba_runner.rundir import RunDir
+from truba_runner.runs.run_directory import RunDir
 
 
 class WhyRuns:

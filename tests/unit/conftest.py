@@ -15,11 +15,11 @@ from hydra.types import RunMode
 from in_process import knowing
 from omegaconf import DictConfig
 
-from truba_runner.composed import register
-from truba_runner.config import Experiment
-from truba_runner.interrupt import Interruption
-from truba_runner.shipped import shipped
+from truba_runner.config.composing.compose import register
+from truba_runner.config.schema import Experiment
+from truba_runner.storage.package_files import shipped
 from truba_runner.sweeps.compose import Composer
+from truba_runner.training.interrupt import Interruption
 
 
 @pytest.fixture(autouse=True)

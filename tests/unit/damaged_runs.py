@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from truba_runner.rundir import RunDir
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.sweep_directory import Member, SweepDir
 from truba_runner.search.directory import SearchDir
-from truba_runner.sweeps.record import Member, SweepDir
 
 TIME = 1_790_000_000.0
 TOKEN = "0a1b2c3d"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from truba_runner import scheduler
-from truba_runner.__main__ import main
-from truba_runner.launch import _in_slurms_hands, wait_for
-from truba_runner.rundir import RunDir
-from truba_runner.tell import Outcome
+from truba_runner.cli.main import main
+from truba_runner.launch.wait import _in_slurms_hands, wait_for
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.slurm import client
+from truba_runner.submission.outcome import Outcome
 
 NOTED = "#!/bin/sh\necho $(basename $0) >> {calls}\n"
 DOWN = f"{NOTED}echo 'sacct: error: Problem talking to the database: Connection refused' >&2\nexit 1\n"
@@ -53,8 +53,8 @@ class Slurm:
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
     made = Slurm(tmp_path)
     monkeypatch.setenv("PATH", f"{made.bin}:/usr/bin:/bin")
-    assert scheduler.ACCOUNTING_SECONDS <= 5
-    monkeypatch.setattr(scheduler, "ACCOUNTING_SECONDS", 0.3)
+    assert client.ACCOUNTING_SECONDS <= 5
+    monkeypatch.setattr(client, "ACCOUNTING_SECONDS", 0.3)
     return made
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from truba_runner import archive
-from truba_runner.__main__ import main
-from truba_runner.checkpoint import CheckpointStore, Position
+from truba_runner.cli.main import main
 from truba_runner.errors import Failed
-from truba_runner.rundir import PULLED, RunDir
-from truba_runner.sweeps.record import Member, SweepDir
+from truba_runner.keeping import archive
+from truba_runner.runs.checkpoints import CheckpointStore, Position
+from truba_runner.runs.run_directory import PULLED, RunDir
+from truba_runner.runs.sweep_directory import Member, SweepDir
 
 DAY_SECONDS = 86_400
 

@@ -19,17 +19,17 @@ from typing import Any
 
 import pytest
 
-from truba_runner.backends import board, event_files
-from truba_runner.backends.board import Board
-from truba_runner.backends.curves import Curves
-from truba_runner.backends.gpu_use import GpuUse
-from truba_runner.backends.profiles import Profile
-from truba_runner.config import Cluster, Partition, TensorBoard, experiment_from
+from truba_runner.config.schema import Cluster, Partition, TensorBoard, experiment_from
 from truba_runner.errors import Refused
-from truba_runner.plan import plan
-from truba_runner.rundir import RunDir
-from truba_runner.tensorboard.rules import problems
-from truba_runner.tensorboard.sync import EventFile, whole_bytes
+from truba_runner.rules.experiment import plan
+from truba_runner.rules.tensorboard import problems
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.training.summaries import event_files, writer
+from truba_runner.training.summaries.curves import Curves
+from truba_runner.training.summaries.gpu_use import GpuUse
+from truba_runner.training.summaries.profiles import Profile
+from truba_runner.training.summaries.sync import EventFile, whole_bytes
+from truba_runner.training.summaries.writer import Board
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -139,7 +139,7 @@ def test_what_is_there_can_be_read_at_any_moment(tmp_path: Path) -> None:
 
 def test_it_is_copied_every_so_often_and_at_the_end_whatever_ends_it(tmp_path: Path) -> None:
     (tmp_path / "node").mkdir()
-    with pytest.raises(KeyboardInterrupt), board.opened(given(tmp_path, sync_seconds=0.05)) as told:
+    with pytest.raises(KeyboardInterrupt), writer.opened(given(tmp_path, sync_seconds=0.05)) as told:
         tell(told, 1)
         deadline = time.monotonic() + 240
         while not (tmp_path / "tensorboard" / "train" / event_files.OWN).exists():
@@ -150,13 +150,13 @@ def test_it_is_copied_every_so_often_and_at_the_end_whatever_ends_it(tmp_path: P
     assert steps(tmp_path / "tensorboard") == [1, 2]
     assert not [thread for thread in threading.enumerate() if thread.name == "tensorboard"]
     # Long before the first time it would be copied.
-    with board.opened(given(tmp_path, sync_seconds=3600)) as told:
+    with writer.opened(given(tmp_path, sync_seconds=3600)) as told:
         tell(told, 3)
     assert steps(tmp_path / "tensorboard") == [1, 2, 3]
 
 
 def test_straight_to_the_shared_disk_there_is_no_thread_and_no_delay(tmp_path: Path) -> None:
-    with board.opened(given(tmp_path, node_local=False)) as told:
+    with writer.opened(given(tmp_path, node_local=False)) as told:
         tell(told, 1)
         assert steps(tmp_path / "tensorboard") == [1]
         assert not [thread for thread in threading.enumerate() if thread.name == "tensorboard"]
@@ -166,7 +166,7 @@ def test_straight_to_the_shared_disk_there_is_no_thread_and_no_delay(tmp_path: P
 def test_whoever_is_not_to_write_makes_no_folder(tmp_path: Path, why: dict[str, Any]) -> None:
     context = given(tmp_path, enabled=why.get("enabled", True))
     context.rank = why.get("rank", 0)
-    with board.opened(context) as told:
+    with writer.opened(context) as told:
         tell(told, 1)
         assert told.sizes() == {}
     assert not (tmp_path / "tensorboard").exists()
@@ -178,7 +178,7 @@ def test_without_the_package_the_training_goes_on_and_says_so_once(
     for name in [name for name in sys.modules if name.partition(".")[0] == "tensorboard"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with board.opened(given(tmp_path)) as told:
+    with writer.opened(given(tmp_path)) as told:
         told.image("train", "show_batch", 0, b"")
         told.scalars("train", 1, {"batch_loss": 0.5})
         told.settle()
@@ -316,7 +316,7 @@ def test_tensorboard_reads_each_step_once_whether_it_has_watched_or_comes_to_a_h
 def test_a_node_without_room_or_folder_is_told_of_once_and_passed_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with board.opened(given(tmp_path)) as told:
+    with writer.opened(given(tmp_path)) as told:
         tell(told, 1)
         told.scalars("validation", 1, {"epoch_loss": 1.0})
         assert steps(tmp_path / "tensorboard") == [1]
@@ -432,7 +432,7 @@ def test_a_full_disk_written_to_straight_stops_nothing_and_what_it_refused_comes
 def test_what_a_full_disk_refuses_takes_no_more_memory_than_it_may(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("truba_runner.tensorboard.sync._MOST_WAITING_BYTES", 1000)
+    monkeypatch.setattr("truba_runner.training.summaries.sync._MOST_WAITING_BYTES", 1000)
 
     def fill() -> dict[str, Any]:
         small_disk(tmp_path / "shared", 16)

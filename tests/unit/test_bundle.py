@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from truba_runner import bundle
+from truba_runner.code import bundle
 
 MINORS = (10, 11, 12, 13)
 ASKING = """
@@ -97,7 +97,7 @@ def test_the_same_files_make_the_same_bytes(pyz: Path) -> None:
         names = opened.namelist()
         assert {entry.date_time for entry in opened.infolist()} == {(1980, 1, 1, 0, 0, 0)}
     assert not [name for name in names if name.endswith((".pyc", ".so", ".pyd"))]
-    assert "truba_runner/conf/config.yaml" in names and "truba_runner/slurm/apptainer" in names
+    assert "truba_runner/conf/config.yaml" in names and "truba_runner/container/apptainer" in names
     assert not [name for name in names if "testcluster/" in name or name.startswith("tests/")]
 
 

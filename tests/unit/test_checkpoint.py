@@ -10,7 +10,7 @@ from typing import IO
 
 import pytest
 
-from truba_runner.checkpoint import BEST, CheckpointStore, Position
+from truba_runner.runs.checkpoints import BEST, CheckpointStore, Position
 
 
 def save(store: CheckpointStore, epoch: int, step: int = 0, best: bool = False) -> bool:

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from truba_runner import code_archives, job_code, rundir
-from truba_runner.__main__ import main
-from truba_runner.config import Environment
-from truba_runner.rundir import CODE, RunDir
+from truba_runner.cli.main import main
+from truba_runner.code import archives
+from truba_runner.code import package as job_code
+from truba_runner.config.schema import Environment
+from truba_runner.runs.run_directory import CODE, RunDir
+from truba_runner.runs.sweep_directory import Member, SweepDir
 from truba_runner.search.directory import SearchDir
-from truba_runner.sweeps.record import Member, SweepDir
+from truba_runner.storage import folder_lock
 
 DAY_SECONDS = 86_400.0
 
@@ -139,7 +141,7 @@ def test_a_submission_under_way_keeps_its_archive(runs: Path, monkeypatch: pytes
     argv = [sys.executable, "-c", SUBMITS, str(runs), str(path)]
     child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert child.stdout and child.stdin and child.stdout.readline() == "held\n"
-    waits = rundir.lock
+    waits = folder_lock.lock
 
     def tells_that_it_waits(folder: Path):  # type: ignore[no-untyped-def]
         with (folder / ".lock").open("rb") as file, pytest.raises(BlockingIOError):
@@ -148,9 +150,9 @@ def test_a_submission_under_way_keeps_its_archive(runs: Path, monkeypatch: pytes
         child.stdin.flush()  # type: ignore[union-attr]
         return waits(folder)
 
-    monkeypatch.setattr(rundir, "lock", tells_that_it_waits)
-    assert code_archives.unneeded(runs) == [path]
-    code_archives.free(runs, [path])
+    monkeypatch.setattr(folder_lock, "lock", tells_that_it_waits)
+    assert archives.unneeded(runs) == [path]
+    archives.free(runs, [path])
     child.communicate()
     assert child.returncode == 0 and path.exists()
 
@@ -188,7 +190,7 @@ def test_a_kept_run_holds_the_code_that_it_trained_and_diff_finds_it(
     project = tmp_path / "project"
     (project / "jobs").mkdir(parents=True)
     (project / "jobs" / "own.py").write_text("then = 1\n")
-    from truba_runner import snapshot
+    from truba_runner.code import snapshot
 
     found = snapshot.read(snapshot.files(project, project / "jobs" / "own.py", []))
     path = archive(runs, f"code-{'a' * 16}.tar.gz")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from in_process import truba as in_process
 
-from truba_runner.__main__ import commands, main
+from truba_runner.cli.main import commands, main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -237,7 +237,7 @@ def test_one_damaged_run_hides_no_other(truba: Command, file: str, content: byte
 
 
 def test_a_loss_that_is_no_number_any_more_is_still_json(truba: Command) -> None:
-    from truba_runner.rundir import RunDir
+    from truba_runner.runs.run_directory import RunDir
 
     run = RunDir(truba.folder / "runs" / "nan-1")
     run.create()

@@ -9,10 +9,10 @@ from hydra import compose
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError
 
-from truba_runner import plain_objects
-from truba_runner.config import Experiment, detect_cluster, experiment_from
-from truba_runner.identity import run_id
-from truba_runner.shipped import shipped
+from truba_runner.config import plain_objects
+from truba_runner.config.identity import run_id
+from truba_runner.config.schema import Experiment, detect_cluster, experiment_from
+from truba_runner.storage.package_files import shipped
 
 Compose = Callable[..., Experiment]
 

@@ -1,10 +1,13 @@
-"""Dependencies point one way, and the command line stays light."""
+"""The packages stand on floors: imports lead down, and the command line stays light."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,8 +15,15 @@ import pytest
 import truba_runner
 
 PACKAGE = Path(truba_runner.__file__).parent
+# Each imports what stands before it, and nothing that stands after it. The root's own modules are below all.
+FLOORS = (
+    "storage config data slurm rules runs code environment training verify worker submission search launch sweeps "
+    "status keeping why doctor report tensorboard commands cli"
+).split()
+MOST_MODULES, MOST_LINES = 12, 350
 HEAVY = {"tensorflow", "keras", "torch", "fastai", "sklearn", "numpy", "tensorboard"}
 MANAGEMENT = {"hydra", "omegaconf", "submitit", "keras_tuner"}
+FRAMEWORKS = ("training/keras", "training/fastai", "training/walk", "training/summaries", "data/image_pack.py")
 
 
 def imports_of(file: Path, everywhere: bool) -> set[str]:
@@ -33,33 +43,114 @@ def python_files(folder: str = "") -> list[Path]:
     return sorted((PACKAGE / folder).rglob("*.py"))
 
 
-@pytest.mark.parametrize("file", python_files("backends"), ids=str)
-def test_a_backend_knows_neither_hydra_nor_submitit(file: Path) -> None:
+def name_of(file: Path) -> str:
+    """A module's full name."""
+    parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def arrows() -> Mapping[str, frozenset[str]]:
+    """Which module imports which others of the package, anywhere in its text."""
+    names = {name_of(file): file for file in python_files()}
+    return {name: frozenset(imports_of(file, everywhere=True) & set(names) - {name}) for name, file in names.items()}
+
+
+def true_arrows() -> Iterator[tuple[str, str]]:
+    """The same, without the packages that a module's full name goes through."""
+    for name, others in arrows().items():
+        for other in others:
+            if not any(deeper.startswith(f"{other}.") for deeper in others):
+                yield name, other
+
+
+def floor_of(module: str) -> int:
+    """The number of a module's floor: -1 for the root's own."""
+    room = module.split(".")[1:2]
+    return FLOORS.index(room[0]) if room and (PACKAGE / room[0]).is_dir() else -1
+
+
+def test_every_package_has_its_floor() -> None:
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert rooms == set(FLOORS)
+
+
+def test_no_import_leads_up() -> None:
+    entry = "truba_runner.__main__"  # It stands above all.
+    found = [f"{one} -> {other}" for one, other in true_arrows() if floor_of(other) > floor_of(one) and one != entry]
+    assert not found
+
+
+def test_no_modules_import_each_other() -> None:
+    assert not circle({name: {other for one, other in true_arrows() if one == name} for name in arrows()})
+
+
+def test_no_packages_import_each_other() -> None:
+    inside: dict[str, set[str]] = {}
+    for one, other in true_arrows():
+        first, second = package_of(one), package_of(other)
+        if first != second and "truba_runner" not in {first, second}:
+            inside.setdefault(first, set()).add(second)
+    assert not circle(inside)
+
+
+def package_of(module: str) -> str:
+    """The package that a module lies in; of a package itself that one."""
+    return module if (PACKAGE.parent / module.replace(".", "/")).is_dir() else module.rpartition(".")[0]
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """The names along a circle of imports; empty where there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_file_and_no_package_is_too_large() -> None:
+    long = [str(file) for file in python_files() if len(file.read_text().splitlines()) > MOST_LINES]
+    full = [
+        str(folder)
+        for folder in {file.parent for file in python_files()}
+        if folder.name != "commands" and len([*folder.glob("[a-z]*.py")]) > MOST_MODULES
+    ]
+    assert not long + full
+
+
+@pytest.mark.parametrize("file", python_files("training"), ids=str)
+def test_a_training_knows_neither_hydra_nor_submitit(file: Path) -> None:
     assert not imports_of(file, everywhere=True) & {"hydra", "submitit"}
 
 
-@pytest.mark.parametrize("name", ["plan.py", "partition_rules.py", "request.py", "durations.py"])
-def test_the_plan_touches_no_process_no_disk_and_no_network(name: str) -> None:
-    impure = {"subprocess", "socket", "urllib", "shutil", "pathlib.Path", "os", "time", "truba_runner.scheduler"}
-    assert not imports_of(PACKAGE / name, everywhere=True) & impure
+@pytest.mark.parametrize(
+    "file", [*python_files("rules"), PACKAGE / "slurm/request.py", PACKAGE / "config/durations.py"], ids=str
+)
+def test_the_rules_touch_no_process_no_disk_and_no_network(file: Path) -> None:
+    impure = {"subprocess", "socket", "urllib.request", "shutil", "pathlib.Path", "time", "truba_runner.slurm.client"}
+    assert not imports_of(file, everywhere=True) & impure
 
 
-@pytest.mark.parametrize("file", [file for file in python_files() if "backends" not in file.parts], ids=str)
+def is_of_a_framework(file: Path) -> bool:
+    return file.relative_to(PACKAGE).as_posix().startswith(FRAMEWORKS)
+
+
+@pytest.mark.parametrize("file", [file for file in python_files() if "training" not in file.parts], ids=str)
 def test_the_command_line_imports_no_framework(file: Path) -> None:
     # What serves TensorBoard is there to import that, and no framework along with it.
-    own = {"tensorboard"} if "tensorboard" in file.parts else set()
+    own = {"tensorboard"} if "tensorboard" in file.parts else HEAVY if is_of_a_framework(file) else set()
     assert not imports_of(file, everywhere=True) & (HEAVY - own)
 
 
-@pytest.mark.parametrize("file", [*python_files("backends"), *python_files("tensorboard")], ids=str)
-def test_backends_import_their_framework_inside_functions(file: Path) -> None:
+@pytest.mark.parametrize("file", [*python_files("training"), *python_files("tensorboard")], ids=str)
+def test_frameworks_are_imported_inside_functions(file: Path) -> None:
     assert not imports_of(file, everywhere=False) & HEAVY
 
 
 def test_slurms_commands_run_in_one_place() -> None:
     commands = {"sbatch", "squeue", "sacct", "scontrol", "scancel", "sinfo", "sacctmgr"}
     for file in python_files():
-        if file.name in {"scheduler.py", "slurm_facts.py"}:
+        if file.parent.name == "slurm":
             continue
         strings = {
             node.value.split()[0]
@@ -73,18 +164,18 @@ def test_slurms_commands_run_in_one_place() -> None:
 
 def test_the_worker_never_imports_the_command_line() -> None:
     modules = {
-        "truba_runner.app",
-        "truba_runner.launch",
-        "truba_runner.submit",
+        "truba_runner.cli.app",
+        "truba_runner.launch.run",
+        "truba_runner.submission.submission",
         "hydra",
         "submitit",
     }
-    assert not imported_by("truba_runner.worker") & modules
+    assert not imported_by("truba_runner.worker.run") & modules
 
 
-def test_a_workers_own_process_stays_light() -> None:
+def test_a_search_workers_own_process_stays_light() -> None:
     # Its trials and the oracle's steps have processes of their own.
-    assert not imported_by("truba_runner.search.worker") & {*HEAVY, "keras_tuner", "hydra", "submitit"}
+    assert not imported_by("truba_runner.search.worker.loop") & {*HEAVY, "keras_tuner", "hydra", "submitit"}
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,12 @@ import pytest
 import yaml
 from damaged_runs import TIME, make_run, make_search, make_sweep
 
-from truba_runner import damage, places, record_files, safe_files, scheduler
-from truba_runner.__main__ import main
+from truba_runner.cli.main import main
 from truba_runner.report import content
-from truba_runner.rundir import RunDir
+from truba_runner.runs import damage, record_files, runs_folders
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.slurm import client
+from truba_runner.storage import safe_files
 from truba_runner.tensorboard import chosen
 
 # What commands read of a config, in small: of a whole one the reading takes ten times as long.
@@ -65,7 +67,7 @@ def answer(argv: Sequence[str], **_more: object) -> str:
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Runs, a search and a sweep, whose jobs Slurm has forgotten."""
-    monkeypatch.setattr(scheduler, "query", answer)
+    monkeypatch.setattr(client, "query", answer)
     # Half a second each.
     monkeypatch.setattr(content, "draw", lambda shown, file: file.write_bytes(b"") or file)
     folder = tmp_path / "runs"
@@ -122,10 +124,10 @@ def victims(runs: Path, chance: random.Random) -> Iterator[tuple[str, str]]:
 
 
 def test_a_run_that_vanishes_meanwhile_is_a_row(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given, listed = Given(runs), places.runs(runs)
+    given, listed = Given(runs), runs_folders.runs(runs)
     whole = given.rows("status")
     shutil.rmtree(runs / "bad-00000000")
-    monkeypatch.setattr(places, "runs", lambda runs_folder=None: listed)
+    monkeypatch.setattr(runs_folders, "runs", lambda runs_folder=None: listed)
     rows = {row["run"]: row for row in given.rows("status")}
     assert rows["bad-00000000"]["state"] == "DAMAGED" and "not there" in rows["bad-00000000"]["why"]
     del rows["bad-00000000"]
@@ -182,8 +184,8 @@ def test_a_name_that_no_process_can_be_given_is_damage(runs: Path) -> None:
     (damaged,) = [row for row in given.rows("status") if row["state"] == "DAMAGED"]
     assert damaged["run"] == "bad-00000000" and "account='a\\x00b'" in damaged["why"]
     assert given("usage")[0] == 0
-    with pytest.raises(scheduler.SlurmError, match="NUL"):
-        scheduler.run(["sacctmgr", "show", "assoc", "account=a\0b"])
+    with pytest.raises(client.SlurmError, match="NUL"):
+        client.run(["sacctmgr", "show", "assoc", "account=a\0b"])
 
 
 @pytest.mark.parametrize(

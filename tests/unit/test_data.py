@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from truba_runner.config import Data, Experiment, Source
-from truba_runner.data import missing, provide, stage
+from truba_runner.config.schema import Data, Experiment, Source
+from truba_runner.data.staging import missing, provide, stage
 from truba_runner.errors import Refused
 
 CONTENT = b"digits" * 1000

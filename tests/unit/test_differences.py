@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from truba_runner.backends.differences import between
-from truba_runner.config import Train
+from truba_runner.config.schema import Train
+from truba_runner.training.walk.differences import between
 from truba_runner.verify import judged
 from truba_runner.verify.plan import EPOCH_END, TRAINING, VALIDATION, Break, _few, breaks
 

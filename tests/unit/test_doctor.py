@@ -16,11 +16,13 @@ from subprocess import CompletedProcess
 import pytest
 from in_process import truba
 
-from truba_runner import disk, environment_report, probe, scheduler
-from truba_runner.config import Environment, Experiment
+from truba_runner.config.schema import Environment, Experiment
 from truba_runner.doctor import Check, Finding, Patient, examine, files, programs, slurm
-from truba_runner.rundir import RunDir
-from truba_runner.scheduler import SlurmError
+from truba_runner.environment import probe, report
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.slurm import client
+from truba_runner.slurm.client import SlurmError
+from truba_runner.storage import quota
 
 ROOT = Path(__file__).resolve().parents[2]
 Compose = Callable[..., Experiment]
@@ -56,7 +58,7 @@ class FakeSlurm:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str | SlurmError]], None]:
     def answer(answers: dict[str, str | SlurmError]) -> None:
-        monkeypatch.setattr(scheduler, "run", FakeSlurm(answers))
+        monkeypatch.setattr(client, "run", FakeSlurm(answers))
         monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
         monkeypatch.setattr("getpass.getuser", lambda: "ayse")
 
@@ -247,16 +249,18 @@ QUOTA = """     /arf/scratch 1979000000* 1900000000 2000000000 6d23h59m42s
 
 
 def test_lustres_quota() -> None:
-    space, count = disk.quota_in(QUOTA, "lfs quota")
+    space, count = quota.quota_in(QUOTA, "lfs quota")
     assert (space.used, space.limit) == (1979000000 * 1024, 1900000000 * 1024)
     assert (count.what, count.used, count.limit) == ("files", 496000, 500000)
-    assert disk.quota_in("     /arf 12 0 0 - 5 0 0 -\n", "lfs quota") == [], "no limit is set"
-    assert disk.quota_in("some error", "lfs quota") == []
+    assert quota.quota_in("     /arf 12 0 0 - 5 0 0 -\n", "lfs quota") == [], "no limit is set"
+    assert quota.quota_in("some error", "lfs quota") == []
 
 
 @pytest.mark.parametrize(("share", "level"), [(0.5, "ok"), (0.95, "warning"), (0.995, "fault")])
 def test_room(patient: Patient, monkeypatch: pytest.MonkeyPatch, share: float, level: str) -> None:
-    monkeypatch.setattr(disk, "rooms", lambda folder: [disk.Room("lfs quota", "files", int(500_000 * share), 500_000)])
+    monkeypatch.setattr(
+        quota, "rooms", lambda folder: [quota.Room("lfs quota", "files", int(500_000 * share), 500_000)]
+    )
     ((told, says),) = levels(files.room(patient))
     assert told == level and "of 500000 files" in says
 
@@ -351,9 +355,9 @@ def test_which_of_two_packages_a_framework_loads_is_read_from_the_file_that_both
     install(site, "nvidia-nccl-cu12", "2.27.7", nccl=older)
     install(site, "nvidia-cudnn-cu13", "9.24.0", cudnn=b"alone")
     monkeypatch.setattr("sys.path", [str(site)])
-    assert environment_report.shared("nccl") == environment_report.shared("cudnn") == {}
+    assert report.shared("nccl") == report.shared("cudnn") == {}
     install(site, "nvidia-nccl-cu13", "2.30.7", nccl=b"cuda 13")
-    found = environment_report.shared("nccl")
+    found = report.shared("nccl")
     assert found["loaded"] == {"tensorflow": "nvidia-nccl-cu13", "torch": "nvidia-nccl-cu13"}
 
     def told() -> list[Finding]:
@@ -368,7 +372,7 @@ def test_which_of_two_packages_a_framework_loads_is_read_from_the_file_that_both
     )
     (site / "torch-2.14.1.dist-info" / "METADATA").unlink()
     (site / "nvidia/nccl/lib/libnccl.so.2").write_bytes(older)
-    found = environment_report.shared("nccl")
+    found = report.shared("nccl")
     assert found["loaded"] == {"tensorflow": "nvidia-nccl-cu12"}
     assert told()[0].level == "note"
 

@@ -11,7 +11,7 @@ import pytest
 from test_search_runs import Project, wait_until
 
 from truba_runner.commands.drill import _print, compared
-from truba_runner.rundir import RunDir
+from truba_runner.runs.run_directory import RunDir
 
 EXPERIMENT = """# @package _global_
 name: par

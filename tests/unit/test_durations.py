@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from truba_runner.durations import parse_minutes, slurm_time
+from truba_runner.config.durations import parse_minutes, slurm_time
 
 
 @pytest.mark.parametrize(

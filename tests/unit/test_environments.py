@@ -17,12 +17,16 @@ from typing import Any
 
 import pytest
 
-from truba_runner import environment, job_code, local, probe
-from truba_runner.config import Environment, Experiment
+from truba_runner.code import package
+from truba_runner.config.schema import Environment, Experiment
+from truba_runner.environment import probe
+from truba_runner.environment import start as environment
 from truba_runner.errors import Refused
-from truba_runner.plan import plan
-from truba_runner.request import derive
-from truba_runner.shipped import shipped
+from truba_runner.rules import environment as rules_environment
+from truba_runner.rules.experiment import plan
+from truba_runner.slurm.request import derive
+from truba_runner.storage.package_files import shipped
+from truba_runner.submission import local
 
 Compose = Callable[..., Experiment]
 
@@ -35,7 +39,7 @@ def test_truba_trains_with_its_modules_and_this_machine_with_its_own_python(expe
     assert experiment("environment.modules=[comp/python/3.12.2]").environment.modules == ["comp/python/3.12.2"]
 
 
-@pytest.mark.parametrize("kind", environment.KINDS)
+@pytest.mark.parametrize("kind", rules_environment.KINDS)
 def test_text_in_a_set_comes_in_the_same_order_in_each_start(kind: str) -> None:
     start = environment.start(Environment("e", kind=kind, venv="/v", image="/i.sif"), Path("/w"))
     (line,) = [line for line in start.setup if "PYTHONHASHSEED" in line]
@@ -218,17 +222,17 @@ def test_no_apptainer_is_told(tmp_path: Path) -> None:
 
 def test_a_job_gets_the_package_once_for_all_and_under_the_name_of_its_content(tmp_path: Path) -> None:
     chosen = Environment("a", kind="apptainer", image="/i.sif")
-    job_code.provide(chosen, tmp_path)
+    package.provide(chosen, tmp_path)
     first = {file: file.stat().st_ino for file in (tmp_path / ".code").iterdir()}
     assert len(first) == 2 and stat.S_IMODE((tmp_path / ".code").stat().st_mode) == 0o700
-    touch, *checks, line = job_code.setup(chosen, tmp_path)
-    for used_again in (partial(job_code.provide, chosen, tmp_path), partial(bash, touch)):
+    touch, *checks, line = package.setup(chosen, tmp_path)
+    for used_again in (partial(package.provide, chosen, tmp_path), partial(bash, touch)):
         for file in first:
             os.utime(file, (0, 0))
         used_again()
         assert all(file.stat().st_mtime > 0 for file in first), "a purge takes what nobody has written to for long"
     assert {file: file.stat().st_ino for file in (tmp_path / ".code").iterdir()} == first
-    assert line == f"export PYTHONPATH={job_code.archive(tmp_path)}"
+    assert line == f"export PYTHONPATH={package.archive(tmp_path)}"
     program = "import truba_runner.worker; print(truba_runner.__file__)"
     done = subprocess.run([sys.executable, "-S", "-c", program], env={"PYTHONPATH": line.partition("=")[2]},
                           capture_output=True, text=True, cwd="/")  # fmt: skip

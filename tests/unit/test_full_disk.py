@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from truba_runner.errors import Failed
-from truba_runner.full_disk import explained, whole
-from truba_runner.rundir import RunDir
+from truba_runner.runs.run_directory import RunDir
 from truba_runner.search.leases import Lease
-from truba_runner.search.training import _failure
+from truba_runner.search.worker.trainer import _failure
+from truba_runner.training.full_disk import explained, whole
 
 
 def test_a_file_has_its_name_once_it_is_whole(tmp_path: Path) -> None:

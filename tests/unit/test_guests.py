@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from in_process import truba
 
-from truba_runner.config import Experiment
-from truba_runner.identity import run_id
-from truba_runner.rundir import RunDir
+from truba_runner.cli import sweeper
+from truba_runner.config.identity import run_id
+from truba_runner.config.schema import Experiment
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.sweep_directory import Member, SweepDir
 from truba_runner.sweeps import sweeper_job
-from truba_runner.sweeps.record import Member, SweepDir
 
 
 @pytest.fixture
@@ -178,11 +179,11 @@ def test_a_sweepers_job_gives_its_runs_what_the_command_was_given(
         return 0
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("truba_runner.__main__.main", command)
+    monkeypatch.setattr("truba_runner.cli.main.main", command)
     # Of the sweeper's own job, and put there by Slurm.
     for name, value in {"SLURM_JOB_ID": "7", "SBATCH_MEM_BIND": "none", "SRUN_DEBUG": "3"}.items():
         monkeypatch.setenv(name, value)
-    assert sweeper_job.main([str(run.path)]) == 0
+    assert sweeper.main([str(run.path)]) == 0
     about_slurm = {name: value for name, value in seen.items() if name.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
     assert about_slurm == {"SBATCH_QOS": "long", "SLURM_CONF": "/etc/slurm.conf"}
     assert seen[sweeper_job.INSIDE] == "1"

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from truba_runner import hostlist
-from truba_runner.backends.addresses import FIRST_PORT, PORTS, worker_addresses
-from truba_runner.backends.keras_nodes import tf_config
 from truba_runner.errors import Failed
+from truba_runner.slurm import hostlist
+from truba_runner.training.keras.devices.team import tf_config
+from truba_runner.training.ranks.addresses import FIRST_PORT, PORTS, worker_addresses
 
 
 @pytest.mark.parametrize(

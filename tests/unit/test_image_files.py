@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from truba_runner import handover, node_folder
+from truba_runner.data.image_names import labels_of, names_in
+from truba_runner.data.image_sources import Archive, Folder, source_at
 from truba_runner.errors import Failed
-from truba_runner.handover import Rank
-from truba_runner.image_files import labels_of, names_in
-from truba_runner.image_sources import Archive, Folder, source_at
+from truba_runner.storage import node_folder
+from truba_runner.training.ranks import handover
+from truba_runner.training.ranks.handover import Rank
 
 PATTERN = r"(.+)_\d+.jpg$"
 

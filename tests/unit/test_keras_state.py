@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from truba_runner.backends import event_files
-from truba_runner.backends.keras_callback_state import restore, states
-from truba_runner.backends.keras_checkpoint import _same_as_rank_0
-from truba_runner.backends.keras_state import NoState, decode, encode
-from truba_runner.background import Background
-from truba_runner.checkpoint import CheckpointStore, Position
+from truba_runner.runs.checkpoints import CheckpointStore, Position
+from truba_runner.training.background import Background
+from truba_runner.training.keras.loop.callback_state import restore, states
+from truba_runner.training.keras.loop.checkpoint import _same_as_rank_0
+from truba_runner.training.keras.loop.encoding import NoState, decode, encode
+from truba_runner.training.summaries import event_files
 
 EVENTS = "events.out.tfevents"
 

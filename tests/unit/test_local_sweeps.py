@@ -15,7 +15,7 @@ import pytest
 from test_search_runs import EXPERIMENT as PARABOLA
 from test_search_runs import Project, wait_until
 
-from truba_runner.__main__ import main
+from truba_runner.cli.main import main
 
 pytestmark = pytest.mark.usefixtures("plain_backend")
 

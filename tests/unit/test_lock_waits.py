@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from truba_runner import lock_waits, rundir, scheduler, submit
-from truba_runner.__main__ import main
+from truba_runner.cli.main import main
 from truba_runner.errors import Failed, Refused
-from truba_runner.rundir import RunDir
-from truba_runner.search.lock import FcntlLock
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.slurm import jobs
+from truba_runner.storage import folder_lock, lock_waits
+from truba_runner.storage.shared_lock import FcntlLock
+from truba_runner.submission import settle
 
 # Holds a runs folder until its input closes; killed, a child of it does.
 HOLDS = """
@@ -45,9 +47,9 @@ def held(folder: Path, by: str = "itself") -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert lock_waits.SAY_AFTER_SECONDS == 2 and rundir.LOCK_SECONDS <= 120
+    assert lock_waits.SAY_AFTER_SECONDS == 2 and folder_lock.LOCK_SECONDS <= 120
     monkeypatch.setattr(lock_waits, "SAY_AFTER_SECONDS", 0.02)
-    monkeypatch.setattr(rundir.lock.__wrapped__, "__defaults__", (0.2,))  # type: ignore[attr-defined]
+    monkeypatch.setattr(folder_lock.lock.__wrapped__, "__defaults__", (0.2,))  # type: ignore[attr-defined]
 
 
 def test_a_command_says_for_whom_it_waits_and_ends(
@@ -70,14 +72,14 @@ def test_a_lock_that_is_let_go_meanwhile_is_had(
     with held(tmp_path) as holder:
         assert holder.stdin is not None
         holder.stdin.close()
-        with rundir.lock(tmp_path, 60):
+        with folder_lock.lock(tmp_path, 60):
             assert json.loads((tmp_path / ".lock").read_bytes())["pid"] == os.getpid()
 
 
 def test_that_a_child_of_a_killed_command_holds_it_is_said(tmp_path: Path, quick: None) -> None:
     with held(tmp_path, "child") as holder:
         holder.wait()
-        with pytest.raises(Failed, match=f"that process {holder.pid} on .* has started"), rundir.lock(tmp_path):
+        with pytest.raises(Failed, match=f"that process {holder.pid} on .* has started"), folder_lock.lock(tmp_path):
             pass
 
 
@@ -89,7 +91,7 @@ def test_a_record_that_is_none_is_no_obstacle(
 ) -> None:
     monkeypatch.setattr(lock_waits, "sign", lambda handle: None)
     (tmp_path / ".lock").write_bytes(record)
-    with rundir.lock(tmp_path), pytest.raises(Failed, match="another process|process"), rundir.lock(tmp_path):
+    with folder_lock.lock(tmp_path), pytest.raises(Failed, match="another process|process"), folder_lock.lock(tmp_path):
         pass
 
 
@@ -97,7 +99,7 @@ def test_a_record_that_is_none_is_no_obstacle(
 def test_what_another_clock_has_put_into_the_future_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: float
 ) -> None:
-    monkeypatch.setattr(submit, "SETTLE_SECONDS", 0.3)
+    monkeypatch.setattr(settle, "SETTLE_SECONDS", 0.3)
     looks: list[str] = []
 
     def none_found(name: str) -> list[str]:
@@ -105,13 +107,13 @@ def test_what_another_clock_has_put_into_the_future_is_not_waited_for(
         assert len(looks) < 5, "it is waited for"
         return []
 
-    monkeypatch.setattr(scheduler, "jobs_named", none_found)
+    monkeypatch.setattr(jobs, "jobs_named", none_found)
     run = RunDir(tmp_path / "mnist-1")
     run.create()
     run.append_submission(
         {"event": "intent", "token": "t", "job_name": "mnist-1.t", "time": time.time() + hours * 3600}
     )
-    assert submit.settle(run) is None
+    assert settle.settle(run) is None
     assert looks
     assert run.submissions()[-1]["event"] == "lost"
 
@@ -120,7 +122,7 @@ def test_what_another_clock_has_put_into_the_future_is_not_waited_for(
 
 
 @pytest.mark.parametrize("how", ["link", "dangling", "second name", "pipe", "folder"])
-@pytest.mark.parametrize("kind", [rundir.lock, lambda folder: FcntlLock(folder / ".lock")], ids=["runs", "search"])
+@pytest.mark.parametrize("kind", [folder_lock.lock, lambda folder: FcntlLock(folder / ".lock")], ids=["runs", "search"])
 def test_a_lock_is_written_into_nothing_else(
     tmp_path: Path, how: str, kind: Callable[[Path], contextlib.AbstractContextManager[object]]
 ) -> None:
@@ -144,8 +146,8 @@ def test_a_lock_is_written_into_nothing_else(
 def test_a_lock_of_anothers_is_refused_and_ones_own_is_closed_to_others(tmp_path: Path) -> None:
     lock = tmp_path / ".lock"
     lock.touch(0o644)
-    with rundir.lock(tmp_path):
+    with folder_lock.lock(tmp_path):
         assert lock.stat().st_mode & 0o777 == 0o600
     os.chown(lock, 40_002, 40_002)
-    with pytest.raises(Refused, match=r"\.lock: it is uid 40002's \(mode 0600\)"), rundir.lock(tmp_path):
+    with pytest.raises(Refused, match=r"\.lock: it is uid 40002's \(mode 0600\)"), folder_lock.lock(tmp_path):
         pass

@@ -13,20 +13,22 @@ from typing import Any
 import pytest
 from in_process import knowing, truba
 
-from truba_runner import lr_find, scheduler
-from truba_runner.__main__ import main
-from truba_runner.config import Experiment
+from truba_runner.cli.main import main
+from truba_runner.config import lr_find
+from truba_runner.config.identity import run_id
+from truba_runner.config.recipe import Find
+from truba_runner.config.schema import Experiment
 from truba_runner.errors import Refused
-from truba_runner.identity import run_id
-from truba_runner.plan import plan
-from truba_runner.recipe import Find
-from truba_runner.request import derive
-from truba_runner.rundir import RunDir
-from truba_runner.scheduler import Job
-from truba_runner.state import state_of
-from truba_runner.submit import Prepared
-from truba_runner.sweeps import rules, submission
-from truba_runner.sweeps.record import Member, SweepDir
+from truba_runner.rules import sweep as rules
+from truba_runner.rules.experiment import plan
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.state import state_of
+from truba_runner.runs.sweep_directory import Member, SweepDir
+from truba_runner.slurm import capacity, commands, jobs
+from truba_runner.slurm.jobs import Job
+from truba_runner.slurm.request import derive
+from truba_runner.submission.prepared import Prepared
+from truba_runner.sweeps import submission
 
 ROOT = Path(__file__).resolve().parents[2]
 Compose = Callable[..., Experiment]
@@ -114,10 +116,10 @@ class Slurm:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.scripts: dict[str, str] = {}
         self.jobs: dict[str, Job] = {}
-        monkeypatch.setattr(scheduler, "sbatch", self.sbatch)
-        monkeypatch.setattr(scheduler, "queue", lambda: self.jobs)
-        monkeypatch.setattr(scheduler, "max_array_size", lambda: 3)
-        monkeypatch.setattr(scheduler, "core_limit", lambda account: 0)
+        monkeypatch.setattr(commands, "sbatch", self.sbatch)
+        monkeypatch.setattr(jobs, "queue", lambda: self.jobs)
+        monkeypatch.setattr(capacity, "max_array_size", lambda: 3)
+        monkeypatch.setattr(capacity, "core_limit", lambda account: 0)
 
     def sbatch(self, script: str, inherit: Any = ()) -> str:
         job_id = str(len(self.scripts) + 1)
@@ -186,7 +188,7 @@ def test_a_finder_time_that_cannot_be(experiment: Compose, time: str, words: str
 
 def runs_of(experiment: Compose, folder: Path, *overrides: list[str]) -> list[Prepared]:
     """As `launch_sweep` makes them."""
-    from truba_runner.launch import newest_run_dir
+    from truba_runner.launch.prepare import newest_run_dir
 
     prepared = []
     for more in overrides:
@@ -280,18 +282,19 @@ def look(context, finder):
 """
 REGISTERED = """
 import os
-import truba_runner.backends as backends
-backends.TRAITS["tiny"] = backends.Traits(task_per_gpu=False, multi_node=False)
-backends.__path__.append(os.path.dirname(__file__))
+import truba_runner.training
+from truba_runner.training import backend
+backend.TRAITS["tiny"] = backend.Traits(task_per_gpu=False, multi_node=False)
+truba_runner.training.__path__.append(os.path.dirname(__file__))
 """
 
 
 def test_without_slurm_each_finder_runs_before_its_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "tiny").mkdir(parents=True)
     (tmp_path / "site" / "sitecustomize.py").write_text(REGISTERED)
-    (tmp_path / "site" / "tiny.py").write_text(BACKEND)
+    (tmp_path / "site" / "tiny" / "train.py").write_text(BACKEND)
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "none.py").write_text("")
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path / 'site'}"}

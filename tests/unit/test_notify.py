@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from truba_runner import notify, worker
-from truba_runner.rundir import RunDir
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.worker import notify
+from truba_runner.worker import run as worker
 
 pytestmark = pytest.mark.usefixtures("own_signals")
 

@@ -13,15 +13,18 @@ from damaged_runs import make_run, make_search, make_sweep
 from test_search_runs import EXPERIMENT as SEARCH
 from test_search_runs import Project
 
-from truba_runner import private, scheduler, worker
-from truba_runner.__main__ import main
-from truba_runner.checkpoint import CheckpointStore, Position
+from truba_runner.cli import sweeper
+from truba_runner.cli.main import main
 from truba_runner.errors import Refused
-from truba_runner.rundir import RunDir, config_text
+from truba_runner.runs.checkpoints import CheckpointStore, Position
+from truba_runner.runs.run_directory import RunDir, config_text
 from truba_runner.search.directory import SearchDir
-from truba_runner.sweeps import sweeper_job, task
+from truba_runner.slurm import client, commands
+from truba_runner.storage import private
+from truba_runner.sweeps import task
 from truba_runner.tensorboard.feed import event_folders
 from truba_runner.tensorboard.listing import MARK, understood
+from truba_runner.worker import run as worker
 
 MINE, OTHER = 40_001, 40_002
 EXPERIMENT = """# @package _global_
@@ -191,8 +194,8 @@ def test_a_sweepers_job_looks_at_its_directory(tmp_path: Path, monkeypatch: pyte
     run.create()
     run.append_submission({"event": "intent", "token": "t", "project": str(tmp_path), "command": ["-m"]})
     os.chown(run.path, OTHER, OTHER)
-    monkeypatch.setattr("truba_runner.__main__.main", pytest.fail)
-    assert sweeper_job.main([str(run.path)]) == 1
+    monkeypatch.setattr("truba_runner.cli.main.main", pytest.fail)
+    assert sweeper.main([str(run.path)]) == 1
 
 
 @root_alone
@@ -237,7 +240,7 @@ def secret(tmp_path: Path) -> Path:
 @pytest.fixture
 def theirs(tmp_path: Path, secret: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A colleague's runs folder, with links to what is one's own in each place that commands read."""
-    monkeypatch.setattr(scheduler, "query", lambda argv, **more: "")
+    monkeypatch.setattr(client, "query", lambda argv, **more: "")
     runs = tmp_path / "runs"
     run = make_run(RunDir(runs / "mnist-00000000"), "100", CONFIG)
     search = make_search(runs / "hunt-00000000", CONFIG)
@@ -349,8 +352,8 @@ def test_clean_and_cancel_leave_anothers_runs_alone(
 ) -> None:
     cancelled: list[str] = []
     rows = "\x1f".join(["100", "RUNNING", "akya-cuda", "None", "1:00", "1:00:00", "akya1"])
-    monkeypatch.setattr(scheduler, "query", lambda argv, **more: rows if argv[0] == "squeue" else "")
-    monkeypatch.setattr(scheduler, "cancel", cancelled.extend)
+    monkeypatch.setattr(client, "query", lambda argv, **more: rows if argv[0] == "squeue" else "")
+    monkeypatch.setattr(commands, "cancel", cancelled.extend)
     theirs = finished(tmp_path / "runs" / "mnist-00000000")
     os.chown(theirs.path, OTHER, OTHER)
     assert main(["clean", "--yes", "--runs", str(tmp_path / "runs")]) == 0
@@ -366,7 +369,7 @@ def test_a_search_has_no_part_elsewhere(tmp_path: Path, folder: str, monkeypatch
     mine = make_search(tmp_path / "mine" / "hunt-00000000", CONFIG)
     theirs = make_search(tmp_path / "runs" / "hunt-00000000", CONFIG)
     replaced(theirs.path / folder, mine.path / folder)
-    monkeypatch.setattr(scheduler, "query", lambda argv, **more: "")
+    monkeypatch.setattr(client, "query", lambda argv, **more: "")
     assert SearchDir(theirs.path).workers() == [] if folder == "workers" else True
     assert main(["status", "--runs", str(tmp_path / "runs")]) == 0
 

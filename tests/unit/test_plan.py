@@ -6,11 +6,11 @@ from dataclasses import asdict
 import pytest
 import yaml
 
-from truba_runner import backends
-from truba_runner.config import Experiment, experiment_from
+from truba_runner.config import backends
+from truba_runner.config.identity import run_id
+from truba_runner.config.schema import Experiment, experiment_from
 from truba_runner.errors import Refused
-from truba_runner.identity import run_id
-from truba_runner.plan import plan
+from truba_runner.rules.experiment import plan
 
 Compose = Callable[..., Experiment]
 

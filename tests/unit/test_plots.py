@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from truba_runner.plots import _panels, learning_curves
+from truba_runner.training.plots import _panels, learning_curves
 
 ROWS = [
     {"epoch": 1, "loss": 0.9, "accuracy": 0.3, "val_loss": 0.8, "learning_rate": 0.1, "seconds": 2.0},

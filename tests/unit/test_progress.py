@@ -17,20 +17,24 @@ from typing import Any
 
 import pytest
 
-from truba_runner import restarts, scheduler, submit, worker
-from truba_runner.allocation import Allocation
-from truba_runner.backends.fastai_ranks import RankLost
-from truba_runner.checkpoint import Position
-from truba_runner.commands import status
-from truba_runner.config import Experiment
+from truba_runner.config.schema import Experiment
 from truba_runner.errors import Failed
-from truba_runner.interrupt import Interrupted, Interruption
-from truba_runner.plan import plan
-from truba_runner.progress import Progress
-from truba_runner.request import derive
-from truba_runner.rundir import RunDir
-from truba_runner.scheduler import Job
+from truba_runner.rules.experiment import plan
+from truba_runner.runs import restarts
+from truba_runner.runs.checkpoints import Position
+from truba_runner.runs.progress import Progress
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.slurm import client, commands, jobs
+from truba_runner.slurm.job_environment import Allocation
+from truba_runner.slurm.jobs import Job
+from truba_runner.slurm.request import derive
+from truba_runner.status import rows
+from truba_runner.submission import prepared, settle, submission
+from truba_runner.training.fastai.ranks import RankLost
+from truba_runner.training.interrupt import Interrupted, Interruption
 from truba_runner.why.table import meaning
+from truba_runner.worker import failure
+from truba_runner.worker import run as worker
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,7 +58,7 @@ def started(run: RunDir, position: Position) -> Progress:
 
 def test_a_name_that_is_no_utf_8_can_be_told(run: RunDir) -> None:
     progress = started(run, Position(0, 0))
-    told = worker.describe(Failed(os.fsdecode(b"g\xfcl_1.jpg is no image")), run.path)
+    told = failure.describe(Failed(os.fsdecode(b"g\xfcl_1.jpg is no image")), run.path)
     progress.update(state="failed", error=told)
     assert os.fsencode(run.progress()["error"]["message"]) == b"g\xfcl_1.jpg is no image"
 
@@ -101,7 +105,7 @@ def test_a_run_that_comes_no_further_is_given_up_unless_it_was_told_to_stop_befo
     with pytest.raises(Failed, match="3 starts from epoch 1, step 0 came no further") as raised:
         start(seconds=1, told=False)
     # By this `truba why` knows it, whatever the language that it was told in.
-    assert worker.describe(raised.value, run.path)["gave_up"] is True
+    assert failure.describe(raised.value, run.path)["gave_up"] is True
 
 
 @pytest.mark.parametrize("language", ["en", "tr"])
@@ -119,7 +123,7 @@ def test_a_worker_that_was_told_to_stop_puts_it_on_record(
 ) -> None:
     """Preempted: Slurm brings it back by itself."""
     run.write_config(asdict(experiment()))
-    monkeypatch.setattr(scheduler, "would_end_for_good", lambda job_id: False)
+    monkeypatch.setattr(jobs, "would_end_for_good", lambda job_id: False)
     interruption, here = Interruption(), Allocation("7", "mnist", 0, 1, on_slurm=True)
     for _ in range(4):
         progress = started(run, Position(0, 0))
@@ -143,7 +147,7 @@ def test_a_rank_that_is_left_behind_for_no_reason_goes_back_into_the_queue(
 ) -> None:
     """Its node has gone, or a signal came while one of them had nothing to save."""
     monkeypatch.setattr(worker, "_REASON_SECONDS", 0.1)
-    monkeypatch.setattr(scheduler, "forbid_requeue", told.append)
+    monkeypatch.setattr(commands, "forbid_requeue", told.append)
     here = Allocation("7", "mnist", rank, 2, on_slurm=True)
     status = worker.failed(run, here, Progress(run, "7", writes=rank == 0), RankLost("connection reset"))
     assert (status, told, run.progress()["state"]) == (128 + signal.SIGKILL, [], "running")
@@ -165,7 +169,7 @@ def test_a_rank_that_is_left_behind_by_one_at_fault_waits_for_its_reason(
 
     statuses: list[int] = []
     waiting = Thread(target=lambda: statuses.append(ended(1 - at_fault, RankLost("connection reset"))))
-    monkeypatch.setattr(scheduler, "forbid_requeue", forbid)
+    monkeypatch.setattr(commands, "forbid_requeue", forbid)
     waiting.start()
     statuses.append(ended(at_fault, RuntimeError("out of luck")))
     waiting.join(10)
@@ -279,7 +283,7 @@ def test_how_a_run_ended_is_told_where_the_disk_has_no_room_for_a_new_file(
     assert run.progress()["epoch"] == 1
     progress.record["metrics"] = {}
     progress.update(state="failed", error={"type": "Failed", "message": "the disk is full"})
-    assert status.row(run, {})["state"] == "FAILED" and "the disk is full" in status.row(run, {})["why"]
+    assert rows.row(run, {})["state"] == "FAILED" and "the disk is full" in rows.row(run, {})["why"]
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
@@ -293,9 +297,9 @@ def test_a_loss_that_is_no_number_is_warned_of_once(
     progress.epoch_end(3, 10, {"loss": loss})
     warned = capsys.readouterr().err
     assert warned.count("WARNING") == 1 and f"the training loss is {loss} at the end of epoch 2" in warned
-    assert "at the end of epoch 2" in status.row(run, {"7": Job("7", "RUNNING")})["why"]
+    assert "at the end of epoch 2" in rows.row(run, {"7": Job("7", "RUNNING")})["why"]
     run.write_result({"metrics": {}, "warning": progress.record["warning"]})
-    assert "at the end of epoch 2" in status.row(run, {})["why"]
+    assert "at the end of epoch 2" in rows.row(run, {})["why"]
 
 
 def test_the_warning_stands_in_the_result(
@@ -329,12 +333,12 @@ def test_a_requeue_whose_answer_was_lost_is_done(said: str, fails: bool, monkeyp
     def run(argv: list[str]) -> str:
         assert argv == ["scontrol", "requeue", "7"]
         message, transient = next(answers)
-        raise scheduler.SlurmError("scontrol", message, transient)
+        raise client.SlurmError("scontrol", message, transient)
 
-    monkeypatch.setattr(scheduler, "run", run)
-    monkeypatch.setattr(scheduler, "BACKOFF_SECONDS", (0,))
-    with pytest.raises(scheduler.SlurmError) if fails else nullcontext():
-        scheduler.requeue("7")
+    monkeypatch.setattr(client, "run", run)
+    monkeypatch.setattr(client, "BACKOFF_SECONDS", (0,))
+    with pytest.raises(client.SlurmError) if fails else nullcontext():
+        commands.requeue("7")
     assert next(answers, None) is None, "asked twice"
 
 
@@ -342,13 +346,13 @@ def test_a_job_that_slurm_has_forgotten_has_no_state(monkeypatch: pytest.MonkeyP
     told = "slurm_load_jobs error: Invalid job id specified"
 
     def query(argv: list[str]) -> str:
-        raise scheduler.SlurmError("squeue", told, transient=False, refused=True)
+        raise client.SlurmError("squeue", told, transient=False, refused=True)
 
-    monkeypatch.setattr(scheduler, "query", query)
-    assert scheduler.state("7") == "" and not scheduler.would_end_for_good("7")
+    monkeypatch.setattr(client, "query", query)
+    assert jobs.state("7") == "" and not jobs.would_end_for_good("7")
     told = "Invalid user"
-    with pytest.raises(scheduler.SlurmError):
-        scheduler.state("7")
+    with pytest.raises(client.SlurmError):
+        jobs.state("7")
 
 
 NAME = "mnist-00000000.first"
@@ -393,7 +397,7 @@ def test_a_job_is_looked_for_from_the_last_time_that_slurm_was_asked_for_it(
     run: RunDir, experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = experiment("cluster=truba")
-    sent = submit.Submission(submit.Prepared(made, run, plan(made).request, ROOT / "jobs" / "mnist.py"))
+    sent = submission.Submission(prepared.Prepared(made, run, plan(made).request, ROOT / "jobs" / "mnist.py"))
     clock = [1000.0]
     looks: list[float] = []
 
@@ -402,7 +406,7 @@ def test_a_job_is_looked_for_from_the_last_time_that_slurm_was_asked_for_it(
 
     def silent(*_: object, **__: object) -> str:
         clock[0] += 60
-        raise scheduler.SlurmError("sbatch", "Socket timed out", transient=True)
+        raise client.SlurmError("sbatch", "Socket timed out", transient=True)
 
     def look(name: str) -> list[str]:
         looks.append(clock[0])
@@ -412,17 +416,17 @@ def test_a_job_is_looked_for_from_the_last_time_that_slurm_was_asked_for_it(
     for name in ("time", "monotonic"):
         monkeypatch.setattr(time, name, lambda: clock[0])
     monkeypatch.setattr(time, "sleep", pause)
-    monkeypatch.setattr(scheduler, "sbatch", silent)
-    monkeypatch.setattr(scheduler, "jobs_named", look)
+    monkeypatch.setattr(commands, "sbatch", silent)
+    monkeypatch.setattr(jobs, "jobs_named", look)
     intent = {"event": "intent", "time": clock[0], "token": sent.token, "job_name": sent.job_name}
     run.append_submission(intent)
-    with pytest.raises(scheduler.SlurmError):
+    with pytest.raises(client.SlurmError):
         sent._sbatch("", 0)
     last = clock[0]
     assert last > 1300
-    assert submit.settle(run) == "8" and len(looks) > 10
+    assert settle.settle(run) == "8" and len(looks) > 10
     # And one that never comes is lost ten seconds after, not later.
     last = clock[0]
     run.append_submission({**intent, "time": last, "token": "another"})
-    monkeypatch.setattr(scheduler, "jobs_named", lambda name: [])
-    assert submit.settle(run) is None and last + 9 < clock[0] < last + 12
+    monkeypatch.setattr(jobs, "jobs_named", lambda name: [])
+    assert settle.settle(run) is None and last + 9 < clock[0] < last + 12

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from truba_runner import scheduler
-from truba_runner.config import Experiment
+from truba_runner.config.schema import Experiment
 from truba_runner.errors import Failed, Refused
-from truba_runner.plan import plan
-from truba_runner.queue import offers as offers_module
-from truba_runner.queue.automatic import Automatic
-from truba_runner.queue.offers import offers
-from truba_runner.queue.time_limit import proposed
-from truba_runner.request import derive
-from truba_runner.rundir import RunDir
-from truba_runner.scheduler import SlurmError
+from truba_runner.rules.experiment import plan
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.slurm import capacity, commands
+from truba_runner.slurm.client import SlurmError
+from truba_runner.slurm.request import derive
+from truba_runner.submission import partition_choice as offers_module
+from truba_runner.submission.automatic import Automatic
+from truba_runner.submission.partition_choice import offers
+from truba_runner.submission.time_limit import proposed
 
 JOB = Path("/jobs/mnist.py")
 
@@ -36,11 +36,11 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> dict[str, float | str]:
             raise SlurmError("sbatch", answer, transient=answer == "Socket timed out", refused=True)
         return time.time() + answer
 
-    monkeypatch.setattr(scheduler, "estimated_start", estimated)
+    monkeypatch.setattr(capacity, "estimated_start", estimated)
     monkeypatch.setattr(
-        scheduler, "free_gpus", lambda: {("akya-cuda", ""): 3, ("debug", ""): 5, ("debug", "akya-cuda"): 2}
+        commands, "free_gpus", lambda: {("akya-cuda", ""): 3, ("debug", ""): 5, ("debug", "akya-cuda"): 2}
     )
-    monkeypatch.setattr(scheduler, "core_limit", lambda account: 160)
+    monkeypatch.setattr(capacity, "core_limit", lambda account: 160)
     monkeypatch.setattr(offers_module.socket, "gethostname", lambda: "arf-ui1")
     return answers
 
@@ -94,7 +94,7 @@ def test_what_is_wrong_wherever_it_runs_is_said_once_with_its_remedy(
 def test_an_account_that_may_not_use_so_many_cores_at_once_would_wait_for_ever(
     experiment: Callable[..., Experiment], starts: dict[str, float | str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduler, "core_limit", lambda account: 10)
+    monkeypatch.setattr(capacity, "core_limit", lambda account: 10)
     starts.update({"barbun-cuda": 0.0, "akya-cuda": 600.0})
     found = offers(auto(experiment(), account="proj1"), JOB)
     assert found[0].partition == "akya-cuda"
@@ -115,7 +115,7 @@ def test_a_sweep_asks_once_for_runs_that_ask_for_the_same(
     experiment: Callable[..., Experiment], starts: dict[str, float | str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    monkeypatch.setattr(scheduler, "free_gpus", lambda: asked.append(1) or {})
+    monkeypatch.setattr(capacity, "free_gpus", lambda: asked.append(1) or {})
     automatic = Automatic()
     for gpus in (1, 1, 2):
         automatic.settled(auto(experiment(), gpus=gpus), JOB)

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from truba_runner import recipe, recipe_rules
-from truba_runner.config import Experiment
+from truba_runner.config import recipe
+from truba_runner.config.recipe import Find, Fit, Freeze, Rate, Rates, Resize
+from truba_runner.config.schema import Experiment
 from truba_runner.errors import Refused
-from truba_runner.plan import plan
-from truba_runner.recipe import Find, Fit, Freeze, Rate, Rates, Resize
+from truba_runner.rules import recipe as recipe_rules
+from truba_runner.rules.experiment import plan
 
 LESSON = [
     {"lr_find": {"name": "find"}},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from truba_runner import record_shapes
+from truba_runner.runs import record_shapes
 
 
 @pytest.mark.parametrize("job_id", ["", "7", "7_3", "7_3.12", "local-20261130-1200-77", "local-20261130-1200-77.2"])

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from truba_runner import scheduler
-from truba_runner.__main__ import main
-from truba_runner.rundir import RunDir
-from truba_runner.scheduler import Use
-from truba_runner.sweeps.record import Member, SweepDir
+from truba_runner.cli.main import main
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.sweep_directory import Member, SweepDir
+from truba_runner.slurm import jobs
+from truba_runner.slurm.jobs import Use
 
 THANKS = "The numerical calculations were performed at TRUBA."
 PNG = b"\x89PNG\r\n\x1a\n of a matrix"
@@ -62,10 +62,10 @@ def trained(run: RunDir, loss: float, *, job_id: str = "7") -> None:
 @pytest.fixture(autouse=True)
 def accounted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slurm's accounting as it answers; it is asked itself in tests/slurm."""
-    monkeypatch.setattr(scheduler, "queue", dict)
-    monkeypatch.setattr(scheduler, "accounting", lambda ids: {})
+    monkeypatch.setattr(jobs, "queue", dict)
+    monkeypatch.setattr(jobs, "accounting", lambda ids: {})
     known = {"7": Use(2, 36_000, 3_600), "8_0": Use(1, 7_200, 720), "9": Use(1, 3_600, 0)}
-    monkeypatch.setattr(scheduler, "used", lambda ids: {one: known[one] for one in ids if one in known})
+    monkeypatch.setattr(jobs, "used", lambda ids: {one: known[one] for one in ids if one in known})
 
 
 def test_a_runs_report_tells_all_and_fetches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,8 +10,9 @@ from typing import NoReturn
 
 import pytest
 
-from truba_runner import rundir
-from truba_runner.rundir import RunDir, write_atomically
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.storage import folder_lock
+from truba_runner.storage.files import write_atomically
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def test_a_child_holds_the_lock_on_after_its_parent_was_killed(tmp_path: Path) -
     os.close(write)  # Ends the child.
     fcntl.flock(handle, fcntl.LOCK_EX)
     os.close(handle)
-    with rundir.lock(tmp_path):
+    with folder_lock.lock(tmp_path):
         pass
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from truba_runner.errors import Failed
-from truba_runner.search import lock as locks
-from truba_runner.search.lock import FcntlLock, FileLock, fcntl_works, lock_for, mount_options
+from truba_runner.storage import shared_lock as locks
+from truba_runner.storage.shared_lock import FcntlLock, FileLock, fcntl_works, lock_for, mount_options
 
 KINDS = ["fcntl", "file"]
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from truba_runner.errors import Failed
-from truba_runner.search.nursery import Call, Nursery
+from truba_runner.training.nursery import Call, Nursery
 
 WORK = """
 import atexit, os, sys, time

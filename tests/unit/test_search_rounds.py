@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from truba_runner import recipe, recipe_rules
-from truba_runner.config import Experiment, Source
-from truba_runner.data import needed
+from truba_runner.config import recipe
+from truba_runner.config.schema import Experiment, Source
+from truba_runner.data.staging import needed
 from truba_runner.errors import Refused
-from truba_runner.plan import plan
-from truba_runner.search import rounds
+from truba_runner.rules import recipe as recipe_rules
+from truba_runner.rules.experiment import plan
+from truba_runner.search import hyperband_recipes
 
 
 @pytest.mark.parametrize(
@@ -27,8 +28,8 @@ from truba_runner.search import rounds
 )
 def test_a_promoted_trial_has_the_same_rates_over_a_cycle_of_its_own(stage: dict[str, Any]) -> None:
     find = {"lr_find": {"name": "find"}}
-    begun = rounds.first([find, stage], 3)
-    longer = rounds.promoted(rounds.promoted(begun, 6, 2e-3), 18, 2e-3)
+    begun = hyperband_recipes.first([find, stage], 3)
+    longer = hyperband_recipes.promoted(hyperband_recipes.promoted(begun, 6, 2e-3), 18, 2e-3)
     assert not list(recipe_rules.problems(longer, 1))
     parts = recipe.read(longer, 1, 2e-3)
     fits = [part for part in parts if isinstance(part, recipe.Fit)][-3:]
@@ -41,8 +42,8 @@ def test_a_promoted_trial_has_the_same_rates_over_a_cycle_of_its_own(stage: dict
 
 
 def test_a_fit_gets_longer() -> None:
-    begun = rounds.first(["freeze", {"fit": {"epochs": 9, "lr": 0.01}}], 3)
-    longer = rounds.promoted(begun, 6, None)
+    begun = hyperband_recipes.first(["freeze", {"fit": {"epochs": 9, "lr": 0.01}}], 3)
+    longer = hyperband_recipes.promoted(begun, 6, None)
     assert longer == ["freeze", {"fit": {"epochs": 9, "lr": 0.01}}]
     signature = recipe.signature(recipe.read(begun, 1, None))
     assert signature == recipe.signature(recipe.read(longer, 1, None))
@@ -52,7 +53,7 @@ def test_a_fit_gets_longer() -> None:
 
 
 def test_without_a_recipe_it_is_one_cycle() -> None:
-    assert rounds.first([], 4) == [{"fit_one_cycle": {"epochs": 4}}]
+    assert hyperband_recipes.first([], 4) == [{"fit_one_cycle": {"epochs": 4}}]
 
 
 def test_a_search_over_architectures_needs_the_weights_of_each(experiment: Callable[..., Experiment]) -> None:

@@ -18,12 +18,13 @@ import pytest
 import yaml
 from in_process import truba
 
-from truba_runner.config import Experiment
-from truba_runner.plan import plan
+from truba_runner.config.schema import Experiment
+from truba_runner.rules.experiment import plan
 from truba_runner.search.directory import SearchDir
-from truba_runner.search.records import values_of
 from truba_runner.search.submission import WorkersSubmission
-from truba_runner.submit import Prepared, settle
+from truba_runner.search.trial_records import values_of
+from truba_runner.submission.prepared import Prepared
+from truba_runner.submission.settle import settle
 
 pytestmark = [
     # Not imported: it brings TensorFlow along.
@@ -262,10 +263,10 @@ def test_a_worker_whose_submission_was_cut_short_finds_its_own_task(
     submission.record_intent()
     links = search.path / "arrays" / submission.token
     assert [(links / str(index)).resolve() for index in (0, 1)] == [worker.run.path for worker in workers]
-    monkeypatch.setattr("truba_runner.scheduler.jobs_named", lambda name: ["7"] if name == submission.job_name else [])
+    monkeypatch.setattr("truba_runner.slurm.jobs.jobs_named", lambda name: ["7"] if name == submission.job_name else [])
     assert [settle(worker.run) for worker in workers] == ["7_0", "7_1"]
     # And again, from its record.
-    monkeypatch.setattr("truba_runner.scheduler.jobs_named", lambda name: [])
+    monkeypatch.setattr("truba_runner.slurm.jobs.jobs_named", lambda name: [])
     assert [settle(worker.run) for worker in workers] == ["7_0", "7_1"]
 
 

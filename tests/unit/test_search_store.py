@@ -20,9 +20,9 @@ from truba_runner.errors import Failed
 from truba_runner.search import leases
 from truba_runner.search.directory import SearchDir
 from truba_runner.search.leases import Lease, Worker
-from truba_runner.search.lock import lock_for
-from truba_runner.search.pulse import ALIVE, Pulse
-from truba_runner.search.store import Store
+from truba_runner.search.state import Store
+from truba_runner.search.worker.heartbeat import ALIVE, Pulse
+from truba_runner.storage.shared_lock import lock_for
 
 ME, OTHER = Worker("w0", "a"), Worker("w1", "b")
 

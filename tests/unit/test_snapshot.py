@@ -15,18 +15,23 @@ from typing import Any
 import pytest
 from in_process import truba
 
-from truba_runner import full_disk, scheduler, snapshot, submit, submitted_code
-from truba_runner.__main__ import main
-from truba_runner.config import Experiment
+from truba_runner.cli.main import main
+from truba_runner.code import snapshot
+from truba_runner.code import unpacked as submitted_code
+from truba_runner.code.snapshot import File
+from truba_runner.code.unpacked import SubmittedCode
+from truba_runner.config.schema import Experiment
 from truba_runner.errors import Failed
-from truba_runner.plan import plan
-from truba_runner.rundir import RunDir
-from truba_runner.snapshot import File
-from truba_runner.submit import Prepared, Submission
-from truba_runner.submitted_code import SubmittedCode
+from truba_runner.rules.experiment import plan
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.sweep_directory import SweepDir
+from truba_runner.slurm import commands
+from truba_runner.submission import submission
+from truba_runner.submission.prepared import Prepared
+from truba_runner.submission.submission import Submission
 from truba_runner.sweeps.array import ArraySubmission
-from truba_runner.sweeps.record import SweepDir
-from truba_runner.worker import describe
+from truba_runner.training import full_disk
+from truba_runner.worker.failure import describe
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = """
@@ -176,8 +181,8 @@ def submitted(
 
     def submit_it() -> RunDir:
         own = experiment("job.module=own", f"cluster.runs_folder={project / 'runs'}", f"data.folder={project / 'data'}")
-        monkeypatch.setattr(scheduler, "sbatch", lambda script, inherit: "7")
-        monkeypatch.setattr(submit.budget, "warnings", lambda *given: [])
+        monkeypatch.setattr(commands, "sbatch", lambda script, inherit: "7")
+        monkeypatch.setattr(submission.budget, "warnings", lambda *given: [])
         run = RunDir(project / "runs" / "mnist-00000000")
         run.path.parent.mkdir()
         Submission(Prepared(own, run, plan(own).request, project / "jobs" / "own.py")).send(0)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from truba_runner.rundir import RunDir
-from truba_runner.scheduler import Job
-from truba_runner.slurm_states import STATES
-from truba_runner.state import last_job_id, state_of
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.state import last_job_id, state_of
+from truba_runner.slurm.jobs import Job
+from truba_runner.slurm.states import STATES
 from truba_runner.why import cases
 from truba_runner.why.table import meaning
 

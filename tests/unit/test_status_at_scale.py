@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from truba_runner.__main__ import main
-from truba_runner.rundir import RunDir
+from truba_runner.cli.main import main
+from truba_runner.runs.run_directory import RunDir
 
 COUNT = 300
 SQUEUE = """#!/bin/sh

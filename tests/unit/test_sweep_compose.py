@@ -13,10 +13,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 
-from truba_runner.composed import register, typed
-from truba_runner.config import Experiment
+from truba_runner.config.composing.compose import register, typed
+from truba_runner.config.schema import Experiment
 from truba_runner.errors import Refused
-from truba_runner.shipped import shipped
+from truba_runner.storage.package_files import shipped
 from truba_runner.sweeps.batches import all_elements
 from truba_runner.sweeps.compose import Composer
 

@@ -14,21 +14,26 @@ import pytest
 import yaml
 from in_process import truba
 
-from truba_runner import events, scheduler
-from truba_runner import launch as single_launch
-from truba_runner.__main__ import main
-from truba_runner.backends import hparams
-from truba_runner.checkpoint import CheckpointStore, Position
-from truba_runner.config import Experiment, Sweep, experiment_from
+from truba_runner.cli.main import main
+from truba_runner.config.schema import Experiment, Sweep, experiment_from
 from truba_runner.errors import Failed, Problem, Refused
-from truba_runner.plan import plan
-from truba_runner.rundir import RunDir, config_text, write_atomically
-from truba_runner.submit import Prepared
-from truba_runner.sweeps import array, canary, rules, submission
-from truba_runner.sweeps.plots import draw
-from truba_runner.sweeps.record import Member, SweepDir, identity
-from truba_runner.sweeps.table import table
-from truba_runner.tell import Outcome
+from truba_runner.launch import run as single_launch
+from truba_runner.launch import wait
+from truba_runner.rules import sweep as rules
+from truba_runner.rules.experiment import plan
+from truba_runner.runs import events
+from truba_runner.runs.checkpoints import CheckpointStore, Position
+from truba_runner.runs.run_directory import RunDir, config_text
+from truba_runner.runs.sweep_directory import Member, SweepDir, identity
+from truba_runner.slurm import capacity, client, commands, jobs
+from truba_runner.status.sweep_plots import draw
+from truba_runner.status.sweep_table import table
+from truba_runner.storage.files import write_atomically
+from truba_runner.submission.outcome import Outcome
+from truba_runner.submission.prepared import Prepared
+from truba_runner.sweeps import array, submission
+from truba_runner.training.summaries import hparams
+from truba_runner.worker import canary
 
 ROOT = Path(__file__).resolve().parents[2]
 RATES, SEEDS = (0.1, 0.001, None), (0, 1)
@@ -237,9 +242,9 @@ ASSOC = (
 
 @pytest.mark.parametrize(("told", "limit"), [(ASSOC, 40), (ASSOC.replace("40(0)", "N(0)"), 160), ("", 0)])
 def test_the_core_limit_is_the_accounts_or_ones_own(told: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "query", lambda argv: told)
+    monkeypatch.setattr(client, "query", lambda argv: told)
     monkeypatch.setattr("getpass.getuser", lambda: "me")
-    assert scheduler.core_limit("proj") == limit
+    assert capacity.core_limit("proj") == limit
 
 
 def test_a_shared_record_is_read_again_once_it_has_changed(tmp_path: Path) -> None:
@@ -299,14 +304,14 @@ def test_configs_that_are_written_together_read_as_those_that_are_written_alone(
     ("told", "size"), [("MailProg = x\nMaxArraySize            = 2001\nMaxJobCount = 7\n", 2001), ("nothing", 1001)]
 )
 def test_slurm_is_asked_how_large_an_array_may_be(told: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "query", lambda argv: told)
-    assert scheduler.max_array_size() == size
+    monkeypatch.setattr(client, "query", lambda argv: told)
+    assert capacity.max_array_size() == size
 
 
 def test_tasks_of_an_array_that_never_began_are_known_to_accounting_each(monkeypatch: pytest.MonkeyPatch) -> None:
     told = "7_1|COMPLETED|p|0:01|1:00|n|0:0\n7_[0,3-5,9-13:2%4]|CANCELLED by 1000|p|0:00|1:00|None|0:0\n"
-    monkeypatch.setattr(scheduler, "query", lambda argv: told)
-    known = scheduler.accounting(["7_3"])
+    monkeypatch.setattr(client, "query", lambda argv: told)
+    known = jobs.accounting(["7_3"])
     assert {job_id: job.state for job_id, job in known.items()} == {
         "7_1": "COMPLETED", **{f"7_{task}": "CANCELLED" for task in (0, 3, 4, 5, 9, 11, 13)}
     }  # fmt: skip
@@ -321,7 +326,7 @@ def begun(
     sweep.describe([])
     sweep.append({"event": "intent", "token": "t", "job_name": "mnist-x2.t", "job_sha256": "then", "tasks": []})
     sweep.append({"event": "submitted", "token": "t", "job_id": "7"})
-    monkeypatch.setattr(scheduler, "queue", dict)
+    monkeypatch.setattr(jobs, "queue", dict)
 
     def make(index: int) -> Prepared:
         run = sweep.run(f"mnist-{index}")
@@ -337,11 +342,11 @@ def test_a_run_that_ends_while_slurm_is_asked_is_not_submitted_again(
 ) -> None:
     ends, fails = begun(0), begun(1)
 
-    def queue() -> dict[str, scheduler.Job]:
+    def queue() -> dict[str, jobs.Job]:
         ends.run.write_result({"metrics": {}})
         return {}
 
-    monkeypatch.setattr(scheduler, "queue", queue)
+    monkeypatch.setattr(jobs, "queue", queue)
     outcomes = submission._already([ends, fails])
     assert [outcome and outcome.action for outcome in outcomes] == ["finished", None]
     (ends.run.path / "result.json").unlink()
@@ -355,13 +360,13 @@ def test_a_command_that_waits_goes_on_when_slurm_does_not_answer_for_a_while(
     run = begun(0).run
     answers = iter([True, True, False])
 
-    def queue() -> dict[str, scheduler.Job]:
-        raise scheduler.SlurmError("squeue", "no such thing", transient=next(answers))
+    def queue() -> dict[str, jobs.Job]:
+        raise client.SlurmError("squeue", "no such thing", transient=next(answers))
 
-    monkeypatch.setattr(scheduler, "queue", queue)
-    monkeypatch.setattr(single_launch, "_WAIT_SECONDS", 0)
+    monkeypatch.setattr(jobs, "queue", queue)
+    monkeypatch.setattr(wait, "_WAIT_SECONDS", 0)
     with pytest.raises(Failed, match="no such thing"):
-        single_launch.wait_for([Outcome(run.id, str(run.path), "submitted", "7_0")])
+        wait.wait_for([Outcome(run.id, str(run.path), "submitted", "7_0")])
     assert next(answers, None) is None
 
 
@@ -375,22 +380,22 @@ def test_nothing_that_goes_wrong_with_the_runs_that_wait_fails_the_canary(
     for token in ("noted", "sent"):
         sweep.append({"event": "intent", "token": token, "canary": run.id, "job_name": token, "tasks": []})
     sweep.append({"event": "submitted", "token": "noted", "job_id": "8"})
-    silence = scheduler.SlurmError("squeue", "no answer", transient=True)
+    silence = client.SlurmError("squeue", "no answer", transient=True)
 
     def silent(_: str) -> list[str]:
         raise silence
 
     released: list[str] = []
     with monkeypatch.context() as patched:
-        patched.setattr(scheduler, "jobs_named", silent)
+        patched.setattr(jobs, "jobs_named", silent)
         watch = canary.watcher(run)
         assert watch is not None
         watch()
         assert "could not be let go (squeue: no answer)" in capsys.readouterr().err
         canary.failed(run, {"type": "ValueError", "message": "no"})
-    monkeypatch.setattr(scheduler, "jobs_named", lambda name: ["9"] if name == "sent" else [])
+    monkeypatch.setattr(jobs, "jobs_named", lambda name: ["9"] if name == "sent" else [])
     with monkeypatch.context() as patched:
-        patched.setattr(scheduler, "release", released.append)
+        patched.setattr(commands, "release", released.append)
         patched.setattr(os, "fsync", full)
         watch()
         assert released == ["8", "9"] and capsys.readouterr().err.count("No space left") == 2

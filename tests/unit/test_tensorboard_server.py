@@ -18,12 +18,12 @@ from curve import Curve
 
 from truba_runner.commands import cancel, diff, logs, pull, tensorboard, usage
 from truba_runner.errors import Failed, Refused
-from truba_runner.rundir import RunDir
-from truba_runner.scheduler import Job
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.state import slurm_jobs, state_of
+from truba_runner.runs.sweep_directory import Member, SweepDir
 from truba_runner.search.directory import SearchDir
 from truba_runner.search.overview import standing
-from truba_runner.state import slurm_jobs, state_of
-from truba_runner.sweeps.record import Member, SweepDir
+from truba_runner.slurm.jobs import Job
 from truba_runner.tensorboard import chosen, feed, listing, pulling, server
 from truba_runner.tensorboard.feed import Feed, provider, without_tensorflow
 from truba_runner.tensorboard.page import Page
@@ -436,7 +436,7 @@ def test_what_copies_have_used_is_another_machines(tmp_path: Path, capsys: pytes
 def test_one_sweep_in_two_folders_is_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in (tmp_path / "here", tmp_path / "pulled"):
         SweepDir.of(folder, "mnist-sweep-1").describe([Member("mnist-0000000a", {})])
-    monkeypatch.setattr("truba_runner.places.folders", lambda: [tmp_path / "here", tmp_path / "pulled"])
+    monkeypatch.setattr("truba_runner.runs.runs_folders.folders", lambda: [tmp_path / "here", tmp_path / "pulled"])
     with pytest.raises(Refused, match="--runs FOLDER"):
         chosen.choose(["mnist-sweep"])
 

@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from truba_runner import terminal, watch
-from truba_runner.__main__ import commands, main
-from truba_runner.rundir import RunDir
-from truba_runner.sweeps.record import Member, SweepDir
+from truba_runner import terminal
+from truba_runner.cli.main import commands, main
+from truba_runner.runs import log as watch
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.sweep_directory import Member, SweepDir
 from truba_runner.terminal import shown
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,18 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from truba_runner import budget, scheduler, slurm_facts
-from truba_runner.budget import Asked
 from truba_runner.commands import usage
-from truba_runner.config import Experiment
-from truba_runner.plan import plan
-from truba_runner.request import Request
-from truba_runner.rundir import RunDir
-from truba_runner.scheduler import SlurmError, Use
+from truba_runner.config.schema import Experiment
+from truba_runner.rules.experiment import plan
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.sweep_directory import Member, SweepDir
 from truba_runner.search.directory import SearchDir
-from truba_runner.slurm_facts import Limit
-from truba_runner.submit import Prepared, Submission
-from truba_runner.sweeps.record import Member, SweepDir
+from truba_runner.slurm import budget, jobs, queries
+from truba_runner.slurm.budget import Asked
+from truba_runner.slurm.client import SlurmError
+from truba_runner.slurm.jobs import Use
+from truba_runner.slurm.queries import Limit
+from truba_runner.slurm.request import Request
+from truba_runner.submission.prepared import Prepared
+from truba_runner.submission.submission import Submission
 
 REQUEST = Request(
     partition="akya-cuda", account="ayse", nodes=2, tasks_per_node=1, cpus_per_task=20, gpus=2, memory_gb=None,
@@ -29,7 +31,7 @@ REQUEST = Request(
 
 
 def limited(monkeypatch: pytest.MonkeyPatch, *limits: Limit) -> None:
-    monkeypatch.setattr(slurm_facts, "limits", lambda account: list(limits))
+    monkeypatch.setattr(queries, "limits", lambda account: list(limits))
 
 
 def test_a_submission_is_warned_of_that_exceeds_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +53,7 @@ def test_silence_of_slurm_stops_no_submission(monkeypatch: pytest.MonkeyPatch) -
     def silent(account: str) -> list[Limit]:
         raise SlurmError("scontrol", "no answer", transient=True)
 
-    monkeypatch.setattr(slurm_facts, "limits", silent)
+    monkeypatch.setattr(queries, "limits", silent)
     assert list(budget.warnings([Asked(REQUEST, 1, 60)])) == []
 
 
@@ -85,7 +87,7 @@ def test_by_experiment_and_sweep(
     sweep.append({"event": "submitted", "token": "mnist-3", "job_id": "4"})
     a_run(tmp_path, "mnist-3", sweep="mnist-sweep-x", array_index=0)
     used = {"1": Use(1, 3600, 0), "2": Use(2, 7200, 3600), "3": Use(1, 36_000, 7200), "4_0": Use(1, 1800, 0)}
-    monkeypatch.setattr(scheduler, "used", lambda ids: {job_id: used[job_id] for job_id in set(ids)})
+    monkeypatch.setattr(jobs, "used", lambda ids: {job_id: used[job_id] for job_id in set(ids)})
     limited(monkeypatch, Limit("ayse", "GrpTRESMins", "cpu", "60000", "1500"))
     # For programs its words are the same in every language.
     with monkeypatch.context() as turkish:
@@ -110,7 +112,7 @@ def test_a_site_without_accounting_is_told_of(
 ) -> None:
     limited(monkeypatch)
     a_run(tmp_path, "mnist-1", "local-7")
-    monkeypatch.setattr(scheduler, "used", lambda ids: {})
+    monkeypatch.setattr(jobs, "used", lambda ids: {})
     assert usage.main(["--runs", str(tmp_path)]) == 0 and capsys.readouterr().err == ""
     a_run(tmp_path, "mnist-2", "1")
     assert usage.main(["--runs", str(tmp_path)]) == 0
@@ -131,9 +133,9 @@ def test_a_searchs_workers_and_a_sweepers_job_count(
     sweep.describe([])
     a_run(sweep.path, "sweeper", "8")
     used = {"7_0": Use(1, 3600, 0), "7_1": Use(1, 7200, 0), "8": Use(1, 36_000, 0)}
-    monkeypatch.setattr(scheduler, "used", lambda ids: {job_id: used[job_id] for job_id in set(ids)})
+    monkeypatch.setattr(jobs, "used", lambda ids: {job_id: used[job_id] for job_id in set(ids)})
     asked: list[str] = []
-    monkeypatch.setattr(slurm_facts, "limits", lambda account: asked.append(account) or [])
+    monkeypatch.setattr(queries, "limits", lambda account: asked.append(account) or [])
     assert usage.main(["--json", "--runs", str(tmp_path)]) == 0
     rows = {(row["kind"], row["name"]): row for row in json.loads(capsys.readouterr().out)["usage"]}
     assert (rows["experiment", "mnist"]["runs"], rows["experiment", "mnist"]["core_hours"]) == (1, 3.0)

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from truba_runner import job_module
-from truba_runner.backends.keras_state import decode, encode
-from truba_runner.backends.walk import Found, walk
-from truba_runner.backends.walk_report import Unsaved, refuse_lost
-from truba_runner.backends.walk_state import Snapshot, Start, fingerprint, put, read, write
+from truba_runner.code import job_module
 from truba_runner.errors import Failed
+from truba_runner.training.keras.loop.encoding import decode, encode
+from truba_runner.training.walk.objects import Found, walk
+from truba_runner.training.walk.report import Unsaved, refuse_lost
+from truba_runner.training.walk.state import Snapshot, Start, fingerprint, put, read, write
 
 
 class Phase(enum.Enum):

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
-from truba_runner import data, image_rules, weights
-from truba_runner.config import Cluster, Data, Experiment, Job, Source
+from truba_runner.config.identity import run_id
+from truba_runner.config.schema import Cluster, Data, Experiment, Job, Source
+from truba_runner.data import staging, weights
 from truba_runner.errors import Refused
-from truba_runner.identity import run_id
-from truba_runner.shipped import shipped
+from truba_runner.rules import images
+from truba_runner.storage.package_files import shipped
 
 CONTENT = b"weights" * 100
 DIGEST = hashlib.sha256(CONTENT).hexdigest()[:8]
@@ -57,7 +58,7 @@ def experiment(folder: Path, job: Job, scheduler: str = "slurm", **values: Any) 
 
 
 def told(experiment: Experiment) -> str:
-    return "\n".join(str(problem) for problem in image_rules.problems(experiment))
+    return "\n".join(str(problem) for problem in images.problems(experiment))
 
 
 def test_an_architecture_leads_to_the_file_where_torchvision_looks() -> None:
@@ -112,11 +113,11 @@ def test_image_keys_are_looked_at_when_they_are_submitted(values: dict[str, Any]
 
 def test_missing_weights_are_fetched_and_checked_at_submission(tmp_path: Path, server: str) -> None:
     wanted = experiment(tmp_path / "data", job("resnet34", table={"resnet34": f"{server}/resnet34-{DIGEST}.pth"}))
-    assert data.provide(wanted, "+experiment=pets") == "crops"
+    assert staging.provide(wanted, "+experiment=pets") == "crops"
     fetched = tmp_path / "data" / "weights" / "hub" / "checkpoints" / f"resnet34-{DIGEST}.pth"
-    assert fetched.read_bytes() == CONTENT and data.missing(wanted) == []
+    assert fetched.read_bytes() == CONTENT and staging.missing(wanted) == []
     fetched.write_bytes(CONTENT[:-1])
-    assert [source.file for source in data.missing(wanted)] == [f"weights/hub/checkpoints/resnet34-{DIGEST}.pth"]
+    assert [source.file for source in staging.missing(wanted)] == [f"weights/hub/checkpoints/resnet34-{DIGEST}.pth"]
 
 
 @pytest.mark.parametrize("scheduler", ["slurm", "local"])
@@ -126,7 +127,7 @@ def test_weights_that_cannot_be_had_are_told_with_the_command_that_stages_them(
 ) -> None:
     wanted = experiment(tmp_path, job("resnet18", table={"resnet18": f"{server}/{name}"}), scheduler, fallback="crops")
     with pytest.raises(Refused) as refused:
-        data.provide(wanted, "+experiment=pets")
+        staging.provide(wanted, "+experiment=pets")
     assert (
         f"stage +experiment=pets job.options.arch=resnet18 --from {name}; or set job.options.pretrained=false"
         in str(refused.value)
@@ -139,13 +140,13 @@ def test_all_that_is_missing_is_told_at_once(tmp_path: Path) -> None:
     pets = Source(file="pets.tgz", url="http://127.0.0.1:9/pets.tgz")
     wanted = replace(wanted, data=replace(wanted.data, name="pets", sources={"pets": pets}))
     with pytest.raises(Refused) as refused:
-        data.provide(wanted, "+experiment=pets")
+        staging.provide(wanted, "+experiment=pets")
     assert [problem.received for problem in refused.value.problems] == ["data.name=pets", "job.options.pretrained=true"]
 
 
 def test_a_download_that_breaks_off_is_noticed_without_a_hash(tmp_path: Path, server: str) -> None:
     with pytest.raises(OSError):
-        data.stage(tmp_path, Source(file="short.pth"), f"{server}/short.pth")
+        staging.stage(tmp_path, Source(file="short.pth"), f"{server}/short.pth")
     assert list(tmp_path.glob("*short*")) == []
 
 
@@ -173,6 +174,6 @@ def test_a_folder_is_looked_at_when_it_is_submitted(tmp_path: Path) -> None:
     ):
         make()
         with pytest.raises(Refused, match=words):
-            data.provide(with_folder(tmp_path), "+experiment=dogs")
+            staging.provide(with_folder(tmp_path), "+experiment=dogs")
     (folder / "pug.jpg").rename(folder / "pug_1.jpg")
-    assert data.provide(with_folder(tmp_path), "+experiment=dogs") == "dogs"
+    assert staging.provide(with_folder(tmp_path), "+experiment=dogs") == "dogs"

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from in_process import truba
 
-from truba_runner.backends import missing_gpus
 from truba_runner.errors import Failed
 from truba_runner.language import _
-from truba_runner.rundir import RunDir
-from truba_runner.scheduler import Job
-from truba_runner.slurm_facts import Start
-from truba_runner.state import state_of
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.state import state_of
+from truba_runner.slurm.jobs import Job
+from truba_runner.slurm.queries import Start
+from truba_runner.training import missing_gpus
 from truba_runner.why import evidence
 from truba_runner.why.case import Case
 from truba_runner.why.diagnose import Finding, diagnose

@@ -9,20 +9,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from truba_runner import damage, places
-from truba_runner.commands import parser, print_json
+from truba_runner.commands import parser
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _
-from truba_runner.progress import format_metrics
+from truba_runner.runs import damage, runs_folders
+from truba_runner.runs.progress import format_metrics
 from truba_runner.search.directory import SearchDir, search_of
-from truba_runner.search.records import own_values, ranked
-from truba_runner.search.store import State, read_state
+from truba_runner.search.state import State, read_state
+from truba_runner.search.trial_records import own_values, ranked
+from truba_runner.status.printing import print_json
 
 
 def main(arguments: Sequence[str]) -> int:
     """Prints the best trials, and with --out writes the experiment."""
     given = _options(arguments)
-    found = places.find(given.search, given.runs)
+    found = runs_folders.find(given.search, given.runs)
     if why := damage.told(found):
         raise Failed(why)
     search = search_of(found)
@@ -39,10 +40,10 @@ def main(arguments: Sequence[str]) -> int:
                 search=search.id,
             )
         )
-    from truba_runner.search import again
+    from truba_runner.search import best
 
     if given.evaluate:
-        again.evaluate(search, state, trials)
+        best.evaluate(search, state, trials)
     rows = [_row(search, place, trial) for place, trial in enumerate(trials, start=1)]
     text = _experiment_text(search, state, trials[0])
     if given.out is not None:
@@ -61,10 +62,10 @@ def _experiment_text(search: SearchDir, state: State, trial: Mapping[str, Any]) 
     """Raises:
     Failed: the records of the search do not hold what the experiment is made of.
     """
-    from truba_runner.search import again
+    from truba_runner.search import best
 
     try:
-        return again.experiment_text(search, state, trial)
+        return best.experiment_text(search, state, trial)
     except Failed:
         raise
     except Exception as error:  # OmegaConf has kinds of its own, and is not imported for their sake.

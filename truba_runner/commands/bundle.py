@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from truba_runner.commands import parser, print_json
+from truba_runner.commands import parser
 from truba_runner.language import _
-from truba_runner.rundir import write_atomically
+from truba_runner.status.printing import print_json
+from truba_runner.storage.files import write_atomically
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -19,7 +20,7 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("--out", type=Path, default=Path("truba.pyz"), metavar=_("FILE"), help=_("default: truba.pyz"))
     given = options.parse_args(arguments)
 
-    from truba_runner import bundle
+    from truba_runner.code import bundle
 
     made = bundle.content(pinned=True)
     write_atomically(given.out, made)

@@ -8,15 +8,20 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from truba_runner import damage, places, private, safe_files, scheduler
-from truba_runner.commands import known_jobs, parser, print_json, say_damaged
+from truba_runner.commands import parser
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _, counted
-from truba_runner.rundir import RunDir
+from truba_runner.runs import damage, runs_folders
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.state import is_slurms, last_job_id, local_process, state_of
+from truba_runner.runs.sweep_directory import sharing
 from truba_runner.search.directory import search_of
 from truba_runner.search.overview import job_runs
-from truba_runner.state import is_slurms, last_job_id, local_process, state_of
-from truba_runner.sweeps.record import sharing
+from truba_runner.slurm import client, commands
+from truba_runner.status.printing import print_json
+from truba_runner.status.rows import say_damaged
+from truba_runner.status.slurm_jobs import known_jobs
+from truba_runner.storage import private, safe_files
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -44,8 +49,8 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     if on_slurm := [last_job_id(run) for run in live if is_slurms(last_job_id(run))]:
         try:
-            scheduler.cancel(list(dict.fromkeys(on_slurm)))
-        except scheduler.SlurmError as error:
+            commands.cancel(list(dict.fromkeys(on_slurm)))
+        except client.SlurmError as error:
             raise Failed(_("Slurm did not cancel: {message}", message=error.message)) from error
     for run in live:
         if not is_slurms(last_job_id(run)):
@@ -77,8 +82,8 @@ def _refuse_others(runs: Sequence[RunDir]) -> None:
 
 def _named(prefix: str, runs_folder: Path | None) -> list[RunDir]:
     """A run; of a sweep all of its runs, with their finders and the job of its sweeper where it has them."""
-    if (sweep := places.find_sweep(prefix, runs_folder)) is None:
-        return [places.find(prefix, runs_folder)]
+    if (sweep := runs_folders.find_sweep(prefix, runs_folder)) is None:
+        return [runs_folders.find(prefix, runs_folder)]
     members = sweep.members()
     names = [*(one.run for one in members), *(one.finder for one in members if one.finder)]
     every = [sweep.sweeper, *(sweep.run(name) for name in dict.fromkeys(names))]

@@ -13,11 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from truba_runner import archive, code_archives, damage, places, private, pulls
-from truba_runner.commands import parser, print_json, say_damaged
+from truba_runner.code import archives
+from truba_runner.commands import parser
 from truba_runner.errors import Problem, Refused
+from truba_runner.keeping import archive, pulled_copies
 from truba_runner.language import _, counted
-from truba_runner.rundir import CODE, RunDir
+from truba_runner.runs import damage, runs_folders
+from truba_runner.runs.run_directory import CODE, RunDir
+from truba_runner.status.printing import print_json
+from truba_runner.status.rows import say_damaged
+from truba_runner.storage import private
 
 _DAY_SECONDS = 86_400
 
@@ -73,12 +78,12 @@ def _found(prefixes: Sequence[str], runs_folder: Path | None, pull_days: float |
     if pull_days is not None:
         _refuse_negative(pull_days)
         among = {run.path for prefix in prefixes for run in _named(prefix, runs_folder)}
-        old = pulls.older_than(pull_days, runs_folder)
+        old = pulled_copies.older_than(pull_days, runs_folder)
         going = [one for one in old if (not prefixes or one.path in among) and private.is_mine(one.path)]
     found = [freed for run in runs if run not in going and (freed := _of_run(run)) is not None]
     found += [_of_pull(run) for run in going]
     if not prefixes:
-        folders = [runs_folder] if runs_folder else places.folders()
+        folders = [runs_folder] if runs_folder else runs_folders.folders()
         found += [freed for folder in folders if (freed := _of_code(folder, going)) is not None]
     return found
 
@@ -91,9 +96,9 @@ def _refuse_negative(days: float) -> None:
 
 
 def _named(prefix: str, runs_folder: Path | None) -> list[RunDir]:
-    if sweep := places.find_sweep(prefix, runs_folder):
+    if sweep := runs_folders.find_sweep(prefix, runs_folder):
         return [sweep.run(member.run) for member in sweep.members()]
-    return [places.find(prefix, runs_folder)]
+    return [runs_folders.find(prefix, runs_folder)]
 
 
 def _runs(prefixes: Sequence[str], runs_folder: Path | None) -> list[RunDir]:
@@ -103,13 +108,13 @@ def _runs(prefixes: Sequence[str], runs_folder: Path | None) -> list[RunDir]:
         Refused: a run that was named is not finished.
     """
     if not prefixes:
-        return [run for run in _sound(places.runs(runs_folder)) if run.result()]
+        return [run for run in _sound(runs_folders.runs(runs_folder)) if run.result()]
     wanted: dict[Path, RunDir] = {}
     for prefix in prefixes:
         for run in _sound(_named(prefix, runs_folder)):
             if run.result():
                 wanted[run.path] = run
-            elif places.find_sweep(prefix, runs_folder) is None and not run.pulled():
+            elif runs_folders.find_sweep(prefix, runs_folder) is None and not run.pulled():
                 rule = _("it is not finished, and its checkpoints are what it goes on from.")
                 raise Refused(Problem(run.id, rule, _("truba status {run} shows where it is.", run=run.id)))
     return list(wanted.values())
@@ -146,7 +151,7 @@ def _of_code(runs_folder: Path, going: Sequence[RunDir]) -> Freed | None:
     if not private.is_mine(runs_folder / CODE):
         return None
     try:
-        files = code_archives.unneeded(runs_folder, [run.path for run in going])
+        files = archives.unneeded(runs_folder, [run.path for run in going])
     except OSError as error:
         told = _("{file} cannot be read ({why}), so no code is taken for unneeded", file=error.filename,
                  why=error.strerror)  # fmt: skip
@@ -158,19 +163,19 @@ def _of_code(runs_folder: Path, going: Sequence[RunDir]) -> Freed | None:
     shown = counted("code that no run names: {count} file, {size:,.1f} MB, in {folder}",
                     "code that no run names: {count} files, {size:,.1f} MB, in {folder}",
                     len(files), size=size / 1e6, folder=files[0].parent)  # fmt: skip
-    return Freed(shown, {"kind": "code"}, files, size, partial(code_archives.free, runs_folder, files))
+    return Freed(shown, {"kind": "code"}, files, size, partial(archives.free, runs_folder, files))
 
 
 def _of_pull(run: RunDir) -> Freed:
-    files, pulled = pulls.files(run), run.pulled()
+    files, pulled = pulled_copies.files(run), run.pulled()
     size = sum(path.lstat().st_size for path in files)
-    when = time.strftime("%Y-%m-%d", time.localtime(pulls.last_looked(run)))
+    when = time.strftime("%Y-%m-%d", time.localtime(pulled_copies.last_looked(run)))
     copy = _("all of the copy in {folder}, as it was at {place} on {when}",
              folder=run.path, place=pulled.get("from", "?"), when=when)  # fmt: skip
     shown = counted("{run}: {copy}: {count} file, {size:,.1f} MB", "{run}: {copy}: {count} files, {size:,.1f} MB",
                     len(files), run=run.id, copy=copy, size=size / 1e6)  # fmt: skip
-    about = {"kind": "pull", "run": run.id, "from": pulled.get("from"), "time": pulls.last_looked(run)}
-    return Freed(shown, about, files, size, partial(pulls.delete, run))
+    about = {"kind": "pull", "run": run.id, "from": pulled.get("from"), "time": pulled_copies.last_looked(run)}
+    return Freed(shown, about, files, size, partial(pulled_copies.delete, run))
 
 
 def _unlink(files: Sequence[Path]) -> None:
@@ -199,12 +204,12 @@ def _show(found: Sequence[Freed]) -> None:
 
 def _point_at_pulls(runs_folder: Path | None) -> None:
     """They are not deleted unasked, and someone who is short of space should know of them."""
-    old = pulls.older_than(pulls.OLD_DAYS, runs_folder)
+    old = pulled_copies.older_than(pulled_copies.OLD_DAYS, runs_folder)
     if old:
         print(
             counted("{count} copy was last pulled more than {days} days ago: truba clean --pulls {days}",
                     "{count} copies were last pulled more than {days} days ago: truba clean --pulls {days}",
-                    len(old), days=pulls.OLD_DAYS)
+                    len(old), days=pulled_copies.OLD_DAYS)
         )  # fmt: skip
 
 

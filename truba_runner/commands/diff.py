@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from truba_runner import code_archives, damage, places, snapshot
-from truba_runner.commands import parser, print_json
+from truba_runner.code import archives, snapshot
+from truba_runner.code.snapshot import File, shown
+from truba_runner.commands import parser
 from truba_runner.errors import Failed
 from truba_runner.language import _
-from truba_runner.rundir import RunDir
-from truba_runner.snapshot import File, shown
+from truba_runner.runs import damage, runs_folders
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.status.printing import print_json
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -22,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser("diff", _("What has changed in the project folder since a run was submitted."))
     options.add_argument("run", help=_("a run's id, or any unique beginning of it"))
     given = options.parse_args(arguments)
-    run = places.find(given.run, given.runs)
+    run = runs_folders.find(given.run, given.runs)
     if why := damage.told(run):
         raise Failed(why)
     submitted = run.submitted()
@@ -40,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         if given.json:
             print_json({"run": run.id, "code": None})
         return 0
-    then = snapshot.unpacked(code_archives.found(run, submitted["code"]))
+    then = snapshot.unpacked(archives.found(run, submitted["code"]))
     now = _now(run, submitted, then)
     changed = {
         name: _difference(name, then[name], now[name]) for name in then if then[name] != now.get(name, then[name])

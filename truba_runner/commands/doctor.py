@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from truba_runner.commands import parser, print_json
+from truba_runner.commands import parser
 from truba_runner.errors import Refused
 from truba_runner.language import _
+from truba_runner.status.printing import print_json
 
 if TYPE_CHECKING:
-    from truba_runner.config import Experiment
+    from truba_runner.config.schema import Experiment
     from truba_runner.doctor import Check, Finding
 
 _ANY_EXPERIMENT = "+experiment=mnist"
@@ -52,7 +53,7 @@ def _findings(overrides: Sequence[str]) -> Iterator[Finding]:
 
 
 def _composed(overrides: Sequence[str]) -> Experiment:
-    from truba_runner.composed import composed
+    from truba_runner.config.composing.compose import composed
 
     named = any(word.startswith(("+experiment=", "experiment=")) for word in overrides)
     return composed([*([] if named else [_ANY_EXPERIMENT]), *overrides])

@@ -8,14 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from truba_runner import places
-from truba_runner.commands import parser, print_json
+from truba_runner.commands import parser
 from truba_runner.errors import Failed
 from truba_runner.language import _
-from truba_runner.rundir import RunDir
+from truba_runner.runs import runs_folders
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.status.printing import print_json
 
 if TYPE_CHECKING:
-    from truba_runner.config import Drill, Experiment, Train
+    from truba_runner.config.schema import Drill, Experiment, Train
 
 # A run that is broken twice is started three times; one more start means that it does not come through.
 _MOST_STARTS = 4
@@ -38,8 +39,8 @@ def main(arguments: Sequence[str]) -> int:
     )
     given = options.parse_args(arguments)
 
-    from truba_runner.config import Drill
-    from truba_runner.request import processes
+    from truba_runner.config.schema import Drill
+    from truba_runner.slurm.request import processes
 
     experiment = _experiment(given.what, given.runs)
     experiment = replace(experiment, train=_short(experiment.train, given.epochs))
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _short(train: Train, epochs: int) -> Train:
     """The same training, of so many epochs at most; of a recipe each stage."""
-    from truba_runner import recipe
+    from truba_runner.config import recipe
 
     if train.recipe:
         stages = recipe.shortened(train.recipe, epochs)
@@ -68,17 +69,17 @@ def _short(train: Train, epochs: int) -> Train:
 
 
 def _experiment(what: Sequence[str], runs_folder: Path | None) -> Experiment:
-    from truba_runner.composed import composed
-    from truba_runner.config import experiment_from
+    from truba_runner.config.composing.compose import composed
+    from truba_runner.config.schema import experiment_from
 
     if len(what) == 1 and "=" not in what[0]:
-        return experiment_from(places.find(what[0], runs_folder).read_config())
+        return experiment_from(runs_folders.find(what[0], runs_folder).read_config())
     return composed(what)
 
 
 def _trained(experiment: Experiment, which: str, drill: Drill, overrides: Sequence[str]) -> RunDir:
     """A run of the experiment, waited for, and on a local machine started again after each break."""
-    from truba_runner.launch import launch
+    from truba_runner.launch.run import launch
 
     named = replace(experiment, name=f"{experiment.name}-drill-{which}", drill=drill)
     named = replace(named, launcher=replace(experiment.launcher, wait=True), fresh=True)

@@ -7,13 +7,16 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from truba_runner import damage, places, purge
-from truba_runner.commands import damaged_row, parser, print_json, say_damaged
+from truba_runner.commands import parser
 from truba_runner.errors import Problem, Refused
+from truba_runner.keeping import purge
+from truba_runner.keeping.purge import Expiring
 from truba_runner.language import _, counted
-from truba_runner.purge import Expiring
-from truba_runner.rundir import RunDir
-from truba_runner.sweeps.record import sweep_of
+from truba_runner.runs import damage, runs_folders
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.sweep_directory import sweep_of
+from truba_runner.status.printing import print_json
+from truba_runner.status.rows import damaged_row, say_damaged
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -27,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
         raise Refused(
             Problem(f"--days {given.days}", _("it is a number of days, 0 or more."), _("For example --days 7."))
         )
-    now, every = time.time(), places.runs(given.runs)
+    now, every = time.time(), runs_folders.runs(given.runs)
     runs = damage.sound(every)
     found = purge.expiring(runs, now + given.days * purge.DAY_SECONDS)
     if given.json:

@@ -8,14 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from truba_runner import archive, code_archives, damage, places, secret_files
-from truba_runner.commands import known_jobs, parser, print_json, say_damaged
+from truba_runner.code import archives, secret_files
+from truba_runner.commands import parser
 from truba_runner.errors import Failed, Problem, Refused, listed
+from truba_runner.keeping import archive
 from truba_runner.language import _, counted
-from truba_runner.rundir import RunDir
+from truba_runner.runs import damage, runs_folders
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.state import state_of
 from truba_runner.search.directory import search_of
 from truba_runner.search.overview import standing
-from truba_runner.state import state_of
+from truba_runner.status.printing import print_json
+from truba_runner.status.rows import say_damaged
+from truba_runner.status.slurm_jobs import known_jobs
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -86,21 +91,21 @@ def _without_gone(root: Path, files: Sequence[Path]) -> Sequence[Path]:
 
 def _wanted(prefix: str, runs_folder: Path | None) -> tuple[str, Path, list[Path]]:
     """What the archive is called, the folder that its names begin in, and its files."""
-    if sweep := places.find_sweep(prefix, runs_folder):
+    if sweep := runs_folders.find_sweep(prefix, runs_folder):
         names = (name for member in sweep.members() for name in (member.run, member.finder) if name)
         every = [run for name in dict.fromkeys(names) if (run := sweep.run(name)).path.is_dir()]
         say_damaged(every)
         runs = damage.sound(every)
         _refuse_live(runs)
         files = [path for folder in (sweep.path, *(run.path for run in runs)) for path in archive.kept_files(folder)]
-        return sweep.id, sweep.runs_folder, [*_without_secrets(sweep.runs_folder, files), *code_archives.code_of(runs)]
-    run = places.find(prefix, runs_folder)
+        return sweep.id, sweep.runs_folder, [*_without_secrets(sweep.runs_folder, files), *archives.code_of(runs)]
+    run = runs_folders.find(prefix, runs_folder)
     if why := damage.told(run):
         told = _("{why}. Nothing of it was kept; a copy of its folder, {folder}, keeps it as it is.")
         raise Failed(told.format(why=why, folder=run.path))
     _refuse_live([run])
     files = _without_secrets(run.path.parent, archive.kept_files(run.path))
-    return run.id, run.path.parent, [*files, *code_archives.code_of([run])]
+    return run.id, run.path.parent, [*files, *archives.code_of([run])]
 
 
 def _without_secrets(root: Path, files: Sequence[Path]) -> list[Path]:

@@ -6,15 +6,19 @@ import sys
 import time
 from collections.abc import Sequence
 
-from truba_runner import damage, places, safe_files, watch
-from truba_runner.commands import known_jobs, parser, print_json
+from truba_runner.commands import parser
 from truba_runner.errors import Failed
 from truba_runner.language import _
-from truba_runner.rundir import RunDir
+from truba_runner.runs import damage, runs_folders
+from truba_runner.runs import log as watch
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.state import RunState, last_job_id, progress_of, state_of
+from truba_runner.runs.sweep_directory import task_log
 from truba_runner.search.directory import search_of
 from truba_runner.search.overview import standing
-from truba_runner.state import RunState, last_job_id, progress_of, state_of
-from truba_runner.sweeps.record import task_log
+from truba_runner.status.printing import print_json
+from truba_runner.status.slurm_jobs import known_jobs
+from truba_runner.storage import safe_files
 
 # Slurm is asked this often whether a followed run has ended; the log itself is looked at more often.
 _ASK_EVERY_SECONDS = 5.0
@@ -26,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("run", help=_("a run's id, or any unique beginning of it"))
     options.add_argument("-f", "--follow", action="store_true", help=_("go on until the run ends, with a progress bar"))
     given = options.parse_args(arguments)
-    run = places.find(given.run, given.runs)
+    run = runs_folders.find(given.run, given.runs)
     if given.json:
         print_json({"run": run.id, "logs": [str(run.logs / name) for name in safe_files.names(run.logs, run.path)]})
         return 0

@@ -8,9 +8,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from truba_runner.commands import known_jobs, parser, print_json
+from truba_runner.commands import parser
 from truba_runner.errors import Problem, Refused
 from truba_runner.language import _
+from truba_runner.status.printing import print_json
+from truba_runner.status.slurm_jobs import known_jobs
 from truba_runner.tensorboard import listing, pulling, server, ssh
 
 _EVERY_SECONDS, _LEAST_SECONDS = 10.0, 0.5

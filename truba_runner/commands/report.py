@@ -7,14 +7,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from truba_runner import damage, places
-from truba_runner.commands import known_jobs, parser, print_json
+from truba_runner.commands import parser
 from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.report import content
 from truba_runner.report.page import Section, html
-from truba_runner.rundir import write_atomically
+from truba_runner.runs import damage, runs_folders
 from truba_runner.search.directory import search_of
+from truba_runner.status.printing import print_json
+from truba_runner.status.slurm_jobs import known_jobs
+from truba_runner.storage.files import write_atomically
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -30,12 +32,12 @@ def main(arguments: Sequence[str]) -> int:
         help=_("a file or folder to write it to (default: report.html beside the records)"),
     )
     given = options.parse_args(arguments)
-    sweep = places.find_sweep(given.run, given.runs)
+    sweep = runs_folders.find_sweep(given.run, given.runs)
     if sweep is not None:
         known = known_jobs([sweep.run(member.run) for member in sweep.members()])
         folder, name, sections = sweep.path, sweep.id, content.of_sweep(sweep, known)
     else:
-        run = places.find(given.run, given.runs)
+        run = runs_folders.find(given.run, given.runs)
         known, search = known_jobs([run]), search_of(run)
         if why := damage.of_records(run):
             sections = content.of_damaged(why)

@@ -7,12 +7,13 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from truba_runner.commands import parser, print_json
+from truba_runner.commands import parser
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _, marked
+from truba_runner.status.printing import print_json
 
 if TYPE_CHECKING:
-    from truba_runner.config import Source
+    from truba_runner.config.schema import Source
 
 # What became of a file, in --json, and how it is said.
 _STATES = {
@@ -31,18 +32,18 @@ def main(arguments: Sequence[str]) -> int:
     )  # fmt: skip
     given = options.parse_args(arguments)
 
-    from truba_runner import data
-    from truba_runner.composed import composed
+    from truba_runner.config.composing.compose import composed
+    from truba_runner.data import staging
 
     experiment = composed(given.override)
-    needed = data.needed(experiment)
+    needed = staging.needed(experiment)
     if not needed:
         raise Refused(
             Problem(f"data.name={experiment.data.name}", _("it needs no file, as far as data.sources tells."),
                     _("There is nothing to stage."))
         )  # fmt: skip
     origins = _assigned(given.origins, needed)
-    folder, lacking = Path(experiment.data.folder), data.missing(experiment)
+    folder, lacking = Path(experiment.data.folder), staging.missing(experiment)
     wanted = [source for source in needed if source.file in origins or not origins]
     done = [_staged(folder, source, origins.get(source.file), source in lacking) for source in wanted]
     if given.json:
@@ -71,14 +72,14 @@ def _assigned(origins: Sequence[str], needed: Sequence[Source]) -> dict[str, str
 
 def _staged(folder: Path, source: Source, origin: str | None, lacking: bool) -> dict[str, str]:
     """What became of one file."""
-    from truba_runner import data
+    from truba_runner.data import staging
 
     path = folder / source.file
     record = {"file": path.name, "path": str(path)}
     if not lacking:
         return {**record, "state": "there already"}
     try:
-        data.stage(folder, source, origin or source.url)
+        staging.stage(folder, source, origin or source.url)
     except OSError as error:
         raise Failed(
             _(

@@ -4,35 +4,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from truba_runner import damage, places, restarts, terminal
-from truba_runner.commands import damaged_row, known_jobs, parser, print_json
-from truba_runner.durations import slurm_time
+from truba_runner import terminal
+from truba_runner.commands import parser
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.language import _
-from truba_runner.progress import format_metrics
-from truba_runner.rundir import RunDir
-from truba_runner.scheduler import Job
+from truba_runner.runs import damage, runs_folders
+from truba_runner.runs.progress import format_metrics
 from truba_runner.search import overview
 from truba_runner.search.directory import SearchDir, search_of
-from truba_runner.state import last_intent, last_job_id, progress_of, state_of
-from truba_runner.sweeps import show
-from truba_runner.sweeps.record import SweepDir
-
-# A row of which nothing is known.
-_NOTHING: dict[str, Any] = {
-    **dict.fromkeys(("run", "state", "partition", "job_id"), ""),
-    **dict.fromkeys(("epoch", "epochs", "step", "steps_per_epoch")),
-    "metrics": {},
-    **dict.fromkeys(("elapsed", "time_limit"), ""),
-    "restarts": None,
-    **dict.fromkeys(("why", "directory"), ""),
-}
+from truba_runner.slurm.jobs import Job
+from truba_runner.status import sweep_view
+from truba_runner.status.printing import print_json
+from truba_runner.status.rows import _NOTHING, _row_or_damage, _with_sweeps_as_one
+from truba_runner.status.slurm_jobs import known_jobs
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -43,18 +31,18 @@ def main(arguments: Sequence[str]) -> int:
         nargs="*",
         help=_("a run's, a sweep's or a search's id, or any unique beginning of it (default: all runs)"),
     )
-    show.add_options(options)
+    sweep_view.add_options(options)
     given = options.parse_args(arguments)
-    if len(given.run) == 1 and (sweep := places.find_sweep(given.run[0], given.runs)):
-        return show.show(sweep, given)
-    if show.asked(given):
+    if len(given.run) == 1 and (sweep := runs_folders.find_sweep(given.run[0], given.runs)):
+        return sweep_view.show(sweep, given)
+    if sweep_view.asked(given):
         _refuse_for_search(given.run, given.runs)
         what = " ".join(given.run) or "truba status"
-        known = [sweep.id for sweep in places.sweeps(given.runs)]
+        known = [sweep.id for sweep in runs_folders.sweeps(given.runs)]
         raise Refused(
             Problem(what, _("these options want one sweep."), nearest(given.run[0] if given.run else "", known))
         )
-    runs = [places.find(prefix, given.runs) for prefix in given.run] or places.runs(given.runs)[::-1]
+    runs = [runs_folders.find(prefix, given.runs) for prefix in given.run] or runs_folders.runs(given.runs)[::-1]
     jobs = known_jobs(runs)
     if jobs is None:
         print(_("Slurm does not answer: states are those on record"), file=sys.stderr)
@@ -64,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.json:
         print_json(rows)
     elif rows:
-        _print_table(rows if given.run else _with_sweeps_as_one(rows, places.sweeps(given.runs)))
+        _print_table(rows if given.run else _with_sweeps_as_one(rows, runs_folders.sweeps(given.runs)))
     else:
         print(_("no runs yet; python -m truba_runner +experiment=mnist starts one"))
     return 0
@@ -72,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _refuse_for_search(named: Sequence[str], runs_folder: Path | None) -> None:
     """Says what there is instead of a sweep's options, where it is a search that is named."""
-    found = [run for run in places.runs(runs_folder) if len(named) == 1 and run.id.startswith(named[0])]
+    found = [run for run in runs_folders.runs(runs_folder) if len(named) == 1 and run.id.startswith(named[0])]
     if len(found) == 1 and search_of(found[0]):
         rule = _("it is a search: its trials are listed, the best first, without an option.")
         remedy = _(
@@ -82,44 +70,9 @@ def _refuse_for_search(named: Sequence[str], runs_folder: Path | None) -> None:
         raise Refused(Problem(named[0], rule, remedy))
 
 
-def _with_sweeps_as_one(rows: Sequence[dict[str, Any]], sweeps: Sequence[SweepDir]) -> list[dict[str, Any]]:
-    """The rows, but for each sweep one in place of its runs': a thousand would hide the others."""
-    of: dict[tuple[Path, str], list[SweepDir]] = {}
-    finders: set[Path] = set()
-    for sweep in sweeps:
-        for member in sweep.members():
-            of.setdefault((sweep.runs_folder, member.run), []).append(sweep)
-            if member.finder:
-                finders.add(sweep.runs_folder / member.finder)
-    shown: dict[Path, dict[str, Any]] = {}
-    counts: dict[Path, Counter[str]] = {}
-    for row in rows:
-        path = Path(row["directory"])
-        own = of.get((path.parent, path.name), [])
-        # A finder shows in its sweep's own table.
-        if not own and path not in finders:
-            shown[path] = row
-        for sweep in own:
-            shown.setdefault(sweep.path, {**_NOTHING, "run": sweep.id, "why": f"truba status {sweep.id}"})
-            counts.setdefault(sweep.path, Counter())[row["state"]] += 1
-    for path, states in counts.items():
-        shown[path]["state"] = ", ".join(f"{count} {state}" for state, count in states.most_common())
-    return list(shown.values())
-
-
-def _row_or_damage(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
-    """A row even for a run whose records hold something else than they should: it must not hide the others."""
-    if not (damaged := damaged_row(run)):
-        try:
-            return row(run, jobs)
-        except OSError as error:  # It has gone meanwhile, or its disk does not answer any more.
-            damaged = {"run": run.id, "state": damage.DAMAGED, "why": str(error), "directory": str(run.path)}
-    return {**_NOTHING, **damaged}
-
-
 def _damaged_sweeps(given: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each sweep of which it is not known what its runs are."""
-    every = ((sweep, damage.of_sweep(sweep.path)) for sweep in places.sweeps(given.runs))
+    every = ((sweep, damage.of_sweep(sweep.path)) for sweep in runs_folders.sweeps(given.runs))
     return [
         {**_NOTHING, "run": sweep.id, "state": damage.DAMAGED, "why": why, "directory": str(sweep.path)}
         for sweep, why in every
@@ -139,40 +92,6 @@ def _search(search: SearchDir, jobs: Mapping[str, Job] | None, as_json: bool) ->
     for one in about["brackets"]:
         print(_("bracket {bracket}, round {round}, {epochs} epochs: {told} of {begun} trials told", **one))
     return 0
-
-
-def row(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
-    """One run, in values that JSON holds. Times are in Slurm's own notation."""
-    if (search := search_of(run)) is not None:
-        return overview.row(search, jobs)
-    state, progress = state_of(run, jobs), progress_of(run)
-    job, result = state.job, run.result()
-    # Of a run that is over Slurm is not asked.
-    asked = last_intent(run).get("request", {}) if job is None and not run.pulled() else {}
-    return {
-        "run": run.id,
-        "state": state.state,
-        "partition": job.partition if job else asked.get("partition", ""),
-        "job_id": last_job_id(run),
-        "epoch": progress.get("epoch"),
-        "epochs": progress.get("epochs"),
-        "step": progress.get("step"),
-        "steps_per_epoch": progress.get("steps_per_epoch"),
-        "metrics": result.get("metrics") or progress.get("metrics", {}),
-        "elapsed": job.elapsed if job else _own_clock(progress),
-        "time_limit": job.time_limit if job else slurm_time(asked["time_minutes"]) if "time_minutes" in asked else "",
-        "restarts": restarts.account(run)["restarts"],
-        "why": state.why
-        or str(result.get("warning") or progress.get("warning", ""))
-        or " ".join(result.get("notes", [])),
-        "directory": str(run.path),
-    }
-
-
-def _own_clock(progress: Mapping[str, Any]) -> str:
-    if "updated" not in progress:
-        return ""
-    return time.strftime("%H:%M:%S", time.gmtime(progress["updated"] - progress["started"]))
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:

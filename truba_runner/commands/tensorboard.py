@@ -14,10 +14,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from truba_runner.commands import parser, print_json
+from truba_runner.commands import parser
 from truba_runner.errors import Problem, Refused
 from truba_runner.language import _
-from truba_runner.rundir import RunDir
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.status.printing import print_json
 from truba_runner.tensorboard import chosen, pulling, server, ssh, tunnel
 from truba_runner.tensorboard.feed import event_folders, without_tensorflow
 from truba_runner.tensorboard.sockets import PrivateSocket
@@ -167,7 +168,7 @@ def _idle_minutes(given: argparse.Namespace) -> float:
     for run in chosen.choose(given.run, given.runs)[:1]:
         with suppress(KeyError, OSError, TypeError, ValueError):
             return float(run.read_config()["tensorboard"]["idle_minutes"])
-    from truba_runner.config import TensorBoard
+    from truba_runner.config.schema import TensorBoard
 
     return TensorBoard().idle_minutes
 

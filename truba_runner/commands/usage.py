@@ -8,14 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from truba_runner import budget, damage, places, safe_files, scheduler, terminal
-from truba_runner.commands import damaged_row, parser, print_json, say_damaged, say_that_accounting_is_silent
+from truba_runner import terminal
+from truba_runner.commands import parser
 from truba_runner.language import _
-from truba_runner.rundir import SWEEPS, RunDir
-from truba_runner.scheduler import Use
+from truba_runner.runs import damage, runs_folders
+from truba_runner.runs.run_directory import SWEEPS, RunDir
+from truba_runner.runs.sweep_directory import sweep_of
 from truba_runner.search.directory import search_of
 from truba_runner.search.overview import job_runs, jobs_on_slurm
-from truba_runner.sweeps.record import sweep_of
+from truba_runner.slurm import budget, client
+from truba_runner.slurm import jobs as slurm_jobs
+from truba_runner.slurm.jobs import Use
+from truba_runner.status.printing import print_json
+from truba_runner.status.rows import damaged_row, say_damaged
+from truba_runner.status.slurm_jobs import say_that_accounting_is_silent
+from truba_runner.storage import safe_files
 
 _SECONDS_AN_HOUR = 3600
 
@@ -41,14 +48,14 @@ def main(arguments: Sequence[str]) -> int:
     """Prints the rows, the costliest first, and the limits of the accounts that the runs were charged to."""
     options = parser("usage", _("Core-hours and GPU-hours by experiment and sweep, and what the account has left."))
     given = options.parse_args(arguments)
-    sweepers = (sweep.sweeper for sweep in places.sweeps(given.runs))
-    every = [*places.runs(given.runs), *(run for run in sweepers if safe_files.is_file(run.submissions_file))]
+    sweepers = (sweep.sweeper for sweep in runs_folders.sweeps(given.runs))
+    every = [*runs_folders.runs(given.runs), *(run for run in sweepers if safe_files.is_file(run.submissions_file))]
     # A copy's jobs are another machine's.
     runs = [run for run in damage.sound(every) if not run.pulled()]
     jobs = {run.path: jobs_on_slurm(run) for run in runs}
     try:
-        used = scheduler.used(job_id for ids in jobs.values() for job_id in ids)
-    except scheduler.SlurmError as error:
+        used = slurm_jobs.used(job_id for ids in jobs.values() for job_id in ids)
+    except client.SlurmError as error:
         say_that_accounting_is_silent(error)
         used = {}
     if any(jobs.values()) and not used:

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from truba_runner import job_module, terminal
-from truba_runner.commands import parser, print_json
+from truba_runner import terminal
+from truba_runner.code import job_module
+from truba_runner.commands import parser
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _
-from truba_runner.queue.automatic import AUTO, Automatic
-from truba_runner.queue.offers import AT_ONCE_SECONDS, Offer, offers
-from truba_runner.scheduler import SlurmError
+from truba_runner.slurm.client import SlurmError
+from truba_runner.status.printing import print_json
+from truba_runner.submission.automatic import AUTO, Automatic
+from truba_runner.submission.partition_choice import AT_ONCE_SECONDS, Offer, offers
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -25,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     given = options.parse_args(arguments)
 
-    from truba_runner.composed import composed
+    from truba_runner.config.composing.compose import composed
 
     experiment = composed([_override(one) for one in given.override])
     if experiment.cluster.scheduler != "slurm":

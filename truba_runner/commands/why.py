@@ -8,12 +8,15 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from truba_runner import places, safe_files
-from truba_runner.commands import known_jobs, parser, print_json
+from truba_runner.commands import parser
 from truba_runner.language import _, counted
-from truba_runner.rundir import RunDir
+from truba_runner.runs import runs_folders
+from truba_runner.runs.run_directory import RunDir
 from truba_runner.search.directory import search_of
 from truba_runner.search.overview import job_runs
+from truba_runner.status.printing import print_json
+from truba_runner.status.slurm_jobs import known_jobs
+from truba_runner.storage import safe_files
 from truba_runner.why.cases import cases_of
 from truba_runner.why.groups import Group, groups
 
@@ -43,10 +46,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def _runs(prefix: str, runs_folder: Any) -> list[RunDir]:
     """The runs that are meant: one, those of a sweep, or the workers of a search."""
-    if sweep := places.find_sweep(prefix, runs_folder):
+    if sweep := runs_folders.find_sweep(prefix, runs_folder):
         runs = [sweep.run(member.run) for member in sweep.members()]
         return [run for run in runs if safe_files.is_file(run.submissions_file)]
-    run = places.find(prefix, runs_folder)
+    run = runs_folders.find(prefix, runs_folder)
     search = search_of(run)
     return (job_runs(search) or [run]) if search else [run]
 

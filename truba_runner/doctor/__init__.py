@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from truba_runner.config import Experiment
+from truba_runner.config.schema import Experiment
 from truba_runner.language import _
 
 # No check is waited for longer: a file system that hangs must not hide the others' findings.

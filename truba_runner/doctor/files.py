@@ -8,11 +8,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from truba_runner import disk, places
 from truba_runner.doctor import FAULT, NOTE, OK, WARNING, Finding, Patient
-from truba_runner.home import state_folder
+from truba_runner.keeping.purge import DAY_SECONDS, expiring
 from truba_runner.language import _, counted
-from truba_runner.purge import DAY_SECONDS, expiring
+from truba_runner.runs import runs_folders as places
+from truba_runner.storage import quota
+from truba_runner.storage.user_state import state_folder
 
 _NEARLY_FULL, _FULL = 0.90, 0.99
 # Runs are told of so long before the site deletes files of theirs.
@@ -66,13 +67,13 @@ def room(patient: Patient) -> Iterator[Finding]:
     )
     told: set[tuple[str, int]] = set()
     for subject, folder in places:
-        for one in disk.rooms(existing(folder.absolute())):
+        for one in quota.rooms(existing(folder.absolute())):
             if (key := (one.what, one.limit)) not in told:
                 told.add(key)
                 yield _room(subject, one)
 
 
-def _room(subject: str, one: disk.Room) -> Finding:
+def _room(subject: str, one: quota.Room) -> Finding:
     says = f"{one.said()} ({one.source})"
     if one.share < _NEARLY_FULL:
         return Finding(OK, subject, says)

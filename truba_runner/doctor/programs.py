@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from truba_runner import probe
 from truba_runner.doctor import FAULT, NOTE, OK, WARNING, Finding, Patient
+from truba_runner.environment import probe
 from truba_runner.errors import Refused
 from truba_runner.language import _
 

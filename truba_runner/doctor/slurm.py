@@ -7,13 +7,13 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 
-from truba_runner import relay, scheduler, slurm_facts
-from truba_runner.config import Cluster, Partition
+from truba_runner.config.durations import parse_minutes
+from truba_runner.config.schema import Cluster, Partition
 from truba_runner.doctor import FAULT, NOTE, OK, WARNING, Finding, Patient
-from truba_runner.durations import parse_minutes
 from truba_runner.language import _
-from truba_runner.scheduler import SlurmError
-from truba_runner.slurm_facts import Hardware, Limit
+from truba_runner.slurm import client, queries, relay
+from truba_runner.slurm.client import SlurmError
+from truba_runner.slurm.queries import Hardware, Limit
 
 _COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "sacct", "sinfo")
 # A node shows somewhat less memory than it is sold with.
@@ -43,7 +43,7 @@ def controller(patient: Patient) -> Iterator[Finding]:
         return
     began = time.monotonic()
     try:
-        answer = slurm_facts.ping()
+        answer = queries.ping()
     except SlurmError as error:
         yield Finding(
             FAULT, "Slurm", _short(error), _("Try again in a few minutes; where it lasts, tell the site's support.")
@@ -61,7 +61,7 @@ def accounting(patient: Patient) -> Iterator[Finding]:
     if not _asks_slurm(patient):
         return
     try:
-        slurm_facts.starts(["1"])
+        queries.starts(["1"])
     except SlurmError as error:
         remedy = _("Runs work without it; why a job ended is then told from its log alone.")
         yield Finding(WARNING, _("accounting"), _short(error), remedy)
@@ -76,7 +76,7 @@ def account(patient: Patient) -> Iterator[Finding]:
     cluster, name = patient.experiment.cluster, patient.experiment.resources.account
     subject = _("account {name}", name=name)
     try:
-        mine = slurm_facts.accounts()
+        mine = queries.accounts()
     except SlurmError as error:
         yield Finding(NOTE, subject, _short(error), _("Slurm does not tell which accounts are yours."))
     else:
@@ -93,7 +93,7 @@ def account(patient: Patient) -> Iterator[Finding]:
 
 def _limits(subject: str, name: str, cluster: Cluster) -> Iterator[Finding]:
     try:
-        limits = slurm_facts.limits(name)
+        limits = queries.limits(name)
     except SlurmError as error:
         yield Finding(NOTE, subject, _short(error), _("Slurm does not tell its limits."))
         return
@@ -123,8 +123,8 @@ def partitions(patient: Patient) -> Iterator[Finding]:
         return
     cluster, resources = patient.experiment.cluster, patient.experiment.resources
     try:
-        live = {one["PartitionName"]: one for one in slurm_facts.shown("partition")}
-        hardware = slurm_facts.hardware()
+        live = {one["PartitionName"]: one for one in queries.shown("partition")}
+        hardware = queries.hardware()
     except SlurmError as error:
         yield Finding(WARNING, _("partitions"), _short(error), _("Try again in a few minutes."))
         return
@@ -194,7 +194,7 @@ def _differences(facts: Partition, live: Mapping[str, str], hardware: list[Hardw
 
 
 def _asks_slurm(patient: Patient) -> bool:
-    return on_slurm(patient) and scheduler.available()
+    return on_slurm(patient) and client.available()
 
 
 def _file(cluster: Cluster) -> str:

@@ -9,18 +9,22 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from truba_runner import damage, plots, record_files, restarts, safe_files, scheduler
 from truba_runner.errors import Failed
 from truba_runner.language import _, counted, marked
 from truba_runner.report.page import Block, Facts, Picture, Rows, Section, Sentence, Text
-from truba_runner.rundir import RunDir
-from truba_runner.scheduler import Job, Use
+from truba_runner.runs import damage, record_files, restarts
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.state import progress_of, state_of
+from truba_runner.runs.sweep_directory import SweepDir, sharing
 from truba_runner.search import overview
 from truba_runner.search.directory import SearchDir
-from truba_runner.state import progress_of, state_of
-from truba_runner.sweeps.plots import draw
-from truba_runner.sweeps.record import SweepDir, sharing
-from truba_runner.sweeps.table import SEED, Row, Table, table
+from truba_runner.slurm import client
+from truba_runner.slurm import jobs as slurm_jobs
+from truba_runner.slurm.jobs import Job, Use
+from truba_runner.status.sweep_plots import draw
+from truba_runner.status.sweep_table import SEED, Row, Table, table
+from truba_runner.storage import safe_files
+from truba_runner.training import plots
 
 # What jobs draw, by the names of the files; a file of another name has that for its caption.
 _CAPTIONS = {
@@ -167,8 +171,8 @@ def _uses(runs: Sequence[RunDir]) -> dict[str, Use]:
     """What each run has used, by its id, over all of its jobs; one that runs share is divided evenly."""
     job_ids = {run.id: overview.jobs_on_slurm(run) for run in runs}
     used: Mapping[str, Use] = {}
-    with suppress(scheduler.SlurmError):  # The report does without.
-        used = scheduler.used(job_id for of in job_ids.values() for job_id in of)
+    with suppress(client.SlurmError):  # The report does without.
+        used = slurm_jobs.used(job_id for of in job_ids.values() for job_id in of)
     parts = {run.id: 1 + len(sharing(run)) for run in runs}
     found: dict[str, Use] = {}
     for run_id, of in job_ids.items():

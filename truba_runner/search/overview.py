@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from truba_runner import damage, safe_files
 from truba_runner.language import _
-from truba_runner.rundir import RunDir
-from truba_runner.scheduler import Job
+from truba_runner.runs import damage
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.state import RunState, last_job_id, slurm_jobs, state_of
 from truba_runner.search import leases
 from truba_runner.search.directory import SearchDir, search_of
-from truba_runner.search.records import TOLD, own_values, ranked, values_of
-from truba_runner.search.store import State, read_state
-from truba_runner.state import RunState, last_job_id, slurm_jobs, state_of
+from truba_runner.search.state import State, read_state
+from truba_runner.search.trial_records import TOLD, own_values, ranked, values_of
+from truba_runner.slurm.jobs import Job
+from truba_runner.storage import safe_files
 
 
 def standing(search: SearchDir, jobs: Mapping[str, Job] | None) -> RunState:

@@ -12,18 +12,25 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from truba_runner import job_module, places, private, provenance, rundir, scheduler, snapshot, tell
-from truba_runner.config import Experiment
+from truba_runner.code import job_module, provenance, snapshot
+from truba_runner.config.identity import run_id, training_hash
+from truba_runner.config.schema import Experiment
 from truba_runner.errors import Failed, Problem, Refused
-from truba_runner.identity import run_id, training_hash
 from truba_runner.language import _
-from truba_runner.rundir import RunDir
+from truba_runner.runs import runs_folders
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.state import last_job_id, state_of
+from truba_runner.search import overview
 from truba_runner.search.directory import SearchDir
-from truba_runner.search.lock import lock_for
-from truba_runner.search.store import Store, read_state
-from truba_runner.state import last_job_id, state_of
-from truba_runner.submit import Prepared, Submission, prepare_directory, settle, warn_of_cost
-from truba_runner.tell import Outcome
+from truba_runner.search.state import Store, read_state
+from truba_runner.slurm import client, jobs
+from truba_runner.storage import folder_lock, private
+from truba_runner.storage.shared_lock import lock_for
+from truba_runner.submission import messages
+from truba_runner.submission.outcome import Outcome
+from truba_runner.submission.prepared import Prepared, prepare_directory
+from truba_runner.submission.settle import settle
+from truba_runner.submission.submission import Submission, warn_of_cost
 
 _PROGRAM = "truba_runner.search.worker"
 
@@ -113,7 +120,7 @@ def directory(experiment: Experiment) -> SearchDir:
 
 
 def _refuse_another(search: SearchDir, experiment: Experiment) -> None:
-    from truba_runner.config import experiment_from
+    from truba_runner.config.schema import experiment_from
 
     try:
         known = experiment_from(search.read_config())
@@ -246,23 +253,23 @@ def launch(prepared: Prepared) -> Outcome:
     refuse_what_cannot_go_on([prepared])
     found = workers(experiment, search, prepared)
     if experiment.dry_run:
-        tell.dry_run([WorkersSubmission(found[0], search=search, workers=found)])
+        messages.dry_run([WorkersSubmission(found[0], search=search, workers=found)])
         return Outcome(search.id, str(search.path), "dry_run")
     if search.result():
-        tell.changed_code([replace(prepared, run=RunDir(search.path))])
+        messages.changed_code([replace(prepared, run=RunDir(search.path))])
         outcome = Outcome(search.id, str(search.path), "finished")
     else:
         _make(search, prepared)
-        places.remember(search.path.parent)
+        runs_folders.remember(search.path.parent)
         outcome = _through_slurm(search, found) if experiment.cluster.scheduler == "slurm" else _here(search, found[0])
-    tell.came_of_it(outcome)
+    messages.came_of_it(outcome)
     if outcome.action in {"submitted", "running"}:
         print(f"  truba status {search.id}")
     return outcome
 
 
 def _make(search: SearchDir, prepared: Prepared) -> None:
-    with rundir.lock(search.path.parent):
+    with folder_lock.lock(search.path.parent):
         search.create()
         if not search.exists():
             search.write_config(asdict(prepared.experiment))
@@ -284,16 +291,16 @@ def _take_up_again(search: SearchDir, experiment: Experiment) -> None:
 
 
 def _through_slurm(search: SearchDir, found: Sequence[Prepared]) -> Outcome:
-    if not scheduler.available():
+    if not client.available():
         raise Failed(_("there is no sbatch on the PATH; is this a login node? cluster=local searches here"))
-    with rundir.lock(search.path.parent) as held:
+    with folder_lock.lock(search.path.parent) as held:
         wanted = [one for one in found if not _is_there(one.run)]
         job_id = ""
         if wanted:
             submission = WorkersSubmission(wanted[0], search=search, workers=wanted)
             warn_of_cost([submission])
             job_id = submission.send(held)
-            tell.submitted(submission, job_id)
+            messages.submitted(submission, job_id)
     already = len(found) - len(wanted)
     if already:
         print(_("{count} of {all} workers are in the queue or running already", count=already, all=len(found)))
@@ -309,8 +316,8 @@ def _is_there(run: RunDir) -> bool:
         return False
     try:
         settle(run)
-        return state_of(run, scheduler.queue()).live
-    except scheduler.SlurmError as error:
+        return state_of(run, jobs.queue()).live
+    except client.SlurmError as error:
         raise Failed(
             _(
                 "Slurm does not answer ({message}), so whether {run} runs is not known",
@@ -321,13 +328,14 @@ def _is_there(run: RunDir) -> bool:
 
 
 def _here(search: SearchDir, prepared: Prepared) -> Outcome:
-    from truba_runner.local import see_through, start_here
+    from truba_runner.submission.local import see_through, start_here
 
-    with rundir.lock(search.path.parent):
+    with folder_lock.lock(search.path.parent):
         worker = None if state_of(prepared.run, {}).live else start_here(prepared)
     if worker is None:
         print(_("the search runs already, as {job_id}", job_id=last_job_id(prepared.run)), file=sys.stderr)
         return Outcome(search.id, str(search.path), "running")
     stopped = see_through(prepared, worker)
     action = "trained" if search.result() else "failed"
-    return Outcome(search.id, str(search.path), action, last_job_id(prepared.run), stopped)
+    why = "" if action == "trained" else overview.standing(search, {}).why
+    return Outcome(search.id, str(search.path), action, last_job_id(prepared.run), stopped, why)

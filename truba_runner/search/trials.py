@@ -10,14 +10,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from truba_runner.backends import TRAITS
-from truba_runner.checkpoint import BEST, CheckpointStore
-from truba_runner.config import Experiment, Sweep
-from truba_runner.rundir import RunDir
-from truba_runner.search import leases, rounds
+from truba_runner.config.backends import TRAITS
+from truba_runner.config.schema import Experiment, Sweep
+from truba_runner.config.search_space import trial_config
+from truba_runner.runs.checkpoints import BEST, CheckpointStore
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.search import hyperband_recipes, leases
 from truba_runner.search.directory import SearchDir
-from truba_runner.search.records import values_of
-from truba_runner.search.space import trial_config
+from truba_runner.search.trial_records import values_of
 
 # Of `history.csv`, what is no metric.
 _NOT_METRICS = ("epoch", "stage", "first_learning_rate", "learning_rate", "seconds")
@@ -60,9 +60,9 @@ def _recipe(train: Mapping[str, Any], values: Mapping[str, Any], past: RunDir | 
     """That of a trial of Hyperband's; `train`: what the search says of it; `past`: what the trial goes on from."""
     epochs = int(values["tuner/epochs"])
     if past is None:
-        return rounds.first(train["recipe"], epochs)
+        return hyperband_recipes.first(train["recipe"], epochs)
     more = epochs - int(values["tuner/initial_epoch"])
-    return rounds.promoted(past.read_config()["train"]["recipe"], more, train["learning_rate"])
+    return hyperband_recipes.promoted(past.read_config()["train"]["recipe"], more, train["learning_rate"])
 
 
 def last_epoch_counts(backend: str) -> bool:

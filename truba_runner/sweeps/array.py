@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from truba_runner.config import Experiment
+from truba_runner.config.schema import Experiment
 from truba_runner.language import counted
-from truba_runner.request import Request
-from truba_runner.rundir import RunDir, config_text
-from truba_runner.submit import Prepared, Submission
-from truba_runner.sweeps.record import SweepDir
+from truba_runner.runs.run_directory import RunDir, config_text
+from truba_runner.runs.sweep_directory import SweepDir
+from truba_runner.slurm.request import Request
+from truba_runner.submission.prepared import Prepared
+from truba_runner.submission.submission import Submission
 
 
 @dataclass(frozen=True)

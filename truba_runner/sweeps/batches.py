@@ -13,15 +13,15 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override, ValueType
 from omegaconf import DictConfig
 
-from truba_runner.composed import as_typed
-from truba_runner.config import Experiment
+from truba_runner.config.composing.compose import as_typed
+from truba_runner.config.schema import Experiment
 from truba_runner.errors import Failed, Problem, Refused, nearest
 from truba_runner.language import _
-from truba_runner.rundir import RunDir
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.submission.outcome import Outcome
 from truba_runner.sweeps import sweeper_job
 from truba_runner.sweeps.compose import Composed, Composer
 from truba_runner.sweeps.launch import Refusals, launch_sweep
-from truba_runner.tell import Outcome
 
 # Of this package; any other sweeper may come back with more runs once it knows what became of the first.
 _OWN_SWEEPER = "hydra_plugins.truba_runner."

@@ -23,9 +23,9 @@ from omegaconf import Container, DictConfig, ListConfig, OmegaConf, ValueNode, o
 from omegaconf._utils import split_key
 from omegaconf.errors import OmegaConfBaseException
 
-from truba_runner.composed import as_typed, selector, typed
-from truba_runner.config import Experiment
-from truba_runner.config_errors import in_words
+from truba_runner.config.composing.compose import as_typed, selector, typed
+from truba_runner.config.composing.hydra_errors import in_words
+from truba_runner.config.schema import Experiment
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.language import _
 from truba_runner.sweeps.followers import followers_of, overlap

@@ -13,12 +13,12 @@ import sys
 from collections.abc import Sequence
 from typing import TypeVar
 
-from truba_runner import allocation, scheduler
-from truba_runner.interrupt import Interruption, ignore_signals
 from truba_runner.language import _
-from truba_runner.restarts import REQUEUE_STATUS
-from truba_runner.rundir import RunDir
-from truba_runner.state import progress_of
+from truba_runner.runs.restarts import REQUEUE_STATUS
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.state import progress_of
+from truba_runner.slurm import commands, job_environment, jobs
+from truba_runner.training.interrupt import Interruption, ignore_signals
 
 T = TypeVar("T")
 
@@ -39,8 +39,8 @@ def train(runs: Sequence[RunDir], token: str, places: int, share_gpus: bool) -> 
     ended = [run for _place, run in mine]
     ignore_signals()
     if any(_comes_back(run, statuses[run.id]) for run in ended):
-        if scheduler.would_end_for_good(job_id := allocation.current().job_id):
-            scheduler.requeue(job_id)
+        if jobs.would_end_for_good(job_id := job_environment.current().job_id):
+            commands.requeue(job_id)
             return 0
         return 128 + signal.SIGTERM
     if {128 + signal.SIGTERM, -signal.SIGTERM} & set(statuses.values()):
@@ -70,7 +70,7 @@ def _words(status: int) -> str:
 def _start(run: RunDir, place: int, places: int, share_gpus: bool) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "TRUBA_CREW": "1", **_gpus(place, places, share_gpus)}
     cores = os.sched_getaffinity(0)
-    with run.log_of(allocation.current().job_id).open("ab") as output:
+    with run.log_of(job_environment.current().job_id).open("ab") as output:
         os.sched_setaffinity(0, _share(sorted(cores), place, places) or cores)
         try:
             return subprocess.Popen(

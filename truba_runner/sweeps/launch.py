@@ -10,35 +10,31 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
-from truba_runner import damage, job_module, lr_find, places, snapshot, tell
-from truba_runner.changed_code import refuse_together
-from truba_runner.composed import absolute
-from truba_runner.config import Experiment
+from truba_runner.code import job_module, snapshot
+from truba_runner.config import lr_find
+from truba_runner.config.composing.compose import absolute
+from truba_runner.config.schema import Experiment
+from truba_runner.environment.probe import Found
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _, counted
-from truba_runner.launch import (
-    go,
-    in_environment,
-    newest_run_dir,
-    on_slurm_or_failed,
-    refuse_damaged,
-    refuse_others,
-    train_here,
-    wait_for,
-    waits,
-    with_data,
-)
-from truba_runner.plan import Plan, plan
-from truba_runner.probe import Found
-from truba_runner.queue.automatic import Automatic
-from truba_runner.request import derive
+from truba_runner.launch.here import train_here
+from truba_runner.launch.prepare import in_environment, newest_run_dir, on_slurm_or_failed, with_data
+from truba_runner.launch.run import go, refuse_damaged, refuse_others
+from truba_runner.launch.wait import wait_for, waits
+from truba_runner.rules import sweep as rules
+from truba_runner.rules.experiment import Plan, plan
+from truba_runner.runs import damage, runs_folders
+from truba_runner.runs.sweep_directory import Member, SweepDir, identity
 from truba_runner.search import submission as search
-from truba_runner.submit import Prepared
-from truba_runner.sweeps import rules, sweeper_job
+from truba_runner.slurm.request import derive
+from truba_runner.submission import messages
+from truba_runner.submission.automatic import Automatic
+from truba_runner.submission.changed_code import refuse_together
+from truba_runner.submission.outcome import Outcome
+from truba_runner.submission.prepared import Prepared
+from truba_runner.sweeps import sweeper_job
 from truba_runner.sweeps.compose import Composed
-from truba_runner.sweeps.record import Member, SweepDir, identity
 from truba_runner.sweeps.submission import each_once, planned, through_slurm
-from truba_runner.tell import Outcome
 
 _NAMED = 3
 
@@ -121,7 +117,7 @@ def launch_sweep(
         search.refuse_what_cannot_go_on([one for one in prepared if one.experiment.sweep.kind])
     if dry_run:
         return _dry_run(prepared, sweep, searches)
-    places.remember(runs_folder)
+    runs_folders.remember(runs_folder)
     members = [_member(one, run.composed) for one, run in zip(prepared, checked, strict=True)]
 
     def describe(of: Sequence[Member] = members) -> None:
@@ -135,7 +131,7 @@ def launch_sweep(
             outcomes = wait_for(outcomes)
     else:
         outcomes = _on_slurm(prepared, sweep, describe, inside_job)
-    tell.sweep(sweep.id, outcomes)
+    messages.sweep(sweep.id, outcomes)
     return outcomes
 
 
@@ -179,7 +175,7 @@ def _here(prepared: Prepared) -> Outcome:
     if needed and not prepared.run.result() and not prepared.run.found_rate() and not needed.run.result():
         found = train_here(needed)
         if found.action != "trained":
-            tell.came_of_it(found)
+            messages.came_of_it(found)
             return Outcome(prepared.run.id, str(prepared.run.path), "failed", stopped=found.stopped)
     return train_here(prepared)
 
@@ -196,7 +192,7 @@ def _dry_run(runs: Sequence[Prepared], sweep: SweepDir, searches: bool) -> list[
         for prepared in each:
             go(prepared)
     else:
-        tell.dry_run(planned(each, sweep))
+        messages.dry_run(planned(each, sweep))
     return [Outcome(one.run.id, str(one.run.path), "dry_run") for one in runs]
 
 
@@ -290,5 +286,5 @@ def _refuse_changed_code(runs: Sequence[Prepared]) -> None:
     Raises:
         Refused: there are such runs.
     """
-    tell.changed_code([one for one in runs if one.run.result()])
+    messages.changed_code([one for one in runs if one.run.result()])
     refuse_together([one for one in runs if not one.run.result()])

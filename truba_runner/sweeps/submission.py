@@ -11,17 +11,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-from truba_runner import rundir, scheduler, tell
-from truba_runner.changed_code import refuse_together
-from truba_runner.config import Experiment
+from truba_runner.config.schema import Experiment
 from truba_runner.errors import Failed, Refused
 from truba_runner.language import _
-from truba_runner.state import last_job_id, state_of
-from truba_runner.submit import Prepared, settle, warn_of_cost
-from truba_runner.sweeps import canary, rules
+from truba_runner.rules import sweep as rules
+from truba_runner.runs.state import last_job_id, state_of
+from truba_runner.runs.sweep_directory import SweepDir
+from truba_runner.slurm import capacity, client
+from truba_runner.slurm import jobs as slurm_jobs
+from truba_runner.storage import folder_lock
+from truba_runner.submission import messages
+from truba_runner.submission.changed_code import refuse_together
+from truba_runner.submission.outcome import Outcome
+from truba_runner.submission.prepared import Prepared
+from truba_runner.submission.settle import settle
+from truba_runner.submission.submission import warn_of_cost
 from truba_runner.sweeps.array import ArraySubmission
-from truba_runner.sweeps.record import SweepDir
-from truba_runner.tell import Outcome
+from truba_runner.worker import canary
 
 # Where each finder that has not ended yet is in the queue: its job array, and its number there.
 Places = Mapping[str, tuple[str, int]]
@@ -38,7 +44,7 @@ def through_slurm(runs: Sequence[Prepared], sweep: SweepDir, describe: Callable[
     """
     each = each_once(runs)
     outcomes: dict[str, Outcome] = {}
-    with rundir.lock(sweep.runs_folder) as held:
+    with folder_lock.lock(sweep.runs_folder) as held:
         describe()
         wanted: list[Prepared] = []
         for prepared, done in zip(each, _already(each), strict=True):
@@ -58,7 +64,7 @@ def through_slurm(runs: Sequence[Prepared], sweep: SweepDir, describe: Callable[
             for number, task in zip(array.task_numbers, array.tasks, strict=True):
                 for prepared in task:
                     outcomes[prepared.run.id] = replace(outcomes[prepared.run.id], job_id=f"{job_id}_{number}")
-            tell.submitted(array, job_id)
+            messages.submitted(array, job_id)
     return [outcomes[prepared.run.id] for prepared in runs]
 
 
@@ -87,7 +93,7 @@ def each_once(runs: Sequence[Prepared]) -> list[Prepared]:
         if each.setdefault(prepared.run.id, prepared) is not prepared:
             same.setdefault(prepared.run.id, prepared)
     if same:
-        tell.same_run(list(same.values()))
+        messages.same_run(list(same.values()))
     return list(each.values())
 
 
@@ -138,7 +144,7 @@ def _send_finders(wanted: Sequence[Prepared], sweep: SweepDir, held: int) -> Pla
         places |= {
             finder.run.id: (job_id, number) for number, (finder,) in zip(array.task_numbers, array.tasks, strict=True)
         }
-        tell.submitted(array, job_id)
+        messages.submitted(array, job_id)
     return places
 
 
@@ -186,13 +192,13 @@ def _already(runs: Sequence[Prepared]) -> list[Outcome | None]:
             outcomes[run.id] = Outcome(run.id, str(run.path), "finished", last_job_id(run))
         else:
             open_runs.append(prepared)
-    tell.changed_code(finished)
+    messages.changed_code(finished)
     try:
         for prepared in open_runs:
             settle(prepared.run)
         # After the last one was settled: what was found on its way to the queue is in it.
-        jobs = scheduler.queue() if open_runs else {}
-    except scheduler.SlurmError as error:
+        jobs = slurm_jobs.queue() if open_runs else {}
+    except client.SlurmError as error:
         told = _(
             "Slurm does not answer ({message}), so whether the runs are in its hands is not known",
             message=error.message,
@@ -267,7 +273,7 @@ def _parts(tasks: Sequence[Sequence[Prepared]], largest: int) -> Iterable[Sequen
 
 
 def _largest_array(experiment: Experiment) -> int:
-    return experiment.cluster.max_array_size or scheduler.max_array_size()
+    return experiment.cluster.max_array_size or capacity.max_array_size()
 
 
 def _array(tasks: Sequence[Sequence[Prepared]], sweep: SweepDir, arrays: int) -> ArraySubmission:
@@ -286,7 +292,7 @@ def _array(tasks: Sequence[Sequence[Prepared]], sweep: SweepDir, arrays: int) ->
 
 @lru_cache(maxsize=64)
 def _core_limit(account: str, otherwise: int) -> int:
-    return scheduler.core_limit(account) or otherwise
+    return capacity.core_limit(account) or otherwise
 
 
 def _tasks_at_once(experiment: Experiment, cores: int, arrays: int) -> int:

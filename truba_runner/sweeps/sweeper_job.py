@@ -7,25 +7,24 @@ starts again from the beginning: runs that are finished give their values at onc
 from __future__ import annotations
 
 import os
+import runpy
 import shlex
-import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
-from truba_runner import allocation, private, rundir, scheduler
-from truba_runner.config import Code, Environment, Experiment, Resources
+from truba_runner.config.schema import Code, Environment, Experiment, Resources
 from truba_runner.errors import Failed
-from truba_runner.interrupt import ignore_signals, leave
 from truba_runner.language import _
-from truba_runner.plan import plan
-from truba_runner.rundir import RunDir
-from truba_runner.state import last_job_id, state_of
-from truba_runner.submit import Prepared, Submission, settle, warn_of_cost
-from truba_runner.sweeps.record import SweepDir
+from truba_runner.rules.experiment import plan
+from truba_runner.runs.state import last_job_id, state_of
+from truba_runner.runs.sweep_directory import SweepDir
+from truba_runner.slurm import client, jobs
+from truba_runner.storage import folder_lock
+from truba_runner.submission.prepared import Prepared
+from truba_runner.submission.settle import settle
+from truba_runner.submission.submission import Submission, warn_of_cost
 
 # Says to the command that it is the job's.
 INSIDE = "TRUBA_SWEEPER_JOB"
@@ -45,7 +44,7 @@ class SweeperSubmission(Submission):
 
     def worker(self) -> str:
         """The Python module that the job runs."""
-        return f"truba_runner.sweeps.sweeper_job {shlex.quote(str(self.first.run.path))}"
+        return f"truba_runner.cli.sweeper {shlex.quote(str(self.first.run.path))}"
 
     def record_intent(self) -> None:
         """Puts on record, beside the sweep's runs, what the job is to do."""
@@ -72,10 +71,10 @@ def submit(experiment: Experiment, job_file: Path, sweep: SweepDir) -> None:
     )
     request = plan(replace(experiment, resources=resources)).request
     run = sweep.sweeper
-    with rundir.lock(sweep.runs_folder) as held:
+    with folder_lock.lock(sweep.runs_folder) as held:
         try:
-            live = settle(run) is not None and state_of(run, scheduler.queue()).live
-        except scheduler.SlurmError as error:
+            live = settle(run) is not None and state_of(run, jobs.queue()).live
+        except client.SlurmError as error:
             told = _(
                 "Slurm does not answer ({message}), so whether the sweeper runs is not known", message=error.message
             )
@@ -98,33 +97,5 @@ def submit(experiment: Experiment, job_file: Path, sweep: SweepDir) -> None:
     raise SweeperSubmitted
 
 
-def main(arguments: list[str]) -> int:
-    """Gives the command; its exit status."""
-    from truba_runner.__main__ import main as give
-
-    run = RunDir(Path(arguments[0]))
-    if private.refused([run.path]):
-        return 1
-    intent: dict[str, Any] = next(event for event in reversed(run.submissions()) if event["event"] == "intent")
-    job_id = allocation.current().job_id
-
-    def go_on_later(number: int, frame: FrameType | None) -> None:
-        ignore_signals()
-        if scheduler.would_end_for_good(job_id):
-            scheduler.requeue(job_id)
-        leave(128 + signal.SIGTERM)
-
-    for number in (signal.SIGUSR2, signal.SIGTERM):
-        signal.signal(number, go_on_later)
-    # What describes this job must not describe those that it submits.
-    for name in [name for name in os.environ if name.startswith(("SLURM_", "SRUN_", "SBATCH_"))]:
-        del os.environ[name]
-    # What the command was given that submitted this job; one of an earlier version put nothing on record.
-    os.environ.update(intent.get("variables", {}))
-    os.environ[INSIDE] = "1"
-    os.chdir(intent["project"])
-    return give(intent["command"])
-
-
-if __name__ == "__main__":
-    leave(main(sys.argv[1:]))
+if __name__ == "__main__":  # A job that an earlier version has put into the queue starts it by this name.
+    runpy.run_module("truba_runner.cli.sweeper", run_name="__main__")

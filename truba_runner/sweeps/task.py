@@ -12,12 +12,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from truba_runner import allocation, private, worker
 from truba_runner.errors import Failed
-from truba_runner.interrupt import leave
 from truba_runner.language import _
+from truba_runner.runs.sweep_directory import SweepDir, runs_of_task
+from truba_runner.slurm import job_environment
+from truba_runner.storage import private
 from truba_runner.sweeps import crew
-from truba_runner.sweeps.record import SweepDir, runs_of_task
+from truba_runner.training.interrupt import leave
+from truba_runner.worker import run as worker
 
 
 def main(arguments: list[str]) -> int:
@@ -35,7 +37,7 @@ def main(arguments: list[str]) -> int:
         if not runs[0].is_last_given_to(token):
             print(_("{run} is another submission's by now; there is nothing to do", run=runs[0].id), flush=True)
             return 0
-        _print_into(runs[0].log_of(allocation.current().job_id))
+        _print_into(runs[0].log_of(job_environment.current().job_id))
         return worker.main([str(runs[0].path)])
 
 
@@ -62,7 +64,7 @@ def _print_into(log: Path) -> None:
 def _own_log_cleared(sweep: SweepDir) -> Iterator[None]:
     """Takes the array task's own log away where nothing stands in it: a thousand runs would leave a thousand."""
     yield
-    here = allocation.current()
+    here = job_environment.current()
     log = sweep.logs / f"{here.job_id}_{here.rank}_log.out"
     with suppress(OSError):
         if log.stat().st_size == 0:

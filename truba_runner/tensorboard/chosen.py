@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from truba_runner import damage, places, safe_files
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.language import _
-from truba_runner.rundir import RunDir
+from truba_runner.runs import damage, runs_folders
+from truba_runner.runs.run_directory import RunDir
 from truba_runner.search.directory import SearchDir, search_of
-from truba_runner.search.records import own_values
-from truba_runner.search.store import read_state
+from truba_runner.search.state import read_state
+from truba_runner.search.trial_records import own_values
+from truba_runner.storage import safe_files
 
 # What follows an experiment's name in a run's id.
 _ID = re.compile(r"(?P<name>.+)-(?P<rest>[0-9a-f]{8}(\.\d+)?)")
@@ -38,7 +39,7 @@ def meant(wanted: Sequence[str], runs_folder: Path | None = None) -> list[RunDir
     Raises:
         Refused: there is no such run.
     """
-    known = places.runs(runs_folder)
+    known = runs_folders.runs(runs_folder)
     found = [run for one in wanted for run in _named(one, known, runs_folder)] if wanted else known
     return _newest_first(found)
 
@@ -62,7 +63,7 @@ def _newest_first(runs: Iterable[RunDir]) -> list[RunDir]:
 
 
 def _named(one: str, known: Sequence[RunDir], runs_folder: Path | None) -> list[RunDir]:
-    if (sweep := places.find_sweep(one, runs_folder)) is not None:
+    if (sweep := runs_folders.find_sweep(one, runs_folder)) is not None:
         runs = [sweep.run(member.run) for member in sweep.members()]
         return [run for run in runs if safe_files.is_file(run.submissions_file)]
     of_experiment = [run for run in known if experiment_of(run.id) == one]
@@ -71,9 +72,9 @@ def _named(one: str, known: Sequence[RunDir], runs_folder: Path | None) -> list[
         return of_experiment
     if not any(run.id.startswith(one) for run in known):
         names = {run.id for run in known} | {experiment_of(run.id) for run in known}
-        names |= {sweep.id for sweep in places.sweeps(runs_folder)}
+        names |= {sweep.id for sweep in runs_folders.sweeps(runs_folder)}
         raise Refused(Problem(one, _("no run, sweep or experiment is called so."), nearest(one, names)))
-    return [places.find(one, runs_folder)]
+    return [runs_folders.find(one, runs_folder)]
 
 
 def _trials_or_itself(run: RunDir) -> list[RunDir]:
@@ -129,7 +130,7 @@ def _values(runs: Sequence[RunDir]) -> dict[Path, Mapping[str, Any]]:
     """What each run was trained with: as its sweep or search has it, or else all that its config says."""
     recorded: dict[Path, dict[str, Any]] = defaultdict(dict)
     for folder in dict.fromkeys(run.path.parent for run in runs):
-        for sweep in places.sweeps(folder):
+        for sweep in runs_folders.sweeps(folder):
             for member in sweep.members():
                 recorded[folder / member.run].update(member.values)
         search = SearchDir(folder.parent)

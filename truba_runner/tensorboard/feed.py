@@ -15,9 +15,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from truba_runner import safe_files
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.storage import safe_files
 from truba_runner.tensorboard.chosen import Shown
 
 # TensorBoard keeps so many of a curve's points, pictures and so on; what is more is thinned out, the latest stays.

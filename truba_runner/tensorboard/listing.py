@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from truba_runner import code_archives, damage, places
-from truba_runner.record_shapes import is_plain
-from truba_runner.rundir import RunDir
-from truba_runner.scheduler import Job
+from truba_runner.code import archives
+from truba_runner.runs import damage, runs_folders
+from truba_runner.runs.record_shapes import is_plain
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.state import state_of
 from truba_runner.search.directory import search_of
 from truba_runner.search.overview import standing
-from truba_runner.state import state_of
+from truba_runner.slurm.jobs import Job
 from truba_runner.tensorboard.chosen import meant
 
 # What the far end's line begins with: a login shell may print lines of its own before.
@@ -79,13 +80,13 @@ def listing(
             one["live"].append(run.id)
     for folder, one in folders.items():
         names = {*one["runs"], *one["searches"]}
-        for sweep in places.sweeps(folder):
+        for sweep in runs_folders.sweeps(folder):
             if members := [member for member in sweep.members() if member.run in names]:
                 # It holds the values that its runs are named by, and its table has what their finders found.
                 one["sweeps"].append(sweep.id)
                 one["runs"] += sorted({member.finder for member in members} - {"", *one["runs"]})
         every = [RunDir(folder / name) for name in (*one["runs"], *one["searches"])]
-        one["code"] = [path.name for path in code_archives.code_of(every)]
+        one["code"] = [path.name for path in archives.code_of(every)]
     return list(folders.values())
 
 

@@ -19,12 +19,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from truba_runner import places, safe_files
-from truba_runner.checkpoint import CheckpointStore
 from truba_runner.errors import Failed
 from truba_runner.language import _
-from truba_runner.rundir import CODE, PULLED, SWEEPS, RunDir, write_atomically
+from truba_runner.runs import runs_folders
+from truba_runner.runs.checkpoints import CheckpointStore
+from truba_runner.runs.run_directory import CODE, PULLED, SWEEPS, RunDir
 from truba_runner.search.directory import SearchDir
+from truba_runner.storage import safe_files
+from truba_runner.storage.files import write_atomically
 from truba_runner.tensorboard.listing import Listed, understood
 from truba_runner.tensorboard.ssh import NO_CONNECTION, NOT_FOUND, Connection, not_found
 
@@ -112,7 +114,7 @@ class Puller:
             self._asked = time.monotonic()
         try:
             self._into.mkdir(mode=0o700, parents=True, exist_ok=True)
-            places.remember(self._into)
+            runs_folders.remember(self._into)
             for one in self._listed:
                 try:
                     self._copy(one)

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from truba_runner import scheduler
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.slurm import client
 from truba_runner.tensorboard.chosen import Shown
 from truba_runner.tensorboard.feed import Feed, without_tensorflow
 from truba_runner.tensorboard.page import Page
@@ -29,7 +29,7 @@ IDLE, LEFT = "idle", "left"
 
 def far() -> bool:
     """Whether this machine's browser is elsewhere: others work here too (there is sbatch), or it was reached by ssh."""
-    return scheduler.available() or "SSH_CONNECTION" in os.environ
+    return client.available() or "SSH_CONNECTION" in os.environ
 
 
 def loopback(port: int | None) -> socket.socket:

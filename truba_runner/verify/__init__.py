@@ -13,12 +13,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from truba_runner import handover
-from truba_runner.allocation import Allocation
-from truba_runner.config import Experiment
+from truba_runner.config.schema import Experiment
 from truba_runner.errors import Failed
 from truba_runner.language import _, counted, marked
-from truba_runner.rundir import RunDir
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.slurm.job_environment import Allocation
+from truba_runner.training.ranks import handover
 from truba_runner.verify.child import FINISHED
 from truba_runner.verify.starts import AGAIN, INTERRUPTED, NOTE, UNDISTURBED, Starts
 

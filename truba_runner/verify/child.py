@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from truba_runner import backends, node_folder
-from truba_runner.checkpoint import CheckpointStore, Position
-from truba_runner.config import experiment_from
-from truba_runner.interrupt import Interrupted, Interruption
-from truba_runner.progress import Progress
-from truba_runner.rundir import RunDir
-from truba_runner.submitted_code import SubmittedCode
+from truba_runner.code.unpacked import SubmittedCode
+from truba_runner.config import partitions
+from truba_runner.config.schema import experiment_from
+from truba_runner.runs.checkpoints import CheckpointStore, Position
+from truba_runner.runs.progress import Progress
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.training import backend as backends
+from truba_runner.training.interrupt import Interrupted, Interruption
 from truba_runner.verify.plan import EPOCH_END, TRAINING, VALIDATION, Break
 
 FINISHED, INTERRUPTED = "finished", "interrupted"
@@ -61,7 +62,7 @@ def train(order: Mapping[str, Any]) -> dict[str, Any]:
     work = backends.load(experiment.job.backend)
     ended = FINISHED
     with SubmittedCode() as code:
-        job = code.load(given.record, node_folder.scratch_of(experiment))
+        job = code.load(given.record, partitions.scratch_of(experiment))
         progress, asking = _Told(run, watch, given.rank), _Asking(watch)
         try:
             work(
@@ -172,7 +173,7 @@ def compare(backend: str, folders: Sequence[str], told_files: Sequence[str]) -> 
 
     A dict each: `position`, `path` and `index`, and the `values` of both in words.
     """
-    from truba_runner.backends import differences
+    from truba_runner.training.walk import differences
 
     read = backends.reader(backend)
     runs, steps = [RunDir(Path(folder)) for folder in folders], [told(Path(file)) for file in told_files]

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from truba_runner import recipe
-from truba_runner.config import Checkpoint, Experiment, Finish, TensorBoard, Train
+from truba_runner.config import recipe
+from truba_runner.config.schema import Checkpoint, Experiment, Finish, TensorBoard, Train
 
 TRAINING, VALIDATION, EPOCH_END = "training", "validation", "end"
 # Executions of each epoch and validation, and after how many of them a checkpoint is saved.

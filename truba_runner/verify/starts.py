@@ -14,14 +14,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from truba_runner import backends, handover
-from truba_runner.allocation import Allocation
-from truba_runner.checkpoint import CheckpointStore
-from truba_runner.config import Experiment
+from truba_runner.config.schema import Experiment
 from truba_runner.errors import Failed
 from truba_runner.language import _
-from truba_runner.rundir import RunDir
-from truba_runner.search.nursery import Call, Nursery
+from truba_runner.runs.checkpoints import CheckpointStore
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.slurm.job_environment import Allocation
+from truba_runner.training import backend
+from truba_runner.training.nursery import Call, Nursery
+from truba_runner.training.ranks import handover
 from truba_runner.verify.child import Order, told
 from truba_runner.verify.plan import TRAINING, Break, breaks, most_steps, shortened
 
@@ -136,7 +137,7 @@ class Starts:
         if self._here.tasks > 1:
             # Another port for each: that of the last may not be free yet.
             environment["SLURM_JOB_ID"] = str(int(os.environ["SLURM_JOB_ID"]) + _OTHER_JOB + self._count)
-        imports = backends.imports(self._backend)
+        imports = backend.imports(self._backend)
         self._nursery.start(
             Call("truba_runner.verify.child", function, arguments, imports, environment, str(self._log))
         )

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from truba_runner import damage, safe_files, watch
 from truba_runner.language import _
-from truba_runner.rundir import RunDir
-from truba_runner.slurm_facts import Start
-from truba_runner.state import RunState
-from truba_runner.sweeps.record import task_log
+from truba_runner.runs import damage
+from truba_runner.runs import log as watch
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.state import RunState
+from truba_runner.runs.sweep_directory import task_log
+from truba_runner.slurm.queries import Start
+from truba_runner.storage import safe_files
 
 # Of a log, what is looked at: its end, where a run says why it ends.
 _TAIL_BYTES = 65_536

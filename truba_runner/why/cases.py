@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from truba_runner import damage, slurm_facts
-from truba_runner.rundir import RunDir
-from truba_runner.scheduler import Job, SlurmError
+from truba_runner.runs import damage
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.state import RunState, dropped, last_job_id, state_of
 from truba_runner.search.directory import search_of
 from truba_runner.search.overview import standing
-from truba_runner.slurm_facts import Start
-from truba_runner.state import RunState, dropped, last_job_id, state_of
+from truba_runner.slurm import queries
+from truba_runner.slurm.client import SlurmError
+from truba_runner.slurm.jobs import Job
+from truba_runner.slurm.queries import Start
 from truba_runner.why.case import Case
 
 
@@ -40,13 +42,13 @@ def _on_record(run: RunDir, jobs: Mapping[str, Job] | None) -> Case:
 
 def _queued() -> Mapping[str, Mapping[str, str]]:
     try:
-        return slurm_facts.queued()
+        return queries.queued()
     except SlurmError:
         return {}
 
 
 def _starts(job_ids: Sequence[str]) -> Mapping[str, Sequence[Start]]:
     try:
-        return slurm_facts.starts(job_ids)
+        return queries.starts(job_ids)
     except SlurmError:
         return {}

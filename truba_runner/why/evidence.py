@@ -8,10 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from truba_runner import disk, slurm_facts
-from truba_runner.hostlist import expand
 from truba_runner.language import _, counted
-from truba_runner.scheduler import SlurmError
+from truba_runner.slurm import queries
+from truba_runner.slurm.client import SlurmError
+from truba_runner.slurm.hostlist import expand
+from truba_runner.storage import quota
 from truba_runner.why.case import Case, last_lines
 
 _LISTED = 4
@@ -65,7 +66,7 @@ def of_error(case: Case, on: Evidence) -> Iterator[Evidence]:
 
 def _limits(case: Case) -> Iterator[Evidence]:
     values = case.values
-    for one in slurm_facts.limits(values["account"], "" if values["qos"] == "?" else values["qos"]):
+    for one in queries.limits(values["account"], "" if values["qos"] == "?" else values["qos"]):
         of = f"{one.resource}={one.limit}" if one.resource else one.limit
         used = ", " + _("{used} in use", used=one.used.removesuffix(".00")) if one.used else ""
         yield Evidence("scontrol show assoc_mgr", f"{one.holder}: {one.name} {of}{used}")
@@ -77,7 +78,7 @@ def _limits(case: Case) -> Iterator[Evidence]:
 
 
 def _own_jobs(case: Case) -> Iterator[Evidence]:
-    running = slurm_facts.running_in(case.values["account"])
+    running = queries.running_in(case.values["account"])
     if not running:
         return
     some = ", ".join(f"{job_id} ({user}, {cores})" for job_id, user, cores in running[:_LISTED])
@@ -93,10 +94,10 @@ def _own_jobs(case: Case) -> Iterator[Evidence]:
 
 def _queue(case: Case) -> Iterator[Evidence]:
     partition = case.values["partition"]
-    before = slurm_facts.jobs_before(case.job_id, partition)
+    before = queries.jobs_before(case.job_id, partition)
     if before is not None:
         yield Evidence("squeue", counted("{count} job stands before it", "{count} jobs stand before it", before))
-    busy, idle, out, total = slurm_facts.cores_in(partition)
+    busy, idle, out, total = queries.cores_in(partition)
     told = _("of {total} cores {busy} are in use, {idle} free, {out} on nodes that are out of use",
              total=total, busy=busy, idle=idle, out=out)  # fmt: skip
     yield Evidence(f"sinfo -p {partition}", told)
@@ -104,7 +105,7 @@ def _queue(case: Case) -> Iterator[Evidence]:
 
 def _nodes(case: Case) -> Iterator[Evidence]:
     partition = case.values["partition"]
-    out = slurm_facts.nodes_out_of_use(partition)
+    out = queries.nodes_out_of_use(partition)
     for name, state, why in out[:_LISTED]:
         yield Evidence(f"sinfo -p {partition}", f"{name} {state}" + (f" ({why})" if why else ""))
     if len(out) > _LISTED:
@@ -116,14 +117,14 @@ def _node(case: Case) -> Iterator[Evidence]:
     names = case.last.get("NodeList") or (case.state.job.nodes if case.state.job else "")
     if not re.fullmatch(r"[\w\[\],.-]+", names):
         return
-    for name, state, why in slurm_facts.nodes(names)[:_LISTED]:
+    for name, state, why in queries.nodes(names)[:_LISTED]:
         yield Evidence("sinfo", _("{node} is {state} now", node=name, state=state) + (f" ({why})" if why else ""))
 
 
 def _reservations(case: Case) -> Iterator[Evidence]:
-    mine = {node for one in slurm_facts.shown("partition", case.values["partition"]) for node in expand(one["Nodes"])}
+    mine = {node for one in queries.shown("partition", case.values["partition"]) for node in expand(one["Nodes"])}
     told = ("ReservationName", "StartTime", "EndTime", "Nodes", "Flags")
-    for one in slurm_facts.shown("reservation"):
+    for one in queries.shown("reservation"):
         if mine.isdisjoint(expand(one.get("Nodes", ""))):
             continue
         yield Evidence("scontrol show reservation", ", ".join(f"{key}={one[key]}" for key in told if key in one))
@@ -131,17 +132,17 @@ def _reservations(case: Case) -> Iterator[Evidence]:
 
 def _partition(case: Case) -> Iterator[Evidence]:
     told = ("State", "MaxTime", "MaxNodes", "AllowAccounts", "AllowQos", "QoS", "MaxMemPerNode", "MaxMemPerCPU")
-    for one in slurm_facts.shown("partition", case.values["partition"]):
+    for one in queries.shown("partition", case.values["partition"]):
         said = ", ".join(f"{key}={one[key]}" for key in told if one.get(key, "ALL") not in {"ALL", "UNLIMITED"})
         yield Evidence(f"scontrol show partition {case.values['partition']}", said)
 
 
 def _dependency(case: Case) -> Iterator[Evidence]:
-    asked = case.queued.get("dependency") or slurm_facts.shown("job", case.job_id)[0].get("Dependency", "")
+    asked = case.queued.get("dependency") or queries.shown("job", case.job_id)[0].get("Dependency", "")
     if asked:
         yield Evidence("squeue", asked)
     wanted = re.findall(r":(\d+(?:_\d+)?)", asked)
-    for job_id, starts in slurm_facts.starts(wanted).items() if wanted else ():
+    for job_id, starts in queries.starts(wanted).items() if wanted else ():
         last = starts[-1].fields
         yield Evidence("sacct", f"{job_id}: State={last['State']}, ExitCode={last['ExitCode']}")
 
@@ -164,11 +165,11 @@ def _earlier(case: Case) -> Iterator[Evidence]:
 
 
 def _accounts(case: Case) -> Iterator[Evidence]:
-    yield Evidence("sacctmgr", _("your accounts: {accounts}", accounts=", ".join(slurm_facts.accounts()) or "–"))
+    yield Evidence("sacctmgr", _("your accounts: {accounts}", accounts=", ".join(queries.accounts()) or "–"))
 
 
 def _comments(case: Case) -> Iterator[Evidence]:
-    for one in slurm_facts.shown("job", case.job_id):
+    for one in queries.shown("job", case.job_id):
         for key in ("Reason", "AdminComment", "SystemComment", "Comment", "Restarts"):
             if one.get(key, "None") not in {"None", "0"}:
                 yield Evidence("scontrol show job", f"{key}={one[key]}")
@@ -176,12 +177,12 @@ def _comments(case: Case) -> Iterator[Evidence]:
 
 def _licenses(case: Case) -> Iterator[Evidence]:
     yield Evidence("squeue", _("the job asks for") + f" {case.queued.get('licenses', '')}")
-    for one in slurm_facts.shown("license"):
+    for one in queries.shown("license"):
         yield Evidence("scontrol show license", ", ".join(f"{key}={value}" for key, value in one.items()))
 
 
 def _disk(case: Case) -> Iterator[Evidence]:
-    for room in disk.rooms(case.run.path):
+    for room in quota.rooms(case.run.path):
         yield Evidence(room.source, room.said())
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from truba_runner import damage
 from truba_runner.language import _
+from truba_runner.runs import damage
 from truba_runner.why.case import Case
 from truba_runner.why.diagnose import Finding, diagnose
 

@@ -1,0 +1,1 @@
+"""Dispatch: a command, or Hydra."""

@@ -1,0 +1,1 @@
+"""The code that a job executes: the user's snapshot and this package."""

@@ -1,0 +1,166 @@
+"""One file that Python imports this package from, with the pure-Python packages that it needs: no installation.
+
+    __main__.py                      what `python truba.pyz` runs
+    truba_runner/, hydra_plugins/    this package, its conf/, jobs/ and slurm/
+    hydra/, omegaconf/, …            what must be of these very versions: found before any other
+    shared/                          what another version may stand in for: found after the environment's own
+
+The same files make the same bytes: names in order, no times, nothing compressed (how well depends on the zlib), nothing
+compiled (what is compiled suits one version of Python alone).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from importlib.metadata import Distribution
+from pathlib import Path, PurePosixPath
+
+import truba_runner
+from truba_runner.errors import Failed
+from truba_runner.language import _
+from truba_runner.storage.package_files import FOLDERS, shipped
+
+# What `truba bundle` packs. Hydra and OmegaConf hang on these versions of each other and of antlr4; an environment that
+# has others gets by with these.
+PINNED = {
+    "hydra-core": "1.3.8",
+    "omegaconf": "2.3.1",
+    "antlr4-python3-runtime": "4.9.3",
+    "submitit": "1.5.4",
+}
+# TensorFlow, Keras and torch bring some of these along themselves.
+PINNED_SHARED = {
+    "cloudpickle": "3.1.2",
+    "packaging": "26.3",
+    "PyYAML": "6.0.3",
+    "rich": "15.0.0",
+    "typing_extensions": "4.16.0",
+}
+SHARED = "shared/"
+
+_MAIN = b"""\
+import sys
+
+if sys.version_info < (3, 10):
+    sys.stderr.write(
+        "Python %d.%d: truba_runner needs Python 3.10 or newer. On TRUBA, load one first: "
+        "module load comp/python/3.12.2\\n" % sys.version_info[:2]
+    )
+    sys.exit(2)
+
+from truba_runner.__main__ import main
+
+sys.exit(main())
+"""
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+_CODE = (".py", ".typed", ".yaml", ".json", ".mo")
+
+
+def content(pinned: bool) -> bytes:
+    """The file. `pinned`: of the versions above, fetched where others are installed; else of those that are installed.
+
+    Raises:
+        Failed: a package is not installed, or could not be fetched.
+    """
+    if truba_runner.ARCHIVE:
+        return Path(truba_runner.ARCHIVE).read_bytes()
+    files: dict[str, bytes] = {"__main__.py": _MAIN, **dict(_own_files())}
+    with tempfile.TemporaryDirectory(prefix="truba-bundle-") as folder:
+        for prefix, wanted in (("", PINNED), (SHARED, PINNED_SHARED)):
+            for distribution in _distributions(wanted, Path(folder) if pinned else None):
+                files |= {prefix + name: data for name, data in _files_of(distribution)}
+    return _zipped(files)
+
+
+def _own_files() -> Iterator[tuple[str, bytes]]:
+    """This package, wherever it is imported from."""
+    package = Path(truba_runner.__file__).resolve().parent
+    for top in (package, package.parent / "hydra_plugins" / package.name):
+        for file in sorted(top.rglob("*")):
+            inside = PurePosixPath(*file.relative_to(package.parent).parts)
+            if file.suffix in _CODE and "__pycache__" not in inside.parts and inside.parts[1] not in FOLDERS:
+                yield str(inside), file.read_bytes()
+    for folder in FOLDERS:
+        for file in sorted(shipped(folder).rglob("*")):
+            inside = PurePosixPath(*file.relative_to(shipped(folder)).parts)
+            if file.is_file() and not {"__pycache__", "testcluster"} & set(inside.parts):
+                yield f"{package.name}/{folder}/{inside}", file.read_bytes()
+    yield _metadata(package.name, truba_runner.__version__)
+
+
+def _distributions(wanted: Mapping[str, str], folder: Path | None) -> list[Distribution]:
+    """The packages, installed or fetched into `folder`; without one any version will do."""
+    found, missing = [], []
+    for name, version in wanted.items():
+        try:
+            installed = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            installed = None
+        if installed is not None and (folder is None or installed.version == version):
+            found.append(installed)
+        else:
+            missing.append(f"{name}=={version}")
+    if missing and folder is None:
+        names = ", ".join(missing)
+        raise Failed(_("not installed here, and a job needs it: {names}. Install it with pip.", names=names))
+    if missing and folder is not None:
+        _fetch(missing, folder)
+        found += [one for one in importlib.metadata.distributions(path=[str(folder)])
+                  if f"{one.name}=={one.version}" in missing]  # fmt: skip
+    return found
+
+
+def _fetch(requirements: list[str], folder: Path) -> None:
+    argv = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    done = subprocess.run(
+        [*argv, "--no-compile", "--upgrade", "--target", str(folder), *requirements],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise Failed(
+            _(
+                "{names} could not be fetched for the bundle ({error}). Install these versions, or make the bundle "
+                "where there is a network.",
+                names=", ".join(requirements),
+                error=done.stderr.strip()[-500:],
+            )
+        )
+
+
+def _files_of(distribution: Distribution) -> Iterator[tuple[str, bytes]]:
+    """A package's own files: source and data, with its licence; nothing compiled, and no more of its metadata."""
+    for file in distribution.files or ():
+        about, inside = file.parts[0].endswith(".dist-info"), PurePosixPath(*file.parts)
+        if ".." in file.parts or "__pycache__" in file.parts:
+            continue
+        if (about and "licen" in str(inside).lower()) or (not about and inside.suffix in _CODE):
+            yield str(inside), Path(str(distribution.locate_file(file))).read_bytes()
+    yield _metadata(distribution.name.replace("-", "_"), distribution.version)
+
+
+def _metadata(name: str, version: str) -> tuple[str, bytes]:
+    """As much as importlib.metadata needs; what else stands in it depends on who built the package."""
+    text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    return f"{name}-{version}.dist-info/METADATA", text.encode()
+
+
+def _zipped(files: Mapping[str, bytes]) -> bytes:
+    # A folder without an entry of its own is no namespace package, to Python before 3.13.
+    folders = {f"{parent}/" for name in files for parent in PurePosixPath(name).parents if str(parent) != "."}
+    made = io.BytesIO(b"#!/usr/bin/env python3\n")
+    made.seek(0, io.SEEK_END)
+    with zipfile.ZipFile(made, "a", zipfile.ZIP_STORED) as bundle:
+        for name in sorted([*files, *folders]):
+            entry = zipfile.ZipInfo(name, _EPOCH)
+            entry.create_system = 3
+            entry.external_attr = (0o40755 << 16 | 0x10) if name.endswith("/") else 0o100644 << 16
+            bundle.writestr(entry, files.get(name, b""))
+    return made.getvalue()

@@ -1,0 +1,1 @@
+"""The schema, how a config is composed, and the small languages inside it. Pure but for Hydra."""

@@ -1,0 +1,1 @@
+"""Command line -> composed experiment: Hydra, and what is typed wrong in words."""

@@ -1,0 +1,188 @@
+"""What Hydra, OmegaConf and YAML have to say of a command line or a config, in the words of `errors`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import (
+    InterpolationKeyError,
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
+
+from truba_runner.errors import Failed, Problem, Refused, nearest
+from truba_runner.language import _
+from truba_runner.storage.package_files import shipped
+
+FOREIGN = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
+# What calls Hydra and OmegaConf with what was typed.
+_CALLERS = (
+    "truba_runner.cli.app",
+    "truba_runner.config.composing.compose",
+    "truba_runner.sweeps.compose",
+    "hydra_plugins.truba_runner.sweeper",
+)
+
+
+def of_what_was_typed(error: BaseException) -> bool:
+    """Whether Hydra, or a library below it, has raised this over a command line or a config.
+
+    They raise ValueError, TypeError, AssertionError, RecursionError… as readily as their own exceptions: what tells
+    these from a mistake of this package is who has raised them.
+    """
+    if isinstance(error, FOREIGN):
+        return True
+    frames = _modules(error)
+    ours = [name for name in frames if name.startswith(("truba_runner.", "hydra_plugins.truba_runner."))]
+    return bool(ours) and ours[-1] in _CALLERS and frames[-1] != ours[-1]
+
+
+def _modules(error: BaseException) -> list[str]:
+    """The modules that it came through, the one that raised it last."""
+    return [str(frame.f_globals.get("__name__", "")) for frame, _line in traceback.walk_tb(error.__traceback__)]
+
+
+def of_plugin(error: BaseException) -> Problem | None:
+    """What another Hydra plugin of the environment has raised, as Hydra imported it or as it did its work."""
+    modules = _modules(error)
+    plugins = [name for name in modules if name.startswith("hydra_plugins.")]
+    if not plugins or plugins[-1].startswith("hydra_plugins.truba_runner."):
+        return None
+    rule = _("this plugin of Hydra's has failed ({error}).", error=_said(error))
+    remedy = _("With HYDRA_FULL_ERROR=1 before the command it is shown where.")
+    if "importlib._bootstrap" in modules[: modules.index(plugins[0])]:
+        rule = _("Hydra imports all plugins of the environment, and this one cannot be ({error}).", error=_said(error))
+        remedy = _(
+            "Uninstall it or take a version that goes with this Python, {version}.", version=sys.version.split()[0]
+        )
+    return Problem(".".join(plugins[-1].split(".")[:2]), rule, remedy)
+
+
+def _said(error: BaseException) -> str:
+    return ": ".join([type(error).__name__, *str(error).rstrip(".").splitlines()[:1]])
+
+
+@contextmanager
+def in_words(received: str = "") -> Iterator[None]:
+    """Within it, what Hydra raises of what was typed becomes a refusal. `received`: the override that is tried there.
+
+    Raises:
+        Refused: it has raised something.
+    """
+    try:
+        yield
+    except (Refused, Failed):
+        raise
+    except Exception as error:
+        if not of_what_was_typed(error):
+            raise
+        raise Refused(translated(error, received)) from error
+
+
+def translated(error: BaseException, received: str = "") -> Problem:
+    """What Hydra, OmegaConf or YAML has raised as a problem. `received`: the override that they were given."""
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _slash, name = str(error.missing_cfg_file).rpartition("/")
+        rule = _("{folder} has no such file.", folder=f"conf/{group}")
+        return Problem(f"{group}={name}", rule, nearest(name, error.options))
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _of_missing_file(str(error.missing_cfg_file))
+    if isinstance(error, yaml.YAMLError):
+        return _of_yaml(error)
+    if isinstance(error, UnicodeDecodeError):
+        files = ", ".join(str(file) for file in _undecodable()) or _("a file of conf/")
+        return Problem(files, _("it is not UTF-8 text."), _("Save it as UTF-8."))
+    cause = error.__cause__ or error.__context__
+    if isinstance(error, OmegaConfBaseException) or isinstance(cause, OmegaConfBaseException):
+        return _of_key(error if isinstance(error, OmegaConfBaseException) else cause)  # type: ignore[arg-type]
+    if isinstance(error, OverrideParseException):
+        advice = _("A value with special characters stands in quotes: 'KEY=\"VALUE\"'.")
+        return Problem(str(error.override), _("it is no KEY=VALUE that can be read."), advice)
+    if isinstance(error, RecursionError):
+        rule = _("a value leads back to itself, or lies too deep in others.")
+        return Problem(received or _("the command line"), rule, _("Look for an interpolation, ${KEY}, of its own key."))
+    if not isinstance(error, FOREIGN):
+        if problem := of_plugin(error):
+            return problem
+        rule = _("Hydra can do nothing with it ({error}).", error=_said(error))
+        remedy = _("--help lists the groups and the keys, with values that are right.")
+        return Problem(received or _("the command line"), rule, remedy)
+    first, *more = str(error).splitlines()
+    return Problem(first.rstrip("."), _("the command line could not be read."), " ".join(more))
+
+
+def _of_missing_file(path: str) -> Problem:
+    """A file that another one's defaults name, or that is to stand in for config.yaml."""
+    group, _slash, name = path.rpartition("/")
+    folders = [folder / group for folder in (Path.cwd() / "conf", shipped("conf"))]
+    names = {file.stem for folder in folders if folder.is_dir() for file in folder.glob("*.yaml")}
+    # The file that cluster=auto stands for.
+    received = (
+        f"TRUBA_CLUSTER={path.removeprefix('cluster/')}"
+        if path == f"cluster/{os.environ.get('TRUBA_CLUSTER')}"
+        else f"{path}.yaml"
+    )
+    rule = _("{folder} has no such file.", folder=f"conf/{group}".rstrip("/"))
+    return Problem(received, rule, nearest(name, names))
+
+
+def _of_key(error: OmegaConfBaseException) -> Problem:
+    parent, key = error.parent_node, str(error.key) if error.key is not None else ""
+    place = str(error.full_key or key)
+    if isinstance(error, MissingMandatoryValue):
+        return Problem(place, _("it has no value ('???')."), _("Set {key}=VALUE.", key=place))
+    if isinstance(parent, DictConfig) and key and key not in parent:
+        # A plain mapping, such as job.options, holds whatever is put there.
+        remedy = nearest(key, [str(name) for name in parent])
+        if not dataclasses.is_dataclass(OmegaConf.get_type(parent)):
+            remedy += " " + _("With a + before it, it is a new one.")
+        return Problem(place, _("there is no such key."), remedy)
+    if isinstance(parent, DictConfig) and key and isinstance(parent._get_node(key), ListConfig):
+        return Problem(place, _("it takes a list."), _("Write it in brackets: {key}=[VALUE].", key=place))
+    message = str(error).splitlines()[0].rstrip(".")
+    if isinstance(error, (InterpolationKeyError, InterpolationToMissingValueError)) and "hydra." in message:
+        return Problem(place or _("config"), f"{message}.", _("What Hydra knows of a run is written ${hydra:KEY}."))
+    return Problem(place or _("config"), f"{message}.", _("--cfg job prints the whole config."))
+
+
+def _of_yaml(error: yaml.YAMLError) -> Problem:
+    mark = getattr(error, "problem_mark", None)
+    place = f"{mark.name}:{mark.line + 1}" if mark else _("a file of conf/")
+    return Problem(place, _("it is not valid YAML:"), f"{getattr(error, 'problem', None) or error}.")
+
+
+def _undecodable() -> Iterator[Path]:
+    for file in (Path.cwd() / "conf").rglob("*.yaml"):
+        try:
+            file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            yield file
+
+
+def refuse_foreign_config() -> None:
+    """A `conf/config.yaml` in the working directory stands in for the package's own; another project's cannot.
+
+    Raises:
+        Refused: it does not begin with this package's schema.
+    """
+    own = Path("conf") / "config.yaml"
+    if not own.is_file() or own.resolve() == (shipped("conf") / "config.yaml").resolve():
+        return
+    if "schema" not in own.read_text(errors="replace"):
+        raise Refused(
+            Problem(
+                str(own.resolve()),
+                _("it would stand in for truba_runner's own config.yaml, and has not its defaults: another project's?"),
+                _("Work in a folder of its own, or rename it."),
+            )
+        )

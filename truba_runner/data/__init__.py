@@ -1,0 +1,1 @@
+"""Input files: staged before submission, and image collections."""

@@ -1,0 +1,168 @@
+"""Where the files come from that a run needs: the data folder, or a download, made before the job is submitted.
+
+Compute nodes have no network, so nothing is ever fetched by a job.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from http.client import HTTPException
+from pathlib import Path
+from typing import IO
+
+from truba_runner.config.schema import Data, Experiment, Source
+from truba_runner.config.search_space import jobs
+from truba_runner.data import image_names, weights
+from truba_runner.errors import Problem, Refused
+from truba_runner.language import _
+
+DOWNLOAD_TIMEOUT_SECONDS = 10
+_CHUNK_BYTES = 1 << 20
+# A larger file is checked when it is staged, not at every submission.
+_LARGEST_CHECKED_BYTES = 64 << 20
+
+
+def needed(experiment: Experiment) -> list[Source]:
+    """The files that the run will read: its data, and the weights that it begins from."""
+    sources = [experiment.data.sources.get(experiment.data.name), *map(weights.source, jobs(experiment))]
+    # Architectures may share a file.
+    return list({source.file: source for source in sources if source is not None and source.file}.values())
+
+
+def missing(experiment: Experiment) -> list[Source]:
+    """Those of the needed files that the data folder lacks, or holds damaged."""
+    folder = Path(experiment.data.folder)
+    return [source for source in needed(experiment) if not _whole(folder / source.file, source)]
+
+
+def _whole(path: Path, source: Source) -> bool:
+    if not path.is_file():
+        return False
+    if path.stat().st_size <= _LARGEST_CHECKED_BYTES and not matches(path, source.sha256):
+        print(_("{path} is damaged: its SHA-256 is not the expected one", path=path), file=sys.stderr)
+        return False
+    return True
+
+
+def provide(experiment: Experiment, selector: str) -> str:
+    """Sees to it that every needed file is there, and returns the name of the data that the run will train on.
+
+    That is `data.name`, or, on a local run that can neither find nor download it, `data.fallback`.
+    `selector` is what the user typed to choose the experiment; a remedy repeats it.
+
+    Raises:
+        Refused: a file is missing and can't be fetched, or a folder of images is not what it should be.
+    """
+    data, name, problems = experiment.data, experiment.data.name, []
+    own = data.sources.get(name)
+    for source in missing(experiment):
+        try:
+            stage(Path(data.folder), source, source.url)
+        except OSError as error:
+            if source is own and experiment.cluster.scheduler == "local" and data.fallback:
+                name = data.fallback
+            else:
+                problems.append(_missing_problem(experiment, source, selector, error))
+    if own is not None and own.folder:
+        problems += folder_problems(data, own)
+    if problems:
+        raise Refused(*problems)
+    return name
+
+
+def stage(folder: Path, source: Source, origin: str) -> Path:
+    """Puts a file into the data folder, from a URL or a path, checked and renamed into place.
+
+    Raises:
+        OSError: it can't be read, fetched or written, or is not the file that it should be.
+    """
+    if not origin:
+        raise OSError(_("it has no address that a program could fetch it from"))
+    path = folder / source.file
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            if "://" in origin:
+                _download(origin, file)
+            else:
+                with open(origin, "rb") as original:
+                    shutil.copyfileobj(original, file, _CHUNK_BYTES)
+        if not matches(Path(beside), source.sha256):
+            raise OSError(
+                _("{file} is not the expected file: its SHA-256 is not {sha256}", file=origin, sha256=source.sha256)
+            )
+        os.replace(beside, path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _download(url: str, file: IO[bytes]) -> None:
+    request = urllib.request.Request(url, headers={"User-Agent": "truba_runner"})
+    try:
+        with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT_SECONDS) as answer:
+            shutil.copyfileobj(answer, file, _CHUNK_BYTES)
+            announced = answer.headers.get("Content-Length")
+    except HTTPException as error:
+        raise OSError(_("{url} does not answer as a web server should: {error!r}", url=url, error=error)) from error
+    if announced is not None and file.tell() != int(announced):
+        told = _("{url} broke off after {count} of {total} bytes", url=url, count=file.tell(), total=announced)
+        raise OSError(told)
+
+
+def matches(path: Path, sha256: str) -> bool:
+    """Whether a file's SHA-256 is, or begins with, the given one; any file's does with none."""
+    return not sha256 or _sha256(path).startswith(sha256)
+
+
+def folder_problems(data: Data, source: Source) -> Iterator[Problem]:
+    """A folder of images that is not there, or empty, or has one whose name has no label. Looks at names alone."""
+    folder, received = Path(data.folder) / source.folder, f"data.name={data.name}"
+    if not folder.is_dir():
+        rule = _("there is no folder {folder}.", folder=folder)
+        yield Problem(received, rule, _("Put the images there, or set data.folder."))
+    elif not (names := image_names.names_in(folder)):
+        rule = _("{folder} has no image in it, nor in a folder under it.", folder=folder)
+        yield Problem(received, rule, _("Put the images there."))
+    elif data.label_pattern and (problem := image_names.unlabelled(names, data.label_pattern)):
+        yield problem
+
+
+def _missing_problem(experiment: Experiment, source: Source, selector: str, error: OSError) -> Problem:
+    data = experiment.data
+    job = next((job for job in jobs(experiment) if weights.source(job) == source), experiment.job)
+    path = Path(data.folder) / source.file
+    received, chosen = f"data.name={data.name}", ""
+    remedy = _("Fetch {url} on a machine that can, copy it here, and type: {command}")
+    if source.file.startswith(f"{weights.FOLDER}/"):
+        received, chosen = "job.options.pretrained=true", f" job.options.arch={job.options.get('arch')}"
+        remedy = _(
+            "Fetch {url} on a machine that can, copy it here, and type: {command}; or set "
+            "job.options.pretrained=false, and train from nothing"
+        )
+    command = f"python -m truba_runner stage {selector}{chosen} --from {path.name}"
+    return Problem(
+        received,
+        _(
+            "{path} is not there, and the download failed ({error}); a compute node has no network to fetch it.",
+            path=path,
+            error=error,
+        ),
+        remedy.format(url=source.url or source.page, command=command),
+    )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

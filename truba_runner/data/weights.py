@@ -1,0 +1,85 @@
+"""Which file of pretrained weights a run begins from, by its architecture, and where in the data folder it lies. Pure.
+
+An experiment whose training begins from weights that others have trained has `options.arch` and `options.pretrained`,
+and in `job.weights` the addresses. An architecture is one of torchvision's, or `timm/NAME.TAG`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from urllib.parse import urlsplit
+
+from truba_runner.config.schema import Job, Source
+from truba_runner.errors import Problem, nearest
+from truba_runner.language import _
+
+# In the data folder; a job's TORCH_HOME.
+FOLDER = "weights"
+TIMM = "timm/"
+_ANY_OF_TIMM = "timm/*"
+# Of torchvision's, those that fastai 2.8 cannot cut into a body and a head.
+_UNCUT = ("googlenet", "inception_v3", "maxvit_", "mnasnet", "vit_")
+
+
+def source(job: Job) -> Source | None:
+    """The file that a run begins from; None where it begins from nothing, or asks for what `problems` refuses."""
+    url = _url(job)
+    if not job.options.get("pretrained") or not url:
+        return None
+    name = PurePosixPath(urlsplit(url).path)
+    if _arch(job).startswith(TIMM):
+        return Source(file=f"{FOLDER}/{_arch(job)}{name.suffix}", url=url)
+    # The place where torchvision looks; the name ends with the beginning of the SHA-256.
+    digest = re.search(r"-([0-9a-f]{8,})\.", name.name)
+    return Source(file=f"{FOLDER}/hub/checkpoints/{name.name}", url=url, sha256=digest[1] if digest else "")
+
+
+def problems(job: Job) -> Iterator[Problem]:
+    """An architecture that there is not, or one without weights to begin from."""
+    arch = _arch(job)
+    if not job.weights or not arch:
+        return
+    received = f"job.options.arch={arch}"
+    if not arch.startswith(TIMM):
+        if arch not in job.weights:
+            known = [name for name in job.weights if name != _ANY_OF_TIMM]
+            remedy = nearest(arch, known) + " " + _("One of timm's is timm/NAME.")
+            yield Problem(received, _("torchvision has no such architecture."), remedy)
+        elif arch.startswith(_UNCUT):
+            rule = _("fastai cannot cut this one into a body and a head.")
+            yield Problem(received, rule, _("Choose another."))
+        elif job.options.get("pretrained") and not job.weights[arch]:
+            yield Problem(
+                received,
+                _("there are no weights that fastai begins from."),
+                _("Choose another, or set job.options.pretrained=false to begin from nothing."),
+            )
+    elif job.options.get("pretrained") and not _url(job):
+        yield Problem(
+            received,
+            _("weights of timm's are named with a tag, and fetched from the address in job.weights."),
+            _(
+                "Write it as timm/NAME.TAG, as in timm/convnext_tiny.fb_in22k, or set job.options.pretrained=false to "
+                "begin from nothing."
+            ),
+        )
+
+
+def chosen(job: Job) -> dict[str, str]:
+    """Of `job.weights` the line that the run uses."""
+    url = _url(job)
+    return {_arch(job): url} if url else {}
+
+
+def _arch(job: Job) -> str:
+    return str(job.options.get("arch", ""))
+
+
+def _url(job: Job) -> str:
+    arch = _arch(job)
+    url = job.weights.get(arch, "")
+    if not url and arch.startswith(TIMM) and "." in arch:
+        url = job.weights.get(_ANY_OF_TIMM, "").format(arch.removeprefix(TIMM))
+    return url

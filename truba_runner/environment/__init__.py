@@ -1,0 +1,1 @@
+"""The Python that a job gets, and what it contains."""

@@ -1,0 +1,313 @@
+"""Whether the environment that a job will get can train the experiment: asked once, before hours in a queue.
+
+The environment is entered as the job will enter it, here, or, where this machine can't, in a short job. The answer is
+kept under ~/.local/state by what the environment is, so that a second submission asks nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pkgutil
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from truba_runner.code import package
+from truba_runner.config.backends import TRAITS
+from truba_runner.config.schema import Environment, Experiment
+from truba_runner.environment import report, start
+from truba_runner.errors import Problem, Refused
+from truba_runner.language import _, marked
+from truba_runner.storage.files import write_atomically
+from truba_runner.storage.package_files import shipped
+from truba_runner.storage.user_state import state_folder
+
+# A framework is not imported, so what takes long is a container's start, or a file system that is slow to answer.
+HERE_SECONDS = 30.0
+# Modules are replaced under the same name.
+_KEPT_SECONDS = 30 * 24 * 3600.0
+_LEAST_PYTHON = (3, 10)
+# What a container's runtime says of a command that it has not.
+_NO_SUCH_COMMAND = "executable file not found"
+
+Found = Mapping[str, Any]
+# Runs a shell script elsewhere, and returns what it printed and how it ended; None: there was no answer in time.
+Elsewhere = Callable[[str], "tuple[str, int] | None"]
+
+
+@dataclass(frozen=True)
+class _Silent(Exception):
+    """The environment could not be entered on this machine, which says nothing about another one."""
+
+    why: str
+
+
+def found(experiment: Experiment, elsewhere: Elsewhere) -> Found:
+    """What the environment holds: `python`, `packages` and `cuda`, each with versions; empty where that is not known.
+
+    Raises:
+        Refused: it can't be entered anywhere, or lacks what the experiment needs.
+    """
+    chosen = experiment.environment
+    if chosen.kind == "inherit":
+        held: Found = report.report() if not chosen.python else {}
+    else:
+        _refuse_missing_files(chosen)
+        held = _kept(experiment) or _asked(experiment, elsewhere)
+    if held:
+        _refuse_lacking(experiment, held)
+    return held
+
+
+def found_here(experiment: Experiment) -> Found | str:
+    """The same, asked on this machine alone; where it cannot be entered here, which says nothing of a job's node: why.
+
+    Raises:
+        Refused: as `found`.
+    """
+    chosen = experiment.environment
+    if chosen.kind == "inherit":
+        return found(experiment, lambda script: None)
+    _refuse_missing_files(chosen)
+    held = _kept(experiment)
+    if not held:
+        try:
+            held = _read(chosen, *_run_here(_script(chosen, shipped("container") / "apptainer")))
+        except _Silent as silent:
+            return silent.why
+        _keep(chosen, held)
+    _refuse_lacking(experiment, held)
+    return held
+
+
+def _refuse_missing_files(chosen: Environment) -> None:
+    if chosen.kind == "apptainer" and (why := _unreadable(chosen.image)):
+        beside = [name for name in _images_beside(Path(chosen.image)) if name != chosen.image]
+        remedy = _("There are: {names}.", names=", ".join(beside)) if beside else _("Look for it with ls -l.")
+        raise Refused(Problem(f"environment.image={chosen.image}", why, remedy))
+    python = Path(chosen.venv) / "bin" / "python"
+    if chosen.kind == "venv" and not chosen.python and not os.access(python, os.X_OK):
+        rule = _("there is no {python}, so it is no virtual environment, or its Python has gone.", python=python)
+        raise Refused(Problem(f"environment.venv={chosen.venv}", rule, _("Name the folder that python -m venv made.")))
+
+
+def _unreadable(path: str) -> str:
+    """Why a file cannot be read; empty where it can."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return _("there is no such file.")
+    except OSError as error:
+        return _("it cannot be reached: {why}.", why=error.strerror)
+    return "" if os.access(path, os.R_OK) else _("you may not read it.")
+
+
+def _images_beside(image: Path) -> list[str]:
+    with suppress(OSError):
+        return sorted(str(file) for file in image.parent.glob("*.sif"))[:12]
+    return []
+
+
+# -- asking ----------------------------------------------------------------------------------------------------
+
+
+def _asked(experiment: Experiment, elsewhere: Elsewhere) -> Found:
+    chosen, runs_folder = experiment.environment, Path(experiment.cluster.runs_folder)
+    try:
+        held = _read(chosen, *_run_here(_script(chosen, shipped("container") / "apptainer")))
+    except _Silent as silent:
+        told = _(
+            "{environment} can't be looked into from here ({why}); a short job does",
+            environment=_words(chosen),
+            why=silent.why,
+        )
+        print(told, file=sys.stderr)
+        package.provide(chosen, runs_folder)
+        answer = elsewhere(_script(chosen, package.wrapper(runs_folder)))
+        if answer is None:
+            told = _("it has not started in time; the run is submitted unchecked")
+            print(_("warning: {text}", text=told), file=sys.stderr)
+            return {}
+        try:
+            held = _read(chosen, *answer)
+        except _Silent as silent_there:
+            rule = _("a job can't enter it: {why}.", why=silent_there.why)
+            raise Refused(Problem(_words(chosen), rule, _("Choose another environment."))) from None
+    _keep(chosen, held)
+    return held
+
+
+def _script(chosen: Environment, wrapper: Path) -> str:
+    """Enters the environment as a job does, and has its Python report."""
+    entered = start.start(chosen, wrapper)
+    program = pkgutil.get_data("truba_runner", "environment/report.py") or b""
+    # A container that shows none of the run's folders has no other folder to be in.
+    lines = [*entered.setup, "cd /", f"{entered.python} - <<'END-OF-REPORT'", program.decode(), "END-OF-REPORT", ""]
+    return "\n".join(lines)
+
+
+def _run_here(script: str) -> tuple[str, int]:
+    """What a script printed, and how it ended.
+
+    Raises:
+        _Silent: it took too long.
+    """
+    with subprocess.Popen(
+        ["bash", "-s"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            return process.communicate(script, timeout=HERE_SECONDS)[0], process.returncode
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise _Silent(_("no answer within {seconds:g} s", seconds=HERE_SECONDS)) from None
+
+
+def _read(chosen: Environment, printed: str, status: int) -> Found:
+    """The report in what the script printed.
+
+    Raises:
+        Refused: the environment is at fault.
+        _Silent: the machine may be.
+    """
+    for line in printed.splitlines():
+        if line.startswith(report.MARK):
+            held: Found = json.loads(line.removeprefix(report.MARK))
+            return held
+    said = " ".join(printed.split())[-600:]
+    if status == start.NOT_LOADED:
+        names = ", ".join(chosen.modules)
+        remedy = _("module avail lists those that there are.")
+        raise Refused(Problem(f"environment.modules=[{names}]", f"{said}.", remedy))
+    if status in {126, 127} and chosen.kind != "apptainer":
+        python = start.start(chosen, Path()).python
+        rule = _("there is no {python} in it ({said}).", python=python, said=said)
+        raise Refused(Problem(_words(chosen), rule, _("Set environment.python to its command.")))
+    if _NO_SUCH_COMMAND in said:
+        raise Refused(Problem(_words(chosen), f"{said}.", _("Set environment.python to the command of its Python.")))
+    if status == start.NO_MODULES:
+        raise _Silent(_("there is no command module here"))
+    raise _Silent(said or _("exit status {status}", status=status))
+
+
+# -- keeping ---------------------------------------------------------------------------------------------------
+
+
+def _file(chosen: Environment) -> Path:
+    """Where the answer is kept: by all that the environment is made of."""
+    about: dict[str, Any] = {**asdict(chosen), "made_of": []}
+    for path in _made_of(chosen):
+        with suppress(OSError):
+            state = path.stat()
+            about["made_of"].append([str(path), state.st_mtime_ns, state.st_size])
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    return state_folder() / "environments" / f"{key}.json"
+
+
+def _made_of(chosen: Environment) -> Iterator[Path]:
+    """The files and folders by which it shows that an environment has changed; not all of them need be there."""
+    if chosen.kind == "apptainer":
+        yield Path(chosen.image)
+    elif chosen.kind == "venv":
+        yield Path(chosen.venv) / "pyvenv.cfg"
+        yield from sorted(Path(chosen.venv).glob("lib/python*/site-packages"))
+    elif chosen.kind == "module":
+        for folder in os.environ.get("MODULEPATH", "").split(os.pathsep):
+            yield from (Path(folder) / f"{name}{suffix}" for name in chosen.modules for suffix in ("", ".lua"))
+
+
+def _kept(experiment: Experiment) -> Found:
+    """What was found before; nothing where that lacks what the experiment needs: it may have come since."""
+    with suppress(OSError, ValueError):
+        file = _file(experiment.environment)
+        if time.time() - file.stat().st_mtime < _KEPT_SECONDS:
+            held: Found = json.loads(file.read_bytes())
+            return {} if _problem(experiment, held) else held
+    return {}
+
+
+def _keep(chosen: Environment, held: Found) -> None:
+    with suppress(OSError):  # A home that can't be written to costs a question at each submission.
+        file = _file(chosen)
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(held, indent=1).encode())
+
+
+# -- judging ---------------------------------------------------------------------------------------------------
+
+
+def _refuse_lacking(experiment: Experiment, held: Found) -> None:
+    """What makes a training impossible there; older versions than were tried are only warned of."""
+    if problem := _problem(experiment, held):
+        raise Refused(problem)
+    for name, least in _needs(experiment).items():
+        if _numbers(version := held["packages"][name]) < _numbers(least):
+            older = _(
+                "{environment}: {package} {version} is older than {least}, the oldest that was tried",
+                environment=_words(experiment.environment), package=name, version=version, least=least,
+            )  # fmt: skip
+            print(_("warning: {text}", text=older), file=sys.stderr)
+
+
+def _needs(experiment: Experiment) -> dict[str, str]:
+    """The packages that a training takes, with the oldest version of each that was tried."""
+    traits = TRAITS.get(experiment.job.backend)
+    return {**(traits.needs if traits else {}), **({"keras-tuner": "1.4.7"} if experiment.sweep.kind else {})}
+
+
+def _problem(experiment: Experiment, held: Found) -> Problem | None:
+    chosen, needs, packages = experiment.environment, _needs(experiment), held["packages"]
+    python = held["python"]
+    lacking = [name for name in needs if name not in packages]
+    if _numbers(python) < _LEAST_PYTHON:
+        rule = _("its Python is {version} ({file}), and 3.10 is the oldest.", version=python, file=held["executable"])
+    elif lacking:
+        there = ", ".join(f"{name} {version}" for name, version in packages.items())
+        rule = _(
+            "its Python {version} has no {lacking}, which the {backend} backend needs (it has {there}).",
+            version=python, lacking=_(" and no ").join(lacking), backend=experiment.job.backend,
+            there=there or _("none that trains"),
+        )  # fmt: skip
+    elif "keras" in needs and _numbers(packages["keras"]) < (3,):
+        rule = _("its Keras is {version}, and 3 is the oldest.", version=packages["keras"])
+    else:
+        return None
+    return Problem(_words(chosen), rule, _(_REMEDIES[chosen.kind]))
+
+
+_REMEDIES = {
+    "inherit": marked("Start the program with a Python that has it; or choose environment=module, apptainer or venv."),
+    "module": marked(
+        "Choose other modules with environment.modules=[NAME/VERSION], or an image with environment=apptainer."
+    ),
+    "apptainer": marked("Choose another image with environment.image=FILE."),
+    "venv": marked("Install it there, or choose another with environment.venv=FOLDER."),
+}
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version; an unknown one is newer than all."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2]) or (9999,)
+
+
+def _words(chosen: Environment) -> str:
+    what = {"module": ", ".join(chosen.modules), "venv": chosen.venv, "apptainer": chosen.image}.get(chosen.kind, "")
+    return f"environment={chosen.name}" + (f" ({what})" if what else "")
+
+
+def described(chosen: Environment, held: Found) -> str:
+    """One line: what was chosen, and what it holds."""
+    if not held:
+        return _words(chosen)
+    versions = [f"Python {held['python']}", *(f"{name} {version}" for name, version in held["packages"].items())]
+    cuda = [f"CUDA {version} ({name})" for name, version in held["cuda"].items()]
+    return f"{_words(chosen)}: {', '.join([*versions, *cuda])}"

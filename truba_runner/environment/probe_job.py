@@ -1,0 +1,93 @@
+"""A script in a short job of its own, whose answer is waited for a while: for what a login node can't do."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from truba_runner.config.schema import Experiment, Resources
+from truba_runner.errors import Failed
+from truba_runner.language import _
+from truba_runner.rules.experiment import plan
+from truba_runner.runs.run_directory import CODE
+from truba_runner.slurm import client, commands, jobs
+from truba_runner.slurm.jobs import Job
+from truba_runner.slurm.request import Request
+from truba_runner.storage import private
+
+# A partition for such jobs starts them in seconds, or it is busy and nobody wants to wait for it.
+WAIT_SECONDS = 120.0
+_POLL_SECONDS = 0.5
+_END = "TRUBA-END "
+
+
+def run(experiment: Experiment, script: str) -> tuple[str, int] | None:
+    """What a shell script prints on a compute node, and how it ends; None: it has not started in time.
+
+    The job is left alone then, and the same script, the next time, first looks for its answer.
+
+    Raises:
+        Failed: Slurm does not answer, or takes no such job.
+    """
+    runs_folder = Path(experiment.cluster.runs_folder)
+    name = f"truba-environment-{hashlib.sha256(script.encode()).hexdigest()[:12]}"
+    output = runs_folder / CODE / f"{name}.out"
+    output.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private.require_own(output.parent)
+    try:
+        if not output.exists() and not _is_there(name):
+            commands.sbatch(_batch(_request(experiment), name, output, script))
+    except client.SlurmError as error:
+        told = _("the environment could not be looked into with a job: {message}", message=error.message)
+        raise Failed(told) from error
+    deadline = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < deadline:
+        printed, ended, status = _read(output).rpartition(_END)
+        if ended and status.endswith("\n"):
+            output.unlink(missing_ok=True)
+            return printed, int(status)
+        time.sleep(_POLL_SECONDS)
+    return None
+
+
+def _is_there(name: str) -> bool:
+    return any(Job(job_id, jobs.state(job_id)).live for job_id in jobs.jobs_named(name))
+
+
+def _read(output: Path) -> str:
+    try:
+        return output.read_text(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def _request(experiment: Experiment) -> Request:
+    """The least that the partition for such jobs takes, on nodes of the experiment's own kind."""
+    cluster, own = experiment.cluster, experiment.resources
+    if cluster.probe_partition not in cluster.partitions:
+        return replace(plan(experiment).request, time_minutes=5, nodes=1, tasks_per_node=1, mail_type="", mail_user="")
+    families = cluster.partitions[cluster.probe_partition].families
+    constraint = own.partition if own.partition in families else families[0] if families else ""
+    facts = cluster.partitions.get(constraint, cluster.partitions[cluster.probe_partition])
+    resources = Resources(
+        cluster.probe_partition,
+        gpus=1 if facts.gpus_per_node else 0,
+        time="5",
+        account=own.account,
+        constraint=constraint,
+    )
+    return plan(replace(experiment, resources=resources)).request
+
+
+def _batch(request: Request, name: str, output: Path, script: str) -> str:
+    asked = {
+        "job-name": name, "output": output, "chdir": output.parent, "partition": request.partition,
+        "account": request.account, "nodes": 1, "ntasks": 1, "cpus-per-task": request.cpus_per_task,
+        "gres": f"gpu:{request.gpus}" if request.gpus else "", "time": request.time_minutes,
+        "constraint": request.constraint,
+    }  # fmt: skip
+    options = [f"#SBATCH --{key}={value}" for key, value in asked.items() if value]
+    body = f"({script.rstrip()}\n)"
+    return "\n".join(["#!/bin/bash", *options, body, f'echo "{_END}$?"', ""])

@@ -1,0 +1,182 @@
+"""One file of a run's results for keeping: a tar archive that carries the SHA-256 of each file in it."""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import hashlib
+import io
+import os
+import tarfile
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from truba_runner.errors import Failed, Problem, Refused, listed
+from truba_runner.language import _
+from truba_runner.runs.checkpoints import DAMAGED, CheckpointStore
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.storage import safe_files
+
+SUMS = "SHA256SUMS"
+_CHUNK_BYTES = 1 << 20
+
+
+def kept_files(folder: Path) -> list[Path]:
+    """The files of a run directory, or a search's, that are worth keeping, sorted.
+
+    Those are all but what a kill has left and, once there is a result, the checkpoints that only going on would need.
+    """
+    spare = set(spare_checkpoints(folder)) if RunDir(folder).result() else set()
+    files = (path for path in _below(folder) if safe_files.is_file(path))
+    return [path for path in files if path not in spare and not path.name.startswith(".") and path.suffix != DAMAGED]
+
+
+def spare_checkpoints(folder: Path) -> list[Path]:
+    """Those below a run directory, or a search's, that only going on would need."""
+    found = [path for path in _below(folder) if path.name == "checkpoints" and safe_files.is_folder(path)]
+    return [path for one in found for path in CheckpointStore(one).spare() if safe_files.is_file(path)]
+
+
+def _below(folder: Path) -> list[Path]:
+    """All that lies below a folder, sorted; nothing beyond a link.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+
+    def cannot_be_read(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    found: list[Path] = []
+    for path, folders, names in os.walk(folder, onerror=cannot_be_read):
+        found += [Path(path) / name for name in (*folders, *names)]
+    return sorted(found)
+
+
+def write(target: Path, root: Path, files: Sequence[Path]) -> str:
+    """Writes an archive of `files`, named relative to `root`, and reads it again; returns the archive's SHA-256.
+
+    `sha256sum -c SHA256SUMS` checks what was unpacked. `target` appears when it is whole, in place of an older one.
+
+    Raises:
+        Refused: the older one has files that are no longer among `files`.
+        Failed: what was written is not what was read, or a file changed meanwhile.
+        OSError: a file cannot be read, or the disk is full; `target` is as it was.
+    """
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _refuse_to_lose(target, {path.relative_to(root).as_posix() for path in files})
+    _remove_what_a_kill_left(target)
+    handle, beside = tempfile.mkstemp(dir=target.parent, prefix=_beside(target))
+    try:
+        with os.fdopen(handle, "wb") as file:
+            # Held until it is closed: by this another command tells it from what a kill has left.
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            sums = _write(file, root, files)
+            file.flush()
+            os.fsync(file.fileno())
+        _compare(Path(beside), sums)
+        digest = sha256(Path(beside))
+        os.replace(beside, target)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(beside)
+        raise
+    return digest
+
+
+def _refuse_to_lose(target: Path, names: set[str]) -> None:
+    """An archive that was made before a purge holds more than is left to be archived."""
+    if not target.exists():
+        return
+    try:
+        with tarfile.open(target) as older:
+            held = {member.name for member in older if member.isfile()}
+    except (OSError, tarfile.TarError):  # It is worth nothing.
+        return
+    if lost := sorted(name for name in held - names if not _comes_and_goes(name)):
+        raise Refused(
+            Problem(
+                str(target),
+                _("this archive has files that the run has no more: {files}.", files=listed(lost)),
+                _("Another folder takes what is left (--to FOLDER); or move the archive away."),
+            )
+        )
+
+
+def _comes_and_goes(name: str) -> bool:
+    base = PurePosixPath(name).name
+    return base == SUMS or base.startswith("checkpoint-")
+
+
+def _remove_what_a_kill_left(target: Path) -> None:
+    for left in target.parent.glob(f"{glob.escape(_beside(target))}*"):
+        with suppress(OSError), open(safe_files.opened(left, left.parent), "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+
+
+def _beside(target: Path) -> str:
+    return f".{target.name}."
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, hexadecimal."""
+    with open(safe_files.opened(path, path.parent), "rb") as file:
+        return _digest(file)
+
+
+def _write(file: IO[bytes], root: Path, files: Sequence[Path]) -> dict[str, str]:
+    """Fills the archive; the digest of each member by its name."""
+    sums: dict[str, str] = {}
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        # Unpacked, they are as private as they were.
+        for folder in sorted({folder for path in files for folder in path.relative_to(root).parents} - {Path(".")}):
+            archive.add(root / folder, folder.as_posix(), recursive=False)
+        for path in files:
+            name = path.relative_to(root).as_posix()
+            sums[name] = sha256(path)
+            _add(archive, path, root, name)
+        listing = "".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode()
+        member = tarfile.TarInfo(f"{files[0].relative_to(root).parts[0]}/{SUMS}")
+        member.size, member.mode = len(listing), 0o600
+        archive.addfile(member, io.BytesIO(listing))
+    return sums
+
+
+def _add(archive: tarfile.TarFile, path: Path, root: Path, name: str) -> None:
+    """A file, and never what it is a link to by now."""
+    with open(safe_files.opened(path, root), "rb") as content:
+        member = archive.gettarinfo(arcname=name, fileobj=content)
+        # A second name of a file that is in the archive already is kept as a name.
+        archive.addfile(member, content if member.isreg() else None)
+
+
+def _compare(path: Path, sums: dict[str, str]) -> None:
+    found = dict(_members(path))
+    if wrong := [name for name, digest in sums.items() if found.get(name) != digest]:
+        raise Failed(
+            _(
+                "{files}: changed while it was being archived, or the disk lost it; nothing was kept. Is the run still "
+                "going on? Give the same command again when it has ended.",
+                files=listed(wrong),
+            )
+        )
+
+
+def _members(path: Path) -> Iterator[tuple[str, str]]:
+    with tarfile.open(path) as archive:
+        for member in archive:
+            if (content := archive.extractfile(member)) is not None:
+                yield member.name, _digest(content)
+
+
+def _digest(file: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(_CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,29 @@
+"""Trains in the foreground."""
+
+from __future__ import annotations
+
+from truba_runner.errors import Refused
+from truba_runner.runs.state import last_job_id, state_of
+from truba_runner.storage import folder_lock
+from truba_runner.submission import changed_code
+from truba_runner.submission.outcome import Outcome
+from truba_runner.submission.prepared import Prepared
+
+
+def train_here(prepared: Prepared) -> Outcome:
+    """Trains a run on this machine, and waits for it."""
+    from truba_runner.submission.local import see_through, start_here
+
+    run = prepared.run
+    action, stopped = "finished", False
+    if not run.result():
+        with folder_lock.lock(run.path.parent):
+            live = state_of(run, {}).live
+            if not live and (problem := changed_code.problem(prepared)):
+                raise Refused(problem)
+            worker = None if live else start_here(prepared)
+        action = "running"
+        if worker is not None:
+            stopped = see_through(prepared, worker)
+            action = "trained" if run.result() else "failed"
+    return Outcome(run.id, str(run.path), action, last_job_id(run), stopped)

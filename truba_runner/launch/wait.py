@@ -1,0 +1,67 @@
+"""Waits until jobs have ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from truba_runner.config.schema import Experiment
+from truba_runner.errors import Failed
+from truba_runner.language import _
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.state import last_job_id, state_of
+from truba_runner.search import overview
+from truba_runner.search.directory import search_of
+from truba_runner.slurm import client
+from truba_runner.slurm import jobs as slurm_jobs
+from truba_runner.submission import messages
+from truba_runner.submission.outcome import Outcome
+
+_WAIT_SECONDS = 2.0
+
+
+def waits(experiment: Experiment) -> bool:
+    """Whether the command is to stay until what it submits has ended."""
+    return experiment.launcher.wait and experiment.cluster.scheduler == "slurm" and not experiment.dry_run
+
+
+def wait_for(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Holds on until Slurm has done with every run; with a search, once it has its result or no worker.
+
+    Raises:
+        Failed: Slurm cannot be asked.
+    """
+    ended = []
+    for outcome in outcomes:
+        if outcome.action == "finished":
+            ended.append(outcome)
+            messages.came_of_it(outcome)
+            continue
+        run = RunDir(Path(outcome.run_dir))
+        while not run.result() and _in_slurms_hands(run):
+            time.sleep(_WAIT_SECONDS)
+        ended.append(replace(outcome, action="trained" if run.result() else "failed"))
+        messages.came_of_it(ended[-1])
+    return ended
+
+
+def _in_slurms_hands(run: RunDir) -> bool:
+    """Whether the run's job waits or runs; one that squeue has just lost sight of is looked for in accounting."""
+    try:
+        jobs = slurm_jobs.queue()
+    except client.SlurmError as error:
+        if error.transient:  # That it does not answer for a while ends no job.
+            return True
+        told = _(
+            "Slurm does not answer ({message}), so whether {run} runs is not known", message=error.message, run=run.id
+        )
+        raise Failed(told) from error
+    found = search_of(run)
+    if not jobs:
+        with suppress(client.SlurmError):
+            asked = overview.job_runs(found) if found else [run]
+            jobs = slurm_jobs.accounting([last_job_id(one) for one in asked])
+    return (overview.standing(found, jobs) if found else state_of(run, jobs)).live

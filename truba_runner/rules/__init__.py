@@ -1,0 +1,1 @@
+"""Validation: Experiment -> Problems. No disk, no network, no process."""

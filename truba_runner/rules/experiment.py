@@ -1,0 +1,186 @@
+"""What sbatch will be told, worked out from an experiment and the cluster's rules, or every rule that it breaks.
+
+Pure: no disk, no network, no scheduler. The rules are data in `conf/cluster/`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from truba_runner.config.backends import TRAITS
+from truba_runner.config.durations import FORMS, parse_minutes
+from truba_runner.config.schema import Experiment
+from truba_runner.errors import Problem, Refused, nearest
+from truba_runner.language import _
+from truba_runner.rules import partition as partition_rules
+from truba_runner.rules.environment import problems as environment_problems
+from truba_runner.rules.names import problems as name_problems
+from truba_runner.rules.search import problems as search_problems
+from truba_runner.rules.search import warnings as search_warnings
+from truba_runner.rules.training import batch_problems, problems
+from truba_runner.slurm.request import Request, derive
+
+# With a shorter limit most of a start may go by with starting.
+_SHORT_MINUTES = 5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request that breaks no rule, and what its user should know all the same."""
+
+    request: Request
+    warnings: tuple[str, ...]
+
+
+def plan(experiment: Experiment, login_node: str = "") -> Plan:
+    """Checks an experiment against its cluster's rules.
+
+    Raises:
+        Refused: with every rule that is broken, each with its remedy.
+    """
+    broken = [*_experiment_problems(experiment)]
+    if experiment.cluster.scheduler == "slurm":
+        broken += partition_rules.problems(experiment)
+    else:
+        broken += _local_problems(experiment)
+    if broken:
+        raise Refused(*broken)
+    request = derive(experiment)
+    return Plan(request, tuple(_warnings(experiment, request, login_node)))
+
+
+def _experiment_problems(experiment: Experiment) -> Iterator[Problem]:
+    """What is wrong on any cluster."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", experiment.name):
+        yield Problem(
+            f"name={experiment.name}",
+            _("a run's directory and job are named after it: letters, digits, '_', '.' and '-' only."),
+            _("Choose another name."),
+        )
+    yield from name_problems(experiment)
+    if experiment.job.backend not in TRAITS:
+        yield Problem(
+            f"job.backend={experiment.job.backend}",
+            _("there is no such backend in truba_runner/training/."),
+            nearest(experiment.job.backend, TRAITS),
+        )
+    sources = experiment.data.sources
+    if sources and experiment.data.name not in sources:
+        yield Problem(
+            f"data.name={experiment.data.name}",
+            _("the experiment knows no such data (data.sources)."),
+            nearest(experiment.data.name, sources),
+        )
+    yield from _at_least(experiment.resources.nodes, 1, "resources.nodes")
+    yield from _at_least(experiment.resources.gpus, 0, "resources.gpus")
+    yield from _at_least(experiment.train.epochs, 1, "train.epochs")
+    if experiment.train.batch_size is not None:
+        yield from _at_least(experiment.train.batch_size, 1, "train.batch_size")
+    yield from _at_least(experiment.train.seed, 0, "train.seed")
+    yield from problems(experiment)
+    yield from search_problems(experiment)
+    yield from environment_problems(experiment)
+    try:
+        time_minutes = parse_minutes(experiment.resources.time)
+    except ValueError as error:
+        yield Problem(f"resources.time={experiment.resources.time}", f"{error}.", _forms())
+    else:
+        yield from _at_least(time_minutes, 1, "resources.time")
+        yield from _segment_problems(experiment, time_minutes)
+
+
+def _segment_problems(experiment: Experiment, time_minutes: int) -> Iterator[Problem]:
+    resources = experiment.resources
+    if not resources.segment:
+        return
+    received = f"resources.segment={resources.segment}"
+    try:
+        minutes = parse_minutes(resources.segment)
+    except ValueError as error:
+        yield Problem(received, f"{error}.", _forms())
+        return
+    if minutes < _SHORT_MINUTES:
+        yield Problem(
+            received,
+            _("a job of less than {least} minutes starts, saves and comes no further.", least=_SHORT_MINUTES),
+            _("Set resources.segment={least} (minutes) or more.", least=_SHORT_MINUTES),
+        )
+    elif -(-time_minutes // minutes) > resources.max_requeues + 1:
+        yield Problem(
+            received,
+            _(
+                "{time} of them are more jobs than resources.max_requeues={most} allows.",
+                time=resources.time,
+                most=resources.max_requeues,
+            ),
+            _("Make the segment longer, or allow more requeues."),
+        )
+
+
+def _forms() -> str:
+    return _("Write it as {forms}.", forms=_(FORMS))
+
+
+def _at_least(value: int, least: int, key: str) -> Iterator[Problem]:
+    if value < least:
+        yield Problem(
+            f"{key}={value}",
+            _("it must be {least} or more.", least=least),
+            _("Set {key}={value}.", key=key, value=max(least, 1)),
+        )
+
+
+def _local_problems(experiment: Experiment) -> Iterator[Problem]:
+    if experiment.resources.nodes > 1:
+        yield Problem(
+            f"resources.nodes={experiment.resources.nodes}",
+            _("a local run has this one machine."),
+            _("Leave resources.nodes out, or choose a cluster with cluster=NAME."),
+        )
+    traits = TRAITS.get(experiment.job.backend)
+    if traits and traits.task_per_gpu and experiment.resources.gpus > 1:
+        yield Problem(
+            f"resources.gpus={experiment.resources.gpus}",
+            _(
+                "the {backend} backend runs a process a GPU, and a local run is one process.",
+                backend=experiment.job.backend,
+            ),
+            _("Set resources.gpus=1, or choose a cluster with cluster=NAME."),
+        )
+    yield from batch_problems(experiment)
+
+
+def _warnings(experiment: Experiment, request: Request, login_node: str) -> Iterator[str]:
+    cluster, partition = experiment.cluster, experiment.cluster.partitions.get(request.partition)
+    yield from search_warnings(experiment)
+    if request.mail_type and cluster.scheduler != "slurm":
+        yield _("resources.mail_type and mail_user: Slurm sends the mails, and this run does not go through it.")
+    if cluster.scheduler == "slurm" and request.time_minutes < _SHORT_MINUTES:
+        yield _(
+            "resources.time={time} is short: a start first imports the framework and reads its data, and is told to "
+            "save {signal} s before the limit, or up to 30 s earlier. A run that comes no further in three starts is "
+            "given up. Set resources.time={least} (minutes) or more.",
+            time=experiment.resources.time,
+            signal=request.signal_seconds,
+            least=_SHORT_MINUTES,
+        )
+    if cluster.account_cores and request.total_cores > cluster.account_cores:
+        yield _(
+            "{cores} cores are more than the {most} that an account may use at once (cluster.account_cores): the job "
+            "may wait for ever with AssocGrpCpuLimit.",
+            cores=request.total_cores,
+            most=cluster.account_cores,
+        )
+    if partition is None:
+        return
+    if partition.access:
+        yield _("{partition} is open to {access}.", partition=request.partition, access=_(partition.access))
+    if partition.login_nodes and login_node and login_node not in partition.login_nodes:
+        yield _(
+            "{partition} takes jobs from {hosts}; this is {here}.",
+            partition=request.partition,
+            hosts=_(" and ").join(partition.login_nodes),
+            here=login_node,
+        )

@@ -1,0 +1,173 @@
+"""Rules of sweep.space and of a search's settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from truba_runner.config import lr_find, recipe
+from truba_runner.config.backends import TRAITS
+from truba_runner.config.schema import Experiment, Sweep
+from truba_runner.config.search_space import _ARGUMENTS, _EXAMPLE, _OPEN, _SECTIONS, KINDS, _named
+from truba_runner.errors import Problem, nearest
+from truba_runner.language import _, marked
+
+# How the runs of -m are handed to Slurm, and what there is for a search.
+_OF_MANY_RUNS = {
+    "max_parallel": marked("Set sweep.workers: so many trials run at once."),
+    "canary": marked("Leave it out: three failures in a row end a search (sweep.max_consecutive_failed_trials)."),
+    "pack": marked("Leave it out; sweep.workers says how many trials run at once."),
+    "share_gpus": marked("Leave it out."),
+    "sweeper_partition": marked("Leave it out: no process of a search waits on the login node."),
+}
+_LOCKS = ("auto", "fcntl", "file")
+_LEAST = {
+    "max_trials": 1, "max_epochs": 1, "factor": 2, "hyperband_iterations": 1, "executions_per_trial": 1,
+    # Keras Tuner takes 0 for no seed.
+    "seed": 1,
+    "max_retries_per_trial": 0, "max_consecutive_failed_trials": 1, "workers": 1, "best_models": 0, "lease_seconds": 1,
+    "num_initial_points": 1,
+}  # fmt: skip
+
+
+def problems(experiment: Experiment) -> Iterator[Problem]:
+    """What is wrong with `sweep`."""
+    sweep = experiment.sweep
+    if sweep.kind in ("", lr_find.KIND):
+        return
+    for key, value, valid in (
+        ("kind", sweep.kind, (*KINDS, lr_find.KIND)),
+        ("direction", sweep.direction, ("", "min", "max")),
+        ("lock", sweep.lock, _LOCKS),
+    ):
+        if value not in valid:
+            yield Problem(
+                f"sweep.{key}={value}", _("there is no such choice."), nearest(value, [one for one in valid if one])
+            )
+    for key, least in _LEAST.items():
+        value = getattr(sweep, key)
+        if value is not None and value < least:
+            yield Problem(
+                f"sweep.{key}={value}",
+                _("it must be {least} or more.", least=least),
+                _("Set sweep.{key}={least}.", key=key, least=least),
+            )
+    if not sweep.objective:
+        yield Problem("sweep.objective=", _("a search needs a metric to go by."), _("Set sweep.objective=val_loss."))
+    if "/" in sweep.directory or sweep.directory.startswith("."):
+        yield Problem(
+            f"sweep.directory={sweep.directory}",
+            _("it is a folder's name in cluster.runs_folder."),
+            _("Leave out the path."),
+        )
+    ordinary = Sweep()
+    for key, remedy in _OF_MANY_RUNS.items():
+        if getattr(sweep, key) != getattr(ordinary, key):
+            yield Problem(
+                f"sweep.{key}={getattr(sweep, key)}",
+                _("a search (sweep={kind}) hands out its trials itself.", kind=sweep.kind),
+                _(remedy),
+            )
+    if experiment.resources.nodes > 1:
+        yield Problem(
+            f"resources.nodes={experiment.resources.nodes}",
+            _("a worker of a search trains on one node, and there are as many as sweep.workers says."),
+            _("Set resources.nodes=1."),
+        )
+    yield from _backend_problems(experiment)
+    for name, entry in sweep.space.items():
+        yield from _entry_problems(experiment, str(name), entry)
+
+
+def _backend_problems(experiment: Experiment) -> Iterator[Problem]:
+    """What a search cannot do with this backend."""
+    sweep, backend = experiment.sweep, experiment.job.backend
+    if backend in TRAITS and TRAITS[backend].task_per_gpu and experiment.resources.gpus > 1:
+        yield Problem(
+            f"resources.gpus={experiment.resources.gpus}",
+            _("a worker of a search is one process, and the {backend} backend has one for each GPU.", backend=backend),
+            _("Set resources.gpus=1, and more of sweep.workers."),
+        )
+    if backend != "fastai":
+        return
+    if sweep.kind == "hyperband":
+        yield from hyperband_problems(experiment.train.recipe)
+    for name in sweep.space:
+        if "." not in str(name):
+            yield Problem(
+                f"sweep.space.{name}",
+                _("no build_model(hp) asks for it: the backend is fastai."),
+                _("Write it as job.options.{name}, which build_learner is given.", name=name),
+            )
+
+
+def warnings(experiment: Experiment) -> Iterator[str]:
+    """What the user should know all the same."""
+    sweep = experiment.sweep
+    if sweep.kind == "hyperband" and sweep.max_trials is not None:
+        yield (
+            _(
+                "sweep.max_trials={max_trials} is left out: Keras Tuner's Hyperband takes no such argument, its number "
+                "of trials follows from max_epochs, factor and hyperband_iterations.",
+                max_trials=sweep.max_trials,
+            )
+        )
+    if sweep.kind in KINDS and sweep.workers > 1 and experiment.cluster.scheduler != "slurm":
+        yield _("sweep.workers={workers}: a search on this machine has one worker.", workers=sweep.workers)
+
+
+def _entry_problems(experiment: Experiment, name: str, entry: Any) -> Iterator[Problem]:
+    where = f"sweep.space.{name}"
+    if not isinstance(entry, Mapping) or len(entry) != 1 or next(iter(entry)) not in _ARGUMENTS:
+        yield Problem(where, _("it is one of {kinds} with its arguments.", kinds=", ".join(_ARGUMENTS)), _(_EXAMPLE))
+        return
+    ((kind, given),) = entry.items()
+    if given is not None and not isinstance(given, Mapping) and not (kind == "choice" and isinstance(given, list)):
+        yield Problem(where, _("{kind} takes named arguments.", kind=kind), _(_EXAMPLE))
+        return
+    arguments, (_method, needed, optional) = _named(kind, given), _ARGUMENTS[kind]
+    all_needed = _(" and ").join(needed)
+    for key in needed:
+        if key not in arguments:
+            yield Problem(
+                where,
+                _("{kind} needs {arguments}.", kind=kind, arguments=all_needed),
+                _("Add {key}.", key=key),
+            )
+    for key in arguments:
+        if key not in (*needed, *optional):
+            yield Problem(
+                f"{where}.{kind}.{key}",
+                _("{kind} takes no such argument.", kind=kind),
+                nearest(key, (*needed, *optional)),
+            )
+    yield from _name_problems(experiment, name)
+
+
+def _name_problems(experiment: Experiment, name: str) -> Iterator[Problem]:
+    section, dot, key = name.partition(".")
+    if not dot or name.startswith(_OPEN):
+        return
+    if section not in _SECTIONS:
+        yield Problem(
+            f"sweep.space.{name}", _("it is no setting that a network is trained by."), nearest(section, _SECTIONS)
+        )
+        return
+    valid = [field.name for field in dataclasses.fields(getattr(experiment, section))]
+    if key not in valid:
+        yield Problem(f"sweep.space.{name}", _("there is no such key."), nearest(key, valid))
+
+
+def hyperband_problems(stages: Sequence[Any]) -> Iterator[Problem]:
+    """A recipe whose last stage has no epochs to decide on."""
+    last = stages[-1] if stages else {"fit_one_cycle": {}}
+    if not isinstance(last, Mapping) or next(iter(last), "") not in recipe.TRAINING:
+        yield Problem(
+            "sweep=hyperband",
+            _("it decides how many epochs the last stage of train.recipe has, and {last} has none.", last=last),
+            _(
+                "End the recipe with one that trains: {methods}; or choose random, bayesian or grid.",
+                methods=", ".join(recipe.TRAINING),
+            ),
+        )

@@ -1,0 +1,125 @@
+"""What a sweep asks of Slurm for each of its jobs, and what it may not ask. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from truba_runner.config import lr_find
+from truba_runner.config.partitions import facts_of
+from truba_runner.config.schema import Experiment, Sweep
+from truba_runner.errors import Problem
+from truba_runner.language import _
+from truba_runner.rules import lr_find as rules_lr_find
+from truba_runner.slurm.request import Request
+
+
+def allocation(request: Request, experiment: Experiment) -> Request:
+    """What a job that trains `sweep.pack` runs side by side asks for; `request` is that of one run."""
+    if experiment.sweep.pack == 1:
+        return request
+    times = _times(experiment)
+    return replace(
+        request,
+        gpus=request.gpus * times,
+        tasks_per_node=1,
+        cpus_per_task=request.cores * times,
+        memory_gb=request.memory_gb * times if request.memory_gb else None,
+    )
+
+
+def _times(experiment: Experiment) -> int:
+    """How many runs' resources a job has; where no run has a GPU, all share one run's cores."""
+    shares = experiment.sweep.share_gpus or not experiment.resources.gpus
+    return 1 if shares else experiment.sweep.pack
+
+
+def problems(experiment: Experiment, request: Request) -> Iterator[Problem]:
+    """What is wrong with `sweep`; `request` is that of one run, allowed by itself."""
+    sweep = experiment.sweep
+    if sweep.max_parallel is not None and sweep.max_parallel < 1:
+        rule = _("it must be {least} or more.", least=1)
+        yield Problem(f"sweep.max_parallel={sweep.max_parallel}", rule, _("Leave it out."))
+    if sweep.pack < 1:
+        rule = _("it must be {least} or more.", least=1)
+        yield Problem(f"sweep.pack={sweep.pack}", rule, _("Leave it out: a run a job."))
+    if sweep.max_parallel is not None and 1 <= sweep.max_parallel < sweep.pack:
+        yield Problem(
+            f"sweep.max_parallel={sweep.max_parallel}",
+            _("a job trains {count} runs at once (sweep.pack).", count=sweep.pack),
+            _(
+                "Set sweep.pack={most} or less, or sweep.max_parallel={count} or more.",
+                most=sweep.max_parallel,
+                count=sweep.pack,
+            ),
+        )
+    if sweep.kind == lr_find.KIND:
+        yield from _finder_problems(experiment)
+        yield from rules_lr_find.time_problems(experiment)
+    elif sweep.pack > 1 and experiment.cluster.scheduler == "slurm":
+        yield from _packing_problems(experiment, request)
+
+
+def warnings(experiment: Experiment) -> Iterator[str]:
+    """What the user should know all the same."""
+    sweep, ordinary = experiment.sweep, Sweep()
+    keys = [key for key in ("max_parallel", "canary", "pack") if getattr(sweep, key) != getattr(ordinary, key)]
+    if keys and experiment.cluster.scheduler != "slurm":
+        named = ", ".join(f"sweep.{key}" for key in keys)
+        yield _("{keys}: on this machine the runs train one after the other.", keys=named)
+    if sweep.finder_time and sweep.kind != lr_find.KIND:
+        yield _("sweep.finder_time={time}: only sweep=lr_find starts a finder before each run.", time=sweep.finder_time)
+
+
+def _finder_problems(experiment: Experiment) -> Iterator[Problem]:
+    """What does not go with a job before each run: it lets one run start, and no other."""
+    sweep = experiment.sweep
+    if sweep.canary:
+        rule = _("with sweep=lr_find each run has a finder that goes ahead of it.")
+        yield Problem("sweep.canary=true", rule, _("Leave it out: a run whose finder fails does not start."))
+    if sweep.pack > 1:
+        rule = _("with sweep=lr_find each run starts when its own finder is done.")
+        remedy = _("Leave sweep.pack out; or leave sweep=lr_find out and set train.lr_find, and each run looks itself.")
+        yield Problem(f"sweep.pack={sweep.pack}", rule, remedy)
+
+
+def _packing_problems(experiment: Experiment, request: Request) -> Iterator[Problem]:
+    received, name = f"sweep.pack={experiment.sweep.pack}", request.partition
+    if request.nodes > 1:
+        rule = _("a run of {count} nodes shares them with no other.", count=request.nodes)
+        yield Problem(received, rule, _("Leave sweep.pack out."))
+        return
+    if request.tasks_per_node > 1:
+        yield Problem(
+            received,
+            _(
+                "the {backend} backend starts a process for each of a run's {count} GPUs.",
+                backend=experiment.job.backend,
+                count=request.tasks_per_node,
+            ),
+            _("Set resources.gpus=1, or leave sweep.pack out."),
+        )
+        return
+    facts, whole = facts_of(experiment.cluster, name, request.constraint), allocation(request, experiment)
+    for asked, one, has, unit in (
+        (whole.gpus, request.gpus, facts.gpus_per_node, _("GPUs")),
+        (whole.cores, request.cores, facts.cores_per_node, _("cores")),
+        (whole.memory_gb or 0, request.memory_gb or 0, facts.memory_gb, "GB"),
+    ):
+        if has and asked > has:
+            less = _("Set sweep.pack={most} or less.", most=int(has // one))
+            share = _(
+                "Set sweep.pack={most} or less, or let them share with sweep.share_gpus=true.", most=int(has // one)
+            )
+            yield Problem(
+                received,
+                _(
+                    "so many runs ask for {asked:g} {unit} together, and a node of {partition} has {has:g}.",
+                    asked=asked,
+                    unit=unit,
+                    partition=name,
+                    has=has,
+                ),
+                share if request.gpus else less,
+            )
+            return

@@ -1,0 +1,1 @@
+"""Run directories: what is on disk, and the state that it tells."""

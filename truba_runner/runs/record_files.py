@@ -1,0 +1,118 @@
+"""Reads the records of runs: what should be there, or that it is damaged. No link leads out of a run's folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from truba_runner.language import _
+from truba_runner.runs import record_shapes
+from truba_runner.storage import safe_files
+
+# What says of a record what is wrong with it; empty where nothing is.
+Wrong = Callable[[Mapping[str, Any]], str]
+
+
+class Damaged(ValueError):
+    """A record holds something else than it should."""
+
+
+def read_object(path: Path, wrong: Wrong) -> dict[str, Any]:
+    """A record that is one JSON object; empty where there is none.
+
+    Raises:
+        Damaged: it is cut short, or holds something else.
+        OSError: it cannot be read.
+    """
+    try:
+        content = safe_files.read(path, path.parent)
+    except FileNotFoundError:
+        return {}
+    value = parsed(content, path.name)
+    if not isinstance(value, dict):
+        raise Damaged(_("{file} is no record", file=path.name))
+    if why := wrong(value):
+        raise Damaged(_("{file} holds {what}", file=path.name, what=why))
+    return value
+
+
+def parsed(text: bytes | str, name: str) -> Any:
+    """What JSON says; `name` is the file's.
+
+    Raises:
+        Damaged: it is none.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise Damaged(_("{file} is nested too deeply", file=name)) from error
+    except ValueError as error:  # What is no UTF-8, and a number of thousands of digits, too.
+        raise Damaged(_("{file} is cut short, or is no JSON ({error})", file=name, error=error)) from error
+
+
+def events(path: Path) -> tuple[list[dict[str, Any]], str]:
+    """The events of a file, oldest first, and what is wrong with the first that is none; empty where nothing is.
+
+    A line that a full disk or a kill cut short is passed over. The events are not to be altered: others get them too.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        about = path.lstat()
+        found, first = _events(path, about.st_ino, about.st_ctime_ns, about.st_size)
+    except FileNotFoundError:
+        return [], ""
+    return list(found), first
+
+
+# A command asks for a run's events again and again.
+@lru_cache(maxsize=4096)
+def _events(path: Path, *_seen: int) -> tuple[list[dict[str, Any]], str]:
+    text = safe_files.read(path, path.parent).decode(errors="replace")
+    found: list[dict[str, Any]] = []
+    first = ""
+    for number, line in enumerate(text.split("\n"), start=1):
+        event, why = _event(line, path.name)
+        if event is not None:
+            found.append(event)
+        elif why:
+            first = first or _("line {number} of {file} holds {what}", number=number, file=path.name, what=why)
+    if not found and not first and text.strip():
+        first = _("{file} holds no event", file=path.name)
+    return found, first
+
+
+def _event(line: str, name: str) -> tuple[dict[str, Any] | None, str]:
+    """The event of a line, or what is wrong with it; neither where it was cut short."""
+    try:
+        event = parsed(line, name)
+    except Damaged as error:
+        return None, "[[[…" if isinstance(error.__cause__, RecursionError) else ""
+    why = record_shapes.wrong_event(event) or ("\\u0000" in line and record_shapes.with_nul(event))
+    return (None, why) if why else (event, "")
+
+
+def history(path: Path) -> list[dict[str, str]]:
+    """The rows of a `history.csv`, as texts; none where there is no such file.
+
+    Raises:
+        Damaged: a row is cut short, or holds something else than numbers.
+        OSError: it cannot be read.
+    """
+    try:
+        text = safe_files.read(path, path.parent).decode(errors="replace")
+    except FileNotFoundError:
+        return []
+    try:
+        rows: Sequence[Mapping[Any, Any]] = list(csv.DictReader(io.StringIO(text)))
+    except csv.Error as error:
+        raise Damaged(_("{file} is no table ({error})", file=path.name, error=error)) from error
+    if why := record_shapes.wrong_history(rows):
+        raise Damaged(_("{file} holds {what}", file=path.name, what=why))
+    return [dict(row) for row in rows]

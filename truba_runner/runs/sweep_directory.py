@@ -1,0 +1,166 @@
+"""What is on record of a sweep as a whole: its runs and their values, and the job arrays that it was given.
+
+RUNS/.sweeps/ID/sweep.json         the command, the swept keys, each run with its values
+RUNS/.sweeps/ID/submissions.jsonl  a line an event: what was asked of Slurm for each array, and what it answered
+RUNS/.sweeps/ID/logs/              what array tasks printed before and after their runs; empty ones do not stay
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from truba_runner.runs import events, record_files, record_shapes
+from truba_runner.runs.run_directory import SWEEPS, RunDir, sweep_events_file
+from truba_runner.storage import safe_files
+from truba_runner.storage.files import finite, write_atomically
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a sweep: its id, and its value for each swept key."""
+
+    run: str
+    values: Mapping[str, Any]
+    # The run that looks for its learning rate, and what is taken of that one's suggestions (valley/10); or neither.
+    finder: str = ""
+    takes: str = ""
+
+
+@dataclass(frozen=True)
+class SweepDir:
+    """The records of one sweep. `path` is absolute; its last part is the sweep's id."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, runs_folder: Path, sweep: str) -> SweepDir:
+        """The sweep of this id."""
+        return cls(runs_folder / SWEEPS / sweep)
+
+    @property
+    def id(self) -> str:
+        """`NAME-sweep-HASH`."""
+        return self.path.name
+
+    @property
+    def runs_folder(self) -> Path:
+        """Where its runs lie."""
+        return self.path.parent.parent
+
+    @property
+    def events_file(self) -> Path:
+        """One JSON object a line."""
+        return sweep_events_file(self.runs_folder, self.id)
+
+    @property
+    def logs(self) -> Path:
+        """The folder of what its array tasks print."""
+        return self.path / "logs"
+
+    @property
+    def sweeper(self) -> RunDir:
+        """Where the job of a sweeper that waits for values (sweeper_job.py) is on record."""
+        return RunDir(self.path / "sweeper")
+
+    def run(self, run_id: str) -> RunDir:
+        """One of its runs."""
+        return RunDir(self.runs_folder / run_id)
+
+    def append(self, event: Mapping[str, Any]) -> None:
+        """Appends one event and syncs it."""
+        events.append(self.events_file, event)
+
+    def events(self) -> list[dict[str, Any]]:
+        """Every event, oldest first."""
+        return events.read(self.events_file)
+
+    def describe(self, members: Iterable[Member], **about: Any) -> None:
+        """Puts the runs on record, after those that are there already: a sweeper may ask for them in batches."""
+        known = {member.run: member for member in self.members()}
+        for member in members:
+            known.setdefault(member.run, member)
+        keys = list(dict.fromkeys(key for member in known.values() for key in member.values))
+        runs = [_as_record(member) for member in known.values()]
+        for folder in (self.runs_folder, self.path.parent, self.path, self.logs):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        record = {**about, "keys": keys, "runs": runs}
+        write_atomically(self.path / "sweep.json", (json.dumps(finite(record)) + "\n").encode())
+
+    def description(self) -> dict[str, Any]:
+        """What `describe` wrote; empty where there is none."""
+        try:
+            return record_files.read_object(self.path / "sweep.json", record_shapes.wrong_sweep)
+        except (OSError, record_files.Damaged):  # It counts as none; `damage` says what is wrong with it.
+            return {}
+
+    def members(self) -> list[Member]:
+        """Its runs, in the order of the command line."""
+        return [Member(**one) for one in self.description().get("runs", [])]
+
+    def values_of(self, run_id: str) -> dict[str, Any]:
+        """A run's value for each swept key."""
+        return next((dict(member.values) for member in self.members() if member.run == run_id), {})
+
+
+def sweep_of(run: RunDir) -> SweepDir | None:
+    """The sweep that the run was last submitted with."""
+    return _last_array(run)[0]
+
+
+def task_log(run: RunDir, job_id: str) -> Path | None:
+    """What an array task printed before and after its runs: a failed set-up, and Slurm's own words."""
+    if (sweep := _last_array(run)[0]) is None:
+        return None
+    log = sweep.logs / f"{job_id}_0_log.out"
+    return log if safe_files.is_file(log) and safe_files.is_folder(sweep.logs) and log.lstat().st_size else None
+
+
+def sharing(run: RunDir) -> list[RunDir]:
+    """The other runs of the run's job."""
+    sweep, intent = _last_array(run)
+    for event in sweep.events() if sweep else ():
+        if sweep and event["event"] == "intent" and event["token"] == intent["token"]:
+            with suppress(IndexError, KeyError, ValueError):  # Its numbers may be of other tasks than it has.
+                return [one for one in runs_of_task(sweep, event, intent["array_index"]) if one.id != run.id]
+    return []
+
+
+def _last_array(run: RunDir) -> tuple[SweepDir | None, dict[str, Any]]:
+    intents = [event for event in run.submissions() if event["event"] == "intent"]
+    if not intents or "sweep" not in intents[-1]:
+        return None, {}
+    return SweepDir.of(run.path.parent, intents[-1]["sweep"]), intents[-1]
+
+
+def identity(names: Iterable[str], content: Sequence[str]) -> str:
+    """A sweep's id, over what makes it the same sweep again: its runs, in any order."""
+    own = sorted(set(names))
+    digest = hashlib.sha256("\n".join(sorted(content)).encode()).hexdigest()[:8]
+    return f"{own[0] if len(own) == 1 else 'several'}-sweep-{digest}"
+
+
+def runs_of_task(sweep: SweepDir, intent: Mapping[str, Any], number: int) -> list[RunDir]:
+    """The runs of an array's task, as the array's own intent has them."""
+    numbers = intent.get("numbers") or range(len(intent["tasks"]))
+    return [sweep.run(run_id) for run_id in intent["tasks"][list(numbers).index(number)]]
+
+
+def _as_record(member: Member) -> dict[str, Any]:
+    finder = {"finder": member.finder, "takes": member.takes} if member.finder else {}
+    return {"run": member.run, "values": _plain(member.values), **finder}
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value if _has_word_in_json(value) else str(value) for key, value in values.items()}
+
+
+def _has_word_in_json(value: Any) -> bool:
+    """Whether it can be told from all others there: NaN and both infinities would be null, one as the other."""
+    return value is None or (isinstance(value, (bool, int, float)) and math.isfinite(value))

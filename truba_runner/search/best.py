@@ -1,0 +1,53 @@
+"""What is asked of a search after it has ended: its best models evaluated, its best experiment written."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from truba_runner.code import provenance
+from truba_runner.config.schema import Experiment, experiment_from
+from truba_runner.errors import Failed
+from truba_runner.language import _
+from truba_runner.search.conclusion import experiment_yaml, prepare_best
+from truba_runner.search.directory import SearchDir
+from truba_runner.search.state import State
+from truba_runner.submission.local import with_package
+
+
+def experiment_text(search: SearchDir, state: State, trial: Mapping[str, Any]) -> str:
+    """A file for conf/experiment/ that trains a trial anew."""
+    return experiment_yaml(search, _experiment(search), state, trial)
+
+
+def evaluate(search: SearchDir, state: State, trials: Sequence[Mapping[str, Any]]) -> None:
+    """Rebuilds the best models and evaluates them on the held-out split, in the foreground.
+
+    Raises:
+        truba_runner.errors.Failed: one of them could not be.
+    """
+    code = provenance.passed_on(search.submitted())
+    for trial in trials:
+        run, _epoch = prepare_best(search, _experiment(search), state, trial)
+        if run.result():
+            continue
+        run.append_submission({"event": "leased", **code})
+        name = f"best-{trial['trial_id']}"
+        done = subprocess.run(
+            [sys.executable, "-u", "-m", "truba_runner.worker", str(run.path)],
+            env=with_package({"TRUBA_JOB_ID": name, "TRUBA_JOB_NAME": name}),
+            check=False,
+        )
+        if done.returncode:
+            raise Failed(
+                _(
+                    "the model of trial {trial} could not be evaluated; the lines above show why",
+                    trial=trial["trial_id"],
+                )
+            )
+
+
+def _experiment(search: SearchDir) -> Experiment:
+    return experiment_from(search.read_config())

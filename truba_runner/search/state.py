@@ -1,0 +1,109 @@
+"""A search's state: one JSON file, read whole and replaced whole, under the search's lock.
+
+| key | holds |
+|---|---|
+| format, identity | what wrote it, and which search it is |
+| oracle, trials | Keras Tuner's own state, and its trials by their id |
+| open | trials that were begun and not told, by their id: see `leases` |
+| tokens | how many leases there were |
+| finished, failed | whether no trial is left; why the search was given up |
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from truba_runner.errors import Failed
+from truba_runner.language import _
+from truba_runner.runs.record_files import Damaged, read_object
+from truba_runner.search.directory import SearchDir
+from truba_runner.storage.files import write_atomically
+from truba_runner.storage.shared_lock import Lock
+
+FORMAT = 1
+
+State = dict[str, Any]
+
+
+class Store:
+    """Reads and changes the state of one search."""
+
+    def __init__(self, search: SearchDir, lock: Lock, identity: str) -> None:
+        """`identity` is that of the search which the caller was started for."""
+        self._search, self._lock, self._identity = search, lock, identity
+
+    def read(self) -> State:
+        """The state at this moment; empty before the search's first.
+
+        Raises:
+            truba_runner.errors.Failed: it is another search's, or damaged.
+        """
+        state = read_state(self._search)
+        if state and state["identity"] != self._identity:
+            raise Failed(
+                _(
+                    "{folder} holds the state of another search ({other}, and this is {identity}): its space, its "
+                    "objective or the experiment differ. Choose another directory with sweep.directory=NAME, or start "
+                    "anew beside it with fresh=true.",
+                    folder=self._search.path,
+                    other=state["identity"],
+                    identity=self._identity,
+                )
+            )
+        return state
+
+    @contextmanager
+    def transaction(self) -> Iterator[State]:
+        """The state, to be changed in place; what was changed is written at the end, unless an exception ends it.
+
+        Raises:
+            truba_runner.errors.Failed: as `read`; the lock was broken while this process stood still.
+            OSError: the disk is full or not writable; the state is unchanged.
+        """
+        with self._lock as lock:
+            state = self.read()
+            before = _text(state)
+            yield state
+            if before == _text(state):
+                return
+            content = _text({"format": FORMAT, "identity": self._identity, **state})
+            if not lock.held():
+                raise Failed(
+                    _("the lock of {folder} was broken by another: this process stood still", folder=self._search.path)
+                )
+            write_atomically(self._search.state_file, content.encode())
+
+    def stamp(self) -> tuple[int, int]:
+        """Changes when the state does."""
+        try:
+            found = os.stat(self._search.state_file)
+        except FileNotFoundError:
+            return 0, 0
+        return found.st_ino, found.st_mtime_ns
+
+
+def _text(state: State) -> str:
+    return json.dumps(state, ensure_ascii=False)
+
+
+def read_state(search: SearchDir) -> State:
+    """The state, whoever's it is; empty before the search's first.
+
+    Raises:
+        truba_runner.errors.Failed: it is damaged, or another version's.
+    """
+    try:
+        state = read_object(search.state_file, lambda state: "")
+    except Damaged as error:
+        raise Failed(
+            _("{file} is damaged ({error}); start anew beside it with fresh=true", file=search.state_file, error=error)
+        ) from error
+    if state and state.get("format") != FORMAT:
+        raise Failed(
+            _("{file} is of another version of truba_runner; start anew with fresh=true", file=search.state_file)
+        )
+    return state

@@ -1,0 +1,260 @@
+"""The steps of a search that need Keras Tuner, each in a process of its own: `nursery` calls them by name."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+from truba_runner.code.unpacked import SubmittedCode
+from truba_runner.config.identity import training_hash
+from truba_runner.config.schema import Experiment, Sweep
+from truba_runner.errors import Failed, nearest
+from truba_runner.language import _
+from truba_runner.search import leases, trials
+from truba_runner.search.directory import SearchDir
+from truba_runner.search.leases import Lease, Worker
+from truba_runner.search.state import State, Store
+from truba_runner.search.trial_records import TOLD, ranked, values_of
+from truba_runner.search.worker import oracle
+from truba_runner.storage.shared_lock import lock_for
+from truba_runner.worker.failure import describe as describe_error
+from truba_runner.worker.failure import in_one_line, print_traceback
+
+
+class Opened:
+    """A search as a step sees it: what it needs of the config, without the time that checking a whole config takes."""
+
+    def __init__(self, path: str, about: dict[str, Any]) -> None:
+        """`about` is what `describe` made."""
+        self.search = SearchDir(Path(path))
+        self.sweep = Sweep(**about["sweep"])
+        self.options: dict[str, Any] = about["options"]
+        self.last_epoch_counts: bool = about["last_epoch_counts"]
+        self.store = Store(self.search, lock_for(self.search.path, self.sweep.lock), about["identity"])
+
+
+def describe(experiment: Experiment) -> dict[str, Any]:
+    """What a step is told of the config, in values that JSON holds."""
+    job, identity = experiment.job, training_hash(experiment)
+    last = trials.last_epoch_counts(job.backend)
+    return {
+        "sweep": asdict(experiment.sweep), "options": job.options, "identity": identity, "last_epoch_counts": last
+    }  # fmt: skip
+
+
+# -- the space ---------------------------------------------------------------------------------------------------
+
+
+def begin(path: str, about: dict[str, Any], worker: list[str], code: dict[str, Any], scratch: str) -> dict[str, Any]:
+    """Finds the search's space out and writes its first state, unless another worker has.
+
+    `code`: what the submission says of it; `scratch`: the node's own disk.
+    """
+    _hide_gpus()
+    opened = Opened(path, about)
+    if opened.store.read():
+        return {}
+    made = oracle.make(opened.sweep)
+    with SubmittedCode() as submitted:
+        try:
+            _discover(opened, submitted.load(code, Path(scratch)), made)
+        except Failed:
+            raise
+        except Exception as error:
+            print_traceback(error, submitted.own)
+            told = describe_error(error, Path(code["job_file"]).parent, submitted.own)
+            raise Failed(in_one_line(told)) from error
+    if not made.hyperparameters.space:
+        raise Failed(
+            _(
+                "there is nothing to search: {file} has no build_model(hp) that asks for a hyperparameter, and "
+                "sweep.space is empty. Take values from hp there, or name keys of the config in sweep.space.",
+                file=code["job_file"],
+            )
+        )
+    _warn_of_small_space(opened.sweep, made)
+    with opened.store.transaction() as state:
+        if not state:
+            leases.begin(state)
+            state.update(oracle=oracle.dump(made), trials={}, objective=_objective(made))
+    return {}
+
+
+def _discover(opened: Opened, job: ModuleType, made: Any) -> None:
+    """Has Keras Tuner build the job's model until every hyperparameter has shown, conditional ones too."""
+    import inspect
+    import tempfile
+
+    build = getattr(job, "build_model", None)
+    if build is None or "hp" not in inspect.signature(build).parameters:
+        return
+    from keras_tuner.src.engine.base_tuner import BaseTuner
+
+    with tempfile.TemporaryDirectory() as folder:
+        BaseTuner(made, lambda hp: build(hp, **opened.options), directory=folder)
+
+
+def _objective(made: Any) -> dict[str, str]:
+    return {"name": made.objective.name, "direction": made.objective.direction}
+
+
+def _warn_of_small_space(sweep: Sweep, made: Any) -> None:
+    if sweep.kind != "hyperband":
+        return
+    counts = [_values_of(hp) for hp in made.hyperparameters.space]
+    first = made._get_size(made._get_num_brackets() - 1, 0)
+    combinations = math.prod(count or 1 for count in counts)
+    if None not in counts and combinations < first:
+        print(
+            _(
+                "WARNING: the space has {combinations} combinations, and Hyperband's first bracket begins with "
+                "{first}: Keras Tuner ends such a search with its first round. A smaller sweep.max_epochs or a larger "
+                "space lets it go on.",
+                combinations=combinations,
+                first=first,
+            ),
+            flush=True,
+        )
+
+
+def _values_of(hp: Any) -> int | None:
+    """How many values a hyperparameter has; None where they are not counted."""
+    if hasattr(hp, "step") and hp.step is None and type(hp).__name__ == "Float":
+        return None
+    return len(list(hp.values))
+
+
+# -- telling and asking ------------------------------------------------------------------------------------------
+
+
+def step(
+    path: str, about: dict[str, Any], worker: list[str], dead: list[str], outcome: dict[str, Any] | None, ask: bool
+) -> dict[str, Any]:
+    """Tells the oracle what came of a trial, where there is an `outcome`, and asks for the next, in one transaction.
+
+    Returns `lease` with a trial, or `wait` where others' trials decide, or `finished`, or `failed` with a reason;
+    `told`, in a sentence, where the outcome was taken. `over`: trials whose checkpoints nobody will want.
+    """
+    _hide_gpus()
+    opened = Opened(path, about)
+    answer: dict[str, Any] = {}
+    with opened.store.transaction() as state:
+        made = oracle.load(opened.sweep, state["oracle"], state["trials"])
+        if outcome is not None and leases.holds(state, lease := Lease(**outcome["lease"])):
+            answer["told"] = _tell(opened, state, made, lease, outcome)
+            _keep(state, made)
+        if state["failed"] or state["finished"]:
+            answer.update(failed=state["failed"], finished=state["finished"])
+        elif ask:
+            answer.update(_ask(opened, state, made, Worker(*worker), dead))
+        answer["over"] = _over(opened, state, made)
+    return answer
+
+
+def _over(opened: Opened, state: State, made: Any) -> list[str]:
+    """Trials that are told, are not among the best, and that no trial goes on from, now or later."""
+    wanted = oracle.hopeful(made)
+    of_open = [values_of(trial) for name, trial in state["trials"].items() if name in state["open"]]
+    wanted |= {str(values.get("tuner/trial_id")) for values in of_open}
+    wanted |= {trial["trial_id"] for trial in ranked(state)[: max(1, opened.sweep.best_models)]}
+    return [name for name, trial in state["trials"].items() if trial["status"] in TOLD and name not in wanted]
+
+
+def _keep(state: State, made: Any) -> None:
+    state.update(oracle=oracle.dump(made), trials=oracle.dump_trials(made))
+
+
+def _tell(opened: Opened, state: State, made: Any, lease: Lease, outcome: dict[str, Any]) -> str:
+    from keras_tuner.src.engine.hyperparameters import HyperParameters
+
+    trial = made.trials[lease.trial]
+    # A copy, as a worker of Keras Tuner's own has one.
+    ended = SimpleNamespace(
+        trial_id=trial.trial_id,
+        hyperparameters=trial.hyperparameters.copy(),
+        status=outcome["status"],
+        message=outcome.get("message"),
+    )
+    if ended.status == "COMPLETED":
+        runs = trials.executions(opened.search, opened.sweep, lease.trial, lease.retry)
+        for found in (run.result().get("hyperparameters") for run in runs):
+            if found:
+                ended.hyperparameters.merge(HyperParameters.from_config(found), overwrite=False)
+        values = trial.hyperparameters.values
+        _report(made, trial, [trials.history(run, values, opened.last_epoch_counts) for run in runs], ended, state)
+    try:
+        made.end_trial(ended)
+    except RuntimeError as error:
+        # Too many failures, one after the other.
+        state["failed"] = " ".join(str(error).split())
+    made.ongoing_trials = {key: one for key, one in made.ongoing_trials.items() if one is not trial}
+    leases.close(state, lease)
+    return _in_words(made, made.trials[lease.trial])
+
+
+def _report(made: Any, trial: Any, runs: list[dict[str, list[float]]], ended: Any, state: State) -> None:
+    """The metrics of the best epoch of each execution's history, averaged: as Keras Tuner does."""
+    from keras_tuner.src.backend import keras
+    from keras_tuner.src.engine import tuner_utils
+
+    histories = []
+    for run in runs:
+        record = keras.callbacks.History()
+        record.history = run
+        histories.append(record)
+    name = made.objective.name
+    known = histories[0].history
+    if any(name not in one.history for one in histories):
+        ended.status = "FAILED"
+        ended.message = _(
+            "sweep.objective={name}: the training has no such metric. {nearest}",
+            name=name,
+            nearest=nearest(name, known),
+        )
+        state["failed"] = ended.message
+        return
+    metrics = tuner_utils.convert_to_metrics_dict(histories, made.objective)
+    made.update_trial(trial.trial_id, metrics, step=tuner_utils.get_best_step(histories, made.objective))
+
+
+def _in_words(made: Any, trial: Any) -> str:
+    best = [one for one in made.get_best_trials(1) if one.score is not None]
+    reason = next(iter((trial.message or "").strip().splitlines()), _("its objective is no number"))
+    if trial.status == "COMPLETED":
+        told = _("trial {trial}: {objective} {score:.6g}", trial=trial.trial_id, objective=made.objective.name,
+                 score=trial.score)  # fmt: skip
+    elif trial.status == "FAILED":
+        told = _("trial {trial} failed: {reason}", trial=trial.trial_id, reason=reason)
+    else:
+        told = _("trial {trial} failed, and is tried again: {reason}", trial=trial.trial_id, reason=reason)
+    if best:
+        told += "; " + _("best so far {score:.6g} (trial {trial})", score=best[0].score, trial=best[0].trial_id)
+    return told
+
+
+def _ask(opened: Opened, state: State, made: Any, worker: Worker, dead: list[str]) -> dict[str, Any]:
+    leases.reap(state, worker, dead, partial(trials.position, opened.search, opened.sweep))
+    lease = leases.take_waiting(state, worker)
+    if lease is None:
+        # A name of its own for each question: Keras Tuner gives a worker that has a trial the same one again.
+        trial = made.create_trial(f"lease-{state['tokens'] + 1}")
+        if trial.status == "RUNNING":
+            lease = leases.open_trial(state, trial.trial_id, int(made._run_times[trial.trial_id]), worker)
+            _keep(state, made)
+        elif trial.status == "STOPPED" and not state["open"]:
+            state["finished"] = True
+            return {"finished": True}
+        else:
+            # Whatever asking has changed is not kept: how often a worker asks is chance.
+            return {"wait": True}
+    return {"lease": [lease.trial, lease.token, lease.retry], "values": values_of(state["trials"][lease.trial])}
+
+
+def _hide_gpus() -> None:
+    """An oracle needs none, and TensorFlow would take all the memory of those that the trials train on."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"

@@ -1,0 +1,75 @@
+"""What the cluster has room for: free GPUs, array size, core limit, estimated start."""
+
+from __future__ import annotations
+
+import getpass
+import re
+from datetime import datetime
+
+from truba_runner.language import _
+from truba_runner.slurm.client import SlurmError, _done, query
+
+# Of each column that sinfo prints; it has no delimiter for what --Format asks for.
+_WIDTH = 128
+
+
+def estimated_start(script: str) -> float:
+    """When Slurm expects that a job of this script would start (`sbatch --test-only`), in seconds since 1970.
+
+    Nothing is submitted.
+
+    Raises:
+        SlurmError: it would be refused, or Slurm does not answer.
+    """
+    told = _done(["sbatch", "--test-only"], text=script).stderr
+    found = re.search(r"to start at (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", told)
+    if not found:
+        raise SlurmError("sbatch --test-only", _("no start time in: {said}", said=told.strip()), transient=False)
+    return datetime.fromisoformat(found[1]).timestamp()
+
+
+def free_gpus() -> dict[tuple[str, str], int]:
+    """GPUs that no job has, on nodes that take jobs, by partition and feature of its nodes; "" stands for all nodes."""
+    columns = ("Partition", "Gres", "GresUsed", "StateCompact", "Features")
+    text = query(["sinfo", "--noheader", "--Node", f"--Format={','.join(f'{name}:{_WIDTH}' for name in columns)}"])
+    free: dict[tuple[str, str], int] = {}
+    for line in text.splitlines():
+        starts = range(0, _WIDTH * len(columns), _WIDTH)
+        partition, gres, used, state, features = (line[start : start + _WIDTH].strip() for start in starts)
+        # ~: switched off until it is wanted; -: planned for a job that waits. An asterisk: it does not answer.
+        takes_jobs = state.rstrip("~-") in {"idle", "mix", "alloc", "plnd"}
+        # Of the default partition's name the asterisk is a mark.
+        partition = partition.rstrip("*")
+        for feature in ("", *features.split(",")):
+            here = free.get((partition, feature), 0)
+            free[partition, feature] = here + (gpus_in(gres) - gpus_in(used) if takes_jobs else 0)
+    return free
+
+
+def max_array_size() -> int:
+    """How many tasks a job array may have; Slurm's own default where it does not tell."""
+    try:
+        told = query(["scontrol", "show", "config"])
+    except SlurmError:
+        told = ""
+    found = re.search(r"^MaxArraySize\s*= (\d+)", told, re.MULTILINE)
+    return int(found[1]) if found else 1001
+
+
+def core_limit(account: str) -> int:
+    """Cores that the caller may use at once on an account, as the controller has it; 0: none is told of."""
+    # sacctmgr prints it better, and takes fifteen times as long.
+    user = getpass.getuser()
+    argv = ["scontrol", "--oneliner", "show", "assoc_mgr", "flags=assoc", f"accounts={account}", f"users={user}"]
+    try:
+        told = query(argv)
+    except SlurmError:  # A site may not let its users see this.
+        return 0
+    pattern = rf"Account={re.escape(account)} UserName=(?:{re.escape(user)}\(\d+\))? .* GrpTRES=cpu=(\d+)\("
+    limits = (re.search(pattern, line) for line in told.splitlines())
+    return min((int(found[1]) for found in limits if found), default=0)
+
+
+def gpus_in(gres: str) -> int:
+    """The GPUs in Slurm's `gpu:v100:4(S:0-1),…`."""
+    return sum(int(count) for count in re.findall(r"\bgpu(?::[^:,()]+)?:(\d+)", gres))

@@ -1,0 +1,266 @@
+"""What Slurm tells beside the state of a job: details, limits, partitions, nodes. Questions only, each asked once.
+
+They are evidence, not what a command stands on: an answer comes within seconds, or `SlurmError` says that none did.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from truba_runner.slurm import client
+from truba_runner.slurm.capacity import gpus_in
+
+ANSWER_SECONDS = 5.0
+_SEPARATOR = "\x1f"
+# Names of ours for squeue's fields, with the letters of `squeue --format`.
+_QUEUED = {
+    "job_id": "%i", "state": "%T", "reason": "%r", "partition": "%P", "account": "%a", "qos": "%q", "time_limit": "%l",
+    "start": "%S", "dependency": "%E", "priority": "%Q", "cores": "%C", "nodes": "%D", "gres": "%b", "memory": "%m",
+    "features": "%f", "licenses": "%W", "reservation": "%v",
+}  # fmt: skip
+_ENDED = (
+    "JobID", "State", "ExitCode", "Reason", "Partition", "Account", "QOS", "Timelimit", "Elapsed", "Start", "End",
+    "NodeList", "ReqMem", "MaxRSS", "ReqCPUS",
+)  # fmt: skip
+
+
+def _ask(argv: Sequence[str]) -> str:
+    return client.run(argv, timeout_seconds=ANSWER_SECONDS)
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of a job as accounting tells of it: sacct's fields by name, and those of its steps."""
+
+    fields: Mapping[str, str]
+    steps: list[Mapping[str, str]] = field(default_factory=list)
+
+    @property
+    def state(self) -> str:
+        """Slurm's word, without who cancelled it."""
+        return self.fields["State"].split()[0]
+
+
+def queued() -> dict[str, dict[str, str]]:
+    """The caller's jobs that the controller knows, by id: our names for squeue's fields; empty where it says nothing.
+
+    Raises:
+        SlurmError: Slurm does not answer.
+    """
+    form = _SEPARATOR.join(_QUEUED.values())
+    argv = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--states=all", f"--format={form}"]
+    rows = [line.split(_SEPARATOR) for line in _ask(argv).splitlines()]
+    nothing = {"N/A", "(null)", "None"}
+    whole = (["" if cell in nothing else cell for cell in row] for row in rows if len(row) == len(_QUEUED))
+    told = (dict(zip(_QUEUED, row, strict=True)) for row in whole)
+    return {one["job_id"]: one for one in told}
+
+
+def starts(job_ids: Iterable[str]) -> dict[str, list[Start]]:
+    """Every start of these jobs, oldest first, by job id; a job that was requeued has several.
+
+    Raises:
+        SlurmError: the site has no accounting, or it does not answer.
+    """
+    wanted = sorted(set(job_ids))
+    if not wanted:
+        return {}
+    argv = ["sacct", "-nP", "--duplicates", f"--jobs={','.join(wanted)}", f"--format={','.join(_ENDED)}"]
+    found: dict[str, list[Start]] = {}
+    latest: dict[str, Start] = {}
+    for line in _ask([*argv, "--starttime=1970-01-01"]).splitlines():
+        row = dict(zip(_ENDED, line.split("|"), strict=False))
+        job_id, _, step = row["JobID"].partition(".")
+        if not step:
+            latest[job_id] = Start(row)
+            found.setdefault(job_id, []).append(latest[job_id])
+        elif job_id in latest:
+            latest[job_id].steps.append(row)
+    return found
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A limit that is set, in Slurm's own names: whose it is, its name, of what, how much, and how much is used."""
+
+    holder: str
+    name: str
+    resource: str
+    limit: str
+    # Empty where Slurm counts nothing against it.
+    used: str
+
+    @property
+    def left(self) -> float | None:
+        """What is left of it; None where nothing is counted against it."""
+        return float(self.limit) - float(self.used) if self.used else None
+
+
+def limits(account: str, qos: str = "") -> list[Limit]:
+    """The limits that are set on an account, on the caller in it, and on a QOS, as the controller counts them.
+
+    Raises:
+        SlurmError: Slurm does not answer, or does not let its users see this.
+    """
+    user = getpass.getuser()
+    argv = ["scontrol", "--oneliner", "show", "assoc_mgr"]
+    found = []
+    for line in _ask([*argv, "flags=assoc", f"accounts={account}"]).splitlines():
+        if (named := re.search(r"Account=(\S+) UserName=(\w*)", line)) and named[1] == account:
+            if named[2] in {"", user}:
+                found += _limits_in(f"{account}/{user}" if named[2] else account, line)
+    for line in _ask([*argv, "flags=qos", f"qos={qos}"]).splitlines() if qos else ():
+        if re.match(rf"QOS={re.escape(qos)}\(", line):
+            found += _limits_of_qos(qos, line, account)
+    return found
+
+
+def _limits_of_qos(qos: str, line: str, account: str) -> list[Limit]:
+    """Its own, and those that it sets to each account and user, of which the caller's hold."""
+    own, _, accounts = line.partition(" Account Limits=")
+    accounts, _, users = accounts.partition(" User Limits=")
+    found = _limits_in(qos, own)
+    for holders, mine in ((accounts, account), (users, str(os.getuid()))):
+        for holder, inside in re.findall(r"(\S+)=\{(.*?)\}", holders):
+            if holder == mine:
+                found += _limits_in(qos, inside)
+    return found
+
+
+def _limits_in(holder: str, text: str) -> list[Limit]:
+    found = []
+    for name, value in re.findall(r"\b((?:Grp|Max|MinTRES)\w+)=(\S+)", text):
+        for part in value.split(","):
+            resource, _, amount = part.rpartition("=")
+            counted = re.fullmatch(r"([\d.]+)(?:\(([\d.]+)\))?", amount)
+            if counted:
+                found.append(Limit(holder, name, resource, counted[1], counted[2] or ""))
+    return found
+
+
+def jobs_before(job_id: str, partition: str) -> int | None:
+    """How many jobs that wait in a partition have a higher priority than this one; None where it is not among them.
+
+    Raises:
+        SlurmError: Slurm does not answer.
+    """
+    argv = [
+        "squeue",
+        "--noheader",
+        "--array",
+        f"--partition={partition}",
+        "--states=PENDING",
+        "--sort=-p,i",
+        "--format=%i",
+    ]
+    waiting = _ask(argv).split()
+    return waiting.index(job_id) if job_id in waiting else None
+
+
+def cores_in(partition: str) -> tuple[int, int, int, int]:
+    """Cores of a partition: in use, free, on nodes that are down or drained, and all.
+
+    Raises:
+        SlurmError: Slurm does not answer.
+    """
+    told = _ask(["sinfo", "--noheader", f"--partition={partition}", "--format=%C"]).split()
+    counts = [[int(count) for count in line.split("/")] for line in told]
+    return tuple(map(sum, zip(*counts, strict=True))) if counts else (0, 0, 0, 0)  # type: ignore[return-value]
+
+
+def running_in(account: str) -> list[tuple[str, str, int]]:
+    """The running jobs of an account, as far as Slurm shows them: job id, user, cores; the largest first.
+
+    Raises:
+        SlurmError: Slurm does not answer.
+    """
+    argv = ["squeue", "--noheader", "--array", f"--account={account}", "--states=RUNNING", "--format=%i|%u|%C"]
+    rows = (line.split("|") for line in _ask(argv).splitlines())
+    return sorted(((job_id, user, int(cores)) for job_id, user, cores in rows), key=lambda row: -row[2])
+
+
+def nodes_out_of_use(partition: str) -> list[tuple[str, str, str]]:
+    """Nodes of a partition that take no jobs now: name, Slurm's state, and the reason that an administrator gave.
+
+    Raises:
+        SlurmError: Slurm does not answer.
+    """
+    states = "down,drain,draining,drained,fail,maint,resv,unknown,no_respond"
+    argv = ["sinfo", "--noheader", "--Node", f"--partition={partition}", f"--states={states}"]
+    return _node_rows([*argv, f"--format={_SEPARATOR.join(('%N', '%T', '%E'))}"])
+
+
+def nodes(names: str) -> list[tuple[str, str, str]]:
+    """Nodes by name, or Slurm's short form of several: name, state, and the reason that an administrator gave.
+
+    Raises:
+        SlurmError: Slurm does not answer.
+    """
+    form = _SEPARATOR.join(("%N", "%T", "%E"))
+    return _node_rows(["sinfo", "--noheader", "--Node", f"--nodes={names}", f"--format={form}"])
+
+
+def _node_rows(argv: Sequence[str]) -> list[tuple[str, str, str]]:
+    rows = (line.strip().split(_SEPARATOR) for line in _ask(argv).splitlines())
+    return list(dict.fromkeys((row[0], row[1], "" if row[2] == "none" else row[2]) for row in rows if len(row) == 3))
+
+
+def shown(kind: str, name: str = "") -> list[dict[str, str]]:
+    """What `scontrol show` tells of a `job`, a `partition`, a `reservation`, a `license`: its fields by name.
+
+    Raises:
+        SlurmError: there is none of this name, or Slurm does not answer.
+    """
+    text = _ask(["scontrol", "--oneliner", "show", kind, *([name] if name else [])])
+    pairs = (re.findall(r"([\w:/]+)=(.*?)(?=\s+[\w:/]+=|\s*$)", line) for line in text.splitlines())
+    return [{key: value for key, value in found if value not in {"(null)", "N/A"}} for found in pairs if found]
+
+
+def accounts() -> list[str]:
+    """The accounts that the caller belongs to, the default one first.
+
+    Raises:
+        SlurmError: Slurm's accounting does not answer.
+    """
+    user = getpass.getuser()
+    told = _ask(["sacctmgr", "-nP", "show", "user", user, "withassoc", "format=Account,DefaultAccount"]).splitlines()
+    rows = [line.split("|") for line in told if line.count("|") == 1]
+    return sorted({row[0] for row in rows}, key=lambda name: (name not in {row[1] for row in rows}, name))
+
+
+def ping() -> str:
+    """What the controller says when it is asked whether it is there.
+
+    Raises:
+        SlurmError: it does not answer.
+    """
+    return _ask(["scontrol", "ping"]).strip().replace("\n", "; ")
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Nodes of a partition that are alike. Cores, GPUs and memory are those of one node."""
+
+    nodes: int
+    cores: int
+    gpus: int
+    memory_mb: int
+
+
+def hardware() -> dict[str, list[Hardware]]:
+    """The kinds of nodes that each partition has.
+
+    Raises:
+        SlurmError: Slurm does not answer.
+    """
+    form = _SEPARATOR.join(("%R", "%D", "%c", "%m", "%G"))
+    found: dict[str, list[Hardware]] = {}
+    for line in _ask(["sinfo", "--noheader", "--exact", f"--format={form}"]).splitlines():
+        name, nodes_alike, cores, memory, gres = line.split(_SEPARATOR)
+        alike = Hardware(int(nodes_alike), int(cores.rstrip("+")), gpus_in(gres), int(memory.rstrip("+")))
+        found.setdefault(name, []).append(alike)
+    return found

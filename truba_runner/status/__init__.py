@@ -1,0 +1,1 @@
+"""Where runs, sweeps and searches stand, as rows."""

@@ -1,0 +1,111 @@
+"""The table row of a run."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from truba_runner.config.durations import slurm_time
+from truba_runner.runs import damage, restarts
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.state import last_intent, last_job_id, progress_of, state_of
+from truba_runner.runs.sweep_directory import SweepDir
+from truba_runner.search import overview
+from truba_runner.search.directory import search_of
+from truba_runner.slurm.jobs import Job
+
+# A row of which nothing is known.
+_NOTHING: dict[str, Any] = {
+    **dict.fromkeys(("run", "state", "partition", "job_id"), ""),
+    **dict.fromkeys(("epoch", "epochs", "step", "steps_per_epoch")),
+    "metrics": {},
+    **dict.fromkeys(("elapsed", "time_limit"), ""),
+    "restarts": None,
+    **dict.fromkeys(("why", "directory"), ""),
+}
+
+
+def damaged_row(run: RunDir) -> dict[str, Any]:
+    """A run of which nothing sure can be told, for JSON; empty where nothing is wrong with it."""
+    why = damage.of_listed(run)
+    return {"run": run.id, "state": damage.DAMAGED, "why": why, "directory": str(run.path)} if why else {}
+
+
+def say_damaged(runs: Iterable[RunDir], file: TextIO | None = None) -> None:
+    """A line for each run that is left out since nothing sure can be told of it; on standard error, or in `file`."""
+    for run in runs:
+        if told := damage.told(run):
+            print(told, file=file or sys.stderr)
+
+
+def _with_sweeps_as_one(rows: Sequence[dict[str, Any]], sweeps: Sequence[SweepDir]) -> list[dict[str, Any]]:
+    """The rows, but for each sweep one in place of its runs': a thousand would hide the others."""
+    of: dict[tuple[Path, str], list[SweepDir]] = {}
+    finders: set[Path] = set()
+    for sweep in sweeps:
+        for member in sweep.members():
+            of.setdefault((sweep.runs_folder, member.run), []).append(sweep)
+            if member.finder:
+                finders.add(sweep.runs_folder / member.finder)
+    shown: dict[Path, dict[str, Any]] = {}
+    counts: dict[Path, Counter[str]] = {}
+    for row in rows:
+        path = Path(row["directory"])
+        own = of.get((path.parent, path.name), [])
+        # A finder shows in its sweep's own table.
+        if not own and path not in finders:
+            shown[path] = row
+        for sweep in own:
+            shown.setdefault(sweep.path, {**_NOTHING, "run": sweep.id, "why": f"truba status {sweep.id}"})
+            counts.setdefault(sweep.path, Counter())[row["state"]] += 1
+    for path, states in counts.items():
+        shown[path]["state"] = ", ".join(f"{count} {state}" for state, count in states.most_common())
+    return list(shown.values())
+
+
+def _row_or_damage(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
+    """A row even for a run whose records hold something else than they should: it must not hide the others."""
+    if not (damaged := damaged_row(run)):
+        try:
+            return row(run, jobs)
+        except OSError as error:  # It has gone meanwhile, or its disk does not answer any more.
+            damaged = {"run": run.id, "state": damage.DAMAGED, "why": str(error), "directory": str(run.path)}
+    return {**_NOTHING, **damaged}
+
+
+def row(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
+    """One run, in values that JSON holds. Times are in Slurm's own notation."""
+    if (search := search_of(run)) is not None:
+        return overview.row(search, jobs)
+    state, progress = state_of(run, jobs), progress_of(run)
+    job, result = state.job, run.result()
+    # Of a run that is over Slurm is not asked.
+    asked = last_intent(run).get("request", {}) if job is None and not run.pulled() else {}
+    return {
+        "run": run.id,
+        "state": state.state,
+        "partition": job.partition if job else asked.get("partition", ""),
+        "job_id": last_job_id(run),
+        "epoch": progress.get("epoch"),
+        "epochs": progress.get("epochs"),
+        "step": progress.get("step"),
+        "steps_per_epoch": progress.get("steps_per_epoch"),
+        "metrics": result.get("metrics") or progress.get("metrics", {}),
+        "elapsed": job.elapsed if job else _own_clock(progress),
+        "time_limit": job.time_limit if job else slurm_time(asked["time_minutes"]) if "time_minutes" in asked else "",
+        "restarts": restarts.account(run)["restarts"],
+        "why": state.why
+        or str(result.get("warning") or progress.get("warning", ""))
+        or " ".join(result.get("notes", [])),
+        "directory": str(run.path),
+    }
+
+
+def _own_clock(progress: Mapping[str, Any]) -> str:
+    if "updated" not in progress:
+        return ""
+    return time.strftime("%H:%M:%S", time.gmtime(progress["updated"] - progress["started"]))

@@ -1,0 +1,189 @@
+"""`truba status SWEEP`: a sweep's table, sorted, as text, JSON, CSV or a picture, and its best run."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from truba_runner import terminal
+from truba_runner.errors import Failed
+from truba_runner.language import _, counted, marked
+from truba_runner.runs.sweep_directory import SweepDir
+from truba_runner.status.printing import print_json
+from truba_runner.status.slurm_jobs import known_jobs
+from truba_runner.status.sweep_plots import draw, draw_curves
+from truba_runner.status.sweep_table import SEED, Finding, Row, Table, as_csv, table
+
+# A metric at its best.
+_ENDS = {"min": marked("smallest"), "max": marked("largest")}
+
+
+def add_options(options: argparse.ArgumentParser) -> None:
+    """What can be said of a sweep only."""
+    own = options.add_argument_group(_("of a sweep"))
+    own.add_argument("--sort", metavar=_("COLUMN"), help=_("by a metric, the best first, a swept key, or state"))
+    own.add_argument("--best", metavar=_("METRIC"), help=_("only the run that is best by this metric"))
+    own.add_argument("--mode", choices=("min", "max"), help=_("whether a metric is good when small or large"))
+    own.add_argument("--csv", action="store_true", help=_("print comma-separated values"))
+    own.add_argument("--plot", metavar=_("FILE"), nargs="?", const="", help=_("draw the metric over the swept values"))
+
+
+def asked(given: argparse.Namespace) -> bool:
+    """Whether one of these options was given."""
+    return any((given.sort, given.best, given.mode, given.csv, given.plot is not None))
+
+
+def show(sweep: SweepDir, given: argparse.Namespace) -> int:
+    """Prints what was asked for; the exit status."""
+    members = sweep.members()
+    names = dict.fromkeys(name for one in members for name in (one.run, one.finder) if name)
+    jobs = known_jobs([sweep.run(name) for name in names])
+    if jobs is None:
+        print(_("Slurm does not answer: states are those on record"), file=sys.stderr)
+    keys = sweep.description().get("keys", [])
+    sorts_by_metric = given.sort and given.sort != "state" and given.sort not in keys
+    metric = given.best or (given.sort if sorts_by_metric else "")
+    columns = ("state", *keys) if given.sort and not given.best else ()
+    shown = table(sweep, jobs, metric, given.mode or "", columns)
+    rows = shown.sorted_by(given.sort) if given.sort else list(shown.rows)
+    if given.best:
+        rows = [_best(shown)]
+    if given.plot is not None:
+        _draw(sweep, shown, given.plot)
+    elif given.json:
+        print_json(_as_json(shown, rows))
+    elif given.csv:
+        sys.stdout.write(as_csv(shown, rows))
+    else:
+        _print(shown, rows)
+    return 0
+
+
+def _draw(sweep: SweepDir, shown: Table, asked_for: str) -> None:
+    """The picture of the metric, and beside it that of the finders' curves where there are any."""
+    file = Path(asked_for) if asked_for else sweep.path / f"{shown.metric}.png"
+    curves = any(row.finding and row.finding.curve for row in shown.rows)
+    if curves:
+        print(draw_curves(shown, file.with_name(f"{file.stem}_lr_find{file.suffix}" if asked_for else "lr_find.png")))
+    if not curves or any(shown.best(row) is not None for row in shown.rows):
+        print(draw(shown, file))
+
+
+def _best(shown: Table) -> Row:
+    best = shown.sorted_by(shown.metric)[0]
+    if shown.best(best) is None:
+        raise Failed(_("no run of {sweep} has a value of {metric} yet", sweep=shown.sweep, metric=shown.metric))
+    return best
+
+
+def _as_json(shown: Table, rows: Sequence[Row]) -> dict[str, Any]:
+    seeds = {"over_seeds": shown.over_seeds()} if SEED in shown.keys else {}
+    about = {"sweep": shown.sweep, "keys": list(shown.keys), "metric": shown.metric, "mode": shown.mode}
+    return {**about, **seeds, "runs": [_row_as_json(shown, row) for row in rows]}
+
+
+def _row_as_json(shown: Table, row: Row) -> dict[str, Any]:
+    best, epoch = row.best(shown.metric, shown.mode) or (None, None)
+    return {
+        "run": row.run,
+        "values": dict(row.values),
+        "state": row.state,
+        "job_id": row.job_id,
+        "epoch": row.epoch,
+        "epochs": row.epochs,
+        **({"trials_told": row.trials[0], "trials_begun": row.trials[1]} if row.trials else {}),
+        "last": row.last(shown.metric),
+        "best": best,
+        "best_epoch": epoch,
+        "metrics": dict(row.metrics),
+        "why": row.why,
+        "directory": row.directory,
+        **({"lr_find": _finding_as_json(row.finding)} if row.finding else {}),
+    }
+
+
+def _finding_as_json(finding: Finding) -> dict[str, Any]:
+    return {
+        "finder": finding.finder,
+        "state": finding.state,
+        "takes": finding.takes,
+        "learning_rate": finding.rate,
+        "suggestions": finding.curve.get("suggestions"),
+    }
+
+
+def _print(shown: Table, rows: Sequence[Row]) -> None:
+    from rich.table import Table as Printed
+
+    console = terminal.console()
+    states = [f"{count} {state}" for state, count in Counter(row.state for row in shown.rows).most_common()]
+    runs = counted("{count} run", "{count} runs", len(shown.rows))
+    print(f"{shown.sweep}: {', '.join([runs, *states])}")
+    found = (_("found rate"),) if shown.finds else ()
+    ends, epoch = _(_ENDS[shown.mode]), _("epoch")
+    how_far, by_when = (_("trials"), ends) if shown.has_searches else (epoch, f"{ends} ({epoch})")
+    headings = (_("run"), *shown.keys, *found, _("state"), how_far, shown.metric, by_when, _("why"))
+    printed = Printed(*map(terminal.shown, headings), box=None)
+    at_the_end = _("end")
+    for row in rows:
+        best = row.best(shown.metric, shown.mode)
+        cells = (
+            row.run,
+            *(_word(row.values.get(key)) for key in shown.keys),
+            *((_rate(row.finding),) if found else ()),
+            row.state,
+            _how_far(row),
+            _figure(row.last(shown.metric)),
+            _figure(best[0]) + ("" if row.trials else f" ({best[1] or at_the_end})") if best else "",
+            row.why,
+        )
+        printed.add_row(*terminal.cells(cells))
+    console.print(printed)
+    if SEED in shown.keys and len(rows) == len(shown.rows):
+        _print_seeds(console, shown)
+
+
+def _how_far(row: Row) -> str:
+    done, of = row.trials or (row.epoch, row.epochs)
+    return "" if done is None else f"{done}/{of}"
+
+
+def _print_seeds(console: Any, shown: Table) -> None:
+    from rich.table import Table as Printed
+
+    others = [key for key in shown.keys if key != SEED]
+    last, best = (_("{value}, mean ± spread", value=value) for value in (shown.metric, _(_ENDS[shown.mode])))
+    headings = (*others, _("seeds"), last, _("least–most"), best)
+    printed = Printed(*map(terminal.shown, headings), box=None, title=_("over the seeds"), title_justify="left")
+    for group in shown.over_seeds():
+        last, best = group["last"], group["best"]
+        within = "" if last["least"] is None else f"{last['least']:.4f}–{last['most']:.4f}"
+        words = [_word(value) for value in group["values"].values()]
+        printed.add_row(*terminal.cells((*words, str(group["runs"]), _mean(last), within, _mean(best))))
+    console.print()
+    console.print(printed)
+
+
+def _mean(told: Mapping[str, float | None]) -> str:
+    spread = "" if told["spread"] is None else f" ± {told['spread']:.4f}"
+    return "" if told["mean"] is None else f"{told['mean']:.4f}{spread}"
+
+
+def _rate(finding: Finding | None) -> str:
+    return "" if finding is None or finding.rate is None else f"{finding.rate:.3g} ({finding.takes})"
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else "nan" if math.isnan(value) else f"{value:.4f}"
+
+
+def _word(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        # As one types it.
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)

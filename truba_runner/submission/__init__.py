@@ -1,0 +1,1 @@
+"""One sbatch: prepared, submitted once, reported."""

@@ -1,0 +1,69 @@
+"""Whether a run's training code is still that of its earlier starts: its id is that of its config alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from truba_runner.code import provenance
+from truba_runner.errors import Problem, Refused
+from truba_runner.language import _
+from truba_runner.runs.checkpoints import CheckpointStore, Position
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.submission.prepared import Prepared
+
+
+def trained_with(run: RunDir) -> dict[str, Any]:
+    """The submission that the run was last started from; `job_sha256` is that of the file as the start found it."""
+    events = run.submissions()
+    started = [index for index, event in enumerate(events) if event["event"] == "started"]
+    until = events[: started[-1] + 1] if started else events
+    # A start has no more than the hash, and not that where the file had gone.
+    return {name: event[name] for event in until for name in ("job_file", "job_sha256", "git") if event.get(name)}
+
+
+def problem(prepared: Prepared) -> Problem | None:
+    """What stands against going on with a run that was begun: the checkpoint is of other code than there is now."""
+    if prepared.experiment.accept_changed_code:
+        return None
+    run, now = prepared.run, provenance.code_sha256(prepared.job_file)
+    position = CheckpointStore(run.checkpoints).position()
+    then = trained_with(run)
+    if position == Position(0, 0) or then.get("job_sha256", now) == now:
+        return None
+    where = _("{file} has changed since", file=prepared.job_file)
+    if then.get("job_file") not in {None, str(prepared.job_file)}:
+        where = _("its code was {file}", file=then["job_file"])
+    if git := then.get("git"):
+        commit = _("git commit {commit}, with changes") if git["dirty"] else _("git commit {commit}")
+        where += f" ({commit.format(commit=git['commit'][:12])})"
+    return Problem(
+        run.id,
+        _(
+            "it has come to epoch {epoch}, step {step} with other code: {where}. Going on would train one network "
+            "partly with the one and partly with the other.",
+            epoch=position.epoch + 1,
+            step=position.step,
+            where=where,
+        ),
+        _(
+            "fresh=true trains the new code anew, beside it; accept_changed_code=true goes on with it, for a change "
+            "that leaves the network and its training as they were; once the file is put back, the same command goes "
+            "on."
+        ),
+    )
+
+
+def refuse_together(runs: Sequence[Prepared]) -> None:
+    """Holds a sweep back some of whose runs were begun with other code; one of them is told of for all.
+
+    Raises:
+        Refused: there are such runs.
+    """
+    found = [one for one in map(problem, runs) if one]
+    if len(found) > 1:
+        more = _("So it is with {count} more of the sweep.", count=len(found) - 1)
+        raise Refused(replace(found[0], rule=f"{found[0].rule} {more}"))
+    if found:
+        raise Refused(*found)

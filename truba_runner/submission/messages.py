@@ -1,0 +1,181 @@
+"""What the user is told of a launch: on standard output what was asked for, on standard error what else matters."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from truba_runner import terminal
+from truba_runner.code import provenance
+from truba_runner.config import lr_find
+from truba_runner.data import staging
+from truba_runner.environment import probe
+from truba_runner.errors import listed
+from truba_runner.language import _, counted, marked
+from truba_runner.runs.progress import format_metrics
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.state import state_of
+from truba_runner.slurm.request import Request
+from truba_runner.submission.changed_code import trained_with
+from truba_runner.submission.outcome import Outcome
+from truba_runner.submission.prepared import Prepared
+from truba_runner.submission.submission import Submission
+
+
+def same_run(runs: Sequence[Prepared]) -> None:
+    """That a sweep's choices differ in nothing that makes a network another."""
+    run, others = runs[0].run.id, len(runs) - 1
+    if others:
+        more = counted("and {count} more", "and {count} more", others)
+        run += f" ({more})"
+    print(
+        _(
+            "note: several choices of the sweep come to the run {run}, submitted once, with the first one's resources; "
+            "a name of its own (name=NAME) makes a choice a run of its own",
+            run=run,
+        ),
+        file=sys.stderr,
+    )
+
+
+def changed_code(finished: Sequence[Prepared]) -> None:
+    """A run's id is that of its config: code that has changed since is for the user to decide on."""
+    now = {file: provenance.code_sha256(file) for file in {one.job_file for one in finished}}
+    changed = [one for one in finished if trained_with(one.run).get("job_sha256") != now[one.job_file]]
+    if not changed:
+        return
+    first, others = changed[0], len(changed) - 1
+    names = {
+        "file": first.job_file,
+        "run": first.run.id,
+        "other_file": trained_with(first.run).get("job_file", _("unknown")),
+    }
+    if others:
+        told = counted(
+            "WARNING: {file} is not the code that {run} and {count} other of the sweep were trained with "
+            "({other_file}, since changed or another). fresh=true trains it.",
+            "WARNING: {file} is not the code that {run} and {count} others of the sweep were trained with "
+            "({other_file}, since changed or another). fresh=true trains it.",
+            others,
+            **names,
+        )
+    else:
+        told = _(
+            "WARNING: {file} is not the code that {run} was trained with ({other_file}, since changed or another). "
+            "fresh=true trains it.",
+            **names,
+        )
+    print(told, file=sys.stderr)
+
+
+def submitted(submission: Submission, job_id: str) -> None:
+    """What Slurm has taken."""
+    tasks = submission.array_size
+    about = {"job_id": job_id, "partition": submission.request.partition, "asked": _asked(submission.request, tasks)}
+    if not tasks:
+        told = _("submitted {run} as job {job_id} to {partition}: {asked}", run=submission.first.run.id, **about)
+    elif submission.first.experiment.sweep.kind == lr_find.KIND:
+        told = counted(
+            "submitted {count} learning-rate finder as array {job_id} to {partition}: {asked}",
+            "submitted {count} learning-rate finders as array {job_id} to {partition}: {asked}",
+            tasks,
+            **about,
+        )
+    else:
+        told = counted(
+            "submitted {count} job as array {job_id} to {partition}: {asked}",
+            "submitted {count} jobs as array {job_id} to {partition}: {asked}",
+            tasks,
+            **about,
+        )
+    print(f"{told}{submission.waits_for()}")
+    chosen = submission.first.experiment.environment
+    if chosen.kind != "inherit":
+        print(f"  {probe.described(chosen, submission.first.found)}")
+
+
+def _asked(request: Request, tasks: int) -> str:
+    """What each of so many tasks has asked for, in words."""
+    gpus = [counted("{count} GPU", "{count} GPUs", request.gpus)] if request.gpus else []
+    asked = ", ".join([*gpus, counted("{count} core", "{count} cores", request.cores)])
+    if request.nodes > 1:
+        asked = _("{count} nodes with {asked}", count=request.nodes, asked=asked)
+    return _("{asked} each", asked=asked) if tasks > 1 else asked
+
+
+# What became of how many of a sweep's runs.
+_COUNTS = {
+    "submitted": marked("{count} submitted"),
+    "running": marked("{count} in the queue or running already"),
+    "finished": marked("{count} finished before"),
+    "trained": marked("{count} trained"),
+    "failed": marked("{count} failed"),
+    "interrupted": marked("{count} interrupted"),
+    "left": marked("{count} left, for the same command to go on with"),
+}
+
+
+def sweep(sweep_id: str, outcomes: Sequence[Outcome]) -> None:
+    """What became of a sweep's runs, in one line, and where to look at them."""
+    unique = {one.run_id: "interrupted" if one.stopped and one.action == "failed" else one.action for one in outcomes}
+    runs = counted("{count} run", "{count} runs", len(unique))
+    became = [_(_COUNTS[action], count=count) for action, count in Counter(unique.values()).items()]
+    print(f"{sweep_id}: {', '.join([runs, *became])}")
+    print(f"  truba status {sweep_id}")
+
+
+def came_of_it(outcome: Outcome) -> None:
+    """Where a run is now, and its metrics where it has them."""
+    run = RunDir(Path(outcome.run_dir))
+    if outcome.action == "running":
+        job_id = outcome.job_id or _("(local)")
+        print(_("{run} is in the queue or running already, as job {job_id}", run=run.id, job_id=job_id))
+    elif outcome.action == "finished":
+        print(_("{run} was finished before; fresh=true trains it anew beside the old one", run=run.id))
+    if outcome.action in {"finished", "trained"}:
+        result = run.result()
+        values = format_metrics(result.get("metrics", {}))
+        about = _("(data: {name})", name=result.get("data", {}).get("name", "?"))
+        print(f"{run.id}: {values}  {about}")
+    if outcome.action == "failed":
+        print(_why_not(run, outcome), file=sys.stderr)
+    print(f"  {run.path}")
+
+
+def _why_not(run: RunDir, outcome: Outcome) -> str:
+    """Why there is no result; not once more where the log, with the same sentence in it, was just shown."""
+    if outcome.why:
+        return _("{run} is not over: {why}", run=run.id, why=outcome.why)
+    state = state_of(run, {})
+    if state.state in {"INTERRUPTED", "KILLED"}:
+        return _("{run} was {why}", run=run.id, why=state.why)
+    shown = outcome.job_id.startswith("local-") and run.progress().get("error", {}).get("type") == "Failed"
+    return (
+        _("{run} failed, as told above", run=run.id) if shown else _("{run} failed: {why}", run=run.id, why=state.why)
+    )
+
+
+def dry_run(submissions: Sequence[Submission]) -> None:
+    """The plan, and exactly what sbatch would read, of each submission."""
+    from rich.table import Table
+
+    console = terminal.console(width=None)
+    for submission in submissions:
+        runs, experiment = submission.runs, submission.first.experiment
+        title = counted("plan of {count} run", "plan of {count} runs", len(runs))
+        table = Table(_("key"), _("value"), title=title)
+        table.add_row(_("runs"), listed([prepared.run.id for prepared in runs]).replace(", ", "\n"))
+        table.add_row("cluster", experiment.cluster.name)
+        for source in staging.missing(experiment):
+            told = _(
+                "{file} is not in {folder}; it would be downloaded", file=source.file, folder=experiment.data.folder
+            )
+            table.add_row(_("data"), told)
+        for key, value in asdict(submission.request).items():
+            table.add_row(key, _("(the default)") if value in {None, ""} else str(value))
+        console.print(table)
+        if experiment.cluster.scheduler == "slurm":
+            print(submission.script())

@@ -1,0 +1,142 @@
+"""What each partition would make of an experiment: whether it fits, when it would start, and what it costs."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from truba_runner.config.durations import parse_minutes
+from truba_runner.config.identity import run_id
+from truba_runner.config.schema import Experiment, Partition
+from truba_runner.errors import Problem, Refused
+from truba_runner.language import _
+from truba_runner.rules.experiment import plan
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.slurm import capacity, client
+from truba_runner.slurm.request import Request
+from truba_runner.submission.prepared import Prepared
+from truba_runner.submission.submission import Submission
+
+# A start within so many seconds is one now: the scheduler itself looks only so often.
+AT_ONCE_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One partition, and of one that mixes nodes one family of them. Without a `request` it will not have the job."""
+
+    partition: str
+    constraint: str
+    request: Request | None = None
+    # Seconds since 1970; None: Slurm does not tell.
+    start: float | None = None
+    free_gpus: int | None = None
+    # Whether it is chosen unasked.
+    automatic: bool = True
+    # Why not: our rules, or Slurm's own words.
+    refusal: str = ""
+
+    # What the run costs if it needs all of its time, in however many jobs.
+    core_hours: float = 0.0
+
+
+def offers(experiment: Experiment, job_file: Path) -> list[Offer]:
+    """Every partition of the cluster, those that would start the job soonest first, those that will not have it last.
+
+    Raises:
+        Refused: the experiment breaks a rule wherever it runs.
+        SlurmError: Slurm does not answer.
+    """
+    candidates = list(_candidates(experiment))
+    refuse_what_is_wrong_anywhere(candidates)
+    free, most_cores = capacity.free_gpus(), capacity.core_limit(experiment.resources.account)
+    found = [_offer(candidate, job_file, free, most_cores) for candidate in candidates]
+    now = time.time()
+    return sorted(found, key=lambda offer: _order(offer, now))
+
+
+def refuse_whatever_its_time(experiment: Experiment) -> None:
+    """Holds back what is wrong with an experiment that has no time limit yet, on its partition or on all.
+
+    Raises:
+        Refused: it breaks a rule that has nothing to do with its time.
+    """
+    known = experiment.cluster.partitions
+    candidates = [experiment] if experiment.resources.partition in known else _candidates(experiment)
+
+    def in_any_time(one: Experiment) -> Experiment:
+        longest = known[one.resources.partition].max_time
+        return replace(one, resources=replace(one.resources, time=longest, segment="", signal_seconds=None))
+
+    refuse_what_is_wrong_anywhere([in_any_time(one) for one in candidates])
+
+
+def refuse_what_is_wrong_anywhere(candidates: Sequence[Experiment]) -> None:
+    """A time that is none, for one: said once and with its remedy, not for each partition.
+
+    Raises:
+        Refused: the experiment breaks a rule as each of these candidates.
+    """
+    broken: list[Sequence[Problem]] = []
+    for candidate in candidates:
+        try:
+            plan(candidate)
+        except Refused as refused:
+            broken.append(refused.problems)
+        else:
+            return
+    if common := [problem for problem in (broken or [()])[0] if all(problem in others for others in broken)]:
+        raise Refused(*common)
+
+
+def _order(offer: Offer, now: float) -> tuple[bool, float, bool, float]:
+    """Soonest first; of those that would start at once the cheapest, and those never chosen unasked after them."""
+    if offer.request is None or offer.start is None:
+        return (True, 0.0, True, 0.0)
+    return (False, max(offer.start, now + AT_ONCE_SECONDS), not offer.automatic, offer.core_hours)
+
+
+def _candidates(experiment: Experiment) -> Iterator[Experiment]:
+    """The experiment on every partition, and where a job must choose among its nodes, on every kind of them."""
+    for name, partition in experiment.cluster.partitions.items():
+        for constraint in _constraints(partition, experiment.resources.constraint):
+            resources = replace(experiment.resources, partition=name, constraint=constraint)
+            yield replace(experiment, resources=resources)
+
+
+def _constraints(partition: Partition, asked: str) -> Sequence[str]:
+    choice = [*partition.families, *(partition.features if partition.feature_required else ())]
+    if asked:
+        return [asked]
+    return choice or [""]
+
+
+def _offer(experiment: Experiment, job_file: Path, free: Mapping[tuple[str, str], int], most_cores: int) -> Offer:
+    resources = experiment.resources
+    facts, host = experiment.cluster.partitions[resources.partition], socket.gethostname()
+    free_here = free.get((resources.partition, resources.constraint))
+    offer = Offer(resources.partition, resources.constraint, free_gpus=free_here, automatic=facts.automatic)
+    try:
+        request = plan(experiment).request
+    except Refused as refused:
+        return replace(offer, refusal=" ".join(f"{one.received}: {one.rule}" for one in refused.problems))
+    if facts.login_nodes and host not in facts.login_nodes:
+        nodes = _(" and ").join(facts.login_nodes)
+        return replace(offer, refusal=_("it takes jobs from {nodes}; this is {host}", nodes=nodes, host=host))
+    if 0 < most_cores < request.total_cores:
+        account, asked = resources.account, request.total_cores
+        told = _("{asked} cores are asked for, and the account {account} may use {most} at once",
+                 asked=asked, account=account, most=most_cores)  # fmt: skip
+        return replace(offer, refusal=told)
+    run = RunDir(Path(experiment.cluster.runs_folder) / run_id(experiment))
+    script = Submission(Prepared(experiment, run, request, job_file)).script()
+    try:
+        hours = request.total_cores * parse_minutes(resources.time) / 60
+        return replace(offer, request=request, start=capacity.estimated_start(script), core_hours=hours)
+    except client.SlurmError as error:
+        if error.transient or not error.refused:
+            raise
+        return replace(offer, refusal=" ".join(error.message.split()))

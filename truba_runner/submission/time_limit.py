@@ -1,0 +1,109 @@
+"""A time limit for `resources.time=auto`: from what epochs of earlier runs of the same experiment have taken."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from truba_runner.config import recipe
+from truba_runner.config.schema import Experiment
+from truba_runner.errors import Problem, Refused
+from truba_runner.language import _, counted
+from truba_runner.runs.run_directory import RunDir
+
+# Above what the slowest tenth of the epochs took: other nodes, other load on the shared disk.
+_MARGIN = 1.3
+# For starting, reading data, a compilation, and what is evaluated and drawn at the end.
+_AROUND_MINUTES = 10
+# Limits that differ by less are no different to a scheduler.
+_ROUNDED_TO_MINUTES = 15
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Epochs of one earlier run, in seconds each, and what it ran on."""
+
+    run: str
+    epoch_seconds: Sequence[float]
+    partition: str
+    devices: int
+
+    @property
+    def ran_on(self) -> str:
+        """For a person."""
+        devices = counted("{count} GPU", "{count} GPUs", self.devices)
+        return f"{self.partition}, {devices}" if self.partition else devices
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A limit in minutes, and what it was worked out from."""
+
+    minutes: int
+    because: str
+
+
+def proposed(experiment: Experiment) -> Proposal:
+    """The limit for all of an experiment's epochs, in one job.
+
+    Of earlier runs those on the same partition with as many GPUs count; where there are none, those with as many GPUs;
+    else all. The slowest tenth of their epochs is the measure.
+
+    Raises:
+        Refused: there is no earlier run to go by.
+    """
+    resources = experiment.resources
+    devices = max(1, resources.gpus) * resources.nodes
+    known = [one for one in _earlier(experiment) if one.epoch_seconds]
+    same_size = [one for one in known if one.devices == devices]
+    chosen = [one for one in same_size if one.partition == resources.partition] or same_size or known
+    if not chosen:
+        raise Refused(
+            Problem(
+                "resources.time=auto",
+                _(
+                    "it goes by earlier runs of {name} on {data}, and none has an epoch yet.",
+                    name=experiment.name,
+                    data=experiment.data.name,
+                ),
+                _("Give a time, for example resources.time=1h: a run that needs longer goes on in another job."),
+            )
+        )
+    seconds = sorted(one for measured in chosen for one in measured.epoch_seconds)
+    slow = seconds[math.ceil(0.9 * len(seconds)) - 1]
+    epochs = recipe.whole_epochs(experiment.train)
+    minutes = _AROUND_MINUTES + epochs * slow * _MARGIN / 60
+    rounded = math.ceil(minutes / _ROUNDED_TO_MINUTES) * _ROUNDED_TO_MINUTES
+    ran_on = ", ".join(sorted({one.ran_on for one in chosen}))
+    runs = counted("{count} earlier run ({ran_on})", "{count} earlier runs ({ran_on})", len(chosen), ran_on=ran_on)
+    because = counted("{count} epoch of {slow:.3g} s, the slowest tenth of {known} epochs of {runs}",
+                      "{count} epochs of {slow:.3g} s, the slowest tenth of {known} epochs of {runs}",
+                      epochs, slow=slow, known=len(seconds), runs=runs)  # fmt: skip
+    return Proposal(rounded, because)
+
+
+def _earlier(experiment: Experiment) -> list[Measured]:
+    folder = Path(experiment.cluster.runs_folder)
+    found = (RunDir(path.parent) for path in sorted(folder.glob(f"{experiment.name}-*/history.csv")))
+    return [measured for run in found if (measured := _measured(run, experiment)) is not None]
+
+
+def _measured(run: RunDir, experiment: Experiment) -> Measured | None:
+    try:
+        config = run.read_config()
+        same = (config["name"], config["data"]["name"]) == (experiment.name, experiment.data.name)
+        resources, rows = config["resources"], csv.DictReader(io.StringIO((run.path / "history.csv").read_text()))
+        seconds = [float(row["seconds"]) for row in rows if row.get("seconds")]
+        devices = max(1, int(resources["gpus"])) * int(resources["nodes"])
+    except (OSError, KeyError, TypeError, ValueError):  # Of another version, or damaged: nothing to go by.
+        return None
+    return Measured(run.id, seconds, _partition(resources), devices) if same else None
+
+
+def _partition(resources: dict[str, Any]) -> str:
+    return str(resources.get("partition", ""))

@@ -1,0 +1,1 @@
+"""The backend interface and what both frameworks share."""

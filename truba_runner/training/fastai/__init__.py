@@ -1,0 +1,1 @@
+"""The fastai backend: train(context), find(context)."""

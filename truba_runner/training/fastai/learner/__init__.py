@@ -1,0 +1,1 @@
+"""The job's DataBlock and Learner."""

@@ -1,0 +1,93 @@
+"""The network that `job.options.arch` names, and the weights that `job.options.pretrained` asks for.
+
+Compute nodes have no network: the weights were staged into the data folder, and are checked before they are used.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from truba_runner.data import weights
+from truba_runner.data.staging import matches
+from truba_runner.errors import Failed, nearest
+from truba_runner.language import _
+from truba_runner.training.backend import Context
+
+
+def chosen(context: Context) -> dict[str, Any]:
+    """Arguments of fastai's vision_learner that take the place of `job.options.arch`; empty where there is none.
+
+    `arch` is a function of torchvision's, or the name of a network of timm's, for which there is also
+    `pretrained_cfg_overlay`. Before any data is read: what is wrong shows at once.
+
+    Raises:
+        truba_runner.errors.Failed: there is no such network, or its weights are not there or damaged.
+    """
+    job, folder = context.experiment.job, Path(context.experiment.data.folder)
+    # Else both would try to fetch what they miss, timm for most of a minute.
+    os.environ.update(TORCH_HOME=str(folder / weights.FOLDER), HF_HUB_OFFLINE="1")
+    if not job.options.get("arch"):
+        return {}
+    name = str(job.options["arch"])
+    arch = _timm(name.removeprefix(weights.TIMM)) if name.startswith(weights.TIMM) else _torchvision(name)
+    source = weights.source(job)
+    if source is None:
+        return {"arch": arch}
+    file = folder / source.file
+    if not file.is_file() or not matches(file, source.sha256):
+        damaged = _(
+            "{file}, from which job.options.arch={name} begins, is damaged. Submit the run again, which stages it, or "
+            "set job.options.pretrained=false.",
+            file=file,
+            name=name,
+        )
+        missing = _(
+            "{file}, from which job.options.arch={name} begins, is not there. Submit the run again, which stages it, "
+            "or set job.options.pretrained=false.",
+            file=file,
+            name=name,
+        )
+        raise Failed(damaged if file.is_file() else missing)
+    overlay = {"pretrained_cfg_overlay": {"file": str(file)}} if isinstance(arch, str) else {}
+    return {"arch": arch, **overlay}
+
+
+def _torchvision(name: str) -> Any:
+    import torchvision
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise Failed(
+            _(
+                "job.options.arch={name}: torchvision has no such architecture. {nearest} One of timm's is written "
+                "timm/NAME.",
+                name=name,
+                nearest=nearest(name, known),
+            )
+        )
+    return torchvision.models.get_model_builder(name)
+
+
+def _timm(name: str) -> str:
+    try:
+        import timm
+    except ImportError as error:
+        raise Failed(
+            _(
+                "job.options.arch=timm/{name}: timm is not installed where the job runs. Install it, or choose one of "
+                "torchvision's architectures.",
+                name=name,
+            )
+        ) from error
+    if not timm.is_model(name):
+        known = [*timm.list_models(), *timm.list_pretrained()]
+        raise Failed(
+            _(
+                "job.options.arch=timm/{name}: timm has no such architecture. {nearest}",
+                name=name,
+                nearest=nearest(name, known),
+            )
+        )
+    return name

@@ -1,0 +1,72 @@
+"""The device that a fastai process trains on, and what the config says of its arithmetic."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Any
+
+from truba_runner.config.schema import Train
+from truba_runner.language import _
+from truba_runner.training.missing_gpus import tell_of_missing_gpus
+
+
+def pick_device(gpus_asked: int, local_rank: int = 0) -> Any:
+    """This process' own GPU, a torch.device; the CPU where there is none.
+
+    Raises:
+        truba_runner.errors.Failed: GPUs were asked for and are there, but torch cannot use them.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        # One GPU a task: either the task sees all of its node, or its own alone.
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+        return device
+    if gpus_asked:
+        tell_of_missing_gpus(gpus_asked, "torch", _("a torch that is built for CUDA"))
+    return torch.device("cpu")
+
+
+def describe(device: Any) -> str:
+    """A device with the name of its model: `cuda:0 (NVIDIA H100)`."""
+    import torch
+
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "CPU:0"
+
+
+def compute_the_same_each_time() -> None:
+    """Chooses algorithms that give the same bits for the same input; some have no such form, and warn."""
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.backends.cudnn.benchmark = False
+    warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
+
+
+def cores() -> int:
+    """Of this process: those that Slurm gave its task, as far as the machine has them."""
+    usable = len(os.sched_getaffinity(0))
+    return min(usable, int(os.environ.get("SLURM_CPUS_PER_TASK", usable)))
+
+
+def set_precision(learner: Any, train: Train, device: Any) -> None:
+    """Makes the learner train in half precision where the config asks for it."""
+    wanted = (train.mixed_precision or "float32").removeprefix("mixed_")
+    if wanted == "float32":
+        return
+    if device.type != "cuda":
+        print(
+            _("WARNING: train.mixed_precision={wanted} needs a GPU: float32 here", wanted=train.mixed_precision),
+            file=sys.stderr,
+        )
+        warnings.filterwarnings("ignore", message=".*CUDA is not available.*")
+        warnings.filterwarnings("ignore", message=".*no CUDA.*")
+    if wanted == "float16":
+        learner.to_fp16()
+    else:
+        learner.to_bf16()

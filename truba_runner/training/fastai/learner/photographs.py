@@ -1,0 +1,353 @@
+"""A fastai job's photographs, as files or as one packed file, read by the job's own DataBlock."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from truba_runner.config.partitions import scratch_of
+from truba_runner.data.image_names import labels_of, names_in
+from truba_runner.data.image_pack import Damaged, Pack, cores, refuse_unreadable, write
+from truba_runner.data.image_sources import Archive, Folder, source_at
+from truba_runner.errors import Failed
+from truba_runner.language import _
+from truba_runner.storage import folder_lock, node_folder
+from truba_runner.training.backend import Context
+from truba_runner.training.ranks import handover
+
+_GIGABYTE = 1e9
+# What a kill has left beside a packed file has not grown for so long. Others wait so long for the job that packs; where
+# the disk has no locks all pack, and all but one for nothing.
+_LEFT_SECONDS, _PACKING_SECONDS = 3600.0, 14_400.0
+_NOTE = "photographs"
+
+
+class Unreadable(Failed):
+    """A photograph that cannot be decoded, met in training."""
+
+    def __init__(self, message: str) -> None:
+        """A DataLoader hands on a worker's error as the text of a traceback; what counts is its last line."""
+        last = message.strip().splitlines()[-1]
+        super().__init__(last.removeprefix(f"{Unreadable.__module__}.{Unreadable.__qualname__}: "))
+
+
+@dataclass
+class Photographs:
+    """What a DataBlock reads: `items` are its items, `image` opens one. Names and order do not depend on how."""
+
+    # Where the job said that they are. Each item begins with it, though a packed one is no file of its own.
+    path: Path
+    # Where they are read from: the folder that holds them, or the packed file.
+    origin: Path | Pack
+    names: list[PurePosixPath]
+
+    @property
+    def items(self) -> list[Path]:
+        """A path for each, in order."""
+        return [self.path / name for name in self.names]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the names: whoever opens images is given them one by one."""
+        return {**self.__dict__, "names": []}
+
+    def image(self, item: Any, mode: str = "RGB") -> Any:
+        """An item, opened: a Pillow image of that mode. What is none of the items (to predict, say) is left as it is.
+
+        Raises:
+            Unreadable: it cannot be decoded.
+        """
+        from PIL import Image
+
+        if not isinstance(item, Path) or not item.is_relative_to(self.path):
+            return item
+        name = PurePosixPath(item.relative_to(self.path))
+        if isinstance(self.origin, Pack):
+            return self.origin.image(name).convert(mode) if name in self.origin else item
+        try:
+            with Image.open(self.origin / name) as image:
+                return image.convert(mode)
+        except Exception as error:  # A damaged file raises whatever its decoder stumbles over.
+            raise Unreadable(
+                _("{item} cannot be read as an image ({error}). Delete or replace it.", item=item, error=_line(error))
+            ) from error
+
+    def read_by(self, block: Any) -> Any:
+        """The same DataBlock with these items, opened here, whatever its source: `path` is shorter in a summary.
+
+        Labels, splitter and transforms are its own.
+        """
+        items = self.items
+        block.get_items = lambda source: items
+        # What ImageBlock opens files with says in which mode: PILImage in RGB, PILImageBW in L.
+        opener = getattr(block.type_tfms[0][0], "__self__", None)
+        mode = getattr(opener, "_open_args", {}).get("mode") or "RGB"
+        # fastai takes a method for a decorator of its Transform class.
+        block.getters[0] = partial(Photographs.image, self, mode=mode)
+        return block
+
+
+@contextmanager
+def opened(context: Context, path: Path, block_of: Callable[[list[Path]], Any]) -> Iterator[Photographs]:
+    """The photographs at `path`, ready to be read on this rank in the way that `data.pack` and its like say.
+
+    `path` is a folder, or a place in an archive (see `image_sources.source_at`). `block_of` makes the DataBlock that
+    items go into; its Resize says at what size to pack. What was put on the node's own disk is removed at the end.
+    Every rank of a job comes here.
+
+    Raises:
+        truba_runner.errors.Failed: there are none, a name has no label, one is no image, or there is no room.
+    """
+    rank, source = handover.Rank.here(context.rank, context.tasks), source_at(path)
+    data = context.experiment.data
+    with ExitStack() as at_the_end:
+        at_the_end.callback(handover.forget, rank, context.run.path, _NOTE)
+        # All names of a folder; of an archive the first, which is soon found.
+        known = (
+            names_in(source.path)
+            if isinstance(source, Folder)
+            else [name for name, _ in islice(source.photographs(), 1)]
+        )
+        _check_names(path, known, data.label_pattern)
+        origin: Path | Pack
+        if data.pack:
+            resize = _resize_of(block_of([path / known[0]]))
+            origin = Pack(_packed(context, rank, source, resize, at_the_end))
+            names = origin.names
+        else:
+            origin = source.path if isinstance(source, Folder) else _unpacked(context, rank, source, at_the_end)
+            names = names_in(origin)
+            if rank.rank == 0:
+                check_headers(origin, names)
+        _check_names(path, names, data.label_pattern)
+        yield Photographs(path, origin, names)
+
+
+def _check_names(path: Path, names: list[PurePosixPath], label_pattern: str) -> None:
+    if not names:
+        raise Failed(
+            _("There is no image in {path}, nor in a folder under it. data.name and data.folder lead there.", path=path)
+        )
+    if label_pattern:
+        labels_of(names, label_pattern)
+
+
+def check_headers(folder: Path, names: list[PurePosixPath]) -> None:
+    """Sees before training whether each file is an image at all; one that is cut short shows when it is decoded.
+
+    Raises:
+        Failed: some are not; they are named.
+    """
+    from PIL import Image
+
+    def wrong(name: PurePosixPath) -> str:
+        try:
+            with Image.open(folder / name):
+                return ""
+        except Exception as error:
+            return _line(error)
+
+    with ThreadPoolExecutor(4 * cores()) as threads:
+        reasons = list(zip(names, threads.map(wrong, names), strict=True))
+    refuse_unreadable([(name, reason) for name, reason in reasons if reason])
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+# -- packing ---------------------------------------------------------------------------------------------------
+
+
+def _resize_of(block: Any) -> Any:
+    """The Resize among a DataBlock's item_tfms.
+
+    Raises:
+        Failed: there is none, or it does not crop.
+    """
+    from fastai.vision.augment import Resize, ResizeMethod
+
+    found = next((transform for transform in block.item_tfms if isinstance(transform, Resize)), None)
+    if found is None:
+        raise Failed(
+            _(
+                "data.pack=true packs images at the size of Resize(size) among the DataBlock's item_tfms, and there is "
+                "none. Use Resize(460), or data.pack=false."
+            )
+        )
+    if found.method != ResizeMethod.Crop:
+        raise Failed(
+            _(
+                "data.pack=true packs images at the size of Resize(size) among the DataBlock's item_tfms, and there is "
+                "one with method={method}. Use Resize(460), or data.pack=false.",
+                method=found.method,
+            )
+        )
+    return found
+
+
+def _packed(
+    context: Context, rank: handover.Rank, source: Folder | Archive, resize: Any, at_the_end: ExitStack
+) -> Path:
+    """The packed file that this rank reads: the shared one, or a copy on the node's disk."""
+    data = context.experiment.data
+    folder = Path(data.folder) / "packed"
+    shared = folder / f"{data.name}-{'x'.join(map(str, dict.fromkeys(resize.size)))}.pack"
+    about = {"resize": [*map(int, resize.size)], "resample": int(resize.mode)}
+
+    def made() -> str:
+        whole = {**about, **source.identity()}
+        if not _usable(shared, whole):
+            with folder_lock.lock(folder, _PACKING_SECONDS):
+                if not _usable(shared, whole):
+                    _pack(shared, source, whole)
+        return str(shared)
+
+    def copied() -> str:
+        return str(_copied_to_node(context, rank, shared, at_the_end))
+
+    handover.by_one(rank, context.run.path, f"{_NOTE}-packed", made)
+    if data.stage_to_node and _on_slurm(context):
+        return Path(handover.by_one(rank, context.run.path, f"{_NOTE}-copied", copied, per_node=True))
+    return shared
+
+
+def _usable(path: Path, about: dict[str, Any]) -> bool:
+    """Whether the file is there, whole, and was made of these images."""
+    try:
+        pack = Pack(path)
+        if pack.about != about:
+            print(
+                _("{path} was made of other images, or of these before they changed: packing anew", path=path),
+                flush=True,
+            )
+            return False
+        pack.check()
+    except FileNotFoundError:
+        return False
+    except Damaged as error:
+        print(_("{error}: packing anew", error=error), file=sys.stderr, flush=True)
+        return False
+    print(_("{count} images, packed in {path}", count=len(pack), path=path), flush=True)
+    return True
+
+
+def _pack(path: Path, source: Folder | Archive, about: dict[str, Any]) -> None:
+    for left in path.parent.glob(f".{path.name}.*"):
+        with suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > _LEFT_SECONDS:
+                left.unlink()
+    began = time.monotonic()
+    width, height = about["resize"]
+    print(_("packing the images of {source} into {path}, once", source=source.path, path=path), flush=True)
+    try:
+        write(path, source.photographs(), (width, height), about["resample"], about)
+    except OSError as error:
+        raise Failed(
+            _("{path} could not be written ({error}). Make room there, or set data.pack=false.", path=path, error=error)
+        ) from error
+    size, count = path.stat().st_size, len(Pack(path))
+    print(
+        _(
+            "packed {count} images, {size:.2f} GB, in {seconds:.0f} s",
+            count=count,
+            size=size / _GIGABYTE,
+            seconds=time.monotonic() - began,
+        ),
+        flush=True,
+    )
+
+
+# -- the node's own disk ---------------------------------------------------------------------------------------
+
+
+def _on_slurm(context: Context) -> bool:
+    return context.experiment.cluster.scheduler == "slurm"
+
+
+def _node_folder(context: Context, rank: handover.Rank, bytes_needed: int, at_the_end: ExitStack) -> Path:
+    """A private folder on the node's disk.
+
+    Raises:
+        OSError: it can't be made, or there is no room in it.
+    """
+    scratch = scratch_of(context.experiment)
+    free = shutil.disk_usage(scratch).free
+    if free < bytes_needed:
+        raise OSError(
+            _(
+                "{scratch} has {free:.1f} GB free, and {needed:.1f} are needed",
+                scratch=scratch,
+                free=free / _GIGABYTE,
+                needed=bytes_needed / _GIGABYTE,
+            )
+        )
+    return at_the_end.enter_context(node_folder.made(scratch, f"{rank.start}-{rank.node}"))
+
+
+def _copied_to_node(context: Context, rank: handover.Rank, shared: Path, at_the_end: ExitStack) -> Path:
+    """A checked copy of the packed file; where it can't be had, the file itself, with a notice."""
+    began = time.monotonic()
+    try:
+        folder = _node_folder(context, rank, shared.stat().st_size, at_the_end)
+        copy = Path(shutil.copyfile(shared, folder / shared.name))
+        Pack(copy).check()
+    except (OSError, Damaged) as error:
+        print(
+            _("data.stage_to_node: {error}; reading {shared} instead", error=error, shared=shared),
+            file=sys.stderr,
+            flush=True,
+        )
+        return shared
+    print(
+        _("copied {shared} to {copy} in {seconds:.1f} s", shared=shared, copy=copy, seconds=time.monotonic() - began),
+        flush=True,
+    )
+    return copy
+
+
+def _unpacked(context: Context, rank: handover.Rank, archive: Archive, at_the_end: ExitStack) -> Path:
+    """A folder with an archive's photographs: on a cluster on the node's own disk, where files are not counted."""
+    if not _on_slurm(context):
+        return _unpacked_beside(archive)
+
+    def unpacked() -> str:
+        try:
+            folder = _node_folder(context, rank, archive.path.stat().st_size, at_the_end)
+            archive.unpack(folder)
+        except OSError as error:
+            raise Failed(
+                _(
+                    "{archive} could not be unpacked on the node's own disk ({error}). Set data.pack=true, which "
+                    "needs no room there, or unpack it yourself in {folder}.",
+                    archive=archive.path,
+                    error=error,
+                    folder=archive.path.parent,
+                )
+            ) from error
+        return str(folder)
+
+    return Path(handover.by_one(rank, context.run.path, f"{_NOTE}-unpacked", unpacked, per_node=True))
+
+
+def _unpacked_beside(archive: Archive) -> Path:
+    """The folder that the archive would be, beside it; it is there in whole or not at all."""
+    target = archive.path.parent / (archive.inside if archive.inside.parts else archive.path.name.split(".")[0])
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        archive.unpack(beside)
+        with suppress(OSError):  # Another run was quicker.
+            beside.rename(target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return target

@@ -1,0 +1,191 @@
+"""fastai's own training loop, with a watcher that may begin it anywhere and hears of each batch after all callbacks.
+
+Two methods of a learner are replaced for as long as it trains: `_do_fit`, which goes through the epochs, and
+`all_batches`, which goes through a loader. All else, the schedule and the callbacks, is fastai's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from truba_runner.training.fastai import state
+from truba_runner.training.fastai.learner.batches import Pass, Where, seed_all
+from truba_runner.training.fastai.ranks import Ranks
+from truba_runner.training.fastai.walk import Walked
+from truba_runner.training.interrupt import Interrupted
+
+
+class Watcher:
+    """Looks for an interruption after each batch, and saves nothing: for the finder, and for what follows training."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        """`ranks` agree on whether to stop."""
+        self.ranks = ranks
+
+    def fit_begins(self, epochs: int) -> int:
+        """After the callbacks' `before_fit`; the first epoch to be trained."""
+        return 0
+
+    def training_begins(self) -> tuple[int, bool]:
+        """After the callbacks' `before_train`; the first batch, and whether a callback has ended the epoch there."""
+        return 0, False
+
+    def order_known(self) -> None:
+        """Before an epoch's first batch, once its loader has said in which order it goes through its items."""
+
+    def trained(self, done: int) -> None:
+        """After each batch of training; `done`: batches of the epoch."""
+        self.look()
+
+    def training_ends(self, cancelled: bool) -> None:
+        """Before the callbacks' `after_train`."""
+
+    def validated(self) -> None:
+        """After each batch of validation or prediction."""
+        self.look()
+
+    def epoch_ends(self, stopped: bool) -> None:
+        """After the callbacks' `after_epoch`; `stopped`: one of them has ended the fit."""
+
+    def look(self) -> None:
+        """Raises Interrupted where any rank was asked to stop; in training the ranks have agreed already."""
+        if self.ranks.interrupted:
+            raise Interrupted
+
+
+class Loop:
+    """A learner's loop; `stage` and `watcher` are those of what is trained next."""
+
+    def __init__(self, learner: Any, seed: int, ranks: Ranks, walked: Walked, most_steps: int | None = None) -> None:
+        """Changes nothing before `installed`. `most_steps`: of each pass, where a rehearsal makes it shorter."""
+        self.learner, self.ranks, self.walked = learner, ranks, walked
+        self.stage = 0
+        self.watcher = Watcher(ranks)
+        self._seed, self._most_steps = seed, most_steps
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """In here the learner trains by this loop; after it, it is as fastai made it."""
+        learner, together = self.learner, [self.ranks.callback()] if self.ranks.together else []
+        learner._do_fit, learner.all_batches, learner.load = self._epochs, self._batches, self._load
+        try:
+            with learner.added_cbs(together), self.ranks.synchronised(learner.model):
+                yield
+        finally:
+            del learner._do_fit, learner.all_batches, learner.load
+
+    @contextmanager
+    def on_trial(self, stage: int) -> Iterator[None]:
+        """What is trained in here, as stage `stage`, leaves nothing behind but what it has found."""
+        remembered = [(callback, state.memory_of(callback)) for callback in self.learner.cbs]
+        with self.watched_by(Watcher(self.ranks), stage), self.walked.kept():
+            yield
+        for callback, memory in remembered:
+            state.give_memory(callback, memory)
+
+    def make_what_a_step_makes(self, in_fit: bool) -> None:
+        """Trains a step, before a checkpoint is put back, for the objects that callbacks and modules make in it.
+
+        `in_fit`: `before_fit` has been called already.
+        """
+        learner = self.learner
+        learner.epoch = vars(learner).get("epoch", 0)
+        with self.watched_by(Watcher(self.ranks), self.stage), self.walked.kept(with_what_is_made=True):
+            if not in_fit:
+                learner.n_epoch = 1
+                learner("before_fit")
+            learner("before_epoch")
+            learner.training, learner.dl = True, learner.dls.train
+            learner("before_train")
+            passed = self._pass(learner.dl, "train")
+            learner.n_iter = len(passed.sizes)
+            self._one_batch(0, next(iter(passed)), passed, "train")
+        if not in_fit:
+            learner._end_cleanup()
+
+    @contextmanager
+    def watched_by(self, watcher: Watcher, stage: int) -> Iterator[None]:
+        """What is trained in here is stage `stage`, under the eyes of `watcher`."""
+        before, self.watcher, self.stage = self.watcher, watcher, stage
+        try:
+            yield
+        finally:
+            self.watcher = before
+
+    def steps(self) -> int:
+        """How many batches an epoch has."""
+        return len(self._pass(self.learner.dls.train, "train").sizes)
+
+    def _pass(self, loader: Any, kind: str, epoch: int = 0, first: int = 0) -> Pass:
+        where = Where(self._seed, self.stage, epoch, kind)
+        rank = self.ranks.rank if self.ranks.together else 0
+        streams = self.walked.streams()
+        return Pass(loader, where, rank, self.ranks.count, first, streams, self._most_steps)
+
+    def _epochs(self) -> None:
+        from fastai.callback.core import CancelEpochException, CancelFitException
+
+        learner = self.learner
+        for epoch in range(self.watcher.fit_begins(learner.n_epoch), learner.n_epoch):
+            learner.epoch = epoch
+            try:
+                learner._with_events(learner._do_epoch, "epoch", CancelEpochException)
+            except CancelFitException:
+                self.watcher.epoch_ends(stopped=True)
+                raise
+            self.watcher.epoch_ends(stopped=False)
+
+    def _load(self, *given: Any, **named: Any) -> Any:
+        """Once rank 0, which alone writes files, has written this one."""
+        self.ranks.wait_for_all()
+        return type(self.learner).load(self.learner, *given, **named)
+
+    def _batches(self) -> None:
+        if not hasattr(self.learner.dl, "create_item"):
+            self._given_batches()
+        elif self.learner.training:
+            self._train()
+        else:
+            self._validate()
+
+    def _train(self) -> None:
+        from fastai.callback.core import CancelTrainException
+
+        learner = self.learner
+        first, cancelled = self.watcher.training_begins()
+        passed = self._pass(learner.dl, "train", learner.epoch, first)
+        self.watcher.order_known()
+        learner.n_iter = len(passed.sizes)
+        try:
+            if cancelled:
+                raise CancelTrainException
+            for step, batch in enumerate(passed, start=first):
+                self._one_batch(step, batch, passed, "train")
+                self.watcher.trained(step + 1)
+        except CancelTrainException:
+            self.watcher.training_ends(cancelled=True)
+            raise
+        self.watcher.training_ends(cancelled=False)
+
+    def _validate(self) -> None:
+        passed = self._pass(self.learner.dl, "validation", self.learner.epoch)
+        self.learner.n_iter = len(passed.sizes)
+        for step, batch in enumerate(passed):
+            self._one_batch(step, batch, passed, "validation")
+            self.ranks.agree()
+            self.watcher.validated()
+
+    def _given_batches(self) -> None:
+        """A list of batches in place of a loader: `get_preds(dl=[batch])`. Every rank has all of it."""
+        self.learner.n_iter, self.ranks.batch_size = len(self.learner.dl), 0
+        for step, batch in enumerate(self.learner.dl):
+            self.learner.one_batch(step, batch)
+
+    def _one_batch(self, step: int, batch: Any, passed: Pass, kind: str) -> None:
+        where = Where(self._seed, self.stage, self.learner.epoch, kind)
+        # Dropout differs between ranks. What a callback draws does not: it may change the weights by it.
+        seed_all(where.key("step", step), for_torch=where.key("step", step, self.ranks.rank))
+        self.ranks.batch_size = passed.sizes[step]
+        self.learner.one_batch(step, batch)

@@ -1,0 +1,79 @@
+"""What each rank of a fastai training has by itself, such as the state of a recurrent network after its own rows.
+
+A checkpoint holds rank 0's state, and of every other rank what differs from it: nothing, in most trainings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+from truba_runner.training.fastai.ranks import Ranks
+
+State = dict[str, Any]
+Keys = tuple[str, ...]
+
+# Down to a single variable or value: the part, its kind, its path.
+_DEPTH = 3
+
+
+def differences(ranks: Ranks, own: State) -> list[State]:
+    """Of each rank but the first, what it has otherwise than rank 0. Every rank calls this, with its own state."""
+    mine = dict(_flat(own))
+    digests = {keys: _digest(value) for keys, value in mine.items()}
+    first: dict[Keys, str] = ranks.all_objects(digests if ranks.rank == 0 else {})[0]
+    other = [[list(keys), value] for keys, value in mine.items() if digests[keys] != first.get(keys)]
+    lacks = [list(keys) for keys in first if keys not in mine]
+    return ranks.all_objects({"other": other, "lacks": lacks})[1:]
+
+
+def of_rank(rank: int, state: State) -> State:
+    """The state of a checkpoint as a rank had it."""
+    found: list[State] = state.get("others", [])
+    if not 0 < rank <= len(found):
+        return state
+    for keys in found[rank - 1]["lacks"]:
+        del _holder(state, keys)[keys[-1]]
+    for keys, value in found[rank - 1]["other"]:
+        _holder(state, keys)[keys[-1]] = value
+    return state
+
+
+def _holder(state: State, keys: list[str]) -> State:
+    for key in keys[:-1]:
+        state = state.setdefault(key, {})
+    return state
+
+
+def _flat(state: State, keys: Keys = ()) -> Iterator[tuple[Keys, Any]]:
+    for key, value in state.items():
+        # A dict of one such key stands for another kind of value.
+        if isinstance(value, dict) and len(keys) < _DEPTH - 1 and not any(str(name).startswith("~") for name in value):
+            yield from _flat(value, (*keys, key))
+        else:
+            yield (*keys, key), value
+
+
+def _digest(value: Any) -> str:
+    found = hashlib.blake2b(digest_size=16)
+
+    def take(value: Any) -> None:
+        import torch
+
+        if isinstance(value, torch.Tensor):
+            found.update(f"{value.dtype} {list(value.shape)}".encode())
+            found.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+        elif isinstance(value, dict):
+            found.update(b"{")
+            for item in value.items():
+                take(list(item))
+        elif isinstance(value, list | tuple):
+            found.update(f"[{len(value)}".encode())
+            for item in value:
+                take(item)
+        else:
+            found.update(repr(value).encode())
+
+    take(value)
+    return found.hexdigest()

@@ -1,0 +1,67 @@
+"""What TensorBoard is shown of a fastai training beside its curves: its graph and a profile."""
+
+from __future__ import annotations
+
+import socket
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from truba_runner.language import _
+from truba_runner.training.backend import Context
+from truba_runner.training.notes import note
+from truba_runner.training.summaries.writer import Board
+
+
+def peak_bytes(device: Any) -> Callable[[], float] | None:
+    """What of the GPU was in use at most, asked for again and again; None where there is none."""
+    import torch
+
+    return (lambda: float(torch.cuda.max_memory_allocated(device))) if device.type == "cuda" else None
+
+
+def write_graph(context: Context, board: Board, learner: Any) -> None:
+    """The modules and operations of a forward pass; what cannot be traced stops no training."""
+    import torch
+
+    try:
+        from torch.utils.tensorboard._pytorch_graph import graph
+
+        batch = learner.dls.one_batch()[: learner.dls.n_inp]
+        inputs = tuple(part.as_subclass(torch.Tensor) for part in batch)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found, _stats = graph(learner.model, inputs, use_strict_trace=False)
+        board.add("train", 0, graph_def=found.SerializeToString())
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else ""
+        note(context, _("no graph for TensorBoard ({kind}: {reason})", kind=type(error).__name__, reason=reason))
+
+
+class StepProfiler:
+    """torch's profiler: a Chrome trace, which TensorBoard's profile page, Perfetto and Chrome open."""
+
+    def __init__(self) -> None:
+        """Idle."""
+        self._profile: Any = None
+
+    def start(self) -> None:
+        """From the next step on."""
+        import torch
+        from torch.profiler import ProfilerAction, ProfilerActivity, profile
+
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+        # With a schedule it marks each step.
+        self._profile = profile(activities=activities, schedule=lambda step: ProfilerAction.RECORD)
+        self._profile.start()
+
+    def step(self) -> None:
+        """Between two of the steps."""
+        self._profile.step()
+
+    def stop(self, folder: Path | None) -> None:
+        """Writes HOST.trace.json.gz into `folder`."""
+        self._profile.stop()
+        if folder is not None:
+            self._profile.export_chrome_trace(str(folder / f"{socket.gethostname()}.trace.json.gz"))

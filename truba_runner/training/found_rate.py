@@ -1,0 +1,95 @@
+"""The learning rate that a run takes from a finder, as `train.lr_find` says: the same at every start.
+
+A run looks once. What it has taken is on record in `submissions.jsonl`, from which a start that goes on takes it.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from truba_runner.config import lr_find
+from truba_runner.config.recipe import FINDER, Find
+from truba_runner.errors import Failed
+from truba_runner.language import _
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.training.backend import Context
+
+Suggestions = Mapping[str, float | None]
+
+
+def found_rate(
+    context: Context, find: Callable[[Find], Suggestions], from_rank_0: Callable[[list[Any]], list[Any]] = list
+) -> float | None:
+    """What stands in for `train.learning_rate`; None: no finder is asked for.
+
+    `find` runs a finder, here and now, on all ranks: only where no other run has done so before this one.
+    `from_rank_0` gives every rank the numbers that rank 0 has.
+
+    Raises:
+        truba_runner.errors.Failed: the finder has nothing to suggest that way, or has left no answer.
+    """
+    asked = lr_find.asked(context.experiment)
+    if asked is None:
+        return None
+    known = _same(context.run.found_rate().get("learning_rate"), from_rank_0)
+    if known is not None:
+        print(_("learning rate {known:g}, found at an earlier start", known=known), flush=True)
+        return known
+    finder = context.run.finder()
+    if finder is None:
+        suggested, where = find(asked.finder), context.run
+    else:
+        suggested, where = _left_by(finder), finder
+    rate = _same(asked.rate.resolve({FINDER: suggested}), from_rank_0)
+    if rate is None:
+        raise Failed(
+            _(
+                "train.lr_find: {rate} has no value, as the finder found nothing to suggest that way ({file} has its "
+                "curve). Use another of its suggestions, or set train.learning_rate.",
+                rate=asked.rate,
+                file=where.path / f"lr_find_{FINDER}.json",
+            )
+        )
+    if finder is None:
+        print(_("learning rate {rate:g}: {asked}", rate=rate, asked=asked.rate), flush=True)
+    else:
+        told = _("learning rate {rate:g}: {asked}, of {finder}", rate=rate, asked=asked.rate, finder=finder.id)
+        print(told, flush=True)
+    if context.rank == 0:
+        taken = {"learning_rate": rate, "suggestion": asked.rate.suggestion, "factor": asked.rate.factor}
+        about = {"suggestions": dict(suggested), "finder": where.id}
+        context.run.append_submission({"event": "found rate", "time": time.time(), **taken, **about})
+    return rate
+
+
+def _left_by(finder: RunDir) -> Suggestions:
+    """What a run that was to look has suggested."""
+    suggested: Suggestions = finder.rate_curve(FINDER).get("suggestions", {})
+    if not suggested:
+        raise Failed(
+            _(
+                "The learning-rate finder {finder} has left no answer in {folder}; was it taken away? Set "
+                "train.learning_rate, or let it look anew with fresh=true.",
+                finder=finder.id,
+                folder=finder.path,
+            )
+        )
+    return suggested
+
+
+def record(context: Context) -> dict[str, Any]:
+    """For the result: which rate was taken, and where from; empty where there was no finder."""
+    event = context.run.found_rate()
+    return {"lr_find": {key: value for key, value in event.items() if key not in ("event", "time")}} if event else {}
+
+
+def _same(rate: float | None, from_rank_0: Callable[[list[Any]], list[Any]]) -> float | None:
+    """Rank 0's, to the bit: byte by byte, since ranks add whole numbers."""
+    own = struct.pack("<d", math.nan if rate is None else rate)
+    value: float
+    (value,) = struct.unpack("<d", bytes(int(byte) for byte in from_rank_0(list(own))))
+    return None if math.isnan(value) else value

@@ -1,0 +1,71 @@
+"""A disk that is full, or over quota, at a moment when a run cannot do without it: said as such, and what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from truba_runner.errors import Failed
+from truba_runner.language import _
+from truba_runner.runs.checkpoints import CheckpointStore, Position
+from truba_runner.runs.run_directory import RunDir
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yields a path beside `path`, of the same suffixes, to write a file to: it takes its name once it is whole."""
+    stem, _dot, suffixes = path.name.partition(".")
+    beside = path.with_name(f".{stem}.{os.getpid()}.{suffixes}")
+    try:
+        yield beside
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def explained(error: BaseException, run: RunDir) -> BaseException:
+    """The error itself, or where a full disk is behind it one that says so, and where the run goes on from."""
+    if isinstance(error, Failed) or (cause := reason(error)) is None:
+        return error  # What says itself what to do may be about another disk.
+    position = CheckpointStore(run.checkpoints).position()
+    if position == Position(0, 0):
+        where = _("the run goes on from the beginning.")
+    else:
+        where = _("the run goes on from epoch {epoch}, step {step}.", epoch=position.epoch + 1, step=position.step)
+    told = Failed(
+        _(
+            "the disk is full ({cause}): it holds {folder}. Free space there, or files where it is their number that "
+            "is at its limit, and submit again: {where}",
+            cause=cause,
+            folder=run.path,
+            where=where,
+        )
+    )
+    told.__cause__ = error
+    return told
+
+
+def reason(error: BaseException) -> str | None:
+    """What says that a disk is full, of the error and those behind it: a framework may raise one of its own instead."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        if isinstance(one, OSError) and one.errno in _FULL:
+            return f"{one.filename}: {one.strerror}" if one.filename else str(one.strerror)
+        if said := told_of(str(one)):
+            return said
+        one = one.__cause__ or one.__context__
+    return None
+
+
+def told_of(text: str) -> str | None:
+    """What in an error's text says that a disk is full."""
+    return next((said for said in map(os.strerror, _FULL) if said in text), None)

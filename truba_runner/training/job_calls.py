@@ -1,0 +1,133 @@
+"""A job's own code, called as the config says, and what else the config names by import path."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from truba_runner.errors import Failed, nearest
+from truba_runner.language import _
+from truba_runner.training.backend import Context
+
+
+def call(job: ModuleType, name: str, where: str, options: Mapping[str, Any], /, **given: Any) -> Any:
+    """`job.name(**given, **options)`; `where` is the place in the config that the options come from.
+
+    What the function raises itself goes through untouched.
+
+    Raises:
+        truba_runner.errors.Failed: the module has no such function, or it does not take these options.
+    """
+    function = getattr(job, name, None)
+    if not callable(function):
+        raise Failed(_("{file} has no function {name}: a job of this backend needs one.", file=job.__file__, name=name))
+    parameters = inspect.signature(function).parameters.values()
+    named = {item.name for item in parameters if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)}
+    takes_any = any(item.kind is item.VAR_KEYWORD for item in parameters)
+    for option in options:
+        if option in given or (option not in named and not takes_any):
+            valid = nearest(option, named - set(given))
+            raise Failed(
+                _(
+                    "{where}.{option}: {name} in {file} takes no such option. {nearest}",
+                    where=where,
+                    option=option,
+                    name=name,
+                    file=job.__file__,
+                    nearest=valid,
+                )
+            )
+    for item in parameters:
+        if item.name in named and item.default is item.empty and item.name not in {*given, *options}:
+            raise Failed(
+                _(
+                    "{where}.{option} is missing: {name} in {file} cannot do without it.",
+                    where=where,
+                    option=item.name,
+                    name=name,
+                    file=job.__file__,
+                )
+            )
+    return function(**given, **options)
+
+
+def accepted(function: Callable[..., Any] | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that a function takes by name."""
+    names = inspect.signature(function).parameters if function else ()
+    return {name: value for name, value in options.items() if name in names}
+
+
+def entry_of(where: str, given: Any, example: str) -> tuple[str, dict[str, Any]]:
+    """The name and the settings out of `NAME` or `{class_name: NAME, config: {…}}`.
+
+    Also out of what keras.saving.serialize_keras_object writes, which has the module of the class beside its name.
+
+    Raises:
+        truba_runner.errors.Failed: it is neither; `example` is a name that would do.
+    """
+    entry: Any = {"class_name": given} if isinstance(given, str) else given
+    keys = {"class_name", "config", "module", "registered_name"}
+    if not isinstance(entry, Mapping) or not set(entry) <= keys or "class_name" not in entry:
+        form = f"{{class_name: {example}, config: {{patience: 3}}}}"
+        raise Failed(_("{where}={given}: write it as {form}.", where=where, given=given, form=form))
+    name = ".".join(str(part) for part in (entry.get("module"), entry["class_name"]) if part)
+    return name, dict(entry.get("config") or {})
+
+
+def make(found: Callable[..., Any], where: str, name: str, settings: Mapping[str, Any]) -> Any:
+    """What a class makes with its settings.
+
+    Raises:
+        truba_runner.errors.Failed: it does not take them.
+    """
+    try:
+        return found(**settings)
+    except (TypeError, ValueError) as error:
+        raise Failed(
+            _(
+                "{where}: {name} cannot be made with {settings}: {error}",
+                where=where,
+                name=name,
+                settings=settings,
+                error=" ".join(str(error).split()),
+            )
+        ) from error
+
+
+def imported(context: Context, where: str, name: str) -> Any:
+    """What `name`, an import path, stands for; `where` is the place in the config that it comes from.
+
+    Raises:
+        truba_runner.errors.Failed: there is no such module, or nothing of that name in it.
+    """
+    module_name, _dot, attribute = name.rpartition(".")
+    try:
+        # The job's own module is there already, under another name.
+        is_job = module_name == Path(str(context.job.__file__)).stem
+        module = context.job if is_job else importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise Failed(
+            _(
+                "{where}: {name} cannot be imported: {error}. Modules beside the job's own file are found, and those "
+                "of the job's environment.",
+                where=where,
+                name=name,
+                error=error,
+            )
+        ) from error
+    if not hasattr(module, attribute):
+        valid = {item for item in dir(module) if inspect.isclass(getattr(module, item))}
+        raise Failed(
+            _(
+                "{where}: {module_name} has no {attribute}. {nearest}",
+                where=where,
+                module_name=module_name,
+                attribute=attribute,
+                nearest=nearest(attribute, valid),
+            )
+        )
+    return getattr(module, attribute)

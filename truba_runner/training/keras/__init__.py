@@ -1,0 +1,1 @@
+"""The Keras backend: train(context), find(context)."""

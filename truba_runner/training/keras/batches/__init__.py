@@ -1,0 +1,1 @@
+"""The input pipeline, seekable to any step."""

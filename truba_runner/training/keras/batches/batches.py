@@ -1,0 +1,76 @@
+"""Batches of streams: whose size they have, how they divide among devices, how they are fed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from truba_runner.config.schema import Train
+from truba_runner.errors import Failed
+from truba_runner.language import _
+from truba_runner.training.keras.batches.elements import first_of, map_elements, size_of
+
+
+def check_batching(name: str, batched: bool, train: Train) -> None:
+    """Refuses batches where train.batch_size is set, and single examples where it is not.
+
+    Raises:
+        truba_runner.errors.Failed: it is so.
+    """
+    if batched and (train.batch_size is not None or train.batch_scaling != "global"):
+        raise Failed(
+            _(
+                "load_data returned batches for {name}, and their size is their author's: "
+                "train.batch_size={batch_size} and train.batch_scaling={batch_scaling} are for single examples. "
+                "Set train.batch_size=null and train.batch_scaling=global, or return single examples.",
+                name=name,
+                batch_size=train.batch_size,
+                batch_scaling=train.batch_scaling,
+            )
+        )
+    if not batched and train.batch_size is None:
+        raise Failed(
+            _(
+                "load_data returned single examples for {name}, not batches. Set train.batch_size, for example "
+                "train.batch_size=64, or return batches, as .batch(64) makes them of a Dataset.",
+                name=name,
+            )
+        )
+
+
+def trimmed(dataset: Any, devices: int) -> Any:
+    """Batches without their last examples, where they do not divide among the devices; `DataPlan` says why."""
+
+    def trim(element: Any) -> Any:
+        return first_of(element, size_of(element) - size_of(element) % devices)
+
+    def is_there(*parts: Any) -> Any:
+        return size_of(parts) > 0
+
+    return map_elements(dataset, trim).filter(is_there)
+
+
+def evened(name: str, dataset: Any, devices: int) -> Any:
+    """For evaluation nothing may be left out, but the first batch has to divide: where it does not, all shrink.
+
+    Raises:
+        truba_runner.errors.Failed: it has fewer examples than there are devices.
+    """
+    size = next((int(size_of(first)) for first in dataset), 0)
+    if size < devices:
+        raise Failed(
+            _(
+                "{devices} devices need as many examples or more in the first batch of {name}.",
+                devices=devices,
+                name=name,
+            )
+        )
+    return dataset.rebatch(size - size % devices) if size % devices else dataset
+
+
+def fed_whole(dataset: Any) -> Any:
+    """Some batches are made in advance. One process feeds every device: batches are divided among them, files not."""
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)

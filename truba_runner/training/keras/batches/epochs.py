@@ -1,0 +1,69 @@
+"""Where an epoch begins and ends, for data whose epochs Keras' loop does not know: callbacks around all others.
+
+Keras' `fit` tells a PyDataset of its epochs, and lets them end; here it is given Datasets, and told of no end.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from truba_runner.training.keras.batches.plan import Plan
+from truba_runner.training.keras.batches.py_dataset import PyDatasetPlan
+
+
+def around(model: Any, plans: Mapping[str, Plan]) -> tuple[list[Any], list[Any]]:
+    """Callbacks that go before all others in a `fit`, and those that come after them."""
+    first, last = evaluated(plans.get("validation"))
+    plan = plans["train"]
+    if not plan.varies:
+        return first, last
+    first.append(_callback(on_train_begin=lambda logs: _train_begins(model, plan)))
+    if isinstance(plan, PyDatasetPlan):
+        last.append(_callback(on_epoch_begin=lambda epoch, logs: plan.begins()))
+    return first, last
+
+
+def evaluated(plan: Plan | None) -> tuple[list[Any], list[Any]]:
+    """The same for a loop that evaluates or predicts, or for the validation in a `fit`."""
+    if not isinstance(plan, PyDatasetPlan):
+        return [], []
+    split = plan.told
+    first = _callback(
+        # Keras tells of an end before the first epoch too, except in a prediction.
+        on_test_begin=lambda logs: split.on_epoch_end(),
+        on_test_end=lambda logs: split.on_epoch_end(),
+        on_predict_end=lambda logs: split.on_epoch_end(),
+    )
+    last = _callback(
+        on_test_begin=lambda logs: split.on_epoch_begin(), on_predict_begin=lambda logs: split.on_epoch_begin()
+    )
+    return [first], [last]
+
+
+def _train_begins(model: Any, plan: Plan) -> None:
+    import tensorflow as tf
+
+    # Keras says so at each end that it was not told of.
+    warnings.filterwarnings("ignore", message="Your input ran out of data")
+    if isinstance(plan, PyDatasetPlan):
+        plan.told.on_epoch_end()
+    train_function = model.train_function
+
+    def until_it_ends(iterator: Any) -> Any:
+        try:
+            if plan.is_over():
+                raise StopIteration
+            return train_function(iterator)
+        except (StopIteration, tf.errors.OutOfRangeError):
+            plan.ends()
+            raise
+
+    model.train_function = until_it_ends
+
+
+def _callback(**functions: Any) -> Any:
+    import keras
+
+    return keras.callbacks.LambdaCallback(**functions)

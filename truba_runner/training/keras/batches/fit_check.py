@@ -1,0 +1,70 @@
+"""Whether a training's batches are what the network's inputs were made for, where Keras' own words would mislead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from truba_runner.errors import Failed
+from truba_runner.language import _
+from truba_runner.training.keras.batches.plan import Plan
+
+
+def check_fit(model: Any, plan: Plan) -> None:
+    """Refuses what Keras would reshape without a word, or would refuse in a riddle.
+
+    Raises:
+        truba_runner.errors.Failed: single examples are taken for batches, or batches for examples; or x is ragged.
+    """
+    import tensorflow as tf
+
+    element = plan.batches.element_spec
+    x = element[0] if isinstance(element, tuple) else element
+    for spec, wanted in _pairs(x, model):
+        shape, own = tuple(spec.shape), tuple(wanted.shape)
+        if isinstance(spec, tf.RaggedTensorSpec) and not getattr(wanted, "ragged", False):
+            raise Failed(
+                _(
+                    "load_data returned ragged x for train, and the network's input takes rows of one length. Return "
+                    "x.to_tensor(), which pads with 0 (an Embedding with mask_zero=True passes over it), or make the "
+                    "input with keras.Input(…, ragged=True) where all layers behind it take ragged tensors."
+                )
+            )
+        if _same(shape[1:], own[1:]):
+            continue
+        if _same(shape, own[1:]):
+            raise Failed(
+                _(
+                    "load_data returned for train elements whose x has the shape {shape}, and the network takes "
+                    "{wanted} of each example: they are single examples and no batches. Set train.batch_size, for "
+                    "example train.batch_size=64, or return batches, as .batch(64) makes them of a Dataset.",
+                    shape=shape,
+                    wanted=own[1:],
+                )
+            )
+        # A last axis of 1 too many is one that Keras takes away.
+        if _same(shape[2:], own[1:]) and not (shape[-1] == 1 and _same(shape[1:-1], own[1:])):
+            raise Failed(
+                _(
+                    "load_data returned for train elements whose x has the shape {shape}, and train.batch_size made "
+                    "batches of them; but the network takes {wanted} of each example: they are batches already. Set "
+                    "train.batch_size=null.",
+                    shape=shape[1:],
+                    wanted=own[1:],
+                )
+            )
+
+
+def _pairs(x: Any, model: Any) -> list[tuple[Any, Any]]:
+    """Each x beside the input that it is for, where both are known."""
+    inputs = list(getattr(model, "inputs", None) or ())
+    if isinstance(x, Mapping):
+        return [(x[one.name], one) for one in inputs if one.name in x]
+    parts = list(x) if isinstance(x, (list, tuple)) else [x]
+    return list(zip(parts, inputs, strict=True)) if len(parts) == len(inputs) else []
+
+
+def _same(shape: tuple[int | None, ...], wanted: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(wanted) and all(
+        one is None or other is None or one == other for one, other in zip(shape, wanted, strict=True)
+    )

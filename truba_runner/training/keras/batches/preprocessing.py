@@ -1,0 +1,109 @@
+"""A job's preprocessing layer, at work in one of two places: ahead of the training on the CPU, or inside the network.
+
+The weights that are trained are the same in both, and both save a model that takes raw inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from truba_runner.errors import Failed
+from truba_runner.language import _
+from truba_runner.training.backend import Context
+from truba_runner.training.job_calls import accepted, call
+from truba_runner.training.keras.batches.elements import map_elements
+from truba_runner.training.keras.batches.streams import is_stream
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The layer that the job's `build_preprocessing` returned, and where it works."""
+
+    layer: Any
+    inside: bool
+    # The raw inputs of a batch: a tf.TensorSpec, or a structure of them.
+    signature: Any
+
+    def ahead(self, dataset: Any) -> Any:
+        """The dataset with its inputs preprocessed, a few batches in advance."""
+        import tensorflow as tf
+
+        def prepared(element: Any) -> Any:
+            return (self.layer(element[0]), *element[1:]) if isinstance(element, tuple) else self.layer(element)
+
+        mapped = map_elements(dataset, prepared, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return mapped.prefetch(tf.data.AUTOTUNE)
+
+    def joined(self, model: Any) -> Any:
+        """The network with the layer before it: it takes raw inputs. Shares the network's weights."""
+        import keras
+        import tensorflow as tf
+
+        raw = tf.nest.map_structure(lambda spec: keras.Input(spec.shape[1:], dtype=spec.dtype.name), self.signature)
+        return keras.Model(raw, model(self.layer(raw)), name=model.name)
+
+
+def add_preprocessing(
+    context: Context, splits: Mapping[str, Any], plans: Mapping[str, Any], devices: int
+) -> Preprocessing | None:
+    """The job's preprocessing, and with data.preprocessing=async the plans' batches through it. None: it has none.
+
+    Raises:
+        truba_runner.errors.Failed: `build_preprocessing` returned something else than a layer.
+    """
+    import keras
+
+    function = getattr(context.job, "build_preprocessing", None)
+    if function is None:
+        return None
+    options = accepted(function, context.experiment.job.options)
+    inputs = _inputs(splits["train"], plans["train"])
+    layer = call(context.job, "build_preprocessing", "job.options", options, inputs=inputs)
+    if not isinstance(layer, keras.Layer):
+        raise Failed(
+            _(
+                "build_preprocessing in {file} returned a {kind}, not a keras.Layer.",
+                file=context.job.__file__,
+                kind=type(layer).__name__,
+            )
+        )
+    signature = _x(plans["train"].batches.element_spec)
+    inside = _can_be_inside(context.experiment.data.preprocessing == "model", signature, devices)
+    preprocessing = Preprocessing(layer, inside, signature)
+    if not inside:
+        for plan in plans.values():
+            plan.then(preprocessing.ahead)
+    return preprocessing
+
+
+def takes_text(signature: Any) -> bool:
+    """Whether any of the inputs is text."""
+    import tensorflow as tf
+
+    return any(spec.dtype == tf.string for spec in tf.nest.flatten(signature))
+
+
+def _can_be_inside(wanted: bool, signature: Any, devices: int) -> bool:
+    # Before the first step Keras takes the mean of what the devices get, and text has none.
+    if wanted and devices > 1 and takes_text(signature):
+        print(
+            _(
+                "data.preprocessing is async: Keras cannot train a network that takes text on {devices} devices. The "
+                "weights come out the same",
+                devices=devices,
+            ),
+            flush=True,
+        )
+        return False
+    return wanted
+
+
+def _inputs(split: Any, plan: Any) -> Any:
+    """The training inputs, for the layer to adapt to: arrays as they are, of all else a Dataset of their batches."""
+    return map_elements(plan.batches, _x) if is_stream(split) else split[0]
+
+
+def _x(element: Any) -> Any:
+    return element[0] if isinstance(element, tuple) else element

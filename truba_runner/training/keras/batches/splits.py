@@ -1,0 +1,179 @@
+"""A job's arrays as batches for Keras, in an order that depends on nothing but the seed and the epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from truba_runner.errors import Failed
+from truba_runner.language import _
+from truba_runner.training.backend import Context
+from truba_runner.training.job_calls import call
+from truba_runner.training.keras.batches.arrays import as_arrays, count_examples, element, held, take
+from truba_runner.training.keras.batches.plan import Plan
+from truba_runner.training.keras.batches.streams import is_stream
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from truba_runner.training.keras.devices.team import Team
+
+SPLITS = ("train", "validation", "test")
+
+
+def load_splits(context: Context) -> dict[str, Any]:
+    """What the job's `load_data` returns: `(x,)`, `(x, y)` or `(x, y, sample_weight)` a split, of arrays each.
+
+    x and y may also be mappings and lists of arrays, and a split what `keras_streams` goes through.
+
+    Raises:
+        truba_runner.errors.Failed: there is no such function, or what it returns is something else.
+    """
+    import keras
+
+    data = context.experiment.data
+    splits = call(context.job, "load_data", "data.options", data.options, name=data.name, folder=Path(data.folder))
+    if not isinstance(splits, dict) or "train" not in splits or not set(splits) <= set(SPLITS):
+        keys = ", ".join(map(str, splits)) if isinstance(splits, dict) else ""
+        received = _("the keys {keys}", keys=keys) if isinstance(splits, dict) else type(splits).__name__
+        raise Failed(
+            _(
+                "load_data in {file} returned {received}. It has to return a dict with the key train, and validation "
+                "or test or both beside it, each with a pair (x, y) of arrays.",
+                file=context.job.__file__,
+                received=received,
+            )
+        )
+    # A network in float64 is the one that can tell.
+    floats = "float64" if context.experiment.train.mixed_precision == "float64" else keras.config.floatx()
+    return {name: _checked(context, name, split, floats) for name, split in splits.items()}
+
+
+def _checked(context: Context, name: str, split: Any, floats: str) -> Any:
+    if is_stream(split):
+        return split
+    if not isinstance(split, tuple) or not 1 <= len(split) <= 3:
+        raise Failed(
+            _(
+                "load_data in {file} returned for {name} a {kind}. It has to be a pair (x, y) of arrays, (x, y, "
+                "sample_weight) or (x,), a tf.data.Dataset, a keras.utils.PyDataset or a function.",
+                file=context.job.__file__,
+                name=name,
+                kind=type(split).__name__,
+            )
+        )
+    arrays = as_arrays(name, split, floats)
+    count_examples(name, arrays)
+    return arrays
+
+
+def epoch_order(seed: int, epoch: int, examples: int) -> NDArray[Any]:
+    """The order in which epoch `epoch`, counted from 0, goes through the examples: int64 of shape `(examples,)`."""
+    import numpy as np
+
+    return np.random.default_rng([seed, epoch]).permutation(examples)
+
+
+class DataPlan(Plan):
+    """Batches out of arrays in memory. `begin` says which epoch an iterator that is made after it goes through."""
+
+    def __init__(
+        self,
+        arrays: Any,
+        *,
+        examples: int,
+        batch_size: int,
+        devices: int,
+        seed: int | None = None,
+        steps: int | None = None,
+        team: Team | None = None,
+    ) -> None:
+        """With a seed it is for training: shuffled anew each epoch. Without, for evaluation: in order and complete.
+
+        With `steps`, train.steps_per_epoch, an epoch is so many of them out of one shuffled pass after another. With a
+        team, whose devices `devices` counts, it gives this rank's share of each batch alone.
+
+        Every batch has to divide among the devices, else Keras weights the examples of the smaller share more. So a
+        shuffled epoch leaves out the last `examples % devices`, others each time; and as Keras builds a model from
+        the mean of the first batch's shares, that batch at least divides in evaluation.
+
+        Raises:
+            truba_runner.errors.Failed: there are fewer examples than devices.
+        """
+        import tensorflow as tf
+
+        super().__init__(team)
+        if examples < devices:
+            raise Failed(
+                _(
+                    "{devices} devices need {devices} examples or more in every split, and one has {examples}.",
+                    devices=devices,
+                    examples=examples,
+                )
+            )
+        divisible = examples - examples % devices
+        self._seed = seed
+        self._examples = examples
+        self._used = examples if seed is None else divisible
+        self._batch_size = self.examples_per_step = min(batch_size, divisible)
+        self._steps_of_pass = -(-self._used // self._batch_size)
+        self.steps = steps or self._steps_of_pass
+        # Outside the strategy's scope and on the host: one order, whatever the devices.
+        with tf.device("CPU:0"):
+            self._arrays = element(held(arrays))
+            # The examples of an epoch's batches, one after the other, and where each batch begins and the last ends.
+            self._order, self._starts = (
+                tf.Variable(values, dtype=tf.int64, trainable=False, shape=[None]) for values in self._epoch(0)
+            )
+
+    @property
+    def signature(self) -> dict[str, Any]:
+        """What decides which examples a step is trained on."""
+        return {"examples": self._examples, "batch_size": self._batch_size, "seed": self._seed}
+
+    def begin(self, epoch: int, step: int = 0) -> None:
+        """Sets the order of epoch `epoch`, counted from 0."""
+        if self._seed is not None:
+            order, starts = self._epoch(epoch)
+            self._order.assign(order)
+            self._starts.assign(starts)
+
+    def _epoch(self, epoch: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The examples of an epoch's batches in order, and where each batch begins and the last ends."""
+        import numpy as np
+
+        of_pass = np.minimum(np.arange(self._steps_of_pass + 1) * self._batch_size, self._used)
+        if self._seed is None:
+            return np.arange(self._used), of_pass
+        batches = []
+        # Counted over the whole training.
+        begin, end, steps = epoch * self.steps, (epoch + 1) * self.steps, self._steps_of_pass
+        for number in range(begin // steps, -(-end // steps)):
+            order = epoch_order(self._seed, number, self._examples)[: self._used]
+            first, last = max(0, begin - number * steps), min(steps, end - number * steps)
+            batches += np.split(order[: of_pass[last]], of_pass[first:last])[1:]
+        return np.concatenate(batches), np.cumsum([0, *map(len, batches)])
+
+    def _batches_from(self, step: int) -> Any:
+        """Those before are not made."""
+        import tensorflow as tf
+
+        def batches(order: Any, starts: Any) -> Any:
+            numbers = tf.data.Dataset.range(step, self.steps)
+            parts = numbers.map(lambda number: order[starts[number] : starts[number + 1]])
+            if self._team is not None:
+                parts = parts.flat_map(self._team.split)
+            return parts.map(
+                lambda rows: take(self._arrays, rows), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+            )
+
+        # The variables are read when an iterator is made, not when the dataset is.
+        orders = tf.data.Dataset.range(1).map(lambda _: (self._order.read_value(), self._starts.read_value()))
+        known = tf.data.experimental.assert_cardinality(self.steps - step)
+        options = tf.data.Options()
+        # One process feeds every device: batches are divided among them, files are not.
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+        dataset = orders.flat_map(batches)
+        # A team's shares are more than its steps.
+        counted = dataset.apply(known) if self._team is None else dataset
+        return counted.prefetch(tf.data.AUTOTUNE).with_options(options)

@@ -1,0 +1,240 @@
+"""Data that is no array in memory, as batches for Keras: Datasets, and functions that make them or generators."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from truba_runner.config.schema import Train
+from truba_runner.errors import Failed
+from truba_runner.language import _
+from truba_runner.training.keras.batches.batches import check_batching, evened, fed_whole, trimmed
+from truba_runner.training.keras.batches.elements import (
+    Leaving,
+    element_of,
+    is_batched,
+    looked_at,
+    made_batches,
+    owned,
+    signature_of,
+    with_ranks,
+    zeros,
+)
+from truba_runner.training.keras.batches.plan import Plan
+
+
+def is_stream(split: Any) -> bool:
+    """Whether a split of `load_data` is something to iterate over, rather than arrays."""
+    import keras
+    import tensorflow as tf
+
+    kinds = (tf.data.Dataset, keras.utils.PyDataset)
+    return isinstance(split, kinds) or inspect.isgenerator(split) or (callable(split) and not isinstance(split, tuple))
+
+
+class StreamPlan(Plan):
+    """What `DataPlan` is for arrays: `begin` says which epoch an iterator that is made after it goes through.
+
+    The batches of functions of the epoch follow from its number, so that it can be gone through again; of a Dataset or
+    a function without arguments only its author knows. With train.steps_per_epoch the whole training is one pass after
+    another through it, in which an epoch is so many steps.
+    """
+
+    def __init__(self, train: Train, name: str, split: Any, devices: int, batch_size: int) -> None:
+        """`steps` is 0 where their number shows only at an epoch's end. `batch_size` is for single examples.
+
+        Raises:
+            truba_runner.errors.Failed: the split cannot be iterated over, or is in batches where it should not be.
+        """
+        import tensorflow as tf
+
+        super().__init__()
+        self._name = name
+        self._devices = devices
+        self._batch_size = batch_size
+        # An iteration over a Dataset has no epoch of its own; `begin` says which one comes next.
+        self._epoch = 0
+        self._leaving = Leaving()
+        self._seed = train.seed if name == "train" else None
+        self._says_examples = train.batch_size is not None
+        self.steps_per_epoch = train.steps_per_epoch if name == "train" else None
+        # Keras says so at the end of the first epoch of whatever did not tell its length before.
+        warnings.filterwarnings("ignore", message="Your input ran out of data")
+        with tf.device("CPU:0"):
+            # Batches that an iterator over the whole training leaves out.
+            self._left_out = tf.Variable(0, dtype=tf.int64, trainable=False)
+            self._all = self._in_batches(self._dataset(split), train, batch_size)
+        self.steps = self.steps_per_epoch or max(0, int(self._all.cardinality()))
+        self.varies = not self.steps
+        if self.steps_per_epoch:
+            self._all = self._repeated(train, self.steps_per_epoch)
+
+    @property
+    def signature(self) -> dict[str, Any]:
+        """What is known of it; which examples come when is for its author to keep."""
+        return {"examples": None, "batch_size": self._batch_size, "seed": self._seed}
+
+    def example(self) -> Any:
+        """A batch of zeros: each iterator over a stream may draw from random numbers that say the next one's order."""
+        return zeros(self.batches.element_spec, self._devices)
+
+    def begin(self, epoch: int, step: int = 0) -> None:
+        """Says that epoch `epoch`, counted from 0, comes next, or goes on after `step` of its steps."""
+        self._epoch = epoch
+        self._leaving.begin(step)
+        # Keras' iterator over the whole training reads it once, in the first epoch of a start.
+        self._left_out.assign(epoch * (self.steps_per_epoch or 0) + step)
+
+    def trained(self, counted: int) -> int:
+        """Batches of the epoch that are trained, where Keras has `counted` steps."""
+        return min(counted, self.steps) if self.steps else self._leaving.trained(counted)
+
+    def from_step(self, step: int) -> Any:
+        """`batches` without the first `step`."""
+        dataset = super().from_step(step)
+        return dataset if self.steps else self._leaving.through(dataset)
+
+    def _batches_from(self, step: int) -> Any:
+        """Those before are made, and thrown away: a stream has no other way to get there."""
+        import tensorflow as tf
+
+        if not self.steps_per_epoch:
+            return self._all.skip(step) if step else self._all
+        # The variable is read when an iterator is made, not when the dataset is.
+        rest = tf.data.Dataset.range(1).flat_map(lambda _: self._all.skip(self._left_out.read_value()))
+        return fed_whole(rest)
+
+    # -- elements ----------------------------------------------------------------------------------------------
+
+    def _dataset(self, split: Any) -> Any:
+        import tensorflow as tf
+
+        if isinstance(split, tf.data.Dataset):
+            self._check_end(split)
+            dataset = with_ranks(self._name, split)
+            shapes = [tuple(spec.shape) for spec in tf.nest.flatten(dataset.element_spec)]
+            self._batched = is_batched(made_batches(split), shapes, self._says_examples)
+            return dataset
+        if not callable(split):
+            raise Failed(
+                _(
+                    "load_data returned for {name} a generator, which can be gone through once and not again for the "
+                    "next epoch. Return the function that makes it, without calling it.",
+                    name=self._name,
+                )
+            )
+        return self._from_function(split)
+
+    def _check_end(self, dataset: Any) -> None:
+        import tensorflow as tf
+
+        if self.steps_per_epoch or int(dataset.cardinality()) != tf.data.INFINITE_CARDINALITY:
+            return
+        if self._name == "train":
+            raise Failed(
+                _(
+                    "The Dataset that load_data returned for train never ends. Say how many batches are an epoch with "
+                    "train.steps_per_epoch=N: each epoch goes on where the one before it ended."
+                )
+            )
+        raise Failed(
+            _(
+                "The Dataset that load_data returned for {name} never ends. Say how many of its elements it is "
+                "evaluated on with .take(N).",
+                name=self._name,
+            )
+        )
+
+    def _from_function(self, function: Callable[..., Any]) -> Any:
+        """A function of the epoch, or of nothing, that returns an iterable of elements, called anew each epoch.
+
+        With train.steps_per_epoch it is called anew when the iterable before it has ended, with the number of the pass.
+        """
+        import tensorflow as tf
+
+        takes_epoch = bool(inspect.signature(function).parameters)
+
+        def elements_of(number: int) -> Iterator[Any]:
+            made = function(number) if takes_epoch else function()
+            return (element_of(self._name, yielded) for yielded in made)
+
+        def elements() -> Iterator[Any]:
+            return self._passes(elements_of) if self.steps_per_epoch else elements_of(self._epoch)
+
+        made = function(0) if takes_epoch else function()
+        if isinstance(made, tf.data.Dataset):
+            self._check_end(made)
+        first = looked_at(element_of(self._name, yielded) for yielded in made)
+        if not first:
+            raise Failed(_("The function that load_data returned for {name} yields nothing.", name=self._name))
+        known = made_batches(made) if isinstance(made, tf.data.Dataset) else None
+        shapes = [tuple(part.shape) for part in tf.nest.flatten(first[0])]
+        self._batched = is_batched(known, shapes, self._says_examples)
+        return tf.data.Dataset.from_generator(elements, output_signature=signature_of(first, self._batched))
+
+    def _passes(self, elements_of: Callable[[int], Iterator[Any]]) -> Iterator[Any]:
+        for number in itertools.count():
+            one = elements_of(number)
+            first = next(one, None)
+            if first is None:
+                raise Failed(_("The function that load_data returned for {name} yields nothing.", name=self._name))
+            yield first
+            yield from one
+
+    # -- batches -----------------------------------------------------------------------------------------------
+
+    def _in_batches(self, dataset: Any, train: Train, batch_size: int) -> Any:
+        check_batching(self._name, self._batched, train)
+        if self._batched:
+            dataset = owned(dataset)
+        else:
+            self.examples_per_step = batch_size
+            dataset = dataset.batch(batch_size)
+        if self._devices > 1:
+            dataset = (
+                trimmed(dataset, self._devices) if self._name == "train" else evened(self._name, dataset, self._devices)
+            )
+        return fed_whole(dataset)
+
+    def _repeated(self, train: Train, steps: int) -> Any:
+        """One pass after the other, without an end."""
+        import tensorflow as tf
+
+        if steps % train.steps_per_execution:
+            raise Failed(
+                _(
+                    "train.steps_per_epoch={steps}: Keras goes on to the end of an execution, and "
+                    "train.steps_per_execution={execution} does not divide it. Make the first a multiple of the "
+                    "second.",
+                    steps=steps,
+                    execution=train.steps_per_execution,
+                )
+            )
+        passed = int(self._all.cardinality())
+        if passed == tf.data.INFINITE_CARDINALITY:
+            return self._all
+        if passed > 0 and passed % steps:
+            raise Failed(
+                _(
+                    "train.steps_per_epoch={steps}: the Dataset that load_data returned for train has {batches} "
+                    "batches, so that an epoch would end in the middle of its own. End it with .repeat() to have it "
+                    "begin again there, set a number that divides {batches}, or leave train.steps_per_epoch out.",
+                    steps=steps,
+                    batches=passed,
+                )
+            )
+        return self._all.repeat()
+
+
+def run_out_safely(model: Any, plan: Any) -> None:
+    """Sees to it that a stream whose length is not known can end without a trace in the model.
+
+    Where an execution is a single step, Keras learns of the end from an error in the middle of that step, when parts of
+    it that need no data have run: the optimizer has counted one step more than it made, and trains otherwise from then
+    on. An execution of several steps asks before each of them.
+    """
+    if not plan.steps:
+        model.steps_per_execution = max(2, model.steps_per_execution)

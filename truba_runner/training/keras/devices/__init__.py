@@ -1,0 +1,1 @@
+"""Devices, strategies, ranks."""

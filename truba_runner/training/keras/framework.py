@@ -1,0 +1,54 @@
+"""Which of Keras' own backends a job is trained with: TensorFlow, decided before Keras is imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import MutableMapping
+from pathlib import Path
+
+from truba_runner.errors import Failed
+from truba_runner.language import _
+from truba_runner.training.backend import Context
+
+_VARIABLE, _OURS = "KERAS_BACKEND", "tensorflow"
+
+
+def choose(environment: MutableMapping[str, str]) -> str:
+    """Sets the variable that Keras reads when it is imported; returns what asked for another backend, else nothing."""
+    wanted = environment.get(_VARIABLE, "")
+    environment[_VARIABLE] = _OURS
+    if wanted:
+        return "" if wanted == _OURS else f"{_VARIABLE}={wanted}"
+    home = environment.get("KERAS_HOME") or os.path.join(environment.get("HOME", ""), ".keras")
+    file = Path(home) / "keras.json"
+    try:
+        wanted = json.loads(file.read_text())["backend"]
+    except (OSError, ValueError, KeyError, TypeError):  # Keras makes do without it, too.
+        return ""
+    return "" if wanted == _OURS else f"{file}: backend {wanted}"
+
+
+def check(context: Context, other: str) -> None:
+    """Says what is not used; `other`: what `choose` returned. After the job's module is loaded, which may choose anew.
+
+    Raises:
+        truba_runner.errors.Failed: Keras is imported already, with another backend.
+    """
+    if "keras" not in sys.modules:
+        other = choose(os.environ) or other
+    if other:
+        print(_("{other} is not used: job.backend=keras trains with TensorFlow", other=other), flush=True)
+    import keras
+
+    if (found := keras.backend.backend()) != _OURS:
+        raise Failed(
+            _(
+                "Keras was imported with the backend {found}, but job.backend=keras trains with TensorFlow alone. "
+                "Something has set KERAS_BACKEND={found} before Keras was imported: take that out of {file}, and out "
+                "of what it imports.",
+                found=found,
+                file=context.job.__file__,
+            )
+        )

@@ -1,0 +1,1 @@
+"""What happens around fit: report, save, resume."""

@@ -1,0 +1,115 @@
+"""Makes what Keras makes in the first step only: a checkpoint is set back into it, and some of it begins there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from truba_runner.errors import Failed
+from truba_runner.language import _
+from truba_runner.training.backend import Context
+from truba_runner.training.keras.batches.plan import Plan
+from truba_runner.training.keras.devices.own_methods import has_call, has_own
+from truba_runner.training.keras.devices.replicas import build_in_step, starts_from_weights
+from truba_runner.training.keras.devices.team import Team
+from truba_runner.training.keras.loop.trial import as_before
+from truba_runner.training.walk.objects import walk
+
+
+def is_built(model: Any) -> bool:
+    """Whether nothing is left that Keras makes in the first step; metrics may be made without any variable."""
+    parts = (model, model.optimizer, model._compile_metrics, model._compile_loss)
+    return all(part is None or part.built for part in parts)
+
+
+def is_built_first(model: Any, devices: int) -> bool:
+    """Whether a run's first start, too, makes what the first step makes before it.
+
+    Some optimizers start from the weights there alone; on several devices a job's own step may make what no later start
+    could make again, and better said at once than after an interruption.
+    """
+    return starts_from_weights(model.optimizer) or (
+        devices > 1 and has_own(model, "train_step") and not model.run_eagerly
+    )
+
+
+def build(context: Context, model: Any, plan: Plan, team: Team | None) -> None:
+    """Makes what Keras would make in the first step only: metrics, optimizers' variables, some models' weights.
+
+    The model's own `train_step` is traced, so that all is made that it makes; but no step is trained. Eager code cannot
+    be traced: a step is trained, and everything set back to how it was, or was made.
+    """
+    import tensorflow as tf
+
+    strategy = model.distribute_strategy
+    several = strategy.num_replicas_in_sync > 1
+    before_the_step = several or starts_from_weights(model.optimizer)
+    if before_the_step and has_call(model):
+        with strategy.scope():
+            model._symbolic_build(data_batch=plan.example())
+
+    def step(data: Any) -> Any:
+        return strategy.run(model.train_step, args=(data,))
+
+    def take() -> None:
+        if model.run_eagerly:
+            with as_before(context, model):
+                _train_a_step(step, _example(plan, team, strategy))
+        else:
+            batches = plan.dataset if team else strategy.experimental_distribute_dataset(plan.batches)
+            _trace(tf.function(step, autograph=False), batches.element_spec)
+
+    if before_the_step:
+        build_in_step(model, _optimizers(model), take)
+    else:
+        take()
+
+
+def _example(plan: Plan, team: Team | None, strategy: Any) -> Any:
+    """A batch, or each device's share of it, for a step on trial."""
+    import tensorflow as tf
+
+    example = plan.example()
+    if strategy.num_replicas_in_sync == 1:
+        return example
+    batches = tf.data.Dataset.from_tensors(example)
+    fed = team.feed(batches.repeat(), 1) if team else strategy.experimental_distribute_dataset(batches)
+    return next(iter(fed))
+
+
+def _optimizers(model: Any) -> list[Any]:
+    import keras
+
+    found = walk({"model": model}).objects.values()
+    return [thing for thing in found if isinstance(thing, keras.optimizers.Optimizer)]
+
+
+def _trace(step: Any, spec: Any) -> None:
+    from tensorflow.python.ops.op_selector import UnliftableError
+
+    try:
+        step.get_concrete_function(spec)
+    except UnliftableError as error:
+        raise Failed(
+            _(
+                "The training step makes variables that cannot be made before it on several devices: a run cannot "
+                "resume. Make them in build_model, or train on one GPU."
+            )
+        ) from error
+
+
+def _train_a_step(step: Any, batch: Any) -> None:
+    import tensorflow as tf
+
+    made: list[tuple[Any, Any]] = []
+
+    def creator(create: Any, **arguments: Any) -> Any:
+        variable = create(**arguments)
+        made.append((variable, variable.numpy()))
+        return variable
+
+    try:
+        with tf.variable_creator_scope(creator):
+            step(batch)
+    finally:  # Where an optimizer asks for its variables the step begins anew.
+        for variable, value in made:
+            variable.assign(value)

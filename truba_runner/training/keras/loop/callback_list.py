@@ -1,0 +1,61 @@
+"""Where Keras' loops give the exact resume its say: after all callbacks, and for steps that are done before them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from truba_runner.training.keras.loop import logs as keras_logs
+
+if TYPE_CHECKING:
+    from truba_runner.training.keras.batches.plan import Plan
+    from truba_runner.training.keras.loop.resume import Resume
+from truba_runner.training.keras.loop.resume import plain
+
+
+def callback_list(resume: Resume, plan: Plan, callbacks: list[Any], model: Any, **params: Any) -> Any:
+    """What `fit` is given for `callbacks`: a list of Keras' own kind, so that no callback's place in it matters."""
+    import keras
+
+    told = keras_logs.Names(model, keras_logs.watched("checkpoint.monitor", resume.monitor, callbacks))
+
+    class Hooks(keras.callbacks.CallbackList):  # type: ignore[misc]
+        def on_train_begin(self, logs: Any = None) -> None:
+            super().on_train_begin(logs)
+            resume.train_begin(self.callbacks)
+
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            super().on_epoch_begin(epoch, logs)
+            resume.epoch_begin(epoch)
+
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            if not resume.skipping and plan.comes_to(batch):
+                super().on_train_batch_begin(batch, logs)
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if resume.skipping:
+                resume.skipped()
+            else:
+                super().on_train_batch_end(batch, told.read(logs))
+                resume.steps_end(batch + 1, logs)
+
+        def on_test_begin(self, logs: Any = None) -> None:
+            resume.test_begin()
+            super().on_test_begin(logs)
+
+        def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+            super().on_test_batch_end(batch, told.read(logs))
+            resume.test_steps_end()
+
+        def on_test_end(self, logs: Any = None) -> None:
+            super().on_test_end(told.read(logs))
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            numbers = told.read(logs)
+            super().on_epoch_end(epoch, numbers)
+            resume.epoch_end(epoch, plain(numbers))
+
+        def on_train_end(self, logs: Any = None) -> None:
+            super().on_train_end(told.read(logs))
+            resume.train_end()
+
+    return Hooks(callbacks, add_history=True, model=model, **params)

@@ -1,0 +1,50 @@
+"""What the config says of a Keras model's arithmetic: its layers' precision, its learning rate on N devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from truba_runner.config.schema import Train
+from truba_runner.errors import Failed
+from truba_runner.language import _
+from truba_runner.training.keras.compile import follows_schedule
+
+
+@contextmanager
+def precision(policy: str | None) -> Iterator[None]:
+    """Layers made inside have this dtype policy; afterwards Keras' own holds again, whatever happened."""
+    import keras
+
+    before = keras.config.dtype_policy()
+    if policy is not None:
+        keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def scale_learning_rate(model: Any, train: Train, devices: int) -> None:
+    """Multiplies the learning rate by the number of devices where the config asks for it.
+
+    Raises:
+        truba_runner.errors.Failed: the optimizer follows a schedule, which has no single rate.
+    """
+    import keras
+
+    if not train.scale_learning_rate or devices == 1:
+        return
+    if follows_schedule(model.optimizer):
+        raise Failed(
+            _(
+                "train.scale_learning_rate=true: this optimizer follows a schedule, and has no single rate to "
+                "multiply. Scale the schedule's own settings, and leave train.scale_learning_rate out."
+            )
+        )
+    scaled = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)) * devices
+    model.optimizer.learning_rate = scaled
+    print(
+        _("learning rate {scaled:g}: that of one device, times {devices}", scaled=scaled, devices=devices), flush=True
+    )

@@ -1,0 +1,305 @@
+"""Trains a job's Keras model: devices, fit, evaluation, prediction, and what is kept of them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import IO, Any
+
+from truba_runner.config import lr_find
+from truba_runner.language import _
+from truba_runner.training import plots
+from truba_runner.training.backend import Context
+from truba_runner.training.found_rate import found_rate, record
+from truba_runner.training.keras import framework, tensorboard
+from truba_runner.training.keras.batches.epochs import around
+from truba_runner.training.keras.batches.fit_check import check_fit
+from truba_runner.training.keras.batches.inputs import known_examples, make_plans
+from truba_runner.training.keras.batches.plan import Plan
+from truba_runner.training.keras.batches.preprocessing import Preprocessing, add_preprocessing
+from truba_runner.training.keras.batches.short import shortened
+from truba_runner.training.keras.batches.splits import load_splits
+from truba_runner.training.keras.batches.streams import run_out_safely
+from truba_runner.training.keras.callbacks import extra_callbacks
+from truba_runner.training.keras.devices import replicas
+from truba_runner.training.keras.devices.devices import can_compile, describe, draw_apart, make_strategy, pick_devices
+from truba_runner.training.keras.devices.team import Team
+from truba_runner.training.keras.labels.class_weights import add_class_weights
+from truba_runner.training.keras.loop.build import build, is_built_first
+from truba_runner.training.keras.loop.callback_list import callback_list
+from truba_runner.training.keras.loop.encoding import decode
+from truba_runner.training.keras.loop.reporter import Reporter
+from truba_runner.training.keras.loop.resume import Resume
+from truba_runner.training.keras.lr_finder import find_rates, set_rate
+from truba_runner.training.keras.model import build_model
+from truba_runner.training.keras.outputs import can_evaluate, evaluate_and_predict
+from truba_runner.training.keras.precision import precision, scale_learning_rate
+from truba_runner.training.keras.saving import Saving
+from truba_runner.training.notes import note, noted
+from truba_runner.training.summaries import curves
+from truba_runner.training.summaries.curves import Curves
+
+# Both are read when TensorFlow and Keras are first imported, so no function here could set them in time.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+_OTHER_BACKEND = framework.choose(os.environ)
+
+IMPORTS = (__name__, "tensorflow", "keras")
+
+
+def train(context: Context) -> dict[str, Any]:
+    """Trains, evaluates, predicts and saves; the result is described at `truba_runner.training.backend.load`.
+
+    Raises:
+        truba_runner.errors.Failed: the job's code or the config is at fault, or the node's GPUs cannot be used.
+    """
+    devices = _devices(context)
+    with curves.opened(context, tensorboard.peak_bytes(devices), tensorboard.StepProfiler()) as told:
+        return _train(context, devices, told)
+
+
+def find(context: Context) -> dict[str, Any]:
+    """Runs the learning-rate finder alone; `truba_runner.training.backend.load` describes the result.
+
+    Raises:
+        truba_runner.errors.Failed: as `train`.
+    """
+    made = _set_up(context, _devices(context))
+    started = time.perf_counter()
+    suggested = find_rates(
+        context, made.model, made.plans["train"], made.team, made.splits, lr_find.stage_of(context.experiment)
+    )
+    if made.team:
+        made.team.part()
+    seconds = round(time.perf_counter() - started, 3)
+    return {"suggestions": suggested, "seconds": seconds, "devices": [describe(device) for device in made.devices]}
+
+
+def read_state(file: IO[bytes]) -> dict[str, Any]:
+    """What a checkpoint holds, with each rank's own part, as `truba_runner.training.backend.reader` says."""
+    state: dict[str, Any] = decode(file)
+    return {**state, "others": [decode(io.BytesIO(part.tobytes())) for part in state.get("others", [])]}
+
+
+# -- setting up ------------------------------------------------------------------------------------------------
+
+
+def _devices(context: Context) -> list[str]:
+    framework.check(context, _OTHER_BACKEND)
+    import tensorflow
+
+    if context.experiment.train.deterministic:
+        # Before anything is computed: kernels are chosen when they are first used.
+        tensorflow.config.experimental.enable_op_determinism()
+    return pick_devices(context.experiment.resources.gpus)
+
+
+@dataclass(frozen=True)
+class _SetUp:
+    """A network that can be trained, and what on."""
+
+    devices: list[str]
+    team: Team | None
+    splits: dict[str, Any]
+    plans: dict[str, Plan]
+    preprocessing: Preprocessing | None
+    model: Any
+
+
+def _set_up(context: Context, devices: list[str]) -> _SetUp:
+    import keras
+
+    experiment = context.experiment
+    team = Team(context, devices) if context.tasks > 1 else None
+    count = team.devices if team else len(devices)
+    keras.utils.set_random_seed(experiment.train.seed)
+    splits = load_splits(context)
+    if context.most_steps:
+        splits = shortened(splits, context.most_steps, experiment.train, count)
+    plans = make_plans(context, splits, count, team)
+    preprocessing = add_preprocessing(context, splits, plans, count)
+    with (team.strategy if team else make_strategy(devices)).scope(), precision(experiment.train.mixed_precision):
+        model = build_model(context, can_compile(experiment.train, count), preprocessing)
+    check_fit(model, plans["train"])
+    add_class_weights(context, model, splits, plans["train"])
+    if team:
+        team.adjust(model)
+    replicas.check(model, count)
+    draw_apart(model, count, team.first_device if team else 0)
+    scale_learning_rate(model, experiment.train, count)
+    if is_built_first(model, count):
+        build(context, model, plans["train"], team)
+    run_out_safely(model, plans["train"])
+    if context.rank == 0:
+        with noted(context, _("there is no summary of the network")):
+            model.summary(print_fn=lambda text: print(text, flush=True), expand_nested=True)
+    return _SetUp(devices, team, splits, plans, preprocessing, model)
+
+
+# -- training --------------------------------------------------------------------------------------------------
+
+
+def _train(context: Context, devices: list[str], told: Curves) -> dict[str, Any]:
+    made = _set_up(context, devices)
+    model, plans, team, preprocessing = made.model, made.plans, made.team, made.preprocessing
+    experiment, train_plan = context.experiment, made.plans["train"]
+    look = partial(find_rates, context, model, train_plan, team, made.splits)
+    if (rate := found_rate(context, look, team.from_rank_0 if team else list)) is not None:
+        set_rate(model, rate)
+    reporter = Reporter(context, model, train_plan, told)
+    resume = Resume(context, model, train_plan, reporter, team, made.splits)
+    saving = Saving(context, model, preprocessing)
+    if resume.trained:
+        resume.restore()
+    else:
+        if experiment.tensorboard.graph and not resume.goes_on:
+            tensorboard.write_graph(told.board, model)
+        extra = extra_callbacks(context, model, train_plan, saving, resume.goes_on)
+        _fit(context, model, plans, reporter, resume, extra)
+    resume.is_over()
+    result = _result(context, made, reporter)
+    if context.rank == 0 and experiment.finish.plots:
+        plots.learning_curves(reporter.rows, context.run.plots)
+    if context.rank == 0 and experiment.checkpoint.save_model:
+        result["model"] = saving.save(context.run.path, "model")
+    if team:
+        predictions = _finish_as_team(context, team, model, made.splits, preprocessing, resume, result)
+    else:
+        predictions = evaluate_and_predict(context, model, plans, result, resume)
+    if context.rank == 0 and predictions is not None:
+        split = result["predicted"]
+        with noted(context, _("there is no confusion matrix")):
+            tensorboard.confusion_matrix(context, told.board, split, made.splits[split], predictions, result["epochs"])
+    if context.notes:
+        result["notes"] = context.notes
+    return result
+
+
+def _result(context: Context, made: _SetUp, reporter: Reporter) -> dict[str, Any]:
+    """What is known once the epochs are trained."""
+    import keras
+    import tensorflow
+
+    model, rate = made.model, context.experiment.train.learning_rate
+    counts = _steps(reporter, model)
+    if rate is not None and not counts.get("optimizer_steps", counts["steps"]):
+        note(
+            context,
+            _(
+                "train.learning_rate={rate} changed nothing: the optimizer that compile() knows took no step. Set the "
+                "rates of the others in build_model.",
+                rate=rate,
+            ),
+        )
+    result = {
+        "metrics": reporter.last_metrics(),
+        "seconds_training": round(reporter.seconds, 3),
+        "epochs": len(reporter.rows),
+        **counts,
+        "weights_sha256": weights_sha256(model),
+        "devices": [describe(device) for device in made.devices],
+        "parameters": parameters(model),
+        "examples": known_examples(made.splits),
+        "versions": {"keras": keras.__version__, "tensorflow": tensorflow.__version__},
+        **record(context),
+    }
+    if context.hyperparameters:
+        result["hyperparameters"] = context.hyperparameters
+    return result
+
+
+def _fit(
+    context: Context, model: Any, plans: dict[str, Plan], reporter: Reporter, resume: Resume, extra: list[Any]
+) -> None:
+    epochs = context.experiment.train.epochs
+    plan = plans["train"]
+    first, last = around(model, plans)
+    callbacks = [*first, reporter.callback(), *extra, *last]
+    resume.own_callbacks(extra)
+    model.fit(
+        plan.for_fit,
+        epochs=epochs,
+        steps_per_epoch=plan.steps_per_epoch,
+        initial_epoch=resume.initial_epoch,
+        validation_data=_validation(context, model, plans),
+        callbacks=callback_list(resume, plan, callbacks, model, epochs=epochs, steps=plan.steps or None, verbose=2),
+        shuffle=False,
+        verbose=0,
+    )
+
+
+def _validation(context: Context, model: Any, plans: dict[str, Plan]) -> Any:
+    if "validation" not in plans:
+        return None
+    if not can_evaluate(model):
+        note(context, _("the network has neither call() nor test_step(): there is no validation"))
+        return None
+    return plans["validation"].dataset
+
+
+def _steps(reporter: Reporter, model: Any) -> dict[str, int]:
+    """Batches that were trained, and the optimizer's own count where that is another."""
+    import keras
+
+    counts = {"steps": reporter.steps}
+    made = int(keras.ops.convert_to_numpy(model.optimizer.iterations)) if model.optimizer else reporter.steps
+    return counts if made == reporter.steps else {**counts, "optimizer_steps": made}
+
+
+# -- what is kept ----------------------------------------------------------------------------------------------
+
+
+def weights_sha256(model: Any) -> str:
+    """SHA-256 over the bytes of all weights in Keras' order, those that are not trained included."""
+    import numpy as np
+
+    digest = hashlib.sha256()
+    for weights in model.get_weights():
+        digest.update(np.ascontiguousarray(weights).tobytes())
+    return digest.hexdigest()
+
+
+def parameters(model: Any) -> int:
+    """How many numbers its weights have; Keras counts them only once a model was called."""
+    return sum(math.prod(weight.shape) for weight in model.weights)
+
+
+def _finish_as_team(
+    context: Context,
+    team: Team,
+    model: Any,
+    splits: dict[str, Any],
+    preprocessing: Preprocessing | None,
+    resume: Resume,
+    result: dict[str, Any],
+) -> Any:
+    """Rank 0 evaluates and predicts as on one device, with a copy of the model that is not mirrored."""
+    team.check_same(model)
+    result["tasks"] = team.tasks
+    predictions = None
+    if context.rank == 0:
+        held_out = make_plans(context, {name: split for name, split in splits.items() if name != "train"}, devices=1)
+        if preprocessing and not preprocessing.inside:
+            for plan in held_out.values():
+                plan.then(preprocessing.ahead)
+        with noted(context, _("the network could not be evaluated on one device")):
+            alone = copy_of(context, model, preprocessing)
+            predictions = evaluate_and_predict(context, alone, held_out, result, resume)
+    team.part()
+    return predictions
+
+
+def copy_of(context: Context, model: Any, preprocessing: Preprocessing | None) -> Any:
+    """The job's model, built anew outside the strategy's scope, with the same weights."""
+    import tensorflow as tf
+
+    with precision(context.experiment.train.mixed_precision):
+        copy = build_model(context, jit_compile=False, preprocessing=preprocessing)
+    if not copy.built:
+        copy.build(tf.nest.map_structure(lambda tensor: tensor.shape, model.input))
+    copy.set_weights(model.get_weights())
+    return copy

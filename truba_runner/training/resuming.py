@@ -1,0 +1,92 @@
+"""What a backend says when a run goes on from a checkpoint, and when it must not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from truba_runner.errors import Failed
+from truba_runner.language import _, marked
+from truba_runner.runs.checkpoints import Position
+from truba_runner.training.backend import Context
+
+# What a checkpoint's signature holds, by its keys.
+_NAMES = {
+    "batch_size": marked("batch size"),
+    "devices": marked("number of devices"),
+    "examples": marked("examples"),
+    "names_of_the_examples": marked("names of the examples"),
+    "nodes": marked("nodes"),
+    "precision": marked("precision"),
+    "recipe": marked("recipe"),
+    "seed": marked("seed"),
+}
+
+
+def tell(context: Context, position: Position, steps: int, since: float, trained: bool = False) -> None:
+    """Puts a restored position on record, and in the log.
+
+    `steps`: of an epoch, 0 where that is not known. `since`: `time.perf_counter()` when restoring began. `trained`: all
+    epochs are done, and what comes after them is not.
+    """
+    seconds = round(time.perf_counter() - since, 3)
+    context.progress.stand_at(position, steps)
+    context.progress.update()
+    print(_told(position, steps, trained, seconds), flush=True)
+    if context.rank == 0:
+        event = {"event": "restored", "time": time.time(), "seconds": seconds}
+        # Where the disk is full this one record is not worth the run.
+        with suppress(OSError):
+            context.run.append_submission({**event, "position": [position.epoch, position.step]})
+
+
+def _told(position: Position, steps: int, trained: bool, seconds: float) -> str:
+    if trained:
+        return _("goes on from the end of the training; restored in {seconds} s", seconds=seconds)
+    where = {"epoch": position.epoch + 1, "step": position.step, "seconds": seconds}
+    if not steps:
+        return _("goes on from epoch {epoch}, step {step}; restored in {seconds} s", **where)
+    return _("goes on from epoch {epoch}, step {step} of {steps}; restored in {seconds} s", steps=steps, **where)
+
+
+def check_format(context: Context, found: object, known: int) -> None:
+    """Ends a run whose newest checkpoint was written by another version.
+
+    Raises:
+        truba_runner.errors.Failed: it was.
+    """
+    if found != known:
+        _refuse(context, _("its format is {found}, and this version of truba_runner reads {known}",
+                           found=found, known=known))  # fmt: skip
+
+
+def check_same(context: Context, then: Mapping[str, Any], now: Mapping[str, Any], variables: str) -> None:
+    """Ends a run whose newest checkpoint is of another training; under the key `variables` are its model's.
+
+    Raises:
+        truba_runner.errors.Failed: the two signatures differ.
+    """
+    for name, value in now.items():
+        if name != variables and value != then.get(name):
+            word = _(_NAMES.get(name, name))
+            _refuse(context, _("{name} was {then} then and is {now} now", name=word, then=then.get(name), now=value))
+    for index in range(max(len(then[variables]), len(now[variables]))):
+        saved, own = (
+            ", ".join(map(str, side[variables][index])) if index < len(side[variables]) else _("nothing")
+            for side in (then, now)
+        )
+        if saved != own:
+            _refuse(context, _("where it has {saved}, the model has {own} (name, shape, dtype)", saved=saved, own=own))
+
+
+def _refuse(context: Context, reason: str) -> NoReturn:
+    raise Failed(
+        _(
+            "The newest checkpoint in {folder} is of another training: {reason}. Take the change back and submit "
+            "again, or start anew beside it with fresh=true.",
+            folder=context.run.checkpoints,
+            reason=reason,
+        )
+    )

@@ -1,0 +1,81 @@
+"""Which points TensorBoard's curves have: the same names and steps, whatever the framework and the restarts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from truba_runner.training.backend import Context
+from truba_runner.training.summaries import writer as board
+from truba_runner.training.summaries.gpu_use import GpuUse
+from truba_runner.training.summaries.profiles import Profile, Profiler
+from truba_runner.training.summaries.writer import Board
+
+
+class Curves:
+    """The curves of a training, on a board.
+
+    | step is | train | validation |
+    |---|---|---|
+    | a step, over all epochs | `batch_loss`, `learning_rate`, `examples_per_second`, of GPUs `gpu_…` | |
+    | an epoch | `epoch_loss`, `epoch_METRIC`, `epoch_learning_rate` | `epoch_loss`, `epoch_METRIC` |
+    """
+
+    def __init__(self, board: Board, every_steps: int | None, gpu: GpuUse, profile: Profile | None = None) -> None:
+        """`every_steps`: how far the points of the curves by step lie apart; None: there are no such curves."""
+        self.board = board
+        self._every, self._gpu, self._profile = every_steps, gpu, profile
+        # 0: not known, and steps are counted in their place.
+        self.examples_per_step = 0
+        self._steps = self._steps_since = 0
+        self._since = 0.0
+
+    def begins(self, steps: int) -> None:
+        """An epoch begins, or the rest of one; `steps`: trained before, over all epochs."""
+        self._steps = self._steps_since = steps
+        self._since = time.perf_counter()
+
+    def trained(self, steps: int, values: Callable[[], Mapping[str, float]]) -> None:
+        """After each execution; `steps`: trained by then. `values`, the framework's, are asked for where it is time."""
+        before, self._steps = self._steps, steps
+        if self._profile:
+            self._profile.trained(steps)
+        if not self._every or steps // self._every == before // self._every or not self.board.enabled:
+            return
+        now = time.perf_counter()
+        speed = (steps - self._steps_since) / max(now - self._since, 1e-9)
+        name = "examples_per_second" if self.examples_per_step else "steps_per_second"
+        told = {**values(), name: speed * (self.examples_per_step or 1), **self._gpu.values()}
+        self.board.scalars("train", steps, told)
+        self._steps_since, self._since = steps, time.perf_counter()
+
+    def epoch_ends(self, epoch: int, metrics: Mapping[str, float], learning_rate: float) -> None:
+        """After each epoch, counted from 1; `metrics` by the names of `history.csv`."""
+        if not self.board.enabled:
+            return
+        train = {f"epoch_{name}": value for name, value in metrics.items() if not name.startswith("val_")}
+        self.board.scalars("train", epoch, {**train, "epoch_learning_rate": learning_rate})
+        validation = {
+            f"epoch_{name.removeprefix('val_')}": value for name, value in metrics.items() if name.startswith("val_")
+        }
+        if validation:
+            self.board.scalars("validation", epoch, validation)
+
+
+@contextmanager
+def opened(context: Context, peak_bytes: Callable[[], float] | None, profiler: Profiler) -> Iterator[Curves]:
+    """The curves of a run; whatever ends it, what was told is on the shared disk then.
+
+    `peak_bytes`: as of `GpuUse`.
+    """
+    settings, gpu = context.experiment.tensorboard, GpuUse(peak_bytes)
+    with board.opened(context, gpu.look if gpu.watched else None) as made:
+        profile = None
+        if settings.profile_steps and made.enabled:
+            profile = Profile(made.folder / "train", settings.profile_steps, profiler)
+        try:
+            yield Curves(made, settings.every_steps, gpu, profile)
+        finally:
+            if profile:
+                profile.close()

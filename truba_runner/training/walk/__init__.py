@@ -1,0 +1,1 @@
+"""Finds the state of a training by walking its objects."""

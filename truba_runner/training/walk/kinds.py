@@ -1,0 +1,231 @@
+"""What an object is to a walk: a piece of state, a plain value, a framework's machinery, or what nobody can save."""
+
+from __future__ import annotations
+
+import array
+import collections
+import dis
+import enum
+import functools
+import inspect
+import io
+import random
+import sys
+import types
+from collections.abc import Iterator
+from functools import cache
+from pathlib import PurePath
+from typing import Any
+
+from truba_runner.code import job_module
+from truba_runner.language import _
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None), enum.Enum)
+CONTAINERS = (list, tuple, set, frozenset, dict, collections.deque)
+
+# Whose objects' plain values are settings.
+FRAMEWORKS = {
+    "absl", "fastai", "fastcore", "fastprogress", "fasttransform", "jax", "keras", "keras_tuner", "ml_dtypes", "numpy",
+    "optree", "plum", "tensorboard", "tensorflow", "tf_keras", "timm", "torch", "torchvision", "truba_runner", "wrapt",
+}  # fmt: skip
+# Nothing in their objects is a training's state.
+_MACHINERY_OF = {
+    "_io", "_thread", "abc", "asyncio", "concurrent", "contextlib", "contextvars", "ctypes", "datetime", "decimal",
+    "functools", "importlib", "inspect", "io", "logging", "matplotlib", "multiprocessing", "omegaconf", "pathlib", "re",
+    "socket", "string", "subprocess", "tempfile", "threading", "tqdm", "truba_runner", "typing", "uuid", "weakref",
+    "zoneinfo", "pandas", "PIL", "pyarrow", "spacy", "thinc",
+}  # fmt: skip
+# Of Keras: graphs, and how layers are made; none of it changes in a training.
+_MACHINERY = {
+    "DTypePolicy", "DTypePolicyMap", "FloatDTypePolicy", "Initializer", "InputSpec", "KerasTensor", "Node",
+    "SerializableDict", "Signature", "Tracker", "TensorSpec", "TensorShape", "Strategy", "StrategyBase",
+    "FuncGraph", "ConcreteFunction", "SummaryWriter", "DatasetSpec",
+}  # fmt: skip
+# A framework's bookkeeping: what it has compiled, graphs, and where its objects have come from.
+BOOKKEEPING = {
+    "_compile_config", "_compiled_trainable_state", "_distribute_strategy", "_distribution_strategy",
+    "_eval_epoch_iterator", "_inbound_nodes", "_losses_override", "_nodes", "_nodes_by_depth", "_operations",
+    "_operations_by_depth", "_outbound_nodes", "_saved_model_arg_spec", "_saved_model_inputs_spec", "_tracked",
+    "_tracker", "_trainable_variables_indices", "predict_function", "test_function", "train_function",
+}  # fmt: skip
+# Where a module of torch's has its parameters, buffers and modules.
+TORCH_PARTS = {"_buffers", "_modules", "_parameters"}
+# In these lists frameworks keep once more what mostly has a name of its own, by which it is to be found.
+LISTS_OF_ALL = {
+    "_flat_layers", "_functional", "_layers", "_losses", "_metrics", "_non_trainable_variables", "_seed_generators",
+    "_trainable_variables", "_variables",
+}  # fmt: skip
+# What each kind of leaf is; `walk_state` reads and sets them.
+LEAVES = ("variable", "tensor", "numpy stream", "RandomState stream", "Python stream", "torch stream")
+
+
+# -- whose it is -----------------------------------------------------------------------------------------------
+
+
+def home(kind: Any) -> str:
+    """The package that a class or a function comes from."""
+    return str(getattr(kind, "__module__", None) or "").split(".")[0]
+
+
+def is_framework(kind: type) -> bool:
+    """Whether a class is a framework's own, not one that a user derived from it."""
+    return home(kind) in FRAMEWORKS
+
+
+def is_torch_module(thing: Any) -> bool:
+    """Whether it is a module of torch's, or derived from one."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(thing, torch.nn.Module)
+
+
+@cache
+def is_users(module: str) -> bool:
+    """Whether a module is a file of the user's project: neither Python's nor an installed package's."""
+    top = module.split(".")[0]
+    if top.startswith(job_module.PREFIX):
+        return True
+    if top in FRAMEWORKS or top in sys.stdlib_module_names and top != "__main__":
+        return False
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return file is None or not {"site-packages", "dist-packages"} & set(PurePath(file).parts)
+
+
+def is_callback(thing: Any) -> bool:
+    """Whether it takes part in a training as a callback of Keras' or fastai's."""
+    return any(kind.__name__ == "Callback" for kind in type(thing).__mro__)
+
+
+def frameworks_names(kind: type) -> frozenset[str]:
+    """The attributes that the framework's classes, from which a class is derived, set on their objects themselves.
+
+    They are read from the code of their methods: no object of them need be made.
+    """
+    if kind not in _NAMES:
+        names = {name for base in kind.__mro__ if is_framework(base) for name in _names_of(base)}
+        _NAMES[kind] = frozenset(names)
+    return _NAMES[kind]
+
+
+_NAMES: dict[type, frozenset[str]] = {}
+_STORE = dis.opmap["STORE_ATTR"]
+
+
+def _names_of(kind: type) -> Iterator[str]:
+    for code in _codes(kind):
+        yield from _set_by(code)
+    yield from vars(kind).get("__annotations__", ())
+    if kind.__module__ == "torch.nn.modules.module":
+        # It sets them past itself, by their names as text.
+        yield from vars(kind())
+
+
+def _codes(kind: type) -> Iterator[types.CodeType]:
+    for value in vars(kind).values():
+        for function in (getattr(value, name, None) for name in ("fget", "fset", "__func__", "__wrapped__")):
+            if isinstance(function, types.FunctionType):
+                yield function.__code__
+        if isinstance(value, types.FunctionType):
+            yield inspect.unwrap(value).__code__
+
+
+def _set_by(code: types.CodeType) -> Iterator[str]:
+    argument = 0
+    # `dis` would say the same, but makes an object of every instruction: a tenth of a second for a model's.
+    for operation, low in zip(code.co_code[::2], code.co_code[1::2], strict=True):
+        argument = argument << 8 | low
+        if operation == _STORE:
+            yield code.co_names[argument]
+        if operation != dis.EXTENDED_ARG:
+            argument = 0
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield from _set_by(inner)
+
+
+# -- what it is ------------------------------------------------------------------------------------------------
+
+
+def leaf_kind(thing: Any) -> str | None:
+    """Which of LEAVES it is; None for what only holds some."""
+    import numpy as np
+
+    tensorflow, torch, keras = (sys.modules.get(name) for name in ("tensorflow", "torch", "keras"))
+    if keras and isinstance(thing, keras.Variable) or tensorflow and isinstance(thing, tensorflow.Variable):
+        return "variable"
+    if torch and isinstance(thing, torch.Tensor):
+        return "tensor"
+    if torch and isinstance(thing, torch.Generator):
+        return "torch stream"
+    kinds = {
+        np.random.Generator: "numpy stream",
+        np.random.RandomState: "RandomState stream",
+        random.Random: "Python stream",
+    }
+    return next((name for kind, name in kinds.items() if isinstance(thing, kind)), None)
+
+
+def is_tree(value: Any, depth: int = 12) -> bool:
+    """Numbers, text, arrays and tensors that cannot be changed, alone or in lists, tuples, dicts, sets and deques."""
+    if isinstance(value, PLAIN) or is_array(value):
+        return True
+    if depth == 0 or not isinstance(value, CONTAINERS):
+        return False
+    if isinstance(value, dict):
+        return all(isinstance(key, (*PLAIN, tuple)) and is_tree(item, depth - 1) for key, item in value.items())
+    return all(is_tree(item, depth - 1) for item in value)
+
+
+def is_array(value: Any) -> bool:
+    """An array of NumPy's or Python's, one of its numbers, or a tensor that is no variable and no parameter."""
+    import numpy as np
+
+    if isinstance(value, (np.ndarray, np.generic)):
+        return not value.dtype.hasobject
+    return isinstance(value, array.array) or is_eager(value) or is_tensor(value)
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether it is a tensor of torch's that is no parameter, nor computed from one."""
+    torch = sys.modules.get("torch")
+    return bool(torch and isinstance(value, torch.Tensor) and not value.requires_grad)
+
+
+def is_eager(value: Any) -> bool:
+    """Whether it is a tensor of TensorFlow's that has a value, and no variable."""
+    tensorflow = sys.modules.get("tensorflow")
+    if tensorflow is None or not isinstance(value, tensorflow.Tensor) or not hasattr(value, "numpy"):
+        return False
+    return bool(value.dtype.is_numpy_compatible and value.dtype != tensorflow.string)
+
+
+def machinery(thing: Any) -> bool:
+    """Whether nothing in it can be a training's state."""
+    if isinstance(thing, type):
+        return not is_users(thing.__module__)
+    if isinstance(thing, types.FunctionType):
+        return not is_users(thing.__module__ or "")
+    if isinstance(thing, types.MethodType):
+        return home(type(thing.__self__)) == "truba_runner" or isinstance(thing.__self__, type)
+    if isinstance(thing, types.ModuleType):
+        return not is_users(thing.__name__)
+    if isinstance(thing, (types.BuiltinFunctionType, property, staticmethod, classmethod)):
+        return True
+    if isinstance(thing, (io.IOBase, collections.abc.Iterator)):
+        return False
+    kind = type(thing)
+    if home(kind) in _MACHINERY_OF:
+        return not isinstance(thing, functools.partial)
+    return is_framework(kind) and any(base.__name__ in _MACHINERY for base in kind.__mro__)
+
+
+def unsaved_reason(thing: Any) -> str | None:
+    """Why no checkpoint can hold it; None where one can, or where that shows only in what it holds."""
+    if isinstance(thing, types.GeneratorType):
+        return _("a generator: nothing can say how far it has come")
+    if isinstance(thing, io.IOBase):
+        return _("an open file")
+    if isinstance(thing, collections.abc.Iterator) and not hasattr(thing, "__dict__"):
+        return _("an iterator ({kind}): nothing can say how far it has come", kind=type(thing).__name__)
+    if type(thing).__name__ == "OwnedIterator":
+        return _("an iterator over a Dataset: nothing can say how far it has come")
+    return None

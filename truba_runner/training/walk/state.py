@@ -1,0 +1,289 @@
+"""Reads the state that a walk has found into plain values, tells what has changed since the start, and puts it back."""
+
+from __future__ import annotations
+
+import array
+import collections
+import copy
+import enum
+import hashlib
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any
+
+from truba_runner.training.walk.kinds import PLAIN, is_eager, is_tensor
+from truba_runner.training.walk.objects import Found, Piece, Slot
+
+# An array, or a list, with more bytes or items than these is compared by so many of its parts.
+_WHOLE_BYTES, _WHOLE_ITEMS, _SAMPLES = 64 << 20, 20_000, 2048
+
+# Where a value stands: the path of its holder, the slot's kind and key; then the value.
+Placed = list[Any]
+
+
+# -- variables, tensors, streams -------------------------------------------------------------------------------
+
+
+def read(piece: Piece) -> Any:
+    """A copy of a piece's value: an array, or of a random stream numbers and arrays in dicts and tuples."""
+    thing = piece.thing
+    match piece.kind:
+        case "variable":
+            return thing.numpy()
+        case "tensor":
+            return thing.detach().cpu().clone()
+        case "numpy stream":
+            return copy.deepcopy(thing.bit_generator.state)
+        case "Python stream":
+            return thing.getstate()
+    return thing.get_state()
+
+
+def write(piece: Piece, value: Any) -> None:
+    """Sets a piece to what `read` gave."""
+    thing = piece.thing
+    match piece.kind:
+        case "variable":
+            thing.assign(value)
+        case "tensor":
+            _write_tensor(thing, value)
+        case "numpy stream":
+            thing.bit_generator.state = value
+        case "Python stream":
+            thing.setstate(value)
+        case "torch stream":
+            import torch
+
+            thing.set_state(torch.as_tensor(value))
+        case _:
+            thing.set_state(value)
+
+
+def _write_tensor(tensor: Any, value: Any) -> None:
+    """In place: others may hold the tensor too."""
+    import torch
+
+    with torch.no_grad():
+        tensor.copy_(torch.as_tensor(value))
+
+
+# -- plain values ----------------------------------------------------------------------------------------------
+
+
+class Start:
+    """How a start found a training's plain values and objects, so that what has changed since can be told.
+
+    What has not changed is not saved: a path or a time of one start is no state, and code that was mended keeps its
+    new constants.
+    """
+
+    def __init__(self, found: Found) -> None:
+        """Takes a fingerprint of each value; arrays are not copied."""
+        self._values = {path: fingerprint(slot.get()) for path, slot in found.values.items()}
+        self._links: dict[str, tuple[str, type]] = {}
+        # By their ids: the objects themselves, that no other object gets the same id, and their paths.
+        self._objects: dict[int, Any] = {}
+        self.paths: dict[int, str] = {}
+        self.now_also(found)
+
+    def now_also(self, found: Found) -> None:
+        """Takes objects that were made since, as in the first step, for the start's: every start makes them."""
+        for path, (_slot, target) in found.links.items():
+            self._links.setdefault(path, (target, type(found.objects[target])))
+        for path, thing in found.objects.items():
+            self._objects[id(thing)] = thing
+            self.paths.setdefault(id(thing), path)
+
+    def changed(self, found: Found) -> dict[str, Placed]:
+        """Values that are other ones than at the start, or stand where nothing stood, by path."""
+        return {
+            path: [found.holders[path], slot.kind, slot.key, frozen(slot.get())]
+            for path, slot in found.values.items()
+            if self._values.get(path) != fingerprint(slot.get())
+        }
+
+    def moved(self, found: Found) -> dict[str, Placed]:
+        """Places where another of the training's objects stands than at the start, and the path of that object."""
+        return {
+            path: [found.holders[path], slot.kind, slot.key, target]
+            for path, (slot, target) in found.links.items()
+            if path in self._links and target != self._links[path][0] and self._knows(found.objects[target])
+        }
+
+    def made_since(self, found: Found) -> list[str]:
+        """Paths of objects that a new start would not have, or would have as another class's."""
+        new = [
+            path
+            for path, (_slot, target) in found.links.items()
+            if not self._knows(found.objects[target])
+            and self._links.get(path, (None, None))[1] is not type(found.objects[target])
+        ]
+        # What such an object holds goes with it.
+        return [path for path in new if found.holders[path] not in new]
+
+    def _knows(self, thing: Any) -> bool:
+        return id(thing) in self._objects
+
+
+class Snapshot:
+    """All that a walk has found but variables, as it is now, to be put back after a trial."""
+
+    def __init__(self, found: Found) -> None:
+        """Copies streams and plain values."""
+        self._streams = [(piece, read(piece)) for piece in found.pieces.values() if piece.kind != "variable"]
+        self._values = {path: (slot, frozen(slot.get())) for path, slot in found.values.items()}
+        self._links = [(slot, found.objects[target]) for slot, target in found.links.values()]
+        self._found = found
+
+    def put_back(self, made: Found | None = None) -> None:
+        """Sets everything to what it was; `made`: a walk of now, whose new objects stay where they have been put."""
+        before = {id(thing) for thing in self._found.objects.values()}
+        for slot, thing in self._links:
+            if (now := slot.get()) is not thing and (made is None or id(now) in before):
+                slot.set(thing)
+        for path, (slot, value) in self._values.items():
+            if made is None or path in made.values:
+                _set_in_place(slot, value)
+        for piece, value in self._streams:
+            write(piece, value)
+
+
+def put(found: Found, values: Mapping[str, Placed], links: Mapping[str, Placed]) -> list[str]:
+    """Puts back what `Start.changed` and `Start.moved` gave; returns the paths whose holder is not there."""
+    lost = []
+    for path, (holder, kind, key, value) in values.items():
+        slot = found.values.get(path) or _slot(found, holder, kind, key)
+        if slot is None:
+            lost.append(path)
+        else:
+            _set_in_place(slot, value)
+    for path, (holder, kind, key, target) in links.items():
+        slot = _slot(found, holder, kind, key)
+        if slot is None or target not in found.objects:
+            lost.append(path)
+        else:
+            slot.set(found.objects[target])
+    return lost
+
+
+def _slot(found: Found, holder: str, kind: str, key: Any) -> Slot | None:
+    thing = found.objects.get(holder)
+    if thing is None or kind == "cell":
+        return None
+    return Slot(thing, kind, key)
+
+
+def _set_in_place(slot: Slot, value: Any) -> None:
+    """Where the same kind of container is there already it is filled anew: others may hold it too."""
+    import numpy as np
+
+    try:
+        now = slot.get()
+    except (LookupError, AttributeError, ValueError):
+        now = None
+    if is_tensor(now) and now.shape == value.shape:
+        _write_tensor(now, value)
+    elif type(now) is type(value) and isinstance(now, (list, collections.deque)):
+        if len(now) == len(value):
+            for index, item in enumerate(value):
+                _set_in_place(Slot(now, "item", index), item)
+        else:
+            now.clear()
+            now.extend(value)
+    elif isinstance(value, dict) and isinstance(now, dict):
+        _fill(now, value)
+    elif isinstance(value, set) and isinstance(now, set):
+        now.clear()
+        now.update(value)
+    elif isinstance(now, np.ndarray) and now.flags.writeable and now.shape == np.shape(value):
+        now[...] = value
+    elif is_eager(now):
+        import tensorflow as tf
+
+        slot.set(tf.constant(value, now.dtype))
+    elif isinstance(now, enum.Enum):
+        slot.set(type(now)(value))
+    else:
+        slot.set(value)
+
+
+def _fill(now: dict[Any, Any], value: Mapping[Any, Any]) -> None:
+    for key in now.keys() - value.keys():
+        del now[key]
+    for key, item in value.items():
+        _set_in_place(Slot(now, "item", key), item)
+
+
+def frozen(value: Any) -> Any:
+    """A copy of a plain value that no later step can change; members of an Enum as their values."""
+    import numpy as np
+
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, array.array):
+        return np.array(value)
+    if is_eager(value):
+        return np.array(value)
+    if is_tensor(value):
+        return value.detach().cpu().clone()
+    if isinstance(value, dict):
+        return {key: frozen(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        # Named tuples, and lists of TensorFlow's, as what they are derived from.
+        kind = next(kind for kind in (list, tuple, set, frozenset) if isinstance(value, kind))
+        return kind(frozen(item) for item in value)
+    if isinstance(value, collections.deque):
+        return collections.deque((frozen(item) for item in value), value.maxlen)
+    return value
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two plain values are equal, arrays and numbers that are none included."""
+    return fingerprint(one) == fingerprint(other)
+
+
+def fingerprint(value: Any) -> bytes:
+    """A digest of a plain value; of very large ones, of parts that lie evenly over them."""
+    digest = hashlib.blake2b(digest_size=16)
+    _feed(digest, value)
+    return digest.digest()
+
+
+def _feed(digest: Any, value: Any) -> None:
+    import numpy as np
+
+    if isinstance(value, PLAIN):
+        digest.update(f"{type(value).__name__} {value!r};".encode(errors="backslashreplace"))
+    elif isinstance(value, dict):
+        _feed_items(digest, "dict", len(value), (part for item in _some(value.items(), len(value)) for part in item))
+    elif isinstance(value, (set, frozenset)):
+        _feed_items(digest, "set", len(value), sorted(map(repr, value)))
+    elif isinstance(value, (list, tuple, collections.deque)):
+        _feed_items(digest, "list", len(value), _some(value, len(value)))
+    else:
+        digest.update(f"array {value.dtype if hasattr(value, 'dtype') else ''} {np.shape(value)};".encode())
+        seen = _bytes_of(value)
+        for part in (seen,) if seen.nbytes <= _WHOLE_BYTES else np.array_split(seen, _SAMPLES):
+            digest.update(part[: _WHOLE_BYTES // _SAMPLES].data if seen.nbytes > _WHOLE_BYTES else part.data)
+
+
+def _bytes_of(value: Any) -> Any:
+    import numpy as np
+
+    if is_tensor(value):
+        import torch
+
+        return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+
+
+def _feed_items(digest: Any, kind: str, length: int, items: Iterable[Any]) -> None:
+    digest.update(f"{kind} {length};".encode())
+    for item in items:
+        _feed(digest, item)
+
+
+def _some(items: Iterable[Any], length: int) -> Iterable[Any]:
+    return items if length <= _WHOLE_ITEMS else islice(items, 0, None, length // _SAMPLES)

@@ -1,0 +1,1 @@
+"""What a Slurm job executes."""

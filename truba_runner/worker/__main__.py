@@ -1,0 +1,9 @@
+"""`python -m truba_runner.worker RUN_DIR`: what Slurm starts."""
+
+import sys
+
+from truba_runner.training.interrupt import leave
+from truba_runner.worker.run import main
+
+if __name__ == "__main__":
+    leave(main(sys.argv[1:]))

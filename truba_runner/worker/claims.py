@@ -1,0 +1,34 @@
+"""Whether a run is still this job's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.slurm import job_environment
+
+
+def claimed_by(run: RunDir, here: job_environment.Allocation) -> str | None:
+    """The job that this submission belongs to: the first, where an sbatch that timed out was taken twice.
+
+    None: the run was submitted again since, as this job seemed lost, or had failed and was requeued by hand.
+    """
+    told = run.submissions()
+    if here.on_slurm and _submitted_again(run, here.job_name, told):
+        return None
+    for event in told:
+        same = event.get("job_name") == here.job_name or here.job_name.endswith(f".{event.get('token')}")
+        if same and event["event"] in {"submitted", "started"}:
+            return str(event["job_id"])
+    return here.job_id
+
+
+def _submitted_again(run: RunDir, job_name: str, told: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a later submission than the one that a job is named after may have it; not one that Slurm has refused."""
+    refused = {event.get("token") for event in told if event["event"] == "refused"}
+    given = [event for event in told if event["event"] in {"intent", "local"}]
+    names = [event.get("job_name", "") for event in given if event.get("token") not in refused]
+    # A job that its owner has given another name trains on.
+    ours = job_name.startswith(f"{run.id}.") or job_name in names
+    return ours and bool(names) and names[-1] != job_name

@@ -1,0 +1,45 @@
+"""Tells a webhook of a run's end: one POST with JSON, whose failure is a line in the log and nothing else."""
+
+from __future__ import annotations
+
+import json
+import sys
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+from truba_runner.language import _
+from truba_runner.runs.run_directory import RunDir
+
+# A compute node may have no network at all: a finished job must not wait for it.
+TIMEOUT_SECONDS = 10.0
+
+
+def tell(run: RunDir, state: str, about: Mapping[str, Any]) -> bool:
+    """POSTs `{run, name, state, text, …about}` to the run's `notify.webhook`; `state` is finished or failed.
+
+    `text` is the same in a sentence, as chat services show it. Returns whether it was told; never raises.
+    """
+    try:
+        config = run.read_config()
+        webhook = config.get("notify", {}).get("webhook")
+        if not webhook:
+            return False
+        record = {"run": run.id, "name": config["name"], "state": state, "text": _sentence(run, state, about), **about}
+        body = json.dumps(record, ensure_ascii=False, default=str).encode()
+        headers = {"Content-Type": "application/json", "User-Agent": "truba_runner"}
+        request = urllib.request.Request(webhook, body, headers, method="POST")
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):
+            return True
+    # Whatever a config, a proxy or a server can do: the run has ended already, and how is on record.
+    except Exception as error:
+        told = _("notify.webhook was not told ({error}); how the run ended is on record all the same", error=error)
+        print(told, file=sys.stderr, flush=True)
+        return False
+
+
+def _sentence(run: RunDir, state: str, about: Mapping[str, Any]) -> str:
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in about.get("metrics", {}).items())
+    reason = about.get("error", {}).get("message", "")
+    told = _("{run} failed", run=run.id) if state == "failed" else _("{run} finished", run=run.id)
+    return f"{told}: {metrics or reason}" if metrics or reason else told

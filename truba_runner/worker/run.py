@@ -1,0 +1,245 @@
+"""What a job executes: `python -m truba_runner.worker RUN_DIR` reads the run directory, trains, and writes the result.
+
+It needs neither Hydra nor submitit, and starts from an address alone, so the job's Python may be another than the
+login node's.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from truba_runner import verify
+from truba_runner.code import unpacked
+from truba_runner.code.unpacked import SubmittedCode
+from truba_runner.config import lr_find, partitions
+from truba_runner.config.schema import Experiment, experiment_from
+from truba_runner.errors import Failed
+from truba_runner.language import _
+from truba_runner.runs import restarts
+from truba_runner.runs.checkpoints import CheckpointStore, Position
+from truba_runner.runs.progress import Progress
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.sweep_directory import sweep_of
+from truba_runner.slurm import client, commands, job_environment, request
+from truba_runner.storage import private
+from truba_runner.training import backend, full_disk
+from truba_runner.training.interrupt import Interrupted, Interruption
+from truba_runner.training.summaries import hparams
+from truba_runner.worker import canary, drill, notify
+from truba_runner.worker.claims import claimed_by
+from truba_runner.worker.failure import describe, print_traceback
+
+# What TensorFlow, and our own ranks of fastai, raise on those that are left behind.
+_OTHERS_FAULT = {"UnavailableError", "AbortedError", "CancelledError", "RankLost"}
+# One that has raised forbids the requeue, and then tells why: so long the others wait for it.
+_REASON_SECONDS = 15.0
+
+
+def main(arguments: list[str]) -> int:
+    """Trains the run at `arguments[0]`; 0: it has a result or is queued again, 1: it raised, 143: it was ended."""
+    run = RunDir(Path(arguments[0]).resolve())
+    here = job_environment.current()
+    if private.refused([run.path]):
+        return 1
+    with SubmittedCode() as code:
+        return _main(run, here, Interruption(), code)
+
+
+def _main(run: RunDir, here: job_environment.Allocation, interruption: Interruption, code: SubmittedCode) -> int:
+    # As stderr does it already: the log may name a file whose name is no UTF-8.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    progress = Progress(run, here.job_id, writes=here.rank == 0)
+    try:
+        interruption.listen()
+        os.chdir(run.path)
+        if run.result():
+            return 0  # It came back into the queue when it had ended.
+        position = CheckpointStore(run.checkpoints).position()
+        if here.rank == 0:
+            progress.stand_at(position)
+        if here.rank == 0 and not begin(run, here, position):
+            return 0
+        if here.rank and claimed_by(run, here) != here.job_id:
+            return 0  # As rank 0 does: it must not be waited for.
+        experiment = experiment_from(run.read_config())
+        progress.update(epochs=experiment.train.epochs)
+        progress.epoch_watcher = canary.watcher(run)
+        if here.rank == 0:
+            # Which start this is it has put on record itself; the others follow it.
+            progress.watcher = drill.saboteur(experiment.drill, start=restarts.account(run)["restarts"])
+        with interruption.recognised():
+            result = _train(experiment, run, progress, here, interruption, code)
+        interruption.decided()
+        if here.rank == 0:
+            record = {"data": _data_record(experiment), "job_id": here.job_id, **restarts.account(run)}
+            record.update(verify.record(run))
+            verify.forget(run, here)
+            warned = {"warning": progress.record["warning"]} if "warning" in progress.record else {}
+            run.write_result({**result, **record, **warned})
+        progress.update(state="finished", metrics=result.get("metrics", {}))
+        if here.rank == 0:
+            canary.lived(run)
+            _write_settings(run, experiment, result.get("metrics", {}))
+            if sweep_of(run):  # Of a thousand runs each leaves few files.
+                CheckpointStore(run.checkpoints).keep_the_best_alone()
+            notify.tell(run, "finished", {"metrics": result.get("metrics", {})})
+    except Interrupted:
+        return after_interruption(run, here, progress, interruption)
+    except BaseException as error:
+        interruption.decided()
+        return failed(run, here, progress, error, code)
+    return 0
+
+
+def begin(run: RunDir, here: job_environment.Allocation, position: Position) -> bool:
+    """Records the start from a position; False where this submission is another job's.
+
+    Raises:
+        Failed: as `restarts.begin`.
+    """
+    if (other := claimed_by(run, here)) is not None:
+        about = {"job_name": here.job_name, "host": platform.node(), "python": platform.python_version()}
+        about["job_sha256"] = unpacked.sha256(run.submitted())
+        restarts.begin(run, here.job_id, position, about)
+        if (other := claimed_by(run, here)) == here.job_id:
+            return True
+        run.append_submission({"event": "duplicate", "job_id": here.job_id})
+    if other is None:
+        told = _("{run} is another submission's by now; there is nothing to do", run=run.id)
+    else:
+        told = _(
+            "this submission is job {other}'s already; there is nothing to do for {job_id}",
+            other=other,
+            job_id=here.job_id,
+        )
+    print(told, flush=True)
+    return False
+
+
+def _train(
+    experiment: Experiment,
+    run: RunDir,
+    progress: Progress,
+    here: job_environment.Allocation,
+    interruption: Interruption,
+    code: SubmittedCode,
+) -> dict[str, Any]:
+    told = _(
+        # why/case.py knows a start by it, in each language.
+        "run {run}, job {job_id}, on {node}, data {data}",
+        run=run.id,
+        job_id=here.job_id,
+        node=platform.node(),
+        data=experiment.data.name,
+    )
+    print(told, flush=True)
+    finds = experiment.sweep.kind == lr_find.KIND
+    if not finds and verify.is_due(run, experiment):
+        # No framework is imported yet, and the GPUs are free.
+        verify.verify(run, experiment, here)
+    # The backend first: it sets up its framework, which the job then imports.
+    work = backend.load(experiment.job.backend, "find" if finds else "train")
+    record = run.submitted()
+    if unpacked.sha256(record) != record.get("job_sha256"):
+        told = _("{file} has changed since it was submitted", file=record["job_file"])
+        print(_("WARNING: {text}", text=told), file=sys.stderr, flush=True)
+    job = code.load(record, partitions.scratch_of(experiment))
+    return work(backend.Context(experiment, job, run, progress, interruption, here.rank, here.tasks))
+
+
+def after_interruption(
+    run: RunDir, here: job_environment.Allocation, progress: Progress, interruption: Interruption
+) -> int:
+    """The state is on disk: back into the queue, or out."""
+    interruption.decided()
+    progress.update(state="interrupted")
+    if not here.on_slurm:
+        return 128 + signal.SIGTERM
+    if here.rank:
+        return 0  # Rank 0 speaks for the job: a bad end here would have srun kill it meanwhile.
+    experiment = experiment_from(run.read_config())
+    most = experiment.resources.max_requeues
+    with suppress(OSError):  # On a full disk it counts as a start in vain.
+        restarts.broken_off(run, here.job_id, request.derive(experiment))
+    try:
+        requeued = restarts.requeue(run, here.job_id, most, here.in_crew)
+    except (Failed, client.SlurmError) as error:
+        return failed(run, here, progress, error)
+    print(_("back in the queue") if requeued else _("interrupted"), file=sys.stderr, flush=True)
+    if requeued and here.in_crew:
+        return restarts.REQUEUE_STATUS
+    return 0 if requeued else 128 + signal.SIGTERM
+
+
+def failed(
+    run: RunDir,
+    here: job_environment.Allocation,
+    progress: Progress,
+    error: BaseException,
+    code: SubmittedCode | None = None,
+) -> int:
+    """Puts on record what ended the run, and tells whoever waits for it; `code`: what it has trained."""
+    error = full_disk.explained(error, run)
+    own = code.own if code else str
+    record = describe(error, Path(run.submitted().get("job_file", "/")).parent, own)
+    others = here.tasks > 1 and type(error).__name__ in _OTHERS_FAULT
+    if not others:
+        if here.on_slurm and here.tasks > 1:
+            _end_for_all(here)
+        progress.update(state="failed", error=record)
+        if here.rank:
+            progress.tell_for_rank_0()
+    with suppress(OSError):  # The log may be on a full disk too.
+        if isinstance(error, Failed):
+            print(own(str(error)), file=sys.stderr, flush=True)
+        else:
+            print_traceback(error, own)
+    if others:
+        if not (told := _anothers_reason(run)):
+            print(_("another rank has ended, and none has failed: the job is to go on in the queue"), file=sys.stderr)
+            return 128 + signal.SIGKILL  # As one whose node has gone, of which Slurm may hear much later.
+        record = told
+    if here.rank == 0:
+        canary.failed(run, record)
+        with suppress(Exception):  # It may be the config that cannot be read.
+            _write_settings(run, experiment_from(run.read_config()), None)
+        notify.tell(run, "failed", {"error": record})
+    return 1
+
+
+def _end_for_all(here: job_environment.Allocation) -> None:
+    """One rank is at fault: srun kills the others, which looks as if their nodes had failed, and must not requeue.
+
+    Before the reason is on record: whoever reads that ends, and srun kills this one then.
+    """
+    with suppress(client.SlurmError):  # Then the run gives up after some starts in vain.
+        commands.forbid_requeue(here.job_id)
+
+
+def _anothers_reason(run: RunDir) -> dict[str, Any]:
+    """What the rank at fault has put on record; empty where there is none."""
+    until = time.monotonic() + _REASON_SECONDS
+    while not (told := run.progress().get("error")) and time.monotonic() < until:
+        time.sleep(0.2)
+    return dict(told or {})
+
+
+def _write_settings(run: RunDir, experiment: Experiment, metrics: Mapping[str, Any] | None) -> None:
+    """TensorBoard compares runs by them; `metrics`: of one that has finished. A sweep's runs differ by a few values."""
+    if run.tensorboard.is_dir():
+        sweep = sweep_of(run)
+        values = sweep.values_of(run.id) if sweep else hparams.values_of(experiment)
+        hparams.write(run.tensorboard, run.id, values, metrics is not None, metrics)
+
+
+def _data_record(experiment: Experiment) -> dict[str, str]:
+    source = experiment.data.sources.get(experiment.data.name)
+    return {"name": experiment.data.name, "file": source.file if source else ""}
