@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 # Starts of small runs, shared with the tests of the backends.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "backends"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 
 ON_CPUS = os.environ.get("TRUBA_GPU_TESTS") == "cpu"
 

@@ -11,7 +11,7 @@ import pytest
 from slow_run import Run
 from truba import Truba
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "backends"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 from event_files_read import seen, told  # noqa: E402
 
 STEPS = [*range(1, 81)]

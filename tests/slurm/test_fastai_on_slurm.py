@@ -17,10 +17,10 @@ from cluster import Cluster
 from slow_run import Run, check_same
 from truba import Truba
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "backends"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 from fastai_resume_runs import JOB, make_photographs  # noqa: E402
 
-# As in tests/backends, but slow enough to be caught in mid-epoch. What a batch draws is left out, so that ranks that
+# As in tests/training, but slow enough to be caught in mid-epoch. What a batch draws is left out, so that ranks that
 # take parts of it can be compared with one process that takes all.
 SLOW_JOB = (
     JOB.replace("item_tfms=RandomResizedCrop(item_size", "item_tfms=RandomResizedCrop(size")
@@ -178,7 +178,7 @@ def test_a_preemption(truba: Truba, whole: Any) -> None:
 
 
 def test_kills_with_reading_processes(truba: Truba, whole: Any) -> None:
-    """A few here; tests/backends has the many, which need not wait for Slurm's requeue delay."""
+    """A few here; tests/training has the many, which need not wait for Slurm's requeue delay."""
     run = SmallRun(truba)
     moments = random.Random(4)
     for start in (1, 2):

@@ -31,7 +31,7 @@ from truba_runner.training.summaries.profiles import Profile
 from truba_runner.training.summaries.sync import EventFile, whole_bytes
 from truba_runner.training.summaries.writer import Board
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def events(file: Path) -> list[Any]:
@@ -191,7 +191,7 @@ def test_without_the_package_the_training_goes_on_and_says_so_once(
 CHILD = """
 import sys, time
 from pathlib import Path
-from test_board import given, tell
+from test_summaries import given, tell
 from truba_runner.backends import board
 with board.opened(given(Path(sys.argv[1]), sync_seconds=0.5)) as told:
     for number in range(1, 100000):
@@ -277,7 +277,7 @@ import sys
 sys.modules["tensorflow"] = None  # TensorBoard takes its own reader then, and does not wait for an import.
 from pathlib import Path
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_board import tell
+from test_summaries import tell
 from truba_runner.backends import event_files
 from truba_runner.backends.board import Board
 

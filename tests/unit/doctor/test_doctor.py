@@ -24,7 +24,7 @@ from truba_runner.slurm import client
 from truba_runner.slurm.client import SlurmError
 from truba_runner.storage import quota
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 Compose = Callable[..., Experiment]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from in_process import truba
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FAULTY = "import math\n\nmath.sqrt(-1)  # the fault\n"
 # Is cleared with the modules, when Python has taken its handlers away.
 LATE = """

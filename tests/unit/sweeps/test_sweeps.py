@@ -35,7 +35,7 @@ from truba_runner.sweeps import array, submission
 from truba_runner.training.summaries import hparams
 from truba_runner.worker import canary
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 RATES, SEEDS = (0.1, 0.001, None), (0, 1)
 
 

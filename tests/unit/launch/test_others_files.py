@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from damaged_runs import make_run, make_search, make_sweep
-from test_search_runs import EXPERIMENT as SEARCH
-from test_search_runs import Project
+from searches import EXPERIMENT as SEARCH
+from searches import Project
 
 from truba_runner.cli import sweeper
 from truba_runner.cli.main import main

@@ -9,14 +9,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from in_process import truba
+from searches import EXPERIMENT, ROOT, Project, wait_until
 
 from truba_runner.config.schema import Experiment
 from truba_runner.rules.experiment import plan
@@ -31,67 +30,6 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("keras_tuner") is None, reason="needs keras_tuner"),
     pytest.mark.usefixtures("plain_backend"),
 ]
-ROOT = Path(__file__).resolve().parents[2]
-
-EXPERIMENT = """# @package _global_
-name: parabola
-job: {module: nothing, backend: plain, options: {rate: 0.1, shift: 0, pause: 0}}
-data: {name: none}
-train: {epochs: 2}
-sweep:
-  direction: min
-  space:
-    job.options.rate: {float: {min_value: 0.001, max_value: 0.4, sampling: log}}
-    job.options.shift: {float: {min_value: 0.0, max_value: 0.1}}
-"""
-
-
-class Project:
-    """A folder in which someone searches: with `start`, by a process of its own."""
-
-    def __init__(self, folder: Path, experiment: str = EXPERIMENT, language: str = "en") -> None:
-        self.folder = folder
-        (folder / "conf" / "experiment").mkdir(parents=True, exist_ok=True)
-        (folder / "jobs").mkdir(exist_ok=True)
-        (folder / "conf" / "experiment" / "parabola.yaml").write_text(experiment)
-        (folder / "jobs" / "nothing.py").write_text("")
-        self.environment = {
-            **os.environ,
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'plain_backend'}",
-            "TRUBA_CLUSTER": "local",
-            "TRUBA_LANG": language,
-        }
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        argv = [sys.executable, "-m", "truba_runner", *arguments]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(argv, cwd=self.folder, env=self.environment, stdout=pipe, stderr=pipe, text=True)
-
-    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """The command in this process; what it starts has processes of its own."""
-        return truba(*arguments, cwd=self.folder, environment=self.environment)
-
-    def search(self, *arguments: str) -> dict[str, Any]:
-        done = self("+experiment=parabola", *arguments)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return self.result()
-
-    @property
-    def path(self) -> Path:
-        (found,) = [file.parent for file in (self.folder / "runs").glob("*/workers")]
-        return found
-
-    def result(self) -> dict[str, Any]:
-        return dict(json.loads((self.path / "result.json").read_text()))
-
-    def state(self) -> dict[str, Any]:
-        try:
-            return dict(json.loads((self.path / "state.json").read_text()))
-        except (FileNotFoundError, ValueError):
-            return {"trials": {}, "oracle": {"end_order": []}}
-
-    def told(self) -> list[str]:
-        return list(self.state()["oracle"]["end_order"])
 
 
 @pytest.fixture
@@ -216,13 +154,6 @@ def test_a_loser_leaves_no_checkpoint_and_comes_to_the_same_when_it_is_wanted_af
 
 def scores(project: Project) -> dict[str, float]:
     return {name: trial["score"] for name, trial in project.state()["trials"].items()}
-
-
-def wait_until(condition: Any, seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_two_searches_in_one_directory_by_mistake(project: Project) -> None:

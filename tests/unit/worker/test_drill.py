@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_search_runs import Project, wait_until
+from searches import Project, wait_until
 
 from truba_runner.commands.drill import _print, compared
 from truba_runner.runs.run_directory import RunDir

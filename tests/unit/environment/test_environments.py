@@ -134,7 +134,7 @@ def contained(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]
     def run(program: str, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
         argv = ["bash", str(shipped("slurm") / "apptainer"), "--image", "/image.sif", *options, "--"]
         environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "NOTES": str(tmp_path), "TMPDIR": str(tmp_path)}
-        environ |= {"PYTHONPATH": str(Path(__file__).parents[2]), **variables}
+        environ |= {"PYTHONPATH": str(Path(__file__).parents[3]), **variables}
         return subprocess.run(
             [*argv, sys.executable, "-c", textwrap.dedent(program)],
             env=environ,

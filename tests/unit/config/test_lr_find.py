@@ -30,7 +30,7 @@ from truba_runner.slurm.request import derive
 from truba_runner.submission.prepared import Prepared
 from truba_runner.sweeps import submission
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 Compose = Callable[..., Experiment]
 
 

@@ -33,7 +33,7 @@ from truba_runner.sweeps.array import ArraySubmission
 from truba_runner.training import full_disk
 from truba_runner.worker.failure import describe
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 JOB = """
 import sys
 from pathlib import Path

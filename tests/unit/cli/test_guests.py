@@ -115,7 +115,7 @@ def test_another_plugin_that_cannot_be_imported_is_named(tmp_path: Path, environ
     plugin.mkdir(parents=True)
     (plugin / "__init__.py").touch()
     (plugin / "config.py").write_text("raise ValueError('mutable default for field optim')\n")
-    paths = os.pathsep.join([str(Path(__file__).resolve().parents[2]), str(tmp_path / "site")])
+    paths = os.pathsep.join([str(Path(__file__).resolve().parents[3]), str(tmp_path / "site")])
     done = subprocess.run(
         [sys.executable, "-m", "truba_runner", "+experiment=mnist"],
         cwd=tmp_path, env={**environment, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=240,
@@ -131,7 +131,7 @@ def test_a_dry_run_of_a_sweeper_that_wants_values_ends_with_its_first_runs(
     plugin = tmp_path / "site" / "hydra_plugins" / "optuna_like"
     plugin.mkdir(parents=True)
     (plugin / "__init__.py").write_text(SWEEPER)
-    paths = os.pathsep.join([str(Path(__file__).resolve().parents[2]), str(tmp_path / "site")])
+    paths = os.pathsep.join([str(Path(__file__).resolve().parents[3]), str(tmp_path / "site")])
     asked = ["+experiment=mnist", "hydra/sweeper=optuna_like", "data.name=digits", "launcher.metric=loss"]
     done = subprocess.run(
         [sys.executable, "-m", "truba_runner", "-m", *asked, "launcher.wait=true", "dry_run=true"],

@@ -8,7 +8,7 @@ import pytest
 from hydra.core.plugins import Plugins
 from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, IntegrationTestSuite, LauncherTestSuite
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 # The suites ask for no version_base, and are told what that will change.
 pytestmark = pytest.mark.filterwarnings("ignore:Future Hydra versions:UserWarning")

@@ -36,7 +36,7 @@ from truba_runner.why.table import meaning
 from truba_runner.worker import failure
 from truba_runner.worker import run as worker
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture

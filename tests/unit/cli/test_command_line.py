@@ -13,7 +13,7 @@ from in_process import truba as in_process
 
 from truba_runner.cli.main import commands, main
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class Command:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_search_runs import EXPERIMENT as PARABOLA
-from test_search_runs import Project, wait_until
+from searches import EXPERIMENT as PARABOLA
+from searches import Project, wait_until
 
 from truba_runner.cli.main import main
 

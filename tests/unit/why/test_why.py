@@ -26,7 +26,7 @@ from truba_runner.why.diagnose import Finding, diagnose
 from truba_runner.why.groups import groups
 from truba_runner.why.table import SECTIONS, meaning, table, words
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ROWS = [(section, row) for section in SECTIONS for row in table()[section]]
 # What fills placeholders whatever the row: why/case.py.
 ALWAYS = {"run", "job_id", "array_id", "user", "account", "partition", "qos", "time_limit", "by", "what"}
