@@ -190,3 +190,8 @@ def imported_by(module: str) -> set[str]:
     program = f"import sys, {module}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
+
+
+def test_the_map_names_every_package() -> None:
+    table = (PACKAGE.parent / "CONTRIBUTING.md").read_text().split("## How to add")[0]
+    assert not [name for name in FLOORS if f"`{name}/`" not in table]
