@@ -18,7 +18,7 @@ from truba_runner.training.interrupt import Interrupted
 
 
 class Watcher:
-    """Raises Interrupted after a batch if asked to stop; saves nothing. For the LR finder and after training."""
+    """Watcher that only raises Interrupted after a batch if asked to stop: for the finder and after training."""
 
     def __init__(self, ranks: Ranks) -> None:
         """Use `ranks`, which agree on whether to stop."""
@@ -185,7 +185,7 @@ class Loop:
 
     def _one_batch(self, step: int, batch: Any, passed: Pass, kind: str) -> None:
         where = Where(self._seed, self.stage, self.learner.epoch, kind)
-        # Dropout (torch) is to differ between ranks; Python and NumPy are not: a callback may change weights by them.
+        # Dropout is to differ between ranks; what callbacks draw is not: they may change weights by it.
         seed_all(where.key("step", step), for_torch=where.key("step", step, self.ranks.rank))
         self.ranks.batch_size = passed.sizes[step]
         self.learner.one_batch(step, batch)

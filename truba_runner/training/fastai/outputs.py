@@ -77,7 +77,7 @@ def evaluate(context: Context, learner: Any, result: dict[str, Any]) -> Any:
 def interpret(context: Context, learner: Any, evaluated: Any, result: dict[str, Any], board: Board) -> None:
     """Draw confusion matrix and top losses, and write the most confused classes, for a single-label classifier.
 
-    fastai's `ClassificationInterpretation` gets the matrix and the losses: it would run over the data for each.
+    fastai's `ClassificationInterpretation` is given the matrix: it would run over the data again to compute it.
     """
     import torch
     from fastai.interpret import ClassificationInterpretation

@@ -219,13 +219,13 @@ class Ranks:
     # -- in fastai's loop --------------------------------------------------------------------------------------
 
     def callback(self) -> Any:
-        """Return the fastai callback that shares all of this during a fit."""
+        """Return the fastai callback that shares gradients, losses and predictions during a fit."""
         from fastai.callback.core import Callback
 
         ranks = self
 
         class Together(Callback):  # type: ignore[misc]
-            """Runs after MixedPrecision, which turns half-precision predictions into float32."""
+            """Callback after MixedPrecision, which turns half-precision predictions into float32."""
 
             order = 11
 

@@ -61,7 +61,7 @@ class Resume(Watcher):
         self._finished: bool = state.get("finished", False)
         # Suggestions of each lr_find, by its name.
         self.answers: dict[str, dict[str, float | None]] = state.get("answers", {})
-        # A run resumed from another run's checkpoint has no best of its own yet. Ranks never do that, and must agree.
+        # A run resumed from another run's checkpoint has no best of its own yet. Ranks have to agree on it.
         self._best: float | None = state.get("best") if context.tasks > 1 or self._store.has_best() else None
         if context.rank == 0:
             # Without a checkpoint every step is written again.
@@ -90,10 +90,7 @@ class Resume(Watcher):
         resuming.check_same(self._context, then, now, "model")
 
     def _check_order(self, then: dict[str, Any], now: dict[str, Any]) -> None:
-        """Refuse to resume if the same examples have another order of classes or columns, or another split.
-
-        Neither follows from a setting, so the messages name the job's code.
-        """
+        """Refuse the same examples with another order of classes or columns or another split: no setting does that."""
         file = self._context.job.__file__
         if then["order"] != now["order"]:
             raise Failed(
