@@ -1,7 +1,7 @@
-"""fastai's own training loop, with a watcher that may begin it anywhere and hears of each batch after all callbacks.
+"""fastai's training loop, changed so that it can start at any batch and calls a Watcher after each batch.
 
-Two methods of a learner are replaced for as long as it trains: `_do_fit`, which goes through the epochs, and
-`all_batches`, which goes through a loader. All else, the schedule and the callbacks, is fastai's.
+While a learner trains, its `_do_fit` (the loop over epochs), `all_batches` (the loop over a loader) and `load` are
+replaced. Everything else, the schedule and the callbacks included, is fastai's.
 """
 
 from __future__ import annotations
@@ -18,48 +18,48 @@ from truba_runner.training.interrupt import Interrupted
 
 
 class Watcher:
-    """Looks for an interruption after each batch, and saves nothing: for the finder, and for what follows training."""
+    """Watcher that only raises Interrupted after a batch if asked to stop: for the finder and after training."""
 
     def __init__(self, ranks: Ranks) -> None:
-        """`ranks` agree on whether to stop."""
+        """Use `ranks`, which agree on whether to stop."""
         self.ranks = ranks
 
     def fit_begins(self, epochs: int) -> int:
-        """After the callbacks' `before_fit`; the first epoch to be trained."""
+        """Return the first epoch to train; called after the callbacks' `before_fit`."""
         return 0
 
     def training_begins(self) -> tuple[int, bool]:
-        """After the callbacks' `before_train`; the first batch, and whether a callback has ended the epoch there."""
+        """Return the first batch to train and whether a callback ended the epoch there; called after `before_train`."""
         return 0, False
 
     def order_known(self) -> None:
-        """Before an epoch's first batch, once its loader has said in which order it goes through its items."""
+        """Handle the start of an epoch, once the loader has given the order of its items."""
 
     def trained(self, done: int) -> None:
-        """After each batch of training; `done`: batches of the epoch."""
+        """Handle a trained batch; `done` batches of the epoch are trained."""
         self.look()
 
     def training_ends(self, cancelled: bool) -> None:
-        """Before the callbacks' `after_train`."""
+        """Handle the end of an epoch's training; called before the callbacks' `after_train`."""
 
     def validated(self) -> None:
-        """After each batch of validation or prediction."""
+        """Handle a batch of validation or prediction."""
         self.look()
 
     def epoch_ends(self, stopped: bool) -> None:
-        """After the callbacks' `after_epoch`; `stopped`: one of them has ended the fit."""
+        """Handle the end of an epoch; called after `after_epoch`. `stopped`: a callback ended the fit."""
 
     def look(self) -> None:
-        """Raises Interrupted where any rank was asked to stop; in training the ranks have agreed already."""
+        """Raise Interrupted if any rank had been asked to stop when all last agreed."""
         if self.ranks.interrupted:
             raise Interrupted
 
 
 class Loop:
-    """A learner's loop; `stage` and `watcher` are those of what is trained next."""
+    """The training loop of a learner; `stage` and `watcher` apply to what is trained next."""
 
     def __init__(self, learner: Any, seed: int, ranks: Ranks, walked: Walked, most_steps: int | None = None) -> None:
-        """Changes nothing before `installed`. `most_steps`: of each pass, where a rehearsal makes it shorter."""
+        """Change nothing until `installed`. `most_steps` limits the batches of each pass, for a rehearsal."""
         self.learner, self.ranks, self.walked = learner, ranks, walked
         self.stage = 0
         self.watcher = Watcher(ranks)
@@ -67,7 +67,7 @@ class Loop:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """In here the learner trains by this loop; after it, it is as fastai made it."""
+        """Let the learner train by this loop inside the block; restore fastai's methods afterwards."""
         learner, together = self.learner, [self.ranks.callback()] if self.ranks.together else []
         learner._do_fit, learner.all_batches, learner.load = self._epochs, self._batches, self._load
         try:
@@ -78,7 +78,7 @@ class Loop:
 
     @contextmanager
     def on_trial(self, stage: int) -> Iterator[None]:
-        """What is trained in here, as stage `stage`, leaves nothing behind but what it has found."""
+        """Train as stage `stage` on trial: restore all state but weights and optimizer afterwards."""
         remembered = [(callback, state.memory_of(callback)) for callback in self.learner.cbs]
         with self.watched_by(Watcher(self.ranks), stage), self.walked.kept():
             yield
@@ -86,7 +86,7 @@ class Loop:
             state.give_memory(callback, memory)
 
     def make_what_a_step_makes(self, in_fit: bool) -> None:
-        """Trains a step, before a checkpoint is put back, for the objects that callbacks and modules make in it.
+        """Train one step before restoring a checkpoint, so that callbacks and modules create their objects.
 
         `in_fit`: `before_fit` has been called already.
         """
@@ -107,7 +107,7 @@ class Loop:
 
     @contextmanager
     def watched_by(self, watcher: Watcher, stage: int) -> Iterator[None]:
-        """What is trained in here is stage `stage`, under the eyes of `watcher`."""
+        """Use `stage` and `watcher` for what is trained inside the block."""
         before, self.watcher, self.stage = self.watcher, watcher, stage
         try:
             yield
@@ -115,7 +115,7 @@ class Loop:
             self.watcher = before
 
     def steps(self) -> int:
-        """How many batches an epoch has."""
+        """Return the number of batches of a training epoch."""
         return len(self._pass(self.learner.dls.train, "train").sizes)
 
     def _pass(self, loader: Any, kind: str, epoch: int = 0, first: int = 0) -> Pass:
@@ -138,7 +138,7 @@ class Loop:
             self.watcher.epoch_ends(stopped=False)
 
     def _load(self, *given: Any, **named: Any) -> Any:
-        """Once rank 0, which alone writes files, has written this one."""
+        """Replace `Learner.load`: first wait for rank 0, which alone writes the file."""
         self.ranks.wait_for_all()
         return type(self.learner).load(self.learner, *given, **named)
 
@@ -178,14 +178,14 @@ class Loop:
             self.watcher.validated()
 
     def _given_batches(self) -> None:
-        """A list of batches in place of a loader: `get_preds(dl=[batch])`. Every rank has all of it."""
+        """Run over a list of batches in place of a loader: `get_preds(dl=[batch])`. Every rank has all of them."""
         self.learner.n_iter, self.ranks.batch_size = len(self.learner.dl), 0
         for step, batch in enumerate(self.learner.dl):
             self.learner.one_batch(step, batch)
 
     def _one_batch(self, step: int, batch: Any, passed: Pass, kind: str) -> None:
         where = Where(self._seed, self.stage, self.learner.epoch, kind)
-        # Dropout differs between ranks. What a callback draws does not: it may change the weights by it.
+        # Dropout is to differ between ranks; what callbacks draw is not: they may change weights by it.
         seed_all(where.key("step", step), for_torch=where.key("step", step, self.ranks.rank))
         self.ranks.batch_size = passed.sizes[step]
         self.learner.one_batch(step, batch)

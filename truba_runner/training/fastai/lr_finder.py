@@ -1,4 +1,4 @@
-"""fastai's learning-rate finder without its temporary file: it leaves the learner as it was, and a picture behind."""
+"""fastai's learning-rate finder without its temporary file; restores the learner and draws the curve."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from truba_runner.training.backend import Context
 
 
 def find_rates(context: Context, learner: Any, stage: Find, steps: int) -> dict[str, float | None]:
-    """Runs the finder, and returns what each of fastai's four ways suggests; None where it finds nothing to suggest.
+    """Run the finder; return the rate that each of fastai's four methods suggests, None if it suggests nothing.
 
-    `steps` is how many an epoch has. The curve goes to `lr_find_NAME.json` and `plots/lr_find_NAME.png`.
+    `steps`: steps an epoch. The curve is written to `lr_find_NAME.json` and `plots/lr_find_NAME.png`.
     """
     first, end, number = stage.ramp
     with learner.no_logging():
@@ -27,9 +27,9 @@ def _finder_class() -> Any:
     from truba_runner.training.fastai import state
 
     class Finder(LRFinder):  # type: ignore[misc]
-        """Remembers the learner in memory: fastai's file is rank 0's alone, and the others wait for it for ever."""
+        """LRFinder that keeps weights in memory: only rank 0 has fastai's file, and other ranks would wait forever."""
 
-        # By this other callbacks know that it is no training.
+        # Other callbacks recognise by this name that this is no training.
         name = "lr_finder"
 
         def before_fit(self) -> None:

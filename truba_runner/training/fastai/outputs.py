@@ -1,4 +1,4 @@
-"""What is kept of a fastai run beside its weights: pictures, tables, predictions, and models for use."""
+"""Write the outputs of a fastai run: pictures, tables, predictions and models."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _CONFUSION_INCHES = (12.0, 12.0)
 
 
 def show_batch(context: Context, loaders: Any, board: Board) -> None:
-    """A few examples as the network gets them: `plots/show_batch.png`, and for TensorBoard."""
+    """Draw a few examples as the network gets them, to `plots/show_batch.png` and TensorBoard."""
     if path := _pyplot(context, "show_batch.png", lambda: loaders.show_batch(max_n=_SHOWN)):
         board.image("train", "show_batch", 0, path.read_bytes())
 
 
 def _pyplot(context: Context, name: str, draw: Callable[[], Any]) -> Path | None:
-    """Saves what fastai draws, which knows pyplot alone. What cannot be drawn stops no run."""
+    """Save what fastai draws with pyplot, the only way it draws; None if plots are off or drawing fails (noted)."""
     if not context.experiment.finish.plots:
         return None
     from matplotlib import pyplot
@@ -49,13 +49,12 @@ def _pyplot(context: Context, name: str, draw: Callable[[], Any]) -> Path | None
 
 
 def evaluate(context: Context, learner: Any, result: dict[str, Any]) -> Any:
-    """Goes through the validation set once: final metrics and `predictions.npy`, the rows of a classifier sum to 1.
+    """Run once over the validation set; set final metrics, write `predictions.npy` (a classifier's rows sum to 1).
 
-    Returns predictions before and after the loss' activation, labels and what is predicted, for `interpret`; None for
-    a language model.
+    Return predictions before and after the loss' activation, and labels, for `interpret`; None for a language model.
 
     Raises:
-        truba_runner.training.interrupt.Interrupted: it was asked for.
+        truba_runner.training.interrupt.Interrupted: the run was asked to stop.
     """
     import numpy as np
     from fastcore.basics import getcallable, noop
@@ -76,9 +75,9 @@ def evaluate(context: Context, learner: Any, result: dict[str, Any]) -> Any:
 
 
 def interpret(context: Context, learner: Any, evaluated: Any, result: dict[str, Any], board: Board) -> None:
-    """Confusion matrix and top losses as pictures, and what is most confused as a table: for classifiers of one label.
+    """Draw confusion matrix and top losses, and write the most confused classes, for a single-label classifier.
 
-    fastai's own `ClassificationInterpretation`, which would go through the data once for each of them.
+    fastai's `ClassificationInterpretation` is given the matrix: it would run over the data again to compute it.
     """
     import torch
     from fastai.interpret import ClassificationInterpretation
@@ -117,25 +116,25 @@ def _write_table(path: Path, header: tuple[str, ...], rows: list[tuple[Any, ...]
 
 
 def architecture(learner: Any) -> str:
-    """What `vision_learner` was given, by name; else the network's class."""
+    """Return the name of the architecture given to `vision_learner`, else that of the network's class."""
     arch = getattr(learner, "arch", None) or type(learner.model)
     return arch if isinstance(arch, str) else str(getattr(arch, "__name__", arch))
 
 
 def vocab(learner: Any) -> dict[str, list[str]]:
-    """The classes by number under the key `vocab`; nothing where there are none, or as many as a language has words."""
+    """Return the classes in order under the key `vocab`; empty if there are none, or for a language model's words."""
     found = _vocabularies(learner)
     return {"vocab": found[-1]} if found and not fastai_loaders.continues(learner.dls.train) else {}
 
 
 def _vocabularies(learner: Any) -> list[list[str]]:
-    """That of the classes, after those of inputs that have one too: a text's words."""
+    """Return all vocabularies, the classes' last, after those of inputs (a text's words)."""
     found = fastai_loaders.names(learner.dls)["classes"] or []
     return found if found and isinstance(found[0], list) else [found] if found else []
 
 
 def safe_model(learner: Any) -> dict[str, Any]:
-    """What `torch.load(weights_only=True)` reads, and prediction needs: docs/fastai.md has its keys."""
+    """Return what prediction needs, readable by `torch.load(weights_only=True)`; docs/fastai.md lists the keys."""
     found, loss = _vocabularies(learner), state.weights_of_loss(learner)
     about: dict[str, Any] = {"vocab": found[-1] if found else [], "arch": architecture(learner)}
     if len(found) > 1:
@@ -148,7 +147,7 @@ def safe_model(learner: Any) -> dict[str, Any]:
 
 
 def save_safely(path: Path, learner: Any) -> None:
-    """Writes `safe_model`; under its name only when whole."""
+    """Write `safe_model` to `path` atomically."""
     import torch
 
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -157,7 +156,7 @@ def save_safely(path: Path, learner: Any) -> None:
 
 
 def keep_models(context: Context, learner: Any, epoch: int, best: bool) -> None:
-    """What the config wants kept of an epoch's model, in `checkpoints/models/`; a disk that refuses it is told of."""
+    """Save an epoch's model to `checkpoints/models/` if the config asks for it; note a failed write and continue."""
     wanted = context.experiment.checkpoint
     names = [f"model_{epoch}.pt"] if wanted.model_each_epoch else []
     names += ["best.pt"] if wanted.best_model and best else []
@@ -169,14 +168,14 @@ def keep_models(context: Context, learner: Any, epoch: int, best: bool) -> None:
 
 
 def save_models(context: Context, learner: Any, result: dict[str, Any]) -> None:
-    """`model.pt`, which is safe to load anywhere, and `export.pkl` for fastai's `load_learner`, which runs code."""
+    """Write `model.pt`, safe to load anywhere, and `export.pkl` for fastai's `load_learner`, which runs code."""
     import cloudpickle
 
     if not context.experiment.checkpoint.save_model:
         return
     result["model"] = "model.pt"
     save_safely(context.run.path / "model.pt", learner)
-    # The job's own functions go along: whoever loads it has no module of that name.
+    # Include the job's own functions: whoever loads the file has no module of that name.
     cloudpickle.register_pickle_by_value(context.job)
     try:
         _export(context.run.path / "export.pkl", learner)
@@ -184,7 +183,7 @@ def save_models(context: Context, learner: Any, result: dict[str, Any]) -> None:
     except Exception as error:
         if full_disk.reason(error):
             raise
-        # A callback or a transform that cannot be pickled; the safe one is there.
+        # A callback or a transform cannot be pickled; model.pt is written already.
         kind = type(error).__name__
         note(context, _("export.pkl could not be written ({kind}: {error})", kind=kind, error=error))
     finally:
@@ -192,7 +191,7 @@ def save_models(context: Context, learner: Any, result: dict[str, Any]) -> None:
 
 
 def _export(path: Path, learner: Any) -> None:
-    """As fastai's `Learner.export`, which leaves a learner without data and optimizer behind where it fails."""
+    """Do what fastai's `Learner.export` does, but restore data and optimizer if it fails, which fastai does not."""
     import cloudpickle
     import torch
 

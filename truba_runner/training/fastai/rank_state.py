@@ -1,6 +1,6 @@
-"""What each rank of a fastai training has by itself, such as the state of a recurrent network after its own rows.
+"""Checkpoint the state that differs between ranks, such as a recurrent network's state after the rank's own rows.
 
-A checkpoint holds rank 0's state, and of every other rank what differs from it: nothing, in most trainings.
+A checkpoint holds rank 0's state and, for every other rank, its differences: in most trainings none.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from truba_runner.training.fastai.ranks import Ranks
 State = dict[str, Any]
 Keys = tuple[str, ...]
 
-# Down to a single variable or value: the part, its kind, its path.
+# Levels of keys that are compared, down to a single variable or value: part, kind, path.
 _DEPTH = 3
 
 
 def differences(ranks: Ranks, own: State) -> list[State]:
-    """Of each rank but the first, what it has otherwise than rank 0. Every rank calls this, with its own state."""
+    """Return, for each rank but rank 0, how its state differs. Every rank calls this with its own state."""
     mine = dict(_flat(own))
     digests = {keys: _digest(value) for keys, value in mine.items()}
     first: dict[Keys, str] = ranks.all_objects(digests if ranks.rank == 0 else {})[0]
@@ -29,7 +29,7 @@ def differences(ranks: Ranks, own: State) -> list[State]:
 
 
 def of_rank(rank: int, state: State) -> State:
-    """The state of a checkpoint as a rank had it."""
+    """Return a checkpoint's state as rank `rank` had it."""
     found: list[State] = state.get("others", [])
     if not 0 < rank <= len(found):
         return state
@@ -48,7 +48,7 @@ def _holder(state: State, keys: list[str]) -> State:
 
 def _flat(state: State, keys: Keys = ()) -> Iterator[tuple[Keys, Any]]:
     for key, value in state.items():
-        # A dict of one such key stands for another kind of value.
+        # A key with "~" marks a packed value of another type (see `state.packed`), not a level of keys.
         if isinstance(value, dict) and len(keys) < _DEPTH - 1 and not any(str(name).startswith("~") for name in value):
             yield from _flat(value, (*keys, key))
         else:

@@ -1,16 +1,16 @@
-"""fastai on several GPUs, a process each, which together train as one process with the whole batch would.
+"""Data-parallel fastai, one process a GPU, with the result of one process that trains on the whole batch.
 
-fastai's and accelerate's own way gives other batches than one process, counts padded examples, and hangs in the
-learning-rate finder; torch's DistributedDataParallel adds gradients in another order after its first step than in it,
-so that a resumed run would differ. Here each rank takes its rows of every batch, and these go over all ranks:
+fastai with accelerate makes other batches than one process, counts padded examples, and hangs in the learning-rate
+finder. torch's DistributedDataParallel sums gradients in another order in its first step than in later ones, so a
+resumed run would differ. Here each rank takes its rows of every batch, and the ranks share:
 
 | what | how |
 |---|---|
 | gradients | their mean, after each backward pass |
 | BatchNorm | mean and variance over the whole batch |
-| the training loss | its mean, so that every rank records the same |
-| predictions and labels in validation | put together, so that every rank computes every metric over all examples |
-| interruptions | any rank's are every rank's |
+| training loss | its mean, so that every rank records the same |
+| predictions and labels in validation | gathered, so that every rank computes every metric over all examples |
+| interruptions | a signal to one rank counts for all |
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ TIMEOUT_MINUTES = 30
 
 
 class RankLost(Exception):
-    """Another rank has ended, so this one cannot go on; what happened to that one is the reason."""
+    """Another rank has ended, so this one cannot continue; the other rank's failure is the cause."""
 
 
 class Ranks:
-    """All processes of a job that trains one network, seen from one of them. Every rank calls the same, in order."""
+    """The group of processes that train one network. Every rank calls the same collective methods in the same order."""
 
     def __init__(self, context: Context, device: Any) -> None:
-        """Meets the other ranks where there are any.
+        """Connect to the other ranks if there are any.
 
         Raises:
-            truba_runner.errors.Failed: Slurm did not say who the other ranks are.
+            truba_runner.errors.Failed: Slurm's variables do not name the other ranks.
         """
         self.rank, self.count, self._device = context.rank, context.tasks, device
         self._tasks = context.tasks
         self._interruption = context.interruption
         self._agreed = self._due = False
-        # Whether a checkpoint is due by the clock, as rank 0 sees it.
+        # Whether a checkpoint is due by the clock; only rank 0's answer counts.
         self.time_is_up: Callable[[], bool] = lambda: False
-        # How many examples the batch of all ranks has; the last one of a pass may have fewer than its shares together.
+        # Examples in the batch of all ranks. The shares of a pass' last batch may be more: they are filled up.
         self.batch_size = 0
         if self.count > 1:
             self._meet(worker_addresses(os.environ, self.count)[0])
@@ -61,7 +61,7 @@ class Ranks:
             _("rank {rank} of {count}, meeting at {address}", rank=self.rank, count=self.count, address=address),
             flush=True,
         )
-        # fastai asks RANK who writes files. Without WORLD_SIZE it leaves everything else that is distributed to us.
+        # fastai reads RANK to see who writes files. Without WORLD_SIZE it does nothing else that is distributed.
         os.environ["RANK"] = str(self.rank)
         os.environ.pop("WORLD_SIZE", None)
         dist.init_process_group(
@@ -74,12 +74,12 @@ class Ranks:
 
     @property
     def together(self) -> bool:
-        """Whether there is anybody else."""
+        """Whether there are other ranks."""
         return self.count > 1
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """In here this rank computes by itself while the others wait for it, so it is not interrupted."""
+        """Let this rank compute alone while the others wait; interruptions are not agreed on meanwhile."""
         count, self.count = self.count, 1
         try:
             yield
@@ -90,16 +90,16 @@ class Ranks:
 
     @property
     def interrupted(self) -> bool:
-        """Whether any rank was asked to stop by the last time that all agreed: the same answer on every rank."""
+        """Whether any rank had been asked to stop when all last agreed; the same on every rank."""
         return self._agreed if self._tasks > 1 else self._interruption.requested
 
     @property
     def due(self) -> bool:
-        """Whether a checkpoint is due by rank 0's clock: the same answer on every rank."""
+        """Whether a checkpoint was due by rank 0's clock when all last agreed; the same on every rank."""
         return self._due if self._tasks > 1 else self.time_is_up()
 
     def agree(self) -> bool:
-        """Asks all ranks whether one was asked to stop; signals that only others have received count as received."""
+        """Return whether any rank was asked to stop; record signals that other ranks received as received here."""
         if self.together:
             self._take(self._summed(self._flags()))
         return self.interrupted
@@ -116,7 +116,7 @@ class Ranks:
         self._agreed, self._due = any(signals), bool(due)
 
     def mean_loss(self, loss: Any) -> Any:
-        """The mean of a number over all ranks; they agree on interruptions and saves in the same breath."""
+        """Return the mean of `loss` over all ranks; agree on interruptions and saves in the same collective."""
         total, *flags = self._summed([float(loss), *self._flags()])
         self._take(flags)
         return loss.new_tensor(total / self.count)
@@ -129,12 +129,12 @@ class Ranks:
         return [float(value) for value in tensor.tolist()]
 
     def wait_for_all(self) -> None:
-        """Returns once every rank is here."""
+        """Wait until every rank has called this."""
         if self.together:
             self._summed([0.0])
 
     def part(self) -> None:
-        """The end, for all at once: whoever ended earlier would be taken for lost."""
+        """Leave the group, all ranks at once: a rank that ended earlier would be taken for lost."""
         import torch.distributed as dist
 
         if self.together:
@@ -142,13 +142,13 @@ class Ranks:
             dist.destroy_process_group()
 
     def from_rank_0(self, values: list[float]) -> list[float]:
-        """The values that rank 0 has; the others give as many."""
+        """Return rank 0's values on every rank; the others pass a list of the same length."""
         if not self.together:
             return values
         return self._summed(values if self.rank == 0 else [0.0] * len(values))
 
     def all_objects(self, value: Any) -> list[Any]:
-        """What every rank gives, in their order."""
+        """Return every rank's `value`, in the order of ranks."""
         found: list[Any] = [None] * self.count
         self._all(lambda dist: dist.all_gather_object(found, value))
         return found
@@ -156,16 +156,16 @@ class Ranks:
     # -- tensors -----------------------------------------------------------------------------------------------
 
     def same_weights(self, learner: Any) -> None:
-        """Gives every rank rank 0's weights, those of the loss too."""
+        """Copy rank 0's weights, those of the loss included, to every rank."""
         if self.together:
             for value in (*learner.model.state_dict().values(), *state.weights_of_loss(learner).values()):
                 self._all(lambda dist, value=value: dist.broadcast(value, 0))  # type: ignore[misc]
 
     def check_same(self, digest: str) -> None:
-        """Makes sure that every rank has trained the same weights, bit for bit; `digest` is of this rank's.
+        """Check that all ranks have the same weights, bit for bit; `digest` is that of this rank's.
 
         Raises:
-            RuntimeError: they differ.
+            RuntimeError: the weights differ.
         """
         own = [float(byte) for byte in bytes.fromhex(digest)]
         if self.together and self._summed([*own, *(byte * byte for byte in own)]) != [
@@ -175,9 +175,9 @@ class Ranks:
             raise RuntimeError(_("the ranks have trained different weights: their results cannot be trusted"))
 
     def mean_gradients(self, learner: Any) -> None:
-        """Sets every parameter's gradient to its mean over all ranks, added up in the same order each time.
+        """Set each gradient to its mean over all ranks, summed in the same order each time.
 
-        Those of the model, and what else the optimizer was given, such as a loss' own.
+        Include the model's parameters and whatever else the optimizer has, such as those of a loss.
         """
         import torch
 
@@ -193,7 +193,7 @@ class Ranks:
                 gradient.copy_(part.view_as(gradient))
 
     def put_together(self, value: Any) -> Any:
-        """A batch's tensors of all ranks in the order of its rows, those that were filled in left out."""
+        """Gather a batch's tensors from all ranks, in row order, without the repeated rows that filled it up."""
         import torch
 
         if isinstance(value, list | tuple):
@@ -219,13 +219,13 @@ class Ranks:
     # -- in fastai's loop --------------------------------------------------------------------------------------
 
     def callback(self) -> Any:
-        """What does all of this at the right moments of a fit."""
+        """Return the fastai callback that shares gradients, losses and predictions during a fit."""
         from fastai.callback.core import Callback
 
         ranks = self
 
         class Together(Callback):  # type: ignore[misc]
-            """After MixedPrecision, whose predictions are still in half precision before."""
+            """Callback after MixedPrecision, which turns half-precision predictions into float32."""
 
             order = 11
 
@@ -246,7 +246,7 @@ class Ranks:
 
     @contextmanager
     def synchronised(self, model: Any) -> Iterator[None]:
-        """In here BatchNorm layers take their statistics from the batch of all ranks."""
+        """Make BatchNorm layers take their statistics from the batch of all ranks inside the block."""
         changed = []
         if self.together:
             for layer in model.modules():
@@ -263,7 +263,7 @@ class Ranks:
 
 
 def _synchronised_kind(kind: type, ranks: Ranks) -> type | None:
-    """A BatchNorm class that goes over all ranks, and is still one of its own kind to fastai; None for other layers."""
+    """Return a subclass of a BatchNorm class, so that fastai still knows it, over all ranks; None for other layers."""
     from torch import nn
 
     if not issubclass(kind, nn.modules.batchnorm._BatchNorm) or issubclass(kind, nn.SyncBatchNorm):
@@ -274,11 +274,11 @@ def _synchronised_kind(kind: type, ranks: Ranks) -> type | None:
 
 
 def _forward_on_cpu(kind: type, ranks: Ranks) -> Callable[[Any, Any], Any]:
-    """What torch's SyncBatchNorm does, which is for GPUs alone."""
+    """Return a `forward` that does on CPUs what torch's SyncBatchNorm does on GPUs only."""
     import torch
 
     class Sum(torch.autograd.Function):  # type: ignore[misc]
-        """Over all ranks; so is its gradient."""
+        """Sum over all ranks; the gradient is summed too."""
 
         @staticmethod
         def forward(context: Any, value: Any) -> Any:

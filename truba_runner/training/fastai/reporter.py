@@ -1,6 +1,6 @@
-"""Tells how a fastai training goes on: in `progress.json`, `history.csv`, TensorBoard's event files and the log.
+"""Write a fastai training's progress to `progress.json`, `history.csv`, TensorBoard's event files and the log.
 
-Names are those of the Keras backend: `loss` is the training's, `val_loss` and `val_error_rate` the validation's.
+Metrics are named as in the Keras backend: `loss` for training, `val_loss` and `val_error_rate` for validation.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from truba_runner.training.summaries.curves import Curves
 
 
 class Reporter:
-    """`rows` are those of `history.csv`, one a finished epoch, over all stages; `steps` those trained in all."""
+    """Reporter of a training; over all stages, `rows` holds a `history.csv` row an epoch, `steps` the trained steps."""
 
     def __init__(self, context: Context, learner: Any, epochs: int, curves: Curves) -> None:
-        """`epochs` is how many all stages have together."""
+        """Start the clock; `epochs` is the number of epochs of all stages together."""
         self._context, self._learner, self.curves = context, learner, curves
         self._stage, self._first_epoch, self._steps_per_epoch = 0, 0, 0
-        # Both are moved back by what an interrupted start has spent.
+        # On resuming, both are moved back by the time that earlier starts spent.
         self._started = self._epoch_started = time.perf_counter()
         self.rows: list[dict[str, Any]] = []
         self.steps = 0
@@ -30,42 +30,42 @@ class Reporter:
 
     @property
     def seconds(self) -> float:
-        """Spent on training until now, over all starts of the run."""
+        """Seconds spent on training so far, over all starts of the run."""
         return time.perf_counter() - self._started
 
     def last_metrics(self) -> dict[str, float]:
-        """The last epoch's, by name."""
+        """Return the last epoch's metrics by name."""
         own = ("epoch", "stage", "learning_rate", "first_learning_rate", "seconds")
         return {name: value for name, value in self.rows[-1].items() if name not in own} if self.rows else {}
 
     def get_state(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
+        """Return the state that a checkpoint holds of this reporter."""
         now = time.perf_counter()
         spent = {"seconds": self.seconds, "epoch_seconds": now - self._epoch_started}
         return {"rows": [dict(row) for row in self.rows], "steps": self.steps, **spent}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from what `get_state` gave."""
+        """Restore what `get_state` returned and rewrite `history.csv`."""
         now = time.perf_counter()
         self.rows, self.steps = state["rows"], state["steps"]
         self._started, self._epoch_started = now - state["seconds"], now - state["epoch_seconds"]
         self.curves.begins(self.steps)
-        # Rows that were written after the checkpoint would stand there twice.
+        # Rows that were written after the checkpoint would appear twice.
         self._write_history()
 
     def stage_begins(self, stage: int, first_epoch: int, steps: int) -> None:
-        """A stage that trains, counted from 0 as its first epoch is over all stages; `steps`: of each epoch."""
+        """Begin stage `stage`; `stage` and `first_epoch` (over all stages) count from 0. `steps`: steps an epoch."""
         self._stage, self._first_epoch, self._steps_per_epoch = stage, first_epoch, steps
         self._context.progress.update(steps_per_epoch=steps)
 
     def epoch_begins(self) -> None:
-        """Starts its clock."""
+        """Start the epoch's clock."""
         self._epoch_started = time.perf_counter()
         self.curves.examples_per_step = self._learner.dls.train.bs * self._context.tasks
         self.curves.begins(self.steps)
 
     def trained(self, epoch: int, step: int) -> None:
-        """After each step; `epoch`, of the stage, counts from 0, and `step` from 1."""
+        """Report a trained step; the stage's `epoch` counts from 0, `step` from 1."""
         self.steps += 1
         loss = float(self._learner.smooth_loss)
         self.curves.trained(self.steps, self._step_values)
@@ -75,7 +75,7 @@ class Reporter:
         return {"batch_loss": float(self._learner.loss.detach()), "learning_rate": self._rates()[-1]}
 
     def epoch_ends(self, epoch: int) -> dict[str, Any]:
-        """After each epoch; returns its row."""
+        """Report a finished epoch and return its row."""
         number, metrics = self._first_epoch + epoch + 1, self._metrics()
         first, last = self._rates()[0], self._rates()[-1]
         rates = {"learning_rate": last} if first == last else {"learning_rate": last, "first_learning_rate": first}
@@ -92,8 +92,8 @@ class Reporter:
 
     def _metrics(self) -> dict[str, float]:
         recorder = self._learner.recorder
-        names = list(recorder.metric_names[1:])  # Without the epoch; the time has no value, and comes last.
-        if recorder.cancel_train:  # Then fastai's row begins with the validation's.
+        names = list(recorder.metric_names[1:])  # The first name is the epoch; the last, the time, has no value.
+        if recorder.cancel_train:  # Then fastai's row has no training values.
             names = [name for name in names if not name.startswith("train_")]
         return _numbers(zip(names, recorder.values[-1], strict=False))
 
@@ -103,7 +103,7 @@ class Reporter:
         try:
             self._context.run.write_history(self.rows)
         except OSError as error:
-            # The next epoch writes every row again.
+            # The next epoch rewrites every row.
             print(
                 _("history.csv could not be written ({error}); training goes on", error=error),
                 file=sys.stderr,
@@ -112,14 +112,14 @@ class Reporter:
 
 
 def validation_metrics(learner: Any) -> dict[str, float]:
-    """What the last pass through the validation set came to, by the names of `history.csv`."""
+    """Return the metrics of the last pass through the validation set, by their names in `history.csv`."""
     return _numbers([("valid_loss", learner.recorder.loss.value), *((one.name, one.value) for one in learner.metrics)])
 
 
 def _numbers(pairs: Iterable[tuple[str, Any]]) -> dict[str, float]:
-    """By our names. The second of one name is called `NAME_2`, and a metric of several numbers `NAME[0]`, `NAME[1]`…
+    """Return metrics by their names in `history.csv`; leave out values that are not numbers.
 
-    Values that are no numbers are left out.
+    The second metric of a name is called `NAME_2`; a metric of several numbers becomes `NAME[0]`, `NAME[1]`…
     """
     found: dict[str, float] = {}
     for name, value in pairs:

@@ -1,12 +1,12 @@
-"""Exact resume of a fastai training: what a checkpoint holds, when one is saved, and how a run goes on from it.
+"""Exact resume of a fastai training: what a checkpoint holds, when it is saved, and how it is restored.
 
 | position | means |
 |---|---|
-| epoch E, step 0 | E epochs, over all stages, are finished, validated and on record; so may be the finder after them |
-| epoch E, step S | S steps of the epoch after them are trained; all of them: its validation is still to come |
+| epoch E, step 0 | E epochs, over all stages, are trained, validated and recorded; perhaps the next finder too |
+| epoch E, step S | S steps of the next epoch are trained; if S is all of them, its validation is still to come |
 
-Stages that are done are passed over, but for what costs nothing and leaves no trace in the weights: freezing, and
-another size. Random numbers are no part of a checkpoint; they follow from where the training is (`fastai_streams`).
+Finished stages are skipped, except freezing and resizing, which cost nothing and leave no trace in the weights. A
+checkpoint holds no random numbers: they are derived from the position (`learner/batches.py`).
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ FORMAT = 2
 
 
 class Resume(Watcher):
-    """Saves a training while it goes on, and lets it go on from what was saved."""
+    """Watcher that saves checkpoints during training and resumes from the newest one."""
 
     def __init__(self, context: Context, loop: Loop, reporter: Reporter, signature: dict[str, Any]) -> None:
-        """Reads the newest checkpoint; `signature` is what has to be the same for it to mean the same."""
+        """Read the newest checkpoint; `signature` must match the one that it was saved with."""
         super().__init__(loop.ranks)
         self._started = time.perf_counter()
         self._context, self._loop, self._reporter = context, loop, reporter
@@ -56,24 +56,24 @@ class Resume(Watcher):
         state = self._found[1] if self._found else {}
         if state:
             self._check(state)
-        # The stage of the checkpoint, counted from 0, and whether it is over; -1 where all are still to come.
+        # The checkpoint's stage, counted from 0, and whether it is finished; -1 without a checkpoint.
         self.stage: int = state.get("stage", -1)
         self._finished: bool = state.get("finished", False)
-        # What each lr_find has suggested.
+        # Suggestions of each lr_find, by its name.
         self.answers: dict[str, dict[str, float | None]] = state.get("answers", {})
-        # As in keras_resume.
+        # A run resumed from another run's checkpoint has no best of its own yet. Ranks have to agree on it.
         self._best: float | None = state.get("best") if context.tasks > 1 or self._store.has_best() else None
         if context.rank == 0:
-            # Without a checkpoint every step is told again.
+            # Without a checkpoint every step is written again.
             event_files.cut(context.run.tensorboard, state.get("event_files", {}))
 
     def _newest(self) -> tuple[Position, dict[str, Any]] | None:
-        """The newest checkpoint, the same one on every rank."""
+        """Return the newest checkpoint, the same one on every rank."""
         found = self._store.newest(_read) if self.ranks.rank == 0 else None
         if not self.ranks.together:
             return found
         position = found[0] if found else Position(0, 0)
-        # Rank 0 alone looks which is the newest: another may see files that it has passed over, or not see all.
+        # Only rank 0 looks for the newest: another rank may see files that rank 0 skipped, or not see all of them.
         exists, epoch, step = self.ranks.from_rank_0([float(found is not None), position.epoch, position.step])
         if not exists:
             return None
@@ -83,14 +83,14 @@ class Resume(Watcher):
     def _check(self, state: dict[str, Any]) -> None:
         resuming.check_format(self._context, state["format"], FORMAT)
         then, now = state["signature"], self._signature
-        # What was trained of a recipe that has got longer is the same.
+        # A recipe may have become longer; the stages trained so far must be the same.
         now = {**now, "recipe": now["recipe"][: len(then["recipe"])]}
         if then["names_of_the_examples"] == now["names_of_the_examples"]:
             self._check_order(then, now)
         resuming.check_same(self._context, then, now, "model")
 
     def _check_order(self, then: dict[str, Any], now: dict[str, Any]) -> None:
-        """The same examples, but what the network's numbers stand for is other: it follows from nothing that is set."""
+        """Refuse the same examples with another order of classes or columns or another split: no setting does that."""
         file = self._context.job.__file__
         if then["order"] != now["order"]:
             raise Failed(
@@ -113,24 +113,21 @@ class Resume(Watcher):
                 )
             )
 
-    # -- going on ----------------------------------------------------------------------------------------------
+    # -- resuming ----------------------------------------------------------------------------------------------
 
     def is_done(self, stage: int) -> bool:
-        """Whether a stage that trains or looks for a rate was finished by an earlier start.
-
-        The last of those is where the checkpoint is restored.
-        """
+        """Whether an earlier start finished this training or finder stage; at the last such stage restore all."""
         if stage == self.stage and self._finished:
             self.restore(in_fit=False)
             return True
         return stage < self.stage
 
     def stage_begins(self, stage: int, first_epoch: int) -> None:
-        """A stage that trains or looks for a rate; `first_epoch`: epochs of all stages before it."""
+        """Begin a training or finder stage; `first_epoch`: epochs of all stages before it."""
         self._stage, self._first_epoch, self._done = stage, first_epoch, 0
 
     def restore(self, in_fit: bool = True) -> None:
-        """Sets everything to what the checkpoint says, and puts on record that it did."""
+        """Restore the checkpoint, if it has not been restored yet, and record that."""
         if self._found is None:
             return
         (position, state), self._found = self._found, None
@@ -138,7 +135,7 @@ class Resume(Watcher):
             self._loop.make_what_a_step_makes(in_fit)
         fastai_state.give_weights(self._learner, state)
         fastai_state.give_besides(self._learner, state)
-        # A loader may count its passes: it is asked for its order once more.
+        # A loader may count its passes and is asked for its order again, so its state before that is restored first.
         self._walked.give(state["before_order"] or state["walked"])
         self._before_order, self._waiting = state["before_order"], state["walked"] if state["before_order"] else None
         for text in state["notes"]:
@@ -147,10 +144,10 @@ class Resume(Watcher):
         resuming.tell(self._context, position, state["steps"], self._started)
 
     def fit_begins(self, epochs: int) -> int:
-        """The first epoch of the stage to be trained, or finished.
+        """Return the first epoch of the stage to train or to finish.
 
         Raises:
-            fastai.callback.core.CancelFitException: a callback has ended this stage before the interruption.
+            fastai.callback.core.CancelFitException: a callback ended this stage before the interruption.
         """
         from fastai.callback.core import CancelFitException
 
@@ -166,7 +163,7 @@ class Resume(Watcher):
         return epoch
 
     def training_begins(self) -> tuple[int, bool]:
-        """The first step of the epoch to be trained, and whether a callback has ended its training."""
+        """Return the first step of the epoch to train, and whether a callback ended the epoch's training."""
         self._done, self._cancelled = 0, False
         self._reporter.epoch_begins()
         if self._found is not None:
@@ -177,7 +174,7 @@ class Resume(Watcher):
         return self._done, self._cancelled
 
     def order_known(self) -> None:
-        """The loader is asked: all is as it was when the checkpoint was saved."""
+        """Restore the state at the checkpoint, now that the loader has given its order."""
         if self._waiting is not None:
             self._walked.give(self._waiting)
             self._waiting = None
@@ -185,10 +182,10 @@ class Resume(Watcher):
     # -- saving ------------------------------------------------------------------------------------------------
 
     def trained(self, done: int) -> None:
-        """After each batch of training.
+        """Report a trained batch; save if a checkpoint is due.
 
         Raises:
-            Interrupted: it was asked for, and the state is saved.
+            Interrupted: a rank was asked to stop, and the state is saved.
         """
         self._done = done
         if not self._step_is_known:
@@ -203,16 +200,16 @@ class Resume(Watcher):
             self._save(self._position())
 
     def training_ends(self, cancelled: bool) -> None:
-        """Before validation: an interrupted one is done anew, from the state before it."""
+        """Keep the state before validation: an interrupted validation is repeated from there."""
         self._cancelled = cancelled
-        # A callback may put other weights in for the validation.
+        # A callback may set other weights for the validation.
         self._beside = {**self._besides(), **fastai_state.model_weights(self._learner)}
 
     def validated(self) -> None:
-        """After each batch of validation: what is saved is the state before it.
+        """Save the state before validation if a checkpoint is due or a rank was asked to stop.
 
         Raises:
-            Interrupted: it was asked for, and the state is saved.
+            Interrupted: a rank was asked to stop, and the state is saved.
         """
         if self.ranks.interrupted or self._time_is_up():
             self._save(self._position(), beside=self._beside)
@@ -220,10 +217,10 @@ class Resume(Watcher):
             self._leave()
 
     def epoch_ends(self, stopped: bool) -> None:
-        """After each epoch, also after one that a callback has ended together with the fit.
+        """Report and save an epoch, also one that a callback ended together with the fit.
 
         Raises:
-            Interrupted: it was asked for, and the state is saved.
+            Interrupted: a rank was asked to stop, and the state is saved.
         """
         epoch = self._learner.epoch
         finished = len(self._learner.recorder.values) > epoch
@@ -236,16 +233,16 @@ class Resume(Watcher):
             self._leave(position)
 
     def stage_ends(self, epochs: int, may_grow: bool) -> None:
-        """After a stage of `epochs` epochs and the callbacks' `after_fit`; 0 for an lr_find. It is never repeated.
+        """Save that a stage of `epochs` epochs (0 for an lr_find) is finished, after `after_fit`: it is never repeated.
 
-        `may_grow`: a longer run may go on from here, so the checkpoint of its last epoch is to stay.
+        `may_grow`: a longer run may resume inside this stage, so keep the checkpoint of its last epoch instead.
         """
         if may_grow:
             return
         self._save(Position(self._first_epoch + epochs, 0), beside=self._besides(finished=True))
 
     def wait(self) -> None:
-        """Until the last checkpoint is written."""
+        """Wait until the last checkpoint is written."""
         self._background.wait()
         self._store.retry()
 
@@ -279,14 +276,14 @@ class Resume(Watcher):
         self._background.wait()
         if position.step:
             self._context.progress.update(epoch=position.epoch + 1, step=position.step)
-        # Whoever ends while rank 0 still writes might be taken for dead.
+        # A rank that ends while rank 0 still writes might be taken for lost.
         self.ranks.wait_for_all()
         raise Interrupted
 
     def _save(self, position: Position, best: bool = False, beside: dict[str, Any] | None = None) -> None:
-        """Copies the state here and now, and writes it in the background: rank 0 does, for all.
+        """Copy the state now and write it in the background; rank 0 does so for all.
 
-        `beside`: what `_besides` gave; without it every rank calls this.
+        `beside`: result of `_besides`; without it every rank has to call this.
         """
         self._saved_at = time.monotonic()
         beside = beside or self._besides()
@@ -297,20 +294,20 @@ class Resume(Watcher):
         self._background.start(lambda: self._write(position, state, best))
 
     def _write(self, position: Position, state: dict[str, Any], best: bool) -> None:
-        # It counts on event files as long as they are now.
+        # A run that resumes from this checkpoint needs the event files at their present length.
         self._reporter.curves.board.settle()
         self._store.save(position, lambda file: _write(state, file), best)
 
     def _besides(self, epoch: int | None = None, stopped: bool = False, finished: bool = False) -> dict[str, Any]:
-        """All but the weights. Every rank calls this.
+        """Return all state but weights and optimizer. Every rank calls this.
 
-        `epoch`: of the stage, how many are done, where that is not the one under way; `stopped`: a callback has ended
-        the stage there; `finished`: it is over, and the next one is to come.
+        `epoch`: finished epochs of the stage, by default the number of the current one; `stopped`: a callback ended the
+        stage there; `finished`: the stage is finished, and the next one is to come.
         """
         own = {
             **fastai_state.besides(self._learner),
             "walked": self._walked.taken(),
-            # Where an epoch is under way, or its validation.
+            # Empty between epochs.
             "before_order": self._before_order,
         }
         return {
@@ -337,7 +334,7 @@ def _write(state: dict[str, Any], file: IO[bytes]) -> None:
 
 
 def _read(file: IO[bytes]) -> dict[str, Any]:
-    """Nothing in it can run when it is read."""
+    """Read a checkpoint without executing code from it."""
     import pickle
 
     import torch

@@ -1,4 +1,4 @@
-"""Goes through a recipe, stage by stage, from wherever a checkpoint left it."""
+"""Execute a recipe stage by stage, starting where the checkpoint ends."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from truba_runner.training.fastai.resume import Resume
 
 
 class Course:
-    """A training on its way through the stages."""
+    """The execution of a recipe's stages."""
 
     def __init__(
         self, context: Context, learner: Any, data: Data, loop: Loop, reporter: Reporter, resume: Resume
     ) -> None:
-        """The learner's loop is installed by whoever calls `run`."""
+        """Store the parts; the caller of `run` installs the loop."""
         self._context, self._learner, self._data = context, learner, data
         self._loop, self._reporter, self._resume = loop, reporter, resume
         self._first_epoch = self._last = 0
 
     def check(self, stages: Sequence[Stage]) -> None:
-        """Looks before anything is trained whether each stage will have something to train on.
+        """Check before training that each stage has at least one batch, and that there is a validation set to evaluate.
 
         Raises:
-            Failed: it will not.
+            Failed: a stage has no batch or a size that its data cannot have, or the validation set is empty.
         """
         loaders, ranks = self._learner.dls, self._loop.ranks.count
         train, validation = len(loaders.train_ds), len(loaders.valid_ds)
@@ -54,7 +54,7 @@ class Course:
             )
 
     def run(self, stages: Sequence[Stage]) -> None:
-        """Does what is still to be done of the stages."""
+        """Execute the stages that are not finished yet."""
         self._last = len(stages) - 1
         try:
             for index, stage in enumerate(stages):
@@ -89,7 +89,7 @@ class Course:
         learner.freeze()
         for parameter in learner.model.parameters():
             if not parameter.requires_grad:
-                # fastai steps, and decays, whatever has a gradient.
+                # fastai's optimizer also steps and decays a frozen parameter that has a gradient.
                 parameter.grad = None
 
     def _find(self, index: int, stage: Find) -> None:
@@ -155,7 +155,7 @@ class Course:
 
 
 def too_few(items: int, batch: int, ranks: int, where: str) -> str:
-    """What is said where a training set has not one whole batch; `where`: what sets its size."""
+    """Return the message for a training set of less than one batch; `where`: the setting of the batch size."""
     values = {"items": items, "batch": batch, "where": where}
     if ranks == 1:
         return _(

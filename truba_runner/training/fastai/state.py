@@ -1,4 +1,4 @@
-"""A fastai learner as plain values and tensors, which `torch.load(weights_only=True)` reads, and back."""
+"""Convert a fastai learner to plain values and tensors, which `torch.load(weights_only=True)` reads, and back."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.training.walk.kinds import frameworks_names, is_framework
 
-# A dict of one key with this first letter stands for what the file has no word for.
+# A dict whose only key begins with this character stands for a value of a type that the file cannot hold.
 _MARK = "~"
-# Of a callback: the learner, the clock, and which file SaveModelCallback wrote last in this start, if any.
+# Attributes of callbacks: the learner, the clock, and the file that SaveModelCallback wrote last in this start.
 _NOT_STATE = {"learn", "start_epoch", "last_saved_path"}
 
 
 class _NoState(TypeError):
-    """A value that has no place in a state, such as a function."""
+    """A value that a state cannot hold, such as a function; its text is the value's type."""
 
 
 def plain(value: Any) -> Any:
-    """A copy of numbers, text, None, arrays and tensors, in lists, tuples and dicts of any depth, on the CPU.
+    """Copy numbers, text, None, arrays and tensors, in lists, tuples and dicts of any depth, to the CPU.
 
     Raises:
-        TypeError: there is something else in it.
+        TypeError: `value` contains something else.
     """
     import numpy as np
     import torch
@@ -47,10 +47,10 @@ def plain(value: Any) -> Any:
 
 
 def packed(value: Any) -> Any:
-    """As `plain`, with sets, deques, bytes, complex numbers, and dicts whose keys are no text; `unplain` unpacks it.
+    """Copy like `plain`, also sets, deques, bytes, complex numbers and dicts with any keys; `unplain` reverses it.
 
     Raises:
-        TypeError: there is something else in it.
+        TypeError: `value` contains something else.
     """
     if isinstance(value, (set, frozenset, collections.deque)):
         kind = next(name for name, one in _CONTAINERS.items() if isinstance(value, one))
@@ -86,7 +86,7 @@ def _plain_list(items: list[Any], kind: str) -> Any:
 
     single = [isinstance(item, torch.Tensor) and item.ndim == 0 for item in items]
     if items and all(single) and len({item.dtype for item in items}) == 1:
-        # A loss a step: each by itself would be a file of its own inside the checkpoint.
+        # Such as one loss per step: each tensor would be a file of its own inside the checkpoint.
         return {
             f"{_MARK}{kind} of tensors": torch.stack([item.detach().as_subclass(torch.Tensor) for item in items]).cpu()
         }
@@ -95,7 +95,7 @@ def _plain_list(items: list[Any], kind: str) -> Any:
 
 
 def unplain(value: Any) -> Any:
-    """What `plain` was given."""
+    """Reverse `plain` and `packed`."""
     from fastcore.foundation import L
 
     kinds: dict[str, Any] = {"list": list, "tuple": tuple, "L": L}
@@ -110,7 +110,7 @@ def unplain(value: Any) -> Any:
             return held.numpy()
         if kind in _SINGLE:
             return _SINGLE[kind](held)
-        # Else a view would hold all of them.
+        # Cloned, because a view would keep the whole stack in memory.
         return kinds[kind]([item.clone() for item in held] if of_tensors else [unplain(item) for item in held])
     return {key: unplain(item) for key, item in value.items()}
 
@@ -136,7 +136,7 @@ _SINGLE: dict[str, Any] = {
 
 
 def weights(learner: Any) -> dict[str, Any]:
-    """The network and its optimizer: all that is large. Evaluation leaves it as it is."""
+    """Return the state of network and optimizer, the large part of a checkpoint; evaluation does not change it."""
     return {
         **model_weights(learner),
         "optimizer": plain(learner.opt.state_dict()),
@@ -145,12 +145,12 @@ def weights(learner: Any) -> dict[str, Any]:
 
 
 def model_weights(learner: Any) -> dict[str, Any]:
-    """The network alone."""
+    """Return the state of the network alone."""
     return {"model": plain(learner.model.state_dict())}
 
 
 def weights_of_loss(learner: Any) -> dict[str, Any]:
-    """The loss' own parameters and buffers as a state dict; fastai's losses hold torch's, under `func`."""
+    """Return the state dict of the loss; fastai's losses have torch's loss under `func`."""
     from torch import nn
 
     loss = getattr(learner.loss_func, "func", learner.loss_func)
@@ -159,14 +159,14 @@ def weights_of_loss(learner: Any) -> dict[str, Any]:
 
 
 def _gradient(parameter: Any) -> Any:
-    """None where there is none: fastai steps, and decays, whatever has one. True: all zero, as after each step."""
+    """Return a copy of the gradient; None if there is none (fastai skips the parameter), True if all zero."""
     if parameter.grad is None:
         return None
     return plain(parameter.grad) if bool(parameter.grad.any()) else True
 
 
 def give_weights(learner: Any, state: Mapping[str, Any]) -> None:
-    """Sets what `weights` gave; the learner has to have the same layers and groups of parameters."""
+    """Restore what `weights` returned; the learner must have the same layers and parameter groups."""
     import torch
     from fastcore.foundation import L
 
@@ -185,7 +185,7 @@ def give_weights(learner: Any, state: Mapping[str, Any]) -> None:
 
 
 def on(device: Any, value: Any) -> Any:
-    """The same with its tensors on a device."""
+    """Return `value` with its tensors on a device."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -198,7 +198,7 @@ def on(device: Any, value: Any) -> Any:
 
 
 def besides(learner: Any) -> dict[str, Any]:
-    """Everything else that the rest of a fit depends on."""
+    """Return the learner's other state that the remaining fit depends on."""
     smooth = learner.recorder.smooth_loss
     scaler = getattr(learner, "scaler", None)
     return {
@@ -211,7 +211,7 @@ def besides(learner: Any) -> dict[str, Any]:
 
 
 def give_besides(learner: Any, state: Mapping[str, Any]) -> None:
-    """Sets what `besides` gave."""
+    """Restore what `besides` returned."""
     for name, value in state["learner"].items():
         setattr(learner, name, value)
     smooth = learner.recorder.smooth_loss
@@ -231,7 +231,7 @@ def give_besides(learner: Any, state: Mapping[str, Any]) -> None:
 
 
 def memory_of(owner: Any) -> dict[str, Any]:
-    """What a callback or a metric remembers: what `get_state` gives, else all its attributes that are plain."""
+    """Return the state of a callback or metric: the result of its `get_state`, else all its plain attributes."""
     if speaks(owner):
         try:
             return {"state": plain(owner.get_state())}
@@ -246,7 +246,7 @@ def memory_of(owner: Any) -> dict[str, Any]:
             ) from error
     found = {}
     kind = type(owner)
-    # What a user's class has of its own is walked.
+    # Attributes of a user's own class are saved by `walk.Walked`.
     names = vars(owner) if is_framework(kind) else vars(owner).keys() & frameworks_names(kind)
     for name in names:
         value = vars(owner)[name]
@@ -259,19 +259,19 @@ def memory_of(owner: Any) -> dict[str, Any]:
 
 
 def speaks(owner: Any) -> bool:
-    """Whether a callback or a metric says its state itself."""
+    """Whether a callback or metric has `get_state` and `set_state`."""
     return hasattr(type(owner), "get_state") and hasattr(type(owner), "set_state")
 
 
 def give_memory(owner: Any, attributes: Mapping[str, Any]) -> None:
-    """Sets what `memory_of` gave."""
+    """Restore what `memory_of` returned."""
     if speaks(owner):
         owner.set_state(unplain(attributes["state"]))
         return
-    # Not setattr: fastai warns of names that the learner has too.
+    # Not setattr: fastai warns about names that the learner has too.
     vars(owner).update({name: unplain(value) for name, value in attributes.items()})
 
 
 def signature_of_model(model: Any) -> list[list[Any]]:
-    """Name, shape and dtype of every weight and buffer."""
+    """Return name, shape and dtype of every weight and buffer."""
     return [[name, list(value.shape), str(value.dtype)] for name, value in model.state_dict().items()]

@@ -1,4 +1,4 @@
-"""What TensorBoard is shown of a fastai training beside its curves: its graph and a profile."""
+"""Write the graph and the profile of a fastai training for TensorBoard, and measure GPU memory."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from truba_runner.training.summaries.writer import Board
 
 
 def peak_bytes(device: Any) -> Callable[[], float] | None:
-    """What of the GPU was in use at most, asked for again and again; None where there is none."""
+    """Return a function that returns the GPU's peak memory use in bytes; None on a CPU."""
     import torch
 
     return (lambda: float(torch.cuda.max_memory_allocated(device))) if device.type == "cuda" else None
 
 
 def write_graph(context: Context, board: Board, learner: Any) -> None:
-    """The modules and operations of a forward pass; what cannot be traced stops no training."""
+    """Write the modules and operations of a forward pass; note a network that cannot be traced."""
     import torch
 
     try:
@@ -40,28 +40,28 @@ def write_graph(context: Context, board: Board, learner: Any) -> None:
 
 
 class StepProfiler:
-    """torch's profiler: a Chrome trace, which TensorBoard's profile page, Perfetto and Chrome open."""
+    """torch's profiler; writes a Chrome trace, which TensorBoard's profile page, Perfetto and Chrome open."""
 
     def __init__(self) -> None:
-        """Idle."""
+        """Start nothing yet."""
         self._profile: Any = None
 
     def start(self) -> None:
-        """From the next step on."""
+        """Profile from the next step on."""
         import torch
         from torch.profiler import ProfilerAction, ProfilerActivity, profile
 
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
-        # With a schedule it marks each step.
+        # The profiler marks steps only if it has a schedule.
         self._profile = profile(activities=activities, schedule=lambda step: ProfilerAction.RECORD)
         self._profile.start()
 
     def step(self) -> None:
-        """Between two of the steps."""
+        """Mark the boundary between two steps."""
         self._profile.step()
 
     def stop(self, folder: Path | None) -> None:
-        """Writes HOST.trace.json.gz into `folder`."""
+        """Stop; write HOST.trace.json.gz into `folder` unless that is None."""
         self._profile.stop()
         if folder is not None:
             self._profile.export_chrome_trace(str(folder / f"{socket.gethostname()}.trace.json.gz"))

@@ -1,4 +1,4 @@
-"""Trains a job's fastai learner through the stages of a recipe, and keeps what comes of it."""
+"""Train a job's fastai learner through the stages of a recipe, evaluate it and write the result."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ from truba_runner.training.notes import noted
 from truba_runner.training.summaries import curves
 from truba_runner.training.summaries.writer import Board
 
-# Read when matplotlib is first imported: there is no screen.
+# Read when matplotlib is first imported; a node has no display.
 os.environ.setdefault("MPLBACKEND", "Agg")
-# How torch begins to say so.
+# The beginning of torch's message when BatchNorm gets a batch of one example.
 _ONE_EXAMPLE = "Expected more than 1 value per channel when training"
 
 IMPORTS = (__name__, "fastai.vision.all")
 
 
 def train(context: Context) -> dict[str, Any]:
-    """Trains, evaluates, predicts and saves; the result is described at `truba_runner.training.backend.load`.
+    """Train, evaluate, predict and save; `truba_runner.training.backend.load` describes the result.
 
     Raises:
         truba_runner.errors.Failed: the job's code or the config is at fault, or the GPU cannot be used.
@@ -55,7 +55,7 @@ def train(context: Context) -> dict[str, Any]:
 
 
 def find(context: Context) -> dict[str, Any]:
-    """Runs the learning-rate finder alone; `truba_runner.training.backend.load` describes the result.
+    """Run only the learning-rate finder; `truba_runner.training.backend.load` describes the result.
 
     Raises:
         truba_runner.errors.Failed: as `train`.
@@ -71,7 +71,7 @@ def find(context: Context) -> dict[str, Any]:
 
 
 def read_state(file: IO[bytes]) -> dict[str, Any]:
-    """What a checkpoint holds, as `truba_runner.training.backend.reader` says."""
+    """Read a checkpoint; `truba_runner.training.backend.reader` describes the result."""
     import torch
 
     state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
@@ -111,7 +111,7 @@ def _explained(context: Context) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _SetUp:
-    """A learner that can be trained, and what on."""
+    """A learner that can be trained, with its device, ranks and data."""
 
     device: Any
     ranks: Ranks
@@ -121,13 +121,13 @@ class _SetUp:
 
 
 def _device(context: Context) -> Any:
-    architectures.chosen(context)  # What is wrong with it shows before anything is read.
+    architectures.chosen(context)  # Find mistakes in it before any data is read.
     return pick_device(context.experiment.resources.gpus, int(os.environ.get("SLURM_LOCALID", "0")))
 
 
 def _set_up(context: Context, device: Any, at_the_end: ExitStack) -> _SetUp:
     experiment = context.experiment
-    # On CPUs it costs next to nothing.
+    # Determinism costs next to nothing on CPUs.
     if experiment.train.deterministic or device.type == "cpu":
         compute_the_same_each_time()
     ranks = Ranks(context, device)
@@ -138,9 +138,9 @@ def _set_up(context: Context, device: Any, at_the_end: ExitStack) -> _SetUp:
 
 
 def _look(context: Context, made: _SetUp, finder: recipe.Find) -> dict[str, float | None]:
-    """Runs a finder before all stages."""
+    """Run a finder before all stages."""
     _hold(context, made.ranks)
-    # Each random number follows from the stage, and this one is before the first.
+    # Random numbers are derived from the stage; -1 is before the first.
     with made.loop.on_trial(-1):
         if not (steps := made.loop.steps()):
             loaders, ranks = made.learner.dls, made.ranks.count
@@ -187,7 +187,7 @@ def _show(context: Context, learner: Any, board: Board) -> None:
 
 
 def _finish(context: Context, made: _SetUp, reporter: Reporter, result: dict[str, Any]) -> None:
-    """All that comes after the training. The weights are there: what cannot be made of them is noted."""
+    """Write plots and models, evaluate and interpret; note outputs that fail, as the training itself is done."""
     learner, loop, ranks, finish = made.learner, made.loop, made.ranks, context.experiment.finish
     if context.rank == 0:
         if finish.plots:
@@ -206,7 +206,7 @@ def _finish(context: Context, made: _SetUp, reporter: Reporter, result: dict[str
 
 
 def _hold(context: Context, ranks: Ranks) -> None:
-    """From now on the ranks stop together: a signal that ended one, and that another only noted, would part them."""
+    """Hold back signals on all ranks from now on: one that ended a single rank would separate it from the others."""
     ranks.wait_for_all()
     context.interruption.hold()
 
@@ -214,7 +214,7 @@ def _hold(context: Context, ranks: Ranks) -> None:
 def _learner(context: Context, data: Data, ranks: Ranks) -> Any:
     first = context.rank == 0 and not context.run.checkpoints.exists()
     if first:
-        # Tells of each step, so of the one that fails.
+        # It prints each step of making a batch, and so the one that fails.
         data.summary()
     learner = build_learner(context, data, data.loaders())
     ranks.same_weights(learner)
@@ -222,7 +222,7 @@ def _learner(context: Context, data: Data, ranks: Ranks) -> Any:
 
 
 def _signature(context: Context, learner: Any, data: Data, stages: tuple[recipe.Stage, ...]) -> dict[str, Any]:
-    """What has to be the same for a checkpoint to mean the same."""
+    """Return what must not change between a checkpoint and its resume."""
     train = context.experiment.train
     return {
         "devices": context.tasks,
@@ -261,7 +261,7 @@ def _result(context: Context, learner: Any, reporter: Reporter, device: Any) -> 
 
 
 def weights_sha256(model: Any) -> str:
-    """SHA-256 over the bytes of all weights and buffers in the order of the state dict."""
+    """Return the SHA-256 of the bytes of all weights and buffers, in the order of the state dict."""
     import torch
 
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""What a fastai training depends on beside weights, optimizer and fastai's callbacks: found by walking its objects."""
+"""Find, save and restore a fastai training's other state (not weights, optimizer, fastai's callbacks) by walking it."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from truba_runner.training.walk.report import Unsaved, refuse_lost
 from truba_runner.training.walk.state import Snapshot, Start, frozen, put, read, write
 
 _STREAMS = ("numpy stream", "RandomState stream", "Python stream", "torch stream")
-# Of fastai's data sets and loaders: what they go through, which nothing changes.
+# Attributes of fastai's data sets and loaders that hold the examples, which nothing changes.
 _EXAMPLES = ("items", "splits", "lens", "chunks", "res", "tasks")
 
-# Of torch's modules: what a state dict has, the same once more, and what the loop sets.
+# Attributes of torch's modules that a state dict has, that repeat those, or that the loop sets.
 _OF_MODULES = {"_parameters", "_buffers", "_modules", "_flat_weights", "training"}
 
 State = dict[str, Any]
 
 
 class Walked:
-    """A learner's state by path: saved, put back, and told of where no checkpoint can hold it."""
+    """A learner's state by path: saves it, restores it, and reports what no checkpoint can hold."""
 
     def __init__(self, context: Context, learner: Any) -> None:
-        """The learner as each start makes it; nothing is trained yet.
+        """Walk `learner` as each start makes it, before any training.
 
         Raises:
-            truba_runner.errors.Failed: something cannot be saved, and `checkpoint.strict` is set.
+            truba_runner.errors.Failed: some state cannot be saved, and `checkpoint.strict` is set.
         """
         self._context, self._learner = context, learner
-        # Paths that objects keep, whatever else leads to them later.
+        # Paths by object id; an object keeps its path even if another one leads to it later.
         self._paths: Mapping[int, str] = {}
         found = self._walk()
         self._start = Start(found)
@@ -46,12 +46,12 @@ class Walked:
         self._tell({**found.unsaved, **_unsaved_states(found, learner), **self._changed_by_readers()})
 
     def _changed_by_readers(self) -> dict[str, str]:
-        """Values that reading an item changes, where several processes read: each has them for itself."""
+        """Return the values that reading an item changes, if several processes read: each process has its own copy."""
         loader = self._learner.dls.train
         if not loader.fake_l.num_workers:
             return {}
         start = Start(self._walk())
-        with self.kept(), suppress(Exception):  # What is damaged shows in the training.
+        with self.kept(), suppress(Exception):  # A damaged item is reported in training.
             loader.do_item(0)
             reason = _("changed by each reading process for itself: set data.workers=0")
             return {path: reason for path in start.changed(self._walk()) if path.startswith(("dls", "job"))}
@@ -79,15 +79,15 @@ class Walked:
         return walk(roots, skip=skip, speaking=speaking, known=self._paths)
 
     def made_also(self) -> None:
-        """Takes what a fit's beginning has made, as a copy of the network, for something that each start makes."""
+        """Count objects that the beginning of a fit made, such as a copy of the network, as made by each start."""
         found = self._walk()
         self._start.now_also(found)
         self._tell({**found.unsaved, **_unsaved_states(found, self._learner)})
 
-    # -- saving and putting back -------------------------------------------------------------------------------
+    # -- saving and restoring ----------------------------------------------------------------------------------
 
     def taken(self, root: str = "") -> State:
-        """A copy of it, or of what is under one root, in numbers, text, tensors, lists and dicts."""
+        """Return a copy of the state, or of that under one root, in numbers, text, tensors, lists and dicts."""
         found = _under(self._walk(), root) if root else self._walk()
         if self._context.rank == 0:
             self._told.tell_of_made(self._start.made_since(found))
@@ -102,11 +102,11 @@ class Walked:
         }
 
     def _own(self) -> set[int]:
-        """What the network's state dict has."""
+        """Return the ids of the tensors in the network's state dict."""
         return {id(value) for value in self._learner.model.state_dict(keep_vars=True).values()}
 
     def _pieces(self, found: Found) -> dict[str, Piece]:
-        """Without the network's weights, and the tensors of fastai's transforms: what the last batch has left there."""
+        """Return the pieces without the network's weights and the last batch's tensors in fastai's transforms."""
         own = self._own()
         return {
             path: piece
@@ -115,21 +115,21 @@ class Walked:
         }
 
     def lacks(self, state: State) -> bool:
-        """Whether this start has not made, so far, what `taken` gave."""
+        """Whether this start has not yet made an object whose state `taken` saved."""
         objects, found = self._walk().objects, self.unpacked(state)
         holders = [place[0] for part in ("values", "links") for place in found[part].values()]
         return any(path not in objects for path in (*holders, *found["pieces"], *found["states"]))
 
     @staticmethod
     def unpacked(state: State) -> State:
-        """What `taken` gave, as it was before it was packed."""
+        """Return the result of `taken` unpacked."""
         return {name: _unpacked(part) for name, part in state.items()}
 
     def give(self, state: State) -> None:
-        """Puts back what `taken` gave.
+        """Restore what `taken` returned.
 
         Raises:
-            truba_runner.errors.Failed: this start has no place for some of it.
+            truba_runner.errors.Failed: this start lacks an object that the state belongs to.
         """
         found, device = self._walk(), next(self._learner.model.parameters()).device
         lost = put(found, _unpacked(state["values"]), _unpacked(state["links"]))
@@ -154,9 +154,9 @@ class Walked:
 
     @contextmanager
     def kept(self, with_what_is_made: bool = False) -> Iterator[None]:
-        """What is trained, shown or tried in here leaves nothing behind, but in weights and optimizer.
+        """Restore all state but weights and optimizer after the block.
 
-        `with_what_is_made`: attributes that are new stay.
+        `with_what_is_made`: keep attributes that the block added.
         """
         found = self._walk()
         before, hidden = Snapshot(replace(found, pieces=self._pieces(found))), _hidden(found, self._own())
@@ -180,10 +180,10 @@ class Walked:
                 found.objects[path].load_state_dict(state)
             vars(self._learner).update(vars(found.objects["learn"]))
 
-    # -- the data's streams ------------------------------------------------------------------------------------
+    # -- random streams of the data ----------------------------------------------------------------------------
 
     def streams(self) -> list[Any]:
-        """Random streams that reading may draw from: of the data sets and transforms, and the job's own."""
+        """Return the random streams that reading may draw from: those of data sets, transforms and the job."""
         learner = self._learner
         found = walk({"dls": learner.dls, "job": self._context.job}, skip=[learner, *_examples(learner.dls)])
         return [piece.thing for piece in found.pieces.values() if piece.kind in _STREAMS]
@@ -202,19 +202,19 @@ def _unpacked(value: Any) -> Any:
 
 
 def _examples(loaders: Any) -> Iterator[Any]:
-    """The examples themselves, which may be millions."""
+    """Yield the containers of examples: not to be walked, as there may be millions."""
     for loader in loaders.loaders:
         data = loader.dataset
         for owner in (loader, data, *getattr(data, "tls", ())):
             if is_framework(type(owner)):
                 found = [vars(owner).get(name) for name in _EXAMPLES]
                 yield from (thing for thing in found if thing is not None)
-                # What has the list inside.
+                # Such as fastcore's L, which holds the list.
                 yield from (vars(thing)["items"] for thing in found if "items" in getattr(thing, "__dict__", {}))
 
 
 def _extras(learner: Any) -> dict[str, Any]:
-    """Attributes that callbacks of the user's have given the learner."""
+    """Return the attributes that the user's code, such as a callback, has set on the learner."""
     from fastai.learner import Learner
 
     theirs = {*inspect.signature(Learner.__init__).parameters, "cbs", "opt", "_metrics", "lock", "recorder"}
@@ -225,23 +225,23 @@ def _extras(learner: Any) -> dict[str, Any]:
     return own
 
 
-# What the loop puts there, and what a batch leaves.
+# Attributes that the loop sets and that a batch leaves behind.
 _LOOPS = {"_do_fit", "all_batches", "load", "xb", "yb", "pred", "loss", "loss_grad", "dl", "arch", "pretrained",
           "final_record", "smooth_loss", "scaler", "iter", "epoch", "n_iter", "n_epoch", "train_iter",
           "pct_train"}  # fmt: skip
 
 
 def _holders(found: Found) -> Iterator[tuple[str, Any]]:
-    """Objects of the user's, whose attributes are all state."""
+    """Yield path and object of the user's objects, all of whose attributes are state."""
     for path, thing in found.objects.items():
         if hasattr(thing, "__dict__") and not isinstance(thing, type) and not is_framework(type(thing)):
             yield path, thing
 
 
 def _hidden(found: Found, own: set[int]) -> dict[str, dict[str, Any]]:
-    """Attributes of the frameworks' modules with tensors in them that no state dict has: a recurrent one's state.
+    """Return tensors in framework modules that no state dict has, such as a recurrent module's state.
 
-    With the numbers beside them, as for how large a batch that state is.
+    Include the numbers in the same module, such as the batch size of that state.
     """
     from torch import nn
 
@@ -269,12 +269,12 @@ def _has_tensors(value: Any, own: set[int]) -> bool:
 
 
 def _set_hidden(slot: Slot, value: Any) -> None:
-    # What the forward pass has computed with cannot be changed in place, and nobody else holds it.
+    # A tensor of the forward pass cannot be changed in place, and no other object holds it.
     slot.set(value)
 
 
 def _states(found: Found, learner: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Optimizers and schedulers that are not the learner's, by what they say themselves."""
+    """Yield path and `state_dict()` of optimizers and schedulers that are not the learner's."""
     for path, thing in _stateful(found, learner):
         state = _frozen_state(thing)
         if state is not None:
@@ -287,7 +287,7 @@ def _unsaved_states(found: Found, learner: Any) -> dict[str, str]:
 
 
 def _frozen_state(thing: Any) -> dict[str, Any] | None:
-    """A copy of an object's `state_dict`; None where a checkpoint cannot hold what is in it."""
+    """Return a copy of an object's `state_dict()`; None if a checkpoint cannot hold it."""
     try:
         state: dict[str, Any] = fastai_state.unplain(fastai_state.packed(thing.state_dict()))
     except TypeError:

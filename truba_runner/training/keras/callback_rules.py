@@ -1,4 +1,4 @@
-"""What Keras' own callbacks cannot do here, told before the training: refused, warned of, or mended."""
+"""Refuse, warn about or adapt Keras' own callbacks that do not work here, before the training begins."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from truba_runner.training.keras.compile import follows_schedule
 
 
 def check(context: Context, model: Any, plan: Plan, callbacks: Iterable[Any], whole_model: bool) -> None:
-    """Looks at those of `train.callbacks`; `whole_model`: Keras can save the model as `.keras`.
+    """Check the callbacks of `train.callbacks`; `whole_model`: Keras can save the model as `.keras`.
 
     Raises:
-        truba_runner.errors.Failed: one of them would end the training, or undo what the run does by itself.
+        truba_runner.errors.Failed: a callback would end the training, or conflict with what the run does itself.
     """
     for index, callback in enumerate(callbacks):
         name = type(callback).__name__
@@ -58,7 +58,7 @@ def _warned(context: Context, plan: Plan, callback: Any) -> Iterator[str]:
     import keras
 
     together = context.experiment.train.steps_per_execution
-    # 0: how many calls an epoch has is not known yet.
+    # 0: the number of calls an epoch is not known yet.
     calls = -(-plan.steps // together)
     if isinstance(callback, keras.callbacks.TensorBoard) and isinstance(every := callback.update_freq, int):
         if every > 1 and (not calls or calls % every):
@@ -81,7 +81,7 @@ def _warned(context: Context, plan: Plan, callback: Any) -> Iterator[str]:
 
 
 def keep_rows(callbacks: Iterable[Any], goes_on: bool) -> None:
-    """Lets Keras' CSVLogger join the exact resume: its file has as many rows as the checkpoint has epochs."""
+    """Make Keras' CSVLogger resume exactly: its file keeps only the rows of the checkpoint's epochs."""
     import keras
 
     for callback in callbacks:
@@ -92,18 +92,18 @@ def keep_rows(callbacks: Iterable[Any], goes_on: bool) -> None:
 
 
 class _Rows:
-    """How long a CSVLogger's file is; it is cut to that where a run goes on."""
+    """The state of a CSVLogger: the size of its file, which is truncated to that on resuming."""
 
     def __init__(self, logger: Any) -> None:
         self._logger = logger
 
     def get_state(self) -> dict[str, Any]:
-        """After the epoch's row is written."""
+        """Return the file's size; called after the epoch's row is written."""
         path = self._logger.filename
         return {"size": os.path.getsize(path) if os.path.exists(path) else 0}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """After the file was opened to be gone on with; rows of epochs that are trained again go."""
+        """Remove the rows of epochs that are trained again; called after the file is opened for appending."""
         if os.path.getsize(self._logger.filename) > state["size"]:
             os.truncate(self._logger.filename, state["size"])
         self._logger.append_header = not state["size"]

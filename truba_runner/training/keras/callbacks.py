@@ -1,4 +1,4 @@
-"""Callbacks beside those that every run has: the config's own, and after them the models that it keeps."""
+"""Make the callbacks of the config, and the one that keeps models."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from truba_runner.training.keras.saving import Saving
 
 
 def extra_callbacks(context: Context, model: Any, plan: Plan, saving: Saving, goes_on: bool) -> list[Any]:
-    """What the config adds to `fit`, in the order of `train.callbacks`; the kept models come after them.
-
-    `goes_on`: the run does, from a checkpoint.
+    """Return the callbacks of `train.callbacks`, then the one that keeps models; `goes_on`: the run resumes.
 
     Raises:
         truba_runner.errors.Failed: a callback cannot be made, or cannot work here.
@@ -36,7 +34,7 @@ def extra_callbacks(context: Context, model: Any, plan: Plan, saving: Saving, go
 
 
 def make_callback(context: Context, index: int, given: Any) -> Any:
-    """A Keras callback out of `NAME` or `{class_name: NAME, config: {…}}`; NAME with a dot is an import path.
+    """Make a Keras callback of `NAME` or `{class_name: NAME, config: {…}}`; NAME with a dot is an import path.
 
     Raises:
         truba_runner.errors.Failed: there is no such callback, or it does not take these arguments.

@@ -1,4 +1,4 @@
-"""Compiles a model as the config says, or adjusts one that the job compiled."""
+"""Compile a model as the config says, or adjust one that the job compiled."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Made = Callable[[str, Any], Any]
 
 
 def compile_model(context: Context, model: Any, make_optimizer: Callable[[], Any]) -> None:
-    """Compiles it with `train.loss`, `train.metrics` and `train.loss_weights`, each for all outputs or by output.
+    """Compile `model` with `train.loss`, `train.metrics` and `train.loss_weights`, each for all outputs or by output.
 
     Raises:
-        truba_runner.errors.Failed: there is no loss, or one of them cannot be made or names no output.
+        truba_runner.errors.Failed: there is no loss, or one of these cannot be made or names an unknown output.
     """
     import keras
 
@@ -44,10 +44,10 @@ def compile_model(context: Context, model: Any, make_optimizer: Callable[[], Any
 
 
 def adjust(model: Any, train: Train) -> None:
-    """Of a model that the job compiled itself, only what the job cannot know is set: how it runs, and a swept rate.
+    """Set on a model that the job compiled only what the job cannot know: steps per execution and a learning rate.
 
     Raises:
-        truba_runner.errors.Failed: the config has a rate, and the optimizer follows a schedule.
+        truba_runner.errors.Failed: the config has a learning rate, but the optimizer follows a schedule.
     """
     print(
         _(
@@ -65,17 +65,17 @@ def adjust(model: Any, train: Train) -> None:
 
 
 def follows_schedule(optimizer: Any) -> bool:
-    """Whether its rate, or that of an optimizer inside it, comes from a schedule, so that none can be set."""
+    """Whether the rate of an optimizer, or of one inside it, comes from a schedule, so that no rate can be set."""
     import keras
 
     inner = [getattr(optimizer, "inner_optimizer", None), *getattr(optimizer, "optimizers", ())]
-    # A schedule, or a function: what is no variable cannot be set.
+    # A schedule or a function; only a variable can be set.
     own = not isinstance(getattr(optimizer, "_learning_rate", None), (keras.Variable, type(None)))
     return own or any(follows_schedule(one) for one in inner if one is not None)
 
 
 def over_schedule(train: Train) -> Failed:
-    """What a rate is told where a schedule decides."""
+    """Return the error for `train.learning_rate` with an optimizer that follows a schedule."""
     return Failed(
         _(
             "train.learning_rate={rate}: this optimizer follows a schedule, and has no single rate to set. Leave the "
@@ -87,7 +87,7 @@ def over_schedule(train: Train) -> Failed:
 
 
 def _outputs(model: Any) -> list[str] | None:
-    """What Keras knows the outputs by; None: it learns that in the first step only."""
+    """Return Keras' names of the outputs; None if Keras only learns them in the first step."""
     names = getattr(model, "output_names", None)
     if names is None:
         return None
@@ -96,7 +96,7 @@ def _outputs(model: Any) -> list[str] | None:
 
 
 def _by_output(where: str, given: Any, outputs: list[str] | None, make_one: Made) -> Any:
-    """What is given for each output by its name, or in a list, or one for all of them."""
+    """Make the entries of `given`: by output name, in a list, or one for all outputs."""
     if given is None:
         return None
     if isinstance(given, list):

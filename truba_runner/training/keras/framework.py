@@ -1,4 +1,4 @@
-"""Which of Keras' own backends a job is trained with: TensorFlow, decided before Keras is imported."""
+"""Select TensorFlow as Keras' own backend, before Keras is imported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _VARIABLE, _OURS = "KERAS_BACKEND", "tensorflow"
 
 
 def choose(environment: MutableMapping[str, str]) -> str:
-    """Sets the variable that Keras reads when it is imported; returns what asked for another backend, else nothing."""
+    """Set the variable that Keras reads on import; return the setting that asked for another backend, else ''."""
     wanted = environment.get(_VARIABLE, "")
     environment[_VARIABLE] = _OURS
     if wanted:
@@ -25,16 +25,16 @@ def choose(environment: MutableMapping[str, str]) -> str:
     file = Path(home) / "keras.json"
     try:
         wanted = json.loads(file.read_text())["backend"]
-    except (OSError, ValueError, KeyError, TypeError):  # Keras makes do without it, too.
+    except (OSError, ValueError, KeyError, TypeError):  # Keras ignores such a file, too.
         return ""
     return "" if wanted == _OURS else f"{file}: backend {wanted}"
 
 
 def check(context: Context, other: str) -> None:
-    """Says what is not used; `other`: what `choose` returned. After the job's module is loaded, which may choose anew.
+    """Check that Keras uses TensorFlow; print that `other`, from `choose`, is ignored. Call this after loading the job.
 
     Raises:
-        truba_runner.errors.Failed: Keras is imported already, with another backend.
+        truba_runner.errors.Failed: Keras has been imported with another backend.
     """
     if "keras" not in sys.modules:
         other = choose(os.environ) or other

@@ -1,4 +1,4 @@
-"""Models for use that a training keeps on its way: one after each epoch, and the best of them."""
+"""Save a model after each epoch and the best one, as the config asks."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from truba_runner.training.keras.saving import Saving
 
 
 def kept_models(context: Context, saving: Saving) -> Any:
-    """A callback that does ModelCheckpoint's work, with files that are whole."""
+    """Return a callback like Keras' ModelCheckpoint that writes its files atomically."""
     import keras
 
     kept = _Kept(context.experiment.checkpoint, saving, context.run.models)
 
     class KeptModels(keras.callbacks.Callback):  # type: ignore[misc]
-        """Saves to `checkpoints/models/`; a disk that refuses it stops no training."""
+        """Callback that saves to `checkpoints/models/`; a failed write does not stop the training."""
 
         def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-            """Saves what the config wants of this epoch's model."""
+            """Save this epoch's model as the config asks."""
             kept.epoch_ended(epoch, logs or {})
 
         def get_state(self) -> dict[str, Any]:
-            """What an interrupted run needs to go on."""
+            """Return the state that a checkpoint needs: the best metric so far."""
             return {"best": kept.best}
 
         def set_state(self, state: Mapping[str, Any]) -> None:
-            """Goes on from `get_state`."""
+            """Restore what `get_state` returned."""
             kept.best = state["best"]
 
     return KeptModels()
@@ -71,7 +71,7 @@ class _Kept:
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._saving.save(self._folder, name)
-        except Exception as error:  # It may be Keras' of a disk that is full.
+        except Exception as error:  # A full disk may raise an error of Keras' own.
             _tell(_("{name} could not be saved ({error}); training goes on", name=name, error=error))
 
 

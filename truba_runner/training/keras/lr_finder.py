@@ -1,7 +1,7 @@
-"""The learning-rate finder for Keras: fastai's, on a Keras model. It leaves the model and all that is random as it was.
+"""fastai's learning-rate finder for a Keras model; restores the model and all random state afterwards.
 
-The rate grows from step to step by the same factor, and the smoothed loss is noted: `fastai/callback/schedule.py` of
-fastai 2.8. A step is one of training, on all devices and nodes: what is found is the rate for the whole batch.
+The rate grows by the same factor in each step, and the smoothed loss is recorded, as in `fastai/callback/schedule.py`
+of fastai 2.8. Steps run on all devices and nodes, so the rate found is that for the whole batch.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from truba_runner.training.keras.loop.trial import Randomness, as_before
 from truba_runner.training.keras.loop.walk import walk_data
 from truba_runner.training.walk.state import Snapshot
 
-# How much of the smoothed loss is what it was before, and how far over its lowest it may rise: fastai's.
+# fastai's constants: weight of the previous smoothed loss, and how many times its minimum it may reach.
 _SMOOTHING, _DIVERGED = 0.98, 4.0
 
 
 def find_rates(
     context: Context, model: Any, plan: Plan, team: Team | None, splits: Mapping[str, Any], finder: Find
 ) -> dict[str, float | None]:
-    """Runs the finder, and returns what each of the four ways suggests; None where it finds nothing to suggest.
+    """Run the finder; return the rate that each of the four methods suggests, None if it suggests nothing.
 
-    `splits`: what `load_data` returned. The curve goes to `lr_find_NAME.json` and `plots/lr_find_NAME.png`.
+    `splits`: result of `load_data`. The curve is written to `lr_find_NAME.json` and `plots/lr_find_NAME.png`.
 
     Raises:
-        truba_runner.errors.Failed: the optimizer follows a schedule, which has no rate to be set.
+        truba_runner.errors.Failed: the optimizer follows a schedule, so no rate can be set.
     """
     rates: list[float] = []
     losses: list[float] = []
@@ -45,10 +45,10 @@ def find_rates(
 
 
 def set_rate(model: Any, rate: float) -> None:
-    """Sets the optimizer's rate.
+    """Set the optimizer's learning rate.
 
     Raises:
-        truba_runner.errors.Failed: it follows a schedule.
+        truba_runner.errors.Failed: the optimizer follows a schedule.
     """
     try:
         model.optimizer.learning_rate = rate
@@ -87,7 +87,7 @@ def _ramp(
 
     def step_ends(batch: int, logs: Any) -> None:
         nonlocal average
-        # Keras would give the mean since the epoch's beginning.
+        # Otherwise Keras' loss is the mean since the start of the epoch.
         model.reset_metrics()
         average = _SMOOTHING * average + (1 - _SMOOTHING) * float(logs["loss"])
         rates.append(rate)
@@ -95,7 +95,7 @@ def _ramp(
         if alone:
             context.progress.step(1, len(losses), {"loss": losses[-1]})
         over = len(losses) >= number or losses[-1] > _DIVERGED * min(losses)
-        # Whoever stopped alone would be waited for.
+        # If one rank stopped alone, the others would wait for it.
         model.stop_training = bool(team.from_rank_0([int(over)])[0]) if team else over
 
     callback = keras.callbacks.LambdaCallback(
@@ -103,7 +103,7 @@ def _ramp(
         on_train_batch_begin=step_begins,
         on_train_batch_end=step_ends,
     )
-    # Where nobody knows how long an epoch is, each has a step at least.
+    # If the length of an epoch is unknown: each has at least one step.
     epochs = number // plan.steps + 1 if plan.steps else number
     steps = plan.steps_per_epoch
     model.fit(plan.dataset, epochs=epochs, steps_per_epoch=steps, callbacks=[callback], shuffle=False, verbose=0)
@@ -111,13 +111,13 @@ def _ramp(
 
 @contextmanager
 def _put_back(context: Context, model: Any, plan: Plan, team: Team | None, splits: Mapping[str, Any]) -> Iterator[None]:
-    """In here the model trains step by step; afterwards it, and all that is random or else state, is as it was."""
+    """Let the model train step by step inside the block; restore it, all random state and other state afterwards."""
     randomness, data = Randomness(), Snapshot(walk_data(splits, model))
-    # What is made in the first step only could not be put back.
+    # Build first: variables made only in the first step could not be restored.
     build(context, model, plan, team)
     ways = model.steps_per_execution, model.jit_compile
     with as_before(context, model):
-        # A rate for each step; and compiling takes longer than a hundred steps.
+        # Each step needs its own rate, and compiling takes longer than a hundred steps.
         model.steps_per_execution, model.jit_compile = 1, False
         model.train_function = None
         try:

@@ -1,4 +1,4 @@
-"""A Keras job's own code: its functions are called, and its model is compiled, as the config says."""
+"""Build a Keras job's model and optimizer and compile them as the config says."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 def build_model(context: Context, jit_compile: bool, preprocessing: Preprocessing | None = None) -> Any:
-    """The job's model, compiled: by the job itself, else from the config's `train`. Needs the strategy's scope.
+    """Return the job's model, compiled by the job or from the config's `train`. Call this in the strategy's scope.
 
-    `jit_compile` is for the training step alone. Preprocessing that works in the network is joined to it.
+    `jit_compile` applies to the training step alone. Preprocessing inside the network is joined to the model.
 
     Raises:
-        truba_runner.errors.Failed: it is no model, or the config does not say how to compile it.
+        truba_runner.errors.Failed: `build_model` returned no model, or the config does not say how to compile it.
     """
     import keras
 
@@ -46,7 +46,7 @@ def build_model(context: Context, jit_compile: bool, preprocessing: Preprocessin
         adjust(model, train)
     else:
         compile_model(context, model, lambda: _scaling_losses(make_optimizer(train, context), train))
-    # XLA takes longer to compile evaluation, once for each size of batch, than evaluation then gains by it.
+    # XLA compiles evaluation once per batch size, which takes longer than the speed-up saves.
     model.jit_compile = False
     model.make_test_function()
     model.jit_compile = jit_compile
@@ -55,10 +55,10 @@ def build_model(context: Context, jit_compile: bool, preprocessing: Preprocessin
 
 @contextmanager
 def _hyperparameters(context: Context) -> Iterator[dict[str, Any]]:
-    """`hp` for a build_model that takes it, with the values of `job.hyperparameters`; what it asks for is noted.
+    """Yield `hp` with the values of `job.hyperparameters` if build_model takes it; record what build_model asks for.
 
     Raises:
-        truba_runner.errors.Failed: there is a value that it did not ask for.
+        truba_runner.errors.Failed: the config sets a hyperparameter that build_model does not ask for.
     """
     build, values = getattr(context.job, "build_model", None), context.experiment.job.hyperparameters
     if build is None or "hp" not in inspect.signature(build).parameters:
@@ -87,7 +87,7 @@ def _hyperparameters(context: Context) -> Iterator[dict[str, Any]]:
 
 
 def _model_options(context: Context) -> dict[str, Any]:
-    """`job.options` without those that only `build_preprocessing` takes; what neither takes is refused later."""
+    """Return `job.options` without those only `build_preprocessing` takes; unknown ones are refused later."""
     build, preprocess = (getattr(context.job, name, None) for name in ("build_model", "build_preprocessing"))
     options = context.experiment.job.options
     others = set(accepted(preprocess, options)) - set(accepted(build, options))
@@ -112,10 +112,8 @@ def _joined(context: Context, model: Any, preprocessing: Preprocessing, jit_comp
 
 
 def _scaling_losses(optimizer: Any, train: Train) -> Any:
-    """For mixed_float16, whose small gradients would else be 0.
-
-    compile() would do the same, but then `keras.models.load_model` does not find the optimizer that was saved.
-    """
+    """Add loss scaling for mixed_float16, whose small gradients would otherwise be 0."""
+    # compile() would do the same, but then `keras.models.load_model` does not find the saved optimizer.
     import keras
 
     if train.mixed_precision != "mixed_float16" or isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
@@ -124,7 +122,7 @@ def _scaling_losses(optimizer: Any, train: Train) -> Any:
 
 
 def make_optimizer(train: Train, context: Context | None = None) -> Any:
-    """The optimizer of `train.optimizer`, with `train.learning_rate` where that is set.
+    """Make the optimizer of `train.optimizer`, with `train.learning_rate` if that is set.
 
     Raises:
         truba_runner.errors.Failed: there is no such optimizer, or it does not take these settings.

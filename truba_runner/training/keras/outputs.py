@@ -1,10 +1,10 @@
-"""Evaluation and predictions after a training: numbers for the result, and a file that plain NumPy reads.
+"""Evaluate and predict after training: metrics for the result, and predictions in a file that plain NumPy reads.
 
-| what the network gives | file |
+| output of the network | file |
 |---|---|
 | one array | `predictions.npy` |
-| several, in a dict, a list or a tuple | `predictions.npz`, an array an output, by its name |
-| rows of different lengths | `predictions.npz`: `NAME_values`, all rows in one, and `NAME_row_lengths` |
+| several, in a dict, list or tuple | `predictions.npz`, one array per output, by its name |
+| rows of different lengths | `predictions.npz`: `NAME_values`, all rows concatenated, and `NAME_row_lengths` |
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from truba_runner.training.notes import note, noted
 
 
 def can_evaluate(model: Any) -> bool:
-    """Whether a step of evaluation has something to call: a GAN often has training steps alone."""
+    """Whether the model has call() or test_step(); a GAN often has only a training step."""
     return has_call(model) or has_own(model, "test_step")
 
 
 def evaluate_and_predict(
     context: Context, model: Any, plans: dict[str, Plan], result: dict[str, Any], resume: Resume
 ) -> dict[str, Any] | None:
-    """On `test`, else on `validation`: metrics, named after the split, join the result's; predictions go to a file.
+    """Evaluate and predict `test`, else `validation`: add metrics named after the split to `result`, write predictions.
 
-    Returns them by the outputs' names; None where there is no such split, or the config wants none. What cannot be made
-    is left out, with a note.
+    Return the predictions by output name; None if there are none, no such split, or `finish.evaluate` is off. What
+    fails is left out, with a note.
     """
     split = "test" if "test" in plans else "validation"
     if split not in plans or not context.experiment.finish.evaluate:
@@ -79,13 +79,13 @@ def _predict(context: Context, model: Any, plan: Plan, callbacks: list[Any]) -> 
     if not has_call(model) and not has_own(model, "predict_step"):
         note(context, _("the network has neither call() nor predict_step(): there are no predictions"))
         return None
-    # For prediction Keras unrolls all steps of an execution, and would compile for longer than it predicts.
+    # For prediction Keras unrolls all steps of an execution, and compiling would take longer than predicting.
     model.steps_per_execution, model.jit_compile = 1, False
     return by_name(model.predict(plan.dataset, verbose=0, callbacks=callbacks), getattr(model, "output_names", None))
 
 
 def by_name(predictions: Any, names: list[str] | None) -> dict[str, Any]:
-    """Each output by its name; one alone is called `predictions`. `names`: those of a list of outputs."""
+    """Return predictions by output name, `predictions` for a single output; `names`: names for a list of outputs."""
     if not isinstance(predictions, (Mapping, list, tuple)):
         return {"predictions": predictions}
     if isinstance(predictions, Mapping):
@@ -96,7 +96,7 @@ def by_name(predictions: Any, names: list[str] | None) -> dict[str, Any]:
 
 
 def _flat(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """The arrays of a structure: `decoder/mean`, `decoder/0`."""
+    """Yield path and array of each array in a structure; paths are like `decoder/mean` or `decoder/0`."""
     if isinstance(value, (list, tuple)):
         value = {str(index): item for index, item in enumerate(value)}
     if isinstance(value, Mapping):
@@ -107,7 +107,7 @@ def _flat(path: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def save(folder: Path, predictions: dict[str, Any]) -> str:
-    """Writes the file and returns its name."""
+    """Write the predictions to a file in `folder` and return its name."""
     import numpy as np
 
     arrays = {name: array for output, value in predictions.items() for name, array in _arrays(output, value)}
@@ -122,7 +122,7 @@ def save(folder: Path, predictions: dict[str, Any]) -> str:
 
 
 def _save_npz(path: Path, arrays: Mapping[str, Any]) -> None:
-    """As numpy.savez, which has parameters of its own that an output may be called like."""
+    """Write an .npz file without numpy.savez, one of whose parameters may have the name of an output."""
     import numpy as np
 
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
@@ -132,7 +132,7 @@ def _save_npz(path: Path, arrays: Mapping[str, Any]) -> None:
 
 
 def _arrays(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """What NumPy alone can read back."""
+    """Yield the names and arrays that store a value so that NumPy alone can read them."""
     import tensorflow as tf
 
     if isinstance(value, tf.RaggedTensor):
@@ -146,7 +146,7 @@ def _arrays(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """An array of NumPy's own types: bfloat16 is none, and text would need pickle."""
+    """Return an array of NumPy's own types: bfloat16 is not one, and text objects would need pickle."""
     import numpy as np
 
     array = np.asarray(value)

@@ -1,4 +1,4 @@
-"""What the config says of a Keras model's arithmetic: its layers' precision, its learning rate on N devices."""
+"""Set a Keras model's mixed precision, and scale its learning rate for several devices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from truba_runner.training.keras.compile import follows_schedule
 
 @contextmanager
 def precision(policy: str | None) -> Iterator[None]:
-    """Layers made inside have this dtype policy; afterwards Keras' own holds again, whatever happened."""
+    """Give layers made inside the block this dtype policy; restore Keras' previous policy afterwards."""
     import keras
 
     before = keras.config.dtype_policy()
@@ -27,7 +27,7 @@ def precision(policy: str | None) -> Iterator[None]:
 
 
 def scale_learning_rate(model: Any, train: Train, devices: int) -> None:
-    """Multiplies the learning rate by the number of devices where the config asks for it.
+    """Multiply the learning rate by the number of devices if the config asks for it.
 
     Raises:
         truba_runner.errors.Failed: the optimizer follows a schedule, which has no single rate.

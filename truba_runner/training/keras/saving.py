@@ -1,10 +1,10 @@
-"""How a model is kept: as `.keras`, and where Keras cannot write that, by its weights. Known before the training.
+"""Save a model as `.keras`, or only its weights if Keras cannot write that; find out which before training.
 
 | what Keras can write | file |
 |---|---|
 | all | `NAME.keras` |
-| all but the optimizer, the loss or the metrics | `NAME.keras`, for predicting |
-| the weights alone | `NAME.weights.h5`; of a network that is never built also `NAME.ATTRIBUTE.keras`, its parts |
+| all but the optimizer, the loss or the metrics | `NAME.keras`, for prediction only |
+| the weights alone | `NAME.weights.h5`; for a model that is never built also its parts, `NAME.ATTRIBUTE.keras` |
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from truba_runner.training.keras.batches.preprocessing import Preprocessing
 from truba_runner.training.keras.devices.own_methods import has_call
 from truba_runner.training.notes import note, noted
 
-# A model of the job's own class is made a second time to see whether it can be; not one that fills a GPU.
+# A model of the job's own class is made a second time as a test, unless it has more weights: it may fill a GPU.
 _MOST_WEIGHTS = 25_000_000
 
 
 class Saving:
-    """Saves a training's model, again and again, in the form that is possible."""
+    """The saver of a training's model, in the fullest form that is possible, any number of times."""
 
     def __init__(self, context: Context, model: Any, preprocessing: Preprocessing | None) -> None:
-        """Tries what the forms need, but for the weights, and tells what is not possible."""
+        """Find out which form is possible without writing weights, and note what is not."""
         self._context, self._model = context, model
         self._ahead = preprocessing if preprocessing and not preprocessing.inside else None
         wanted = context.experiment.checkpoint
         self.whole_model = self._compiled = True
-        # Beside a file that Keras can write, and will not be able to read.
+        # Save the weights as well: Keras can write the `.keras` file but will not be able to load it.
         self._and_weights = False
         if context.rank == 0 and (wanted.save_model or wanted.model_each_epoch or wanted.best_model):
             self._look()
 
     def save(self, folder: Path, name: str) -> str:
-        """Saves it as `NAME.keras`, or else its weights; returns the file's name.
+        """Save the model as `NAME.keras`, or else its weights; return the file's name.
 
         Raises:
             OSError: the disk is full.
@@ -90,7 +90,7 @@ class Saving:
             )
 
     def _cannot(self, reason: str) -> str:
-        # Keras refuses to load into what it takes for unbuilt, and such a model stays it.
+        # Keras refuses to load weights into an unbuilt model, and a model without call() stays unbuilt.
         first = "" if has_call(self._model) else "built = True; "
         return _(
             "model.keras cannot be saved, and model.weights.h5 is saved in its place: {reason} Give the class a "
@@ -101,7 +101,7 @@ class Saving:
         )
 
     def _unreadable(self, layer: Any) -> str | None:
-        """Why an own layer, or one with an own one inside, cannot be made from what it says of itself."""
+        """Return why a layer of the job's own, or one that contains such a layer, cannot be made from its config."""
         import keras
 
         if all(type(part).__module__.startswith("keras.") for part in layer._flatten_layers()):
@@ -116,7 +116,7 @@ class Saving:
     # -- saving ------------------------------------------------------------------------------------------------
 
     def _written(self, path: Path) -> bool:
-        """Whether it is saved as a whole; where that fails after all, it will not be tried again."""
+        """Save the whole model and return whether that worked; if not, it is not tried again."""
         before = len(self._context.notes)
         with noted(self._context, _("model.keras cannot be saved, and model.weights.h5 is saved in its place")):
             model = self._ahead.joined(self._model) if self._ahead else self._model
@@ -145,7 +145,7 @@ class Saving:
 
 
 def _in_file(model: Any) -> Iterator[Any]:
-    """The layers that are written by themselves; an own layer's own parts are its business."""
+    """Yield the layers that Keras rebuilds one by one; a layer of the job's own rebuilds its parts itself."""
     import keras
 
     if isinstance(model, keras.Sequential) or hasattr(model, "output_names"):
@@ -157,7 +157,7 @@ def _in_file(model: Any) -> Iterator[Any]:
 
 @contextmanager
 def _without(model: Any) -> Iterator[None]:
-    """In here Keras does not look at what the model was compiled with."""
+    """Make Keras ignore inside the block that the model is compiled."""
     before = model.compiled
     model.compiled = False
     try:
@@ -168,7 +168,7 @@ def _without(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _as_built(model: Any) -> Iterator[None]:
-    """In here Keras takes it for built: its parts may be, though it was never called itself."""
+    """Mark the model as built inside the block: its parts may be built although it was never called itself."""
     built = model.built
     model.built = True
     try:
@@ -179,7 +179,7 @@ def _as_built(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _same_chances() -> Iterator[None]:
-    """Layers that are made in here draw seeds of their own, and the training is not to draw others for it."""
+    """Restore the random state after the block: layers made in it draw seeds, which must not affect the training."""
     import numpy as np
 
     host, numpy_host = random.getstate(), np.random.get_state()
@@ -193,13 +193,13 @@ def _same_chances() -> Iterator[None]:
 def _fails(attempt: Callable[[], Any]) -> str | None:
     try:
         attempt()
-    # It is the job's code that says it, in whatever way it fails.
+    # The job's code may raise anything.
     except Exception as error:
         return f"{type(error).__name__}: {error}" if not isinstance(error, NotImplementedError) else str(error)
     return None
 
 
 def _sentence(reason: str) -> str:
-    """Without the example that Keras gives, in one line that ends."""
+    """Return Keras' message without its example, on one line that ends with a full stop."""
     text = " ".join(inspect.cleandoc(reason).split("Example:")[0].split())[:400]
     return text if text.endswith(".") else f"{text}."

@@ -1,4 +1,4 @@
-"""What TensorBoard is shown of a Keras training beside its curves: its graph, a profile, a confusion matrix."""
+"""Write a Keras training's graph, profile and confusion matrix for TensorBoard, and measure GPU memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from truba_runner.training.summaries.writer import Board
 
 
 def peak_bytes(devices: Sequence[str]) -> Callable[[], float] | None:
-    """What of the fullest GPU was in use at most, asked for again and again; None where there is none."""
+    """Return a function that returns the peak memory use in bytes of the fullest GPU; None without GPUs."""
     import tensorflow as tf
 
     gpus = [device for device in devices if device.startswith("GPU")]
@@ -26,14 +26,14 @@ def peak_bytes(devices: Sequence[str]) -> Callable[[], float] | None:
 
 
 def write_graph(board: Board, model: Any) -> None:
-    """The layers as Keras has them, and the operations of a forward pass; what has no graph stops no training."""
+    """Write the layers as Keras has them and the operations of a forward pass; print why a model has no graph."""
     import tensorflow as tf
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
     from tensorboard.compat.proto.types_pb2 import DT_STRING
 
     try:
-        # By this name the page knows a model; version 1.
+        # The plugin's name for a Keras model; format version 1.
         metadata = SummaryMetadata(plugin_data={"plugin_name": "graph_keras_model", "content": b"1"})
         text = TensorProto(dtype=DT_STRING, tensor_shape={}, string_val=[model.to_json().encode()])
         layers = Summary.Value(tag="keras", metadata=metadata, tensor=text)
@@ -55,22 +55,22 @@ class StepProfiler:
     """TensorFlow's profiler, with a mark for each step."""
 
     def __init__(self) -> None:
-        """Idle."""
+        """Start nothing yet."""
         self._folder = ""
         self._number = 0
         self._mark: Any = None
 
     def start(self) -> None:
-        """From the next step on."""
+        """Profile from the next step on."""
         import tensorflow as tf
 
-        # It writes an empty event file beside, which would end TensorBoard's reading of ours.
+        # A temporary folder: the profiler also writes an empty event file, after which TensorBoard would not read ours.
         self._folder = tempfile.mkdtemp(prefix="truba-profile-")
         tf.profiler.experimental.start(self._folder)
         self.step()
 
     def step(self) -> None:
-        """Between two of the steps."""
+        """Mark the boundary between two steps."""
         import tensorflow as tf
 
         self._end_step()
@@ -79,7 +79,7 @@ class StepProfiler:
         self._number += 1
 
     def stop(self, folder: Path | None) -> None:
-        """Moves what it has written to `folder`."""
+        """Stop and move the profile to `folder`; None discards it."""
         import tensorflow as tf
 
         self._end_step()
@@ -99,9 +99,9 @@ class StepProfiler:
 def confusion_matrix(
     context: Context, board: Board, split: str, examples: Any, predictions: Mapping[str, Any], epochs: int
 ) -> None:
-    """Of a classifier whose labels are in memory, as a picture in `plots/` and for TensorBoard; else nothing.
+    """Draw the confusion matrix of each output that classifies, in `plots/` and for TensorBoard.
 
-    `examples`: the split that was predicted, in that order. Of several outputs each that classifies has a picture.
+    `examples`: the split that was predicted, in the same order; without labels in memory nothing is drawn.
     """
     if not context.experiment.finish.plots or not isinstance(examples, tuple) or len(examples) < 2:
         return
@@ -116,7 +116,7 @@ def confusion_matrix(
 
 
 def _labels(labels: Any, outputs: list[str]) -> dict[str, Any]:
-    """Those of each output, where there are any: by its name, or in the same order."""
+    """Return the labels of each output that has some, given by name or in the order of the outputs."""
     if isinstance(labels, Mapping):
         return {name: labels[name] for name in outputs if name in labels}
     if isinstance(labels, (list, tuple)):
@@ -125,7 +125,7 @@ def _labels(labels: Any, outputs: list[str]) -> dict[str, Any]:
 
 
 def _matrix(labels: Any, predictions: Any) -> Any:
-    """How often each class (row) was taken for each (column); None where this is no classification."""
+    """Return how often each class (row) was predicted as each class (column); None if this is no classification."""
     import numpy as np
 
     if not hasattr(labels, "shape") or not isinstance(predictions, np.ndarray) or predictions.ndim != 2:

@@ -1,4 +1,4 @@
-"""Trains a job's Keras model: devices, fit, evaluation, prediction, and what is kept of them."""
+"""Train a job's Keras model: pick devices, fit, evaluate, predict and write the result."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from truba_runner.training.notes import note, noted
 from truba_runner.training.summaries import curves
 from truba_runner.training.summaries.curves import Curves
 
-# Both are read when TensorFlow and Keras are first imported, so no function here could set them in time.
+# Read when TensorFlow and Keras are first imported, which is before any function here runs.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 _OTHER_BACKEND = framework.choose(os.environ)
 
@@ -52,7 +52,7 @@ IMPORTS = (__name__, "tensorflow", "keras")
 
 
 def train(context: Context) -> dict[str, Any]:
-    """Trains, evaluates, predicts and saves; the result is described at `truba_runner.training.backend.load`.
+    """Train, evaluate, predict and save; `truba_runner.training.backend.load` describes the result.
 
     Raises:
         truba_runner.errors.Failed: the job's code or the config is at fault, or the node's GPUs cannot be used.
@@ -63,7 +63,7 @@ def train(context: Context) -> dict[str, Any]:
 
 
 def find(context: Context) -> dict[str, Any]:
-    """Runs the learning-rate finder alone; `truba_runner.training.backend.load` describes the result.
+    """Run only the learning-rate finder; `truba_runner.training.backend.load` describes the result.
 
     Raises:
         truba_runner.errors.Failed: as `train`.
@@ -80,7 +80,7 @@ def find(context: Context) -> dict[str, Any]:
 
 
 def read_state(file: IO[bytes]) -> dict[str, Any]:
-    """What a checkpoint holds, with each rank's own part, as `truba_runner.training.backend.reader` says."""
+    """Read a checkpoint with each rank's own part; `truba_runner.training.backend.reader` describes the result."""
     state: dict[str, Any] = decode(file)
     return {**state, "others": [decode(io.BytesIO(part.tobytes())) for part in state.get("others", [])]}
 
@@ -93,14 +93,14 @@ def _devices(context: Context) -> list[str]:
     import tensorflow
 
     if context.experiment.train.deterministic:
-        # Before anything is computed: kernels are chosen when they are first used.
+        # Before any computation: kernels are chosen at their first use.
         tensorflow.config.experimental.enable_op_determinism()
     return pick_devices(context.experiment.resources.gpus)
 
 
 @dataclass(frozen=True)
 class _SetUp:
-    """A network that can be trained, and what on."""
+    """A model that can be trained, with its devices, team and data."""
 
     devices: list[str]
     team: Team | None
@@ -180,7 +180,7 @@ def _train(context: Context, devices: list[str], told: Curves) -> dict[str, Any]
 
 
 def _result(context: Context, made: _SetUp, reporter: Reporter) -> dict[str, Any]:
-    """What is known once the epochs are trained."""
+    """Return what the result holds before evaluation; note an optimizer that took no step."""
     import keras
     import tensorflow
 
@@ -242,7 +242,7 @@ def _validation(context: Context, model: Any, plans: dict[str, Plan]) -> Any:
 
 
 def _steps(reporter: Reporter, model: Any) -> dict[str, int]:
-    """Batches that were trained, and the optimizer's own count where that is another."""
+    """Return the number of trained batches, and the optimizer's own count if it differs."""
     import keras
 
     counts = {"steps": reporter.steps}
@@ -254,7 +254,7 @@ def _steps(reporter: Reporter, model: Any) -> dict[str, int]:
 
 
 def weights_sha256(model: Any) -> str:
-    """SHA-256 over the bytes of all weights in Keras' order, those that are not trained included."""
+    """Return the SHA-256 of the bytes of all weights in Keras' order, non-trainable ones included."""
     import numpy as np
 
     digest = hashlib.sha256()
@@ -264,7 +264,7 @@ def weights_sha256(model: Any) -> str:
 
 
 def parameters(model: Any) -> int:
-    """How many numbers its weights have; Keras counts them only once a model was called."""
+    """Return the number of values in all weights; Keras itself counts them only after a model was called."""
     return sum(math.prod(weight.shape) for weight in model.weights)
 
 
@@ -277,7 +277,7 @@ def _finish_as_team(
     resume: Resume,
     result: dict[str, Any],
 ) -> Any:
-    """Rank 0 evaluates and predicts as on one device, with a copy of the model that is not mirrored."""
+    """Let rank 0 evaluate and predict as on one device, with a copy of the model that is not mirrored."""
     team.check_same(model)
     result["tasks"] = team.tasks
     predictions = None
@@ -294,7 +294,7 @@ def _finish_as_team(
 
 
 def copy_of(context: Context, model: Any, preprocessing: Preprocessing | None) -> Any:
-    """The job's model, built anew outside the strategy's scope, with the same weights."""
+    """Return a copy of the model, built anew outside the strategy's scope, with the same weights."""
     import tensorflow as tf
 
     with precision(context.experiment.train.mixed_precision):

@@ -1,1 +1,1 @@
-"""The job's DataBlock and Learner."""
+"""Make the DataBlock, the loaders and the Learner of a fastai job."""

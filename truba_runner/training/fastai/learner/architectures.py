@@ -1,6 +1,6 @@
-"""The network that `job.options.arch` names, and the weights that `job.options.pretrained` asks for.
+"""Resolve `job.options.arch` to a network, and `job.options.pretrained` to its weights.
 
-Compute nodes have no network: the weights were staged into the data folder, and are checked before they are used.
+Compute nodes have no internet: the weights were staged into the data folder, and are verified before use.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from truba_runner.training.backend import Context
 
 
 def chosen(context: Context) -> dict[str, Any]:
-    """Arguments of fastai's vision_learner that take the place of `job.options.arch`; empty where there is none.
+    """Return the arguments for fastai's vision_learner that replace `job.options.arch`; empty if that is not set.
 
-    `arch` is a function of torchvision's, or the name of a network of timm's, for which there is also
-    `pretrained_cfg_overlay`. Before any data is read: what is wrong shows at once.
+    `arch` is a torchvision function or the name of a timm network; the latter also gets `pretrained_cfg_overlay`. Call
+    this before reading any data, so that mistakes show at once.
 
     Raises:
-        truba_runner.errors.Failed: there is no such network, or its weights are not there or damaged.
+        truba_runner.errors.Failed: there is no such network, or its weights are missing or damaged.
     """
     job, folder = context.experiment.job, Path(context.experiment.data.folder)
-    # Else both would try to fetch what they miss, timm for most of a minute.
+    # Otherwise torchvision and timm would try to download missing weights, timm for most of a minute.
     os.environ.update(TORCH_HOME=str(folder / weights.FOLDER), HF_HUB_OFFLINE="1")
     if not job.options.get("arch"):
         return {}

@@ -1,7 +1,7 @@
-"""Batches that can be begun at any step: all that is random follows from what is trained, and nothing is stored.
+"""Passes through a DataLoader that can start at any step, with random numbers derived from the position.
 
-Each stream of random numbers is derived from the seed, the stage, the epoch, and the item or the batch. So the number
-of reading processes makes no difference, and an epoch that is gone on with reads nothing of what is done.
+Each random stream is derived from the seed, the stage, the epoch, and the item or batch, so no random state is stored,
+the number of reading processes makes no difference, and a resumed epoch does not read the batches that are done.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from truba_runner.training.interrupt import Interruption
 
 @dataclass(frozen=True)
 class Where:
-    """A pass through data: what its random numbers are derived from."""
+    """The position that the random numbers of one pass through data are derived from."""
 
     seed: int
     stage: int
@@ -29,17 +29,17 @@ class Where:
     kind: str
 
     def key(self, *parts: Any) -> int:
-        """A seed for one thing of this pass: 32 bits."""
+        """Return a 32-bit seed for one purpose in this pass."""
         return key(self.seed, self.stage, self.epoch, self.kind, *parts)
 
 
 def key(*parts: Any) -> int:
-    """32 bits that follow from the parts."""
+    """Return a 32-bit hash of the parts."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "big")
 
 
 def seed_all(number: int, for_torch: int | None = None) -> None:
-    """Every generator that a network or an augmentation may draw from; torch's with a number of its own if given."""
+    """Seed every global generator, torch's with `for_torch` if given: networks and augmentations draw from them."""
     import torch
 
     _seed_host(number, for_torch)
@@ -48,7 +48,7 @@ def seed_all(number: int, for_torch: int | None = None) -> None:
 
 
 def _seed_host(number: int, for_torch: int | None = None) -> None:
-    """Those of the CPU. `torch.manual_seed` would cost more than a crop."""
+    """Seed the CPU's generators; `torch.manual_seed` would take longer than a crop."""
     import numpy as np
     import torch
 
@@ -58,7 +58,7 @@ def _seed_host(number: int, for_torch: int | None = None) -> None:
 
 
 def seed_streams(streams: Iterable[Any], number: int) -> None:
-    """Generators that the data has of its own begin anew, from one number."""
+    """Seed the data's own generators with one number."""
     import numpy as np
     import torch
 
@@ -73,7 +73,7 @@ def seed_streams(streams: Iterable[Any], number: int) -> None:
 
 
 class Pass:
-    """One pass of a rank through a loader, from a batch on. `sizes`: how many examples each batch of all ranks has."""
+    """One rank's pass through a loader, from a given batch on; `sizes`: examples in each batch of all ranks."""
 
     def __init__(
         self,
@@ -85,15 +85,15 @@ class Pass:
         streams: Iterable[Any] = (),
         most: int | None = None,
     ) -> None:
-        """`loader` is a fastai TfmdDL, and stays as it is but for its generator; `streams`: what else it draws from.
+        """Fix the order of items of `loader`, a fastai TfmdDL, changing only its generator and the order of its texts.
 
-        `most`: batches at most.
+        `streams`: the other generators that it draws from; `most`: maximum number of batches.
 
-        A batch of all ranks is what one process with `ranks` times the batch size would take; each rank gets an equal
-        share of its rows, in order. Where they do not divide, the last rank's share is filled up with the first rows.
+        A batch of all ranks is that of one process with `ranks` times the batch size; each rank gets an equal share of
+        its rows, in order. If the rows do not divide, the last shares are filled up with the first rows.
 
         Raises:
-            truba_runner.errors.Failed: it has no order that could be known beforehand.
+            truba_runner.errors.Failed: the loader's order or its number of batches cannot be known beforehand.
         """
         if not getattr(loader, "indexed", False) or loader.n is None:
             raise Failed(
@@ -124,14 +124,14 @@ class Pass:
         self._loader, self._where, self._rank, self._first = loader, where, rank, first
 
     def __iter__(self) -> Iterator[Any]:
-        """The batches of this rank."""
+        """Iterate over this rank's batches."""
         if not self._items:
             return iter(())
         return iter(_derived(self._loader, self._items, self._where, self._rank, self._first, self._streams))
 
 
 def _order(loader: Any, where: Where) -> list[int]:
-    """The items of an epoch by number, in the order in which the loader's own code has them."""
+    """Return an epoch's item numbers in the order that the loader's own code gives."""
     seed_all(where.key("order"))
     loader.rng = random.Random(where.key("order"))
     _unshuffle(loader)
@@ -139,7 +139,7 @@ def _order(loader: Any, where: Where) -> list[int]:
 
 
 def _unshuffle(loader: Any) -> None:
-    """A loader of running text shuffles its texts in place: each epoch's order would follow from those before it."""
+    """Undo the in-place shuffling of a language-model loader: otherwise each order would depend on earlier epochs."""
     from fastcore.xtras import ReindexCollection
 
     texts = vars(loader).get("items")
@@ -155,14 +155,14 @@ def _share(batch: list[int], rank: int, ranks: int) -> list[int]:
 
 
 def _derived(loader: Any, items: list[int], where: Where, rank: int, first: int, streams: list[Any]) -> Any:
-    """A loader of the same kind that goes through these items, each with a stream of its own."""
+    """Return a loader of the same kind over `items` that seeds every item and batch."""
     from fasttransform import Pipeline, Transform
 
     create_item = loader.create_item
     step = first
 
     class Seed(Transform):  # type: ignore[misc]
-        """Goes before the batch's own transforms."""
+        """Transform that seeds a batch before the batch's own transforms run."""
 
         order = -1000
 
@@ -189,14 +189,14 @@ def _derived(loader: Any, items: list[int], where: Where, rank: int, first: int,
 
 
 def _ignore_signals() -> None:
-    """For a reading process: Slurm signals the whole group, and a training whose readers end goes down with them."""
+    """Ignore signals in a reading process: Slurm signals the whole group, and training fails if its readers end."""
     for number in Interruption.signals():
         signal.signal(number, signal.SIG_IGN)
 
 
 def end_readers() -> None:
-    """Kills the readers that an error has left: they are deaf to SIGTERM, and Python would wait for them for ever."""
-    # torch's own would take their end for a failure.
+    """Kill reading processes left by an error: they ignore SIGTERM, and Python would wait for them forever."""
+    # torch's own handler would take their end for a failure.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for process in multiprocessing.active_children():
         process.kill()

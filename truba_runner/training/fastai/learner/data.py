@@ -1,4 +1,4 @@
-"""A fastai job's examples: what its `data_block` returns becomes loaders, in any size and on this process' device."""
+"""Turn what a fastai job's `data_block` returns into loaders of any image and batch size on this process' device."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from truba_runner.training.notes import note
 
 _DEFAULT_BATCH_SIZE = 64
 _MOST_WORKERS = 16
-# Of DataBlock.summary: fastai's own number of examples.
+# fastai's own default batch size in DataBlock.summary.
 _SUMMARY_EXAMPLES = 4
-# Where an object lies in memory is another place in each start.
+# The memory address in an object's text, which differs in each start.
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 class Data:
-    """A job's examples, and loaders of them in any size."""
+    """A job's items, and loaders of them in any size."""
 
     def __init__(self, context: Context, device: Any, at_the_end: ExitStack) -> None:
-        """Calls the job's `load_items`.
+        """Call the job's `load_items`; `at_the_end` closes what reading photographs opens.
 
         Raises:
-            truba_runner.errors.Failed: there are none, or the job's functions do not take these options.
+            truba_runner.errors.Failed: there are no items, or the job's functions do not take these options.
         """
         self._context, self._device = context, device
         options, job = context.experiment.data.options, context.job
@@ -58,17 +58,17 @@ class Data:
                     folder=folder,
                 )
             )
-        # What `build_learner` adds to a batch's transforms, as vision_learner does: other loaders need it too.
+        # Batch transforms that `build_learner` added, as vision_learner does: later loaders need them too.
         self.added: list[Any] = []
 
     def _loading(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options that `load_items` takes and `data_block` does not."""
+        """Return the options that `load_items` takes and `data_block` does not."""
         loads, blocks = (getattr(self._context.job, name, None) for name in ("load_items", "data_block"))
         others = accepted(blocks, options)
         return {name: value for name, value in accepted(loads, options).items() if name not in others}
 
     def source(self, batch_size: int | None = None, **changes: Any) -> Any:
-        """What the job's `data_block` returns; `changes` stand in for options of the config."""
+        """Return the result of the job's `data_block`; `changes` override the config's options."""
         if self._photographs:
             return self._photographs.read_by(self._block(self.items, **changes))
         options = {**self._options, **changes}
@@ -78,7 +78,7 @@ class Data:
         return call(self._context.job, "data_block", "data.options", options, items=self.items, **given)
 
     def _block(self, items: Any, **changes: Any) -> Any:
-        """The job's DataBlock of photographs."""
+        """Return the job's DataBlock of photographs."""
         from fastai.data.block import DataBlock
 
         job = self._context.job
@@ -95,7 +95,7 @@ class Data:
         return made
 
     def loaders(self, size: int | None = None, batch_size: int | None = None) -> Any:
-        """fastai DataLoaders on this process' device; `size` and `batch_size` where they differ from the config's."""
+        """Return fastai DataLoaders on this process' device; `size` and `batch_size` override the config's."""
         from fastai.data.block import DataBlock
         from fastai.data.core import DataLoaders, FilteredBase
 
@@ -127,19 +127,19 @@ class Data:
         return {"bs": self.batch_size(batch_size), "device": self._device, "pin_memory": pinned}
 
     def _size_of(self, loaders: Any, given: int | None) -> int:
-        """That of each process; loaders that the job has made itself have one where the config says nothing."""
+        """Return the batch size of each process; if the config has none, that of loaders that the job made itself."""
         return self.batch_size(given or self._context.experiment.train.batch_size or loaders.loaders[0].bs)
 
     def summary(self) -> None:
-        """fastai's account of how an example and a batch are made, to the log.
+        """Log fastai's summary of how an example and a batch are made.
 
         Raises:
-            truba_runner.errors.Failed: there is nothing to train on, or an image is damaged.
+            truba_runner.errors.Failed: the training set is empty, or an image is damaged.
         """
         from fastai.data.block import DataBlock
 
         seed_all(key(self._context.experiment.train.seed, "summary"))
-        # Loaders are made once: they may take their time.
+        # Making loaders a second time for a summary may take long.
         if not isinstance(block := self.source(), DataBlock):
             return
         source = self._photographs.path if self._photographs else self.items
@@ -155,16 +155,16 @@ class Data:
         except Failed:
             raise
         except Exception as error:
-            # A language model's texts, say, make no batch by themselves. What is really wrong shows in the training.
+            # For example, a language model's texts alone make no batch. Real mistakes fail in training.
             reason = " ".join(str(error).split())
             note(self._context, _("fastai could not summarise the data ({error})", error=reason))
 
     def sha256(self) -> str:
-        """Over the items' names: what a checkpoint was trained on."""
+        """Return the SHA-256 of the items' names, which identifies the data of a checkpoint."""
         return sha256_of(self.items)
 
     def batch_size(self, given: int | None) -> int:
-        """That of each process."""
+        """Return the batch size of each process."""
         train, tasks = self._context.experiment.train, self._context.tasks
         size = given or train.batch_size or _DEFAULT_BATCH_SIZE
         if train.batch_scaling == "per_replica":
@@ -186,13 +186,13 @@ class Data:
         return min(_MOST_WORKERS, cores() - 1) if given is None else given
 
     def _own_workers(self) -> dict[str, int]:
-        """For loaders that know themselves whether reading processes are worth it."""
+        """Return `num_workers` only if the config sets it, for loaders that choose it themselves."""
         given = self._context.experiment.data.workers
         return {} if given is None else {"num_workers": given}
 
 
 def sha256_of(items: Any) -> str:
-    """Over the names of items: of a table its columns and cells, of files their names, else what is printed of each."""
+    """Return the SHA-256 of a table's columns and cells, of files' names, or of the text of each item."""
     pandas = sys.modules.get("pandas")
     if pandas and isinstance(items, pandas.DataFrame):
         return _sha256_of_table(pandas, items)
@@ -201,7 +201,7 @@ def sha256_of(items: Any) -> str:
 
 
 def sha256_of_split(loaders: Any) -> str:
-    """Over what each loader goes through, where it can be named."""
+    """Return the SHA-256 of the items of each loader, or of their number if a loader has no list of items."""
     found = []
     for loader in loaders.loaders:
         items = getattr(loader.dataset, "items", None)
@@ -214,6 +214,6 @@ def _sha256_of_table(pandas: Any, table: Any) -> str:
     for name in table.columns:
         try:
             digest.update(pandas.util.hash_pandas_object(table[name], index=False).to_numpy().tobytes())
-        except TypeError:  # Lists, say, have no hash.
+        except TypeError:  # Such as lists, which have no hash.
             digest.update(_ADDRESS.sub("", repr(table[name].tolist())).encode())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The device that a fastai process trains on, and what the config says of its arithmetic."""
+"""Choose the device of a fastai process, deterministic algorithms and the precision."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from truba_runner.training.missing_gpus import tell_of_missing_gpus
 
 
 def pick_device(gpus_asked: int, local_rank: int = 0) -> Any:
-    """This process' own GPU, a torch.device; the CPU where there is none.
+    """Return this process' own GPU as a torch.device; the CPU if there is none.
 
     Raises:
-        truba_runner.errors.Failed: GPUs were asked for and are there, but torch cannot use them.
+        truba_runner.errors.Failed: GPUs were requested and the node has some, but torch cannot use them.
     """
     import torch
 
     if torch.cuda.is_available():
-        # One GPU a task: either the task sees all of its node, or its own alone.
+        # One GPU a task: the task sees either all GPUs of its node or only its own.
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
         return device
@@ -31,14 +31,14 @@ def pick_device(gpus_asked: int, local_rank: int = 0) -> Any:
 
 
 def describe(device: Any) -> str:
-    """A device with the name of its model: `cuda:0 (NVIDIA H100)`."""
+    """Return a device with its model's name: `cuda:0 (NVIDIA H100)`, or `CPU:0`."""
     import torch
 
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "CPU:0"
 
 
 def compute_the_same_each_time() -> None:
-    """Chooses algorithms that give the same bits for the same input; some have no such form, and warn."""
+    """Choose algorithms that give the same bits for the same input, where torch has them; hide its warnings."""
     import torch
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -49,13 +49,13 @@ def compute_the_same_each_time() -> None:
 
 
 def cores() -> int:
-    """Of this process: those that Slurm gave its task, as far as the machine has them."""
+    """Return the number of cores of this process: those Slurm gave its task, at most those the machine has."""
     usable = len(os.sched_getaffinity(0))
     return min(usable, int(os.environ.get("SLURM_CPUS_PER_TASK", usable)))
 
 
 def set_precision(learner: Any, train: Train, device: Any) -> None:
-    """Makes the learner train in half precision where the config asks for it."""
+    """Make the learner train in half precision if the config asks for it."""
     wanted = (train.mixed_precision or "float32").removeprefix("mixed_")
     if wanted == "float32":
         return

@@ -1,4 +1,4 @@
-"""A fastai job's own learner, completed as the config says."""
+"""Build a fastai job's own learner and complete it as the config says."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from truba_runner.training.notes import note
 
 
 def build_learner(context: Context, data: Data, loaders: Any) -> Any:
-    """The job's learner, with the config's metrics, callbacks, rate and precision.
+    """Return the job's learner with the config's metrics, callbacks, learning rate and precision.
 
     Raises:
-        truba_runner.errors.Failed: it is no learner, or the config asks for what is not there.
+        truba_runner.errors.Failed: `build_learner` made no usable learner, or the config names something unknown.
     """
-    # Each adds methods to Learner, such as fit_one_cycle: a job imports what it needs itself, which may be less.
+    # Its modules add methods to Learner, such as fit_one_cycle; a job may import only some of them.
     import fastai.callback.all  # noqa: F401
     from fastai.learner import Learner
     from fastcore.basics import noop
@@ -55,7 +55,7 @@ def build_learner(context: Context, data: Data, loaders: Any) -> Any:
     data.added = [item for item in transforms_of(loaders.train) if not any(item is other for other in before)]
     if hasattr(learner, "progress"):
         learner.remove_cb(learner.progress)
-    learner.logger = noop  # It prints a row an epoch; so does `Reporter`.
+    learner.logger = noop  # It prints a row an epoch, as does the run's own reporting.
     learner.path, learner.model_dir = Path(), context.run.models.relative_to(context.run.path)
     if train.learning_rate is not None:
         learner.lr = train.learning_rate
@@ -66,23 +66,23 @@ def build_learner(context: Context, data: Data, loaders: Any) -> Any:
         learner.create_opt()
     learner.model.to(loaders.device)
     if hasattr(learner.loss_func, "to"):
-        learner.loss_func.to(loaders.device)  # It may have weights, and fastai moves the model's alone.
+        learner.loss_func.to(loaders.device)  # A loss may have weights; fastai moves only the model's.
     set_precision(learner, train, loaders.device)
     return learner
 
 
 def _make(context: Context, key_: str, index: int, given: Any) -> Any:
-    """A callback or a metric out of `NAME` or `{class_name: NAME, config: {…}}`; NAME with a dot is an import path."""
+    """Make a callback or metric of `NAME` or `{class_name: NAME, config: {…}}`; NAME with a dot is an import path."""
     where = f"{key_}[{index}]"
     name, settings = entry_of(where, given, "EarlyStoppingCallback")
     found = imported(context, where, name) if "." in name else _own(context, where, name)
     if key_ == "train.metrics" and inspect.isfunction(found) and not settings and not name[:1].isupper():
-        return found  # error_rate; fastai spells those that have to be made with a capital: F1Score().
+        return found  # Such as error_rate; in fastai, those to be made first, as F1Score(), begin with a capital.
     return make(found, where, name, settings)
 
 
 def _own(context: Context, where: str, name: str) -> Any:
-    """A name without a dot: the job's, or fastai's."""
+    """Return what a name without a dot means in the job, else in fastai."""
     import fastai.callback.all  # noqa: F401
     import fastai.metrics
 
@@ -104,17 +104,17 @@ def _own(context: Context, where: str, name: str) -> Any:
 
 
 def print_summary(context: Context, learner: Any) -> None:
-    """The layers, their output and their number of weights, to the log; a network that has none such stops no run."""
+    """Log the layers, their outputs and numbers of weights; note a network that fastai cannot summarise."""
     from fastai.torch_core import defaults
 
     callbacks = learner.cbs
-    # A batch goes through the network; what else is the config's or the job's is to see nothing of it.
+    # A batch runs through the network: callbacks of the config and the job must not see it.
     learner.cbs = callbacks.filter(lambda callback: type(callback) in defaults.callbacks)
     try:
         text = str(learner.summary()).partition("Callbacks:")[0]
         print(text + "Callbacks:\n" + "\n".join(f"  - {item}" for item in callbacks.sorted("order")), flush=True)
     except Failed:
-        raise  # An image of the batch is damaged.
+        raise  # A damaged image in the batch.
     except Exception as error:
         note(context, _("fastai could not summarise the model ({error})", error=error))
     finally:

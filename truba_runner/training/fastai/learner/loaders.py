@@ -1,4 +1,4 @@
-"""Loaders that a job has made itself: whether their order can be known, and in the sizes that the config asks for."""
+"""Check the job's loaders, set their batch size and workers, and read class and column names from them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.training.backend import Context
 
-# What fastai, and we, ask loaders for: a categorical column of that name would answer with its classes.
+# Attributes of loaders that fastai and this package read: a categorical column of that name would hide them.
 _TAKEN = ("c", "n_inp", "loss_func", "vocab")
 
 
 def adopted(context: Context, loaders: Any, batch_size: int, workers: Mapping[str, int]) -> Any:
-    """The same loaders, with this batch size for training, and `num_workers` where `workers` has it.
+    """Return the same loaders with this training batch size, and with `num_workers` if `workers` has it.
 
     Raises:
-        truba_runner.errors.Failed: one of them could not be gone on with, or fastai cannot train with them.
+        truba_runner.errors.Failed: a loader cannot be resumed, or fastai cannot train with the loaders.
     """
     check_loaders(context, loaders)
     before = loaders.loaders[0].bs
@@ -28,13 +28,13 @@ def adopted(context: Context, loaders: Any, batch_size: int, workers: Mapping[st
         if "num_workers" in workers:
             loader.fake_l.num_workers = workers["num_workers"]
         if not hasattr(loader, "_n_inp"):
-            # It reads an item, which is to happen before anything is restored.
+            # `new` reads an item, which must happen before anything is restored.
             loader.new()
     return loaders
 
 
 def _resized(loader: Any, batch_size: int) -> Any:
-    """With other batches. A loader of running text is cut into as many streams as a batch has rows: made anew."""
+    """Return a loader with another batch size. One of a language model has a stream per row: it is made anew."""
     if continues(loader):
         return loader.new(bs=batch_size, shuffle=loader.shuffle)
     loader.bs = batch_size
@@ -42,21 +42,21 @@ def _resized(loader: Any, batch_size: int) -> Any:
 
 
 def continues(loader: Any) -> bool:
-    """Whether each batch goes on where the one before it ends, as a language model's."""
+    """Whether each batch continues the text of the one before it (a language model's loader)."""
     text = sys.modules.get("fastai.text.data")
     return text is not None and isinstance(loader, text.LMDataLoader)
 
 
 def transforms_of(loader: Any) -> list[Any]:
-    """Of its batches; fastai's plainest loader has a method in their place."""
+    """Return the batch transforms; fastai's basic DataLoader has a method in their place, so none."""
     return list(getattr(loader.after_batch, "fs", ()))
 
 
 def check_loaders(context: Context, loaders: Any) -> None:
-    """Looks whether they can be gone on with, and trained with.
+    """Check that training with the loaders is possible and can be resumed.
 
     Raises:
-        truba_runner.errors.Failed: they cannot.
+        truba_runner.errors.Failed: a loader is missing or unsuitable.
     """
     from fastai.data.load import DataLoader
 
@@ -99,7 +99,7 @@ def _check_columns(context: Context, loader: Any) -> None:
 
 
 def names(loaders: Any) -> dict[str, Any]:
-    """The order of classes and columns, by what they are called: what a network's inputs and outputs stand for."""
+    """Return the names of columns and classes in the order of the network's inputs and outputs."""
     table = columns(loaders)
     kept = ("cat_names", "cont_names", "y_names", "categories")
     return {"columns": {key: table[key] for key in kept if key in table}, "classes": _listed(_vocab(loaders))}
@@ -110,9 +110,9 @@ def _vocab(loaders: Any) -> Any:
 
 
 def columns(loaders: Any) -> dict[str, Any]:
-    """Of a table: which are categories, with their classes, and which numbers, with what fastai has made of them.
+    """Return a table's categorical columns with their classes and its numeric columns; empty if it is no table.
 
-    `means` and `stds` are those of Normalize, `fill` those of FillMissing; empty where the examples are no table.
+    `means` and `stds` are those of fastai's Normalize, `fill` the values of FillMissing.
     """
     table = loaders.loaders[0].dataset
     if not hasattr(table, "cat_names"):
@@ -131,7 +131,7 @@ def columns(loaders: Any) -> dict[str, Any]:
 
 
 def _listed(values: Any) -> Any:
-    """A vocabulary as plain lists, whatever fastai has it in."""
+    """Return a vocabulary as plain lists of text, whatever type fastai has it in."""
     if isinstance(values, str) or not hasattr(values, "__iter__"):
         return None if values is None else str(values)
     return [_listed(value) for value in values]

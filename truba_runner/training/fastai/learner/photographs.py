@@ -1,4 +1,4 @@
-"""A fastai job's photographs, as files or as one packed file, read by the job's own DataBlock."""
+"""Let a fastai job's own DataBlock read its photographs from files or from one packed file."""
 
 from __future__ import annotations
 
@@ -26,45 +26,45 @@ from truba_runner.training.backend import Context
 from truba_runner.training.ranks import handover
 
 _GIGABYTE = 1e9
-# What a kill has left beside a packed file has not grown for so long. Others wait so long for the job that packs; where
-# the disk has no locks all pack, and all but one for nothing.
+# Temporary files of killed jobs are removed once unchanged for this long. Others wait this long for the packing job.
+# Without file locks every job packs, all but one in vain.
 _LEFT_SECONDS, _PACKING_SECONDS = 3600.0, 14_400.0
 _NOTE = "photographs"
 
 
 class Unreadable(Failed):
-    """A photograph that cannot be decoded, met in training."""
+    """A photograph that cannot be decoded in training."""
 
     def __init__(self, message: str) -> None:
-        """A DataLoader hands on a worker's error as the text of a traceback; what counts is its last line."""
+        """Keep the last line of `message`: a DataLoader passes on a worker's error as the text of a traceback."""
         last = message.strip().splitlines()[-1]
         super().__init__(last.removeprefix(f"{Unreadable.__module__}.{Unreadable.__qualname__}: "))
 
 
 @dataclass
 class Photographs:
-    """What a DataBlock reads: `items` are its items, `image` opens one. Names and order do not depend on how."""
+    """Photographs for a DataBlock; names and order do not depend on whether they are packed."""
 
-    # Where the job said that they are. Each item begins with it, though a packed one is no file of its own.
+    # The folder or archive path that the job named. Each item begins with it, even if packed.
     path: Path
-    # Where they are read from: the folder that holds them, or the packed file.
+    # The folder or the packed file that they are read from.
     origin: Path | Pack
     names: list[PurePosixPath]
 
     @property
     def items(self) -> list[Path]:
-        """A path for each, in order."""
+        """Return a path for each photograph, in order."""
         return [self.path / name for name in self.names]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the names: whoever opens images is given them one by one."""
+        """Leave out the names: the processes that open images get them one by one."""
         return {**self.__dict__, "names": []}
 
     def image(self, item: Any, mode: str = "RGB") -> Any:
-        """An item, opened: a Pillow image of that mode. What is none of the items (to predict, say) is left as it is.
+        """Open an item as a Pillow image of that mode; return anything else (such as an input to predict) unchanged.
 
         Raises:
-            Unreadable: it cannot be decoded.
+            Unreadable: the image cannot be decoded.
         """
         from PIL import Image
 
@@ -76,42 +76,38 @@ class Photographs:
         try:
             with Image.open(self.origin / name) as image:
                 return image.convert(mode)
-        except Exception as error:  # A damaged file raises whatever its decoder stumbles over.
+        except Exception as error:  # Decoders raise various errors for damaged files.
             raise Unreadable(
                 _("{item} cannot be read as an image ({error}). Delete or replace it.", item=item, error=_line(error))
             ) from error
 
     def read_by(self, block: Any) -> Any:
-        """The same DataBlock with these items, opened here, whatever its source: `path` is shorter in a summary.
-
-        Labels, splitter and transforms are its own.
-        """
+        """Make a DataBlock read these items whatever its source; its labels, splitter and transforms stay its own."""
         items = self.items
         block.get_items = lambda source: items
-        # What ImageBlock opens files with says in which mode: PILImage in RGB, PILImageBW in L.
+        # ImageBlock's opener has the mode: RGB for PILImage, L for PILImageBW.
         opener = getattr(block.type_tfms[0][0], "__self__", None)
         mode = getattr(opener, "_open_args", {}).get("mode") or "RGB"
-        # fastai takes a method for a decorator of its Transform class.
+        # partial, as fastai takes a method for a decorator of its Transform class.
         block.getters[0] = partial(Photographs.image, self, mode=mode)
         return block
 
 
 @contextmanager
 def opened(context: Context, path: Path, block_of: Callable[[list[Path]], Any]) -> Iterator[Photographs]:
-    """The photographs at `path`, ready to be read on this rank in the way that `data.pack` and its like say.
+    """Yield the photographs at `path`, prepared as `data.pack` and `data.stage_to_node` say. Every rank calls this.
 
-    `path` is a folder, or a place in an archive (see `image_sources.source_at`). `block_of` makes the DataBlock that
-    items go into; its Resize says at what size to pack. What was put on the node's own disk is removed at the end.
-    Every rank of a job comes here.
+    `path` is a folder or a place in an archive (see `image_sources.source_at`). The Resize of the DataBlock that
+    `block_of` makes gives the size to pack at. Copies on the node's own disk are removed at the end.
 
     Raises:
-        truba_runner.errors.Failed: there are none, a name has no label, one is no image, or there is no room.
+        truba_runner.errors.Failed: no photographs, a name without label, a file that is no image, or a full disk.
     """
     rank, source = handover.Rank.here(context.rank, context.tasks), source_at(path)
     data = context.experiment.data
     with ExitStack() as at_the_end:
         at_the_end.callback(handover.forget, rank, context.run.path, _NOTE)
-        # All names of a folder; of an archive the first, which is soon found.
+        # All names in a folder, but only the first in an archive, which takes long to list.
         known = (
             names_in(source.path)
             if isinstance(source, Folder)
@@ -142,10 +138,10 @@ def _check_names(path: Path, names: list[PurePosixPath], label_pattern: str) -> 
 
 
 def check_headers(folder: Path, names: list[PurePosixPath]) -> None:
-    """Sees before training whether each file is an image at all; one that is cut short shows when it is decoded.
+    """Check before training that each file is an image; truncated ones are only found when they are decoded.
 
     Raises:
-        Failed: some are not; they are named.
+        Failed: some files are not images; they are named.
     """
     from PIL import Image
 
@@ -169,7 +165,7 @@ def _line(error: Exception) -> str:
 
 
 def _resize_of(block: Any) -> Any:
-    """The Resize among a DataBlock's item_tfms.
+    """Return the Resize among a DataBlock's item_tfms.
 
     Raises:
         Failed: there is none, or it does not crop.
@@ -198,7 +194,7 @@ def _resize_of(block: Any) -> Any:
 def _packed(
     context: Context, rank: handover.Rank, source: Folder | Archive, resize: Any, at_the_end: ExitStack
 ) -> Path:
-    """The packed file that this rank reads: the shared one, or a copy on the node's disk."""
+    """Return the packed file that this rank reads: the shared one, packed if needed, or a copy on the node's disk."""
     data = context.experiment.data
     folder = Path(data.folder) / "packed"
     shared = folder / f"{data.name}-{'x'.join(map(str, dict.fromkeys(resize.size)))}.pack"
@@ -222,7 +218,7 @@ def _packed(
 
 
 def _usable(path: Path, about: dict[str, Any]) -> bool:
-    """Whether the file is there, whole, and was made of these images."""
+    """Whether the packed file exists, is undamaged and was made from these images."""
     try:
         pack = Pack(path)
         if pack.about != about:
@@ -275,10 +271,10 @@ def _on_slurm(context: Context) -> bool:
 
 
 def _node_folder(context: Context, rank: handover.Rank, bytes_needed: int, at_the_end: ExitStack) -> Path:
-    """A private folder on the node's disk.
+    """Return a private folder on the node's disk, removed at the end.
 
     Raises:
-        OSError: it can't be made, or there is no room in it.
+        OSError: the folder cannot be made, or the disk has too little space.
     """
     scratch = scratch_of(context.experiment)
     free = shutil.disk_usage(scratch).free
@@ -295,7 +291,7 @@ def _node_folder(context: Context, rank: handover.Rank, bytes_needed: int, at_th
 
 
 def _copied_to_node(context: Context, rank: handover.Rank, shared: Path, at_the_end: ExitStack) -> Path:
-    """A checked copy of the packed file; where it can't be had, the file itself, with a notice."""
+    """Copy the packed file to the node's disk and verify it; on failure print why and return the file itself."""
     began = time.monotonic()
     try:
         folder = _node_folder(context, rank, shared.stat().st_size, at_the_end)
@@ -316,7 +312,7 @@ def _copied_to_node(context: Context, rank: handover.Rank, shared: Path, at_the_
 
 
 def _unpacked(context: Context, rank: handover.Rank, archive: Archive, at_the_end: ExitStack) -> Path:
-    """A folder with an archive's photographs: on a cluster on the node's own disk, where files are not counted."""
+    """Unpack an archive into a folder: on a cluster on the node's own disk, where no quota counts files."""
     if not _on_slurm(context):
         return _unpacked_beside(archive)
 
@@ -340,13 +336,13 @@ def _unpacked(context: Context, rank: handover.Rank, archive: Archive, at_the_en
 
 
 def _unpacked_beside(archive: Archive) -> Path:
-    """The folder that the archive would be, beside it; it is there in whole or not at all."""
+    """Unpack an archive into a folder next to it, atomically; return the folder."""
     target = archive.path.parent / (archive.inside if archive.inside.parts else archive.path.name.split(".")[0])
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         archive.unpack(beside)
-        with suppress(OSError):  # Another run was quicker.
+        with suppress(OSError):  # Another run has unpacked it meanwhile.
             beside.rename(target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
