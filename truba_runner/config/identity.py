@@ -11,7 +11,7 @@ from truba_runner.config.schema import Experiment, Search, Sweep
 
 
 def training_config(experiment: Experiment) -> dict[str, Any]:
-    """Return what determines the trained network: job, data (by name, not by location) and training settings."""
+    """Return what determines the trained network (job, data by name, training settings) or a search's trials."""
     job, train = asdict(experiment.job), asdict(experiment.train)
     del job["weights"]
     if not job["hyperparameters"]:

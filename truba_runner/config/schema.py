@@ -56,7 +56,7 @@ class Data:
     sources: dict[str, Source] = field(default_factory=dict)
     # Data to use instead in a local run if its own can neither be found nor downloaded.
     fallback: str = ""
-    # For images: regular expression whose first group is the label in a file's name. Checked when the names are known.
+    # For images: regular expression whose first group is the label in a file's name. Checked at submission if possible.
     label_pattern: str = ""
     # Read images from one packed file, decoded and resized once, instead of from single files.
     pack: bool = False

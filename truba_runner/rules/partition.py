@@ -15,7 +15,7 @@ from truba_runner.language import _, marked
 from truba_runner.rules.training import batch_problems
 from truba_runner.slurm.request import derive, job_minutes
 
-# Finishing a step and saving may take longer than a shorter time.
+# A step and a save may need more than any shorter time.
 _LEAST_SIGNAL_SECONDS = 10
 
 

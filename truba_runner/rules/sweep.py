@@ -29,7 +29,7 @@ def allocation(request: Request, experiment: Experiment) -> Request:
 
 
 def _times(experiment: Experiment) -> int:
-    """Return by how much a packed job's resources exceed one run's; without GPUs all runs share one run's cores."""
+    """Return how many times one run's resources a packed job has; runs without GPUs share one run's cores."""
     shares = experiment.sweep.share_gpus or not experiment.resources.gpus
     return 1 if shares else experiment.sweep.pack
 
