@@ -1,7 +1,7 @@
 """Make one zip file from which Python imports this package and its pure-Python dependencies, without installation.
 
     __main__.py                      executed by `python truba.pyz`
-    truba_runner/, hydra_plugins/    this package, its conf/, jobs/ and slurm/
+    truba_runner/, hydra_plugins/    this package, its conf/, jobs/ and container/
     hydra/, omegaconf/, …            packages needed in exactly these versions: take precedence over the environment's
     shared/                          packages of which other versions do: used only if the environment has none
 
