@@ -1,1 +1,1 @@
-"""The code that a job executes: the user's snapshot and this package."""
+"""The code that a job executes: the snapshot of the user's project, and this package."""

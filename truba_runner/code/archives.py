@@ -1,7 +1,7 @@
-"""Archives of code in a runs folder (`.code`): those that a run needs, and those that nothing needs any more.
+"""Find the archives in a runs folder's `.code` that a run needs, and delete those that no run needs any more.
 
-There are two kinds: the code that was submitted (snapshot.py), which a run's record names for as long as the run is
-there; and the package with the wrapper of a container (job_code.py), which jobs need until their run is over.
+There are two kinds: snapshots (snapshot.py), needed as long as a run whose record names them exists; and the package
+with the container wrapper (package.py), needed by a run's jobs until the run has its result.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from truba_runner.storage import folder_lock, safe_files
 _SUBMITTED = re.compile(rb"\bcode-[0-9a-f]+\.tar\.gz")
 _PACKAGE = re.compile(rb"\b(?:truba-[0-9a-f]+\.pyz|apptainer-[0-9a-f]+)")
 _SWEEP = re.compile(rb'"sweep": "([^"/]+)"')
-# A submission writes its archive before it is on record. It holds the folder's lock meanwhile, where there are locks;
-# and a job whose run has its result may import something still.
+# Younger archives are kept: a submission writes its archive before its record (under the folder's lock, but not every
+# file system has locks), and a job may still import code after its run has its result.
 _YOUNG_SECONDS = 86_400.0
 
 
 def of_run(run: RunDir) -> list[Path]:
-    """What is there of what a run needs: its code; and until it is over, what its jobs import the package from."""
+    """Return a run's existing archives: its snapshot and, until it has a result, the package that its jobs import."""
     text = _texts(run.path.parent, [run.path])
     names = {*_SUBMITTED.findall(text), *([] if run.result() else _PACKAGE.findall(text))}
     return _there(run.path.parent, names)
 
 
 def code_of(runs: Iterable[RunDir]) -> list[Path]:
-    """What is there of the code that was submitted with these runs, of one runs folder."""
+    """Return the existing snapshots of these runs, sorted."""
     there = {
         path
         for run in runs
@@ -43,14 +43,14 @@ def code_of(runs: Iterable[RunDir]) -> list[Path]:
 
 
 def found(run: RunDir, code: Mapping[str, Any]) -> dict[str, Any]:
-    """A submission's `code`, with the archive where it is: of a run that was copied elsewhere, beside the copy."""
+    """Return a submission's `code` with the archive's present path; a copied run has it in its own runs folder."""
     archive = Path(code["archive"])
     beside = run.path.parent / CODE / archive.name
     return {**code, "archive": str(beside if beside.exists() and not archive.exists() else archive)}
 
 
 def unneeded(runs_folder: Path, without: Collection[Path] = ()) -> list[Path]:
-    """Files in `.code` that nothing needs any more, and that are a day old. `without`: run directories that go."""
+    """Return files in `.code`, older than a day, that no run needs. `without`: run directories about to be deleted."""
     now = time.time()
     old = [path for path in _files(runs_folder) if _is_old(path, now)]
     if not old:
@@ -62,7 +62,7 @@ def unneeded(runs_folder: Path, without: Collection[Path] = ()) -> list[Path]:
 
 
 def free(runs_folder: Path, chosen: Collection[Path]) -> None:
-    """Deletes those of these files that are still not needed; no submission comes in between."""
+    """Delete the chosen files that are still not needed, under the lock that submissions take."""
     with folder_lock.lock(runs_folder):
         for path in set(unneeded(runs_folder)) & set(chosen):
             path.unlink(missing_ok=True)
@@ -79,7 +79,7 @@ def _there(runs_folder: Path, names: Iterable[bytes]) -> list[Path]:
 
 
 def _has_been_over(folder: Path, now: float) -> bool:
-    """Whether a run, or a search, has had its result for so long that its jobs have ended too."""
+    """Whether a run or search has had its result for so long that its jobs have ended too."""
     return _is_old(folder / "result.json", now) and bool(RunDir(folder).result())
 
 
@@ -91,7 +91,7 @@ def _is_old(file: Path, now: float) -> bool:
 
 
 def _texts(runs_folder: Path, folders: Iterable[Path]) -> bytes:
-    """The records of runs and searches, with those of the sweeps that they were submitted in; damaged lines too."""
+    """Return the raw records of runs and searches and of their sweeps; raw, as damaged lines count too."""
     files = [file for one in folders for file in (one / "submissions.jsonl", *one.glob("workers/*/submissions.jsonl"))]
     text = b"\n".join(map(_text, files))
     named = sorted({name.decode(errors="replace") for name in _SWEEP.findall(text)})
@@ -110,5 +110,5 @@ def _text(file: Path) -> bytes:
 
 @lru_cache(maxsize=64)
 def _read_once(file: Path, mtime_ns: int, size: int) -> bytes:
-    """A sweep's record is looked into for each of its runs."""
+    """Read a file, cached: a sweep's record is needed for each of its runs."""
     return safe_files.read(file, file.parent)

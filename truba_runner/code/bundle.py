@@ -1,12 +1,12 @@
-"""One file that Python imports this package from, with the pure-Python packages that it needs: no installation.
+"""Make one zip file from which Python imports this package and its pure-Python dependencies, without installation.
 
-    __main__.py                      what `python truba.pyz` runs
-    truba_runner/, hydra_plugins/    this package, its conf/, jobs/ and slurm/
-    hydra/, omegaconf/, …            what must be of these very versions: found before any other
-    shared/                          what another version may stand in for: found after the environment's own
+    __main__.py                      executed by `python truba.pyz`
+    truba_runner/, hydra_plugins/    this package, its conf/, jobs/ and container/
+    hydra/, omegaconf/, …            packages needed in exactly these versions: take precedence over the environment's
+    shared/                          packages of which other versions do: used only if the environment has none
 
-The same files make the same bytes: names in order, no times, nothing compressed (how well depends on the zlib), nothing
-compiled (what is compiled suits one version of Python alone).
+The same files give the same bytes: sorted names, no times, no compression (its result depends on the zlib), no bytecode
+(which suits only one version of Python).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.storage.package_files import FOLDERS, shipped
 
-# What `truba bundle` packs. Hydra and OmegaConf hang on these versions of each other and of antlr4; an environment that
-# has others gets by with these.
+# Versions that `truba bundle` packs. Hydra and OmegaConf need these versions of each other and of antlr4; these take
+# precedence in environments that have others.
 PINNED = {
     "hydra-core": "1.3.8",
     "omegaconf": "2.3.1",
     "antlr4-python3-runtime": "4.9.3",
     "submitit": "1.5.4",
 }
-# TensorFlow, Keras and torch bring some of these along themselves.
+# TensorFlow, Keras and torch install some of these as dependencies.
 PINNED_SHARED = {
     "cloudpickle": "3.1.2",
     "packaging": "26.3",
@@ -63,10 +63,10 @@ _CODE = (".py", ".typed", ".yaml", ".json", ".mo")
 
 
 def content(pinned: bool) -> bytes:
-    """The file. `pinned`: of the versions above, fetched where others are installed; else of those that are installed.
+    """Return the bundle's bytes: with the installed versions or, if `pinned`, with those above, downloaded if needed.
 
     Raises:
-        Failed: a package is not installed, or could not be fetched.
+        Failed: a package is not installed, or could not be downloaded.
     """
     if truba_runner.ARCHIVE:
         return Path(truba_runner.ARCHIVE).read_bytes()
@@ -79,7 +79,7 @@ def content(pinned: bool) -> bytes:
 
 
 def _own_files() -> Iterator[tuple[str, bytes]]:
-    """This package, wherever it is imported from."""
+    """Yield the files of this package, from wherever it is imported."""
     package = Path(truba_runner.__file__).resolve().parent
     for top in (package, package.parent / "hydra_plugins" / package.name):
         for file in sorted(top.rglob("*")):
@@ -95,7 +95,7 @@ def _own_files() -> Iterator[tuple[str, bytes]]:
 
 
 def _distributions(wanted: Mapping[str, str], folder: Path | None) -> list[Distribution]:
-    """The packages, installed or fetched into `folder`; without one any version will do."""
+    """Return the packages, installed or downloaded into `folder`; without a folder any installed version is taken."""
     found, missing = [], []
     for name, version in wanted.items():
         try:
@@ -136,7 +136,7 @@ def _fetch(requirements: list[str], folder: Path) -> None:
 
 
 def _files_of(distribution: Distribution) -> Iterator[tuple[str, bytes]]:
-    """A package's own files: source and data, with its licence; nothing compiled, and no more of its metadata."""
+    """Yield a package's source, data and licence; no compiled files, and only minimal metadata."""
     for file in distribution.files or ():
         about, inside = file.parts[0].endswith(".dist-info"), PurePosixPath(*file.parts)
         if ".." in file.parts or "__pycache__" in file.parts:
@@ -147,13 +147,13 @@ def _files_of(distribution: Distribution) -> Iterator[tuple[str, bytes]]:
 
 
 def _metadata(name: str, version: str) -> tuple[str, bytes]:
-    """As much as importlib.metadata needs; what else stands in it depends on who built the package."""
+    """Return metadata reduced to what importlib.metadata needs; the full text depends on the package's build."""
     text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     return f"{name}-{version}.dist-info/METADATA", text.encode()
 
 
 def _zipped(files: Mapping[str, bytes]) -> bytes:
-    # A folder without an entry of its own is no namespace package, to Python before 3.13.
+    # Before 3.13 Python takes a folder for a namespace package only if it has its own entry.
     folders = {f"{parent}/" for name in files for parent in PurePosixPath(name).parents if str(parent) != "."}
     made = io.BytesIO(b"#!/usr/bin/env python3\n")
     made.seek(0, io.SEEK_END)

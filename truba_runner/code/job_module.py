@@ -1,4 +1,4 @@
-"""The training code that an experiment names: found when it is submitted, imported only where it trains."""
+"""Find the training code of an experiment at submission, and import it in the job."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from truba_runner.errors import Failed, Problem, Refused, nearest
 from truba_runner.language import _
 from truba_runner.storage.package_files import shipped
 
-# How the name begins by which a job's module is known to Python.
+# Prefix of a job module's name in sys.modules.
 PREFIX = "truba_job_"
 
 
 def find(name: str, project: Path) -> Path:
-    """The file of `jobs/NAME.py`: the user's own in `project`, else the one that the package ships.
+    """Return the file `jobs/NAME.py`: the user's own in `project`, else the package's.
 
     `name` may also be the path of a Python file.
 
     Raises:
-        Refused: there is none, or it is not Python.
+        Refused: no such file exists, or it is not valid Python.
     """
     folders = [project / "jobs", shipped("jobs")]
     candidates = [project / name] if name.endswith(".py") else [folder / f"{name}.py" for folder in folders]
@@ -42,7 +42,7 @@ def find(name: str, project: Path) -> Path:
 
 
 def takes_hp(file: Path) -> bool:
-    """Whether the job's `build_model` takes Keras Tuner's `hp`; true too where only importing it would tell."""
+    """Whether the job's `build_model` takes Keras Tuner's `hp`; also true if only importing it could show."""
     text = file.read_bytes()
     nodes = list(ast.walk(ast.parse(text)))
     defined = [node.args for node in nodes if isinstance(node, ast.FunctionDef) and node.name == "build_model"]
@@ -62,18 +62,18 @@ def _refuse_syntax_error(file: Path) -> None:
         ) from error
 
 
-# All runs of a sweep have one file.
+# All runs of a sweep have the same file.
 @lru_cache(maxsize=8)
 def _parse(text: bytes, name: str) -> None:
     ast.parse(text, filename=name)
 
 
 def load(file: Path) -> ModuleType:
-    """Imports a job module; its own folder and the one above are importable from it.
+    """Import a job module, with its own folder and the one above on sys.path.
 
     Raises:
-        Failed: the file has gone since it was submitted.
-        Exception: whatever the module raises when it is imported.
+        Failed: the file no longer exists.
+        Exception: any exception that the module raises on import.
     """
     if not file.is_file():
         raise Failed(_("the job module {file} is not there any more; put it back and submit again", file=file))

@@ -1,7 +1,7 @@
-"""The package as a job finds it: one archive in the runs folder, named after what it holds.
+"""Provide this package to jobs, as one archive in the runs folder, named by its content's hash.
 
-A job whose Python is not the one that submits imports the package from there; so does one that was submitted from a
-bundle, which may be replaced while the job waits. The shell wrapper of a container lies beside it.
+A job imports the package from there if its Python is not the submitting one, or if it was submitted from a bundle,
+which may be replaced while the job waits. The shell wrapper of a container is in the same folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from truba_runner.storage.package_files import shipped
 
 
 def files(environment: Environment, runs_folder: Path) -> Mapping[Path, bytes]:
-    """What must be there for a job in this environment, by path."""
+    """Return the files that a job in this environment needs, as path -> content."""
     needed = {}
     if truba_runner.ARCHIVE or environment.kind != "inherit":
         needed[archive(runs_folder)] = _content()
@@ -34,10 +34,10 @@ def files(environment: Environment, runs_folder: Path) -> Mapping[Path, bytes]:
 
 
 def provide(environment: Environment, runs_folder: Path) -> None:
-    """Writes what is not there yet; to a purge, which takes what nobody has written to for long, the rest is new.
+    """Write missing files; renew the times of existing ones, so that the site does not purge them as old.
 
     Raises:
-        truba_runner.errors.Refused: their folder is another's, or others can write to it.
+        truba_runner.errors.Refused: another user owns the folder of these files or can write to it.
     """
     for path, content in files(environment, runs_folder).items():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -49,35 +49,35 @@ def provide(environment: Environment, runs_folder: Path) -> None:
 
 
 def archive(runs_folder: Path) -> Path:
-    """Where the package's archive is to lie."""
+    """Return the path of the package's archive."""
     return runs_folder / CODE / f"truba-{_name(_content())}.pyz"
 
 
 def wrapper(runs_folder: Path) -> Path:
-    """Where the wrapper of a container is to lie."""
+    """Return the path of the container wrapper."""
     return runs_folder / CODE / f"apptainer-{_name(_wrapper_content())}"
 
 
 def setup(environment: Environment, runs_folder: Path) -> list[str]:
-    """Shell that lets the job's Python find the package; nothing where it is installed for that Python."""
+    """Return shell lines by which the job's Python finds the package; none if it is installed for that Python."""
     root = Path(truba_runner.__file__).resolve().parent.parent
     needed = files(environment, runs_folder)
     if archive(runs_folder) in needed:
         root = archive(runs_folder)
     elif not (root / "pyproject.toml").is_file():
         return []
-    # What the container's own environment has is its own.
+    # PYTHONPATH is passed into the container, where the host's own entries do not belong.
     more = "" if environment.kind == "apptainer" else f"${{PYTHONPATH:+{os.pathsep}$PYTHONPATH}}"
     found = f"export PYTHONPATH={shlex.quote(str(root))}{more}"
     if not needed:
         return [found]
     checked = [_unchanged(path, content) for path, content in needed.items()]
-    # Of a job that is started again and again for weeks it must not be purged.
+    # The site must not purge the files of a job that is restarted for weeks.
     return [f"touch --no-create {shlex.join(map(str, needed))}", *checked, found]
 
 
 def _unchanged(path: Path, content: bytes) -> str:
-    """Shell that ends the job where a file, which it is about to execute, is not what it was when it was submitted."""
+    """Return a shell line that ends the job if a file that it is about to execute has changed since submission."""
     told = _(
         "{path} is not what it was when this job was submitted: submit again; the run goes on from its last checkpoint",
         path=path,

@@ -1,4 +1,4 @@
-"""What a submission was made of: the job's code, the project's git commit, and the versions that submitted it."""
+"""Record what was submitted: the job's code, the project's git commit, and the package versions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GIT_TIMEOUT_SECONDS = 5
 
 
 def record(job_file: Path, taken: Taken | None = None) -> dict[str, Any]:
-    """For a submission's record: `job_file`, its `job_sha256`, `project`, `git`, `versions`, and `code` if `taken`."""
+    """Return `job_file`, `job_sha256`, `project`, `git`, `versions` and, if `taken`, `code` for a submission record."""
     project = Path.cwd()
     return {
         "job_file": str(job_file),
@@ -28,12 +28,12 @@ def record(job_file: Path, taken: Taken | None = None) -> dict[str, Any]:
 
 
 def passed_on(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a submission's record, what the record of a run that it trains needs to find the same code."""
+    """Return the fields of a submission record by which a run that it trains finds the same code."""
     return {key: record[key] for key in ("job_file", "job_sha256", "project", "code") if key in record}
 
 
 def code_sha256(file: Path) -> str:
-    """Tells whether a job module is still the one that was submitted; empty where it has gone."""
+    """Return the SHA-256 of a job module, by which changes since submission are detected; empty if unreadable."""
     try:
         return hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError:
@@ -41,7 +41,7 @@ def code_sha256(file: Path) -> str:
 
 
 def git_state(folder: Path) -> dict[str, Any]:
-    """`commit` and whether tracked files differ from it (`dirty`); empty where there is no repository or no git."""
+    """Return `commit` and whether tracked files differ from it (`dirty`); empty without a repository or git."""
     try:
         commit = _git(folder, "rev-parse", "HEAD")
         changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
@@ -57,6 +57,6 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that take part in a submission."""
+    """Return the versions of Python and of the packages involved in a submission."""
     names = ("truba_runner", "hydra-core", "submitit")
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}

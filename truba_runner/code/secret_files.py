@@ -1,4 +1,4 @@
-"""Files that look like secrets: keys, passwords and tokens, which belong in no archive that is kept or passed on."""
+"""Detect files that look like secrets (keys, passwords, tokens), which must not get into archives."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-# By their names, in lower case.
+# Patterns for names in lower case.
 _NAMES = (
     ".env*", "*.env", ".netrc", "_netrc", ".pypirc", ".npmrc", ".pgpass", ".my.cnf", ".htpasswd", ".git-credentials",
     ".dockercfg", ".s3cfg", ".boto", ".vault-token", "kaggle.json", "client_secret*.json", "service[-_]account*.json",
@@ -16,19 +16,19 @@ _NAMES = (
     "*.ppk", "*.jks", "*.keystore", "*.kdbx", "*.tfvars", "*.token", ".token", "credentials", ".credentials*",
     ".secrets*",
 )  # fmt: skip
-# secrets.yaml, db_credentials.json, api-keys.txt. A module of such a name is code, which the job imports.
+# Such as secrets.yaml, db_credentials.json, api-keys.txt; not *.py, which is code that the job imports.
 _WORDS = re.compile(
     r"(^|.*[._-])(secrets?|credentials?|creds|passwords?|passwd|api[_-]?keys?|(auth|access|api)[_-]?tokens?)"
     r"([._-][\w.-]*)?\.(ya?ml|json|toml|ini|cfg|conf|txt|csv|env|xml|properties|enc|gpg|bak)"
 )
-# What lies in one of these is nobody else's.
+# Every file in one of these folders is private.
 _FOLDERS = {".ssh", ".aws", ".gnupg", ".kube", ".azure", ".gcloud", ".docker"}
 _KEY = re.compile(rb"\s*(-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----|PuTTY-User-Key-File-\d|openssh-key-v1)")
 _HEAD_BYTES = 256
 
 
 def is_secret(name: str, path: Path) -> bool:
-    """Whether a file looks like one, by its name below its project, or as it begins with a private key."""
+    """Whether a file looks like a secret, by its name relative to the project or by a private key at its start."""
     parts = PurePosixPath(name.lower()).parts
     if not _FOLDERS.isdisjoint(parts[:-1]) or _is_called_so(parts[-1]):
         return True
@@ -36,7 +36,7 @@ def is_secret(name: str, path: Path) -> bool:
 
 
 def found(files: Iterable[tuple[str, Path]], include: Iterable[str] = ()) -> list[str]:
-    """The names of those that look like secrets; without those that `include` names, as such or by a pattern."""
+    """Return the names of files that look like secrets, without those that match a name or pattern of `include`."""
     wanted = tuple(include)
     return [name for name, path in files if is_secret(name, path) and not _is_wanted(name, wanted)]
 

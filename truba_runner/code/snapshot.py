@@ -1,7 +1,7 @@
-"""The user's code as it is when it is submitted: one archive in the runs folder, named after what it holds.
+"""Archive the user's project at submission: one file in the runs folder, named by its content's hash.
 
-A job trains what lies in there (submitted_code.py), whatever has been edited while it waited. Submissions of the same
-files share an archive.
+A job trains with the archived code (unpacked.py), so later edits do not affect it. Submissions of the same files share
+an archive.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class File:
-    """A file of the project."""
+    """Content of a file of the project."""
 
     content: bytes
     executable: bool
@@ -46,22 +46,22 @@ class File:
 
 @dataclass(frozen=True)
 class Taken:
-    """What was taken along of a project."""
+    """A snapshot of a project."""
 
     archive: Path
     sha256: str
     files: int
-    # Of the job's own file, as the archive has it.
+    # Hash of the archived job file.
     job_sha256: str
 
     def record(self) -> dict[str, Any]:
-        """For a submission's record."""
+        """Return the fields for the submission record."""
         code = {"archive": str(self.archive), "sha256": self.sha256, "files": self.files}
         return {"code": code, "job_sha256": self.job_sha256}
 
 
 def refuse_too_much(experiment: Experiment, job_file: Path) -> None:
-    """Holds back what `take` would refuse, before anything is on record.
+    """Refuse a project that `take` would refuse, before anything is recorded.
 
     Raises:
         Refused: the project's files are larger than `code.max_mb`.
@@ -71,14 +71,14 @@ def refuse_too_much(experiment: Experiment, job_file: Path) -> None:
 
 
 def take(experiment: Experiment, job_file: Path) -> Taken | None:
-    """Puts the project's files into their archive; None where the job reads them where they are.
+    """Archive the project's files; None if the job reads them from the project folder.
 
-    That is on this machine, with `code.snapshot=false`, and for a job that is not the project's own. Within one process
-    it is done once: the runs of a sweep, in however many job arrays, have the same code.
+    None on this machine, with `code.snapshot=false`, and for a job module outside the project. Cached within a process,
+    so that all runs of a sweep, in however many job arrays, have the same code.
 
     Raises:
-        Refused: they are larger than `code.max_mb`.
-        Failed: the job's own file cannot be read.
+        Refused: the files are larger than `code.max_mb`.
+        Failed: the job file cannot be read.
     """
     if not _applies(experiment, job_file):
         return None
@@ -87,7 +87,7 @@ def take(experiment: Experiment, job_file: Path) -> Taken | None:
 
 
 def _wanted(experiment: Experiment) -> tuple[float, tuple[str, ...]]:
-    """How many megabytes at most, and what of secrets all the same."""
+    """Return `code.max_mb` and `code.include`."""
     return experiment.code.max_mb, tuple(map(str, experiment.code.include))
 
 
@@ -101,7 +101,7 @@ def _folders(experiment: Experiment) -> tuple[str, str]:
 
 
 def left_out(folders: Sequence[str]) -> tuple[Path, ...]:
-    """Of a config's `cluster.runs_folder` and `data.folder`, what is never code, wherever it lies."""
+    """Return the folders to exclude from the snapshot, given a config's `cluster.runs_folder` and `data.folder`."""
     return tuple(Path(folder) for folder in folders)
 
 
@@ -109,18 +109,18 @@ def left_out(folders: Sequence[str]) -> tuple[Path, ...]:
 
 
 def files(project: Path, job_file: Path, without: Sequence[Path], include: Iterable[str] = ()) -> dict[str, Path]:
-    """The project's files by their paths in it, sorted; `without` are folders that are left out.
+    """Return the project's files by relative path, sorted, except those in folders of `without`.
 
-    What looks like a secret is left out too, unless `include` names it.
+    Files that look like secrets are left out too, unless `include` names them.
 
-    With git: those that are tracked, and those that are neither tracked nor ignored. Without: top-level `*.py`, all of
-    `jobs/` and `conf/`, and the `*.py` of other folders that have some. Links to files are followed, unless they leave
-    the project.
+    With git: tracked files, and untracked ones that are not ignored. Without git, or if git ignores the job: top-level
+    `*.py`, all of `jobs/` and `conf/`, and all `*.py` of other folders that have some at their top. Links to files are
+    followed, unless they lead out of the project.
     """
     outside = [folder for folder in without if folder != project and folder.is_relative_to(project)]
     own = str(job_file.relative_to(project))
     found = _by_git(project)
-    if own not in found:  # There is no git here, or it was told to ignore the job.
+    if own not in found:  # No git here, or git ignores the job.
         found = _by_name(project, own)
     every = _files(project, sorted(found), outside)
     secret = secret_files.found(every.items(), include)
@@ -128,13 +128,13 @@ def files(project: Path, job_file: Path, without: Sequence[Path], include: Itera
 
 
 def secrets_of(project: Path, job_file: Path, without: Sequence[Path], include: Iterable[str]) -> list[str]:
-    """What `files` leaves out as it looks like a secret."""
+    """Return the names that `files` leaves out because they look like secrets."""
     taken = files(project, job_file, without, include)
     return [name for name in files(project, job_file, without, ["*"]) if name not in taken]
 
 
 def _files(project: Path, found: Sequence[str], outside: Sequence[Path]) -> dict[str, Path]:
-    """Those that are files, and lie in the project and in no folder `outside` of what is code."""
+    """Keep the names that are files inside the project and in no folder of `outside`."""
     real = project.resolve()
     named = {name: project / name for name in found}
     return {
@@ -155,7 +155,7 @@ def _by_git(folder: Path) -> set[str]:
     found = set()
     for name in filter(None, os.fsdecode(listed).split("\0")):
         inner = folder / name
-        if inner.is_dir() and not inner.is_symlink():  # A repository of its own, such as a submodule.
+        if inner.is_dir() and not inner.is_symlink():  # A nested repository, such as a submodule.
             found |= {f"{name.rstrip('/')}/{more}" for more in _by_git(inner)} if (inner / ".git").exists() else set()
         else:
             found.add(name)
@@ -235,7 +235,7 @@ def _taken(
     archive.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     private.require_own(archive.parent)
     try:
-        # To a purge, which takes what nobody has written to for long, it is as new as its newest submission.
+        # A site purges files that were not written to for long: make the archive as new as its newest submission.
         os.utime(archive)
     except FileNotFoundError:
         write_atomically(archive, _packed(found))
@@ -254,7 +254,7 @@ def _say_secrets(names: Sequence[str]) -> None:
 
 
 def read(paths: Mapping[str, Path]) -> dict[str, File]:
-    """Their contents; without those that have gone meanwhile, or may not be read."""
+    """Read the files, without those that are gone or unreadable."""
     found = {}
     for name, path in paths.items():
         with suppress(OSError):
@@ -271,7 +271,7 @@ def _digest(found: Mapping[str, File]) -> str:
 
 
 def _packed(found: Mapping[str, File]) -> bytes:
-    # A zip has no room for names that are no UTF-8.
+    # A zip file could not hold names that are not UTF-8.
     whole = io.BytesIO()
     with gzip.GzipFile(fileobj=whole, mode="wb", compresslevel=1, mtime=0) as zipped:
         with tarfile.open(fileobj=zipped, mode="w") as tar:
@@ -283,10 +283,10 @@ def _packed(found: Mapping[str, File]) -> bytes:
 
 
 def unpacked(code: Mapping[str, Any]) -> dict[str, File]:
-    """What was taken along; `code` is what `Taken.record` calls so.
+    """Read the files of a snapshot; `code` is the field of this name from `Taken.record`.
 
     Raises:
-        Failed: the archive is not there any more, or is damaged.
+        Failed: the archive no longer exists, or is damaged.
     """
     found = {}
     archive = Path(code["archive"])
@@ -295,7 +295,7 @@ def unpacked(code: Mapping[str, Any]) -> dict[str, File]:
             for member in tar:
                 if content := tar.extractfile(member):
                     found[member.name] = File(content.read(), bool(member.mode & 0o100))
-        # gzip looks at its own checksum only where it is read to its very end.
+        # gzip verifies its own checksum only when it is read to the very end.
         if _digest(found) != code.get("sha256"):
             raise ValueError("SHA-256")
     except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as error:
@@ -312,5 +312,5 @@ def unpacked(code: Mapping[str, Any]) -> dict[str, File]:
 
 
 def shown(name: str) -> str:
-    """A file's name for a terminal, which may not take one that is no UTF-8."""
+    """Format a file's name for a terminal, escaping bytes that are not UTF-8."""
     return os.fsencode(name).decode(errors="backslashreplace")

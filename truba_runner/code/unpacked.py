@@ -1,4 +1,4 @@
-"""A job's side of `snapshot`: the code of a submission, unpacked on the node for as long as a process trains it."""
+"""Unpack a submission's snapshot on the node, for as long as a process of the job trains with it."""
 
 from __future__ import annotations
 
@@ -19,60 +19,60 @@ from truba_runner.storage import node_folder
 
 
 def sha256(record: Mapping[str, Any]) -> str:
-    """Of the job file that a start finds; `record`: the submission's."""
+    """Return the SHA-256 of the job file that a start will load, given the submission record."""
     if "code" in record:
         return str(record["job_sha256"])
     return provenance.code_sha256(Path(record.get("job_file", "")))
 
 
-# Makes a folder that goes at the end of its `with`.
+# Makes a context manager for a folder that is removed at its exit.
 _Place = Callable[[Path], AbstractContextManager[str | Path]]
 
 
 class SubmittedCode:
-    """Where a process has its training code from. What was unpacked goes at the end of the `with`."""
+    """Context manager that loads a process's training code, and removes the unpacked files at its exit."""
 
     def __init__(self) -> None:
-        """Nothing is unpacked before `load`."""
+        """Unpack nothing yet; `load` does."""
         self._at_the_end = ExitStack()
         self._project = self._unpacked = ""
 
     def __enter__(self) -> SubmittedCode:
-        """Itself."""
+        """Return self."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Removes what was unpacked."""
+        """Remove the unpacked files."""
         self._at_the_end.close()
 
     def load(self, record: Mapping[str, Any], scratch: Path) -> ModuleType:
-        """Imports the job module of a submission, whose `record` this is; `scratch` is the node's own disk.
+        """Import the job module of a submission, given its `record`; `scratch` is a folder on the node's local disk.
 
         Raises:
-            Failed: the code has gone since it was submitted, or finds no room on the node.
-            Exception: whatever the module raises when it is imported.
+            Failed: the submitted code is gone or damaged, or could not be unpacked on the node.
+            Exception: any exception that the module raises on import.
         """
         job_file = Path(record["job_file"])
         if "code" not in record:
             return job_module.load(job_file)
         project = Path(record["project"])
-        # In a folder of its own name: the one above it may come to be importable from, and has to be private.
+        # In a subfolder named like the project: job_module.load may put the private folder above it on sys.path.
         code = self._written(snapshot.unpacked(record["code"]), scratch, project.name or "project")
-        with suppress(OSError):  # Of a run that is started again and again for weeks it must not be purged.
+        with suppress(OSError):  # The site must not purge the archive of a run that is restarted for weeks.
             os.utime(record["code"]["archive"])
         self._project, self._unpacked = str(project), str(code)
         _link_the_rest(project, code)
         return job_module.load(code / job_file.relative_to(project))
 
     def own(self, text: str) -> str:
-        """A text that names files as the user knows them."""
+        """Replace paths of unpacked files in a text by those in the user's project."""
         return text.replace(self._unpacked, self._project) if self._unpacked else text
 
     def _written(self, files: Mapping[str, snapshot.File], scratch: Path, name: str) -> Path:
-        """The folder `name` with the files: on the node's own disk, or where that takes none, among temporary files.
+        """Write the files into a folder `name` on the node's local disk or, if that fails, in the temporary folder.
 
         Raises:
-            Failed: there is room for them in neither.
+            Failed: neither could be written.
         """
         refused = []
         places: tuple[_Place, ...] = (_on_the_node, _among_temporary_files)
@@ -117,11 +117,11 @@ def _write(files: Mapping[str, snapshot.File], folder: Path) -> None:
 
 
 def _link_the_rest(project: Path, code: Path) -> None:
-    """What was not taken along, such as data that git ignores, is found beside the code as it is in the project."""
+    """Link files that the snapshot lacks, such as data that git ignores, from the project into the unpacked code."""
     for path, folders, names in os.walk(code):
         beside = project / Path(path).relative_to(code)
-        with suppress(OSError):  # Where compute nodes do not see it, the code may do without.
-            # Python would leave there what it has compiled of the submitted code.
+        with suppress(OSError):  # Compute nodes may not see the project; the code may not need it.
+            # Through a link Python would write bytecode of the snapshot into the project.
             rest = sorted(set(os.listdir(beside)) - {*folders, *names, "__pycache__"})
             for name in rest:
                 os.symlink(_target(beside / name, project, code), Path(path) / name)
@@ -129,7 +129,7 @@ def _link_the_rest(project: Path, code: Path) -> None:
 
 
 def _target(path: Path, project: Path, code: Path) -> Path:
-    """Of a link to a folder whose files were taken along, that folder as it was."""
+    """Return what a link to `path` should point at: the unpacked copy if `path` is a symlink to something in it."""
     real = path.resolve()
     if path.is_symlink() and real.is_relative_to(project):
         taken = code / real.relative_to(project)

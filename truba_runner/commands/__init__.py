@@ -1,4 +1,4 @@
-"""Management commands: one file each, with `main(arguments) -> exit status`, quick to start."""
+"""Management commands, one file each with `main(arguments) -> exit status`; they must start quickly."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from truba_runner.language import _
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
-    """A parser with the options that every command has."""
+    """Return a parser with the options common to all commands."""
     made = argparse.ArgumentParser(prog=f"truba {name}", description=description, allow_abbrev=False)
     made.add_argument("--json", action="store_true", help=_("print JSON for programs"))
     made.add_argument(

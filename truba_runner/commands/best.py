@@ -1,4 +1,4 @@
-"""`truba best SEARCH`: the best of a search's trials, and the experiment that trains it anew."""
+"""`truba best SEARCH`: print a search's best trials, and the experiment that trains the best one anew."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from truba_runner.status.printing import print_json
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints the best trials, and with --out writes the experiment."""
+    """Print the best trials; with --out, write the experiment of the best one."""
     given = _options(arguments)
     found = runs_folders.find(given.search, given.runs)
     if why := damage.told(found):
@@ -59,8 +59,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _experiment_text(search: SearchDir, state: State, trial: Mapping[str, Any]) -> str:
-    """Raises:
-    Failed: the records of the search do not hold what the experiment is made of.
+    """Return the experiment of a trial as YAML.
+
+    Raises:
+        Failed: the records of the search are damaged.
     """
     from truba_runner.search import best
 
@@ -68,7 +70,7 @@ def _experiment_text(search: SearchDir, state: State, trial: Mapping[str, Any]) 
         return best.experiment_text(search, state, trial)
     except Failed:
         raise
-    except Exception as error:  # OmegaConf has kinds of its own, and is not imported for their sake.
+    except Exception as error:  # Includes OmegaConf's exceptions, without importing it.
         told = _("{search}: its records are damaged: {error}", search=search.id, error=repr(error))
         raise Failed(told) from error
 

@@ -1,4 +1,4 @@
-"""`truba bundle`: one file that is all a cluster needs of this program, where nothing may be installed."""
+"""`truba bundle`: write this program as one file, for clusters where nothing can be installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from truba_runner.storage.files import write_atomically
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Writes the file, and says how it is used."""
+    """Write the file, and print how to use it."""
     options = parser(
         "bundle", _("Makes one file of the program and what it needs, to be copied to a cluster and run there.")
     )

@@ -1,4 +1,4 @@
-"""`truba cancel RUN…`: ends waiting and running jobs."""
+"""`truba cancel RUN…`: cancel pending and running jobs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from truba_runner.storage import private, safe_files
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Cancels the runs; asks first where they are more than one."""
+    """Cancel the runs; ask first if there is more than one."""
     options = parser("cancel", _("Ends the jobs of runs that wait or run. What they have written stays."))
     options.add_argument("run", nargs="+", help=_("a run's or a sweep's id, or any unique beginning of it"))
     options.add_argument("-y", "--yes", action="store_true", help=_("do not ask"))
@@ -64,15 +64,15 @@ def main(arguments: Sequence[str]) -> int:
         print(_("cancelled {run}", run=name))
     for name in ended:
         print(_("{run} had ended already", run=name))
-    # Of what is damaged it is not known.
+    # Exit status 1 if all runs were damaged: it is not known whether they ended.
     return 0 if cancelled or ended else 1
 
 
 def _refuse_others(runs: Sequence[RunDir]) -> None:
-    """Another's record may name a job of this user's, as if it were that run's.
+    """Refuse runs of other users, whose records could name a job of this user.
 
     Raises:
-        Refused: some run is another user's.
+        Refused: a run belongs to another user.
     """
     if others := [run for run in runs if not private.is_mine(run.path)]:
         whose = private.owner(others[0].path)
@@ -81,7 +81,7 @@ def _refuse_others(runs: Sequence[RunDir]) -> None:
 
 
 def _named(prefix: str, runs_folder: Path | None) -> list[RunDir]:
-    """A run; of a sweep all of its runs, with their finders and the job of its sweeper where it has them."""
+    """Return the named run or, for a sweep, its submitted runs and finders and the sweeper's job."""
     if (sweep := runs_folders.find_sweep(prefix, runs_folder)) is None:
         return [runs_folders.find(prefix, runs_folder)]
     members = sweep.members()
@@ -91,13 +91,13 @@ def _named(prefix: str, runs_folder: Path | None) -> list[RunDir]:
 
 
 def _with_jobs(run: RunDir) -> list[RunDir]:
-    """A run itself; of a search its workers, with which it ends."""
+    """Return the run itself or, for a search, its workers, which end with it."""
     search = search_of(run)
     return job_runs(search) if search else [run]
 
 
 def _with_sharers(named: Iterable[Iterable[RunDir]]) -> list[RunDir]:
-    """Each once, and with those that train in the same job, which ends for all of them."""
+    """Return each run once, together with the runs in the same job, as cancelling ends that job for all of them."""
     runs = {one.path: one for some in named for run in some for one in (run, *_sharers(run))}
     return list(runs.values())
 

@@ -1,7 +1,4 @@
-"""`truba clean [RUN…] [--pulls DAYS]`: frees what nobody needs any more, after showing it.
-
-That is checkpoints of finished runs, archives of code that no run names and, where it is asked for, old pulls.
-"""
+"""`truba clean [RUN…] [--pulls DAYS]`: delete spare checkpoints, unneeded code and old pulled copies, after asking."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ _DAY_SECONDS = 86_400
 
 @dataclass(frozen=True)
 class Freed:
-    """Something that can go: how it is shown, what JSON says of it, and what lets it go."""
+    """Deletable files, with the line that describes them, their fields in JSON, and the function to delete them."""
 
     shown: str
     about: dict[str, Any]
@@ -39,7 +36,7 @@ class Freed:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Shows what it would delete, and deletes it with --yes or when the question is answered so."""
+    """Show what can be deleted, and delete it with --yes or after the user agrees."""
     options = parser(
         "clean",
         _(
@@ -102,10 +99,10 @@ def _named(prefix: str, runs_folder: Path | None) -> list[RunDir]:
 
 
 def _runs(prefixes: Sequence[str], runs_folder: Path | None) -> list[RunDir]:
-    """The finished ones of those that were named, or of all.
+    """Return the finished runs among the named ones, or among all.
 
     Raises:
-        Refused: a run that was named is not finished.
+        Refused: a named run is not finished.
     """
     if not prefixes:
         return [run for run in _sound(runs_folders.runs(runs_folder)) if run.result()]
@@ -121,7 +118,7 @@ def _runs(prefixes: Sequence[str], runs_folder: Path | None) -> list[RunDir]:
 
 
 def _sound(runs: Sequence[RunDir]) -> list[RunDir]:
-    """This user's own, of which can be told what they are; the others are left alone, and it is said."""
+    """Return this user's runs with intact records; print which others are left alone."""
     say_damaged(runs)
     own = [run for run in runs if private.is_mine(run.path)]
     for run in runs:
@@ -135,7 +132,7 @@ def _sound(runs: Sequence[RunDir]) -> list[RunDir]:
 
 
 def _of_run(run: RunDir) -> Freed | None:
-    """Spare checkpoints; None where there are none. A second name of a file that stays frees no space."""
+    """Return a run's spare checkpoints, or None. A hard link to a file that stays is counted with size 0."""
     files = archive.spare_checkpoints(run.path)
     if not files:
         return None
@@ -183,7 +180,7 @@ def _unlink(files: Sequence[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
-# -- what is said ------------------------------------------------------------------------------------------------
+# -- output ------------------------------------------------------------------------------------------------------
 
 
 def _as_json(one: Freed) -> dict[str, Any]:
@@ -203,7 +200,7 @@ def _show(found: Sequence[Freed]) -> None:
 
 
 def _point_at_pulls(runs_folder: Path | None) -> None:
-    """They are not deleted unasked, and someone who is short of space should know of them."""
+    """Print how many old pulled copies there are: they are deleted only on request, but take up space."""
     old = pulled_copies.older_than(pulled_copies.OLD_DAYS, runs_folder)
     if old:
         print(

@@ -1,4 +1,4 @@
-"""`truba diff RUN`: what has changed in the project since the run was submitted."""
+"""`truba diff RUN`: show what has changed in the project since the run was submitted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from truba_runner.status.printing import print_json
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints it; 0 whether or not something has changed."""
+    """Print the differences; return 0 whether or not there are any."""
     options = parser("diff", _("What has changed in the project folder since a run was submitted."))
     options.add_argument("run", help=_("a run's id, or any unique beginning of it"))
     given = options.parse_args(arguments)
@@ -67,12 +67,12 @@ def _now(run: RunDir, submitted: Mapping[str, Any], then: Mapping[str, File]) ->
     if not project.is_dir() or not job_file.is_relative_to(project):
         raise Failed(_("{project}, which {run} was submitted from, is not there", project=project, run=run.id))
     without = snapshot.left_out((str(runs_folder), str(data_folder)))
-    # Of secrets those that were taken along on purpose.
+    # Of files that look like secrets, include only those that are in the snapshot.
     return snapshot.read(snapshot.files(project, job_file, without, map(glob.escape, then)))
 
 
 def _difference(name: str, then: File, now: File) -> str:
-    """The lines that differ; empty for what is no text, or differs only in whether it is executable."""
+    """Return a unified diff; empty for binary files, and if only the executable bit differs."""
     try:
         before, after = (one.content.decode().splitlines() for one in (then, now))
     except UnicodeDecodeError:

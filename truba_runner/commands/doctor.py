@@ -1,4 +1,4 @@
-"""`truba doctor`: whether everything is there that runs need here, a line each, with what to do about it."""
+"""`truba doctor`: check that everything a run needs is in place, with a line and a remedy for each check."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ANY_EXPERIMENT = "+experiment=mnist"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints what is found, as it is found; exit status 1: something that prevents work is wrong."""
+    """Print findings as they come; return 1 if there is a fault that prevents runs."""
     options = parser("doctor", _("Looks whether everything that runs need here is there and right."))
     options.add_argument(
         "override",
@@ -60,7 +60,7 @@ def _composed(overrides: Sequence[str]) -> Experiment:
 
 
 def _checks() -> Sequence[tuple[str, Check]]:
-    """Every check, in the order of the report; a new one is a line here."""
+    """Return all checks in the order of the report; add new ones here."""
     from truba_runner.doctor import files, programs, slurm
 
     return (

@@ -1,4 +1,4 @@
-"""`truba drill RUN-OR-EXPERIMENT`: rehearses an interruption, so that people can trust it before a three-day job."""
+"""`truba drill RUN-OR-EXPERIMENT`: rehearse interruptions of a run, to be sure of them before a three-day job."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from truba_runner.status.printing import print_json
 if TYPE_CHECKING:
     from truba_runner.config.schema import Drill, Experiment, Train
 
-# A run that is broken twice is started three times; one more start means that it does not come through.
+# A run that is interrupted twice starts three times; if the fourth start does not finish it, it never will.
 _MOST_STARTS = 4
-# What two runs of the same config may differ in.
+# Columns of history.csv that may differ between two runs of the same config.
 _CLOCKS = {"seconds"}
-# How a run begins to warn, in either language: its log may be in another than the one that is read here.
+# Prefixes of warnings in both languages: the log's may be another than the reader's.
 _WARNS = ("WARNING: ", "UYARI: ")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Trains the experiment twice, once broken on purpose, and compares; 0 where nothing was lost."""
+    """Train the experiment twice, once interrupted on purpose, and compare; return 0 if the results are identical."""
     options = parser(
         "drill", _("Trains a short run twice, once interrupted by a signal and by a kill, and compares both.")
     )
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
 
     experiment = _experiment(given.what, given.runs)
     experiment = replace(experiment, train=_short(experiment.train, given.epochs))
-    # A search has trials, of which each would be verified; and only a single process can be.
+    # A search would verify each of its trials, and only training in a single process can be verified.
     verify = not experiment.sweep.kind and processes(experiment) == 1
     whole = _trained(experiment, "whole", Drill(verify=verify), given.what)
     steps = whole.result()["steps"]
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _short(train: Train, epochs: int) -> Train:
-    """The same training, of so many epochs at most; of a recipe each stage."""
+    """Limit the training, or each stage of its recipe, to `epochs` epochs."""
     from truba_runner.config import recipe
 
     if train.recipe:
@@ -78,7 +78,7 @@ def _experiment(what: Sequence[str], runs_folder: Path | None) -> Experiment:
 
 
 def _trained(experiment: Experiment, which: str, drill: Drill, overrides: Sequence[str]) -> RunDir:
-    """A run of the experiment, waited for, and on a local machine started again after each break."""
+    """Train a run of the experiment to its end; on a local machine, restart it after each interruption."""
     from truba_runner.launch.run import launch
 
     named = replace(experiment, name=f"{experiment.name}-drill-{which}", drill=drill)
@@ -95,7 +95,7 @@ def _trained(experiment: Experiment, which: str, drill: Drill, overrides: Sequen
 
 
 def compared(whole: RunDir, cut: RunDir) -> dict[str, Any]:
-    """What the interruptions cost, and whether the result is the same."""
+    """Compare the results of both runs, and return what the interruptions cost."""
     one, other = whole.result(), cut.result()
     return {
         "runs": [whole.id, cut.id],
@@ -109,12 +109,12 @@ def compared(whole: RunDir, cut: RunDir) -> dict[str, Any]:
 
 
 def _warnings(run: RunDir) -> list[str]:
-    """What the run warned of, which may be why it came to something else; each once."""
+    """Return the run's distinct warnings, which may explain a different result."""
     logs = sorted(run.logs.glob("*_log.out"), key=lambda log: log.stat().st_mtime)
     found: dict[str, None] = {}
     for log in logs:
         with log.open(errors="replace") as lines:
-            # TensorFlow begins a line of its own like that.
+            # TensorFlow's own log lines begin with the same word.
             warned = (line.rstrip("\n") for line in lines if line.startswith(_WARNS) and "absl::" not in line)
             found |= dict.fromkeys(warned)
     return list(found)

@@ -1,4 +1,4 @@
-"""`truba expiring [--days N]`: runs of which the site will soon delete files, as it does with old ones on scratch."""
+"""`truba expiring [--days N]`: list runs with files on scratch that the site will soon delete as too old."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from truba_runner.status.rows import damaged_row, say_damaged
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints the runs, the most urgent first. A file's age counts from when it was last written."""
+    """Print the runs, the most urgent first. A file's age counts from its last modification."""
     options = parser("expiring", _("Runs on scratch of which files will be purged soon, and what keeps them."))
     options.add_argument(
         "--days", type=int, default=7, metavar="N", help=_("within so many days (default: %(default)s)")
@@ -69,7 +69,7 @@ def _when(days: float) -> str:
 
 
 def _remedies(found: Sequence[Expiring]) -> list[str]:
-    """What helps those that are finished, and those that are not."""
+    """Return what to do for finished runs, and for unfinished ones."""
     named = [" ".join(one.name for one in found if one.finished is finished) for finished in (True, False)]
     told = []
     if named[0]:
@@ -87,7 +87,7 @@ def _remedies(found: Sequence[Expiring]) -> list[str]:
 
 
 def _with_sweeps(runs: Sequence[RunDir], found: Mapping[Path, Expiring]) -> list[Expiring]:
-    """One line for all runs of a sweep, as one archive keeps them; the most urgent first."""
+    """Merge the runs of a sweep, as `truba keep` makes one archive of them; sort the most urgent first."""
     groups: dict[str, list[Expiring]] = {}
     for run in runs:
         if run.path in found:

@@ -1,4 +1,4 @@
-"""`truba keep RUN…`: archives results, best checkpoint, code, config and plots to home, where nothing is purged."""
+"""`truba keep RUN…`: archive results, best checkpoint, code, config and plots to home, which is never purged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from truba_runner.status.slurm_jobs import known_jobs
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Writes one archive a run; of a sweep one for all of its runs."""
+    """Write an archive for each run, and one for all runs of a sweep."""
     options = parser(
         "keep",
         _(
@@ -38,13 +38,13 @@ def main(arguments: Sequence[str]) -> int:
         help=_("where the archives go (default: %(default)s)"),
     )  # fmt: skip
     given = options.parse_args(arguments)
-    # Each before the first is written: a name that is misspelt shall not be told of an hour later.
+    # Check all names before writing the first archive: a misspelt one should not be reported an hour later.
     wanted = {one[0]: one for one in (_wanted(prefix, given.runs) for prefix in given.run)}
     kept, failures = [], []
     for run in wanted.values():
         try:
             kept.append(_kept(*run, given.to.expanduser().resolve()))
-        except Failed as failed:  # The others are none the worse for it.
+        except Failed as failed:  # Still archive the others.
             failures.append(failed)
     if given.json:
         print_json(kept)
@@ -81,7 +81,7 @@ def _kept(name: str, root: Path, files: Sequence[Path], target: Path) -> dict[st
 
 
 def _without_gone(root: Path, files: Sequence[Path]) -> Sequence[Path]:
-    """The files of those runs that are still there; the others are said."""
+    """Return the files of runs that still exist; print which are gone."""
     names = dict.fromkeys(path.relative_to(root).parts[0] for path in files)
     gone = [name for name in names if not os.path.lexists(root / name)]
     for name in gone if len(gone) < len(names) else []:
@@ -90,7 +90,7 @@ def _without_gone(root: Path, files: Sequence[Path]) -> Sequence[Path]:
 
 
 def _wanted(prefix: str, runs_folder: Path | None) -> tuple[str, Path, list[Path]]:
-    """What the archive is called, the folder that its names begin in, and its files."""
+    """Return the archive's name, the folder that its paths are relative to, and its files."""
     if sweep := runs_folders.find_sweep(prefix, runs_folder):
         names = (name for member in sweep.members() for name in (member.run, member.finder) if name)
         every = [run for name in dict.fromkeys(names) if (run := sweep.run(name)).path.is_dir()]
@@ -109,7 +109,7 @@ def _wanted(prefix: str, runs_folder: Path | None) -> tuple[str, Path, list[Path
 
 
 def _without_secrets(root: Path, files: Sequence[Path]) -> list[Path]:
-    """What may be passed on; the rest is said."""
+    """Return the files that do not look like secrets; print the others."""
     secret = set(secret_files.found((path.relative_to(root).as_posix(), path) for path in files))
     if secret:
         told = _("left out, as they look like secrets: {files}", files=listed(sorted(secret)))
@@ -118,10 +118,10 @@ def _without_secrets(root: Path, files: Sequence[Path]) -> list[Path]:
 
 
 def _refuse_live(runs: Sequence[RunDir]) -> None:
-    """What still changes cannot be archived.
+    """Refuse runs whose files may still change.
 
     Raises:
-        Refused: a run waits or trains.
+        Refused: a run is pending, running or ending.
     """
     jobs = known_jobs(runs, finished_too=True)
     if jobs is None:

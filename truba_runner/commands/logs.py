@@ -1,4 +1,4 @@
-"""`truba logs RUN [-f]`: what a run's job printed."""
+"""`truba logs RUN [-f]`: print the log of a run's job."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from truba_runner.status.printing import print_json
 from truba_runner.status.slurm_jobs import known_jobs
 from truba_runner.storage import safe_files
 
-# Slurm is asked this often whether a followed run has ended; the log itself is looked at more often.
+# Interval for asking Slurm whether a followed run has ended; the log itself is read more often.
 _ASK_EVERY_SECONDS = 5.0
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints the log of the run's latest job, and with -f what comes until the run ends."""
+    """Print the log of the run's latest job; with -f, follow it until the run ends."""
     options = parser("logs", _("What a run's latest job printed, and at its end why it failed, where it did."))
     options.add_argument("run", help=_("a run's id, or any unique beginning of it"))
     options.add_argument("-f", "--follow", action="store_true", help=_("go on until the run ends, with a progress bar"))
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _of_damaged(run: RunDir, why: str) -> int:
-    """What there is, though whose it is, and whether more comes, is not known."""
+    """Print the latest log of a damaged run, whose job and end are not known; return 1 if there is no log."""
     if (log := watch.latest_log(run)) is not None:
         watch.show(log)
         sys.stdout.flush()
@@ -74,7 +74,7 @@ def _state(run: RunDir, followed: bool = False) -> RunState:
 
 
 class _Ended:
-    """Whether a run has ended, without asking Slurm at every look."""
+    """Callable that returns whether a run has ended, without asking Slurm at every call."""
 
     def __init__(self, run: RunDir) -> None:
         self._run = run

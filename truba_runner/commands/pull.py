@@ -1,4 +1,4 @@
-"""`truba pull RUN… [--follow] [--from LOGIN]`: copies runs from a login node to this machine."""
+"""`truba pull RUN… [--follow] [--from LOGIN]`: copy runs from a login node to this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _EVERY_SECONDS, _LEAST_SECONDS = 10.0, 0.5
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Copies what is new; with --follow again and again, until the runs are over or Ctrl-C."""
+    """Copy new files; with --follow, repeat until the runs have ended or Ctrl-C."""
     given = _options().parse_args(arguments)
     if given.list:
         listing.announce(listing.listing(given.run, given.runs, known_jobs))

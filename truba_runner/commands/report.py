@@ -1,4 +1,4 @@
-"""`truba report RUN|SWEEP`: what it came to, in one HTML file that can be sent to anyone."""
+"""`truba report RUN|SWEEP`: write the results as one HTML file that can be sent to anyone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from truba_runner.storage.files import write_atomically
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Writes the file and prints where it lies."""
+    """Write the file and print its path."""
     options = parser(
         "report", _("One HTML file on a run, a search or a sweep: curves, tables, config, starts and cost.")
     )
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     if file.is_dir():
         file /= f"{name}.html"
     try:
-        # A name of a file may be no UTF-8.
+        # The name of a file may not be UTF-8.
         write_atomically(file, _page(name, sections).encode(errors="backslashreplace"))
     except OSError as error:
         raise Failed(_("{file} could not be written ({why})", file=file, why=error.strerror or error)) from error

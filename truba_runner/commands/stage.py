@@ -1,4 +1,4 @@
-"""`truba stage +experiment=NAME`: puts what an experiment needs into the data folder, before any job reads it."""
+"""`truba stage +experiment=NAME`: put the files that an experiment needs into its data folder, before any job runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from truba_runner.status.printing import print_json
 if TYPE_CHECKING:
     from truba_runner.config.schema import Source
 
-# What became of a file, in --json, and how it is said.
+# State of a file in --json, and the text for it.
 _STATES = {
     "there already": marked("{file}: there already, in {path}"),
     "staged": marked("{file}: staged, in {path}"),
@@ -23,7 +23,7 @@ _STATES = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Downloads what is needed, or copies those files that `--from` names."""
+    """Download the files that are needed, or copy those named with `--from`."""
     options = parser("stage", _("Puts the data that an experiment needs into its data folder: downloaded, or copied."))
     options.add_argument("override", nargs="+", help=_("the experiment, as for a run: +experiment=mnist KEY=VALUE…"))
     options.add_argument(
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _assigned(origins: Sequence[str], needed: Sequence[Source]) -> dict[str, str]:
-    """Which needed file each `--from` is for: where there are several, the one of the same name."""
+    """Map each `--from` to a needed file: to the only one, or to the one of the same name."""
     names = {PurePosixPath(source.file).name: source.file for source in needed}
     assigned = {}
     for origin in origins:
@@ -71,7 +71,7 @@ def _assigned(origins: Sequence[str], needed: Sequence[Source]) -> dict[str, str
 
 
 def _staged(folder: Path, source: Source, origin: str | None, lacking: bool) -> dict[str, str]:
-    """What became of one file."""
+    """Stage one file if it is missing, and return its JSON record."""
     from truba_runner.data import staging
 
     path = folder / source.file

@@ -1,4 +1,4 @@
-"""`truba status [RUN…]`: where each run is, in one table; `truba status SWEEP`: a sweep's own table."""
+"""`truba status [RUN…]`: show the state of runs in one table; `truba status SWEEP`: show a sweep's own table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from truba_runner.status.slurm_jobs import known_jobs
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints the table, newest run first; of all runs, those of a sweep as one row."""
+    """Print the table, newest run first; in the table of all runs, each sweep is one row."""
     options = parser("status", _("Where runs are: state, epoch and step, metrics, time, and why one waits or failed."))
     options.add_argument(
         "run",
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _refuse_for_search(named: Sequence[str], runs_folder: Path | None) -> None:
-    """Says what there is instead of a sweep's options, where it is a search that is named."""
+    """Refuse a sweep's options for a search, and name the alternatives."""
     found = [run for run in runs_folders.runs(runs_folder) if len(named) == 1 and run.id.startswith(named[0])]
     if len(found) == 1 and search_of(found[0]):
         rule = _("it is a search: its trials are listed, the best first, without an option.")
@@ -71,7 +71,7 @@ def _refuse_for_search(named: Sequence[str], runs_folder: Path | None) -> None:
 
 
 def _damaged_sweeps(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each sweep of which it is not known what its runs are."""
+    """Return a row for each sweep with damaged records, whose runs are not known."""
     every = ((sweep, damage.of_sweep(sweep.path)) for sweep in runs_folders.sweeps(given.runs))
     return [
         {**_NOTHING, "run": sweep.id, "state": damage.DAMAGED, "why": why, "directory": str(sweep.path)}
@@ -81,7 +81,7 @@ def _damaged_sweeps(given: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _search(search: SearchDir, jobs: Mapping[str, Job] | None, as_json: bool) -> int:
-    """The one line of a search, and a table of its trials."""
+    """Print a search's row, its trials and its brackets; return the exit status."""
     about = {**overview.row(search, jobs), "trials": overview.trial_rows(search)}
     about["brackets"] = overview.brackets(search)
     if as_json:
@@ -143,7 +143,7 @@ def _number(value: Any) -> str:
 
 
 def _shown(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
-    """The few that a table has room for: the held-out ones, where there are any."""
+    """Select the metrics to show: those of test, else of validation, else all."""
     for prefix in ("test_", "val_"):
         if held_out := {name: value for name, value in metrics.items() if name.startswith(prefix)}:
             return held_out
@@ -151,6 +151,6 @@ def _shown(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 def _part(one: Mapping[str, Any], done: str, of: str) -> str:
-    # 0: how many there are is not known yet.
+    # 0: the total is not known yet.
     total = one[of] if one[of] != 0 else "?"
     return f"{one[done]}/{total}" if one[done] is not None and total is not None else ""

@@ -1,4 +1,4 @@
-"""`truba tensorboard [RUN|SWEEP|EXPERIMENT…]`: the curves in a browser, here or, with --from, from a login node."""
+"""`truba tensorboard [RUN|SWEEP|EXPERIMENT…]`: show curves in a browser, from here or, with --from, a login node."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from truba_runner.tensorboard import chosen, pulling, server, ssh, tunnel
 from truba_runner.tensorboard.feed import event_folders, without_tensorflow
 from truba_runner.tensorboard.sockets import PrivateSocket
 
-# On a login node others need the memory.
+# Fewer on a login node, whose memory is shared with other users.
 _MOST_RUNS_FAR, _MOST_RUNS_HERE = 100, 1000
 _SILENCE_SECONDS = 60.0
 _PULL_EVERY_SECONDS = 5.0
@@ -31,7 +31,7 @@ _LAST_PORT = 65535
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Serves until Ctrl-C, the end of the session, or on a login node until nobody looks any more."""
+    """Serve until Ctrl-C, the end of the session or, on a login node, until nobody views the page any more."""
     given = _options().parse_args(arguments)
     if problems := [*_problems(given)]:
         raise Refused(*problems)
@@ -115,7 +115,7 @@ def _on_private_socket(given: argparse.Namespace) -> int:
             )
             _print_way(given, place.path)
             return 0
-        # It is another tunnel's: this one goes to it too, and takes its place when it ends.
+        # Another tunnel's server exists: use that one, and take its place when it ends.
         tunnel.announce(socket=str(place.path), shared=True)
         while not place.take():
             if hung_up():
@@ -127,7 +127,7 @@ def _on_private_socket(given: argparse.Namespace) -> int:
                 listening,
                 lambda: _listed(given, _MOST_RUNS_FAR),
                 lambda: tunnel.announce(socket=str(place.path)) if given.tunnel else _print_way(given, place.path),
-                # Somebody may have tidied its folder: nobody can reach it then, and another can be started.
+                # If the socket was deleted, nobody can reach this server, and a new one can be started.
                 lambda: hung_up() or not place.path.exists(),
                 given.idle_minutes if given.idle_minutes is not None else _idle_minutes(given),
             )
@@ -141,7 +141,7 @@ def _on_private_socket(given: argparse.Namespace) -> int:
 
 
 def _say_what_is_left_out(given: argparse.Namespace, most: int) -> None:
-    """Also finds out at once whether there are such runs, and whether they have anything to show."""
+    """Print how many runs are left out; also fail early on unknown runs, and print if there is nothing to show."""
     runs, shown = chosen.choose(given.run, given.runs), given.max_runs or most
     if len(runs) > shown:
         print(
@@ -164,7 +164,7 @@ def _say_if_there_is_nothing(runs: Sequence[RunDir], where: str) -> None:
 
 
 def _idle_minutes(given: argparse.Namespace) -> float:
-    """As the newest of the runs has it in its config."""
+    """Return `tensorboard.idle_minutes` of the newest run's config, else the default."""
     for run in chosen.choose(given.run, given.runs)[:1]:
         with suppress(KeyError, OSError, TypeError, ValueError):
             return float(run.read_config()["tensorboard"]["idle_minutes"])
@@ -174,7 +174,7 @@ def _idle_minutes(given: argparse.Namespace) -> float:
 
 
 def _print_way(given: argparse.Namespace, path: Path) -> None:
-    """The one line that makes a way from the laptop to the socket."""
+    """Print the ssh command that forwards a port of the laptop to the socket."""
     login = f"{getpass.getuser()}@{socket.gethostname()}"
     port = given.port or server.DEFAULT_PORT
     way, url = f"ssh -N -L 127.0.0.1:{port}:{path} {login}", f"http://127.0.0.1:{port}/"
@@ -194,7 +194,7 @@ def _show(given: argparse.Namespace, url: str) -> None:
         print(_("TensorBoard is at {url} (Ctrl-C ends it)", url=url))
     sys.stdout.flush()
     if not given.no_browser:
-        # Some browsers are waited for until they are closed.
+        # webbrowser.open waits for some browsers until they are closed.
         threading.Thread(target=_open_page, args=(url,), name="browser", daemon=True).start()
 
 
@@ -220,7 +220,7 @@ def _far_options(given: argparse.Namespace) -> list[str]:
 
 
 def _pulled(given: argparse.Namespace) -> int:
-    """Follows the files in the background, and serves what has come."""
+    """Pull files in the background, and serve the copies."""
     without_tensorflow()
     with ssh.Connection(ssh.check(given.login)) as connection:
         into = pulling.destination(given.login, given.into)

@@ -1,4 +1,4 @@
-"""`truba usage`: core-hours and GPU-hours that runs have used, by experiment and sweep; what accounts have left."""
+"""`truba usage`: print the core-hours and GPU-hours used by each experiment and sweep, and what accounts have left."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SECONDS_AN_HOUR = 3600
 
 @dataclass
 class _Row:
-    """What the runs of one experiment or sweep have used."""
+    """Usage of all runs of an experiment or a sweep."""
 
     kind: str
     name: str
@@ -45,12 +45,12 @@ class _Row:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints the rows, the costliest first, and the limits of the accounts that the runs were charged to."""
+    """Print the rows, the costliest first, and the limits of the accounts that were charged."""
     options = parser("usage", _("Core-hours and GPU-hours by experiment and sweep, and what the account has left."))
     given = options.parse_args(arguments)
     sweepers = (sweep.sweeper for sweep in runs_folders.sweeps(given.runs))
     every = [*runs_folders.runs(given.runs), *(run for run in sweepers if safe_files.is_file(run.submissions_file))]
-    # A copy's jobs are another machine's.
+    # The jobs of pulled copies belong to another machine.
     runs = [run for run in damage.sound(every) if not run.pulled()]
     jobs = {run.path: jobs_on_slurm(run) for run in runs}
     try:
@@ -99,13 +99,13 @@ def _rows(runs: Sequence[RunDir], jobs: Mapping[Any, set[str]], used: Mapping[st
             row = rows.setdefault(key, _Row(*key))
             row.runs += run.path.parent.parent.name != SWEEPS
             for job_id in jobs[run.path] & used.keys():
-                # Runs that train side by side in one job have used a part of it each.
+                # Runs that share a job are each charged an equal part of it.
                 row.add(used[job_id], 1 / sharing[job_id])
     return sorted(rows.values(), key=lambda row: (row.kind, -row.core_hours, row.name))
 
 
 def _counted_as(run: RunDir) -> list[tuple[str, str]]:
-    """The rows that a run is a part of; the job of a sweeper is no run, and a part of its sweep alone."""
+    """Return the rows to which a run adds; a sweeper's job adds only to its sweep."""
     if run.path.parent.parent.name == SWEEPS:
         return [("sweep", run.path.parent.name)]
     sweep = sweep_of(run)

@@ -1,4 +1,4 @@
-"""`truba where EXPERIMENT`: which partitions would run it, when Slurm expects to start it, and what it costs."""
+"""`truba where EXPERIMENT`: show for each partition whether it fits, its expected start, and its cost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from truba_runner.submission.partition_choice import AT_ONCE_SECONDS, Offer, off
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints a row for each partition, the soonest first; nothing is submitted."""
+    """Print a row for each partition, the earliest start first; nothing is submitted."""
     options = parser("where", _("For each partition: whether the experiment fits, when it would start, what it costs."))
     options.add_argument(
         "override", nargs="+", help=_("the experiment, as for a run: mnist, or +experiment=mnist KEY=VALUE…")
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
         rule = _("it has no partitions; work starts on the spot.")
         raise Refused(Problem(f"cluster={experiment.cluster.name}", rule, _("Choose a cluster with cluster=NAME.")))
     job_file = job_module.find(experiment.job.module, Path.cwd())
-    # Every partition is asked about, whichever one the experiment names.
+    # Ask about every partition, whichever the experiment names.
     anywhere = replace(experiment, resources=replace(experiment.resources, partition=""))
     experiment = Automatic().settled(anywhere, job_file)
     try:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _override(word: str) -> str:
-    """An experiment's name alone stands for its choice."""
+    """Turn a bare experiment name into an override."""
     return word if "=" in word else f"+experiment={word}"
 
 

@@ -1,4 +1,4 @@
-"""`truba why RUN`: why a run waits or why it ended, what that is told from, and what to do."""
+"""`truba why RUN`: print why a run is pending or has ended, the evidence, and what to do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NARROWEST, _WIDEST = 60, 120
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Tells it of each run; of a sweep or a search, of its runs by reason, the most frequent first."""
+    """Print why each run is pending or has ended; runs with the same reasons are grouped, the largest group first."""
     options = parser("why", _("Why a run waits or why it ended, what that is told from, and what to do."))
     options.add_argument("run", nargs="+", help=_("a run's, a sweep's or a search's id, or any unique beginning of it"))
     given = options.parse_args(arguments)
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _runs(prefix: str, runs_folder: Any) -> list[RunDir]:
-    """The runs that are meant: one, those of a sweep, or the workers of a search."""
+    """Return the runs that a prefix names: a run, the submitted runs of a sweep, or the workers of a search."""
     if sweep := runs_folders.find_sweep(prefix, runs_folder):
         runs = [sweep.run(member.run) for member in sweep.members()]
         return [run for run in runs if safe_files.is_file(run.submissions_file)]
@@ -55,7 +55,7 @@ def _runs(prefix: str, runs_folder: Any) -> list[RunDir]:
 
 
 def _told(group: Group, width: int) -> Iterator[str]:
-    """The lines for one group of runs."""
+    """Yield the lines for a group of runs."""
     yield _headline(group)
     for finding in group.findings:
         labels: Mapping[str, str] = {_("why"): finding.means, _("do"): finding.do}

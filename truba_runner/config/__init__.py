@@ -1,1 +1,1 @@
-"""The schema, how a config is composed, and the small languages inside it. Pure but for Hydra."""
+"""The config schema, its composition by Hydra, and parsers of its small languages. Pure except for Hydra."""

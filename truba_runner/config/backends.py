@@ -1,4 +1,4 @@
-"""Traits of each backend, for those who do not import it."""
+"""Traits of each backend, readable without importing the backend."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Traits:
-    """What the plan must know of a backend without importing it."""
+    """Facts about a backend that the plan needs without importing the backend."""
 
-    # A task is one process: one a node with all of its GPUs, or one a GPU.
+    # A Slurm task is one process. True: one task per GPU; False: one task per node, with all of its GPUs.
     task_per_gpu: bool
     multi_node: bool
-    # Whether a training's rates are made for its length, so that the last epoch's model is what it comes to.
+    # True: learning-rate schedules depend on the training's length, so the last epoch's model is the result.
     last_epoch_counts: bool = False
-    # Packages that it cannot do without, and the oldest versions that it was tried with.
+    # Required packages, with the oldest version of each that was tested.
     needs: Mapping[str, str] = field(default_factory=dict)
 
 

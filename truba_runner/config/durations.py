@@ -1,4 +1,4 @@
-"""Durations as people and Slurm write them."""
+"""Parse and format durations in the forms that users and Slurm write."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from truba_runner.language import _, marked
 
 FORMS = marked("90 (minutes), 45m, 2h, 3d, 1:30:00 or 1-12:00:00")
 _UNITS = {"m": 1, "h": 60, "d": 24 * 60}
-# YAML reads an unquoted 1:00:00 as the number 3600, which would pass for 60 hours of minutes.
+# YAML reads an unquoted 1:00:00 as the number 3600, which as minutes would be 60 hours.
 _LARGEST_BARE_MINUTES = 24 * 60
 
 
 def parse_minutes(text: str) -> int:
-    """Whole minutes, rounded up.
+    """Return a duration in whole minutes, rounded up.
 
     Raises:
-        ValueError: `text` has none of the forms `FORMS`; the message says what is wrong with it.
+        ValueError: `text` has none of the forms in `FORMS`; the message says why.
     """
     text = text.strip()
     if match := re.fullmatch(r"(\d+)([mhd])", text):
@@ -37,7 +37,7 @@ def parse_minutes(text: str) -> int:
 
 
 def slurm_time(minutes: int) -> str:
-    """`D-HH:MM:SS`, without the days where there are none."""
+    """Format minutes as `D-HH:MM:SS`, or as `HH:MM:SS` below one day."""
     days, rest = divmod(minutes, 24 * 60)
     clock = f"{rest // 60:02d}:{rest % 60:02d}:00"
     return f"{days}-{clock}" if days else clock

@@ -1,4 +1,4 @@
-"""What a run is: the part of a config that decides the trained network, and the id that is made of it. Pure."""
+"""Identity of a run: the part of its config that determines the trained network, its hash and the run id. Pure."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from truba_runner.config.schema import Experiment, Search, Sweep
 
 
 def training_config(experiment: Experiment) -> dict[str, Any]:
-    """What decides the trained network: job, data (by name, wherever its files lie) and training settings."""
+    """Return what determines the trained network (job, data by name, training settings) or a search's trials."""
     job, train = asdict(experiment.job), asdict(experiment.train)
     del job["weights"]
     if not job["hyperparameters"]:
         del job["hyperparameters"]
-    # What was there, and how, when many a run got its id.
+    # Keep the shape that the config had when existing runs got their ids: keys added later count only when set.
     train["metrics"] = train["metrics"] or []
     for late in ("loss_weights", "lr_find", "steps_per_epoch"):
         if train[late] is None:
@@ -36,28 +36,27 @@ def training_config(experiment: Experiment) -> dict[str, Any]:
 
 
 def _search_config(sweep: Sweep) -> dict[str, Any]:
-    """What decides a search's trials."""
+    """Return the settings that determine a search's trials."""
     others = ("workers", "directory", "lease_seconds", "lock", "best_models", "max_consecutive_failed_trials")
     return {one.name: getattr(sweep, one.name) for one in fields(Search) if one.name not in others}
 
 
 def training_hash(experiment: Experiment) -> str:
-    """Eight hexadecimal digits of what decides the trained network, or the search's trials."""
+    """Return the first eight hexadecimal digits of the training config's SHA-256."""
     canonical = json.dumps(_sorted(training_config(experiment)), separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
 
 def run_id(experiment: Experiment) -> str:
-    """`NAME-HASH`: the same training config has the same id on every cluster, with any resources."""
+    """Return `NAME-HASH`: the same for a training config on every cluster and with any resources."""
     return f"{experiment.name}-{training_hash(experiment)}"
 
 
 def _sorted(value: Any) -> Any:
-    """With every mapping's keys in their order: numbers before words, as one mapping may have both."""
+    """Sort the keys of all nested mappings: null, then numbers, then strings, as one mapping may hold all."""
     if isinstance(value, list):
         return [_sorted(item) for item in value]
     if not isinstance(value, dict):
         return value
-    # A key may be null, too.
     keys = sorted(value, key=lambda key: (isinstance(key, str), key is not None, key if key is not None else 0))
     return {key: _sorted(value[key]) for key in keys}

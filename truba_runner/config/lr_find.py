@@ -1,8 +1,8 @@
-"""`train.lr_find`: a learning rate that a finder looks for before the training, in the run itself or in one before it.
+"""Parse `train.lr_find`, and derive the experiment of a learning-rate finder that is a run of its own. Pure.
 
-`valley`, `steep/10` or `slide*2` is the suggestion that becomes the learning rate, and what it is divided or multiplied
-by; `{rate: valley/10, start_lr: 1e-7, end_lr: 10, num_it: 100}` says besides through which rates the finder goes, and
-in how many steps. With `sweep=lr_find` the finder is a run of its own, made of the same experiment. Pure.
+`valley`, `steep/10` or `slide*2` names the suggestion that becomes the learning rate, with an optional divisor or
+factor. `{rate: valley/10, start_lr: 1e-7, end_lr: 10, num_it: 100}` also sets the finder's range of rates and its
+steps. The finder runs before the training in the same run; with `sweep=lr_find`, as a run before each run.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from truba_runner.config.schema import (
 )
 from truba_runner.language import _, marked
 
-# Of a sweep whose runs have their finders in jobs of their own, and of such a finder's run.
+# `sweep.kind` of a sweep whose finders are separate jobs, and of each such finder's run.
 KIND = "lr_find"
-# A finder's job: for starting, reading data, a compilation; no shorter than this; differing by less is no difference.
+# Time limit of a finder's job: minutes added for start, data and compilation; the minimum; the rounding step.
 _AROUND_MINUTES, _LEAST_MINUTES, _ROUNDED_TO_MINUTES = 10, 30, 15
 _EXAMPLE = marked("Write valley, steep/10 or {rate: valley, num_it: 200}.")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a valid `train.lr_find` says: how the finder goes, and what becomes of its suggestions."""
+    """A parsed `train.lr_find`: the finder stage, and the rate to take from its suggestions."""
 
     finder: Find
     rate: Rate
 
 
 def asked(experiment: Experiment) -> Asked | None:
-    """What the experiment asks for; None: no finder."""
+    """Parse the experiment's valid `train.lr_find`; None if it is not set."""
     if experiment.train.lr_find is None:
         return None
     rate, options = _parts(experiment.train.lr_find)
@@ -51,21 +51,21 @@ def asked(experiment: Experiment) -> Asked | None:
 
 
 def taken(experiment: Experiment) -> str:
-    """What becomes the learning rate, as it was written: valley, steep/10."""
+    """Return the rate expression of `train.lr_find` as written, such as valley or steep/10."""
     return _parts(experiment.train.lr_find)[0]
 
 
 def with_default(experiment: Experiment) -> Experiment:
-    """The same where it asks for a finder; where only `sweep=lr_find` does, with the suggestion that fastai takes."""
+    """Set `train.lr_find` to fastai's default, valley, where `sweep=lr_find` is set and `train.lr_find` is not."""
     if experiment.sweep.kind != KIND or experiment.train.lr_find is not None:
         return experiment
     return replace(experiment, train=replace(experiment.train, lr_find="valley"))
 
 
 def finder_of(experiment: Experiment) -> Experiment:
-    """The finder as a run of its own: what decides its curve, and none of what is made of it."""
+    """Return the experiment of a separate finder run: only what determines the curve, not how its rate is used."""
     _, options = _parts(experiment.train.lr_find)
-    # Any number of epochs and any recipe begin with the same network, and so with the same curve.
+    # Epochs and recipe do not change the initial network, so they do not change the curve either.
     train = replace(experiment.train, epochs=1, recipe=[], lr_find=options)
     return replace(
         experiment,
@@ -81,10 +81,10 @@ def finder_of(experiment: Experiment) -> Experiment:
 
 
 def _resources_of_finder(experiment: Experiment) -> Resources:
-    """Those of the training, for as long as `sweep.finder_time` says, or else as its steps may need.
+    """Return the training's resources with the finder's time limit: `sweep.finder_time`, else an estimate.
 
-    A hundred of them are given an epoch's part of the training's time. It starts over when it is interrupted, so there
-    is no chain of jobs in which it could be a segment.
+    The estimate allows one epoch's share of the training's time for each 100 steps. An interrupted finder starts over,
+    so its job is never split into segments.
     """
     resources = experiment.resources
     if experiment.sweep.finder_time:
@@ -104,19 +104,19 @@ def _facts(experiment: Experiment) -> Partition:
 
 
 def stage_of(finder: Experiment) -> Find:
-    """How a finder that is a run of its own goes."""
+    """Return the finder stage of a separate finder run."""
     return Find(FINDER, dict(finder.train.lr_find))
 
 
 def training_of(experiment: Experiment) -> Experiment:
-    """The training: that of a run which has no finder before it, and looks for its rate itself."""
+    """Return the experiment without `sweep=lr_find`: a run that finds its rate itself."""
     if experiment.sweep.kind != KIND:
         return experiment
     return replace(experiment, sweep=replace(experiment.sweep, kind=""))
 
 
 def _parts(given: Any) -> tuple[str, dict[str, Any]]:
-    """The rate, and the finder's own settings."""
+    """Split `train.lr_find` into the rate expression and the finder's own settings."""
     if isinstance(given, str):
         return given, {}
     if isinstance(given, Mapping) and isinstance(given.get("rate"), str) and "name" not in given:

@@ -1,4 +1,4 @@
-"""The facts of a partition that are in force, and its nodes' local scratch."""
+"""The effective facts of a partition, and its nodes' local scratch folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from truba_runner.config.schema import Cluster, Experiment, Partition
 
 
 def facts_of(cluster: Cluster, name: str, constraint: str) -> Partition:
-    """A partition's own facts; for one that mixes nodes, those of the family that the constraint chooses."""
+    """Return a partition's facts; if it mixes node families, those of the family that the constraint selects."""
     partition = cluster.partitions.get(name, Partition())
     if constraint in partition.families and constraint in cluster.partitions:
         family = cluster.partitions[constraint]
@@ -20,7 +20,7 @@ def facts_of(cluster: Cluster, name: str, constraint: str) -> Partition:
 
 
 def scratch_of(experiment: Experiment) -> Path:
-    """The folder on the own disk of each of its partition's nodes: `local_scratch`, with variables of the node."""
+    """Return the partition's `local_scratch`, the folder on a node's local disk; expands environment variables."""
     resources = experiment.resources
     return Path(
         os.path.expandvars(facts_of(experiment.cluster, resources.partition, resources.constraint).local_scratch)

@@ -1,6 +1,6 @@
-"""What `train.recipe` may say: a list of stages, read and checked without a framework, told at submission. Pure.
+"""Parse `train.recipe`, a list of training stages, without importing a framework. Pure.
 
-| stage | keys, those that it cannot do without first |
+| stage | keys, required ones first |
 |---|---|
 | `{lr_find: …}` | `name`, `start_lr`, `end_lr`, `num_it` |
 | `{fit_one_cycle: …}` | `epochs`, `lr`, `div`, `div_final`, `pct_start`, `wd` |
@@ -10,8 +10,8 @@
 | `freeze`, `unfreeze` | none |
 | `{resize: …}` | `size`, `batch_size` |
 
-A rate is a number, what an earlier `lr_find` suggests (`find.valley`, `find.valley/10`, `find.steep*2`), or a list of
-two of those: the first group of layers gets the first, the last the second, and those between lie between.
+A rate is a number, a suggestion of an earlier `lr_find` (`find.valley`, `find.valley/10`, `find.steep*2`), or a list of
+two of these: for the first and the last group of layers, with the groups between them spaced in between.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 from truba_runner.language import _
 
 SUGGESTIONS = ("minimum", "steep", "valley", "slide")
-# What the finder of `train.lr_find` is called, as those of a recipe are by their `name`.
+# Name of the finder of `train.lr_find`; finders of a recipe have their own `name`.
 FINDER = "find"
 _REFERENCE = re.compile(r"([A-Za-z_]\w*)\.([A-Za-z_]\w*)\s*(?:([*/])\s*(\S+))?")
 
 _FIT = {"epochs": int, "wd": float}
 _CYCLE = {**_FIT, "div": float, "div_final": float, "pct_start": float}
-# Each stage's keys with their kind; `rate` may be a reference or a pair, `name` is text.
+# Keys of each stage with their type; a `rate` may be a reference or a pair, a `one rate` no pair, a `name` is text.
 KEYS: dict[str, dict[str, Any]] = {
     "lr_find": {"name": "name", "start_lr": float, "end_lr": float, "num_it": int},
     "fit_one_cycle": {**_CYCLE, "lr": "rate"},
@@ -53,30 +53,30 @@ REQUIRED = {
     "resize": ("size",),
 }
 TRAINING = tuple(name for name, keys in KEYS.items() if "epochs" in keys)
-# Of fastai's Learner.lr_find, whose suggestions need some points.
+# Defaults of fastai's Learner.lr_find; its suggestions need at least a few points.
 RAMP: dict[str, float] = {"start_lr": 1e-7, "end_lr": 10, "num_it": 100}
 _LEAST_STEPS = 6
-# What fastai's Learner.fine_tune is called with where nothing is said.
+# Default base_lr of fastai's Learner.fine_tune.
 _FINE_TUNE_LR = 2e-3
 
 
 @dataclass(frozen=True)
 class Rate:
-    """A learning rate: `factor` times what `find` suggests, or `factor` itself."""
+    """A learning rate: `factor` times the `suggestion` of the finder `find`, or `factor` itself without a finder."""
 
     factor: float
     find: str = ""
     suggestion: str = ""
 
     def resolve(self, answers: Mapping[str, Mapping[str, float | None]]) -> float | None:
-        """The number; None where the finder had no such suggestion to make."""
+        """Return the rate as a number; None if the finder could not make this suggestion."""
         if not self.find:
             return self.factor
         suggested = answers[self.find][self.suggestion]
         return None if suggested is None else self.factor * suggested
 
     def __str__(self) -> str:
-        """As it is written, more or less."""
+        """Format the rate as in a recipe, in a normalized form."""
         if not self.find:
             return f"{self.factor:g}"
         by = "" if self.factor == 1 else f"*{self.factor:g}" if self.factor > 1 else f"/{1 / self.factor:g}"
@@ -85,9 +85,9 @@ class Rate:
 
 @dataclass(frozen=True)
 class Rates:
-    """Those of a fit: `low` for the first layers and `high` for the last.
+    """Learning rates of a fit: `low` for the first group of layers, `high` for the last.
 
-    Without `low` all have `high`; with `falling` all but the last group have a tenth of it, as fastai's `slice(high)`.
+    Without `low` all groups have `high`; with `falling` all but the last have a tenth of it, as fastai's `slice(high)`.
     """
 
     high: Rate
@@ -97,39 +97,39 @@ class Rates:
 
 @dataclass(frozen=True)
 class Find:
-    """Runs the learning-rate finder, and keeps its suggestions under a name."""
+    """Stage that runs the learning-rate finder and stores its suggestions under a name."""
 
     name: str
     options: dict[str, float] = field(default_factory=dict)
 
     @property
     def ramp(self) -> tuple[float, float, int]:
-        """The first rate, the one after the last, and the number of steps between them; by default fastai's."""
+        """First rate, end rate (not reached), and number of steps, at least 6; defaults are fastai's."""
         first, end, steps = (self.options.get(key, otherwise) for key, otherwise in RAMP.items())
         return first, end, max(_LEAST_STEPS, int(steps))
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Trains for a number of epochs; `method` is one of fastai's Learner."""
+    """Stage that trains for some epochs; `method` is the method of fastai's Learner."""
 
     method: str
     epochs: int
-    # None: the learner's own.
+    # None: the learner's own rate.
     lr: Rates | None = None
     options: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Freeze:
-    """From now on the head alone is trained (`frozen`), or all layers."""
+    """Stage that from now on trains only the head (`frozen`), or all layers."""
 
     frozen: bool
 
 
 @dataclass(frozen=True)
 class Resize:
-    """From now on images have another size, and batches too where `batch_size` says so."""
+    """Stage that from now on changes the image size, and the batch size if `batch_size` is set."""
 
     size: int
     batch_size: int | None = None
@@ -139,16 +139,16 @@ Stage = Find | Fit | Freeze | Resize
 
 
 def read(recipe: Sequence[Any], epochs: int, learning_rate: float | None) -> tuple[Stage, ...]:
-    """The stages of a recipe that has no `problems`; where it is empty, one `fit_one_cycle` of `epochs` epochs.
+    """Return the stages of a valid recipe; an empty one stands for one `fit_one_cycle` of `epochs` epochs.
 
-    `fine_tune` becomes the four stages that fastai's own consists of.
+    `fine_tune` is expanded into the four stages of which fastai's own consists.
     """
     given = recipe or [{"fit_one_cycle": {"epochs": epochs}}]
     return tuple(part for item in given for part in _stages(*named(item), learning_rate))
 
 
 def shortened(recipe: Sequence[Any], epochs: int) -> list[Any]:
-    """The same recipe with no stage longer than `epochs`."""
+    """Return the recipe with every stage limited to `epochs` epochs."""
 
     def short(item: Any) -> Any:
         name, options = named(item)
@@ -159,19 +159,19 @@ def shortened(recipe: Sequence[Any], epochs: int) -> list[Any]:
 
 
 def rate_taken(text: str, suggestions: Mapping[str, float | None]) -> float | None:
-    """What `text` (valley/10) makes of a finder's suggestions; None where it has no such one to make."""
+    """Return the rate for an expression such as valley/10, given a finder's suggestions; None if its one is missing."""
     return read_rate(f"{FINDER}.{text}").resolve({FINDER: suggestions})
 
 
 def can_grow(stage: Stage) -> bool:
-    """Whether a longer stage begins with the same steps: its rates do not follow from its length."""
+    """Whether lengthening the stage keeps its earlier steps: its rates do not depend on its length."""
     return isinstance(stage, Fit) and stage.method == "fit"
 
 
 def signature(stages: Sequence[Stage]) -> list[list[str]]:
-    """What has to be the same for a checkpoint to mean the same: a recipe that begins so may be gone on with.
+    """Return what must be unchanged for a checkpoint to stay valid: a recipe that begins like this can be resumed.
 
-    The length of a last stage that can grow is left out.
+    The length of the last stage is left out if the stage can grow.
     """
     if stages and isinstance(stages[-1], Fit) and can_grow(stages[-1]):
         stages = [*stages[:-1], replace(stages[-1], epochs=0)]
@@ -179,20 +179,20 @@ def signature(stages: Sequence[Stage]) -> list[list[str]]:
 
 
 def epochs_of(stages: Sequence[Stage]) -> int:
-    """How many epochs all stages have together."""
+    """Return the total epochs of the stages."""
     return sum(stage.epochs for stage in stages if isinstance(stage, Fit))
 
 
 def whole_epochs(train: Train) -> int:
-    """How many epochs a training has, by its recipe where it has one."""
+    """Return the epochs of a training, from its recipe if it has one."""
     return epochs_of(read(train.recipe, train.epochs, None))
 
 
 def named(item: Any) -> tuple[str, dict[str, Any]]:
-    """A stage's name and settings, as it is written in a recipe.
+    """Split an item of a recipe into the stage's name and settings.
 
     Raises:
-        ValueError: it is neither a name nor a name with its settings.
+        ValueError: the item is neither a name nor a name with its settings.
     """
     if isinstance(item, str):
         return item, {}
@@ -227,7 +227,7 @@ def _fine_tune(
     div: float = 5.0,
     **options: float,
 ) -> Iterator[Stage]:
-    """What fastai 2.8's `Learner.fine_tune` does, in parts."""
+    """Yield the stages of which fastai 2.8's `Learner.fine_tune` consists."""
     if base_lr is None:
         base_lr = _FINE_TUNE_LR if learning_rate is None else learning_rate
     base = read_rate(base_lr)
@@ -247,10 +247,10 @@ def _rates(value: Any) -> Rates:
 
 
 def read_rate(value: Any) -> Rate:
-    """A rate as it is written.
+    """Parse a rate of a recipe.
 
     Raises:
-        ValueError: it is neither a positive number nor a reference.
+        ValueError: the value is neither a positive number nor a reference.
     """
     if isinstance(value, str) and (found := _REFERENCE.fullmatch(value.strip())):
         by = _positive(found[4]) if found[4] else 1.0

@@ -1,6 +1,6 @@
-"""Everything that a config may say, as dataclasses; Hydra checks every key and type of an experiment against them.
+"""Dataclasses of every config key; Hydra checks the keys and types of an experiment against them.
 
-What it may say of the site is in `config_site`, and of many runs of one experiment in `config_sweep`.
+The site's keys are in `site.py`, those for many runs of one experiment in `sweep.py`.
 """
 
 from __future__ import annotations
@@ -23,49 +23,48 @@ from truba_runner.config.sweep import Sweep as Sweep
 
 @dataclass
 class Job:
-    """The training code: a module of `jobs/`, the backend that runs it, and what is passed to its functions."""
+    """The training code: a module of `jobs/`, the backend that runs it, and the options passed to its functions."""
 
     module: str = MISSING
     backend: str = "keras"
     options: dict[str, Any] = field(default_factory=dict)
-    # Where weights that training begins from are fetched, by architecture. Which are needed, options.arch says, and
-    # options.pretrained whether any.
+    # URLs of pretrained weights, by architecture. options.arch selects one; options.pretrained: whether to use any.
     weights: dict[str, str] = field(default_factory=dict)
-    # For a build_model that takes Keras Tuner's `hp`, by the names that it gives them; others have their defaults.
+    # Values for a build_model that takes Keras Tuner's `hp`, by its names for them; others have their defaults.
     hyperparameters: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class Source:
-    """A file or a folder that must lie in the data folder; neither where a Python package ships the data."""
+    """A file or a folder required in the data folder; neither if a Python package ships the data."""
 
     file: str = ""
-    # Instead of a file: a folder of images, which only you can put there.
+    # Instead of a file: a folder of images, which cannot be downloaded; you put it there.
     folder: str = ""
     url: str = ""
     sha256: str = ""
-    # For data that cannot be downloaded without an account: where a person gets it.
+    # For data that needs an account to download: the page where a person gets it.
     page: str = ""
 
 
 @dataclass
 class Data:
-    """What is trained on, by name, and where its files come from."""
+    """The training data, by name, and where its files come from."""
 
     name: str = MISSING
     folder: str = "${cluster.data_folder}"
     sources: dict[str, Source] = field(default_factory=dict)
-    # Stands in on a local run whose data can be neither found nor downloaded.
+    # Data to use instead in a local run if its own can neither be found nor downloaded.
     fallback: str = ""
-    # For images: finds the label in a file's name, as its first group. Checked at submission where the names are known.
+    # For images: regular expression whose first group is the label in a file's name. Checked at submission if possible.
     label_pattern: str = ""
-    # Reads images from one file, decoded and resized once, in place of as many files.
+    # Read images from one packed file, decoded and resized once, instead of from single files.
     pack: bool = False
-    # Copies that file to the node's own disk (local_scratch of its partition) at the beginning of a job.
+    # Copy the packed file to the node's local disk (local_scratch of its partition) when a job starts.
     stage_to_node: bool = False
-    # Where the job's build_preprocessing works: async (on the CPU, ahead of the training) or model (in the network).
+    # Where the job's build_preprocessing runs: async (on the CPU, ahead of the training) or model (in the network).
     preprocessing: str = "async"
-    # fastai: processes that read ahead of the training; None: a core each, but one. The result is the same with any.
+    # fastai: processes that load data; None: one per core, less one, 16 at most. The number does not change the result.
     workers: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -75,71 +74,71 @@ class Train:
     """How the network is trained."""
 
     epochs: int = 1
-    # None: 64 for arrays; a dataset or a generator then brings batches of its own.
+    # None: 64 for arrays; datasets and generators provide their own batches.
     batch_size: int | None = None
-    # What `batch_size` counts: global (it is divided among the GPUs) or per_replica (each GPU gets as many).
+    # What `batch_size` counts: global (divided among the GPUs) or per_replica (for each GPU).
     batch_scaling: str = "global"
-    # Multiplies the learning rate by the number of GPUs, for batches that grow with it.
+    # Multiply the learning rate by the number of GPUs, for batches that grow with that number.
     scale_learning_rate: bool = False
     # None: the optimizer's own default.
     learning_rate: float | None = None
-    # The framework's own by name, the job's by name, any by import path; each also as {class_name: …, config: {…}}.
+    # The name of one of the framework's or the job's, or an import path; each also as {class_name: …, config: {…}}.
     optimizer: Any = "adam"
-    # One for all outputs of the network, or {price: mse, kind: sparse_categorical_crossentropy}, or a list.
+    # One loss for all outputs of the network, or {price: mse, kind: sparse_categorical_crossentropy}, or a list.
     loss: Any = None
-    # How much the loss of each output counts: {price: 1.0, kind: 0.5}, or a list.
+    # Weight of each output's loss: {price: 1.0, kind: 0.5}, or a list.
     loss_weights: Any = None
-    # A list, or {kind: [accuracy]}. None: no list, which OmegaConf would let no mapping take the place of.
+    # A list, or {kind: [accuracy]}. The default is None, as OmegaConf would not let a mapping replace a list.
     metrics: Any = None
-    # {0: 1.0, 1: 50.0} by class, or balanced: each class weighs as much as every other.
+    # {0: 1.0, 1: 50.0} by class, or balanced: all classes have the same total weight.
     class_weight: Any = None
-    # Named as optimizers are.
+    # Named like `optimizer`.
     callbacks: list[Any] = field(default_factory=list)
-    # A Keras dtype policy, for example mixed_float16; None: float32. fastai: mixed_float16 and mixed_bfloat16.
+    # A Keras dtype policy, for example mixed_float16; None: float32. fastai: mixed_float16 or mixed_bfloat16.
     mixed_precision: str | None = None
     seed: int = 0
-    # Kernels that give the same result each time, to the bit, where a GPU has faster ones that do not.
+    # Use kernels that are deterministic to the bit, even if a GPU has faster ones that are not.
     deterministic: bool = False
-    # Keras: so many steps are an epoch, and the next one goes on where it ended; None: the data itself says how many.
+    # Keras: steps in an epoch; the next epoch continues in the data where it ended. None: one pass over the data.
     steps_per_epoch: int | None = None
     steps_per_execution: int = 1
     jit_compile: bool = False
-    # fastai: the stages of the training; docs/fastai.md. Empty: one fit_one_cycle of `epochs`.
+    # fastai: the stages of the training; docs/fastai.md. Empty: one fit_one_cycle of `epochs` epochs.
     recipe: list[Any] = field(default_factory=list)
-    # Which of the learning-rate finder's suggestions is the learning rate: valley, steep/10, or {rate: valley, num_it:
-    # 200}; described in truba_runner/config/lr_find.py. None: no finder is run.
+    # The learning-rate finder's suggestion to take as the learning rate: valley, steep/10, or {rate: valley, num_it:
+    # 200}; see truba_runner/config/lr_find.py. None: no finder runs.
     lr_find: Any = None
 
 
 @dataclass
 class Checkpoint:
-    """What is kept of the network, and when the state is saved that an interrupted run goes on from."""
+    """Which models are kept, and when checkpoints are saved from which an interrupted run resumes."""
 
     save_model: bool = True
-    # Beside the end of every epoch.
+    # In addition to the end of every epoch.
     every_steps: int | None = None
     every_minutes: float | None = 10.0
-    # So many of the newest are kept beside the best, after the end of the run too.
+    # Number of newest checkpoints to keep in addition to the best, also after the run has finished.
     keep: int = 2
-    # Which end of an epoch is the best: a metric, and whether it is to be small (min) or large (max).
+    # The metric by which the best epoch is chosen, and whether it should be small (min) or large (max).
     monitor: str = "val_loss"
     mode: str = "min"
-    # Models for use, in checkpoints/models/: model_{epoch}.keras after each epoch, best.keras after each better one.
+    # Save models in checkpoints/models/: model_{epoch}.keras after each epoch, best.keras after each better one.
     model_each_epoch: bool = False
     best_model: bool = False
-    # Rehearses interruptions first, and fails where a training that is resumed differs from an undisturbed one.
+    # First rehearse interruptions; fail if a resumed training differs from an undisturbed one.
     verify: bool = False
-    # What a checkpoint cannot hold ends the run at its start, in place of a warning.
+    # Fail at the start, instead of warning, if a checkpoint cannot hold some state.
     strict: bool = False
 
 
 @dataclass
 class Finish:
-    """What is made of a training that has ended."""
+    """What to produce after the training."""
 
     # Metrics and predictions on the held-out split.
     evaluate: bool = True
-    # Learning curves as a picture; of the runs of a job array there are none.
+    # Learning curves as a picture; not for runs of a job array.
     plots: bool = True
 
 
@@ -148,93 +147,93 @@ class TensorBoard:
     """Event files for TensorBoard, in the run directory; docs/tensorboard.md."""
 
     enabled: bool = True
-    # How far the points of the curves by step lie apart; None: curves by epoch alone.
+    # Steps between two points of the curves by step; None: only curves by epoch.
     every_steps: int | None = 10
-    # On a cluster they are written on the node's own disk (local_scratch of its partition), and copied from there.
+    # On a cluster, write event files to the node's local disk (local_scratch of its partition) and copy them.
     node_local: bool = True
-    # How often what was appended there is copied: a kill takes at most so much of the curves along.
+    # Interval of that copying; a kill loses at most this much of the curves.
     sync_seconds: float = 30.0
-    # The network's graph, once.
+    # Write the network's graph, once.
     graph: bool = False
-    # First and last step of a profile, counted over all epochs: [10, 20].
+    # First and last step to profile, counted over all epochs: [10, 20].
     profile_steps: list[int] = field(default_factory=list)
-    # `truba tensorboard` on a login node ends when nobody has looked at the page for so long; 0: never.
+    # `truba tensorboard` on a login node exits when nobody has viewed the page for this long; 0: never.
     idle_minutes: float = 30.0
 
 
 @dataclass
 class Resources:
-    """What is asked of the cluster. GPUs, cores and memory are counted per node."""
+    """Resources to request from the cluster. GPUs, cores and memory are per node."""
 
-    # auto: the one that Slurm expects to start it on soonest.
+    # auto: the partition on which Slurm expects the earliest start.
     partition: str = "${cluster.default_partition}"
     nodes: int = 1
     gpus: int = "${cluster.default_gpus}"  # type: ignore[assignment]
-    # None: as many as the partition wants for these GPUs.
+    # None: as many as the partition requires for these GPUs.
     cores: int | None = None
     # None: the partition's default for these cores.
     memory_gb: float | None = None
-    # auto: worked out from earlier runs of the same experiment.
+    # auto: estimated from earlier runs of the same experiment.
     time: str = "1h"
-    # Empty: one job that may take all of `time`. Else a chain of jobs of at most so long, each going on where the one
-    # before it was; short jobs start sooner.
+    # Empty: one job that may take all of `time`. Otherwise the longest single job: the training is split into a chain
+    # of jobs, each resuming from the one before it; short jobs start sooner.
     segment: str = ""
-    # How long before the time limit Slurm sends the signal on which a run saves and goes back into the queue.
-    # None: 90, or half of a shorter limit.
+    # How long before the time limit Slurm sends the signal on which a run saves and requeues itself.
+    # None: 90, or half of the limit if that is less.
     signal_seconds: int | None = None
     account: str = "${cluster.default_account}"
     constraint: str = ""
-    # How often an interrupted run puts itself back into the queue.
+    # How many times an interrupted run requeues itself at most.
     max_requeues: int = 1000
-    # Slurm's mails: END, FAIL, …, joined by commas. Empty with an address: END,FAIL.
+    # Events for Slurm's mails, separated by commas: END, FAIL, …. Empty with a mail_user: END,FAIL.
     mail_type: str = ""
     mail_user: str = ""
 
 
 @dataclass
 class Notify:
-    """Who is told of a run's end."""
+    """Whom to notify of a run's end."""
 
-    # Gets a POST with JSON when the run has finished or failed.
+    # URL that gets a POST with JSON when the run has finished or failed.
     webhook: str = ""
 
 
 @dataclass
 class Drill:
-    """Steps, over all epochs, at which a run breaks itself on purpose; `truba drill` sets them."""
+    """Steps, counted over all epochs, at which a run interrupts itself on purpose; set by `truba drill`."""
 
-    # At its first start, with the signal that Slurm sends before a time limit.
+    # At the first start, with the signal that Slurm sends before a time limit.
     signal_at_step: int | None = None
-    # At its second, with SIGKILL.
+    # At the second start, with SIGKILL.
     kill_at_step: int | None = None
-    # As checkpoint.verify, but trains on whatever comes of it.
+    # As checkpoint.verify, but the training continues even if a difference is found.
     verify: bool = False
 
 
 @dataclass
 class Code:
-    """What a job trains: the project's files as they were submitted; docs/environments.md."""
+    """The code that a job executes: a snapshot of the project's files at submission; docs/environments.md."""
 
-    # false: they are read from the project folder when the job starts, as they are then.
+    # false: the job reads the project folder as it is when the job starts.
     snapshot: bool = True
-    # More than so many megabytes are refused. What looks like a secret is left out, unless `include` names it.
+    # Larger snapshots are refused. Files that look like secrets are left out, unless `include` names them.
     max_mb: float = 50.0
     include: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Launcher:
-    """What the command does after it has submitted."""
+    """What the command does after submission."""
 
-    # For sweepers that need a value back, and for tests: holds the terminal until the jobs have ended.
+    # Wait in the terminal until the jobs have ended: for sweepers that need a value back, and for tests.
     wait: bool = False
-    # What a sweeper that needs a value is given: a name among the metrics of the result.
+    # The metric of the result to return to a sweeper that needs a value.
     metric: str = ""
 
 
 @dataclass
 class Experiment:
-    """A whole config: one run."""
+    """A whole config, which describes one run."""
 
     name: str = MISSING
     job: Job = field(default_factory=Job)
@@ -251,23 +250,23 @@ class Experiment:
     launcher: Launcher = field(default_factory=Launcher)
     sweep: Sweep = field(default_factory=Sweep)
     drill: Drill = field(default_factory=Drill)
-    # Prints the plan and the sbatch script; submits nothing and writes nothing.
+    # Print the plan and the sbatch script; submit and write nothing.
     dry_run: bool = False
-    # Starts anew beside an earlier run of the same config.
+    # Start a new run in addition to an earlier one of the same config.
     fresh: bool = False
-    # Lets a run that was begun go on with training code that has changed since: a mistake at its end was mended.
+    # Allow resuming a run although its training code has changed, for example after fixing a mistake at its end.
     accept_changed_code: bool = False
 
 
 @cache
 def schema() -> DictConfig:
-    """The types of a whole config; not to be altered. It takes as long to make as a config takes to be checked."""
+    """Return the types of a whole config; do not modify it. Cached: making it takes as long as checking a config."""
     made: DictConfig = OmegaConf.structured(Experiment)
     return made
 
 
 def experiment_from(values: Any) -> Experiment:
-    """The typed form of a mapping or of a composed Hydra config.
+    """Convert a mapping or a composed Hydra config to an `Experiment`.
 
     Raises:
         omegaconf.errors.OmegaConfBaseException: a key, a type or an interpolation is wrong, or a value is missing.
@@ -280,5 +279,5 @@ def experiment_from(values: Any) -> Experiment:
 
 
 def detect_cluster() -> str:
-    """The file of `conf/cluster/` that `cluster=auto` stands for: $TRUBA_CLUSTER, else truba where there is Slurm."""
+    """Return the cluster that `cluster=auto` stands for: $TRUBA_CLUSTER, else truba if sbatch exists, else local."""
     return os.environ.get("TRUBA_CLUSTER") or ("truba" if shutil.which("sbatch") else "local")

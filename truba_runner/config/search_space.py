@@ -1,7 +1,7 @@
-"""The values that a search tries: their space from YAML, and the config of the run that a trial is. Pure.
+"""Parse `sweep.space`, the values that a search tries, and make the config of a trial's run. Pure.
 
-A name with a dot is a key of the config (`train.learning_rate`, `job.options.units`). Any other is asked for by the
-job's own `build_model(hp)`, and stands in `job.hyperparameters`.
+A name with a dot is a key of the config (`train.learning_rate`, `job.options.units`). Any other is a hyperparameter of
+the job's own `build_model(hp)`, and its value is put into `job.hyperparameters`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from truba_runner.config.tuner_keys import OWN
 from truba_runner.language import marked
 
 KINDS = ("hyperband", "bayesian", "random", "grid")
-# Of a hyperparameter in YAML: Keras Tuner's method, which of its arguments must be there, and which may.
+# For each kind of hyperparameter in YAML: Keras Tuner's method, its required and its optional arguments.
 _ARGUMENTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "int": ("Int", ("min_value", "max_value"), ("step", "sampling", "default")),
     "float": ("Float", ("min_value", "max_value"), ("step", "sampling", "default")),
@@ -23,13 +23,13 @@ _ARGUMENTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "boolean": ("Boolean", (), ("default",)),
     "fixed": ("Fixed", ("value",), ()),
 }
-# Keys of the config below which a job's own names begin.
+# Prefixes below which a job may use any names.
 _OPEN = ("job.options.", "data.options.")
 _SECTIONS = ("job", "data", "train")
 
 
 def declare(space: Mapping[str, Any], hp: Any) -> None:
-    """Asks Keras Tuner's `hp` for every hyperparameter of a space that has no problems."""
+    """Declare every hyperparameter of a valid space on Keras Tuner's `hp`."""
     for name, entry in space.items():
         ((kind, arguments),) = entry.items()
         getattr(hp, _ARGUMENTS[kind][0])(name, **_named(kind, arguments))
@@ -42,24 +42,24 @@ def _named(kind: str, arguments: Any) -> dict[str, Any]:
 
 
 def trial_config(search: Experiment, values: Mapping[str, Any], direction: str, execution: int = 0) -> dict[str, Any]:
-    """The config of the run that a trial's values stand for, leaving only what the search needs of it.
+    """Return the config of a trial's run, reduced to what the search needs.
 
-    Unchecked: the run checks it when it starts, and takes longer for it than for all the rest.
+    It is not validated here, as that takes longer than all other work here: the run validates it when it starts.
     """
     config = _with_values(search, values)
     config["train"]["seed"] += execution
-    # One to go on from and the best: a search has many trials.
+    # A search has many trials: keep only the newest checkpoint, to resume from, and the best.
     kept = {"keep": 1, "save_model": False, "model_each_epoch": False, "best_model": False}
     config["checkpoint"].update(monitor=search.sweep.objective, mode=direction, **kept)
     config["finish"] = {"evaluate": False, "plots": False}
     config["notify"] = dataclasses.asdict(Notify())
-    # Checked already; a start would take as long over them as over all the rest.
+    # Already checked; parsing the partitions at each start would take as long as the remaining config.
     config["cluster"]["partitions"] = {}
     return config
 
 
 def _with_values(search: Experiment, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The search's experiment with a trial's values, and no search."""
+    """Return the search's experiment as a mapping, with a trial's values and without the search."""
     config = dataclasses.asdict(dataclasses.replace(search, sweep=Sweep(), dry_run=False, fresh=False))
     for name, value in values.items():
         if name.startswith(OWN):
@@ -75,7 +75,7 @@ def _with_values(search: Experiment, values: Mapping[str, Any]) -> dict[str, Any
 
 
 def jobs(experiment: Experiment) -> list[Job]:
-    """The job, or those of a search's trials as far as the weights that they begin from are concerned."""
+    """Return the experiment's job; for a search, one for each choice of options that select pretrained weights."""
     made = [experiment.job]
     for name in ("arch", "pretrained") if experiment.sweep.kind else ():
         choices = _choices(experiment.sweep.space.get(f"job.options.{name}"))
@@ -85,7 +85,7 @@ def jobs(experiment: Experiment) -> list[Job]:
 
 
 def _choices(entry: Any) -> list[Any]:
-    """The values of an entry of the space that lists them; of one that makes no sense, none."""
+    """Return the values that an entry of the space lists; none for a range or an invalid entry."""
     ((kind, given),) = entry.items() if isinstance(entry, Mapping) and len(entry) == 1 else [("", None)]
     if kind == "boolean":
         return [True, False]
@@ -93,9 +93,6 @@ def _choices(entry: Any) -> list[Any]:
         return [given.get("value")]
     values = given.get("values") if isinstance(given, Mapping) else given
     return list(values) if kind == "choice" and isinstance(values, (list, tuple)) else []
-
-
-# -- what may not be said ----------------------------------------------------------------------------------------
 
 
 _EXAMPLE = marked("Write for example {choice: [0.1, 0.01]} or {int: {min_value: 32, max_value: 512, step: 32}}.")

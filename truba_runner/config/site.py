@@ -1,4 +1,4 @@
-"""What a config may say of the place where it is trained: the site, its partitions, and how a job gets its Python."""
+"""Config keys of the site: the cluster, its partitions, and the Python environment of a job."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from omegaconf import MISSING
 
 @dataclass
 class Partition:
-    """One Slurm partition's facts and rules. Cores, GPUs and memory are counted per node; 0 is not checked."""
+    """Facts and rules of a Slurm partition. Cores, GPUs and memory are per node; 0 means unchecked."""
 
     nodes: int = 0
     cores_per_node: int = 0
@@ -23,7 +23,7 @@ class Partition:
     local_scratch: str = "/tmp"
     features: list[str] = field(default_factory=list)
     feature_required: bool = False
-    # Partitions whose nodes this one mixes, each chosen with a feature of the same name; their facts then apply.
+    # Partitions whose nodes this one mixes. A job selects one by the feature of the same name; its facts then apply.
     families: list[str] = field(default_factory=list)
     access: str = ""
     # Whether resources.partition=auto may choose it.
@@ -33,52 +33,52 @@ class Partition:
 
 @dataclass
 class Cluster:
-    """A site: how work is started there, where its files lie, and what its partitions allow."""
+    """A site: its scheduler, its folders, and what its partitions allow."""
 
     name: str = MISSING
     scheduler: str = "local"
-    # Everything a job writes must lie under this folder; empty where the site has no such rule.
+    # Everything that a job writes must be under this folder; empty: the site has no such rule.
     scratch: str = ""
     runs_folder: str = "runs"
     data_folder: str = "data"
-    # Files there are deleted when they have not been written to for so many days; 0: none are.
+    # The site deletes files under `scratch` that were not written to for this many days; 0: never.
     scratch_days: int = 0
-    # The sentence that a publication owes the site.
+    # The acknowledgement that the site requires in publications.
     acknowledgement: str = ""
     default_partition: str = ""
     default_account: str = ""
     default_gpus: int = 0
-    # What environment=auto is: inherit or module.
+    # The kind that environment=auto stands for: inherit or module.
     default_environment: str = "inherit"
     default_modules: list[str] = field(default_factory=list)
     account_cores: int = 0
-    # Where a short job tells what an environment holds, if the login node cannot; empty: the experiment's partition.
+    # Partition of the short job that inspects an environment if the login node cannot; empty: the experiment's own.
     probe_partition: str = ""
-    # Tasks in one job array; 0: Slurm is asked (MaxArraySize).
+    # Most tasks in one job array; 0: as Slurm reports (MaxArraySize).
     max_array_size: int = 0
     partitions: dict[str, Partition] = field(default_factory=dict)
 
 
 @dataclass
 class Environment:
-    """How a job gets its Python; docs/environments.md."""
+    """The Python environment of a job; docs/environments.md."""
 
     name: str = MISSING
-    # inherit (the Python that submits), module, venv or apptainer.
+    # inherit (the submitting Python), module, venv or apptainer.
     kind: str = "inherit"
-    # Shell lines that run in the job before all else.
+    # Shell lines that the job runs first.
     setup: list[str] = field(default_factory=list)
-    # The command that starts Python. Empty: the interpreter that submits, that of `venv`, or python3.
+    # The command that starts Python. Empty: the submitting interpreter, the one of `venv`, or python3.
     python: str = ""
-    # module: what is loaded, after a purge.
+    # module: the modules to load, after `module purge`.
     modules: list[str] = field(default_factory=list)
-    # venv: its folder.
+    # venv: the folder of the virtual environment.
     venv: str = ""
-    # apptainer: an image file, or a folder that holds an image's files.
+    # apptainer: an image file, or a folder with an unpacked image.
     image: str = ""
-    # apptainer: more paths that the job sees, beside those of the run, its data, its code and the scratch.
+    # apptainer: further paths to bind, in addition to those of the run, its data, its code and the scratch.
     binds: list[str] = field(default_factory=list)
-    # apptainer: more variables of the job that the container gets, by name or as a pattern of the shell (WANDB_*).
+    # apptainer: further environment variables to pass into the container, as names or shell patterns (WANDB_*).
     pass_on: list[str] = field(default_factory=list)
-    # apptainer: the command; it may also be singularity, or a path.
+    # apptainer: the command to run; it may also be singularity, or a path.
     apptainer: str = "apptainer"

@@ -1,4 +1,4 @@
-"""What a config may say of many runs of one experiment: a search for hyperparameters, and those of `-m`."""
+"""Config keys for many runs of one experiment: a hyperparameter search, or a sweep with `-m`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 @dataclass
 class Search:
-    """A search for hyperparameters, with one of Keras Tuner's oracles; docs/search.md. Its arguments have its names."""
+    """A hyperparameter search by one of Keras Tuner's oracles, with the names of its arguments; docs/search.md."""
 
-    # hyperband, bayesian, random or grid; lr_find: no search, but each run's finder is a job before it; empty: neither.
+    # hyperband, bayesian, random or grid; lr_find: no search, but a finder job before each run; empty: neither.
     kind: str = ""
     objective: str = "val_loss"
-    # min or max; empty where Keras knows the metric.
+    # min or max; may be empty if Keras knows the metric.
     direction: str = ""
-    # Not by Hyperband, whose brackets decide. None: 10; for a grid all of it.
+    # Not for hyperband, whose brackets determine it. None: 10, or for grid all combinations.
     max_trials: int | None = None
     max_epochs: int = 100
     factor: int = 3
@@ -29,34 +29,34 @@ class Search:
     max_consecutive_failed_trials: int = 3
     # {train.learning_rate: {choice: {values: [0.1, 0.01]}}, job.options.units: {int: {min_value: 32, max_value: 512}}}
     space: dict[str, Any] = field(default_factory=dict)
-    # So many of the best models are evaluated on the held-out split when the search has ended.
+    # Number of best models to evaluate on the held-out split when the search has finished.
     best_models: int = 1
-    # Jobs that search together.
+    # Number of jobs that work on the search in parallel.
     workers: int = 1
     # The search's folder in cluster.runs_folder; empty: NAME-HASH.
     directory: str = ""
-    # A worker that gives no sign of life for so long loses its trial to another.
+    # A worker without a heartbeat for this long loses its trial to another worker.
     lease_seconds: float = 60.0
-    # fcntl or file; auto: fcntl where it works.
+    # fcntl or file; auto: fcntl if it works on the file system.
     lock: str = "auto"
 
 
 @dataclass
 class Sweep(Search):
-    """Many runs of one experiment: those of `-m`, by what follows here, or the trials of a search (`sweep=KIND`).
+    """Many runs of one experiment: those of `-m`, with the settings below, or the trials of a search (`sweep=KIND`).
 
-    With the kind lr_find those of `-m`, each with a learning rate that a job before it has found.
+    With the kind lr_find: the runs of `-m`, each with the learning rate that a job before it found.
     """
 
-    # So many runs at once; None: as many as the account's core limit has room for.
+    # Most runs at once; None: as many as the account's core limit allows.
     max_parallel: int | None = None
-    # The first run goes ahead; the others start once it has lived through its first epoch.
+    # The first run starts alone; the others start once it has finished its first epoch.
     canary: bool = False
-    # So many runs train side by side in one job, each on GPUs of its own or, with share_gpus, all on those of one run.
+    # Number of runs that train in parallel in one job, each on its own GPUs or, with share_gpus, all on one run's.
     pack: int = 1
     share_gpus: bool = False
-    # The partition where the command itself runs as a job, for a sweeper that waits for values; empty: it runs here.
+    # Partition of a job that runs this command itself, for a sweeper that waits for values; empty: run it here.
     sweeper_partition: str = ""
     sweeper_time: str = "1d"
-    # With the kind lr_find: the limit of each finder's job; empty: an epoch's part of `resources.time` and some more.
+    # With the kind lr_find: time limit of a finder's job; empty: one epoch's share of `resources.time` and a margin.
     finder_time: str = ""

@@ -1,6 +1,6 @@
-"""What Keras Tuner itself keeps among the values of a trial."""
+"""The prefix of Keras Tuner's own keys among the values of a trial."""
 
 from __future__ import annotations
 
-# What Hyperband keeps its books with, among a trial's values.
+# Hyperband stores bracket, round and epochs of a trial under this prefix.
 OWN = "tuner/"

@@ -1,1 +1,1 @@
-"""Validation: Experiment -> Problems. No disk, no network, no process."""
+"""Validation of an experiment, before submission. No disk, no network, no process."""

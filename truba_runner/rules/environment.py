@@ -1,4 +1,4 @@
-"""Rules of environment.*."""
+"""Validate `environment.*`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KINDS = ("apptainer", "inherit", "module", "venv")
 
 
 def problems(experiment: Experiment) -> Iterator[Problem]:
-    """What of the environment cannot be meant, without a look at any disk."""
+    """Report invalid settings of the environment, without looking at any disk."""
     environment = experiment.environment
     if environment.kind not in KINDS:
         yield Problem(
@@ -53,7 +53,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
 
 
 def _path_problems(key: str, path: str, rule: str, remedy: str) -> Iterator[Problem]:
-    """`rule` is what the path has to be; `remedy`, what to do where there is none."""
+    """Report a missing or relative path. `rule`: what the path must be; `remedy`: what to do if it is not set."""
     if not path:
         yield Problem(key, _("it is not set."), remedy)
     elif not path.startswith("/"):

@@ -1,6 +1,6 @@
-"""What sbatch will be told, worked out from an experiment and the cluster's rules, or every rule that it breaks.
+"""Turn an experiment into a Slurm request, or refuse it with every rule that it breaks.
 
-Pure: no disk, no network, no scheduler. The rules are data in `conf/cluster/`.
+Pure: no disk, no network, no scheduler. The cluster's rules are data in `conf/cluster/`.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from truba_runner.rules.search import warnings as search_warnings
 from truba_runner.rules.training import batch_problems, problems
 from truba_runner.slurm.request import Request, derive
 
-# With a shorter limit most of a start may go by with starting.
+# A job with a shorter time limit may spend most of it on starting.
 _SHORT_MINUTES = 5
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A request that breaks no rule, and what its user should know all the same."""
+    """A request that breaks no rule, and warnings for the user."""
 
     request: Request
     warnings: tuple[str, ...]
 
 
 def plan(experiment: Experiment, login_node: str = "") -> Plan:
-    """Checks an experiment against its cluster's rules.
+    """Check an experiment against all rules and return its plan.
 
     Raises:
-        Refused: with every rule that is broken, each with its remedy.
+        Refused: the experiment breaks rules; contains all of them, each with its remedy.
     """
     broken = [*_experiment_problems(experiment)]
     if experiment.cluster.scheduler == "slurm":
@@ -52,7 +52,7 @@ def plan(experiment: Experiment, login_node: str = "") -> Plan:
 
 
 def _experiment_problems(experiment: Experiment) -> Iterator[Problem]:
-    """What is wrong on any cluster."""
+    """Report problems that do not depend on the cluster."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", experiment.name):
         yield Problem(
             f"name={experiment.name}",

@@ -1,4 +1,4 @@
-"""What an experiment on images may not say, told at submission. Pure."""
+"""Validate the settings of image experiments. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from truba_runner.language import _
 
 
 def problems(experiment: Experiment) -> Iterator[Problem]:
-    """A pattern that is none, and keys that need another."""
+    """Report an invalid label pattern, keys that need another key or backend, and problems of pretrained weights."""
     data = experiment.data
     received = f"data.label_pattern={data.label_pattern}"
     try:

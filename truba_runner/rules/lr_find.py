@@ -1,4 +1,4 @@
-"""Rules of train.lr_find and sweep.finder_time."""
+"""Validate `train.lr_find` and `sweep.finder_time`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from truba_runner.rules.recipe import stage_problems
 
 
 def time_problems(experiment: Experiment) -> Iterator[Problem]:
-    """What is wrong with `sweep.finder_time`."""
+    """Report problems of `sweep.finder_time`."""
     given = experiment.sweep.finder_time
     if not given:
         return
@@ -35,7 +35,7 @@ def time_problems(experiment: Experiment) -> Iterator[Problem]:
 
 
 def problems(experiment: Experiment) -> Iterator[Problem]:
-    """What is wrong with `train.lr_find`, or does not go with it."""
+    """Report problems of `train.lr_find`, and settings that conflict with it."""
     train = experiment.train
     if train.lr_find is None:
         return

@@ -1,4 +1,4 @@
-"""Names and paths that no file system takes, told before something is to be made under them. Pure."""
+"""Refuse names and paths that are too long for a file system. Pure."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from truba_runner.language import _
 
 # NAME_MAX and PATH_MAX of Linux, in bytes.
 _NAME_BYTES, _PATH_BYTES = 255, 4096
-# A run's directory has its hash and what tells it from others behind its name, and files of some depth in it.
+# Reserved for what a run's directory appends to the name (hash and suffix), and for the paths of files in it.
 _BEHIND_NAME_BYTES, _WITHIN_BYTES = 55, 500
 
 
 def problems(experiment: Experiment) -> Iterator[Problem]:
-    """What is too long."""
+    """Report names and paths that are too long."""
     most = _NAME_BYTES - _BEHIND_NAME_BYTES
     for key, name in (("name", experiment.name), ("sweep.directory", experiment.sweep.directory)):
         if len(name.encode(errors="replace")) > most:

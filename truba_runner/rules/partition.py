@@ -1,4 +1,4 @@
-"""What a partition does not allow: rules of `conf/cluster/` that a request would break, each with its remedy. Pure."""
+"""Check an experiment against the partition's and site's rules of `conf/cluster/`. Pure."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from truba_runner.language import _, marked
 from truba_runner.rules.training import batch_problems
 from truba_runner.slurm.request import derive, job_minutes
 
-# Less than a step and a save may need.
+# A step and a save may need more than any shorter time.
 _LEAST_SIGNAL_SECONDS = 10
 
 
 def problems(experiment: Experiment) -> Iterator[Problem]:
-    """Every rule of the site that the experiment breaks."""
+    """Report every rule of the site that the experiment breaks."""
     cluster, resources = experiment.cluster, experiment.resources
     yield from _output_problems(cluster)
     if resources.nodes > 1 and (traits := TRAITS.get(experiment.job.backend)) and not traits.multi_node:
@@ -43,7 +43,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     facts = facts_of(cluster, resources.partition, resources.constraint)
     yield from _time_problems(experiment, facts)
     if partition.families and resources.constraint not in partition.families:
-        return  # What a node holds is not known before the family is.
+        return  # The facts of a node depend on its family.
     yield from _node_problems(experiment, facts)
     if facts.gpus_per_node:
         yield from _gpu_problems(experiment, facts)
@@ -109,7 +109,7 @@ def _time_problems(experiment: Experiment, facts: Partition) -> Iterator[Problem
     try:
         asked, allowed = job_minutes(resources), parse_minutes(facts.max_time)
     except ValueError:
-        return  # Told of already.
+        return  # Already reported.
     key = "resources.segment" if resources.segment else "resources.time"
     if asked > allowed:
         remedy = marked(
@@ -133,7 +133,7 @@ def _time_problems(experiment: Experiment, facts: Partition) -> Iterator[Problem
 
 
 def _signal_problems(signal_seconds: int, time_minutes: int, key: str) -> Iterator[Problem]:
-    """Whether Slurm's signal comes early enough to save, and late enough for a run to come further at each start."""
+    """Report a signal too late to save a checkpoint in time, or too early for a run to make progress in each start."""
     received = f"resources.signal_seconds={signal_seconds}"
     if signal_seconds < _LEAST_SIGNAL_SECONDS:
         yield Problem(

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, told at submission. Pure."""
+"""Validate `train.recipe`. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from truba_runner.language import _
 
 
 def problems(recipe: Sequence[Any], epochs: int, learning_rate: float | None = None) -> Iterator[Problem]:
-    """What is wrong with a recipe; `epochs` and `learning_rate` are what `train` says beside it."""
+    """Report problems of a recipe; `epochs` and `learning_rate` are those of `train`."""
     finds: list[str] = []
     lengths: list[Any] = []
     rates: list[Any] = []
@@ -33,7 +33,7 @@ def problems(recipe: Sequence[Any], epochs: int, learning_rate: float | None = N
         yield from stage_problems(f"{place}.{name}", name, options, finds)
         lengths += [options[key] for key in ("epochs", "freeze_epochs") if key in options]
         if "epochs" in KEYS[name]:
-            # A stage that has none of its own takes that of `train`.
+            # A stage without its own rate takes `train.learning_rate`.
             own = options.get("base_lr" if name == "fine_tune" else "lr", learning_rate)
             rates += own if isinstance(own, list | tuple) else [own]
         if name == "lr_find":
@@ -60,7 +60,7 @@ def problems(recipe: Sequence[Any], epochs: int, learning_rate: float | None = N
 
 
 def stage_problems(place: str, name: str, options: Mapping[str, Any], finds: Sequence[str]) -> Iterator[Problem]:
-    """What is wrong with a stage of this name; `finds` are the names of the finders before it."""
+    """Report problems of one stage; `finds` are the names of the finders before it."""
     kinds = KEYS[name]
     for key in REQUIRED.get(name, ()):
         if key not in options:

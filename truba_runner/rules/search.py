@@ -1,4 +1,4 @@
-"""Rules of sweep.space and of a search's settings."""
+"""Validate `sweep.space` and the settings of a search."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from truba_runner.config.search_space import _ARGUMENTS, _EXAMPLE, _OPEN, _SECTI
 from truba_runner.errors import Problem, nearest
 from truba_runner.language import _, marked
 
-# How the runs of -m are handed to Slurm, and what there is for a search.
+# Settings of sweeps with -m that a search does not take, each with its alternative.
 _OF_MANY_RUNS = {
     "max_parallel": marked("Set sweep.workers: so many trials run at once."),
     "canary": marked("Leave it out: three failures in a row end a search (sweep.max_consecutive_failed_trials)."),
@@ -24,7 +24,7 @@ _OF_MANY_RUNS = {
 _LOCKS = ("auto", "fcntl", "file")
 _LEAST = {
     "max_trials": 1, "max_epochs": 1, "factor": 2, "hyperband_iterations": 1, "executions_per_trial": 1,
-    # Keras Tuner takes 0 for no seed.
+    # Keras Tuner treats 0 as no seed.
     "seed": 1,
     "max_retries_per_trial": 0, "max_consecutive_failed_trials": 1, "workers": 1, "best_models": 0, "lease_seconds": 1,
     "num_initial_points": 1,
@@ -32,7 +32,7 @@ _LEAST = {
 
 
 def problems(experiment: Experiment) -> Iterator[Problem]:
-    """What is wrong with `sweep`."""
+    """Report problems of a search's settings; none if `sweep` is no search."""
     sweep = experiment.sweep
     if sweep.kind in ("", lr_find.KIND):
         return
@@ -81,7 +81,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
 
 
 def _backend_problems(experiment: Experiment) -> Iterator[Problem]:
-    """What a search cannot do with this backend."""
+    """Report what a search does not support with this backend."""
     sweep, backend = experiment.sweep, experiment.job.backend
     if backend in TRAITS and TRAITS[backend].task_per_gpu and experiment.resources.gpus > 1:
         yield Problem(
@@ -103,7 +103,7 @@ def _backend_problems(experiment: Experiment) -> Iterator[Problem]:
 
 
 def warnings(experiment: Experiment) -> Iterator[str]:
-    """What the user should know all the same."""
+    """Return warnings about settings of a search that have no effect."""
     sweep = experiment.sweep
     if sweep.kind == "hyperband" and sweep.max_trials is not None:
         yield (
@@ -160,7 +160,7 @@ def _name_problems(experiment: Experiment, name: str) -> Iterator[Problem]:
 
 
 def hyperband_problems(stages: Sequence[Any]) -> Iterator[Problem]:
-    """A recipe whose last stage has no epochs to decide on."""
+    """Report a recipe whose last stage has no epochs, which Hyperband would set."""
     last = stages[-1] if stages else {"fit_one_cycle": {}}
     if not isinstance(last, Mapping) or next(iter(last), "") not in recipe.TRAINING:
         yield Problem(

@@ -1,4 +1,4 @@
-"""What a sweep asks of Slurm for each of its jobs, and what it may not ask. Pure."""
+"""Validate sweep settings, and return the resources of a job that trains several runs. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from truba_runner.slurm.request import Request
 
 
 def allocation(request: Request, experiment: Experiment) -> Request:
-    """What a job that trains `sweep.pack` runs side by side asks for; `request` is that of one run."""
+    """Return the request of a job that trains `sweep.pack` runs in parallel; `request` is that of one run."""
     if experiment.sweep.pack == 1:
         return request
     times = _times(experiment)
@@ -29,13 +29,13 @@ def allocation(request: Request, experiment: Experiment) -> Request:
 
 
 def _times(experiment: Experiment) -> int:
-    """How many runs' resources a job has; where no run has a GPU, all share one run's cores."""
+    """Return how many times one run's resources a packed job has; runs without GPUs share one run's cores."""
     shares = experiment.sweep.share_gpus or not experiment.resources.gpus
     return 1 if shares else experiment.sweep.pack
 
 
 def problems(experiment: Experiment, request: Request) -> Iterator[Problem]:
-    """What is wrong with `sweep`; `request` is that of one run, allowed by itself."""
+    """Report problems of the sweep's settings; `request` is the valid request of one run."""
     sweep = experiment.sweep
     if sweep.max_parallel is not None and sweep.max_parallel < 1:
         rule = _("it must be {least} or more.", least=1)
@@ -61,7 +61,7 @@ def problems(experiment: Experiment, request: Request) -> Iterator[Problem]:
 
 
 def warnings(experiment: Experiment) -> Iterator[str]:
-    """What the user should know all the same."""
+    """Return warnings about settings of the sweep that have no effect."""
     sweep, ordinary = experiment.sweep, Sweep()
     keys = [key for key in ("max_parallel", "canary", "pack") if getattr(sweep, key) != getattr(ordinary, key)]
     if keys and experiment.cluster.scheduler != "slurm":
@@ -72,7 +72,7 @@ def warnings(experiment: Experiment) -> Iterator[str]:
 
 
 def _finder_problems(experiment: Experiment) -> Iterator[Problem]:
-    """What does not go with a job before each run: it lets one run start, and no other."""
+    """Report settings that conflict with a finder before each run: each finder starts exactly one run."""
     sweep = experiment.sweep
     if sweep.canary:
         rule = _("with sweep=lr_find each run has a finder that goes ahead of it.")

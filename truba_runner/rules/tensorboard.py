@@ -1,4 +1,4 @@
-"""What `tensorboard` may not say. Pure."""
+"""Validate `tensorboard.*`. Pure."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from truba_runner.errors import Problem
 from truba_runner.language import _
 
 _LEAST_SECONDS = 1.0
-# A profile of more has hundreds of megabytes, and opens slowly.
+# A longer profile has hundreds of megabytes and opens slowly.
 _MOST_PROFILED_STEPS = 100
 
 
 def problems(settings: TensorBoard) -> Iterator[Problem]:
-    """What is wrong with it, whatever the cluster."""
+    """Report problems of the TensorBoard settings, on any cluster."""
     if settings.every_steps is not None and settings.every_steps < 1:
         remedy = _("Leave it out, or set it to null: then there are curves by epoch alone.")
         yield Problem(

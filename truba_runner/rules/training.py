@@ -1,4 +1,4 @@
-"""What `train`, `data`, `tensorboard` and `notify` may not say, told before a job waits for its turn. Pure."""
+"""Validate `train`, `data`, `checkpoint`, `tensorboard`, `notify` and mail settings before submission. Pure."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from truba_runner.slurm.request import processes
 
 BATCH_SCALINGS = ("global", "per_replica")
 PREPROCESSINGS = ("async", "model")
-# Keras' dtype policies that train; int8 and float8 are for what is trained already.
+# Keras' dtype policies for training; int8 and float8 are for trained models.
 DTYPE_POLICIES = ("mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float32", "float64")
 FASTAI_PRECISIONS = ("mixed_float16", "float16", "mixed_bfloat16", "bfloat16", "float32")
-# Of sbatch's --mail-type.
+# Values of sbatch's --mail-type.
 MAIL_TYPES = (
     "NONE", "BEGIN", "END", "FAIL", "REQUEUE", "ALL", "INVALID_DEPEND", "STAGE_OUT",
     "TIME_LIMIT", "TIME_LIMIT_90", "TIME_LIMIT_80", "TIME_LIMIT_50", "ARRAY_TASKS",
 )  # fmt: skip
 
 
-# Keys that another backend gives a meaning to, with what serves here instead.
+# Keys of `train` that fastai does not use, each with its alternative.
 _NOT_FASTAI = {
     "optimizer": marked("Pass opt_func to the Learner in the job's build_learner."),
     "loss": marked(
@@ -44,7 +44,7 @@ _NOT_FASTAI = {
 
 
 def problems(experiment: Experiment) -> Iterator[Problem]:
-    """What is wrong whatever the cluster."""
+    """Report problems that do not depend on the cluster."""
     yield from images.problems(experiment)
     yield from tensorboard_rules.problems(experiment.tensorboard)
     yield from _backend_problems(experiment)
@@ -107,7 +107,7 @@ def _checkpoint_problems(checkpoint: Checkpoint) -> Iterator[Problem]:
 
 
 def _backend_problems(experiment: Experiment) -> Iterator[Problem]:
-    """Keys that would change nothing, or that mean something else to this backend."""
+    """Report keys that have no effect or another meaning with this backend."""
     train, data = experiment.train, experiment.data
     if experiment.job.backend == "fastai":
         defaults = Train()
@@ -147,7 +147,7 @@ def _backend_problems(experiment: Experiment) -> Iterator[Problem]:
 
 
 def batch_problems(experiment: Experiment) -> Iterator[Problem]:
-    """A batch that does not divide among all devices of the run."""
+    """Report a global batch size that is not divisible by the number of devices."""
     size, devices = experiment.train.batch_size, max(1, experiment.resources.gpus) * experiment.resources.nodes
     if size is None or size < 1 or devices < 1 or experiment.train.batch_scaling != "global" or not size % devices:
         return
@@ -165,7 +165,7 @@ def batch_problems(experiment: Experiment) -> Iterator[Problem]:
 
 
 def divisible_sizes(size: int, devices: int) -> str:
-    """The batch sizes beside `size` that divide among the devices: `60 or 64`."""
+    """Format the nearest batch sizes that are divisible by the number of devices: `60 or 64`."""
     below = size - size % devices
     return _(" or ").join((str(below), str(below + devices))) if below else str(devices)
 

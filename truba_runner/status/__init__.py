@@ -1,1 +1,1 @@
-"""Where runs, sweeps and searches stand, as rows."""
+"""The state of runs, sweeps and searches, as table rows, JSON, CSV and pictures."""

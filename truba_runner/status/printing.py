@@ -1,4 +1,4 @@
-"""JSON for the terminal."""
+"""Print JSON on standard output."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from truba_runner.storage.files import finite
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output."""
+    """Print a value as one JSON document; NaN and infinities become null."""
     print(json.dumps(finite(value), indent=1, allow_nan=False))

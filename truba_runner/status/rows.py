@@ -1,4 +1,4 @@
-"""The table row of a run."""
+"""Make the row of `truba status` for a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from truba_runner.search import overview
 from truba_runner.search.directory import search_of
 from truba_runner.slurm.jobs import Job
 
-# A row of which nothing is known.
+# The keys of a row, all without a value.
 _NOTHING: dict[str, Any] = {
     **dict.fromkeys(("run", "state", "partition", "job_id"), ""),
     **dict.fromkeys(("epoch", "epochs", "step", "steps_per_epoch")),
@@ -30,20 +30,20 @@ _NOTHING: dict[str, Any] = {
 
 
 def damaged_row(run: RunDir) -> dict[str, Any]:
-    """A run of which nothing sure can be told, for JSON; empty where nothing is wrong with it."""
+    """Return the JSON row of a run with damaged records; empty if they are intact."""
     why = damage.of_listed(run)
     return {"run": run.id, "state": damage.DAMAGED, "why": why, "directory": str(run.path)} if why else {}
 
 
 def say_damaged(runs: Iterable[RunDir], file: TextIO | None = None) -> None:
-    """A line for each run that is left out since nothing sure can be told of it; on standard error, or in `file`."""
+    """Print a line for each run left out because its records are damaged, to standard error or `file`."""
     for run in runs:
         if told := damage.told(run):
             print(told, file=file or sys.stderr)
 
 
 def _with_sweeps_as_one(rows: Sequence[dict[str, Any]], sweeps: Sequence[SweepDir]) -> list[dict[str, Any]]:
-    """The rows, but for each sweep one in place of its runs': a thousand would hide the others."""
+    """Replace the rows of each sweep's runs by one row: a thousand of them would hide the other runs."""
     of: dict[tuple[Path, str], list[SweepDir]] = {}
     finders: set[Path] = set()
     for sweep in sweeps:
@@ -56,7 +56,7 @@ def _with_sweeps_as_one(rows: Sequence[dict[str, Any]], sweeps: Sequence[SweepDi
     for row in rows:
         path = Path(row["directory"])
         own = of.get((path.parent, path.name), [])
-        # A finder shows in its sweep's own table.
+        # Finders are shown in their sweep's own table only.
         if not own and path not in finders:
             shown[path] = row
         for sweep in own:
@@ -68,22 +68,22 @@ def _with_sweeps_as_one(rows: Sequence[dict[str, Any]], sweeps: Sequence[SweepDi
 
 
 def _row_or_damage(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
-    """A row even for a run whose records hold something else than they should: it must not hide the others."""
+    """Return the row of a run, also if its records are damaged: one such run must not prevent the whole table."""
     if not (damaged := damaged_row(run)):
         try:
             return row(run, jobs)
-        except OSError as error:  # It has gone meanwhile, or its disk does not answer any more.
+        except OSError as error:  # The run was deleted meanwhile, or its disk no longer answers.
             damaged = {"run": run.id, "state": damage.DAMAGED, "why": str(error), "directory": str(run.path)}
     return {**_NOTHING, **damaged}
 
 
 def row(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
-    """One run, in values that JSON holds. Times are in Slurm's own notation."""
+    """Return the row of a run or search, in JSON values. Times are in Slurm's notation."""
     if (search := search_of(run)) is not None:
         return overview.row(search, jobs)
     state, progress = state_of(run, jobs), progress_of(run)
     job, result = state.job, run.result()
-    # Of a run that is over Slurm is not asked.
+    # Slurm is not asked about finished runs: take what their last submission requested.
     asked = last_intent(run).get("request", {}) if job is None and not run.pulled() else {}
     return {
         "run": run.id,

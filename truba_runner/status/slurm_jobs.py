@@ -1,4 +1,4 @@
-"""One squeue and one sacct for many runs."""
+"""Query Slurm about the jobs of many runs, with one squeue and one sacct."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ from truba_runner.slurm.jobs import Job
 
 
 def _last_jobs(run: RunDir) -> list[tuple[str, bool]]:
-    """The job that a run was last given, and whether its result is there; of a search, of each worker.
-
-    None of those that cannot be read, and of another machine's.
-    """
+    """Return (last job id, has result) of a run or of a search's workers; empty if unreadable or a pulled copy."""
     try:
         search = None if run.pulled() else search_of(run)
         with_jobs = job_runs(search) if search else [] if run.pulled() else [run]
@@ -29,11 +26,11 @@ def _last_jobs(run: RunDir) -> list[tuple[str, bool]]:
 
 
 def known_jobs(runs: Sequence[RunDir], finished_too: bool = False, quietly: bool = False) -> Mapping[str, Job] | None:
-    """What Slurm knows of these runs' jobs, in one squeue and one sacct; None where it does not answer.
+    """Return the jobs of these runs that Slurm knows, with one squeue and one sacct; None if Slurm does not answer.
 
-    A run whose result is there, one that never met Slurm, and one of another machine's is not asked about; with
-    `finished_too`, the queue is asked whether the job of the first is still there. That accounting does not answer is
-    said, unless `quietly`: what it would tell stands in part on the runs' own records.
+    Slurm is not asked about runs that have their result, never had a Slurm job, or belong to another machine; with
+    `finished_too`, squeue is asked about jobs of finished runs. If accounting does not answer, a warning is printed
+    unless `quietly`: the runs' own records hold a part of what it would report.
     """
     last = [(job_id, finished) for run in runs for job_id, finished in _last_jobs(run) if is_slurms(job_id)]
     not_over = {job_id for job_id, finished in last if not finished}
@@ -49,12 +46,12 @@ def known_jobs(runs: Sequence[RunDir], finished_too: bool = False, quietly: bool
         ended = {}
         if not quietly:
             say_that_accounting_is_silent(error)
-    # Of a job that has just ended both know, and accounting its exit code too, once it has heard of the end.
+    # Both may know a job that has just ended; accounting, once it has recorded the end, also has the exit code.
     return {**ended, **jobs, **{job_id: job for job_id, job in ended.items() if not job.live}}
 
 
 def say_that_accounting_is_silent(error: SlurmError) -> None:
-    """The word for it, on standard error."""
+    """Warn on standard error that sacct does not answer."""
     told = _(
         "Slurm's accounting does not answer ({message}): what it knows of ended jobs is missing here",
         message=error.message.splitlines()[-1],

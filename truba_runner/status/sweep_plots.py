@@ -1,4 +1,4 @@
-"""A sweep as a picture: the metric over each swept value, and over several at once; and its finders' curves."""
+"""Plot a sweep: the metric over each swept value and over all of them together, and its finders' curves."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from truba_runner.storage.files import write_atomically
 _PANEL_INCHES = (4.0, 3.2)
 _COLUMNS = 3
 _CURVES_INCHES = (8.0, 5.0)
-# So many lines can be told apart by their names.
+# With more lines a legend no longer helps.
 _NAMED = 20
 _DIVERGED_POINTS = 5
 
 
 def draw(shown: Table, file: Path) -> Path:
-    """Draws the table's metric, at its best, into a PNG file.
+    """Plot each run's best value of the table's metric into a PNG file.
 
     Raises:
         Failed: no run has a value yet, or matplotlib is not installed.
@@ -40,7 +40,7 @@ def draw(shown: Table, file: Path) -> Path:
 
 
 def draw_curves(shown: Table, file: Path) -> Path:
-    """Draws into a PNG file what the runs' learning-rate finders have found: the loss over the rate, a line a run.
+    """Plot the curves of the runs' learning-rate finders into a PNG file: the loss over the rate, one line per run.
 
     Raises:
         Failed: matplotlib is not installed.
@@ -90,12 +90,12 @@ def _curves(shown: Table, rows: Sequence[Row]) -> Any:
 
 
 def _points(row: Row) -> tuple[list[tuple[float, float]], float | None]:
-    """The finder's curve as far as it has numbers, and the rate that was taken."""
+    """Return the finder's curve, as (rate, loss) without NaN losses, and the rate taken from it."""
     if row.finding is None:
         return [], None
     curve = row.finding.curve
     pairs = list(zip(curve["learning_rates"], curve["losses"], strict=True))
-    # Without the last, as fastai draws it: where the loss has grown it hides all else.
+    # As in fastai's plot, leave out the last points: where the loss diverges it would dominate the axis.
     kept = pairs[:-_DIVERGED_POINTS] if len(pairs) > 2 * _DIVERGED_POINTS else pairs
     return [(rate, loss) for rate, loss in kept if loss is not None], row.finding.rate
 
@@ -106,7 +106,7 @@ def _figure(shown: Table, rows: Sequence[Row]) -> Any:
     keys = [key for key in shown.keys if len({str(row.values.get(key)) for row in rows}) > 1] or list(shown.keys)
     wide = max(1, min(_COLUMNS, len(keys)))
     high = max(1, -(-len(keys) // wide)) + (1 if len(keys) > 1 else 0)
-    # Without pyplot, which would look for a screen.
+    # Not with pyplot, which would look for a display.
     figure = Figure(figsize=(wide * _PANEL_INCHES[0], high * _PANEL_INCHES[1]), layout="constrained")
     grid = figure.add_gridspec(high, wide)
     for place, key in enumerate(keys):
@@ -119,7 +119,7 @@ def _figure(shown: Table, rows: Sequence[Row]) -> Any:
 
 
 def _over(axes: Any, shown: Table, rows: Sequence[Row], key: str) -> None:
-    """The metric over one swept value: a dot a run, and the mean for each value."""
+    """Plot the metric over one swept value: a dot for each run, and a line through the means of each value."""
     from matplotlib.ticker import MaxNLocator
 
     places, labels, log = _axis([row.values.get(key) for row in rows])
@@ -140,7 +140,7 @@ def _over(axes: Any, shown: Table, rows: Sequence[Row], key: str) -> None:
 
 
 def _parallel(figure: Any, axes: Any, shown: Table, rows: Sequence[Row], keys: Sequence[str]) -> None:
-    """A line a run through all of its values, coloured by the metric."""
+    """Plot parallel coordinates: a line for each run through its swept values, coloured by the metric."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -167,7 +167,7 @@ def _parallel(figure: Any, axes: Any, shown: Table, rows: Sequence[Row], keys: S
 
 
 def _axis(values: Sequence[Any]) -> tuple[list[float], list[str], bool]:
-    """Where values lie on an axis, the names of its places where they are words, and whether it is logarithmic."""
+    """Return the values' positions on an axis, tick labels if not all are numbers, and whether to use a log scale."""
     numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
     if len(numbers) < len(values):
         labels = sorted({str(value) for value in values})

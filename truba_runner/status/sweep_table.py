@@ -1,4 +1,4 @@
-"""A sweep as a table: a row a run, with its swept values, its state and what a metric was at last and at its best."""
+"""Make the table of a sweep: for each run its swept values, its state, and the last and best value of a metric."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from truba_runner.slurm.jobs import Job
 from truba_runner.training.plots import NOT_METRICS
 
 SEED = "train.seed"
-# A metric whose name has one of these in it is better when it is smaller.
+# Smaller is better for metrics whose name contains one of these.
 _SMALL_IS_GOOD = ("loss", "error", "mse", "mae", "mape", "rmse", "perplexity")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a run's learning-rate finder has come to; `takes` is which suggestion becomes the rate (valley/10)."""
+    """Result of a run's learning-rate finder; `takes` is the expression for the rate, such as valley/10."""
 
     finder: str
     takes: str
     state: str
-    # None: it has not ended, or has nothing to suggest that way.
+    # None: the finder has not finished, or could not make that suggestion.
     rate: float | None
-    # `suggestions` by name, `learning_rates` and `losses`; empty until it has ended.
+    # `suggestions` by name, `learning_rates` and `losses`; empty until the finder has finished.
     curve: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run, or a search. `history` holds its finished epochs, `metrics` what it came to, or has come to so far.
+    """A run or a search. `history`: its finished epochs; `metrics`: those of the result, else the latest.
 
-    `finding` is there in a sweep whose runs have their learning rates from finders. `trials`, of a search alone: how
-    many are told, and how many were begun.
+    `finding` is set in a sweep whose runs get their learning rates from finders. `trials` is set only for a search: the
+    numbers of finished and of begun trials.
     """
 
     run: str
@@ -63,13 +63,13 @@ class Row:
     trials: tuple[int, int] | None = None
 
     def last(self, metric: str) -> float | None:
-        """The metric's value at the end, or for now."""
+        """Return the metric's final or, so far, latest value."""
         if metric in self.metrics:
             return self.metrics[metric]
         return next((row[metric] for row in reversed(self.history) if metric in row), None)
 
     def best(self, metric: str, mode: str) -> tuple[float, int] | None:
-        """The metric's best value over the finished epochs, and in which, from 1; 0 where it is the result's alone."""
+        """Return the metric's best value and its epoch, from 1; epoch 0 if only the result has this metric."""
         found = [(row[metric], int(row["epoch"])) for row in self.history if not math.isnan(row.get(metric, math.nan))]
         if not found and (last := self.metrics.get(metric)) is not None and not math.isnan(last):
             found = [(last, 0)]
@@ -79,7 +79,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of a sweep, in the order of its command line. `mode` is min or max: which end of `metric` is good."""
+    """The rows of a sweep, in the order of its command line. `mode`: min or max, whichever is better for `metric`."""
 
     sweep: str
     keys: Sequence[str]
@@ -89,21 +89,21 @@ class Table:
 
     @property
     def finds(self) -> bool:
-        """Whether runs have their learning rates from finders."""
+        """Whether runs get their learning rates from finders."""
         return any(row.finding for row in self.rows)
 
     @property
     def has_searches(self) -> bool:
-        """Whether some of its runs are searches."""
+        """Whether some rows are searches."""
         return any(row.trials for row in self.rows)
 
     def best(self, row: Row) -> float | None:
-        """The best value of the table's metric in a run."""
+        """Return the best value of the table's metric in a run; None if it has none."""
         found = row.best(self.metric, self.mode)
         return found[0] if found else None
 
     def sorted_by(self, column: str) -> list[Row]:
-        """By a swept key, the state, or with the best first by the table's metric; runs without a value come last."""
+        """Sort by a swept key, by state, or else by the table's metric, best first; runs without a value come last."""
         if column in self.keys:
             return sorted(self.rows, key=lambda row: _order(row.values.get(column)))
         if column == "state":
@@ -112,10 +112,10 @@ class Table:
         return sorted(self.rows, key=lambda row: _order(None if (best := self.best(row)) is None else sign * best))
 
     def over_seeds(self) -> list[dict[str, Any]]:
-        """For each choice of the other values, the metric over the runs that differ in the seed alone.
+        """Return statistics of the metric over each group of runs that differ only in the seed.
 
         Keys: `values`, `runs`, and for `last` and `best` each the `mean`, the sample standard deviation `spread` (None
-        of a single run), `least` and `most`.
+        for a single run), `least` and `most`.
         """
         groups: dict[tuple[Any, ...], list[Row]] = {}
         others = [key for key in self.keys if key != SEED]
@@ -139,10 +139,10 @@ def table(
     mode: str = "",
     instead: Sequence[str] = (),
 ) -> Table:
-    """Looks at every run, or search, of a sweep; `jobs` is what Slurm knows of them.
+    """Make the table of a sweep from the records of its runs; `jobs` is what Slurm knows of them.
 
-    Without `metric` it is the one that the sweep's best checkpoint goes by, or where no run has that its first.
-    `instead`: other names that could have been meant.
+    The default of `metric` is the one by which the sweep's best checkpoint is chosen or, if no run has it, the first
+    known one. `instead`: other valid names, to suggest for a misspelt one.
 
     Raises:
         Refused: no run has such a metric.
@@ -158,18 +158,18 @@ def table(
     monitor = str(about.get("monitor", ""))
     chosen = metric or (monitor if monitor in known or not known else known[0])
     if not mode:
-        # Of a search it is empty where Keras knows it.
+        # A search's mode may be empty if Keras knows the metric.
         mode = str(about.get("mode", "min")) if chosen == monitor else ""
     return Table(sweep.id, about.get("keys", []), rows, chosen, mode or direction(chosen))
 
 
 def direction(metric: str) -> str:
-    """Whether a metric is good when it is small (min) or large (max), by its name."""
+    """Guess from a metric's name whether small (min) or large (max) values are better."""
     return "min" if any(word in metric.lower() for word in _SMALL_IS_GOOD) else "max"
 
 
 def as_csv(shown: Table, rows: Sequence[Row]) -> str:
-    """The table for other programs: the swept values, the state, the metric, and all that the results hold."""
+    """Format the rows as CSV: the swept values, the state, the metric, and all metrics of the results."""
     metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
     found = ["found_rate", *(f"lr_find_{name}" for name in SUGGESTIONS)] if shown.finds else []
     own = ["run", *shown.keys, *found, "state", "epoch", f"last_{shown.metric}", f"best_{shown.metric}", "best_epoch"]
@@ -207,7 +207,7 @@ def _finding(run: RunDir, member: Member, finder: RunDir, jobs: Mapping[str, Job
     curve = {} if damage.of_run(finder) else finder.rate_curve(FINDER)
     rate = run.found_rate().get("learning_rate")
     if rate is None and curve:
-        with suppress(ValueError):  # The sweep's record may say anything.
+        with suppress(ValueError):  # The sweep's record may be damaged.
             rate = rate_taken(member.takes, curve["suggestions"])
     return Finding(finder.id, member.takes, state_of(finder, jobs).state, rate, curve)
 
@@ -220,7 +220,7 @@ def _row(sweep: SweepDir, member: Member, jobs: Mapping[str, Job] | None) -> Row
         return _search_row(search, member.values, jobs)
     state, progress = state_of(run, jobs), progress_of(run)
     if finder and not run.exists():
-        # Here, without Slurm, it begins only when its finder is done.
+        # Without Slurm, the run is created only after its finder has finished.
         waits = _("waits for its learning-rate finder {finder}", finder=finder.id)
         state = replace(state, why=has_no_rate(finder, jobs) or waits)
     metrics = run.result().get("metrics") or progress.get("metrics") or {}
@@ -277,7 +277,7 @@ def _history(run: RunDir) -> list[dict[str, float]]:
 
 
 def _number(value: Any) -> float:
-    """A metric as a number; NaN for one that became none, which JSON has as null."""
+    """Convert a metric to a number; null in JSON, which stands for NaN, becomes NaN."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -289,7 +289,7 @@ def _columns(row: Row) -> list[str]:
 
 
 def _order(value: Any) -> tuple[int, float, str]:
-    """Numbers by size, then words, then nothing."""
+    """Sort key: numbers by size, then strings, then missing values and NaN."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return (2, 0.0, "")
     return (0, float(value), "") if isinstance(value, (bool, int, float)) else (1, 0.0, str(value))

@@ -1,4 +1,4 @@
-"""`truba status SWEEP`: a sweep's table, sorted, as text, JSON, CSV or a picture, and its best run."""
+"""`truba status SWEEP`: show a sweep's table or its best run, as text, JSON, CSV or a picture."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from truba_runner.status.slurm_jobs import known_jobs
 from truba_runner.status.sweep_plots import draw, draw_curves
 from truba_runner.status.sweep_table import SEED, Finding, Row, Table, as_csv, table
 
-# A metric at its best.
+# Column titles for the best value of a metric.
 _ENDS = {"min": marked("smallest"), "max": marked("largest")}
 
 
 def add_options(options: argparse.ArgumentParser) -> None:
-    """What can be said of a sweep only."""
+    """Add the options that apply only to a sweep."""
     own = options.add_argument_group(_("of a sweep"))
     own.add_argument("--sort", metavar=_("COLUMN"), help=_("by a metric, the best first, a swept key, or state"))
     own.add_argument("--best", metavar=_("METRIC"), help=_("only the run that is best by this metric"))
@@ -39,7 +39,7 @@ def asked(given: argparse.Namespace) -> bool:
 
 
 def show(sweep: SweepDir, given: argparse.Namespace) -> int:
-    """Prints what was asked for; the exit status."""
+    """Print what the options ask for, and return the exit status."""
     members = sweep.members()
     names = dict.fromkeys(name for one in members for name in (one.run, one.finder) if name)
     jobs = known_jobs([sweep.run(name) for name in names])
@@ -65,7 +65,7 @@ def show(sweep: SweepDir, given: argparse.Namespace) -> int:
 
 
 def _draw(sweep: SweepDir, shown: Table, asked_for: str) -> None:
-    """The picture of the metric, and beside it that of the finders' curves where there are any."""
+    """Draw the picture of the metric and, if there are finders' curves, a second one of those."""
     file = Path(asked_for) if asked_for else sweep.path / f"{shown.metric}.png"
     curves = any(row.finding and row.finding.curve for row in shown.rows)
     if curves:
@@ -184,6 +184,6 @@ def _figure(value: float | None) -> str:
 
 def _word(value: Any) -> str:
     if value is None or isinstance(value, bool):
-        # As one types it.
+        # As typed on the command line.
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)

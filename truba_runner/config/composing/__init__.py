@@ -1,1 +1,1 @@
-"""Command line -> composed experiment: Hydra, and what is typed wrong in words."""
+"""Command line -> composed experiment, with Hydra; mistakes in it become readable problems."""

@@ -1,4 +1,4 @@
-"""An experiment as Hydra composes it of `conf/` and overrides, as dataclasses; what launches one is not imported."""
+"""Compose an experiment from `conf/` and overrides with Hydra, as dataclasses; imports nothing that launches it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.language import _
 from truba_runner.storage.package_files import shipped
 
-# Keys of the command line without which `truba stage` would put a file somewhere else, or another one.
+# Overrides that decide which file `truba stage` fetches, and to where.
 _SAY_WHERE_DATA_LIES = {"cluster", "cluster.scratch", "cluster.data_folder", "data.folder", "data.name"}
 
 
 def register() -> None:
-    """Tells Hydra of the schema and of the resolvers that `conf/` uses."""
+    """Register the schema and the resolvers that `conf/` uses with Hydra."""
     ConfigStore.instance().store(name="schema", node=Experiment)
     OmegaConf.register_new_resolver("detect_cluster", detect_cluster, replace=True)
     OmegaConf.register_new_resolver("env_or", _env_or, replace=True)
@@ -35,12 +35,12 @@ def register() -> None:
 
 
 def _env_or(name: str, otherwise: str) -> str:
-    """An environment variable's value; one that is empty is as good as none, which `oc.env` knows nothing of."""
+    """Return an environment variable, or `otherwise` if it is unset or, unlike `oc.env`, empty."""
     return os.environ.get(name) or otherwise
 
 
 def composed(overrides: Sequence[str]) -> Experiment:
-    """The experiment that these overrides compose to, its folders absolute; nothing is launched.
+    """Compose the experiment of these overrides, with absolute folders; nothing is launched.
 
     Raises:
         Refused: an override or a config is wrong.
@@ -52,10 +52,10 @@ def composed(overrides: Sequence[str]) -> Experiment:
 
 
 def typed(config: DictConfig) -> Experiment:
-    """A composed config as dataclasses.
+    """Convert a composed config to dataclasses.
 
     Raises:
-        Refused: no experiment was chosen, or the config has not the schema's shape.
+        Refused: no experiment was chosen, or the config does not have the schema's shape.
     """
     if OmegaConf.is_missing(config, "name"):
         remedy = _("Type +experiment=NAME.") + " " + _experiments()
@@ -71,7 +71,7 @@ def typed(config: DictConfig) -> Experiment:
 
 
 def absolute(experiment: Experiment) -> Experiment:
-    """Folders as a job sees them, which starts in a directory of its own."""
+    """Make the folders absolute, as a job starts in another directory."""
     if experiment.cluster.runs_folder.startswith("/") and experiment.data.folder.startswith("/"):
         return experiment
     here = Path.cwd()
@@ -81,7 +81,7 @@ def absolute(experiment: Experiment) -> Experiment:
 
 
 def selector(config: Any) -> str:
-    """How the user chose the experiment, for a remedy to repeat. `config` is the composed `hydra` node."""
+    """Return the overrides that chose the experiment, for use in a remedy. `config` is the composed `hydra` node."""
     chosen = config.runtime.choices.get("experiment")
     where = [
         word for word in as_typed(config.overrides.task) if word.lstrip("+").partition("=")[0] in _SAY_WHERE_DATA_LIES
@@ -90,7 +90,7 @@ def selector(config: Any) -> str:
 
 
 def as_typed(overrides: Any) -> list[str]:
-    """Hydra's record of overrides as texts: read as a list of a config, an interpolation in one would be its value."""
+    """Return Hydra's record of overrides as typed: interpolations in them are not resolved."""
     texts: Any = OmegaConf.to_container(overrides, resolve=False)
     return [str(text) for text in texts]
 

@@ -1,4 +1,4 @@
-"""What Hydra, OmegaConf and YAML have to say of a command line or a config, in the words of `errors`."""
+"""Translate errors of Hydra, OmegaConf and YAML about a command line or a config into Problems."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from truba_runner.language import _
 from truba_runner.storage.package_files import shipped
 
 FOREIGN = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
-# What calls Hydra and OmegaConf with what was typed.
+# Modules that pass user input to Hydra and OmegaConf.
 _CALLERS = (
     "truba_runner.cli.app",
     "truba_runner.config.composing.compose",
@@ -35,10 +35,10 @@ _CALLERS = (
 
 
 def of_what_was_typed(error: BaseException) -> bool:
-    """Whether Hydra, or a library below it, has raised this over a command line or a config.
+    """Whether Hydra, or a library below it, raised this error because of a command line or a config.
 
-    They raise ValueError, TypeError, AssertionError, RecursionError… as readily as their own exceptions: what tells
-    these from a mistake of this package is who has raised them.
+    They also raise ValueError, TypeError, AssertionError, RecursionError and others; the module that raised one
+    distinguishes it from a mistake of this package.
     """
     if isinstance(error, FOREIGN):
         return True
@@ -48,12 +48,12 @@ def of_what_was_typed(error: BaseException) -> bool:
 
 
 def _modules(error: BaseException) -> list[str]:
-    """The modules that it came through, the one that raised it last."""
+    """Return the names of the modules in the traceback, the raising one last."""
     return [str(frame.f_globals.get("__name__", "")) for frame, _line in traceback.walk_tb(error.__traceback__)]
 
 
 def of_plugin(error: BaseException) -> Problem | None:
-    """What another Hydra plugin of the environment has raised, as Hydra imported it or as it did its work."""
+    """Return a problem if another Hydra plugin of the environment raised the error, on import or at work; else None."""
     modules = _modules(error)
     plugins = [name for name in modules if name.startswith("hydra_plugins.")]
     if not plugins or plugins[-1].startswith("hydra_plugins.truba_runner."):
@@ -74,10 +74,10 @@ def _said(error: BaseException) -> str:
 
 @contextmanager
 def in_words(received: str = "") -> Iterator[None]:
-    """Within it, what Hydra raises of what was typed becomes a refusal. `received`: the override that is tried there.
+    """Turn Hydra's errors about user input into refusals within this context. `received`: the override in use.
 
     Raises:
-        Refused: it has raised something.
+        Refused: Hydra raised such an error.
     """
     try:
         yield
@@ -90,7 +90,7 @@ def in_words(received: str = "") -> Iterator[None]:
 
 
 def translated(error: BaseException, received: str = "") -> Problem:
-    """What Hydra, OmegaConf or YAML has raised as a problem. `received`: the override that they were given."""
+    """Translate an error of Hydra, OmegaConf or YAML into a problem. `received`: the override in use."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _slash, name = str(error.missing_cfg_file).rpartition("/")
         rule = _("{folder} has no such file.", folder=f"conf/{group}")
@@ -122,7 +122,7 @@ def translated(error: BaseException, received: str = "") -> Problem:
 
 
 def _of_missing_file(path: str) -> Problem:
-    """A file that another one's defaults name, or that is to stand in for config.yaml."""
+    """Return the problem of a missing config file, named in a defaults list or meant to replace config.yaml."""
     group, _slash, name = path.rpartition("/")
     folders = [folder / group for folder in (Path.cwd() / "conf", shipped("conf"))]
     names = {file.stem for folder in folders if folder.is_dir() for file in folder.glob("*.yaml")}
@@ -142,7 +142,7 @@ def _of_key(error: OmegaConfBaseException) -> Problem:
     if isinstance(error, MissingMandatoryValue):
         return Problem(place, _("it has no value ('???')."), _("Set {key}=VALUE.", key=place))
     if isinstance(parent, DictConfig) and key and key not in parent:
-        # A plain mapping, such as job.options, holds whatever is put there.
+        # A plain mapping, such as job.options, takes any key.
         remedy = nearest(key, [str(name) for name in parent])
         if not dataclasses.is_dataclass(OmegaConf.get_type(parent)):
             remedy += " " + _("With a + before it, it is a new one.")
@@ -170,10 +170,10 @@ def _undecodable() -> Iterator[Path]:
 
 
 def refuse_foreign_config() -> None:
-    """A `conf/config.yaml` in the working directory stands in for the package's own; another project's cannot.
+    """Refuse a `conf/config.yaml` of another project in the working directory: it would replace the package's own.
 
     Raises:
-        Refused: it does not begin with this package's schema.
+        Refused: the file does not name this package's schema.
     """
     own = Path("conf") / "config.yaml"
     if not own.is_file() or own.resolve() == (shipped("conf") / "config.yaml").resolve():

@@ -1,4 +1,4 @@
-"""What Hydra's own options and keys may not say here: where to write, what to launch with. Hydra calls it."""
+"""Refuse options and keys of Hydra that would make it write files or launch otherwise; includes a Hydra callback."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omegaconf import DictConfig, ListConfig
 from truba_runner.errors import Problem, Refused
 from truba_runner.language import _, marked
 
-# Keys of `hydra` with what conf/config.yaml sets them to: with anything else Hydra makes folders and files.
+# Keys of `hydra` with their values in conf/config.yaml: with others, Hydra would create folders and files.
 _WRITES: dict[tuple[str, ...], str | None] = {
     ("run", "dir"): ".",
     ("sweep", "dir"): ".",
@@ -23,44 +23,44 @@ _OWN_FOLDER = marked(
     "Leave it out. cluster.runs_folder=FOLDER says where runs lie, name=NAME what they are called; the whole config is "
     "in the run's run.yaml."
 )
-# The basic launcher starts one run after the other as this command would by itself.
+# The basic launcher is allowed: it starts one run after the other, as this command would by itself.
 _LAUNCHERS = ("hydra_plugins.truba_runner.", "hydra._internal.core_plugins.basic_launcher.")
 _BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper."
 
 
 class Stopped(BaseException):
-    """Carries a refusal through Hydra, which makes a warning of any Exception of a callback."""
+    """A refusal carried through Hydra, which turns any Exception of a callback into a warning."""
 
     def __init__(self, refused: Refused) -> None:
-        """`refused` is what is to be said."""
+        """Store the refusal to report."""
         self.refused = refused
 
 
 class KeepsToItsPlaces(Callback):
-    """Refuses a config with which Hydra would write, before it does; conf/config.yaml names it."""
+    """Hydra callback that refuses a config with which Hydra would write files; named in conf/config.yaml."""
 
     def on_run_start(self, config: DictConfig, **_named: Any) -> None:
-        """Before a single run.
+        """Check the config before a single run.
 
         Raises:
-            Stopped: with the refusal.
+            Stopped: the config is refused.
         """
         _stop(_that_write(config.hydra))
 
     def on_multirun_start(self, config: DictConfig, **_named: Any) -> None:
-        """Before a sweep.
+        """Check the config before a sweep.
 
         Raises:
-            Stopped: with the refusal.
+            Stopped: the config is refused.
         """
         _stop([*_that_write(config.hydra), *_of_sweeps(config.hydra)])
 
 
 def refuse_options(arguments: Sequence[str]) -> None:
-    """Refuses what is wrong with Hydra's options, in place of a page that says how it is used.
+    """Refuse invalid options of Hydra, instead of letting argparse print its usage page.
 
     Raises:
-        Refused: one is not Hydra's, has no such value, stands between overrides, or takes a run from a file.
+        Refused: an option is unknown, has an invalid value, stands between overrides, or loads a run from a file.
     """
     parser = get_args_parser()
 
@@ -84,7 +84,7 @@ def _stop(problems: Sequence[Problem] | Iterator[Problem]) -> None:
 
 def _that_write(hydra: DictConfig) -> Iterator[Problem]:
     for path, usual in _WRITES.items():
-        # As it was typed: parts of it may be known in a run alone.
+        # Compare the raw value: its interpolations may be resolvable only in a run.
         if (given := _raw(hydra, path)) != usual:
             rule = _("a run's files lie in its own directory, and Hydra makes none beside it.")
             yield Problem(f"hydra.{'.'.join(path)}={given}", rule, _(_OWN_FOLDER))

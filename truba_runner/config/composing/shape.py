@@ -1,4 +1,4 @@
-"""Whether a config has the shape of the schema: no key too many, none taken out, and each section one of its kind."""
+"""Check that a config has the shape of the schema: no added or removed keys, and every section of its type."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from truba_runner.language import _
 
 
 def wrong_keys(config: DictConfig) -> Iterator[Problem]:
-    """Keys that a + added where the schema has none, as they would change nothing, and those that a ~ took out."""
+    """Report keys added with + that the schema does not have, which would have no effect, and keys removed with ~."""
     kind: Any = OmegaConf.get_type(config)
-    # Not by way of the mapping itself, which checks each key and takes ten times as long.
+    # The mapping's own access checks each key and takes ten times as long.
     nodes: Any = config.__dict__["_content"]
     if valid := _fields(kind):
         for taken in sorted(valid.keys() - nodes.keys()):
@@ -26,15 +26,15 @@ def wrong_keys(config: DictConfig) -> Iterator[Problem]:
             place = str(config._get_full_key(name))
             yield Problem(place, _("there is no such key."), nearest(str(name), valid))
     for node in nodes.values():
-        # What is null, missing or an interpolation has no nodes of its own.
+        # A value that is null, missing or an interpolation has no nodes of its own.
         if isinstance(node, DictConfig) and isinstance(node.__dict__["_content"], dict):
             yield from wrong_keys(node)
 
 
 def wrong_sections(made: Any, kind: Any, place: str = "") -> Iterator[Problem]:
-    """Parts of a converted config that are of another kind than the schema says.
+    """Report parts of a converted config whose type differs from the schema's.
 
-    OmegaConf holds single values against it, but of an interpolation that stands for a section it does not.
+    OmegaConf checks single values against the schema, but not an interpolation that replaces a whole section.
     """
     if fields := _fields(kind):
         if not isinstance(made, kind):
@@ -73,5 +73,5 @@ def _shown(value: object) -> str:
 
 @cache
 def _fields(kind: Hashable) -> dict[str, Any]:
-    """The keys of a section, each with its kind; of anything else none."""
+    """Return the keys of a section with their types; empty for any other type."""
     return get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
