@@ -1,4 +1,4 @@
-"""Command lines that nobody would write and somebody will type: over every key of the schema, and beside them."""
+"""Random command lines, mostly wrong ones, that set every key of the schema and keys that do not exist."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ VALUES = (
     *("1,2", "a,b", "range(3)", "choice(1,2)", "glob(*)", "interval(0,1)", "choice()", "range(0)", "range(1,2,0)"),
     *("[", "{a", "'", "", "int(3)", "json_str({a:1})", "extend_list(1)", "sort(3,1)", "shuffle(1,2)", "tag(a)"),
 )
-# Values of a sweep.
+# Values for sweeps.
 SWEPT = (
     "1,2",
     "nan,inf,-inf",
@@ -48,7 +48,7 @@ SWEPT = (
     "1,1",
     "'',x",
 )
-# Choices of config groups, most of them none; few, as Hydra composes anew for each.
+# Choices of config groups, most of them invalid; few, as Hydra composes once for each.
 GROUPS = (
     *(["+experiment=fraud"], ["+experiment=pets_two_stage", "cluster=truba"], ["+experiment=mnist_search"], []),
     *(["+experiment=null"], ["+experiment=[a,null]"], ["+experiment=${name}"], ["experiment=mnist"], ["~experiment"]),
@@ -60,7 +60,7 @@ GROUPS = (
     ),
     *(["+experiment=mnist", choice] for choice in ("sweep=lr_find", "sweep=grid", "sweep@x=grid", "sweep=mnist,grid")),
 )
-# Values that are right for their key: what comes after them is looked at too.
+# Valid overrides, so that later checks are reached too.
 RIGHT = (
     *("resources.gpus=2", "resources.time=2h", "name=other", "train.batch_size=32", "job.backend=fastai", "fresh=true"),
     *("resources.partition=debug", "resources.constraint=akya-cuda", "resources.time=auto", "resources.nodes=2"),
@@ -69,7 +69,7 @@ RIGHT = (
 )
 
 
-# Of the right kind for a key, and seldom right.
+# Values of the right type for a key, but seldom valid.
 TYPED = {
     int: ("0", "1", "2", "3", "-1", "64", "1000000", "99999999999999999999"),
     float: ("0", "0.5", "1e-3", "-1.0", "30", "1e400", "nan", "inf", "-inf"),
@@ -120,7 +120,7 @@ TYPED = {
 
 
 def keys() -> list[tuple[str, typing.Any]]:
-    """Every key of the schema and its type, also some within mappings that hold what one likes."""
+    """Return every key of the schema with its type, and some keys inside free-form mappings."""
     return [*_keys(Experiment, ""), ("cluster.partitions.akya-cuda", dict), ("cluster.partitions.akya-cuda.nodes", int)]
 
 
@@ -137,7 +137,7 @@ def _keys(kind: type, prefix: str) -> Iterator[tuple[str, typing.Any]]:
 
 
 def _plain(annotation: typing.Any) -> typing.Any:
-    """One of `TYPED`."""
+    """Reduce a type annotation to a key of `TYPED`."""
     found = next(
         (one for one in typing.get_args(annotation) if one in TYPED), typing.get_origin(annotation) or annotation
     )
@@ -145,12 +145,12 @@ def _plain(annotation: typing.Any) -> typing.Any:
 
 
 def lines(count: int, seed: int) -> Iterator[list[str]]:
-    """So many command lines, the same ones for the same seed; each a dry run."""
+    """Yield `count` command lines, all dry runs, determined by the seed."""
     draw, every = random.Random(seed), keys()
     for number in range(count):
         sweeps = draw.random() < 0.1
         overrides = [_override(draw, draw.choice(every), sweeps) for _ in range(draw.choice((1, 1, 1, 2)))]
-        # Each key in its turn, so that none is left out by chance.
+        # Take the keys in turn, so that none is left out by chance.
         overrides[0] = _override(draw, every[number % len(every)], sweeps)
         overrides += draw.sample(RIGHT, draw.choice((0, 0, 0, 1, 2)))
         draw.shuffle(overrides)

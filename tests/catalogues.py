@@ -1,7 +1,7 @@
-"""The message catalogues: what the program says is collected from its source, translated by hand, and compiled.
+"""Update and compile the message catalogues: messages are collected from the source and translated by hand.
 
-`make language` brings `truba_runner/locale/tr.po` up to date (new messages have an empty translation, those that are no
-longer said go away) and compiles it to `tr.mo`.
+`make language` updates `truba_runner/locale/tr.po` (new messages get an empty translation, unused ones are removed) and
+compiles it to `tr.mo`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from babel.messages.pofile import read_po, write_po
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "truba_runner"
 LOCALE = PACKAGE / "locale"
-# Which of a function's arguments are messages: truba_runner/language.py.
+# Which arguments of the functions of truba_runner/language.py are messages.
 KEYWORDS = {"_": None, "counted": (1, 2), "marked": None}
 
 
 @cache
 def said() -> Catalog:
-    """Every message in the source, in the table of reasons and in `conf/cluster/`, and where it is said."""
+    """Collect every message in the source, in the table of reasons and in `conf/cluster/`, with its location."""
     catalog = Catalog(project="truba_runner")
     for file in sorted([*PACKAGE.rglob("*.py"), *(ROOT / "hydra_plugins").rglob("*.py")]):
         with file.open("rb") as source:
@@ -48,25 +48,25 @@ def said() -> Catalog:
 
 
 def translated(language: str) -> Catalog:
-    """What the .po file of a language holds."""
+    """Return the .po file of a language."""
     with (LOCALE / f"{language}.po").open("rb") as file:
         return read_po(file, locale=language)
 
 
 def compiled(catalog: Catalog) -> bytes:
-    """The .mo file that is read when the program runs."""
+    """Return the content of the .mo file, which the program reads at run time."""
     out = io.BytesIO()
     write_mo(out, catalog)
     return out.getvalue()
 
 
 def complete(message: Message) -> bool:
-    """Whether it has a translation, of each of its forms."""
+    """Return whether all forms of a message are translated."""
     return bool(message.string) if isinstance(message.string, str) else all(message.string or [""])
 
 
 def update(language: str) -> int:
-    """Rewrites both files of a language; returns how many messages have no translation yet."""
+    """Rewrite both files of a language; return how many messages have no translation yet."""
     file = LOCALE / f"{language}.po"
     catalog = translated(language) if file.exists() else Catalog(locale=language, project="truba_runner")
     catalog.update(said(), no_fuzzy_matching=True, update_creation_date=False)
@@ -75,7 +75,7 @@ def update(language: str) -> int:
     text = io.BytesIO()
     write_po(text, catalog, width=120, include_lineno=False, omit_header=False, sort_by_file=True)
     file.write_bytes(text.getvalue())
-    # From the file, as the test does: what is compiled is what is checked in.
+    # Compile from the file, as the test does, so that both have what is checked in.
     (LOCALE / f"{language}.mo").write_bytes(compiled(translated(language)))
     return sum(bool(message.id) and not complete(message) for message in catalog)
 

@@ -1,4 +1,4 @@
-"""What a whole test run says of itself; here, where pytest finds it also when other processes run the tests."""
+"""Hooks for a whole test run: environment, order of files, summary; here pytest-xdist's controller finds them too."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-# What takes longest, longest first, those that wait for Slurm beside those that compute. With tests/run's
-# --no-loadscope-reorder files are begun in this order, and the short ones, all others, fill up the end.
+# The longest test files, longest first, those that wait for Slurm mixed with those that compute. With tests/run's
+# --no-loadscope-reorder files start in this order, and all other, short ones fill the end.
 LONG_FILES = [
     "training/test_keras_resume.py",
     "slurm/test_interruptions.py",
@@ -49,20 +49,20 @@ LONG_FILES = [
 ]
 TESTS = Path(__file__).parent
 
-# Tests read what the program says in English, whoever runs them; their processes inherit it.
+# Tests expect English output, whatever the locale of whoever runs them; subprocesses inherit this.
 os.environ["TRUBA_LANG"] = "en"
-# Threads of torch wait for each other asleep: spinning, they take the cores of what runs beside them, thrice as long.
+# torch's threads shall sleep while waiting: spinning, they take cores from tests that run in parallel (3 times slower).
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compiles the package, once: hundreds of processes import it, and each would where Python may keep nothing."""
+    """Compile the package once, for hundreds of processes that import it and may be unable to write caches."""
     if not hasattr(config, "workerinput"):
         compileall.compile_dir(TESTS.parent / "truba_runner", quiet=2)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a long file come before those of a short one; within a file they stay as they are."""
+    """Put the tests of long files first; the order within a file stays."""
     if gone := [name for name in LONG_FILES if not (TESTS / name).exists()]:
         raise pytest.UsageError(f"tests/conftest.py puts {', '.join(gone)} first, which is gone: name it as it is now.")
     places = {TESTS / name: place for place, name in enumerate(LONG_FILES)}
@@ -70,7 +70,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many tests had to do without Slurm, and why: a green run must not hide it."""
+    """Print how many Slurm tests were skipped, and why: a green run must not hide it."""
     left_out = [
         report.longrepr[2]
         for report in terminalreporter.stats.get("skipped", [])

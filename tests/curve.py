@@ -1,4 +1,4 @@
-"""One curve of a run, in an event file that a test writes itself."""
+"""Write one curve of a run to an event file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class Curve:
-    """`epoch_loss` of the training; each point is in the file when `add` returns."""
+    """The curve `epoch_loss` of a run; each point is in the file when `add` returns."""
 
     def __init__(self, events: Path, kind: str = "train") -> None:
         """`events` is the run's folder of event files."""
@@ -22,7 +22,7 @@ class Curve:
         self.write(step=step, summary=Summary(value=[Summary.Value(tag="epoch_loss", simple_value=value)]))
 
     def write(self, **event: object) -> None:
-        """Any other record."""
+        """Append any event."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.summary.writer.record_writer import RecordWriter
 

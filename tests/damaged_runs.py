@@ -1,4 +1,4 @@
-"""Runs, a search and a sweep as they lie in a folder, and what a full disk or another user makes of a record."""
+"""Create runs, a search and a sweep on disk, and damage their records as a full disk or another user might."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from truba_runner.search.directory import SearchDir
 TIME = 1_790_000_000.0
 TOKEN = "0a1b2c3d"
 REQUEST = {"partition": "akya-cuda", "account": "abc", "nodes": 1, "gpus": 1}
-# What stands where something else should.
+# Wrong values for a field.
 VALUES: tuple[Any, ...] = (
     None, True, -1, 0, 1.5, 10**400, 1e400, float("nan"), "", "text", "../../elsewhere", "/etc/passwd", "\ud800",
     "\x1b[2J", "{run} %s [red]", [], [[]], {}, {"a": {"b": []}}, ["text"], [1, 2, 3], "9" * 30, "12_4", "-x",
@@ -28,7 +28,7 @@ VALUES: tuple[Any, ...] = (
 
 
 def events(job_id: str, **more: Any) -> list[dict[str, Any]]:
-    """The submission of a run that was started once, as the program records it."""
+    """Return the events of a run that was submitted and started once."""
     about = {"job_file": "/project/jobs/mnist.py", "job_sha256": "ab", "project": "/project", "versions": {"x": "1"}}
     code = {"archive": "/runs/.code/code-00ff.tar.gz", "sha256": "cd", "files": 3}
     given = {"time": TIME, "token": TOKEN, "job_name": f"mnist.{TOKEN}", "git": {"commit": "abc", "dirty": True}}
@@ -44,7 +44,7 @@ def events(job_id: str, **more: Any) -> list[dict[str, Any]]:
 
 
 def make_run(run: RunDir, job_id: str, config: bytes, finished: bool = True, **more: Any) -> RunDir:
-    """A run with all of its records."""
+    """Create a run with all its records."""
     run.create()
     run.write_config_text(config, durable=False)
     for event in events(job_id, **more):
@@ -67,7 +67,7 @@ def make_run(run: RunDir, job_id: str, config: bytes, finished: bool = True, **m
 
 
 def make_search(path: Path, config: bytes) -> SearchDir:
-    """A search of two trials, one of which has been told."""
+    """Create a search with two trials, one finished and one running."""
     search = SearchDir(path)
     search.create()
     search.write_config_text(config, durable=False)
@@ -91,7 +91,7 @@ def make_search(path: Path, config: bytes) -> SearchDir:
 
 
 def make_sweep(runs: Path, name: str, first_job: int, config: bytes) -> SweepDir:
-    """A sweep of three runs in one array, one of which has a finder."""
+    """Create a sweep of three runs in one array; one of them has a finder run."""
     sweep = SweepDir.of(runs, f"{name}-sweep-00000000")
     names = [f"{name}-0000000{number}" for number in range(3)]
     finder = make_run(RunDir(runs / f"{name}-0000000f"), str(first_job + 1), config)
@@ -114,13 +114,13 @@ def make_sweep(runs: Path, name: str, first_job: int, config: bytes) -> SweepDir
 
 
 def damage(file: Path, chance: random.Random) -> str:
-    """Spoils a record in one of many ways; says how."""
+    """Damage a record in one of many ways and return a description."""
     ways: list[Callable[[Path, random.Random], str]] = [_other_value] * 12 + [_bytes] * 6 + [_kind]
     return f"{file.name}: {chance.choice(ways)(file, chance)}"
 
 
 def _other_value(file: Path, chance: random.Random) -> str:
-    """A field of a valid record has another value, or none."""
+    """Replace or delete a field of the record."""
     text = file.read_text()
     if file.suffix == ".csv":
         cells = [line.split(",") for line in text.splitlines()]
@@ -152,7 +152,7 @@ def _other_value(file: Path, chance: random.Random) -> str:
 
 
 def _bytes(file: Path, chance: random.Random) -> str:
-    """Bytes are cut off, changed or put in."""
+    """Cut off, change or insert bytes."""
     content = file.read_bytes()
     at, of = chance.randrange(len(content)), chance.randrange(len(content))
     changed = {
@@ -177,7 +177,7 @@ def _bytes(file: Path, chance: random.Random) -> str:
 
 
 def _kind(file: Path, chance: random.Random) -> str:
-    """It is no file any more."""
+    """Replace the file by a folder, pipe or link, or delete it."""
     content = file.read_bytes()
     file.unlink()
     way = chance.choice(["gone", "folder", "pipe", "link", "loop", "dangling"])

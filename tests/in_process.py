@@ -1,7 +1,7 @@
-"""`python -m truba_runner` called in this process: of one of its own most time goes to Python, Hydra and imports.
+"""Call truba's main function in this process: a subprocess would spend most of its time on Python, Hydra and imports.
 
-What it may alter is put back: environment, working directory, output, Hydra's state. A process of its own takes what
-is about one: signals, a terminal, a closed pipe, the very start.
+Environment, working directory, output and Hydra's state are restored. Tests of signals, a terminal, a closed pipe or
+the start of the program need a real process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from truba_runner.config import backends
 
 
 def truba(*arguments: str, cwd: Path, environment: Mapping[str, str]) -> CompletedProcess[str]:
-    """Exit status and output, as of a process with this environment; an exception that gets out of it is the test's."""
+    """Return exit status and output as of a process with this environment; an uncaught exception fails the test."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
     here, hydra = Path.cwd(), GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
@@ -49,7 +49,7 @@ def truba(*arguments: str, cwd: Path, environment: Mapping[str, str]) -> Complet
 
 @contextlib.contextmanager
 def knowing(folder: Path) -> Iterator[None]:
-    """This process knows a folder's backends, as those do that find its sitecustomize.py on their PYTHONPATH."""
+    """Make a folder's backends known to this process, as its sitecustomize.py does if it is on the PYTHONPATH."""
     with mock.patch.dict(backends.TRAITS), mock.patch.object(training, "__path__", [*training.__path__]):
         runpy.run_path(str(folder / "sitecustomize.py"))
         yield

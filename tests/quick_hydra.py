@@ -1,7 +1,7 @@
-"""Hydra's composing for thousands of command lines: each choice of config groups is composed once, by Hydra itself.
+"""Compose thousands of command lines quickly: Hydra composes each choice of config groups only once.
 
-Composing takes Hydra a third of a second, and calling the app as much again. Here a line's other overrides are set, by
-Hydra's own functions, in a copy of what it composed; the app's code around it, from `main` on, is run as it is.
+Composing takes Hydra a third of a second, and calling the app as much again. Here a line's other overrides are applied
+to a copy of the composed config, by Hydra's own functions. The app's code, from `main` on, runs unchanged.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from truba_runner.config.composing import hydra_keys
 from truba_runner.sweeps import compose
 
 _parser = OverridesParser.create()
-# The text of an override as what it means, or as what is wrong with it.
+# Parsed overrides, or the errors, by text.
 _parsed: dict[str, Override | Exception] = {}
 
 
@@ -71,7 +71,7 @@ class _Parser:
 
 
 class _Repository(ConfigRepository):
-    """A ConfigRepository that reads each file once, and looks once for each."""
+    """A ConfigRepository that searches for and reads each file once."""
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         super().__init__(config_search_path)
@@ -93,11 +93,11 @@ class _Repository(ConfigRepository):
 
 
 class QuickLoader:
-    """A ConfigLoader as far as the app, its sweeper and its launcher use one."""
+    """The part of a ConfigLoader that the app, its sweeper and its launcher use."""
 
     def __init__(self, loader: ConfigLoaderImpl) -> None:
         self._loader = loader
-        # Each file of conf/ is read once for all choices: Hydra does so within one.
+        # Read each file of conf/ once for all choices: Hydra caches only within one.
         loader.repository = _Repository(loader.config_search_path)
         self._bases: dict[tuple[str, ...], bytes | Exception] = {}
         self._groups: dict[str, list[str]] = {}
@@ -142,7 +142,7 @@ class QuickLoader:
 
 
 def small_site(conf: Path) -> None:
-    """Writes `cluster=small`: TRUBA with two of its partitions, as converting a config takes by its size."""
+    """Write `cluster=small`: TRUBA with only two partitions, as the time to convert a config grows with its size."""
     site = yaml.safe_load((composed.shipped("conf") / "cluster" / "truba.yaml").read_text())
     kept = {name: site["partitions"][name] for name in ("akya-cuda", "debug")}
     kept["debug"]["families"] = ["akya-cuda"]
@@ -152,7 +152,7 @@ def small_site(conf: Path) -> None:
 
 @contextlib.contextmanager
 def quick_hydra(conf: Path) -> Iterator[None]:
-    """The app composes with a `QuickLoader`, which finds the groups of `conf` too."""
+    """Let the app compose with a `QuickLoader`, which also finds the config groups in `conf`."""
     composed.register()
     with hydra.initialize_config_dir(str(composed.shipped("conf")), version_base="1.3"):
         search_path = GlobalHydra.instance().config_loader().get_search_path()
@@ -179,7 +179,7 @@ def quick_hydra(conf: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _seldom_collected() -> Iterator[None]:
-    """A config is thousands of objects that hold each other: at the usual pace the search for garbage takes a third."""
+    """Collect garbage less often: with thousands of objects for each config it would take a third of the time."""
     usual = gc.get_threshold()
     gc.freeze()
     gc.set_threshold(200_000, 20, 20)

@@ -1,4 +1,4 @@
-"""Searches on this machine, with a backend that needs no framework: a project, and how it is waited for."""
+"""A project for local searches with a backend that needs no framework, and a function to wait."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ sweep:
 
 
 class Project:
-    """A folder in which someone searches: with `start`, by a process of its own."""
+    """A project folder in which commands are run, in this process or, with `start`, in another one."""
 
     def __init__(self, folder: Path, experiment: str = EXPERIMENT, language: str = "en") -> None:
         self.folder = folder
@@ -49,7 +49,7 @@ class Project:
         return subprocess.Popen(argv, cwd=self.folder, env=self.environment, stdout=pipe, stderr=pipe, text=True)
 
     def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """The command in this process; what it starts has processes of its own."""
+        """Run the command in this process; it starts its workers as subprocesses."""
         return truba(*arguments, cwd=self.folder, environment=self.environment)
 
     def search(self, *arguments: str) -> dict[str, Any]:

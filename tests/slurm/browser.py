@@ -1,4 +1,4 @@
-"""A real Chromium without a window, driven over its own pipe: no port, and no library."""
+"""Drive a real headless Chromium over its DevTools pipe, without a port or a library."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Its pipe is file descriptors 3 and 4: here they are standard input and output.
+# Chromium's DevTools pipe uses file descriptors 3 and 4: connect them to standard input and output.
 COMMAND = 'exec chromium-headless-shell --no-sandbox --disable-gpu --remote-debugging-pipe --user-data-dir="$1" \
 --window-size=1600,1000 --enable-unsafe-swiftshader about:blank 3<&0 4>&1 </dev/null >/dev/null'
 
 
 class Browser:
-    """One page. `process` is one that runs `COMMAND` in a shell."""
+    """One page of a browser. `process` runs `COMMAND` in a shell."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
@@ -35,7 +35,7 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """One command of the DevTools protocol, and its answer."""
+        """Send a command of the DevTools protocol and return its result."""
         self._number += 1
         number = self._number
         message: dict[str, Any] = {"id": number, "method": method, "params": parameters}
@@ -60,7 +60,7 @@ class Browser:
         return told["result"].get("value")
 
     def wait_until(self, expression: str, seconds: float = 240) -> Any:
-        """Until a JavaScript expression is true, looked at whenever the document changes."""
+        """Wait until a JavaScript expression is true, evaluated whenever the document changes; return its value."""
         return self.evaluate(
             f"""new Promise((done, failed) => {{
               const look = () => {{ const value = {expression}; if (value) {{ watch.disconnect(); done(value); }} }};
@@ -72,7 +72,7 @@ class Browser:
         )
 
     def wait_for_answer(self, part_of_url: str, wanted: Callable[[Any], Any], seconds: float = 240) -> Any:
-        """Until the page has been answered JSON, by an address with that in it, of which `wanted` is true."""
+        """Wait until the page receives JSON, from a URL with that part, of which `wanted` is true; return its value."""
         deadline = time.monotonic() + seconds
         urls: dict[str, str] = {}
         while (left := deadline - time.monotonic()) > 0:

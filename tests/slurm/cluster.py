@@ -1,4 +1,4 @@
-"""A real Slurm cluster for tests: slurm/testcluster, started around a keeper that ends when this process does."""
+"""A real Slurm cluster for tests: slurm/testcluster, around a keeper process that exits when this process does."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ TESTCLUSTER = Path(__file__).resolve().parents[2] / "slurm" / "testcluster"
 EXIT_UNAVAILABLE = 77
 START_TIMEOUT_SECONDS = 300.0
 POLL_SECONDS = 0.1
-# The states after which Slurm does not requeue a job.
+# States after which Slurm does not requeue a job.
 ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY"})
 
-# Tells where the cluster is, then lives until its input closes: the kernel closes it when pytest ends, however it ends.
+# Print the cluster's folder, then run until standard input closes: the kernel closes it however pytest ends.
 KEEPER = 'echo "$TRUBA_TESTCLUSTER_INSIDE"; exec cat >/dev/null'
 
 
 def left_out(reason: str) -> NoReturn:
-    """Skips a test for what this machine cannot have; with TRUBA_REQUIRE_SLURM=1 the test fails."""
+    """Skip a test for a requirement that this machine lacks; with TRUBA_REQUIRE_SLURM=1, fail it."""
     if os.environ.get("TRUBA_REQUIRE_SLURM") == "1":
         pytest.fail(f"TRUBA_REQUIRE_SLURM=1, but {reason}", pytrace=False)
     pytest.skip(reason)
@@ -64,7 +64,7 @@ class Cluster:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # a Ctrl-C meant for pytest shall not end the cluster before the tests' clean-up
+            start_new_session=True,  # Ctrl-C for pytest must not end the cluster before the tests have cleaned up
         )
         assert self._keeper.stdout is not None and self._keeper.stderr is not None
         folder = self._keeper.stdout.readline().strip()
@@ -80,7 +80,7 @@ class Cluster:
         self.folder = Path(folder)
 
     def close(self) -> None:
-        """Take the cluster down; its folder goes with it."""
+        """Stop the cluster, which deletes its folder."""
         assert self._keeper.stdout is not None and self._keeper.stderr is not None
         self._close_input()
         try:
@@ -105,15 +105,15 @@ class Cluster:
 
     @property
     def scratch_root(self) -> Path:
-        """The folder that job output must be under; inside the cluster it is `TRUBA_SCRATCH`."""
+        """The folder under which job output must be; inside the cluster it is `TRUBA_SCRATCH`."""
         return self.folder / "scratch"
 
     def scratch(self, user: str = "ayse") -> Path:
-        """A user's scratch folder; the path is the same inside the cluster and outside."""
+        """Return a user's scratch folder; the path is the same inside and outside the cluster."""
         return self.scratch_root / user
 
     def log(self, daemon: str = "slurmctld") -> str:
-        """The log of `slurmctld`, `slurmdbd` or a node (`slurmd-akya1`) so far."""
+        """Return the log of `slurmctld`, `slurmdbd` or a node (`slurmd-akya1`) so far."""
         return (self.folder / "log" / f"{daemon}.log").read_text(errors="replace")
 
     def command(
@@ -124,7 +124,7 @@ class Cluster:
         cwd: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
     ) -> list[str]:
-        """The command line that runs `argv` inside the cluster, as `user`, in `cwd` (default: the user's scratch)."""
+        """Return the command line that runs `argv` in the cluster as `user`, in `cwd` (default: the user's scratch)."""
         enter = [str(TESTCLUSTER / "enter"), "--cluster", str(self.folder), "--user", user]
         enter += ["--cwd", str(cwd or self.scratch(user)), "--"]
         if env:
@@ -142,13 +142,13 @@ class Cluster:
         check: bool = True,
         input: str | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command inside the cluster and return what it printed.
+        """Run a command inside the cluster and return its output.
 
-        A user other than root has a clean environment, `env` is added to it.
+        Users other than root get a clean environment, to which `env` is added.
 
         Raises:
-            AssertionError: with `check`, the command failed; the message holds its output.
-            subprocess.TimeoutExpired: it took longer than `timeout` seconds, and was killed.
+            AssertionError: with `check`, the command failed; the message contains its output.
+            subprocess.TimeoutExpired: the command took longer than `timeout` seconds and was killed.
         """
         process = self.popen(
             argv, user=user, cwd=cwd, env=env, stdin=subprocess.DEVNULL if input is None else subprocess.PIPE
@@ -190,15 +190,15 @@ class Cluster:
         return submitted.stdout.strip().split(";")[0]
 
     def preempt(self, nodes: Sequence[str]) -> str:
-        """Submits a short job of root's that wants these nodes of akya-cuda whole, lowprio's jobs on them or not."""
+        """Submit a short job of root's for these whole nodes of akya-cuda, which preempts lowprio's jobs on them."""
         whole = ["-p", "akya-cuda", "-A", "root", f"-N{len(nodes)}", f"-w{','.join(nodes)}", "--ntasks-per-node=1"]
         wanted = [*whole, "-c40", "--gres=gpu:4", "-t1", f"--output={self.scratch('root')}/%j.log", "--wrap", "true"]
         return self.run(["sbatch", "--parsable", *wanted], user="root", cwd=self.scratch("root")).stdout.strip()
 
     def states(self, job_id: str, *, in_accounting: bool = False) -> list[str]:
-        """The states of a job, one for each task of an array; empty for a job that isn't known (yet).
+        """Return the states of a job, one for each task of an array; empty for a job that isn't known (yet).
 
-        The controller knows at once, and forgets after five minutes; accounting lags by up to some seconds.
+        The controller knows at once and forgets after five minutes; accounting lags by up to some seconds.
         """
         if in_accounting:
             argv = ["sacct", "--noheader", "--allocations", "--parsable2", "--format=State", f"--jobs={job_id}"]
@@ -212,11 +212,11 @@ class Cluster:
     ) -> str:
         """Wait until a job (every task of an array) is in one of the states, such as `COMPLETED`, and return that.
 
-        Accounting may know how a job ended while its nodes are still being cleared: that is waited for too.
+        With `in_accounting`, also wait until the job's nodes are cleared, which may come later.
 
         Raises:
-            AssertionError: it has ended in another state.
-            TimeoutError: it was not within `timeout` seconds.
+            AssertionError: the job has ended in another state.
+            TimeoutError: the job was in none of the states within `timeout` seconds.
         """
         wanted = {states} if isinstance(states, str) else set(states)
         deadline = time.monotonic() + timeout
@@ -233,10 +233,10 @@ class Cluster:
             time.sleep(POLL_SECONDS)
 
     def wait_for_reason(self, job_id: str, timeout: float = 240) -> None:
-        """Wait until the scheduler has looked at a job that waits, and has said why.
+        """Wait until the scheduler has given the reason for which a job is pending.
 
         Raises:
-            TimeoutError: it has not within `timeout` seconds.
+            TimeoutError: it gave none within `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
         argv = ["squeue", "--noheader", "--format=%r", f"--jobs={job_id}"]
@@ -254,14 +254,14 @@ class Cluster:
         return shown
 
     def node_down(self, name: str) -> None:
-        """Fail a node as a loss of power does: its processes and its network are gone at once, unannounced."""
+        """Fail a node like a power loss: its processes and its network vanish at once, without notice."""
         subprocess.run([TESTCLUSTER / "node", "--cluster", self.folder, "down", name], check=True, timeout=240)
 
     def node_up(self, name: str, timeout: float = 240) -> None:
-        """Start a node that was taken down, and wait until the controller has heard from it and can use it again.
+        """Start a node that was taken down, and wait until it has registered and the controller can use it again.
 
         Raises:
-            TimeoutError: it could not within `timeout` seconds.
+            TimeoutError: it was not usable within `timeout` seconds.
         """
         heard_of_before = self._slurmd_start_time(name)
         subprocess.run([TESTCLUSTER / "node", "--cluster", self.folder, "up", name], check=True, timeout=240)
@@ -275,10 +275,10 @@ class Cluster:
         return shown.partition("SlurmdStartTime=")[2].split()[0]
 
     def wait_for_node(self, name: str, states: Collection[str], timeout: float = 240) -> str:
-        """Wait until a node is in one of the states (sinfo's long names; `*` after one: it doesn't answer).
+        """Wait until a node is in one of the states (sinfo's long names; with `*`: it doesn't respond); return that.
 
         Raises:
-            TimeoutError: it was not within `timeout` seconds.
+            TimeoutError: the node was in none of the states within `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
         while True:

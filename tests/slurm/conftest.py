@@ -1,4 +1,4 @@
-"""One real Slurm cluster for the whole test session, and a project folder on it for each test."""
+"""Fixtures: one real Slurm cluster for the whole test session, and a project folder on it for each test."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def software() -> Path:
-    """A folder with Apptainer, images and a module, built where it is not there yet."""
+    """A folder with Apptainer, images and a module, built if it does not exist yet."""
     built = subprocess.run([TESTCLUSTER / "software"], capture_output=True, text=True, check=False)
     if built.returncode == EXIT_UNAVAILABLE:
         left_out(f"no Apptainer or Lmod: {' '.join(built.stderr.split())}")
@@ -37,7 +37,7 @@ def software() -> Path:
 
 @pytest.fixture
 def truba(cluster: Cluster) -> Iterator[Truba]:
-    """A project of ayse's; what it leaves in the queue is cancelled."""
+    """A project of ayse's; its remaining jobs are cancelled at the end."""
     made = Truba(cluster, next(_names))
     yield made
     made.clear()

@@ -1,4 +1,4 @@
-"""A laptop beside the test cluster: another user on another network, with a cable to the login node and a browser."""
+"""A laptop for the test cluster: another user in a network namespace linked to the login node, with a browser."""
 
 from __future__ import annotations
 
@@ -72,16 +72,16 @@ Host stranger
 
 
 def missing() -> str:
-    """What the laptop needs and this machine has not."""
+    """Return the names of the programs that the laptop needs and this machine lacks."""
     path = f"{os.environ['PATH']}:/usr/sbin"
     return ", ".join(name for name in NEEDED if shutil.which(name, path=path) is None)
 
 
 class Laptop:
-    """Of a user leyla, who is ayse at the login node."""
+    """The laptop of a user leyla, who is ayse on the login node."""
 
     def __init__(self, cluster: Cluster, state: Path) -> None:
-        """`state` is ayse's XDG_STATE_HOME: where truba remembers her runs."""
+        """`state` is ayse's XDG_STATE_HOME, where truba keeps the list of her runs folders."""
         self.cluster, self.state = cluster, state
         self.home = cluster.folder / "home" / "leyla"
         self._folder = cluster.folder / "ssh"
@@ -134,7 +134,7 @@ class Laptop:
         bin = self._folder / "bin"
         bin.mkdir()
         (bin / "truba").write_text(f'#!/bin/sh\nexec {sys.executable} -m truba_runner "$@"\n')
-        # A stand-in for what TRUBA has in its place.
+        # A stand-in for TRUBA's module command.
         (bin / "module").write_text('#!/bin/sh\n[ "$*" = "load apps/truba-ai/cpu-2024.0" ]\n')
         for file in bin.iterdir():
             file.chmod(0o755)
@@ -158,7 +158,7 @@ class Laptop:
     # -- using it ----------------------------------------------------------------------------------------------
 
     def command(self, *argv: str, **variables: str) -> list[str]:
-        """The command line that runs `argv` on the laptop."""
+        """Return the command line that runs `argv` on the laptop."""
         environment = {
             "HOME": str(self.home),
             "USER": "leyla",
@@ -175,14 +175,14 @@ class Laptop:
         return self.cluster.command(inside, user="root", cwd=self.home)
 
     def start(self, *arguments: str, **variables: str) -> Program:
-        """Starts `truba` on the laptop."""
+        """Start `truba` on the laptop."""
         self._programs.append(
             Program(self, self.command(sys.executable, "-m", "truba_runner", *arguments, **variables))
         )
         return self._programs[-1]
 
     def end_programs(self) -> None:
-        """What a test that failed has left."""
+        """Kill the programs that a failed test has left running."""
         for pid in self.processes("truba_runner"):
             os.kill(pid, signal.SIGKILL)
         for program in self._programs:
@@ -200,7 +200,7 @@ class Laptop:
             return Browser(subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors))
 
     def get(self, url: str) -> subprocess.CompletedProcess[str]:
-        """What an address on the laptop answers to a program of its user's."""
+        """Request a URL from a program on the laptop; the answer is its standard output."""
         program = (
             "import sys, urllib.request as u; sys.stdout.write(u.urlopen(sys.argv[1], timeout=240).read().decode())"
         )
@@ -208,7 +208,7 @@ class Laptop:
         return subprocess.run(argv, capture_output=True, text=True, timeout=240, check=False)
 
     def processes(self, *words: str, uid: int = LEYLA) -> list[int]:
-        """Process ids of a user on the laptop or the login node, whose command line has all the words."""
+        """Return ids of a user's processes on the laptop or login node whose command line contains all the words."""
         here = os.readlink(f"/proc/{(self.cluster.folder / 'pid').read_text().strip()}/ns/pid")
         found = []
         for entry in Path("/proc").iterdir():
@@ -225,7 +225,7 @@ class Laptop:
         return found
 
     def far_servers(self) -> list[int]:
-        """ayse's servers at the login node."""
+        """Return the process ids of ayse's TensorBoard servers on the login node."""
         return self.processes("truba_runner tensorboard", uid=AYSE)
 
     def unplug(self) -> None:
@@ -239,7 +239,7 @@ class Laptop:
 
 
 class Program:
-    """A `truba` that runs on the laptop."""
+    """A running `truba` on the laptop."""
 
     def __init__(self, laptop: Laptop, argv: list[str]) -> None:
         self.laptop = laptop
@@ -260,7 +260,7 @@ class Program:
         wait_until(lambda: words in self.told[where], lambda: f"{words!r} is not in {self.told}", seconds)
 
     def url(self, seconds: float = 240) -> str:
-        """The page that it has opened."""
+        """Wait until it opens a page and return the page's URL."""
         opened = self.laptop.home / "opened"
         wait_until(
             lambda: (opened.exists() and opened.read_text().endswith("\n")) or self.process.poll() is not None,
@@ -270,8 +270,8 @@ class Program:
         return opened.read_text().split()[-1]
 
     def interrupt(self) -> int:
-        """Ctrl-C, which every process in the foreground gets; the exit status."""
-        # Looked for before the first is told: all of them hear of it at once.
+        """Send SIGINT to every foreground process, as Ctrl-C does; return the exit status."""
+        # List all processes before the first signal, which may end others: Ctrl-C reaches all at once.
         for pid in [pid for name in ("rsync", "truba_runner", "ssh") for pid in self.laptop.processes(name)]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGINT)
@@ -279,6 +279,6 @@ class Program:
 
 
 def listening(cluster: Cluster, user: str) -> list[str]:
-    """The TCP ports that someone at the login node sees open."""
+    """Return the addresses of the listening TCP ports that a user sees on the login node."""
     shown = cluster.run(["ss", "-ltnH"], user=user, cwd="/").stdout
     return sorted(line.split()[3] for line in shown.splitlines())

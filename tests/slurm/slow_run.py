@@ -1,4 +1,4 @@
-"""A small run that takes its time, so that a test can interrupt it in mid-epoch, and look what comes of it."""
+"""A small slow run that a test can interrupt in the middle of an epoch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from truba import Truba, events, run_dirs
 
-# Small, slow enough to be caught in mid-epoch, and with all that makes resuming hard: dropout, shuffling, momentum.
+# Slow enough to be interrupted within an epoch, with everything that makes resuming hard: dropout, shuffling, momentum.
 SLOW_JOB = """
 import time
 
@@ -56,7 +56,7 @@ SETTINGS = [
 
 
 class Run:
-    """A run on the cluster, as a test watches it."""
+    """A run on the cluster that a test watches."""
 
     steps_per_epoch = STEPS_PER_EPOCH
 
@@ -66,7 +66,7 @@ class Run:
         self.submit()
 
     def prepare(self) -> list[str]:
-        """Writes the job, and returns the overrides that choose it."""
+        """Write the job and return the overrides that select it."""
         self.truba.write("jobs/slow.py", SLOW_JOB)
         return ["+experiment=mnist", *SETTINGS]
 
@@ -94,7 +94,7 @@ class Run:
             time.sleep(0.05)
 
     def wait_for_step(self, start: int, seconds: float = 300) -> None:
-        """Until start number `start`, counted from 1, has come a few steps beyond where it went on from."""
+        """Wait until start number `start` (from 1) has trained a few steps, or the run has a result."""
 
         def trains() -> bool:
             starts = [event for event in events(self.path) if event["event"] == "started"]
@@ -111,7 +111,7 @@ class Run:
         return str(next(event["host"] for event in reversed(events(self.path)) if event["event"] == "started"))
 
     def workers(self) -> list[int]:
-        """Process ids of the run's Python, wherever it runs."""
+        """Return the ids of the run's Python processes, on any node."""
         found = []
         for entry in Path("/proc").iterdir():
             try:
@@ -123,13 +123,13 @@ class Run:
         return found
 
     def ranks(self) -> list[int]:
-        """Of these the training ones, without the processes that read for them."""
+        """Return the ids of the training processes, without their data-loading children."""
         workers = self.workers()
         parents = {process: _parent_of(process) for process in workers}
         return [process for process, parent in parents.items() if parent is not None and parent not in workers]
 
     def kill(self) -> None:
-        """All of them, without a word."""
+        """Send SIGKILL to all processes of the run."""
         for process in self.workers():
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
@@ -138,7 +138,7 @@ class Run:
         return "".join(path.read_text(errors="replace") for path in sorted((self.path / "logs").iterdir()))
 
     def finish(self, seconds: float = 400) -> dict[str, Any]:
-        """The result, once Slurm's accounting has the job as COMPLETED."""
+        """Wait until Slurm's accounting has the job as COMPLETED and return the run's result."""
         self.wait_until(
             lambda: (self.path / "result.json").exists() or self.progress().get("state") == "failed", seconds
         )
@@ -151,7 +151,7 @@ class Run:
 
 
 def _parent_of(process: int) -> int | None:
-    """None of one that has ended since."""
+    """Return the parent's process id; None if the process has ended."""
     try:
         after_the_name = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

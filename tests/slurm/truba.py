@@ -1,4 +1,4 @@
-"""`python -m truba_runner` typed by a user of the test cluster, in a project folder of that user's own."""
+"""Run `python -m truba_runner` as a user of the test cluster, in a project folder of that user."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from truba_runner.runs.run_directory import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
 FAILING_JOB = 'raise RuntimeError("failing on purpose")\n'
-# Tells that it has begun, and lives until it is told to end; no framework is imported meanwhile.
+# Writes to the file `began`, then runs until the file `end` exists, and imports no framework.
 WAITING_JOB = """
 import time
 from pathlib import Path
@@ -29,7 +29,7 @@ raise RuntimeError("failing on purpose")
 
 
 class Truba:
-    """A project folder with jobs of its own, and the program run in it."""
+    """A project folder with its own jobs, in which the program is run."""
 
     def __init__(self, cluster: Cluster, name: str, user: str = "ayse") -> None:
         self.cluster, self.user = cluster, user
@@ -40,11 +40,11 @@ class Truba:
             "XDG_STATE_HOME": str(self.project / "state"),
             "COLUMNS": "250",
             "TRUBA_LANG": "en",
-            "OMP_WAIT_POLICY": "PASSIVE",  # As in tests/conftest.py; a user of the cluster begins without it.
+            "OMP_WAIT_POLICY": "PASSIVE",  # As in tests/conftest.py, which does not reach the cluster's users.
         }
 
     def write(self, name: str, text: str, executable: bool = False) -> Path:
-        """A file of the project, owned by its user."""
+        """Write a file of the project and return its path."""
         path = self.project / name
         path.write_text(text)
         path.chmod(0o755 if executable else 0o644)
@@ -63,11 +63,11 @@ class Truba:
         )
 
     def path_with_own_bin(self) -> str:
-        """PATH with the project's own `bin` first, for a stand-in of sbatch that calls the real one."""
+        """Return PATH with the project's `bin` first, for a fake sbatch that calls the real one."""
         return f"{self.project / 'bin'}:/usr/local/bin:/usr/bin:/bin"
 
     def runs_folder(self, name: str = "runs") -> str:
-        """The override that keeps this project's runs apart from other tests'."""
+        """Return the override that keeps this project's runs separate from those of other tests."""
         return f"cluster.runs_folder={self.project / name}"
 
     def status(self, *arguments: str) -> list[dict[str, Any]]:
@@ -77,13 +77,13 @@ class Truba:
         return rows
 
     def jobs(self, name_prefix: str = "") -> Mapping[str, str]:
-        """Job ids and names that the controller knows of this user, ended ones too, whose name begins so."""
+        """Return names by job id of this user's jobs, ended ones too, whose names have this prefix."""
         shown = self.cluster.run(["squeue", "--noheader", "--states=all", "--format=%i|%j", f"--user={self.user}"])
         rows = (line.split("|") for line in shown.stdout.splitlines())
         return {job_id: name for job_id, name in rows if name.startswith(name_prefix)}
 
     def clear(self) -> None:
-        """Cancel this project's jobs, and wait until none of them holds a core: the next test may count on them all."""
+        """Cancel this project's jobs and wait until none holds a core: the next test may need all cores."""
         while left := self._in_queue():
             self.cluster.run(["scancel", *left], check=False)
             time.sleep(POLL_SECONDS)

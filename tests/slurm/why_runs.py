@@ -1,4 +1,4 @@
-"""Plain sbatch jobs put on record as runs, so that any end of a job can be asked about within seconds."""
+"""Plain sbatch jobs recorded as runs, so that a test can provoke and diagnose any end of a job within seconds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class WhyRuns:
     def submit(
         self, name: str, *options: str, script: str = "true", asked: str = "barbun-cuda -c 20 --gres=gpu:1"
     ) -> str:
-        """Submit a script as the job of run NAME-1 and return the job's id. `asked` begins with the partition."""
+        """Submit a script as the job of run NAME-1 and return the job id. `asked` begins with the partition."""
         run = RunDir(self.folder / f"{name}-1")
         run.create()
         self._own(run.path)
@@ -36,9 +36,9 @@ class WhyRuns:
         return job_id
 
     def on_record(self, name: str, job_id: str, **request: Any) -> RunDir:
-        """What a submission leaves in a run directory."""
+        """Write the records of a submission into the run directory."""
         run = RunDir(self.folder / f"{name}-1")
-        if not run.path.exists():  # Once it is its user's, it is refused to root.
+        if not run.path.exists():  # `create` refuses root a directory that already belongs to the user.
             run.create()
         request = {"account": self.truba.user, **request}
         run.append_submission({"event": "intent", "token": "t", "job_name": f"{run.id}.t", "request": request})
@@ -47,14 +47,14 @@ class WhyRuns:
         return run
 
     def why(self, *names: str, **variables: str) -> dict[str, dict[str, Any]]:
-        """`truba why --json` of some runs, by name."""
+        """Return the rows of `truba why --json` for some runs, by name."""
         ids = [f"{name}-1" for name in names]
         done = self.truba("why", "--json", "--runs", str(self.folder), *ids, **variables)
         assert done.returncode == 0, done.stderr
         return {row["run"].removesuffix("-1"): row for row in json.loads(done.stdout)}
 
     def said(self, *names: str, **variables: str) -> str:
-        """The same for a person."""
+        """Return the text of `truba why` for some runs."""
         done = self.truba("why", "--runs", str(self.folder), *(f"{name}-1" for name in names), **variables)
         assert done.returncode == 0, done.stderr
         return done.stdout

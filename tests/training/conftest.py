@@ -1,4 +1,4 @@
-"""Processes that start runs, shared by the tests of a backend: importing its framework takes longer than a run."""
+"""Fixtures: a process per backend that starts the tests' runs, as importing a framework takes longer than a run."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# TensorFlow and triton, which torch imports where it finds it, each bring an LLVM: a process with both aborts. A job
-# has one framework; a process of tests may have two.
+# TensorFlow and triton, which torch imports if it is installed, each bring an LLVM: a process with both aborts. A job
+# uses one framework, but a test process may use both.
 sys.modules["triton"] = None  # type: ignore[assignment]
 
 
@@ -39,7 +39,7 @@ def start_keras() -> Iterator[runs.Ask]:
 
 @contextmanager
 def asking(program: str) -> Iterator[runs.Ask]:
-    """A process that does what it is asked for, a line of JSON each, with its framework imported once."""
+    """Start `program` once and yield a function that sends it orders and returns its answers, each a line of JSON."""
     running: list[subprocess.Popen[str]] = []
 
     def ask(folder: Path, **order: Any) -> Any:
@@ -52,7 +52,7 @@ def asking(program: str) -> Iterator[runs.Ask]:
             process.stdin.flush()
             return json.loads(process.stdout.readline())
         except BaseException:
-            # A test that ran out of time: the next one waits for no answer to it.
+            # The test has timed out: the next one must not receive its answer.
             running.clear()
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()

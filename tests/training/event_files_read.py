@@ -1,4 +1,4 @@
-"""Reads TensorBoard's event files without a framework."""
+"""Read TensorBoard's event files without a framework."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Of each start another.
+# Tags whose values differ between starts.
 TIMED = {"examples_per_second", "steps_per_second"}
 
 ACCUMULATE = """
@@ -27,7 +27,7 @@ print(json.dumps(found))
 
 
 def told(folder: Path) -> Iterator[tuple[str, int, Any]]:
-    """Every value of every summary of a run, with its folder and step, in the order in which they were written."""
+    """Yield every summary value of a run with its folder and step, in the order in which they were written."""
     from tensorboard.compat.proto.event_pb2 import Event
 
     for file in sorted((folder / "tensorboard").rglob("events.*")):
@@ -44,7 +44,7 @@ def told(folder: Path) -> Iterator[tuple[str, int, Any]]:
 
 
 def curves(folder: Path) -> dict[tuple[str, str], list[tuple[int, float]]]:
-    """Steps and values of each curve of a run, in the order in which they were written, by folder and tag."""
+    """Return (step, value) pairs of each curve of a run by folder and tag, in the order in which they were written."""
     found: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for kind, step, value in told(folder):
         found.setdefault((kind, value.tag), []).append((step, value.simple_value))
@@ -52,7 +52,7 @@ def curves(folder: Path) -> dict[tuple[str, str], list[tuple[int, float]]]:
 
 
 def seen(folder: Path) -> dict[str, list[int]]:
-    """The steps of each curve of a run as TensorBoard's own EventAccumulator has them, by `train/TAG`."""
+    """Return the steps of each curve of a run as TensorBoard's own EventAccumulator reads them, by `train/TAG`."""
     kinds = [path.name for path in (folder / "tensorboard").iterdir() if path.is_dir()]
     command = [sys.executable, "-c", ACCUMULATE, str(folder / "tensorboard"), *kinds]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Looks at what a fastai run has left, with torch and fastai, in a process of `fastai_resume_runs`."""
+"""Inspect the files of fastai runs with torch and fastai, in a child process of `fastai_resume_runs`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def others(folder: Path) -> list[list[str]]:
-    """Of the newest checkpoint: what rank 1 has otherwise than rank 0, by the keys that lead there."""
+    """Return the key paths of the newest checkpoint's state at which rank 1 differs from rank 0."""
     from truba_runner.runs.checkpoints import CheckpointStore
     from truba_runner.training.fastai.resume import _read
 
@@ -19,7 +19,7 @@ def others(folder: Path) -> list[list[str]]:
 
 
 def checkpoint(folder: Path) -> dict[str, Any]:
-    """The newest one's position and what tells its state apart; tensors by their bytes."""
+    """Return the newest checkpoint's position and comparable state: without times, tensors as hashes."""
     import hashlib
 
     import torch
@@ -38,7 +38,7 @@ def checkpoint(folder: Path) -> dict[str, Any]:
     state.pop("event_files")
     for name, attributes in state["callbacks"]:
         if name == "recorder":
-            attributes.pop("log", None)  # Has the time that an epoch took.
+            attributes.pop("log", None)  # Contains epoch times.
 
     def told(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -52,12 +52,12 @@ def checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def models(folder: Path, photograph: str) -> dict[str, Any]:
-    """What the two exported models say of themselves and of a photograph."""
+    """Describe the two exported models, and return the prediction for a photograph."""
     import torch
     from fastai.learner import load_learner
 
     safe = torch.load(folder / "model.pt", weights_only=True)
-    # Loaded where the job's module is not known.
+    # export.pkl must load without the job's module.
     sys.modules.pop("truba_job_small", None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -73,7 +73,7 @@ def models(folder: Path, photograph: str) -> dict[str, Any]:
 
 
 def stock(folder: Path, recipe: str, options: dict[str, Any]) -> dict[str, Any]:
-    """The same job trained by fastai's own calls alone, without this package's loop: `recipe` is Python."""
+    """Train the same job with fastai's own calls only, without this package's loop; `recipe` is Python source."""
     import torch
     from fastai.callback.schedule import minimum, slide, steep, valley
 
@@ -94,7 +94,7 @@ def stock(folder: Path, recipe: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def weights(folder: Path, other: str) -> float:
-    """The largest difference between the weights of two runs."""
+    """Return the largest difference between the weights of two runs."""
     import torch
 
     one, two = (torch.load(Path(path) / "model.pt", weights_only=True)["model"] for path in (folder, other))
@@ -102,7 +102,7 @@ def weights(folder: Path, other: str) -> float:
 
 
 def suggestions(folder: Path, curves: list[tuple[list[float], list[float], int]]) -> list[dict[str, float | None]]:
-    """What fastai's own four functions make of each curve, called as its `lr_find` does; None where they fail."""
+    """Return what fastai's four functions suggest for each curve, called as `lr_find` does; None if one fails."""
     import torch
     from fastai.callback.schedule import minimum, slide, steep, valley
 

@@ -1,6 +1,6 @@
-"""Starts small fastai runs, each start a process of its own that may really be killed; the tests ask for them.
+"""Start small fastai runs for tests, each start in its own process, which may really be killed.
 
-As a script it reads orders from its standard input, a JSON object a line (the arguments of `start`), and answers each
+As a script it reads orders from standard input, one JSON object a line (the arguments of `start`), and answers each
 with a line. torch and fastai are imported once: every start is a fork of a process that has not used them yet.
 """
 
@@ -27,8 +27,8 @@ from truba_runner.runs.run_directory import RunDir
 from truba_runner.storage.files import write_atomically
 from truba_runner.training import backend
 
-# Small, with all that makes resuming hard: random crops of items and batches, dropout, BatchNorm, and a callback with a
-# state that draws from the host's random numbers and changes what is trained with it.
+# Small, with everything that makes resuming hard: random crops of items and batches, dropout, BatchNorm, and a stateful
+# callback that draws from the host's random numbers and changes the model with them.
 JOB = """
 import random
 from fastai.vision.all import *
@@ -102,12 +102,12 @@ SECTIONS: dict[str, Any] = {
 }
 
 
-# What the fixture `start` gives to tests.
+# The type of the fixture `start`.
 Ask = Callable[..., Any]
 
 
 def make_photographs(folder: Path, count: int = 60) -> None:
-    """JPEGs of three kinds that can be told apart, the same each time."""
+    """Write JPEGs of three distinguishable kinds, the same each time."""
     import numpy as np
     from PIL import Image
 
@@ -121,7 +121,7 @@ def make_photographs(folder: Path, count: int = 60) -> None:
 
 
 def signal_step(number: int) -> None:
-    """As Slurm does: every process of a step gets it from outside, those that read too. Time for one to die of it."""
+    """Signal this process and its data-loading children from another process, as Slurm does; leave them time to die."""
     readers = [process.pid for process in multiprocessing.active_children()]
     sender = os.fork()
     if not sender:
@@ -134,7 +134,7 @@ def signal_step(number: int) -> None:
 
 
 def watch_looks(stop: StopAt) -> None:
-    """Counts each time that a training looks for an interruption: once a batch."""
+    """Count each time that the training checks for an interruption: once a batch."""
     from truba_runner.training.fastai import loop, resume
 
     for owner, names in ((loop.Watcher, ["look"]), (resume.Resume, ["trained", "validated"])):
@@ -149,13 +149,13 @@ def watch_looks(stop: StopAt) -> None:
 
 
 def train(folder: Path, sections: dict[str, Any], job: str, stop: StopAt, rank: int = 0, tasks: int = 1) -> None:
-    """One start, as the worker makes it."""
+    """Train one start of one rank as the worker does."""
     values = {key: {**SECTIONS.get(key, {}), **sections.get(key, {})} for key in {*SECTIONS, *sections} - {"name"}}
     values = {**values, "name": "small"}
     values["data"] = {"folder": str(folder.parent), **values["data"]}
     run = RunDir(folder)
     run.create()
-    # Another rank may be reading it.
+    # Another rank may be reading the file.
     write_atomically(folder / "small.py", job.encode(), durable=False)
     stop.listen()
     watch_looks(stop)
@@ -181,7 +181,11 @@ def start(
     tasks: int = 1,
     on_rank: int = 0,
 ) -> dict[str, Any]:
-    """Trains, a fork a rank, until all end; one rank's `look` brings `stop`, or a kill of all a while later."""
+    """Train in one fork per rank until all end.
+
+    At check number `look` for interruptions, rank `on_rank` gets the signal `stop`, or `kill_after` seconds later all
+    ranks are killed.
+    """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     if not (path.parent / "photographs").exists():
@@ -215,19 +219,19 @@ def start(
 
 
 def place_on_slurm(rank: int, tasks: int, job_id: int) -> None:
-    """The variables by which ranks find each other, all on this machine."""
+    """Set the variables by which ranks find each other, all on this machine."""
     os.environ.update(
         SLURM_JOB_NODELIST="localhost", SLURM_TASKS_PER_NODE=str(tasks), SLURM_JOB_ID=str(job_id), OMP_NUM_THREADS="1"
     )
 
 
 def in_fork(function: str, folder: str, **given: Any) -> Any:
-    """What a function of `fastai_looks` answers, in a process of its own."""
+    """Call a function of `fastai_looks` in a child process and return its answer."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
         try:
-            os.dup2(2, 1)  # fastai prints.
+            os.dup2(2, 1)  # fastai prints to stdout, which carries the answers.
             import fastai_looks
 
             os.chdir(folder)

@@ -1,4 +1,4 @@
-"""What starts of small runs have in common, each in a fork of a process that has its framework imported already."""
+"""Helpers to start small runs, each in a fork of a process that has already imported its framework."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from truba_runner.training.interrupt import Interrupted, Interruption
 
 INTERRUPTED = 75
 _EXIT_SECONDS = 60
-# Whoever kills may be late: so far a run goes on meanwhile, and waits from there.
+# The kill may come late: the run continues for this many checks and then sleeps.
 _LOOKS_UNTIL_KILL, _HELD_SECONDS = 3, 600
 
 
 class StopAt(Interruption):
-    """Counts how often a run looks for a signal; the Nth look brings one, or a kill from outside, which it awaits."""
+    """Counts a run's checks for interruptions; check number `look` brings a signal or awaits a kill from outside."""
 
     def __init__(self, name: str | None, look: int, reached: Path, awaits_kill: bool = False) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class StopAt(Interruption):
         self.awaits_kill = awaits_kill
 
     def count(self, send: Callable[[str], None]) -> None:
-        """A look; at the Nth the file `reached` is made, and the signal sent, if one is to be."""
+        """Count a check; at number `look`, create the file `reached` and send the signal, if any."""
         self.looks += 1
         if self.looks == self.look:
             self.reached.touch()
@@ -49,9 +49,9 @@ class StopAt(Interruption):
 def in_child(
     log: Path, train: Callable[[], None], slow_save: float, held_save: int = 0, reached: Path | None = None
 ) -> NoReturn:
-    """Trains in this fork, which prints into `log`, and ends it: 0, INTERRUPTED, or 1 where something was raised.
+    """Train in this fork with output to `log`, then exit with 0, INTERRUPTED, or 1 after an exception.
 
-    Saves take up to `slow_save` seconds; number `held_save`, half written, makes the file `reached` and awaits a kill.
+    Saves take up to `slow_save` seconds; number `held_save` creates `reached` when half written and waits for a kill.
     """
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
@@ -70,19 +70,19 @@ def in_child(
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
-    # As at any interpreter's end: it waits for processes that are left, and must not do so for ever.
+    # Clean up as at any interpreter's exit, which waits for remaining processes, but not forever.
     signal.alarm(_EXIT_SECONDS)
     multiprocessing.util._exit_function()  # type: ignore[attr-defined]
     os._exit(status)
 
 
 def has_ended(child: int) -> bool:
-    """Without taking its status away."""
+    """Return whether a child has exited; its status remains for waitpid."""
     return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def small_disk(folder: Path, kilobytes: int) -> None:
-    """A disk that this process alone sees, and that goes with it."""
+    """Mount a small tmpfs at `folder` that only this process sees and that vanishes with it."""
     libc = ctypes.CDLL(None, use_errno=True)
     private, recursive, new_mounts = 1 << 18, 1 << 14, 0x20000
     folder.mkdir(exist_ok=True)
@@ -92,9 +92,9 @@ def small_disk(folder: Path, kilobytes: int) -> None:
 
 
 def _slow_down(seconds: float, held_save: int, reached: Path | None) -> None:
-    """Makes every checkpoint take its time, half written, so that kills fall into it."""
+    """Make every checkpoint stay half written for a while, so that kills hit it."""
     saves = itertools.count(1)
-    # Its own: the run's random numbers are among what is compared.
+    # A separate generator: the run's own random numbers are compared.
     dice = random.Random()
     write_whole = checkpoints._write_whole
 

@@ -1,7 +1,7 @@
-"""Starts small runs, each start a process of its own that may really be killed; `test_keras_resume.py` asks for them.
+"""Start small Keras runs for tests, each start in its own process, which may really be killed.
 
-As a script it reads orders from its standard input, a JSON object a line (the arguments of `Starts.start`), and answers
-each with a line. TensorFlow is imported once: every start is a fork of a process that has not used it yet.
+As a script it reads orders from standard input, one JSON object a line (the arguments of `start`), and answers each
+with a line. TensorFlow is imported once: every start is a fork of a process that has not used it yet.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ SECTIONS: dict[str, Any] = {
             {"class_name": "EarlyStopping", "config": {"patience": 30, "restore_best_weights": True}},
             {"class_name": "ReduceLROnPlateau", "config": {"factor": 0.5, "patience": 1, "min_delta": 0.02}},
             "Averaging",
-            # A job's own goes on as ours does.
+            # The job's own TensorBoard callback is resumed like ours.
             {"class_name": "TensorBoard", "config": {"log_dir": "tensorboard/own", "write_graph": False}},
         ],
     },
@@ -110,12 +110,12 @@ SECTIONS: dict[str, Any] = {
     "sweep": {},
 }
 
-# How many starts there were so far.
+# Number of starts so far.
 _jobs = {"count": 0}
 
 
 class StopWhenAsked(StopAt):
-    """Keras' loop asks before each step."""
+    """A StopAt that counts each read of `requested`: Keras' loop reads it before each step."""
 
     @property
     def requested(self) -> bool:
@@ -124,12 +124,12 @@ class StopWhenAsked(StopAt):
 
 
 def train(folder: Path, sections: dict[str, Any], job: str, stop: StopAt, rank: int, tasks: int) -> None:
-    """One start of one rank, as the worker makes it."""
+    """Train one start of one rank as the worker does."""
     values = {key: {**SECTIONS.get(key, {}), **sections.get(key, {})} for key in {*SECTIONS, *sections} - {"name"}}
     values = {**values, "name": "small", "data": {"name": "made", "folder": str(folder), **sections.get("data", {})}}
     run = RunDir(folder)
     run.create()
-    # Another rank may be reading it.
+    # Another rank may be reading the file.
     write_atomically(folder / "small.py", job.encode(), durable=False)
     stop.listen()
     loaded = job_module.load(folder / "small.py")
@@ -155,11 +155,10 @@ def start(
     tasks: int = 1,
     stop_rank: int = 0,
 ) -> dict[str, Any]:
-    """Trains in a fork until it ends; its `look` brings `stop`, or a kill from outside `kill_after` seconds later.
+    """Train in `tasks` forks, like the nodes of a job, until all end.
 
-    With `held_save` the kill comes in that save of this start, half written.
-
-    With `tasks` there are so many forks, as nodes of a job; `stop` comes to one of them.
+    At check number `look` for interruptions, fork `stop_rank` gets the signal `stop`, or the only fork is killed from
+    outside `kill_after` seconds later; with `held_save`, while that save of this start is half written.
     """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
@@ -194,14 +193,14 @@ def start(
 
 
 def _as_rank(rank: int, tasks: int) -> None:
-    # A port of its own for each start: that of the last may not be free yet.
+    # Each start needs another port, which derives from the job id: the last one may not be free yet.
     job_id = os.getppid() + _jobs["count"]
     variables = {"JOB_ID": job_id, "JOB_NODELIST": "127.0.0.1", "TASKS_PER_NODE": tasks}
     os.environ.update({f"SLURM_{name}": str(value) for name, value in variables.items()})
 
 
 def _wait(children: dict[int, int]) -> list[int]:
-    """Their exit statuses, by rank; when one is killed the others are too, as srun does it."""
+    """Wait for all children and return exit statuses by rank; if one is killed, kill the others, as srun does."""
     statuses = [0] * len(children)
     while children:
         child, status = os.wait()

@@ -1,4 +1,4 @@
-"""Looks whether everything that a run needs is there and right: checks side by side, each with its own time limit."""
+"""`truba doctor`: check in parallel, with a time limit, that everything a run needs is in place."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 from truba_runner.config.schema import Experiment
 from truba_runner.language import _
 
-# No check is waited for longer: a file system that hangs must not hide the others' findings.
+# A hanging file system must not hide the findings of other checks.
 PATIENCE_SECONDS = 10.0
 FAULT, WARNING, NOTE, OK = "fault", "warning", "note", "ok"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. `level`: a fault prevents work, a warning may, a note is to be known."""
+    """One line of the report. `level`: a fault prevents work, a warning may, a note is only information."""
 
     level: str
     subject: str
@@ -28,7 +28,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Patient:
-    """What is looked at: the experiment that the config composes to, with its cluster and its environment."""
+    """What is checked: the composed experiment, with its cluster and environment, and the user's home."""
 
     experiment: Experiment
     home: Path = field(default_factory=Path.home)
@@ -40,9 +40,9 @@ Check = Callable[[Patient], Iterable[Finding]]
 def examine(
     checks: Sequence[tuple[str, Check]], patient: Patient, patience_seconds: float = PATIENCE_SECONDS
 ) -> Iterator[Finding]:
-    """Runs the checks side by side and yields what they find, in their order.
+    """Run the checks in parallel and yield their findings in the order of the checks.
 
-    A check that raises, or does not end in time, is a finding itself; it breaks no other.
+    A check that raises or does not end in time becomes a finding; the others are not affected.
     """
     running = [_Running(subject, check, patient) for subject, check in checks]
     deadline = time.monotonic() + patience_seconds
@@ -52,7 +52,7 @@ def examine(
 
 
 class _Running:
-    """One check in a thread, which the program does not wait for at its end."""
+    """One check in a daemon thread, for which the program does not wait at exit."""
 
     def __init__(self, subject: str, check: Check, patient: Patient) -> None:
         self._subject, self._check, self._patient = subject, check, patient

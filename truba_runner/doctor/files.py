@@ -1,4 +1,4 @@
-"""Where runs, data and the program's own notes lie: there, writable, with room, and not to be purged soon."""
+"""Check the folders for runs, data and the program's state: present, writable, with free space, not purged soon."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from truba_runner.storage import quota
 from truba_runner.storage.user_state import state_folder
 
 _NEARLY_FULL, _FULL = 0.90, 0.99
-# Runs are told of so long before the site deletes files of theirs.
+# Warn this many days before the site deletes a run's files.
 _AHEAD_DAYS = 7
 _LISTED = 3
 
 
 def folders(patient: Patient) -> Iterator[Finding]:
-    """Scratch, and the folders for runs and data."""
+    """Check scratch and the folders for runs and data."""
     cluster = patient.experiment.cluster
     if cluster.scratch:
         if not Path(cluster.scratch).is_dir():
@@ -53,12 +53,12 @@ def _writable(subject: str, key: str, folder: Path) -> Finding:
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there."""
+    """Return the folder itself or its nearest parent that exists."""
     return next(path for path in (folder, *folder.parents) if path.is_dir())
 
 
 def room(patient: Patient) -> Iterator[Finding]:
-    """Space and files left where runs and data go, and in the home."""
+    """Check the free space and number of files for runs, for data and in the home."""
     cluster = patient.experiment.cluster
     places = (
         (_("room for runs"), Path(cluster.runs_folder)),
@@ -82,7 +82,7 @@ def _room(subject: str, one: quota.Room) -> Finding:
 
 
 def purge(patient: Patient) -> Iterator[Finding]:
-    """Runs of which the site will soon delete files for their age."""
+    """Check whether the site will soon delete old files of runs."""
     cluster = patient.experiment.cluster
     if not cluster.scratch_days:
         return
@@ -103,7 +103,7 @@ def purge(patient: Patient) -> Iterator[Finding]:
 
 
 def notes(patient: Patient) -> Iterator[Finding]:
-    """The folder that remembers where runs lie."""
+    """Check that the folder of the list of runs folders is writable."""
     there = existing(state_folder().absolute())
     if not os.access(there, os.W_OK):
         says = _("{path} cannot be written to, so runs folders are not remembered", path=there)

@@ -1,4 +1,4 @@
-"""Python, its packages, the programs for tunnels, and the environment that jobs get their Python from."""
+"""Check Python, its packages, ssh and rsync, and the environment in which jobs run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OLDEST_PYTHON = (3, 10)
 
 
 def python(patient: Patient) -> Iterator[Finding]:
-    """The Python that submits, and the packages that it needs for that."""
+    """Check the Python that submits, and the packages it needs."""
     subject, version = _("Python"), platform.python_version()
     if sys.version_info < _OLDEST_PYTHON:
         wanted = ".".join(map(str, _OLDEST_PYTHON))
@@ -33,7 +33,7 @@ def _packages() -> Iterator[Finding]:
         texts = importlib.metadata.requires("truba_runner") or []
     except importlib.metadata.PackageNotFoundError:
         texts = []
-    if not texts:  # Not installed but one file, or found as it lies: with all that it needs, or this were not reached.
+    if not texts:  # Run from truba.pyz or a source folder: the packages are there, or the imports had failed.
         return
     from packaging.requirements import Requirement
 
@@ -60,7 +60,7 @@ def _version(name: str) -> str:
 
 
 def tools(patient: Patient) -> Iterator[Finding]:
-    """Programs for the way to the user's own computer."""
+    """Check ssh and rsync, which connect this machine and the user's own."""
     missing = [name for name in ("ssh", "rsync") if shutil.which(name) is None]
     if missing:
         says = _("not on the PATH: {names}", names=", ".join(missing))
@@ -70,7 +70,7 @@ def tools(patient: Patient) -> Iterator[Finding]:
 
 
 def environment(patient: Patient) -> Iterator[Finding]:
-    """The Python that jobs will run, entered here as a job enters it, and whether it can train the experiment."""
+    """Check that the jobs' Python, started here as a job starts it, can train the experiment."""
     chosen = patient.experiment.environment
     subject = _("environment {name}", name=chosen.name)
     try:
@@ -84,7 +84,7 @@ def environment(patient: Patient) -> Iterator[Finding]:
         yield Finding(NOTE, subject, _("it cannot be entered on this machine: {why}", why=held), remedy)
         return
     yield Finding(OK, subject, probe.described(chosen, held))
-    # What was kept of an earlier look may not say it.
+    # A cached report from an older version may lack `shared`.
     for library, found in held.get("shared", {}).items():
         yield _of_two(f"{subject}, {library}", found)
     if held and held["python"].split(".")[:2] != platform.python_version().split(".")[:2]:
@@ -92,7 +92,7 @@ def environment(patient: Patient) -> Iterator[Finding]:
 
 
 def _of_two(subject: str, found: Mapping[str, Any]) -> Finding:
-    """Of packages that write the same file, which one each framework loads."""
+    """Report, for packages that install the same file, which one each framework loads."""
     versions = {name: f"{name} {version}" for name, version in found["packages"].items()}
     loads = [
         _("{framework} loads {package}", framework=framework, package=versions.get(name) or _("neither"))

@@ -1,4 +1,4 @@
-"""Slurm, the user's account in it, and whether conf/cluster still says what the partitions are."""
+"""Check Slurm, the user's account, and whether conf/cluster still agrees with the partitions."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from truba_runner.slurm.client import SlurmError
 from truba_runner.slurm.queries import Hardware, Limit
 
 _COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "sacct", "sinfo")
-# A node shows somewhat less memory than it is sold with.
+# A node reports slightly less memory than is installed.
 _MEMORY_TOLERANCE = 0.05
 _NEARLY_USED = 0.9
 
 
 def on_slurm(patient: Patient) -> bool:
-    """Whether the cluster is one of Slurm's."""
+    """Return whether the cluster uses Slurm."""
     return patient.experiment.cluster.scheduler == "slurm"
 
 
 def controller(patient: Patient) -> Iterator[Finding]:
-    """Slurm's commands are there, and its controller and its accounting answer."""
+    """Check that Slurm's commands are installed and its controller answers."""
     if not on_slurm(patient):
         yield Finding(
             NOTE,
@@ -35,7 +35,7 @@ def controller(patient: Patient) -> Iterator[Finding]:
             _("cluster={name} has no Slurm: runs train on this machine", name=patient.experiment.cluster.name),
         )
         return
-    # In a container the commands are run outside of it.
+    # Inside a container, a relay runs the commands outside.
     missing = [name for name in _COMMANDS if shutil.which(name) is None and relay.folder() is None]
     if missing:
         says = _("not on the PATH: {names}", names=", ".join(missing))
@@ -57,7 +57,7 @@ def controller(patient: Patient) -> Iterator[Finding]:
 
 
 def accounting(patient: Patient) -> Iterator[Finding]:
-    """sacct, from which ended jobs are told."""
+    """Check that sacct, which reports ended jobs, answers."""
     if not _asks_slurm(patient):
         return
     try:
@@ -70,7 +70,7 @@ def accounting(patient: Patient) -> Iterator[Finding]:
 
 
 def account(patient: Patient) -> Iterator[Finding]:
-    """The account that jobs are charged to is the user's, and has something left."""
+    """Check that jobs are charged to an account of the user's that has budget left."""
     if not _asks_slurm(patient):
         return
     cluster, name = patient.experiment.cluster, patient.experiment.resources.account
@@ -109,7 +109,7 @@ def _limits(subject: str, name: str, cluster: Cluster) -> Iterator[Finding]:
 def _limit(subject: str, one: Limit) -> Finding:
     of = f"{one.name} {one.resource}={one.limit}" if one.resource else f"{one.name} {one.limit}"
     says = f"{one.holder}: {of}" + (", " + _("{used} in use", used=one.used) if one.used else "")
-    # What is used at once comes back; what is used up over time does not.
+    # Only limits on accumulated use can be exhausted; what running jobs use is returned.
     lasting = one.name.endswith(("TRESMins", "GrpWall"))
     if not lasting or one.left is None or float(one.used) < _NEARLY_USED * float(one.limit):
         return Finding(OK, subject, says)
@@ -118,7 +118,7 @@ def _limit(subject: str, one: Limit) -> Finding:
 
 
 def partitions(patient: Patient) -> Iterator[Finding]:
-    """The partitions of conf/cluster against the live ones, and which of them the user may use."""
+    """Compare the partitions of conf/cluster with Slurm's, and list those that the user may use."""
     if not _asks_slurm(patient):
         return
     cluster, resources = patient.experiment.cluster, patient.experiment.resources
@@ -150,7 +150,7 @@ def _partition(
     account: str,
     cluster: Cluster,
 ) -> Iterator[Finding]:
-    """What is wrong with one partition. A note: the user cannot use it, which is a fault of the chosen one only."""
+    """Yield the problems of one partition. A note: the user cannot use it, which is a fault only of the chosen one."""
     subject, file = _("partition {name}", name=name), _file(cluster)
     if live is None:
         says = _("{file} has it, Slurm has not", file=file)
@@ -171,7 +171,7 @@ def _partition(
 
 
 def _differences(facts: Partition, live: Mapping[str, str], hardware: list[Hardware]) -> list[str]:
-    """What conf/cluster says and Slurm does not, each as `key: theirs, Slurm's`."""
+    """Return the differences between conf/cluster and Slurm, each as `key: conf/cluster's value, Slurm: its value`."""
     pairs: dict[str, tuple[object, object]] = {}
     limit = live.get("MaxTime", "UNLIMITED")
     if limit != "UNLIMITED" and parse_minutes(limit) != parse_minutes(facts.max_time):

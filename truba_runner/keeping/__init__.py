@@ -1,1 +1,1 @@
-"""Archive and clean up."""
+"""Archive runs, find files that will be purged, and delete old copies."""

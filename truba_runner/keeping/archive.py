@@ -1,4 +1,4 @@
-"""One file of a run's results for keeping: a tar archive that carries the SHA-256 of each file in it."""
+"""Archive a run's files as a tar file that contains the SHA-256 of each."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _CHUNK_BYTES = 1 << 20
 
 
 def kept_files(folder: Path) -> list[Path]:
-    """The files of a run directory, or a search's, that are worth keeping, sorted.
+    """Return the files of a run or search directory that are worth archiving, sorted.
 
-    Those are all but what a kill has left and, once there is a result, the checkpoints that only going on would need.
+    These are all files but damaged and hidden (temporary) ones and, once there is a result, spare checkpoints.
     """
     spare = set(spare_checkpoints(folder)) if RunDir(folder).result() else set()
     files = (path for path in _below(folder) if safe_files.is_file(path))
@@ -35,13 +35,13 @@ def kept_files(folder: Path) -> list[Path]:
 
 
 def spare_checkpoints(folder: Path) -> list[Path]:
-    """Those below a run directory, or a search's, that only going on would need."""
+    """Return the checkpoints below a run or search directory that are needed only for resuming."""
     found = [path for path in _below(folder) if path.name == "checkpoints" and safe_files.is_folder(path)]
     return [path for one in found for path in CheckpointStore(one).spare() if safe_files.is_file(path)]
 
 
 def _below(folder: Path) -> list[Path]:
-    """All that lies below a folder, sorted; nothing beyond a link.
+    """Return all paths below a folder, sorted; links are not followed.
 
     Raises:
         OSError: a folder cannot be read.
@@ -58,14 +58,14 @@ def _below(folder: Path) -> list[Path]:
 
 
 def write(target: Path, root: Path, files: Sequence[Path]) -> str:
-    """Writes an archive of `files`, named relative to `root`, and reads it again; returns the archive's SHA-256.
+    """Write an archive of `files`, named relative to `root`, verify it, and return its SHA-256.
 
-    `sha256sum -c SHA256SUMS` checks what was unpacked. `target` appears when it is whole, in place of an older one.
+    `sha256sum -c SHA256SUMS` checks the unpacked files. `target` is replaced atomically, once the archive is complete.
 
     Raises:
-        Refused: the older one has files that are no longer among `files`.
-        Failed: what was written is not what was read, or a file changed meanwhile.
-        OSError: a file cannot be read, or the disk is full; `target` is as it was.
+        truba_runner.errors.Refused: an older archive at `target` has files that are not among `files`.
+        truba_runner.errors.Failed: a file changed meanwhile, or the archive does not read back as written.
+        OSError: a file cannot be read, or the disk is full; `target` is unchanged.
     """
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     _refuse_to_lose(target, {path.relative_to(root).as_posix() for path in files})
@@ -73,7 +73,7 @@ def write(target: Path, root: Path, files: Sequence[Path]) -> str:
     handle, beside = tempfile.mkstemp(dir=target.parent, prefix=_beside(target))
     try:
         with os.fdopen(handle, "wb") as file:
-            # Held until it is closed: by this another command tells it from what a kill has left.
+            # Held until the file is closed: other commands delete temporary archives that nobody has locked.
             with suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX)
             sums = _write(file, root, files)
@@ -90,13 +90,13 @@ def write(target: Path, root: Path, files: Sequence[Path]) -> str:
 
 
 def _refuse_to_lose(target: Path, names: set[str]) -> None:
-    """An archive that was made before a purge holds more than is left to be archived."""
+    """Raise Refused if the archive at `target` has files that are not in `names`, as one made before a purge may."""
     if not target.exists():
         return
     try:
         with tarfile.open(target) as older:
             held = {member.name for member in older if member.isfile()}
-    except (OSError, tarfile.TarError):  # It is worth nothing.
+    except (OSError, tarfile.TarError):  # An unreadable archive may be replaced.
         return
     if lost := sorted(name for name in held - names if not _comes_and_goes(name)):
         raise Refused(
@@ -125,16 +125,16 @@ def _beside(target: Path) -> str:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content, hexadecimal."""
+    """Return the hexadecimal SHA-256 of a file's content."""
     with open(safe_files.opened(path, path.parent), "rb") as file:
         return _digest(file)
 
 
 def _write(file: IO[bytes], root: Path, files: Sequence[Path]) -> dict[str, str]:
-    """Fills the archive; the digest of each member by its name."""
+    """Write the archive and return each member's SHA-256 by name."""
     sums: dict[str, str] = {}
     with tarfile.open(fileobj=file, mode="w") as archive:
-        # Unpacked, they are as private as they were.
+        # The archive needs the folders too: unpacking restores their permissions.
         for folder in sorted({folder for path in files for folder in path.relative_to(root).parents} - {Path(".")}):
             archive.add(root / folder, folder.as_posix(), recursive=False)
         for path in files:
@@ -149,10 +149,10 @@ def _write(file: IO[bytes], root: Path, files: Sequence[Path]) -> dict[str, str]
 
 
 def _add(archive: tarfile.TarFile, path: Path, root: Path, name: str) -> None:
-    """A file, and never what it is a link to by now."""
+    """Add a file; fail if it has become a link."""
     with open(safe_files.opened(path, root), "rb") as content:
         member = archive.gettarinfo(arcname=name, fileobj=content)
-        # A second name of a file that is in the archive already is kept as a name.
+        # A hard link to a member has no content of its own.
         archive.addfile(member, content if member.isreg() else None)
 
 

@@ -1,4 +1,4 @@
-"""Old pulls: copies that `truba pull` has made here, and that nobody has pulled again for long."""
+"""Find and delete old copies made by `truba pull` on this machine."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from truba_runner.runs import runs_folders
 from truba_runner.runs.run_directory import PULLED, RunDir
 from truba_runner.storage import safe_files
 
-# What is so old is pointed at, as what a site may have purged since; it goes when it is asked for.
+# Older copies are only mentioned, and deleted on request: the site may have purged the originals.
 OLD_DAYS = 30
 _DAY_SECONDS = 86_400
 
 
 def older_than(days: float, runs_folder: Path | None = None) -> list[RunDir]:
-    """Copies that were last brought up to date more than so many days ago, the oldest first."""
+    """Return the copies that were last updated more than `days` days ago, oldest first."""
     folders = [runs_folder] if runs_folder else runs_folders.folders()
-    # By its mark: one whose deletion was cut short has no other record any more.
+    # A copy whose deletion was interrupted has no other file left than this one.
     found = [RunDir(file.parent) for folder in folders for file in folder.glob(f"*/{PULLED}")]
     found = [run for run in found if safe_files.is_folder(run.path)]
     until = time.time() - days * _DAY_SECONDS
@@ -26,20 +26,20 @@ def older_than(days: float, runs_folder: Path | None = None) -> list[RunDir]:
 
 
 def last_looked(run: RunDir) -> float:
-    """When a copy was last brought up to date, in seconds since 1970."""
+    """Return when a copy was last updated, in seconds since 1970."""
     try:
         return float(run.pulled().get("time", 0))
-    except OSError:  # When is not known; it is not taken for old.
+    except OSError:  # Unknown: do not treat the copy as old.
         return time.time()
 
 
 def files(run: RunDir) -> list[Path]:
-    """Every file of a copy."""
+    """Return every file of a copy."""
     return [path for path in sorted(run.path.rglob("*")) if path.is_symlink() or not path.is_dir()]
 
 
 def delete(run: RunDir) -> None:
-    """Deletes a copy, with the records of sweeps of which no run is left; its mark goes last."""
+    """Delete a copy, the file that marks it last, and then the records of sweeps that have no run left."""
     for path in run.path.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

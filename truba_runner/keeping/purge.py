@@ -1,4 +1,4 @@
-"""What of runs the site will delete soon, as it does with files on scratch that nobody has written to for long."""
+"""Find the files of runs that the site will soon delete, because they are on scratch and have not changed for long."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ DAY_SECONDS = 86_400
 
 @dataclass(frozen=True)
 class Expiring:
-    """A run, or those of a sweep: when the first file goes, and how many go within the days that were asked about."""
+    """Files of a run, or of a sweep's runs, that will be purged by the given time: the first time, number and size."""
 
     name: str
     first: float
     files: int
     size_bytes: int
-    # Whether it has its result. A run that has not goes on from what is there.
+    # Whether the run has a result; otherwise it may need these files to resume.
     finished: bool
 
 
 def expiring(runs: Sequence[RunDir], until: float) -> dict[Path, Expiring]:
-    """What of each run goes until then, in seconds since 1970, by the run's directory."""
+    """Return what will be purged until `until` (seconds since 1970), by run directory."""
     sites = _Sites(runs)
     found: dict[Path, Expiring] = {}
     for run in runs:
         try:
             one = _of_run(run, sites.days(run), until)
-        except OSError as error:  # Of the others it is known.
+        except OSError as error:  # Report this run and check the others.
             why = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             print(_("{run}: what of it will be purged is not known ({why})", run=run.id, why=why), file=sys.stderr)
             continue
@@ -56,7 +56,7 @@ def _of_run(run: RunDir, days: int, until: float) -> Expiring | None:
 
 
 def _about(path: Path) -> os.stat_result | None:
-    """None: it has gone meanwhile."""
+    """Return the file's status; None if it was deleted meanwhile."""
     try:
         return path.lstat()
     except FileNotFoundError:
@@ -64,21 +64,21 @@ def _about(path: Path) -> os.stat_result | None:
 
 
 class _Sites:
-    """After how many days a run's site deletes files, as the runs' configs say."""
+    """After how many days each run's site deletes files, read from the runs' configs."""
 
     def __init__(self, runs: Sequence[RunDir]) -> None:
         self._own = {run.path: _scratch_days(run) for run in runs}
-        # A config is among the first files that a purge takes; the other runs of the folder lie on the same site.
+        # A config is among the first files to be purged; the other runs of the folder are on the same site.
         self._of_folder = {path.parent: days for path, days in self._own.items() if days is not None}
 
     def days(self, run: RunDir) -> int:
-        """0: it deletes none, or the run does not lie on scratch."""
+        """Return the number of days; 0 if the site deletes nothing or the run is not on scratch."""
         own = self._own[run.path]
         return self._of_folder.get(run.path.parent, 0) if own is None else own
 
 
 def _scratch_days(run: RunDir) -> int | None:
-    """None: it is not known."""
+    """Return the number of days from the run's own config; None if it cannot be read."""
     try:
         cluster = run.read_config()["cluster"]
         scratch = Path(cluster["scratch"] or "/nowhere")

@@ -1,1 +1,1 @@
-"""A report on a run or a sweep: one HTML file that needs no other, for a supervisor, a reviewer or a drawer."""
+"""A report on a run, search or sweep as one self-contained HTML file."""

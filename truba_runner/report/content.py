@@ -1,4 +1,4 @@
-"""What a report says of a run, a search or a sweep, gathered from their records and Slurm's accounting."""
+"""Collect the sections of a report on a run, search or sweep from its records and Slurm's accounting."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from truba_runner.status.sweep_table import SEED, Row, Table, table
 from truba_runner.storage import safe_files
 from truba_runner.training import plots
 
-# What jobs draw, by the names of the files; a file of another name has that for its caption.
+# Captions of the pictures that jobs draw, by file name; other pictures are captioned with their file name.
 _CAPTIONS = {
     "learning_curves": marked("learning curves"),
     "confusion_matrix": marked("confusion matrix"),
@@ -37,12 +37,12 @@ _CAPTIONS = {
 
 
 def of_damaged(why: str) -> list[Section]:
-    """A run, or a search, of whose records nothing sure can be told: what is wrong with them."""
+    """Describe a run or search whose records are damaged: only what is wrong with them."""
     return [Section(_("Standing"), [Facts([(_("state"), damage.DAMAGED), (_("why"), why)])])]
 
 
 def of_run(run: RunDir, jobs: Mapping[str, Job] | None) -> list[Section]:
-    """A run: where it stands, what it came to and cost, its pictures, epochs, starts, config and environment."""
+    """Describe a run: state, metrics, cost, pictures, epochs, starts, environment and config."""
     state, result = state_of(run, jobs), run.result()
     progress = progress_of(run)
     epochs = _("{epoch} of {epochs}", epoch=progress.get("epoch", 0), epochs=progress.get("epochs", "?"))
@@ -69,7 +69,7 @@ def of_run(run: RunDir, jobs: Mapping[str, Job] | None) -> list[Section]:
 
 
 def of_search(search: SearchDir, jobs: Mapping[str, Job] | None) -> list[Section]:
-    """A search: where it stands, its trials with the best first, what it cost, config and environment."""
+    """Describe a search: state, best model, trials (best first), cost, environment and config."""
     standing, trials = overview.standing(search, jobs), overview.trial_rows(search)
     names = list(dict.fromkeys(name for trial in trials for name in trial["values"]))
     rows = [
@@ -99,7 +99,7 @@ def of_search(search: SearchDir, jobs: Mapping[str, Job] | None) -> list[Section
 
 
 def of_sweep(sweep: SweepDir, jobs: Mapping[str, Job] | None) -> list[Section]:
-    """A sweep: each run with its values and what it came to and cost, pictures over the values, the best run."""
+    """Describe a sweep: each run with its values, metrics and cost, pictures over the values, and the best run."""
     shown = table(sweep, jobs)
     runs = {row.run: sweep.run(row.run) for row in shown.rows if row.state != damage.DAMAGED}
     finders = {member.finder for member in sweep.members() if member.finder}
@@ -168,10 +168,10 @@ def _metrics(metrics: Mapping[str, float | None]) -> Rows:
 
 
 def _uses(runs: Sequence[RunDir]) -> dict[str, Use]:
-    """What each run has used, by its id, over all of its jobs; one that runs share is divided evenly."""
+    """Return each run's usage over all its jobs, by run id; what packed runs used is divided evenly among them."""
     job_ids = {run.id: overview.jobs_on_slurm(run) for run in runs}
     used: Mapping[str, Use] = {}
-    with suppress(client.SlurmError):  # The report does without.
+    with suppress(client.SlurmError):  # The report then has no cost.
         used = slurm_jobs.used(job_id for of in job_ids.values() for job_id in of)
     parts = {run.id: 1 + len(sharing(run)) for run in runs}
     found: dict[str, Use] = {}
@@ -195,12 +195,12 @@ def _cost(uses: Any) -> list[tuple[str, str]]:
 
 
 def _pictures(run: RunDir) -> list[Block]:
-    """Those that the job drew; of a run that goes on, its curves so far where they can be drawn here."""
+    """Return the pictures that the job drew; without learning curves among them, draw those so far if possible here."""
     drawn = [run.plots / name for name in safe_files.names(run.plots, run.path) if name.endswith(".png")]
     drawn = [file for file in drawn if safe_files.is_file(file)]
     found = []
     for file in drawn:
-        with suppress(FileNotFoundError):  # A run may go while it is looked at.
+        with suppress(FileNotFoundError):  # The run may be deleted meanwhile.
             found.append(Picture(_caption(file.stem), safe_files.read(file, run.path)))
     if not any(file.name == "learning_curves.png" for file in drawn) and (rows := _epochs(run)):
         with tempfile.TemporaryDirectory() as folder:
@@ -210,7 +210,7 @@ def _pictures(run: RunDir) -> list[Block]:
 
 
 def _caption(name: str) -> str:
-    """Of a picture that a job drew."""
+    """Return the caption of a job's picture."""
     return _(_CAPTIONS[name]) if name in _CAPTIONS else name.replace("_", " ")
 
 
@@ -282,7 +282,7 @@ def _seeds(shown: Table) -> Rows:
 
 
 def _config(run: RunDir) -> Text:
-    """Empty where a purge has taken it, as of what else is gone nothing is shown."""
+    """Return the run's config; empty, and so not shown, if it was purged."""
     text = ""
     with suppress(FileNotFoundError):
         text = safe_files.read(run.config_file, run.path).decode(errors="replace")

@@ -1,4 +1,4 @@
-"""A report's parts as one HTML file: pictures, style and all inside it, nothing fetched, no script."""
+"""Render a report's sections as one HTML file with everything embedded: it loads nothing and has no scripts."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ summary { cursor: pointer; color: #5c6b7a; } .wide { overflow-x: auto; } .wide t
 """
 
 
-# A telephone would show it as small as a desk's screen.
+# Without this, phones render the page at desktop width.
 _AS_WIDE_AS_THE_SCREEN = '<meta name="viewport" content="width=device-width, initial-scale=1">'
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Names with their values; those without a value are left out."""
+    """Names with values; names with an empty value are left out."""
 
     facts: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A table. `folded` puts it behind its summary, to be opened."""
+    """A table. With `folded`, it is collapsed and that is its summary."""
 
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -46,7 +46,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file's content."""
+    """The content of a PNG file, with a caption."""
 
     caption: str
     png: bytes
@@ -54,7 +54,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Text:
-    """Preformatted lines. `folded` puts them behind their summary, to be opened."""
+    """Preformatted text. With `folded`, it is collapsed and that is its summary."""
 
     text: str
     folded: str = ""
@@ -72,14 +72,14 @@ Block = Facts | Rows | Picture | Text | Sentence
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it; without anything under it, it is left out."""
+    """A heading with its blocks; left out if all of them are empty."""
 
     title: str
     blocks: Sequence[Block]
 
 
 def html(title: str, under: str, sections: Sequence[Section]) -> str:
-    """The whole file. `under` stands below the title."""
+    """Return the HTML text; `under` is the line below the title."""
     parts = [f"<h1>{escape(title)}</h1>", f'<p class="under">{escape(under)}</p>']
     for section in sections:
         if blocks := [text for block in section.blocks if (text := _block(block))]:
@@ -93,7 +93,7 @@ def html(title: str, under: str, sections: Sequence[Section]) -> str:
 
 
 def _block(block: Block) -> str:
-    """Its HTML; empty where it has nothing to show."""
+    """Return the block's HTML; empty if it has nothing to show."""
     render: Callable[..., str] = _RENDER[type(block)]
     return render(block)
 

@@ -1,1 +1,1 @@
-"""TensorBoard: event files, their way to the shared disk, the server on a private socket, the tunnel."""
+"""The TensorBoard viewer: on this machine, on a login node over ssh, or on pulled copies."""

@@ -1,4 +1,4 @@
-"""Which runs TensorBoard shows, and what it calls them: the experiment and the values that differ between them."""
+"""Select the runs that TensorBoard shows and name each by its experiment and the values that differ between runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from truba_runner.search.state import read_state
 from truba_runner.search.trial_records import own_values
 from truba_runner.storage import safe_files
 
-# What follows an experiment's name in a run's id.
+# A run id: the experiment's name, the training hash, and a number if the same training was started afresh.
 _ID = re.compile(r"(?P<name>.+)-(?P<rest>[0-9a-f]{8}(\.\d+)?)")
 _LONGEST_VALUE = 40
 
@@ -32,12 +32,12 @@ class Shown:
 
 
 def meant(wanted: Sequence[str], runs_folder: Path | None = None) -> list[RunDir]:
-    """The runs meant by ids, unique beginnings of ids, sweeps, searches or experiments, the newest first.
+    """Return the runs (or searches) selected by ids, unique id prefixes, sweeps, searches or experiments, newest first.
 
-    Nothing wanted means all runs.
+    Without `wanted`: all runs.
 
     Raises:
-        Refused: there is no such run.
+        truba_runner.errors.Refused: no run, sweep or experiment has that name.
     """
     known = runs_folders.runs(runs_folder)
     found = [run for one in wanted for run in _named(one, known, runs_folder)] if wanted else known
@@ -45,16 +45,16 @@ def meant(wanted: Sequence[str], runs_folder: Path | None = None) -> list[RunDir
 
 
 def choose(wanted: Sequence[str], runs_folder: Path | None = None) -> list[RunDir]:
-    """The same, with its trials in place of each search: what has curves.
+    """Return the runs that `meant` returns, with each search replaced by its trials, which have the curves.
 
     Raises:
-        Refused: as `meant`.
+        truba_runner.errors.Refused: no run, sweep or experiment has that name.
     """
     return with_trials(meant(wanted, runs_folder))
 
 
 def with_trials(runs: Iterable[RunDir]) -> list[RunDir]:
-    """Runs, with its trials in place of each search, the newest first."""
+    """Replace each search by its trials; newest first."""
     return _newest_first(member for run in runs for member in _trials_or_itself(run))
 
 
@@ -94,13 +94,13 @@ def _begun(run: RunDir) -> float:
 
 
 def experiment_of(run_id: str) -> str:
-    """The experiment's name in a run's id."""
+    """Return the experiment's name from a run id."""
     found = _ID.fullmatch(run_id)
     return found["name"] if found else run_id
 
 
 def named(runs: Sequence[RunDir]) -> list[Shown]:
-    """The same runs in the same order, each with a name that no other has."""
+    """Give each run a unique display name; the order stays."""
     groups: dict[str, list[RunDir]] = defaultdict(list)
     for run in runs:
         groups[_group(run)].append(run)
@@ -127,7 +127,7 @@ def _search_around(run: RunDir) -> SearchDir | None:
 
 
 def _values(runs: Sequence[RunDir]) -> dict[Path, Mapping[str, Any]]:
-    """What each run was trained with: as its sweep or search has it, or else all that its config says."""
+    """Return each run's values: those its sweep or search recorded, else (or if their keys differ) its whole config."""
     recorded: dict[Path, dict[str, Any]] = defaultdict(dict)
     for folder in dict.fromkeys(run.path.parent for run in runs):
         for sweep in runs_folders.sweeps(folder):
@@ -145,7 +145,7 @@ def _values(runs: Sequence[RunDir]) -> dict[Path, Mapping[str, Any]]:
 
 
 def _configured(run: RunDir) -> dict[str, Any]:
-    """The part of a run's config that decides the trained network, by dotted key."""
+    """Return the part of a run's config that determines the trained network, by dotted key."""
     try:
         config = run.read_config()
         values = dict(_flat({key: config.get(key) for key in ("job", "data", "train")}))
@@ -164,7 +164,7 @@ def _flat(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
 
 
 def _differing(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys that have more than one value among the runs; of a single run all that its sweep has on record."""
+    """Return the keys whose values differ between the runs; for a single run, all its keys."""
     keys = list(dict.fromkeys(key for values in runs for key in values))
     if len(runs) == 1:
         return keys
@@ -172,7 +172,7 @@ def _differing(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _short(keys: Sequence[str]) -> dict[str, str]:
-    """Each key's last part, where no other ends so too."""
+    """Shorten each key to its last part if that is unique."""
     last = {key: key.rpartition(".")[2] for key in keys}
     ends = list(last.values())
     return {key: end if ends.count(end) == 1 else key for key, end in last.items()}
@@ -180,12 +180,12 @@ def _short(keys: Sequence[str]) -> dict[str, str]:
 
 def _word(value: Any) -> str:
     text = f"{value:g}" if isinstance(value, float) else "null" if value is None else str(value)
-    # A slash would make a group of its own in TensorBoard's list.
+    # TensorBoard's run list groups names by slashes.
     return text.replace("/", "|")[:_LONGEST_VALUE]
 
 
 def _tell_apart(runs: Sequence[RunDir], names: dict[Path, str]) -> None:
-    """Adds to names that are still the same what does differ: the run's id, and then its folder."""
+    """Append to names that are still equal the rest of the run id, then also the run's folder."""
     for more in (lambda run: run.id.removeprefix(_group(run)).lstrip("-"), lambda run: str(run.path.parent)):
         same: dict[str, list[RunDir]] = defaultdict(list)
         for run in runs:

@@ -1,6 +1,6 @@
-"""Reads the event files of the shown runs for TensorBoard: only while somebody looks, and only what has changed.
+"""Load changed event files of the shown runs into TensorBoard, only while somebody looks at the page.
 
-TensorFlow is not imported, though it may be installed: it would take ten seconds and half a gigabyte.
+TensorFlow is not imported even if installed: that would take ten seconds and half a gigabyte.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from truba_runner.language import _
 from truba_runner.storage import safe_files
 from truba_runner.tensorboard.chosen import Shown
 
-# TensorBoard keeps so many of a curve's points, pictures and so on; what is more is thinned out, the latest stays.
+# How many points, images and so on TensorBoard keeps per tag; it thins out the others but keeps the latest.
 SAMPLES = {"scalars": 1000, "images": 8, "histograms": 50, "text": 8, "audio": 4, "pr_curves": 20, "hparams": 0}
-# Which runs there are is asked again after so long; a finished run is looked at as seldom.
+# How often the list of runs is refreshed, and how often a finished run's files are checked.
 _LIST_EVERY_SECONDS = 60.0
-# A request that asks for news waits so long for them at most.
+# Longest time that a request for news waits.
 _PATIENCE_SECONDS = 1.0
-# The last of a file's bytes, which it is known by: a checksum is among them, of what has a time in it.
+# A file is recognized by its last bytes: they contain the checksum of a record that has a timestamp.
 _TAIL_BYTES = 24
 
 
 def without_tensorflow() -> None:
-    """Keeps TensorBoard in this process from importing TensorFlow.
+    """Keep TensorBoard from importing TensorFlow in this process.
 
     Raises:
-        Failed: TensorBoard is not installed.
+        truba_runner.errors.Failed: TensorBoard is not installed.
     """
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
     try:
@@ -52,32 +52,32 @@ def without_tensorflow() -> None:
 
 @dataclass(frozen=True)
 class _Seen:
-    """An event file as it was when it was read: up to its `size`, the last bytes of that being `tail`."""
+    """An event file as last read: `size` bytes long, the last of which are `tail`."""
 
     inode: int
     size: int
     tail: bytes
 
     def same(self, about: os.stat_result) -> bool:
-        """Whether nothing has happened to it."""
+        """Return whether inode and size are unchanged."""
         return (self.inode, self.size) == (about.st_ino, about.st_size)
 
 
 @dataclass
 class _Folder:
-    """One folder of event files: what TensorBoard calls a run."""
+    """A folder of event files, which TensorBoard calls a run."""
 
-    # The shown run that it is of.
+    # The run that the folder belongs to.
     of: Shown
     place: int
     files: dict[str, _Seen] = field(default_factory=dict)
 
 
 class Feed:
-    """Holds what TensorBoard shows. `version` grows with everything that is new."""
+    """The data that TensorBoard shows; `version` increases with every change."""
 
     def __init__(self, list_runs: Callable[[], Sequence[Shown]]) -> None:
-        """`list_runs` says which runs are shown, the newest first; it is asked again from time to time."""
+        """Start the loading thread; `list_runs`, called repeatedly, returns the runs to show, newest first."""
         from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 
         self._list_runs = list_runs
@@ -94,16 +94,16 @@ class Feed:
         self._wanted.set()
 
     def news(self) -> int:
-        """The version after a look at the files, or where that takes long as it is by then."""
+        """Check the files and return the version; if that takes more than a second, the version so far."""
         with self._done:
-            # A look that is under way may have passed what is asked for.
+            # A check in progress may already have passed the file that has just changed.
             awaited = self._rounds + (2 if self._looking else 1)
             self._wanted.set()
             self._done.wait_for(lambda: self._rounds >= awaited, _PATIENCE_SECONDS)
         return self.version
 
     def rank(self, name: str) -> float:
-        """Where TensorBoard lists one of its runs."""
+        """Return the position at which TensorBoard lists one of its runs."""
         folder = self._folders.get(name)
         return folder.place if folder else float("inf")
 
@@ -128,7 +128,7 @@ class Feed:
                 continue
             try:
                 changed = self._look_at(shown, place)
-            except Exception as error:  # One damaged file hides no other run.
+            except Exception as error:  # One damaged file must not hide the other runs.
                 self._tell(
                     _("TensorBoard cannot read all of {folder}: {error!r}", folder=shown.run.tensorboard, error=error)
                 )
@@ -140,7 +140,7 @@ class Feed:
         try:
             self._shown = self._list_runs()
         except Exception as error:
-            # A name may have become one of two runs, or of none: what it meant so far goes on.
+            # A name may have become ambiguous, or its run was deleted: keep the runs shown so far.
             self._tell(_("{error} The page goes on with the runs that it has.", error=error))
             return
         for name in [name for name, folder in self._folders.items() if folder.of not in self._shown]:
@@ -165,8 +165,8 @@ class Feed:
         if known.keys() == files.keys() and all(known[file].same(about) for file, about in files.items()):
             return False
         if any(_went_back(path / file, seen, files.get(file)) for file, seen in known.items()):
-            # A resumed run has taken back what it had written after its checkpoint, or writes over the part of a record
-            # that a kill has left: its curves are read anew.
+            # A resumed run has truncated the file to its checkpoint, or overwrites a record cut short by SIGKILL:
+            # reload its curves from the start.
             self._drop(name)
         found = {
             file: _Seen(about.st_ino, about.st_size, _tail(path / file, about.st_size)) for file, about in files.items()
@@ -188,21 +188,21 @@ class Feed:
 
 
 def _went_back(path: Path, seen: _Seen, about: os.stat_result | None) -> bool:
-    """Whether a file is gone, has become shorter or is another; one that was copied anew, only longer, is the same."""
+    """Return whether a file was deleted, truncated or rewritten, and not merely replaced by a longer copy of itself."""
     if about is None or about.st_size < seen.size:
         return True
     return not seen.same(about) and _tail(path, seen.size) != seen.tail
 
 
 def _tail(path: Path, end: int) -> bytes:
-    """The last bytes before `end`."""
+    """Return the last bytes before `end`."""
     with path.open("rb") as file:
         file.seek(max(0, end - _TAIL_BYTES))
         return file.read(min(_TAIL_BYTES, end))
 
 
 def event_folders(root: Path) -> dict[Path, dict[str, os.stat_result]]:
-    """The folders at and below `root` that hold event files, and these; what a cut copy has left is hidden."""
+    """Return the folders at and below `root` with their event files; hidden names (interrupted copies) are skipped."""
     found: dict[Path, dict[str, os.stat_result]] = {}
     if not safe_files.is_folder(root):
         return {}
@@ -222,7 +222,7 @@ def event_folders(root: Path) -> dict[Path, dict[str, os.stat_result]]:
 
 
 def provider(feed: Feed) -> Any:
-    """What TensorBoard's plugins read the feed through."""
+    """Return the data provider through which TensorBoard's plugins read the feed."""
     from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
     from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_SCALAR
     from tensorboard.data.provider import Run, ScalarDatum
@@ -230,15 +230,15 @@ def provider(feed: Feed) -> Any:
 
     def point(event: Any) -> Any:
         tensor = event.tensor_proto
-        # TensorBoard's own way is by an array for each point at each reload: two thirds of what a page costs.
+        # TensorBoard itself makes an array of each point at each reload: two thirds of the time of a page.
         value = tensor.float_val[0] if len(tensor.float_val) == 1 else make_ndarray(tensor).item()
         return ScalarDatum(step=event.step, wall_time=event.wall_time, value=value)
 
     class Provider(MultiplexerDataProvider):  # type: ignore[misc]
-        """Lists runs in our order, and reads curves faster."""
+        """TensorBoard's provider with our order of runs and faster reading of curves."""
 
         def list_runs(self, ctx: Any = None, *, experiment_id: str) -> list[Any]:
-            """Every run, with its place in the list for its time: TensorBoard sorts them by it, the oldest first."""
+            """Return every run with its position as start time, by which TensorBoard sorts, oldest first."""
             names = self._multiplexer.Runs()
             return [Run(run_id=name, run_name=name, start_time=feed.rank(name)) for name in names]
 
@@ -251,7 +251,7 @@ def provider(feed: Feed) -> Any:
             downsample: int | None = None,
             run_tag_filter: Any = None,
         ) -> dict[str, dict[str, list[Any]]]:
-            """The points of curves, by run and tag."""
+            """Return the points of curves, by run and tag."""
             return dict(self._read(point, self._index(plugin_name, run_tag_filter, DATA_CLASS_SCALAR), downsample))
 
     return Provider(feed.multiplexer, _("runs of truba_runner"))

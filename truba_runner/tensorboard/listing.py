@@ -1,4 +1,4 @@
-"""Which runs a pull means: told by the far end, where they lie and Slurm knows them, and understood by the near one."""
+"""List the runs that a pull selects: written by truba on the login node, parsed on the user's machine."""
 
 from __future__ import annotations
 
@@ -19,45 +19,45 @@ from truba_runner.search.overview import standing
 from truba_runner.slurm.jobs import Job
 from truba_runner.tensorboard.chosen import meant
 
-# What the far end's line begins with: a login shell may print lines of its own before.
+# Prefix of the line with the list; a login shell may print other lines before it.
 MARK = "truba-pull "
 
 
 @dataclass(frozen=True)
 class Listed:
-    """What of one runs folder at the far end is meant."""
+    """What a pull selects from one runs folder on the login node."""
 
     runs_folder: str
     runs: Sequence[str]
     searches: Sequence[str]
     sweeps: Sequence[str]
-    # Of the runs and searches those that may change any more.
+    # Names of the runs and searches that may still change.
     live: Sequence[str]
-    # The archives of the code that was submitted with them.
+    # Names of the archives of the code submitted with these runs.
     code: Sequence[str] = ()
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> Listed:
-        """As the far end told it; an older truba there says neither what is live nor what code there is."""
+        """Parse one JSON object from the login node; an older truba there omits `live` and `code`."""
         runs, searches = _plain(told["runs"]), _plain(told["searches"])
         live, code = told.get("live", [*runs, *searches]), _plain(told.get("code", []))
         return cls(told["runs_folder"], runs, searches, _plain(told["sweeps"]), live, code)
 
 
 def _plain(names: Sequence[Any]) -> list[str]:
-    """Names of what lies in a folder itself. At the far end others may have had a hand in what is told."""
+    """Return the plain file names and drop paths: other users may have tampered with the list."""
     return [name for name in names if is_plain(name)]
 
 
 def listing(
     wanted: Sequence[str], runs_folder: Path | None, jobs_of: Callable[[Sequence[RunDir]], Mapping[str, Job] | None]
 ) -> list[dict[str, Any]]:
-    """For the near end: what of each runs folder here is meant by ids, sweeps, searches or experiments.
+    """Return, for each runs folder on this machine, what ids, sweeps, searches or experiments select from it.
 
-    `jobs_of` says what Slurm knows of the jobs of runs, None where it does not answer.
+    `jobs_of` returns the Slurm jobs of runs, or None if Slurm does not answer.
 
     Raises:
-        Refused: there is no such run.
+        truba_runner.errors.Refused: no run, sweep or experiment has that name.
     """
     folders: dict[Path, dict[str, Any]] = {}
     every = meant(wanted, runs_folder)
@@ -82,7 +82,7 @@ def listing(
         names = {*one["runs"], *one["searches"]}
         for sweep in runs_folders.sweeps(folder):
             if members := [member for member in sweep.members() if member.run in names]:
-                # It holds the values that its runs are named by, and its table has what their finders found.
+                # TensorBoard names runs by the sweep's values; the sweep's table shows what the finder runs found.
                 one["sweeps"].append(sweep.id)
                 one["runs"] += sorted({member.finder for member in members} - {"", *one["runs"]})
         every = [RunDir(folder / name) for name in (*one["runs"], *one["searches"])]
@@ -91,7 +91,7 @@ def listing(
 
 
 def _may_change(run: RunDir, jobs: Mapping[str, Job] | None) -> bool:
-    """Whether a run goes on, or may for all that is known."""
+    """Return whether a run is live, or may be because its state is unknown."""
     if run.result() or jobs is None:
         return not run.result()
     search = search_of(run)
@@ -100,11 +100,11 @@ def _may_change(run: RunDir, jobs: Mapping[str, Job] | None) -> bool:
 
 
 def announce(listed: Sequence[Mapping[str, Any]]) -> None:
-    """Says at the far end what the near end has to know."""
+    """Print the list for the user's machine to read."""
     print(MARK + json.dumps(listed), flush=True)
 
 
 def understood(text: str) -> list[Listed] | None:
-    """What the far end announced; None where it did not."""
+    """Parse the output of `truba pull --list`; None if it has no list."""
     lines = [line for line in text.splitlines() if line.startswith(MARK)]
     return [Listed.of(one) for one in json.loads(lines[-1].removeprefix(MARK))] if lines else None

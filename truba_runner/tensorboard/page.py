@@ -1,8 +1,7 @@
-"""TensorBoard's web application, with a page that looks for news by itself and answers nobody but this machine.
+"""TensorBoard's web application with a page that reloads when data changes and that only this machine can open.
 
-TensorBoard's own page reloads everything every 30 seconds at the most often, or not at all. Ours asks every three
-seconds, while it is in sight, for one number, and reloads when that has changed, every six seconds at the most often; a
-page out of sight asks nothing.
+TensorBoard's own page reloads everything, every 30 seconds at most, or never. Ours, while visible, requests a version
+number every three seconds and reloads if it has changed, every six seconds at most. A hidden page requests nothing.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from typing import Any
 from truba_runner.tensorboard.feed import SAMPLES, Feed, provider
 
 _NEWS, _SCRIPT, _PROGRAM = "/truba/news", "/truba/follow.js", "/index.js"
-# TensorBoard's page sorts the runs by name; sorted by a column that there is not, they stay in the order they come in.
+# TensorBoard's page sorts the runs by name. Sorted by a column that does not exist, they keep the server's order.
 _SORTED, _AS_THEY_COME = b'sortingInfo:{name:"run",order', b'sortingInfo:{name:"",order'
-# By these names a browser reaches this machine itself. A page from elsewhere that had its own name point here would be
-# answered else, with all that it asks for.
+# The host names by which a browser reaches this machine. Without this check a foreign web page could read the data by
+# letting its own host name resolve to 127.0.0.1 (DNS rebinding).
 _OWN_NAMES = {"localhost", "127.0.0.1", "[::1]"}
 _FOLLOW = """
 (() => {
@@ -46,21 +45,21 @@ _Answer = tuple[str, list[tuple[str, str]], bytes]
 
 
 class Page:
-    """A WSGI application."""
+    """WSGI application around TensorBoard's."""
 
     def __init__(self, feed: Feed) -> None:
-        """Builds TensorBoard's around what `feed` holds."""
+        """Create TensorBoard's application on the data of `feed`."""
         self._feed = feed
         self._tensorboard = _tensorboard(feed)
         self._asked = time.monotonic()
         self._program: _Answer | None = None
 
     def idle_seconds(self) -> float:
-        """Since the last request."""
+        """Return the seconds since the last request."""
         return time.monotonic() - self._asked
 
     def __call__(self, environ: dict[str, Any], start: _Start) -> Iterable[bytes]:
-        """Answers one request."""
+        """Answer one request."""
         self._asked = time.monotonic()
         if environ.get("HTTP_HOST", "").rpartition(":")[0] not in _OWN_NAMES:
             return _answer(start, "403 Forbidden", "text/plain", b"Open it as http://127.0.0.1 or http://localhost.")
@@ -85,7 +84,7 @@ class Page:
     def _newest_first(self, environ: dict[str, Any], start: _Start) -> Iterable[bytes]:
         if self._program is None:
             status, headers, body = self._ask({**environ, "HTTP_ACCEPT_ENCODING": "identity"})
-            # Every browser takes it; it is a quarter as long.
+            # Every browser accepts gzip; it is a quarter of the size.
             packed = gzip.compress(body.replace(_SORTED, _AS_THEY_COME, 1), 4)
             length = ("Content-Length", str(len(packed)))
             self._program = status, [*headers, ("Content-Encoding", "gzip"), length], packed
@@ -94,7 +93,7 @@ class Page:
         return [body]
 
     def _ask(self, environ: dict[str, Any]) -> _Answer:
-        """TensorBoard's answer, without its length."""
+        """Return TensorBoard's answer without the Content-Length header."""
         told: list[tuple[str, list[tuple[str, str]]]] = []
         body = b"".join(self._tensorboard(environ, lambda status, headers, *_: told.append((status, headers))))
         status, headers = told[0]
@@ -112,11 +111,11 @@ def _tensorboard(feed: Feed) -> Any:
     from tensorboard.backend.application import TensorBoardWSGIApp
     from tensorboard.program import TensorBoard
 
-    # Its own; those of others would bring TensorFlow along.
+    # Only TensorBoard's own plugins: others would import TensorFlow.
     plugins = default.get_static_plugins()
     samples = ",".join(f"{name}={count}" for name, count in SAMPLES.items())
     program = TensorBoard(plugins=plugins)
-    # An empty folder name: no folder is read but by the feed. The first argument is a program's name.
+    # argv, with an empty program name. The log folder is a dummy: only the feed reads files.
     program.configure(("", "--logdir=truba_runner", "--load_fast=false", f"--samples_per_plugin={samples}"))
     return TensorBoardWSGIApp(
         program.flags, plugins, provider(feed), assets.get_default_assets_zip_provider(), feed.multiplexer

@@ -1,6 +1,6 @@
-"""Copies runs from a login node to this machine and follows them, with the user's own ssh and rsync.
+"""Copy runs from a login node to this machine and keep the copies up to date, with the user's own ssh and rsync.
 
-Only what is new crosses the line. What was copied is a run directory as any other, marked with where it came from.
+Only changes are transferred. A copy is an ordinary run directory with a file that records its origin.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _OF_A_SEARCH = (
     "state.json", "workers/", "workers/*/", "workers/*/submissions.jsonl", "workers/*/progress.json",
     "best/", "best/experiment.yaml", "trials/",
 )  # fmt: skip
-# rsync gives a silent connection up after so long.
+# rsync's --timeout.
 _SILENCE_SECONDS = 60
-# Which runs there are is asked again after so long.
+# How often the list of runs is refreshed.
 _LIST_EVERY_SECONDS = 60.0
-# A login node may have a bad moment, as may its disk; runs that are gone there are gone for good.
+# Failures in a row before giving up: a login node or its disk may fail briefly, but deleted runs do not come back.
 _MOST_NOT_LISTED = _MOST_INCOMPLETE = 3
 _PAUSES_SECONDS = (1, 2, 4, 8, 15, 30)
 # rsync's exit statuses.
@@ -48,24 +48,24 @@ _CUT = {10, 12, _SIGNALLED, 30, 35, NO_CONNECTION}
 
 
 class Cut(Exception):
-    """The connection is lost, or a Ctrl-C has reached rsync."""
+    """The connection was lost, or Ctrl-C reached rsync."""
 
 
 class Incomplete(Failed):
-    """The far end could not read all of the files."""
+    """The login node could not read some of the files."""
 
 
 class DiskFull(Exception):
-    """This machine's disk has no room."""
+    """This machine's disk is full."""
 
 
 def destination(login: str, into: Path | None) -> Path:
-    """The folder for what comes from a login: `into`, or one of its own under the home."""
+    """Return the folder for copies from a login node: `into`, or by default one per login node in the home."""
     return (into or Path.home() / "truba_pulled" / login).absolute()
 
 
 class Puller:
-    """Copies the runs that are meant by `wanted` into a folder here."""
+    """Copies the runs that `wanted` selects into a local folder."""
 
     def __init__(
         self,
@@ -76,32 +76,32 @@ class Puller:
         far_runs: str,
         checkpoints: bool,
     ) -> None:
-        """`far_command` starts truba at the other end; `far_runs` is a runs folder there, empty: all that are known.
+        """`far_command` starts truba on the login node; `far_runs` is a runs folder there, or empty for all known ones.
 
         Raises:
-            Failed: there is no rsync here.
+            truba_runner.errors.Failed: rsync is not installed on this machine.
         """
         if shutil.which("rsync") is None:
             raise Failed(_("there is no rsync on this machine; install it"))
         self._connection, self._wanted, self._into = connection, list(wanted), into
         self._far_command, self._far_runs, self._checkpoints = far_command, far_runs, checkpoints
         self._listed: list[Listed] = []
-        # How often in a row the far end could not say it again.
+        # How often in a row refreshing the list failed.
         self._not_listed = 0
         self._asked = -_LIST_EVERY_SECONDS
 
     def runs(self) -> list[RunDir]:
-        """What was copied, as it lies here."""
+        """Return the local copies."""
         found = [RunDir(self._into / name) for one in self._listed for name in (*one.runs, *one.searches)]
         return [run for run in found if safe_files.is_file(run.submissions_file)]
 
     def once(self) -> None:
-        """Copies what is new.
+        """Copy what is new.
 
         Raises:
-            Cut: the connection is lost; what has come stays, and the next time goes on.
-            DiskFull: there is no room here.
-            Failed: the far end has no such run, no truba or no rsync.
+            truba_runner.tensorboard.pulling.Cut: the connection was lost; copied files stay, the next call continues.
+            truba_runner.tensorboard.pulling.DiskFull: this machine's disk is full.
+            truba_runner.errors.Failed: the login node has no such run, no truba or no rsync.
         """
         if not self._connection.alive():
             self._connection.close()
@@ -119,7 +119,7 @@ class Puller:
                 try:
                     self._copy(one)
                 except BaseException:
-                    # A part of a copy is a copy too, and no run of this machine's.
+                    # Even a partial copy must not look like a run of this machine.
                     self._mark(one, whole=False)
                     raise
                 self._mark(one)
@@ -129,10 +129,10 @@ class Puller:
             raise _as_full(error) from error
 
     def first(self) -> None:
-        """Copies for the first time, or once.
+        """Copy once, with every error reported as Failed.
 
         Raises:
-            Failed: it could not; what came stays.
+            truba_runner.errors.Failed: copying failed; the files copied so far stay.
         """
         try:
             self.once()
@@ -140,9 +140,9 @@ class Puller:
             raise Failed(told(error, self._connection.login, self._into)) from error
 
     def follow(self, every_seconds: float, ended: threading.Event, for_new_ones: bool = False) -> None:
-        """Copies again and again, until all runs are over or `ended` is set; a cut or a full disk is waited out.
+        """Copy repeatedly until all runs are finished or `ended` is set; retry after a lost connection or a full disk.
 
-        `for_new_ones`: also when all are over, but seldom, as there may be new ones of the same name.
+        With `for_new_ones`, also continue when all are finished, but once a minute: `wanted` may select new runs.
         """
         attempt = incomplete = 0
         while not ended.is_set():
@@ -162,7 +162,7 @@ class Puller:
                     raise
                 say(f"{error}\n" + _("It is tried again (Ctrl-C ends it)."))
             except (Cut, DiskFull) as error:
-                # A Ctrl-C reaches rsync too, and sooner.
+                # Ctrl-C reaches rsync too, and before it sets `ended`.
                 if ended.wait(1):
                     return
                 if not attempt:
@@ -174,13 +174,13 @@ class Puller:
             ended.wait(pause)
 
     def over(self) -> bool:
-        """Whether no run will change any more: each has its result, or the far end said so before the last copy."""
+        """Return whether no run can still change: each has a result, or was not live when the runs were last listed."""
         live = {name for one in self._listed for name in one.live}
         return all(run.result() or run.id not in live for run in self.runs())
 
     @contextmanager
     def following(self, every_seconds: float) -> Iterator[None]:
-        """Follows in the background, and looks for new runs when all are over."""
+        """Follow the runs in a background thread, and look for new ones when all are finished."""
         ended = threading.Event()
 
         def follow() -> None:
@@ -221,7 +221,7 @@ class Puller:
         return found
 
     def _list_again(self) -> list[Listed]:
-        """A name may have become one of two runs, or of none: then it is asked for those that were meant so far."""
+        """List the runs again; if a name has become ambiguous or selects none, list the runs selected so far."""
         meant_so_far = [name for one in self._listed for name in (*one.runs, *one.searches)]
         for wanted in (self._wanted, meant_so_far):
             try:
@@ -249,7 +249,7 @@ class Puller:
         )
         if done.returncode == _FILE_ERROR or "No space left" in done.stderr or "Disk quota exceeded" in done.stderr:
             raise DiskFull
-        # Where there is no rsync at the far end old ones speak of a lost connection.
+        # Old versions of rsync report a lost connection if the login node has no rsync.
         if (done.returncode in _CUT or done.returncode < 0) and "not found" not in done.stderr:
             raise Cut
         if done.returncode not in {0, _VANISHED}:
@@ -259,10 +259,10 @@ class Puller:
             )
 
     def _rules(self, one: Listed) -> Iterator[str]:
-        """rsync's filter: of each run what is wanted.
+        """Return rsync's filter rules, which select the wanted files of each run.
 
-        Nothing is ever deleted here: what is gone at the far end was purged, and the copies are all there is. Event
-        files that a resumed run takes back it empties (`backends.event_files.cut`), and so they are here.
+        rsync deletes no local file: one that is missing on the login node was purged there, and the copy is all that
+        is left. A resumed run empties event files instead of deleting them (`summaries.event_files.cut`) for this.
         """
         for name in one.runs:
             yield from self._run_rules(f"/{_literal(name)}/")
@@ -287,7 +287,7 @@ class Puller:
             yield f"+ {folder}{name}/***"
 
     def _retire(self, one: Listed) -> None:
-        """Lets old checkpoints go as the run itself does, which may make hundreds while it is followed."""
+        """Delete old checkpoints as the run itself does: it may write hundreds while it is followed."""
         for name in (*one.runs, *one.searches):
             run = RunDir(self._into / name)
             with suppress(OSError, KeyError, TypeError, ValueError):
@@ -297,7 +297,7 @@ class Puller:
                         CheckpointStore(folder, keep).retire()
 
     def _mark(self, one: Listed, whole: bool = True) -> None:
-        """Says where copies come from, and when; of those that are not `whole`, where it was not said before."""
+        """Record the origin and time of the copies; if they are not `whole`, only of copies that have no record yet."""
         runs = [RunDir(self._into / name) for name in (*one.runs, *one.searches)]
         workers = [worker for name in one.searches for worker in SearchDir(self._into / name).workers()]
         for run in (*runs, *workers):
@@ -307,12 +307,12 @@ class Puller:
 
 
 def say(words: str) -> None:
-    """Tells the user of something beside the work."""
+    """Print a message to stderr."""
     print(words, file=sys.stderr, flush=True)
 
 
 def told(error: Exception, login: str, into: Path) -> str:
-    """What a cut or a full disk means, and what helps."""
+    """Return the message for a lost connection or a full disk, with its remedy."""
     if isinstance(error, DiskFull):
         return _("{into}: the disk is full. Make room; what has come stays, and the same command goes on.", into=into)
     return _("There is no connection to {login}. What has come stays, and the same command goes on.", login=login)

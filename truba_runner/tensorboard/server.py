@@ -1,4 +1,4 @@
-"""Serves TensorBoard: on the loopback address of a machine with a browser, or on a private Unix socket elsewhere."""
+"""Serve TensorBoard on the loopback address of a machine with a browser, or elsewhere on a private Unix socket."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from truba_runner.tensorboard.page import Page
 _NICE = 10
 _LOOK_EVERY_SECONDS = 0.5
 DEFAULT_PORT = 6006
-# Why a server ended.
+# Reasons why a server ended: nobody looked; a signal came or the tunnel was closed.
 IDLE, LEFT = "idle", "left"
 
 
 def far() -> bool:
-    """Whether this machine's browser is elsewhere: others work here too (there is sbatch), or it was reached by ssh."""
+    """Return whether the user's browser is on another machine: this is a shared one (has sbatch), or an ssh session."""
     return client.available() or "SSH_CONNECTION" in os.environ
 
 
 def loopback(port: int | None) -> socket.socket:
-    """A listening TCP socket that only this machine can reach: `port`, or 6006, or where that is taken any.
+    """Return a TCP socket listening on 127.0.0.1: on `port`, or if None on 6006, or any free port if that is taken.
 
     Raises:
-        Failed: `port` cannot be had.
+        truba_runner.errors.Failed: `port` is not available.
     """
     wanted = [port] if port else [DEFAULT_PORT, 0]
     for number in wanted:
@@ -61,12 +61,12 @@ def serve(
     over: Callable[[], bool] = lambda: False,
     idle_minutes: float = 0,
 ) -> str:
-    """Answers until the process is told to end or `over()`, or where `idle_minutes` is given nobody asks for so long.
+    """Serve until a signal ends the process, `over()` is true, or no request came for `idle_minutes` (0: no limit).
 
-    `began()` is called when requests are answered. Returns why it ended.
+    Call `began()` once requests are answered. Return IDLE or LEFT.
 
     Raises:
-        Failed: TensorBoard is not installed.
+        truba_runner.errors.Failed: TensorBoard is not installed.
     """
     without_tensorflow()
     page = Page(Feed(list_runs))
@@ -86,7 +86,7 @@ def serve(
 
 
 def stay_small() -> None:
-    """Lets all others of the machine go first."""
+    """Give this process low priority: login nodes are shared."""
     os.nice(_NICE)
 
 
@@ -94,12 +94,12 @@ def _wsgi_server(listening: socket.socket, page: Page) -> Any:
     from werkzeug.serving import WSGIRequestHandler, make_server
 
     class Quiet(WSGIRequestHandler):
-        """Says nothing of each request."""
+        """Request handler that logs no requests."""
 
         protocol_version = "HTTP/1.1"
 
         def log_request(self, *told: Any) -> None:
-            """Nothing."""
+            """Log nothing."""
 
     unix = listening.family == socket.AF_UNIX
     host = f"unix://{listening.getsockname()}" if unix else "127.0.0.1"
@@ -109,10 +109,10 @@ def _wsgi_server(listening: socket.socket, page: Page) -> Any:
 
 @contextmanager
 def told_to_end() -> Iterator[threading.Event]:
-    """An event that is set when the user types Ctrl-C, the session ends, or the process is asked to end."""
+    """Yield an event that is set on Ctrl-C (SIGINT), the end of the session (SIGHUP) or SIGTERM."""
     ended = threading.Event()
     signals = [signal.SIGINT, signal.SIGTERM]
-    # Under nohup it is ignored, and stays so.
+    # nohup ignores SIGHUP; keep it ignored.
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signals.append(signal.SIGHUP)
     before = {number: signal.signal(number, lambda *_: ended.set()) for number in signals}
@@ -124,19 +124,19 @@ def told_to_end() -> Iterator[threading.Event]:
 
 
 class Line:
-    """The line to whoever holds the tunnel's other end: it says something every few seconds while it is there.
+    """The server's end of the tunnel: the user's machine writes a heartbeat to standard input every few seconds.
 
-    A connection that is cut may look alive from here for hours; silence does not.
+    A broken connection may look alive for hours on this side; only the missing heartbeat shows it.
     """
 
     def __init__(self, silence_seconds: float) -> None:
-        """Listens on standard input."""
+        """Start the clock for `silence_seconds`."""
         self._silence_seconds = silence_seconds
         self._heard = time.monotonic()
         self._closed = False
 
     def dead(self) -> bool:
-        """Whether it was closed, or nothing was heard for too long."""
+        """Return whether standard input was closed or no heartbeat came for too long."""
         while not self._closed and select.select([sys.stdin], [], [], 0)[0]:
             self._closed = not os.read(sys.stdin.fileno(), 4096)
             self._heard = time.monotonic()

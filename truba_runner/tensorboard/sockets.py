@@ -1,4 +1,4 @@
-"""A Unix socket that its owner alone can open, under a name that the same request finds again."""
+"""A Unix socket that only its owner can open, with a path derived from the request, so that equal requests share it."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from pathlib import Path
 from truba_runner.errors import Failed
 from truba_runner.language import _
 
-# A socket's address holds 108 bytes on Linux and 104 on others, one of them for the end.
+# A Unix socket address has 108 bytes on Linux and 104 on other systems, one of them for the final NUL.
 _LONGEST_BYTES = 103
 
 
 class PrivateSocket:
-    """One server's place. `path` is the socket; the server that holds the lock beside it is the only one."""
+    """The socket (`path`) of one server, and a lock file next to it that admits only one server."""
 
     def __init__(self, key: Sequence[str]) -> None:
-        """The place for the request `key`.
+        """Derive the path from `key`, the options of the request, and open the lock file.
 
         Raises:
-            Failed: no folder of this user's is private and short enough.
+            truba_runner.errors.Failed: no folder is private to this user and has a short enough path.
         """
         name = hashlib.sha256("\0".join(key).encode()).hexdigest()[:12]
         self.path = _private_folder() / f"{name}.sock"
         self._lock = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def take(self) -> bool:
-        """Becomes the server, unless there is one."""
+        """Take the lock and record this process id; return False if another server holds it."""
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -41,11 +41,11 @@ class PrivateSocket:
         return True
 
     def holder(self) -> str:
-        """The process id of the server that is there."""
+        """Return the process id of the running server, "?" if unknown."""
         return os.pread(self._lock, 20, 0).decode() or "?"
 
     def listen(self) -> socket.socket:
-        """Opens the socket. One that a killed server left behind is replaced: the lock says that nobody is there."""
+        """Open the socket; replace one left by a killed server: this process holds the lock, so no other runs."""
         self.path.unlink(missing_ok=True)
         made = socket.socket(socket.AF_UNIX)
         umask = os.umask(0o177)
@@ -57,7 +57,7 @@ class PrivateSocket:
         return made
 
     def leave(self) -> None:
-        """Takes the socket away and lets another be the server."""
+        """Delete the socket and release the lock."""
         self.path.unlink(missing_ok=True)
         os.close(self._lock)
 
@@ -65,7 +65,7 @@ class PrivateSocket:
 def _private_folder() -> Path:
     tried = []
     for folder in _candidates():
-        # The name of a socket in it has 17 letters more.
+        # The socket's name adds a slash and 17 characters.
         if len(os.fsencode(folder)) + 18 > _LONGEST_BYTES:
             tried.append(_("{folder} is too long for a socket's address", folder=folder))
             continue
@@ -90,6 +90,6 @@ def _private_folder() -> Path:
 def _candidates() -> Iterator[Path]:
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         yield Path(runtime) / "truba_runner"
-    # Anyone may have made this one before us: it is used only where it is ours.
+    # Another user may have created this one: `_private_folder` checks the owner.
     yield Path(f"/tmp/truba_runner-{os.getuid()}")  # noqa: S108
     yield Path.home() / ".truba_runner"

@@ -1,6 +1,6 @@
-"""One ssh connection to a login node, through the user's own ssh and its configuration, that several commands share.
+"""One ssh connection to a login node, shared by several commands, with the user's own ssh and its configuration.
 
-It is authenticated once. Host keys are checked as the configuration says; nothing here changes that.
+The user authenticates once. Host keys are checked as the user's configuration says.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from typing import IO, Any
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _
 
-# The first that forwards a Unix socket.
+# The first OpenSSH that can forward a Unix socket.
 _OLDEST = (6, 7)
-# What ssh ends with when it has no connection (any more).
+# ssh's exit status if it could not connect or lost the connection.
 NO_CONNECTION = 255
-# A shell's, where it does not find a command.
+# A shell's exit status if it does not find the command.
 NOT_FOUND = 127
-# A dead connection is noticed after three times so long, unless the user's configuration says something else.
+# ServerAliveInterval, unless the user's configuration sets it: ssh notices a dead connection after three of them.
 _ALIVE_EVERY_SECONDS = 10
 _LONGEST_FOLDER = 60
-# A connection that is lost ends within so long of what goes over it.
+# Longest time from the end of a command, when its connection was lost, until the connection's own ssh ends.
 _END_SECONDS = 2
-# A command that does nothing until its input is closed.
+# A command that waits until its input is closed.
 _NOTHING = "cat >/dev/null"
 
 
 def check(login: str) -> str:
-    """The name of a login node, as a user types it after ssh.
+    """Check and return the name of a login node, as a user types it after ssh.
 
     Raises:
-        Refused: it cannot be one.
-        Failed: there is no ssh, or one that is too old.
+        truba_runner.errors.Refused: it is not a valid host name for ssh.
+        truba_runner.errors.Failed: ssh is not installed or too old.
     """
     if not re.fullmatch(r"[^\s:/-][^\s:/]*", login):
         raise Refused(
@@ -64,29 +64,29 @@ def check(login: str) -> str:
 
 
 class Connection:
-    """A master connection and what goes over it."""
+    """An ssh master connection, which other ssh commands share."""
 
     def __init__(self, login: str) -> None:
-        """Connects nothing yet."""
+        """Prepare the connection; `open` connects."""
         self.login = login
-        # A socket's address is short, and TMPDIR may not be.
+        # The path of a socket must be short, and TMPDIR may be long.
         parent = tempfile.gettempdir()
         self._folder = Path(tempfile.mkdtemp(prefix="truba-", dir="/tmp" if len(parent) > _LONGEST_FOLDER else None))  # noqa: S108
         self._control = self._folder / "c"
         self._settings = _settings(login)
-        # A command of the user's own for this login would be run in place of ours. Old ones do not know the option.
+        # A RemoteCommand in the user's configuration would replace our command. Old versions lack the option.
         own = self._settings.get("remotecommand", "none") != "none"
         self._our_command = ["-o", "RemoteCommand=none"] if own else []
         self.process: subprocess.Popen[bytes] | None = None
 
     def open(self, command: str = "") -> subprocess.Popen[bytes]:
-        """Starts the connection, with `command` running at its other end, or nothing.
+        """Start connecting and run `command`, if any, on the login node.
 
-        Its input is closed when this process ends, however it ends, and with that the connection.
+        However this process ends, the command's standard input is closed, which ends the connection.
         """
         self._control.unlink(missing_ok=True)
         options = [*self._own_options(), "-M", "-S", str(self._control)]
-        # A Ctrl-C is for us, who end it in order; while it asks for a password ssh has handlers of its own.
+        # Ctrl-C is left to this process, which closes the connection; at a password prompt ssh handles it itself.
         self.process = subprocess.Popen(
             ["ssh", *options, "--", self.login, command or _NOTHING],
             stdin=subprocess.PIPE,
@@ -96,7 +96,7 @@ class Connection:
         return self.process
 
     def wait_until_open(self) -> bool:
-        """Waits while ssh connects and asks its user what it must; whether there is a connection."""
+        """Wait while ssh connects and prompts the user; return whether it connected."""
         while not self._control.exists():
             if self.process is None or self.process.poll() is not None:
                 return False
@@ -104,36 +104,36 @@ class Connection:
         return True
 
     def alive(self) -> bool:
-        """Whether the connection is there, as far as ssh knows."""
+        """Return whether the connection is open, as far as ssh knows."""
         return self.process is not None and self.process.poll() is None and self._control.exists()
 
     def is_gone(self) -> bool:
-        """Whether it is lost, after what went over it was: ssh says the same of a command that a signal has ended."""
+        """Return whether the connection was lost when a command ended with 255, which a killed command also gives."""
         deadline = time.monotonic() + _END_SECONDS
         while self.alive() and time.monotonic() < deadline:
             time.sleep(0.05)
         return not self.alive()
 
     def forward(self, port: int, remote: str) -> bool:
-        """Lets a local port lead to a Unix socket at the other end; False where the port is taken."""
+        """Forward a local port to a Unix socket on the login node; return False if ssh refuses, as for a taken port."""
         done = self._control_command("forward", ["-L", f"127.0.0.1:{port}:{remote}"])
         return done.returncode == 0
 
     def run(self, command: str) -> subprocess.CompletedProcess[str]:
-        """Runs a command over it; what it complains of goes to the terminal."""
+        """Run a command over the connection; its stderr goes to the terminal."""
         argv = [*self.transport(), "--", self.login, command]
         return subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
 
     def transport(self) -> list[str]:
-        """The ssh command that goes over this connection, and makes none of its own."""
+        """Return the ssh command that uses this connection and never opens its own."""
         over_it = ["-S", str(self._control), "-o", "ControlMaster=no", "-o", "ProxyCommand=false"]
         return ["ssh", "-T", "-a", "-x", "-o", "ClearAllForwardings=yes", *over_it, *self._our_command]
 
     def close(self) -> None:
-        """Ends it, in order where it can be, and waits until the process is gone."""
+        """Close the connection, cleanly if possible, and wait until its process has exited."""
         process = self.process
         if process is not None:
-            # The command at the other end hears of it, and ends.
+            # The remote command sees the end of its input and exits.
             _close(process.stdin)
             if process.stdout is None and process.poll() is None:
                 self._control_command("exit", [])
@@ -147,21 +147,21 @@ class Connection:
         self.process = None
 
     def __enter__(self) -> Connection:
-        """Itself."""
+        """Return this connection."""
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Closes it for good."""
+        """Close the connection and delete its folder."""
         self.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _control_command(self, what: str, options: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        # The user's configuration may have forwardings of its own, which would be asked for along with ours.
+        # Ignore the user's configuration: its forwardings would be requested along with ours.
         argv = ["ssh", "-F", os.devnull, "-S", str(self._control), "-O", what, *options, "--", self.login]
         return subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
 
     def _own_options(self) -> list[str]:
-        """No terminal, agent or display at the other end, no forwardings but ours, and a dead connection is noticed."""
+        """Return options: no terminal, no agent or X11 forwarding, no forwardings but ours, notice dead connections."""
         options = ["-T", "-a", "-x", "-o", "ControlPersist=no", "-o", "ClearAllForwardings=yes"]
         if self._settings.get("serveraliveinterval", "0") == "0":
             options += ["-o", f"ServerAliveInterval={_ALIVE_EVERY_SECONDS}"]
@@ -169,7 +169,7 @@ class Connection:
 
 
 def _settings(login: str) -> Mapping[str, str]:
-    """What the user's configuration says of a login, by option; nothing where ssh is too old to tell."""
+    """Return ssh's settings for a login node by lower-case option name; empty if ssh is too old to print them."""
     done = subprocess.run(["ssh", "-G", "--", login], capture_output=True, text=True, timeout=30, check=False)
     pairs = (line.partition(" ") for line in done.stdout.splitlines())
     return {name: value for name, _, value in pairs}
@@ -179,7 +179,7 @@ def _close(stream: IO[Any] | None) -> None:
     if stream is not None:
         try:
             stream.close()
-        except OSError:  # The other end went first.
+        except OSError:  # The process has exited with input still unread.
             pass
 
 
@@ -188,7 +188,7 @@ def _deaf_to_ctrl_c() -> None:
 
 
 def not_found(login: str) -> str:
-    """What to do where the far end has no truba on the PATH."""
+    """Return the message for a login node that has no truba on the PATH."""
     return _(
         "{login} does not find truba: a command over ssh has another PATH than a terminal. Say how it is started "
         "there, with --far-command 'COMMAND' or TRUBA_FAR_COMMAND, as in 'module load apps/truba-ai/cpu-2024.0; "
@@ -198,5 +198,5 @@ def not_found(login: str) -> str:
 
 
 def far_command(given: str | None) -> str:
-    """How truba is started at the other end: as told, or as TRUBA_FAR_COMMAND says, or simply by its name."""
+    """Return the command that starts truba on the login node: `given`, else TRUBA_FAR_COMMAND, else `truba`."""
     return given or os.environ.get("TRUBA_FAR_COMMAND") or "truba"

@@ -1,7 +1,7 @@
-"""The laptop's side of `truba tensorboard --from LOGIN`: a server at the far end, and a local port that leads to it.
+"""The user's side of `truba tensorboard --from LOGIN`: a server on the login node and a local port forwarded to it.
 
-One ssh connection carries both. Its far end says on one line where the server's socket is; ours then forwards a port to
-it, and says something every few seconds for as long as it is there.
+Both use one ssh connection. The server prints a line with the path of its socket; this side then forwards a local port
+to that socket and writes a heartbeat every few seconds while it is connected.
 """
 
 from __future__ import annotations
@@ -20,40 +20,40 @@ from truba_runner.language import _
 from truba_runner.tensorboard.server import IDLE, LEFT, loopback
 from truba_runner.tensorboard.ssh import NO_CONNECTION, NOT_FOUND, Connection, not_found
 
-# What the far end's line begins with: a login shell may print lines of its own before.
+# Prefix of the lines printed on the login node for this side; a login shell may print other lines before them.
 MARK = "truba-tensorboard "
 _CONNECTED = {"connected": True}
 _HEARTBEAT_SECONDS = 2.0
 _PAUSES_SECONDS = (1, 2, 4, 8, 15, 30)
-# A server that is gone sooner than this, so many times in a row, is not started again.
+# A server that ends within this many seconds, so many times in a row, is not restarted.
 _SHORT_SECONDS, _SHORT_LIVES = 60.0, 4
-# An sshd that leads to no socket refuses at once; a login node with much to do may take its time.
+# An sshd that may not forward to the socket refuses at once; a busy login node only answers slowly.
 _ANSWER_SECONDS, _REFUSED_SECONDS, _SILENT_SECONDS = 5, 5, 60
-# A shell's status for a command that signal N has ended is this much and N.
+# A shell's exit status for a command that signal N killed is 128 + N.
 _SIGNALLED = 128
 
 
 def announce(**about: Any) -> None:
-    """Says at the far end what the near end has to know."""
+    """Print a line on the login node for the user's side to read."""
     print(MARK + json.dumps(about), flush=True)
 
 
 class Tunnel:
-    """Holds a server at the far end, and starts it again where the connection or the server is lost."""
+    """A server on the login node, restarted when the connection or the server is lost."""
 
     def __init__(self, connection: Connection, command: str, port: int | None) -> None:
-        """`command` is what the far end's shell runs; `port` the local one, None: 6006 or any."""
-        # ssh ends alike when there is no connection and when a signal has ended the command: its shell speaks first.
+        """`command` is run by the login node's shell; `port` is the local port, None for 6006 or any free one."""
+        # ssh exits with 255 both without a connection and when a signal killed the command: the echo tells which.
         self._command = f"echo '{MARK}{json.dumps(_CONNECTED)}'; {command}"
         self._connection, self._wanted_port = connection, port
         self._port = 0
         self._ended = threading.Event()
 
     def hold(self, ready: Callable[[str], None], ended: threading.Event) -> None:
-        """Until `ended` is set, or nobody looked for so long that the far end went; `ready(url)` is called once.
+        """Keep the tunnel up until `ended` is set or the idle server exits; call `ready(url)` once.
 
         Raises:
-            Failed: there is no connection, no server, or no way to it.
+            truba_runner.errors.Failed: ssh cannot connect, the server does not start, or it cannot be reached.
         """
         self._ended = ended
         short_lives = lost_in_vain = 0
@@ -84,7 +84,7 @@ class Tunnel:
             ended.wait(_PAUSES_SECONDS[min(lost_in_vain, len(_PAUSES_SECONDS) - 1)])
 
     def _one_life(self, ready: Callable[[str], None]) -> str | None:
-        """From a connection to its end: the far end's last word; empty where it had none, None without a connection."""
+        """Connect and serve until the end; return why it ended, "" if unknown, None if ssh could not connect again."""
         first = self._port == 0
         process = self._connection.open(self._command)
         lines = _Lines(process.stdout)
@@ -107,19 +107,19 @@ class Tunnel:
         finally:
             self._connection.close()
             lines.join()
-        # Where ssh itself was killed the server is not to blame.
+        # If ssh itself was killed, the server is not to blame.
         return str(lines.last.get("ended", "killed" if process.returncode < 0 else ""))
 
     def _comes_no_more(self, process: Popen[bytes]) -> bool:
-        """Whether there is nothing to wait for; a far end that takes long to start is not to take us for dead."""
+        """Return whether to stop waiting for the server; send it a heartbeat, so that it outlives a slow start."""
         _beat(process)
         return self._ended.is_set() or process.poll() is not None
 
     def _never_came(self, status: int, connected: bool, first: bool) -> str | None:
-        """As `_one_life` where the far end had not begun to serve.
+        """Return what `_one_life` returns if the server did not start.
 
         Raises:
-            Failed: it is no use to try again.
+            truba_runner.errors.Failed: another attempt would not help.
         """
         login = self._connection.login
         if status == NO_CONNECTION and not connected:
@@ -139,12 +139,12 @@ class Tunnel:
         raise Failed(_("there is no server at {login}: its own words stand above", login=login))
 
     def _lead_to(self, far_socket: str, process: Popen[bytes]) -> bool:
-        """Forwards the local port; the first time one is chosen, and then kept: the page goes on asking there.
+        """Forward a local port, always the same one after the first time, as the open page keeps requesting it.
 
-        Whether there is an answer; False where the connection has ended meanwhile, or is to end.
+        Return True once the server answers, False if the connection has ended or shall end.
 
         Raises:
-            Failed: there is none.
+            truba_runner.errors.Failed: no port is available, or the server does not answer.
         """
         candidates = [self._port] if self._port else _free_ports(self._wanted_port)
         for port in candidates:
@@ -187,7 +187,7 @@ class Tunnel:
 
 
 class _Lines:
-    """Reads what the far end says; its first and its last word are kept."""
+    """Reads the lines from the login node in a thread and keeps the first and the last message."""
 
     def __init__(self, stream: Any) -> None:
         self.last: dict[str, Any] = {}
@@ -198,7 +198,7 @@ class _Lines:
         self._thread.start()
 
     def wait(self, given_up: Callable[[], bool]) -> dict[str, Any] | None:
-        """The first word; None where there will be none."""
+        """Return the first message; None if `given_up()` became true before it came."""
         while not self._come.wait(0.1):
             if given_up():
                 self._come.wait(0.5)
@@ -227,7 +227,7 @@ def _beat(process: Popen[bytes]) -> None:
     try:
         process.stdin.write(b".")
         process.stdin.flush()
-    except OSError:  # It has just ended; the next look sees it.
+    except OSError:  # The process has just exited; the next poll sees it.
         pass
 
 
@@ -240,7 +240,7 @@ def _free_ports(wanted: int | None) -> list[int]:
 
 
 def _answers(port: int) -> bool:
-    """Whether a server is at the other end of the port."""
+    """Return whether a server answers on the local port."""
     from http.client import HTTPConnection, HTTPException
 
     try:

@@ -1,1 +1,1 @@
-"""Why a run waits, or why it ended: the table of reasons, the evidence, and the words for both."""
+"""`truba why`: why a run waits or why it ended, with evidence."""

@@ -1,4 +1,4 @@
-"""What is known of one run when it is asked why: its state, Slurm's records of its job, and what its log says."""
+"""The facts from which one run is diagnosed: its state, Slurm's records of its job, and its log."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from truba_runner.runs.sweep_directory import task_log
 from truba_runner.slurm.queries import Start
 from truba_runner.storage import safe_files
 
-# Of a log, what is looked at: its end, where a run says why it ends.
+# Only the end of a log is read: there a run writes why it ends.
 _TAIL_BYTES = 65_536
-# With this every start of a run begins (worker.py); what stands above is an earlier start's.
+# The first line of every start of a run (worker/run.py); the lines above it are from earlier starts.
 _BEGINS = re.compile(r"^(?:run \S+, job \S+, on \S+|eğitim \S+, iş \S+, \S+ üzerinde), ", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A run, its state, and what Slurm says of its job. `queued` is squeue's row and may be empty, as `starts` may."""
+    """A run, its state and Slurm's records of its job: `queued` from squeue, `starts` from sacct; both may be empty."""
 
     run: RunDir
     state: RunState
-    # The job that the run was last given; empty for none.
+    # The run's last job; empty if it had none.
     job_id: str = ""
-    # The record of its last submission; empty for none.
+    # The intent event of its last submission; empty if there was none.
     intent: Mapping[str, Any] = field(default_factory=dict)
     queued: Mapping[str, str] = field(default_factory=dict)
     starts: Sequence[Start] = ()
-    # Why it was taken out of the queue before it started; empty where it was not.
+    # Why the job was removed from the queue before it started; empty if it was not.
     dropped: str = ""
     slurm_answers: bool = True
 
     @property
     def last(self) -> Mapping[str, str]:
-        """sacct's fields of the job's last start; empty where accounting knows none."""
+        """sacct's fields of the job's last start; empty if accounting has none."""
         return self.starts[-1].fields if self.starts else {}
 
     @property
     def slurms_state(self) -> str:
-        """Slurm's word for how the job is, and who cancelled it; empty where Slurm knows nothing of it."""
+        """Slurm's state of the job, for CANCELLED also by whom; empty if Slurm does not know the job."""
         if self.state.job is None:
             return ""
         word = self.last.get("State", "")
@@ -60,7 +60,7 @@ class Case:
 
     @property
     def cancelled_by(self) -> str:
-        """The user who cancelled the job, by name; empty where Slurm does not say."""
+        """Name of the user who cancelled the job; empty if Slurm does not report it."""
         found = re.search(r"by (\d+)", self.last.get("State", ""))
         if found is None:
             return ""
@@ -71,20 +71,20 @@ class Case:
 
     @property
     def exit_code(self) -> str:
-        """`CODE:SIGNAL` as sacct writes it; the worst of the job's steps, where the job itself has none."""
+        """`CODE:SIGNAL` as sacct writes it; the worst of the job's steps if the job itself has none."""
         job = self.state.job
         return (job.exit_code if job else "") or self.last.get("ExitCode", "")
 
     @property
     def wants_gpus(self) -> bool:
-        """Whether it may miss a GPU: it has asked Slurm for one, or for what is not on record."""
+        """Whether the run may lack a GPU: it requested one from Slurm, or its request is not on record."""
         if self.job_id.startswith("local-"):
             return False
         return bool(self.intent.get("request", {}).get("gpus", 1))
 
     @property
     def error(self) -> Mapping[str, Any]:
-        """The exception that ended the run, as the run put it on record; empty for none."""
+        """The exception that ended the run's last job, as the run recorded it; empty for none."""
         if self.state.state == damage.DAMAGED:
             return {}
         progress = self.run.progress()
@@ -93,7 +93,7 @@ class Case:
 
     @property
     def values(self) -> dict[str, str]:
-        """What fills the placeholders of the table's sentences."""
+        """Values for the placeholders in the table's sentences."""
         job = self.state.job
         request = self.intent.get("request", {})
         known = {
@@ -108,7 +108,7 @@ class Case:
         return {**ids, **told, "user": getpass.getuser(), "what": _("resources")}
 
     def logs(self) -> list[Path]:
-        """What the run's last job printed: the run's own, and of an array task Slurm's."""
+        """Return the logs of the run's last job: the run's own and, if it is an array task, the task's log."""
         if self.state.state == damage.DAMAGED:
             return []
         found = [watch.latest_log(self.run), task_log(self.run, self.job_id)]
@@ -116,7 +116,7 @@ class Case:
 
 
 def last_lines(log: Path, every_start: bool = False) -> list[tuple[int, str]]:
-    """The end of a log, as far as the last start wrote it: the number of each line, 0 where unknown, and its text."""
+    """Return (number, text) of each non-blank line at the log's end, by default of the last start; 0 if not known."""
     try:
         with open(safe_files.opened(log, log.parent.parent), "rb") as file:
             size = file.seek(0, 2)
@@ -127,7 +127,7 @@ def last_lines(log: Path, every_start: bool = False) -> list[tuple[int, str]]:
     whole = size <= _TAIL_BYTES
     starts = [found.start() for found in _BEGINS.finditer(text)]
     begin = starts[-1] if starts and not every_start else 0
-    # A progress bar overwrites its line; what was last in it is what a person sees.
+    # A progress bar overwrites its line with carriage returns: keep the text that remains visible.
     lines = [line.rpartition("\r")[2] for line in text[begin:].split("\n")]
     first = text.count("\n", 0, begin) + 1
     return [(first + index if whole else 0, line.rstrip()) for index, line in enumerate(lines) if line.strip()]

@@ -1,4 +1,4 @@
-"""The cases of several runs, with few questions to Slurm: one squeue and one sacct for all of them."""
+"""Collect the cases of several runs with one squeue and one sacct for all of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from truba_runner.why.case import Case
 
 
 def cases_of(runs: Sequence[RunDir], jobs: Mapping[str, Job] | None) -> list[Case]:
-    """A case a run; `jobs` is what Slurm knows of their jobs, None where it does not answer."""
+    """Return one case for each run; `jobs` are their Slurm jobs, or None if Slurm does not answer."""
     found = [_on_record(run, jobs) for run in runs]
     queued = _queued() if any(case.state.live and case.state.job for case in found) else {}
     starts = _starts([case.job_id for case in found if case.state.job is not None])
@@ -27,7 +27,7 @@ def cases_of(runs: Sequence[RunDir], jobs: Mapping[str, Job] | None) -> list[Cas
 
 
 def _on_record(run: RunDir, jobs: Mapping[str, Job] | None) -> Case:
-    """What is known without further questions; of a run whose records cannot be relied on, why that is."""
+    """Return the case from the records and `jobs` alone; if the records are damaged, one that says what is wrong."""
     if why := damage.of_run(run):
         return Case(run, RunState(damage.DAMAGED, live=False, job=None, why=why))
     try:
@@ -36,7 +36,7 @@ def _on_record(run: RunDir, jobs: Mapping[str, Job] | None) -> Case:
         told = run.submissions()
         intent: dict[str, Any] = next((event for event in reversed(told) if event["event"] == "intent"), {})
         return Case(run, state, last_job_id(run), intent, dropped=dropped(told), slurm_answers=jobs is not None)
-    except OSError as error:  # It has gone meanwhile, or its disk does not answer any more.
+    except OSError as error:  # The run was deleted meanwhile, or its disk has failed.
         return Case(run, RunState(damage.DAMAGED, live=False, job=None, why=str(error)))
 
 

@@ -1,4 +1,4 @@
-"""From what is known of a run to why it waits or why it ended: the rows of the table that hold, with their evidence."""
+"""Diagnose why a run waits or why it ended: find the matching rows of the table of reasons, with evidence."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from truba_runner.why.case import Case, last_lines
 from truba_runner.why.evidence import Evidence
 from truba_runner.why.table import Meaning, meaning, table
 
-# States after which the log may tell more than Slurm's own word does: a run that hung, one that vanished.
+# States for which the log may be more specific than Slurm, as for a run that hung or vanished.
 _LOG_TELLS_MORE = {"TIMEOUT", "LOST", "KILLED", "FAILED"}
-# What one process tells when another is gone: where the log has something else, that is the cause.
+# Reasons that a process reports because another one died: if the log has any other reason, that is the cause.
 _CONSEQUENCES = {"nccl-remote", "nccl-timeout", "nccl", "connection-refused", "exit-aborted"}
-# TensorFlow's own logger. It warns of what it can do without, such as a GPU.
+# Lines of TensorFlow's logger, which warns about things it can do without, such as a GPU.
 _CHATTER = re.compile(r"^(\d{4}-\d\d-\d\d \S+: |[IWE]\d{4} \S+ +\d+ |WARNING: All log messages)")
 
-# What frameworks print at every start where they find no GPU.
+# Lines that frameworks print at every start on a machine without a GPU.
 _NO_GPU = re.compile(
     r"failed call to cuInit|Could not find cuda drivers|Unable to register cu\w+ factory"
     r"|Cannot dlopen some GPU libraries|UserWarning: (CUDA initialization|Can't initialize NVML)|Falling back to cpu",
@@ -29,7 +29,7 @@ _NO_GPU = re.compile(
 
 @dataclass(frozen=True)
 class Finding:
-    """One reason: its row's id, its words in the user's language, and what they go by."""
+    """One reason: the id of its row, its texts in the user's language, and its evidence."""
 
     reason: str
     means: str
@@ -37,14 +37,14 @@ class Finding:
     evidence: list[Evidence] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values for JSON."""
         told = [{"source": one.source, "says": one.says} for one in self.evidence]
         return {"reason": self.reason, "means": self.means, "do": self.do, "evidence": told}
 
 
 @dataclass(frozen=True)
 class _Match:
-    """A row that matched, and where."""
+    """A row that matched, with the line on which it matched and further lines."""
 
     meaning: Meaning
     on: Evidence
@@ -52,9 +52,9 @@ class _Match:
 
 
 def diagnose(case: Case, look_closer: bool = True) -> list[Finding]:
-    """Why a run waits or why it ended, the cause first; never empty.
+    """Return why a run waits or why it ended, the cause first; never empty.
 
-    Not to `look_closer` leaves out what costs further questions to Slurm.
+    Without `look_closer`, evidence that needs further queries to Slurm is left out.
     """
     found, told = [], set()
     for match in _matches(case):
@@ -69,7 +69,7 @@ def diagnose(case: Case, look_closer: bool = True) -> list[Finding]:
 
 
 def _matches(case: Case) -> Sequence[_Match]:
-    """The rows that hold, the cause first."""
+    """Return the rows that match, the cause first."""
     state = case.state
     if state.live:
         return [_live(case)]
@@ -109,7 +109,7 @@ def _live(case: Case) -> _Match:
 
 
 def _failed(case: Case) -> list[_Match]:
-    """A run that ended badly: what the exception on record, else the log, else the exit code says."""
+    """Return the rows for a failed run: by the recorded exception, else by the log, else by the exit code."""
     if error := case.error:
         line = f"{error.get('type', '')}: {str(error.get('message', '')).strip()}"
         on = Evidence(case.run.id, line.splitlines()[0][:500])
@@ -134,7 +134,7 @@ def _kind_of(error: Any) -> str:
 
 
 def _earlier_causes(case: Case, error: Any) -> list[_Match]:
-    """Of a run that was given up after several starts, how these ended."""
+    """Return why the starts ended, if the run was given up after several of them."""
     said = _in_log(case, every_start=True) if _kind_of(error) == "FAILED gave up" else None
     return [said] if said else []
 
@@ -144,7 +144,7 @@ def _word_on_record(case: Case) -> str:
 
 
 def _in_log(case: Case, every_start: bool = False) -> _Match | None:
-    """The row that the log's end speaks of: the first of the table that matches a line, what others cause last."""
+    """Return the first row of the table that matches a line at the log's end, or else a row of `_CONSEQUENCES`."""
     lines = [(log.name, number, line) for log in case.logs() for number, line in last_lines(log, every_start)]
     if every_start or not case.wants_gpus:
         lines = [one for one in lines if not _NO_GPU.search(one[2])]
@@ -158,7 +158,7 @@ def _in_log(case: Case, every_start: bool = False) -> _Match | None:
 
 
 def _rows_in(lines: Sequence[tuple[str, int, str]]) -> Iterator[_Match]:
-    """Each row of the table that a line matches, by the last such line, in the table's order."""
+    """Yield each row of the table that matches a line, with the last such line, in the table's order."""
     last: dict[str, _Match] = {}
     for name, number, line in lines:
         if known := meaning("log", line):
@@ -169,7 +169,7 @@ def _rows_in(lines: Sequence[tuple[str, int, str]]) -> Iterator[_Match]:
 
 
 def _sure(section: str, text: str) -> Meaning:
-    """The row for it, or the section's last, which matches anything."""
+    """Return the section's row for `text`, or the row for an unknown record."""
     found = meaning(section, text) or meaning("record", "?")
     if found is None:
         raise LookupError(f"the table has no row for {section}: {text}")

@@ -1,4 +1,4 @@
-"""What a reason is told from: Slurm's own lines, a line of the log, and what is asked beside it, by name (`look`)."""
+"""Collect evidence for a reason: Slurm's records, lines of the log, and the queries named by `look` in the table."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _LAST_LINES = 3
 
 @dataclass(frozen=True)
 class Evidence:
-    """A line, and where it stands: a command, a file and its line, or the run."""
+    """A line and its source: a command, a file with the line's number, or the run's id."""
 
     source: str
     says: str
 
 
 def look(name: str, case: Case) -> list[Evidence]:
-    """What the table asks for by name; nothing where it cannot be had."""
+    """Run the query that the table calls `name`; empty if it fails."""
     found: list[Evidence] = []
     with suppress(SlurmError, OSError, ValueError, KeyError, IndexError):
         found += LOOKS[name](case)
@@ -36,7 +36,7 @@ def look(name: str, case: Case) -> list[Evidence]:
 
 
 def as_slurm_says(case: Case) -> str:
-    """How Slurm says that the job is, or ended: state, exit code, where and for how long."""
+    """Format Slurm's record of the job: state, exit code, nodes, elapsed time and time limit."""
     job, last = case.state.job, case.last
     told = {
         "State": last.get("State") or (job.state if job else ""),
@@ -49,7 +49,7 @@ def as_slurm_says(case: Case) -> str:
 
 
 def end_of_logs(case: Case) -> list[Evidence]:
-    """The last lines that were printed, for a person to judge."""
+    """Return the last lines of each log, for the user to judge."""
     told = []
     for log in case.logs():
         for number, line in last_lines(log)[-_LAST_LINES:]:
@@ -58,7 +58,7 @@ def end_of_logs(case: Case) -> list[Evidence]:
 
 
 def of_error(case: Case, on: Evidence) -> Iterator[Evidence]:
-    """The user's own line on the way of the exception, where the reason is about that."""
+    """Yield the line of the user's code that the recorded exception passed through, if `on` is that exception."""
     error = case.error
     if "file" in error and on.source == case.run.id:
         yield Evidence(f"{error['file']}:{error['line']}", str(error["code"]))

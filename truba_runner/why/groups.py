@@ -1,4 +1,4 @@
-"""Runs that wait or ended for the same reason, told of together."""
+"""Group runs that wait or ended for the same reason."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from truba_runner.why.diagnose import Finding, diagnose
 
 @dataclass
 class Group:
-    """Cases with the same findings; the evidence is that of the first."""
+    """Cases with the same findings; the evidence is the first case's."""
 
     cases: list[Case] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
     @property
     def start(self) -> str:
-        """When Slurm expects the first of them to start, in words; empty where it does not say."""
+        """When Slurm expects the first of them to start, as text; empty if it has no estimate."""
         expected = sorted(case.queued["start"] for case in self.cases if _waits(case) and case.queued.get("start"))
         if not expected:
             return ""
@@ -40,7 +40,7 @@ class Group:
         )
 
     def as_json(self) -> list[dict[str, Any]]:
-        """A row a run."""
+        """Return one row for each run."""
         return [
             {
                 "run": case.run.id,
@@ -55,18 +55,18 @@ class Group:
 
 
 def _waits(case: Case) -> bool:
-    # A job that is held has priority 0, and what Slurm expects of it says nothing.
+    # A held job has priority 0, and Slurm's estimate of its start is meaningless.
     return case.state.state == "PENDING" and case.queued.get("priority") != "0"
 
 
 def groups(cases: Iterable[Case]) -> list[Group]:
-    """The cases by what they have in common, the largest group first."""
+    """Group cases by state and reasons, the largest group first."""
     by_reason: dict[tuple[Any, ...], Group] = {}
     for case in cases:
         findings = diagnose(case, look_closer=False)
-        # What they wait for is the same only where it is the same partition's, and the same account's.
+        # Pending jobs wait for the same thing only in the same partition and account.
         where = (case.values["partition"], case.values["account"]) if _waits(case) else ()
-        # What is wrong with one's records says nothing of another's.
+        # Damaged records belong together only if they have the same damage.
         what = (case.state.why,) if case.state.state == damage.DAMAGED else ()
         key = (case.state.state, *what, *where, *(one.reason for one in findings))
         by_reason.setdefault(key, Group()).cases.append(case)

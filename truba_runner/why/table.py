@@ -1,4 +1,4 @@
-"""The table of reasons, `reasons.yaml`: what a word of Slurm or a line of a log means, and what to do about it."""
+"""Read the table of reasons, `reasons.yaml`: what a Slurm state or a line of a log means, and what to do about it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECTIONS = ("waiting", "ended", "exit", "log", "record")
 
 @dataclass(frozen=True)
 class Row:
-    """One reason. `means` and `do` are English, with placeholders; see the head of the table."""
+    """One reason. `means` and `do` are in English, with placeholders; see the head of the table."""
 
     id: str
     matches: re.Pattern[str]
@@ -27,19 +27,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Meaning:
-    """A row that matched, with the groups that its pattern found."""
+    """A row that matched, with the values of its pattern's named groups."""
 
     row: Row
     groups: Mapping[str, str]
 
     def said(self, values: Mapping[str, str]) -> tuple[str, str]:
-        """What it is, and what to do, in the user's language; `values` fill the placeholders."""
+        """Return the meaning and the remedy in the user's language; `values` and groups fill the placeholders."""
         filled = {**values, **{name: _word(found) for name, found in self.groups.items()}}
         return _(self.row.means).format(**filled), _(self.row.do).format(**filled)
 
 
 def meaning(section: str, text: str) -> Meaning | None:
-    """The first row of a section that matches."""
+    """Return the first row of a section that matches."""
     for row in table()[section]:
         if found := row.matches.search(text):
             return Meaning(row, {name: value or "unknown" for name, value in found.groupdict().items()})
@@ -48,13 +48,13 @@ def meaning(section: str, text: str) -> Meaning | None:
 
 @cache
 def table() -> Mapping[str, tuple[Row, ...]]:
-    """Every row, by section, in the order of the file."""
+    """Return all rows by section, in the order of the file."""
     return {section: tuple(_row(section, one) for one in _file()[section]) for section in SECTIONS}
 
 
 @cache
 def words() -> Mapping[str, str]:
-    """English words for values of groups, by the value in lower case."""
+    """Return the English words for values of named groups, by the value in lower case."""
     return dict(_file()["words"])
 
 
@@ -74,6 +74,6 @@ def _file() -> dict[str, Any]:
 
 
 def _row(section: str, one: Mapping[str, Any]) -> Row:
-    # Slurm's versions spell their words differently; in a log, letter case tells, and to ignore it costs time.
+    # Versions of Slurm differ in letter case. In a log the case is significant, and ignoring it is slower.
     pattern = re.compile(one["matches"], 0 if section == "log" else re.IGNORECASE)
     return Row(one["id"], pattern, one["means"], one["do"], tuple(one.get("look", ())))
