@@ -1,4 +1,4 @@
-"""`python -m truba_runner.search.worker WORKER_DIR`: what Slurm starts."""
+"""Entry point of a worker in its Slurm job: `python -m truba_runner.search.worker WORKER_DIR`."""
 
 import sys
 
