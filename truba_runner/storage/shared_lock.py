@@ -3,7 +3,7 @@
 | kind | what it is | when its owner dies |
 |---|---|---|
 | fcntl | a kernel lock (`lockf`): on Lustre mounted with `flock`, on NFS with a lock service | free at once |
-| file | a lock file, whose name only one process can create (`link`) | broken after at most `STALE_SECONDS` of waiting |
+| file | a lock file, whose name only one process can create (`link`) | broken after `STALE_SECONDS` at most |
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Entry point of a worker in its Slurm job: `python -m truba_runner.search.worker WORKER_DIR`."""
+"""Entry point of a search's worker: `python -m truba_runner.search.worker WORKER_DIR`."""
 
 import sys
 
