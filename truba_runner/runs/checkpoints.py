@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, order=True)
 class Position:
-    """How much of the training is done: finished epochs, and steps of the epoch after them."""
+    """Progress of a training: finished epochs, and steps of the epoch after them."""
 
     epoch: int
     step: int
@@ -122,7 +122,7 @@ class CheckpointStore:
         return self._folder / f"checkpoint-{position.epoch:06d}-{position.step:09d}.ckpt"
 
     def spare(self) -> list[Path]:
-        """List checkpoints that a finished run can delete: all but the best, or if there is no best, the newest."""
+        """List the files that a finished run can delete: all but the best checkpoint, or without one, the newest."""
         found = [path for _, path in sorted(self._all(), reverse=True)]
         left = [*self._folder.glob(".checkpoint-*"), *self._folder.glob(f"*{DAMAGED}")]
         return [*(found if self.has_best() else found[1:]), *left]

@@ -1,4 +1,4 @@
-"""Find and follow a run's log, on a terminal with a progress bar below it."""
+"""Find, print and follow a run's log; on a terminal, with a progress bar below it."""
 
 from __future__ import annotations
 

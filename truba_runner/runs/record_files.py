@@ -19,7 +19,7 @@ Wrong = Callable[[Mapping[str, Any]], str]
 
 
 class Damaged(ValueError):
-    """A record is cut short, or holds something else than it should."""
+    """A record that is cut short, or holds something else than it should."""
 
 
 def read_object(path: Path, wrong: Wrong) -> dict[str, Any]:

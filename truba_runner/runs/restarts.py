@@ -24,7 +24,7 @@ REQUEUE_STATUS = 75
 
 
 class GaveUp(Failed):
-    """A run makes no progress over several starts, so it is not started again."""
+    """A run without progress over several starts, which is not started again."""
 
 
 def begin(run: RunDir, job_id: str, position: Position, about: Mapping[str, Any]) -> None:

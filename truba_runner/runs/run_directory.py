@@ -151,7 +151,7 @@ class RunDir:
         return bool(intents) and intents[-1]["token"] == token
 
     def log_of(self, job_id: str) -> Path:
-        """Return a job's log path, if not Slurm opens the log; named as Slurm would. Create the folder."""
+        """Return the path, named as in Slurm, of a job's log that Slurm does not open; create its folder."""
         self.logs.mkdir(mode=0o700, exist_ok=True)
         return self.logs / f"{job_id}_0_log.out"
 
@@ -201,7 +201,7 @@ class RunDir:
         write_atomically(self.path / "result.json", _json_bytes(result))
 
     def result(self) -> dict[str, Any]:
-        """Return the run's result; empty until the run is finished."""
+        """Return the run's result; empty until the run is finished, or if the record is damaged."""
         return _read_json(self.path / "result.json", record_shapes.wrong_result)
 
     # -- learning rates ----------------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ def _last_array(run: RunDir) -> tuple[SweepDir | None, dict[str, Any]]:
 
 
 def identity(names: Iterable[str], content: Sequence[str]) -> str:
-    """Return a sweep's id: names of its experiments, and a hash over its runs' `content`, in any order."""
+    """Return a sweep's id: its experiment's name, or `several`, and a hash of its runs' `content` in any order."""
     own = sorted(set(names))
     digest = hashlib.sha256("\n".join(sorted(content)).encode()).hexdigest()[:8]
     return f"{own[0] if len(own) == 1 else 'several'}-sweep-{digest}"

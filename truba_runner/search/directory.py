@@ -3,7 +3,7 @@
 run.yaml           the resolved config, with the search's own settings
 submissions.jsonl  when the search was started, and with what code
 state.json         the oracle, its trials and which worker has which trial; changed under the lock
-lock, lock.kind    see storage/shared_lock.py
+lock*              see storage/shared_lock.py
 workers/           one folder per worker: records of its jobs, as of a run, and `alive`, touched while it lives
 trials/            one run directory per trial; further ones for repeated executions and retries
 best/              run directories that evaluate the best trials' models
