@@ -1,1 +1,1 @@
-"""Run directories: what is on disk, and the state that it tells."""
+"""Run directories: the records on disk, and the state of a run that follows from them."""

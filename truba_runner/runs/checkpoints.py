@@ -1,7 +1,7 @@
-"""Checkpoints on disk, whatever framework fills them: whole or absent, checked when they are read, few.
+"""Store of checkpoints, for any framework: written atomically, checksummed, pruned to the newest few and the best.
 
-A checkpoint is one file: the writer's bytes, then their SHA-256. It is written beside and renamed. The newest few are
-kept, and the best. A file that cannot be read is renamed away and the one before it taken.
+A checkpoint is one file: the writer's bytes, then their SHA-256. It is written to a temporary file and renamed. A file
+that cannot be read is renamed to `*.damaged`, and the one before it is used.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DIGEST_BYTES = 32
 _CHUNK_BYTES = 1 << 20
 _NAME = re.compile(r"checkpoint-(\d+)-(\d+)\.ckpt")
 BEST = "best.ckpt"
-# After the name of one that could not be read.
+# Suffix of a checkpoint that could not be read.
 DAMAGED = ".damaged"
 
 T = TypeVar("T")
@@ -32,14 +32,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, order=True)
 class Position:
-    """How much of the training is done: whole epochs, and steps of the one after them."""
+    """Progress of a training: finished epochs, and steps of the epoch after them."""
 
     epoch: int
     step: int
 
 
 def is_better(value: float | None, best: float | None, mode: str) -> bool:
-    """Whether a metric's value is better than the best so far; one that is no number is not. `mode`: min or max."""
+    """Whether a metric's value is better than the best so far; None and NaN never are. `mode`: min or max."""
     if value is None or math.isnan(value):
         return False
     return best is None or (value > best if mode == "max" else value < best)
@@ -49,16 +49,16 @@ class CheckpointStore:
     """The checkpoints of one run."""
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
-        """`keep` of the newest are kept, beside the best."""
+        """Keep the newest `keep` checkpoints, and the best."""
         self._folder = folder
         self._keep = keep
-        # What `save` was last given, where the disk refused it.
+        # Arguments of the last `save`, if the disk refused it.
         self._refused: tuple[Position, Callable[[IO[bytes]], None], bool] | None = None
 
     def save(self, position: Position, write: Callable[[IO[bytes]], None], best: bool = False) -> bool:
-        """Writes a checkpoint; `best` marks it as the best so far. `write` gets a file that it may only append to.
+        """Write a checkpoint; `best` marks it as the best so far. `write` gets a file that it may only append to.
 
-        A disk that is full, or over quota, stops no training: it is told of, False returned, and what was there stays.
+        If the disk is full or over quota, print it, keep the earlier checkpoints and return False: training continues.
         """
         path = self._path(position)
         try:
@@ -76,14 +76,14 @@ class CheckpointStore:
         return True
 
     def retry(self) -> None:
-        """Tries once more what the disk has last refused, so that a training that is over need not be done again."""
+        """Retry the last refused save once, so that a finished training need not be repeated."""
         if self._refused is not None:
             self.save(*self._refused)
 
     def newest(self, read: Callable[[IO[bytes]], T]) -> tuple[Position, T] | None:
-        """The newest checkpoint that is whole, as `read` makes of it; None where there is none.
+        """Return the position of the newest intact checkpoint and what `read` returns for it; None if there is none.
 
-        `read` may raise ValueError, OSError, EOFError or KeyError for one that it cannot make sense of.
+        `read` may raise ValueError, OSError, EOFError or KeyError for a checkpoint that it cannot understand.
         """
         for position, path in sorted(self._all(), reverse=True):
             if (value := self._read(path, read)) is not None:
@@ -91,29 +91,29 @@ class CheckpointStore:
         return None
 
     def at(self, position: Position, read: Callable[[IO[bytes]], T]) -> T:
-        """The checkpoint of a position that is known to have one.
+        """Return what `read` returns for the checkpoint of a position that is known to have one.
 
         Raises:
-            OSError: it cannot be read.
-            ValueError: it is damaged.
+            OSError: the checkpoint cannot be read.
+            ValueError: the checkpoint is damaged.
         """
         with _checked(self._path(position)) as file:
             return read(file)
 
     def position(self) -> Position:
-        """That of the newest checkpoint, unread; the beginning where there is none."""
+        """Return the newest checkpoint's position, without reading the file; (0, 0) if there is no checkpoint."""
         return max((position for position, _ in self._all()), default=Position(0, 0))
 
     def positions(self) -> list[Position]:
-        """Those that have one, in order, unread."""
+        """Return the positions of all checkpoints, in order, without reading the files."""
         return sorted(position for position, _ in self._all())
 
     def has_best(self) -> bool:
-        """Whether one was marked as the best."""
+        """Whether a checkpoint was marked as the best."""
         return (self._folder / BEST).exists()
 
     def best(self, read: Callable[[IO[bytes]], T]) -> T | None:
-        """The best checkpoint, as `read` makes of it; None where none was marked, or it is damaged."""
+        """Return what `read` returns for the best checkpoint; None if none was marked, or it is damaged."""
         path = self._folder / BEST
         value = self._read(path, read) if path.exists() else None
         return value[0] if value is not None else None
@@ -122,13 +122,13 @@ class CheckpointStore:
         return self._folder / f"checkpoint-{position.epoch:06d}-{position.step:09d}.ckpt"
 
     def spare(self) -> list[Path]:
-        """What a run that is over, and will not go on, needs no more: all but the best; without one, but the newest."""
+        """List the files that a finished run can delete: all but the best checkpoint, or without one, the newest."""
         found = [path for _, path in sorted(self._all(), reverse=True)]
         left = [*self._folder.glob(".checkpoint-*"), *self._folder.glob(f"*{DAMAGED}")]
         return [*(found if self.has_best() else found[1:]), *left]
 
     def keep_the_best_alone(self) -> None:
-        """Frees what is spare."""
+        """Delete the files that `spare` lists."""
         for path in self.spare():
             path.unlink(missing_ok=True)
 
@@ -140,7 +140,7 @@ class CheckpointStore:
             told = _("{file} is damaged and passed over: {error}", file=path.name, error=error)
             print(told, file=sys.stderr, flush=True)
             with suppress(OSError):
-                # Left in place it would count among the newest and push out good ones.
+                # In place, the damaged file would count as one of the newest and push out good ones.
                 path.rename(path.with_name(f"{path.name}{DAMAGED}"))
             return None
 
@@ -152,14 +152,14 @@ class CheckpointStore:
                 yield Position(int(match[1]), int(match[2])), path
 
     def _mark_best(self, path: Path) -> None:
-        """A second name for the same file costs no space, and outlives the first."""
+        """Hard-link the file as the best: this takes no space, and remains when the file's first name is deleted."""
         beside = self._folder / f".{BEST}"
         beside.unlink(missing_ok=True)
         os.link(path, beside)
         os.replace(beside, self._folder / BEST)
 
     def retire(self) -> None:
-        """Lets the older ones go, and what a kill in the middle of a save has left: a run has one writer."""
+        """Delete older checkpoints, and temporary files of killed saves: safe, as a run has one writer."""
         for left in self._folder.glob(".checkpoint-*"):
             left.unlink(missing_ok=True)
         for _position, path in sorted(self._all(), reverse=True)[self._keep :]:
@@ -167,7 +167,7 @@ class CheckpointStore:
 
 
 class _Hashing:
-    """A file that is only appended to, hashed on the way."""
+    """An append-only file that hashes what is written to it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -190,7 +190,7 @@ def _write_whole(path: Path, write: Callable[[IO[bytes]], None]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a rename outlast a power failure."""
+    """Fsync a folder, so that a rename in it survives a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -199,10 +199,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _checked(path: Path) -> IO[bytes]:
-    """The file, open at its start, once its digest was found to be right.
+    """Check a file's digest and return the file, open at its start.
 
     Raises:
-        ValueError: it is not.
+        ValueError: the digest is wrong.
     """
     digest, length = hashlib.sha256(), path.stat().st_size - _DIGEST_BYTES
     file = path.open("rb")

@@ -1,6 +1,6 @@
-"""What is wrong with the records of a run or a sweep. Whoever shows many says it of the one, and shows the others.
+"""Find damaged records of a run or a sweep, so that a command can report that run and still show the others.
 
-Readers pass over what is no record (record_files.py); what is left may then tell a tale. So it is looked for first.
+Commands check this first: readers skip invalid records (record_files.py), and the remaining ones alone could mislead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from truba_runner.runs import record_files, record_shapes
 from truba_runner.runs.run_directory import PULLED, RunDir, sweep_events_file
 from truba_runner.storage import safe_files
 
-# The word for a run of which nothing sure can be told.
+# State of a run whose records cannot be trusted.
 DAMAGED = "DAMAGED"
 _OBJECTS: Mapping[str, record_files.Wrong] = {
     "progress.json": record_shapes.wrong_progress,
@@ -25,32 +25,32 @@ _OBJECTS: Mapping[str, record_files.Wrong] = {
     "state.json": record_shapes.wrong_state,
     PULLED: record_shapes.wrong_pulled,
 }
-# Of a config, what stands far apart in it; and what its lists and mappings never come to.
+# Keys spread over a whole run.yaml, all there unless it was cut short; and more brackets than any config has.
 _KEYS, _MOST_BRACKETS = (b"job:", b"data:", b"train:", b"checkpoint:", b"resources:", b"cluster:"), 1000
 _OTHERS = ("submissions.jsonl", "history.csv")
 
-# What tells whether a file is still the one that was looked at; None: there is none.
+# Inode, ctime (ns) and size of a file, by which a changed file is recognised; None if there is no file.
 _Seen = tuple[int, int, int] | None
 
 
 def of_run(run: RunDir) -> str:
-    """What is wrong with a run, or a search: the first that is found, in words; empty where nothing is."""
+    """Describe the first problem found in the records and config of a run or search; empty if there is none."""
     return of_records(run) or _of_config(run.config_file, _seen(run.config_file))
 
 
 def of_records(run: RunDir) -> str:
-    """The same, whatever its config is: of what is not told from that."""
+    """Describe the first problem in a run's records, ignoring its config; empty if there is none."""
     seen = tuple(_seen(run.path / name) for name in ("", *_OBJECTS, *_OTHERS))
     return _of_run(run.path, seen) or _of_sweeps(run)
 
 
 def of_submissions(run: RunDir) -> str:
-    """What is wrong with what is on record of a run's submissions alone."""
+    """Describe the first problem in the records of a run's submissions alone; empty if there is none."""
     return _first_wrong([partial(_events, run.submissions_file)]) or _of_sweeps(run)
 
 
 def of_sweep(path: Path) -> str:
-    """The same of a sweep, by its folder."""
+    """Describe the first problem in the records of the sweep in this folder; empty if there is none."""
     if not safe_files.is_folder(path):
         return _("{folder} is no folder", folder=path.name)
     looks = [partial(record_files.read_object, path / "sweep.json", record_shapes.wrong_sweep)]
@@ -58,23 +58,23 @@ def of_sweep(path: Path) -> str:
 
 
 def told(run: RunDir) -> str:
-    """What is wrong with a run, as a line about it; empty where nothing is."""
+    """Return a line that names a run and its first problem; empty if there is none."""
     why = of_listed(run)
     return f"{run.id}: {DAMAGED}: {why}" if why else ""
 
 
 def of_listed(run: RunDir) -> str:
-    """The same of a run that was there a moment ago."""
+    """Like `of_run`, for a run that was just listed: that its folder has vanished is a problem too."""
     return of_run(run) if os.path.lexists(run.path) else _("it is not there any more")
 
 
 def sound(runs: Iterable[RunDir]) -> list[RunDir]:
-    """The runs that nothing is wrong with."""
+    """Return the undamaged runs."""
     return [run for run in runs if not of_listed(run)]
 
 
 def submissions(run: RunDir) -> list[dict[str, Any]]:
-    """A run's events as far as they can be read."""
+    """Return a run's submission events; none if a file cannot be read."""
     try:
         return run.submissions()
     except OSError:
@@ -82,7 +82,7 @@ def submissions(run: RunDir) -> list[dict[str, Any]]:
 
 
 def _of_sweeps(run: RunDir) -> str:
-    """What is wrong with the records of those submissions that a run shares with others."""
+    """Describe the first problem in the event files of the sweeps that submitted this run."""
     own, _wrong = record_files.events(run.submissions_file)
     named = dict.fromkeys(event["sweep"] for event in own if event["event"] == "intent" and "sweep" in event)
     files = (sweep_events_file(run.path.parent, sweep) for sweep in named)
@@ -100,13 +100,13 @@ def _seen(path: Path) -> _Seen:
 @lru_cache(maxsize=8192)
 def _of_run(path: Path, seen: tuple[_Seen, ...]) -> str:
     if not path.is_dir():
-        # Of a sweep a run that has not begun has no folder yet.
+        # A sweep's run has no folder before it begins.
         return _("{folder} is no folder", folder=path.name) if os.path.lexists(path) else ""
     return _first_wrong(_looks(path))
 
 
 def _looks(path: Path) -> Iterator[Callable[[], object]]:
-    """What reads each record of a run, and raises where something is wrong with it."""
+    """Yield a function for each record of a run that reads it, and raises if it is damaged."""
     yield partial(_events, path / "submissions.jsonl")
     for name, wrong in _OBJECTS.items():
         yield partial(record_files.read_object, path / name, wrong)
@@ -130,7 +130,7 @@ def _events(file: Path) -> None:
 
 
 def _config(file: Path) -> None:
-    """Whether it is one. To parse it takes milliseconds, and is left out where its parts are all there."""
+    """Raise if the config is damaged. Parsing takes milliseconds, so it is skipped if the text looks complete."""
     try:
         text = safe_files.read(file, file.parent)
     except FileNotFoundError:
@@ -152,7 +152,7 @@ def _of_events_once(file: Path, seen: _Seen) -> str:
 
 
 def _of_events(file: Path) -> str:
-    """Of a sweep's record, which a thousand runs look into."""
+    """Describe the first problem in a sweep's event file; cached, as a thousand runs may share the file."""
     why = _of_events_once(file, _seen(file))
     return _("of its sweep {sweep}: {why}", sweep=file.parent.name, why=why) if why else ""
 

@@ -1,4 +1,4 @@
-"""A file of events: one JSON object a line, only ever appended to."""
+"""Append-only event log: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from truba_runner.runs import record_files
 
 
 def append(file: Path, event: Mapping[str, Any], durable: bool = True) -> None:
-    """Appends one event; `durable`, it is on disk when this returns, whatever happens to the machine then."""
+    """Append one event; if `durable`, fsync it, so that it survives a crash of the machine."""
     line = (json.dumps(event, ensure_ascii=False) + "\n").encode()
     handle = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         size = os.fstat(handle).st_size
         if size and os.pread(handle, 1, size - 1) != b"\n":
             line = b"\n" + line
-        while line:  # A disk that fills up takes a part of it, and says so at the rest.
+        while line:  # A disk that fills up writes a part of the line, and raises at the next write.
             line = line[os.write(handle, line) :]
         if durable:
             os.fsync(handle)
@@ -31,10 +31,7 @@ def append(file: Path, event: Mapping[str, Any], durable: bool = True) -> None:
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """Every event, oldest first. A line that a full disk or a kill cut short, or that is no event, is passed over.
-
-    The events are not to be altered: a file that has not changed is read once.
-
+    """Return all events, oldest first, without invalid lines. They are cached: do not change them.
     Raises:
         OSError: the file cannot be read.
     """

@@ -1,4 +1,4 @@
-"""A run as it goes, for someone at a terminal: the lines of its log, and a progress bar below them."""
+"""Find, print and follow a run's log; on a terminal, with a progress bar below it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PART_BYTES = 65_536
 
 
 def latest_log(run: RunDir) -> Path | None:
-    """The log that was written to last; of an array task that came to no run, the task's own."""
+    """Return the run's newest log; the array task's own log if the run's last job has written none."""
     names = (name for name in safe_files.names(run.logs, run.logs.parent) if name.endswith("_log.out"))
     logs = [run.logs / name for name in names if safe_files.is_file(run.logs / name)]
     newest = max(logs, key=_written, default=None)
@@ -35,7 +35,7 @@ def latest_log(run: RunDir) -> Path | None:
 
 
 def _written(path: Path) -> float:
-    """When; of one that is gone meanwhile, long ago."""
+    """Return the modification time; 0 if the file has vanished."""
     try:
         return path.lstat().st_mtime
     except OSError:
@@ -43,21 +43,18 @@ def _written(path: Path) -> float:
 
 
 class Growing:
-    """A log that may grow, read in parts of a size that memory does not notice; a carriage return ends a line too."""
+    """Reader of a growing log, in parts of 64 KiB; a carriage return ends a line too."""
 
     def __init__(self) -> None:
-        """From the beginning."""
+        """Start at the beginning of the log."""
         self._path: Path | None = None
         self._position = 0
         self._decoder = _decoder()
 
     def parts(self, path: Path) -> Iterator[str]:
-        """What has come since it was last read; all of it, of another file or one that was begun anew.
-
-        No link is followed.
-
+        """Yield text added since the last call, or all if the path is new or the file has shrunk; follow no link.
         Raises:
-            OSError: it cannot be read.
+            OSError: the log cannot be read.
         """
         with open(safe_files.opened(path, path.parent.parent), "rb") as file:
             if path != self._path or file.seek(0, os.SEEK_END) < self._position:
@@ -68,7 +65,7 @@ class Growing:
                 yield self._decoder.decode(content)
 
     def end(self) -> str:
-        """What was held back, as more might have belonged to it."""
+        """Return the text of an incomplete character or line end that the decoder still holds."""
         return self._decoder.decode(b"", final=True)
 
 
@@ -77,7 +74,7 @@ def _decoder() -> io.IncrementalNewlineDecoder:
 
 
 def show(path: Path) -> None:
-    """Prints a log as far as it is there."""
+    """Print a log up to its current end."""
     log = Growing()
     for part in log.parts(path):
         sys.stdout.write(part)
@@ -85,9 +82,9 @@ def show(path: Path) -> None:
 
 
 def follow(run: RunDir, log: Callable[[], Path | None], ended: Callable[[], bool]) -> None:
-    """Prints a log as it grows, until `ended`; on a terminal with a progress bar, else in plain lines.
+    """Print a log as it grows, until `ended()` is true; with a progress bar on a terminal, else in plain lines.
 
-    `log` says where the log is, once there is one.
+    `log` returns the path of the log, or None while there is none.
     """
     screen = _Screen(run) if sys.stdout.isatty() else _Plain()
     growing = Growing()
@@ -105,7 +102,7 @@ def follow(run: RunDir, log: Callable[[], Path | None], ended: Callable[[], bool
 
 
 class _Plain:
-    """For a file or a pipe."""
+    """Output to a file or a pipe."""
 
     def __enter__(self) -> None:
         pass
@@ -122,7 +119,7 @@ class _Plain:
 
 
 class _Screen(_Plain):
-    """For a person: the bar is drawn from the run's progress record."""
+    """Output to a terminal: log lines above a progress bar that shows the run's progress record."""
 
     def __init__(self, run: RunDir) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -151,7 +148,7 @@ class _Screen(_Plain):
     def _print(self, text: str) -> None:
         if self._is_drawn:
             self._bar.console.out(terminal.shown(text), highlight=False)
-        else:  # Rich takes twenty minutes for a gigabyte that is there already.
+        else:  # Rich would take twenty minutes for an existing log of a gigabyte.
             sys.stdout.write(f"{text}\n")
 
     def refresh(self) -> None:

@@ -1,4 +1,4 @@
-"""How far a run has come, for those who watch: `progress.json` for programs, plain lines in the log for people."""
+"""Report a run's progress: `progress.json` for programs, plain lines in the log for people."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from truba_runner.runs.run_directory import RunDir
 
 EVERY_SECONDS = 1.0
 LINE_EVERY_SECONDS = 60.0
-# Of the record of the start before, what is as true of this one.
+# Fields of the previous start's record that hold for this start too.
 _KEPT = ("epochs", "steps_per_epoch", "metrics", "warning")
 
 
 def format_metrics(metrics: Mapping[str, float | None]) -> str:
-    """Names and values in one line; a value that is no number any more is `nan`."""
+    """Format names and values as one line; a value that became NaN or infinite (None in the record) as `nan`."""
     return "  ".join(f"{name} {'nan' if value is None else f'{value:.4f}'}" for name, value in metrics.items())
 
 
 class Progress:
-    """The one writer of a run's `progress.json`. A disk that refuses it is told of once and stops no training."""
+    """The one writer of a run's `progress.json`. A write error is printed once; training continues."""
 
     def __init__(self, run: RunDir, job_id: str, writes: bool = True) -> None:
-        """`writes` is false on every rank but the first."""
+        """Read the previous start's record; `writes` is False on all ranks but rank 0."""
         self._run = run
         self._writes = writes
         self._disk_complained = False
         self._written = 0.0
         self._line_printed = time.monotonic()
-        # What the start before this one has left.
+        # Record of the previous start.
         self._before = run.progress() if writes else {}
         # Called after each step with its number over all epochs.
         self.watcher: Callable[[int], None] | None = None
@@ -51,20 +51,20 @@ class Progress:
         }
 
     def stand_at(self, position: Position, steps_per_epoch: int = 0) -> None:
-        """The checkpoint that the run goes on from, told with the next update: else nothing is until the next step.
+        """Set the initial position to the checkpoint's, written with the next update, so before the first step.
 
-        `steps_per_epoch`: 0 where it is not known; then it is what the start before this one said.
+        `steps_per_epoch`: 0 if unknown; then the previous start's value is used.
         """
         if position == Position(0, 0):
             return
         before = {key: value for key, value in self._before.items() if key in _KEPT}
         steps = steps_per_epoch or self.record.get("steps_per_epoch") or before.get("steps_per_epoch", 0)
-        # An epoch that is over is told as such, and not as the next one, which there may not be.
+        # After a whole epoch, show that epoch at its last step: there may be no next epoch.
         epoch, step = (position.epoch + 1, position.step) if position.step else (position.epoch, steps)
         self.record = {**before, **self.record, "epoch": epoch, "step": step, "steps_per_epoch": steps}
 
     def update(self, **values: Any) -> None:
-        """Changes the record and writes it now."""
+        """Change the record and write it now."""
         self.record.update(values, updated=time.time())
         self._written = time.monotonic()
         if not self._writes:
@@ -73,7 +73,7 @@ class Progress:
             self._run.write_progress(self.record)
         except OSError as error:
             if "state" in values:
-                # How it ended is worth more than that nobody sees half of it.
+                # The final state matters more than that no reader ever sees half a record.
                 with suppress(OSError):
                     self._run.overwrite_progress(self.record)
             elif not self._disk_complained:
@@ -82,14 +82,14 @@ class Progress:
                 self._disk_complained = True
 
     def tell_for_rank_0(self) -> None:
-        """Writes the record from another rank, once: it has failed, and rank 0 will not learn why."""
+        """Write the record from a rank that has failed, since rank 0 will not learn why."""
         self._writes = True
         self.update()
 
     def step(self, epoch: int, step: int, metrics: Mapping[str, float], total: int | None = None) -> None:
-        """After each step: writes when the last record is a second old. `epoch` and `step` count from 1.
+        """Handle the end of a step: write the record if the last one is a second old. `epoch`, `step` count from 1.
 
-        `total`: steps over all epochs, where those have different numbers.
+        `total`: steps done over all epochs, if epochs differ in their number of steps.
         """
         if self.watcher is not None:
             self.watcher(total or (epoch - 1) * int(self.record["steps_per_epoch"]) + step)
@@ -100,7 +100,7 @@ class Progress:
             self._print(epoch, step, metrics)
 
     def epoch_end(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
-        """After each epoch: writes and prints a line; warns once where the loss is no number any more."""
+        """Handle the end of an epoch: write the record and print a line; warn once if the loss is NaN or infinite."""
         loss = metrics.get("loss")
         if loss is not None and not math.isfinite(loss) and "warning" not in self.record:
             self.record["warning"] = _(
@@ -118,6 +118,6 @@ class Progress:
     def _print(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
         self._line_printed = time.monotonic()
         if self._writes:
-            # 0: how many steps an epoch has is not known before its end.
+            # 0: the number of steps per epoch is unknown before the first epoch's end.
             epochs, steps = self.record.get("epochs", "?"), self.record.get("steps_per_epoch") or "?"
             print(f"epoch {epoch}/{epochs}  step {step}/{steps}  {format_metrics(metrics)}", flush=True)

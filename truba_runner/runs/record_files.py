@@ -1,4 +1,4 @@
-"""Reads the records of runs: what should be there, or that it is damaged. No link leads out of a run's folder."""
+"""Read and validate the records of runs, without following a link out of a run's folder."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from truba_runner.language import _
 from truba_runner.runs import record_shapes
 from truba_runner.storage import safe_files
 
-# What says of a record what is wrong with it; empty where nothing is.
+# Describes what is wrong with a record; empty if nothing is.
 Wrong = Callable[[Mapping[str, Any]], str]
 
 
 class Damaged(ValueError):
-    """A record holds something else than it should."""
+    """A record that is cut short, or holds something else than it should."""
 
 
 def read_object(path: Path, wrong: Wrong) -> dict[str, Any]:
-    """A record that is one JSON object; empty where there is none.
+    """Read a record that is one JSON object; empty if there is no such file.
 
     Raises:
-        Damaged: it is cut short, or holds something else.
-        OSError: it cannot be read.
+        Damaged: the file is cut short, or holds something else.
+        OSError: the file cannot be read.
     """
     try:
         content = safe_files.read(path, path.parent)
@@ -42,26 +42,26 @@ def read_object(path: Path, wrong: Wrong) -> dict[str, Any]:
 
 
 def parsed(text: bytes | str, name: str) -> Any:
-    """What JSON says; `name` is the file's.
+    """Parse JSON; `name` is the file's name, for the error.
 
     Raises:
-        Damaged: it is none.
+        Damaged: the text is not JSON, or is nested too deeply.
     """
     try:
         return json.loads(text)
     except RecursionError as error:
         raise Damaged(_("{file} is nested too deeply", file=name)) from error
-    except ValueError as error:  # What is no UTF-8, and a number of thousands of digits, too.
+    except ValueError as error:  # Also raised for bytes that are not UTF-8, and numbers of thousands of digits.
         raise Damaged(_("{file} is cut short, or is no JSON ({error})", file=name, error=error)) from error
 
 
 def events(path: Path) -> tuple[list[dict[str, Any]], str]:
-    """The events of a file, oldest first, and what is wrong with the first that is none; empty where nothing is.
+    """Return a file's events, oldest first, and what is wrong with the first invalid one; empty if nothing is.
 
-    A line that a full disk or a kill cut short is passed over. The events are not to be altered: others get them too.
+    Lines that a full disk or a kill cut short are skipped. Do not change the events: they are cached.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     try:
         about = path.lstat()
@@ -71,7 +71,7 @@ def events(path: Path) -> tuple[list[dict[str, Any]], str]:
     return list(found), first
 
 
-# A command asks for a run's events again and again.
+# Cached because a command reads a run's events many times.
 @lru_cache(maxsize=4096)
 def _events(path: Path, *_seen: int) -> tuple[list[dict[str, Any]], str]:
     text = safe_files.read(path, path.parent).decode(errors="replace")
@@ -89,7 +89,7 @@ def _events(path: Path, *_seen: int) -> tuple[list[dict[str, Any]], str]:
 
 
 def _event(line: str, name: str) -> tuple[dict[str, Any] | None, str]:
-    """The event of a line, or what is wrong with it; neither where it was cut short."""
+    """Return a line's event, or what is wrong with the line; neither if it was cut short."""
     try:
         event = parsed(line, name)
     except Damaged as error:
@@ -99,11 +99,11 @@ def _event(line: str, name: str) -> tuple[dict[str, Any] | None, str]:
 
 
 def history(path: Path) -> list[dict[str, str]]:
-    """The rows of a `history.csv`, as texts; none where there is no such file.
+    """Return the rows of a `history.csv`, with values as strings; none if there is no such file.
 
     Raises:
         Damaged: a row is cut short, or holds something else than numbers.
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     try:
         text = safe_files.read(path, path.parent).decode(errors="replace")

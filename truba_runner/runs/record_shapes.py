@@ -1,7 +1,7 @@
-"""What records hold, field by field: whoever reads one counts on it. Pure.
+"""Check the types of records' fields, on which their readers rely. Pure.
 
-A record that a full disk has cut, or that another has written, may hold anything: a text among numbers, a path where a
-name should be. What is not listed here nobody counts on.
+A record that a full disk has cut short, or that another user has written, may hold anything: a string among numbers, a
+path in place of a name. No reader relies on fields that are not listed here.
 """
 
 from __future__ import annotations
@@ -13,19 +13,18 @@ from typing import Any
 
 Check = Callable[[Any], bool]
 
-# Whoever passes a number on to C, or to a clock, has no room for more.
+# Larger numbers would overflow in C code and time functions.
 _MOST = 2**53
-# Until the year 9999.
+# In the year 9987: Python's dates end with 9999.
 _LAST_SECOND = 253_000_000_000.0
-# One of Slurm's, of an array's task, or a word of our own, such as local-20261130-1200-77; of a trial with its lease's
-# number after it.
+# Slurm's job id, `JOB_TASK` in an array, `JOB.LEASE` for a trial; or an id of our own, such as local-20261130-1200-77.
 _JOB_ID = re.compile(r"(\d{1,10}(_\d{1,10})?(\.\d{1,18})?|[A-Za-z][\w.-]*)?")
 _SHOWN = 60
 _PLAIN = re.compile(r"[^/\0]{1,255}")
 
 
 def is_plain(name: Any) -> bool:
-    """Whether it names something that lies in a folder itself: a run, a sweep or a trial. No path, nothing hidden."""
+    """Whether `name` is a plain file name, as runs, sweeps and trials have: no path, not hidden."""
     return isinstance(name, str) and _PLAIN.fullmatch(name) is not None and not name.startswith(".")
 
 
@@ -78,12 +77,12 @@ def _map_of(check: Check) -> Check:
 
 
 def _record(required: Sequence[str] = (), **fields: Check) -> Check:
-    """A mapping that has what is `required`, and nothing in `fields` that is of another kind."""
+    """Return a check for a mapping that has the `required` keys and whose values pass their checks in `fields`."""
     return lambda value: isinstance(value, dict) and not wrong(value, required, fields)
 
 
 def wrong(record: Mapping[str, Any], required: Sequence[str], fields: Mapping[str, Check]) -> str:
-    """What a record lacks, or what in it is of another kind than it should be, as `NAME` or `NAME=VALUE`; or empty."""
+    """Return the first missing field as `NAME=?`, else the first of a wrong type as `NAME=VALUE`, else empty."""
     for name in required:
         if name not in record:
             return f"{name}=?"
@@ -135,7 +134,7 @@ _EVENT = {
     "tasks": _list_of(_list_of(is_plain)),
     "numbers": _list_of(_count),
 }
-# What an event of this kind is nothing without.
+# Fields that an event must have, by its kind.
 _REQUIRED = {
     "intent": ("token",),
     "submitted": ("job_id",),
@@ -149,7 +148,7 @@ _REQUIRED = {
 
 
 def wrong_event(event: Any) -> str:
-    """What is wrong with a line of a file of events; empty where nothing is."""
+    """Describe what is wrong with a line of an event file; empty if nothing is."""
     if not isinstance(event, dict) or not isinstance(event.get("event"), str):
         return "event=?"
     required = [*_REQUIRED.get(event["event"], ()), *(["array_index"] if _names_an_array(event) else [])]
@@ -157,7 +156,7 @@ def wrong_event(event: Any) -> str:
 
 
 def with_nul(value: Any, name: str = "event") -> str:
-    """Where in an event there is a NUL character, with which neither a path nor a command's argument can be."""
+    """Return the first field of an event with a NUL character, which no path or command argument may contain."""
     if isinstance(value, str):
         return f"{name}={value[:_SHOWN]!r}" if "\0" in value else ""
     parts: Iterable[tuple[Any, Any]] = ()
@@ -171,7 +170,7 @@ def _names_an_array(event: Mapping[str, Any]) -> bool:
 
 
 def wrong_progress(record: Mapping[str, Any]) -> str:
-    """The same for `progress.json`."""
+    """Describe what is wrong with a `progress.json`; empty if nothing is."""
     counts = dict.fromkeys(("epoch", "epochs", "step", "steps_per_epoch"), _or_none(_count))
     own = {"state": _text, "job_id": _job_id, "host": _text, "pid": _count, "trial": _text, "warning": _text}
     times = dict.fromkeys(("started", "updated"), _moment)
@@ -180,7 +179,7 @@ def wrong_progress(record: Mapping[str, Any]) -> str:
 
 
 def wrong_result(record: Mapping[str, Any]) -> str:
-    """The same for `result.json`."""
+    """Describe what is wrong with a `result.json`; empty if nothing is."""
     texts = dict.fromkeys(("weights_sha256", "warning", "model"), _text)
     lists = dict.fromkeys(("notes", "devices"), _list_of(_text))
     more = {"versions": _map_of(_or_none(_text)), "data": _record(name=_text), "parameters": _count}
@@ -188,12 +187,12 @@ def wrong_result(record: Mapping[str, Any]) -> str:
 
 
 def wrong_pulled(record: Mapping[str, Any]) -> str:
-    """The same for `pulled.json`."""
+    """Describe what is wrong with a `pulled.json`; empty if nothing is."""
     return wrong(record, [], {"from": _text, "runs_folder": _text, "time": _moment})
 
 
 def wrong_curve(record: Mapping[str, Any]) -> str:
-    """The same for what a learning-rate finder has found."""
+    """Describe what is wrong with a learning-rate finder's `lr_find_NAME.json`; empty if nothing is."""
     rates: Check = _list_of(lambda value: _finite(value) and value > 0)
     fields = {"suggestions": _map_of(_or_none(_finite)), "learning_rates": rates, "losses": _list_of(_or_none(_number))}
     if why := wrong(record, tuple(fields), fields):
@@ -202,7 +201,7 @@ def wrong_curve(record: Mapping[str, Any]) -> str:
 
 
 def wrong_sweep(record: Mapping[str, Any]) -> str:
-    """The same for `sweep.json`."""
+    """Describe what is wrong with a `sweep.json`; empty if nothing is."""
     member = _record(("run", "values"), run=is_plain, values=_map_of(_scalar), finder=_name, takes=_text)
     ends: Check = lambda value: _text(value) and value in {"", "min", "max"}  # noqa: E731
     fields = {"runs": _list_of(member), "keys": _list_of(_text), "monitor": _text, "mode": ends}
@@ -215,7 +214,7 @@ def _unknown_fields(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def wrong_state(record: Mapping[str, Any]) -> str:
-    """The same for a search's `state.json`."""
+    """Describe what is wrong with a search's `state.json`; empty if nothing is."""
     lease = _record(("worker", "retry"), worker=_text, retry=_count)
     objective = _record(("name", "direction"), name=_text, direction=_text)
     texts: dict[str, Check] = {"failed": _text, "identity": _text, "format": lambda value: value == 1}
@@ -242,7 +241,7 @@ def _values(value: Any) -> bool:
 
 
 def wrong_history(rows: Sequence[Mapping[Any, Any]]) -> str:
-    """The same for `history.csv`, whose values are texts: an empty one, a number, or the name of a stage."""
+    """Describe what is wrong with a `history.csv`, whose values are strings: empty, a number, or a stage's name."""
     for row in rows:
         for name, value in row.items():
             if name is None or value is None or (value and name != "stage" and not _reads_as_number(value)):

@@ -1,4 +1,4 @@
-"""How often a run was started, how far it had come each time, and whether it may be started again."""
+"""Record a run's starts, count lost steps, requeue its job, and give up after repeated starts without progress."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from truba_runner.slurm import commands, jobs
 if TYPE_CHECKING:
     from truba_runner.slurm.request import Request
 
-# So many starts from the same step, one after the other, mean that the step itself kills the run.
+# After this many consecutive starts from one step, that step itself is assumed to kill the run.
 FRUITLESS_STARTS = 3
-# A job's clock starts before its worker, and Slurm's signal may be half a minute early.
+# A job's time starts before its worker does, and Slurm's signal may come half a minute early.
 _CLOCKS_APART_SECONDS = 90
-# How a worker that shares its job with others ends when its run is to go on: the job goes back when all have ended.
+# Exit status of a packed run's worker if the run is to be requeued: the job is requeued when all its runs have ended.
 REQUEUE_STATUS = 75
 
 
 class GaveUp(Failed):
-    """A run that never comes further is not started again."""
+    """A run without progress over several starts, which is not started again."""
 
 
 def begin(run: RunDir, job_id: str, position: Position, about: Mapping[str, Any]) -> None:
-    """Records a start from `position`, and how many steps of the start before it are lost.
+    """Record a start from `position`, and how many steps of the previous start are lost.
 
     Raises:
-        GaveUp: the job has been started from here often enough, and has never come further.
+        GaveUp: the job was already started from here `FRUITLESS_STARTS` times in a row; preempted starts don't count.
     """
     fruitless, excused = 0, False
     for event in reversed(run.submissions()):
@@ -43,7 +43,7 @@ def begin(run: RunDir, job_id: str, position: Position, about: Mapping[str, Any]
             fruitless, excused = fruitless + (not excused), False
     progress = run.progress()
     start = {"event": "started", "time": time.time(), "job_id": job_id, "position": [position.epoch, position.step]}
-    # Of these the second is for `account`, should that checkpoint turn out to be damaged.
+    # `account` needs `steps_per_epoch` if this checkpoint turns out to be damaged.
     lost = {"steps_lost": _steps_lost(progress, position), "steps_per_epoch": progress.get("steps_per_epoch")}
     run.append_submission({**start, **lost, **about})
     if fruitless >= FRUITLESS_STARTS:
@@ -59,10 +59,10 @@ def begin(run: RunDir, job_id: str, position: Position, about: Mapping[str, Any]
 
 
 def broken_off(run: RunDir, job_id: str, request: Request) -> None:
-    """Records that a start has ended because it was told to, unless its time was up.
+    """Record that a start was preempted, not timed out.
 
-    A preemption in the middle of what begins anew each time, an lr_find or a packing, is not the run's fault; what does
-    not fit into the time limit never comes further.
+    Being preempted during work that restarts from its beginning (lr_find, packing) is not the run's fault; but work
+    that does not fit into the time limit never progresses.
     """
     now = time.time()
     started = next((event["time"] for event in reversed(run.submissions()) if event["event"] == "started"), now)
@@ -71,7 +71,7 @@ def broken_off(run: RunDir, job_id: str, request: Request) -> None:
 
 
 def _steps_lost(progress: Mapping[str, Any], position: Position) -> int:
-    """Steps that were trained, as far as the record knows, and are trained again."""
+    """Return the steps between `position` and the last recorded progress: they are trained again."""
     if not {"epoch", "step", "steps_per_epoch"} <= progress.keys():
         return 0
     per_epoch = int(progress["steps_per_epoch"])
@@ -80,7 +80,7 @@ def _steps_lost(progress: Mapping[str, Any], position: Position) -> int:
 
 
 def account(run: RunDir) -> dict[str, Any]:
-    """For the result: `restarts`, `requeues`, `steps_lost` and `seconds_restoring`, over the run's whole life."""
+    """Return `restarts`, `requeues`, `steps_lost` and `seconds_restoring` over all of a run's jobs, for its result."""
     events = run.submissions()
     duplicates = {event["job_id"] for event in events if event["event"] == "duplicate"}
     events = [event for event in events if event.get("job_id") not in duplicates]
@@ -95,7 +95,7 @@ def account(run: RunDir) -> dict[str, Any]:
 
 
 def _steps_passed_over(events: Sequence[Mapping[str, Any]]) -> int:
-    """Steps between the checkpoint that each start found and the one that it could read."""
+    """Sum the steps between the newest checkpoint at each start and the one that could be read."""
     passed_over, start = 0, None
     for event in events:
         if event["event"] == "started":
@@ -109,13 +109,13 @@ def _steps_passed_over(events: Sequence[Mapping[str, Any]]) -> int:
 
 
 def requeue(run: RunDir, job_id: str, most: int, in_crew: bool = False) -> bool:
-    """Puts the run's own job back into the queue, under its own id; False where it is cancelled, or back already.
+    """Requeue the run's own job, under its id; return False if it is cancelled, or requeued already.
 
-    In a crew, which shares the job, it is only put on record here.
+    For packed runs (`in_crew`), which share the job, only record the requeue.
 
     Raises:
-        Failed: it was requeued `most` times already.
-        SlurmError: Slurm does not answer, or may not requeue.
+        truba_runner.errors.Failed: the run was requeued `most` times already.
+        truba_runner.slurm.client.SlurmError: Slurm does not answer, or does not allow the requeue.
     """
     if not jobs.would_end_for_good(job_id):
         return False

@@ -1,15 +1,15 @@
-"""A run directory: where each record of a run lies, and how it is written so that a reader never sees half of one.
+"""Paths and records of a run directory, written so that no reader sees half a record.
 
 run.yaml           the resolved config
-submissions.jsonl  what was asked of Slurm and what it answered, a line an event
+submissions.jsonl  requests to Slurm and its answers, one event per line
 progress.json      state, epoch, step and metrics, replaced atomically
-history.csv        a row an epoch
-plots/             the same as pictures
-lr_find_NAME.json  what a learning-rate finder has found: its curve and its suggestions
+history.csv        one row per epoch
+plots/             the history as pictures
+lr_find_NAME.json  curve and suggestions of a learning-rate finder
 result.json        written once, when the training has ended
-logs/              what the job printed, a file a submission and task
+logs/              output of the jobs, one file per submission and task
 
-What the runs of a sweep share is in RUNS/.sweeps/SWEEP (sweeps/record.py).
+Records that the runs of a sweep share are in RUNS/.sweeps/SWEEP (sweep_directory.py).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from truba_runner.runs import events, record_files, record_shapes
 from truba_runner.storage import private, safe_files
 from truba_runner.storage.files import _json_bytes, finite, write_atomically
 
-# The folder of the sweeps' own records, in the runs folder.
+# Folder of the sweeps' own records, in the runs folder.
 SWEEPS = ".sweeps"
-# The folder of archives of code (code_archives.py), in the runs folder, and the file that `lock` holds.
+# Folder of archives of the user's code and copies of this package (code/), in the runs folder.
 CODE = ".code"
-# In a run directory that was copied from a login node: from where, and when.
+# In a run directory copied from a login node: from where, and when.
 PULLED = "pulled.json"
 
 
@@ -43,7 +43,7 @@ class RunDir:
 
     @property
     def id(self) -> str:
-        """`NAME-HASH`, or `NAME-HASH.N` for the Nth fresh start of the same config."""
+        """The run's id: `NAME-HASH`, or `NAME-HASH.N` for the Nth fresh start of the same config."""
         return self.path.name
 
     @property
@@ -53,12 +53,12 @@ class RunDir:
 
     @property
     def submissions_file(self) -> Path:
-        """One JSON object a line."""
+        """The event log of submissions: one JSON object per line."""
         return self.path / "submissions.jsonl"
 
     @property
     def logs(self) -> Path:
-        """The folder of what the job printed."""
+        """The folder of the jobs' output."""
         return self.path / "logs"
 
     @property
@@ -78,14 +78,14 @@ class RunDir:
 
     @property
     def models(self) -> Path:
-        """The folder of the models that are kept on the way."""
+        """The folder of models saved during training."""
         return self.checkpoints / "models"
 
     def create(self) -> None:
-        """Makes the directory and its log folder, readable by their owner alone.
+        """Create the directory and its log folder, accessible to their owner alone.
 
         Raises:
-            truba_runner.errors.Refused: it is there, and another's, or others can write to it.
+            truba_runner.errors.Refused: the directory exists and is another user's, or others can write to it.
         """
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path.mkdir(mode=0o700, exist_ok=True)
@@ -93,25 +93,25 @@ class RunDir:
         self.logs.mkdir(mode=0o700, exist_ok=True)
 
     def exists(self) -> bool:
-        """Whether something was ever submitted here."""
+        """Whether the run was ever submitted: its config exists."""
         return self.config_file.exists()
 
     # -- config ------------------------------------------------------------------------------------------------
 
     def write_config(self, values: Mapping[str, Any]) -> None:
-        """Writes the resolved config."""
+        """Write the resolved config."""
         self.write_config_text(config_text(values))
 
     def write_config_text(self, content: bytes, durable: bool = True) -> None:
-        """Writes the resolved config: what `config_text` made of it."""
+        """Write the resolved config, given as the text that `config_text` returns."""
         write_atomically(self.config_file, content, durable)
 
     def read_config(self) -> dict[str, Any]:
-        """Reads what `write_config` wrote.
+        """Return the config that `write_config` wrote.
 
         Raises:
-            OSError: it is not there.
-            ValueError: it is damaged.
+            OSError: there is no config, or it cannot be read.
+            ValueError: the config is damaged.
         """
         import yaml
 
@@ -127,11 +127,11 @@ class RunDir:
     # -- submissions -------------------------------------------------------------------------------------------
 
     def append_submission(self, event: Mapping[str, Any], durable: bool = True) -> None:
-        """Appends one event and syncs it: what is on record here has happened, or was about to."""
+        """Append one event, fsynced if `durable`: it has happened, or is about to."""
         events.append(self.submissions_file, event, durable)
 
     def submissions(self) -> list[dict[str, Any]]:
-        """Every event, oldest first, with what the records of its sweeps tell of the run's job arrays."""
+        """Return all events, oldest first, completed by the events of the run's job arrays in its sweeps' records."""
         own = events.read(self.submissions_file)
         told: list[dict[str, Any]] = []
         for event in own:
@@ -142,30 +142,30 @@ class RunDir:
         return told
 
     def submitted(self) -> dict[str, Any]:
-        """The latest submission's record of its code: with `job_file`, the training code, and its `job_sha256`."""
+        """Return the newest event that records the code: `job_file`, the training code, and its `job_sha256`."""
         return next((event for event in reversed(self.submissions()) if "job_file" in event), {})
 
     def is_last_given_to(self, token: str) -> bool:
-        """Whether the run's last submission is the one of this token."""
+        """Whether the run's last submission has this token."""
         intents = [event for event in self.submissions() if event["event"] == "intent"]
         return bool(intents) and intents[-1]["token"] == token
 
     def log_of(self, job_id: str) -> Path:
-        """What a job prints into where it is not Slurm that opens it; named as Slurm would. Its folder is made."""
+        """Return the path, named as in Slurm, of a job's log that Slurm does not open; create its folder."""
         self.logs.mkdir(mode=0o700, exist_ok=True)
         return self.logs / f"{job_id}_0_log.out"
 
     # -- progress, history, result -----------------------------------------------------------------------------
 
     def write_progress(self, progress: Mapping[str, Any]) -> None:
-        """Replaces the progress record; the training waits meanwhile, and what it tells is soon told again."""
+        """Replace the progress record, without fsync: training waits for this write, and the next follows soon."""
         write_atomically(self.path / "progress.json", _json_bytes(progress), durable=False)
 
     def overwrite_progress(self, progress: Mapping[str, Any]) -> None:
-        """Writes it into the place that it has already: a full disk has room for that. A reader may see half of it.
+        """Overwrite the progress record in place: a full disk has room for that. A reader may see half of it.
 
         Raises:
-            OSError: there is none, or it is not writable.
+            OSError: there is no progress record, or it is not writable.
         """
         handle = os.open(self.path / "progress.json", os.O_RDWR | os.O_NOFOLLOW)
         with os.fdopen(handle, "r+b") as file:
@@ -173,18 +173,18 @@ class RunDir:
             file.truncate()
 
     def progress(self) -> dict[str, Any]:
-        """The progress record; empty where the job has not begun."""
+        """Return the progress record; empty if no job has begun, or the record is damaged."""
         return _read_json(self.path / "progress.json", record_shapes.wrong_progress)
 
     def pulled(self) -> dict[str, Any]:
-        """From where and when it was copied to this machine; empty where it was made here."""
+        """Return from where and when the run was copied to this machine; empty if it was submitted here."""
         try:
             return record_files.read_object(self.path / PULLED, record_shapes.wrong_pulled)
-        except record_files.Damaged:  # A copy it is all the same: its jobs are none of this machine's.
+        except record_files.Damaged:  # The run is a copy all the same: its jobs are not this machine's.
             return {"from": "?"}
 
     def write_history(self, rows: list[dict[str, Any]], durable: bool = True) -> None:
-        """Replaces the history: a row an epoch, the columns those of the widest row."""
+        """Replace the history: one row per epoch, with the columns of all rows."""
         columns = list(dict.fromkeys(key for row in rows for key in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -193,55 +193,55 @@ class RunDir:
         write_atomically(self.path / "history.csv", text.getvalue().encode(), durable)
 
     def has_lived(self) -> bool:
-        """Whether the run has come through an epoch, at any time."""
+        """Whether the run has ever finished an epoch."""
         return (self.path / "history.csv").exists() or bool(self.result())
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Writes what the run came to. Its presence means that the run is finished."""
+        """Write the run's result, whose presence means that the run is finished."""
         write_atomically(self.path / "result.json", _json_bytes(result))
 
     def result(self) -> dict[str, Any]:
-        """What the run came to; empty until it is finished."""
+        """Return the run's result; empty until the run is finished, or if the record is damaged."""
         return _read_json(self.path / "result.json", record_shapes.wrong_result)
 
     # -- learning rates ----------------------------------------------------------------------------------------
 
     def write_rate_curve(self, name: str, curve: Mapping[str, Any]) -> None:
-        """Writes what the finder of this name has found: `suggestions` by name, `learning_rates` and their `losses`."""
+        """Write a learning-rate finder's curve: `suggestions` by name, `learning_rates` and their `losses`."""
         write_atomically(self.path / f"lr_find_{name}.json", json.dumps(finite(curve)).encode())
 
     def rate_curve(self, name: str) -> dict[str, Any]:
-        """What `write_rate_curve` wrote; empty where no such finder has ended."""
+        """Return what `write_rate_curve` wrote; empty if no finder of this name has ended."""
         return _read_json(self.path / f"lr_find_{name}.json", record_shapes.wrong_curve)
 
     def finder(self) -> RunDir | None:
-        """The run that looks for this one's rate, by its last submission; None: it needs none, or looks itself."""
+        """Return the finder run of this run's last submission; None if it needs no learning rate, or finds its own."""
         given = [event for event in self.submissions() if event["event"] in {"intent", "local"} and "time" in event]
         name = given[-1].get("finder") if given else None
         return RunDir(self.path.parent / name) if name else None
 
     def found_rate(self) -> dict[str, Any]:
-        """The event that says which `learning_rate` this run has taken from a finder; empty where it has taken none."""
+        """Return the event with the `learning_rate` that this run took from a finder; empty if it took none."""
         return next((event for event in self.submissions() if event["event"] == "found rate"), {})
 
 
 def config_text(values: Mapping[str, Any]) -> bytes:
-    """A config, or a part of it at its top level, as YAML."""
+    """Return a config, or some of its top-level keys, as YAML."""
     import yaml
 
-    # libyaml's, ten times as fast, where PyYAML was built with it.
+    # libyaml's dumper is ten times as fast, if PyYAML was built with it.
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     text: bytes = yaml.dump(dict(values), Dumper=dumper, sort_keys=False, allow_unicode=True, encoding="utf-8")
     return text
 
 
 def sweep_events_file(runs_folder: Path, sweep: str) -> Path:
-    """Where the job arrays of a sweep are on record."""
+    """Return the event log of a sweep's job arrays."""
     return runs_folder / SWEEPS / sweep / "submissions.jsonl"
 
 
 def _from_sweep(runs_folder: Path, intent: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A run's own intent with what it shares with the other runs of its array, and what Slurm answered to it."""
+    """Return a run's intent completed by its array's, and the array's later events with the run's own job id."""
     told: list[dict[str, Any]] = [dict(intent)]
     for event in events.read(sweep_events_file(runs_folder, str(intent["sweep"]))):
         if event.get("token") != intent.get("token"):
@@ -258,5 +258,5 @@ def _from_sweep(runs_folder: Path, intent: Mapping[str, Any]) -> list[dict[str, 
 def _read_json(path: Path, wrong: record_files.Wrong) -> dict[str, Any]:
     try:
         return record_files.read_object(path, wrong)
-    except record_files.Damaged:  # It counts as none; `damage` says what is wrong with it.
+    except record_files.Damaged:  # Counts as missing; `damage` reports what is wrong with it.
         return {}

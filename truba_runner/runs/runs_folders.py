@@ -1,6 +1,6 @@
-"""Where runs lie: the folders that this user has trained in, remembered so that no command has to ask.
+"""Remember the user's runs folders, and find a run or sweep in them by prefix.
 
-One line a folder in `$XDG_STATE_HOME/truba_runner/runs_folders` (by default under ~/.local/state).
+The folders are in `$XDG_STATE_HOME/truba_runner/runs_folders` (by default under ~/.local/state), one per line.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _memory() -> Path:
 
 
 def remember(runs_folder: Path) -> None:
-    """Notes a runs folder. A home that can't be written to costs no run: `--runs` names the folder."""
+    """Remember a runs folder. If the home is not writable, do nothing: `--runs` can name the folder."""
     if runs_folder in folders():
         return
     with suppress(OSError):
@@ -35,7 +35,7 @@ def remember(runs_folder: Path) -> None:
 
 
 def folders() -> list[Path]:
-    """The remembered folders that are still there."""
+    """Return the remembered folders that still exist."""
     try:
         lines = _memory().read_text().splitlines()
     except OSError:
@@ -44,25 +44,25 @@ def folders() -> list[Path]:
 
 
 def runs(runs_folder: Path | None = None) -> list[RunDir]:
-    """Every run, the latest submitted last; of one folder where it is given."""
+    """Return the runs of one folder, or of all remembered ones; the latest submitted last."""
     every = [runs_folder] if runs_folder else folders()
     return [RunDir(path.parent) for path in _by_age(every, "submissions.jsonl")]
 
 
 def sweeps(runs_folder: Path | None = None) -> list[SweepDir]:
-    """Every sweep, the latest last; of one folder where it is given."""
+    """Return the sweeps of one runs folder, or of all remembered ones; the latest last."""
     every = [folder / SWEEPS for folder in ([runs_folder] if runs_folder else folders())]
     return [SweepDir(path.parent) for path in _by_age(every, "sweep.json")]
 
 
 def _by_age(folders: Iterable[Path], file: str) -> list[Path]:
-    """The files of this name, one in each folder that lies in `folders`; the latest last."""
+    """Return the files of this name in the direct subfolders of `folders`; the latest last."""
     found = [(age, Path(folder, name, file)) for folder in folders for age, name in _with_ages(folder, file)]
     return [path for _age, path in sorted(found, key=lambda one: one[0])]
 
 
 def _with_ages(folder: Path, file: str) -> Iterator[tuple[float, str]]:
-    """The names of the folders that have such a file, with when it was written. For thousands, without a `Path`."""
+    """Yield modification time and subfolder name for each such file; no `Path`s, as there may be thousands."""
     try:
         entries = list(os.scandir(folder))
     except OSError:
@@ -75,11 +75,11 @@ def _with_ages(folder: Path, file: str) -> Iterator[tuple[float, str]]:
 
 
 def _age(folder: str, file: str) -> float | None:
-    """When a folder's file was written; None: it is not there, or not to be known."""
+    """Return the modification time of a folder's file; None if there is no such file, or it is not accessible."""
     try:
         return os.lstat(f"{folder}/{file}").st_mtime
     except PermissionError:
-        # Of this user's own it is to be said that it cannot be looked into; others' are nobody else's affair.
+        # List this user's own folder, so that a command reports it as unreadable; skip other users' folders.
         with suppress(OSError):
             if (about := os.stat(folder)).st_uid == os.geteuid():
                 return about.st_mtime
@@ -89,7 +89,7 @@ def _age(folder: str, file: str) -> float | None:
 
 
 def _of_this_name(name: str, runs_folder: Path | None) -> list[RunDir]:
-    """The runs that are called so, one a folder: looking through thousands for them takes a while."""
+    """Return the runs of exactly this name, at most one per runs folder, without scanning thousands of others."""
     if not is_plain(name):
         return []
     paths = [folder / name for folder in ([runs_folder] if runs_folder else folders())]
@@ -101,11 +101,11 @@ def _of_this_name(name: str, runs_folder: Path | None) -> list[RunDir]:
 
 
 def find_sweep(prefix: str, runs_folder: Path | None = None) -> SweepDir | None:
-    """The one sweep whose id is `prefix`, or starts with it; None where there is none, or a run is meant.
+    """Return the one sweep whose id is `prefix`, or starts with it; None if there is none, or a run matches.
 
     Raises:
-        Refused: there is more than one.
-        Failed: what is on record of it is damaged.
+        truba_runner.errors.Refused: several sweeps match.
+        truba_runner.errors.Failed: the sweep's records are damaged.
     """
     if _of_this_name(prefix, runs_folder):
         return None
@@ -128,10 +128,10 @@ def find_sweep(prefix: str, runs_folder: Path | None = None) -> SweepDir | None:
 
 
 def find(prefix: str, runs_folder: Path | None = None) -> RunDir:
-    """The one run whose id is `prefix`, or starts with it and no other does.
+    """Return the run whose id is `prefix`, or the only one whose id starts with it.
 
     Raises:
-        Refused: there is none, or more than one.
+        truba_runner.errors.Refused: no run matches, or several do.
     """
     matches = _of_this_name(prefix, runs_folder)
     known = [] if matches else runs(runs_folder)

@@ -1,4 +1,4 @@
-"""What state a run is in, told from Slurm where it knows the run's job, else from the run directory; never guessed."""
+"""Determine a run's state: from Slurm if it knows the run's job, else from the run directory; never guessed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from truba_runner.slurm.client import SRUN_FAILED
 from truba_runner.slurm.jobs import Job
 from truba_runner.slurm.states import meaning_of
 
-# How often, and how far apart, a process without a command line is looked at: its start takes a millisecond.
+# Reads of the command line of a starting process, which is empty for about a millisecond, and the pause between reads.
 _MOST_LOOKS, _LOOK_SECONDS = 50, 0.002
-# Slurm's words for a job that waits for another, and that waits in vain.
+# Slurm's reasons for a job that waits for another job, and for one whose dependency can never be satisfied.
 _WAITS, _IN_VAIN = "Dependency", "DependencyNeverSatisfied"
 _SILENT = marked("it ended without a word; truba logs shows the last of it, and the same command goes on")
 _NOT_BEGUN = marked("nothing was done about it so far; the same command goes on with it")
@@ -28,19 +28,19 @@ _INTERRUPTED = marked("interrupted; the same command goes on")
 
 @dataclass(frozen=True)
 class RunState:
-    """A run as its owner wants to see it. `state` is Slurm's word where Slurm has one."""
+    """State of a run, as shown to its owner. `state` is Slurm's job state if Slurm has one."""
 
     state: str
     live: bool
     job: Job | None
-    # One line: why it waits, or why it failed.
+    # Why the run waits, or why it failed, in one line.
     why: str = ""
-    # Its result is there, and its job still puts things in order, or has no end.
+    # The run has its result, but its job still runs: it is cleaning up, or hangs.
     ending: bool = False
 
 
 def last_job_id(run: RunDir) -> str:
-    """The id of the job that the run was last given; empty where there was none."""
+    """Return the id of the run's last job; empty if there was none."""
     events = run.submissions()
     duplicates = {event["job_id"] for event in events if event["event"] == "duplicate"}
     for event in reversed(events):
@@ -50,7 +50,7 @@ def last_job_id(run: RunDir) -> str:
 
 
 def slurm_jobs(run: RunDir) -> set[str]:
-    """Every job that the run ever had on this machine's Slurm: of a copy none."""
+    """Return the ids of all jobs that the run ever had in this machine's Slurm; none for a pulled copy."""
     if run.pulled():
         return set()
     told = (str(event["job_id"]) for event in damage.submissions(run) if event.get("job_id"))
@@ -58,24 +58,24 @@ def slurm_jobs(run: RunDir) -> set[str]:
 
 
 def is_slurms(job_id: str) -> bool:
-    """Whether it names a job of Slurm's, and not a process here."""
+    """Whether an id is a Slurm job's, and not a local process'."""
     return job_id[:1].isdigit()
 
 
 def local_process(run: RunDir) -> int:
-    """The process that trains a live local run."""
+    """Return the process id of a live local run."""
     progress = progress_of(run)
     return int(progress["pid"] if progress else run.submissions()[-1]["pid"])
 
 
 def progress_of(run: RunDir) -> dict[str, Any]:
-    """How far the run's latest job has come; empty where that job has not begun, whatever an earlier one left."""
+    """Return the progress record of the run's last job; empty if that job has not begun, even if an earlier one had."""
     progress = run.progress()
     return progress if progress.get("job_id") == last_job_id(run) else {}
 
 
 def state_of(run: RunDir, jobs: Mapping[str, Job] | None) -> RunState:
-    """The state of a run, given what Slurm knows of its owner's jobs; `jobs` is None where Slurm does not answer."""
+    """Return a run's state, given Slurm's list of the owner's jobs by id; `jobs` is None if Slurm does not answer."""
     if why := damage.of_run(run):
         return _damaged(run, jobs, why)
     progress = progress_of(run)
@@ -89,10 +89,10 @@ def state_of(run: RunDir, jobs: Mapping[str, Job] | None) -> RunState:
         waits = RunState(job.state, live=True, job=job, why=_waits_for(run, progress, job))
         return _among_others(run, progress, job) or waits
     if finder and (why := has_no_rate(finder, jobs)):
-        # Slurm takes such a job out of the queue when it next looks.
+        # Slurm removes such a job from the queue at its next scheduling pass.
         return RunState("CANCELLED", live=False, job=job, why=why)
     if job is not None:
-        # A job that ended well without a result has not trained: the run is not complete.
+        # A job that completed without writing a result has not finished the training.
         state = "FAILED" if job.state == "COMPLETED" else job.state
         why = (
             _why(progress)
@@ -106,7 +106,7 @@ def state_of(run: RunDir, jobs: Mapping[str, Job] | None) -> RunState:
 
 
 def _damaged(run: RunDir, jobs: Mapping[str, Job] | None, why: str) -> RunState:
-    """Of a run whose records tell nothing sure: whether Slurm has a job of it, as far as they name one."""
+    """Return the state of a run with damaged records, live if Slurm has the job that they name, if they name one."""
     try:
         job = None if run.pulled() else _job_of(last_job_id(run), jobs or {})
     except OSError:
@@ -115,7 +115,7 @@ def _damaged(run: RunDir, jobs: Mapping[str, Job] | None, why: str) -> RunState:
 
 
 def _state_when_pulled(run: RunDir, progress: Mapping[str, Any], pulled: Mapping[str, Any]) -> RunState:
-    """What the records of a copy tell: the job is another machine's, and may have gone on since."""
+    """Return a pulled copy's state from its records alone: its job is another machine's, and may have progressed."""
     if run.result():
         return RunState("COMPLETED", live=False, job=None)
     ended = {"failed": ("FAILED", _why(progress)), "interrupted": ("INTERRUPTED", _(_INTERRUPTED))}
@@ -127,25 +127,25 @@ def _state_when_pulled(run: RunDir, progress: Mapping[str, Any], pulled: Mapping
 
 
 def _job_of(job_id: str, jobs: Mapping[str, Job]) -> Job | None:
-    """Tasks of an array that were cancelled before they began are one row of squeue's, under the array's own id."""
+    """Return a run's job; array tasks cancelled before they began are one row in squeue, under the array's id."""
     whole = jobs.get(job_id.partition("_")[0])
     return jobs.get(job_id) or (whole if whole is not None and not whole.live else None)
 
 
 def _among_others(run: RunDir, progress: Mapping[str, Any], job: Job) -> RunState | None:
-    """The state of a run that has failed while its job goes on: it shares the job with others. None: it has not."""
+    """Return the state of a packed run that has failed while its job still runs; None if not packed or not failed."""
     if _is_alone(run):
         return None
     return RunState("FAILED", live=False, job=job, why=_why(progress)) if progress.get("state") == "failed" else None
 
 
 def _is_alone(run: RunDir) -> bool:
-    """Whether its job is no other run's."""
+    """Whether the run has its job alone, not packed with other runs."""
     return bool(last_intent(run).get("places", 1) == 1)
 
 
 def _waits_for(run: RunDir, progress: Mapping[str, Any], job: Job) -> str:
-    """What a job in the queue waits for, or why a run has failed whose job Slurm is still clearing away."""
+    """Return what a queued job waits for, or why the run failed if Slurm has not ended its job yet."""
     if progress.get("state") == "failed":
         return _why(progress)
     intent = last_intent(run)
@@ -158,7 +158,7 @@ def _waits_for(run: RunDir, progress: Mapping[str, Any], job: Job) -> str:
 
 
 def has_no_rate(finder: RunDir, jobs: Mapping[str, Job] | None) -> str:
-    """Why a run cannot have its learning rate from this finder; empty where it may, or Slurm does not answer."""
+    """Return why this finder will never give a learning rate; empty if it may, or if Slurm does not answer."""
     if jobs is None or finder.result() or (state := state_of(finder, jobs)).live:
         return ""
     told = f"{state.state}: {state.why}" if state.why else state.state
@@ -168,16 +168,16 @@ def has_no_rate(finder: RunDir, jobs: Mapping[str, Job] | None) -> str:
 
 
 def dropped(told: Sequence[Mapping[str, Any]]) -> str:
-    """Why a run with these events was taken out of the queue before it started; empty where it was not."""
+    """Return why a run with these events was removed from the queue before its start; empty if it was not."""
     for event in reversed(told):
-        # The command that has submitted it may put the job's number on record after the canary has failed.
+        # `submitted` is ignored: the submitting command may record it only after the canary has failed.
         if event["event"] in {"dropped", "intent", "started", "local"}:
             return str(event["why"]) if event["event"] == "dropped" else ""
     return ""
 
 
 def _along_with_canary(run: RunDir) -> str:
-    """What Slurm's word means for a run that waited for another, which has not lived."""
+    """Return the reason for CANCELLED if the run's canary ended before its first epoch did; else empty."""
     canary = last_intent(run).get("canary")
     if not canary or RunDir(run.path.parent / canary).has_lived():
         return ""
@@ -188,12 +188,12 @@ def _along_with_canary(run: RunDir) -> str:
 
 
 def last_intent(run: RunDir) -> dict[str, Any]:
-    """The record of its last submission; empty where there was none."""
+    """Return the intent event of the run's last submission; empty if there was none."""
     return next((event for event in reversed(run.submissions()) if event["event"] == "intent"), {})
 
 
 def _state_on_record(run: RunDir, progress: Mapping[str, Any], slurm_answers: bool) -> RunState:
-    """Where Slurm has nothing to say: what the run directory itself tells."""
+    """Return the state according to the run directory, if Slurm does not know the job."""
     if not run.submissions():
         return RunState("NOT_BEGUN", live=False, job=None, why=_(_NOT_BEGUN))
     recorded = progress.get("state")
@@ -224,20 +224,20 @@ def _is_kill(event: Mapping[str, Any], job_id: str) -> bool:
 
 
 def _process_lives(run: RunDir, record: Mapping[str, Any]) -> bool:
-    """Whether a local run's process is still there; what runs on another host can't be seen from here."""
+    """Whether a local run's process is alive on this host; False for a process on another host."""
     if record.get("host") != socket.gethostname():
         return False
-    # Else the number is another process's by now.
+    # Otherwise the process id now belongs to another process.
     return os.fsencode(run.id) in _command_of(Path("/proc") / str(record.get("pid")))
 
 
 def _command_of(process: Path) -> bytes:
-    """A process' command line; empty where it has ended, or is one of the kernel's."""
+    """Return a process' command line; empty if it has ended, or is a kernel process."""
     try:
         for _attempt in range(_MOST_LOOKS):
             if command := (process / "cmdline").read_bytes():
                 return command
-            # In the moment of its start it has none either; one that has ended and is not waited for never has.
+            # A starting process has no command line for a moment; a zombie never has one again.
             if (process / "stat").read_text().rpartition(")")[2].split()[0] in {"Z", "X"}:
                 break
             time.sleep(_LOOK_SECONDS)
@@ -251,7 +251,7 @@ def _why(progress: Mapping[str, Any]) -> str:
     if not error:
         return ""
     message = str(error["message"]).splitlines()
-    # Ours is a sentence already.
+    # The message of our own Failed is a sentence already.
     kind = "" if error["type"] == "Failed" else f"{error['type']}: "
     told = f"{kind}{message[0] if message else ''}"
     if "file" not in error:

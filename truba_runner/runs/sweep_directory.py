@@ -1,8 +1,8 @@
-"""What is on record of a sweep as a whole: its runs and their values, and the job arrays that it was given.
+"""Records of a sweep as a whole: its runs with their values, and its job arrays.
 
 RUNS/.sweeps/ID/sweep.json         the command, the swept keys, each run with its values
-RUNS/.sweeps/ID/submissions.jsonl  a line an event: what was asked of Slurm for each array, and what it answered
-RUNS/.sweeps/ID/logs/              what array tasks printed before and after their runs; empty ones do not stay
+RUNS/.sweeps/ID/submissions.jsonl  requests to Slurm for each array and its answers, one event per line
+RUNS/.sweeps/ID/logs/              output of array tasks before and after their runs; empty logs are removed
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Member:
 
     run: str
     values: Mapping[str, Any]
-    # The run that looks for its learning rate, and what is taken of that one's suggestions (valley/10); or neither.
+    # The learning-rate finder's run, and which of its suggestions this run takes (valley/10); both empty if none.
     finder: str = ""
     takes: str = ""
 
@@ -41,48 +41,48 @@ class SweepDir:
 
     @classmethod
     def of(cls, runs_folder: Path, sweep: str) -> SweepDir:
-        """The sweep of this id."""
+        """Return the sweep of this id."""
         return cls(runs_folder / SWEEPS / sweep)
 
     @property
     def id(self) -> str:
-        """`NAME-sweep-HASH`."""
+        """The sweep's id: `NAME-sweep-HASH`."""
         return self.path.name
 
     @property
     def runs_folder(self) -> Path:
-        """Where its runs lie."""
+        """The folder of its runs."""
         return self.path.parent.parent
 
     @property
     def events_file(self) -> Path:
-        """One JSON object a line."""
+        """The event log: one JSON object per line."""
         return sweep_events_file(self.runs_folder, self.id)
 
     @property
     def logs(self) -> Path:
-        """The folder of what its array tasks print."""
+        """The folder of its array tasks' output."""
         return self.path / "logs"
 
     @property
     def sweeper(self) -> RunDir:
-        """Where the job of a sweeper that waits for values (sweeper_job.py) is on record."""
+        """The records of the job of a sweeper that waits for values (sweeps/sweeper_job.py)."""
         return RunDir(self.path / "sweeper")
 
     def run(self, run_id: str) -> RunDir:
-        """One of its runs."""
+        """Return one of its runs."""
         return RunDir(self.runs_folder / run_id)
 
     def append(self, event: Mapping[str, Any]) -> None:
-        """Appends one event and syncs it."""
+        """Append one event and fsync it."""
         events.append(self.events_file, event)
 
     def events(self) -> list[dict[str, Any]]:
-        """Every event, oldest first."""
+        """Return all events, oldest first."""
         return events.read(self.events_file)
 
     def describe(self, members: Iterable[Member], **about: Any) -> None:
-        """Puts the runs on record, after those that are there already: a sweeper may ask for them in batches."""
+        """Add runs to `sweep.json`, after those already there: a sweeper may ask for runs in batches."""
         known = {member.run: member for member in self.members()}
         for member in members:
             known.setdefault(member.run, member)
@@ -94,28 +94,28 @@ class SweepDir:
         write_atomically(self.path / "sweep.json", (json.dumps(finite(record)) + "\n").encode())
 
     def description(self) -> dict[str, Any]:
-        """What `describe` wrote; empty where there is none."""
+        """Return what `describe` wrote; empty if it is missing or damaged."""
         try:
             return record_files.read_object(self.path / "sweep.json", record_shapes.wrong_sweep)
-        except (OSError, record_files.Damaged):  # It counts as none; `damage` says what is wrong with it.
+        except (OSError, record_files.Damaged):  # Counts as missing; `damage` reports what is wrong with it.
             return {}
 
     def members(self) -> list[Member]:
-        """Its runs, in the order of the command line."""
+        """Return its runs, in the order of the command line."""
         return [Member(**one) for one in self.description().get("runs", [])]
 
     def values_of(self, run_id: str) -> dict[str, Any]:
-        """A run's value for each swept key."""
+        """Return a run's value for each swept key."""
         return next((dict(member.values) for member in self.members() if member.run == run_id), {})
 
 
 def sweep_of(run: RunDir) -> SweepDir | None:
-    """The sweep that the run was last submitted with."""
+    """Return the sweep of the run's last submission; None if it was not part of one."""
     return _last_array(run)[0]
 
 
 def task_log(run: RunDir, job_id: str) -> Path | None:
-    """What an array task printed before and after its runs: a failed set-up, and Slurm's own words."""
+    """Return an array task's log of before and after its runs: a failed set-up, Slurm's messages; None if empty."""
     if (sweep := _last_array(run)[0]) is None:
         return None
     log = sweep.logs / f"{job_id}_0_log.out"
@@ -123,11 +123,11 @@ def task_log(run: RunDir, job_id: str) -> Path | None:
 
 
 def sharing(run: RunDir) -> list[RunDir]:
-    """The other runs of the run's job."""
+    """Return the other runs packed into this run's job."""
     sweep, intent = _last_array(run)
     for event in sweep.events() if sweep else ():
         if sweep and event["event"] == "intent" and event["token"] == intent["token"]:
-            with suppress(IndexError, KeyError, ValueError):  # Its numbers may be of other tasks than it has.
+            with suppress(IndexError, KeyError, ValueError):  # A damaged intent may lack this task.
                 return [one for one in runs_of_task(sweep, event, intent["array_index"]) if one.id != run.id]
     return []
 
@@ -140,14 +140,14 @@ def _last_array(run: RunDir) -> tuple[SweepDir | None, dict[str, Any]]:
 
 
 def identity(names: Iterable[str], content: Sequence[str]) -> str:
-    """A sweep's id, over what makes it the same sweep again: its runs, in any order."""
+    """Return a sweep's id: its experiment's name, or `several`, and a hash of its runs' `content` in any order."""
     own = sorted(set(names))
     digest = hashlib.sha256("\n".join(sorted(content)).encode()).hexdigest()[:8]
     return f"{own[0] if len(own) == 1 else 'several'}-sweep-{digest}"
 
 
 def runs_of_task(sweep: SweepDir, intent: Mapping[str, Any], number: int) -> list[RunDir]:
-    """The runs of an array's task, as the array's own intent has them."""
+    """Return the runs of an array task, according to the array's intent."""
     numbers = intent.get("numbers") or range(len(intent["tasks"]))
     return [sweep.run(run_id) for run_id in intent["tasks"][list(numbers).index(number)]]
 
@@ -162,5 +162,5 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _has_word_in_json(value: Any) -> bool:
-    """Whether it can be told from all others there: NaN and both infinities would be null, one as the other."""
+    """Whether JSON keeps a value distinct from all others: NaN and both infinities would all become null."""
     return value is None or (isinstance(value, (bool, int, float)) and math.isfinite(value))

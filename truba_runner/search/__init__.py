@@ -1,5 +1,5 @@
-"""Searches for hyperparameters with Keras Tuner's oracles: workers that share a folder, and no server between them.
+"""Hyperparameter searches with Keras Tuner's oracles, by workers that share a folder and need no central server.
 
-A search has a directory of its own; a trial is an ordinary run below it. Whoever wants to change the search takes its
-lock, reads its one state file, and replaces it whole, so a kill at any moment leaves the state before or the one after.
+A search has its own directory; each trial is an ordinary run in it. To change the search a process takes its lock,
+reads the one state file and replaces it atomically, so a kill leaves either the old or the new state.
 """

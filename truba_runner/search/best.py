@@ -1,4 +1,4 @@
-"""What is asked of a search after it has ended: its best models evaluated, its best experiment written."""
+"""Evaluate the best models of a finished search, and write its best experiment (`truba best`)."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from truba_runner.submission.local import with_package
 
 
 def experiment_text(search: SearchDir, state: State, trial: Mapping[str, Any]) -> str:
-    """A file for conf/experiment/ that trains a trial anew."""
+    """Return the text of a file for conf/experiment/ that trains a trial from scratch."""
     return experiment_yaml(search, _experiment(search), state, trial)
 
 
 def evaluate(search: SearchDir, state: State, trials: Sequence[Mapping[str, Any]]) -> None:
-    """Rebuilds the best models and evaluates them on the held-out split, in the foreground.
+    """Rebuild the models of these trials and evaluate them on the held-out split, in the foreground.
 
     Raises:
-        truba_runner.errors.Failed: one of them could not be.
+        truba_runner.errors.Failed: a model could not be evaluated.
     """
     code = provenance.passed_on(search.submitted())
     for trial in trials:

@@ -1,4 +1,4 @@
-"""What a search came to: its best trials, their models evaluated on the held-out split, and the experiment to train."""
+"""Conclude a search: evaluate the models of its best trials on the held-out split, and write the best experiment."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ _SHOWN = 10
 def conclude(
     search: SearchDir, experiment: Experiment, state: State, evaluate: Callable[[RunDir], int]
 ) -> dict[str, Any]:
-    """The search's result; prints its summary. `evaluate` trains a run, here for no epoch, and returns its exit status.
+    """Print a search's summary and return its result. `evaluate` starts a run, here for no epoch; returns exit status.
 
     Keys: `metrics` of the best model, `objective`, `direction`, `trials`, `failed`, `seconds_training` over all trials,
-    `experiment` (a file) and `best`: `trial`, `values`, `score`, `epoch`, `metrics` and `model` of each that was
-    evaluated.
+    `experiment` (a file) and `best`: `trial`, `values`, `score`, `epoch`, `metrics`, `model` of each evaluated trial.
     """
     best = ranked(state)
     _print_summary(state, best)
@@ -91,7 +90,7 @@ def _print_summary(state: State, best: Sequence[Mapping[str, Any]]) -> None:
 def prepare_best(
     search: SearchDir, experiment: Experiment, state: State, trial: Mapping[str, Any]
 ) -> tuple[RunDir, int]:
-    """A run that goes on from a trial's best epoch and has no epoch left: it is restored, kept and evaluated."""
+    """Return a run that resumes at a trial's best epoch only to be evaluated, with no epoch left; and that epoch."""
     name, direction = state["objective"]["name"], state["objective"]["direction"]
     values = values_of(trial)
     last_alone = trials.last_epoch_counts(experiment.job.backend)
@@ -115,13 +114,13 @@ def prepare_best(
 
 
 def _runs(search: SearchDir, experiment: Experiment, state: State, trial: Mapping[str, Any]) -> list[RunDir]:
-    """The executions that a trial's score comes from."""
+    """Return the executions that a trial's score comes from."""
     retry = max(0, int(state["oracle"]["run_times"].get(trial["trial_id"], 1)) - 1)
     return trials.executions(search, experiment.sweep, trial["trial_id"], retry)
 
 
 def experiment_yaml(search: SearchDir, experiment: Experiment, state: State, trial: Mapping[str, Any]) -> str:
-    """A file for conf/experiment/ that trains a trial anew, for as many epochs and to the same weights."""
+    """Return a file for conf/experiment/ that retrains a trial, for as many epochs and to the same weights."""
     import yaml
 
     best = _runs(search, experiment, state, trial)[0].read_config()

@@ -1,15 +1,15 @@
-"""Where each record of a search lies.
+"""Paths of a search directory.
 
-run.yaml           the resolved config, the search's own settings included
+run.yaml           the resolved config, with the search's own settings
 submissions.jsonl  when the search was started, and with what code
-state.json         the oracle, its trials and who works on which; changed under the lock
-lock, lock.kind    see `lock`
-workers/           a folder a worker: an ordinary run's records of a job, and `alive`, touched while it lives
-trials/            a run directory a trial; further ones for repeated executions and retries
-best/              run directories of the best trials' models, evaluated
-result.json        written once, when every trial has been told
-logs/              what the workers printed
-arrays/            a folder a job array: which of its tasks is which worker
+state.json         the oracle, its trials and which worker has which trial; changed under the lock
+lock*              see storage/shared_lock.py
+workers/           one folder per worker: records of its jobs, as of a run, and `alive`, touched while it lives
+trials/            one run directory per trial; further ones for repeated executions and retries
+best/              run directories that evaluate the best trials' models
+result.json        written once, when every trial has finished
+logs/              output of the workers
+arrays/            one folder per job array: maps its tasks to workers
 """
 
 from __future__ import annotations
@@ -24,45 +24,45 @@ from truba_runner.storage import safe_files
 
 @dataclass(frozen=True)
 class WorkerDir(RunDir):
-    """The records of a worker. What it prints lies with what the others do, and so a link in its folder says."""
+    """The records of a worker. Its `logs` is a link to the log folder that all workers share."""
 
     @property
     def logs(self) -> Path:
-        """The search's."""
+        """The search's log folder."""
         return self.path.parent.parent / "logs"
 
 
 @dataclass(frozen=True)
 class SearchDir(RunDir):
-    """The records of one search; `id` is `NAME-HASH`, or what `sweep.directory` calls it."""
+    """The records of one search; `id` is `NAME-HASH`, or the name in `sweep.directory`."""
 
     @property
     def state_file(self) -> Path:
-        """JSON, replaced atomically."""
+        """The state: JSON, replaced atomically."""
         return self.path / "state.json"
 
     @property
     def workers_folder(self) -> Path:
-        """A folder a worker."""
+        """The folder with one folder per worker."""
         return self.path / "workers"
 
     @property
     def trials_folder(self) -> Path:
-        """A run directory a trial."""
+        """The folder of the trials' run directories."""
         return self.path / "trials"
 
     def create(self) -> None:
-        """Makes the directory and its folders, readable by their owner alone."""
+        """Create the directory and its folders, accessible to their owner alone."""
         super().create()
         for folder in (self.workers_folder, self.trials_folder):
             folder.mkdir(mode=0o700, exist_ok=True)
 
     def worker(self, index: int) -> RunDir:
-        """The records of worker number `index`; it is named after the search, as the queue and `ps` show it."""
+        """Return the records of worker `index`, named after the search because the queue and `ps` show this name."""
         return WorkerDir(self.workers_folder / f"{self.id}-w{index}")
 
     def create_worker(self, index: int) -> RunDir:
-        """Makes a worker's folder; all workers' logs lie together."""
+        """Create a worker's folder, with a link to the shared log folder."""
         run = self.worker(index)
         run.path.mkdir(mode=0o700, exist_ok=True)
         if not (link := run.path / "logs").is_symlink():
@@ -70,23 +70,23 @@ class SearchDir(RunDir):
         return run
 
     def workers(self) -> list[RunDir]:
-        """Those that were ever started, by their number."""
+        """Return all workers that were ever started, by their index."""
         named = re.compile(rf"{re.escape(self.id)}-w(\d{{1,9}})")
         found = {name: named.fullmatch(name) for name in safe_files.names(self.workers_folder, self.path)}
         indices = sorted(int(match[1]) for match in found.values() if match)
         return [run for index in indices if safe_files.is_folder((run := self.worker(index)).path)]
 
     def trial(self, trial_id: str, execution: int = 0, retry: int = 0) -> RunDir:
-        """The run of a trial: its first execution, or a further one; after failures, its `retry`-th new attempt."""
+        """Return a trial's run: execution number `execution`, from 0; after failures of its `retry`-th new attempt."""
         name = trial_id + (f"-retry{retry}" if retry else "") + (f".{execution + 1}" if execution else "")
         return RunDir(self.trials_folder / name)
 
     def best(self, trial_id: str) -> RunDir:
-        """The run that evaluates a trial's best model."""
+        """Return the run that evaluates a trial's best model."""
         return RunDir(self.path / "best" / trial_id)
 
 
 def search_of(run: RunDir) -> SearchDir | None:
-    """The same directory as a search's; None where it is an ordinary run's."""
+    """Return the search in a run's directory; None if it is an ordinary run."""
     search = SearchDir(run.path)
     return search if safe_files.is_folder(search.workers_folder) else None

@@ -1,8 +1,8 @@
-"""Hyperband decides how many epochs a trial has; what that means for a recipe of stages. Pure.
+"""Recipes of stages for Hyperband's trials, whose numbers of epochs Hyperband decides. Pure.
 
-The rates of a cycle follow from its length: none is the beginning of a longer one. So where a trial is promoted, the
-epochs that it trains more are a cycle of their own, after those of the past. `fit` has the same rates all along: there
-the stage itself gets longer, and a promoted trial is what training as long at once comes to.
+A cycle's learning rates depend on its length, so no cycle is the beginning of a longer one: the additional epochs of a
+promoted trial are a new cycle after the past ones. `fit` has constant rates: there the stage itself gets longer, and a
+promoted trial equals one that was trained that long at once.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from truba_runner.config.recipe import Fit, Rate
 
 
 def first(stages: Sequence[Any], epochs: int) -> list[Any]:
-    """The recipe of a trial that begins: its last stage has so many epochs."""
+    """Return the recipe of a new trial: its last stage has `epochs` epochs."""
     *before, last = stages or [{"fit_one_cycle": {}}]
     ((name, options),) = last.items()
     return [*before, {name: {**options, "epochs": epochs}}]
 
 
 def promoted(past: Sequence[Any], more: int, learning_rate: float | None) -> list[Any]:
-    """The recipe of a trial that trains so many epochs more than the one whose recipe is `past`.
+    """Return the recipe of a trial that trains `more` epochs after the trial whose recipe is `past`.
 
-    `learning_rate`: what a `fine_tune` goes by that has none of its own.
+    `learning_rate`: for a `fine_tune` without a learning rate of its own.
     """
     *before, last = past
     stage = recipe.read([last], 0, learning_rate)[-1]
@@ -36,7 +36,7 @@ def promoted(past: Sequence[Any], more: int, learning_rate: float | None) -> lis
 
 
 def _written(stage: Fit) -> dict[str, Any]:
-    """A stage as a recipe has it. Its rates do not fall: only those of a fine_tune's first part do."""
+    """Return a stage in a recipe's form; `Rates.falling` needs none, as only a fine_tune's first part has it."""
     rates: dict[str, Any] = {}
     if stage.lr is not None:
         low, high = stage.lr.low and _text(stage.lr.low), _text(stage.lr.high)

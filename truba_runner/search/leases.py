@@ -1,14 +1,14 @@
-"""Who works on which trial: changes to a search's state, to be made inside a transaction.
+"""Leases of trials to workers: changes to a search's state, made inside a transaction.
 
-`state["open"]` has an entry for each trial that was begun and not yet told:
+`state["open"]` has an entry for each trial that was begun and has not finished:
 
 | key | means |
 |---|---|
-| worker, start, token | who has it, and the number of its lease; worker is empty where it waits for anyone |
-| retry | how often it was told as failed before |
-| position, died, abandoned | where it ended without a word, how often by itself, and how often along with its worker |
+| worker, start, token | the worker, its start, and the lease's number; worker is empty if the trial waits for one |
+| retry | how often the trial was reported as failed before |
+| position, died, abandoned | where it crashed without an error, how often alone, and how often with its worker |
 
-A trial is told by the holder of its newest lease alone, so one whose worker only seemed dead is told once.
+Only the holder of a trial's newest lease may report it, so a trial is reported once even if its worker seemed dead.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# So many ends at the same step, one after the other, mean that the trial itself is at fault.
+# After this many consecutive crashes at one step, the trial itself is at fault.
 MOST_DEATHS = 3
-# Those along with a worker say less: nodes fail too.
+# The same limit for crashes together with the worker, which say less: nodes fail too.
 MOST_ABANDONED = 10
-# Leased as a trial is, once all of them are told: writing the search's result.
+# The task of writing the search's result, leased like a trial once all trials have finished.
 RESULT = "result"
 
-# How far a trial has come, by its id and retry: execution, epochs, steps.
+# Returns how far a trial has come, by its id and retry: finished executions, epochs, steps.
 PositionOf = Callable[[str, int], Sequence[int]]
 
 
 @dataclass(frozen=True)
 class Lease:
-    """A worker's right to train a trial, and to tell of it."""
+    """A worker's right to train a trial, and to report it."""
 
     trial: str
     token: int
@@ -39,25 +39,25 @@ class Lease:
 
 @dataclass(frozen=True)
 class Worker:
-    """One process of the search: `start` tells it from the one that had the same name before."""
+    """One process of the search; `start` distinguishes it from earlier processes of the same name."""
 
     name: str
     start: str
 
 
 def begin(state: dict[str, Any]) -> None:
-    """The state of a search that has not begun."""
+    """Fill in the lease fields of a new search's state."""
     state.update(open={}, tokens=0, finished=False, failed="")
 
 
 def open_trial(state: dict[str, Any], trial: str, retry: int, worker: Worker) -> Lease:
-    """Puts a new trial on record, leased to a worker."""
+    """Record a new trial and lease it to a worker."""
     state["open"][trial] = {"worker": "", "retry": retry, "position": None, "died": 0, "abandoned": 0}
     return _lease(state, trial, worker)
 
 
 def take_waiting(state: dict[str, Any], worker: Worker) -> Lease | None:
-    """Leases the trial that waits longest to a worker; None where none waits."""
+    """Lease the trial that was opened first, of those that wait, to a worker; None if none waits."""
     for trial, entry in state["open"].items():
         if not entry["worker"]:
             return _lease(state, trial, worker)
@@ -71,24 +71,24 @@ def _lease(state: dict[str, Any], trial: str, worker: Worker) -> Lease:
 
 
 def holds(state: dict[str, Any], lease: Lease) -> bool:
-    """Whether a lease is the newest of its trial."""
+    """Whether a lease is still valid: the newest of its trial, and not given back."""
     entry = state["open"].get(lease.trial, {})
     return bool(entry.get("worker")) and entry.get("token") == lease.token
 
 
 def give_back(state: dict[str, Any], lease: Lease) -> None:
-    """Lets another have the trial; nothing where it was taken already."""
+    """Release the trial for other workers; do nothing if another has it already."""
     if holds(state, lease):
         state["open"][lease.trial]["worker"] = ""
 
 
 def close(state: dict[str, Any], lease: Lease) -> None:
-    """Takes the trial off the record: it is told."""
+    """Remove a reported trial from the open trials."""
     del state["open"][lease.trial]
 
 
 def reap(state: dict[str, Any], worker: Worker, dead: Collection[str], position_of: PositionOf) -> list[str]:
-    """Takes their trials from workers that are dead, and from this worker's own earlier starts; returns which."""
+    """Release trials of dead workers and of this worker's earlier starts; return their ids."""
     taken = []
     for trial, entry in state["open"].items():
         if entry["worker"] in dead or (entry["worker"] == worker.name and entry["start"] != worker.start):
@@ -99,14 +99,14 @@ def reap(state: dict[str, Any], worker: Worker, dead: Collection[str], position_
 
 
 def died(state: dict[str, Any], lease: Lease, position_of: PositionOf) -> bool:
-    """Counts an end of the trial's own without a word; True once there were too many at the same place."""
+    """Count a crash of a trial whose worker lives; return whether it has crashed too often at one position."""
     entry = state["open"][lease.trial]
     _count(entry, position_of(lease.trial, lease.retry), "died")
     return hopeless(entry)
 
 
 def hopeless(entry: Mapping[str, Any]) -> bool:
-    """Whether a trial has ended too often at the same place."""
+    """Whether a trial has crashed too often at one position."""
     return bool(entry["died"] >= MOST_DEATHS or entry["abandoned"] >= MOST_ABANDONED)
 
 

@@ -1,4 +1,4 @@
-"""A search as its owner wants to see it, read from its records alone: its trials, its workers and where it stands."""
+"""State and tables of a search, read from its records alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from truba_runner.storage import safe_files
 
 
 def standing(search: SearchDir, jobs: Mapping[str, Job] | None) -> RunState:
-    """The state of a search: that of its most lively worker, unless it is over."""
+    """Return a search's state: unless ended, RUNNING if a worker runs, else a worker's state, live ones first."""
     if why := damage.of_run(search):
         jobs_of = [state_of(run, jobs) for run in job_runs(search)]
         return RunState(damage.DAMAGED, live=any(one.live for one in jobs_of), job=None, why=why)
@@ -37,7 +37,7 @@ def standing(search: SearchDir, jobs: Mapping[str, Job] | None) -> RunState:
 
 
 def row(search: SearchDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
-    """A search among runs: the keys of `commands.status.row`; trials are counted where a run's epochs are."""
+    """Return a search as a row among runs: the keys of `status.rows.row`, with counts of trials in place of epochs."""
     state, standing_now = read_state(search), standing(search, jobs)
     told = [trial for trial in state.get("trials", {}).values() if trial["status"] in TOLD]
     best = ranked(state)[:1] if state else []
@@ -64,7 +64,7 @@ def row(search: SearchDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
 
 
 def trial_rows(search: SearchDir) -> list[dict[str, Any]]:
-    """Every trial that was begun, the best first, then those without a score."""
+    """Return a row for every begun trial, the best first, then those without a score."""
     state = read_state(search)
     if not state:
         return []
@@ -109,7 +109,7 @@ def _state(trial: Mapping[str, Any], entry: Mapping[str, Any] | None) -> str:
 
 
 def brackets(search: SearchDir) -> list[dict[str, Any]]:
-    """Of a Hyperband search: how many trials each bracket's rounds have, begun and told, and of how many epochs."""
+    """Return a row for each round of a Hyperband search's brackets: epochs, numbers of begun and finished trials."""
     found: dict[tuple[int, int], dict[str, Any]] = {}
     for trial in read_state(search).get("trials", {}).values():
         values = values_of(trial)
@@ -124,16 +124,16 @@ def brackets(search: SearchDir) -> list[dict[str, Any]]:
 
 
 def job_runs(search: SearchDir) -> list[RunDir]:
-    """The workers that have a job, for those who ask Slurm about them."""
+    """Return the workers that were submitted, to query Slurm for their jobs."""
     return [run for run in search.workers() if damage.submissions(run)]
 
 
 def jobs_on_slurm(run: RunDir) -> set[str]:
-    """Every job that a run, or the workers of a search, ever had there."""
+    """Return the ids of all Slurm jobs that a run, or a search's workers, ever had."""
     search = search_of(run)
     return {job_id for one in (job_runs(search) if search else [run]) for job_id in slurm_jobs(one)}
 
 
 def writing_its_result(search: SearchDir) -> bool:
-    """Whether all trials are told, and the result is not there yet."""
+    """Whether all trials have finished and the result is being written."""
     return leases.RESULT in read_state(search).get("open", {})

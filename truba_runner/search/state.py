@@ -1,10 +1,10 @@
-"""A search's state: one JSON file, read whole and replaced whole, under the search's lock.
+"""A search's state: one JSON file, changed in transactions under the search's lock.
 
 | key | holds |
 |---|---|
-| format, identity | what wrote it, and which search it is |
-| oracle, trials | Keras Tuner's own state, and its trials by their id |
-| open | trials that were begun and not told, by their id: see `leases` |
+| format, identity | version of the file format, and hash of the search's config |
+| oracle, trials | Keras Tuner's own state, and its trials by id |
+| open | trials that were begun and have not finished, by id: see `leases` |
 | tokens | how many leases there were |
 | finished, failed | whether no trial is left; why the search was given up |
 """
@@ -30,17 +30,17 @@ State = dict[str, Any]
 
 
 class Store:
-    """Reads and changes the state of one search."""
+    """Reader and writer of one search's state."""
 
     def __init__(self, search: SearchDir, lock: Lock, identity: str) -> None:
-        """`identity` is that of the search which the caller was started for."""
+        """Take the `identity` that the state must have: that of the caller's search."""
         self._search, self._lock, self._identity = search, lock, identity
 
     def read(self) -> State:
-        """The state at this moment; empty before the search's first.
+        """Return the current state; empty if none was written yet.
 
         Raises:
-            truba_runner.errors.Failed: it is another search's, or damaged.
+            truba_runner.errors.Failed: the state is another search's, or damaged.
         """
         state = read_state(self._search)
         if state and state["identity"] != self._identity:
@@ -58,10 +58,10 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[State]:
-        """The state, to be changed in place; what was changed is written at the end, unless an exception ends it.
+        """Yield the state, to be changed in place; write it at the end if it has changed and nothing was raised.
 
         Raises:
-            truba_runner.errors.Failed: as `read`; the lock was broken while this process stood still.
+            truba_runner.errors.Failed: as `read`; or the lock was broken while this process was stopped.
             OSError: the disk is full or not writable; the state is unchanged.
         """
         with self._lock as lock:
@@ -78,7 +78,7 @@ class Store:
             write_atomically(self._search.state_file, content.encode())
 
     def stamp(self) -> tuple[int, int]:
-        """Changes when the state does."""
+        """Return the state file's inode and mtime (ns), which change with the state; zeros if there is none."""
         try:
             found = os.stat(self._search.state_file)
         except FileNotFoundError:
@@ -91,10 +91,10 @@ def _text(state: State) -> str:
 
 
 def read_state(search: SearchDir) -> State:
-    """The state, whoever's it is; empty before the search's first.
+    """Return a search's state, without checking its identity; empty if none was written yet.
 
     Raises:
-        truba_runner.errors.Failed: it is damaged, or another version's.
+        truba_runner.errors.Failed: the state is damaged, or another version's.
     """
     try:
         state = read_object(search.state_file, lambda state: "")

@@ -1,4 +1,4 @@
-"""A search's start: its directory, and a job for each of its workers that is not there yet."""
+"""Start a search: create its directory, and submit the workers that are not queued or running yet."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _PROGRAM = "truba_runner.search.worker"
 
 @dataclass(frozen=True)
 class WorkersSubmission(Submission):
-    """The job array of a search's workers; each has its own records, which name the array. `first` is the first."""
+    """Job array of a search's workers; each has its own records, which name the array. `first`: the first worker."""
 
     search: SearchDir = field(kw_only=True)
     workers: Sequence[Prepared] = field(kw_only=True)
 
     @property
     def job_name(self) -> str:
-        """What the queue shows, and what the job is found by."""
+        """The job's name in the queue, by which it is found."""
         return f"{self.search.id}-x{len(self.workers)}.{self.token}"
 
     @property
@@ -54,29 +54,29 @@ class WorkersSubmission(Submission):
 
     @property
     def log_folder(self) -> Path:
-        """Where all workers print."""
+        """The log folder of all workers."""
         return self.search.logs
 
     @property
     def array_size(self) -> int:
-        """How many workers."""
+        """The number of workers."""
         return len(self.workers)
 
     @property
     def _array_folder(self) -> Path:
-        """Holds a link to a worker's folder for each task of the array, named by its index."""
+        """The folder with a link to a worker's folder for each array task, named by its index."""
         return self.search.path / "arrays" / self.token
 
     def worker(self) -> str:
-        """The Python module that a task runs, and what it is told, for the shell."""
+        """Return the module that a task runs and its arguments, for the shell."""
         return f"{self.first.program} {shlex.quote(str(self._array_folder))}/$SLURM_ARRAY_TASK_ID"
 
     def parameters(self) -> dict[str, Any]:
-        """In submitit's names."""
+        """Return Slurm's parameters under submitit's names."""
         return {**super().parameters(), "array_parallelism": self.array_size}
 
     def record_intent(self) -> None:
-        """Puts the array on record with each of its workers."""
+        """Record the array's intent with each of its workers."""
         self._array_folder.mkdir(mode=0o700, parents=True)
         intent = self.intent()
         for index, prepared in enumerate(self.workers):
@@ -85,17 +85,18 @@ class WorkersSubmission(Submission):
             prepared.run.append_submission({**intent, "array_index": index})
 
     def record(self, event: dict[str, Any]) -> None:
-        """Adds to the record of each worker, to each its own job."""
+        """Append an event to each worker's record, with that worker's own job id."""
         for index, prepared in enumerate(self.workers):
             own = {"job_id": f"{event['job_id']}_{index}"} if "job_id" in event else {}
             prepared.run.append_submission({**event, **own})
 
 
 def directory(experiment: Experiment) -> SearchDir:
-    """The newest search of this config, or, for a fresh start, the one after it.
+    """Return the newest search directory of this config; for a fresh start, the next one.
 
     Raises:
-        Refused: the directory is another search's, another user's or an ordinary run's.
+        truba_runner.errors.Refused: the directory is another search's, another user's or an ordinary run's.
+        truba_runner.errors.Failed: the config in the directory cannot be read.
     """
     folder, name = Path(experiment.cluster.runs_folder), experiment.sweep.directory or run_id(experiment)
     count = 1
@@ -124,7 +125,7 @@ def _refuse_another(search: SearchDir, experiment: Experiment) -> None:
 
     try:
         known = experiment_from(search.read_config())
-    except Exception as error:  # Of whatever kind what PyYAML and OmegaConf make of a damaged one is.
+    except Exception as error:  # PyYAML and OmegaConf raise many kinds for a damaged file.
         told = _("{file} cannot be read ({error}). Begin anew beside it with fresh=true.", file=search.config_file,
                  error=error)  # fmt: skip
         raise Failed(told) from error
@@ -155,16 +156,16 @@ def _refuse_another(search: SearchDir, experiment: Experiment) -> None:
 
 
 def workers(experiment: Experiment, search: SearchDir, plan: Prepared) -> list[Prepared]:
-    """The search's workers, as runs that a job array can hold."""
+    """Return the search's workers, as runs that a job array can hold."""
     count = experiment.sweep.workers if experiment.cluster.scheduler == "slurm" else 1
     return [replace(plan, run=search.worker(index), program=_PROGRAM) for index in range(count)]
 
 
 def refuse_what_cannot_go_on(searches: Sequence[Prepared]) -> None:
-    """Holds back searches of nothing, those that would spoil each other or were given up, and those of other code.
+    """Refuse searches without hyperparameters, several in one directory, given up ones, and ones of changed code.
 
     Raises:
-        Refused: there are such searches.
+        truba_runner.errors.Refused: there are such searches.
     """
     problems = [found for prepared in searches for found in (*_job_problems(prepared), *_in_its_way(prepared))]
     kinds: dict[str, str] = {}
@@ -179,7 +180,7 @@ def refuse_what_cannot_go_on(searches: Sequence[Prepared]) -> None:
 
 
 def _job_problems(prepared: Prepared) -> Iterator[Problem]:
-    """What can be told of the job without Keras Tuner, which a login node may not have."""
+    """Yield problems of the job that are found without Keras Tuner, which a login node may not have."""
     space = prepared.experiment.sweep.space
     if job_module.takes_hp(prepared.job_file):
         return
@@ -199,7 +200,7 @@ def _job_problems(prepared: Prepared) -> Iterator[Problem]:
 
 
 def _in_its_way(prepared: Prepared) -> Iterator[Problem]:
-    """What became of it earlier."""
+    """Yield problems from the search's past: it was given up, or has trials begun with other code."""
     search = SearchDir(prepared.run.path)
     if search.result() or not (state := read_state(search)):
         return
@@ -235,18 +236,18 @@ def _in_its_way(prepared: Prepared) -> Iterator[Problem]:
 
 
 def _most_failures(search: SearchDir) -> int:
-    """How many trials in a row may fail, by the search's own record."""
+    """Return how many trials in a row may fail, according to the search's recorded config."""
     return int(search.read_config()["sweep"]["max_consecutive_failed_trials"])
 
 
 def launch(prepared: Prepared) -> Outcome:
-    """Starts the workers of a search that are neither waiting nor running; here they work in the foreground.
+    """Submit the workers of a search that are neither queued nor running; without Slurm, run one in the foreground.
 
-    `prepared.run` is what `directory` gave.
+    `prepared.run` is the directory that `directory` returned.
 
     Raises:
-        Refused: Slurm will not have the job, or the search cannot go on.
-        Failed: Slurm does not answer.
+        truba_runner.errors.Refused: Slurm refuses the job, or the search cannot continue.
+        truba_runner.errors.Failed: Slurm does not answer.
     """
     experiment = prepared.experiment
     search = SearchDir(prepared.run.path)
@@ -282,7 +283,7 @@ def _make(search: SearchDir, prepared: Prepared) -> None:
 
 
 def _take_up_again(search: SearchDir, experiment: Experiment) -> None:
-    """Lets more trials in a row fail than before; a search that was given up for it goes on."""
+    """Raise the limit of consecutive failed trials; a search that was given up resumes."""
     search.write_config(asdict(experiment))
     if not read_state(search):
         return

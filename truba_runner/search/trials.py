@@ -1,4 +1,4 @@
-"""A trial as a run: its directory is made, begun with what it goes on from, and read when it has ended."""
+"""A trial as a run: create its directory, give it the checkpoint that it resumes from, and read its metrics."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from truba_runner.search import hyperband_recipes, leases
 from truba_runner.search.directory import SearchDir
 from truba_runner.search.trial_records import values_of
 
-# Of `history.csv`, what is no metric.
+# Columns of `history.csv` that are no metrics.
 _NOT_METRICS = ("epoch", "stage", "first_learning_rate", "learning_rate", "seconds")
 
 
 def executions(search: SearchDir, sweep: Sweep, trial_id: str, retry: int) -> list[RunDir]:
-    """The runs of a trial, in order."""
+    """Return the runs of a trial's attempt number `retry`, in order."""
     return [search.trial(trial_id, index, retry) for index in range(sweep.executions_per_trial)]
 
 
@@ -39,7 +39,7 @@ def prepare(
     direction: str,
     started: Mapping[str, Any],
 ) -> RunDir:
-    """Makes a trial's run directory, or finds it as an earlier worker left it, and puts this start on record."""
+    """Create a trial's run directory, unless an earlier worker has, and record this start."""
     run, values = search.trial(trial_id, execution, retry), values_of(trials[trial_id])
     run.create()
     if not run.config_file.exists():
@@ -48,16 +48,16 @@ def prepare(
             _go_on_from(past, run)
         config = trial_config(experiment, values, direction, execution)
         if "tuner/epochs" in values and last_epoch_counts(experiment.job.backend):
-            # Of a recipe the stages say how long they are.
+            # A recipe's stages hold the numbers of epochs.
             config["train"].update(recipe=_recipe(config["train"], values, past), epochs=1)
         run.write_config(config)
-    # Lost with the machine's power, it is told again by whoever takes the trial then.
+    # Not fsynced: if a power failure loses the event, the worker that takes the trial next records its own.
     run.append_submission({"event": "leased", **started}, durable=False)
     return run
 
 
 def _recipe(train: Mapping[str, Any], values: Mapping[str, Any], past: RunDir | None) -> list[Any]:
-    """That of a trial of Hyperband's; `train`: what the search says of it; `past`: what the trial goes on from."""
+    """Return a Hyperband trial's recipe; `train`: the search's section; `past`: the run that the trial resumes."""
     epochs = int(values["tuner/epochs"])
     if past is None:
         return hyperband_recipes.first(train["recipe"], epochs)
@@ -66,12 +66,12 @@ def _recipe(train: Mapping[str, Any], values: Mapping[str, Any], past: RunDir | 
 
 
 def last_epoch_counts(backend: str) -> bool:
-    """Whether a trial is judged by its last epoch, and not by its best."""
+    """Whether a trial's score is its last epoch's, and not its best epoch's."""
     return backend in TRAITS and TRAITS[backend].last_epoch_counts
 
 
 def _told_run(search: SearchDir, trial_id: str, execution: int) -> RunDir:
-    """The one of a trial's attempts that came to a result."""
+    """Return the newest of a trial's attempts that has a result; the first attempt if none has."""
     runs = [search.trial(trial_id, execution)]
     while (following := search.trial(trial_id, execution, len(runs))).exists():
         runs.append(following)
@@ -79,9 +79,9 @@ def _told_run(search: SearchDir, trial_id: str, execution: int) -> RunDir:
 
 
 def _go_on_from(past: RunDir, run: RunDir) -> None:
-    """Gives a run the newest checkpoint of another: the same file under a second name, which takes no space.
+    """Hard-link another run's checkpoints into a run, which takes no space.
 
-    Where it has gone, to a purge or by hand, the run is trained from its beginning, and ends the same.
+    If a purge or a user has deleted them, the run is trained from its beginning, with the same result.
     """
     run.checkpoints.mkdir(mode=0o700, exist_ok=True)
     for file in past.checkpoints.glob("checkpoint-*.ckpt"):
@@ -90,9 +90,9 @@ def _go_on_from(past: RunDir, run: RunDir) -> None:
 
 
 def link_best(past: RunDir, run: RunDir, epoch: int) -> None:
-    """Gives a run the checkpoint of another that was written at the end of `epoch`: the newest, or else the best.
+    """Link another run's checkpoint of the end of `epoch` into a run: the one of that name, or else the best.
 
-    Where neither is kept the run is trained from its beginning, and ends the same.
+    If neither exists, the run is trained from its beginning, with the same result.
     """
     name = f"checkpoint-{epoch:06d}-{0:09d}.ckpt"
     for source in (past.checkpoints / name, past.checkpoints / BEST):
@@ -103,7 +103,7 @@ def link_best(past: RunDir, run: RunDir, epoch: int) -> None:
 
 
 def let_go(search: SearchDir, sweep: Sweep, trial_id: str) -> None:
-    """Takes the checkpoints of a trial away, of all of its attempts: nobody will go on from them."""
+    """Delete the checkpoints of all attempts of a trial that no other trial will resume."""
     retry = 0
     while retry == 0 or search.trial(trial_id, 0, retry).exists():
         for run in executions(search, sweep, trial_id, retry):
@@ -121,7 +121,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def position(search: SearchDir, sweep: Sweep, trial_id: str, retry: int) -> list[int]:
-    """How far a trial has come: executions that are done, epochs and steps of the next one."""
+    """Return how far a trial has come: finished executions; epochs and steps of the next execution."""
     if trial_id == leases.RESULT:
         return [0, 0, 0]
     runs = executions(search, sweep, trial_id, retry)
@@ -133,9 +133,9 @@ def position(search: SearchDir, sweep: Sweep, trial_id: str, retry: int) -> list
 
 
 def history(run: RunDir, values: Mapping[str, Any], last_alone: bool) -> dict[str, list[float]]:
-    """A run's metrics, a value for each epoch that its score may come from; those that not all have are left out.
+    """Return a run's metrics with a value for each epoch that counts, omitting metrics that some of them lack.
 
-    These are the epochs that a trial with such `values` has trained itself, or its last one alone.
+    The epochs that count are those that a trial with such `values` has trained itself, or only the last one.
     """
     rows = _rows(run, values, last_alone)
     names = [name for name in (rows[0] if rows else {}) if name not in _NOT_METRICS]
@@ -152,7 +152,7 @@ def _rows(run: RunDir, values: Mapping[str, Any], last_alone: bool) -> list[dict
 def best_epoch(
     run: RunDir, objective: str, direction: str, values: Mapping[str, Any], last_alone: bool
 ) -> tuple[int, float]:
-    """The epoch, counted from 1, whose objective is the best, the earliest of several, and that objective.
+    """Return the epoch, counted from 1, with the best objective (the earliest of several), and that objective.
 
     Raises:
         KeyError: the run has no such metric.

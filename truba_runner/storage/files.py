@@ -13,9 +13,9 @@ from typing import IO, Any
 
 
 def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
-    """Writes beside `path`, syncs and renames: `path` holds the old content or the new, never a part.
+    """Write a temporary file, fsync and rename it: `path` holds the old content or the new, never a part.
 
-    Not `durable`, it is not synced, which takes milliseconds: a loss of power may then leave nothing of it.
+    If not `durable`, skip the fsync, which takes milliseconds: a power failure may then lose the content.
 
     Raises:
         OSError: the disk is full or not writable; `path` is unchanged.
@@ -26,10 +26,10 @@ def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
 
 @contextmanager
 def written_whole(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
-    """A file to write to, beside `path`, as `write_atomically` does it: it takes that name once it is whole.
+    """Yield a temporary file to write to, which is renamed to `path` at the end, as `write_atomically` does.
 
     Raises:
-        OSError: the disk is full or not writable; `path` is unchanged, and nothing is left beside it.
+        OSError: the disk is full or not writable; `path` is unchanged, and the temporary file is removed.
     """
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -43,19 +43,19 @@ def written_whole(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
         with suppress(OSError):
             os.unlink(beside)
         if isinstance(error, OSError):
-            # Of a write that failed the system does not say where it was to.
+            # The error of a failed write does not name the file.
             error.filename = error.filename or str(path)
         raise
 
 
 def _json_bytes(value: Any) -> bytes:
     text = json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    # A file's name may be no UTF-8; written so, JSON reads it back as it was.
+    # A file name in it may not be UTF-8; JSON reads this escape back as the same name.
     return text.encode(errors="backslashreplace")
 
 
 def finite(value: Any) -> Any:
-    """`value` with null for every number that JSON has no word for: a loss that became NaN or infinite."""
+    """Return `value` with None for every NaN or infinite number (a diverged loss), which JSON cannot hold."""
     if isinstance(value, Mapping):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

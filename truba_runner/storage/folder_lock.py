@@ -1,4 +1,4 @@
-"""The lock of a runs folder, which sbatch inherits."""
+"""Lock of a runs folder (flock), which sbatch inherits."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from pathlib import Path
 from truba_runner.storage import lock_waits
 
 LOCK = ".lock"
-# A submission holds a runs folder for a second; where Slurm does not answer it, for minutes.
+# A submission holds the lock for a second; for minutes, if Slurm does not answer.
 LOCK_SECONDS = 120.0
 
 
 @contextmanager
 def lock(runs_folder: Path, wait_seconds: float = LOCK_SECONDS) -> Iterator[int]:
-    """Holds a runs folder against other commands of its owner; yields the lock's file descriptor.
+    """Lock a runs folder against other commands of its owner; yield the lock's file descriptor.
 
-    A child that inherits the descriptor holds the lock on for as long as it lives. Where the file system has no locks
-    the caller goes on without one.
+    A child that inherits the descriptor keeps the lock while it lives. A file system without locks is used without one.
 
     Raises:
-        truba_runner.errors.Failed: another has held it for `wait_seconds`.
+        truba_runner.errors.Failed: another process held the lock for `wait_seconds`.
     """
     runs_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = runs_folder / LOCK
@@ -32,7 +31,7 @@ def lock(runs_folder: Path, wait_seconds: float = LOCK_SECONDS) -> Iterator[int]
     def taken() -> bool:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # Either, by the file system.
+        except (BlockingIOError, PermissionError):  # Which one depends on the file system.
             return False
         except OSError:
             pass

@@ -1,4 +1,4 @@
-"""The file of a lock, and waiting for one that another holds: soon it is said who that is, and the wait ends."""
+"""Open lock files, and wait for a lock with a time limit, reporting who holds it."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.storage import private, safe_files
 
-# What waits for longer says for whom.
+# A wait longer than this prints who holds the lock.
 SAY_AFTER_SECONDS = 2.0
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.005, 0.1
-# Of a record, at the most: what else a file of this name holds is none.
+# No holder's record is longer; a file of this name may hold anything.
 _RECORD_BYTES = 1000
 
 
 def this_process() -> dict[str, Any]:
-    """Who holds a lock, for the others: what stands in its file."""
-    # Containers number their processes each for itself.
+    """Return the record of this process that is written to the file of a lock it holds."""
+    # Each container numbers its processes separately.
     namespace = os.stat("/proc/self/ns/pid").st_ino
     return {"host": socket.gethostname(), "pid": os.getpid(), "namespace": namespace, "time": time.time()}
 
 
 def opened(path: Path) -> int:
-    """A descriptor of the file of a lock, which is made where it is missing.
+    """Open the file of a lock, creating it if missing, and return its descriptor.
 
-    Its holder's name will stand in it in place of what it holds. So it is no link, and no second name of a file.
+    The holder's record will overwrite its content, so it must not be a symbolic or hard link to another file.
 
     Raises:
-        Refused: it is another's, who could let two commands in at once.
-        Failed: it is no file, or another file too.
-        OSError: it cannot be made.
+        truba_runner.errors.Refused: it is another user's, who could let two commands in at once.
+        truba_runner.errors.Failed: it is not a regular file, or a link to another file.
+        OSError: it cannot be opened or created.
     """
     private.require_own(path)
     if os.path.lexists(path) and not (safe_files.is_file(path) and path.lstat().st_nlink == 1):
@@ -47,7 +47,7 @@ def opened(path: Path) -> int:
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     about = os.fstat(handle)
     if stat.S_ISREG(about.st_mode) and about.st_nlink <= 1:
-        with suppress(OSError):  # Who may open it may hold it.
+        with suppress(OSError):  # Whoever can open the file can hold the lock.
             os.fchmod(handle, 0o600)
         return handle
     os.close(handle)
@@ -61,14 +61,14 @@ def _not_a_lock(path: Path) -> str:
 
 
 def sign(handle: int) -> None:
-    """Writes into the open file of a lock who holds it; where the disk is full, that nobody knows."""
+    """Write this process' record to the open file of a lock; on a full disk the file stays empty."""
     with suppress(OSError):
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(this_process()).encode(), 0)
 
 
 def is_dead(record: bytes) -> bool:
-    """Whether the holder was a process of this machine that is no more."""
+    """Whether the holder in a lock's record was a process of this machine that has ended."""
     holder, here = _read(record), this_process()
     if (holder.get("host"), holder.get("namespace")) != (here["host"], here["namespace"]):
         return False
@@ -82,10 +82,10 @@ def is_dead(record: bytes) -> bool:
 
 
 def wait_for(attempt: Callable[[], bool], seconds: float, path: Path) -> None:
-    """Tries until the lock `path` is held; its file says who holds it meanwhile.
+    """Call `attempt` until it succeeds in taking the lock `path`, whose file names the current holder.
 
     Raises:
-        Failed: it was not within `seconds`.
+        truba_runner.errors.Failed: the lock was not taken within `seconds`.
     """
     began, pause, told = time.monotonic(), _SHORTEST_PAUSE_SECONDS, False
     while not attempt():
@@ -109,7 +109,7 @@ def wait_for(attempt: Callable[[], bool], seconds: float, path: Path) -> None:
 
 
 def _holder(path: Path) -> str:
-    """Who holds a lock, in words."""
+    """Describe who holds a lock."""
     record = b""
     with suppress(OSError), open(safe_files.opened(path, path.parent), "rb") as file:
         record = file.read(_RECORD_BYTES)

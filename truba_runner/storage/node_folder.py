@@ -1,4 +1,4 @@
-"""A folder on the node's own disk for as long as a job is there: private, removed at its end, or by the next job."""
+"""Private temporary folder of a job on the node's own disk, removed at the job's end, or by the user's next job."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _ATTEMPTS = 5
 
 @contextmanager
 def made(scratch: Path, label: str) -> Iterator[Path]:
-    """Makes `truba-UID-LABEL` in `scratch`, readable by its owner alone, and removes it afterwards.
+    """Create `truba-UID-LABEL` in `scratch`, accessible to its owner alone; remove it at the end.
 
-    A lock on it shows that its job lives. Folders of jobs that were killed before they could tidy up go first.
+    A lock on the folder shows that its job lives. First, remove folders that killed jobs have left.
 
     Raises:
-        OSError: it can't be made there, or somebody else has taken its name.
+        OSError: the folder can't be created, or another user has taken its name.
     """
     folder = scratch / f"truba-{os.getuid()}-{label}"
     _sweep(scratch)
@@ -35,16 +35,16 @@ def made(scratch: Path, label: str) -> Iterator[Path]:
 
 
 def _made_and_held(folder: Path) -> int:
-    """The lock's file descriptor."""
+    """Create the folder, lock it and return the lock's file descriptor."""
     for _attempt in range(_ATTEMPTS):
-        os.mkdir(folder, 0o700)  # Fails where anything has this name, a link of another user's included.
+        os.mkdir(folder, 0o700)  # Fails if anything has this name, even another user's link.
         try:
             held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             continue
         with suppress(OSError):
             fcntl.flock(held, fcntl.LOCK_SH)
-        # Another job's sweep may have come between the two.
+        # Another job's `_sweep` may have removed the folder before it was locked.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(held), os.lstat(folder)):
                 return held
@@ -53,7 +53,7 @@ def _made_and_held(folder: Path) -> int:
 
 
 def _sweep(scratch: Path) -> None:
-    """Removes this user's folders that no living process holds."""
+    """Remove this user's folders that no living process has locked."""
     for folder in scratch.glob(f"truba-{os.getuid()}-*"):
         with suppress(OSError):
             about = os.lstat(folder)

@@ -1,4 +1,4 @@
-"""The package's own files that are no modules: its configs, its jobs, and what runs in a job's shell."""
+"""Paths of the package's data files (configs, jobs, shell scripts), also of a package inside a zip file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FOLDERS = ("conf", "jobs", "container")
 
 
 def shipped(folder: str) -> Path:
-    """Where one of `FOLDERS` lies: in an installed wheel, beside the package in a checkout, unpacked of a bundle."""
+    """Return the path of one of `FOLDERS`: in a wheel's package, next to a checkout's, or unpacked from a bundle."""
     if truba_runner.ARCHIVE:
         return _unpacked(Path(truba_runner.ARCHIVE)) / folder
     package = Path(truba_runner.__file__).resolve().parent
@@ -27,9 +27,9 @@ def shipped(folder: str) -> Path:
 
 @lru_cache(maxsize=1)
 def _unpacked(archive: Path) -> Path:
-    """These files of a bundle, a few dozen, in a folder that is named after what they hold.
+    """Unpack a bundle's data files, a few dozen, into a folder named by their hash, and return the folder.
 
-    Hydra, the jobs' own imports and a shell all want files; the folder is shared by every bundle that has the same.
+    Hydra, the jobs' own imports and a shell need real files. Bundles with the same data files share the folder.
     """
     with zipfile.ZipFile(archive) as bundle:
         names = sorted(name for name in bundle.namelist() if _is_data(name))
@@ -45,12 +45,12 @@ def _unpacked(archive: Path) -> Path:
             file = beside / _within(name)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(bundle.read(name))
-            # To be copied, not edited: the same name promises the same content.
+            # Read-only, as the folder's name promises this content.
             file.chmod(0o444)
     shutil.rmtree(folder, ignore_errors=True)
     try:
         os.rename(beside, folder)
-    except OSError:  # Another command was quicker.
+    except OSError:  # Another command has created the folder.
         shutil.rmtree(beside, ignore_errors=True)
     return folder
 

@@ -1,8 +1,7 @@
-"""Folders that hold what a user runs: his own, and nobody else may write to them.
+"""Check that folders with what a user runs belong to that user, and that nobody else can write to them.
 
-Who may write to a run directory, or put one there first, reads the logs, plants a result, and has his code run under
-the account of whoever submits. From the runs folder down to the run each folder is looked at, with `.code` and
-`.sweeps`, whose content is run too.
+Whoever can write to a run directory, or creates it first, can read the logs, plant a result, and run code as the
+submitting user. So all folders from the runs folder to the run are checked, and `.code` and `.sweeps`, also executed.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _ACCESS_LIST = "system.posix_acl_access"
 
 
 def is_mine(path: Path) -> bool:
-    """Whether a file or folder is this user's; the system's count as anybody's, what is not there as well."""
+    """Whether a file or folder is this user's; True for root's, and for a missing one."""
     try:
         return _trusted(path.lstat())
     except FileNotFoundError:
@@ -30,25 +29,25 @@ def is_mine(path: Path) -> bool:
 
 
 def owner(path: Path) -> str:
-    """Whose it is, by name."""
+    """Return the name of a file's owner."""
     return _name(path.lstat().st_uid)
 
 
 def require(runs_folder: Path, folders: Iterable[Path]) -> None:
-    """Holds back whoever would use a folder that another has made, or can write to.
+    """Check the runs folder, these folders in it and all between: nobody else may own them or write to them.
 
     Raises:
-        Refused: there are such folders; all of them are named.
+        truba_runner.errors.Refused: some folders are unsafe; all of them are named.
     """
     if found := list(problems(runs_folder, folders)):
         raise Refused(*found)
 
 
 def require_own(folder: Path) -> None:
-    """The same for a folder itself, wherever it lies.
+    """Check a single file or folder, wherever it is.
 
     Raises:
-        Refused: it is another's, others can write to it, or another has put something into it.
+        truba_runner.errors.Refused: it is another user's, others can write to it, or another user's entry is in it.
     """
     problem = _of(folder, shared=False)
     if found := [problem] if problem else list(_planted(folder)):
@@ -56,7 +55,7 @@ def require_own(folder: Path) -> None:
 
 
 def refused(folders: Iterable[Path]) -> bool:
-    """Whether a job may not go on in these folders; then it is said."""
+    """Print why these folders are unsafe for a job; return whether they are."""
     try:
         for folder in folders:
             require_own(folder)
@@ -67,7 +66,7 @@ def refused(folders: Iterable[Path]) -> bool:
 
 
 def problems(runs_folder: Path, folders: Iterable[Path]) -> Iterator[Problem]:
-    """What stands against a runs folder, and against these folders in it, with all that lies between."""
+    """Yield the problems of a runs folder, of these folders in it, and of all folders between."""
     between = (part for folder in folders for part in _down_to(runs_folder, folder))
     for path in dict.fromkeys((runs_folder, *between)):
         problem = _of(path, shared=path == runs_folder)
@@ -83,7 +82,7 @@ def _down_to(runs_folder: Path, folder: Path) -> list[Path]:
 
 
 def _planted(folder: Path) -> Iterator[Problem]:
-    """What another has put into a folder that is closed by now. Empty or not, it stands for something of the user's."""
+    """Yield a folder's entries that are another user's, put there before it was closed; each may pose as a record."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
@@ -95,10 +94,10 @@ def _planted(folder: Path) -> Iterator[Problem]:
 
 
 def _of(path: Path, shared: bool) -> Problem | None:
-    """What stands against a folder. The runs folder itself may be a link, and with a sticky bit `shared` by all."""
+    """Return a path's problem, or None. A `shared` one, the runs folder, may be a link, or open with a sticky bit."""
     try:
         about = path.stat() if shared else path.lstat()
-        # A link's maker decides on where it leads, were it nowhere yet.
+        # A link's owner decides where it leads, even if its target does not exist yet.
         if _trusted(about):
             about = path.stat()
     except FileNotFoundError:
@@ -134,7 +133,7 @@ def _anothers(path: Path, about: os.stat_result) -> Problem:
 
 
 def _trusted(about: os.stat_result) -> bool:
-    # What root wants it does anyway.
+    # Root can do anything anyway.
     return about.st_uid in {0, os.geteuid()}
 
 
@@ -145,7 +144,7 @@ def _others_may_write(path: Path, about: os.stat_result) -> bool:
 
 
 def _is_own_group(gid: int) -> bool:
-    """Whether a group is a user's alone, as many systems make one for each: what it may do he may do."""
+    """Whether a group is the user's private group, which many systems create for each user."""
     try:
         group, user = grp.getgrgid(gid), pwd.getpwuid(os.geteuid())
     except KeyError:
@@ -154,10 +153,10 @@ def _is_own_group(gid: int) -> bool:
 
 
 def _has_access_list(path: Path) -> bool:
-    """Whether more users may do something than its mode tells: the group's part of that is then all of theirs."""
+    """Whether a path has a POSIX ACL: the mode's group bits then hold for other users and groups too."""
     try:
         return bool(os.getxattr(path, _ACCESS_LIST))
-    except (AttributeError, OSError):  # Elsewhere than on Linux there is no such call; here it has none.
+    except (AttributeError, OSError):  # Not on Linux, or the path has no ACL.
         return False
 
 

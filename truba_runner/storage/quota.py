@@ -1,4 +1,4 @@
-"""How much room a folder has left: of its file system, and of the user's quota on it, in space and in files."""
+"""Free space and files of a folder: of its file system, and of the user's quota on it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KILOBYTE = 1024
 
 @dataclass(frozen=True)
 class Room:
-    """How much of something is used, and of how much: bytes, or files."""
+    """Usage and limit of a file system or quota, in bytes or files."""
 
     source: str
     what: str
@@ -28,11 +28,11 @@ class Room:
 
     @property
     def share(self) -> float:
-        """What part of it is used; 1.0 is all of it."""
+        """The used share of the limit; 1.0 is all of it."""
         return self.used / self.limit if self.limit else 0.0
 
     def said(self) -> str:
-        """In words."""
+        """Describe the usage."""
         percent = f"{100 * self.share:.0f}"
         if self.what == "bytes":
             used, limit = size(self.used), size(self.limit)
@@ -41,7 +41,7 @@ class Room:
 
 
 def size(count: float) -> str:
-    """Bytes as a person reads them."""
+    """Format a number of bytes with a unit; 1 KB is 1000 B."""
     units = ("B", "KB", "MB", "GB", "TB", "PB")
     index = 0
     while count >= 1000 and index < len(units) - 1:
@@ -50,24 +50,24 @@ def size(count: float) -> str:
 
 
 def rooms(folder: Path) -> list[Room]:
-    """The file system's room and the user's quota, where there is one.
+    """Return the usage of a folder's file system, and of the user's quota if there is one.
 
     Raises:
-        OSError: the folder is not there.
+        OSError: the folder does not exist.
     """
     return [*_of_file_system(folder), *_quota(folder)]
 
 
 def _of_file_system(folder: Path) -> Iterator[Room]:
     told = os.statvfs(folder)
-    # What only root may still fill is as good as used.
+    # Blocks reserved for root count as used.
     yield Room(f"df {folder}", "bytes", (told.f_blocks - told.f_bavail) * told.f_frsize, told.f_blocks * told.f_frsize)
     if told.f_files:
         yield Room(f"df -i {folder}", "files", told.f_files - told.f_favail, told.f_files)
 
 
 def _quota(folder: Path) -> list[Room]:
-    """Of Lustre, which tells each user's own; other file systems have commands of their own, or none."""
+    """Return the user's quota on Lustre; empty elsewhere, as other file systems have other commands, or none."""
     if shutil.which("lfs") is None:
         return []
     argv = ["lfs", "quota", "-q", "-u", getpass.getuser(), str(folder)]
@@ -79,7 +79,7 @@ def _quota(folder: Path) -> list[Room]:
 
 
 def quota_in(text: str, source: str) -> list[Room]:
-    """What `lfs quota -q` printed: after the path, kilobytes and files, each as used, quota, limit and grace."""
+    """Parse the output of `lfs quota -q`: path, then kilobytes and files, each as used, quota, limit and grace."""
     found = re.search(r"\s(\d+)\*?\s+(\d+)\s+(\d+)\s+\S+\s+(\d+)\*?\s+(\d+)\s+(\d+)\s", f" {' '.join(text.split())} ")
     if found is None:
         return []

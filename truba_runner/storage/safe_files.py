@@ -1,7 +1,7 @@
-"""Files that others may have written: opened without following a link, and only where they are files.
+"""Read files that other users may have written: no symbolic links, only regular files.
 
-A runs folder may be a colleague's, or a copy of one. A link in it leads wherever its maker likes: into the reader's own
-files, which would then stand in a report that is made to be passed on.
+A runs folder may be a colleague's, or a copy of one. A link in it may lead to the reader's own files, which would then
+be in a report that is passed on.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from pathlib import Path
 
 from truba_runner.language import _
 
-# On the way to a file its folders are not read. Only Linux can say so.
+# Folders on the path are not read, so search permission suffices; O_PATH exists on Linux alone.
 _FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
-# A pipe is not waited for.
+# O_NONBLOCK: opening a named pipe does not wait for a writer.
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-# What a record never comes to.
+# More than any record has.
 _MOST_BYTES = 1 << 28
 
 
 def opened(path: Path, within: Path) -> int:
-    """A descriptor to read a file with; from `within` on no part of its path may be a symbolic link.
+    """Open a file for reading and return its descriptor; below `within`, no part of its path may be a symbolic link.
 
     Raises:
-        OSError: there is none, it is no file, or it may not be read.
+        OSError: the file is missing, not a regular file, behind a link, or not readable.
     """
     *folders, name = path.relative_to(within).parts
     if ".." in (*folders, name):
@@ -49,7 +49,7 @@ def opened(path: Path, within: Path) -> int:
 
 
 def _explained(error: OSError, path: Path, within: Path) -> OSError:
-    """The same error, of the whole path; where a link is in its way, in words."""
+    """Return the error with the whole path; if a symbolic link caused it, an error that names the link."""
     at = path
     while at != within:
         if at.is_symlink():
@@ -60,10 +60,10 @@ def _explained(error: OSError, path: Path, within: Path) -> OSError:
 
 
 def read(path: Path, within: Path) -> bytes:
-    """A file's content.
+    """Return a file's content.
 
     Raises:
-        OSError: as `opened`, or it is larger than any record.
+        OSError: as `opened`, or the file is larger than any record.
     """
     with open(opened(path, within), "rb") as file:
         content = file.read(_MOST_BYTES)
@@ -73,7 +73,7 @@ def read(path: Path, within: Path) -> bytes:
 
 
 def names(folder: Path, within: Path) -> list[str]:
-    """What a folder holds, sorted; nothing where there is none, a link is in its way, or it may not be read."""
+    """Return a folder's sorted entries; empty if it is missing, unreadable, or reached by a link below `within`."""
     at = folder
     while at != within:
         if at.is_symlink():
@@ -86,7 +86,7 @@ def names(folder: Path, within: Path) -> list[str]:
 
 
 def is_file(path: Path) -> bool:
-    """Whether it is a file itself, and no link to one."""
+    """Whether a path is a regular file, and not a link to one."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
@@ -94,7 +94,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether it is a folder itself, and no link to one."""
+    """Whether a path is a folder, and not a link to one."""
     try:
         return stat.S_ISDIR(path.lstat().st_mode)
     except OSError:

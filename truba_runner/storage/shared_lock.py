@@ -1,9 +1,9 @@
-"""One process at a time changes a search: a lock on a shared file system, of whichever kind works there.
+"""Exclusive lock on a shared file system, of a kind that works there; it guards a search's state.
 
 | kind | what it is | when its owner dies |
 |---|---|---|
-| fcntl | the kernel's (`lockf`): on Lustre mounted with `flock`, on NFS with a lock service | it is free at once |
-| file | a file of a name that only one process can make (`link`) | it is broken after a while |
+| fcntl | a kernel lock (`lockf`): on Lustre mounted with `flock`, on NFS with a lock service | free at once |
+| file | a lock file, whose name only one process can create (`link`) | broken after `STALE_SECONDS` at most |
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ from truba_runner.storage import lock_waits
 from truba_runner.storage.files import write_atomically
 
 KINDS = ("auto", "fcntl", "file")
-# A lock file whose owner has not touched it for so long, as seen by one who waits, is broken.
+# A waiting process breaks a lock file that it has seen unchanged for this long.
 STALE_SECONDS = 60.0
-# A transaction takes less than a second; a holder that is neither done nor dead after this is stuck.
+# A transaction takes less than a second: a holder that lives, and has not finished after this time, is stuck.
 WAIT_SECONDS = 600.0
-# Mounted so, a lock is known to its own node alone.
+# Mount options with which other nodes do not see a lock.
 _LOCAL_ONLY = {"localflock", "nolock", "local_lock=all", "local_lock=posix"}
 
 
 class Lock(Protocol):
-    """What `lock_for` gives: to be entered, and asked before a write whether it is held still."""
+    """A lock that `lock_for` returns: a context manager, to be checked with `held` before a write."""
 
     def __enter__(self) -> Lock:
-        """Waits until it is held."""
+        """Wait until the lock is held."""
 
     def __exit__(self, *exception: object) -> None:
-        """Lets it go."""
+        """Release the lock."""
 
     def held(self) -> bool:
-        """Whether nobody has broken it meanwhile."""
+        """Whether this process still holds the lock: no other has broken it."""
 
 
 def lock_for(folder: Path, wanted: str = "auto") -> Lock:
-    """The lock of a search's folder; the first who asks decides on its kind, for all.
+    """Return the lock of a search's folder; the first caller decides its kind for all later ones.
 
     Raises:
-        OSError: the folder cannot be written to.
+        OSError: the folder is not writable.
     """
     file = folder / "lock.kind"
     if not file.exists():
@@ -61,10 +61,10 @@ def lock_for(folder: Path, wanted: str = "auto") -> Lock:
 
 
 def check(folder: Path) -> None:
-    """Whether the kind that was decided on works on this machine too; once a process.
+    """Check that the folder's kind of lock works on this machine too; to be called once per process.
 
     Raises:
-        truba_runner.errors.Failed: it does not.
+        truba_runner.errors.Failed: the kind does not work here.
     """
     if _text(folder / "lock.kind") == "fcntl" and not fcntl_works(folder):
         raise Failed(
@@ -78,7 +78,7 @@ def check(folder: Path) -> None:
 
 
 def _decide(file: Path, kind: str) -> None:
-    """Writes the kind, unless another has meanwhile."""
+    """Write the kind, unless another process has in the meantime."""
     beside = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     write_atomically(beside, kind.encode())
     with suppress(FileExistsError):
@@ -86,23 +86,23 @@ def _decide(file: Path, kind: str) -> None:
     beside.unlink()
 
 
-# -- of the kernel ---------------------------------------------------------------------------------------------
+# -- fcntl -----------------------------------------------------------------------------------------------------
 
 
 class FcntlLock:
-    """POSIX's record lock on a whole file."""
+    """POSIX record lock on a whole file."""
 
     def __init__(self, path: Path, wait_seconds: float = WAIT_SECONDS) -> None:
-        """`path` is made where it is missing, and never taken away."""
+        """Use the file `path`, which is created if missing, and never removed."""
         self._path = path
         self._wait_seconds = wait_seconds
         self._handle = -1
 
     def __enter__(self) -> FcntlLock:
-        """Waits until it is held.
+        """Wait until the lock is held.
 
         Raises:
-            truba_runner.errors.Failed: it was not within `wait_seconds`.
+            truba_runner.errors.Failed: the lock was not free within `wait_seconds`.
         """
         self._handle = lock_waits.opened(self._path)
         try:
@@ -121,11 +121,11 @@ class FcntlLock:
         return True
 
     def __exit__(self, *exception: object) -> None:
-        """Lets it go."""
+        """Release the lock."""
         os.close(self._handle)
 
     def held(self) -> bool:
-        """The kernel breaks none."""
+        """Always True: the kernel breaks no lock."""
         return True
 
 
@@ -143,7 +143,7 @@ except OSError:
 
 
 def fcntl_works(folder: Path) -> bool:
-    """Whether a second process is kept out while one holds the lock, and let in after; and on other nodes too."""
+    """Whether a lock keeps a second process out until it is released, and no mount option limits it to one node."""
     if _LOCAL_ONLY & set(mount_options(folder)):
         return False
     path = folder / f".probe.{secrets.token_hex(4)}"
@@ -166,7 +166,7 @@ def fcntl_works(folder: Path) -> bool:
 
 
 def mount_options(folder: Path, table: Path = Path("/proc/self/mounts")) -> list[str]:
-    """How the file system that a folder lies on is mounted: its type first, then its options."""
+    """Return the type of a folder's file system, followed by its mount options."""
     found: tuple[int, list[str]] = (-1, [])
     with suppress(OSError):
         for line in table.read_text().splitlines():
@@ -177,17 +177,17 @@ def mount_options(folder: Path, table: Path = Path("/proc/self/mounts")) -> list
     return found[1]
 
 
-# -- a file ----------------------------------------------------------------------------------------------------
+# -- lock file -------------------------------------------------------------------------------------------------
 
 
 class FileLock:
-    """A file that only one process can make, with its owner's record in it.
+    """Lock file that only one process can create, with its owner's record in it.
 
-    One whose owner has died is known by not changing, on the clock of the one who waits: those of two machines differ.
+    A dead owner's file no longer changes, as measured by the waiting process' clock: clocks differ between machines.
     """
 
     def __init__(self, path: Path, stale_seconds: float = STALE_SECONDS, wait_seconds: float = WAIT_SECONDS) -> None:
-        """`path` is there while it is held."""
+        """Use the file `path`, which exists while the lock is held."""
         self._path = path
         self._stale_seconds = stale_seconds
         self._wait_seconds = wait_seconds
@@ -197,10 +197,10 @@ class FileLock:
         self._released = threading.Event()
 
     def __enter__(self) -> FileLock:
-        """Waits until it is held, and touches it from then on.
+        """Wait until the lock is held; from then on touch its file in a thread.
 
         Raises:
-            truba_runner.errors.Failed: it was not within `wait_seconds`.
+            truba_runner.errors.Failed: the lock was not free within `wait_seconds`.
         """
         self._record = json.dumps({"token": secrets.token_hex(8), **lock_waits.this_process()}).encode()
         beside = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
@@ -217,7 +217,7 @@ class FileLock:
         try:
             os.link(beside, self._path)
         except FileExistsError:
-            # NFS may have made the link and lost the answer.
+            # On NFS the link may exist although its reply was lost.
             if self.held():
                 return True
             self._break_stale()
@@ -237,7 +237,7 @@ class FileLock:
         with suppress(FileNotFoundError):
             os.rename(self._path, aside)
             if aside.read_bytes() != seen[0]:
-                # Another has broken it first, and this one is new: it goes back.
+                # Another process broke the stale lock first, and this file is its new lock: put it back.
                 with suppress(FileExistsError):
                     os.link(aside, self._path)
             aside.unlink()
@@ -249,13 +249,13 @@ class FileLock:
                     os.utime(self._path)
 
     def __exit__(self, *exception: object) -> None:
-        """Lets it go."""
+        """Release the lock."""
         self._released.set()
         if self.held():
             self._path.unlink(missing_ok=True)
 
     def held(self) -> bool:
-        """Whether nobody has broken it: its owner's machine may have stood still."""
+        """Whether no other process has broken the lock, as it may if this machine was stopped for a while."""
         return bool(self._record) and _bytes(self._path) == self._record
 
 

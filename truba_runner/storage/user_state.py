@@ -1,4 +1,4 @@
-"""The small folder in which the program keeps things for its user, whatever the project: under ~/.local/state."""
+"""Path of the program's state folder of this user, shared by all projects: under ~/.local/state."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from pathlib import Path
 
 
 def state_folder() -> Path:
-    """`$XDG_STATE_HOME/truba_runner`; it need not be there yet."""
+    """Return `$XDG_STATE_HOME/truba_runner`, which may not exist yet."""
     state_home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state_home) / "truba_runner"

@@ -1,1 +1,1 @@
-"""Processes of a search."""
+"""Worker processes of a search."""

@@ -1,4 +1,4 @@
-"""`python -m truba_runner.search.worker WORKER_DIR`: what Slurm starts."""
+"""Entry point of a search's worker: `python -m truba_runner.search.worker WORKER_DIR`."""
 
 import sys
 

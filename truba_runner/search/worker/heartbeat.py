@@ -1,7 +1,7 @@
-"""Which workers live: each touches a file of its own from a thread, and watches the others'.
+"""Heartbeat of workers: each touches a file of its own from a thread, and watches the others' files.
 
-A file that has not changed for a lease's time is a dead worker's. The time is that of the watcher's own looks: clocks
-differ, and of what happened while it stood still itself, or the file system did, it knows nothing.
+A worker is dead if its file has not changed for `lease_seconds`. Each watcher measures this by counting its own looks:
+clocks differ between nodes, and a watcher that was stopped, or whose file system hung, must not count that time.
 """
 
 from __future__ import annotations
@@ -13,40 +13,40 @@ from contextlib import suppress
 from pathlib import Path
 
 ALIVE = "alive"
-# Beats, and looks at the others, in a lease's time.
+# Beats, and looks at the other workers, per `lease_seconds`.
 _BEATS = 4
 
 
 class Pulse:
-    """One worker's sign of life, and what it sees of the others."""
+    """Heartbeat of one worker, and its view of the others' heartbeats."""
 
     def __init__(self, own: Path, lease_seconds: float, each_beat: Callable[[], None] = lambda: None) -> None:
-        """`own` is the worker's folder; `each_beat` is called in the thread, after each beat."""
+        """Take the worker's folder, `own`, and a function that the thread calls after each beat."""
         self._own, self._lease_seconds, self._each_beat = own, lease_seconds, each_beat
-        # Of each other worker: its file's time, and how many looks have found it unchanged.
+        # By worker: its file's mtime (ns), and the number of looks that have found it unchanged.
         self._seen: dict[str, tuple[int, int]] = {}
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat_on, name="pulse", daemon=True)
 
     def __enter__(self) -> Pulse:
-        """Begins to beat."""
+        """Start the thread."""
         (self._own / ALIVE).touch(mode=0o600)
         self._watch()
         self._thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Stops."""
+        """Stop the thread."""
         self._stopped.set()
         self._thread.join()
 
     def dead(self) -> set[str]:
-        """The workers whose sign of life has stood still for a lease's time."""
+        """Return the names of workers whose file has not changed for `lease_seconds`."""
         return {name for name, (_, unchanged) in [*self._seen.items()] if unchanged >= _BEATS}
 
     def _beat_on(self) -> None:
         while not self._stopped.wait(self._lease_seconds / _BEATS):
-            # A file system that hangs for a moment is no reason to end; whoever is too late has lost the lease.
+            # A short failure of the file system is no reason to end; a worker that is too late loses its lease.
             with suppress(OSError):
                 os.utime(self._own / ALIVE)
                 self._watch()
@@ -56,7 +56,7 @@ class Pulse:
         for folder in self._own.parent.iterdir():
             known, unchanged = self._seen.get(folder.name, (None, 0))
             stamp = known
-            with suppress(OSError):  # One that is gone is as silent as one that stands still.
+            with suppress(OSError):  # A missing file counts as unchanged.
                 stamp = (folder / ALIVE).stat().st_mtime_ns
             if stamp is not None and folder.name != self._own.name:
                 self._seen[folder.name] = stamp, unchanged + 1 if stamp == known else 0

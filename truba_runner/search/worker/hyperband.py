@@ -1,8 +1,8 @@
-"""Whom Hyperband promotes, and when: in place of what Keras Tuner's own oracle does, which each function is given.
+"""Hyperband promotion rules that replace methods of Keras Tuner's oracle, which each function takes.
 
-A round is promoted from once all of it is told, so that whom it promotes hangs on no worker's speed. With one worker
-that is what Keras Tuner does by itself. With several it promotes from those that happen to be done; here a worker goes
-on to the next bracket meanwhile.
+A round promotes trials only once all of its trials have finished, so the choice is independent of worker speed; until
+then, workers start the next bracket. Keras Tuner does so with one worker; with several it promotes from the trials that
+happen to have finished.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from truba_runner.search.trial_records import TOLD
 
 
 def populate_space(oracle: Any, trial_id: str) -> Any:
-    """The values of a new trial, and whether there is one: the method of this name that a Hyperband oracle has."""
+    """Return the status and values of a new trial: replaces the oracle's method of this name."""
     oracle._remove_completed_brackets()
     for bracket in oracle._brackets:
         number, rounds = bracket["bracket_num"], bracket["rounds"]
@@ -31,7 +31,7 @@ def populate_space(oracle: Any, trial_id: str) -> Any:
 
 
 def hopeful(oracle: Any) -> set[str]:
-    """Trials that may still be promoted; whoever is told later can only push some of them out."""
+    """Return the ids of trials that can still be promoted; later results only shrink the set."""
     found = set()
     for bracket in oracle._brackets:
         number, rounds = bracket["bracket_num"], bracket["rounds"]
@@ -42,7 +42,7 @@ def hopeful(oracle: Any) -> set[str]:
 
 
 def _promoted(oracle: Any, number: int, rounds: list[Any], index: int) -> Any:
-    """The best trial of the round before that is not promoted yet; None where none is to be, or not yet."""
+    """Return the previous round's best trial not promoted yet; None if none is to be promoted, or not yet."""
     if not _is_over(oracle, number, rounds, index - 1):
         return None
     left = _left(oracle, rounds, index)
@@ -50,16 +50,16 @@ def _promoted(oracle: Any, number: int, rounds: list[Any], index: int) -> Any:
 
 
 def _left(oracle: Any, rounds: list[Any], index: int) -> list[Any]:
-    """Those of the round before that came to a score and are not promoted, the best first."""
+    """Return the previous round's trials with a score that are not promoted, the best first."""
     promoted = {entry["past_id"] for entry in rounds[index]}
     past = [oracle.trials[entry["id"]] for entry in rounds[index - 1] if entry["id"] not in promoted]
     left = [trial for trial in past if trial.status == "COMPLETED"]
-    # Stable, as Keras Tuner's own: of two that are equal the earlier.
+    # A stable sort, as in Keras Tuner: of equal trials the earlier comes first.
     return sorted(left, key=lambda trial: trial.score, reverse=oracle.objective.direction == "max")
 
 
 def _is_over(oracle: Any, number: int, rounds: list[Any], index: int) -> bool:
-    """Whether each trial of a round is told, and none will join it."""
+    """Whether all trials of a round have finished and no trial will join it."""
     if any(oracle.trials[entry["id"]].status not in TOLD for entry in rounds[index]):
         return False
     if len(rounds[index]) == oracle._get_size(number, index):

@@ -1,7 +1,7 @@
-"""A worker of a search: `python -m truba_runner.search.worker WORKER_DIR` trains one trial after the other.
+"""Main loop of a search's worker: lease a trial, train and report it, until none is left; then write the result.
 
-Workers know of each other only through the search's directory. Any of them may come, be interrupted or be killed at any
-moment; what it was at goes to another, which resumes it from its checkpoint. The last one writes the result.
+Workers communicate only through the search's directory. A worker may start, be interrupted or be killed at any time;
+another worker then resumes its trial from the checkpoint. When all trials have finished, one worker writes the result.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from truba_runner.training.nursery import Call, Nursery
 from truba_runner.worker import notify
 from truba_runner.worker import run as ordinary
 
-# Of a step of the oracle that is killed.
+# Attempts at an oracle step, if its process is killed.
 _ATTEMPTS = 3
 
 
 def main(arguments: list[str]) -> int:
-    """Works on the search that the folder `arguments[0]` belongs to; exit status as of `truba_runner.worker`."""
+    """Work on the search of the worker folder `arguments[0]`; return an exit status as `truba_runner.worker` does."""
     run = RunDir(Path(arguments[0]).resolve())
     search = SearchDir(run.path.parent.parent)
     here = job_environment.current()
@@ -104,7 +104,7 @@ class _SearchWorker:
         self._about = describe(experiment)
         self._me = Worker(run.id, secrets.token_hex(4))
         self._code = provenance.passed_on(run.submitted())
-        # Keras Tuner needs Keras, and Keras a backend: that which is imported anyway.
+        # Keras Tuner needs Keras, and Keras a backend: the framework that the trials import anyway.
         backend = "torch" if experiment.job.backend == "fastai" else "tensorflow"
         self._nursery = Nursery({"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "1"})
         self._started = {"job_id": job_id, "worker": run.id, **self._code}
@@ -113,11 +113,11 @@ class _SearchWorker:
         self._let_go_of: set[str] = set()
 
     def work(self) -> None:
-        """Until no trial is left.
+        """Train trials until none is left, then conclude the search.
 
         Raises:
-            Interrupted: it was asked for, and what it was at can be taken up by another.
-            truba_runner.errors.Failed: the search cannot go on.
+            truba_runner.training.interrupt.Interrupted: a signal came; another worker can take over the trial.
+            truba_runner.errors.Failed: the search cannot continue.
         """
         pulse = Pulse(self._run.path, self._experiment.sweep.lease_seconds, self._trainer.look_at_lease)
         try:
@@ -161,7 +161,7 @@ class _SearchWorker:
     # -- the oracle ----------------------------------------------------------------------------------------------
 
     def _next(self, outcome: dict[str, Any] | None, pulse: Pulse) -> dict[str, Any]:
-        """Tells what came of a trial, and takes the next: one that waits, or a new one."""
+        """Report a trial's outcome and lease the next trial: a waiting one, or a new one from the oracle."""
         if outcome is None and not self._interruption.requested and (taken := self._take_waiting(pulse)):
             return taken
         if outcome is None and self._interruption.requested:
@@ -170,7 +170,7 @@ class _SearchWorker:
         return self._step("step", sorted(pulse.dead()), outcome, ask)
 
     def _take_waiting(self, pulse: Pulse) -> dict[str, Any]:
-        """A trial that another worker has left, without asking the oracle."""
+        """Lease a trial that another worker has left, without a step of the oracle."""
         with self._store.transaction() as state:
             if state["finished"] or state["failed"]:
                 return {"finished": state["finished"], "failed": state["failed"]}
@@ -184,7 +184,7 @@ class _SearchWorker:
             return {"lease": [lease.trial, lease.token, lease.retry], "values": values, "hopeless": hopeless}
 
     def _step(self, function: str, *arguments: Any) -> dict[str, Any]:
-        """Asks the oracle, in a process of its own; again where that was killed."""
+        """Call a step of the oracle in a child process; repeat it if the process was killed."""
         imports = (*backends.imports(self._experiment.job.backend), *KERAS_TUNER)
         for _attempt in range(_ATTEMPTS):
             given = [str(self._search.path), self._about, [self._me.name, self._me.start], *arguments]
@@ -199,21 +199,21 @@ class _SearchWorker:
             print(
                 _("a step of the oracle ended with {how}, and is made again", how=in_words(ended["status"])), flush=True
             )
-            # It may have leased a trial and not said so: what this worker has by its old name is anyone's.
+            # The killed step may have leased a trial: with a new `start`, that lease counts as an earlier start's.
             self._me = Worker(self._me.name, secrets.token_hex(4))
         raise Failed(_("the search's oracle could not be asked: it was killed again and again"))
 
     # -- the end -------------------------------------------------------------------------------------------------
 
     def _wait(self, pulse: Pulse) -> None:
-        """Until the state has changed, a worker has died or this one is to end."""
+        """Wait until the state has changed, a worker has died, or this worker is interrupted."""
         self._progress.update(trial="")
         stamp, dead = self._store.stamp(), pulse.dead()
         while self._store.stamp() == stamp and pulse.dead() == dead and not self._interruption.requested:
             time.sleep(LOOK_SECONDS)
 
     def _conclude(self, pulse: Pulse) -> None:
-        """The result, written by one of those that are here."""
+        """Wait for the search's result, or write it if no other worker does."""
         while not self._search.result():
             if self._interruption.requested:
                 raise Interrupted

@@ -1,8 +1,7 @@
-"""Keras Tuner's oracles out of a state and back into it; needs keras_tuner, and runs on a worker alone.
+"""Create, load and dump Keras Tuner's oracles; needs keras_tuner, so only workers import it.
 
-Keras Tuner keeps an oracle in the memory of one process for as long as the search lasts. Here it is made anew for each
-step, so its state has to be whole: Keras Tuner's own leaves out the random state of the Bayesian oracle and the order
-of the grid.
+Keras Tuner keeps an oracle in one process' memory during the whole search. Here each step loads it anew, so its state
+has to be complete: Keras Tuner's own omits the Bayesian oracle's random state and the order of the grid.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from truba_runner.search.worker import hyperband
 
 
 def make(sweep: Sweep) -> Any:
-    """A new oracle, its space that of the YAML alone.
+    """Return a new oracle, whose space is the one in the YAML alone.
 
     Raises:
         truba_runner.errors.Failed: Keras does not know the objective, or Keras Tuner refuses a setting.
@@ -38,7 +37,7 @@ def make(sweep: Sweep) -> Any:
         oracle = _MAKERS[sweep.kind](sweep, common)
     except (TypeError, ValueError) as error:
         raise Failed(_("Keras Tuner refuses the search: {error}", error=error)) from error
-    # The whole state is one file, written by the caller.
+    # The caller writes the whole state to one file.
     oracle.save = lambda: None
     oracle._save_trial = lambda trial: None
     oracle.verbose = 0
@@ -46,10 +45,10 @@ def make(sweep: Sweep) -> Any:
 
 
 def objective(sweep: Sweep) -> Any:
-    """The objective with its direction, as Keras Tuner infers it where the config does not say.
+    """Return the objective with its direction, which Keras Tuner infers if the config does not set it.
 
     Raises:
-        truba_runner.errors.Failed: it cannot be inferred.
+        truba_runner.errors.Failed: the direction cannot be inferred.
     """
     import keras_tuner
     from keras_tuner.src.engine.metrics_tracking import infer_metric_direction
@@ -67,11 +66,11 @@ def objective(sweep: Sweep) -> Any:
 
 
 def load(sweep: Sweep, oracle_state: dict[str, Any], trials: dict[str, Any]) -> Any:
-    """The oracle that `dump` and `dump_trials` were given."""
+    """Return the oracle whose `dump` and `dump_trials` are given."""
     from keras_tuner.src.engine.trial import Trial
 
     oracle = make(sweep)
-    # Keras Tuner changes what it reads.
+    # A deep copy, as Keras Tuner changes what it reads.
     trials, oracle_state = json.loads(json.dumps([trials, oracle_state]))
     oracle.trials = {trial_id: Trial.from_state(state) for trial_id, state in trials.items()}
     oracle.set_state(oracle_state)
@@ -79,17 +78,17 @@ def load(sweep: Sweep, oracle_state: dict[str, Any], trials: dict[str, Any]) -> 
 
 
 def dump(oracle: Any) -> dict[str, Any]:
-    """What JSON holds of an oracle, its trials left out."""
+    """Return an oracle's state without its trials, as JSON values."""
     return dict(oracle.get_state())
 
 
 def dump_trials(oracle: Any) -> dict[str, Any]:
-    """The trials by their id, as JSON holds them."""
+    """Return an oracle's trials by their id, as JSON values."""
     return {trial_id: trial.get_state() for trial_id, trial in oracle.trials.items()}
 
 
 def hopeful(oracle: Any) -> set[str]:
-    """The trials that another may still go on from."""
+    """Return the ids of trials that another trial may still resume."""
     return hyperband.hopeful(oracle) if hasattr(oracle, "hyperband_iterations") else set()
 
 
@@ -106,7 +105,7 @@ def _bayesian(sweep: Sweep, common: dict[str, Any]) -> Any:
     from keras_tuner.src.tuners.bayesian import BayesianOptimizationOracle
 
     class Bayesian(BayesianOptimizationOracle):  # type: ignore[misc]
-        """With its random state, and a process that is fitted before it is asked what a running trial may come to."""
+        """The oracle with its random state saved, and its Gaussian process fitted before it predicts running trials."""
 
         def populate_space(self, trial_id: str) -> Any:
             completed = {key: trial for key, trial in self.trials.items() if trial.status == "COMPLETED"}
@@ -140,7 +139,7 @@ def _grid(sweep: Sweep, common: dict[str, Any]) -> Any:
     from keras_tuner.src.tuners.gridsearch import GridSearchOracle
 
     class Grid(GridSearchOracle):  # type: ignore[misc]
-        """With the order of its trials."""
+        """The oracle with the order of its trials saved."""
 
         def get_state(self) -> dict[str, Any]:
             order = self._ordered_ids
@@ -164,7 +163,7 @@ def _hyperband(sweep: Sweep, common: dict[str, Any]) -> Any:
     from keras_tuner.src.tuners.hyperband import HyperbandOracle
 
     class Hyperband(HyperbandOracle):  # type: ignore[misc]
-        """Promotes by our own rule."""
+        """The oracle with our own promotion rules."""
 
         populate_space = hyperband.populate_space
 

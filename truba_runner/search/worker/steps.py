@@ -1,4 +1,4 @@
-"""The steps of a search that need Keras Tuner, each in a process of its own: `nursery` calls them by name."""
+"""Oracle steps of a search, which need Keras Tuner; `training.nursery` calls each by name in a child process."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from truba_runner.worker.failure import in_one_line, print_traceback
 
 
 class Opened:
-    """A search as a step sees it: what it needs of the config, without the time that checking a whole config takes."""
+    """A search with the few config values that a step needs, since validating a whole config takes time."""
 
     def __init__(self, path: str, about: dict[str, Any]) -> None:
-        """`about` is what `describe` made."""
+        """Take the search's path and what `describe` returned."""
         self.search = SearchDir(Path(path))
         self.sweep = Sweep(**about["sweep"])
         self.options: dict[str, Any] = about["options"]
@@ -39,7 +39,7 @@ class Opened:
 
 
 def describe(experiment: Experiment) -> dict[str, Any]:
-    """What a step is told of the config, in values that JSON holds."""
+    """Return the config values that a step needs, as JSON values."""
     job, identity = experiment.job, training_hash(experiment)
     last = trials.last_epoch_counts(job.backend)
     return {
@@ -51,9 +51,9 @@ def describe(experiment: Experiment) -> dict[str, Any]:
 
 
 def begin(path: str, about: dict[str, Any], worker: list[str], code: dict[str, Any], scratch: str) -> dict[str, Any]:
-    """Finds the search's space out and writes its first state, unless another worker has.
+    """Discover the search's space and write its first state, unless another worker has.
 
-    `code`: what the submission says of it; `scratch`: the node's own disk.
+    `code`: the submission's record of the code; `scratch`: a folder on the node's own disk.
     """
     _hide_gpus()
     opened = Opened(path, about)
@@ -86,7 +86,7 @@ def begin(path: str, about: dict[str, Any], worker: list[str], code: dict[str, A
 
 
 def _discover(opened: Opened, job: ModuleType, made: Any) -> None:
-    """Has Keras Tuner build the job's model until every hyperparameter has shown, conditional ones too."""
+    """Let Keras Tuner build the job's model until all hyperparameters are known, conditional ones too."""
     import inspect
     import tempfile
 
@@ -123,22 +123,22 @@ def _warn_of_small_space(sweep: Sweep, made: Any) -> None:
 
 
 def _values_of(hp: Any) -> int | None:
-    """How many values a hyperparameter has; None where they are not counted."""
+    """Return how many values a hyperparameter has; None if it is continuous."""
     if hasattr(hp, "step") and hp.step is None and type(hp).__name__ == "Float":
         return None
     return len(list(hp.values))
 
 
-# -- telling and asking ------------------------------------------------------------------------------------------
+# -- reporting a trial, requesting the next ----------------------------------------------------------------------
 
 
 def step(
     path: str, about: dict[str, Any], worker: list[str], dead: list[str], outcome: dict[str, Any] | None, ask: bool
 ) -> dict[str, Any]:
-    """Tells the oracle what came of a trial, where there is an `outcome`, and asks for the next, in one transaction.
+    """Report a trial's `outcome`, if given, to the oracle and `ask` for the next trial, in one transaction.
 
-    Returns `lease` with a trial, or `wait` where others' trials decide, or `finished`, or `failed` with a reason;
-    `told`, in a sentence, where the outcome was taken. `over`: trials whose checkpoints nobody will want.
+    Returns `lease` and `values` of a trial, or `wait` if other trials have to finish first, or `finished`, or `failed`
+    with a reason. `told`: a line to print, if the outcome was taken. `over`: trials whose checkpoints can be deleted.
     """
     _hide_gpus()
     opened = Opened(path, about)
@@ -157,7 +157,7 @@ def step(
 
 
 def _over(opened: Opened, state: State, made: Any) -> list[str]:
-    """Trials that are told, are not among the best, and that no trial goes on from, now or later."""
+    """Return finished trials whose checkpoints can be deleted: not among the best, and no trial will resume them."""
     wanted = oracle.hopeful(made)
     of_open = [values_of(trial) for name, trial in state["trials"].items() if name in state["open"]]
     wanted |= {str(values.get("tuner/trial_id")) for values in of_open}
@@ -173,7 +173,7 @@ def _tell(opened: Opened, state: State, made: Any, lease: Lease, outcome: dict[s
     from keras_tuner.src.engine.hyperparameters import HyperParameters
 
     trial = made.trials[lease.trial]
-    # A copy, as a worker of Keras Tuner's own has one.
+    # A copy, as Keras Tuner's own workers pass it.
     ended = SimpleNamespace(
         trial_id=trial.trial_id,
         hyperparameters=trial.hyperparameters.copy(),
@@ -190,7 +190,7 @@ def _tell(opened: Opened, state: State, made: Any, lease: Lease, outcome: dict[s
     try:
         made.end_trial(ended)
     except RuntimeError as error:
-        # Too many failures, one after the other.
+        # Too many consecutive failures.
         state["failed"] = " ".join(str(error).split())
     made.ongoing_trials = {key: one for key, one in made.ongoing_trials.items() if one is not trial}
     leases.close(state, lease)
@@ -198,7 +198,7 @@ def _tell(opened: Opened, state: State, made: Any, lease: Lease, outcome: dict[s
 
 
 def _report(made: Any, trial: Any, runs: list[dict[str, list[float]]], ended: Any, state: State) -> None:
-    """The metrics of the best epoch of each execution's history, averaged: as Keras Tuner does."""
+    """Report the metrics of each execution's best epoch, averaged, as Keras Tuner does."""
     from keras_tuner.src.backend import keras
     from keras_tuner.src.engine import tuner_utils
 
@@ -241,7 +241,7 @@ def _ask(opened: Opened, state: State, made: Any, worker: Worker, dead: list[str
     leases.reap(state, worker, dead, partial(trials.position, opened.search, opened.sweep))
     lease = leases.take_waiting(state, worker)
     if lease is None:
-        # A name of its own for each question: Keras Tuner gives a worker that has a trial the same one again.
+        # A new name for each request: Keras Tuner gives a worker that has a trial the same trial again.
         trial = made.create_trial(f"lease-{state['tokens'] + 1}")
         if trial.status == "RUNNING":
             lease = leases.open_trial(state, trial.trial_id, int(made._run_times[trial.trial_id]), worker)
@@ -250,11 +250,11 @@ def _ask(opened: Opened, state: State, made: Any, worker: Worker, dead: list[str
             state["finished"] = True
             return {"finished": True}
         else:
-            # Whatever asking has changed is not kept: how often a worker asks is chance.
+            # The oracle's changes are not kept, as it is a matter of chance how often workers ask.
             return {"wait": True}
     return {"lease": [lease.trial, lease.token, lease.retry], "values": values_of(state["trials"][lease.trial])}
 
 
 def _hide_gpus() -> None:
-    """An oracle needs none, and TensorFlow would take all the memory of those that the trials train on."""
+    """Hide GPUs from this process: TensorFlow would take all their memory, which the trials need."""
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"

@@ -1,4 +1,4 @@
-"""A trial from its lease to what came of it: each of its executions is trained in a process of its own."""
+"""Train a leased trial: each of its executions in a child process."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from truba_runner.training.interrupt import Interrupted, Interruption
 from truba_runner.training.nursery import Call, Nursery
 from truba_runner.worker.failure import in_one_line
 
-# How often a worker without a trial looks whether there is one, and any looks for signals.
+# Pause between an idle worker's looks for a new trial, and between any worker's looks for signals.
 LOOK_SECONDS = 0.2
-# The oracle's steps; Keras is imported with whatever the trials are trained with.
+# Imports of an oracle step, after those of the trials' framework, which is Keras' backend too.
 KERAS_TUNER = ("keras_tuner", "truba_runner.search.worker.steps")
-# A trial may not listen yet when a signal comes, so it is told again.
+# A starting trial may not handle a signal yet, so the signal is repeated.
 _SIGNAL_AGAIN_SECONDS = 2.0
 
 
 class Trainer:
-    """Trains what its worker has on lease, one at a time."""
+    """Trainer of a worker's leased trials, one at a time."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Trainer:
         interruption: Interruption,
         started: Mapping[str, Any],
     ) -> None:
-        """`started`: what a trial's record says of a start besides its lease: `job_id`, `worker` and the code."""
+        """Take `started`, what a trial records of a start: `job_id` (the lease is appended), `worker` and the code."""
         self._search, self._experiment, self._store = search, experiment, store
         self._nursery, self._interruption, self._started = nursery, interruption, started
         self._position = partial(trials.position, search, experiment.sweep)
@@ -53,7 +53,7 @@ class Trainer:
 
     @contextmanager
     def holding(self, lease: Lease) -> Iterator[None]:
-        """In here the worker looks whether the lease is taken from it."""
+        """Watch, while in this context, whether another worker takes the lease."""
         self._lease_lost.clear()
         self._lease = lease
         try:
@@ -62,17 +62,17 @@ class Trainer:
             self._lease = None
 
     def look_at_lease(self) -> None:
-        """In the pulse's thread: whether the lease was taken while this machine stood still."""
+        """Check, in the heartbeat's thread, whether the lease was taken while this machine was stopped."""
         lease = self._lease
         with suppress(Failed, OSError):
             if lease is not None and not leases.holds(self._store.read(), lease):
                 self._lease_lost.set()
 
     def leave(self, lease: Lease | None) -> NoReturn:
-        """Gives back what the worker has.
+        """Give back the worker's lease, if it has one.
 
         Raises:
-            Interrupted: always.
+            truba_runner.training.interrupt.Interrupted: always.
         """
         if lease is not None:
             with self._store.transaction() as state:
@@ -80,11 +80,11 @@ class Trainer:
         raise Interrupted
 
     def train(self, lease: Lease, hopeless: bool) -> dict[str, Any] | None:
-        """Trains all executions of a trial; what came of it, or None where another has it now.
+        """Train all executions of a trial; return the outcome, or None if another worker has the trial now.
 
         Raises:
-            Interrupted: it was asked for, and another may have the trial.
-            truba_runner.errors.Failed: something is wrong that is no fault of the trial's.
+            truba_runner.training.interrupt.Interrupted: a signal came; the lease was given back.
+            truba_runner.errors.Failed: something failed that is not the trial's fault, such as a full disk.
         """
         with self.holding(lease):
             if hopeless:
@@ -96,7 +96,7 @@ class Trainer:
             return _outcome(lease, "COMPLETED")
 
     def _execute(self, lease: Lease, execution: int) -> dict[str, Any] | None:
-        """Trains one run of a trial to its end; None if it has its result or the lease is lost, else what is wrong."""
+        """Train one run of a trial to its end; return None if it has a result or the lease is lost, else a failure."""
         while True:
             run = self._prepare(lease, execution)
             status = 0 if run.result() else self.see_through(run, lease)
@@ -137,7 +137,7 @@ class Trainer:
         return f"{self._started['job_id']}.{lease.token}"
 
     def see_through(self, run: RunDir, lease: Lease) -> int:
-        """Trains a run in a process of its own; returns its exit status."""
+        """Train a run in a child process; return its exit status."""
         environment = {"TRUBA_JOB_ID": self._name(lease), "TRUBA_JOB_NAME": f"{run.id}.{self._name(lease)}"}
         imports = backend.imports(self._experiment.job.backend)
         # A search without a framework has no use for Keras in its trials.
@@ -149,7 +149,7 @@ class Trainer:
         return self._await(process)
 
     def _await(self, process: int) -> int:
-        """Until a process has ended; what this worker is told meanwhile it is told too."""
+        """Wait for the child to exit; forward signals to it, and kill it if the lease is lost."""
         since = _SIGNAL_AGAIN_SECONDS
         while (ended := self._nursery.ended(LOOK_SECONDS)) is None:
             since += LOOK_SECONDS
@@ -168,10 +168,10 @@ def _outcome(lease: Lease, status: str, message: str = "") -> dict[str, Any]:
 
 
 def _failure(run: RunDir, lease: Lease) -> dict[str, Any]:
-    """What its own record says of a trial that raised.
+    """Return the outcome of a trial that raised, with the error in its progress record.
 
     Raises:
-        truba_runner.errors.Failed: it is no fault of the trial's.
+        truba_runner.errors.Failed: the disk is full, which is not the trial's fault.
     """
     error = run.progress().get("error") or {"type": "Error", "message": _("see {logs}", logs=run.logs)}
     message = in_one_line(error)
@@ -183,12 +183,12 @@ def _failure(run: RunDir, lease: Lease) -> dict[str, Any]:
                 message=message,
             )
         )
-    # Keras Tuner's word for a trial that may be tried again, if max_retries_per_trial says so.
+    # Keras Tuner's status for a trial that may be retried, up to max_retries_per_trial times.
     return _outcome(lease, "INVALID", message)
 
 
 def in_words(status: int) -> str:
-    """How a process has ended."""
+    """Describe how a process has ended."""
     return (
         _("signal {name}", name=signal.Signals(-status).name)
         if status < 0
