@@ -151,7 +151,7 @@ def _array(value: Any) -> Any:
 
 
 def _in_words(one: Any, other: Any) -> tuple[str, ...]:
-    """Return both values as text; for arrays of equal shape and dtype, the first numbers that differ and their index."""
+    """Return both values as text; for arrays of one shape and dtype, the first differing numbers and their index."""
     import numpy as np
 
     if not all(hasattr(value, "detach") or isinstance(value, np.ndarray) for value in (one, other)):
