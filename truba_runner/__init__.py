@@ -1,15 +1,15 @@
-"""Train networks on TRUBA: a Hydra config becomes a checked Slurm job."""
+"""Train neural networks on TRUBA: turn a Hydra config into a checked Slurm job."""
 
 import os
 import sys
 
 __version__ = "0.1.0"
 
-# The file that `truba bundle` makes, where that is what this is imported from; else empty.
+# Path of the file made by `truba bundle` if this package is imported from it; else empty.
 ARCHIVE: str = getattr(getattr(__spec__, "loader", None), "archive", "")
 
 if ARCHIVE:
     ARCHIVE = os.path.abspath(ARCHIVE)
-    # Last on the path: packages that the Python in use may have itself, and then in a version that suits its others.
+    # Last on the path: the Python in use may have these packages itself, in versions that suit its other packages.
     if f"{ARCHIVE}/shared" not in sys.path:
         sys.path.append(f"{ARCHIVE}/shared")

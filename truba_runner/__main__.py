@@ -1,4 +1,4 @@
-"""`python -m truba_runner`, also `truba`."""
+"""Entry point of `python -m truba_runner`; the same as `truba`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What a user can do wrong, told as what was received, which rule it breaks and what to type instead."""
+"""Errors of user input (what was received, the rule it breaks, a remedy) and of failed jobs and checks."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ _LISTED = 12
 
 @dataclass(frozen=True)
 class Problem:
-    """One broken rule."""
+    """A broken rule: the input received, the rule, and a remedy."""
 
     received: str
     rule: str
     remedy: str
 
     def __str__(self) -> str:
-        """One paragraph."""
+        """Return the problem as one paragraph."""
         return f"{self.received}: {self.rule} {self.remedy}"
 
 
 class Refused(Exception):
-    """The user's input cannot be carried out; every broken rule is in `problems`. Exit status 2."""
+    """The user's input is refused; `problems` has every broken rule. Exit status 2."""
 
     def __init__(self, *problems: Problem) -> None:
-        """Takes at least one problem."""
+        """Take at least one problem."""
         super().__init__("\n".join(str(problem) for problem in problems))
         self.problems = problems
 
 
 class Failed(Exception):
-    """A job or a check failed through no fault of the command line's. Exit status 1."""
+    """A job or a check failed, although the command line was correct. Exit status 1."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A sentence with the valid names: those near to `name`, or where none is near all of them, up to a dozen."""
+    """Return a sentence with the valid names similar to `name`; if there are none, with all, at most a dozen."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.51)
     if close:
@@ -49,7 +49,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The names, or of many the first dozen."""
+    """Return the names joined by commas; after the first dozen, only the number of the others."""
     left = len(names) - _LISTED
     more = " " + counted("and {count} more", "and {count} more", left) if left > 0 else ""
     return ", ".join(names[:_LISTED]) + more

@@ -1,7 +1,7 @@
-"""The language of what users read: English, or Turkish by the locale or TRUBA_LANG=tr; gettext catalogues in `locale/`.
+"""Translate messages with gettext: English, or Turkish by the locale or TRUBA_LANG=tr.
 
-A message is written in English where it is said, `_("{run} has ended", run=run.id)`. Its Turkish stands in
-`locale/tr.po`, compiled to `tr.mo` by `make language`; a test holds that none is missing.
+A message is written in English in the code, `_("{run} has ended", run=run.id)`. Its Turkish translation is in
+`locale/tr.po`, compiled to `tr.mo` by `make language`; a test checks that none is missing.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ LANGUAGES = ("en", "tr")
 
 
 def chosen(environment: Mapping[str, str] = os.environ) -> str:
-    """`tr` or `en`: what TRUBA_LANG says, else what the locale does; English where neither names one of them."""
-    # In the order in which the C library looks at them, for messages.
+    """Return the language `tr` or `en`, from TRUBA_LANG, else the locale; `en` for any other language."""
+    # The locale's variables in the order of the C library for messages.
     named = (environment.get(name) for name in ("TRUBA_LANG", "LC_ALL", "LC_MESSAGES", "LANG"))
     first = next((value for value in named if value), "")
     language = first.lower()[:2]
@@ -27,18 +27,18 @@ def chosen(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def _(message: str, /, **values: object) -> str:
-    """A message in the user's language, its `{placeholders}` filled in."""
+    """Return a message in the user's language, with its `{placeholders}` filled in."""
     told = _catalogue(chosen()).gettext(message)
     return told.format(**values) if values else told
 
 
 def counted(one: str, many: str, count: int, /, **values: object) -> str:
-    """The message for one or for several, in the user's language; `{count}` and `{placeholders}` filled in."""
+    """Return the singular or plural message in the user's language, `{count}` and `{placeholders}` filled in."""
     return _catalogue(chosen()).ngettext(one, many, count).format(count=count, **values)
 
 
 def marked(message: str, /) -> str:
-    """The message itself, for the catalogue: said where it is defined, translated with `_` where it is shown."""
+    """Return the message unchanged; marks it for the catalogue where it is defined, to be translated later with `_`."""
     return message
 
 
@@ -46,10 +46,10 @@ def marked(message: str, /) -> str:
 def _catalogue(language: str) -> gettext.NullTranslations:
     if language == "en":
         return gettext.NullTranslations()
-    # A terminal or a log without Turkish letters has a question mark in their place, and no run ends for one.
+    # A terminal or log without Turkish letters shows question marks, instead of an error that ends a run.
     if reconfigure := getattr(sys.stdout, "reconfigure", None):
         reconfigure(errors="replace")
-    # Not by path: the package may lie in a zip file. English is better than no word at all.
+    # Not by path: the package may be in a zip file. Without the catalogue, messages are in English.
     with suppress(OSError), (resources.files("truba_runner") / "locale" / f"{language}.mo").open("rb") as file:
         return gettext.GNUTranslations(file)
     return gettext.NullTranslations()

@@ -1,7 +1,7 @@
-"""The one place where text leaves for the terminal: control characters in it are shown, not obeyed.
+"""Escape control characters in everything printed to the terminal, so that it shows them and does not obey them.
 
-What a run is called, prints and fails with may come from others: a log, a metric's name, a comment of Slurm's. In it
-an escape code could rename the window, hide lines or type for the user.
+Names, logs and error texts of a run may come from others: a log line, a metric's name, a comment in Slurm. Escape codes
+in them could rename the window, hide lines or type for the user.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-# All but tab and newline: C0, DEL, C1, what turns the direction of a line's letters, and lone surrogates.
+# C0 (but tab and newline), DEL, C1, marks that change the text direction, and lone surrogates.
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-# In UTF-8 none of these has a character without one of these bytes; to look for bytes is thirty times as fast.
+# In UTF-8 each of these characters has one of these bytes; searching bytes is thirty times as fast.
 _SUSPECT = bytes({*range(32), 127, 0xC2, 0xE2} - {9, 10})
-# For a table that goes to no terminal.
+# Width of a table that is not printed to a terminal.
 _WIDTH = 250
 
 
 def shown(text: str) -> str:
-    r"""`text` with each control character spelt as Python does, `\x1b`; a line that ends as in DOS ends as here."""
+    r"""Return `text` with control characters escaped as in Python, `\x1b`; `\r\n` becomes `\n`."""
     try:
         content = text.encode()
     except UnicodeEncodeError:
@@ -40,7 +40,7 @@ def _spelt(text: str) -> str:
 
 
 class _Shown:
-    """A stream of which all that is written to it is `shown`."""
+    """A text stream that escapes control characters with `shown`."""
 
     def __init__(self, stream: IO[str]) -> None:
         self.unguarded = stream
@@ -59,9 +59,9 @@ class _Shown:
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Standard output and error show what is written to them, and so does the word for an exception at the very end."""
+    """Escape control characters on standard output and error in the block, and in an uncaught exception's traceback."""
     before = sys.stdout, sys.stderr
-    # None is one that was closed before Python began.
+    # A stream is None if it was closed before Python started.
     sys.stdout, sys.stderr = (one and _Shown(getattr(one, "unguarded", one)) for one in before)
     sys.excepthook = _tell
     try:
@@ -75,9 +75,9 @@ def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType 
 
 
 def console(width: int | None = _WIDTH) -> Console:
-    """Rich's console on standard output: its own codes reach the terminal, those in a text are shown.
+    """Return Rich's console on standard output: its own codes reach the terminal, those in texts are escaped.
 
-    What is printed is taken as it stands, without markup. `width` is for where there is no terminal; None: COLUMNS.
+    Texts are printed without markup. `width` is used if the output is no terminal; None: COLUMNS.
     """
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
@@ -93,7 +93,7 @@ def console(width: int | None = _WIDTH) -> Console:
 
 
 def cells(texts: Iterable[str]) -> list[Text]:
-    """The cells of a table's row, as wide as they will be shown."""
+    """Return the cells of a table row, escaped first so that their widths are right."""
     from rich.text import Text
 
     return [Text(shown(text)) for text in texts]

@@ -1,1 +1,1 @@
-"""What Hydra finds of truba_runner: its launcher, its sweeper and where a user's own configs lie."""
+"""Hydra plugins of truba_runner: its launcher, its sweeper, and the search path of a user's own configs."""

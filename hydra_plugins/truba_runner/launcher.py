@@ -1,4 +1,4 @@
-"""Hydra's `-m` as job arrays: found by Hydra only under this package's name, so it holds no more than it must."""
+"""Hydra launcher that runs `-m` as job arrays; minimal, as Hydra finds plugins only in the package hydra_plugins."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ ConfigStore.instance().store(
 
 
 class TrubaLauncher(Launcher):
-    """Submits every run of a sweep at once and returns without waiting for them."""
+    """Launcher that submits all runs of a sweep at once, and waits for them only if `launcher.wait` is set."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keeps what Hydra gives.
+        """Keep the config and prepare the sweep.
 
         Raises:
-            ConfigCompositionException: another application has chosen this launcher, which Hydra offers to all.
+            ConfigCompositionException: another application chose this launcher, which Hydra offers to all.
         """
         from truba_runner.config.schema import Experiment
         from truba_runner.sweeps.batches import HydraSweep
@@ -37,10 +37,10 @@ class TrubaLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int, parsed: Iterable[Override] = ()
     ) -> Sequence[JobReturn]:
-        """Composes every run, then launches them together.
+        """Compose every run, then launch them together.
 
         A run's return value is its outcome, or with `launcher.metric` that metric of its result. `parsed` are
-        overrides that need no parsing any more.
+        overrides that are already parsed.
         """
         values = self.sweep.launch(job_overrides, parsed, initial_job_idx)
         return [_returned(overrides, value) for overrides, value in zip(job_overrides, values, strict=True)]

@@ -1,4 +1,4 @@
-"""A user's own `conf/`, in the working directory, before the one that the package ships; in this program alone."""
+"""Search a user's `conf/` in the working directory before the package's own; only in this application."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 
 class TrubaSearchPath(SearchPathPlugin):
-    """Found by Hydra under the package name hydra_plugins, by every Hydra application of the same environment."""
+    """Search path plugin; loaded by every Hydra application in the environment, from the package hydra_plugins."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Prepends `./conf` where it is there, and the application's own configs are those of this package."""
+        """Prepend `./conf` if it exists and the application's own configs are those of this package."""
         own = Path.cwd() / "conf"
         if own.is_dir() and _is_trubas(search_path):
             search_path.prepend(provider="truba_runner-user", path=f"file://{own}")

@@ -1,4 +1,4 @@
-"""Hydra's basic sweeper without its traces: it writes no file, and leaves composing to the launcher."""
+"""Hydra's basic sweeper, but without writing files, and with composing left to the launcher."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ ConfigStore.instance().store(
 
 
 class TrubaSweeper(BasicSweeper):
-    """The product of all swept values, given to the launcher in one batch."""
+    """Sweeper that launches the product of all swept values in one batch."""
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
-        """Expands the overrides and launches them.
+        """Expand the overrides and launch the runs.
 
         Raises:
-            truba_runner.errors.Refused: an override stands for no value.
-            Exception: what a run that failed left as its return value.
+            truba_runner.errors.Refused: an override has no values.
+            Exception: the return value of a failed run.
         """
         from truba_runner.sweeps.batches import all_elements
 
@@ -37,7 +37,7 @@ class TrubaSweeper(BasicSweeper):
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
         launch, parsed = self.launcher.launch, all_elements(overrides)
         if isinstance(self.launcher, TrubaLauncher):
-            # Parsing each run's text once more would take longer than all the rest.
+            # Parsing each run's overrides again would take longer than all other work.
             launch = partial(self.launcher.launch, parsed=parsed)
         returned: list[Sequence[JobReturn]] = []
         first = 0

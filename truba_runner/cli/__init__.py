@@ -1,1 +1,1 @@
-"""Dispatch: a command, or Hydra."""
+"""Dispatch the command line to a command or to Hydra."""

@@ -1,4 +1,4 @@
-"""The Hydra app: composes experiments from the command line and hands them to `launch`; errors end here, once."""
+"""The Hydra app: compose experiments from the command line, launch them, and translate Hydra's errors."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from truba_runner.submission.outcome import Outcome
 from truba_runner.sweeps.compose import Composer
 from truba_runner.sweeps.sweeper_job import SweeperSubmitted
 
-# A command line of no override, as a sweep's runs are composed of.
+# Hydra's config of a command line without overrides, for a Composer.
 _NOTHING_GIVEN = {"hydra": {"overrides": {"hydra": [], "task": []}, "job": {"config_name": "config"}}}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the app on Hydra's own command line; returns the exit status.
+    """Run the app with Hydra's command line; return the exit status.
 
     Raises:
-        Refused: the command line or a config is wrong.
-        Failed: a job could not be submitted.
+        truba_runner.errors.Refused: the command line or a config is wrong.
+        truba_runner.errors.Failed: a job could not be submitted.
     """
     refuse_options(arguments)
     register()
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     def run_one(config: DictConfig) -> None:
         try:
             outcomes.append(launch(absolute(typed(config)), selector(HydraConfig.get())))
-        except Exception as error:  # Hydra prints a line of its own about one that gets through it.
+        except Exception as error:  # Kept from Hydra, which would print a line of its own about it.
             raised.append(error)
 
     refuse_foreign_config()
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
 
 @contextmanager
 def _that_raises() -> Iterator[None]:
-    """Within it Hydra raises, instead of printing an error of its own and exiting with 1."""
+    """Make Hydra raise errors in the block instead of printing them and exiting with 1."""
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -86,17 +86,17 @@ def _that_raises() -> Iterator[None]:
 
 
 def _help_in_the_users_language(arguments: Sequence[str]) -> list[str]:
-    """What Hydra is told beside the arguments where they ask for its help: conf/hydra/help."""
+    """Return an additional override for Turkish help (conf/hydra/help) if help is asked for in Turkish."""
     asked = not {"--help", "-h"}.isdisjoint(arguments)
     return ["hydra/help=truba_tr"] if asked and chosen() == "tr" else []
 
 
 def _all_that_is_wrong(overrides: Sequence[str], error: Exception) -> list[Problem]:
-    """What is wrong with each override, and with what the others come to; `error` is what Hydra has stopped at.
+    """Return the problems of each override and of the config made by the correct ones; `error` stopped Hydra.
 
-    That alone where the rest hangs on it: a choice of a group, or an option of Hydra's.
+    The problem of `error` is returned alone if a plugin failed, or if the command line has an option of Hydra's.
     """
-    # What Hydra stumbles over otherwise than by its own exceptions is most often a key of its own.
+    # An exception that is not Hydra's own is most often about one of the keys hydra.*.
     of_hydra = [text for text in overrides if text.lstrip("+~").startswith("hydra")]
     first = translated(error, " ".join(of_hydra))
     if of_plugin(error) or any(text.startswith("-") for text in overrides):
@@ -104,7 +104,7 @@ def _all_that_is_wrong(overrides: Sequence[str], error: Exception) -> list[Probl
     with hydra.initialize_config_dir(str(shipped("conf")), version_base="1.3"):
         composer = Composer(GlobalHydra.instance().config_loader(), OmegaConf.create(_NOTHING_GIVEN))
         config, problems = composer.all_but_the_wrong(overrides)
-        # With the override in its place, these words are the better ones.
+        # The composer's problems are better worded, as they name the override.
         if first not in problems and (isinstance(error, FOREIGN) or not problems):
             problems.insert(0, first)
         if config is not None:

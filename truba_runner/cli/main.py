@@ -1,4 +1,4 @@
-"""`python -m truba_runner`, also `truba`: a management command, or, with overrides, the Hydra app."""
+"""Run the command line of `truba` or `python -m truba_runner`: a management command, or the Hydra app."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from truba_runner.language import _
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 a job or a check failed, 2 the input was refused."""
+    """Run a command line; return the exit status: 0 done, 1 a job or a check failed, 2 the input was refused."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     with terminal.guarded():
         return _status(given)
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _status(given: list[str]) -> int:
     try:
         status = _dispatch(given)
-        # Here, and not when Python ends: whoever reads it may have gone.
+        # Flush here, not when Python exits: the reader of a pipe may have ended, which is handled below.
         sys.stdout.flush()
         return status
     except Refused as refused:
@@ -36,11 +36,11 @@ def _status(given: list[str]) -> int:
         print(failed, file=sys.stderr)
         return 1
     except BrokenPipeError:
-        # The reader (head, less) has gone; Python's own flush at exit must not complain of it.
+        # The reader (head, less) has ended; Python's own flush at exit must not raise another error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        # A disk that is full or read-only, a folder that is none: the user's to mend, and no fault of the program.
+        # A full or read-only disk, or a path that is no folder, is the user's to fix: no traceback.
         name = error.filename or _("a file")
         print(f"{name}: {error.strerror or error}", file=sys.stderr)
         return 1
@@ -50,7 +50,7 @@ def _status(given: list[str]) -> int:
 
 @cache
 def commands() -> list[str]:
-    """The management commands: the modules of `commands/`."""
+    """Return the names of the management commands: the modules of `commands/`."""
     folder = str(Path(__file__).parents[1] / "commands")
     return sorted(module.name for module in pkgutil.iter_modules([folder]))
 

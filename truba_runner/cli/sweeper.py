@@ -1,4 +1,4 @@
-"""The entry point of the sweeper's job."""
+"""Entry point of the job that runs a Hydra sweeper."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from truba_runner.training.interrupt import ignore_signals, leave
 
 
 def main(arguments: list[str]) -> int:
-    """Gives the command; its exit status."""
+    """Run the recorded command line of the sweep; return its exit status. USR2 or TERM requeues the job."""
     run = RunDir(Path(arguments[0]))
     if private.refused([run.path]):
         return 1
@@ -33,10 +33,10 @@ def main(arguments: list[str]) -> int:
 
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, go_on_later)
-    # What describes this job must not describe those that it submits.
+    # The variables of this job must not reach the jobs that it submits.
     for name in [name for name in os.environ if name.startswith(("SLURM_", "SRUN_", "SBATCH_"))]:
         del os.environ[name]
-    # What the command was given that submitted this job; one of an earlier version put nothing on record.
+    # Variables of the submitting command; earlier versions recorded none.
     os.environ.update(intent.get("variables", {}))
     os.environ[INSIDE] = "1"
     os.chdir(intent["project"])

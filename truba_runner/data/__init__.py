@@ -1,1 +1,1 @@
-"""Input files: staged before submission, and image collections."""
+"""Stage input files before submission; read and pack image collections."""

@@ -1,6 +1,6 @@
-"""Photographs by their names: which there are, in an order that is the same everywhere, and the label in each name.
+"""List images by name, in an order that is the same everywhere, and extract labels from names.
 
-Names alone: nothing is opened, so a login node can look at them too.
+No file is opened, so this is cheap enough for a login node.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from pathlib import Path, PurePosixPath
 from truba_runner.errors import Failed, Problem
 from truba_runner.language import _
 
-# What fastai's get_image_files takes for an image.
+# The same suffixes as in fastai's get_image_files.
 EXTENSIONS = {suffix for suffix, kind in mimetypes.types_map.items() if kind.startswith("image/")}
 
 
 def is_image(name: PurePosixPath) -> bool:
-    """Whether get_image_files would take a file of this name, relative to the folder that it is asked for."""
+    """Whether get_image_files would include a file; `name` is relative to the folder that is listed."""
     return name.suffix.lower() in EXTENSIONS and not any(part.startswith(".") for part in name.parts)
 
 
 def names_in(folder: Path) -> list[PurePosixPath]:
-    """The images under a folder, relative to it, in order: a folder's own order differs from disk to disk.
+    """Return the paths of all images under a folder, relative to it, sorted: disks list them in different orders.
 
-    A split by seed would then put other images into validation, and a resumed run would be tested on what it was
-    trained on.
+    In another order a split by seed would choose other images for validation, and a resumed run would be validated on
+    images it was trained on.
     """
     found = []
     for here, folders, files in os.walk(folder, followlinks=True):
@@ -38,20 +38,20 @@ def names_in(folder: Path) -> list[PurePosixPath]:
 
 
 def _leads_back(path: Path) -> bool:
-    """Whether it is a link to a folder that it lies in: each image would be found once a turn, forty times."""
+    """Whether a path is a symlink to a folder above it: images would be listed at each of forty levels."""
     return path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
 
 
 def in_order(names: Iterable[PurePosixPath]) -> list[PurePosixPath]:
-    """Names sorted part by part, wherever they come from."""
+    """Return names sorted by their path parts."""
     return sorted(names, key=lambda name: name.parts)
 
 
 def labels_of(names: Sequence[PurePosixPath], pattern: str) -> list[str]:
-    """Each name's label: what the first group of a regular expression finds in its last part.
+    """Return the label of each name: the first group of a regular expression, searched in the file name.
 
     Raises:
-        Failed: it finds nothing in one of them.
+        truba_runner.errors.Failed: the expression does not match a name.
     """
     if problem := unlabelled(names, pattern):
         raise Failed(str(problem))
@@ -59,7 +59,7 @@ def labels_of(names: Sequence[PurePosixPath], pattern: str) -> list[str]:
 
 
 def unlabelled(names: Sequence[PurePosixPath], pattern: str) -> Problem | None:
-    """That a regular expression finds no label in some of the names, if so."""
+    """Return a Problem if a regular expression finds no label in some names; else None."""
     without = [name for name in names if not re.search(pattern, name.name)]
     if not without:
         return None

@@ -1,8 +1,8 @@
-"""Many photographs as one file: decoded and resized once, then read back with one system call each.
+"""Pack many images into one file: decoded and resized once, then read with one system call each.
 
-The file: a line that says what it is; the pixels of one image after the other, uint8 RGB by rows; an index in JSON;
-its length and SHA-256. The index has each image's name, place, size and CRC-32, and what the file was made of. The file
-is written beside and renamed, so a reader sees a whole one or none.
+File format: a magic line; the pixels of the images in turn, uint8 RGB by rows; an index in JSON; its length and
+SHA-256. The index has each image's name, offset, size and CRC-32, and what the file was made from. The file is written
+under a temporary name and renamed, so a reader sees a complete file or none.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 MAGIC = b"truba_runner images 1\n"
 _TAIL = struct.Struct("<Q32s")
 _NAMED = 5
-# So many decoded images a core wait at most for those before them to be written.
+# Most images per core that are decoded ahead of the one being written.
 _AHEAD = 4
 
 
 class Damaged(ValueError):
-    """A file that is no pack, or not the pack that it was."""
+    """A file that is not a pack, or is a damaged one."""
 
 
 @dataclass(frozen=True)
 class _Contents:
-    """What an open file's index says. A record is an image's offset, width, height and CRC-32."""
+    """An open file and its index. A record is an image's offset, width, height and CRC-32."""
 
     file: int
     digest: bytes
@@ -51,14 +51,14 @@ class _Contents:
 
 
 class Pack:
-    """A packed file, open. Small to pickle; safe to use from forked processes and from threads."""
+    """An open packed file. Small to pickle; safe to use in forked processes and threads."""
 
     def __init__(self, path: Path) -> None:
-        """Reads the index.
+        """Read the index.
 
         Raises:
-            OSError: there is no such file.
-            Damaged: it is cut short, or is something else.
+            OSError: the file does not exist.
+            Damaged: the file is truncated, or not a pack.
         """
         self.path = path
         self._digest = self._contents.digest
@@ -93,17 +93,17 @@ class Pack:
         return _Contents(file, digest, index["about"], records)
 
     def __getstate__(self) -> dict[str, Any]:
-        """The address alone: another process opens the file when it first needs it."""
+        """Pickle path and digest only; another process opens the file at first use."""
         return {"path": self.path, "_digest": self._digest}
 
     def __del__(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         if "_contents" in self.__dict__:
             os.close(self._contents.file)
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the file was made of."""
+        """What the file was made from."""
         return self._contents.about
 
     @cached_property
@@ -112,38 +112,38 @@ class Pack:
         return in_order(self._contents.records)
 
     def __contains__(self, name: PurePosixPath) -> bool:
-        """Whether there is an image of this name."""
+        """Whether the file has an image of this name."""
         return name in self._contents.records
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """Return the number of images."""
         return len(self.names)
 
     def pixels(self, name: PurePosixPath) -> tuple[bytes, int, int]:
-        """An image's pixels by rows, three bytes each, its width and its height.
+        """Return an image's pixels by rows, three bytes each, its width and its height.
 
         Raises:
-            Damaged: the file has become shorter.
+            Damaged: the file has been truncated.
         """
         offset, width, height, *_digest = self._contents.records[name]
-        # Not a memory map: its pages count as the job's own memory, and a disk that fails then kills without a word.
+        # Not a memory map: its pages count as the job's memory, and a disk error would kill the job without a message.
         content = os.pread(self._contents.file, width * height * 3, offset)
         if len(content) != width * height * 3:
             raise Damaged(_("{path} was cut short; delete it, and the next run packs anew", path=self.path))
         return content, width, height
 
     def image(self, name: PurePosixPath) -> Image:
-        """An image as Pillow's."""
+        """Return an image as a Pillow Image."""
         from PIL import Image
 
         content, width, height = self.pixels(name)
         return Image.frombytes("RGB", (width, height), content)
 
     def check(self) -> None:
-        """Reads every pixel once, which also brings the file into memory.
+        """Compare the CRC-32 of every image, which also reads the file into the page cache.
 
         Raises:
-            Damaged: one is not what was written.
+            Damaged: an image has changed.
         """
 
         def wrong(name: PurePosixPath) -> bool:
@@ -158,13 +158,13 @@ class Pack:
 
 
 def presized(file: IO[bytes], size: tuple[int, int], resample: int) -> Image:
-    """A photograph as fastai opens it, so large that it just covers `size` (width, height).
+    """Open an image as fastai does, and resize it to just cover `size` (width, height).
 
-    Its pixels lie where fastai's Resize puts them when it crops the middle, as in validation; on both sides there are
-    as many more as the photograph has.
+    The pixels are those of fastai's Resize when it crops the middle, as in validation; on both sides of the crop the
+    remaining pixels of the image are kept.
 
     Raises:
-        OSError: it can't be decoded.
+        OSError: the image cannot be decoded.
     """
     from PIL import Image
 
@@ -178,17 +178,17 @@ def presized(file: IO[bytes], size: tuple[int, int], resample: int) -> Image:
 
 
 def _span(side: int, least: int, ratio: float, scale: float) -> tuple[float, float, int]:
-    """Along one side of a photograph: from where to where it is taken, and how many pixels come of it.
+    """Return for one side of an image where the resized part begins and ends, and its size in resized pixels.
 
-    `scale` is how many of the photograph's pixels go into one, `ratio` how many would if the whole side made `least`.
+    `scale` is the number of image pixels per resized pixel; `ratio` the same if the whole side gave `least` pixels.
     """
-    crop = max(1, int(scale * least))  # This and the next line are Resize.encodes'.
+    crop = max(1, int(scale * least))  # This and the next line are from Resize.encodes.
     before = int(0.5 * (side - crop))
     if ratio == scale:
         return before, before + crop, least
     pixel = crop / least
     left = int(before / pixel)
-    # One more at most, so that the middle of what comes out is still the middle.
+    # At most one more than on the left, so that the middle of the result is still the middle of the image.
     right = min(int((side - before - crop) / pixel), left + 1)
     return before - left * pixel, before + crop + right * pixel, left + least + right
 
@@ -200,11 +200,11 @@ def write(
     resample: int,
     about: Mapping[str, Any],
 ) -> None:
-    """Packs photographs, each with its name and a function that opens its file, on every core of this process.
+    """Pack images, given as names and functions that open them, on all cores of this process.
 
     Raises:
-        Failed: some cannot be decoded; they are named.
-        OSError: the disk is full or not writable. What was at `path` is still there.
+        truba_runner.errors.Failed: some images cannot be decoded; the message names them.
+        OSError: the disk is full or not writable; an earlier file at `path` is unchanged.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with written_whole(path) as file:
@@ -225,13 +225,13 @@ def write(
 def _decoded(
     photographs: Iterable[Photograph], size: tuple[int, int], resample: int
 ) -> Iterator[tuple[PurePosixPath, tuple[bytes, int, int] | str]]:
-    """Each image's pixels, or why it has none, in the order of `photographs`. Pillow decodes without Python's lock."""
+    """Yield each image's pixels, or its error, in the given order. Threads suffice, as Pillow releases the GIL."""
 
     def decode(opened: Callable[[], IO[bytes]]) -> tuple[bytes, int, int] | str:
         try:
             with opened() as file:
                 image = presized(file, size, resample)
-        except Exception as error:  # A damaged file raises whatever its decoder stumbles over.
+        except Exception as error:  # Decoders raise exceptions of any type for damaged files.
             return f"{error}"
         return image.tobytes(), image.width, image.height
 
@@ -247,10 +247,10 @@ def _decoded(
 
 
 def refuse_unreadable(unreadable: list[tuple[PurePosixPath, str]]) -> None:
-    """Says which files are no images, all at once.
+    """Raise one error for all files that cannot be read as images, with their reasons.
 
     Raises:
-        Failed: there are some.
+        truba_runner.errors.Failed: `unreadable` is not empty.
     """
     if not unreadable:
         return
@@ -268,5 +268,5 @@ def refuse_unreadable(unreadable: list[tuple[PurePosixPath, str]]) -> None:
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))

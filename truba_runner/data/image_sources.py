@@ -1,4 +1,4 @@
-"""Where photographs lie: in a folder, or in an archive, which is read in one pass and need not be unpacked."""
+"""Read images from a folder, or from a tar archive in one pass, without unpacking it."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from truba_runner.data.image_names import is_image, names_in
 from truba_runner.errors import Failed
 from truba_runner.language import _
 
-# A photograph's name, and a function that opens it.
+# An image's name, and a function that opens it.
 Photograph = tuple[PurePosixPath, Callable[[], IO[bytes]]]
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Photographs as files, under `path`."""
+    """Images as files under the folder `path`."""
 
     path: Path
 
     def identity(self) -> dict[str, Any]:
-        """What tells whether anything has changed: every name, size and time."""
+        """Return a digest of all names, sizes and times, to detect changes."""
         digest = sha256()
         for name in names_in(self.path):
             about = (self.path / name).stat()
@@ -36,7 +36,7 @@ class Folder:
         return {"folder": digest.hexdigest()}
 
     def photographs(self) -> Iterator[Photograph]:
-        """Each of them, in order."""
+        """Yield the images, sorted by name."""
         for name in names_in(self.path):
             yield name, partial(_open, self.path / name)
 
@@ -47,21 +47,21 @@ def _open(path: Path) -> IO[bytes]:
 
 @dataclass(frozen=True)
 class Archive:
-    """Photographs in a tar file, under `inside`."""
+    """Images in a tar archive, under its folder `inside`."""
 
     path: Path
     inside: PurePosixPath
 
     def identity(self) -> dict[str, Any]:
-        """Name, size and time of the archive."""
+        """Return name, size and time of the archive, to detect changes."""
         about = self.path.stat()
         return {"archive": self.path.name, "inside": str(self.inside), "bytes": about.st_size, "ns": about.st_mtime_ns}
 
     def photographs(self) -> Iterator[Photograph]:
-        """Each of them, in the archive's order.
+        """Yield the images in the archive's order.
 
         Raises:
-            Failed: the archive is damaged.
+            truba_runner.errors.Failed: the archive is damaged.
         """
         archive = _checked(self.path, lambda: tarfile.open(self.path, "r|*"))  # noqa: SIM115
         with archive:
@@ -71,7 +71,7 @@ class Archive:
                     yield name, partial(io.BytesIO, _checked(self.path, file.read))
 
     def _name(self, member: tarfile.TarInfo) -> PurePosixPath | None:
-        """An image's name under `inside`; None for all else, links included: nothing gets out of where it is put."""
+        """Return an image's name under `inside`; None for other members and links, so none can leave the target."""
         path = PurePosixPath(member.name)
         if not member.isreg() or path.is_absolute() or ".." in path.parts or not path.is_relative_to(self.inside):
             return None
@@ -79,10 +79,10 @@ class Archive:
         return name if is_image(name) else None
 
     def unpack(self, into: Path) -> None:
-        """Writes the photographs, and nothing else of the archive, under an existing folder.
+        """Unpack only the images of the archive into an existing folder.
 
         Raises:
-            Failed: the archive is damaged.
+            truba_runner.errors.Failed: the archive is damaged.
             OSError: the disk is full or not writable.
         """
         for name, opened in self.photographs():
@@ -106,12 +106,12 @@ def _checked(path: Path, read: Callable[[], Any]) -> Any:
 
 
 def source_at(path: Path) -> Folder | Archive:
-    """What lies at a path that may lead into an archive as if that were a folder: `data/pets.tgz/pets/images`.
+    """Return the images at a path, which may lead into an archive as into a folder: `data/pets.tgz/pets/images`.
 
-    An archive that somebody has unpacked beside itself is the folder that came of it.
+    If the archive is already unpacked next to it, that folder is used.
 
     Raises:
-        Failed: there is nothing.
+        truba_runner.errors.Failed: neither a folder nor an archive exists there.
     """
     if path.is_dir():
         return Folder(path)

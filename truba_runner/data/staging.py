@@ -1,6 +1,6 @@
-"""Where the files come from that a run needs: the data folder, or a download, made before the job is submitted.
+"""Find, download and verify the files that an experiment needs, before its job is submitted.
 
-Compute nodes have no network, so nothing is ever fetched by a job.
+Compute nodes have no network, so a job never downloads anything.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from truba_runner.language import _
 
 DOWNLOAD_TIMEOUT_SECONDS = 10
 _CHUNK_BYTES = 1 << 20
-# A larger file is checked when it is staged, not at every submission.
+# Larger files are verified only when staged, not at every submission.
 _LARGEST_CHECKED_BYTES = 64 << 20
 
 
 def needed(experiment: Experiment) -> list[Source]:
-    """The files that the run will read: its data, and the weights that it begins from."""
+    """Return the files that the run will read: its data and pretrained weights."""
     sources = [experiment.data.sources.get(experiment.data.name), *map(weights.source, jobs(experiment))]
     # Architectures may share a file.
     return list({source.file: source for source in sources if source is not None and source.file}.values())
 
 
 def missing(experiment: Experiment) -> list[Source]:
-    """Those of the needed files that the data folder lacks, or holds damaged."""
+    """Return the needed files that are missing from the data folder or damaged."""
     folder = Path(experiment.data.folder)
     return [source for source in needed(experiment) if not _whole(folder / source.file, source)]
 
@@ -51,13 +51,13 @@ def _whole(path: Path, source: Source) -> bool:
 
 
 def provide(experiment: Experiment, selector: str) -> str:
-    """Sees to it that every needed file is there, and returns the name of the data that the run will train on.
+    """Stage every missing file, and return the name of the data that the run will train on.
 
-    That is `data.name`, or, on a local run that can neither find nor download it, `data.fallback`.
-    `selector` is what the user typed to choose the experiment; a remedy repeats it.
+    That is `data.name`, or `data.fallback` if a local run can neither find nor download it. `selector` is what the
+    user typed to choose the experiment; remedies repeat it.
 
     Raises:
-        Refused: a file is missing and can't be fetched, or a folder of images is not what it should be.
+        truba_runner.errors.Refused: a file is missing and cannot be downloaded, or an image folder has a problem.
     """
     data, name, problems = experiment.data, experiment.data.name, []
     own = data.sources.get(name)
@@ -77,10 +77,10 @@ def provide(experiment: Experiment, selector: str) -> str:
 
 
 def stage(folder: Path, source: Source, origin: str) -> Path:
-    """Puts a file into the data folder, from a URL or a path, checked and renamed into place.
+    """Copy or download a file into the data folder from a URL or a path; verify it, then rename it into place.
 
     Raises:
-        OSError: it can't be read, fetched or written, or is not the file that it should be.
+        OSError: the file cannot be read, downloaded or written, or has the wrong SHA-256.
     """
     if not origin:
         raise OSError(_("it has no address that a program could fetch it from"))
@@ -119,12 +119,12 @@ def _download(url: str, file: IO[bytes]) -> None:
 
 
 def matches(path: Path, sha256: str) -> bool:
-    """Whether a file's SHA-256 is, or begins with, the given one; any file's does with none."""
+    """Whether a file's SHA-256 begins with the given one; True if that is empty."""
     return not sha256 or _sha256(path).startswith(sha256)
 
 
 def folder_problems(data: Data, source: Source) -> Iterator[Problem]:
-    """A folder of images that is not there, or empty, or has one whose name has no label. Looks at names alone."""
+    """Yield a Problem if an image folder is missing or empty, or a name in it has no label. Opens no image."""
     folder, received = Path(data.folder) / source.folder, f"data.name={data.name}"
     if not folder.is_dir():
         rule = _("there is no folder {folder}.", folder=folder)

@@ -1,7 +1,7 @@
-"""Which file of pretrained weights a run begins from, by its architecture, and where in the data folder it lies. Pure.
+"""Find a run's file of pretrained weights: its URL, and its place in the data folder. Pure.
 
-An experiment whose training begins from weights that others have trained has `options.arch` and `options.pretrained`,
-and in `job.weights` the addresses. An architecture is one of torchvision's, or `timm/NAME.TAG`.
+An experiment that uses pretrained weights has `job.options.arch` and `job.options.pretrained`, and the URLs in
+`job.weights`. An architecture is one of torchvision's, or `timm/NAME.TAG`.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from truba_runner.config.schema import Job, Source
 from truba_runner.errors import Problem, nearest
 from truba_runner.language import _
 
-# In the data folder; a job's TORCH_HOME.
+# Folder in the data folder; TORCH_HOME of a job.
 FOLDER = "weights"
 TIMM = "timm/"
 _ANY_OF_TIMM = "timm/*"
-# Of torchvision's, those that fastai 2.8 cannot cut into a body and a head.
+# Prefixes of torchvision's architectures that fastai 2.8 cannot cut into a body and a head.
 _UNCUT = ("googlenet", "inception_v3", "maxvit_", "mnasnet", "vit_")
 
 
 def source(job: Job) -> Source | None:
-    """The file that a run begins from; None where it begins from nothing, or asks for what `problems` refuses."""
+    """Return the file of pretrained weights; None if the run does not use any, or `problems` refuses its options."""
     url = _url(job)
     if not job.options.get("pretrained") or not url:
         return None
     name = PurePosixPath(urlsplit(url).path)
     if _arch(job).startswith(TIMM):
         return Source(file=f"{FOLDER}/{_arch(job)}{name.suffix}", url=url)
-    # The place where torchvision looks; the name ends with the beginning of the SHA-256.
+    # torchvision's own path below TORCH_HOME; the file name ends with the beginning of the SHA-256.
     digest = re.search(r"-([0-9a-f]{8,})\.", name.name)
     return Source(file=f"{FOLDER}/hub/checkpoints/{name.name}", url=url, sha256=digest[1] if digest else "")
 
 
 def problems(job: Job) -> Iterator[Problem]:
-    """An architecture that there is not, or one without weights to begin from."""
+    """Yield a Problem if the architecture is unknown, cannot be cut, or lacks pretrained weights."""
     arch = _arch(job)
     if not job.weights or not arch:
         return
@@ -68,7 +68,7 @@ def problems(job: Job) -> Iterator[Problem]:
 
 
 def chosen(job: Job) -> dict[str, str]:
-    """Of `job.weights` the line that the run uses."""
+    """Return the entry of `job.weights` that the run uses."""
     url = _url(job)
     return {_arch(job): url} if url else {}
 

@@ -1,1 +1,1 @@
-"""The backend interface and what both frameworks share."""
+"""The backend interface and the code that both frameworks share."""

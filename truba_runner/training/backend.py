@@ -1,4 +1,4 @@
-"""What a framework offers so that a job can be trained with it: `training/NAME/train.py`, with `train` and `find`."""
+"""The interface of a backend: the functions `train` and `find` of `training/NAME/train.py`, and their Context."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from truba_runner.training.interrupt import Interruption
 
 @dataclass(frozen=True)
 class Context:
-    """All that a backend is given."""
+    """Everything a backend gets from the worker."""
 
     experiment: Experiment
-    # The module of `jobs/` that the experiment names.
+    # The user's module `jobs/NAME.py`, imported.
     job: ModuleType
     run: RunDir
     progress: Progress
-    # Looked at between two steps; once it is set, the backend saves and raises `Interrupted`.
+    # Checked between steps; once a signal has come, the backend saves a checkpoint and raises `Interrupted`.
     interruption: Interruption = field(default_factory=Interruption)
-    # This process among `tasks` of the job; rank 0 writes the run's records.
+    # Rank of this process among the job's `tasks` processes; rank 0 writes the run's records.
     rank: int = 0
     tasks: int = 1
-    # Filled by a backend whose job asks for hyperparameters: their space and values, as Keras Tuner writes them.
+    # Filled by the backend if the job's code takes hyperparameters: their space and values, in Keras Tuner's form.
     hyperparameters: dict[str, Any] = field(default_factory=dict)
-    # What could not be made of a training that is over, and why: `training.notes` fills it, the result names it.
+    # Outputs missing from a finished training, with reasons: filled by `training.notes`, written to the result.
     notes: list[str] = field(default_factory=list)
-    # Of an epoch and of a validation, for a rehearsal; None: all that the data has.
+    # Limit on the steps of each epoch and validation, for a rehearsal (`verify`); None: no limit.
     most_steps: int | None = None
 
 
@@ -44,24 +44,24 @@ def _module(name: str) -> ModuleType:
 
 
 def imports(name: str) -> tuple[str, ...]:
-    """The modules that a backend imports anyway; they are imported once, where many trainings are forked from."""
+    """Return the modules a backend always imports; the fork server of a search imports them once for all trials."""
     found: tuple[str, ...] = getattr(_module(name), "IMPORTS", ())
     return found
 
 
 def load(name: str, entry: str = "train") -> Entry:
-    """An entry of a backend's; it returns what `result.json` should say.
+    """Return the function `entry` of a backend; it takes a Context and returns the content of `result.json`.
 
-    `train` trains, evaluates and saves. The result holds `metrics` (final, by name), `seconds_training`, `epochs`,
-    `steps`, `weights_sha256`, `devices`, where a finder's rate was taken `lr_find`, and where something is missing
-    `notes`. `find` runs a learning-rate
-    finder alone, and leaves its curve in the run directory. The result holds `suggestions`, `seconds`, `devices`.
+    `train` trains, evaluates and saves. Its result has `metrics` (final, by name), `seconds_training`, `epochs`,
+    `steps`, `weights_sha256`, `devices`, `lr_find` if the learning rate came from a finder, and `notes` if an output
+    is missing. `find` only runs a learning-rate finder and writes its curve to the run directory. Its result has
+    `suggestions`, `seconds`, `devices`.
     """
     found: Entry = getattr(_module(name), entry)
     return found
 
 
 def reader(name: str) -> Callable[[IO[bytes]], Any]:
-    """What reads a backend's checkpoints: as plain values, arrays and tensors, in lists, tuples and dicts."""
+    """Return the backend's checkpoint reader; it returns plain values, arrays and tensors in lists, tuples, dicts."""
     found: Callable[[IO[bytes]], Any] = _module(name).read_state
     return found

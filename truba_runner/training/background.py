@@ -1,4 +1,4 @@
-"""One piece of work at a time beside the main thread."""
+"""A background thread that runs one function at a time, such as a checkpoint write."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from collections.abc import Callable
 
 
 class Background:
-    """A thread for what the main thread need not wait for, such as writing a file."""
+    """One background thread, for work that the main thread need not wait for."""
 
     def __init__(self) -> None:
-        """Idle."""
+        """Start no thread yet."""
         self._thread: threading.Thread | None = None
 
     def start(self, work: Callable[[], object]) -> None:
-        """Starts `work` once what was started before has ended. What it raises is printed and stops nobody."""
+        """Run `work` in the thread once the previous work has ended; exceptions are printed, not raised."""
         self.wait()
-        # Not a daemon: a program that ends lets its last file be written.
+        # Not a daemon: the interpreter waits for the last write before it exits.
         self._thread = threading.Thread(target=_guarded, args=(work,), name="background")
         self._thread.start()
 
     @property
     def busy(self) -> bool:
-        """Whether something is under way."""
+        """Whether work is running."""
         return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
-        """Until nothing is under way."""
+        """Wait until no work is running."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None

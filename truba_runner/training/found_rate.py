@@ -1,6 +1,6 @@
-"""The learning rate that a run takes from a finder, as `train.lr_find` says: the same at every start.
+"""Choose the learning rate with a finder if `train.lr_find` asks for it.
 
-A run looks once. What it has taken is on record in `submissions.jsonl`, from which a start that goes on takes it.
+A run uses a finder only once: the rate is recorded in `submissions.jsonl`, and every later start reads it there.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Suggestions = Mapping[str, float | None]
 def found_rate(
     context: Context, find: Callable[[Find], Suggestions], from_rank_0: Callable[[list[Any]], list[Any]] = list
 ) -> float | None:
-    """What stands in for `train.learning_rate`; None: no finder is asked for.
+    """Return the learning rate that replaces `train.learning_rate`; None if `train.lr_find` is not set.
 
-    `find` runs a finder, here and now, on all ranks: only where no other run has done so before this one.
-    `from_rank_0` gives every rank the numbers that rank 0 has.
+    `find` runs the finder in this job, on all ranks; it is called only if no separate finder run exists.
+    `from_rank_0` sends rank 0's numbers to every rank.
 
     Raises:
-        truba_runner.errors.Failed: the finder has nothing to suggest that way, or has left no answer.
+        truba_runner.errors.Failed: the finder has no suggestion of the requested kind, or its result is missing.
     """
     asked = lr_find.asked(context.experiment)
     if asked is None:
@@ -67,7 +67,7 @@ def found_rate(
 
 
 def _left_by(finder: RunDir) -> Suggestions:
-    """What a run that was to look has suggested."""
+    """Return the suggestions that a separate finder run has written."""
     suggested: Suggestions = finder.rate_curve(FINDER).get("suggestions", {})
     if not suggested:
         raise Failed(
@@ -82,13 +82,13 @@ def _left_by(finder: RunDir) -> Suggestions:
 
 
 def record(context: Context) -> dict[str, Any]:
-    """For the result: which rate was taken, and where from; empty where there was no finder."""
+    """Return the result's entry `lr_find`: the rate and its source; empty if no finder was used."""
     event = context.run.found_rate()
     return {"lr_find": {key: value for key, value in event.items() if key not in ("event", "time")}} if event else {}
 
 
 def _same(rate: float | None, from_rank_0: Callable[[list[Any]], list[Any]]) -> float | None:
-    """Rank 0's, to the bit: byte by byte, since ranks add whole numbers."""
+    """Return rank 0's rate, bit for bit; sent as bytes, since the ranks exchange integers by addition."""
     own = struct.pack("<d", math.nan if rate is None else rate)
     value: float
     (value,) = struct.unpack("<d", bytes(int(byte) for byte in from_rank_0(list(own))))

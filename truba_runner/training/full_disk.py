@@ -1,4 +1,4 @@
-"""A disk that is full, or over quota, at a moment when a run cannot do without it: said as such, and what to do."""
+"""Report a full disk or an exceeded quota (ENOSPC, EDQUOT) as such, with a remedy; write files atomically."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yields a path beside `path`, of the same suffixes, to write a file to: it takes its name once it is whole."""
+    """Yield a temporary path with the same folder and suffixes; rename it to `path` when it is completely written."""
     stem, _dot, suffixes = path.name.partition(".")
     beside = path.with_name(f".{stem}.{os.getpid()}.{suffixes}")
     try:
@@ -31,9 +31,9 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def explained(error: BaseException, run: RunDir) -> BaseException:
-    """The error itself, or where a full disk is behind it one that says so, and where the run goes on from."""
+    """Return the error; if a full disk caused it, a Failed that says so and names the position to resume from."""
     if isinstance(error, Failed) or (cause := reason(error)) is None:
-        return error  # What says itself what to do may be about another disk.
+        return error  # A Failed has its own remedy, and may be about another disk.
     position = CheckpointStore(run.checkpoints).position()
     if position == Position(0, 0):
         where = _("the run goes on from the beginning.")
@@ -53,7 +53,7 @@ def explained(error: BaseException, run: RunDir) -> BaseException:
 
 
 def reason(error: BaseException) -> str | None:
-    """What says that a disk is full, of the error and those behind it: a framework may raise one of its own instead."""
+    """Return the full-disk message of an error or of its causes (frameworks raise their own errors); else None."""
     seen: set[int] = set()
     one: BaseException | None = error
     while one is not None and id(one) not in seen:
@@ -67,5 +67,5 @@ def reason(error: BaseException) -> str | None:
 
 
 def told_of(text: str) -> str | None:
-    """What in an error's text says that a disk is full."""
+    """Return the system's full-disk message if an error's text contains it."""
     return next((said for said in map(os.strerror, _FULL) if said in text), None)

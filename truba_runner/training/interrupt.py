@@ -1,11 +1,11 @@
-"""Signals as a flag: a handler only sets it, and whoever trains looks at it between two steps.
+"""Turn signals into a flag: the handler only sets it, and the training loop checks it between steps.
 
-| signal | from | what the run does after it has saved |
+| signal | sent by | after saving, the run |
 |---|---|---|
-| USR2 | Slurm, a while before the time limit or at a preemption; `scancel --signal=USR2` | requeues itself |
-| TERM | Slurm: preemption, requeue, cancellation; the system | ends; whether it comes back is Slurm's to say |
-| INT | Ctrl-C on a local run; a second one ends it at once | ends |
-| HUP | a local run's terminal: closed, or its connection lost; not under `nohup` | ends |
+| USR2 | Slurm, some time before the time limit or a preemption; `scancel --signal=USR2` | requeues itself |
+| TERM | Slurm: preemption, requeue, cancellation; the system | ends; Slurm decides whether it is requeued |
+| INT | Ctrl-C in a local run; a second one ends it at once | ends |
+| HUP | the terminal of a local run: closed, or its connection lost; not under `nohup` | ends |
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ _WORDS = {
 
 
 class Interrupted(BaseException):
-    """Raised by a backend out of its loop once the state is on disk; no framework's handler takes it for an error."""
+    """Raised by a backend once the state is saved; a BaseException, so that frameworks do not catch it as an error."""
 
 
 def ignore_signals() -> None:
-    """Nothing that this process, or a command that it starts, is told changes any more how it ends."""
+    """Ignore all listed signals from now on, in child commands too."""
     for number in _WORDS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def leave(status: int) -> NoReturn:
-    """Ends this process with an exit status that no signal changes any more.
+    """Exit with a status that a late signal cannot change.
 
-    Python takes handlers away before it tidies up: one that came then would kill what has a result, or is queued again.
+    Python resets handlers before its cleanup: a signal then would kill a run that has finished or is requeued.
     """
     ignore_signals()
     sys.exit(status)
 
 
 class Interruption:
-    """Which signals have asked this process to stop."""
+    """The signals received so far that ask this process to stop."""
 
     def __init__(self) -> None:
-        """None has, so far."""
+        """Start with no signal received and no handlers set."""
         self.received: list[int] = []
         self._held = False
         self._words: dict[int, str] = {}
@@ -59,34 +59,33 @@ class Interruption:
 
     @staticmethod
     def signals() -> list[int]:
-        """Those that are listened to, in an order that is every rank's."""
+        """Return the signals listened to, in the same order on every rank."""
         return [int(number) for number in _WORDS]
 
     def listen(self) -> None:
-        """Sets the handlers; in the main thread, before a framework starts."""
+        """Set the handlers; call in the main thread, before a framework starts."""
         self.listening = True
-        # Not in the handler: the first message reads the catalogue, and may import what the signal has come in the
-        # middle of.
+        # Translated here, not in the handler: reading the catalogue may import a module whose import was interrupted.
         self._words = {int(number): _(word) for number, word in _WORDS.items()}
         for number in _WORDS:
-            # Who starts it with nohup wants it to go on.
+            # Under nohup a run survives its terminal.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._note)
 
     def decided(self) -> None:
-        """How the run ends is decided: a signal that comes later is not for it, nor for what it tells Slurm."""
+        """Ignore later signals, in child commands too (scontrol): how the run ends is decided."""
         if self.listening:
             ignore_signals()
 
     def hold(self) -> None:
-        """From now on there is a state to save, and a signal waits to be looked at; before, it ends the run at once."""
+        """From now on only set the flag, as there is state to save; before, a signal ends the run at once."""
         self._held = True
 
     @contextmanager
     def recognised(self) -> Iterator[None]:
-        """What a signal has ended in here it has ended as such, whatever a framework has made of the exception.
+        """Re-raise any exception as Interrupted if a signal caused it.
 
-        TensorFlow makes a RuntimeError of it where an operation fails just then, as another rank was ended too.
+        TensorFlow raises a RuntimeError instead if an operation fails just then because another rank has ended too.
         """
         try:
             yield
@@ -97,22 +96,22 @@ class Interruption:
 
     @property
     def requested(self) -> bool:
-        """Looked at between two steps of training, evaluation or prediction."""
+        """Whether a signal has come; checked between steps of training, evaluation and prediction."""
         return bool(self.received)
 
     @property
     def requeue(self) -> bool:
-        """Whether it was Slurm's early signal, after which a run always goes on."""
+        """Whether Slurm's early signal (USR2) has come, after which a run always requeues itself."""
         return signal.SIGUSR2 in self.received
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and signal.SIGINT in self.received:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             signal.raise_signal(signal.SIGINT)
-        first = not self.received  # Before anything else: the next signal may come in the middle of this one.
+        first = not self.received  # Before anything else: another signal may interrupt this handler.
         again = number in self.received
         self.received.append(number)
-        # Not print: the signal may have come in the middle of one.
+        # Not print: the signal may have interrupted a print.
         then = _("saving after this step") if self._held else _("nothing to save yet")
         if not again:
             os.write(2, f"\n{self._words[number]}: {then}\n".encode())

@@ -1,4 +1,4 @@
-"""A job's own code, called as the config says, and what else the config names by import path."""
+"""Call the functions of a job's module with the config's options, and import what the config names by path."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from truba_runner.training.backend import Context
 
 
 def call(job: ModuleType, name: str, where: str, options: Mapping[str, Any], /, **given: Any) -> Any:
-    """`job.name(**given, **options)`; `where` is the place in the config that the options come from.
+    """Return `job.name(**given, **options)`; `where` is the config key that the options come from.
 
-    What the function raises itself goes through untouched.
+    Exceptions of the function itself are not caught.
 
     Raises:
-        truba_runner.errors.Failed: the module has no such function, or it does not take these options.
+        truba_runner.errors.Failed: the module has no such function, an option is unknown to it, or one is missing.
     """
     function = getattr(job, name, None)
     if not callable(function):
@@ -56,18 +56,18 @@ def call(job: ModuleType, name: str, where: str, options: Mapping[str, Any], /, 
 
 
 def accepted(function: Callable[..., Any] | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the options that a function takes by name."""
+    """Return the options that are parameters of a function."""
     names = inspect.signature(function).parameters if function else ()
     return {name: value for name, value in options.items() if name in names}
 
 
 def entry_of(where: str, given: Any, example: str) -> tuple[str, dict[str, Any]]:
-    """The name and the settings out of `NAME` or `{class_name: NAME, config: {…}}`.
+    """Return name and settings from `NAME` or `{class_name: NAME, config: {…}}`.
 
-    Also out of what keras.saving.serialize_keras_object writes, which has the module of the class beside its name.
+    Also accepts the output of keras.saving.serialize_keras_object, which names the module of the class as well.
 
     Raises:
-        truba_runner.errors.Failed: it is neither; `example` is a name that would do.
+        truba_runner.errors.Failed: the entry has another form; the message shows `example`, a valid name.
     """
     entry: Any = {"class_name": given} if isinstance(given, str) else given
     keys = {"class_name", "config", "module", "registered_name"}
@@ -79,10 +79,10 @@ def entry_of(where: str, given: Any, example: str) -> tuple[str, dict[str, Any]]
 
 
 def make(found: Callable[..., Any], where: str, name: str, settings: Mapping[str, Any]) -> Any:
-    """What a class makes with its settings.
+    """Return an object made by calling a class with its settings.
 
     Raises:
-        truba_runner.errors.Failed: it does not take them.
+        truba_runner.errors.Failed: the class does not accept the settings.
     """
     try:
         return found(**settings)
@@ -99,14 +99,14 @@ def make(found: Callable[..., Any], where: str, name: str, settings: Mapping[str
 
 
 def imported(context: Context, where: str, name: str) -> Any:
-    """What `name`, an import path, stands for; `where` is the place in the config that it comes from.
+    """Return the object with the import path `name`; `where` is the config key that names it.
 
     Raises:
-        truba_runner.errors.Failed: there is no such module, or nothing of that name in it.
+        truba_runner.errors.Failed: the module does not exist, or has no such attribute.
     """
     module_name, _dot, attribute = name.rpartition(".")
     try:
-        # The job's own module is there already, under another name.
+        # The job's own module is already imported, under another name.
         is_job = module_name == Path(str(context.job.__file__)).stem
         module = context.job if is_job else importlib.import_module(module_name)
     except ModuleNotFoundError as error:

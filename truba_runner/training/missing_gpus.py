@@ -1,4 +1,4 @@
-"""A job that asked for GPUs and sees none: its node has none, or its environment cannot use them."""
+"""Fail or warn if a job asked for GPUs and the framework sees none."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def tell_of_missing_gpus(gpus_asked: int, framework: str, package: str) -> None:
-    """Warns that the CPU is trained on instead; `package` is what pip calls the framework with GPU support.
+    """Warn that the CPU is used instead; `package` is pip's name of the framework with GPU support.
 
     Raises:
-        truba_runner.errors.Failed: the node has GPUs.
+        truba_runner.errors.Failed: the node has NVIDIA's driver, so the environment cannot use its GPUs.
     """
     if NVIDIA_DRIVER.exists():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", _("not set"))
-        # `sees no GPU`, or its Turkish, is what truba why knows it by: why/reasons.yaml.
+        # `truba why` recognises this error by `sees no GPU` or its translation: why/reasons.yaml.
         raise Failed(
             _(
                 "{gpus} GPUs a node were asked for and this node has NVIDIA's driver, but {framework} sees no GPU "

@@ -1,4 +1,4 @@
-"""What could not be made of a training and stopped nothing: a warning in the log, and named in the run's result."""
+"""Notes on outputs that could not be made: a warning in the log and an entry in the result, but no failure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LONGEST = 500
 
 
 def note(context: Context, text: str) -> None:
-    """Puts on record what is missing from a result, once; the log has it as a warning."""
+    """Record once what is missing from the result, and print it as a warning."""
     if text not in context.notes:
         context.notes.append(text)
         print(_("WARNING: {text}", text=text), file=sys.stderr, flush=True)
@@ -23,10 +23,10 @@ def note(context: Context, text: str) -> None:
 
 @contextmanager
 def noted(context: Context, what: str, but: type[Exception] | tuple[()] = ()) -> Iterator[None]:
-    """What fails in here is left out of a result that is worth more, with a note.
+    """Turn an exception of the block into a note: one missing output must not lose the result.
 
-    `what`: a sentence, behind which the reason is put. A full disk goes through, as the run resumes from its checkpoint
-    once there is room; so does `but`.
+    `what`: the sentence before the reason. A full disk is raised, as the run can resume from its checkpoint once there
+    is space; so are exceptions of type `but`.
     """
     try:
         yield

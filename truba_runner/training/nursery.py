@@ -1,8 +1,8 @@
-"""Processes for trials and for the oracle's steps, ready at once: forked from one that has the frameworks imported.
+"""Fork server: start processes for trials and oracle steps from a parent that has the frameworks imported.
 
-Importing TensorFlow takes as long as training a small trial. A process of its own for each trial keeps them apart: what
-one crashes, leaks or sets is none of the next one's, and it trains as it would by itself. The parent of them all runs
-nothing but imports, so it can be forked from. Whichever of the processes dies takes those below it along.
+Importing TensorFlow takes as long as training a small trial. Each trial has its own process, so a crash, leak or global
+setting of one cannot affect the next. The parent only imports modules, which makes forking from it safe. Each process
+is killed when its parent ends.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _CHUNK_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Call:
-    """What a new process is to do: `module.function(*arguments)`; its exit status is the value, where that is a number.
+    """A call `module.function(*arguments)` for a new process; an int that it returns becomes the exit status.
 
-    `imports` are made before it is forked, and kept for the next. A log gets what it prints.
+    The fork server imports `imports` before it forks, and keeps them. `log`: a file for the process's output.
     """
 
     module: str
@@ -48,21 +48,21 @@ class Call:
 
 
 class Nursery:
-    """Starts one process at a time."""
+    """Client of the fork server; runs one process at a time."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        """`environment` is added to this process's own."""
+        """`environment` is added to this process's own for the fork server."""
         self._environment = {**os.environ, **environment}
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
-        # What was received and not yet read.
+        # Bytes received from the fork server and not yet parsed.
         self._received = b""
 
     def start(self, call: Call) -> int:
-        """Starts a process, once its imports are made; returns its id.
+        """Start a process once its modules are imported; return its process id.
 
         Raises:
-            truba_runner.errors.Failed: an import failed, or the machine has no room for a process.
+            truba_runner.errors.Failed: an import failed, or no process could be forked.
         """
         for _attempt in range(_ATTEMPTS):
             if self._process is None or self._process.poll() is not None:
@@ -73,7 +73,7 @@ class Nursery:
                 raise Failed(answer["error"])
             if answer:
                 return int(answer["pid"])
-            # It was killed since; it holds nothing that another has not.
+            # The fork server was killed; it has no state, so a new one can replace it.
             self.close()
         raise Failed(_("the process that starts the trials has died again and again; the log shows why"))
 
@@ -86,16 +86,16 @@ class Nursery:
             return {}
 
     def ended(self, wait_seconds: float) -> dict[str, Any] | None:
-        """How the process ended, if it does within this time: `status`, negative for a signal, and its `value`."""
+        """Wait for the process to end; return `status` (negative for a signal) and `value`; None on timeout."""
         assert self._socket is not None  # noqa: S101
-        # The answer may have come along with the one before it: then there is nothing more to wait for.
+        # This answer may have arrived together with the previous one.
         if b"\n" not in self._received and not select.select([self._socket], [], [], wait_seconds)[0]:
             return None
-        # Nothing: its parent was killed, and took it along.
+        # No answer: the fork server was killed, and the process with it.
         return self._answer() or {"status": -signal.SIGKILL, "value": None}
 
     def close(self) -> None:
-        """Ends the process that they are forked from, and any that is left."""
+        """Kill the fork server, and with it any process that still runs."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -116,7 +116,7 @@ class Nursery:
         self._socket = ours
 
     def _answer(self) -> dict[str, Any]:
-        """One line of the parent's; empty where it has died."""
+        """Return one answer of the fork server; empty if it has died."""
         assert self._socket is not None  # noqa: S101
         while b"\n" not in self._received:
             if not (more := self._socket.recv(_CHUNK_BYTES)):
@@ -126,14 +126,14 @@ class Nursery:
         return dict(json.loads(line))
 
 
-# -- the process that they are forked from -----------------------------------------------------------------------
+# -- the fork server ---------------------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Reads calls from a socket, one a line; forks a process for each, and tells of its id and of its end."""
+    """Read calls from a socket, one JSON line each; fork a process for each and report its id, then its end."""
     die_with_parent(int(arguments[1]))
-    schema()  # Each trial's config is checked against it.
-    # Slurm and a terminal send them to every process; the worker, which decides, passes them on.
+    schema()  # Built once here: each trial's config is checked against it.
+    # Slurm and the terminal signal every process; only the worker acts on signals, and forwards them.
     ignore_signals()
     with socket.socket(fileno=int(arguments[0])) as channel, channel.makefile("rb") as calls:
         for line in calls:
@@ -159,7 +159,7 @@ def _tell(channel: socket.socket, answer: Mapping[str, Any]) -> None:
 
 
 def _fork(call: Call) -> tuple[int, int]:
-    """The new process's id, and a descriptor that its value can be read from."""
+    """Return the new process's id, and the file descriptor to read its value from."""
     parent, (reader, writer) = os.getpid(), os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -171,7 +171,7 @@ def _fork(call: Call) -> tuple[int, int]:
     try:
         die_with_parent(parent)
         os.close(reader)
-        # What the parent has open is not this process's to close. Its own is: TensorFlow leaves files in TMPDIR else.
+        # Run this process's own exit handlers (TensorFlow deletes its files in TMPDIR), but not the parent's.
         atexit._clear()
         status = _run(call, writer)
         atexit._run_exitfuncs()
@@ -206,7 +206,7 @@ def _run(call: Call, writer: int) -> int:
 
 
 def die_with_parent(parent: int) -> None:
-    """Has the kernel kill this process when its parent ends, however that is."""
+    """Have the kernel kill this process whenever its parent ends."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(128 + signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Learning curves as a picture, what `history.csv` holds, a panel a metric; a finder's curve; a confusion matrix."""
+"""Draw learning curves (from `history.csv`), a learning-rate finder's curve and a confusion matrix as PNG files."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from truba_runner.storage.files import write_atomically
 NOT_METRICS = ("epoch", "stage", "seconds")
 _COLUMNS = 3
 _PANEL_INCHES = (4.0, 3.0)
-# So many classes have their counts written into the confusion matrix.
+# Most classes for which the confusion matrix has its counts as text.
 _COUNTED_CLASSES = 20
 
 
 def learning_curves(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path | None:
-    """Draws the rows of `history.csv` into `learning_curves.png`; training and validation of a metric share a panel.
+    """Draw the rows of `history.csv` into `learning_curves.png`; training and validation of a metric share a panel.
 
-    None where there is nothing to draw, or nothing to draw it with: a picture stops no run.
+    Returns None if there is nothing to draw or drawing failed: a missing picture must not stop a run.
     """
     panels = _panels(rows)
     return save_png(folder, "learning_curves.png", lambda: _curves_figure(rows, panels)) if panels else None
@@ -30,19 +30,19 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path | N
 def rate_curve(
     rates: Sequence[float], losses: Sequence[float], suggested: Mapping[str, float | None], folder: Path, name: str
 ) -> None:
-    """Draws what a learning-rate finder has found: the loss over the rate, and where its suggestions lie."""
+    """Draw a learning-rate finder's curve, the loss over the rate, and mark its suggestions."""
     save_png(folder, name, lambda: _rate_figure(rates, losses, suggested))
 
 
 def confusion_matrix(matrix: Any, folder: Path, name: str = "confusion_matrix") -> Path | None:
-    """Draws `NAME.png`: how often each class (row) was taken for each (column), int64 of a square shape."""
+    """Draw `NAME.png`: counts of actual (row) against predicted (column) classes; `matrix` is int64 and square."""
     return save_png(folder, f"{name}.png", lambda: _matrix_figure(matrix))
 
 
 def save_png(folder: Path, name: str, draw: Callable[[], Any]) -> Path | None:
-    """Saves the matplotlib figure that `draw` makes, under its name only when whole.
+    """Save the matplotlib figure that `draw` returns as the file `name`, atomically.
 
-    None where that fails, as with nothing to draw it with, or no room for it: a picture stops no run.
+    Returns None if that fails, say without matplotlib or on a full disk: a missing picture must not stop a run.
     """
     try:
         figure = draw()
@@ -50,7 +50,7 @@ def save_png(folder: Path, name: str, draw: Callable[[], Any]) -> Path | None:
         figure.savefig(content, format="png", dpi=120)
         folder.mkdir(mode=0o700, exist_ok=True)
         write_atomically(folder / name, content.getvalue())
-    except Exception as error:  # matplotlib reads formulas into names that have two dollar signs.
+    except Exception as error:  # Any: matplotlib parses names with two dollar signs as formulas, for example.
         print(_("{file} could not be drawn ({error})", file=name, error=error), file=sys.stderr, flush=True)
         return None
     return folder / name
@@ -88,7 +88,7 @@ def _rate_figure(rates: Sequence[float], losses: Sequence[float], suggested: Map
 
 
 def _panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The columns of each panel: a metric's own, and its `val_` beside it."""
+    """Return the columns of each panel: a metric and its `val_` column."""
     panels: dict[str, list[str]] = {}
     for column in dict.fromkeys(key for row in rows for key in row):
         if column not in NOT_METRICS:
@@ -97,7 +97,7 @@ def _panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def _curves_figure(rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequence[str]]) -> Any:
-    # Without pyplot, which would look for a screen.
+    # Not pyplot, which looks for a display.
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -110,7 +110,7 @@ def _curves_figure(rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Seque
         for column in columns:
             points = [(row["epoch"], row[column]) for row in rows if column in row]
             label = _("validation") if column.startswith("val_") else _("training")
-            # A single epoch has no line: the dot shows it.
+            # The dots show a single epoch, which has no line.
             axes.plot(*zip(*points, strict=True), marker=".", label=label)
         if len(columns) > 1:
             axes.legend()

@@ -1,8 +1,8 @@
-"""What a learning-rate finder's curve suggests: fastai's four ways, in NumPy, for every backend.
+"""Suggest learning rates from a finder's curve: fastai's four rules in NumPy, for every backend.
 
 They are `minimum`, `steep`, `valley` and `slide` of fastai 2.8, `fastai/callback/schedule.py` (Apache-2.0), and give
-the same numbers for the same curve. A training whose rate grows from batch to batch is L. N. Smith's (Cyclical Learning
-Rates for Training Neural Networks, WACV 2017, section 3.3).
+the same numbers for the same curve. The range test itself, with a rate that grows from batch to batch, is from L. N.
+Smith (Cyclical Learning Rates for Training Neural Networks, WACV 2017, section 3.3).
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from truba_runner.training.backend import Context
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# fastai's own: so many of the last points are left out, as of a tenth of the first.
+# As in fastai, the last points are left out, as is the first tenth.
 _SKIPPED_AT_THE_END = 5
-# Of `slide`: how far apart its two ends are, in points, and how much their slopes may differ.
+# For `slide`: the length of its interval in points, and how much the slopes at its two ends may differ.
 _SLIDE_POINTS, _SLIDE_SLOPE = 15, 0.005
 
 
 def suggestions(rates: Sequence[float], losses: Sequence[float], steps: int) -> dict[str, float | None]:
-    """What each way makes of a finder's record, which was to go on for `steps`; None where it has nothing to suggest.
+    """Return the rate that each rule suggests, None if it has none; `steps` is the planned length of the finder.
 
     `losses` are smoothed, one for each of `rates`.
     """
     import numpy as np
 
-    # fastai computes with float32.
+    # float32, as in fastai.
     kept = slice(steps // 10, -_SKIPPED_AT_THE_END)
     x, y = (np.asarray(values[kept], np.float32) for values in (rates, losses))
     broken = np.flatnonzero(~np.isfinite(y))
@@ -43,14 +43,14 @@ def suggestions(rates: Sequence[float], losses: Sequence[float], steps: int) -> 
     for name in SUGGESTIONS:
         try:
             rate = _WAYS[name](x, y)
-        except (IndexError, ValueError):  # Too few points: the loss has grown at once.
+        except (IndexError, ValueError):  # Too few points: the loss grew from the start.
             rate = math.nan
         found[name] = rate if math.isfinite(rate) and rate > 0 else None
     return found
 
 
 def keep(context: Context, finder: Find, rates: Sequence[float], losses: Sequence[float]) -> dict[str, float | None]:
-    """Tells what a finder's record suggests, and leaves it in `lr_find_NAME.json` and `plots/lr_find_NAME.png`."""
+    """Print a finder's suggestions; write `lr_find_NAME.json` and `plots/lr_find_NAME.png`; return the suggestions."""
     suggested = suggestions(rates, losses, finder.ramp[-1])
     if context.rank == 0:
         rates_told = {name: _("nothing") if rate is None else f"{rate:.2e}" for name, rate in suggested.items()}
@@ -59,7 +59,7 @@ def keep(context: Context, finder: Find, rates: Sequence[float], losses: Sequenc
         curve = {"suggestions": suggested, "learning_rates": list(rates), "losses": list(losses)}
         try:
             context.run.write_rate_curve(finder.name, curve)
-        except OSError as error:  # A training has its rate all the same.
+        except OSError as error:  # The training can use the rate without the file.
             print(
                 _(
                     "lr_find_{name}.json could not be written ({error}); training goes on",
@@ -73,19 +73,19 @@ def keep(context: Context, finder: Find, rates: Sequence[float], losses: Sequenc
 
 
 def _minimum(x: NDArray[Any], y: NDArray[Any]) -> float:
-    """A tenth of the rate where the loss is lowest."""
+    """Return a tenth of the rate where the loss is lowest."""
     return float(x[y.argmin()]) / 10
 
 
 def _steep(x: NDArray[Any], y: NDArray[Any]) -> float:
-    """Where the loss falls fastest over the logarithm of the rate."""
+    """Return the rate where the loss falls fastest over the logarithm of the rate."""
     import numpy as np
 
     return float(x[(np.diff(y) / np.diff(np.log(x))).argmin()])
 
 
 def _valley(x: NDArray[Any], y: NDArray[Any]) -> float:
-    """Half of the way down the longest sequence of ever lower losses, which need not be neighbours."""
+    """Return the rate half-way down the longest decreasing subsequence of the losses."""
     lengths = [1] * len(y)
     start = end = 0
     for here in range(1, len(y)):
@@ -99,7 +99,7 @@ def _valley(x: NDArray[Any], y: NDArray[Any]) -> float:
 
 
 def _slide(x: NDArray[Any], y: NDArray[Any]) -> float:
-    """Where, from the end backwards, the slopes at the two ends of an interval are first alike."""
+    """Return the rate where an interval slid back from the end first has similar slopes at its two ends."""
     import numpy as np
 
     slopes = np.gradient(y)

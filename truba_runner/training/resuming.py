@@ -1,4 +1,4 @@
-"""What a backend says when a run goes on from a checkpoint, and when it must not."""
+"""Report a resume from a checkpoint, and refuse one from a checkpoint of another training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from truba_runner.language import _, marked
 from truba_runner.runs.checkpoints import Position
 from truba_runner.training.backend import Context
 
-# What a checkpoint's signature holds, by its keys.
+# The keys of a checkpoint's signature, in words.
 _NAMES = {
     "batch_size": marked("batch size"),
     "devices": marked("number of devices"),
@@ -26,10 +26,10 @@ _NAMES = {
 
 
 def tell(context: Context, position: Position, steps: int, since: float, trained: bool = False) -> None:
-    """Puts a restored position on record, and in the log.
+    """Record a restored position, and print it.
 
-    `steps`: of an epoch, 0 where that is not known. `since`: `time.perf_counter()` when restoring began. `trained`: all
-    epochs are done, and what comes after them is not.
+    `steps`: steps in an epoch, 0 if unknown. `since`: `time.perf_counter()` when restoring began. `trained`: all epochs
+    are done, but not what follows them, such as the evaluation.
     """
     seconds = round(time.perf_counter() - since, 3)
     context.progress.stand_at(position, steps)
@@ -37,7 +37,7 @@ def tell(context: Context, position: Position, steps: int, since: float, trained
     print(_told(position, steps, trained, seconds), flush=True)
     if context.rank == 0:
         event = {"event": "restored", "time": time.time(), "seconds": seconds}
-        # Where the disk is full this one record is not worth the run.
+        # A full disk must not stop the run for this one record.
         with suppress(OSError):
             context.run.append_submission({**event, "position": [position.epoch, position.step]})
 
@@ -52,10 +52,10 @@ def _told(position: Position, steps: int, trained: bool, seconds: float) -> str:
 
 
 def check_format(context: Context, found: object, known: int) -> None:
-    """Ends a run whose newest checkpoint was written by another version.
+    """Check that this version can read the newest checkpoint, by its format number.
 
     Raises:
-        truba_runner.errors.Failed: it was.
+        truba_runner.errors.Failed: another version of truba_runner wrote it.
     """
     if found != known:
         _refuse(context, _("its format is {found}, and this version of truba_runner reads {known}",
@@ -63,7 +63,7 @@ def check_format(context: Context, found: object, known: int) -> None:
 
 
 def check_same(context: Context, then: Mapping[str, Any], now: Mapping[str, Any], variables: str) -> None:
-    """Ends a run whose newest checkpoint is of another training; under the key `variables` are its model's.
+    """Compare signatures of the newest checkpoint and of this training; their key `variables` has the model's.
 
     Raises:
         truba_runner.errors.Failed: the two signatures differ.

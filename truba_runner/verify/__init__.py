@@ -1,9 +1,9 @@
-"""`checkpoint.verify`: tries, before a training begins, whether it goes on after an interruption as an undisturbed one.
+"""`checkpoint.verify`: test before a training whether it resumes from interruptions exactly as if undisturbed.
 
-The experiment, shortened, is trained twice, each start in a process of its own: once undisturbed, and once killed in
-the midst of an epoch, told to end in its validation, and told to end at an epoch's end. What each step and epoch tells
-is compared then, and what the checkpoints hold. Where they differ, a third training, undisturbed like the first, tells
-one that does not go on as it was from one that is never the same.
+The shortened experiment is trained twice, each start in its own process: once undisturbed, and once killed within an
+epoch, then interrupted by a signal in a validation and at an epoch's end. The metrics of each step and epoch and the
+contents of the checkpoints are compared. If they differ, a third, undisturbed training shows whether the resume is at
+fault or the training is not repeatable at all.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from truba_runner.verify.child import FINISHED
 from truba_runner.verify.starts import AGAIN, INTERRUPTED, NOTE, UNDISTURBED, Starts
 
 EVENT = "verified"
-# What a step or an epoch tells begins so; all else is of a checkpoint.
+# First part of the paths of metrics; all other paths are in a checkpoint.
 _TOLD = "metrics"
 _NOT_RESUMED = marked(
     "after an interruption this training would not end as an undisturbed one. At {where} {path} is {now}; undisturbed "
@@ -40,7 +40,7 @@ _NOT_REPEATABLE = marked(
 
 
 def is_due(run: RunDir, experiment: Experiment) -> bool:
-    """Whether the run is to be verified, and was not at an earlier start with the same code."""
+    """Whether the run has to be verified: it is asked for, and no earlier start verified the same code."""
     if not (experiment.checkpoint.verify or experiment.drill.verify):
         return False
     code = run.submitted().get("job_sha256")
@@ -48,11 +48,11 @@ def is_due(run: RunDir, experiment: Experiment) -> bool:
 
 
 def verify(run: RunDir, experiment: Experiment, here: Allocation) -> None:
-    """Tries it, and puts on record what came of it; every rank of the job calls it.
+    """Verify the run and record the outcome; every rank of the job calls this.
 
     Raises:
-        Failed: an interruption would change the training, and `checkpoint.verify` says that it must not; or a short
-            training has failed.
+        truba_runner.errors.Failed: an interruption would change the training and `checkpoint.verify` is set, or a
+            short training has failed.
     """
     started = time.monotonic()
     if here.rank == 0:
@@ -74,25 +74,25 @@ def verify(run: RunDir, experiment: Experiment, here: Allocation) -> None:
 
 
 def record(run: RunDir) -> dict[str, Any]:
-    """For the result: what the last verification took and found; empty where there was none."""
+    """Return the result's entry `verified`, duration and outcome of the last verification; empty if there was none."""
     last = next((event for event in reversed(run.submissions()) if event["event"] == EVENT), None)
     return {"verified": {key: last[key] for key in ("seconds", "first_difference")}} if last else {}
 
 
 def forget(run: RunDir, here: Allocation) -> None:
-    """Removes what the ranks told each other; once all have trained."""
+    """Delete the files through which the ranks communicated; call once all have trained."""
     if here.tasks > 1:
         handover.forget(handover.Rank.here(here.rank, here.tasks), run.path, NOTE)
 
 
-# -- what came of it -------------------------------------------------------------------------------------------
+# -- the outcome -----------------------------------------------------------------------------------------------
 
 
 def _first_difference(starts: Starts) -> dict[str, Any] | None:
-    """What an interruption changes first, with its `text`; None: nothing.
+    """Return the first difference that an interruption makes, with its `text`; None if there is none.
 
     Raises:
-        Failed: the short training fails without one.
+        truba_runner.errors.Failed: the short training fails without an interruption.
     """
     done = starts.train(UNDISTURBED)
     if "failed" in done:
@@ -118,10 +118,10 @@ def _first_difference(starts: Starts) -> dict[str, Any] | None:
 
 
 def judged(found: Sequence[Mapping[str, Any]], undisturbed: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The first of the differences that an interruption made; None: all of them are there without one.
+    """Return the first difference that an interruption made; None if all of them exist without one too.
 
-    `undisturbed`: those between two trainings without an interruption. Where those tell the same all along, what else
-    they differ in, such as a clock that a callback keeps, changes nothing.
+    `undisturbed`: differences between two trainings without an interruption. If their metrics are all equal, their
+    other differences, such as a clock kept by a callback, are ignored.
     """
     if any(_is_told(one) for one in undisturbed):
         return _described(undisturbed, repeatable=False)
@@ -135,7 +135,7 @@ def _is_told(difference: Mapping[str, Any]) -> bool:
 
 
 def _described(differences: Sequence[Mapping[str, Any]], repeatable: bool) -> dict[str, Any]:
-    """A checkpoint says more of a cause than the loss, which shows it a few steps earlier."""
+    """Describe the first difference; one in a checkpoint if any, as it shows the cause better than an earlier loss."""
     of_state = next((one for one in differences if not _is_told(one)), None)
     of_loss = next((one for one in differences if _is_told(one)), None)
     first = of_state or of_loss or differences[0]

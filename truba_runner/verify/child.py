@@ -1,6 +1,6 @@
-"""A short training in a process of its own, that may be broken off on purpose; and two of them compared.
+"""Run a short training in its own process, interrupted on purpose if asked, and compare two such trainings.
 
-A training tells of each step and each epoch in a file beside its run directory, a line each.
+A training writes the metrics of each step and epoch, one line each, to a file next to its run directory.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _POLL_SECONDS, _SAVE_SECONDS = 0.01, 600.0
 
 @dataclass(frozen=True)
 class Order:
-    """What a process is to train: the run in a folder, of a submission whose code `record` says.
+    """What a process has to train: the run directory `folder`, with the code of the submission `record`.
 
-    `told`: the file of its lines; `most_steps`: of an epoch; `stop`: the `Break`, as a dict.
+    `told`: the file for the metrics; `most_steps`: limit of an epoch; `stop`: the `Break` as a dict.
     """
 
     folder: str
@@ -48,10 +48,10 @@ class Order:
 
 
 def train(order: Mapping[str, Any]) -> dict[str, Any]:
-    """Trains as a worker does; says how it `ended`, and which epochs it has `validated`.
+    """Train as a worker does; return how the training `ended` and which epochs it `validated`.
 
     Raises:
-        truba_runner.errors.Failed: as the backend.
+        truba_runner.errors.Failed: the backend's training failed.
     """
     given = Order(**order)
     run = RunDir(Path(given.folder))
@@ -76,13 +76,13 @@ def train(order: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Watch:
-    """Follows a training, tells of it, and breaks it off."""
+    """Follows a training, writes its metrics to a file, and interrupts it at its Break."""
 
     def __init__(self, told: Path, run: RunDir, rank: int, stop: Break | None) -> None:
         self._told, self._run, self._rank, self._stop = told, run, rank, stop
         self._epoch = self._step = self._looks = 0
         self.validated: list[int] = []
-        # What an `Interruption` has received.
+        # Shared with the Interruption: the signals it has received.
         self.received: list[int] = []
 
     def trained(self, epoch: int, step: int, metrics: Mapping[str, Any]) -> None:
@@ -98,7 +98,7 @@ class _Watch:
             self._interrupt()
 
     def looked(self) -> None:
-        """The first look after a step is the training's, and those after it are the validation's."""
+        """Count checks for signals: the first after a step is the training's, later ones are the validation's."""
         self._looks += 1
         if not self._step or self._looks < 2:
             return
@@ -131,7 +131,7 @@ class _Watch:
 
 
 class _Told(Progress):
-    """What is told of a training goes to whoever watches it too."""
+    """Progress that also notifies the _Watch."""
 
     def __init__(self, run: RunDir, watch: _Watch, rank: int) -> None:
         super().__init__(run, "rehearsal", writes=rank == 0)
@@ -147,7 +147,7 @@ class _Told(Progress):
 
 
 class _Asking(Interruption):
-    """Each time that a training looks for a signal, whoever watches it hears of it."""
+    """Interruption that notifies the _Watch whenever the training checks for signals."""
 
     def __init__(self, watch: _Watch) -> None:
         super().__init__()
@@ -163,22 +163,22 @@ class _Asking(Interruption):
 
 
 def told(file: Path) -> dict[Position, dict[str, Any]]:
-    """The metrics of each step and epoch, by position; of a step that was trained twice the later ones."""
+    """Return the metrics of each step and epoch, by position; the later ones if a step was trained twice."""
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     return {Position(epoch, step): metrics for epoch, step, metrics in lines}
 
 
 def compare(backend: str, folders: Sequence[str], told_files: Sequence[str]) -> list[dict[str, Any]]:
-    """Everything in which two trainings differ, in order of time; of a position the metrics first, then the state.
+    """Return all differences between two trainings by position; at each, metrics before state.
 
-    A dict each: `position`, `path` and `index`, and the `values` of both in words.
+    Each is a dict of `position`, `path`, `index`, and `values`, both values as text.
     """
     from truba_runner.training.walk import differences
 
     read = backends.reader(backend)
     runs, steps = [RunDir(Path(folder)) for folder in folders], [told(Path(file)) for file in told_files]
     stores = [CheckpointStore(run.checkpoints) for run in runs]
-    # How far an execution of a stream goes that ends in it is only known at its end.
+    # Only common positions: if a stream ends within an execution, its last step is known only after that.
     steps_of_both = steps[0].keys() & steps[1].keys()
     saved = set(stores[0].positions()) & set(stores[1].positions())
     found = []

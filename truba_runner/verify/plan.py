@@ -1,4 +1,4 @@
-"""What is tried of an experiment: how it is shortened, and where it is broken off. Pure."""
+"""Shorten an experiment for its verification, and plan where to interrupt it. Pure."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from truba_runner.config import recipe
 from truba_runner.config.schema import Checkpoint, Experiment, Finish, TensorBoard, Train
 
 TRAINING, VALIDATION, EPOCH_END = "training", "validation", "end"
-# Executions of each epoch and validation, and after how many of them a checkpoint is saved.
+# Executions in each epoch and validation, and the number after which a checkpoint is saved.
 _EXECUTIONS, _SAVED_AFTER = 5, 2
 _EPOCHS, _EPOCHS_OF_A_STAGE = 3, 2
-# All from the first break on, and that which is saved for the sake of it.
+# Enough to keep all checkpoints from the first break on, and the one from which that break resumes.
 _CHECKPOINTS = 6
 
 
 @dataclass(frozen=True)
 class Break:
-    """Where a training is broken off; epochs and steps count from 1.
+    """Where a training is interrupted; epochs and steps count from 1.
 
-    In the midst of an epoch's training it is killed, once the checkpoint of the position `saved` is written. In its
-    validation and at its end it gets the signal that Slurm sends before a time limit.
+    Within an epoch's training steps it is killed, once the checkpoint of the position `saved` is written. In a
+    validation and at an epoch's end it gets the signal that Slurm sends before a time limit.
     """
 
     kind: str
@@ -32,12 +32,12 @@ class Break:
 
 
 def most_steps(train: Train) -> int:
-    """Of an epoch, and of a validation."""
+    """Return the limit on the steps of an epoch and of a validation."""
     return _EXECUTIONS * train.steps_per_execution
 
 
 def shortened(experiment: Experiment) -> Experiment:
-    """The same with few epochs, and saved within them; nothing else is kept of it."""
+    """Return the experiment with few epochs, checkpoints within them, and no other output."""
     train, checkpoint = experiment.train, experiment.checkpoint
     if train.recipe:
         train = replace(train, recipe=recipe.shortened(train.recipe, _EPOCHS_OF_A_STAGE))
@@ -65,16 +65,16 @@ def shortened(experiment: Experiment) -> Experiment:
 
 
 def _few(steps: int, execution: int) -> int:
-    """A length for epochs that divides `steps`: what is gone through in whole epochs still is. Executions are whole."""
+    """Return a short epoch length, in whole executions, that divides `steps`; so whole passes over the data remain."""
     least = (_SAVED_AFTER + 1) * execution
     return next((few for few in range(least, steps, execution) if steps % few == 0), steps)
 
 
 def breaks(train: Train, steps: Mapping[int, Sequence[int]], saves: bool, validated: Sequence[int]) -> list[Break]:
-    """In the last epoch but one, so that epochs end before the first break and after the last.
+    """Return the breaks, in the last epoch but one, so that an epoch ends before the first and after the last.
 
-    `steps`: of each epoch those that were told of, all counted from 1; `saves`: whether there are checkpoints in the
-    midst of an epoch; `validated`: the epochs with a validation.
+    `steps`: the reported steps of each epoch, all counted from 1; `saves`: whether there are checkpoints within
+    epochs; `validated`: the epochs with a validation.
     """
     last = max(steps, default=0)
     epoch = max(1, last - 1)

@@ -1,4 +1,4 @@
-"""Starts short trainings in processes of their own, waits for them, and has them compared."""
+"""Start short trainings in their own processes, wait for them, and compare them."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ NOTE = _FOLDER = "verify"
 _LIMIT_MINUTES = 60.0
 _POLL_SECONDS = 0.2
 _LINES_SHOWN = 40
-# How far their ports lie from those of the job's training.
+# Added to the job id, from which ports are derived: other ports than the job's own training.
 _OTHER_JOB = 4000
 
 
 class Starts:
-    """Those of one rank, one after the other; all ranks start theirs in the same order."""
+    """The short trainings of one rank, one after the other; all ranks start theirs in the same order."""
 
     def __init__(self, run: RunDir, experiment: Experiment, here: Allocation) -> None:
-        """Nothing is started before `opened`."""
+        """Start nothing before `opened`."""
         self._run, self._train, self._backend = run, experiment.train, experiment.job.backend
         self._short, self._here = shortened(experiment), here
         self._rank = handover.Rank.here(here.rank, here.tasks)
@@ -50,7 +50,7 @@ class Starts:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """In here there is a folder for the trainings, in the run's own; what a killed start has left goes first."""
+        """Create the trainings' folder in the run directory (first delete a killed start's); delete it on exit."""
         self._by_rank_0("folder", self._make_folder)
         try:
             yield
@@ -73,7 +73,7 @@ class Starts:
     # -- trainings ---------------------------------------------------------------------------------------------
 
     def breaks(self, validated: Sequence[int]) -> list[Break]:
-        """Where to break a training off that is like the undisturbed one."""
+        """Return where to interrupt a training, from the steps of the undisturbed one."""
 
         def planned() -> str:
             steps: dict[int, list[int]] = {}
@@ -87,7 +87,7 @@ class Starts:
         return [Break(**one) for one in json.loads(self._by_rank_0("breaks", planned))]
 
     def train(self, name: str, stop: Break | None = None) -> dict[str, Any]:
-        """How a start has `ended`, and which epochs it `validated`; or with what it has `failed`."""
+        """Start the training `name`; return how it `ended` and the epochs it `validated`, or why it `failed`."""
         order = Order(
             str(self._folder / name),
             str(self._told(name)),
@@ -99,7 +99,7 @@ class Starts:
         )
         ended = self._call("train", [asdict(order)])
         value: dict[str, Any] = ended["value"] or {}
-        # Where several are killed, one may meet with the end of another before its own.
+        # If several ranks are killed, one may fail because of another before it is killed.
         was_killed = ended["status"] < 0 or (self._here.tasks > 1 and "ended" not in value)
         if stop is not None and stop.kind == TRAINING and was_killed:
             return {"ended": "killed"}
@@ -110,10 +110,10 @@ class Starts:
         return value
 
     def differences(self, name: str) -> list[dict[str, Any]]:
-        """Those between the undisturbed training and another, as `child.compare` has them.
+        """Return the differences between the undisturbed training and another, from `child.compare`.
 
         Raises:
-            Failed: it cannot be told.
+            truba_runner.errors.Failed: the comparison failed.
         """
         names = (UNDISTURBED, name)
 
@@ -131,11 +131,11 @@ class Starts:
     # -- processes ---------------------------------------------------------------------------------------------
 
     def _call(self, function: str, arguments: Sequence[Any]) -> dict[str, Any]:
-        """How a process of this rank's has ended: `status` and `value`."""
+        """Call a function of `child` in a process; return its `status` and `value`."""
         self._count += 1
         environment = {}
         if self._here.tasks > 1:
-            # Another port for each: that of the last may not be free yet.
+            # Another port for each process: the last one's may not be free yet.
             environment["SLURM_JOB_ID"] = str(int(os.environ["SLURM_JOB_ID"]) + _OTHER_JOB + self._count)
         imports = backend.imports(self._backend)
         self._nursery.start(
@@ -170,7 +170,7 @@ class Starts:
 
 
 def _about_the_rate(run: RunDir) -> Iterator[dict[str, Any]]:
-    """What a short training must know of a finder that has run in another job, or at an earlier start."""
+    """Yield the events on a learning-rate finder of another job or an earlier start, which a short training needs."""
     if finder := run.finder():
         yield {"event": "local", "time": time.time(), "job_id": "verify", "finder": str(finder.path)}
     if found := run.found_rate():

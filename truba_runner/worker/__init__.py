@@ -1,1 +1,1 @@
-"""What a Slurm job executes."""
+"""The code that a Slurm job executes."""

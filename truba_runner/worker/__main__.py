@@ -1,4 +1,4 @@
-"""`python -m truba_runner.worker RUN_DIR`: what Slurm starts."""
+"""Entry point of a Slurm job: `python -m truba_runner.worker RUN_DIR`."""
 
 import sys
 

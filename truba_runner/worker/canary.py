@@ -1,7 +1,7 @@
-"""The run that goes ahead of its sweep: the others wait in the queue, and it is its own job that lets them go.
+"""Release or cancel the runs of a sweep that wait for its canary, the run that trains first.
 
-Nothing waits on the login node meanwhile. To Slurm they depend on the canary's good end: however it ends otherwise, and
-if its Python never starts, Slurm cancels them. After its first epoch its job takes the dependency from them.
+The others wait in Slurm's queue with a dependency on the canary's success: if it ends otherwise, or its Python never
+starts, Slurm cancels them. After its first epoch its job removes the dependency. Nothing waits on the login node.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from truba_runner.slurm import jobs as slurm_jobs
 
 
 def watcher(run: RunDir) -> Callable[[], None] | None:
-    """What a run's worker calls after each epoch; None where the run goes ahead of no other.
+    """Return the function to call after each epoch; None if the run is no canary.
 
-    After each, not only the first: an array that was submitted meanwhile waits for this run too.
+    After each epoch, not only the first, as an array submitted later waits for this run too.
     """
     return (lambda: lived(run)) if _goes_ahead_of(run) else None
 
 
 def lived(run: RunDir) -> None:
-    """Lets the others go if the run goes ahead of any."""
+    """Release the waiting runs if this run is a canary."""
     if sweep := _goes_ahead_of(run):
         release(sweep, run.id)
 
 
 def failed(run: RunDir, error: Mapping[str, Any]) -> None:
-    """Called by a run's worker when it has failed: says why, of those that wait for it and that Slurm now cancels."""
+    """If a failed run is a canary, record the reason for the runs that wait for it, which Slurm now cancels."""
     if sweep := _goes_ahead_of(run):
         told = f"{error.get('type')}: {error.get('message')}"
         why = _("the canary {run} failed: {error}", run=run.id, error=told)
-        # Else their own records still name the canary.
+        # If this fails, the records of the waiting runs still name the canary.
         with suppress(client.SlurmError, OSError):
             for token in _held(sweep, run.id):
                 sweep.append({"event": "dropped", "token": token, "why": why})
 
 
 def release(sweep: SweepDir, run_id: str) -> None:
-    """Lets the arrays go that wait for this run; where that cannot be, says so."""
+    """Release the arrays that wait for this run; print failures."""
     with _told():
         for token, job_id in _held(sweep, run_id).items():
             with _told():
@@ -54,7 +54,7 @@ def release(sweep: SweepDir, run_id: str) -> None:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """What goes wrong here is no fault of the training: the others start when it has ended well."""
+    """Print errors of Slurm or the disk; the training continues, and the others start when it has succeeded."""
     try:
         yield
     except (client.SlurmError, OSError) as error:
@@ -68,7 +68,7 @@ def _goes_ahead_of(run: RunDir) -> SweepDir | None:
 
 
 def _held(sweep: SweepDir, run_id: str) -> dict[str, str]:
-    """Arrays that wait for this run, by token: the job's id."""
+    """Return the job ids of the arrays that wait for this run, by token."""
     told = sweep.events()
     over = {event["token"] for event in told if event["event"] in {"released", "dropped", "refused", "lost"}}
     jobs = {event["token"]: str(event["job_id"]) for event in told if event["event"] == "submitted"}
@@ -76,7 +76,7 @@ def _held(sweep: SweepDir, run_id: str) -> dict[str, str]:
     for event in told:
         if event["event"] == "intent" and event.get("canary") == run_id and event["token"] not in over:
             token = event["token"]
-            # One that is not on record has just been sent, or was when its command was killed.
+            # Without a recorded job id, sbatch is still running or its command was killed: search by name.
             for job_id in [jobs[token]] if token in jobs else slurm_jobs.jobs_named(event["job_name"]):
                 waiting[token] = job_id
     return waiting

@@ -1,4 +1,4 @@
-"""Whether a run is still this job's."""
+"""Find out whether a run still belongs to this job."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from truba_runner.slurm import job_environment
 
 
 def claimed_by(run: RunDir, here: job_environment.Allocation) -> str | None:
-    """The job that this submission belongs to: the first, where an sbatch that timed out was taken twice.
+    """Return the id of the job that owns this submission: the first one, if a timed-out sbatch created two.
 
-    None: the run was submitted again since, as this job seemed lost, or had failed and was requeued by hand.
+    None: the run was submitted again since, as this job seemed lost, or had failed and was then requeued by hand.
     """
     told = run.submissions()
     if here.on_slurm and _submitted_again(run, here.job_name, told):
@@ -25,10 +25,10 @@ def claimed_by(run: RunDir, here: job_environment.Allocation) -> str | None:
 
 
 def _submitted_again(run: RunDir, job_name: str, told: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a later submission than the one that a job is named after may have it; not one that Slurm has refused."""
+    """Whether a later submission than that of the job name exists; submissions that Slurm refused do not count."""
     refused = {event.get("token") for event in told if event["event"] == "refused"}
     given = [event for event in told if event["event"] in {"intent", "local"}]
     names = [event.get("job_name", "") for event in given if event.get("token") not in refused]
-    # A job that its owner has given another name trains on.
+    # A job with a foreign name was renamed by its owner, and keeps the run.
     ours = job_name.startswith(f"{run.id}.") or job_name in names
     return ours and bool(names) and names[-1] != job_name

@@ -1,7 +1,7 @@
-"""Breaks a run on purpose, at steps that are known beforehand, so that what a break costs can be looked at.
+"""Interrupt a run on purpose at given steps, to measure the cost of an interruption.
 
-At its first start the run sends itself the signal that Slurm sends before a time limit; at its second it kills itself,
-as a failing node does; the third is left alone.
+In its first start the run sends itself the signal that Slurm sends before a time limit; in its second it kills itself,
+as a failing node would; later starts are not interrupted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from truba_runner.config.schema import Drill
 
 
 def saboteur(drill: Drill, start: int) -> Callable[[int], None] | None:
-    """What is told each step of start number `start`, counted from 0, and breaks the run; None where nothing is to."""
+    """Return a function of the step that interrupts start number `start`, counted from 0; None if not planned."""
     plan = [(drill.signal_at_step, signal.SIGUSR2), (drill.kill_at_step, signal.SIGKILL)]
     if start >= len(plan) or plan[start][0] is None:
         return None

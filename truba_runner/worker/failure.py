@@ -1,4 +1,4 @@
-"""What ended a run: its record, and one sentence about it."""
+"""Turn the exception that ended a run into a record and a sentence."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from truba_runner.runs import restarts
 
 
 def describe(error: BaseException, job_folder: Path, own: Callable[[str], str] = str) -> dict[str, Any]:
-    """An exception in one record: what it was, and the last line of the user's own code on its way.
+    """Return an exception as a record, with the innermost line of the user's code in its traceback.
 
-    Keys: `type`, `message`, of a run that was given up `gave_up`, and where the way led through `job_folder` also
-    `file`, `line` and `code`. `own` names the files of a text as the user knows them.
+    Keys: `type`, `message`, `gave_up` if the run was given up, and `file`, `line`, `code` if the traceback passes
+    through `job_folder`. `own` replaces paths of unpacked code in a text by the user's own paths.
     """
     kind = Failed.__name__ if isinstance(error, Failed) else type(error).__name__
     record: dict[str, Any] = {"type": kind, "message": own(str(error)).strip()[:2000]}
@@ -33,7 +33,7 @@ def describe(error: BaseException, job_folder: Path, own: Callable[[str], str] =
 
 
 def in_one_line(record: Mapping[str, Any]) -> str:
-    """What `describe` has put together, as a sentence."""
+    """Return a record of `describe` as one sentence."""
     error = f"{record['type']}: {record['message']}"
     if "file" not in record:
         return error
@@ -42,5 +42,5 @@ def in_one_line(record: Mapping[str, Any]) -> str:
 
 
 def print_traceback(error: BaseException, own: Callable[[str], str]) -> None:
-    """For the log; `own` names the files of a text as the user knows them."""
+    """Print the traceback to the log, with the user's own paths by `own`."""
     print(own("".join(traceback.format_exception(error))), file=sys.stderr, end="", flush=True)

@@ -1,4 +1,4 @@
-"""Tells a webhook of a run's end: one POST with JSON, whose failure is a line in the log and nothing else."""
+"""Notify a webhook of a run's end with one JSON POST; a failure is only printed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 from truba_runner.language import _
 from truba_runner.runs.run_directory import RunDir
 
-# A compute node may have no network at all: a finished job must not wait for it.
+# Short: a compute node may have no network, and the finished job would wait.
 TIMEOUT_SECONDS = 10.0
 
 
 def tell(run: RunDir, state: str, about: Mapping[str, Any]) -> bool:
-    """POSTs `{run, name, state, text, …about}` to the run's `notify.webhook`; `state` is finished or failed.
+    """POST `{run, name, state, text, …about}` to the run's `notify.webhook`; `state` is finished or failed.
 
-    `text` is the same in a sentence, as chat services show it. Returns whether it was told; never raises.
+    `text` is a sentence for chat services. Returns whether the webhook was notified; never raises.
     """
     try:
         config = run.read_config()
@@ -31,7 +31,7 @@ def tell(run: RunDir, state: str, about: Mapping[str, Any]) -> bool:
         request = urllib.request.Request(webhook, body, headers, method="POST")
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):
             return True
-    # Whatever a config, a proxy or a server can do: the run has ended already, and how is on record.
+    # Any error of config, proxy or server: the run has ended, and its end is recorded.
     except Exception as error:
         told = _("notify.webhook was not told ({error}); how the run ended is on record all the same", error=error)
         print(told, file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
-"""What a job executes: `python -m truba_runner.worker RUN_DIR` reads the run directory, trains, and writes the result.
+"""Train one run in a job: read the run directory, train, and write the result.
 
-It needs neither Hydra nor submitit, and starts from an address alone, so the job's Python may be another than the
-login node's.
+It needs neither Hydra nor submitit, only the path of the run directory, so the job's Python can differ from the login
+node's.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from truba_runner.worker import canary, drill, notify
 from truba_runner.worker.claims import claimed_by
 from truba_runner.worker.failure import describe, print_traceback
 
-# What TensorFlow, and our own ranks of fastai, raise on those that are left behind.
+# Exceptions that TensorFlow, and our ranks for fastai, raise if another rank has ended.
 _OTHERS_FAULT = {"UnavailableError", "AbortedError", "CancelledError", "RankLost"}
-# One that has raised forbids the requeue, and then tells why: so long the others wait for it.
+# How long the other ranks wait for the reason of a failed rank, which it records after it has forbidden the requeue.
 _REASON_SECONDS = 15.0
 
 
 def main(arguments: list[str]) -> int:
-    """Trains the run at `arguments[0]`; 0: it has a result or is queued again, 1: it raised, 143: it was ended."""
+    """Train the run at `arguments[0]`; return 0 if it has a result or is requeued, 1 if it failed, 143 if ended."""
     run = RunDir(Path(arguments[0]).resolve())
     here = job_environment.current()
     if private.refused([run.path]):
@@ -54,26 +54,26 @@ def main(arguments: list[str]) -> int:
 
 
 def _main(run: RunDir, here: job_environment.Allocation, interruption: Interruption, code: SubmittedCode) -> int:
-    # As stderr does it already: the log may name a file whose name is no UTF-8.
+    # As for stderr: the log may name a file whose name is not UTF-8.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     progress = Progress(run, here.job_id, writes=here.rank == 0)
     try:
         interruption.listen()
         os.chdir(run.path)
         if run.result():
-            return 0  # It came back into the queue when it had ended.
+            return 0  # The job was requeued after the run had finished.
         position = CheckpointStore(run.checkpoints).position()
         if here.rank == 0:
             progress.stand_at(position)
         if here.rank == 0 and not begin(run, here, position):
             return 0
         if here.rank and claimed_by(run, here) != here.job_id:
-            return 0  # As rank 0 does: it must not be waited for.
+            return 0  # Rank 0 has returned as well; do not wait for it.
         experiment = experiment_from(run.read_config())
         progress.update(epochs=experiment.train.epochs)
         progress.epoch_watcher = canary.watcher(run)
         if here.rank == 0:
-            # Which start this is it has put on record itself; the others follow it.
+            # Only rank 0 has just recorded which start this is; the others end with it.
             progress.watcher = drill.saboteur(experiment.drill, start=restarts.account(run)["restarts"])
         with interruption.recognised():
             result = _train(experiment, run, progress, here, interruption, code)
@@ -88,7 +88,7 @@ def _main(run: RunDir, here: job_environment.Allocation, interruption: Interrupt
         if here.rank == 0:
             canary.lived(run)
             _write_settings(run, experiment, result.get("metrics", {}))
-            if sweep_of(run):  # Of a thousand runs each leaves few files.
+            if sweep_of(run):  # A sweep of a thousand runs would leave too many files.
                 CheckpointStore(run.checkpoints).keep_the_best_alone()
             notify.tell(run, "finished", {"metrics": result.get("metrics", {})})
     except Interrupted:
@@ -100,10 +100,10 @@ def _main(run: RunDir, here: job_environment.Allocation, interruption: Interrupt
 
 
 def begin(run: RunDir, here: job_environment.Allocation, position: Position) -> bool:
-    """Records the start from a position; False where this submission is another job's.
+    """Record a start from a position; return False if this submission belongs to another job.
 
     Raises:
-        Failed: as `restarts.begin`.
+        truba_runner.runs.restarts.GaveUp: several starts of this job have made no progress.
     """
     if (other := claimed_by(run, here)) is not None:
         about = {"job_name": here.job_name, "host": platform.node(), "python": platform.python_version()}
@@ -133,7 +133,7 @@ def _train(
     code: SubmittedCode,
 ) -> dict[str, Any]:
     told = _(
-        # why/case.py knows a start by it, in each language.
+        # why/case.py recognises a start by this line, in each language.
         "run {run}, job {job_id}, on {node}, data {data}",
         run=run.id,
         job_id=here.job_id,
@@ -143,7 +143,7 @@ def _train(
     print(told, flush=True)
     finds = experiment.sweep.kind == lr_find.KIND
     if not finds and verify.is_due(run, experiment):
-        # No framework is imported yet, and the GPUs are free.
+        # Here no framework is imported yet, and the GPUs are free.
         verify.verify(run, experiment, here)
     # The backend first: it sets up its framework, which the job then imports.
     work = backend.load(experiment.job.backend, "find" if finds else "train")
@@ -158,16 +158,16 @@ def _train(
 def after_interruption(
     run: RunDir, here: job_environment.Allocation, progress: Progress, interruption: Interruption
 ) -> int:
-    """The state is on disk: back into the queue, or out."""
+    """Requeue the run if possible, after a signal and its checkpoint; return the exit status."""
     interruption.decided()
     progress.update(state="interrupted")
     if not here.on_slurm:
         return 128 + signal.SIGTERM
     if here.rank:
-        return 0  # Rank 0 speaks for the job: a bad end here would have srun kill it meanwhile.
+        return 0  # Rank 0 acts for the job; a nonzero status here would make srun kill it.
     experiment = experiment_from(run.read_config())
     most = experiment.resources.max_requeues
-    with suppress(OSError):  # On a full disk it counts as a start in vain.
+    with suppress(OSError):  # If the disk is full, this start counts as one without progress.
         restarts.broken_off(run, here.job_id, request.derive(experiment))
     try:
         requeued = restarts.requeue(run, here.job_id, most, here.in_crew)
@@ -186,7 +186,7 @@ def failed(
     error: BaseException,
     code: SubmittedCode | None = None,
 ) -> int:
-    """Puts on record what ended the run, and tells whoever waits for it; `code`: what it has trained."""
+    """Record, print and report the error that ended the run; return the exit status. `code`: the unpacked code."""
     error = full_disk.explained(error, run)
     own = code.own if code else str
     record = describe(error, Path(run.submitted().get("job_file", "/")).parent, own)
@@ -197,7 +197,7 @@ def failed(
         progress.update(state="failed", error=record)
         if here.rank:
             progress.tell_for_rank_0()
-    with suppress(OSError):  # The log may be on a full disk too.
+    with suppress(OSError):  # The log may be on the full disk too.
         if isinstance(error, Failed):
             print(own(str(error)), file=sys.stderr, flush=True)
         else:
@@ -205,27 +205,27 @@ def failed(
     if others:
         if not (told := _anothers_reason(run)):
             print(_("another rank has ended, and none has failed: the job is to go on in the queue"), file=sys.stderr)
-            return 128 + signal.SIGKILL  # As one whose node has gone, of which Slurm may hear much later.
+            return 128 + signal.SIGKILL  # As if the node were lost; if it is, Slurm may notice much later.
         record = told
     if here.rank == 0:
         canary.failed(run, record)
-        with suppress(Exception):  # It may be the config that cannot be read.
+        with suppress(Exception):  # The error may be an unreadable config.
             _write_settings(run, experiment_from(run.read_config()), None)
         notify.tell(run, "failed", {"error": record})
     return 1
 
 
 def _end_for_all(here: job_environment.Allocation) -> None:
-    """One rank is at fault: srun kills the others, which looks as if their nodes had failed, and must not requeue.
+    """Forbid a requeue, as this rank failed: srun kills the others, which would look like a failure of their nodes.
 
-    Before the reason is on record: whoever reads that ends, and srun kills this one then.
+    Call it before the reason is recorded: ranks that read the reason end, and then srun kills this rank.
     """
-    with suppress(client.SlurmError):  # Then the run gives up after some starts in vain.
+    with suppress(client.SlurmError):  # Then the run is given up after some starts without progress.
         commands.forbid_requeue(here.job_id)
 
 
 def _anothers_reason(run: RunDir) -> dict[str, Any]:
-    """What the rank at fault has put on record; empty where there is none."""
+    """Wait for the error that the failed rank records; empty if there is none in time."""
     until = time.monotonic() + _REASON_SECONDS
     while not (told := run.progress().get("error")) and time.monotonic() < until:
         time.sleep(0.2)
@@ -233,7 +233,7 @@ def _anothers_reason(run: RunDir) -> dict[str, Any]:
 
 
 def _write_settings(run: RunDir, experiment: Experiment, metrics: Mapping[str, Any] | None) -> None:
-    """TensorBoard compares runs by them; `metrics`: of one that has finished. A sweep's runs differ by a few values."""
+    """Write the run's settings for TensorBoard (of a sweep, the swept values); `metrics`: None if the run failed."""
     if run.tensorboard.is_dir():
         sweep = sweep_of(run)
         values = sweep.values_of(run.id) if sweep else hparams.values_of(experiment)

@@ -1,1 +1,1 @@
-"""What the ranks of one job share, whatever the framework."""
+"""Coordinate the ranks of one job, in either framework."""

@@ -1,4 +1,4 @@
-"""Where the ranks of a job listen for each other, from the variables that Slurm sets for a job step."""
+"""Derive the host and port of each rank from Slurm's variables."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.slurm import hostlist
 
-# Above what services use, below what Linux gives to outgoing connections (32768 and on).
+# Above the ports of common services, below Linux's ephemeral ports (from 32768).
 FIRST_PORT, PORTS = 20000, 12768
 
 
 def worker_addresses(environment: Mapping[str, str], tasks: int) -> list[str]:
-    """`HOST:PORT` of every rank, from the variables that Slurm sets for a job step (man srun).
+    """Return `HOST:PORT` of every rank, from the variables that Slurm sets for a job step (man srun).
 
-    The port follows from the job's id, so that every rank knows it unasked and two jobs on a node have two: the ids of
-    jobs that run at the same time are seldom 12,768 apart. If they are, the second fails to start its server.
+    The port is derived from the job id, so every rank can compute it and two jobs on a node differ: ids of jobs that
+    run at the same time are seldom 12,768 apart. If they are, the second fails to start its server.
 
     Raises:
-        truba_runner.errors.Failed: the variables are missing, or name another number of tasks.
+        truba_runner.errors.Failed: the variables are missing, or give another number of tasks.
     """
     nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
     per_node = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE", "")

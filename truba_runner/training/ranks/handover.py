@@ -1,7 +1,7 @@
-"""What one rank of a job does for the others, who wait for its word: a small file in the run directory.
+"""Let one rank do some work while the others wait for its result, a small file in the run directory.
 
-It needs no network between the ranks, so it works before a framework has set up its own, and however long it takes. A
-rank that fails ends the job, and with it those that wait.
+This needs no network between the ranks, so it works before a framework has connected them, and has no timeout. A rank
+that fails ends the job, and with it the waiting ranks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Rank:
-    """This process among those of its job's start. `node` counts the job's nodes, `on_node` the node's processes."""
+    """The place of this process in its job: `rank` of `tasks`; `node`: index of its node; `on_node`: rank there."""
 
     rank: int = 0
     tasks: int = 1
@@ -31,7 +31,7 @@ class Rank:
 
     @classmethod
     def here(cls, rank: int, tasks: int, environment: Mapping[str, str] = os.environ) -> Rank:
-        """Slurm tells the rest (man srun); without it there is one process."""
+        """Return this process's Rank, with node and local rank from Slurm's variables (man srun) if `tasks` > 1."""
         if tasks == 1:
             return cls(start=_start(environment))
         return cls(
@@ -45,9 +45,9 @@ def _start(environment: Mapping[str, str]) -> str:
 
 
 def by_one(rank: Rank, folder: Path, what: str, make: Callable[[], str], per_node: bool = False) -> str:
-    """What `make` returns on rank 0 (`per_node`: on the first rank of each node), on every rank.
+    """Run `make` on rank 0 (`per_node`: on the first rank of each node); return its result on every rank.
 
-    `folder` is shared by all nodes; `what` names the matter, once in a job's start.
+    `folder` is shared by all nodes; `what` is the name of the work, unique within one start of a job.
     """
     if rank.tasks == 1:
         return make()
@@ -64,7 +64,7 @@ def by_one(rank: Rank, folder: Path, what: str, make: Callable[[], str], per_nod
 
 
 def forget(rank: Rank, folder: Path, what: str) -> None:
-    """Removes every note on a matter, earlier starts' too; once no rank can still be waiting for one."""
+    """Delete all result files of `what`, those of earlier starts too; call once no rank can still wait for one."""
     if rank.rank == 0:
         for note in folder.glob(f".{what}[-.]*"):
             note.unlink(missing_ok=True)

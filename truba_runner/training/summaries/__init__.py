@@ -1,1 +1,1 @@
-"""TensorBoard event files of a run."""
+"""Write a run's TensorBoard event files."""

@@ -1,4 +1,4 @@
-"""Which points TensorBoard's curves have: the same names and steps, whatever the framework and the restarts."""
+"""Write a run's TensorBoard curves, with the same names and steps in both frameworks and after any restart."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from truba_runner.training.summaries.writer import Board
 
 
 class Curves:
-    """The curves of a training, on a board.
+    """The curves of a training, written to a Board.
 
-    | step is | train | validation |
+    | x axis | train | validation |
     |---|---|---|
-    | a step, over all epochs | `batch_loss`, `learning_rate`, `examples_per_second`, of GPUs `gpu_…` | |
+    | a step, over all epochs | `batch_loss`, `learning_rate`, `examples_per_second`, with GPUs `gpu_…` | |
     | an epoch | `epoch_loss`, `epoch_METRIC`, `epoch_learning_rate` | `epoch_loss`, `epoch_METRIC` |
     """
 
     def __init__(self, board: Board, every_steps: int | None, gpu: GpuUse, profile: Profile | None = None) -> None:
-        """`every_steps`: how far the points of the curves by step lie apart; None: there are no such curves."""
+        """`every_steps`: steps between two points of the curves by step; None: no curves by step."""
         self.board = board
         self._every, self._gpu, self._profile = every_steps, gpu, profile
-        # 0: not known, and steps are counted in their place.
+        # 0: unknown; then `steps_per_second` replaces `examples_per_second`.
         self.examples_per_step = 0
         self._steps = self._steps_since = 0
         self._since = 0.0
 
     def begins(self, steps: int) -> None:
-        """An epoch begins, or the rest of one; `steps`: trained before, over all epochs."""
+        """Record the beginning of an epoch, or a resume within one; `steps`: trained so far, over all epochs."""
         self._steps = self._steps_since = steps
         self._since = time.perf_counter()
 
     def trained(self, steps: int, values: Callable[[], Mapping[str, float]]) -> None:
-        """After each execution; `steps`: trained by then. `values`, the framework's, are asked for where it is time."""
+        """Write a point if one is due; call after each execution. `steps`: trained so far; `values`: called if due."""
         before, self._steps = self._steps, steps
         if self._profile:
             self._profile.trained(steps)
@@ -51,7 +51,7 @@ class Curves:
         self._steps_since, self._since = steps, time.perf_counter()
 
     def epoch_ends(self, epoch: int, metrics: Mapping[str, float], learning_rate: float) -> None:
-        """After each epoch, counted from 1; `metrics` by the names of `history.csv`."""
+        """Write the points of an epoch, counted from 1; `metrics` have the names of `history.csv`."""
         if not self.board.enabled:
             return
         train = {f"epoch_{name}": value for name, value in metrics.items() if not name.startswith("val_")}
@@ -65,9 +65,9 @@ class Curves:
 
 @contextmanager
 def opened(context: Context, peak_bytes: Callable[[], float] | None, profiler: Profiler) -> Iterator[Curves]:
-    """The curves of a run; whatever ends it, what was told is on the shared disk then.
+    """Yield the curves of a run; on exit, normal or not, all points are copied to the shared disk.
 
-    `peak_bytes`: as of `GpuUse`.
+    `peak_bytes`: the parameter of `GpuUse`.
     """
     settings, gpu = context.experiment.tensorboard, GpuUse(peak_bytes)
     with board.opened(context, gpu.look if gpu.watched else None) as made:

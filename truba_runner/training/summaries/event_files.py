@@ -1,6 +1,6 @@
-"""TensorBoard's event files after an interruption: cut back to where a checkpoint left them, so no step is told twice.
+"""Truncate event files to their sizes at a checkpoint when a run resumes, so that no step appears twice.
 
-They are only ever appended to: ours by every start of a run, those of a job's own callbacks by the one that made them.
+Event files are append-only: every start of a run appends to ours; each start's callbacks write files of their own.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-# TensorBoard reads a folder's files in the order of their names, and nothing from one before the last.
+# One name for all starts: TensorBoard reads a folder's files by name, and only the last one again when it grows.
 OWN = "events.out.tfevents.0000000002.truba"
 
 
 def sizes(folder: Path) -> dict[str, int]:
-    """The length in bytes of each event file under `folder`, by its path from there."""
+    """Return the size in bytes of each event file under `folder`, by relative path."""
     found = {}
     for file in _event_files(folder):
-        # One that its user takes away meanwhile is none of ours any more.
+        # The user may delete a file meanwhile.
         with suppress(OSError):
             found[str(file.relative_to(folder))] = file.stat().st_size
     return found
 
 
 def cut(folder: Path, to: Mapping[str, int]) -> None:
-    """Takes back all that was written since `sizes` gave `to`.
+    """Truncate the event files under `folder` to the sizes `to`, a result of `sizes`.
 
-    What was not there yet is emptied, not removed. Of ours what is written again has the same length, and a TensorBoard
-    that was looking reads on where it was. Of others a copy elsewhere follows: of a file that is gone nobody could tell
-    there whether the run took it back, or the disk was purged.
+    Files that are not in `to` are emptied, not removed. Our own files grow to the same length again, so an open
+    TensorBoard continues at its position. A pulled copy follows emptied files; from a missing one it could not know
+    whether the run had truncated it or the disk was purged.
     """
     for file in _event_files(folder):
         size = to.get(str(file.relative_to(folder)), 0)

@@ -1,4 +1,4 @@
-"""How much of its GPUs a training uses: their memory as the framework counts it, their time as nvidia-smi does."""
+"""Measure a training's GPU use: memory as the framework counts it, utilization from nvidia-smi."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ _GIGABYTE = 1e9
 
 
 class GpuUse:
-    """The GPUs of this process; without one it has nothing to tell."""
+    """GPU memory and utilization of this process; no values without a GPU."""
 
     def __init__(self, peak_bytes: Callable[[], float] | None) -> None:
-        """`peak_bytes`: what of the fullest GPU was in use at most; None where there is no GPU."""
+        """`peak_bytes`: returns the peak memory use of the fullest GPU; None without a GPU."""
         self._peak_bytes = peak_bytes
         self._program = shutil.which("nvidia-smi") if peak_bytes else None
         self._percent = math.nan
 
     @property
     def watched(self) -> bool:
-        """Whether `look` has something to look at."""
+        """Whether `look` can measure: there are GPUs and nvidia-smi."""
         return self._program is not None
 
     def look(self) -> None:
-        """Asks nvidia-smi, which takes a moment: for a thread beside the training."""
+        """Update the utilization from nvidia-smi; slow, so call it in a background thread."""
         self._percent = _mean_utilization(self._program) if self._program else math.nan
 
     def values(self) -> dict[str, float]:
-        """By the curves' names, always the same ones; what could not be found out is NaN."""
+        """Return the values by curve name, always with the same names; unknown values are NaN."""
         found = {"gpu_memory_gb": self._peak_bytes() / _GIGABYTE} if self._peak_bytes else {}
         return {**found, "gpu_utilization_percent": self._percent} if self._program else found
 
 
 def _mean_utilization(program: str) -> float:
-    """Percent of the last moment, the mean over the job's GPUs; NaN where it is not told."""
+    """Return the current utilization in percent, the mean over the job's GPUs; NaN if unknown."""
     command = [program, "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
         command.append(f"--id={visible}")

@@ -1,4 +1,4 @@
-"""What TensorBoard's HParams page shows of a run: its settings and final metrics, in one small event file."""
+"""Write the event file of TensorBoard's HParams page: a run's settings and final metrics."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from truba_runner.config.schema import Experiment
 from truba_runner.language import _
 from truba_runner.storage.files import write_atomically
 
-# One name, so that a run that is started again replaces it.
+# A fixed name, so that a restarted run replaces the file.
 _FILE = "events.out.tfevents.0000000001.hparams"
 
 
 def write(
     folder: Path, run_id: str, values: Mapping[str, Any], finished: bool, metrics: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes a session of `values` into the folder of a run's event files; where it cannot, the run has ended anyhow.
+    """Write an HParams session of `values` into a run's event folder; a failure is only printed, as the run has ended.
 
     `metrics` are those of `result.json`; the page takes others from the event files below the folder.
     """
@@ -36,7 +36,7 @@ def write(
 
 
 def values_of(experiment: Experiment) -> dict[str, Any]:
-    """What decides the training of a run that belongs to no sweep, by its keys on the command line."""
+    """Return the settings that decide the training of a run outside a sweep, by command-line key."""
     found: dict[str, Any] = {"data.name": experiment.data.name}
     for section, settings in (
         ("train", asdict(experiment.train)),
@@ -49,7 +49,7 @@ def values_of(experiment: Experiment) -> dict[str, Any]:
 
 
 def _events(run_id: str, values: Mapping[str, Any], finished: bool, metrics: Mapping[str, Any]) -> bytes:
-    # Not TensorBoard's own helpers for it: they import TensorFlow where that is installed, which takes ten seconds.
+    # Not TensorBoard's own helpers: they import TensorFlow if it is installed, which takes ten seconds.
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
@@ -82,7 +82,7 @@ def _events(run_id: str, values: Mapping[str, Any], finished: bool, metrics: Map
 
 
 def _summary(tag: str, data: Any) -> Any:
-    """What the page looks for: the data lies in the metadata of a summary whose value is empty."""
+    """Return a summary with `data` in its metadata and an empty value, as the page expects."""
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
     from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto

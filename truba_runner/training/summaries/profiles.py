@@ -1,4 +1,4 @@
-"""A profile of a few steps, taken once in a run: what the framework's own profiler writes, where TensorBoard looks."""
+"""Profile a range of steps once in a run with the framework's profiler, into TensorBoard's folder."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from truba_runner.language import _
 
 
 class Profiler(Protocol):
-    """A framework's."""
+    """Interface of a framework's profiler."""
 
     def start(self) -> None:
-        """From the next step on."""
+        """Profile from the next step on."""
 
     def step(self) -> None:
-        """Between two of the steps."""
+        """Mark the boundary between two profiled steps."""
 
     def stop(self, folder: Path | None) -> None:
-        """Writes a file into `folder`, which exists; None: what was measured is thrown away."""
+        """Write the profile into `folder`, which exists; None: discard it."""
 
 
 class Profile:
-    """Says when. A run has one profile; one that an interruption has cut short is begun anew."""
+    """Decides when to profile. A run has one profile; one that was interrupted starts again."""
 
     def __init__(self, folder: Path, steps: Sequence[int], profiler: Profiler) -> None:
-        """`steps`: the first and the last, over all epochs; the first execution that begins there is the first."""
+        """`steps`: first and last step, over all epochs; profiling starts with the first execution from there on."""
         self._folder, self._profiler = folder / "plugins" / "profile", profiler
         self._first, self._count = steps[0], steps[1] - steps[0] + 1
         self._before, self._trained = -1, 0
         self._done = any(self._folder.glob("steps-*"))
 
     def trained(self, steps: int) -> None:
-        """After each execution; `steps`: trained by then. A profiler that fails stops no training."""
+        """Start, step or stop the profiler; call after each execution. `steps`: trained so far. Errors are printed."""
         self._trained = steps
         if self._done:
             return
@@ -68,7 +68,7 @@ class Profile:
             )
 
     def close(self) -> None:
-        """The training is over, or interrupted."""
+        """Discard an unfinished profile at the training's end or interruption, and print that there is none."""
         if self._done:
             return
         self._done = True

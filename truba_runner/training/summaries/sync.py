@@ -1,8 +1,8 @@
-"""An event file's way to the shared disk: appended to on the node's own disk, and copied from there by a thread.
+"""Append event files on the node's local disk, and copy them to the shared disk in a thread.
 
-Only what was appended is copied, and whole records alone, so what is on the shared disk can be read at any time. The
-file on the node has no name: nobody else can open it, and the system takes it back however the job ends. A start on
-another node needs nothing of it, as it goes on where the shared file ends.
+Only appended bytes are copied, in whole records, so the shared file is readable at any time. The local file has no
+name: nobody else can open it, and the system deletes it however the job ends. A start on another node does not need it,
+as it continues at the end of the shared file.
 """
 
 from __future__ import annotations
@@ -21,44 +21,43 @@ from typing import IO
 
 from truba_runner.language import _
 
-# A record is its length, a checksum of that, so many bytes, and a checksum of those.
+# TFRecord format: the length of the data, its checksum, the data, their checksum.
 _LENGTH = struct.Struct("<Q")
 _CHECKSUM_BYTES = 4
-# Copied at a time; there is hardly ever as much.
 _CHUNK_BYTES = 1 << 24
-# Of what a full disk refuses so much is kept in memory, for when it has room again.
+# Limit on the bytes kept in memory while the disk is full, to be written when it has space again.
 _MOST_WAITING_BYTES = 1 << 24
 
 
 class EventFile:
-    """A file of records below the run directory. One thread appends; any may copy."""
+    """An event file in the run directory. One thread appends; any thread may copy."""
 
     def __init__(self, path: Path, scratch: Path | None = None) -> None:
-        """Goes on after the last whole record that is there. `scratch`: on the node's own disk; None: no way round.
+        """Continue after the last whole record of `path`. `scratch`: folder on the local disk; None: write directly.
 
         Raises:
             OSError: `scratch` is not writable.
         """
         self._path = path
-        # Bytes from the file's beginning: what this start found, what it has told, and what of that is at its place.
+        # Offsets in the file: its end at this start, the end of all appended records, and the end of those copied.
         self._found = self.told = self._there = whole_bytes(path)
-        # Of those, what a loss of power leaves.
+        # The end of the copied bytes that are fsynced.
         self._durable = 0
         self._local: IO[bytes] | None = None
         if scratch is not None:
             self._local = tempfile.TemporaryFile(dir=scratch, buffering=0)
-        # What is on no disk yet: its place has no room, and there is no node's disk to hold it.
+        # Bytes that are on no disk yet: the shared disk is full, and no local disk is used.
         self._waiting = bytearray()
-        # Of the file at its place; held open where every record goes there.
+        # Descriptor of the shared file; kept open if records are written there directly.
         self._handle = -1
         self._copying = threading.Lock()
 
     def append(self, records: bytes) -> None:
-        """Adds whole records, on the node's disk where it has one; once that is full, at their place.
+        """Append whole records, to the local disk if used; once that is full, to the shared file.
 
         Raises:
-            OSError: there is no room for them. They are kept in memory and come with those after them, unless there are
-                too many of them by now.
+            OSError: the disk is full. The records are kept in memory and written with later ones, unless too many
+                bytes wait already.
         """
         if self._local is not None:
             try:
@@ -76,7 +75,7 @@ class EventFile:
                 )
                 self._leave_the_node()
         if self._local is not None:
-            # Last: what it counts can be read.
+            # After the write: another thread copies up to this offset.
             self.told += len(records)
             return
         with self._copying:
@@ -87,10 +86,10 @@ class EventFile:
             self._bring()
 
     def copy(self, durable: bool = False) -> int:
-        """Brings to its place what is not there yet; returns how many bytes. `durable`: it outlasts a loss of power.
+        """Write missing bytes to the shared file, and fsync it if `durable`; return how many bytes were written.
 
         Raises:
-            OSError: the disk is full or not writable; what is there are whole records, and the rest can come later.
+            OSError: the disk is full or not writable; only whole records were written, and a later call can continue.
         """
         with self._copying:
             copied = self._copy()
@@ -105,7 +104,7 @@ class EventFile:
         return copied
 
     def close(self) -> None:
-        """Nothing is appended any more; what was not copied is gone."""
+        """Close the files; records that were not copied are lost."""
         with self._copying:
             if self._local is not None:
                 self._local.close()
@@ -119,12 +118,12 @@ class EventFile:
             self._there += len(chunk)
             copied += len(chunk)
         if self._local is not None:
-            # Some network file systems show others a file's new size when it is closed.
+            # Some network file systems show a file's new size to other nodes only once it is closed.
             self._shut()
         return copied + self._bring()
 
     def _bring(self) -> int:
-        """Writes what waits in memory; returns how many bytes."""
+        """Write the bytes that wait in memory to the shared file; return how many."""
         count = len(self._waiting)
         if count:
             self._write(bytes(self._waiting), self._there)
@@ -133,7 +132,7 @@ class EventFile:
         return count
 
     def _leave_the_node(self) -> None:
-        """What is there alone comes to memory: the shared disk may be full too."""
+        """Stop using the local disk; keep its uncopied bytes in memory, as the shared disk may be full too."""
         with self._copying:
             if self._local is not None:
                 left = os.pread(self._local.fileno(), self.told - self._there, self._there - self._found)
@@ -160,7 +159,7 @@ class EventFile:
 
 
 def whole_bytes(path: Path) -> int:
-    """Up to where a file has whole records; what a kill or a full disk has left behind them is overwritten."""
+    """Return the end of a file's last whole record; what a kill or a full disk left after it will be overwritten."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -177,10 +176,10 @@ def whole_bytes(path: Path) -> int:
 
 
 def _write_at(handle: int, data: bytes, offset: int) -> None:
-    """All of it or nothing.
+    """Write all of `data` or nothing.
 
     Raises:
-        OSError: nothing; the file ends at `offset`.
+        OSError: nothing was written; the file ends at `offset`.
     """
     done = 0
     try:
@@ -193,18 +192,18 @@ def _write_at(handle: int, data: bytes, offset: int) -> None:
 
 
 class Every:
-    """A thread that does something at once, and then every so many seconds until it is closed."""
+    """A thread that calls `work` at once, and then every `seconds` until it is closed."""
 
     def __init__(self, seconds: float, work: Callable[[], object]) -> None:
-        """Begins."""
+        """Start the thread."""
         self._seconds, self._work = seconds, work
         self._closed = threading.Event()
-        # A daemon: where `close` is never reached it keeps no process from ending.
+        # A daemon: must not keep the process alive if `close` is never reached.
         self._thread = threading.Thread(target=self._go_on, name="tensorboard", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Ends it, once what it is at is done."""
+        """Stop the thread after its current call."""
         self._closed.set()
         self._thread.join()
 
@@ -213,7 +212,7 @@ class Every:
             try:
                 self._work()
             except Exception:
-                # Whatever it is, it is no reason for a training to end.
+                # No error of TensorBoard's files may end a training.
                 traceback.print_exc()
             if self._closed.wait(self._seconds):
                 return

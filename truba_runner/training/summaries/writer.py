@@ -1,7 +1,7 @@
-"""What TensorBoard is shown of a run, in event files of our own: both frameworks' have the same names and layout.
+"""Write TensorBoard event files, with the same names and layout for both frameworks.
 
-train/ and validation/ have one file each, which a run that goes on appends to. A disk that refuses them is told of once
-and stops no training. Rank 0 alone writes.
+train/ and validation/ have one file each, to which a resumed run appends. A write error is printed once and does not
+stop the training. Only rank 0 writes.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from truba_runner.training.summaries.sync import EventFile, Every
 
 
 class Board:
-    """The event files below a folder."""
+    """Writer of the event files below a folder."""
 
     def __init__(self, folder: Path, scratch: Path | None = None, enabled: bool = True) -> None:
-        """Opens nothing before the first number. `scratch`: a folder on the node's own disk that they go by way of."""
+        """Open no file before the first event. `scratch`: a folder on the local disk to write to first; see `sync`."""
         self.folder, self.enabled = folder, enabled
         self._scratch = scratch
         self._files: dict[str, EventFile] = {}
         self._told_of: set[str] = set()
 
     def scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        """A point of each of these curves; `kind` is train or validation."""
+        """Write a point of each of these curves; `kind` is train or validation."""
         if not self.enabled:
             return
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -41,18 +41,18 @@ class Board:
         self.add(kind, step, summary=Summary(value=points))
 
     def image(self, kind: str, tag: str, step: int, png: bytes) -> None:
-        """A picture."""
+        """Write a PNG image."""
         if not self.enabled:
             return
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        # Where a PNG says it: width and height, big-endian, after the signature and the first chunk's head.
+        # A PNG's width and height, big-endian, after the signature and the head of the first chunk.
         width, height = int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
         image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
         self.add(kind, step, summary=Summary(value=[Summary.Value(tag=tag, image=image)]))
 
     def add(self, kind: str, step: int, **content: Any) -> None:
-        """An event with what TensorBoard's protocol has for it: `summary`, or `graph_def` in bytes."""
+        """Write an event; `content` are fields of TensorBoard's Event message: `summary`, or `graph_def` in bytes."""
         if not self.enabled:
             return
         from tensorboard.compat.proto.event_pb2 import Event
@@ -63,14 +63,14 @@ class Board:
             file.append(begins + _record(Event(wall_time=time.time(), step=step, **content)))
 
     def sizes(self) -> dict[str, int]:
-        """As `event_files.sizes`; of its own files what they will be once all that was told is at its place."""
+        """Return `event_files.sizes`, with the final sizes of this Board's own files once all events are copied."""
         if not self.enabled:
             return {}
         own = {f"{kind}/{event_files.OWN}": file.told for kind, file in self._files.items()}
         return {**event_files.sizes(self.folder), **own}
 
     def copy(self, durable: bool = False) -> int:
-        """Brings to the shared disk what is not there yet; returns how many bytes. Any thread may."""
+        """Copy new events to the shared disk; return how many bytes. Can be called in any thread."""
         copied = 0
         for file in [*self._files.values()]:
             with self._complaining():
@@ -78,11 +78,11 @@ class Board:
         return copied
 
     def settle(self) -> None:
-        """Before a checkpoint is written: a run that goes on from it finds there what it counts on."""
+        """Copy and fsync all events before a checkpoint, which records the files' sizes."""
         self.copy(durable=True)
 
     def close(self) -> None:
-        """Nothing comes any more."""
+        """Copy all events and close the files."""
         self.copy()
         for file in self._files.values():
             file.close()
@@ -119,7 +119,7 @@ class Board:
 
 @contextmanager
 def opened(context: Context, beside: Callable[[], object] | None = None) -> Iterator[Board]:
-    """The board of a run, copied every `tensorboard.sync_seconds` and at the end, whatever ends it.
+    """Yield the Board of a run, copied every `tensorboard.sync_seconds` and on exit, normal or not.
 
     `beside` is called as often, in the same thread.
     """

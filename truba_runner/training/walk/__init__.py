@@ -1,1 +1,1 @@
-"""Finds the state of a training by walking its objects."""
+"""Find, save, restore and compare the state of a training by walking its objects."""

@@ -1,7 +1,7 @@
-"""Where two states of a training differ, leaf by leaf: each difference by the path that leads to it, with both values.
+"""Compare two states of a training leaf by leaf; list each difference with its path and both values.
 
-A state is made of plain values, NumPy arrays and torch's tensors, in lists, tuples and dicts of any depth. They are
-compared bit by bit. Left out is what two equal trainings differ in: clocks, their folders, and the sizes of files.
+A state has plain values, NumPy arrays and torch tensors in lists, tuples and dicts of any depth. They are compared bit
+by bit. Left out is what differs between two equal trainings: clocks, folders and file sizes.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# By the first part of a path and its last.
+# Left out, by the first and the last part of a path.
 _CLOCKS = {("reporter", "seconds"), ("reporter", "epoch_seconds")}
 _FILE_SIZES = "event_files"
-# As fastai's recorder writes how long an epoch took.
+# The duration of an epoch, in the form of fastai's recorder.
 _DURATION = re.compile(r"\d+:\d\d(:\d\d)?")
-# What a state holds by path already: how it comes to that says nothing more.
+# Parts of a state whose keys are paths of a walk: a difference below them is listed by that path alone.
 _BY_PATH = {"pieces", "values", "streams", "links", "states"}
-# Causes before consequences: the weights differ whatever it is, and so do the metrics.
+# Causes are listed before consequences: weights and metrics differ whatever the cause.
 _CAUSES = (
     "values",
     "links",
@@ -37,7 +37,7 @@ _CAUSES = (
 )
 _CONSEQUENCES = ("metrics", "reporter", "logs", "best", "result", "smooth_loss", "stop", "stopped")
 _METRICS_KEPT = re.compile(r"\bhistory\b|^History\b|\(recorder\)")
-# A dict of one key with this first letter stands for a kind of container.
+# An encoded container is a dict whose one key is its kind, with this prefix.
 _KIND = "~"
 _LONGEST = 60
 _ABSENT = object()
@@ -45,7 +45,7 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class Difference:
-    """A leaf that differs: its path, and what it is in words on both sides; of an array where the first number does."""
+    """A leaf that differs: its path and both values as text; for arrays, the first number that differs, with index."""
 
     path: str
     one: str
@@ -57,9 +57,9 @@ Path = tuple[Any, ...]
 
 
 def between(one: Any, other: Any, folders: tuple[str, str] = ("", "")) -> list[Difference]:
-    """Every leaf in which two states differ, the likely causes first.
+    """Return every leaf in which two states differ, the likely causes first.
 
-    `folders`: those that the two trainings wrote to, which texts in their states may name.
+    `folders`: the folders that the two trainings wrote to; ignored in the texts of their states.
     """
     sides = [dict(_leaves(_with_names(state))) for state in (one, other)]
     found = []
@@ -82,14 +82,14 @@ def _leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
         yield (*path, len), len(value)
         named = all(isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[0], str) for item in value)
         for index, item in enumerate(value):
-            # As fastai's callbacks: pairs of a name and what it stands for.
+            # Pairs of name and value, as for fastai's callbacks.
             yield from _leaves(item[1], (*path, f"[{index}] ({item[0]})")) if named else _leaves(item, (*path, index))
     elif path[:1] != (_FILE_SIZES,) and (path[:1] + path[-1:]) not in _CLOCKS:
         yield path, value
 
 
 def _with_names(state: Any) -> Any:
-    """With the variables by their names, where a state has them in a list and the names in its signature."""
+    """Return the state with its list of variables keyed by the names in its signature, if it has both."""
     variables = state.get("variables") if isinstance(state, Mapping) else None
     if not isinstance(variables, list):
         return state
@@ -122,7 +122,7 @@ def _written(path: Path) -> str:
 
 
 def _bits(value: Any, folder: str) -> Any:
-    """What two leaves are compared by."""
+    """Return a value that is equal for two leaves exactly if they have the same bits; durations count as equal."""
     import numpy as np
 
     if value is _ABSENT or value is None or isinstance(value, bool | int):
@@ -136,7 +136,7 @@ def _bits(value: Any, folder: str) -> Any:
 
 
 def _array(value: Any) -> Any:
-    """As an array of NumPy's; of a dtype that NumPy does not have, as its bytes."""
+    """Return a leaf as a NumPy array; as an array of bytes if NumPy lacks its dtype."""
     import numpy as np
 
     if not hasattr(value, "detach"):
@@ -151,7 +151,7 @@ def _array(value: Any) -> Any:
 
 
 def _in_words(one: Any, other: Any) -> tuple[str, ...]:
-    """Both sides as text; of two arrays of a shape the first number that differs, and its place."""
+    """Return both values as text; for arrays of one shape and dtype, the first differing numbers and their index."""
     import numpy as np
 
     if not all(hasattr(value, "detach") or isinstance(value, np.ndarray) for value in (one, other)):

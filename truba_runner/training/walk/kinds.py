@@ -1,4 +1,4 @@
-"""What an object is to a walk: a piece of state, a plain value, a framework's machinery, or what nobody can save."""
+"""Classify an object for a walk: a piece of state, a plain value, a framework's machinery, or something unsavable."""
 
 from __future__ import annotations
 
@@ -23,64 +23,64 @@ from truba_runner.language import _
 PLAIN = (bool, int, float, complex, str, bytes, type(None), enum.Enum)
 CONTAINERS = (list, tuple, set, frozenset, dict, collections.deque)
 
-# Whose objects' plain values are settings.
+# Packages in whose objects plain values are settings, not state.
 FRAMEWORKS = {
     "absl", "fastai", "fastcore", "fastprogress", "fasttransform", "jax", "keras", "keras_tuner", "ml_dtypes", "numpy",
     "optree", "plum", "tensorboard", "tensorflow", "tf_keras", "timm", "torch", "torchvision", "truba_runner", "wrapt",
 }  # fmt: skip
-# Nothing in their objects is a training's state.
+# Packages whose objects hold no state of a training.
 _MACHINERY_OF = {
     "_io", "_thread", "abc", "asyncio", "concurrent", "contextlib", "contextvars", "ctypes", "datetime", "decimal",
     "functools", "importlib", "inspect", "io", "logging", "matplotlib", "multiprocessing", "omegaconf", "pathlib", "re",
     "socket", "string", "subprocess", "tempfile", "threading", "tqdm", "truba_runner", "typing", "uuid", "weakref",
     "zoneinfo", "pandas", "PIL", "pyarrow", "spacy", "thinc",
 }  # fmt: skip
-# Of Keras: graphs, and how layers are made; none of it changes in a training.
+# Classes of frameworks for graphs and for making layers; a training does not change their objects.
 _MACHINERY = {
     "DTypePolicy", "DTypePolicyMap", "FloatDTypePolicy", "Initializer", "InputSpec", "KerasTensor", "Node",
     "SerializableDict", "Signature", "Tracker", "TensorSpec", "TensorShape", "Strategy", "StrategyBase",
     "FuncGraph", "ConcreteFunction", "SummaryWriter", "DatasetSpec",
 }  # fmt: skip
-# A framework's bookkeeping: what it has compiled, graphs, and where its objects have come from.
+# Attributes with a framework's bookkeeping: compiled functions, graphs, and the origin of its objects.
 BOOKKEEPING = {
     "_compile_config", "_compiled_trainable_state", "_distribute_strategy", "_distribution_strategy",
     "_eval_epoch_iterator", "_inbound_nodes", "_losses_override", "_nodes", "_nodes_by_depth", "_operations",
     "_operations_by_depth", "_outbound_nodes", "_saved_model_arg_spec", "_saved_model_inputs_spec", "_tracked",
     "_tracker", "_trainable_variables_indices", "predict_function", "test_function", "train_function",
 }  # fmt: skip
-# Where a module of torch's has its parameters, buffers and modules.
+# Attributes with the parameters, buffers and submodules of a torch module.
 TORCH_PARTS = {"_buffers", "_modules", "_parameters"}
-# In these lists frameworks keep once more what mostly has a name of its own, by which it is to be found.
+# Lists of objects that mostly are attributes too; walked last, so that a path has the attribute's name.
 LISTS_OF_ALL = {
     "_flat_layers", "_functional", "_layers", "_losses", "_metrics", "_non_trainable_variables", "_seed_generators",
     "_trainable_variables", "_variables",
 }  # fmt: skip
-# What each kind of leaf is; `walk_state` reads and sets them.
+# The kinds of leaves; `walk.state` reads and writes them.
 LEAVES = ("variable", "tensor", "numpy stream", "RandomState stream", "Python stream", "torch stream")
 
 
-# -- whose it is -----------------------------------------------------------------------------------------------
+# -- origin ---------------------------------------------------------------------------------------------------
 
 
 def home(kind: Any) -> str:
-    """The package that a class or a function comes from."""
+    """Return the top-level package of a class or function."""
     return str(getattr(kind, "__module__", None) or "").split(".")[0]
 
 
 def is_framework(kind: type) -> bool:
-    """Whether a class is a framework's own, not one that a user derived from it."""
+    """Whether a class is a framework's own, not a user's subclass."""
     return home(kind) in FRAMEWORKS
 
 
 def is_torch_module(thing: Any) -> bool:
-    """Whether it is a module of torch's, or derived from one."""
+    """Whether an object is a torch.nn.Module."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(thing, torch.nn.Module)
 
 
 @cache
 def is_users(module: str) -> bool:
-    """Whether a module is a file of the user's project: neither Python's nor an installed package's."""
+    """Whether a module belongs to the user's project: neither the standard library nor an installed package."""
     top = module.split(".")[0]
     if top.startswith(job_module.PREFIX):
         return True
@@ -91,14 +91,14 @@ def is_users(module: str) -> bool:
 
 
 def is_callback(thing: Any) -> bool:
-    """Whether it takes part in a training as a callback of Keras' or fastai's."""
+    """Whether an object is a callback of Keras or fastai."""
     return any(kind.__name__ == "Callback" for kind in type(thing).__mro__)
 
 
 def frameworks_names(kind: type) -> frozenset[str]:
-    """The attributes that the framework's classes, from which a class is derived, set on their objects themselves.
+    """Return the attributes that a class's framework base classes set on their objects.
 
-    They are read from the code of their methods: no object of them need be made.
+    They are read from the bytecode of the methods, which needs no instance (but for torch.nn.Module).
     """
     if kind not in _NAMES:
         names = {name for base in kind.__mro__ if is_framework(base) for name in _names_of(base)}
@@ -115,7 +115,7 @@ def _names_of(kind: type) -> Iterator[str]:
         yield from _set_by(code)
     yield from vars(kind).get("__annotations__", ())
     if kind.__module__ == "torch.nn.modules.module":
-        # It sets them past itself, by their names as text.
+        # Its __init__ calls super().__setattr__ with names as strings, which the bytecode does not show.
         yield from vars(kind())
 
 
@@ -130,7 +130,7 @@ def _codes(kind: type) -> Iterator[types.CodeType]:
 
 def _set_by(code: types.CodeType) -> Iterator[str]:
     argument = 0
-    # `dis` would say the same, but makes an object of every instruction: a tenth of a second for a model's.
+    # Not `dis`, which makes an object of every instruction: a tenth of a second for a model's classes.
     for operation, low in zip(code.co_code[::2], code.co_code[1::2], strict=True):
         argument = argument << 8 | low
         if operation == _STORE:
@@ -142,11 +142,11 @@ def _set_by(code: types.CodeType) -> Iterator[str]:
             yield from _set_by(inner)
 
 
-# -- what it is ------------------------------------------------------------------------------------------------
+# -- kind ------------------------------------------------------------------------------------------------------
 
 
 def leaf_kind(thing: Any) -> str | None:
-    """Which of LEAVES it is; None for what only holds some."""
+    """Return which of LEAVES an object is; None if it is no leaf."""
     import numpy as np
 
     tensorflow, torch, keras = (sys.modules.get(name) for name in ("tensorflow", "torch", "keras"))
@@ -165,7 +165,7 @@ def leaf_kind(thing: Any) -> str | None:
 
 
 def is_tree(value: Any, depth: int = 12) -> bool:
-    """Numbers, text, arrays and tensors that cannot be changed, alone or in lists, tuples, dicts, sets and deques."""
+    """Whether a value is plain: numbers, text, arrays, constant tensors, also in lists, tuples, dicts, sets, deques."""
     if isinstance(value, PLAIN) or is_array(value):
         return True
     if depth == 0 or not isinstance(value, CONTAINERS):
@@ -176,7 +176,7 @@ def is_tree(value: Any, depth: int = 12) -> bool:
 
 
 def is_array(value: Any) -> bool:
-    """An array of NumPy's or Python's, one of its numbers, or a tensor that is no variable and no parameter."""
+    """Whether a value is an array of NumPy or Python, a NumPy scalar, or a tensor but no variable or parameter."""
     import numpy as np
 
     if isinstance(value, (np.ndarray, np.generic)):
@@ -185,13 +185,13 @@ def is_array(value: Any) -> bool:
 
 
 def is_tensor(value: Any) -> bool:
-    """Whether it is a tensor of torch's that is no parameter, nor computed from one."""
+    """Whether a value is a torch tensor that is no parameter, nor computed from one."""
     torch = sys.modules.get("torch")
     return bool(torch and isinstance(value, torch.Tensor) and not value.requires_grad)
 
 
 def is_eager(value: Any) -> bool:
-    """Whether it is a tensor of TensorFlow's that has a value, and no variable."""
+    """Whether a value is an eager TensorFlow tensor of a numeric dtype, not a variable."""
     tensorflow = sys.modules.get("tensorflow")
     if tensorflow is None or not isinstance(value, tensorflow.Tensor) or not hasattr(value, "numpy"):
         return False
@@ -199,7 +199,7 @@ def is_eager(value: Any) -> bool:
 
 
 def machinery(thing: Any) -> bool:
-    """Whether nothing in it can be a training's state."""
+    """Whether nothing in an object can be state of a training."""
     if isinstance(thing, type):
         return not is_users(thing.__module__)
     if isinstance(thing, types.FunctionType):
@@ -219,7 +219,7 @@ def machinery(thing: Any) -> bool:
 
 
 def unsaved_reason(thing: Any) -> str | None:
-    """Why no checkpoint can hold it; None where one can, or where that shows only in what it holds."""
+    """Return why no checkpoint can hold an object; None if one can, or if that depends on the object's content."""
     if isinstance(thing, types.GeneratorType):
         return _("a generator: nothing can say how far it has come")
     if isinstance(thing, io.IOBase):

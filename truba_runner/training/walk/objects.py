@@ -1,8 +1,8 @@
-"""Finds what a training depends on, by walking its objects: each piece of state once, by the path that leads to it.
+"""Walk the objects of a training and find all its state, each piece once, by its path.
 
-A piece is a variable, a tensor or a random stream, which hold a value of their own, or a plain value: a number, text,
-array or a list, dict or set of those. A plain value is state where a user's class, a callback, a function or a module
-holds it; where a framework's own class holds it, it is a setting. What such a class holds itself is read from its code
+State is a variable, a tensor, a random stream, or a plain value: a number, text or array, or a list, dict or set of
+those. A plain value is state if a user's class, a callback, a function or a module holds it; in an object of a
+framework's own class it is a setting. Which attributes a framework class sets is read from its bytecode
 (`frameworks_names`), not from a list.
 """
 
@@ -32,15 +32,15 @@ from truba_runner.training.walk.kinds import (
     unsaved_reason,
 )
 
-# So many objects are looked at; what holds more is no training but a library's tables.
+# Limit on visited objects; more are not a training's but a library's tables.
 _MOST_OBJECTS = 100_000
-# How TensorFlow's names begin for what it keeps in any object that it tracks.
+# Prefixes of the attributes that TensorFlow adds to every object it tracks.
 _TENSORFLOWS = ("_self_", "_obj_reference")
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a value stands: an attribute of an object, an item of a list or dict, or what a function closes over."""
+    """A place that holds a value: an object's attribute, an item of a list or dict, or a function's closure cell."""
 
     holder: Any
     # attribute, item or cell.
@@ -48,23 +48,23 @@ class Slot:
     key: Any
 
     def get(self) -> Any:
-        """The value that stands there now.
+        """Return the current value.
 
         Raises:
-            LookupError, AttributeError, ValueError: nothing does.
+            LookupError, AttributeError, ValueError: the place is empty.
         """
         if self.kind == "item":
             return self.holder[self.key]
         return self.holder.cell_contents if self.kind == "cell" else getattr(self.holder, self.key)
 
     def set(self, value: Any) -> None:
-        """Puts a value there."""
+        """Set the value."""
         if self.kind == "item":
             self.holder[self.key] = value
         elif self.kind == "cell":
             self.holder.cell_contents = value
         else:
-            # A framework's own __setattr__ would wrap or track it; a property does what it is there for.
+            # Past a framework's __setattr__, which would wrap or track the value, but through a property's setter.
             _set_attribute(self.holder, self.key, value)
 
 
@@ -72,22 +72,22 @@ class Slot:
 class Piece:
     """A variable, a tensor or a random stream."""
 
-    # One of `walk_kinds.LEAVES`.
+    # One of `kinds.LEAVES`.
     kind: str
     thing: Any
 
 
 @dataclass
 class Found:
-    """What a walk has found, by path, in the order in which it was found."""
+    """The result of a walk, by path, in the order of the walk."""
 
     pieces: dict[str, Piece] = field(default_factory=dict)
-    # Plain values, and the path of the object that holds each.
+    # Plain values; `holders` has the path of the object that holds each value or link.
     values: dict[str, Slot] = field(default_factory=dict)
     holders: dict[str, str] = field(default_factory=dict)
-    # Places in users' objects where other objects stand, and the path of each of those.
+    # Places in users' objects that refer to other objects, with the path of each of those objects.
     links: dict[str, tuple[Slot, str]] = field(default_factory=dict)
-    # Paths of what no checkpoint can hold, and why.
+    # Paths of objects that no checkpoint can hold, and why.
     unsaved: dict[str, str] = field(default_factory=dict)
     objects: dict[str, Any] = field(default_factory=dict)
 
@@ -97,12 +97,12 @@ class _Step:
     path: str
     thing: Any
     slot: Slot | None
-    # The path of the object that holds it, and whether plain values there are state.
+    # The path of the object that holds `thing`, and whether plain values there are state.
     holder: str
     own: bool
-    # Whether a user has put it there, who can be told of what cannot be saved.
+    # Whether the user put it there: only then is it reported if it cannot be saved.
     named: bool = True
-    # Whether it is looked at after all that is not.
+    # Whether it is visited after all steps that are not late.
     late: bool = False
 
 
@@ -112,12 +112,12 @@ def walk(
     speaking: Sequence[Any] = (),
     known: Mapping[int, str] | None = None,
 ) -> Found:
-    """What can be reached from `roots`, names to objects, one after the other; of two paths the shorter counts.
+    """Return what can be reached from `roots` (names to objects), root by root; an object has its shortest path.
 
-    Of a module that is the user's its globals are state, and the functions and classes in it hold some.
+    The globals of a user's module are state, and its functions and classes may hold more.
 
-    `skip`: objects that are not to be looked into. `speaking`: objects whose plain values are saved in another way.
-    `known`: paths that objects had at an earlier walk, by their ids, and keep, whatever else leads to them now.
+    `skip`: objects not to look into. `speaking`: objects that save their plain values themselves (`get_state`).
+    `known`: paths of objects in an earlier walk, by id; the objects keep them, whatever leads to them now.
     """
     return _Walk(skip, speaking, known or {}).from_roots(roots)
 
@@ -129,11 +129,11 @@ class _Walk:
         self._paths: dict[int, str] = {id(thing): "" for thing in skip}
         self._speaking = {id(thing) for thing in speaking}
         self._links: dict[str, tuple[Slot, Any]] = {}
-        # Two objects may have one id, if the first is gone before the second is looked at.
+        # Keeps visited objects alive: a new object could get the id of a deleted one.
         self._alive: list[Any] = list(skip)
 
     def from_roots(self, roots: Mapping[str, Any]) -> Found:
-        # One root after the other: what the first leads to has its path from there, whatever else is walked.
+        # Root by root: a path from the first root does not depend on the other roots.
         for name, thing in roots.items():
             self._from(_Step(name, thing, None, "", True))
         for path, (slot, thing) in self._links.items():
@@ -184,7 +184,7 @@ class _Walk:
                     yield _Step(f"{path}[{key!r}]", value, Slot(thing, "item", key), path, own, named)
         elif isinstance(thing, (list, tuple, collections.deque)):
             for index, value in enumerate(thing):
-                # Of a tuple only what can itself be changed is state.
+                # In a tuple only mutable items are state.
                 slot = None if isinstance(thing, tuple) and isinstance(value, PLAIN) else Slot(thing, "item", index)
                 yield _Step(f"{path}[{index}]", value, slot, path, own, named)
         elif isinstance(thing, types.MethodType):
@@ -212,14 +212,14 @@ class _Walk:
             try:
                 value = cell.cell_contents
             except ValueError:
-                continue  # It is not filled yet.
+                continue  # The cell is still empty.
             yield _Step(f"{path}.{name}", value, Slot(cell, "cell", name), path, True)
         for name, value in sorted(vars(function).items()):
             if name != "__wrapped__":
                 yield _Step(f"{path}.{name}", value, Slot(function, "attribute", name), path, True)
         defaults = function.__defaults__ or ()
         for value, parameter in zip(defaults, _parameters(function)[-len(defaults) :], strict=False):
-            # Lists and dicts there outlive a call.
+            # Mutable defaults outlive a call.
             if not isinstance(value, PLAIN):
                 yield _Step(f"{path}.{parameter}", value, Slot([value], "item", 0), path, True)
 
@@ -234,8 +234,8 @@ class _Walk:
         left_out = BOOKKEEPING if any(is_framework(base) for base in kind.__mro__) else set()
         if is_torch_module(thing):
             left_out = left_out | TORCH_PARTS
-        # Plain values of a framework's objects are settings, but a callback or a user's class may have its own there;
-        # what a library's object holds is whose the object is.
+        # Plain values of a framework's objects are settings, except those that a callback or a user's class adds;
+        # objects of other libraries count as their holder does.
         users = is_callback(thing) or is_users(kind.__module__)
         own = (users or (step.own and not is_framework(kind))) and id(thing) not in self._speaking
         attributes = getattr(thing, "__dict__", {})
@@ -244,11 +244,11 @@ class _Walk:
                 continue
             value, is_own = attributes[name] if name in attributes else getattr(thing, name), own and name not in theirs
             if isinstance(value, PLAIN) and not is_own:
-                continue  # Most of what there is.
+                continue  # A shortcut: most attributes are such settings.
             is_public = isinstance(getattr(kind, name[1:] or name, None), property)
             slot, late = Slot(thing, "attribute", name), name in LISTS_OF_ALL
             if name == "_layers" and is_public:
-                value = thing.layers  # The list that users count in.
+                value = thing.layers  # So that the path has the index users know.
             shown = name[1:] if is_public else name
             yield _Step(f"{path}.{shown}", value, slot, path, is_own, users, late)
         if is_torch_module(thing):

@@ -1,4 +1,4 @@
-"""Says what of a training no checkpoint can hold, by its path: at the start, and when it comes into being."""
+"""Report objects of a training that no checkpoint can hold, by path: at the start, and when one is made later."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from truba_runner.language import _
 
 
 class Unsaved:
-    """Says each of them once; with `strict` it is a refusal."""
+    """Reporter of state that cannot be saved: one warning for each path, or an error if `strict`."""
 
     def __init__(self, strict: bool) -> None:
         """`strict`: the config's `checkpoint.strict`."""
@@ -18,10 +18,10 @@ class Unsaved:
         self._told: set[str] = set()
 
     def tell(self, reasons: Mapping[str, str]) -> None:
-        """Of each path why no checkpoint can hold what stands there.
+        """Report paths whose objects no checkpoint can hold, with reasons.
 
         Raises:
-            truba_runner.errors.Failed: there is one, and nothing may be missing.
+            truba_runner.errors.Failed: a path is new and `checkpoint.strict` is set.
         """
         new = {path: reason for path, reason in reasons.items() if path not in self._told}
         self._told.update(new)
@@ -37,10 +37,10 @@ class Unsaved:
         self._say(lines)
 
     def tell_of_made(self, paths: Iterable[str]) -> None:
-        """Of objects that were made after the training had begun.
+        """Report objects that were made after the training had begun.
 
         Raises:
-            truba_runner.errors.Failed: as `tell`.
+            truba_runner.errors.Failed: a path is new and `checkpoint.strict` is set.
         """
         new = [path for path in paths if path not in self._told]
         self._told.update(new)
@@ -55,10 +55,10 @@ class Unsaved:
         )
 
     def tell_of_drawn_ahead(self, paths: Iterable[str]) -> None:
-        """Of random streams of the data that the fetching of batches draws from.
+        """Report random streams of the data that are drawn from while batches are fetched ahead.
 
         Raises:
-            truba_runner.errors.Failed: as `tell`.
+            truba_runner.errors.Failed: a path is new and `checkpoint.strict` is set.
         """
         new = [path for path in paths if path not in self._told]
         self._told.update(new)
@@ -80,10 +80,10 @@ class Unsaved:
 
 
 def refuse_lost(paths: Iterable[str]) -> None:
-    """Ends a start that has no place for what a checkpoint holds.
+    """Refuse to resume if this start lacks objects whose state is in the checkpoint.
 
     Raises:
-        truba_runner.errors.Failed: there are such paths.
+        truba_runner.errors.Failed: `paths` is not empty.
     """
     if lost := sorted(paths):
         raise Failed(

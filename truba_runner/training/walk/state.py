@@ -1,4 +1,4 @@
-"""Reads the state that a walk has found into plain values, tells what has changed since the start, and puts it back."""
+"""Read the state found by a walk into plain values, find what has changed since the start, and restore it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any
 from truba_runner.training.walk.kinds import PLAIN, is_eager, is_tensor
 from truba_runner.training.walk.objects import Found, Piece, Slot
 
-# An array, or a list, with more bytes or items than these is compared by so many of its parts.
+# Arrays and lists above these sizes are compared by samples only.
 _WHOLE_BYTES, _WHOLE_ITEMS, _SAMPLES = 64 << 20, 20_000, 2048
 
-# Where a value stands: the path of its holder, the slot's kind and key; then the value.
+# A value and its place: the path of its holder, the slot's kind, its key, the value.
 Placed = list[Any]
 
 
@@ -25,7 +25,7 @@ Placed = list[Any]
 
 
 def read(piece: Piece) -> Any:
-    """A copy of a piece's value: an array, or of a random stream numbers and arrays in dicts and tuples."""
+    """Return a copy of a piece's value: an array or tensor; for a random stream, its state in dicts, tuples, arrays."""
     thing = piece.thing
     match piece.kind:
         case "variable":
@@ -40,7 +40,7 @@ def read(piece: Piece) -> Any:
 
 
 def write(piece: Piece, value: Any) -> None:
-    """Sets a piece to what `read` gave."""
+    """Set a piece to a value returned by `read`."""
     thing = piece.thing
     match piece.kind:
         case "variable":
@@ -60,7 +60,7 @@ def write(piece: Piece, value: Any) -> None:
 
 
 def _write_tensor(tensor: Any, value: Any) -> None:
-    """In place: others may hold the tensor too."""
+    """Write in place, as other objects may refer to the tensor."""
     import torch
 
     with torch.no_grad():
@@ -71,23 +71,22 @@ def _write_tensor(tensor: Any, value: Any) -> None:
 
 
 class Start:
-    """How a start found a training's plain values and objects, so that what has changed since can be told.
+    """The plain values and objects of a training at its start, to find what has changed since.
 
-    What has not changed is not saved: a path or a time of one start is no state, and code that was mended keeps its
-    new constants.
+    Unchanged values are not saved: a path or time of one start is no state, and corrected code keeps its new constants.
     """
 
     def __init__(self, found: Found) -> None:
-        """Takes a fingerprint of each value; arrays are not copied."""
+        """Take a fingerprint of each value; arrays are not copied."""
         self._values = {path: fingerprint(slot.get()) for path, slot in found.values.items()}
         self._links: dict[str, tuple[str, type]] = {}
-        # By their ids: the objects themselves, that no other object gets the same id, and their paths.
+        # Objects and their paths by id; keeping the objects prevents that an id is used again.
         self._objects: dict[int, Any] = {}
         self.paths: dict[int, str] = {}
         self.now_also(found)
 
     def now_also(self, found: Found) -> None:
-        """Takes objects that were made since, as in the first step, for the start's: every start makes them."""
+        """Count objects made since, such as in the first step, as part of the start: every start makes them."""
         for path, (_slot, target) in found.links.items():
             self._links.setdefault(path, (target, type(found.objects[target])))
         for path, thing in found.objects.items():
@@ -95,7 +94,7 @@ class Start:
             self.paths.setdefault(id(thing), path)
 
     def changed(self, found: Found) -> dict[str, Placed]:
-        """Values that are other ones than at the start, or stand where nothing stood, by path."""
+        """Return values that have changed or are new since the start, by path."""
         return {
             path: [found.holders[path], slot.kind, slot.key, frozen(slot.get())]
             for path, slot in found.values.items()
@@ -103,7 +102,7 @@ class Start:
         }
 
     def moved(self, found: Found) -> dict[str, Placed]:
-        """Places where another of the training's objects stands than at the start, and the path of that object."""
+        """Return places that now refer to another object of the start, by path, with the path of that object."""
         return {
             path: [found.holders[path], slot.kind, slot.key, target]
             for path, (slot, target) in found.links.items()
@@ -111,14 +110,14 @@ class Start:
         }
 
     def made_since(self, found: Found) -> list[str]:
-        """Paths of objects that a new start would not have, or would have as another class's."""
+        """Return paths of objects that a new start would not have, or only with another class."""
         new = [
             path
             for path, (_slot, target) in found.links.items()
             if not self._knows(found.objects[target])
             and self._links.get(path, (None, None))[1] is not type(found.objects[target])
         ]
-        # What such an object holds goes with it.
+        # Only the outermost: a new object includes what it holds.
         return [path for path in new if found.holders[path] not in new]
 
     def _knows(self, thing: Any) -> bool:
@@ -126,17 +125,17 @@ class Start:
 
 
 class Snapshot:
-    """All that a walk has found but variables, as it is now, to be put back after a trial."""
+    """A copy of all state of a walk but variables, to restore it after a trial training."""
 
     def __init__(self, found: Found) -> None:
-        """Copies streams and plain values."""
+        """Copy streams, tensors and plain values."""
         self._streams = [(piece, read(piece)) for piece in found.pieces.values() if piece.kind != "variable"]
         self._values = {path: (slot, frozen(slot.get())) for path, slot in found.values.items()}
         self._links = [(slot, found.objects[target]) for slot, target in found.links.values()]
         self._found = found
 
     def put_back(self, made: Found | None = None) -> None:
-        """Sets everything to what it was; `made`: a walk of now, whose new objects stay where they have been put."""
+        """Restore everything; with `made`, a walk of the present state, objects made since stay in their places."""
         before = {id(thing) for thing in self._found.objects.values()}
         for slot, thing in self._links:
             if (now := slot.get()) is not thing and (made is None or id(now) in before):
@@ -149,7 +148,7 @@ class Snapshot:
 
 
 def put(found: Found, values: Mapping[str, Placed], links: Mapping[str, Placed]) -> list[str]:
-    """Puts back what `Start.changed` and `Start.moved` gave; returns the paths whose holder is not there."""
+    """Restore the values of `Start.changed` and `Start.moved`; return the paths whose holder or target is missing."""
     lost = []
     for path, (holder, kind, key, value) in values.items():
         slot = found.values.get(path) or _slot(found, holder, kind, key)
@@ -174,7 +173,7 @@ def _slot(found: Found, holder: str, kind: str, key: Any) -> Slot | None:
 
 
 def _set_in_place(slot: Slot, value: Any) -> None:
-    """Where the same kind of container is there already it is filled anew: others may hold it too."""
+    """Set a value; a container or array of the same kind is refilled in place, as other objects may refer to it."""
     import numpy as np
 
     try:
@@ -215,7 +214,7 @@ def _fill(now: dict[Any, Any], value: Mapping[Any, Any]) -> None:
 
 
 def frozen(value: Any) -> Any:
-    """A copy of a plain value that no later step can change; members of an Enum as their values."""
+    """Return a copy of a plain value that later steps cannot change; Enum members become their values."""
     import numpy as np
 
     if isinstance(value, enum.Enum):
@@ -231,7 +230,7 @@ def frozen(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: frozen(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        # Named tuples, and lists of TensorFlow's, as what they are derived from.
+        # Named tuples and TensorFlow's lists become plain tuples and lists.
         kind = next(kind for kind in (list, tuple, set, frozenset) if isinstance(value, kind))
         return kind(frozen(item) for item in value)
     if isinstance(value, collections.deque):
@@ -240,12 +239,12 @@ def frozen(value: Any) -> Any:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two plain values are equal, arrays and numbers that are none included."""
+    """Whether two plain values are equal; also works for arrays, and NaN equals NaN."""
     return fingerprint(one) == fingerprint(other)
 
 
 def fingerprint(value: Any) -> bytes:
-    """A digest of a plain value; of very large ones, of parts that lie evenly over them."""
+    """Return a digest of a plain value; for very large ones, of evenly spaced samples."""
     digest = hashlib.blake2b(digest_size=16)
     _feed(digest, value)
     return digest.digest()
