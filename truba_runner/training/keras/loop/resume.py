@@ -115,7 +115,7 @@ class Resume:
             self.restore()
 
     def epoch_begin(self, epoch: int) -> None:
-        """Restore a checkpoint from mid-epoch; after all callbacks, whose `on_epoch_begin` may change what it restores."""
+        """Restore a mid-epoch checkpoint; after all callbacks' `on_epoch_begin`, which may change what it restores."""
         self._epoch, self._done = epoch, 0
         if self._found is not None:
             step, state = self._found[0].step, self._found[1]
