@@ -15,7 +15,7 @@ _NO_END = 2**40
 
 
 class Plan:
-    """A split's batches."""
+    """The batches of one split."""
 
     # Steps per epoch; 0 if known only at the epoch's end.
     steps: int

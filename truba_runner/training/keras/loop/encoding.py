@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _LENGTH_BYTES = 8
-# A dict with one key that starts with this stands for a type that JSON lacks.
+# A dict with one key that starts with this represents a type that JSON lacks.
 _MARK = "~"
 _SEQUENCES: dict[str, Any] = {f"{_MARK}tuple": tuple, f"{_MARK}set": set, f"{_MARK}frozenset": frozenset}
 

@@ -104,7 +104,7 @@ class Reporter:
         rate, seconds = self._learning_rate(), round(time.perf_counter() - self._epoch_started, 3)
         self.rows.append({"epoch": epoch + 1, **metrics, "learning_rate": rate, "seconds": seconds})
         self.curves.epoch_ends(epoch + 1, metrics, rate)
-        # During training a checkpoint holds all rows too.
+        # No fsync: during training a checkpoint holds all rows too.
         self._write_history(durable=False)
         # Only now is the epoch's true length known in all cases.
         self._context.progress.record["steps_per_epoch"] = self._plan.steps or steps
