@@ -1,4 +1,4 @@
-"""What may stand for arrays in a split of `load_data`, as TensorFlow takes it: NumPy, pandas, SciPy, ragged, sparse."""
+"""Convert the arrays of a split for TensorFlow: NumPy, pandas, SciPy, ragged, sparse."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from truba_runner.errors import Failed
 from truba_runner.language import _
 
 _PARTS = ("x", "y", "sample_weight")
-# Of NumPy's kinds of dtypes: numbers, truth values, text, and what machine learning has added (bfloat16).
+# NumPy's dtype kinds of numbers, booleans and text, and of the dtypes that machine learning has added (bfloat16).
 _KINDS = "biufcSUV"
 
 
 def as_arrays(name: str, split: Any, floats: str) -> Any:
-    """`(x,)`, `(x, y)` or `(x, y, sample_weight)` with arrays for all that stands for some.
+    """Convert `(x,)`, `(x, y)` or `(x, y, sample_weight)` to arrays that TensorFlow takes.
 
-    float64 becomes `floats`: Keras does the same with the arrays that `fit` is given.
+    float64 becomes `floats`, as Keras does with arrays passed to `fit`.
 
     Raises:
-        truba_runner.errors.Failed: a part is nothing that a network could be given.
+        truba_runner.errors.Failed: a part is something that no network can take.
     """
     kept = split
     while len(kept) > 1 and kept[-1] is None:
@@ -37,10 +37,10 @@ def as_arrays(name: str, split: Any, floats: str) -> Any:
 
 
 def count_examples(name: str, split: Any) -> int:
-    """How many examples a split has.
+    """Return the number of examples of a split.
 
     Raises:
-        truba_runner.errors.Failed: it has none, or its arrays disagree.
+        truba_runner.errors.Failed: there are none, or the arrays have different numbers.
     """
     import tensorflow as tf
 
@@ -62,7 +62,7 @@ def count_examples(name: str, split: Any) -> int:
 
 
 def element(split: tuple[Any, ...]) -> Any:
-    """A split's parts as Keras packs them: x alone is no tuple."""
+    """Pack a split's parts as Keras does: x alone is not a tuple."""
     return split[0] if len(split) == 1 and not isinstance(split[0], tuple) else split
 
 
@@ -71,14 +71,14 @@ def element(split: tuple[Any, ...]) -> Any:
 
 @dataclass(frozen=True)
 class _SparseRows:
-    """A sparse matrix, of which rows can be taken: for each row its columns, and the values there."""
+    """A sparse matrix that allows taking rows: for each row its columns, and the values there."""
 
     columns: Any
     values: Any
     width: int
 
     def take(self, rows: Any) -> Any:
-        """These rows as a tf.SparseTensor."""
+        """Return these rows as a tf.SparseTensor."""
         import tensorflow as tf
 
         columns, values = tf.gather(self.columns, rows), tf.gather(self.values, rows)
@@ -87,7 +87,7 @@ class _SparseRows:
 
 
 def held(split: Any) -> Any:
-    """The arrays as TensorFlow's, to `take` rows of."""
+    """Convert the arrays to TensorFlow's, for `take`."""
     import tensorflow as tf
 
     def hold(array: Any) -> Any:
@@ -101,7 +101,7 @@ def held(split: Any) -> Any:
 
 
 def take(arrays: Any, rows: Any) -> Any:
-    """These rows of each of what `held` gave."""
+    """Return these rows of each array that `held` returned."""
     import tensorflow as tf
 
     def take_of(array: Any) -> Any:
@@ -129,7 +129,7 @@ def _sparse_rows(matrix: Any) -> _SparseRows:
     )
 
 
-# -- what stands for an array ----------------------------------------------------------------------------------
+# -- conversion ------------------------------------------------------------------------------------------------
 
 
 def _part(where: str, value: Any, floats: str) -> Any:
@@ -205,7 +205,7 @@ def _sparse(where: str, value: Any, floats: str) -> Any:
 
 
 def _of_objects(where: str, array: Any) -> Any:
-    """Objects of Python's as what they are: text, numbers, or arrays of one shape."""
+    """Convert an array of Python objects, which have to be text, numbers, or arrays of one shape."""
     import numpy as np
 
     if all(isinstance(one, (str, bytes)) for one in array.flat):

@@ -1,4 +1,4 @@
-"""Batches of streams: whose size they have, how they divide among devices, how they are fed."""
+"""Check the batches of streams, divide them among devices, and prefetch them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from truba_runner.training.keras.batches.elements import first_of, map_elements,
 
 
 def check_batching(name: str, batched: bool, train: Train) -> None:
-    """Refuses batches where train.batch_size is set, and single examples where it is not.
+    """Refuse batches where train.batch_size is set, and single examples where it is not.
 
     Raises:
-        truba_runner.errors.Failed: it is so.
+        truba_runner.errors.Failed: batches, though train.batch_size or train.batch_scaling is set; or no batches.
     """
     if batched and (train.batch_size is not None or train.batch_scaling != "global"):
         raise Failed(
@@ -38,7 +38,7 @@ def check_batching(name: str, batched: bool, train: Train) -> None:
 
 
 def trimmed(dataset: Any, devices: int) -> Any:
-    """Batches without their last examples, where they do not divide among the devices; `DataPlan` says why."""
+    """Drop the last examples of batches that do not divide among the devices; `DataPlan` says why."""
 
     def trim(element: Any) -> Any:
         return first_of(element, size_of(element) - size_of(element) % devices)
@@ -50,10 +50,10 @@ def trimmed(dataset: Any, devices: int) -> Any:
 
 
 def evened(name: str, dataset: Any, devices: int) -> Any:
-    """For evaluation nothing may be left out, but the first batch has to divide: where it does not, all shrink.
+    """Shrink all batches of an evaluation, which drops no examples, if the first does not divide among the devices.
 
     Raises:
-        truba_runner.errors.Failed: it has fewer examples than there are devices.
+        truba_runner.errors.Failed: the first batch has fewer examples than there are devices.
     """
     size = next((int(size_of(first)) for first in dataset), 0)
     if size < devices:
@@ -68,7 +68,7 @@ def evened(name: str, dataset: Any, devices: int) -> Any:
 
 
 def fed_whole(dataset: Any) -> Any:
-    """Some batches are made in advance. One process feeds every device: batches are divided among them, files not."""
+    """Prefetch batches. One process feeds every device: divide batches among them, not files."""
     import tensorflow as tf
 
     options = tf.data.Options()

@@ -1,4 +1,4 @@
-"""The elements of a stream: what they are made of, whether they are batches, and what is done to each of them."""
+"""Inspect and change the elements of a stream: their shapes and types, and whether they are batches."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 from truba_runner.errors import Failed
 from truba_runner.language import _
 
-# So many are looked at to learn their shapes, as Keras does it: where two differ, so may all.
+# Elements read to learn their shapes, as many as Keras reads: an axis on which they differ has no fixed length.
 LOOKED_AT = 2
 Shape = tuple[int | None, ...]
 
 
 def map_elements(dataset: Any, change: Callable[[Any], Any], **settings: Any) -> Any:
-    """The dataset with `change` done to each element, which it gets whole: a tuple, or x alone."""
+    """Apply `change` to each element as a whole: a tuple, or x alone."""
     if isinstance(dataset.element_spec, tuple):
         return dataset.map(lambda *parts: change(parts), **settings)
     return dataset.map(change, **settings)
 
 
 def with_cardinality(dataset: Any, count: Callable[[], int]) -> Any:
-    """The dataset for Keras, which asks it for its number of batches at the beginning of each of its loops."""
+    """Return the dataset with `count()` as its cardinality, which Keras asks for at the beginning of each loop."""
     import tensorflow as tf
 
     counted = dataset.with_options(tf.data.Options())
@@ -31,7 +31,7 @@ def with_cardinality(dataset: Any, count: Callable[[], int]) -> Any:
 
 
 def size_of(element: Any) -> Any:
-    """How many examples a batch has, as a tensor."""
+    """Return a batch's number of examples as a tensor."""
     import tensorflow as tf
 
     first = tf.nest.flatten(element)[0]
@@ -41,7 +41,7 @@ def size_of(element: Any) -> Any:
 
 
 def first_of(element: Any, count: Any) -> Any:
-    """The first `count` examples of a batch."""
+    """Return the first `count` examples of a batch."""
     import tensorflow as tf
 
     def cut(part: Any) -> Any:
@@ -54,10 +54,10 @@ def first_of(element: Any, count: Any) -> Any:
 
 
 def owned(dataset: Any) -> Any:
-    """The dataset with copies of its elements, which TensorFlow may write into.
+    """Return the dataset with copies of its elements, which TensorFlow may write into.
 
-    What a function in Python gives it is the user's own array. Where a step takes a slice of it, as several devices do,
-    TensorFlow 2.21 holds the slice for its own, and puts the results of the next operation there.
+    What a Python function returns is the user's own array. If a step takes a slice of it, as on several devices,
+    TensorFlow 2.21 takes the slice for its own, and writes the next operation's results there.
     """
     import tensorflow as tf
 
@@ -68,7 +68,7 @@ def owned(dataset: Any) -> Any:
 
 
 def zeros(spec: Any, examples: int) -> Any:
-    """A batch of so many examples, all 0 or without text, whose lengths are 1 where they are not known."""
+    """Return a batch of this many examples, of zeros or empty text; axes of unknown length get length 1."""
     import tensorflow as tf
 
     def part(one: Any) -> Any:
@@ -84,25 +84,25 @@ def zeros(spec: Any, examples: int) -> Any:
 
 
 class Leaving:
-    """Counts the batches that leave a pipeline. It works ahead of the training, and is never behind it."""
+    """A counter of batches that leave a pipeline, which runs ahead of the training and never behind it."""
 
     def __init__(self) -> None:
-        """None so far."""
+        """Start at 0."""
         import tensorflow as tf
 
         with tf.device("CPU:0"):
             self._count = tf.Variable(0, dtype=tf.int64, trainable=False)
 
     def begin(self, count: int) -> None:
-        """So many have left already."""
+        """Set how many batches have left already."""
         self._count.assign(count)
 
     def trained(self, counted: int) -> int:
-        """How many of `counted` there were: fewer have left only where the pipeline has come to its end."""
+        """Return how many of `counted` steps had a batch: fewer batches have left only if the pipeline has ended."""
         return min(counted, int(self._count.numpy()))
 
     def through(self, dataset: Any) -> Any:
-        """The dataset, counted."""
+        """Return the dataset with its batches counted."""
         import tensorflow as tf
 
         def count(element: Any) -> Any:
@@ -116,10 +116,10 @@ class Leaving:
 
 
 def element_of(name: str, yielded: Any) -> Any:
-    """What a generator or a PyDataset gave, as tensors or arrays: a tuple of x, y and a weight, or x alone.
+    """Convert what a generator or a PyDataset yielded to tensors or arrays: a tuple of x, y and a weight, or x alone.
 
     Raises:
-        truba_runner.errors.Failed: it is something else.
+        truba_runner.errors.Failed: it yielded something else.
     """
     import numpy as np
     import tensorflow as tf
@@ -140,14 +140,14 @@ def element_of(name: str, yielded: Any) -> Any:
         if isinstance(value, (tf.RaggedTensor, tf.SparseTensor)):
             return value
         array = sparse_tensor(value) if hasattr(value, "tocoo") else np.asarray(value)
-        # Keras computes with float32, and Python's numbers are float64.
+        # Keras computes with float32, but Python's numbers are float64.
         return array.astype(np.float32) if array.dtype == np.float64 else array
 
     return tf.nest.map_structure(part, without_nones(yielded))
 
 
 def without_nones(element: Any) -> Any:
-    """`(x, None)` is x alone, and `(x, y, None)` is `(x, y)`, as for Keras."""
+    """Turn `(x, None)` into x, and `(x, y, None)` into `(x, y)`, as Keras does."""
     if not isinstance(element, tuple):
         return element
     kept = element
@@ -157,7 +157,7 @@ def without_nones(element: Any) -> Any:
 
 
 def sparse_tensor(matrix: Any) -> Any:
-    """A matrix of SciPy's as TensorFlow's kind."""
+    """Convert a SciPy matrix to a tf.SparseTensor."""
     import numpy as np
     import tensorflow as tf
 
@@ -167,7 +167,7 @@ def sparse_tensor(matrix: Any) -> Any:
 
 
 def signature_of(elements: list[Any], batched: bool) -> Any:
-    """Shapes and types that all of these have. Batches may have any number of examples."""
+    """Return the shapes and types that all elements have in common; batches may have any number of examples."""
     import tensorflow as tf
 
     def spec(*values: Any) -> Any:
@@ -185,12 +185,12 @@ def signature_of(elements: list[Any], batched: bool) -> Any:
 
 
 def common_shape(shapes: list[tuple[Any, ...]]) -> Shape:
-    """These shapes, which are of one rank, with None for what differs."""
+    """Merge shapes of one rank, with None for axes on which they differ."""
     return tuple(sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True))
 
 
 def looked_at(elements: Iterable[Any]) -> list[Any]:
-    """The first few."""
+    """Return the first few elements."""
     return list(itertools.islice(elements, LOOKED_AT))
 
 
@@ -198,7 +198,7 @@ def looked_at(elements: Iterable[Any]) -> list[Any]:
 
 
 def with_ranks(name: str, dataset: Any) -> Any:
-    """The Dataset with the shapes of its first elements, where a function of Python's left it without any."""
+    """Set the shapes that a Python function in the Dataset left unknown to those of its first elements."""
     import tensorflow as tf
 
     if all(spec.shape.rank is not None for spec in tf.nest.flatten(dataset.element_spec)):
@@ -225,10 +225,10 @@ def with_ranks(name: str, dataset: Any) -> Any:
 
 
 def is_batched(made: bool | None, shapes: list[tuple[Any, ...]], says_examples: bool) -> bool:
-    """Whether elements are batches, by the shapes of their parts and by what `made_batches` knows of their Dataset.
+    """Return whether elements are batches, by the shapes of their parts and by what `made_batches` returned (`made`).
 
-    `says_examples`: train.batch_size is given, so they should be none. Shapes tell only that they are none: x and y of
-    a batch are equally long. Those of an image for an image are so too.
+    `says_examples`: train.batch_size is set, so they should be single examples. Shapes can only rule batches out: x and
+    y of a batch are equally long, but so are those of one example that maps an image to an image.
     """
     if made or not same_length(shapes):
         return bool(made)
@@ -237,7 +237,7 @@ def is_batched(made: bool | None, shapes: list[tuple[Any, ...]], says_examples: 
 
 
 def made_batches(dataset: Any) -> bool | None:
-    """Whether the last operation of a Dataset that makes batches, or takes them apart, made some; None: who knows."""
+    """Return whether the last batching or unbatching operation of a Dataset made batches; None: unknown."""
     name = type(dataset).__name__
     if "Unbatch" in name:
         return False
@@ -253,5 +253,5 @@ def made_batches(dataset: Any) -> bool | None:
 
 
 def same_length(shapes: list[tuple[Any, ...]]) -> bool:
-    """Whether these may be shapes of a batch: its x and y are as long as each other."""
+    """Return whether these can be the shapes of a batch, whose x and y are equally long."""
     return all(shapes) and len({shape[0] for shape in shapes}) == 1

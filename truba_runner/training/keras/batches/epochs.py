@@ -1,6 +1,6 @@
-"""Where an epoch begins and ends, for data whose epochs Keras' loop does not know: callbacks around all others.
+"""Callbacks that begin and end the epochs of data whose epochs Keras' loop does not know.
 
-Keras' `fit` tells a PyDataset of its epochs, and lets them end; here it is given Datasets, and told of no end.
+Given a PyDataset, Keras' `fit` calls its epoch hooks and ends its epochs; here `fit` gets a Dataset that has no end.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from truba_runner.training.keras.batches.py_dataset import PyDatasetPlan
 
 
 def around(model: Any, plans: Mapping[str, Plan]) -> tuple[list[Any], list[Any]]:
-    """Callbacks that go before all others in a `fit`, and those that come after them."""
+    """Return the callbacks to put before all others in a `fit`, and those to put after them."""
     first, last = evaluated(plans.get("validation"))
     plan = plans["train"]
     if not plan.varies:
@@ -26,12 +26,12 @@ def around(model: Any, plans: Mapping[str, Plan]) -> tuple[list[Any], list[Any]]
 
 
 def evaluated(plan: Plan | None) -> tuple[list[Any], list[Any]]:
-    """The same for a loop that evaluates or predicts, or for the validation in a `fit`."""
+    """Return the callbacks to put before and after all others for evaluation, prediction or validation in a `fit`."""
     if not isinstance(plan, PyDatasetPlan):
         return [], []
     split = plan.told
     first = _callback(
-        # Keras tells of an end before the first epoch too, except in a prediction.
+        # Keras calls on_epoch_end before the first epoch too, except in a prediction.
         on_test_begin=lambda logs: split.on_epoch_end(),
         on_test_end=lambda logs: split.on_epoch_end(),
         on_predict_end=lambda logs: split.on_epoch_end(),
@@ -45,7 +45,7 @@ def evaluated(plan: Plan | None) -> tuple[list[Any], list[Any]]:
 def _train_begins(model: Any, plan: Plan) -> None:
     import tensorflow as tf
 
-    # Keras says so at each end that it was not told of.
+    # Keras warns so at each end that it did not expect.
     warnings.filterwarnings("ignore", message="Your input ran out of data")
     if isinstance(plan, PyDatasetPlan):
         plan.told.on_epoch_end()

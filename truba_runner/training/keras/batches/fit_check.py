@@ -1,4 +1,4 @@
-"""Whether a training's batches are what the network's inputs were made for, where Keras' own words would mislead."""
+"""Check that a training's batches fit the network's inputs, where Keras' own messages would mislead."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from truba_runner.training.keras.batches.plan import Plan
 
 
 def check_fit(model: Any, plan: Plan) -> None:
-    """Refuses what Keras would reshape without a word, or would refuse in a riddle.
+    """Refuse data that Keras would silently reshape, or refuse with an unclear message.
 
     Raises:
         truba_runner.errors.Failed: single examples are taken for batches, or batches for examples; or x is ragged.
@@ -42,7 +42,7 @@ def check_fit(model: Any, plan: Plan) -> None:
                     wanted=own[1:],
                 )
             )
-        # A last axis of 1 too many is one that Keras takes away.
+        # Keras itself removes a superfluous last axis of length 1.
         if _same(shape[2:], own[1:]) and not (shape[-1] == 1 and _same(shape[1:-1], own[1:])):
             raise Failed(
                 _(
@@ -56,7 +56,7 @@ def check_fit(model: Any, plan: Plan) -> None:
 
 
 def _pairs(x: Any, model: Any) -> list[tuple[Any, Any]]:
-    """Each x beside the input that it is for, where both are known."""
+    """Return pairs of an x and the model's input that it is for, where both are known."""
     inputs = list(getattr(model, "inputs", None) or ())
     if isinstance(x, Mapping):
         return [(x[one.name], one) for one in inputs if one.name in x]

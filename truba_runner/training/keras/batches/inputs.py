@@ -1,4 +1,4 @@
-"""From what a job's `load_data` returned to what `fit` goes through: batches."""
+"""Make a plan of batches for each split that a job's `load_data` returned."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ DEFAULT_BATCH_SIZE = 64
 
 
 def global_batch(train: Train, devices: int) -> int:
-    """How many examples all devices together go through in a step."""
+    """Return the number of examples in a step, over all devices."""
     size = DEFAULT_BATCH_SIZE if train.batch_size is None else train.batch_size
     return size * devices if train.batch_scaling == "per_replica" else size
 
 
 def make_plans(context: Context, splits: dict[str, Any], devices: int, team: Team | None = None) -> dict[str, Plan]:
-    """A plan for each split. `devices` counts those of all nodes.
+    """Return a plan for each split. `devices` counts those of all nodes.
 
     Raises:
-        truba_runner.errors.Failed: a split cannot be gone through as the config wants it.
+        truba_runner.errors.Failed: a split cannot be batched as the config asks.
     """
     train = context.experiment.train
     return {name: _plan(train, name, split, devices, team) for name, split in splits.items()}
@@ -64,5 +64,5 @@ def _plan(train: Train, name: str, split: Any, devices: int, team: Team | None) 
 
 
 def known_examples(splits: dict[str, Any]) -> dict[str, int]:
-    """How many examples each split has, of those that say so."""
+    """Return the number of examples of each split that consists of arrays."""
     return {name: count_examples(name, split) for name, split in splits.items() if not is_stream(split)}

@@ -1,4 +1,4 @@
-"""What a training goes through, epoch by epoch, whatever it is made of: batches that can be begun at any step."""
+"""Base class of a split's batches, which start at any step of any epoch, whatever the data is."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ _NO_END = 2**40
 
 
 class Plan:
-    """A split's batches."""
+    """The batches of one split."""
 
-    # Steps of an epoch; 0 where that shows only at its end.
+    # Steps per epoch; 0 if known only at the epoch's end.
     steps: int
-    # Of all devices together; 0 where batches are their author's.
+    # Over all devices; 0 if the data comes in batches of its author's.
     examples_per_step: int = 0
-    # Whether an epoch's length is its own: Keras would take that of the first for all.
+    # Whether epochs may differ in length: Keras would use the first one's for all.
     varies = False
-    # Whether an epoch's middle is reached by reading what comes before it again.
+    # Whether the middle of an epoch is reached by rereading the batches before it.
     rereads = True
-    # train.steps_per_epoch where Keras' one iterator goes on over the epochs; None: each epoch has one of its own.
+    # train.steps_per_epoch if one iterator spans all epochs; None: each epoch has its own iterator.
     steps_per_epoch: int | None = None
 
     def __init__(self, team: Team | None = None) -> None:
-        """The subclass sets `steps`. With a team a plan gives this rank's share of each batch alone."""
+        """The subclass sets `steps`. With a team a plan has only this rank's share of each batch."""
         self._team = team
         self._transforms: list[Callable[[Any], Any]] = []
         self._batches: Any = None
@@ -37,67 +37,64 @@ class Plan:
 
     @property
     def batches(self) -> Any:
-        """An epoch from its beginning, as a tf.data.Dataset; an iterator that is made of it reads the epoch's order."""
+        """A whole epoch as a tf.data.Dataset; an iterator reads the epoch's order when it is made."""
         if self._batches is None:
             self._batches = self.from_step(0)
         return self._batches
 
     @property
     def dataset(self) -> Any:
-        """What Keras' loops are given: `batches`, and with a team in the form that feeds its devices."""
+        """The dataset for Keras' loops: `batches`, with a team in the form that feeds its devices."""
         return self.batches if self._team is None else self._team.feed(self.batches, self.steps)
 
     @property
     def for_fit(self) -> Any:
-        """`dataset` for a `fit` whose epochs end where `is_over` says so, or where the batches do."""
+        """`dataset` for `fit`, whose epochs end when `is_over` is true or the batches end."""
         return with_cardinality(self.batches, lambda: _NO_END) if self.varies else self.dataset
 
     def example(self) -> Any:
-        """A batch for a step that is put back; what is trained on afterwards is the same with and without."""
+        """Return a batch for a trial step; the batches trained on afterwards do not depend on this call."""
         return next(iter(self.batches))
 
     @property
     def signature(self) -> dict[str, Any]:
-        """What decides which examples a step is trained on."""
+        """The values that decide which examples a step is trained on."""
         raise NotImplementedError
 
     def begin(self, epoch: int, step: int = 0) -> None:
-        """Says that epoch `epoch`, counted from 0, comes next, or goes on after `step` of its steps."""
+        """Start epoch `epoch`, counted from 0, after `step` of its steps."""
         raise NotImplementedError
 
     def trained(self, counted: int) -> int:
-        """Batches of the epoch that are trained, where Keras has `counted` steps.
-
-        It counts an epoch's last execution as if it had all of its steps.
-        """
+        """Return how many batches of the epoch are trained; Keras counts the epoch's last execution as a full one."""
         return min(counted, self.steps)
 
     def comes_to(self, step: int) -> bool:
-        """Notes that Keras is about to take step number `step` of the epoch, counted from 0; false: there is none."""
+        """Note that Keras is about to take step `step` of the epoch, counted from 0; return whether it exists."""
         self._next = step
         return not self.is_over()
 
     def is_over(self) -> bool:
-        """Whether the epoch has no more steps, though Keras is about to take one."""
+        """Return whether the epoch has no more steps, though Keras is about to take one."""
         return bool(self.varies and self.steps and self._next >= self.steps)
 
     def ends(self) -> None:
-        """The epoch's last batch is trained, and its validation comes next."""
+        """Handle the end of an epoch: its last batch is trained, its validation comes next."""
 
     def get_state(self) -> dict[str, Any]:
-        """What a checkpoint holds of the epoch under way."""
+        """Return what a checkpoint holds of the current epoch."""
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from `get_state`."""
+        """Restore what `get_state` returned."""
 
     def then(self, transform: Callable[[Any], Any]) -> None:
-        """Adds a step to how a batch is made: weights, preprocessing."""
+        """Add a transform of the batches' dataset, such as weights or preprocessing."""
         self._transforms.append(transform)
         self._batches = None
 
     def from_step(self, step: int) -> Any:
-        """`batches` without the first `step`."""
+        """Return `batches` without the first `step`."""
         dataset = self._batches_from(step)
         for transform in self._transforms:
             dataset = transform(dataset)

@@ -1,6 +1,6 @@
-"""A job's preprocessing layer, at work in one of two places: ahead of the training on the CPU, or inside the network.
+"""Apply a job's preprocessing layer, ahead of the training on the CPU or inside the network.
 
-The weights that are trained are the same in both, and both save a model that takes raw inputs.
+Both train the same weights, and both save a model that takes raw inputs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from truba_runner.training.keras.batches.streams import is_stream
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The layer that the job's `build_preprocessing` returned, and where it works."""
+    """The layer that the job's `build_preprocessing` returned, and whether it is inside the network."""
 
     layer: Any
     inside: bool
@@ -27,7 +27,7 @@ class Preprocessing:
     signature: Any
 
     def ahead(self, dataset: Any) -> Any:
-        """The dataset with its inputs preprocessed, a few batches in advance."""
+        """Return the dataset with its inputs preprocessed, a few batches in advance."""
         import tensorflow as tf
 
         def prepared(element: Any) -> Any:
@@ -37,7 +37,7 @@ class Preprocessing:
         return mapped.prefetch(tf.data.AUTOTUNE)
 
     def joined(self, model: Any) -> Any:
-        """The network with the layer before it: it takes raw inputs. Shares the network's weights."""
+        """Return a model of the layer and the network, which takes raw inputs and shares the network's weights."""
         import keras
         import tensorflow as tf
 
@@ -48,10 +48,10 @@ class Preprocessing:
 def add_preprocessing(
     context: Context, splits: Mapping[str, Any], plans: Mapping[str, Any], devices: int
 ) -> Preprocessing | None:
-    """The job's preprocessing, and with data.preprocessing=async the plans' batches through it. None: it has none.
+    """Return the job's preprocessing, None without one; outside the network, apply it to the plans' batches.
 
     Raises:
-        truba_runner.errors.Failed: `build_preprocessing` returned something else than a layer.
+        truba_runner.errors.Failed: `build_preprocessing` returned something other than a layer.
     """
     import keras
 
@@ -79,14 +79,14 @@ def add_preprocessing(
 
 
 def takes_text(signature: Any) -> bool:
-    """Whether any of the inputs is text."""
+    """Return whether any of the inputs is text."""
     import tensorflow as tf
 
     return any(spec.dtype == tf.string for spec in tf.nest.flatten(signature))
 
 
 def _can_be_inside(wanted: bool, signature: Any, devices: int) -> bool:
-    # Before the first step Keras takes the mean of what the devices get, and text has none.
+    # Before the first step Keras takes the mean of the devices' inputs, which text does not have.
     if wanted and devices > 1 and takes_text(signature):
         print(
             _(
@@ -101,7 +101,7 @@ def _can_be_inside(wanted: bool, signature: Any, devices: int) -> bool:
 
 
 def _inputs(split: Any, plan: Any) -> Any:
-    """The training inputs, for the layer to adapt to: arrays as they are, of all else a Dataset of their batches."""
+    """Return the training inputs for the layer to adapt to: arrays as they are, or a Dataset of a stream's batches."""
     return map_elements(plan.batches, _x) if is_stream(split) else split[0]
 
 

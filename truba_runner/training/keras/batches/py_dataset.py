@@ -1,7 +1,7 @@
-"""A keras.utils.PyDataset as batches for Keras: fetched by number, in an order of our own, its epochs told to it.
+"""Batches of a keras.utils.PyDataset, fetched by number in an order of our own.
 
 Keras calls its `on_epoch_begin` before each epoch, and its `on_epoch_end` after each and once before the first;
-`keras_epochs` does so. What it changes there is state of its own, which checkpoints hold.
+`batches.epochs` does the same. What the dataset changes there is its own state, which checkpoints hold.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _UNKNOWN = -2
 
 
 class PyDatasetPlan(Plan):
-    """What `DataPlan` is for arrays. An epoch has as many batches as the dataset says when it begins."""
+    """The batches of a PyDataset, which gives their number at the beginning of each epoch."""
 
     def __init__(self, train: Train, name: str, split: Any, devices: int, batch_size: int) -> None:
-        """On several devices `steps` is 0: what is left of its batches when they divide among them shows at the end.
+        """On several devices `steps` is 0: how many batches are left once they divide is known only at the end.
 
         Raises:
-            truba_runner.errors.Failed: its number of batches is not known, or is said twice.
+            truba_runner.errors.Failed: the number of batches is unknown, or set twice.
         """
         super().__init__()
         check_batching(name, True, train)
@@ -53,53 +53,53 @@ class PyDatasetPlan(Plan):
 
     @property
     def dataset(self) -> Any:
-        """`batches`, of which there are as many as the dataset says when it is gone through."""
+        """`batches`, whose number is read from the PyDataset each time that Keras asks for it."""
         return with_cardinality(self.batches, lambda: _UNKNOWN if self._devices > 1 else self._count())
 
     @property
     def signature(self) -> dict[str, Any]:
-        """What is known of it; which examples are in which batch is for its author to keep."""
+        """The known values; that batches hold the same examples is up to the data's author."""
         return {"examples": None, "batch_size": self._batch_size, "seed": self._seed}
 
     def example(self) -> Any:
-        """A batch of zeros: whoever is asked for a batch may draw from random numbers for it."""
+        """Return a batch of zeros: to make a real one, the PyDataset may draw random numbers."""
         return zeros(self.batches.element_spec, self._devices)
 
     def begin(self, epoch: int, step: int = 0) -> None:
-        """Sets the order of epoch `epoch`, counted from 0; `step` of its steps are done."""
+        """Start epoch `epoch`, counted from 0, after `step` of its steps."""
         self._epoch = epoch
         self._leaving.begin(step)
 
     def trained(self, counted: int) -> int:
-        """Batches of the epoch that are trained, where Keras has `counted` steps."""
+        """Return how many batches of the epoch are trained when Keras has counted `counted` steps."""
         return min(counted, self.steps) if self.steps else self._leaving.trained(counted)
 
-    # -- what it is told ---------------------------------------------------------------------------------------
+    # -- epochs ------------------------------------------------------------------------------------------------
 
     def begins(self) -> None:
-        """The epoch's callbacks have been called, and its first batch comes next."""
+        """Call the dataset's `on_epoch_begin`; after all callbacks, before the first batch."""
         self._ended = False
         self.told.on_epoch_begin()
         self._measure()
 
     def ends(self) -> None:
-        """The epoch's last batch is trained, and its validation comes next."""
+        """Call the dataset's `on_epoch_end`, once an epoch; after its last batch, before validation."""
         if not self._ended:
             self._ended = True
             self.told.on_epoch_end()
 
     def get_state(self) -> dict[str, Any]:
-        """What a checkpoint holds of the epoch under way; what the dataset itself remembers is not in it."""
+        """Return what a checkpoint holds of the current epoch, without the dataset's own state."""
         return {"steps": self.steps, "ended": self._ended}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from `get_state`."""
+        """Restore what `get_state` returned."""
         self.steps, self._ended = state["steps"], state["ended"]
 
     # -- batches -----------------------------------------------------------------------------------------------
 
     def from_step(self, step: int) -> Any:
-        """`batches` without the first `step`; with a known length they are not fetched."""
+        """Return `batches` without the first `step`; on one device these are not fetched."""
         dataset = super().from_step(step)
         return dataset if self._devices == 1 else self._leaving.through(dataset)
 
@@ -117,7 +117,7 @@ class PyDatasetPlan(Plan):
 
         flat = tf.nest.flatten(self._spec)
         if not all(isinstance(spec, tf.TensorSpec) for spec in flat):
-            # Arrays alone pass from threads of Python's.
+            # Only dense arrays can be returned from tf.numpy_function, which fetches in threads.
             return tf.data.Dataset.from_generator(lambda: self._elements(step), output_signature=self._spec)
 
         def fetch(number: Any) -> list[Any]:
@@ -142,7 +142,7 @@ class PyDatasetPlan(Plan):
 
         count = self._count()
         if self._wanted:
-            # Its batches go on over the epochs.
+            # Batch numbers continue over the epochs.
             return iter(range(self._epoch * count + step, (self._epoch + 1) * count))
         if self._seed is None:
             return iter(range(step, count))

@@ -1,4 +1,4 @@
-"""A job's data with epochs of a few steps, for a rehearsal: everything that reads it, and how, is the job's own."""
+"""Shorten the epochs of a job's data to a few steps for a rehearsal, which still runs all of the job's own code."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from truba_runner.training.keras.batches.inputs import global_batch
 
 
 def shortened(splits: dict[str, Any], most_steps: int, train: Train, devices: int) -> dict[str, Any]:
-    """The splits with `most_steps` steps an epoch at most. `devices` counts those of all nodes."""
+    """Return the splits with at most `most_steps` steps an epoch. `devices` counts those of all nodes."""
     batch = global_batch(train, devices)
-    # With train.steps_per_epoch that is how short an epoch is, whatever is gone through.
+    # train.steps_per_epoch alone sets the epoch's length, whatever the data's.
     whole = {"train"} if train.steps_per_epoch else set()
     return {name: split if name in whole else _short(split, most_steps, batch, train) for name, split in splits.items()}
 
@@ -24,7 +24,7 @@ def _short(split: Any, steps: int, batch: int, train: Train) -> Any:
     import keras
     import tensorflow as tf
 
-    # Streams are in batches of their author's where the config says nothing of theirs.
+    # Without train.batch_size the elements of a stream are batches.
     elements = steps if train.batch_size is None else steps * batch
     if isinstance(split, tf.data.Dataset):
         return split.take(elements)
@@ -36,14 +36,14 @@ def _short(split: Any, steps: int, batch: int, train: Train) -> Any:
 
 
 def _rows(rows: int, steps: int, batch: int) -> int:
-    """So many that the last batch is as small as that of the whole: some networks take batches of one size alone."""
+    """Return how many rows to keep; the last batch keeps its size, as some networks take batches of one size alone."""
     return rows if rows <= steps * batch else (steps - 1) * batch + (rows % batch or batch)
 
 
 def _fewer_batches(split: Any, steps: int) -> Any:
-    """The same object, with its author's attributes and methods, but for its length."""
+    """Shorten the object itself, which keeps its author's attributes and methods."""
     if (count := split.num_batches) and count > steps:
-        # Of the author's module still, whose objects' state is looked for.
+        # Keep the author's module: a walk finds state only in objects of users' classes.
         own = {"__module__": type(split).__module__}
         short = {**own, "__len__": lambda self: steps, "num_batches": property(lambda self: steps)}
         split.__class__ = type(type(split).__name__, (type(split),), short)
@@ -53,7 +53,7 @@ def _fewer_batches(split: Any, steps: int) -> Any:
 def _fewer_elements(function: Callable[..., Any], elements: int) -> Callable[..., Any]:
     import tensorflow as tf
 
-    # It is asked whether it takes the epoch's number.
+    # `StreamPlan` reads from the signature whether the function takes the epoch's number.
     @functools.wraps(function)
     def first(*given: Any) -> Any:
         made = function(*given)

@@ -1,4 +1,4 @@
-"""A job's arrays as batches for Keras, in an order that depends on nothing but the seed and the epoch."""
+"""Load a job's splits, and batch arrays in an order that depends on the seed and the epoch alone."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ SPLITS = ("train", "validation", "test")
 
 
 def load_splits(context: Context) -> dict[str, Any]:
-    """What the job's `load_data` returns: `(x,)`, `(x, y)` or `(x, y, sample_weight)` a split, of arrays each.
+    """Call the job's `load_data`: each split is `(x,)`, `(x, y)` or `(x, y, sample_weight)` of arrays.
 
-    x and y may also be mappings and lists of arrays, and a split what `keras_streams` goes through.
+    x and y may also be mappings and lists of arrays, and a split anything that is a stream (`streams.is_stream`).
 
     Raises:
-        truba_runner.errors.Failed: there is no such function, or what it returns is something else.
+        truba_runner.errors.Failed: the job has no such function, or it returned something else.
     """
     import keras
 
@@ -44,7 +44,7 @@ def load_splits(context: Context) -> dict[str, Any]:
                 received=received,
             )
         )
-    # A network in float64 is the one that can tell.
+    # Only a float64 network gains from float64 data.
     floats = "float64" if context.experiment.train.mixed_precision == "float64" else keras.config.floatx()
     return {name: _checked(context, name, split, floats) for name, split in splits.items()}
 
@@ -68,14 +68,14 @@ def _checked(context: Context, name: str, split: Any, floats: str) -> Any:
 
 
 def epoch_order(seed: int, epoch: int, examples: int) -> NDArray[Any]:
-    """The order in which epoch `epoch`, counted from 0, goes through the examples: int64 of shape `(examples,)`."""
+    """Return the order of the examples in epoch `epoch`, counted from 0: int64 of shape `(examples,)`."""
     import numpy as np
 
     return np.random.default_rng([seed, epoch]).permutation(examples)
 
 
 class DataPlan(Plan):
-    """Batches out of arrays in memory. `begin` says which epoch an iterator that is made after it goes through."""
+    """The batches of arrays in memory; `begin` sets the epoch of the iterators made after it."""
 
     def __init__(
         self,
@@ -88,14 +88,14 @@ class DataPlan(Plan):
         steps: int | None = None,
         team: Team | None = None,
     ) -> None:
-        """With a seed it is for training: shuffled anew each epoch. Without, for evaluation: in order and complete.
+        """With a seed, batches are for training: shuffled anew each epoch; without, for evaluation: in order, complete.
 
-        With `steps`, train.steps_per_epoch, an epoch is so many of them out of one shuffled pass after another. With a
-        team, whose devices `devices` counts, it gives this rank's share of each batch alone.
+        With `steps` (train.steps_per_epoch) an epoch is that many steps out of one shuffled pass after another. With a
+        team, whose devices `devices` counts, the plan has only this rank's share of each batch.
 
-        Every batch has to divide among the devices, else Keras weights the examples of the smaller share more. So a
-        shuffled epoch leaves out the last `examples % devices`, others each time; and as Keras builds a model from
-        the mean of the first batch's shares, that batch at least divides in evaluation.
+        Every batch has to divide among the devices, else Keras weights the examples of a smaller share more. So a
+        shuffled epoch leaves out its last `examples % devices`, other ones each time; and as Keras builds a model from
+        the mean of the first batch's shares, at least that batch divides in evaluation.
 
         Raises:
             truba_runner.errors.Failed: there are fewer examples than devices.
@@ -118,35 +118,35 @@ class DataPlan(Plan):
         self._batch_size = self.examples_per_step = min(batch_size, divisible)
         self._steps_of_pass = -(-self._used // self._batch_size)
         self.steps = steps or self._steps_of_pass
-        # Outside the strategy's scope and on the host: one order, whatever the devices.
+        # On the host and outside the strategy's scope: one order for all devices.
         with tf.device("CPU:0"):
             self._arrays = element(held(arrays))
-            # The examples of an epoch's batches, one after the other, and where each batch begins and the last ends.
+            # An epoch's rows and the offsets of its batches, as `_epoch` returns them.
             self._order, self._starts = (
                 tf.Variable(values, dtype=tf.int64, trainable=False, shape=[None]) for values in self._epoch(0)
             )
 
     @property
     def signature(self) -> dict[str, Any]:
-        """What decides which examples a step is trained on."""
+        """The values that decide which examples a step is trained on."""
         return {"examples": self._examples, "batch_size": self._batch_size, "seed": self._seed}
 
     def begin(self, epoch: int, step: int = 0) -> None:
-        """Sets the order of epoch `epoch`, counted from 0."""
+        """Set the order of epoch `epoch`, counted from 0."""
         if self._seed is not None:
             order, starts = self._epoch(epoch)
             self._order.assign(order)
             self._starts.assign(starts)
 
     def _epoch(self, epoch: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The examples of an epoch's batches in order, and where each batch begins and the last ends."""
+        """Return the rows of an epoch's examples in order, and the offsets at which batches begin and the last ends."""
         import numpy as np
 
         of_pass = np.minimum(np.arange(self._steps_of_pass + 1) * self._batch_size, self._used)
         if self._seed is None:
             return np.arange(self._used), of_pass
         batches = []
-        # Counted over the whole training.
+        # Steps counted over the whole training.
         begin, end, steps = epoch * self.steps, (epoch + 1) * self.steps, self._steps_of_pass
         for number in range(begin // steps, -(-end // steps)):
             order = epoch_order(self._seed, number, self._examples)[: self._used]
@@ -155,7 +155,7 @@ class DataPlan(Plan):
         return np.concatenate(batches), np.cumsum([0, *map(len, batches)])
 
     def _batches_from(self, step: int) -> Any:
-        """Those before are not made."""
+        """Return the batches from `step` on; those before are not made."""
         import tensorflow as tf
 
         def batches(order: Any, starts: Any) -> Any:
@@ -171,9 +171,9 @@ class DataPlan(Plan):
         orders = tf.data.Dataset.range(1).map(lambda _: (self._order.read_value(), self._starts.read_value()))
         known = tf.data.experimental.assert_cardinality(self.steps - step)
         options = tf.data.Options()
-        # One process feeds every device: batches are divided among them, files are not.
+        # One process feeds every device: divide batches among them, not files.
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         dataset = orders.flat_map(batches)
-        # A team's shares are more than its steps.
+        # A team's dataset has an element per device and step.
         counted = dataset.apply(known) if self._team is None else dataset
         return counted.prefetch(tf.data.AUTOTUNE).with_options(options)

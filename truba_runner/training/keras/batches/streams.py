@@ -1,4 +1,4 @@
-"""Data that is no array in memory, as batches for Keras: Datasets, and functions that make them or generators."""
+"""Batches from Datasets, and from functions that return Datasets or generators."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from truba_runner.training.keras.batches.plan import Plan
 
 
 def is_stream(split: Any) -> bool:
-    """Whether a split of `load_data` is something to iterate over, rather than arrays."""
+    """Return whether a split of `load_data` is to be iterated over, rather than arrays."""
     import keras
     import tensorflow as tf
 
@@ -36,18 +36,18 @@ def is_stream(split: Any) -> bool:
 
 
 class StreamPlan(Plan):
-    """What `DataPlan` is for arrays: `begin` says which epoch an iterator that is made after it goes through.
+    """The batches of a stream; `begin` sets the epoch of the iterators made after it.
 
-    The batches of functions of the epoch follow from its number, so that it can be gone through again; of a Dataset or
-    a function without arguments only its author knows. With train.steps_per_epoch the whole training is one pass after
-    another through it, in which an epoch is so many steps.
+    A function of the epoch yields the same batches for the same epoch, so a resume can repeat them; of a Dataset or a
+    function without arguments only its author knows. With train.steps_per_epoch the whole training is one iteration
+    over pass after pass, and an epoch is that many steps of it.
     """
 
     def __init__(self, train: Train, name: str, split: Any, devices: int, batch_size: int) -> None:
-        """`steps` is 0 where their number shows only at an epoch's end. `batch_size` is for single examples.
+        """`steps` is 0 if known only at an epoch's end. `batch_size` is for single examples.
 
         Raises:
-            truba_runner.errors.Failed: the split cannot be iterated over, or is in batches where it should not be.
+            truba_runner.errors.Failed: the split cannot be iterated over, or its batching contradicts the config.
         """
         import tensorflow as tf
 
@@ -55,16 +55,16 @@ class StreamPlan(Plan):
         self._name = name
         self._devices = devices
         self._batch_size = batch_size
-        # An iteration over a Dataset has no epoch of its own; `begin` says which one comes next.
+        # Set by `begin`, as an iterator does not know its epoch.
         self._epoch = 0
         self._leaving = Leaving()
         self._seed = train.seed if name == "train" else None
         self._says_examples = train.batch_size is not None
         self.steps_per_epoch = train.steps_per_epoch if name == "train" else None
-        # Keras says so at the end of the first epoch of whatever did not tell its length before.
+        # Keras warns so at the end of a first epoch whose length it did not know.
         warnings.filterwarnings("ignore", message="Your input ran out of data")
         with tf.device("CPU:0"):
-            # Batches that an iterator over the whole training leaves out.
+            # The number of batches that an iterator over the whole training skips.
             self._left_out = tf.Variable(0, dtype=tf.int64, trainable=False)
             self._all = self._in_batches(self._dataset(split), train, batch_size)
         self.steps = self.steps_per_epoch or max(0, int(self._all.cardinality()))
@@ -74,31 +74,31 @@ class StreamPlan(Plan):
 
     @property
     def signature(self) -> dict[str, Any]:
-        """What is known of it; which examples come when is for its author to keep."""
+        """The known values; that examples come in the same order is up to the data's author."""
         return {"examples": None, "batch_size": self._batch_size, "seed": self._seed}
 
     def example(self) -> Any:
-        """A batch of zeros: each iterator over a stream may draw from random numbers that say the next one's order."""
+        """Return zeros: each iterator over a stream may draw random numbers that decide the next iterator's order."""
         return zeros(self.batches.element_spec, self._devices)
 
     def begin(self, epoch: int, step: int = 0) -> None:
-        """Says that epoch `epoch`, counted from 0, comes next, or goes on after `step` of its steps."""
+        """Start epoch `epoch`, counted from 0, after `step` of its steps."""
         self._epoch = epoch
         self._leaving.begin(step)
-        # Keras' iterator over the whole training reads it once, in the first epoch of a start.
+        # Keras' iterator over the whole training reads this once, in a start's first epoch.
         self._left_out.assign(epoch * (self.steps_per_epoch or 0) + step)
 
     def trained(self, counted: int) -> int:
-        """Batches of the epoch that are trained, where Keras has `counted` steps."""
+        """Return how many batches of the epoch are trained when Keras has counted `counted` steps."""
         return min(counted, self.steps) if self.steps else self._leaving.trained(counted)
 
     def from_step(self, step: int) -> Any:
-        """`batches` without the first `step`."""
+        """Return `batches` without the first `step`."""
         dataset = super().from_step(step)
         return dataset if self.steps else self._leaving.through(dataset)
 
     def _batches_from(self, step: int) -> Any:
-        """Those before are made, and thrown away: a stream has no other way to get there."""
+        """Return the batches from `step` on; those before are read and dropped, as a stream cannot be entered later."""
         import tensorflow as tf
 
         if not self.steps_per_epoch:
@@ -149,9 +149,9 @@ class StreamPlan(Plan):
         )
 
     def _from_function(self, function: Callable[..., Any]) -> Any:
-        """A function of the epoch, or of nothing, that returns an iterable of elements, called anew each epoch.
+        """Return a Dataset of the elements of `function`, which is called each epoch, with its number if it takes one.
 
-        With train.steps_per_epoch it is called anew when the iterable before it has ended, with the number of the pass.
+        With train.steps_per_epoch it is called whenever its last iterable has ended, with the number of the pass.
         """
         import tensorflow as tf
 
@@ -200,7 +200,7 @@ class StreamPlan(Plan):
         return fed_whole(dataset)
 
     def _repeated(self, train: Train, steps: int) -> Any:
-        """One pass after the other, without an end."""
+        """Return the batches repeated without end."""
         import tensorflow as tf
 
         if steps % train.steps_per_execution:
@@ -230,11 +230,11 @@ class StreamPlan(Plan):
 
 
 def run_out_safely(model: Any, plan: Any) -> None:
-    """Sees to it that a stream whose length is not known can end without a trace in the model.
+    """Let a stream of unknown length end without changing the model.
 
-    Where an execution is a single step, Keras learns of the end from an error in the middle of that step, when parts of
-    it that need no data have run: the optimizer has counted one step more than it made, and trains otherwise from then
-    on. An execution of several steps asks before each of them.
+    If an execution is a single step, Keras learns of the end from an error in that step, after parts that need no data
+    have run: the optimizer has counted a step that it did not take, which changes all later steps. An execution of
+    several steps checks for the end before each of them.
     """
     if not plan.steps:
         model.steps_per_execution = max(2, model.steps_per_execution)

@@ -1,1 +1,1 @@
-"""Devices, strategies, ranks."""
+"""Devices, distribution strategies, and ranks on several nodes."""

@@ -1,4 +1,4 @@
-"""The devices that a Keras job trains on, and what follows from how many there are."""
+"""Pick a Keras job's devices, make the strategy, and set what depends on the number of devices."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from truba_runner.rules.training import divisible_sizes
 from truba_runner.training.keras.devices.replicas import mend_keras
 from truba_runner.training.missing_gpus import tell_of_missing_gpus
 
-# Between the seeds of two devices: a prime, and far from how people number the seeds of their layers.
+# Distance between two devices' seeds: a prime, far from the numbers that people choose as seeds of their layers.
 _APART = 715_827_881
 
 
 def pick_devices(gpus_asked: int) -> list[str]:
-    """All GPUs that TensorFlow sees, as `GPU:0`; without one, as many logical CPU devices as GPUs were asked for.
+    """Return all GPUs that TensorFlow sees, as `GPU:0`; without any, as many logical CPU devices as requested GPUs.
 
     Raises:
-        truba_runner.errors.Failed: GPUs were asked for and are there, but TensorFlow cannot use them.
+        truba_runner.errors.Failed: GPUs were requested and exist, but TensorFlow cannot use them.
     """
     import tensorflow as tf
 
@@ -45,10 +45,10 @@ def pick_devices(gpus_asked: int) -> list[str]:
 
 
 def check_batch_size(batch_size: int, devices: int) -> None:
-    """Refuses a batch that does not divide among the devices.
+    """Refuse a batch size that does not divide among the devices.
 
     Raises:
-        truba_runner.errors.Failed: it does not.
+        truba_runner.errors.Failed: the batch size does not divide.
     """
     if batch_size % devices:
         raise Failed(
@@ -63,10 +63,10 @@ def check_batch_size(batch_size: int, devices: int) -> None:
 
 
 def make_strategy(devices: list[str]) -> Any:
-    """What a model is built under: mirrored over several devices; TensorFlow's default on one."""
+    """Return the strategy to build a model under: mirrored over several devices; TensorFlow's default on one."""
     import tensorflow as tf
 
-    # One device has nothing to mirror, and the strategy's iterator costs a third of a small model's step.
+    # One device has nothing to mirror, and a mirrored iterator costs a third of a small model's step.
     if len(devices) == 1:
         return tf.distribute.get_strategy()
     mend_keras()
@@ -74,24 +74,23 @@ def make_strategy(devices: list[str]) -> Any:
 
 
 def _reduction(devices: int) -> Any:
-    """How the devices' gradients are added up: copies and sums, the same on GPUs and on CPUs, in a fixed order.
+    """Return how gradients are summed over devices: by copies and sums, in a fixed order, equal on GPUs and CPUs.
 
-    TensorFlow's default, a collective, fails in Keras' loop of several steps an execution: "must feed a value".
+    TensorFlow's default, a collective, fails if an execution has several steps: "must feed a value".
     """
     import tensorflow as tf
 
-    # TensorFlow 2.21's hierarchy is of two halves, and leaves out the last of an odd number of devices.
+    # TensorFlow 2.21's hierarchical reduction has two halves, and omits the last of an odd number of devices.
     if devices % 2:
         return tf.distribute.ReductionToOneDevice()
-    # Unpacked, each tensor is on its way as soon as it is known, by another device than the last; and packs are of one
-    # dtype alone.
+    # Unpacked, a tensor is sent once it is known, through another device than the last; a pack takes only one dtype.
     return tf.distribute.HierarchicalCopyAllReduce(num_packs=0)
 
 
 def draw_apart(model: Any, devices: int, first: int = 0) -> None:
-    """Gives each device random numbers of its own: Keras starts all from one seed, so that dropout would be the same.
+    """Give each device its own random numbers: Keras starts all from one seed, so that dropout would be the same.
 
-    The first device keeps the seed, as if it were alone. `first`: which of all devices this process's first one is.
+    The first device keeps the seed, as if it were alone. `first`: index of this process's first device among all.
     """
     if devices == 1:
         return
@@ -103,7 +102,7 @@ def draw_apart(model: Any, devices: int, first: int = 0) -> None:
 
 
 def can_compile(train: Train, devices: int) -> bool:
-    """Whether a step is compiled with XLA: where the config wants it, one device runs it, and Keras does it."""
+    """Return whether to compile a step with XLA: the config asks for it, one device runs it, and Keras supports it."""
     # XLA compiles for one device: a mirrored step touches the variables of several and fails.
     if train.jit_compile and devices > 1:
         print(
@@ -118,7 +117,7 @@ def can_compile(train: Train, devices: int) -> bool:
 
 
 def describe(device: str) -> str:
-    """A device with the name of its model: `GPU:0 (NVIDIA H100)`."""
+    """Return a device with its model's name: `GPU:0 (NVIDIA H100)`."""
     import tensorflow as tf
 
     kind, index = device.split(":")

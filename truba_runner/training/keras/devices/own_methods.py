@@ -1,4 +1,4 @@
-"""What a job's model does in its own way, and what it leaves out."""
+"""Check which methods of keras.Model a job's model overrides."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any
 
 
 def has_call(model: Any) -> bool:
-    """Whether it can be called, and so be built: a GAN often is but the sum of its parts."""
+    """Return whether the model can be called, and so be built; a GAN, which only holds its parts, often cannot."""
     import keras
 
     return has_own(model, "call") or isinstance(model, keras.Sequential)
 
 
 def has_own(model: Any, name: str) -> bool:
-    """Whether its class, or one between, says what `keras.Model` leaves to others or does in its own way."""
+    """Return whether the model's class, or a base class of it, overrides this method of `keras.Model`."""
     import keras
 
     return getattr(type(model), name) is not getattr(keras.Model, name)

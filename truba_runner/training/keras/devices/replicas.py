@@ -1,14 +1,14 @@
-"""What Keras does wrong where several devices train one network, done right: replaced in this process.
+"""Replace functions of Keras, in this process, that are wrong if several devices train one network.
 
 On several devices Keras 3.15.1 by itself
-- asks the first device alone whether gradients are finite (LossScaleOptimizer), and applies another one's overflow;
-- clips each device's part of the gradients by itself, before they are added up;
+- asks only the first device whether gradients are finite (LossScaleOptimizer), and applies another device's overflow;
+- clips each device's gradients separately, before they are summed;
 - fails in the first step with gradient_accumulation_steps and ema_overwrite_frequency: a tf.cond holds a merge_call;
-- shows a model the mean of all devices' batches to build it: there is none of texts, nor for a GAN that has no `call`.
+- builds a model from the mean of all devices' batches, which fails for text, and for a GAN without `call`.
 
-Here all devices are asked, what is added up is clipped and gathered, and such conditions are decided for all at once;
-a model is built from one device's share. Classes stay Keras' own, so a saved model needs nothing of ours. What is
-replaced of the optimizers is internal to Keras: in another version that is left out, and `check` refuses what needs it.
+Here all devices are asked; gradients are summed, then clipped and accumulated; such conditions are decided once for all
+devices; a model is built from one device's share. Classes stay Keras' own, so a saved model needs nothing of ours. The
+replaced parts of optimizers are internal to Keras: other versions keep theirs, and `check` refuses what needs ours.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.training.keras.devices.own_methods import has_call
 
-# What the replaced functions were tried with.
+# The version that the replacements were tested with.
 KERAS = "3.15"
 
-# The settings of an optimizer that Keras alone gets wrong on several devices.
+# Settings of an optimizer that Keras alone gets wrong on several devices.
 _NEEDING = ("clipnorm", "global_clipnorm", "clipvalue", "gradient_accumulation_steps", "ema_overwrite_frequency")
 _mended = threading.Event()
 
 
 def mend_keras() -> None:
-    """Replaces the functions, once; every model and optimizer of this process is right then."""
+    """Replace the functions, once, for all models and optimizers of this process."""
     if _mended.is_set():
         return
     _mended.set()
@@ -70,10 +70,10 @@ def _mend_optimizers() -> None:
 
 
 def check(model: Any, devices: int) -> None:
-    """Refuses an optimizer that would train wrongly, in a version of Keras that is not mended.
+    """Refuse an optimizer that needs the replacements in a version of Keras that has none.
 
     Raises:
-        truba_runner.errors.Failed: it would.
+        truba_runner.errors.Failed: the optimizer would train wrongly.
     """
     import keras
 
@@ -96,7 +96,7 @@ def check(model: Any, devices: int) -> None:
 
 
 def within(optimizer: Any) -> Iterator[Any]:
-    """An optimizer, and those that it passes its gradients on to."""
+    """Yield an optimizer, and the optimizers that it passes its gradients on to."""
     yield optimizer
     inner = getattr(optimizer, "inner_optimizer", None)
     for one in [*([inner] if inner is not None else []), *getattr(optimizer, "optimizers", ())]:
@@ -104,15 +104,15 @@ def within(optimizer: Any) -> Iterator[Any]:
 
 
 def starts_from_weights(optimizer: Any) -> bool:
-    """Whether its variables start from the weights, which Keras does not do where the first step makes them."""
+    """Return whether the optimizer's variables start from the weights; Keras omits it if the first step makes them."""
     return any(type(one).__name__ == "ScheduleFreeAdamW" for one in within(optimizer))
 
 
 def build_in_step(model: Any, optimizers: Sequence[Any], take_step: Callable[[], None]) -> None:
-    """Takes a step, and makes outside of it the variables of those `optimizers` that it would make them of.
+    """Take a step, and make outside of it the variables of `optimizers` that it would make.
 
-    A replica's part of a step would make them for that replica alone, and any step all 0. Which weights an optimizer is
-    for is known in the step only: there it asks for its variables, and the step begins anew once they are made.
+    A replica's part of a step would make them for that replica alone, and any step would make them all 0. Which weights
+    an optimizer is for is known only in the step: `build` then aborts the step, which starts again once they are made.
     """
     import keras
 
@@ -137,7 +137,7 @@ def _first_needed(optimizers: Sequence[Any], take_step: Callable[[], None]) -> _
 
 
 class _Needed(Exception):
-    """An optimizer without variables has been asked to apply gradients."""
+    """Raised by an optimizer without variables when it has to apply gradients."""
 
     def __init__(self, optimizer: Any, variables: Sequence[Any]) -> None:
         super().__init__()
@@ -156,9 +156,9 @@ def _is_known() -> bool:
 
 
 def _build_from_share(model: Any, iterator: Any = None, data_batch: Any = None) -> None:
-    """Shows a model the shapes of a batch: those of one device's share. A model without `call` is built by its steps.
+    """Build a model from the shapes of one device's share of a batch; without `call`, its steps build it.
 
-    It stands for Keras' own function, which takes the mean of all shares, on all nodes.
+    Replaces Keras' own function, which takes the mean of all shares, on all nodes.
     """
     import tensorflow as tf
 
@@ -175,7 +175,7 @@ def _build_from_share(model: Any, iterator: Any = None, data_batch: Any = None) 
 
 
 def _among_others() -> bool:
-    """Whether this is one of several devices' part of a step."""
+    """Return whether this code runs in one of several devices' part of a step."""
     import tensorflow as tf
 
     replica = tf.distribute.get_replica_context()
@@ -186,15 +186,15 @@ def _everywhere(finite: Any) -> Any:
     import tensorflow as tf
 
     replica = tf.distribute.get_replica_context()
-    # Collectives of several nodes add numbers, no truth values.
+    # Collectives over several nodes sum numbers, not booleans.
     bad = replica.all_reduce(tf.distribute.ReduceOp.SUM, 1.0 - tf.cast(finite, tf.float32))
     return tf.equal(bad, 0.0)
 
 
 class _Conditions:
-    """`keras.ops` for the optimizers: while it is entered, a condition is decided once for all devices.
+    """A proxy of `keras.ops` for the optimizers: while it is entered, a condition is decided once for all devices.
 
-    Each device's part of a step is a thread, and enters for itself.
+    Each device's part of a step is a thread, and enters by itself.
     """
 
     def __init__(self, ops: Any) -> None:
@@ -215,7 +215,7 @@ class _Conditions:
         import tensorflow as tf
 
         def across(strategy: Any, conditions: Any) -> None:
-            # It is counted in steps, of which all devices have had as many.
+            # Conditions depend on the step count, which is equal on all devices.
             first, *_others = strategy.experimental_local_results(conditions)
             each = strategy.extended.call_for_each_replica
             self._ops.cond(first, lambda: each(_nothing(if_true)), lambda: each(_nothing(if_false)))

@@ -1,7 +1,7 @@
-"""Keras on several nodes, one process each: TensorFlow's MultiWorkerMirroredStrategy, told by Slurm who takes part.
+"""Keras on several nodes, one process each: TensorFlow's MultiWorkerMirroredStrategy, set up from Slurm's variables.
 
-Keras 3 broke `fit` under this strategy. Two of its functions are replaced, in this process and only where a job has
-several tasks; they are internal to Keras, so the versions are checked first.
+Keras 3 broke `fit` under this strategy. If a job has several tasks, two of its functions are replaced in this process,
+one here and one in `replicas`; they are internal to Keras, so the versions are checked first.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from truba_runner.training.interrupt import Interruption
 from truba_runner.training.keras.devices.replicas import mend_keras
 from truba_runner.training.ranks.addresses import worker_addresses
 
-# What the two replaced functions were tried with.
+# The versions that the two replacements were tested with.
 KERAS, TENSORFLOW = "3.15", "2.21"
 _PARTING_SECONDS = 1.0
 
 
 class Team:
-    """All processes of a job that trains one network, seen from one of them. Every rank calls the same, in order."""
+    """All processes of a job that trains one network, seen from one of them. All ranks make the same calls in order."""
 
     def __init__(self, context: Context, devices: list[str]) -> None:
-        """Meets the other ranks; before TensorFlow computes anything.
+        """Connect to the other ranks; before TensorFlow computes anything.
 
         Raises:
-            truba_runner.errors.Failed: other versions are installed, or Slurm did not say who the other ranks are.
+            truba_runner.errors.Failed: other versions are installed, or Slurm's variables do not name the other ranks.
         """
         self.rank, self.tasks, self._local = context.rank, context.tasks, len(devices)
         _check_versions()
         addresses = worker_addresses(os.environ, context.tasks)
         os.environ["TF_CONFIG"] = tf_config(addresses, context.rank)
-        # gRPC would ask a proxy for the other nodes, and wait for ever.
+        # Else gRPC would try to reach the other nodes through a proxy, and wait for ever.
         os.environ["no_grpc_proxy"] = ",".join(address.rpartition(":")[0] for address in addresses)
         print(
             _("rank {rank} of {tasks}: {addresses}", rank=self.rank, tasks=self.tasks, addresses=", ".join(addresses)),
             flush=True,
         )
         self.strategy = _make_strategy(devices)
-        # TensorFlow has taken SIGTERM for itself.
+        # TensorFlow has replaced the handler of SIGTERM.
         if context.interruption.listening:
             context.interruption.listen()
         _mend_keras()
@@ -56,16 +56,16 @@ class Team:
 
     @property
     def devices(self) -> int:
-        """Of all ranks together."""
+        """The number of devices of all ranks."""
         return self._local * self.tasks
 
     @property
     def first_device(self) -> int:
-        """Which of all devices this rank's first one is."""
+        """The index of this rank's first device among those of all ranks."""
         return self._local * self.rank
 
     def adjust(self, model: Any) -> None:
-        """Sets what this strategy cannot do otherwise."""
+        """Set the only `steps_per_execution` that works with this strategy, 1."""
         if model.steps_per_execution > 1:
             # TensorFlow's graph of such a loop fails in its first step: "You must feed a value for placeholder".
             print(_("train.steps_per_execution is 1: several nodes take each step by itself"), flush=True)
@@ -74,7 +74,7 @@ class Team:
     # -- data --------------------------------------------------------------------------------------------------
 
     def split(self, rows: Any) -> Any:
-        """What this rank's devices take of a global batch: a dataset of an int64 vector a device, from row numbers.
+        """Return this rank's share of the row numbers of a global batch: a dataset of an int64 vector per device.
 
         The devices of all ranks take equal shares one after the other, as those of one node do.
         """
@@ -89,7 +89,7 @@ class Team:
         return tf.data.Dataset.range(self._local).map(share)
 
     def feed(self, shares: Any, steps: int) -> Any:
-        """A dataset of each device's shares in turn, in the form that Keras takes; an epoch has `steps` steps."""
+        """Return a dataset of the devices' shares in turn in the form that Keras takes; an epoch has `steps` steps."""
         fed = self.strategy.distribute_datasets_from_function(lambda _: shares)
         # TensorFlow counts shares, but Keras asks for steps.
         fed.__class__ = type("Steps", (type(fed),), {"cardinality": steps})
@@ -98,10 +98,10 @@ class Team:
     # -- agreement ---------------------------------------------------------------------------------------------
 
     def agree(self, interruption: Interruption, due: bool = False) -> tuple[bool, bool]:
-        """Whether any rank was asked to stop, and whether any is `due`, by the time that all have called this.
+        """Wait until all ranks have called this; return whether any rank was asked to stop, and whether any is `due`.
 
-        Every rank gets the same answers. Signals that only others have received count as received here too, so every
-        rank does the same about them.
+        Every rank gets the same answers. Signals that only other ranks have received count as received here too, so
+        that all ranks react to them alike.
         """
         signals = Interruption.signals()
         *totals, dues = self._sum([*(int(number in interruption.received) for number in signals), int(due)])
@@ -111,16 +111,16 @@ class Team:
         return any(totals), bool(dues)
 
     def from_rank_0(self, values: list[int]) -> list[int]:
-        """What rank 0 gave; every rank gives as many."""
+        """Return rank 0's values; every rank has to pass as many."""
         return self._sum(values if self.rank == 0 else [0] * len(values))
 
     def gather(self, data: bytes) -> list[bytes]:
-        """What each rank gave, in the order of ranks."""
+        """Return each rank's `data`, in the order of ranks."""
         import numpy as np
         import tensorflow as tf
 
         lengths = self._sum([len(data) if rank == self.rank else 0 for rank in range(self.tasks)])
-        # Collectives know int32, and want as much from every device: each brings a row of its rank's.
+        # Collectives know int32, and take equally much from each device: one row of its rank's data.
         words = -(-max(lengths) // (4 * self._local))
         rows = np.zeros((self._local, words), np.int32)
         rows.reshape(-1).view(np.uint8)[: len(data)] = np.frombuffer(data, np.uint8)
@@ -128,12 +128,12 @@ class Team:
         return [row[:length].tobytes() for row, length in zip(gathered, lengths, strict=True)]
 
     def check_same(self, model: Any) -> None:
-        """Makes sure that every rank has trained the same weights, bit for bit.
+        """Check that every rank has trained the same weights, bit for bit.
 
-        What is not trained, as BatchNormalization's statistics, is each device's own in Keras, and is left out.
+        Weights that are not trained, as BatchNormalization's statistics, differ between devices in Keras: left out.
 
         Raises:
-            RuntimeError: they differ.
+            RuntimeError: the weights differ.
         """
         digest = hashlib.sha256()
         for weight in model.trainable_weights:
@@ -144,19 +144,19 @@ class Team:
             raise RuntimeError(_("the ranks have trained different weights: their results cannot be trusted"))
 
     def wait_for_all(self) -> None:
-        """Returns once every rank is here; whoever ended earlier would be taken for dead by the others."""
+        """Wait until every rank has called this; the others would take a rank that exits earlier for dead."""
         self._sum([0])
 
     def part(self) -> None:
-        """The last that ranks do together: all are here, and have heard so of each other."""
+        """End the ranks' work together: wait until all ranks are here, and know it of each other."""
         self.wait_for_all()
-        # The last part of a ring's sum is fetched from a rank that has its own already, and must not be gone.
+        # The last part of a ring's sum is fetched from a rank that already has its own sum, and must not exit yet.
         time.sleep(_PARTING_SECONDS)
 
     def _sum(self, values: list[int]) -> list[int]:
         import tensorflow as tf
 
-        # Every device of a rank brings the same.
+        # Every device of a rank adds the same values.
         return [int(total) // self._local for total in self._sum_over_ranks(tf.constant(values, tf.int32)).numpy()]
 
     def _make_sum(self) -> Callable[[Any], Any]:
@@ -165,7 +165,7 @@ class Team:
         strategy = self.strategy
 
         def total(values: Any) -> Any:
-            # One tensor for all devices of a rank would be added once, not once a device.
+            # One tensor for all devices of a rank would be added once, not once per device.
             copies = strategy.run(lambda: tf.identity(values))
             return strategy.reduce(tf.distribute.ReduceOp.SUM, copies, axis=None)
 
@@ -190,11 +190,11 @@ class Team:
         return function
 
 
-# -- who the others are ----------------------------------------------------------------------------------------
+# -- setting up ------------------------------------------------------------------------------------------------
 
 
 def tf_config(addresses: list[str], rank: int) -> str:
-    """The variable TF_CONFIG, from which TensorFlow learns of the other workers."""
+    """Return the value of the variable TF_CONFIG, from which TensorFlow learns the workers' addresses."""
     return json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}})
 
 
@@ -239,7 +239,7 @@ def _make_strategy(devices: list[str]) -> Any:
 
 @contextmanager
 def _all_logical_cpus(count: int) -> Iterator[None]:
-    """TensorFlow's strategy takes a node's GPUs all, but one CPU device alone; in here `count` of them (0: as ever)."""
+    """Let TensorFlow's strategy, which takes all GPUs but one CPU device only, take `count` CPUs (0: no change)."""
     from tensorflow.python.distribute.collective_all_reduce_strategy import CollectiveAllReduceExtended
 
     original = CollectiveAllReduceExtended._initialize_local_devices
@@ -259,13 +259,13 @@ def _all_logical_cpus(count: int) -> Iterator[None]:
 
 
 def _mend_keras() -> None:
-    """Replaces the two functions of Keras' trainer that fail where values lie on other nodes too."""
+    """Replace the function of Keras' trainer that fails if values are on other nodes too."""
     from keras.src.backend.tensorflow import trainer
 
     original = trainer.reduce_per_replica
 
     def reduce_per_replica(values: Any, strategy: Any, reduction: str) -> Any:
-        """Keras takes the mean over an axis that a metric, a single number, does not have."""
+        """Reduce without an axis: Keras takes the mean over one, which a metric, a single number, does not have."""
         import tensorflow as tf
 
         if trainer._collective_all_reduce_multi_worker(strategy) and reduction in ("auto", "mean"):

@@ -1,1 +1,1 @@
-"""What labels are, and how they are weighted."""
+"""Labels, their class weights, and the objects that the config names."""

@@ -1,7 +1,7 @@
-"""`train.class_weight`: each example, or each position of a mask or a text, weighs as much as its class says.
+"""Apply `train.class_weight`: weight each example, or each position of a mask or a text, by its class.
 
-Keras' own argument takes whatever has a last axis for one-hot, and knows one output. Here the loss decides: it has a
-value for each example or each position, and that is where a weight belongs.
+Keras' own argument takes anything with a last axis for one-hot, and supports one output. Here every value of the loss,
+for an example or for a position, gets a weight.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from truba_runner.training.keras.labels.labels import Labels, Weighing
 
 
 def add_class_weights(context: Context, model: Any, splits: Mapping[str, Any], plan: Plan) -> None:
-    """Gives the training's batches the weights of `train.class_weight`, beside those that they have.
+    """Multiply the weights of the training's batches by those of `train.class_weight`.
 
     Raises:
-        truba_runner.errors.Failed: it does not fit the labels, or the labels have no classes.
+        truba_runner.errors.Failed: the setting does not fit the labels, or the labels have no classes.
     """
     wanted = context.experiment.train.class_weight
     if wanted is None:
@@ -51,7 +51,7 @@ def add_class_weights(context: Context, model: Any, splits: Mapping[str, Any], p
 
 
 def _by_output(wanted: Any, labels: Any, model: Any) -> dict[str, Any]:
-    """What is wanted of each output; the only one has no name."""
+    """Return the requested class weights by output; a single output has an empty name."""
     names = list(labels) if isinstance(labels, Mapping) else list(getattr(model, "output_names", None) or ())
     several = isinstance(labels, (Mapping, tuple))
     by_name = isinstance(wanted, Mapping) and bool(wanted) and not any(map(_is_number, wanted.values()))
@@ -79,21 +79,21 @@ def _by_output(wanted: Any, labels: Any, model: Any) -> dict[str, Any]:
 
 
 def _outputs(model: Any) -> Any:
-    """By name or in order; None: they show only when the network runs."""
+    """Return the model's outputs, by name or in order; None: unknown before the network runs."""
     try:
         return model.output
     except (AttributeError, ValueError):
-        # A Sequential that is built and was never called has them all the same.
+        # A Sequential that is built but was never called has `outputs` all the same.
         return getattr(model, "outputs", None) or None
 
 
 def _is_number(value: Any) -> bool:
-    # Not the word balanced, and no mapping; what is wrong with another word is told where it is read.
+    # Any other word passes for a number here: `labels._given` refuses it.
     return not isinstance(value, Mapping) and value != "balanced"
 
 
 def _part(structure: Any, output: str, names: Any) -> Any:
-    """What belongs to an output, of something by name or in the outputs' order."""
+    """Return an output's part of a structure that is by name or in the outputs' order."""
     if isinstance(structure, Mapping):
         return structure.get(output) if output else next(iter(structure.values()))
     if isinstance(structure, (list, tuple)):
@@ -127,13 +127,13 @@ def _of_output(weighing: Weighing | None, name: str, y: Any, own: Any, names: An
     import tensorflow as tf
 
     label, given = _part(y, name, names), _part(own, name, names)
-    # Keras wants weights for all outputs, or for none.
+    # Keras takes weights for all outputs, or for none.
     weights = tf.ones(tf.shape(label)[:1]) if weighing is None else weighing.of_batch(label)
     return _times(weights, given)
 
 
 def _times(weights: Any, given: Any) -> Any:
-    """Weights of classes and those that the data has: of examples, or of the same positions."""
+    """Multiply class weights by the data's own weights, of examples or of the same positions."""
     import tensorflow as tf
 
     if given is None:

@@ -1,4 +1,4 @@
-"""The labels of one output: whether they have classes, what the loss has values for, and what those weigh."""
+"""Check that the labels of one output have classes, and weight each value of the output's loss by its class."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from typing import Any
 from truba_runner.errors import Failed
 from truba_runner.language import _
 
-# Stands for each length that is not known, where a loss is tried out.
+# The length of an axis of unknown length when a loss is tried.
 _SOME = 3
 _TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels of one output, and what is trained with them."""
+    """The labels of one output, with its predictions' shape and its loss."""
 
-    # Its name; empty where it is the only one.
+    # The output's name; empty if there is only one.
     output: str
-    # A tf.TensorSpec with the batch's axis.
+    # A tf.TensorSpec with the batch axis.
     spec: Any
-    # All of them, where they are in memory.
+    # All labels, if they are in memory.
     array: Any
-    # What the network gives for them, as a shape with the batch's axis; None: not known before it runs.
+    # The shape of the predictions, with the batch axis; None: unknown before the network runs.
     predicted: tuple[int | None, ...] | None
     loss: Any
 
     @property
     def of_output(self) -> str:
-        """For messages: ` of kind`, or nothing."""
+        """The output for messages: ` of kind`, or nothing."""
         return _(" of {output}", output=self.output) if self.output else ""
 
 
 class Weighing:
-    """A weight for each value of an output's loss."""
+    """The weights for the values of an output's loss."""
 
     def __init__(self, labels: Labels, wanted: Any) -> None:
-        """`wanted`: balanced, or a mapping of classes."""
+        """`wanted`: `balanced`, or a mapping of classes to weights."""
         import tensorflow as tf
 
         self._labels = labels
@@ -50,19 +50,19 @@ class Weighing:
                     output=labels.of_output,
                 )
             )
-        # Rank of what is weighed: 1 for examples, more for positions in them.
+        # Rank of the loss's values: 1 for examples, more for positions in them.
         self.rank = self._rank_of_values()
         self._hot = self.rank < labels.spec.shape.rank and labels.spec.shape[-1] != 1
         classes = None if labels.array is None else self._checked(self._classes_in_memory())
         self.weights = _balanced(labels, classes) if wanted == "balanced" else _given(wanted)
 
     def told(self) -> str:
-        """For the log."""
+        """Return a line for the log."""
         weights = ", ".join(f"{label}: {weight:.4g}" for label, weight in self.weights.items())
         return _("class weights{output}: {weights}", output=self._labels.of_output, weights=weights)
 
     def of_batch(self, y: Any) -> Any:
-        """The weights of a batch's labels, float32; a class without one weighs 1, as for Keras."""
+        """Return the weights of a batch's labels, float32; a class without a weight gets 1, as in Keras."""
         import tensorflow as tf
 
         first, last = min(self.weights), max(self.weights)
@@ -73,7 +73,7 @@ class Weighing:
         else:
             label = tf.cast(tf.round(y) if y.dtype.is_floating else y, tf.int64)
             label = tf.squeeze(label, -1) if self.rank < y.shape.rank else label
-        # The table's last entry stands for all classes that it does not name.
+        # The table's last entry is for all classes that are not in it.
         known = (label >= first) & (label <= last)
         return tf.gather(table, tf.where(known, label - first, last - first + 1))
 
@@ -86,7 +86,7 @@ class Weighing:
         return [tf.debugging.assert_near(total, 1.0, atol=_TOLERANCE, message=self._not_one_hot())]
 
     def _rank_of_values(self) -> int:
-        """How many axes the loss leaves, by trying it; where the network's output is not known, by its name."""
+        """Return the rank of the loss's values by trying the loss; without the predictions' shape, by its name."""
         import numpy as np
 
         labels = self._labels
@@ -120,7 +120,7 @@ class Weighing:
         array = np.asarray(self._labels.array)
         if not self._hot:
             return array[..., 0] if self.rank < array.ndim else array
-        # A network's last axis may be wider than it is for classes: labels that are one number each have none.
+        # The last axis may not be one of classes: labels can be several tags, or a mask without a channel axis.
         totals = array.astype(np.float64).sum(axis=-1)
         largest = array == array.max(axis=-1, keepdims=True)
         if (array < 0).any() or (abs(totals - 1) > _TOLERANCE).any() or (largest.sum(axis=-1) != 1).any():
@@ -138,7 +138,7 @@ class Weighing:
         )
 
     def _checked(self, classes: Any) -> Any:
-        """The classes without those that the loss ignores."""
+        """Check the classes, and return them without the class that the loss ignores."""
         import numpy as np
 
         labels = self._labels
@@ -171,7 +171,7 @@ class Weighing:
 
 
 def _values(loss: Any, y: Any, predicted: Any) -> Any:
-    """What a loss gives before it takes the mean."""
+    """Return a loss's values before their mean is taken."""
     import keras
     from keras.src.losses.losses import LossFunctionWrapper
 
@@ -201,7 +201,7 @@ def _given(wanted: Any) -> dict[int, float]:
 
 
 def _balanced(labels: Labels, classes: Any) -> dict[int, float]:
-    """Each class weighs as much as every other in all: `labels / (classes * labels of the class)`, in training."""
+    """Weight classes so that their totals are equal in training: `labels / (classes * labels of the class)`."""
     import numpy as np
 
     if classes is None:

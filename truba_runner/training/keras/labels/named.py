@@ -1,7 +1,7 @@
-"""What the config names, made: Keras' own and the job's by name, any other by import path. One rule for all of it.
+"""Make the objects that the config names: Keras' and the job's by name, any other by import path.
 
-Optimizers, schedules, losses, metrics and callbacks are written as `NAME` or `{class_name: NAME, config: {…}}`; a value
-in `config` may be of that form again. The job's own go before Keras' of the same name.
+Optimizers, schedules, losses, metrics and callbacks are written as `NAME` or `{class_name: NAME, config: {...}}`; a
+value in `config` may have that form too. The job's own take precedence over Keras' of the same name.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from truba_runner.language import _
 from truba_runner.training.backend import Context
 from truba_runner.training.job_calls import entry_of, imported, make
 
-# compile() picks those that fit the labels.
+# For these, compile() picks the variant that fits the labels.
 _BY_LABELS = {"accuracy", "acc", "crossentropy", "ce"}
 
 
 def is_entry(value: Any) -> bool:
-    """Whether it is written as `{class_name: …}`."""
+    """Return whether a value is written as `{class_name: ...}`."""
     return isinstance(value, Mapping) and "class_name" in value
 
 
 def made(context: Context | None, where: str, given: Any, room: ModuleType) -> Any:
-    """The object, or the function, that `given` stands for; a plain name of Keras' stays a name.
+    """Return the object or function that `given` names; a plain name of Keras' stays a name.
 
-    `where` is the place in the config, `room` the module of Keras' that such things are in, as keras.losses.
+    `where` is the place in the config, `room` the Keras module to search, such as keras.losses.
 
     Raises:
-        truba_runner.errors.Failed: there is no such thing, or it does not take these settings.
+        truba_runner.errors.Failed: nothing has this name, or it does not take these settings.
     """
     name, settings = entry_of(where, given, "NAME")
     own = _own(context, where, name)
@@ -44,7 +44,7 @@ def made(context: Context | None, where: str, given: Any, room: ModuleType) -> A
 
 
 def make_class(context: Context | None, where: str, given: Any, room: ModuleType) -> Any:
-    """As `made`, where nothing but an object will do.
+    """Return what `made` does, but always an object, never a name.
 
     Raises:
         truba_runner.errors.Failed: as `made`.
@@ -53,7 +53,7 @@ def make_class(context: Context | None, where: str, given: Any, room: ModuleType
 
 
 def _own(context: Context | None, where: str, name: str) -> Any:
-    """What has an import path, or is the job's; None: it can only be Keras'."""
+    """Return what has this import path, or is the job's; None: it can only be Keras'."""
     if context is None:
         return None
     if "." in name:
@@ -63,7 +63,7 @@ def _own(context: Context | None, where: str, name: str) -> Any:
 
 
 def _known(context: Context | None, where: str, name: str, room: ModuleType) -> str:
-    """A name that Keras is known to have."""
+    """Check that Keras has this name, and return it."""
     get: Callable[[Any], Any] = room.get
     if name.lower() not in _BY_LABELS:
         try:
@@ -71,12 +71,12 @@ def _known(context: Context | None, where: str, name: str, room: ModuleType) -> 
         except ValueError as error:
             raise _unknown(context, where, name, _names(room)) from error
         except TypeError:
-            pass  # It needs arguments: compile() says which.
+            pass  # The class needs arguments: compile() says which.
     return name
 
 
 def _class_of(context: Context | None, where: str, name: str, room: ModuleType) -> Any:
-    """A class of Keras', whose letters may be small ones; also of those that a class of the room is made with."""
+    """Return the class of the Keras module `room` with this name, ignoring case."""
     classes = {item for item in dir(room) if inspect.isclass(getattr(room, item))}
     by_small = {item.lower(): item for item in classes}
     if name.lower() not in by_small:
@@ -105,7 +105,7 @@ def _may_be_meant(value: Any) -> bool:
 
 
 def _names(room: ModuleType) -> set[str]:
-    """What a loss or a metric may be called: classes in both spellings, and functions."""
+    """Return the valid names of a loss or a metric: classes in both spellings, and functions."""
     public = {name for name in dir(room) if callable(getattr(room, name)) and not name.startswith("_")}
     snakes = {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in public}
     return {name for name in public | snakes if _has(room, name)}
@@ -114,7 +114,7 @@ def _names(room: ModuleType) -> set[str]:
 def _has(room: ModuleType, name: str) -> bool:
     try:
         room.get(name)
-    # What needs arguments of its own is there all the same.
+    # The name exists, but needs arguments.
     except TypeError:
         return True
     except ValueError:
@@ -127,7 +127,7 @@ def _settings(context: Context | None, where: str, settings: Mapping[str, Any]) 
 
 
 def _setting(context: Context | None, where: str, value: Any) -> Any:
-    """A schedule of a rate, an optimizer within an optimizer, a regularizer: whatever is written as an object."""
+    """Make a value that is written as an object: a rate's schedule, an optimizer within an optimizer, a regularizer."""
     import keras
 
     if isinstance(value, list):
@@ -141,13 +141,13 @@ def _setting(context: Context | None, where: str, value: Any) -> Any:
 
 
 def _with_settings(found: Any, where: str, name: str, settings: Mapping[str, Any]) -> Any:
-    """An object of a class. A function is what is named itself, or makes it, as its parameters say."""
+    """Make an object of a class. A function is called to make the object, or returned itself, as its parameters say."""
     if inspect.isclass(found) or not callable(found):
         return make(found, where, name, settings)
     needed = [item for item in inspect.signature(found).parameters.values() if _is_needed(item, settings)]
     if len(needed) < 2 and not any(item.kind is item.VAR_POSITIONAL for item in needed):
         return make(found, where, name, settings)
-    # It takes the labels and what was predicted.
+    # A loss or metric function: it takes the labels and the predictions.
     return functools.update_wrapper(functools.partial(found, **settings), found) if settings else found
 
 

@@ -1,1 +1,1 @@
-"""What happens around fit: report, save, resume."""
+"""Reporting, saving and resuming around Keras' `fit`."""

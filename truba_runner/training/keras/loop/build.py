@@ -1,4 +1,4 @@
-"""Makes what Keras makes in the first step only: a checkpoint is set back into it, and some of it begins there."""
+"""Build before the first step what Keras builds only in it: a checkpoint is restored into these variables."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from truba_runner.training.walk.objects import walk
 
 
 def is_built(model: Any) -> bool:
-    """Whether nothing is left that Keras makes in the first step; metrics may be made without any variable."""
+    """Return whether the first step has nothing left to build. Variables do not show it: a metric may have none."""
     parts = (model, model.optimizer, model._compile_metrics, model._compile_loss)
     return all(part is None or part.built for part in parts)
 
 
 def is_built_first(model: Any, devices: int) -> bool:
-    """Whether a run's first start, too, makes what the first step makes before it.
+    """Return whether to call `build` at a run's first start too, not only when it resumes.
 
-    Some optimizers start from the weights there alone; on several devices a job's own step may make what no later start
-    could make again, and better said at once than after an interruption.
+    Some optimizers start from the weights only if built before the first step. On several devices a job's `train_step`
+    may make variables that no resume could make again: that must fail now, not after an interruption.
     """
     return starts_from_weights(model.optimizer) or (
         devices > 1 and has_own(model, "train_step") and not model.run_eagerly
@@ -33,10 +33,10 @@ def is_built_first(model: Any, devices: int) -> bool:
 
 
 def build(context: Context, model: Any, plan: Plan, team: Team | None) -> None:
-    """Makes what Keras would make in the first step only: metrics, optimizers' variables, some models' weights.
+    """Build what Keras builds only in the first step: metrics, optimizers' variables, some models' weights.
 
-    The model's own `train_step` is traced, so that all is made that it makes; but no step is trained. Eager code cannot
-    be traced: a step is trained, and everything set back to how it was, or was made.
+    The model's own `train_step` is traced, which makes all its variables without training. Eager code cannot be traced:
+    it trains one step, after which everything is reset, and new variables get their initial values.
     """
     import tensorflow as tf
 
@@ -65,7 +65,7 @@ def build(context: Context, model: Any, plan: Plan, team: Team | None) -> None:
 
 
 def _example(plan: Plan, team: Team | None, strategy: Any) -> Any:
-    """A batch, or each device's share of it, for a step on trial."""
+    """Return a batch for a trial step; on several devices, each device's share of it."""
     import tensorflow as tf
 
     example = plan.example()
@@ -110,6 +110,6 @@ def _train_a_step(step: Any, batch: Any) -> None:
     try:
         with tf.variable_creator_scope(creator):
             step(batch)
-    finally:  # Where an optimizer asks for its variables the step begins anew.
+    finally:  # Even if an optimizer's `build` aborts the step, which then starts again.
         for variable, value in made:
             variable.assign(value)

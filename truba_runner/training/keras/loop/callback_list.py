@@ -1,4 +1,4 @@
-"""Where Keras' loops give the exact resume its say: after all callbacks, and for steps that are done before them."""
+"""A CallbackList that calls Resume after all callbacks, and hides from them the steps that are already done."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from truba_runner.training.keras.loop.resume import plain
 
 
 def callback_list(resume: Resume, plan: Plan, callbacks: list[Any], model: Any, **params: Any) -> Any:
-    """What `fit` is given for `callbacks`: a list of Keras' own kind, so that no callback's place in it matters."""
+    """Return a `CallbackList` to pass to `fit`: Resume runs after all callbacks, whatever their order."""
     import keras
 
     told = keras_logs.Names(model, keras_logs.watched("checkpoint.monitor", resume.monitor, callbacks))

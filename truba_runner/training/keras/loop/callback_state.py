@@ -1,10 +1,9 @@
-"""What callbacks remember from epoch to epoch: Keras' own, and any other that can say it itself.
+"""Save and restore the state of Keras' own callbacks, and of those with `get_state()` and `set_state(state)`.
 
-What all others remember is found by walking them (`keras_walk`).
+The state of all other callbacks is found by walking them (`loop.walk`).
 
-A callback with `get_state()` and `set_state(state)` joins the exact resume. The state is of numbers, text, None and
-arrays, in lists, tuples and dicts. It is asked for after the callback's own hooks have run, and given back after
-`on_train_begin`, and in the middle of an epoch after `on_epoch_begin`.
+The state that `get_state()` returns may hold numbers, text, None and arrays, in lists, tuples and dicts. It is read
+after the callback's own hooks, and set after `on_train_begin` or, in the middle of an epoch, after `on_epoch_begin`.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from truba_runner.training.keras.loop.encoding import NoState, encode
 from truba_runner.training.keras.loop.walk import speaks
 from truba_runner.training.walk.kinds import is_framework
 
-# State alone, never settings: EarlyStopping turns the sign of min_delta at its first epoch, and would turn it again.
+# State only, no settings: EarlyStopping flips the sign of min_delta in its first epoch; restored, it is flipped twice.
 _ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "History": ("history", "epoch"),
     "EarlyStopping": ("wait", "best", "best_epoch", "best_weights", "stopped_epoch"),
@@ -39,21 +38,21 @@ _ATTRIBUTES: dict[str, tuple[str, ...]] = {
 
 
 def states(callbacks: Sequence[Any]) -> dict[str, Any]:
-    """What each of them remembers, by name."""
+    """Return the state of each callback, by name."""
     found = {}
     for name, callback in _named(callbacks):
         if speaks(callback):
-            # What it goes on changing must not change what is being written.
+            # The callback changes its state while the checkpoint is written.
             found[name] = copy.deepcopy(callback.get_state())
         elif attributes := _attributes(callback):
             own = vars(callback)
             found[name] = {attribute: own[attribute] for attribute in attributes if attribute in own}
-    # The history grows while it is written.
+    # The history grows while the checkpoint is written.
     return {name: copy.copy(state) for name, state in found.items()}
 
 
 def restore(callbacks: Sequence[Any], saved: dict[str, Any]) -> None:
-    """Gives each of them back what `states` found; one that was not there then starts anew and is named."""
+    """Restore what `states` returned; warn of a callback that has no saved state and starts anew."""
     for name, callback in _named(callbacks):
         if name not in saved:
             if speaks(callback) or _attributes(callback):
@@ -65,10 +64,10 @@ def restore(callbacks: Sequence[Any], saved: dict[str, Any]) -> None:
 
 
 def check(callbacks: Sequence[Any]) -> None:
-    """Warns of callbacks of Keras' whose state nobody knows, before it is missed.
+    """Warn at the start of Keras' callbacks whose state attributes are not known here.
 
     Raises:
-        truba_runner.errors.Failed: what one of them gives as its state cannot be saved.
+        truba_runner.errors.Failed: a callback's `get_state()` returned something that cannot be saved.
     """
     for name, callback in _named(callbacks):
         if speaks(callback):
@@ -94,13 +93,13 @@ def check(callbacks: Sequence[Any]) -> None:
 
 
 def _attributes(callback: Any) -> tuple[str, ...]:
-    """Those of the nearest of Keras' classes that it is derived from."""
+    """Return the state attributes of the nearest Keras class in the callback's MRO."""
     names = (kind.__name__ for kind in type(callback).__mro__ if kind.__module__.startswith("keras."))
     return next((_ATTRIBUTES[name] for name in names if name in _ATTRIBUTES), ())
 
 
 def _named(callbacks: Sequence[Any]) -> Iterator[tuple[str, Any]]:
-    """Each with its class's name; a second of the same class has a number too."""
+    """Yield each callback with its class name, which is numbered from the second of a class on."""
     seen: Counter[str] = Counter()
     for callback in callbacks:
         name = type(callback).__name__

@@ -1,7 +1,7 @@
-"""What a checkpoint of a Keras training holds: all that the rest of the run depends on, read, compared, set again.
+"""Collect, compare and restore the content of a checkpoint: all state that the remaining training depends on.
 
-With a team it is one file too. Rank 0 writes what every rank has in common, and of the others what is theirs alone:
-the values of their devices, and their streams of random numbers. What callbacks remember is rank 0's on every rank.
+Several nodes write one file too. Rank 0 writes what all ranks share, and the other ranks' own parts: the values on
+their devices and their random streams. The callbacks' state is rank 0's on every rank.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
 
 FORMAT = 4
-# Of what is no variable, what each rank has by itself.
+# Parts of the state, variables aside, that differ between ranks.
 _OWN = ("seeds", "streams", "random", "numpy")
 
 
 @dataclass(frozen=True)
 class BesideWeights:
-    """What of a state evaluation changes; `small`: variables, by their paths."""
+    """A copy of the state that evaluation may change; `small`: the variables among it, by path."""
 
     values: dict[str, Any]
     small: dict[str, Any]
@@ -47,7 +47,7 @@ class BesideWeights:
 
 
 class Contents:
-    """A training, seen as what a checkpoint holds of it."""
+    """The content of a training's checkpoints."""
 
     def __init__(
         self,
@@ -58,48 +58,48 @@ class Contents:
         team: Team | None,
         splits: Mapping[str, Any],
     ) -> None:
-        """`splits`: what `load_data` returned. `callbacks` are set once Keras has its list of them."""
+        """`splits`: what `load_data` returned. The attribute `callbacks` is set once Keras has its list."""
         self._context, self._model, self._plan, self._reporter, self._team = context, model, plan, reporter, team
         self._splits = splits
-        # All of Keras' list, and of those the config's.
+        # Keras' whole list, and the config's callbacks in it.
         self.callbacks: list[Any] = []
         self.own_callbacks: list[Any] = []
         self._unsaved = Unsaved(context.experiment.checkpoint.strict)
         self._start: Start | None = None
         self._data_start: Start | None = None
-        # The data's state when an epoch's first example was read; its middle is reached by reading from there.
+        # The data's state before an epoch's first example; a resume in mid-epoch rereads the data from there.
         self._data_at_begin: dict[str, Any] = {}
-        # Of each rank but the first: its own part, as it was when the training was last saved.
+        # The own part of each rank but 0, encoded, as of the last save during training.
         self._others: list[Any] = []
 
     def begin(self) -> None:
-        """Notes how this start finds the training, and says what of it cannot be saved; before anything is restored.
+        """Record the state at this start, before anything is restored, and report what of it cannot be saved.
 
         Raises:
-            truba_runner.errors.Failed: the config has `checkpoint.strict`, and there is such a thing.
+            truba_runner.errors.Failed: something cannot be saved, and `checkpoint.strict` is set.
         """
         found, data = self._walk(), self._walk_data()
         self._start, self._data_start = Start(found), Start(data)
         self._unsaved.tell({**found.unsaved, **data.unsaved})
 
     def first_step_done(self) -> None:
-        """Notes what the first step has made."""
+        """Record the objects that the first step has made."""
         if self._start is not None:
             self._start.now_also(self._walk())
 
     def data_begins(self) -> None:
-        """Notes the data's state, before an epoch's examples are read."""
+        """Record the data's state before an epoch's examples are read."""
         self._data_at_begin = self._data_state()
 
     # -- taking ------------------------------------------------------------------------------------------------
 
     def beside_weights(self, known: Mapping[str, Any], mid_epoch: bool = False) -> BesideWeights:
-        """A copy of what evaluation changes, with what else is `known` of the run.
+        """Copy what evaluation may change, and add the values `known`.
 
         `mid_epoch`: the epoch's examples are being read.
 
         Raises:
-            truba_runner.errors.Failed: as `begin`, for what has come since.
+            truba_runner.errors.Failed: as `begin`, for objects made since.
         """
         import numpy as np
 
@@ -127,9 +127,9 @@ class Contents:
         return BesideWeights(values, Variables(self._model, found).read(small=not all_of_them), found)
 
     def whole(self, beside: BesideWeights, together: bool = True) -> Encoded | None:
-        """All of it, for rank 0 to write; None on the others.
+        """Return the whole state for rank 0 to write; None on other ranks.
 
-        `together`: every rank of a team calls this, else rank 0 alone, and the others' part is that of the last time.
+        `together`: every rank calls this; else rank 0 alone does, and reuses the other ranks' parts of the last save.
         """
         variables = Variables(self._model, beside.found)
         pieces = {**variables.read(), **beside.small}
@@ -150,7 +150,7 @@ class Contents:
         return walk_data(self._splits, self._model, self._data_start.paths if self._data_start else None)
 
     def _data_to_resume_from(self, mid_epoch: bool) -> dict[str, Any]:
-        # One iterator over all epochs, and an epoch's middle, are mostly reached by reading from their beginning.
+        # A resume mostly rereads the data from the beginning of the epoch, or of the one iterator over all epochs.
         if self._plan.steps_per_epoch is not None or (mid_epoch and self._plan.rereads):
             return self._data_at_begin
         now = self._data_state()
@@ -168,10 +168,10 @@ class Contents:
     # -- giving back -------------------------------------------------------------------------------------------
 
     def newest(self, store: CheckpointStore) -> tuple[Position, dict[str, Any]] | None:
-        """The newest checkpoint, the same one on every rank, as this rank needs it.
+        """Return the newest checkpoint, the same on every rank, with this rank's own part in it.
 
         Raises:
-            truba_runner.errors.Failed: it is another version's.
+            truba_runner.errors.Failed: another version wrote the checkpoint.
         """
         found = store.newest(decode) if self._context.rank == 0 else None
         if self._team:
@@ -188,14 +188,14 @@ class Contents:
         return position, state
 
     def give_back(self, state: dict[str, Any]) -> None:
-        """Sets everything to what the checkpoint says.
+        """Restore everything from a checkpoint's state.
 
         Raises:
-            truba_runner.errors.Failed: the checkpoint is another model's, or was trained on other data.
+            truba_runner.errors.Failed: the checkpoint is of another model, or of other data.
         """
         import numpy as np
 
-        # Once the training is over, callbacks are not made any more.
+        # After the training no callbacks exist.
         gone = () if self.callbacks else ("callbacks",)
         found = self._built_and_checked(state["signature"], gone)
         lost = put(found, _without(state["values"], gone), _without(state["links"], gone))
@@ -222,7 +222,7 @@ class Contents:
         return found
 
     def _signature(self, variables: Variables) -> dict[str, Any]:
-        """What has to be the same for a checkpoint to mean the same."""
+        """Return what must be equal in the checkpoint and in this start."""
         return {
             "devices": self._model.distribute_strategy.num_replicas_in_sync,
             "nodes": self._context.tasks,
@@ -240,7 +240,7 @@ def _streams(found: Found) -> dict[str, Any]:
 
 
 def _write_streams(found: Found, saved: Mapping[str, Any]) -> list[str]:
-    """Returns the paths of those that are not there."""
+    """Write the saved states; return the paths of streams that do not exist."""
     for path, value in saved.items():
         if path in found.pieces:
             write(found.pieces[path], value)
@@ -250,7 +250,7 @@ def _write_streams(found: Found, saved: Mapping[str, Any]) -> list[str]:
 def _same_as_rank_0(
     team: Team, store: CheckpointStore, found: tuple[Position, dict[str, Any]] | None
 ) -> tuple[Position, dict[str, Any]] | None:
-    """Rank 0 alone looks which is the newest: another rank may see files that it has passed over, or not see all."""
+    """Return the checkpoint that rank 0 chose: other ranks may see files that rank 0 rejected, or not see all."""
     exists, epoch, step = team.from_rank_0([1, found[0].epoch, found[0].step] if found else [0, 0, 0])
     if not exists:
         return None
@@ -271,7 +271,7 @@ def _as_array(data: bytes) -> Any:
 
 
 def flush_event_files(callbacks: list[Any]) -> None:
-    """Lets TensorBoard's callbacks write what they hold back; a full disk stops no training."""
+    """Flush the event files of TensorBoard callbacks; a full disk does not stop the training."""
     import keras
     import tensorflow as tf
 

@@ -1,4 +1,4 @@
-"""The state of a training as bytes: JSON, then the arrays that it points to. Nothing in it can run when it is read."""
+"""Encode a training's state as bytes: JSON, then the arrays that it refers to. Decoding runs no code."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _LENGTH_BYTES = 8
-# A dict of one key with this first letter stands for what JSON has no word for.
+# A dict with one key that starts with this represents a type that JSON lacks.
 _MARK = "~"
 _SEQUENCES: dict[str, Any] = {f"{_MARK}tuple": tuple, f"{_MARK}set": set, f"{_MARK}frozenset": frozenset}
 
 
 class NoState(TypeError):
-    """A value that has no place in a state."""
+    """A value that cannot be encoded."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A state that no later step can change: its arrays are shared with whoever gave them, all else is text."""
+    """An encoded state. Its arrays are shared with the caller; later changes to anything else do not affect it."""
 
     text: bytes
     arrays: list[NDArray[Any]]
 
     def write(self, file: IO[bytes]) -> None:
-        """Appends all of it; `decode` reads it."""
+        """Append the state to `file`; `decode` reads it."""
         import numpy as np
 
         file.write(len(self.text).to_bytes(_LENGTH_BYTES, "little") + self.text)
         for array in self.arrays:
-            # Not every dtype of TensorFlow's can be seen as a buffer; its bytes can.
+            # Some TensorFlow dtypes have no buffer interface; their bytes have.
             file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def encode(value: Any) -> Encoded:
-    """Numbers, text, bytes, None, arrays and tensors, in lists, tuples, sets, deques and dicts of any depth.
+    """Encode numbers, text, bytes, None, arrays and tensors, in lists, tuples, sets, deques and dicts of any depth.
 
     Raises:
-        NoState: there is something else in it.
+        NoState: the value contains something else.
     """
     arrays: list[NDArray[Any]] = []
     tree = _encode(value, arrays)
@@ -53,10 +53,10 @@ def encode(value: Any) -> Encoded:
 
 
 def decode(file: IO[bytes]) -> Any:
-    """What `Encoded.write` wrote, from where the file stands.
+    """Decode what `Encoded.write` wrote, from the file's current position.
 
     Raises:
-        ValueError: it is no such thing, or cut short.
+        ValueError: the bytes are something else, or truncated.
     """
     import numpy as np
 
@@ -73,7 +73,7 @@ def decode(file: IO[bytes]) -> Any:
 def _encode(value: Any, arrays: list[NDArray[Any]]) -> Any:
     import numpy as np
 
-    # First what JSON would take for a plain number: numpy's float64 is a float too.
+    # Before the plain numbers: numpy's float64 is a float too.
     if isinstance(value, (np.ndarray, np.generic)) or hasattr(value, "numpy"):
         array = np.asarray(value.numpy() if hasattr(value, "numpy") else value)
         if array.dtype.hasobject:
@@ -127,5 +127,5 @@ def _decode(tree: Any, arrays: list[NDArray[Any]]) -> Any:
 
 
 def _dtype_name(array: NDArray[Any]) -> str:
-    # bfloat16 and its like are no types of numpy's own: only their names find them again.
+    # bfloat16 and similar dtypes are not numpy's own: only their names identify them.
     return str(array.dtype.name if array.dtype.kind == "V" else array.dtype.str)

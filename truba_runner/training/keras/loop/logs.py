@@ -1,7 +1,7 @@
-"""What a training step and validation say, as numbers by name: for callbacks, records and curves.
+"""Turn the logs of training and validation into numbers by name, for callbacks, records and curves.
 
-A metric whose value is an array, a value for each class, is told as `NAME_0`, `NAME_1` and so on. No value may stand
-for another: two of one name are refused.
+A metric whose value is an array, with a value for each class, becomes `NAME_0`, `NAME_1` and so on. Two values of the
+same name are refused.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any
 from truba_runner.errors import Failed, nearest
 from truba_runner.language import _
 
-# A confusion matrix of thousands of classes is not for a table with a column each.
+# A confusion matrix of thousands of classes would need as many columns in history.csv.
 _MOST_VALUES = 100
-# Columns of history.csv beside the metrics; and how the values of other splits begin.
+# Columns of history.csv that are not metrics, and the prefixes of other splits' metrics.
 _COLUMNS, _SPLITS = ("epoch", "learning_rate", "seconds"), ("val_", "test_")
 
 
 class Logs(dict[str, float]):
-    """Numbers by name, an array's values by names of their own."""
+    """Numbers by name; each value of an array has its own name."""
 
     def __init__(self, given: Mapping[str, Any]) -> None:
-        """`given`: what Keras tells."""
+        """`given`: Keras' logs."""
         super().__init__()
         self.arrays: list[str] = []
         self.left_out: list[str] = []
@@ -63,19 +63,19 @@ class Logs(dict[str, float]):
 
 
 class Names:
-    """Looks at what the first step tells: whether its names can stand in one table, and whether all can be told."""
+    """A converter of logs that checks the metrics' names at the first step, and warns of values that it leaves out."""
 
     def __init__(self, model: Any, watched: Iterable[tuple[str, str]]) -> None:
-        """`watched`: a setting, and the metric that it names."""
+        """`watched`: pairs of a setting and the metric that it names."""
         self._model, self._watched = model, list(watched)
         self._looked = False
         self._told_of: set[str] = set()
 
     def read(self, logs: Any) -> Any:
-        """What callbacks are given for what Keras tells.
+        """Convert Keras' logs for the callbacks.
 
         Raises:
-            truba_runner.errors.Failed: one value would stand for another, or a metric that is watched is no number.
+            truba_runner.errors.Failed: two values have the same name, or a watched metric is not a number.
         """
         if not isinstance(logs, Mapping):
             return logs
@@ -92,7 +92,7 @@ class Names:
             name = next((one for one in told.arrays if monitor in (one, f"val_{one}")), None)
             if name is not None:
                 parts = [one for one in told if one.startswith(f"{name}_")]
-                # Those of the training stand for those of the validation, which is still to come.
+                # Validation has not run yet: derive its names from the training's.
                 valid = [monitor.replace(name, one, 1) for one in parts]
                 raise Failed(
                     _(
@@ -116,7 +116,7 @@ class Names:
 
 
 def watched(setting: str, monitor: str, callbacks: Iterable[Any]) -> Iterator[tuple[str, str]]:
-    """The metrics that a checkpoint and callbacks look at, each with where that is set."""
+    """Yield the metrics that checkpoints and callbacks monitor, each after the setting that names it."""
     yield setting, monitor
     for callback in callbacks:
         if isinstance(name := getattr(callback, "monitor", None), str):
@@ -146,13 +146,13 @@ def _check(model: Any, logs: Mapping[str, Any]) -> None:
 
 
 def _names_of(model: Any) -> Iterator[str]:
-    """The names that the model's metrics tell their values by, as often as they do."""
+    """Yield the name of each value of the model's metrics; a name that two values share comes twice."""
     import keras
 
     loss: Any = getattr(model, "_loss_tracker", None)
     for metric in model.metrics:
         if metric is loss and not float(keras.ops.convert_to_numpy(metric.count)):
-            continue  # Nothing goes into it: the job's own step keeps a loss of its own.
+            continue  # Never updated: the job's own train_step tracks its loss itself.
         if not getattr(metric, "built", True):
             continue
         told = metric.result()
@@ -162,7 +162,7 @@ def _names_of(model: Any) -> Iterator[str]:
         for name, value in told.items():
             yield from value if isinstance(value, Mapping) else (name,)
         if len(getattr(metric, "metrics", told)) > len(told):
-            # Keras has numbered two of one name apart, and a third was called like the second.
+            # Keras added a number to the second metric of a name, and a third had that very name.
             yield from (name for name in told if name.rpartition("_")[0] in told and name.rpartition("_")[2].isdigit())
 
 

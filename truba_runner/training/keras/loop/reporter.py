@@ -1,4 +1,4 @@
-"""Tells how a Keras training goes on: in `progress.json`, `history.csv`, TensorBoard's event files and the log."""
+"""Report a Keras training in `progress.json`, `history.csv`, TensorBoard's event files and the log."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from truba_runner.training.summaries.curves import Curves
 
 
 class Reporter:
-    """Sets each epoch's order, and tells of steps and epochs."""
+    """A reporter of steps and epochs, which also sets each epoch's order."""
 
     def __init__(self, context: Context, model: Any, plan: Plan, curves: Curves) -> None:
-        """`rows` are those of `history.csv`, one a finished epoch."""
+        """The attribute `rows` holds the rows of `history.csv`, one per finished epoch."""
         self._context = context
         self._model = model
         self._plan = plan
         self.curves = curves
         curves.examples_per_step = plan.examples_per_step
         self._epoch = 0
-        # Steps of finished epochs, and of the one under way.
+        # Steps of finished epochs, and of the current one.
         self._steps = self._done = 0
-        # Both are moved back by what an interrupted start has spent.
+        # Both are moved back by the seconds that interrupted starts spent.
         self._started = self._epoch_started = time.perf_counter()
         self.rows: list[dict[str, Any]] = []
 
     def callback(self) -> Any:
-        """Itself, in Keras' form."""
+        """Return this reporter as a Keras callback."""
         import keras
 
         return keras.callbacks.LambdaCallback(
@@ -42,33 +42,33 @@ class Reporter:
         )
 
     def last_metrics(self) -> dict[str, float]:
-        """The last epoch's, by name."""
+        """Return the last epoch's metrics by name."""
         own = ("epoch", "learning_rate", "seconds")
         return {name: value for name, value in self.rows[-1].items() if name not in own} if self.rows else {}
 
     @property
     def steps(self) -> int:
-        """Batches that were trained until now, over all epochs and all starts of the run."""
+        """Batches trained so far, over all epochs and all starts of the run."""
         return self._steps + self._done
 
     @property
     def seconds(self) -> float:
-        """Spent on training until now, over all starts of the run."""
+        """Seconds of training so far, over all starts of the run."""
         return time.perf_counter() - self._started
 
     def get_state(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
+        """Return the reporter's part of a checkpoint."""
         now = time.perf_counter()
         spent = {"seconds": self.seconds, "epoch_seconds": now - self._epoch_started}
         return {"rows": list(self.rows), "steps": self._steps, "done": self._done, **spent}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from what `get_state` gave."""
+        """Restore what `get_state` returned."""
         now = time.perf_counter()
         self.rows, self._steps, self._done = state["rows"], state["steps"], state["done"]
         self._started, self._epoch_started = now - state["seconds"], now - state["epoch_seconds"]
         self.curves.begins(self.steps)
-        # Rows that were written after the checkpoint would stand there twice.
+        # Rows that were written after the checkpoint would appear twice.
         self._write_history(durable=True)
 
     def _train_begin(self, logs: dict[str, float]) -> None:
@@ -83,7 +83,7 @@ class Reporter:
 
     def _steps_end(self, batch: int, logs: dict[str, float]) -> None:
         self._done = self._plan.trained(batch + 1)
-        # A PyDataset says how many there are when its epoch begins.
+        # A PyDataset's number of steps is known once its epoch begins.
         if self._plan.steps:
             self._context.progress.record["steps_per_epoch"] = self._plan.steps
         self.curves.trained(self.steps, lambda: self._step_values(logs))
@@ -104,9 +104,9 @@ class Reporter:
         rate, seconds = self._learning_rate(), round(time.perf_counter() - self._epoch_started, 3)
         self.rows.append({"epoch": epoch + 1, **metrics, "learning_rate": rate, "seconds": seconds})
         self.curves.epoch_ends(epoch + 1, metrics, rate)
-        # While it trains a checkpoint has all rows too.
+        # No fsync: during training a checkpoint holds all rows too.
         self._write_history(durable=False)
-        # By now an epoch knows its length, whatever it was taken for.
+        # Only now is the epoch's true length known in all cases.
         self._context.progress.record["steps_per_epoch"] = self._plan.steps or steps
         self._context.progress.epoch_end(epoch + 1, steps, metrics)
 
@@ -125,5 +125,5 @@ class Reporter:
 
 
 def loss_first(name: str) -> tuple[bool, bool]:
-    """Sorts metrics: training before validation, and the loss before all others."""
+    """Return a sort key for metrics: training before validation, the loss before all others."""
     return name.startswith("val_"), not name.endswith("loss")

@@ -1,13 +1,13 @@
-"""Exact resume of a Keras training: when a checkpoint is saved, and how a run goes on from it.
+"""Exact resume of a Keras training: when a checkpoint is saved, and how a run resumes from it.
 
-An interrupted run ends with the same weights, metrics and history, to the bit, as one that was not. Steps that are done
-are not computed again: in the epoch that a run goes on in, Keras counts through them while nothing is read or trained.
-The ranks of a team decide together, each time that one may decide otherwise than another.
+An interrupted run ends with the same weights, metrics and history, to the bit, as an uninterrupted one. Finished steps
+are not computed again: in the epoch where a run resumes, Keras counts through them while nothing is read or trained.
+The ranks of a team decide together wherever they could decide differently.
 
 | position | means |
 |---|---|
-| epoch E, step 0 | E epochs are finished, validated and on record |
-| epoch E, step S | S steps of the epoch after them are trained; all of them: its validation is still to come |
+| epoch E, step 0 | E epochs are finished, validated and recorded |
+| epoch E, step S | S steps of the next epoch are trained; if those are all, its validation has not finished |
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class Resume:
-    """Saves a training while it goes on, and lets it go on from what was saved. `keras_hooks` calls it."""
+    """The saving and resuming of one training; `loop.callback_list` calls it."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Resume:
         team: Team | None,
         splits: Mapping[str, Any],
     ) -> None:
-        """Reads the newest checkpoint; before anything is told to TensorBoard, whose files it may cut.
+        """Read the newest checkpoint; before anything is written to TensorBoard's event files, which this may cut.
 
         `splits`: what `load_data` returned.
         """
@@ -62,7 +62,7 @@ class Resume:
         self._background = Background()
         self._contents = Contents(context, model, plan, reporter, team, splits)
         self._epoch = self._done = self._skips = 0
-        # Whether a step was taken, and an example read.
+        # Whether this start has trained a step, and begun an epoch.
         self._stepped = self._reads = False
         self._over: BesideWeights
         self._logs: dict[str, float] = {}
@@ -71,41 +71,41 @@ class Resume:
         self._train_function: Any = None
         self._found = self._contents.newest(self._store)
         state = self._found[1] if self._found else {}
-        # A run that goes on from another's checkpoint has no best of its own yet. Ranks never do, and must agree.
+        # A run that starts from another run's checkpoint has no best yet. Teams never do so, and ranks must agree.
         self._best: float | None = state.get("best") if team or self._store.has_best() else None
-        # Whether all epochs are done, and what is already known of the time after them.
+        # Whether all epochs are trained, and the result that evaluation and prediction have filled in so far.
         self.trained: bool = state.get("trained", False)
         self.result: dict[str, Any] = state.get("result", {})
         if context.rank == 0:
-            # Without a checkpoint every step is told again.
+            # Without a checkpoint every step is trained and written again.
             event_files.cut(context.run.tensorboard, state.get("event_files", {}))
 
     # -- going on ----------------------------------------------------------------------------------------------
 
     @property
     def initial_epoch(self) -> int:
-        """The first epoch that is to be trained, or finished, counted from 0."""
+        """The first epoch to train, or to finish, counted from 0."""
         if self._found is None:
             return 0
         position, state = self._found
         return self._context.experiment.train.epochs if state["stop"] and not position.step else position.epoch
 
     def own_callbacks(self, callbacks: list[Any]) -> None:
-        """The config's callbacks, before Keras has its list of all."""
+        """Set the config's callbacks, before Keras has its list of all."""
         self._contents.own_callbacks = callbacks
 
     @property
     def goes_on(self) -> bool:
-        """Whether there is a checkpoint that is still to be restored."""
+        """Whether a checkpoint is still to be restored."""
         return self._found is not None
 
     @property
     def monitor(self) -> str:
-        """The metric that says which epoch is the best."""
+        """The metric that decides which epoch is the best."""
         return self._settings.monitor
 
     def train_begin(self, callbacks: list[Any]) -> None:
-        """After every callback's own."""
+        """Record the start, or restore a checkpoint at an epoch's end; after every callback's `on_train_begin`."""
         self._contents.callbacks = callbacks
         callback_state.check(callbacks)
         self._contents.begin()
@@ -115,7 +115,7 @@ class Resume:
             self.restore()
 
     def epoch_begin(self, epoch: int) -> None:
-        """After every callback's own, which may have set what a checkpoint of the epoch's middle has to set again."""
+        """Restore a mid-epoch checkpoint; after all callbacks' `on_epoch_begin`, which may change what it restores."""
         self._epoch, self._done = epoch, 0
         if self._found is not None:
             step, state = self._found[0].step, self._found[1]
@@ -127,10 +127,10 @@ class Resume:
         self._reads = True
 
     def restore(self) -> None:
-        """Sets everything to what the checkpoint says, and puts on record that it did.
+        """Restore the checkpoint, if one is still to be restored, and record that it was.
 
         Raises:
-            truba_runner.errors.Failed: the checkpoint is another model's, or was trained on other data.
+            truba_runner.errors.Failed: the checkpoint is of another model, or of other data.
         """
         if self._found is None:
             return
@@ -144,7 +144,7 @@ class Resume:
 
     def _hold(self) -> None:
         if self._team:
-            # A signal that ends one at once, and that another only notes, would leave that one behind.
+            # Else a signal could end one rank at once while another only notes it, and is left behind.
             self._team.wait_for_all()
         self._context.interruption.hold()
 
@@ -152,19 +152,19 @@ class Resume:
 
     @property
     def skipping(self) -> bool:
-        """Whether the execution that Keras is about to count is done already, and no callback's business."""
+        """Whether the execution that Keras is about to count is already done, and hidden from callbacks."""
         return self._skips > 0
 
     def skipped(self) -> None:
-        """One of them is counted."""
+        """Count one skipped execution."""
         self._skips -= 1
 
     def _skip_to(self, step: int) -> None:
-        """Lets Keras count on from the epoch's start, and gives it the batches from `step` on."""
+        """Let Keras count through the steps before `step` without training, then train on the batches from there."""
         model, real = self._model, self._model.train_function
         self._skips = -(-step // model.steps_per_execution)
         self._plan.begin(self._epoch, step)
-        # Keras' own iterator, where it is for more than an epoch, begins at the step too.
+        # Keras' own iterator, where it spans more than an epoch, begins at `step` already.
         own = not self._plan.steps_per_epoch and not 0 < self._plan.steps <= step
         iterator = iter(self._batches_from(step)) if own else None
 
@@ -182,10 +182,10 @@ class Resume:
     # -- saving ------------------------------------------------------------------------------------------------
 
     def steps_end(self, done: int, logs: Any) -> None:
-        """After every execution that is trained; `done`: steps of the epoch, counted past its end by the last one.
+        """Save if it is time, after each trained execution; `done`: Keras' count of steps, past the end for the last.
 
         Raises:
-            Interrupted: it was asked for, and the state is saved.
+            Interrupted: a stop was requested, and the state is saved.
         """
         if not self._stepped:
             self._stepped = True
@@ -202,14 +202,14 @@ class Resume:
             self._save(Position(self._epoch, self._done))
 
     def test_begin(self) -> None:
-        """Before validation, and before any callback hears of it: an interrupted one is done anew."""
+        """Copy the state before validation and its callbacks: an interrupted validation is repeated as a whole."""
         self._before_test = self._beside_weights()
 
     def test_steps_end(self) -> None:
-        """After every execution of validation: what is saved is the state before it.
+        """Save the state from before validation if it is time; after each execution of validation.
 
         Raises:
-            Interrupted: it was asked for, and the state is saved.
+            Interrupted: a stop was requested, and the state is saved.
         """
         stop, due = self._asked()
         if stop or due:
@@ -218,10 +218,10 @@ class Resume:
             self._leave()
 
     def epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
-        """After every callback's own, validation included.
+        """Save after each epoch, its validation, and every callback's `on_epoch_end`.
 
         Raises:
-            Interrupted: it was asked for, and the state is saved.
+            Interrupted: a stop was requested, and the state is saved.
         """
         if self._train_function is not None:
             self._model.train_function, self._train_function = self._train_function, None
@@ -230,22 +230,22 @@ class Resume:
             self._leave()
 
     def train_end(self) -> None:
-        """The training is over, and its last checkpoint written."""
+        """Wait until the last checkpoint is written, and mark the training as finished."""
         self._background.wait()
         self._store.retry()
         self.trained = True
 
     def is_over(self) -> None:
-        """Notes the state that evaluation and prediction start from; before anything else is made of the training."""
+        """Copy the state that evaluation and prediction start from; directly after the training."""
         self._over = self._beside_weights()
 
     @contextmanager
     def after_training(self) -> Iterator[list[Any]]:
-        """Around evaluation and prediction, with the callbacks to pass to both.
+        """Run evaluation and prediction in this context; it yields the callbacks to pass to both.
 
         Raises:
-            Interrupted: it was asked for. What was saved with the last epoch now says that the training is over, and
-                holds `result`, which is known by then.
+            Interrupted: a stop was requested. The last epoch's checkpoint was written again: it now says that the
+                training is finished, and holds the `result` so far.
         """
         try:
             yield [attentive(self._context.interruption)]
@@ -256,7 +256,7 @@ class Resume:
             raise
 
     def _asked(self) -> tuple[bool, bool]:
-        """Whether to stop, and whether it is time to save: the same answers on every rank."""
+        """Return whether to stop, and whether it is time to save; the same on every rank."""
         minutes = self._settings.every_minutes
         due = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
         stop = self._context.interruption.requested
@@ -273,12 +273,12 @@ class Resume:
         self._background.wait()
         self._context.progress.update(epoch=self._epoch + 1, step=self._done)
         if self._team:
-            # Whoever ends while rank 0 still writes would be taken for dead.
+            # A rank that exits while rank 0 still writes would be taken for dead.
             self._team.part()
         raise Interrupted
 
     def _save(self, position: Position, best: bool = False, beside: BesideWeights | None = None) -> None:
-        """Copies the state here and now, and writes it in the background."""
+        """Copy the state now, and write it in the background."""
         mid_epoch = bool(position.step) and not 0 < self._plan.steps <= position.step
         state = self._contents.whole(beside or self._beside_weights(mid_epoch), together=not self.trained)
         if state is not None:
@@ -286,7 +286,7 @@ class Resume:
         self._saved_at = time.monotonic()
 
     def _write(self, position: Position, state: Encoded, best: bool) -> None:
-        # It counts on event files as long as they are now.
+        # The checkpoint relies on event files of their present length.
         self._reporter.curves.board.settle()
         self._store.save(position, state.write, best)
 
@@ -297,7 +297,7 @@ class Resume:
 
 
 def attentive(interruption: Interruption) -> Any:
-    """A callback for evaluation and prediction after training, which raises `Interrupted` once it is asked for."""
+    """Return a callback for evaluation and prediction that raises `Interrupted` once a stop is requested."""
     import keras
 
     def look(batch: int, logs: Any = None) -> None:
@@ -310,7 +310,7 @@ def attentive(interruption: Interruption) -> Any:
 
 
 def plain(logs: Any) -> dict[str, Any]:
-    """What a step returned, as numbers and arrays that a checkpoint can hold."""
+    """Return a step's logs as numbers and arrays that a checkpoint can hold."""
     return {name: _plain(value) for name, value in (logs or {}).items()}
 
 

@@ -1,4 +1,4 @@
-"""Steps that are taken on trial: afterwards the training, and all that is random, is as it was before them."""
+"""Undo trial steps: afterwards the training and all random state are as before."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from truba_runner.training.walk.state import Snapshot
 
 
 class Randomness:
-    """The random numbers that all of a process share, as they are now."""
+    """A copy of the random state that is global to the process."""
 
     def __init__(self) -> None:
-        """Copies what they follow from."""
+        """Copy the state of Python, NumPy and Keras."""
         import numpy as np
 
         self._python, self._numpy = random.getstate(), np.random.get_state()
         self._seeds = [seed.numpy() for seed in global_seeds(create=False)]
 
     def put_back(self) -> None:
-        """The seed that all share who were given none: one that was not there is made anew when it is needed."""
+        """Restore the copy. If Keras had no global seed then, drop it: Keras makes it anew when needed."""
         import numpy as np
         from keras.src.backend.common.global_state import set_global_attribute
         from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
@@ -39,7 +39,7 @@ class Randomness:
 
 @contextmanager
 def as_before(context: Context, model: Any) -> Iterator[None]:
-    """In here the model may train; afterwards it is as it was, but for what was made: that is there to stay."""
+    """Let the model train in this context, then restore it; objects and variables made in here stay."""
     randomness, found = Randomness(), walk_training(context, model)
     training, variables = Snapshot(found), Variables(model, found)
     values = variables.read()

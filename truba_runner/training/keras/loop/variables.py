@@ -1,4 +1,4 @@
-"""The variables that a walk has found in a Keras training: read into arrays, compared, and set again."""
+"""Read, compare and set the variables that a walk has found in a Keras training."""
 
 from __future__ import annotations
 
@@ -11,53 +11,53 @@ from truba_runner.training.walk.objects import Found
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# The path of a variable, its shape and its dtype: as JSON gives them back.
+# Path, shape and dtype of each variable; lists, since JSON has no tuples.
 Signature = list[list[Any]]
 
 
 @dataclass(frozen=True)
 class _Slot:
-    """One copy of a variable: on a device that has its own, or the one that all devices agree on."""
+    """One value of a variable: a single device's own, or the one that all devices share."""
 
-    # All that are set to the value; the first is the one that is read.
+    # The variables that hold the value; the first is read, all are set.
     copies: list[Any]
-    # Evaluation may change it, as a metric, a seed, or an RNN's state.
+    # Whether evaluation may change it, as a metric, a seed, or an RNN's state.
     small: bool
-    # Not every device has the same.
+    # Whether it is a single device's own.
     own: bool
 
 
 class Variables:
-    """Those of one walk. A second copy of a variable, on another device, has a number behind its path: `PATH@1`."""
+    """The variables of one walk. The own value of a further device has a number after its path: `PATH@1`."""
 
     def __init__(self, model: Any, found: Found) -> None:
-        """`found`: a walk whose roots are the model and what else the training depends on."""
+        """`found`: a walk from the model and from everything else that the training depends on."""
         slots = list(_slots(found, _agreed(model, found)))
         weights = {id(getattr(weight.value, "values", (weight.value,))[0]) for weight in model.weights}
-        # A changed layer is said by its weights, and not by what an optimizer has for each of them.
+        # Weights first: a changed layer is reported by its weights, not by the optimizer's variables for them.
         self._slots = dict(sorted(slots, key=lambda slot: id(slot[1].copies[0]) not in weights))
 
     def signature(self) -> Signature:
-        """Path, shape and dtype of each: the model's weights first, else in the order in which they were found."""
+        """Return path, shape and dtype of each variable: the model's weights first, else in the walk's order."""
         return [[path, list(slot.copies[0].shape), slot.copies[0].dtype.name] for path, slot in self._slots.items()]
 
     def read(self, small: bool = False) -> dict[str, NDArray[Any]]:
-        """A copy of each; `small`: of those alone that evaluation may change."""
+        """Return a copy of each variable by path; `small`: only of those that evaluation may change."""
         return {path: slot.copies[0].numpy() for path, slot in self._slots.items() if slot.small or not small}
 
     def own(self) -> list[str]:
-        """The paths of those that each device has by itself."""
+        """Return the paths of values that are a single device's own."""
         return [path for path, slot in self._slots.items() if slot.own]
 
     def assign(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Sets what `read` read."""
+        """Set the variables to what `read` returned."""
         for path, array in arrays.items():
             for copy in self._slots[path].copies:
                 copy.assign(array)
 
 
 def _agreed(model: Any, found: Found) -> set[int]:
-    """Variables on which all devices agree by construction; on sums of metrics or seeds each has its own."""
+    """Return ids of variables that are equal on all devices by construction, unlike seeds and the sums of metrics."""
     import keras
 
     agreed = {id(variable) for variable in model.trainable_variables}
@@ -81,9 +81,9 @@ def _slots(found: Found, agreed: set[int]) -> Iterator[tuple[str, _Slot]]:
 
 
 def global_seeds(create: bool) -> list[Any]:
-    """The seed, a copy a device, of random functions that were given none of their own; empty where none was used.
+    """Return Keras' global seed, one copy per device; empty if it does not exist and `create` is false.
 
-    Keras has no public name for it.
+    Random functions without a seed of their own use it. Keras has no public name for it.
     """
     from keras.src.backend.common.global_state import get_global_attribute
     from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator

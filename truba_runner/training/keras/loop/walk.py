@@ -1,4 +1,4 @@
-"""What a Keras training depends on: the objects that a walk begins at, and what users' code may change of it."""
+"""Walk the objects that a Keras training depends on, and check whether evaluation runs users' code."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from truba_runner.training.walk.objects import Found, walk
 def walk_training(
     context: Context, model: Any, callbacks: Iterable[Any] = (), known: Mapping[int, str] | None = None
 ) -> Found:
-    """What the training depends on, but for its data; `callbacks`: the config's, by the place that they have there.
+    """Walk what the training depends on, without its data.
 
-    `known`: as for `walk`.
+    `callbacks`: the config's, in its order, from which their paths follow. `known`: as for `walk`.
     """
     callbacks = list(callbacks)
     speaking = [callback for callback in callbacks if speaks(callback)]
@@ -23,18 +23,18 @@ def walk_training(
 
 
 def walk_data(splits: Mapping[str, Any], model: Any, known: Mapping[int, str] | None = None) -> Found:
-    """What the data depends on: objects and functions of `load_data`'s. Arrays were copied: nothing changes them."""
+    """Walk the objects and functions that `load_data` returned. Arrays were copied: nothing changes them."""
     streams = {name: split for name, split in splits.items() if not isinstance(split, tuple)}
     return walk({f"data.{name}": split for name, split in streams.items()}, skip=[model], known=known)
 
 
 def speaks(callback: Any) -> bool:
-    """Whether a callback says its state itself."""
+    """Return whether a callback has `get_state` and `set_state`."""
     return callable(getattr(callback, "get_state", None)) and callable(getattr(callback, "set_state", None))
 
 
 def evaluates_with_own_code(model: Any, callbacks: Iterable[Any]) -> bool:
-    """Whether evaluation may change any variable: by a callback, as one that swaps weights, or by users' code."""
+    """Return whether evaluation may change any variable, as through a callback that swaps weights or a user's layer."""
     import keras
 
     hooks = ("on_test_begin", "on_test_batch_begin", "on_test_batch_end", "on_test_end")
