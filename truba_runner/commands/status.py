@@ -19,7 +19,7 @@ from truba_runner.search.directory import SearchDir, search_of
 from truba_runner.slurm.jobs import Job
 from truba_runner.status import sweep_view
 from truba_runner.status.printing import print_json
-from truba_runner.status.rows import _NOTHING, _row_or_damage, _with_sweeps_as_one
+from truba_runner.status.rows import EMPTY_ROW, row_or_damage, with_sweeps_as_one
 from truba_runner.status.slurm_jobs import known_jobs
 
 
@@ -48,11 +48,11 @@ def main(arguments: Sequence[str]) -> int:
         print(_("Slurm does not answer: states are those on record"), file=sys.stderr)
     if len(given.run) == 1 and (search := search_of(runs[0])) and not damage.of_run(search):
         return _search(search, jobs, given.json)
-    rows = [*(_row_or_damage(run, jobs) for run in runs), *(_damaged_sweeps(given) if not given.run else [])]
+    rows = [*(row_or_damage(run, jobs) for run in runs), *(_damaged_sweeps(given) if not given.run else [])]
     if given.json:
         print_json(rows)
     elif rows:
-        _print_table(rows if given.run else _with_sweeps_as_one(rows, runs_folders.sweeps(given.runs)))
+        _print_table(rows if given.run else with_sweeps_as_one(rows, runs_folders.sweeps(given.runs)))
     else:
         print(_("no runs yet; python -m truba_runner +experiment=mnist starts one"))
     return 0
@@ -74,7 +74,7 @@ def _damaged_sweeps(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Return a row for each sweep with damaged records, whose runs are not known."""
     every = ((sweep, damage.of_sweep(sweep.path)) for sweep in runs_folders.sweeps(given.runs))
     return [
-        {**_NOTHING, "run": sweep.id, "state": damage.DAMAGED, "why": why, "directory": str(sweep.path)}
+        {**EMPTY_ROW, "run": sweep.id, "state": damage.DAMAGED, "why": why, "directory": str(sweep.path)}
         for sweep, why in every
         if why
     ]

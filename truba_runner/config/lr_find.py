@@ -25,13 +25,12 @@ from truba_runner.config.schema import (
     Sweep,
     TensorBoard,
 )
-from truba_runner.language import _, marked
+from truba_runner.language import _
 
 # `sweep.kind` of a sweep whose finders are separate jobs, and of each such finder's run.
 KIND = "lr_find"
 # Time limit of a finder's job: minutes added for start, data and compilation; the minimum; the rounding step.
 _AROUND_MINUTES, _LEAST_MINUTES, _ROUNDED_TO_MINUTES = 10, 30, 15
-_EXAMPLE = marked("Write valley, steep/10 or {rate: valley, num_it: 200}.")
 
 
 @dataclass(frozen=True)
@@ -46,13 +45,13 @@ def asked(experiment: Experiment) -> Asked | None:
     """Parse the experiment's valid `train.lr_find`; None if it is not set."""
     if experiment.train.lr_find is None:
         return None
-    rate, options = _parts(experiment.train.lr_find)
+    rate, options = parts(experiment.train.lr_find)
     return Asked(Find(FINDER, options), read_rate(f"{FINDER}.{rate}"))
 
 
 def taken(experiment: Experiment) -> str:
     """Return the rate expression of `train.lr_find` as written, such as valley or steep/10."""
-    return _parts(experiment.train.lr_find)[0]
+    return parts(experiment.train.lr_find)[0]
 
 
 def with_default(experiment: Experiment) -> Experiment:
@@ -64,7 +63,7 @@ def with_default(experiment: Experiment) -> Experiment:
 
 def finder_of(experiment: Experiment) -> Experiment:
     """Return the experiment of a separate finder run: only what determines the curve, not how its rate is used."""
-    _, options = _parts(experiment.train.lr_find)
+    _, options = parts(experiment.train.lr_find)
     # Epochs and recipe do not change the initial network, so they do not change the curve either.
     train = replace(experiment.train, epochs=1, recipe=[], lr_find=options)
     return replace(
@@ -90,16 +89,17 @@ def _resources_of_finder(experiment: Experiment) -> Resources:
     if experiment.sweep.finder_time:
         minutes = parse_minutes(experiment.sweep.finder_time)
     else:
-        _first, _end, steps = Find(FINDER, _parts(experiment.train.lr_find)[1]).ramp
+        _first, _end, steps = Find(FINDER, parts(experiment.train.lr_find)[1]).ramp
         whole = parse_minutes(resources.time)
         share = whole / whole_epochs(experiment.train) * max(1.0, steps / RAMP["num_it"])
         rounded = math.ceil((_AROUND_MINUTES + share) / _ROUNDED_TO_MINUTES) * _ROUNDED_TO_MINUTES
-        minutes = min(max(rounded, _LEAST_MINUTES), whole, parse_minutes(_facts(experiment).max_time))
+        minutes = min(max(rounded, _LEAST_MINUTES), whole, parse_minutes(partition_facts(experiment).max_time))
     signal_seconds = resources.signal_seconds and min(resources.signal_seconds, 30 * minutes)
     return replace(resources, time=slurm_time(minutes), segment="", signal_seconds=signal_seconds)
 
 
-def _facts(experiment: Experiment) -> Partition:
+def partition_facts(experiment: Experiment) -> Partition:
+    """Return the facts of the partition that the experiment asks for."""
     return facts_of(experiment.cluster, experiment.resources.partition, experiment.resources.constraint)
 
 
@@ -115,7 +115,7 @@ def training_of(experiment: Experiment) -> Experiment:
     return replace(experiment, sweep=replace(experiment.sweep, kind=""))
 
 
-def _parts(given: Any) -> tuple[str, dict[str, Any]]:
+def parts(given: Any) -> tuple[str, dict[str, Any]]:
     """Split `train.lr_find` into the rate expression and the finder's own settings."""
     if isinstance(given, str):
         return given, {}

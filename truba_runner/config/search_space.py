@@ -12,11 +12,10 @@ from typing import Any
 
 from truba_runner.config.schema import Experiment, Job, Notify, Sweep
 from truba_runner.config.tuner_keys import OWN
-from truba_runner.language import marked
 
 KINDS = ("hyperband", "bayesian", "random", "grid")
 # For each kind of hyperparameter in YAML: Keras Tuner's method, its required and its optional arguments.
-_ARGUMENTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+ARGUMENTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "int": ("Int", ("min_value", "max_value"), ("step", "sampling", "default")),
     "float": ("Float", ("min_value", "max_value"), ("step", "sampling", "default")),
     "choice": ("Choice", ("values",), ("ordered", "default")),
@@ -24,18 +23,19 @@ _ARGUMENTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "fixed": ("Fixed", ("value",), ()),
 }
 # Prefixes below which a job may use any names.
-_OPEN = ("job.options.", "data.options.")
-_SECTIONS = ("job", "data", "train")
+OPEN = ("job.options.", "data.options.")
+SECTIONS = ("job", "data", "train")
 
 
 def declare(space: Mapping[str, Any], hp: Any) -> None:
     """Declare every hyperparameter of a valid space on Keras Tuner's `hp`."""
     for name, entry in space.items():
         ((kind, arguments),) = entry.items()
-        getattr(hp, _ARGUMENTS[kind][0])(name, **_named(kind, arguments))
+        getattr(hp, ARGUMENTS[kind][0])(name, **named_arguments(kind, arguments))
 
 
-def _named(kind: str, arguments: Any) -> dict[str, Any]:
+def named_arguments(kind: str, arguments: Any) -> dict[str, Any]:
+    """Return the arguments of a hyperparameter by name; a list of choices may be written without one."""
     if kind == "choice" and isinstance(arguments, (list, tuple)):
         return {"values": list(arguments)}
     return dict(arguments or {})
@@ -93,6 +93,3 @@ def _choices(entry: Any) -> list[Any]:
         return [given.get("value")]
     values = given.get("values") if isinstance(given, Mapping) else given
     return list(values) if kind == "choice" and isinstance(values, (list, tuple)) else []
-
-
-_EXAMPLE = marked("Write for example {choice: [0.1, 0.01]} or {int: {min_value: 32, max_value: 512, step: 32}}.")

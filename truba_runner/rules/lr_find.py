@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from truba_runner.config.durations import FORMS, parse_minutes, slurm_time
-from truba_runner.config.lr_find import _EXAMPLE, _facts, _parts
+from truba_runner.config.lr_find import partition_facts, parts
 from truba_runner.config.recipe import FINDER, SUGGESTIONS, read_rate
-from truba_runner.config.schema import (
-    Experiment,
-)
+from truba_runner.config.schema import Experiment
 from truba_runner.errors import Problem, nearest
-from truba_runner.language import _
+from truba_runner.language import _, marked
 from truba_runner.rules.recipe import stage_problems
+
+_EXAMPLE = marked("Write valley, steep/10 or {rate: valley, num_it: 200}.")
 
 
 def time_problems(experiment: Experiment) -> Iterator[Problem]:
@@ -20,7 +20,7 @@ def time_problems(experiment: Experiment) -> Iterator[Problem]:
     given = experiment.sweep.finder_time
     if not given:
         return
-    received, facts = f"sweep.finder_time={given}", _facts(experiment)
+    received, facts = f"sweep.finder_time={given}", partition_facts(experiment)
     try:
         minutes = parse_minutes(given)
     except ValueError as error:
@@ -40,7 +40,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     if train.lr_find is None:
         return
     try:
-        rate, options = _parts(train.lr_find)
+        rate, options = parts(train.lr_find)
     except ValueError as error:
         yield Problem(f"train.lr_find={train.lr_find}", f"{error}.", _(_EXAMPLE))
         return

@@ -9,9 +9,11 @@ from typing import Any
 from truba_runner.config import lr_find, recipe
 from truba_runner.config.backends import TRAITS
 from truba_runner.config.schema import Experiment, Sweep
-from truba_runner.config.search_space import _ARGUMENTS, _EXAMPLE, _OPEN, _SECTIONS, KINDS, _named
+from truba_runner.config.search_space import ARGUMENTS, KINDS, OPEN, SECTIONS, named_arguments
 from truba_runner.errors import Problem, nearest
 from truba_runner.language import _, marked
+
+_EXAMPLE = marked("Write for example {choice: [0.1, 0.01]} or {int: {min_value: 32, max_value: 512, step: 32}}.")
 
 # Settings of sweeps with -m that a search does not take, each with its alternative.
 _OF_MANY_RUNS = {
@@ -119,14 +121,14 @@ def warnings(experiment: Experiment) -> Iterator[str]:
 
 def _entry_problems(experiment: Experiment, name: str, entry: Any) -> Iterator[Problem]:
     where = f"sweep.space.{name}"
-    if not isinstance(entry, Mapping) or len(entry) != 1 or next(iter(entry)) not in _ARGUMENTS:
-        yield Problem(where, _("it is one of {kinds} with its arguments.", kinds=", ".join(_ARGUMENTS)), _(_EXAMPLE))
+    if not isinstance(entry, Mapping) or len(entry) != 1 or next(iter(entry)) not in ARGUMENTS:
+        yield Problem(where, _("it is one of {kinds} with its arguments.", kinds=", ".join(ARGUMENTS)), _(_EXAMPLE))
         return
     ((kind, given),) = entry.items()
     if given is not None and not isinstance(given, Mapping) and not (kind == "choice" and isinstance(given, list)):
         yield Problem(where, _("{kind} takes named arguments.", kind=kind), _(_EXAMPLE))
         return
-    arguments, (_method, needed, optional) = _named(kind, given), _ARGUMENTS[kind]
+    arguments, (_method, needed, optional) = named_arguments(kind, given), ARGUMENTS[kind]
     all_needed = _(" and ").join(needed)
     for key in needed:
         if key not in arguments:
@@ -147,11 +149,11 @@ def _entry_problems(experiment: Experiment, name: str, entry: Any) -> Iterator[P
 
 def _name_problems(experiment: Experiment, name: str) -> Iterator[Problem]:
     section, dot, key = name.partition(".")
-    if not dot or name.startswith(_OPEN):
+    if not dot or name.startswith(OPEN):
         return
-    if section not in _SECTIONS:
+    if section not in SECTIONS:
         yield Problem(
-            f"sweep.space.{name}", _("it is no setting that a network is trained by."), nearest(section, _SECTIONS)
+            f"sweep.space.{name}", _("it is no setting that a network is trained by."), nearest(section, SECTIONS)
         )
         return
     valid = [field.name for field in dataclasses.fields(getattr(experiment, section))]

@@ -25,7 +25,7 @@ from typing import Any
 
 from truba_runner.runs import events, record_files, record_shapes
 from truba_runner.storage import private, safe_files
-from truba_runner.storage.files import _json_bytes, finite, write_atomically
+from truba_runner.storage.files import finite, json_bytes, write_atomically
 
 # Folder of the sweeps' own records, in the runs folder.
 SWEEPS = ".sweeps"
@@ -159,7 +159,7 @@ class RunDir:
 
     def write_progress(self, progress: Mapping[str, Any]) -> None:
         """Replace the progress record, without fsync: training waits for this write, and the next follows soon."""
-        write_atomically(self.path / "progress.json", _json_bytes(progress), durable=False)
+        write_atomically(self.path / "progress.json", json_bytes(progress), durable=False)
 
     def overwrite_progress(self, progress: Mapping[str, Any]) -> None:
         """Overwrite the progress record in place: a full disk has room for that. A reader may see half of it.
@@ -169,7 +169,7 @@ class RunDir:
         """
         handle = os.open(self.path / "progress.json", os.O_RDWR | os.O_NOFOLLOW)
         with os.fdopen(handle, "r+b") as file:
-            file.write(_json_bytes(progress))
+            file.write(json_bytes(progress))
             file.truncate()
 
     def progress(self) -> dict[str, Any]:
@@ -198,7 +198,7 @@ class RunDir:
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write the run's result, whose presence means that the run is finished."""
-        write_atomically(self.path / "result.json", _json_bytes(result))
+        write_atomically(self.path / "result.json", json_bytes(result))
 
     def result(self) -> dict[str, Any]:
         """Return the run's result; empty until the run is finished, or if the record is damaged."""

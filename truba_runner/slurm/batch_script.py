@@ -9,13 +9,13 @@ from submitit import SlurmExecutor
 from truba_runner.slurm.client import SRUN_FAILED
 
 # A job that has never begun goes back into the queue, unless it has been there so often, for whatever reason.
-_MOST_RESTARTS = 10
+MOST_RESTARTS = 10
 # How srun ends then: it failed itself, or a signal of Slurm's reached the worker before that listened.
-_NEVER_BEGUN = f"{SRUN_FAILED}|{128 + signal.SIGUSR2}|{128 + signal.SIGTERM}"
+NEVER_BEGUN = f"{SRUN_FAILED}|{128 + signal.SIGUSR2}|{128 + signal.SIGTERM}"
 # Bash. Of an array `job` is one task: the number of the last to start is also the array's, and would mean all of them.
 # Slurm may not answer for a while; a job that is cancelled, or back in the queue, is left alone, and so is one whose
 # rank at fault has forbidden it.
-_REQUEUE = r"""
+REQUEUE = r"""
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
 requeue() {
   scontrol show job $job | grep -q Requeue=0 && return
@@ -27,7 +27,7 @@ requeue() {
 }""".strip()
 
 
-class _Script(SlurmExecutor):
+class Script(SlurmExecutor):
     """submitit's check of the parameters and its sbatch text, around our own command.
 
     Its pickles, their renaming after sbatch (a kill in between loses the job) and its handler, which exits inside the

@@ -7,7 +7,7 @@ import re
 from datetime import datetime
 
 from truba_runner.language import _
-from truba_runner.slurm.client import SlurmError, _done, query
+from truba_runner.slurm.client import SlurmError, completed, query
 
 # Of each column that sinfo prints; it has no delimiter for what --Format asks for.
 _WIDTH = 128
@@ -21,7 +21,7 @@ def estimated_start(script: str) -> float:
     Raises:
         SlurmError: it would be refused, or Slurm does not answer.
     """
-    told = _done(["sbatch", "--test-only"], text=script).stderr
+    told = completed(["sbatch", "--test-only"], text=script).stderr
     found = re.search(r"to start at (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", told)
     if not found:
         raise SlurmError("sbatch --test-only", _("no start time in: {said}", said=told.strip()), transient=False)

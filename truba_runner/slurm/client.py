@@ -68,16 +68,17 @@ def run(
     Raises:
         SlurmError: it is not installed, ended with an error, or did not answer in time.
     """
-    return _done(argv, text=text, inherit=inherit, timeout_seconds=timeout_seconds).stdout
+    return completed(argv, text=text, inherit=inherit, timeout_seconds=timeout_seconds).stdout
 
 
-def _done(
+def completed(
     argv: Sequence[str],
     *,
     text: str | None = None,
     inherit: Sequence[int] = (),
     timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> subprocess.CompletedProcess[str]:
+    """As `run`, with the standard error too."""
     if any("\0" in word for word in argv):
         raise SlurmError(argv[0], _("a name holds a NUL character, which no command can be given"), transient=False)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from truba_runner.slurm.client import SlurmError, query, run
-from truba_runner.slurm.jobs import _BACK_IN_QUEUE
+from truba_runner.slurm.jobs import BACK_IN_QUEUE
 
 
 def sbatch(script: str, *, inherit: Sequence[int] = ()) -> str:
@@ -45,7 +45,7 @@ def requeue(job_id: str) -> None:
         query(["scontrol", "requeue", job_id])
     except SlurmError as error:
         # Slurm has done it at a first attempt whose answer was lost, or for another who asked at the same time.
-        if _BACK_IN_QUEUE not in error.message:
+        if BACK_IN_QUEUE not in error.message:
             raise
 
 

@@ -14,7 +14,7 @@ _SEPARATOR = "\x1f"
 
 
 # Slurm has forgotten the job; the job to be requeued is back in the queue already.
-_UNKNOWN_JOB, _BACK_IN_QUEUE = "Invalid job id specified", "Job is pending execution"
+_UNKNOWN_JOB, BACK_IN_QUEUE = "Invalid job id specified", "Job is pending execution"
 
 
 # The site has none.

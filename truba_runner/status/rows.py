@@ -19,7 +19,7 @@ from truba_runner.search.directory import search_of
 from truba_runner.slurm.jobs import Job
 
 # The keys of a row, all without a value.
-_NOTHING: dict[str, Any] = {
+EMPTY_ROW: dict[str, Any] = {
     **dict.fromkeys(("run", "state", "partition", "job_id"), ""),
     **dict.fromkeys(("epoch", "epochs", "step", "steps_per_epoch")),
     "metrics": {},
@@ -42,7 +42,7 @@ def say_damaged(runs: Iterable[RunDir], file: TextIO | None = None) -> None:
             print(told, file=file or sys.stderr)
 
 
-def _with_sweeps_as_one(rows: Sequence[dict[str, Any]], sweeps: Sequence[SweepDir]) -> list[dict[str, Any]]:
+def with_sweeps_as_one(rows: Sequence[dict[str, Any]], sweeps: Sequence[SweepDir]) -> list[dict[str, Any]]:
     """Replace the rows of each sweep's runs by one row: a thousand of them would hide the other runs."""
     of: dict[tuple[Path, str], list[SweepDir]] = {}
     finders: set[Path] = set()
@@ -60,21 +60,21 @@ def _with_sweeps_as_one(rows: Sequence[dict[str, Any]], sweeps: Sequence[SweepDi
         if not own and path not in finders:
             shown[path] = row
         for sweep in own:
-            shown.setdefault(sweep.path, {**_NOTHING, "run": sweep.id, "why": f"truba status {sweep.id}"})
+            shown.setdefault(sweep.path, {**EMPTY_ROW, "run": sweep.id, "why": f"truba status {sweep.id}"})
             counts.setdefault(sweep.path, Counter())[row["state"]] += 1
     for path, states in counts.items():
         shown[path]["state"] = ", ".join(f"{count} {state}" for state, count in states.most_common())
     return list(shown.values())
 
 
-def _row_or_damage(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
+def row_or_damage(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
     """Return the row of a run, also if its records are damaged: one such run must not prevent the whole table."""
     if not (damaged := damaged_row(run)):
         try:
             return row(run, jobs)
         except OSError as error:  # The run was deleted meanwhile, or its disk no longer answers.
             damaged = {"run": run.id, "state": damage.DAMAGED, "why": str(error), "directory": str(run.path)}
-    return {**_NOTHING, **damaged}
+    return {**EMPTY_ROW, **damaged}
 
 
 def row(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:

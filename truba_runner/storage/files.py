@@ -48,7 +48,8 @@ def written_whole(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
         raise
 
 
-def _json_bytes(value: Any) -> bytes:
+def json_bytes(value: Any) -> bytes:
+    """Encode a value as JSON, with null for NaN."""
     text = json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     # A file name in it may not be UTF-8; JSON reads this escape back as the same name.
     return text.encode(errors="backslashreplace")

@@ -22,7 +22,7 @@ from truba_runner.environment import start
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _
 from truba_runner.slurm import budget, client, commands, jobs
-from truba_runner.slurm.batch_script import _MOST_RESTARTS, _NEVER_BEGUN, _REQUEUE, _Script
+from truba_runner.slurm.batch_script import MOST_RESTARTS, NEVER_BEGUN, REQUEUE, Script
 from truba_runner.slurm.client import SRUN_FAILED
 from truba_runner.slurm.request import Request
 from truba_runner.submission.prepared import Prepared, prepare_directory
@@ -98,11 +98,11 @@ class Submission:
             ],
             "teardown": [
                 "status=$?",
-                _REQUEUE,
+                REQUEUE,
                 "case $status in",
                 # Killed without a word, by a failing node or for its memory: Slurm would not start it again.
                 "  137) requeue ;;",
-                f"  {_NEVER_BEGUN}) [ ${{SLURM_RESTART_COUNT:-0}} -ge {_MOST_RESTARTS} ] || requeue ;;",
+                f"  {NEVER_BEGUN}) [ ${{SLURM_RESTART_COUNT:-0}} -ge {MOST_RESTARTS} ] || requeue ;;",
                 "esac",
                 "exit $status",
             ],
@@ -126,7 +126,7 @@ class Submission:
     def script(self) -> str:
         """Exactly what sbatch reads."""
         python = self._start().python
-        executor = _Script(folder=self.log_folder, python=python)
+        executor = Script(folder=self.log_folder, python=python)
         executor.update_parameters(**self.parameters())
         return executor.text(f"{python} -u -m {self.worker()}", self.array_size)
 
