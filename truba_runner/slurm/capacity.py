@@ -71,5 +71,5 @@ def core_limit(account: str) -> int:
 
 
 def gpus_in(gres: str) -> int:
-    """Return the number of GPUs in a GRES string such as `gpu:v100:4(S:0-1),…`."""
+    """Return the number of GPUs in a GRES string such as `gpu:v100:4(S:0-1)`."""
     return sum(int(count) for count in re.findall(r"\bgpu(?::[^:,()]+)?:(\d+)", gres))

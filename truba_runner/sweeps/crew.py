@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def train(runs: Sequence[RunDir], token: str, places: int, share_gpus: bool) -> int:
-    """Train the unfinished runs; return 0 if all have a result or the job was requeued, 143 if it was ended, else 1.
+    """Train unfinished runs; return 0 if all have a result or the job was requeued, 143 if it was terminated, else 1.
 
     `places` is the number of slots for runs in the job.
     """
