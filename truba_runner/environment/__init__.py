@@ -1,1 +1,1 @@
-"""The Python that a job gets, and what it contains."""
+"""Enter the Python environment of a job, and check what it contains."""

@@ -1,7 +1,7 @@
-"""Whether the environment that a job will get can train the experiment: asked once, before hours in a queue.
+"""Check before a submission that the environment of the job can train the experiment.
 
-The environment is entered as the job will enter it, here, or, where this machine can't, in a short job. The answer is
-kept under ~/.local/state by what the environment is, so that a second submission asks nothing.
+The environment is entered as the job will enter it, on this machine or, if that fails, in a short job. The answer is
+cached under ~/.local/state by what the environment is made of, so that a second submission need not probe it again.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ from truba_runner.storage.files import write_atomically
 from truba_runner.storage.package_files import shipped
 from truba_runner.storage.user_state import state_folder
 
-# A framework is not imported, so what takes long is a container's start, or a file system that is slow to answer.
+# No framework is imported, so only the start of a container or a slow file system takes long.
 HERE_SECONDS = 30.0
-# Modules are replaced under the same name.
+# Limited because sites replace modules under the same name.
 _KEPT_SECONDS = 30 * 24 * 3600.0
 _LEAST_PYTHON = (3, 10)
-# What a container's runtime says of a command that it has not.
+# Message of a container runtime if the container lacks a command.
 _NO_SUCH_COMMAND = "executable file not found"
 
 Found = Mapping[str, Any]
-# Runs a shell script elsewhere, and returns what it printed and how it ended; None: there was no answer in time.
+# Runs a shell script elsewhere and returns its output and exit status; None: there was no answer in time.
 Elsewhere = Callable[[str], "tuple[str, int] | None"]
 
 
 @dataclass(frozen=True)
 class _Silent(Exception):
-    """The environment could not be entered on this machine, which says nothing about another one."""
+    """Failure to enter the environment on one machine, which says nothing about other machines."""
 
     why: str
 
 
 def found(experiment: Experiment, elsewhere: Elsewhere) -> Found:
-    """What the environment holds: `python`, `packages` and `cuda`, each with versions; empty where that is not known.
+    """Return the versions of `python`, `packages` and `cuda` in the environment (see report.py); empty if unknown.
 
     Raises:
-        Refused: it can't be entered anywhere, or lacks what the experiment needs.
+        truba_runner.errors.Refused: it cannot be entered anywhere, or lacks what the experiment needs.
     """
     chosen = experiment.environment
     if chosen.kind == "inherit":
@@ -69,10 +69,10 @@ def found(experiment: Experiment, elsewhere: Elsewhere) -> Found:
 
 
 def found_here(experiment: Experiment) -> Found | str:
-    """The same, asked on this machine alone; where it cannot be entered here, which says nothing of a job's node: why.
+    """Return what `found` does, but use this machine only; if the environment cannot be entered here, return why.
 
     Raises:
-        Refused: as `found`.
+        truba_runner.errors.Refused: as `found`.
     """
     chosen = experiment.environment
     if chosen.kind == "inherit":
@@ -101,7 +101,7 @@ def _refuse_missing_files(chosen: Environment) -> None:
 
 
 def _unreadable(path: str) -> str:
-    """Why a file cannot be read; empty where it can."""
+    """Return why a file cannot be read; empty if it can."""
     try:
         os.stat(path)
     except FileNotFoundError:
@@ -117,7 +117,7 @@ def _images_beside(image: Path) -> list[str]:
     return []
 
 
-# -- asking ----------------------------------------------------------------------------------------------------
+# -- probing ---------------------------------------------------------------------------------------------------
 
 
 def _asked(experiment: Experiment, elsewhere: Elsewhere) -> Found:
@@ -147,16 +147,16 @@ def _asked(experiment: Experiment, elsewhere: Elsewhere) -> Found:
 
 
 def _script(chosen: Environment, wrapper: Path) -> str:
-    """Enters the environment as a job does, and has its Python report."""
+    """Return a script that enters the environment as a job does and runs the report with its Python."""
     entered = start.start(chosen, wrapper)
     program = pkgutil.get_data("truba_runner", "environment/report.py") or b""
-    # A container that shows none of the run's folders has no other folder to be in.
+    # The container is started without binds, so the current folder may not exist in it.
     lines = [*entered.setup, "cd /", f"{entered.python} - <<'END-OF-REPORT'", program.decode(), "END-OF-REPORT", ""]
     return "\n".join(lines)
 
 
 def _run_here(script: str) -> tuple[str, int]:
-    """What a script printed, and how it ended.
+    """Run a script on this machine; return its output and exit status.
 
     Raises:
         _Silent: it took too long.
@@ -173,11 +173,11 @@ def _run_here(script: str) -> tuple[str, int]:
 
 
 def _read(chosen: Environment, printed: str, status: int) -> Found:
-    """The report in what the script printed.
+    """Return the report in the script's output.
 
     Raises:
-        Refused: the environment is at fault.
-        _Silent: the machine may be.
+        truba_runner.errors.Refused: the environment is at fault.
+        _Silent: the machine may be at fault.
     """
     for line in printed.splitlines():
         if line.startswith(report.MARK):
@@ -199,11 +199,11 @@ def _read(chosen: Environment, printed: str, status: int) -> Found:
     raise _Silent(said or _("exit status {status}", status=status))
 
 
-# -- keeping ---------------------------------------------------------------------------------------------------
+# -- cache -----------------------------------------------------------------------------------------------------
 
 
 def _file(chosen: Environment) -> Path:
-    """Where the answer is kept: by all that the environment is made of."""
+    """Return the cache file, named by a hash of all that the environment is made of."""
     about: dict[str, Any] = {**asdict(chosen), "made_of": []}
     for path in _made_of(chosen):
         with suppress(OSError):
@@ -214,7 +214,7 @@ def _file(chosen: Environment) -> Path:
 
 
 def _made_of(chosen: Environment) -> Iterator[Path]:
-    """The files and folders by which it shows that an environment has changed; not all of them need be there."""
+    """Yield the files and folders that change when the environment does; some may not exist."""
     if chosen.kind == "apptainer":
         yield Path(chosen.image)
     elif chosen.kind == "venv":
@@ -226,7 +226,7 @@ def _made_of(chosen: Environment) -> Iterator[Path]:
 
 
 def _kept(experiment: Experiment) -> Found:
-    """What was found before; nothing where that lacks what the experiment needs: it may have come since."""
+    """Return the cached answer; empty if it lacks what the experiment needs, which may have been installed since."""
     with suppress(OSError, ValueError):
         file = _file(experiment.environment)
         if time.time() - file.stat().st_mtime < _KEPT_SECONDS:
@@ -236,17 +236,17 @@ def _kept(experiment: Experiment) -> Found:
 
 
 def _keep(chosen: Environment, held: Found) -> None:
-    with suppress(OSError):  # A home that can't be written to costs a question at each submission.
+    with suppress(OSError):  # Without a writable home each submission probes again.
         file = _file(chosen)
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomically(file, json.dumps(held, indent=1).encode())
 
 
-# -- judging ---------------------------------------------------------------------------------------------------
+# -- requirements ----------------------------------------------------------------------------------------------
 
 
 def _refuse_lacking(experiment: Experiment, held: Found) -> None:
-    """What makes a training impossible there; older versions than were tried are only warned of."""
+    """Refuse an environment that cannot train the experiment; only warn of versions older than any that was tried."""
     if problem := _problem(experiment, held):
         raise Refused(problem)
     for name, least in _needs(experiment).items():
@@ -259,7 +259,7 @@ def _refuse_lacking(experiment: Experiment, held: Found) -> None:
 
 
 def _needs(experiment: Experiment) -> dict[str, str]:
-    """The packages that a training takes, with the oldest version of each that was tried."""
+    """Return the packages that the training needs, with the oldest version of each that was tried."""
     traits = TRAITS.get(experiment.job.backend)
     return {**(traits.needs if traits else {}), **({"keras-tuner": "1.4.7"} if experiment.sweep.kind else {})}
 
@@ -295,7 +295,7 @@ _REMEDIES = {
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """The first two numbers of a version; an unknown one is newer than all."""
+    """Return the first two numbers of a version; an unknown version counts as newer than all."""
     return tuple(int(number) for number in re.findall(r"\d+", version)[:2]) or (9999,)
 
 
@@ -305,7 +305,7 @@ def _words(chosen: Environment) -> str:
 
 
 def described(chosen: Environment, held: Found) -> str:
-    """One line: what was chosen, and what it holds."""
+    """Describe the chosen environment and its versions in one line."""
     if not held:
         return _words(chosen)
     versions = [f"Python {held['python']}", *(f"{name} {version}" for name, version in held["packages"].items())]

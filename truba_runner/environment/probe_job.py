@@ -1,4 +1,4 @@
-"""A script in a short job of its own, whose answer is waited for a while: for what a login node can't do."""
+"""Run a script in a short Slurm job, for what a login node cannot do, and wait a while for its answer."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from truba_runner.slurm.jobs import Job
 from truba_runner.slurm.request import Request
 from truba_runner.storage import private
 
-# A partition for such jobs starts them in seconds, or it is busy and nobody wants to wait for it.
+# A partition for short jobs starts them in seconds; if it is busy, a longer wait is not worthwhile.
 WAIT_SECONDS = 120.0
 _POLL_SECONDS = 0.5
 _END = "TRUBA-END "
 
 
 def run(experiment: Experiment, script: str) -> tuple[str, int] | None:
-    """What a shell script prints on a compute node, and how it ends; None: it has not started in time.
+    """Run a shell script on a compute node; return its output and exit status, or None if it does not end in time.
 
-    The job is left alone then, and the same script, the next time, first looks for its answer.
+    In that case the job is left alone, and the next call with the same script first looks for its answer.
 
     Raises:
-        Failed: Slurm does not answer, or takes no such job.
+        truba_runner.errors.Failed: Slurm does not answer, or rejects the job.
     """
     runs_folder = Path(experiment.cluster.runs_folder)
     name = f"truba-environment-{hashlib.sha256(script.encode()).hexdigest()[:12]}"
@@ -64,7 +64,7 @@ def _read(output: Path) -> str:
 
 
 def _request(experiment: Experiment) -> Request:
-    """The least that the partition for such jobs takes, on nodes of the experiment's own kind."""
+    """Return the smallest request on the probe partition, else the experiment's, for the experiment's kind of node."""
     cluster, own = experiment.cluster, experiment.resources
     if cluster.probe_partition not in cluster.partitions:
         return replace(plan(experiment).request, time_minutes=5, nodes=1, tasks_per_node=1, mail_type="", mail_user="")

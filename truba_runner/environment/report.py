@@ -1,6 +1,6 @@
-"""What a Python has for training, as a line of JSON; its text is run by the Python in question, however old that is.
+"""Report a Python's packages for training as a line of JSON; that Python, however old, runs the text of this file.
 
-Nothing of it is imported: on a login node TensorFlow may not be, and takes ten seconds.
+The packages are not imported: on a login node importing TensorFlow is not allowed, and it takes ten seconds.
 """
 
 import base64
@@ -14,18 +14,18 @@ from typing import Any, Dict  # noqa: UP035  # For the oldest.
 
 MARK = "TRUBA-ENVIRONMENT "
 PACKAGES = ("tensorflow", "keras", "torch", "torchvision", "fastai", "keras-tuner", "numpy", "matplotlib")
-# Where a framework names the CUDA that it was built for, as text.
+# The file in which a framework names, as text, the CUDA version that it was built for.
 BUILT_FOR = {
     "tensorflow": ("python/platform/build_info.py", r"""["']cuda_version["'][:,]\s*["']([^"']+)"""),
     "torch": ("version.py", r"""^cuda\b[^=\n]*=\s*["']([^"']+)"""),
 }
-# Libraries whose packages for one CUDA and for another write the same file, and what asks for them.
+# Libraries whose packages for different CUDA versions write the same file, and the start of its name.
 SHARED = {"cudnn": "libcudnn.so", "nccl": "libnccl.so"}
 CUDAS = ("cu11", "cu12", "cu13", "cu14")
 
 
 def report() -> Dict[str, Any]:  # noqa: UP006
-    """Versions of Python, of packages by name, and of CUDA by the framework that was built for it; see `shared`."""
+    """Return versions of Python, of packages by name, and of CUDA by the framework built for it; see `shared`."""
     packages = {name: version_of(name) for name in PACKAGES}
     packages = {name: version for name, version in packages.items() if version}
     cuda = {name: built_for(name, *BUILT_FOR[name]) for name in BUILT_FOR if name in packages}
@@ -39,9 +39,9 @@ def report() -> Dict[str, Any]:  # noqa: UP006
 
 
 def shared(library: str) -> Dict[str, Any]:  # noqa: UP006
-    """Of a library that is installed for several CUDAs: `packages` with versions, and what is `asked` and `loaded`.
+    """Return `packages` with versions, `asked` and `loaded` of a library installed for several CUDAs, else nothing.
 
-    Both by framework; the package whose file lies where that of the one asked for should lie is loaded.
+    By framework: `asked` is the package that it requires, `loaded` the package whose file is in that one's place.
     """
     try:
         from importlib.metadata import PackageNotFoundError, distribution
@@ -70,12 +70,12 @@ def shared(library: str) -> Dict[str, Any]:  # noqa: UP006
 
 
 def library_file(package: Any, start: str) -> Any:
-    """The first file of a package whose name starts so."""
+    """Return the first file of a package whose name begins with `start`."""
     return next((file for file in package.files or () if file.name.startswith(start)), None)
 
 
 def owner(file: Any, files: Dict[str, Any]) -> str:  # noqa: UP006
-    """Which of the packages that write a file wrote it last; empty where that does not show."""
+    """Return which of the packages that write a file wrote it last; empty if that is not apparent."""
     if file is None:
         return ""
     path = str(file.locate())
@@ -96,7 +96,7 @@ def owner(file: Any, files: Dict[str, Any]) -> str:  # noqa: UP006
 
 
 def version_of(name: str) -> str:
-    """A package's version; empty where it can't be imported."""
+    """Return a package's version; empty if it cannot be imported, `?` if its metadata is unreadable."""
     try:
         if importlib.util.find_spec(name.replace("-", "_")) is None:
             return ""
@@ -106,7 +106,7 @@ def version_of(name: str) -> str:
         from importlib.metadata import version
     except ImportError:
         return "?"
-    # Builds of the same package have names of their own.
+    # Builds for CPUs or GPUs are distributed under other names.
     for one in (name, name + "-gpu", name + "-cpu", "intel-" + name):
         try:
             return str(version(one))
@@ -116,7 +116,7 @@ def version_of(name: str) -> str:
 
 
 def built_for(name: str, file: str, pattern: str) -> str:
-    """The CUDA version in a framework's own files; empty for one that was built for CPUs."""
+    """Return the CUDA version in a framework's own files; empty if it was built for CPUs."""
     spec = importlib.util.find_spec(name)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         try:

@@ -1,4 +1,4 @@
-"""How a job gets its Python (docs/environments.md): the shell before it and the command that starts it. Pure."""
+"""Write the shell lines and the command that start a job's Python (docs/environments.md). Pure."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from truba_runner.config.partitions import facts_of
 from truba_runner.config.schema import Environment, Experiment
 from truba_runner.slurm.request import Request
 
-# How the shell below ends where the fault lies with the environment, or with the machine that should enter it.
+# Exit statuses of the shell lines and the wrapper: no `module` here, a module did not load, no apptainer here.
 NO_MODULES, NOT_LOADED, NO_APPTAINER = 91, 92, 93
-# Text in a set comes in another order in each process, unless this is set: labels that are numbered by a set would be
-# other ones after an interruption.
+# Otherwise sets of strings are ordered differently in each process: labels numbered from a set change on a resume.
 HASH_SEED, SAME_HASHES = "PYTHONHASHSEED", "0"
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a job's script needs of an environment."""
+    """Parts of a job's script that enter an environment."""
 
     # Shell lines.
     setup: tuple[str, ...]
-    # Python, for a shell; its arguments follow.
+    # Shell command that starts Python; its arguments follow.
     python: str
 
 
 def start(environment: Environment, wrapper: Path, binds: Sequence[str] = (), gpus: bool = False) -> Start:
-    """The environment's shell. `wrapper` is `container/apptainer`; `binds` are the paths that a container must show."""
+    """Return how to enter the environment. `wrapper` is `container/apptainer`; `binds` are a container's paths."""
     setup = [*environment.setup, f'export {HASH_SEED}="${{{HASH_SEED}:-{SAME_HASHES}}}"']
     if environment.kind == "module":
         setup += _load(environment.modules)
@@ -53,7 +52,7 @@ def start(environment: Environment, wrapper: Path, binds: Sequence[str] = (), gp
 def _load(modules: Sequence[str]) -> list[str]:
     names = shlex.join(modules)
     return [
-        # A job's shell is no login shell; where it has not inherited the command either, the site's profile has it.
+        # A job's shell is no login shell; if it has not inherited `module`, the site's profile defines it.
         "type module >/dev/null 2>&1 || . /etc/profile",
         f"type module >/dev/null 2>&1 || {{ echo 'there is no command module here' >&2; exit {NO_MODULES}; }}",
         "module purge",
@@ -62,7 +61,7 @@ def _load(modules: Sequence[str]) -> list[str]:
 
 
 def binds(experiment: Experiment, request: Request, project: Path, job_file: Path) -> list[str]:
-    """The paths that a run's container must show: its runs, data and scratch, and the project with the job's code."""
+    """Return the paths that a run's container must bind: its runs, data and scratch, the project and the job's code."""
     cluster = experiment.cluster
     scratch = facts_of(cluster, request.partition, request.constraint).local_scratch
     wanted = [cluster.scratch, cluster.runs_folder, experiment.data.folder, scratch, str(project)]

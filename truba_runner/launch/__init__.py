@@ -1,1 +1,1 @@
-"""What becomes of one experiment."""
+"""Launch one experiment: prepare it, then train it here or submit it."""

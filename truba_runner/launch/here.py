@@ -1,4 +1,4 @@
-"""Trains in the foreground."""
+"""Train a run in the foreground."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from truba_runner.submission.prepared import Prepared
 
 
 def train_here(prepared: Prepared) -> Outcome:
-    """Trains a run on this machine, and waits for it."""
+    """Train a run on this machine and wait until it ends."""
     from truba_runner.submission.local import see_through, start_here
 
     run = prepared.run

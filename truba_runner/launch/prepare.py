@@ -1,4 +1,4 @@
-"""An experiment becomes a checked run: its plan, data, environment and run directory."""
+"""Prepare an experiment as a checked run: its plan, data, environment and run directory."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from truba_runner.submission.automatic import Automatic
 
 
 def check(experiment: Experiment) -> tuple[Experiment, Plan, Path]:
-    """The experiment without `auto`, its plan, and the file of its job.
+    """Return the experiment without `auto`, its plan, and its job file.
 
     Raises:
-        Refused: with every broken rule.
-        Failed: Slurm does not answer.
+        truba_runner.errors.Refused: it breaks rules; all of them are listed.
+        truba_runner.errors.Failed: Slurm does not answer.
     """
     problems: list[Problem] = []
     made, job_file = None, None
@@ -48,11 +48,11 @@ def check(experiment: Experiment) -> tuple[Experiment, Plan, Path]:
 
 
 def in_environment(experiment: Experiment) -> Found:
-    """What the job's Python holds, where that is known.
+    """Return the versions in the job's Python environment; empty if unknown.
 
     Raises:
-        Refused: the experiment can't be trained with it.
-        Failed: there is no Slurm here.
+        truba_runner.errors.Refused: the experiment cannot be trained with it.
+        truba_runner.errors.Failed: sbatch is missing here, or Slurm does not answer or rejects the probe job.
     """
     if experiment.cluster.scheduler == "slurm":
         on_slurm_or_failed()
@@ -60,19 +60,19 @@ def in_environment(experiment: Experiment) -> Found:
 
 
 def on_slurm_or_failed() -> None:
-    """Makes sure that jobs can be submitted from here.
+    """Require that jobs can be submitted from here.
 
     Raises:
-        Failed: they cannot.
+        truba_runner.errors.Failed: sbatch is not available.
     """
     if not client.available():
         raise Failed(_("there is no sbatch on the PATH; is this a login node? cluster=local trains here"))
 
 
 def with_data(experiment: Experiment, selector: str) -> Experiment:
-    """Sees to the data; where other data stands in for it, says so and trains on that under its own name."""
+    """Provide the data; if the fallback data has to be used, print a warning and set its name in the experiment."""
     name = staging.provide(experiment, selector)
-    # Of a long table the one line that the run uses; a search has trials, which may use several.
+    # Keep only those lines of the long table of weights that the run, or any trial of a search, uses.
     used = {arch: url for job in jobs(experiment) for arch, url in weights.chosen(job).items()}
     experiment = replace(experiment, job=replace(experiment.job, weights=used))
     if name == experiment.data.name:
@@ -85,16 +85,16 @@ def with_data(experiment: Experiment, selector: str) -> Experiment:
 
 
 def newest_run_dir(experiment: Experiment, names: Collection[str] | None = None) -> RunDir:
-    """The newest run of this config, or, for a fresh start, the one after it.
+    """Return the newest run directory of this config or, with `fresh=true`, the next one.
 
-    `names` is what the runs folder holds, where somebody has looked already.
+    `names` lists the content of the runs folder if the caller has read it already.
     """
     folder, name = Path(experiment.cluster.runs_folder), run_id(experiment)
 
     def exists(one: str) -> bool:
         try:
             return (names is None or one in names) and RunDir(folder / one).exists()
-        except PermissionError:  # It is another's, and refused as such.
+        except PermissionError:  # Another user's directory exists; it is refused later.
             return True
 
     count = 1

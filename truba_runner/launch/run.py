@@ -1,4 +1,4 @@
-"""What becomes of a composed experiment: checked, decided, then trained here or handed to Slurm."""
+"""Launch a composed experiment: check it, then train it here or submit it to Slurm unless that is already done."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ from truba_runner.submission.submission import Submission, warn_of_cost
 
 
 def launch(experiment: Experiment, selector: str, may_wait: bool = True) -> Outcome:
-    """Submits or trains a run, or a search. `selector` is how the user chose the experiment.
+    """Submit or train a run or a search. `selector` is how the user chose the experiment.
 
-    `may_wait`: where `launcher.wait` says so; else it is left to the caller.
+    `may_wait`: follow `launcher.wait`; if false, the caller waits.
 
     Raises:
-        Refused: it breaks a rule.
-        Failed: Slurm does not answer.
+        truba_runner.errors.Refused: it breaks a rule.
+        truba_runner.errors.Failed: Slurm does not answer.
     """
-    # Of a single run the finder is no job of its own.
+    # A single run finds its learning rate itself, without a separate finder job.
     experiment = lr_find.training_of(lr_find.with_default(experiment))
     return go(_prepared(experiment, selector), may_wait)
 
 
 def go(prepared: Prepared, may_wait: bool = True) -> Outcome:
-    """Submits or trains a run, or starts a search, that breaks no rule; says what came of it.
+    """Submit or train a checked run, or start a checked search, and print the outcome.
 
-    `may_wait`: where `launcher.wait` says so; else it is left to the caller.
+    `may_wait`: follow `launcher.wait`; if false, the caller waits.
 
     Raises:
-        Refused: it may not go on with the code that it finds.
-        Failed: Slurm does not answer.
+        truba_runner.errors.Refused: its code has changed, so it must not resume, or Slurm rejects the job.
+        truba_runner.errors.Failed: Slurm does not answer.
     """
     experiment = prepared.experiment
     if experiment.sweep.kind:
@@ -59,7 +59,7 @@ def go(prepared: Prepared, may_wait: bool = True) -> Outcome:
         outcome = Outcome(prepared.run.id, str(prepared.run.path), "dry_run")
     else:
         outcome = _launch_run(prepared)
-    over = outcome.action == "finished"  # As was said already.
+    over = outcome.action == "finished"  # Its outcome is printed already.
     return wait_for([outcome])[0] if may_wait and waits(experiment) and not over else outcome
 
 
@@ -92,15 +92,15 @@ def _prepared(experiment: Experiment, selector: str) -> Prepared:
 
 
 def newest_directory(experiment: Experiment, names: Collection[str] | None = None) -> RunDir:
-    """Of a run, or of a search; `names` as in `newest_run_dir`."""
+    """Return the newest directory of a run or a search; `names` as in `newest_run_dir`."""
     return search.directory(experiment) if experiment.sweep.kind else newest_run_dir(experiment, names)
 
 
 def refuse_others(experiment: Experiment, runs: Sequence[RunDir], *folders: Path) -> None:
-    """Holds back what would use a runs folder, or in it a run's or one of `folders`, that is not this user's alone.
+    """Refuse to use the runs folder, `runs` and `folders` in it if another user owns or can write to any of them.
 
     Raises:
-        Refused: there are such folders.
+        truba_runner.errors.Refused: there are such folders.
     """
     runs_folder = Path(experiment.cluster.runs_folder)
     shared = (runs_folder / CODE, runs_folder / SWEEPS, runs_folder / LOCK)
@@ -108,10 +108,10 @@ def refuse_others(experiment: Experiment, runs: Sequence[RunDir], *folders: Path
 
 
 def refuse_damaged(runs: Iterable[RunDir]) -> None:
-    """Holds back what would submit a run, or a search, whose earlier submissions cannot be told.
+    """Refuse to submit a run or a search whose record of earlier submissions is damaged.
 
     Raises:
-        Failed: there is such a run.
+        truba_runner.errors.Failed: there is such a run.
     """
     for run in runs:
         if why := damage.of_submissions(run):
@@ -141,7 +141,7 @@ def _through_slurm(prepared: Prepared) -> Outcome:
 
 
 def _already(prepared: Prepared) -> Outcome | None:
-    """The outcome of a run that needs no submission: finished, or in Slurm's hands."""
+    """Return the outcome of a run that is finished or has a live job; None: it has to be submitted."""
     run = prepared.run
     if not run.submissions():
         return None
@@ -159,11 +159,8 @@ def _already(prepared: Prepared) -> Outcome | None:
     if state.live:
         return Outcome(run.id, str(run.path), "running", last_job_id(run))
     if run.result():
-        # Since it was looked at above: Slurm takes its time to answer.
+        # It finished while Slurm was answering.
         return Outcome(run.id, str(run.path), "finished", last_job_id(run))
     if problem := changed_code.problem(prepared):
         raise Refused(problem)
     return None
-
-
-# -- here ------------------------------------------------------------------------------------------------------

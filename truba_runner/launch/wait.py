@@ -1,4 +1,4 @@
-"""Waits until jobs have ended."""
+"""Wait until jobs have ended."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _WAIT_SECONDS = 2.0
 
 
 def waits(experiment: Experiment) -> bool:
-    """Whether the command is to stay until what it submits has ended."""
+    """Return whether the command waits until the jobs that it submits have ended."""
     return experiment.launcher.wait and experiment.cluster.scheduler == "slurm" and not experiment.dry_run
 
 
 def wait_for(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Holds on until Slurm has done with every run; with a search, once it has its result or no worker.
+    """Wait until every run or search has a result or no live job; print and return the outcomes.
 
     Raises:
-        Failed: Slurm cannot be asked.
+        truba_runner.errors.Failed: Slurm cannot be queried.
     """
     ended = []
     for outcome in outcomes:
@@ -49,11 +49,11 @@ def wait_for(outcomes: Sequence[Outcome]) -> list[Outcome]:
 
 
 def _in_slurms_hands(run: RunDir) -> bool:
-    """Whether the run's job waits or runs; one that squeue has just lost sight of is looked for in accounting."""
+    """Return whether the run or search has a live job; if squeue no longer lists any job, ask accounting."""
     try:
         jobs = slurm_jobs.queue()
     except client.SlurmError as error:
-        if error.transient:  # That it does not answer for a while ends no job.
+        if error.transient:  # A job does not end because the controller is unreachable for a while.
             return True
         told = _(
             "Slurm does not answer ({message}), so whether {run} runs is not known", message=error.message, run=run.id

@@ -1,1 +1,1 @@
-"""The only package that runs Slurm's commands; the sbatch script."""
+"""The only package that runs Slurm's commands; it also writes the sbatch script."""

@@ -1,4 +1,4 @@
-"""The sbatch script, with its requeue trap."""
+"""Write the sbatch script, with its shell function that requeues the job."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from submitit import SlurmExecutor
 
 from truba_runner.slurm.client import SRUN_FAILED
 
-# A job that has never begun goes back into the queue, unless it has been there so often, for whatever reason.
+# A job whose worker never began is requeued, unless the job was restarted this often, for whatever reason.
 MOST_RESTARTS = 10
-# How srun ends then: it failed itself, or a signal of Slurm's reached the worker before that listened.
+# The exit statuses of srun then: srun itself failed, or Slurm's signal arrived before the worker had its handlers.
 NEVER_BEGUN = f"{SRUN_FAILED}|{128 + signal.SIGUSR2}|{128 + signal.SIGTERM}"
-# Bash. Of an array `job` is one task: the number of the last to start is also the array's, and would mean all of them.
-# Slurm may not answer for a while; a job that is cancelled, or back in the queue, is left alone, and so is one whose
-# rank at fault has forbidden it.
+# Bash. For an array `job` is one task: the last task's SLURM_JOB_ID is also the array's id and would mean all tasks.
+# Slurm may not answer for a while. A job that is cancelled or queued again is left alone, and so is one for which the
+# failed rank has forbidden a requeue.
 REQUEUE = r"""
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
 requeue() {
@@ -30,17 +30,17 @@ requeue() {
 class Script(SlurmExecutor):
     """submitit's check of the parameters and its sbatch text, around our own command.
 
-    Its pickles, their renaming after sbatch (a kill in between loses the job) and its handler, which exits inside the
-    signal, are not used.
+    Not used are its pickles, which it renames after sbatch (a kill in between loses the job), and its signal handler,
+    which exits inside the signal.
     """
 
     @classmethod
     def affinity(cls) -> int:
-        """A script can be written, for a dry run, where there is no srun."""
+        """Return 1, so that a dry run can write a script on a machine without srun."""
         return 1
 
     def text(self, command: str, array_size: int) -> str:
-        """The script; `array_size` is 0 for a single job."""
+        """Return the script; `array_size` is 0 for a single job."""
         if array_size:
             self.parameters["map_count"] = array_size
         return str(self._make_submission_file_text(command, uid=""))

@@ -1,4 +1,4 @@
-"""Core-hours and GPU-hours: what an account may use over time, what is left of it, and what a submission may take."""
+"""Compare the core-hours and GPU-hours that an account has left with those that submissions may use."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from truba_runner.slurm.client import SlurmError
 from truba_runner.slurm.queries import Limit
 from truba_runner.slurm.request import Request
 
-# Slurm's name for a limit on what is used over time, in minutes.
+# Slurm's name for a limit on use accumulated over time, in minutes.
 _OVER_TIME = "GrpTRESMins"
 WORDS = {"cpu": marked("core-hours"), "gres/gpu": marked("GPU-hours")}
 
 
 def limits(account: str) -> list[Limit]:
-    """The limits over time that are set on an account, in minutes; none where Slurm does not tell."""
+    """Return an account's limits on cores and GPUs over time, in minutes; empty if Slurm does not report them."""
     try:
         return [one for one in queries.limits(account) if one.name == _OVER_TIME and one.resource in WORDS]
     except SlurmError:
@@ -25,26 +25,26 @@ def limits(account: str) -> list[Limit]:
 
 
 def unit(limit: Limit) -> str:
-    """What a limit counts."""
+    """Return the name of the unit that a limit counts, for the user."""
     return _(WORDS[limit.resource])
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a submission may take at the most: so many jobs, or chains of them, each for so many minutes."""
+    """The most that a submission may use: a number of jobs, or of chains of jobs, and the minutes of each."""
 
     request: Request
     jobs: int
     minutes: int
 
     def of(self, resource: str) -> int:
-        """Core-minutes or GPU-minutes."""
+        """Return the core-minutes or GPU-minutes."""
         amount = self.request.total_cores if resource == "cpu" else self.request.nodes * self.request.gpus
         return amount * self.jobs * self.minutes
 
 
 def warnings(asked: Sequence[Asked]) -> Iterator[str]:
-    """What these submissions may take together that is no longer there, if they need all of their time."""
+    """Yield a warning for each limit that these submissions exceed together if they need all of their time."""
     accounts = dict.fromkeys(one.request.account for one in asked)
     for one in (limit for account in accounts for limit in limits(account)):
         account = one.holder.partition("/")[0]

@@ -1,4 +1,4 @@
-"""What the cluster has room for: free GPUs, array size, core limit, estimated start."""
+"""Query what the cluster has room for: free GPUs, array size, core limit, estimated start."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from datetime import datetime
 from truba_runner.language import _
 from truba_runner.slurm.client import SlurmError, completed, query
 
-# Of each column that sinfo prints; it has no delimiter for what --Format asks for.
+# Width of each column that sinfo prints: --Format supports no delimiter.
 _WIDTH = 128
 
 
 def estimated_start(script: str) -> float:
-    """When Slurm expects that a job of this script would start (`sbatch --test-only`), in seconds since 1970.
+    """Return when Slurm expects a job of this script to start (`sbatch --test-only`), in seconds since 1970.
 
     Nothing is submitted.
 
     Raises:
-        SlurmError: it would be refused, or Slurm does not answer.
+        truba_runner.slurm.client.SlurmError: the job would be refused, or Slurm does not answer.
     """
     told = completed(["sbatch", "--test-only"], text=script).stderr
     found = re.search(r"to start at (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", told)
@@ -29,16 +29,16 @@ def estimated_start(script: str) -> float:
 
 
 def free_gpus() -> dict[tuple[str, str], int]:
-    """GPUs that no job has, on nodes that take jobs, by partition and feature of its nodes; "" stands for all nodes."""
+    """Return the free GPUs on nodes that accept jobs, by partition and node feature; "" stands for all nodes."""
     columns = ("Partition", "Gres", "GresUsed", "StateCompact", "Features")
     text = query(["sinfo", "--noheader", "--Node", f"--Format={','.join(f'{name}:{_WIDTH}' for name in columns)}"])
     free: dict[tuple[str, str], int] = {}
     for line in text.splitlines():
         starts = range(0, _WIDTH * len(columns), _WIDTH)
         partition, gres, used, state, features = (line[start : start + _WIDTH].strip() for start in starts)
-        # ~: switched off until it is wanted; -: planned for a job that waits. An asterisk: it does not answer.
+        # Suffixes: ~ is powered down until needed, - is planned for a pending job, * does not respond.
         takes_jobs = state.rstrip("~-") in {"idle", "mix", "alloc", "plnd"}
-        # Of the default partition's name the asterisk is a mark.
+        # An asterisk marks the default partition.
         partition = partition.rstrip("*")
         for feature in ("", *features.split(",")):
             here = free.get((partition, feature), 0)
@@ -47,7 +47,7 @@ def free_gpus() -> dict[tuple[str, str], int]:
 
 
 def max_array_size() -> int:
-    """How many tasks a job array may have; Slurm's own default where it does not tell."""
+    """Return Slurm's MaxArraySize; its default if Slurm does not report it."""
     try:
         told = query(["scontrol", "show", "config"])
     except SlurmError:
@@ -57,13 +57,13 @@ def max_array_size() -> int:
 
 
 def core_limit(account: str) -> int:
-    """Cores that the caller may use at once on an account, as the controller has it; 0: none is told of."""
-    # sacctmgr prints it better, and takes fifteen times as long.
+    """Return how many cores the caller may use at once on an account, by the controller; 0: no limit is reported."""
+    # sacctmgr's output is easier to parse, but takes fifteen times as long.
     user = getpass.getuser()
     argv = ["scontrol", "--oneliner", "show", "assoc_mgr", "flags=assoc", f"accounts={account}", f"users={user}"]
     try:
         told = query(argv)
-    except SlurmError:  # A site may not let its users see this.
+    except SlurmError:  # Some sites do not show this to users.
         return 0
     pattern = rf"Account={re.escape(account)} UserName=(?:{re.escape(user)}\(\d+\))? .* GrpTRES=cpu=(\d+)\("
     limits = (re.search(pattern, line) for line in told.splitlines())
@@ -71,5 +71,5 @@ def core_limit(account: str) -> int:
 
 
 def gpus_in(gres: str) -> int:
-    """The GPUs in Slurm's `gpu:v100:4(S:0-1),…`."""
+    """Return the number of GPUs in a GRES string such as `gpu:v100:4(S:0-1)`."""
     return sum(int(count) for count in re.findall(r"\bgpu(?::[^:,()]+)?:(\d+)", gres))

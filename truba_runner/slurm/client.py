@@ -1,4 +1,4 @@
-"""Runs one Slurm command: retries, a time limit, SlurmError."""
+"""Run one Slurm command, with retries and a time limit; raise SlurmError if it fails."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from truba_runner.language import _
 from truba_runner.slurm import relay
 
 TIMEOUT_SECONDS = 60
-# Accounting is asked once, and not for long: where it is down, what commands need is on record.
+# Accounting is asked once and briefly: if it is down, the runs' own records have what commands need.
 ACCOUNTING_SECONDS = 5.0
-# Between attempts; TRUBA's own advice on a socket timeout is to wait and try again.
+# Pauses between attempts; on a socket timeout TRUBA itself advises to wait and try again.
 BACKOFF_SECONDS = (1, 2, 4, 8, 16)
 _TRANSIENT = (
     "Socket timed out",
@@ -25,24 +25,24 @@ _TRANSIENT = (
     "Connection timed out",
     "Resource temporarily unavailable",
 )
-# The command found no Slurm to ask.
+# Messages of a command that found no Slurm controller.
 _UNREACHABLE = (
     "resolve_ctls_from_dns_srv",
     "Could not establish a configuration source",
     "Unable to process configuration",
 )
-# What srun ends with where not the program but srun itself has failed (SLURM_EXIT_ERROR); no program of ours does.
+# Exit status of srun if srun itself failed, not the program (SLURM_EXIT_ERROR); our programs never exit with it.
 SRUN_FAILED = 121
 
 
 class SlurmError(Exception):
-    """A Slurm command failed.
+    """Failure of a Slurm command.
 
-    `transient`: the same command may work a moment later. `refused`: Slurm has heard the request and will not have it.
+    `transient`: the same command may work a moment later. `refused`: unless transient, Slurm has rejected the request.
     """
 
     def __init__(self, command: str, message: str, transient: bool, refused: bool = False) -> None:
-        """`message` is what the command printed on its standard error."""
+        """`message` is what the command printed on standard error."""
         super().__init__(f"{command}: {message}")
         self.message = message
         self.transient = transient
@@ -50,7 +50,7 @@ class SlurmError(Exception):
 
 
 def available() -> bool:
-    """Whether jobs can be submitted from here."""
+    """Return whether jobs can be submitted from here."""
     return shutil.which("sbatch") is not None or relay.folder() is not None
 
 
@@ -61,12 +61,12 @@ def run(
     inherit: Sequence[int] = (),
     timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> str:
-    """Runs one command once, and returns what it printed; `text` is its standard input.
+    """Run a command once and return its standard output; `text` is its standard input.
 
-    `inherit` are descriptors that it keeps open.
+    `inherit` are file descriptors that the command keeps open.
 
     Raises:
-        SlurmError: it is not installed, ended with an error, or did not answer in time.
+        SlurmError: the command is not installed, failed, or did not answer in time.
     """
     return completed(argv, text=text, inherit=inherit, timeout_seconds=timeout_seconds).stdout
 
@@ -93,7 +93,7 @@ def completed(
                 timeout=timeout_seconds,
                 pass_fds=inherit,
                 check=False,
-                # Else the list of an array's tasks is cut short.
+                # By default Slurm truncates the list of an array's tasks.
                 env={**os.environ, "SLURM_BITSTR_LEN": "0"},
             )
     except FileNotFoundError as error:
@@ -103,7 +103,7 @@ def completed(
         told = _("no answer within {seconds:g} s", seconds=timeout_seconds)
         raise SlurmError(argv[0], told, transient=True) from error
     if done.returncode:
-        # scontrol ping says on its standard output that nobody has answered.
+        # scontrol ping reports on standard output that no controller answers.
         message = done.stderr.strip() or done.stdout.strip() or _("exit status {status}", status=done.returncode)
         unreachable = any(sign in message for sign in _UNREACHABLE)
         raise SlurmError(argv[0], message, any(sign in message for sign in _TRANSIENT), refused=not unreachable)
@@ -111,7 +111,7 @@ def completed(
 
 
 def query(argv: Sequence[str]) -> str:
-    """Runs a command that changes nothing, again after a pause where Slurm did not answer.
+    """Run a command that is safe to repeat; unless it is sacct, retry it after pauses while Slurm does not answer.
 
     Raises:
         SlurmError: as `run`, after the last attempt.

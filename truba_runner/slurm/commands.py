@@ -1,4 +1,4 @@
-"""Slurm's commands: the only place that runs sbatch, squeue, sacct and scancel. Arguments in, parsed rows out."""
+"""Submit, release, requeue and cancel jobs with sbatch, scontrol and scancel."""
 
 from __future__ import annotations
 
@@ -9,50 +9,50 @@ from truba_runner.slurm.jobs import BACK_IN_QUEUE
 
 
 def sbatch(script: str, *, inherit: Sequence[int] = ()) -> str:
-    """Submits a script once and returns the job id.
+    """Submit a script once and return the job id.
 
     Raises:
-        SlurmError: refused, or not answered: then the job may or may not exist.
+        truba_runner.slurm.client.SlurmError: Slurm refused, or did not answer, in which case the job may exist.
     """
     return run(["sbatch", "--parsable"], text=script, inherit=inherit).strip().split(";")[0]
 
 
 def release(job_id: str) -> None:
-    """Lets a job start whatever it was submitted to wait for.
+    """Remove a job's dependencies, so that it may start.
 
     Raises:
-        SlurmError: Slurm does not answer, or may not.
+        truba_runner.slurm.client.SlurmError: Slurm does not answer, or does not allow it.
     """
     query(["scontrol", "update", f"jobid={job_id}", "dependency="])
 
 
 def forbid_requeue(job_id: str) -> None:
-    """Lets a job end for good, whatever it or Slurm would do at its end.
+    """Forbid requeues of a job, both by its script and by Slurm, so that it ends for good.
 
     Raises:
-        SlurmError: Slurm does not answer, or may not.
+        truba_runner.slurm.client.SlurmError: Slurm does not answer, or does not allow it.
     """
     query(["scontrol", "update", f"jobid={job_id}", "requeue=0"])
 
 
 def requeue(job_id: str) -> None:
-    """Puts a running job back into the queue; its processes are told to end. One that is there already is no error.
+    """Requeue a running job, which Slurm then terminates; a job that is queued again already is no error.
 
     Raises:
-        SlurmError: Slurm does not answer, or the job may not be requeued.
+        truba_runner.slurm.client.SlurmError: Slurm does not answer, or the job may not be requeued.
     """
     try:
         query(["scontrol", "requeue", job_id])
     except SlurmError as error:
-        # Slurm has done it at a first attempt whose answer was lost, or for another who asked at the same time.
+        # An attempt whose answer was lost, or another process at the same time, has requeued the job already.
         if BACK_IN_QUEUE not in error.message:
             raise
 
 
 def cancel(job_ids: Sequence[str]) -> None:
-    """Cancels jobs; one that has ended already is no error.
+    """Cancel jobs; one that has ended already is no error.
 
     Raises:
-        SlurmError: Slurm refused.
+        truba_runner.slurm.client.SlurmError: Slurm refused or does not answer.
     """
     query(["scancel", *job_ids])

@@ -1,4 +1,4 @@
-"""The node lists that Slurm writes short: `akya[1-3,7],barbun121` (man scontrol, show hostnames)."""
+"""Expand Slurm's compressed node lists: `akya[1-3,7],barbun121` (man scontrol, show hostnames)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from truba_runner.language import _
 
-# Between two commas, of which those inside brackets do not count.
+# Text between two commas; those inside brackets do not separate.
 _ITEM = re.compile(r"(?:[^,\[\]]|\[[^\[\]]*\])+")
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
@@ -15,10 +15,10 @@ _TASKS = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 
 
 def expand(text: str) -> list[str]:
-    """The names of the nodes, in Slurm's order, which is that of the ranks.
+    """Return the names of the nodes in Slurm's order, which is that of the ranks.
 
     Raises:
-        ValueError: it is no node list.
+        ValueError: the text is no node list.
     """
     if ",".join(_ITEM.findall(text)) != text or not text:
         raise ValueError(_("{text!r} is no list of nodes", text=text))
@@ -36,15 +36,15 @@ def _names(item: str) -> Iterator[str]:
             raise ValueError(_("{text!r} is no list of nodes: {part!r} is no range", text=item, part=part))
         first, last = matched[1], matched[2] or matched[1]
         for number in range(int(first), int(last) + 1):
-            # A number has as many digits as the first: node[08-10] are node08, node09 and node10.
+            # Numbers are padded to the width of the first: node[08-10] are node08, node09 and node10.
             yield from _names(f"{item[: found.start()]}{number:0{len(first)}d}{item[found.end() :]}")
 
 
 def tasks_per_node(text: str) -> list[int]:
-    """How many tasks each node of the list has: `2(x3),1` are 2, 2, 2 and 1 (man sbatch, SLURM_TASKS_PER_NODE).
+    """Return the number of tasks on each node: `2(x3),1` are 2, 2, 2 and 1 (man sbatch, SLURM_TASKS_PER_NODE).
 
     Raises:
-        ValueError: it says something else.
+        ValueError: the text has another form.
     """
     counts: list[int] = []
     for part in text.split(","):

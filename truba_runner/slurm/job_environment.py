@@ -1,4 +1,4 @@
-"""Which job and which of its tasks this process is, read from the variables that Slurm sets (man srun)."""
+"""Read the job, rank and number of tasks of this process from the variables that Slurm sets (man srun)."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Allocation:
-    """This process's place. `rank` counts from 0 over all nodes."""
+    """Job and rank of this process. `rank` counts from 0 over all nodes."""
 
     job_id: str
     job_name: str
     rank: int
     tasks: int
     on_slurm: bool
-    # Whether other runs train in the same job, beside this one.
+    # Whether this is one of several packed runs, which share the job.
     in_crew: bool = False
 
 
 def current(environment: Mapping[str, str] = os.environ) -> Allocation:
-    """The allocation that this process runs in; a local run names its own in TRUBA_JOB_ID and TRUBA_JOB_NAME."""
+    """Return the allocation of this process; for a local run it is named by TRUBA_JOB_ID and TRUBA_JOB_NAME."""
     if "TRUBA_JOB_ID" in environment:
         return Allocation(environment["TRUBA_JOB_ID"], environment.get("TRUBA_JOB_NAME", ""), 0, 1, on_slurm=False)
     job_id = environment.get("SLURM_JOB_ID", "")

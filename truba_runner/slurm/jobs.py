@@ -1,4 +1,4 @@
-"""Job states and what jobs have used: squeue and sacct."""
+"""Query the states and the resource use of jobs with squeue and sacct."""
 
 from __future__ import annotations
 
@@ -11,24 +11,20 @@ from truba_runner.slurm import states
 from truba_runner.slurm.client import SlurmError, query
 
 _SEPARATOR = "\x1f"
-
-
-# Slurm has forgotten the job; the job to be requeued is back in the queue already.
+# Slurm's messages: it no longer knows the job; the job to be requeued is queued again already.
 _UNKNOWN_JOB, BACK_IN_QUEUE = "Invalid job id specified", "Job is pending execution"
-
-
-# The site has none.
+# sacct's message on a site without accounting.
 _NO_ACCOUNTING = re.compile("accounting storage is disabled")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job, or one task of a job array, as squeue or sacct tells of it."""
+    """A job, or one task of a job array, as squeue or sacct reports it."""
 
     job_id: str
     state: str
     partition: str = ""
-    # Why it is pending, in Slurm's own word.
+    # Slurm's word for why it is pending.
     reason: str = ""
     elapsed: str = ""
     time_limit: str = ""
@@ -37,38 +33,38 @@ class Job:
 
     @property
     def live(self) -> bool:
-        """Whether it still waits or runs."""
+        """Whether it is still pending or running."""
         return states.meaning_of(self.state).live
 
 
 @dataclass(frozen=True)
 class Use:
-    """What a job, or one task of a job array, has used of the cluster, over all of its starts."""
+    """Resources that a job, or one task of a job array, has used over all of its starts."""
 
     starts: int
     core_seconds: int
     gpu_seconds: int
 
     def __add__(self, other: Use) -> Use:
-        """What both have used together."""
+        """Return what both have used together."""
         starts, cores = self.starts + other.starts, self.core_seconds + other.core_seconds
         return Use(starts, cores, self.gpu_seconds + other.gpu_seconds)
 
 
 def jobs_named(name: str) -> list[str]:
-    """Ids of the caller's jobs of this name (an array's own id, without its tasks), waiting, running or ended."""
+    """Return the ids of the caller's pending, running and ended jobs of this name (for an array, without its tasks)."""
     argv = ["squeue", "--noheader", "--user", getpass.getuser(), "--states=all", "--name", name, "--format=%F"]
     found = query(argv).split()
     if not found:
         try:
             found = _sacct(["--name", name, "--starttime=now-30days", "--format=JobIDRaw"]).split()
-        except SlurmError:  # What squeue knew is all there is.
+        except SlurmError:  # Accounting is optional: squeue's answer, none, counts.
             found = []
     return list(dict.fromkeys(job_id.split("_")[0] for job_id in found))
 
 
 def queue() -> dict[str, Job]:
-    """The caller's jobs that Slurm has in its queue, by id (`123`, `123_4`), in one call."""
+    """Return the caller's jobs that squeue lists, by id (`123`, `123_4`), in one call."""
     fields = _SEPARATOR.join(("%i", "%T", "%P", "%r", "%M", "%l", "%N"))
     argv = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--states=all", f"--format={fields}"]
     rows = (line.split(_SEPARATOR) for line in query(argv).splitlines())
@@ -80,10 +76,10 @@ def queue() -> dict[str, Job]:
 
 
 def _sacct(argv: Sequence[str]) -> str:
-    """What accounting tells of jobs; nothing where the site has none.
+    """Return sacct's output; empty if the site has no accounting.
 
     Raises:
-        SlurmError: it does not answer.
+        truba_runner.slurm.client.SlurmError: accounting does not answer.
     """
     try:
         return query(["sacct", "-nPX", *argv])
@@ -94,18 +90,18 @@ def _sacct(argv: Sequence[str]) -> str:
 
 
 def _wanted(job_ids: Iterable[str]) -> list[str]:
-    """For sacct: these jobs, whenever they were."""
+    """Return sacct's arguments for these jobs, whenever they ran; empty if there are none."""
     found = sorted({job_id.split("_")[0] for job_id in job_ids})
     return [f"--jobs={','.join(found)}", "--starttime=1970-01-01"] if found else []
 
 
 def accounting(job_ids: Iterable[str]) -> dict[str, Job]:
-    """What Slurm's accounting knows of these jobs, by id, in one call; nothing where the site has none.
+    """Return these jobs as Slurm's accounting knows them, by id, in one call; empty if the site has no accounting.
 
-    Of a job array that one of them is of, all tasks.
+    For a task of a job array, all tasks of the array are included.
 
     Raises:
-        SlurmError: it does not answer.
+        truba_runner.slurm.client.SlurmError: accounting does not answer.
     """
     if not (wanted := _wanted(job_ids)):
         return {}
@@ -114,18 +110,18 @@ def accounting(job_ids: Iterable[str]) -> dict[str, Job]:
     rows = (line.split("|") for line in text.splitlines())
     for written, state, partition, elapsed, limit, nodes, exit_code in (row for row in rows if len(row) == 7):
         for job_id in each_task(written):
-            # "CANCELLED by 1000" names who did it.
+            # "CANCELLED by 1000" includes the user.
             jobs[job_id] = Job(job_id, state.split()[0], partition, "", elapsed, limit, nodes, exit_code)
     return jobs
 
 
 def used(job_ids: Iterable[str]) -> dict[str, Use]:
-    """What these jobs have used, by id, in one call; nothing where the site has no accounting. Requeues count.
+    """Return what these jobs have used in all of their starts, by id, in one call; empty if there is no accounting.
 
-    Of a job array that one of them is of, all tasks.
+    For a task of a job array, all tasks of the array are included.
 
     Raises:
-        SlurmError: accounting does not answer.
+        truba_runner.slurm.client.SlurmError: accounting does not answer.
     """
     if not (wanted := _wanted(job_ids)):
         return {}
@@ -140,28 +136,28 @@ def used(job_ids: Iterable[str]) -> dict[str, Use]:
 
 
 def state(job_id: str) -> str:
-    """One job's state in the queue; empty where Slurm does not know it any more.
+    """Return a job's state in the queue; empty if Slurm no longer knows the job.
 
     Raises:
-        SlurmError: Slurm does not answer.
+        truba_runner.slurm.client.SlurmError: Slurm does not answer.
     """
     return _in_queue(job_id, "%T")
 
 
 def would_end_for_good(job_id: str) -> bool:
-    """Whether a job that ends by itself now is over: it runs, preempted or not, or its time is up.
+    """Return whether the job would not come back if it exited now: it is running, preempted or not, or its time is up.
 
-    One that is cancelled, or that is back in the queue, ends as it was told to.
+    A job that is cancelled or queued again already ends as was requested, so the answer is False.
 
     Raises:
-        SlurmError: Slurm does not answer.
+        truba_runner.slurm.client.SlurmError: Slurm does not answer.
     """
     told = _in_queue(job_id, "%T %r").split()
     return told[:1] == ["RUNNING"] or told[1:] == ["TimeLimit"]
 
 
 def _in_queue(job_id: str, columns: str) -> str:
-    """What squeue tells of one job; empty where Slurm does not know it any more."""
+    """Return these columns of squeue for a job; empty if Slurm no longer knows the job."""
     try:
         return query(["squeue", "--noheader", "--states=all", "--jobs", job_id, f"--format={columns}"]).strip()
     except SlurmError as error:
@@ -171,7 +167,7 @@ def _in_queue(job_id: str, columns: str) -> str:
 
 
 def each_task(job_id: str) -> list[str]:
-    """Of an array, those tasks that never began are one row of sacct's: `12_[3,7-9%4]`, of which 4 at once."""
+    """Expand sacct's row for array tasks that never began, `12_[3,7-9%4]` (at most 4 at once), into their job ids."""
     array, bracket, tasks = job_id.partition("_[")
     if not bracket:
         return [job_id]

@@ -1,6 +1,7 @@
-"""What Slurm tells beside the state of a job: details, limits, partitions, nodes. Questions only, each asked once.
+"""Query details for diagnosis from Slurm: jobs, limits, partitions, nodes, reservations.
 
-They are evidence, not what a command stands on: an answer comes within seconds, or `SlurmError` says that none did.
+The answers are evidence; no command depends on them. Each query runs once, and answers within seconds or raises
+`SlurmError`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from truba_runner.slurm.capacity import gpus_in
 
 ANSWER_SECONDS = 5.0
 _SEPARATOR = "\x1f"
-# Names of ours for squeue's fields, with the letters of `squeue --format`.
+# Our names for squeue's fields, with the letters of `squeue --format`.
 _QUEUED = {
     "job_id": "%i", "state": "%T", "reason": "%r", "partition": "%P", "account": "%a", "qos": "%q", "time_limit": "%l",
     "start": "%S", "dependency": "%E", "priority": "%Q", "cores": "%C", "nodes": "%D", "gres": "%b", "memory": "%m",
@@ -34,22 +35,22 @@ def _ask(argv: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Start:
-    """One start of a job as accounting tells of it: sacct's fields by name, and those of its steps."""
+    """One start of a job as accounting reports it: sacct's fields by name, and those of its steps."""
 
     fields: Mapping[str, str]
     steps: list[Mapping[str, str]] = field(default_factory=list)
 
     @property
     def state(self) -> str:
-        """Slurm's word, without who cancelled it."""
+        """Slurm's state, without the user who cancelled the job."""
         return self.fields["State"].split()[0]
 
 
 def queued() -> dict[str, dict[str, str]]:
-    """The caller's jobs that the controller knows, by id: our names for squeue's fields; empty where it says nothing.
+    """Return the caller's jobs in the queue, by id: fields by our names for them, empty if squeue has no value.
 
     Raises:
-        SlurmError: Slurm does not answer.
+        truba_runner.slurm.client.SlurmError: Slurm does not answer.
     """
     form = _SEPARATOR.join(_QUEUED.values())
     argv = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--states=all", f"--format={form}"]
@@ -61,10 +62,10 @@ def queued() -> dict[str, dict[str, str]]:
 
 
 def starts(job_ids: Iterable[str]) -> dict[str, list[Start]]:
-    """Every start of these jobs, oldest first, by job id; a job that was requeued has several.
+    """Return every start of these jobs by job id, oldest first; a requeued job has several.
 
     Raises:
-        SlurmError: the site has no accounting, or it does not answer.
+        truba_runner.slurm.client.SlurmError: the site has no accounting, or it does not answer.
     """
     wanted = sorted(set(job_ids))
     if not wanted:
@@ -85,26 +86,26 @@ def starts(job_ids: Iterable[str]) -> dict[str, list[Start]]:
 
 @dataclass(frozen=True)
 class Limit:
-    """A limit that is set, in Slurm's own names: whose it is, its name, of what, how much, and how much is used."""
+    """A limit, in Slurm's own names: its holder, its name, the resource, the limit, and how much of it is used."""
 
     holder: str
     name: str
     resource: str
     limit: str
-    # Empty where Slurm counts nothing against it.
+    # Empty if Slurm counts no use against it.
     used: str
 
     @property
     def left(self) -> float | None:
-        """What is left of it; None where nothing is counted against it."""
+        """What is left of the limit; None if no use is counted against it."""
         return float(self.limit) - float(self.used) if self.used else None
 
 
 def limits(account: str, qos: str = "") -> list[Limit]:
-    """The limits that are set on an account, on the caller in it, and on a QOS, as the controller counts them.
+    """Return the limits of an account, of the caller in it, and of a QOS, as the controller counts them.
 
     Raises:
-        SlurmError: Slurm does not answer, or does not let its users see this.
+        truba_runner.slurm.client.SlurmError: Slurm does not answer, or does not show this to users.
     """
     user = getpass.getuser()
     argv = ["scontrol", "--oneliner", "show", "assoc_mgr"]
@@ -120,7 +121,7 @@ def limits(account: str, qos: str = "") -> list[Limit]:
 
 
 def _limits_of_qos(qos: str, line: str, account: str) -> list[Limit]:
-    """Its own, and those that it sets to each account and user, of which the caller's hold."""
+    """Return the limits of a QOS itself, and those that it sets for each account and user, for the caller's."""
     own, _, accounts = line.partition(" Account Limits=")
     accounts, _, users = accounts.partition(" User Limits=")
     found = _limits_in(qos, own)
@@ -143,10 +144,10 @@ def _limits_in(holder: str, text: str) -> list[Limit]:
 
 
 def jobs_before(job_id: str, partition: str) -> int | None:
-    """How many jobs that wait in a partition have a higher priority than this one; None where it is not among them.
+    """Return how many pending jobs of a partition have a higher priority than this one; None if it is not pending.
 
     Raises:
-        SlurmError: Slurm does not answer.
+        truba_runner.slurm.client.SlurmError: Slurm does not answer.
     """
     argv = [
         "squeue",
@@ -162,10 +163,10 @@ def jobs_before(job_id: str, partition: str) -> int | None:
 
 
 def cores_in(partition: str) -> tuple[int, int, int, int]:
-    """Cores of a partition: in use, free, on nodes that are down or drained, and all.
+    """Return the cores of a partition: in use, free, on nodes that are down or drained, and in total.
 
     Raises:
-        SlurmError: Slurm does not answer.
+        truba_runner.slurm.client.SlurmError: Slurm does not answer.
     """
     told = _ask(["sinfo", "--noheader", f"--partition={partition}", "--format=%C"]).split()
     counts = [[int(count) for count in line.split("/")] for line in told]
@@ -173,10 +174,10 @@ def cores_in(partition: str) -> tuple[int, int, int, int]:
 
 
 def running_in(account: str) -> list[tuple[str, str, int]]:
-    """The running jobs of an account, as far as Slurm shows them: job id, user, cores; the largest first.
+    """Return the running jobs of an account that Slurm shows to the caller: job id, user, cores; the largest first.
 
     Raises:
-        SlurmError: Slurm does not answer.
+        truba_runner.slurm.client.SlurmError: Slurm does not answer.
     """
     argv = ["squeue", "--noheader", "--array", f"--account={account}", "--states=RUNNING", "--format=%i|%u|%C"]
     rows = (line.split("|") for line in _ask(argv).splitlines())
@@ -184,10 +185,10 @@ def running_in(account: str) -> list[tuple[str, str, int]]:
 
 
 def nodes_out_of_use(partition: str) -> list[tuple[str, str, str]]:
-    """Nodes of a partition that take no jobs now: name, Slurm's state, and the reason that an administrator gave.
+    """Return the nodes of a partition that now accept no jobs: name, Slurm's state, and the administrator's reason.
 
     Raises:
-        SlurmError: Slurm does not answer.
+        truba_runner.slurm.client.SlurmError: Slurm does not answer.
     """
     states = "down,drain,draining,drained,fail,maint,resv,unknown,no_respond"
     argv = ["sinfo", "--noheader", "--Node", f"--partition={partition}", f"--states={states}"]
@@ -195,10 +196,10 @@ def nodes_out_of_use(partition: str) -> list[tuple[str, str, str]]:
 
 
 def nodes(names: str) -> list[tuple[str, str, str]]:
-    """Nodes by name, or Slurm's short form of several: name, state, and the reason that an administrator gave.
+    """Return nodes, given by name or as Slurm's node list: name, state, and the administrator's reason.
 
     Raises:
-        SlurmError: Slurm does not answer.
+        truba_runner.slurm.client.SlurmError: Slurm does not answer.
     """
     form = _SEPARATOR.join(("%N", "%T", "%E"))
     return _node_rows(["sinfo", "--noheader", "--Node", f"--nodes={names}", f"--format={form}"])
@@ -210,10 +211,10 @@ def _node_rows(argv: Sequence[str]) -> list[tuple[str, str, str]]:
 
 
 def shown(kind: str, name: str = "") -> list[dict[str, str]]:
-    """What `scontrol show` tells of a `job`, a `partition`, a `reservation`, a `license`: its fields by name.
+    """Return, by name, the fields of each `job`, `partition`, `reservation` or `license` that `scontrol show` prints.
 
     Raises:
-        SlurmError: there is none of this name, or Slurm does not answer.
+        truba_runner.slurm.client.SlurmError: there is none of this name, or Slurm does not answer.
     """
     text = _ask(["scontrol", "--oneliner", "show", kind, *([name] if name else [])])
     pairs = (re.findall(r"([\w:/]+)=(.*?)(?=\s+[\w:/]+=|\s*$)", line) for line in text.splitlines())
@@ -221,10 +222,10 @@ def shown(kind: str, name: str = "") -> list[dict[str, str]]:
 
 
 def accounts() -> list[str]:
-    """The accounts that the caller belongs to, the default one first.
+    """Return the accounts that the caller belongs to, the default one first.
 
     Raises:
-        SlurmError: Slurm's accounting does not answer.
+        truba_runner.slurm.client.SlurmError: Slurm's accounting does not answer.
     """
     user = getpass.getuser()
     told = _ask(["sacctmgr", "-nP", "show", "user", user, "withassoc", "format=Account,DefaultAccount"]).splitlines()
@@ -233,17 +234,17 @@ def accounts() -> list[str]:
 
 
 def ping() -> str:
-    """What the controller says when it is asked whether it is there.
+    """Return the output of `scontrol ping`.
 
     Raises:
-        SlurmError: it does not answer.
+        truba_runner.slurm.client.SlurmError: the controller does not answer.
     """
     return _ask(["scontrol", "ping"]).strip().replace("\n", "; ")
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """Nodes of a partition that are alike. Cores, GPUs and memory are those of one node."""
+    """Group of identical nodes in a partition. Cores, GPUs and memory are per node."""
 
     nodes: int
     cores: int
@@ -252,10 +253,10 @@ class Hardware:
 
 
 def hardware() -> dict[str, list[Hardware]]:
-    """The kinds of nodes that each partition has.
+    """Return the kinds of nodes of each partition.
 
     Raises:
-        SlurmError: Slurm does not answer.
+        truba_runner.slurm.client.SlurmError: Slurm does not answer.
     """
     form = _SEPARATOR.join(("%R", "%D", "%c", "%m", "%G"))
     found: dict[str, list[Hardware]] = {}

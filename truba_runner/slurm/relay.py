@@ -1,7 +1,7 @@
-"""Slurm's commands from inside a container, which has none: `container/apptainer` runs them outside.
+"""Run Slurm's commands from inside a container, which has none: `container/apptainer` runs them outside.
 
-A call is a folder in `$TRUBA_SLURM_RELAY` with the files argv, in, out, err and status; its name goes through the pipe
-`calls`.
+A call is a folder in `$TRUBA_SLURM_RELAY` with the files argv, in, out, err and status; its name is written to the
+pipe `calls`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _POLL_SECONDS = 0.02
 
 
 def folder() -> Path | None:
-    """Where calls are left; None where Slurm's commands are called as they are."""
+    """Return the folder for calls; None if Slurm's commands are run directly."""
     found = os.environ.get("TRUBA_SLURM_RELAY")
     return Path(found) if found else None
 
@@ -25,11 +25,11 @@ def folder() -> Path | None:
 def call(
     relay: Path, argv: Sequence[str], text: str | None, timeout_seconds: float
 ) -> subprocess.CompletedProcess[str]:
-    """Has a command run; `text` is its standard input.
+    """Have a command run outside the container; `text` is its standard input.
 
     Raises:
-        TimeoutExpired: there is no answer yet.
-        OSError: nobody is there to run it.
+        subprocess.TimeoutExpired: there is no answer in time.
+        OSError: no process outside reads the calls.
     """
     own = Path(tempfile.mkdtemp(dir=relay, prefix="call-"))
     (own / "argv").write_bytes(b"".join(word.encode() + b"\0" for word in argv))

@@ -1,4 +1,4 @@
-"""What sbatch will be told: the resources of one job, worked out from an experiment and its partition's facts."""
+"""Derive the resources that one job requests from an experiment and its partition's facts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from truba_runner.config.schema import Experiment, Resources
 
 @dataclass(frozen=True)
 class Request:
-    """The resources of one job. Cores, GPUs and memory are those of one node unless the name says otherwise."""
+    """Resources of one job. Cores, GPUs and memory are per node unless the name says otherwise."""
 
     partition: str
     account: str
@@ -30,22 +30,22 @@ class Request:
 
     @property
     def cores(self) -> int:
-        """Cores on one node."""
+        """Cores per node."""
         return self.tasks_per_node * self.cpus_per_task
 
     @property
     def total_cores(self) -> int:
-        """Cores on all nodes: what the account is charged for."""
+        """Cores on all nodes, for which the account is charged."""
         return self.nodes * self.cores
 
 
 def processes(experiment: Experiment) -> int:
-    """How many processes train the network together, on all nodes."""
+    """Return how many processes train the network together, on all nodes."""
     return experiment.resources.nodes * _tasks_per_node(experiment)
 
 
 def derive(experiment: Experiment) -> Request:
-    """The request that an experiment amounts to, allowed or not."""
+    """Return the request of an experiment, whether it is allowed or not."""
     resources = experiment.resources
     facts = facts_of(experiment.cluster, resources.partition, resources.constraint)
     tasks = _tasks_per_node(experiment)
@@ -76,10 +76,10 @@ def _tasks_per_node(experiment: Experiment) -> int:
 
 
 def job_minutes(resources: Resources) -> int:
-    """What one job may take: all of the time, or one segment of it.
+    """Return the time limit of one job: all of the time, or one segment of it.
 
     Raises:
-        ValueError: one of them is no duration.
+        ValueError: `time` or `segment` is no duration.
     """
     whole = parse_minutes(resources.time)
     return min(whole, parse_minutes(resources.segment)) if resources.segment else whole

@@ -1,7 +1,7 @@
-"""Every state that Slurm gives a job, versions 22.05 to 26.05: whether it is live, whether it is held, and why.
+"""List every job state of Slurm 22.05 to 26.05: whether the job is live, whether it is held, and why.
 
-The words are those of https://slurm.schedmd.com/job_state_codes.html, the flags included that squeue does not print
-today. A flag hides the state that it is set on: RESV_DEL_HOLD is a pending job.
+The names are those of https://slurm.schedmd.com/job_state_codes.html, including flags that squeue does not print today.
+A flag hides the state that it is set on: RESV_DEL_HOLD is a pending job.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from truba_runner.language import _, marked
 
 @dataclass(frozen=True)
 class JobState:
-    """What a word of Slurm's means for the job. `why` is one line in English; empty where the word says it all."""
+    """Meaning of one of Slurm's job states. `why` is one line in English; empty if the state's name says it all."""
 
     live: bool
     held: bool = False
     why: str = ""
 
     def said(self) -> str:
-        """Why, in the user's language."""
+        """Return `why` in the user's language."""
         return _(self.why) if self.why else ""
 
 
@@ -63,7 +63,7 @@ STATES = {
     "REQUEUE_HOLD": _held(marked("it went back into the queue and is held there; truba why tells more")),
     "RESIZING": _live(),
     "RESV_DEL_HOLD": _held(marked("held, as its reservation was deleted; truba why tells how it is let go")),
-    # Another cluster of a federation has it: this one's Slurm does nothing for it any more.
+    # Another cluster of the federation has the job, so this one's Slurm no longer handles it.
     "REVOKED": _ended(marked("another cluster of the federation has taken it over")),
     "SIGNALING": _live(),
     "SPECIAL_EXIT": _held(marked("it went back into the queue and is held there; truba why tells more")),
@@ -71,10 +71,10 @@ STATES = {
     "STOPPED": _live(marked("Slurm has stopped it for a while")),
     "UPDATE_DB": _live(),
 }
-# To take a job of a later Slurm for ended would submit a second one beside it.
+# If an unknown state of a later Slurm counted as ended, a second job would be submitted for the run.
 _UNKNOWN = _live(marked("Slurm's word for its state is not in this program's table, so it counts as in the queue"))
 
 
 def meaning_of(word: str) -> JobState:
-    """What Slurm's word for a job's state means; one that is not known counts as live."""
+    """Return the meaning of Slurm's name for a job state; an unknown state counts as live."""
     return STATES.get(word, _UNKNOWN)

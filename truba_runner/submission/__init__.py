@@ -1,1 +1,1 @@
-"""One sbatch: prepared, submitted once, reported."""
+"""Submit a checked run exactly once, or start it on this machine, and report the outcome."""

@@ -1,4 +1,4 @@
-"""`resources.time=auto` and `resources.partition=auto`: what stands for them, before anything is checked."""
+"""Replace `resources.time=auto` and `resources.partition=auto` with values before the rules are checked."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ AUTO = "auto"
 
 
 class Automatic:
-    """Settles experiments; of a sweep's runs that ask for the same, the first one's answer counts for all."""
+    """Resolver of `auto` that caches its answers: runs of a sweep with equal requests share the first run's."""
 
     def __init__(self) -> None:
-        """Knows no answer yet."""
+        """Start with an empty cache."""
         self._answers: dict[str, Resources] = {}
 
     def settled(self, experiment: Experiment, job_file: Path) -> Experiment:
-        """The experiment without `auto`; as it is where nothing in it is, and on a cluster without a queue.
+        """Return the experiment without `auto`; on a cluster without a queue, with the default time and no partition.
 
         Raises:
-            Refused: no partition takes the job, or there is no earlier run to go by.
-            Failed: Slurm does not answer.
+            truba_runner.errors.Refused: no partition accepts the job, or no earlier run exists to estimate the time.
+            truba_runner.errors.Failed: Slurm does not answer.
         """
         if AUTO not in {experiment.resources.time, experiment.resources.partition}:
             return experiment
@@ -42,11 +42,11 @@ class Automatic:
 
 def _settled(experiment: Experiment, job_file: Path) -> Resources:
     if experiment.cluster.scheduler != "slurm":
-        # No one waits here, and nothing ends a run.
+        # Without a queue there is no partition to choose, and no time limit ends a run.
         return replace(experiment.resources, partition="", time=Resources().time)
     resources = experiment.resources
     if resources.time == AUTO:
-        # Earlier runs are looked for by what it says, which has to make sense for that.
+        # The search for earlier runs uses the experiment's values, so these must be valid first.
         refuse_whatever_its_time(experiment)
         proposal = proposed(experiment)
         resources = replace(resources, time=slurm_time(proposal.minutes))

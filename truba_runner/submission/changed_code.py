@@ -1,4 +1,4 @@
-"""Whether a run's training code is still that of its earlier starts: its id is that of its config alone."""
+"""Detect that a run's training code has changed since its last start: the run id depends on the config alone."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from truba_runner.submission.prepared import Prepared
 
 
 def trained_with(run: RunDir) -> dict[str, Any]:
-    """The submission that the run was last started from; `job_sha256` is that of the file as the start found it."""
+    """Return `job_file`, `job_sha256` and `git` of the run's last start; the hash is of the file that it found."""
     events = run.submissions()
     started = [index for index, event in enumerate(events) if event["event"] == "started"]
     until = events[: started[-1] + 1] if started else events
-    # A start has no more than the hash, and not that where the file had gone.
+    # A "started" event has only the hash, or not even that if the file was missing; its submission has the others.
     return {name: event[name] for event in until for name in ("job_file", "job_sha256", "git") if event.get(name)}
 
 
 def problem(prepared: Prepared) -> Problem | None:
-    """What stands against going on with a run that was begun: the checkpoint is of other code than there is now."""
+    """Return why the run must not resume: its checkpoint was made by other code. None if it may start or resume."""
     if prepared.experiment.accept_changed_code:
         return None
     run, now = prepared.run, provenance.code_sha256(prepared.job_file)
@@ -56,10 +56,10 @@ def problem(prepared: Prepared) -> Problem | None:
 
 
 def refuse_together(runs: Sequence[Prepared]) -> None:
-    """Holds a sweep back some of whose runs were begun with other code; one of them is told of for all.
+    """Refuse a sweep with runs that were started with other code; one of them is described, the others are counted.
 
     Raises:
-        Refused: there are such runs.
+        truba_runner.errors.Refused: there are such runs.
     """
     found = [one for one in map(problem, runs) if one]
     if len(found) > 1:

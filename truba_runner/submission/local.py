@@ -1,4 +1,4 @@
-"""A run on this machine, in the foreground: the same worker, the same run directory, the same log, without Slurm."""
+"""Train a run on this machine in the foreground, with the worker, run directory and log of a Slurm job."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from truba_runner.submission.prepared import Prepared, prepare_directory
 
 
 def start_here(prepared: Prepared) -> subprocess.Popen[bytes]:
-    """Starts the run's worker and puts it on record; the caller holds the runs folder's lock."""
+    """Start the run's worker and record it; the caller holds the lock of the runs folder."""
     run = prepared.run
     prepare_directory(prepared)
     job_id = f"local-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
@@ -36,7 +36,7 @@ def start_here(prepared: Prepared) -> subprocess.Popen[bytes]:
         "request": asdict(prepared.request),
         **({"finder": prepared.finder.run.id} if prepared.finder else {}),
     }
-    # On record before the worker reads it; once more with its process id, by which others see that it lives.
+    # Recorded before the worker reads it, and again with the process id, which shows others that it is alive.
     run.append_submission(event)
     with (run.logs / f"{job_id}_0_log.out").open("ab") as output:
         worker = subprocess.Popen(
@@ -51,10 +51,10 @@ def start_here(prepared: Prepared) -> subprocess.Popen[bytes]:
 
 
 def see_through(prepared: Prepared, worker: subprocess.Popen[bytes]) -> bool:
-    """Shows the run's log until the worker ends; whether this command was told to end meanwhile.
+    """Show the run's log until the worker exits; return whether this command received a signal meanwhile.
 
-    Ctrl-C and the end of the terminal reach the worker itself, which is of the same process group; here they only stop
-    being fatal, Ctrl-C once. What else tells this command to end is passed on.
+    Ctrl-C and the closing of the terminal also signal the worker, which is in the same process group; this process
+    only has to survive them (Ctrl-C once). SIGTERM, which this process alone receives, is forwarded.
     """
     told: list[int] = []
 
@@ -82,14 +82,14 @@ def see_through(prepared: Prepared, worker: subprocess.Popen[bytes]) -> bool:
     for number, handler in before.items():
         signal.signal(number, handler)
     if status < 0 and not run.result():
-        # The worker could not put that on record itself.
+        # A killed worker could not record this itself.
         ended = {"event": "killed", "job_id": last_job_id(run), "signal": signal.Signals(-status).name}
         run.append_submission(ended)
     return bool(told)
 
 
 def _end(worker: subprocess.Popen[bytes]) -> None:
-    """Waits for a worker that has had Ctrl-C; a second one kills it."""
+    """Stop the worker after Ctrl-C and wait for it; a second Ctrl-C kills it."""
     worker.send_signal(signal.SIGTERM)
     try:
         worker.wait()
@@ -98,7 +98,7 @@ def _end(worker: subprocess.Popen[bytes]) -> None:
 
 
 def with_package(variables: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment with more variables, in which this package is found where it was only checked out."""
+    """Return this process's environment plus `variables`; Python finds this package even if it is only checked out."""
     root = str(Path(truba_runner.__file__).resolve().parent.parent)
     inherited = os.environ.get("PYTHONPATH")
     path = f"{root}{os.pathsep}{inherited}" if inherited else root

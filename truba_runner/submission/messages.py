@@ -1,4 +1,4 @@
-"""What the user is told of a launch: on standard output what was asked for, on standard error what else matters."""
+"""Print messages about a launch: results on standard output, notes and errors on standard error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from truba_runner.submission.submission import Submission
 
 
 def same_run(runs: Sequence[Prepared]) -> None:
-    """That a sweep's choices differ in nothing that makes a network another."""
+    """Note that several choices of a sweep lead to one run: they differ in nothing that affects the training."""
     run, others = runs[0].run.id, len(runs) - 1
     if others:
         more = counted("and {count} more", "and {count} more", others)
@@ -42,7 +42,7 @@ def same_run(runs: Sequence[Prepared]) -> None:
 
 
 def changed_code(finished: Sequence[Prepared]) -> None:
-    """A run's id is that of its config: code that has changed since is for the user to decide on."""
+    """Warn if finished runs were trained with other code; whether to train again is the user's decision."""
     now = {file: provenance.code_sha256(file) for file in {one.job_file for one in finished}}
     changed = [one for one in finished if trained_with(one.run).get("job_sha256") != now[one.job_file]]
     if not changed:
@@ -72,7 +72,7 @@ def changed_code(finished: Sequence[Prepared]) -> None:
 
 
 def submitted(submission: Submission, job_id: str) -> None:
-    """What Slurm has taken."""
+    """Report a job that Slurm accepted."""
     tasks = submission.array_size
     about = {"job_id": job_id, "partition": submission.request.partition, "asked": _asked(submission.request, tasks)}
     if not tasks:
@@ -98,7 +98,7 @@ def submitted(submission: Submission, job_id: str) -> None:
 
 
 def _asked(request: Request, tasks: int) -> str:
-    """What each of so many tasks has asked for, in words."""
+    """Describe the resources of a job, or of each task of an array."""
     gpus = [counted("{count} GPU", "{count} GPUs", request.gpus)] if request.gpus else []
     asked = ", ".join([*gpus, counted("{count} core", "{count} cores", request.cores)])
     if request.nodes > 1:
@@ -106,7 +106,7 @@ def _asked(request: Request, tasks: int) -> str:
     return _("{asked} each", asked=asked) if tasks > 1 else asked
 
 
-# What became of how many of a sweep's runs.
+# Counts in the summary of a sweep, by the action of an `Outcome`, or "interrupted".
 _COUNTS = {
     "submitted": marked("{count} submitted"),
     "running": marked("{count} in the queue or running already"),
@@ -119,7 +119,7 @@ _COUNTS = {
 
 
 def sweep(sweep_id: str, outcomes: Sequence[Outcome]) -> None:
-    """What became of a sweep's runs, in one line, and where to look at them."""
+    """Print the number of a sweep's runs by outcome, and the command that shows them."""
     unique = {one.run_id: "interrupted" if one.stopped and one.action == "failed" else one.action for one in outcomes}
     runs = counted("{count} run", "{count} runs", len(unique))
     became = [_(_COUNTS[action], count=count) for action, count in Counter(unique.values()).items()]
@@ -128,7 +128,7 @@ def sweep(sweep_id: str, outcomes: Sequence[Outcome]) -> None:
 
 
 def came_of_it(outcome: Outcome) -> None:
-    """Where a run is now, and its metrics where it has them."""
+    """Print a run's outcome, its directory, and its metrics if it has any."""
     run = RunDir(Path(outcome.run_dir))
     if outcome.action == "running":
         job_id = outcome.job_id or _("(local)")
@@ -146,7 +146,7 @@ def came_of_it(outcome: Outcome) -> None:
 
 
 def _why_not(run: RunDir, outcome: Outcome) -> str:
-    """Why there is no result; not once more where the log, with the same sentence in it, was just shown."""
+    """Say why there is no result, without repeating an error that the log has just shown."""
     if outcome.why:
         return _("{run} is not over: {why}", run=run.id, why=outcome.why)
     state = state_of(run, {})
@@ -159,7 +159,7 @@ def _why_not(run: RunDir, outcome: Outcome) -> str:
 
 
 def dry_run(submissions: Sequence[Submission]) -> None:
-    """The plan, and exactly what sbatch would read, of each submission."""
+    """Print the plan of each submission, and the exact script that sbatch would read."""
     from rich.table import Table
 
     console = terminal.console(width=None)

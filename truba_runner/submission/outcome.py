@@ -1,4 +1,4 @@
-"""What became of a run."""
+"""Outcome of a run after a command."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one run. `action` is submitted, running, finished, trained, failed, left or dry_run.
+    """Outcome of one run. `action` is submitted, running, finished, trained, failed, left or dry_run.
 
-    `stopped`: the command was told to end meanwhile. What it then did not come to is left.
+    `stopped`: the command received a signal to end during this run; the runs that it did not reach are `left`.
     """
 
     run_id: str
@@ -17,5 +17,5 @@ class Outcome:
     action: str
     job_id: str = ""
     stopped: bool = False
-    # Of a search that is not over.
+    # Why a search has not finished.
     why: str = ""

@@ -1,4 +1,4 @@
-"""What each partition would make of an experiment: whether it fits, when it would start, and what it costs."""
+"""Determine for each partition whether an experiment fits, when its job would start, and what it costs."""
 
 from __future__ import annotations
 
@@ -20,35 +20,34 @@ from truba_runner.slurm.request import Request
 from truba_runner.submission.prepared import Prepared
 from truba_runner.submission.submission import Submission
 
-# A start within so many seconds is one now: the scheduler itself looks only so often.
+# A start within this time counts as immediate: the scheduler itself runs no more often.
 AT_ONCE_SECONDS = 60
 
 
 @dataclass(frozen=True)
 class Offer:
-    """One partition, and of one that mixes nodes one family of them. Without a `request` it will not have the job."""
+    """Offer of a partition, or of one family of nodes in a mixed partition; it rejects the job if `request` is None."""
 
     partition: str
     constraint: str
     request: Request | None = None
-    # Seconds since 1970; None: Slurm does not tell.
+    # Seconds since 1970; None: Slurm gives no estimate.
     start: float | None = None
     free_gpus: int | None = None
-    # Whether it is chosen unasked.
+    # Whether resources.partition=auto may choose it.
     automatic: bool = True
-    # Why not: our rules, or Slurm's own words.
+    # Why it rejects the job: the broken rules, or Slurm's message.
     refusal: str = ""
-
-    # What the run costs if it needs all of its time, in however many jobs.
+    # Cost if the run needs all of its time, in however many jobs.
     core_hours: float = 0.0
 
 
 def offers(experiment: Experiment, job_file: Path) -> list[Offer]:
-    """Every partition of the cluster, those that would start the job soonest first, those that will not have it last.
+    """Return the offers of all partitions, the soonest start first, those that reject the job last.
 
     Raises:
-        Refused: the experiment breaks a rule wherever it runs.
-        SlurmError: Slurm does not answer.
+        truba_runner.errors.Refused: the experiment breaks a rule on every partition.
+        truba_runner.slurm.client.SlurmError: Slurm does not answer.
     """
     candidates = list(_candidates(experiment))
     refuse_what_is_wrong_anywhere(candidates)
@@ -59,10 +58,10 @@ def offers(experiment: Experiment, job_file: Path) -> list[Offer]:
 
 
 def refuse_whatever_its_time(experiment: Experiment) -> None:
-    """Holds back what is wrong with an experiment that has no time limit yet, on its partition or on all.
+    """Refuse an experiment without a time limit that no limit could make valid, on its partition or, if auto, on any.
 
     Raises:
-        Refused: it breaks a rule that has nothing to do with its time.
+        truba_runner.errors.Refused: it breaks a rule that does not depend on its time.
     """
     known = experiment.cluster.partitions
     candidates = [experiment] if experiment.resources.partition in known else _candidates(experiment)
@@ -75,10 +74,10 @@ def refuse_whatever_its_time(experiment: Experiment) -> None:
 
 
 def refuse_what_is_wrong_anywhere(candidates: Sequence[Experiment]) -> None:
-    """A time that is none, for one: said once and with its remedy, not for each partition.
+    """Refuse once, with its remedy, what is wrong on every partition, such as an invalid time.
 
     Raises:
-        Refused: the experiment breaks a rule as each of these candidates.
+        truba_runner.errors.Refused: all candidates break the same rule.
     """
     broken: list[Sequence[Problem]] = []
     for candidate in candidates:
@@ -93,14 +92,14 @@ def refuse_what_is_wrong_anywhere(candidates: Sequence[Experiment]) -> None:
 
 
 def _order(offer: Offer, now: float) -> tuple[bool, float, bool, float]:
-    """Soonest first; of those that would start at once the cheapest, and those never chosen unasked after them."""
+    """Sort key: soonest first; among immediate starts, those that `auto` may choose first, then the cheapest."""
     if offer.request is None or offer.start is None:
         return (True, 0.0, True, 0.0)
     return (False, max(offer.start, now + AT_ONCE_SECONDS), not offer.automatic, offer.core_hours)
 
 
 def _candidates(experiment: Experiment) -> Iterator[Experiment]:
-    """The experiment on every partition, and where a job must choose among its nodes, on every kind of them."""
+    """Yield the experiment for every partition, and for every kind of node where a job must choose one."""
     for name, partition in experiment.cluster.partitions.items():
         for constraint in _constraints(partition, experiment.resources.constraint):
             resources = replace(experiment.resources, partition=name, constraint=constraint)

@@ -1,4 +1,4 @@
-"""A checked run, ready to be submitted."""
+"""Definition of a checked run that is ready to be submitted."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Prepared:
     job_file: Path
     # The module that the job runs, with the run directory as its argument.
     program: str = "truba_runner.worker"
-    # What the job's environment was found to hold (probe.py).
+    # Versions in the job's environment (environment/probe.py); empty if unknown.
     found: Mapping[str, Any] = field(default_factory=dict)
-    # What has to be done before it can start: the run that looks for its learning rate.
+    # The run that must first find this run's learning rate.
     finder: Prepared | None = None
 
 
 def prepare_directory(prepared: Prepared) -> None:
-    """Makes the run directory and freezes the config in it."""
+    """Create the run directory and write the config to it."""
     prepared.run.create()
     prepared.run.write_config(asdict(prepared.experiment))

@@ -1,4 +1,4 @@
-"""Adopts the job of a submission that was interrupted."""
+"""Adopt the job of an interrupted submission."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from truba_runner.runs import events
 from truba_runner.runs.run_directory import RunDir, sweep_events_file
 from truba_runner.slurm import jobs
 
-# A job that an interrupted sbatch has asked for shows in the queue within this time.
+# The job of an interrupted sbatch appears in the queue within this time.
 SETTLE_SECONDS = 10.0
 
 
 def settle(run: RunDir) -> str | None:
-    """The job id of the run's latest submission, found in the queue where the submission was cut short.
+    """Return the job id of the run's latest submission; if that was interrupted, look for the job in the queue.
 
-    None: nothing was ever submitted, or Slurm never got it.
+    None: nothing was ever submitted, or Slurm refused or never received it.
 
     Raises:
-        SlurmError: Slurm does not answer.
+        truba_runner.slurm.client.SlurmError: Slurm does not answer.
     """
     told = run.submissions()
     intent = next((event for event in reversed(told) if event["event"] == "intent"), None)
@@ -39,8 +39,8 @@ def settle(run: RunDir) -> str | None:
 
 
 def _adopt(run: RunDir, intent: dict[str, Any], asked: float) -> str | None:
-    """Looks for an intent's job in the queue, for as long as it may still be on its way there, `asked` for then."""
-    # Another node's clock may be ahead: what was asked for in the future is taken for just asked for.
+    """Look for an intent's job in the queue while it may still appear there; `asked` is the time of the last sbatch."""
+    # Another node's clock may be ahead: a time in the future counts as now.
     age_seconds = min(SETTLE_SECONDS, max(0.0, time.time() - asked))
     until = time.monotonic() + SETTLE_SECONDS - age_seconds
     while True:
@@ -54,7 +54,7 @@ def _adopt(run: RunDir, intent: dict[str, Any], asked: float) -> str | None:
 
 
 def _answer(run: RunDir, intent: dict[str, Any], event: dict[str, Any]) -> None:
-    """Records what became of an intent: with the sweep's arrays where it is one of them, for all of its runs."""
+    """Record the outcome of an intent; that of a job array once in the sweep's record, for all of its runs."""
     told = {**event, "token": intent["token"]}
     if "sweep" in intent:
         events.append(sweep_events_file(run.path.parent, intent["sweep"]), told)
@@ -63,6 +63,6 @@ def _answer(run: RunDir, intent: dict[str, Any], event: dict[str, Any]) -> None:
 
 
 def _task(job_id: str, intent: dict[str, Any]) -> str:
-    """The run's own part of a job array."""
+    """Return the id of the run's array task, or the job id if the job is no array."""
     index = intent.get("array_index")
     return job_id if index is None else f"{job_id}_{index}"

@@ -1,8 +1,8 @@
-"""From a checked request to a job id, never lost and never doubled.
+"""Submit a checked run with sbatch so that its job is neither lost nor submitted twice.
 
-Before sbatch an intent with a token of its own is on record in the run directory, and the job is named after it; after
-sbatch the job id. Whatever is killed in between, the name tells whether Slurm has the job. The arrays of a sweep are a
-`Submission` of another kind (sweeps/array.py).
+Before sbatch, an intent with a unique token is recorded in the run directory, and the job is named after the token;
+after sbatch, the job id is recorded. If anything is killed in between, the job name shows whether Slurm has the job.
+The job arrays of a sweep are a subclass of `Submission` (sweeps/array.py).
 """
 
 from __future__ import annotations
@@ -32,45 +32,45 @@ from truba_runner.submission.prepared import Prepared, prepare_directory
 class Submission:
     """One sbatch for one run."""
 
-    # The run; of an array, one of its runs: they want the same of Slurm.
+    # The run; for an array, one of its runs, as all request the same resources.
     first: Prepared
     token: str = field(default_factory=lambda: secrets.token_hex(4))
 
     @property
     def job_name(self) -> str:
-        """What the queue shows, and what the job is found by."""
+        """Name in the queue, by which the job is found again."""
         return f"{self.first.run.id}.{self.token}"
 
     @property
     def runs(self) -> Sequence[Prepared]:
-        """All of its runs."""
+        """All runs of the submission."""
         return [self.first]
 
     @property
     def request(self) -> Request:
-        """What is asked of Slurm."""
+        """Resources requested from Slurm."""
         return self.first.request
 
     @property
     def log_folder(self) -> Path:
-        """Where Slurm writes what the job prints."""
+        """Folder where Slurm writes the job's log."""
         return self.first.run.logs
 
     @property
     def array_size(self) -> int:
-        """How many tasks the job array has; 0: it is none."""
+        """Number of tasks in the job array; 0 for a single job."""
         return 0
 
     def waits_for(self) -> str:
-        """What has to end before it can start, for a person; empty where nothing has."""
+        """Describe for the user what must end before the job can start; empty if nothing."""
         return ""
 
     def worker(self) -> str:
-        """The Python module that the job runs, and what it is told, for the shell."""
+        """Return the Python module that the job runs and its arguments, quoted for the shell."""
         return f"{self.first.program} {shlex.quote(str(self.first.run.path))}"
 
     def parameters(self) -> dict[str, Any]:
-        """In submitit's names."""
+        """Return the sbatch parameters under submitit's names."""
         request = self.request
         return {
             "job_name": self.job_name,
@@ -93,20 +93,20 @@ class Submission:
                 *self._start().setup,
                 *self._find_package(),
                 f"export SLURM_EXIT_ERROR={SRUN_FAILED}",
-                # Python imports from where it starts, before all else: where others may put something it must not.
+                # Python imports from the current folder first; in one that others can write to, this is unsafe.
                 "cd /",
             ],
             "teardown": [
                 "status=$?",
                 REQUEUE,
                 "case $status in",
-                # Killed without a word, by a failing node or for its memory: Slurm would not start it again.
+                # SIGKILL, because a node failed or memory ran out: Slurm would not requeue the job.
                 "  137) requeue ;;",
                 f"  {NEVER_BEGUN}) [ ${{SLURM_RESTART_COUNT:-0}} -ge {MOST_RESTARTS} ] || requeue ;;",
                 "esac",
                 "exit $status",
             ],
-            # From Slurm 22.05 on, srun does not take this over from sbatch.
+            # Since Slurm 22.05, srun does not inherit this from sbatch.
             "srun_args": [f"--cpus-per-task={request.cpus_per_task}", "--kill-on-bad-exit=1"],
         }  # fmt: skip
 
@@ -124,20 +124,20 @@ class Submission:
         return package.setup(self.first.experiment.environment, self._runs_folder)
 
     def script(self) -> str:
-        """Exactly what sbatch reads."""
+        """Return the exact script that sbatch reads."""
         python = self._start().python
         executor = Script(folder=self.log_folder, python=python)
         executor.update_parameters(**self.parameters())
         return executor.text(f"{python} -u -m {self.worker()}", self.array_size)
 
     def send(self, lock: int) -> str:
-        """Records the intent, submits, records the answer; returns the job's id.
+        """Record the intent, submit, record the answer, and return the job id.
 
-        `lock` is the runs folder's; sbatch inherits it, so that no other command decides while one is under way.
+        `lock` is the descriptor of the runs folder's lock; sbatch inherits it, so no other command submits meanwhile.
 
         Raises:
-            Refused: Slurm will not have this job.
-            Failed: Slurm did not answer; whether it has the job shows when the same command is given again.
+            truba_runner.errors.Refused: Slurm rejects this job.
+            truba_runner.errors.Failed: sbatch failed; if Slurm did not answer, the repeated command looks for the job.
         """
         script = self.script()
         package.provide(self.first.experiment.environment, self._runs_folder)
@@ -162,7 +162,7 @@ class Submission:
         return job_id
 
     def _sbatch(self, script: str, lock: int) -> str:
-        """Submits until Slurm has answered; before each new attempt, looks whether an earlier one was taken."""
+        """Submit until Slurm answers; before each new attempt, check whether an earlier one has reached Slurm."""
         for pause_seconds in client.BACKOFF_SECONDS:
             try:
                 return self._attempt(script, lock)
@@ -172,13 +172,13 @@ class Submission:
                 told = _("Slurm does not answer; trying again in {seconds} s", seconds=pause_seconds)
                 print(told, file=sys.stderr, flush=True)
                 time.sleep(pause_seconds)
-            # One that arrives later still is a second job of this name: the worker of such a one does nothing.
+            # An attempt that arrives even later becomes a second job of this name; its worker does nothing.
             if taken := jobs.jobs_named(self.job_name):
                 return taken[0]
         return self._attempt(script, lock)
 
     def _attempt(self, script: str, lock: int) -> str:
-        """Submits once; where Slurm does not answer, when that was is on record: it may still take the job."""
+        """Submit once; if Slurm does not answer, record the time, as it may still accept the job."""
         try:
             return commands.sbatch(script, inherit=(lock,))
         except client.SlurmError as error:
@@ -187,18 +187,18 @@ class Submission:
             raise
 
     def most(self) -> budget.Asked:
-        """What it may use at the most: a chain of jobs all of its time, whatever one of them asks for."""
+        """Return the most that the submission may use; for a chain of jobs, over the whole time, not one segment."""
         resources = self.first.experiment.resources
         minutes = parse_minutes(resources.time) if resources.segment else self.request.time_minutes
         return budget.Asked(self.request, max(1, self.array_size), minutes)
 
     def record_intent(self) -> None:
-        """Puts on record, where the run will be looked for, that it is about to be submitted."""
+        """Create the run directory and record there that the run is about to be submitted."""
         prepare_directory(self.first)
         self.record(self.intent())
 
     def intent(self) -> dict[str, Any]:
-        """The record of a submission that is about to be made."""
+        """Return the event that announces this submission."""
         return {
             "event": "intent",
             "time": time.time(),
@@ -211,12 +211,12 @@ class Submission:
         }
 
     def record(self, event: dict[str, Any]) -> None:
-        """Adds to the submission's record."""
+        """Append an event to the run's submissions."""
         self.first.run.append_submission(event)
 
 
 def warn_of_cost(submissions: Sequence[Submission]) -> None:
-    """Says, before they are made, what the account has no longer left for them."""
+    """Warn if the account's remaining core-hours or GPU-hours may not suffice for these submissions."""
     for warning in budget.warnings([one.most() for one in submissions]):
         print(_("warning: {text}", text=warning), file=sys.stderr)
 

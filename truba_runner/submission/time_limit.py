@@ -1,4 +1,4 @@
-"""A time limit for `resources.time=auto`: from what epochs of earlier runs of the same experiment have taken."""
+"""Propose a time limit for `resources.time=auto` from the epoch times of earlier runs of the same experiment."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from truba_runner.errors import Problem, Refused
 from truba_runner.language import _, counted
 from truba_runner.runs.run_directory import RunDir
 
-# Above what the slowest tenth of the epochs took: other nodes, other load on the shared disk.
+# Factor on the 90th percentile of the epoch times: nodes and the load on the shared disk vary.
 _MARGIN = 1.3
-# For starting, reading data, a compilation, and what is evaluated and drawn at the end.
+# For the start, reading data, compilation, and the evaluation and plots at the end.
 _AROUND_MINUTES = 10
-# Limits that differ by less are no different to a scheduler.
+# Smaller differences do not matter to a scheduler.
 _ROUNDED_TO_MINUTES = 15
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Epochs of one earlier run, in seconds each, and what it ran on."""
+    """Seconds of each epoch of an earlier run, and what it ran on."""
 
     run: str
     epoch_seconds: Sequence[float]
@@ -35,27 +35,27 @@ class Measured:
 
     @property
     def ran_on(self) -> str:
-        """For a person."""
+        """Partition and number of devices, for the user."""
         devices = counted("{count} GPU", "{count} GPUs", self.devices)
         return f"{self.partition}, {devices}" if self.partition else devices
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A limit in minutes, and what it was worked out from."""
+    """Time limit in minutes, and the measurements behind it, for the user."""
 
     minutes: int
     because: str
 
 
 def proposed(experiment: Experiment) -> Proposal:
-    """The limit for all of an experiment's epochs, in one job.
+    """Return a limit that suffices for all of an experiment's epochs in one job.
 
-    Of earlier runs those on the same partition with as many GPUs count; where there are none, those with as many GPUs;
-    else all. The slowest tenth of their epochs is the measure.
+    It uses earlier runs on the same partition with as many GPUs; if there are none, those with as many GPUs; else all.
+    Every epoch is assumed to take the 90th percentile of their epoch times.
 
     Raises:
-        Refused: there is no earlier run to go by.
+        truba_runner.errors.Refused: no earlier run has finished an epoch.
     """
     resources = experiment.resources
     devices = max(1, resources.gpus) * resources.nodes
@@ -100,7 +100,7 @@ def _measured(run: RunDir, experiment: Experiment) -> Measured | None:
         resources, rows = config["resources"], csv.DictReader(io.StringIO((run.path / "history.csv").read_text()))
         seconds = [float(row["seconds"]) for row in rows if row.get("seconds")]
         devices = max(1, int(resources["gpus"])) * int(resources["nodes"])
-    except (OSError, KeyError, TypeError, ValueError):  # Of another version, or damaged: nothing to go by.
+    except (OSError, KeyError, TypeError, ValueError):  # Written by another version, or damaged.
         return None
     return Measured(run.id, seconds, _partition(resources), devices) if same else None
 

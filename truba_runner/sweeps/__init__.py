@@ -1,1 +1,1 @@
-"""Many runs from one command: composed together, submitted as job arrays, looked at as one table."""
+"""Launch many runs with one command: compose them together and submit them as job arrays."""

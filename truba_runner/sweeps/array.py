@@ -1,7 +1,7 @@
-"""One sbatch for many runs that ask for the same: a job array whose tasks train one run each, or several side by side.
+"""Submit runs with equal requests in one sbatch: a job array whose tasks train one run each, or several packed runs.
 
-What the runs share is on record once, in the sweep's own folder, and synced to disk there; a run directory holds its
-config and a line that names the array.
+What the runs share is recorded once, in the sweep's folder, and synced to disk; a run directory holds its config and an
+event that names the array.
 """
 
 from __future__ import annotations
@@ -25,59 +25,59 @@ from truba_runner.submission.submission import Submission
 
 @dataclass(frozen=True)
 class ArraySubmission(Submission):
-    """A job array. `first` is the first of its runs."""
+    """Submission of a job array; `first` is the first of its runs."""
 
     sweep: SweepDir = field(kw_only=True)
     # The runs of each task.
     tasks: Sequence[Sequence[Prepared]] = field(kw_only=True)
     allocation: Request = field(kw_only=True)
-    # How many runs a task has room for.
+    # Number of slots for runs in a task.
     places: int = field(kw_only=True)
-    # How many tasks may run at once.
+    # Number of tasks that may run at once.
     max_parallel: int = field(kw_only=True)
-    # The run that must live through its first epoch before this array may start; empty: it starts when it can.
+    # The run that must finish its first epoch before this array may start; empty: it does not wait.
     canary: str = ""
-    # That run's job.
+    # The job id of the canary.
     canary_job: str = ""
-    # Whether its one run is such a canary.
+    # Whether its only run is the canary of other arrays.
     goes_ahead: bool = False
-    # The job array with the tasks' learning-rate finders: each waits for the task of its own number. Empty: none.
+    # The job array of the learning-rate finders: each task waits for the finder of the same number. Empty: none.
     after: str = ""
-    # The tasks' numbers, where these are not those from 0 on.
+    # The task numbers, if they are not 0, 1, 2 and so on.
     numbers: Sequence[int] = ()
 
     @property
     def runs(self) -> list[Prepared]:
-        """All of them, in order."""
+        """All runs, in order."""
         return [prepared for task in self.tasks for prepared in task]
 
     @property
     def task_numbers(self) -> Sequence[int]:
-        """By which Slurm tells the tasks apart, in order."""
+        """Slurm's numbers of the tasks, in order."""
         return self.numbers or range(len(self.tasks))
 
     @property
     def job_name(self) -> str:
-        """What the queue shows, and what the job is found by."""
+        """Name in the queue, by which the job is found again."""
         return f"{self.first.experiment.name}-x{len(self.runs)}.{self.token}"
 
     @property
     def request(self) -> Request:
-        """What is asked of Slurm for each task."""
+        """Resources requested from Slurm for each task."""
         return self.allocation
 
     @property
     def log_folder(self) -> Path:
-        """Where Slurm writes what a task prints before and after its runs."""
+        """Folder where Slurm writes what a task prints before and after its runs."""
         return self.sweep.logs
 
     @property
     def array_size(self) -> int:
-        """How many tasks the job array has."""
+        """Number of tasks in the job array."""
         return len(self.tasks)
 
     def waits_for(self) -> str:
-        """The array of its tasks' finders."""
+        """Describe for the user the finders that the tasks wait for; empty if there are none."""
         if not self.after:
             return ""
         return counted(
@@ -85,17 +85,17 @@ class ArraySubmission(Submission):
         )
 
     def worker(self) -> str:
-        """The Python module that a task runs."""
+        """Return the Python module that a task runs and its arguments, quoted for the shell."""
         return f"truba_runner.sweeps.task {shlex.quote(str(self.sweep.path))} {self.token}"
 
     def parameters(self) -> dict[str, Any]:
-        """In submitit's names."""
+        """Return the sbatch parameters under submitit's names."""
         parameters = {**super().parameters(), "array_parallelism": self.max_parallel}
         more: dict[str, Any] = {}
         if self.canary:
             more = {"dependency": f"afterok:{self.canary_job}", "kill_on_invalid_dep": "yes"}
         if self.after:
-            # Else a task whose finder has failed waits for ever.
+            # Without kill_on_invalid_dep a task whose finder failed would wait for ever.
             more = {"dependency": f"aftercorr:{self.after}", "kill_on_invalid_dep": "yes"}
         if self.numbers:
             at_once = min(len(self.numbers), self.max_parallel)
@@ -103,7 +103,7 @@ class ArraySubmission(Submission):
         return {**parameters, "additional_parameters": {**parameters["additional_parameters"], **more}}
 
     def intent(self) -> dict[str, Any]:
-        """The record of an array that is about to be submitted."""
+        """Return the event that announces this array."""
         about = {
             "places": self.places,
             "share_gpus": self.allocation.gpus == self.first.request.gpus,
@@ -115,10 +115,10 @@ class ArraySubmission(Submission):
         return {**super().intent(), **about}
 
     def record_intent(self) -> None:
-        """Makes the run directories, each with its config and a line that names the array; then records the array.
+        """Write each run directory with its config and an event that names the array; then record the array.
 
-        Only that is synced to disk. Where a machine dies with the rest unwritten, the array's tasks find that the runs
-        are not theirs and do nothing, and the same command submits them again.
+        Only the array's record is synced to disk. If the machine dies before the run directories are on disk, the tasks
+        see that the runs are not theirs and do nothing, and the same command submits the runs again.
         """
         texts = _ConfigTexts()
         known = set(os.listdir(self.sweep.runs_folder))
@@ -137,24 +137,24 @@ class ArraySubmission(Submission):
         self.record(self.intent())
 
     def record(self, event: dict[str, Any]) -> None:
-        """Adds to the sweep's record."""
+        """Append an event to the sweep's submissions."""
         self.sweep.append(event)
 
 
 def _undrawn(experiment: Experiment) -> Experiment:
-    """Of a thousand runs each leaves few files: no pictures."""
+    """Turn plots off, so that a thousand runs leave fewer files."""
     return replace(experiment, finish=replace(experiment.finish, plots=False))
 
 
 def _write_new(run: RunDir, content: bytes) -> None:
-    """A run directory and its config; one that a kill cuts short has no submission, and is written again."""
+    """Write a new run directory and its config; after a kill in between it has no submission and is rewritten."""
     run.path.mkdir(mode=0o700)
     with open(os.open(run.config_file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600), "wb") as file:
         file.write(content)
 
 
 class _ConfigTexts:
-    """Configs as text, as `config_text` writes them; what runs have in common is written out once."""
+    """Serializer of configs, with the output of `config_text`, that serializes parts shared by runs only once."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int], tuple[Any, bytes]] = {}
@@ -165,7 +165,7 @@ class _ConfigTexts:
     def _part(self, name: str, value: Any) -> bytes:
         if type(value) is int:
             return b"%s: %d\n" % (name.encode(), value)
-        # The value is kept too: else another could come to have its id.
+        # Holding the value keeps its id from being reused by another object.
         key = (name, id(value))
         if key not in self._known:
             self._known[key] = (value, self._written(name, value))
@@ -179,7 +179,7 @@ class _ConfigTexts:
 
 
 def _plain(value: Any) -> Any:
-    """Without dataclasses."""
+    """Return the value with dataclasses converted to dictionaries."""
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What Hydra's launcher and sweeper leave to this package: batches of overrides in, outcomes or metrics out."""
+"""Adapter to Hydra's launcher and sweeper: takes batches of overrides, returns outcomes or metrics."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from truba_runner.sweeps import sweeper_job
 from truba_runner.sweeps.compose import Composed, Composer
 from truba_runner.sweeps.launch import Refusals, launch_sweep
 
-# Of this package; any other sweeper may come back with more runs once it knows what became of the first.
+# Prefix of this package's own sweeper; any other may ask for more runs once it has the results of the first.
 _OWN_SWEEPER = "hydra_plugins.truba_runner."
-# Of the sweepers that decide by what became of earlier runs, what their classes are called by.
+# Parts of the class names of sweepers that choose runs by the results of earlier ones.
 _WAITING_SWEEPERS = ("optuna", "ax_sweeper", "nevergrad", "smac", "hypersweeper")
-# Overrides that say how a sweep is run, and not of what.
+# Overrides that say how a sweep is run, not which runs it has, so they are not part of its identity.
 _NOT_ITS_RUNS = ("sweep.", "launcher.")
 
 
 class HydraSweep:
-    """One sweep, as Hydra's launcher sees it: one batch of runs or, of sweepers that wait for values, many."""
+    """One sweep as Hydra's launcher sees it: one batch of runs or, from sweepers that wait for values, many."""
 
     def __init__(self, loader: ConfigLoader, config: DictConfig) -> None:
-        """`config` is what Hydra composed of the command line."""
+        """`config` is what Hydra composed from the command line."""
         self._composer = Composer(loader, config)
         self._identity: list[str] = []
         sweeper = str(config.hydra.sweeper._target_)
@@ -45,18 +45,18 @@ class HydraSweep:
             ]
             self._identity = [sweeper, *given]
         self._wants_values = any(name in sweeper.lower() for name in _WAITING_SWEEPERS)
-        # Not for the jobs that this command submits.
+        # Removed so that the jobs that this command submits do not inherit it.
         self._inside_job = bool(os.environ.pop(sweeper_job.INSIDE, ""))
 
     def launch(self, batch: Sequence[Sequence[str]], parsed: Iterable[Override] = (), first: int = 0) -> list[Any]:
-        """Launches these runs; for each its outcome, its metric where one is asked for, or its failure.
+        """Launch these runs; return for each its outcome, its metric if one is requested, or its exception.
 
         `first` is the number of the batch's first run in the whole sweep.
 
         Raises:
-            Refused: a run breaks a rule; then none of them is submitted.
-            SweeperSubmitted: there is no more to do here.
-            Failed: Slurm does not answer.
+            truba_runner.errors.Refused: a run breaks a rule; then none of them is submitted.
+            truba_runner.sweeps.sweeper_job.SweeperSubmitted: a job runs the sweeper, or a dry run is complete.
+            truba_runner.errors.Failed: Slurm does not answer, or a signal ended the command early.
         """
         for override in parsed:
             self._composer.knows(override)
@@ -105,7 +105,7 @@ def _refuse_without_values(experiment: Experiment) -> None:
 
 
 def _varied(batch: Sequence[Sequence[str]]) -> list[bool]:
-    """For each place in the runs' overrides whether it tells one run from another."""
+    """Return for each position in the runs' overrides whether its values differ."""
     return [len(set(column)) > 1 for column in itertools.zip_longest(*batch)]
 
 
@@ -123,10 +123,10 @@ def _value(outcome: Outcome, experiment: Experiment) -> Any:
 
 
 def all_elements(overrides: Iterable[Override]) -> list[Override]:
-    """Of each override what it stands for.
+    """Expand each sweep override into its values.
 
     Raises:
-        Refused: one stands for nothing, and the sweep would have no run.
+        truba_runner.errors.Refused: an override has no values, so the sweep would have no run.
     """
     found: list[Override] = []
     for override in overrides:
@@ -143,7 +143,7 @@ def all_elements(overrides: Iterable[Override]) -> list[Override]:
 
 
 def elements(override: Override) -> Iterator[Override]:
-    """What an override that may sweep stands for, one value at a time, each as if it had been typed by itself."""
+    """Yield the values of an override that may sweep, each as an override typed by itself."""
     values: Iterable[Any] = override.sweep_iterator() if override.is_sweep_override() else [override._value]
     for value in values:
         text = f"{override.get_key_element()}={Override._get_value_element_as_str(value)}"

@@ -1,7 +1,7 @@
-"""The configs of a sweep: Hydra composes once for each choice of config groups; plain values are set in what it gave.
+"""Compose the configs of a sweep: Hydra composes each choice of config groups once; plain values are set in the result.
 
-Composing takes a tenth of a second, setting a value a tenth of a millisecond. What comes out is what composing each run
-by itself would give: where that is not certain beforehand, the run is converted anew.
+Composing takes a tenth of a second, setting a value a tenth of a millisecond. The result equals that of composing each
+run by itself: where that is not certain beforehand, the overrides are applied and converted anew for the run.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Path = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Composed:
-    """One run of a sweep. `values` are those that its command line sweeps over, by key."""
+    """Config of one run of a sweep. `values` are its values of the swept keys, by key."""
 
     experiment: Experiment
     # How the user chose the experiment.
@@ -44,28 +44,28 @@ class Composed:
 
 
 class Composer:
-    """Composes the runs of one sweep."""
+    """Composer of the runs of one sweep."""
 
     def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:
-        """`master` is what Hydra composed of the command line."""
+        """`master` is what Hydra composed from the command line."""
         self._loader, self._master = loader, master
         self._hydra_overrides = as_typed(master.hydra.overrides.hydra)
         self._lines: dict[str, _Line] = {}
         self._bases: dict[tuple[str, ...], _Base | Problem] = {}
         given = OverridesParser.create().parse_overrides(as_typed(master.hydra.overrides.task))
-        # A key that is given twice is what it was given last.
+        # If a key is given twice, the last one counts.
         swept = {one.key_or_group: one.is_sweep_override() for one in given}
         self._constant = {key for key, sweeps in swept.items() if not sweeps}
 
     def knows(self, override: Override) -> None:
-        """Spares the parsing of an override that somebody has parsed already; its text is its `input_line`."""
+        """Register an override that is parsed already, by its text in `input_line`, to save parsing it again."""
         self._lines[str(override.input_line)] = self._line(override)
 
     def __call__(self, overrides: Sequence[str], number: int = 0) -> Composed:
-        """The run of these overrides; `number` is its place in the sweep, `${hydra:job.num}`.
+        """Compose the run of these overrides; `number` is its index in the sweep, `${hydra:job.num}`.
 
         Raises:
-            Refused: a key, a type or a choice is wrong.
+            truba_runner.errors.Refused: a key, a type or a choice is wrong.
         """
         lines = [self._lines.get(text) or self._parsed(text) for text in overrides]
         base = self._base([line for line in lines if line.composes])
@@ -74,10 +74,10 @@ class Composer:
             return Composed(base.experiment([line for line in lines if not line.composes]), base.selector, values)
 
     def all_but_the_wrong(self, overrides: Sequence[str]) -> tuple[DictConfig | None, list[Problem]]:
-        """The config of those overrides that can be applied, and what is wrong with each of the others.
+        """Return the config with all overrides that can be applied, and the problems of the others.
 
-        Without a config where the rest hangs on what is wrong: the choice of a group. For one command line: what it
-        sets stays set in what this composer has composed.
+        The config is None if the choice of a config group is wrong, as the other overrides depend on it. Use a composer
+        for one command line only: the values stay set in its cached config.
         """
         problems: list[Problem] = []
         wrong: dict[str, Problem] = {}
@@ -104,7 +104,7 @@ class Composer:
 
     def _line(self, override: Override) -> _Line:
         key, value = override.key_or_group, override.value()
-        # By Hydra's own rule: a config group's name chooses what the config is made of, unless a mapping is set.
+        # Hydra's own rule: a config group as the key chooses a file of the group, unless the value is a mapping.
         composes = override.is_hydra_override() or (not isinstance(value, dict) and self._is_group(key))
         return _Line(str(override.input_line), override, key, tuple(split_key(key)), value, composes)
 
@@ -138,19 +138,19 @@ class Composer:
 
 @dataclass(frozen=True)
 class _Line:
-    """An override, with what is asked of it again and again."""
+    """A parsed override, with the properties that are needed repeatedly."""
 
     text: str
     override: Override
     key: str
     path: Path
     value: Any
-    # Whether it chooses what the config is made of; any other sets a value in it.
+    # Whether Hydra has to compose anew for it, as for a choice of a config group; any other override sets a value.
     composes: bool
 
     @cached_property
     def is_scalar(self) -> bool:
-        """Whether it sets one number, word or switch, and nothing but that."""
+        """Whether it sets one number, string, boolean or null, and does nothing else."""
         if self.override.is_delete() or self.override.package is not None:
             return False
         if isinstance(self.value, str):
@@ -160,14 +160,14 @@ class _Line:
 
 @dataclass
 class _Base:
-    """One choice of config groups, and the variants that were made of it."""
+    """Config of one choice of config groups, and the variants made from it."""
 
     config: DictConfig
-    # What Hydra says of itself and of the run, which resolvers may ask for.
+    # Hydra's own config, which resolvers may read.
     hydra: DictConfig
     selector: str
     variants: dict[tuple[str, ...], _Variant] = field(default_factory=dict)
-    # What is wrong with an override, by its text, so that a thousand runs need not find it out again.
+    # Problems by the text of the override, so that a thousand runs need not detect the same one again.
     wrong: dict[str, Problem] = field(default_factory=dict)
 
     @classmethod
@@ -178,7 +178,7 @@ class _Base:
 
     @contextmanager
     def numbered(self, number: int) -> Iterator[None]:
-        """Within it `${hydra:job.num}` is this number, as it is with Hydra's own launchers."""
+        """Set `${hydra:job.num}` to this number inside the context, as Hydra's own launchers do."""
         with read_write(self.hydra), open_dict(self.hydra):
             self.hydra.job.num, self.hydra.job.id = number, str(number)
         known = HydraConfig.instance()
@@ -194,7 +194,7 @@ class _Base:
         alone = _alone(tuple(line.path for line in lines))
         plain = [line for line, free in zip(lines, alone, strict=True) if free and line.is_scalar]
         fixed = [line.text for line, free in zip(lines, alone, strict=True) if not (free and line.is_scalar)]
-        # The order of the keys tells nothing here: those of `plain` do not touch each other.
+        # The order between `fixed` and `plain` does not matter: the keys of `plain` overlap no other key.
         signature = (*fixed, "", *(f"{line.override.type.name} {line.key}" for line in plain))
         if signature in self.variants:
             return self.variants[signature].experiment(plain, self.wrong)
@@ -207,12 +207,12 @@ class _Base:
 
 @lru_cache(maxsize=64)
 def _alone(paths: tuple[Path, ...]) -> tuple[bool, ...]:
-    """For each path whether no other lies at it, within it or around it."""
+    """Return for each path whether no other equals it, contains it or is inside it."""
     return tuple(sum(overlap(one, other) for other in paths) == 1 for one in paths)
 
 
 def _apply(lines: Sequence[_Line], config: DictConfig, wrong: dict[str, Problem]) -> None:
-    """As Hydra applies them, but tells of all that are wrong."""
+    """Apply overrides as Hydra does, but report all wrong ones, not only the first."""
     problems = []
     for line in lines:
         try:
@@ -227,13 +227,13 @@ def _apply(lines: Sequence[_Line], config: DictConfig, wrong: dict[str, Problem]
 
 @dataclass
 class _Variant:
-    """Runs that set the same keys: the config of one of them, in which the others set their values."""
+    """Config of the first of several runs that set the same keys; the others set their values in it."""
 
     config: DictConfig
     first: Experiment
-    # What the first run had set.
+    # The values that the first run set, by key.
     values: Mapping[str, Any]
-    # Interpolations that may follow what is set.
+    # Interpolations that may depend on the keys that are set.
     followers: Sequence[Path]
 
     @classmethod
@@ -245,9 +245,9 @@ class _Variant:
         try:
             return self._with(self._followed(plain) if self.followers else self._changed(plain))
         except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError, OmegaConfBaseException):
-            pass  # The long way knows more kinds of keys, and the words for what is wrong.
+            pass  # The slow path below handles more kinds of keys, and has error messages.
         config = copy.deepcopy(self.config)
-        # What the first run added is there by now.
+        # FORCE_ADD, as keys that the first run added exist by now.
         setting = [replace(line, override=replace(line.override, type=OverrideType.FORCE_ADD)) for line in plain]
         _apply(setting, config, wrong)
         return typed(config)
@@ -257,14 +257,14 @@ class _Variant:
         return {line.path: self._leaf(line.path).validate_and_convert(line.value) for line in changed}
 
     def _followed(self, plain: Sequence[_Line]) -> dict[Path, Any]:
-        """With what follows it; for that, the config has to hold all of the run's values."""
+        """Return the set values and those that depend on them, after setting all of the run's values in the config."""
         for line in plain:
             self._leaf(line.path)._set_value(line.value)
         return {path: _value(self.config, path) for path in (*(line.path for line in plain), *self.followers)}
 
     @cache  # noqa: B019  # A variant lives as long as its sweep is composed.
     def _leaf(self, path: Path) -> ValueNode:
-        """The node that holds a value and knows its type."""
+        """Return the node that holds a value and knows its type."""
         node: Any = self.config
         for part in path:
             node = node._get_node(int(part) if isinstance(node, ListConfig) else part)
@@ -283,7 +283,7 @@ class _Variant:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """1, 1.0 and True are equal in Python, and different in a config."""
+    """Compare value and type: 1, 1.0 and True are equal in Python, but different in a config."""
     return type(one) is type(other) and bool(one == other)
 
 
@@ -295,7 +295,7 @@ def _value(config: DictConfig, path: Path) -> Any:
 
 
 def _replaced(whole: Any, path: Path, value: Any) -> Any:
-    """A copy with another value at `path`; what lies beside the path is shared with the original."""
+    """Return a copy with another value at `path`; everything outside the path is shared with the original."""
     if not path:
         return value
     first, rest = path[0], path[1:]

@@ -1,7 +1,7 @@
-"""Several small runs in one job: a process each, with GPUs, cores, a log, a result and a failure of its own.
+"""Train several packed runs in one job: each in a process with its own GPUs, cores, log, result and failure.
 
-The runs' workers save at a signal as ever. What none of them can decide is when the job goes back into the queue: it
-would take the others along. So each says how it ended, and the job is requeued when all have.
+The workers save at a signal as in other jobs. None of them requeues the job, as that would end the other runs: each
+reports by its exit status how it ended, and the job is requeued when all have ended.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ T = TypeVar("T")
 
 
 def train(runs: Sequence[RunDir], token: str, places: int, share_gpus: bool) -> int:
-    """Trains those that are still to be trained; 0 where all have a result or go on later, else 1, or 143 if ended.
+    """Train unfinished runs; return 0 if all have a result or the job was requeued, 143 if it was terminated, else 1.
 
-    `places` is how many runs the job has room for.
+    `places` is the number of slots for runs in the job.
     """
-    # They are for the workers, which are of this process's group and get them too. Not SIG_IGN: it would be inherited.
+    # The workers, in the same process group, receive the signals too and act on them. They would inherit SIG_IGN.
     for number in Interruption.signals():
         signal.signal(number, lambda number, frame: None)
     mine = [(place, run) for place, run in enumerate(runs) if _is_open(run, token)]
@@ -49,12 +49,12 @@ def train(runs: Sequence[RunDir], token: str, places: int, share_gpus: bool) -> 
 
 
 def _is_open(run: RunDir, token: str) -> bool:
-    """Whether the run is still this job's to train: it may have ended at an earlier start, or be another job's now."""
+    """Return whether this job still has to train the run: it has not ended before, and no other job has it now."""
     return run.is_last_given_to(token) and not run.result() and progress_of(run).get("state") != "failed"
 
 
 def _comes_back(run: RunDir, status: int) -> bool:
-    """Whether the run goes on once the job is back: it asked for that, or was killed before it could."""
+    """Return whether the run needs a requeue to resume: it requested one, or was killed before it could."""
     return status == REQUEUE_STATUS or (status in {-signal.SIGKILL, -signal.SIGUSR2} and not run.result())
 
 
@@ -85,9 +85,9 @@ def _start(run: RunDir, place: int, places: int, share_gpus: bool) -> subprocess
 
 
 def _gpus(place: int, places: int, share_gpus: bool) -> dict[str, str]:
-    """The variables that give a run its part of the job's GPUs, or let it be one of several on all of them."""
+    """Return the variables that assign a run its part of the job's GPUs, or let it share all of them."""
     if share_gpus:
-        # Else the first takes all of the memory.
+        # Otherwise the first TensorFlow process takes all GPU memory.
         return {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     part = _share(visible, place, places)

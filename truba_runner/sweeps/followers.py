@@ -1,4 +1,4 @@
-"""Which interpolations of a config may change with what a sweep sets, as far as their text tells. Pure."""
+"""Find interpolations of a config that may depend on the keys that a sweep sets, judging by their text. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from omegaconf import Container, DictConfig, ListConfig
 
 _INNERMOST = re.compile(r"\$\{([^${}]*)\}")
-# Resolvers that look at nothing in the config.
+# Resolvers that read nothing from the config.
 _OUTSIDE = ("oc.env:", "env_or:", "user:", "detect_cluster:")
 _ABSOLUTE = re.compile(r"[A-Za-z_][\w/-]*(\.[\w/-]+)*")
 
@@ -16,13 +16,13 @@ Path = tuple[str, ...]
 
 
 def overlap(one: Path, other: Path) -> bool:
-    """Whether one lies at or within the other."""
+    """Return whether one path equals or contains the other."""
     shorter = min(len(one), len(other))
     return one[:shorter] == other[:shorter]
 
 
 def followers_of(config: DictConfig, swept: Sequence[Path]) -> list[Path]:
-    """Interpolations that are not known to be independent of the swept keys."""
+    """Return the interpolations that are not known to be independent of the swept keys."""
     waiting = dict(_interpolations(config, ()))
     moving = list(swept)
     followers: list[Path] = []
@@ -31,7 +31,7 @@ def followers_of(config: DictConfig, swept: Sequence[Path]) -> list[Path]:
         found = False
         for path, text in list(waiting.items()):
             if any(path == key for key in swept):
-                del waiting[path]  # It is set, and follows nothing any more.
+                del waiting[path]  # The sweep overwrites it.
             elif _may_follow(text, moving):
                 del waiting[path]
                 followers.append(path)
@@ -56,7 +56,7 @@ def _interpolations(node: Container, path: Path) -> Iterator[tuple[Path, str]]:
 def _may_follow(text: str, moving: Sequence[Path]) -> bool:
     inner = _INNERMOST.findall(text)
     if "${" in _INNERMOST.sub("", text):
-        return True  # One within another: what it refers to is not written there.
+        return True  # Nested: the text does not show what it refers to.
     for reference in inner:
         if reference.startswith(_OUTSIDE):
             continue

@@ -1,4 +1,4 @@
-"""What becomes of a sweep: all of its runs checked together, those that are missing or failed handed to Slurm."""
+"""Launch a sweep: check all runs together, then submit or train those that are missing or failed."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ _NAMED = 3
 
 @dataclass
 class Refusals:
-    """What is wrong with the runs of a sweep, and with which of them."""
+    """Problems of a sweep's runs, each with the labels of the runs that have it."""
 
     runs: int
     found: dict[Problem, list[str]] = field(default_factory=dict)
 
     def add(self, refused: Refused, label: str) -> None:
-        """`label` tells the run from the others."""
+        """Add the problems of one run; `label` identifies it."""
         for problem in refused.problems:
             self.found.setdefault(problem, []).append(label)
 
     def raise_if_any(self) -> None:
-        """Refuses the whole sweep.
+        """Refuse the whole sweep if any run has a problem.
 
         Raises:
-            Refused: naming the runs of each problem.
+            truba_runner.errors.Refused: there are problems; each names its runs.
         """
         if self.found:
             raise Refused(*(replace(one, remedy=f"{one.remedy} {self._which(of)}") for one, of in self.found.items()))
@@ -75,7 +75,7 @@ class Refusals:
 
 @dataclass(frozen=True)
 class _Run:
-    """A run that was found to break no rule."""
+    """A run that breaks no rule."""
 
     composed: Composed
     plan: Plan
@@ -89,15 +89,15 @@ def launch_sweep(
     inside_job: bool = False,
     refusals: Refusals | None = None,
 ) -> list[Outcome]:
-    """Submits or trains these runs, one outcome each, in order; `label` tells the run of an index from the others.
+    """Submit or train these runs; return one outcome each, in order. `label` names the run of an index.
 
-    `identity_of_batches`: what the sweep is known by where its runs come in batches. `inside_job`: this command is the
-    job that was asked for with `sweep.sweeper_partition`. `refusals`: of the sweep's runs that could not be composed.
+    `identity_of_batches`: what identifies a sweep whose runs come in batches. `inside_job`: this command is the job
+    that `sweep.sweeper_partition` requested. `refusals`: problems of the runs that could not be composed.
 
     Raises:
-        Refused: a run breaks a rule; then none of them is submitted.
-        SweeperSubmitted: the command goes on as a job.
-        Failed: Slurm does not answer.
+        truba_runner.errors.Refused: a run breaks a rule; then none of them is submitted.
+        truba_runner.sweeps.sweeper_job.SweeperSubmitted: a job runs the sweeper.
+        truba_runner.errors.Failed: Slurm does not answer.
     """
     checked = _checked(runs, label, refusals or Refusals(len(runs)))
     _warn(checked)
@@ -136,10 +136,10 @@ def launch_sweep(
 
 
 def _refuse_damaged_sweep(sweep: SweepDir) -> None:
-    """Its record is written anew with each command, with what stands in it.
+    """Refuse a sweep whose record is damaged, as each command rewrites the record from its content.
 
     Raises:
-        Failed: what that is cannot be told.
+        truba_runner.errors.Failed: the record is damaged.
     """
     if sweep.path.exists() and (why := damage.of_sweep(sweep.path)):
         told = _("{sweep}: {why}. Move {folder} away, and give the command again.", sweep=sweep.id, why=why,
@@ -148,7 +148,7 @@ def _refuse_damaged_sweep(sweep: SweepDir) -> None:
 
 
 def _warn(checked: Sequence[_Run]) -> None:
-    """Says once what is true of any of the runs."""
+    """Print the warnings of all runs, each once."""
     told = (warning for run in checked for warning in (*run.plan.warnings, *rules.warnings(run.composed.experiment)))
     for warning in dict.fromkeys(told):
         print(_("warning: {text}", text=warning), file=sys.stderr)
@@ -157,12 +157,12 @@ def _warn(checked: Sequence[_Run]) -> None:
 def _on_slurm(
     prepared: Sequence[Prepared], sweep: SweepDir, describe: Callable[..., None], inside_job: bool
 ) -> list[Outcome]:
-    """Submits the runs, or the job that is to do so."""
+    """Submit the runs, or the sweeper's job that will submit them."""
     on_slurm_or_failed()
     first = prepared[0].experiment
     if first.sweep.sweeper_partition and not inside_job:
         if not sweep.description():
-            # Later it is the job that describes it.
+            # Once there is a description, only the job updates it.
             describe([])
         sweeper_job.submit(first, prepared[0].job_file, sweep)
     outcomes = through_slurm(prepared, sweep, describe)
@@ -170,7 +170,7 @@ def _on_slurm(
 
 
 def _here(prepared: Prepared) -> Outcome:
-    """Trains a run on this machine, its finder first."""
+    """Train a run on this machine, its learning-rate finder first."""
     needed = prepared.finder
     if needed and not prepared.run.result() and not prepared.run.found_rate() and not needed.run.result():
         found = train_here(needed)
@@ -197,7 +197,7 @@ def _dry_run(runs: Sequence[Prepared], sweep: SweepDir, searches: bool) -> list[
 
 
 def _one_by_one(runs: Sequence[Prepared], start: Callable[[Prepared], Outcome]) -> list[Outcome]:
-    """Starts each, after the one before; once this command was told to end, the others are left."""
+    """Start the runs one after the other; after a signal to end, mark those that were not started as left."""
     outcomes: dict[str, Outcome] = {}
     stopped = False
     for prepared in each_once(runs):
@@ -208,14 +208,14 @@ def _one_by_one(runs: Sequence[Prepared], start: Callable[[Prepared], Outcome]) 
 
 
 def _pick(experiment: Experiment) -> dict[str, str]:
-    """By which metric a run is better than another."""
+    """Return the metric that ranks the runs, and its direction."""
     if experiment.sweep.kind:
         return {"monitor": experiment.sweep.objective, "mode": experiment.sweep.direction}
     return {"monitor": experiment.checkpoint.monitor, "mode": experiment.checkpoint.mode}
 
 
 def _checked(runs: Sequence[Composed], label: Callable[[int], str], refusals: Refusals) -> list[_Run]:
-    """Plans for all, or every broken rule of all at once, with what is refused already."""
+    """Return the checked runs, or refuse with the problems of all runs and those already in `refusals`."""
     checked = []
     find = lru_cache(maxsize=None)(lambda module: job_module.find(module, Path.cwd()))
     host = socket.gethostname()
@@ -281,10 +281,10 @@ def _prepared(checked: Sequence[_Run], provide_data: bool) -> list[Prepared]:
 
 
 def _refuse_changed_code(runs: Sequence[Prepared]) -> None:
-    """Those that were begun with other code may not go on with this one; of those that are finished it is told.
+    """Refuse unfinished runs that were started with other code; warn about finished ones.
 
     Raises:
-        Refused: there are such runs.
+        truba_runner.errors.Refused: there are such unfinished runs.
     """
     messages.changed_code([one for one in runs if one.run.result()])
     refuse_together([one for one in runs if not one.run.result()])

@@ -1,4 +1,4 @@
-"""Sweeps on Slurm: the runs that are missing or failed as job arrays, each after what it has to wait for.
+"""Submit the missing and failed runs of a sweep as job arrays, each with its dependency.
 
 A run waits for the canary of its sweep, or for its learning-rate finder: the task of the same number in another array.
 """
@@ -29,18 +29,18 @@ from truba_runner.submission.submission import warn_of_cost
 from truba_runner.sweeps.array import ArraySubmission
 from truba_runner.worker import canary
 
-# Where each finder that has not ended yet is in the queue: its job array, and its number there.
+# For each finder that has not ended, by run id: its job array, and its task number there.
 Places = Mapping[str, tuple[str, int]]
 
 
 def through_slurm(runs: Sequence[Prepared], sweep: SweepDir, describe: Callable[[], None]) -> list[Outcome]:
-    """Submits the runs that are missing or failed, with the finders that these lack; one outcome each, in order.
+    """Submit the missing and failed runs, with the finders that they need; return one outcome each, in order.
 
-    `describe` puts the sweep on record.
+    `describe` records the sweep.
 
     Raises:
-        Refused: the code of a run that was begun has changed, or Slurm will not have a job.
-        Failed: Slurm does not answer.
+        truba_runner.errors.Refused: the code of a run that has to resume has changed, or Slurm rejects a job.
+        truba_runner.errors.Failed: Slurm does not answer.
     """
     each = each_once(runs)
     outcomes: dict[str, Outcome] = {}
@@ -52,7 +52,7 @@ def through_slurm(runs: Sequence[Prepared], sweep: SweepDir, describe: Callable[
                 wanted.append(prepared)
             outcomes[prepared.run.id] = done or Outcome(prepared.run.id, str(prepared.run.path), "submitted")
         if runs[0].run.has_lived():
-            # Its own job could not, where a compute node may not, and trains on.
+            # The canary's job cannot do it on sites whose compute nodes may not change jobs.
             canary.release(sweep, runs[0].run.id)
         places = _send_finders(wanted, sweep, held)
         arrays = _all_arrays(runs[0], wanted, places, sweep)
@@ -69,7 +69,7 @@ def through_slurm(runs: Sequence[Prepared], sweep: SweepDir, describe: Callable[
 
 
 def planned(runs: Sequence[Prepared], sweep: SweepDir) -> list[ArraySubmission]:
-    """For a dry run: the arrays of a sweep of which nothing was submitted. A finder's array has no id yet."""
+    """Return the arrays that a dry run shows, as if nothing had been submitted; finder arrays have placeholder ids."""
     finders = _arrays(list(_finders(runs).values()), sweep)
     places = {
         finder.run.id: (f"FINDERS{count}", number)
@@ -86,7 +86,7 @@ def _all_arrays(first: Prepared, wanted: Sequence[Prepared], places: Places, swe
 
 
 def each_once(runs: Sequence[Prepared]) -> list[Prepared]:
-    """The first of those that come to the same run; says so where there are others."""
+    """Return each run once, from the first choice that leads to it; print a note if there are others."""
     each: dict[str, Prepared] = {}
     same: dict[str, Prepared] = {}
     for prepared in runs:
@@ -98,7 +98,7 @@ def each_once(runs: Sequence[Prepared]) -> list[Prepared]:
 
 
 def _sent(array: ArraySubmission, lock: int, before: int, of: int) -> str:
-    """Submits an array; where Slurm will not have it, says what it has already."""
+    """Submit an array; if Slurm rejects it, say how many arrays were submitted before it."""
     try:
         return array.send(lock)
     except Refused as refused:
@@ -114,12 +114,12 @@ def _sent(array: ArraySubmission, lock: int, before: int, of: int) -> str:
 
 
 def _finders(runs: Sequence[Prepared]) -> dict[str, Prepared]:
-    """Each once: several trainings may take their rates from the same one."""
+    """Return the needed finders by run id, each once: several runs may take their rates from the same one."""
     return {one.finder.run.id: one.finder for one in runs if one.finder and not one.run.found_rate()}
 
 
 def _send_finders(wanted: Sequence[Prepared], sweep: SweepDir, held: int) -> Places:
-    """Submits the finders that are missing or failed; where these and the others that have not ended are."""
+    """Submit the missing and failed finders; return the places of all finders that have not ended."""
     places: dict[str, tuple[str, int]] = {}
     missing = []
     needed = list(_finders(wanted).values())
@@ -149,13 +149,13 @@ def _send_finders(wanted: Sequence[Prepared], sweep: SweepDir, held: int) -> Pla
 
 
 def _after_finders(runs: Sequence[Prepared], places: Places, sweep: SweepDir) -> list[ArraySubmission]:
-    """Arrays in which each task has the number that its finder has in the array that they wait for."""
+    """Return arrays in which each task has the number of its finder in the array that it waits for."""
     layers: dict[tuple[str, str, int], dict[int, Prepared]] = {}
     for one in runs:
         assert one.finder  # noqa: S101
         job_id, number = places[one.finder.run.id]
         layer = 0
-        # A finder of several runs has one of them in each array.
+        # Runs that share a finder need the same task number, so each is in another array.
         while number in layers.setdefault((_asks_for(one), job_id, layer), {}):
             layer += 1
         layers[_asks_for(one), job_id, layer][number] = one
@@ -168,15 +168,15 @@ def _after_finders(runs: Sequence[Prepared], places: Places, sweep: SweepDir) ->
     return arrays
 
 
-# -- all of them -----------------------------------------------------------------------------------------------
+# -- runs ------------------------------------------------------------------------------------------------------
 
 
 def _already(runs: Sequence[Prepared]) -> list[Outcome | None]:
-    """For each run its outcome if it needs no submission, being finished or in Slurm's hands.
+    """Return for each run its outcome if it is finished or has a live job; None: it has to be submitted.
 
     Raises:
-        Refused: the code of one that was begun has changed.
-        Failed: Slurm does not answer.
+        truba_runner.errors.Refused: the code of a run that has to resume has changed.
+        truba_runner.errors.Failed: Slurm does not answer.
     """
     begun = set(os.listdir(runs[0].run.path.parent)) if runs else set()
     open_runs: list[Prepared] = []
@@ -196,7 +196,7 @@ def _already(runs: Sequence[Prepared]) -> list[Outcome | None]:
     try:
         for prepared in open_runs:
             settle(prepared.run)
-        # After the last one was settled: what was found on its way to the queue is in it.
+        # Only after all are settled: settling waits for jobs that are about to appear in the queue.
         jobs = slurm_jobs.queue() if open_runs else {}
     except client.SlurmError as error:
         told = _(
@@ -209,14 +209,14 @@ def _already(runs: Sequence[Prepared]) -> list[Outcome | None]:
         if state_of(run, jobs).live:
             outcomes[run.id] = Outcome(run.id, str(run.path), "running", last_job_id(run))
         elif run.result():
-            # Since it was looked at above: Slurm takes its time to answer.
+            # It finished while Slurm was answering.
             outcomes[run.id] = Outcome(run.id, str(run.path), "finished", last_job_id(run))
     refuse_together([one for one in open_runs if outcomes[one.run.id] is None])
     return [outcomes[prepared.run.id] for prepared in runs]
 
 
 def _with_canary(first: Prepared, wanted: Sequence[Prepared], sweep: SweepDir) -> list[ArraySubmission]:
-    """The arrays for these runs; where the sweep's first run goes ahead, that is first and they wait for it."""
+    """Return the arrays for these runs; if the sweep's first run is a canary, the other arrays wait for it."""
     if not first.experiment.sweep.canary or first.run.has_lived():
         return _arrays(wanted, sweep)
     others = [prepared for prepared in wanted if prepared.run.id != first.run.id]
@@ -230,7 +230,7 @@ def _with_canary(first: Prepared, wanted: Sequence[Prepared], sweep: SweepDir) -
 
 
 def _arrays(runs: Sequence[Prepared], sweep: SweepDir) -> list[ArraySubmission]:
-    """Job arrays for runs, each for those that ask for the same, no larger than Slurm takes one."""
+    """Return job arrays for runs, each of runs with equal requests and no larger than Slurm allows."""
     if not runs:
         return []
     groups: dict[str, list[Prepared]] = {}
@@ -243,7 +243,7 @@ def _arrays(runs: Sequence[Prepared], sweep: SweepDir) -> list[ArraySubmission]:
 
 
 def _warn_of_more_at_once(experiment: Experiment, arrays: int) -> None:
-    """Each array has a task running, and Slurm has no limit over several."""
+    """Warn if more than `sweep.max_parallel` runs can run at once: Slurm has no limit across several arrays."""
     asked, pack = experiment.sweep.max_parallel, experiment.sweep.pack
     if asked is not None and arrays * pack > asked:
         told = _(
@@ -258,7 +258,7 @@ def _warn_of_more_at_once(experiment: Experiment, arrays: int) -> None:
 
 
 def _asks_for(prepared: Prepared) -> str:
-    """The same for runs that one array may hold."""
+    """Return the grouping key: runs with equal keys can share an array."""
     one = prepared.experiment
     return repr((prepared.request, one.environment, one.code, one.sweep, prepared.job_file))
 
@@ -296,10 +296,10 @@ def _core_limit(account: str, otherwise: int) -> int:
 
 
 def _tasks_at_once(experiment: Experiment, cores: int, arrays: int) -> int:
-    """Tasks of an array that may run at once; 0: as many as there is room for."""
+    """Return how many tasks of an array may run at once; 0: no limit."""
     asked = experiment.sweep.max_parallel
     if asked is not None:
-        # What was asked for holds for the sweep, whose arrays know nothing of each other.
+        # The limit is for the whole sweep, but Slurm applies it to each array by itself.
         return max(1, asked // experiment.sweep.pack // arrays)
     limit = _core_limit(experiment.resources.account, experiment.cluster.account_cores)
     return max(1, limit // cores) if limit else 0

@@ -1,7 +1,7 @@
-"""A sweeper that waits for values, as a small job: nothing of it stays on the login node.
+"""Run a sweeper that waits for values as a small job, so that no process stays on the login node.
 
-The job gives the same command once more, on its compute node, and stays until the last run has ended. Interrupted, it
-starts again from the beginning: runs that are finished give their values at once, and live ones are waited for.
+The job repeats the command on its compute node, and stays until the last run has ended. If it is interrupted, it
+starts again from the beginning: finished runs give their values at once, and live ones are waited for.
 """
 
 from __future__ import annotations
@@ -26,44 +26,44 @@ from truba_runner.submission.prepared import Prepared
 from truba_runner.submission.settle import settle
 from truba_runner.submission.submission import Submission, warn_of_cost
 
-# Says to the command that it is the job's.
+# Variable that marks the command as the one inside the job.
 INSIDE = "TRUBA_SWEEPER_JOB"
-# By these every command of Slurm finds its cluster.
+# Variables by which Slurm's commands find their cluster.
 _FINDS_SLURM = ("SLURM_CONF", "SLURM_CLUSTERS")
 
 
 class SweeperSubmitted(BaseException):
-    """Takes the command out of the sweeper that it has begun; no sweeper takes it for a failed run."""
+    """Raised to leave the sweeper of this command; a BaseException, which no sweeper takes for a failed run."""
 
 
 @dataclass(frozen=True)
 class SweeperSubmission(Submission):
-    """The sbatch of such a job. Its records lie in the sweep's folder, as those of a run in the run directory."""
+    """Submission of the sweeper's job; its records are in the sweep's folder, in the form of a run directory."""
 
     command: list[str] = field(default_factory=list)
 
     def worker(self) -> str:
-        """The Python module that the job runs."""
+        """Return the Python module that the job runs and its argument, quoted for the shell."""
         return f"truba_runner.cli.sweeper {shlex.quote(str(self.first.run.path))}"
 
     def record_intent(self) -> None:
-        """Puts on record, beside the sweep's runs, what the job is to do."""
+        """Record, in the sweep's folder, the intent with the command and the variables that the job needs."""
         self.first.run.create()
         self.record({**self.intent(), "command": self.command, "variables": _given_to_sbatch(os.environ)})
 
 
 def _given_to_sbatch(environment: Mapping[str, str]) -> dict[str, str]:
-    """What the shell has for sbatch, such as the quality of service that a site asks for: the runs need it as well."""
+    """Return the shell's variables for sbatch, such as a QOS that the site requires: the runs' jobs need them too."""
     return {name: value for name, value in environment.items() if name.startswith("SBATCH_") or name in _FINDS_SLURM}
 
 
 def submit(experiment: Experiment, job_file: Path, sweep: SweepDir) -> None:
-    """Hands the command to Slurm, unless it has it already; says so.
+    """Submit the command as a job unless its job is live already, and print the job id.
 
     Raises:
-        SweeperSubmitted: it has it now.
-        Refused: the partition takes no such job.
-        Failed: Slurm does not answer.
+        SweeperSubmitted: always, once Slurm has the job.
+        truba_runner.errors.Refused: the partition does not accept such a job.
+        truba_runner.errors.Failed: Slurm does not answer.
     """
     asked = experiment.sweep
     resources = Resources(
@@ -82,8 +82,8 @@ def submit(experiment: Experiment, job_file: Path, sweep: SweepDir) -> None:
         if live:
             job_id = last_job_id(run)
         else:
-            # It needs what this command needs, Slurm's commands too, and not what a training does; each of its runs
-            # has its code from the project.
+            # The job needs the environment of this command, with Slurm's commands, not that of a training; no
+            # snapshot, as its runs take their code from the project.
             own = {"environment": Environment("inherit"), "code": Code(snapshot=False), "resources": resources}
             prepared = Prepared(replace(experiment, **own), run, request, job_file)  # type: ignore[arg-type]
             submission = SweeperSubmission(prepared, command=sys.argv[1:])
@@ -97,5 +97,5 @@ def submit(experiment: Experiment, job_file: Path, sweep: SweepDir) -> None:
     raise SweeperSubmitted
 
 
-if __name__ == "__main__":  # A job that an earlier version has put into the queue starts it by this name.
+if __name__ == "__main__":  # Jobs that an earlier version submitted start it by this name.
     runpy.run_module("truba_runner.cli.sweeper", run_name="__main__")

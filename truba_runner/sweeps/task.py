@@ -1,6 +1,6 @@
-"""What a task of a sweep's job array executes: `python -m truba_runner.sweeps.task SWEEP_DIR TOKEN`.
+"""Entry point of a task of a sweep's job array: `python -m truba_runner.sweeps.task SWEEP_DIR TOKEN`.
 
-It looks up which runs are its own, and trains one in this process, or several in processes of their own (`crew`).
+It looks up its runs, and trains a single one in this process, or several in processes of their own (`crew`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from truba_runner.worker import run as worker
 
 
 def main(arguments: list[str]) -> int:
-    """Trains the runs of this array task; the exit status is the worker's, or the crew's."""
+    """Train the runs of this array task; return the exit status of the worker, or of the packed runs."""
     sweep, token = SweepDir(Path(arguments[0])), arguments[1]
     if private.refused([sweep.path]):
         return 1
@@ -52,7 +52,7 @@ def _intent(sweep: SweepDir, token: str) -> dict[str, Any]:
 
 
 def _print_into(log: Path) -> None:
-    """From here on this process, and all that it starts, prints into a run's log."""
+    """Redirect the output of this process, and of all that it starts, into a run's log."""
     handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -62,7 +62,7 @@ def _print_into(log: Path) -> None:
 
 @contextmanager
 def _own_log_cleared(sweep: SweepDir) -> Iterator[None]:
-    """Takes the array task's own log away where nothing stands in it: a thousand runs would leave a thousand."""
+    """Delete the array task's own log at the end if it is empty: a thousand runs would leave a thousand files."""
     yield
     here = job_environment.current()
     log = sweep.logs / f"{here.job_id}_{here.rank}_log.out"
