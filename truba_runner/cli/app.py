@@ -23,7 +23,7 @@ from truba_runner.config.composing.hydra_errors import (
 from truba_runner.config.composing.hydra_keys import Stopped, refuse_options
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import chosen
-from truba_runner.launch.prepare import check
+from truba_runner.launch.prepare import Checks
 from truba_runner.launch.run import launch
 from truba_runner.storage.package_files import shipped
 from truba_runner.submission.outcome import Outcome
@@ -110,7 +110,7 @@ def _all_that_is_wrong(overrides: Sequence[str], error: Exception) -> list[Probl
         if config is not None:
             with suppress(Failed):
                 try:
-                    check(absolute(typed(config)))
+                    Checks().check(absolute(typed(config)))
                 except Refused as refused:
                     problems += refused.problems
     return list(dict.fromkeys(problems))

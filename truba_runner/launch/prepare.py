@@ -1,100 +1,183 @@
-"""Prepare an experiment as a checked run: its plan, data, environment and run directory."""
+"""An experiment becomes a checked run: its plan, data, environment and run directory."""
 
 from __future__ import annotations
 
+import os
 import socket
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from truba_runner.code import job_module, snapshot
+from truba_runner.config import lr_find
 from truba_runner.config.identity import run_id
 from truba_runner.config.schema import Experiment
-from truba_runner.config.search_space import jobs
+from truba_runner.config.search_space import KINDS, jobs
 from truba_runner.data import staging, weights
 from truba_runner.environment import probe, probe_job
 from truba_runner.environment.probe import Found
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _
 from truba_runner.rules.experiment import Plan, plan
-from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs import damage
+from truba_runner.runs.run_directory import CODE, SWEEPS, RunDir
+from truba_runner.search import submission as search
 from truba_runner.slurm import client
+from truba_runner.slurm.request import Request, derive
+from truba_runner.storage import private
+from truba_runner.storage.folder_lock import LOCK
 from truba_runner.submission.automatic import Automatic
+from truba_runner.submission.prepared import Prepared
+
+# What a caller has to add to the rules.
+MoreRules = Callable[[Experiment, Request], Iterable[Problem]]
 
 
-def check(experiment: Experiment) -> tuple[Experiment, Plan, Path]:
-    """Return the experiment without `auto`, its plan, and its job file.
+@dataclass(frozen=True)
+class Checked:
+    """An experiment without `auto` that breaks no rule, its plan, and its job file."""
 
-    Raises:
-        truba_runner.errors.Refused: it breaks rules; all of them are listed.
-        truba_runner.errors.Failed: Slurm does not answer.
-    """
-    problems: list[Problem] = []
-    made, job_file = None, None
-    try:
-        found = job_module.find(experiment.job.module, Path.cwd())
-        snapshot.refuse_too_much(experiment, found)
-        job_file = found
-    except Refused as refused:
-        problems += refused.problems
-    try:
-        experiment = Automatic().settled(experiment, job_file or Path(experiment.job.module))
-        made = plan(experiment, login_node=socket.gethostname())
-    except Refused as refused:
-        problems = [*refused.problems, *problems]
-    if made is None or job_file is None:
-        raise Refused(*problems)
-    return experiment, made, job_file
+    experiment: Experiment
+    plan: Plan
+    job_file: Path
 
 
-def in_environment(experiment: Experiment) -> Found:
-    """Return the versions in the job's Python environment; empty if unknown.
+class Checks:
+    """Checks the experiments of one command; each job module is looked up once, and Slurm is asked once."""
 
-    Raises:
-        truba_runner.errors.Refused: the experiment cannot be trained with it.
-        truba_runner.errors.Failed: sbatch is missing here, or Slurm does not answer or rejects the probe job.
-    """
+    def __init__(self) -> None:
+        """Look nothing up yet."""
+        self._find = lru_cache(maxsize=None)(lambda module: job_module.find(module, Path.cwd()))
+        self._automatic = Automatic()
+
+    def check(self, experiment: Experiment, more: MoreRules = lambda experiment, request: ()) -> Checked:
+        """Check an experiment against all rules, and those that `more` adds.
+
+        Raises:
+            truba_runner.errors.Refused: it breaks rules; all of them are listed.
+            truba_runner.errors.Failed: Slurm does not answer.
+        """
+        problems: list[Problem] = []
+        made, job_file = None, None
+        try:
+            found = self._find(experiment.job.module)
+            snapshot.refuse_too_much(experiment, found)
+            job_file = found
+        except Refused as refused:
+            problems += refused.problems
+        try:
+            experiment = self._automatic.settled(experiment, job_file or Path(experiment.job.module))
+            made = plan(experiment, login_node=socket.gethostname())
+            problems = [*more(experiment, made.request), *problems]
+        except Refused as refused:
+            problems = [*refused.problems, *problems]
+        if problems or made is None or job_file is None:
+            raise Refused(*problems)
+        return Checked(experiment, made, job_file)
+
+
+class Provision:
+    """Gives checked experiments of one command what they need: each file, environment and folder is looked at once."""
+
+    def __init__(self, provide: bool) -> None:
+        """Without `provide`, as for a dry run, neither data nor environments are looked at."""
+        self._provide = provide
+        # The name of the data that is trained on, by the data, the weights and the selector.
+        self._names: dict[tuple[str, str, str], str] = {}
+        self._environments: dict[str, Found] = {}
+        self._listed: dict[str, Collection[str]] = {}
+
+    def prepare(self, checked: Checked, selector: str) -> Prepared:
+        """Return the run, search or, with `sweep=lr_find`, the run with its finder. `selector`: what the user typed.
+
+        Raises:
+            truba_runner.errors.Refused: files are missing, or the experiment cannot be trained in its environment.
+            truba_runner.errors.Failed: sbatch is missing here, or Slurm does not answer.
+        """
+        experiment = checked.experiment
+        found: Found = {}
+        if self._provide:
+            experiment = self._with_data(experiment, selector)
+            found = self._environment(experiment)
+        training = lr_find.training_of(experiment)
+        run = self._newest(training)
+        prepared = Prepared(training, run, checked.plan.request, checked.job_file, found=found)
+        if experiment.sweep.kind != lr_find.KIND:
+            return prepared
+        finder = lr_find.finder_of(experiment)
+        return replace(
+            prepared, finder=replace(prepared, experiment=finder, run=self._newest(finder), request=derive(finder))
+        )
+
+    def _with_data(self, experiment: Experiment, selector: str) -> Experiment:
+        # Record only the table line that the run uses; a search has trials, which may use several.
+        used = {arch: url for job in jobs(experiment) for arch, url in weights.chosen(job).items()}
+        key = repr(experiment.data), repr(used), selector
+        if key not in self._names:
+            self._names[key] = _provided_data(experiment, selector)
+        data = replace(experiment.data, name=self._names[key])
+        return replace(experiment, data=data, job=replace(experiment.job, weights=used))
+
+    def _environment(self, experiment: Experiment) -> Found:
+        key = repr((experiment.environment, experiment.job.backend))
+        if key not in self._environments:
+            self._environments[key] = _in_environment(experiment)
+        return self._environments[key]
+
+    def _newest(self, experiment: Experiment) -> RunDir:
+        folder = experiment.cluster.runs_folder
+        if folder not in self._listed:
+            self._listed[folder] = set(os.listdir(folder)) if Path(folder).is_dir() else set()
+        return newest_directory(experiment, self._listed[folder])
+
+
+def _provided_data(experiment: Experiment, selector: str) -> str:
+    """Stage the data, and return its name; if other data replaces it, tell the user."""
+    name = staging.provide(experiment, selector)
+    asked, folder = experiment.data.name, experiment.data.folder
+    if name != asked:
+        lacks = _("{data} is neither in {folder} nor can it be downloaded from here.", data=asked, folder=folder)
+        instead = _("Training on {name} instead: results say nothing about {data}.", name=name, data=asked)
+        print(f"\n*** {lacks} ***\n*** {instead} ***\n")
+    return name
+
+
+def _in_environment(experiment: Experiment) -> Found:
+    """Return the versions in the job's Python environment; empty if unknown."""
     if experiment.cluster.scheduler == "slurm":
         on_slurm_or_failed()
     return probe.found(experiment, lambda script: probe_job.run(experiment, script))
 
 
 def on_slurm_or_failed() -> None:
-    """Require that jobs can be submitted from here.
+    """Make sure that jobs can be submitted from here.
 
     Raises:
-        truba_runner.errors.Failed: sbatch is not available.
+        truba_runner.errors.Failed: they cannot.
     """
     if not client.available():
         raise Failed(_("there is no sbatch on the PATH; is this a login node? cluster=local trains here"))
 
 
-def with_data(experiment: Experiment, selector: str) -> Experiment:
-    """Provide the data; if the fallback data has to be used, print a warning and set its name in the experiment."""
-    name = staging.provide(experiment, selector)
-    # Keep only those lines of the long table of weights that the run, or any trial of a search, uses.
-    used = {arch: url for job in jobs(experiment) for arch, url in weights.chosen(job).items()}
-    experiment = replace(experiment, job=replace(experiment.job, weights=used))
-    if name == experiment.data.name:
-        return experiment
-    asked, folder = experiment.data.name, experiment.data.folder
-    lacks = _("{data} is neither in {folder} nor can it be downloaded from here.", data=asked, folder=folder)
-    instead = _("Training on {name} instead: results say nothing about {data}.", name=name, data=asked)
-    print(f"\n*** {lacks} ***\n*** {instead} ***\n")
-    return replace(experiment, data=replace(experiment.data, name=name))
+# -- directories -----------------------------------------------------------------------------------------------
 
 
-def newest_run_dir(experiment: Experiment, names: Collection[str] | None = None) -> RunDir:
-    """Return the newest run directory of this config or, with `fresh=true`, the next one.
+def newest_directory(experiment: Experiment, names: Collection[str] | None = None) -> RunDir:
+    """Return the newest directory of a run or a search; for a fresh start, the one after it.
 
-    `names` lists the content of the runs folder if the caller has read it already.
+    `names` is the content of the runs folder, if known already.
     """
+    return search.directory(experiment) if experiment.sweep.kind in KINDS else _newest_run(experiment, names)
+
+
+def _newest_run(experiment: Experiment, names: Collection[str] | None) -> RunDir:
     folder, name = Path(experiment.cluster.runs_folder), run_id(experiment)
 
     def exists(one: str) -> bool:
         try:
             return (names is None or one in names) and RunDir(folder / one).exists()
-        except PermissionError:  # Another user's directory exists; it is refused later.
+        except PermissionError:  # It belongs to another user; `refuse_others` refuses it.
             return True
 
     count = 1
@@ -103,3 +186,32 @@ def newest_run_dir(experiment: Experiment, names: Collection[str] | None = None)
     if experiment.fresh and exists(name):
         count += 1
     return RunDir(folder / (name if count == 1 else f"{name}.{count}"))
+
+
+def refuse_others(experiment: Experiment, runs: Sequence[RunDir], *folders: Path) -> None:
+    """Refuse to use the runs folder, `runs` and `folders` in it if another user owns or can write to any of them.
+
+    Raises:
+        truba_runner.errors.Refused: there are such folders.
+    """
+    runs_folder = Path(experiment.cluster.runs_folder)
+    shared = (runs_folder / CODE, runs_folder / SWEEPS, runs_folder / LOCK)
+    private.require(runs_folder, [*shared, *folders, *(run.path for run in runs)])
+
+
+def refuse_damaged(runs: Iterable[RunDir]) -> None:
+    """Refuse to submit a run or a search whose record of earlier submissions is damaged.
+
+    Raises:
+        truba_runner.errors.Failed: there is such a run.
+    """
+    for run in runs:
+        if why := damage.of_submissions(run):
+            told = _(
+                "{run}: {why}. Whether it has a job already is not known, and two would spoil each other: see in "
+                "squeue that it has none, and move {folder} away; or begin anew beside it with fresh=true.",
+                run=run.id,
+                why=why,
+                folder=run.path,
+            )
+            raise Failed(told)

@@ -23,13 +23,13 @@ from truba_runner.runs.state import last_job_id, state_of
 from truba_runner.search import overview
 from truba_runner.search.directory import SearchDir
 from truba_runner.search.state import Store, read_state
-from truba_runner.slurm import client, jobs
+from truba_runner.slurm import client
 from truba_runner.storage import folder_lock, private
 from truba_runner.storage.shared_lock import lock_for
 from truba_runner.submission import messages
+from truba_runner.submission.already import already
 from truba_runner.submission.outcome import Outcome
 from truba_runner.submission.prepared import Prepared, prepare_directory
-from truba_runner.submission.settle import settle
 from truba_runner.submission.submission import Submission, warn_of_cost
 
 _PROGRAM = "truba_runner.search.worker"
@@ -295,37 +295,21 @@ def _through_slurm(search: SearchDir, found: Sequence[Prepared]) -> Outcome:
     if not client.available():
         raise Failed(_("there is no sbatch on the PATH; is this a login node? cluster=local searches here"))
     with folder_lock.lock(search.path.parent) as held:
-        wanted = [one for one in found if not _is_there(one.run)]
+        there = already(one.run for one in found)
+        wanted = [one for one in found if one.run.id not in there]
         job_id = ""
         if wanted:
             submission = WorkersSubmission(wanted[0], search=search, workers=wanted)
             warn_of_cost([submission])
             job_id = submission.send(held)
             messages.submitted(submission, job_id)
-    already = len(found) - len(wanted)
-    if already:
-        print(_("{count} of {all} workers are in the queue or running already", count=already, all=len(found)))
+    if there:
+        print(_("{count} of {all} workers are in the queue or running already", count=len(there), all=len(found)))
     return Outcome(search.id, str(search.path), "submitted" if wanted else "running", job_id or _jobs(found))
 
 
 def _jobs(found: Sequence[Prepared]) -> str:
     return ", ".join(dict.fromkeys(last_job_id(one.run).split("_")[0] for one in found))
-
-
-def _is_there(run: RunDir) -> bool:
-    if not run.submissions():
-        return False
-    try:
-        settle(run)
-        return state_of(run, jobs.queue()).live
-    except client.SlurmError as error:
-        raise Failed(
-            _(
-                "Slurm does not answer ({message}), so whether {run} runs is not known",
-                message=error.message,
-                run=run.id,
-            )
-        ) from error
 
 
 def _here(search: SearchDir, prepared: Prepared) -> Outcome:

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
-from pathlib import Path
+from functools import partial
 
-from truba_runner.code import job_module, snapshot
 from truba_runner.config import lr_find
 from truba_runner.config.composing.compose import absolute
 from truba_runner.config.schema import Experiment
-from truba_runner.environment.probe import Found
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _, counted
 from truba_runner.launch.here import train_here
-from truba_runner.launch.prepare import in_environment, newest_run_dir, on_slurm_or_failed, with_data
-from truba_runner.launch.run import go, refuse_damaged, refuse_others
+from truba_runner.launch.prepare import Checked, Checks, Provision, on_slurm_or_failed, refuse_damaged, refuse_others
+from truba_runner.launch.run import go
 from truba_runner.launch.wait import wait_for, waits
 from truba_runner.rules import sweep as rules
-from truba_runner.rules.experiment import Plan, plan
 from truba_runner.runs import damage, runs_folders
 from truba_runner.runs.sweep_directory import Member, SweepDir, identity
 from truba_runner.search import submission as search
-from truba_runner.slurm.request import derive
 from truba_runner.submission import messages
-from truba_runner.submission.automatic import Automatic
 from truba_runner.submission.changed_code import refuse_together
 from truba_runner.submission.outcome import Outcome
 from truba_runner.submission.prepared import Prepared
@@ -73,15 +65,6 @@ class Refusals:
         )
 
 
-@dataclass(frozen=True)
-class _Run:
-    """A run that breaks no rule."""
-
-    composed: Composed
-    plan: Plan
-    job_file: Path
-
-
 def launch_sweep(
     runs: Sequence[Composed],
     label: Callable[[int], str],
@@ -101,9 +84,10 @@ def launch_sweep(
     """
     checked = _checked(runs, label, refusals or Refusals(len(runs)))
     _warn(checked)
-    dry_run = any(run.composed.experiment.dry_run for run in checked)
-    refuse_others(checked[0].composed.experiment, [])
-    prepared = _prepared(checked, provide_data=not dry_run)
+    dry_run = any(run.experiment.dry_run for run in checked)
+    refuse_others(checked[0].experiment, [])
+    provision = Provision(provide=not dry_run)
+    prepared = [provision.prepare(one, composed.selector) for one, composed in zip(checked, runs, strict=True)]
     first, names = prepared[0].experiment, [one.experiment.name for one in prepared]
     runs_folder = prepared[0].run.path.parent
     sweep = SweepDir.of(runs_folder, identity(names, identity_of_batches or [one.run.id for one in prepared]))
@@ -118,7 +102,7 @@ def launch_sweep(
     if dry_run:
         return _dry_run(prepared, sweep, searches)
     runs_folders.remember(runs_folder)
-    members = [_member(one, run.composed) for one, run in zip(prepared, checked, strict=True)]
+    members = [_member(one, composed) for one, composed in zip(prepared, runs, strict=True)]
 
     def describe(of: Sequence[Member] = members) -> None:
         sweep.describe(of, name=first.name, command=sys.argv[1:], **_pick(first))
@@ -147,9 +131,9 @@ def _refuse_damaged_sweep(sweep: SweepDir) -> None:
         raise Failed(told)
 
 
-def _warn(checked: Sequence[_Run]) -> None:
+def _warn(checked: Sequence[Checked]) -> None:
     """Print the warnings of all runs, each once."""
-    told = (warning for run in checked for warning in (*run.plan.warnings, *rules.warnings(run.composed.experiment)))
+    told = (warning for run in checked for warning in (*run.plan.warnings, *rules.warnings(run.experiment)))
     for warning in dict.fromkeys(told):
         print(_("warning: {text}", text=warning), file=sys.stderr)
 
@@ -214,70 +198,21 @@ def _pick(experiment: Experiment) -> dict[str, str]:
     return {"monitor": experiment.checkpoint.monitor, "mode": experiment.checkpoint.mode}
 
 
-def _checked(runs: Sequence[Composed], label: Callable[[int], str], refusals: Refusals) -> list[_Run]:
+def _checked(runs: Sequence[Composed], label: Callable[[int], str], refusals: Refusals) -> list[Checked]:
     """Return the checked runs, or refuse with the problems of all runs and those already in `refusals`."""
-    checked = []
-    find = lru_cache(maxsize=None)(lambda module: job_module.find(module, Path.cwd()))
-    host = socket.gethostname()
-    automatic = Automatic()
+    checks, checked = Checks(), []
     for index, composed in enumerate(runs):
-        experiment = lr_find.with_default(absolute(composed.experiment))
         try:
-            experiment = automatic.settled(experiment, Path(experiment.job.module))
-            made = plan(experiment, login_node=host)
-            if problems := list(rules.problems(experiment, made.request)):
-                raise Refused(*problems)
+            checked.append(checks.check(lr_find.with_default(absolute(composed.experiment)), rules.problems))
         except Refused as refused:
             refusals.add(refused, label(index))
-            made = None
-        try:
-            job_file = find(experiment.job.module)
-            snapshot.refuse_too_much(experiment, job_file)
-        except Refused as refused:
-            refusals.add(refused, label(index))
-        else:
-            if made is not None:
-                checked.append(_Run(replace(composed, experiment=experiment), made, job_file))
     refusals.raise_if_any()
-    places_of = {
-        (one.cluster.scheduler, one.cluster.runs_folder) for one in (run.composed.experiment for run in checked)
-    }
+    places_of = {(one.cluster.scheduler, one.cluster.runs_folder) for one in (run.experiment for run in checked)}
     if len(places_of) > 1:
         folders = _(" and ").join(sorted(folder for _cluster, folder in places_of))
         received, rule = _("runs in {folders}", folders=folders), _("a sweep has one cluster and one folder.")
         raise Refused(Problem(received, rule, _("Give two commands.")))
     return checked
-
-
-def _prepared(checked: Sequence[_Run], provide_data: bool) -> list[Prepared]:
-    provided: dict[tuple[str, str], str] = {}
-    held: dict[str, Found] = {}
-    prepared = []
-    listed: dict[str, set[str]] = {}
-    for run in checked:
-        experiment = run.composed.experiment
-        if provide_data:
-            key = (repr(experiment.data), run.composed.selector)
-            if key not in provided:
-                provided[key] = with_data(experiment, run.composed.selector).data.name
-            if provided[key] != experiment.data.name:
-                experiment = replace(experiment, data=replace(experiment.data, name=provided[key]))
-            environment = repr((experiment.environment, experiment.job.backend))
-            if environment not in held:
-                held[environment] = in_environment(experiment)
-        folder = experiment.cluster.runs_folder
-        if folder not in listed:
-            listed[folder] = set(os.listdir(folder)) if Path(folder).is_dir() else set()
-        found = held[environment] if provide_data else {}
-        training = lr_find.training_of(experiment)
-        run_dir = search.directory(experiment) if training.sweep.kind else newest_run_dir(training, listed[folder])
-        one = Prepared(training, run_dir, run.plan.request, run.job_file, found=found)
-        if experiment.sweep.kind == lr_find.KIND:
-            finder = lr_find.finder_of(experiment)
-            finder_dir = newest_run_dir(finder, listed[folder])
-            one = replace(one, finder=replace(one, experiment=finder, run=finder_dir, request=derive(finder)))
-        prepared.append(one)
-    return prepared
 
 
 def _refuse_changed_code(runs: Sequence[Prepared]) -> None:

@@ -15,16 +15,13 @@ from truba_runner.config.schema import Experiment
 from truba_runner.errors import Failed, Refused
 from truba_runner.language import _
 from truba_runner.rules import sweep as rules
-from truba_runner.runs.state import last_job_id, state_of
 from truba_runner.runs.sweep_directory import SweepDir
-from truba_runner.slurm import capacity, client
-from truba_runner.slurm import jobs as slurm_jobs
+from truba_runner.slurm import capacity
 from truba_runner.storage import folder_lock
 from truba_runner.submission import messages
-from truba_runner.submission.changed_code import refuse_together
+from truba_runner.submission.already import settled
 from truba_runner.submission.outcome import Outcome
 from truba_runner.submission.prepared import Prepared
-from truba_runner.submission.settle import settle
 from truba_runner.submission.submission import warn_of_cost
 from truba_runner.sweeps.array import ArraySubmission
 from truba_runner.worker import canary
@@ -47,8 +44,9 @@ def through_slurm(runs: Sequence[Prepared], sweep: SweepDir, describe: Callable[
     with folder_lock.lock(sweep.runs_folder) as held:
         describe()
         wanted: list[Prepared] = []
-        for prepared, done in zip(each, _already(each), strict=True):
-            if done is None:
+        begun = _settled(each)
+        for prepared in each:
+            if (done := begun[prepared.run.id]) is None:
                 wanted.append(prepared)
             outcomes[prepared.run.id] = done or Outcome(prepared.run.id, str(prepared.run.path), "submitted")
         if runs[0].run.has_lived():
@@ -123,8 +121,9 @@ def _send_finders(wanted: Sequence[Prepared], sweep: SweepDir, held: int) -> Pla
     places: dict[str, tuple[str, int]] = {}
     missing = []
     needed = list(_finders(wanted).values())
-    for finder, done in zip(needed, _already(needed), strict=True):
-        if done is None:
+    begun = _settled(needed)
+    for finder in needed:
+        if (done := begun[finder.run.id]) is None:
             missing.append(finder)
         elif done.action == "running":
             job_id, _sign, number = done.job_id.partition("_")
@@ -171,48 +170,8 @@ def _after_finders(runs: Sequence[Prepared], places: Places, sweep: SweepDir) ->
 # -- runs ------------------------------------------------------------------------------------------------------
 
 
-def _already(runs: Sequence[Prepared]) -> list[Outcome | None]:
-    """Return for each run its outcome if it is finished or has a live job; None: it has to be submitted.
-
-    Raises:
-        truba_runner.errors.Refused: the code of a run that has to resume has changed.
-        truba_runner.errors.Failed: Slurm does not answer.
-    """
-    begun = set(os.listdir(runs[0].run.path.parent)) if runs else set()
-    open_runs: list[Prepared] = []
-    finished: list[Prepared] = []
-    outcomes: dict[str, Outcome | None] = {}
-    for prepared in runs:
-        run = prepared.run
-        outcomes[run.id] = None
-        if run.id not in begun or not run.submissions():
-            continue
-        if run.result():
-            finished.append(prepared)
-            outcomes[run.id] = Outcome(run.id, str(run.path), "finished", last_job_id(run))
-        else:
-            open_runs.append(prepared)
-    messages.changed_code(finished)
-    try:
-        for prepared in open_runs:
-            settle(prepared.run)
-        # Only after all are settled: settling waits for jobs that are about to appear in the queue.
-        jobs = slurm_jobs.queue() if open_runs else {}
-    except client.SlurmError as error:
-        told = _(
-            "Slurm does not answer ({message}), so whether the runs are in its hands is not known",
-            message=error.message,
-        )
-        raise Failed(told) from error
-    for prepared in open_runs:
-        run = prepared.run
-        if state_of(run, jobs).live:
-            outcomes[run.id] = Outcome(run.id, str(run.path), "running", last_job_id(run))
-        elif run.result():
-            # It finished while Slurm was answering.
-            outcomes[run.id] = Outcome(run.id, str(run.path), "finished", last_job_id(run))
-    refuse_together([one for one in open_runs if outcomes[one.run.id] is None])
-    return [outcomes[prepared.run.id] for prepared in runs]
+def _settled(runs: Sequence[Prepared]) -> Mapping[str, Outcome | None]:
+    return settled(runs, set(os.listdir(runs[0].run.path.parent))) if runs else {}
 
 
 def _with_canary(first: Prepared, wanted: Sequence[Prepared], sweep: SweepDir) -> list[ArraySubmission]:

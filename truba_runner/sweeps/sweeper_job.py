@@ -15,15 +15,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from truba_runner.config.schema import Code, Environment, Experiment, Resources
-from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.rules.experiment import plan
-from truba_runner.runs.state import last_job_id, state_of
+from truba_runner.runs.state import last_job_id
 from truba_runner.runs.sweep_directory import SweepDir
-from truba_runner.slurm import client, jobs
 from truba_runner.storage import folder_lock
+from truba_runner.submission.already import already
 from truba_runner.submission.prepared import Prepared
-from truba_runner.submission.settle import settle
 from truba_runner.submission.submission import Submission, warn_of_cost
 
 # Variable that marks the command as the one inside the job.
@@ -72,14 +70,8 @@ def submit(experiment: Experiment, job_file: Path, sweep: SweepDir) -> None:
     request = plan(replace(experiment, resources=resources)).request
     run = sweep.sweeper
     with folder_lock.lock(sweep.runs_folder) as held:
-        try:
-            live = settle(run) is not None and state_of(run, jobs.queue()).live
-        except client.SlurmError as error:
-            told = _(
-                "Slurm does not answer ({message}), so whether the sweeper runs is not known", message=error.message
-            )
-            raise Failed(told) from error
-        if live:
+        running = already([run])
+        if running:
             job_id = last_job_id(run)
         else:
             # The job needs the environment of this command, with Slurm's commands, not that of a training; no
@@ -89,7 +81,7 @@ def submit(experiment: Experiment, job_file: Path, sweep: SweepDir) -> None:
             submission = SweeperSubmission(prepared, command=sys.argv[1:])
             warn_of_cost([submission])
             job_id = submission.send(held)
-    if live:
+    if running:
         print(_("the sweeper is job {job_id} on {partition}", job_id=job_id, partition=request.partition))
     else:
         print(_("the sweeper was submitted as job {job_id} on {partition}", job_id=job_id, partition=request.partition))

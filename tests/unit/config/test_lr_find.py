@@ -188,14 +188,14 @@ def test_a_finder_time_that_cannot_be(experiment: Compose, time: str, words: str
 
 def runs_of(experiment: Compose, folder: Path, *overrides: list[str]) -> list[Prepared]:
     """As `launch_sweep` makes them."""
-    from truba_runner.launch.prepare import newest_run_dir
+    from truba_runner.launch.prepare import newest_directory
 
     prepared = []
     for more in overrides:
         one = lr_find.with_default(experiment("sweep=lr_find", f"cluster.runs_folder={folder}", *more))
 
         def made(one: Experiment) -> Prepared:
-            return Prepared(one, newest_run_dir(one), plan(experiment()).request, ROOT / "jobs" / "mnist.py")
+            return Prepared(one, newest_directory(one), plan(experiment()).request, ROOT / "jobs" / "mnist.py")
 
         prepared.append(replace(made(lr_find.training_of(one)), finder=made(lr_find.finder_of(one))))
     return prepared
