@@ -10,12 +10,13 @@ import io
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from truba_runner.language import _
 from truba_runner.runs.checkpoints import CheckpointStore, Position
 from truba_runner.training import resuming
 from truba_runner.training.backend import Context
+from truba_runner.training.keras.batches.order import other_order
 from truba_runner.training.keras.batches.plan import Plan
 from truba_runner.training.keras.devices.team import Team
 from truba_runner.training.keras.loop import callback_state
@@ -27,10 +28,6 @@ from truba_runner.training.keras.loop.walk import evaluates_with_own_code, walk_
 from truba_runner.training.walk.objects import Found
 from truba_runner.training.walk.report import Unsaved, refuse_lost
 from truba_runner.training.walk.state import Start, put, read, same, write
-
-if TYPE_CHECKING:
-    from truba_runner.training.keras.batches.plan import Plan
-
 
 FORMAT = 4
 # Parts of the state, variables aside, that differ between ranks.
@@ -81,6 +78,14 @@ class Contents:
         found, data = self._walk(), self._walk_data()
         self._start, self._data_start = Start(found), Start(data)
         self._unsaved.tell({**found.unsaved, **data.unsaved})
+        self._tell_of_order(self._splits.get("train"))
+
+    def _tell_of_order(self, split: Any) -> None:
+        import tensorflow as tf
+
+        once = bool(self._context.experiment.train.steps_per_epoch)
+        if isinstance(split, tf.data.Dataset) and (reason := other_order(split, one_iteration=once)):
+            self._unsaved.tell_of_order("data.train", _(reason))
 
     def first_step_done(self) -> None:
         """Record the objects that the first step has made."""
