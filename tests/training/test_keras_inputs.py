@@ -16,7 +16,7 @@ from test_keras import context, train
 
 from truba_runner.errors import Failed
 from truba_runner.runs.run_directory import RunDir
-from truba_runner.training.keras.batches.order import DRAWS, SHUFFLES, UNORDERED, other_order
+from truba_runner.training.keras.loop.order import DRAWS, SHUFFLES, UNORDERED, other_order
 from truba_runner.training.keras.train import weights_sha256
 
 SPARSE = "sparse_categorical_crossentropy"

@@ -16,7 +16,7 @@ from truba_runner.language import _
 from truba_runner.runs.checkpoints import CheckpointStore, Position
 from truba_runner.training import resuming
 from truba_runner.training.backend import Context
-from truba_runner.training.keras.batches.order import other_order
+from truba_runner.training.keras.loop.order import other_order
 from truba_runner.training.keras.batches.plan import Plan
 from truba_runner.training.keras.devices.team import Team
 from truba_runner.training.keras.loop import callback_state
