@@ -16,12 +16,12 @@ from truba_runner.language import _
 from truba_runner.runs.checkpoints import CheckpointStore, Position
 from truba_runner.training import resuming
 from truba_runner.training.backend import Context
-from truba_runner.training.keras.loop.order import other_order
 from truba_runner.training.keras.batches.plan import Plan
 from truba_runner.training.keras.devices.team import Team
 from truba_runner.training.keras.loop import callback_state
 from truba_runner.training.keras.loop.build import build, is_built
 from truba_runner.training.keras.loop.encoding import Encoded, decode, encode
+from truba_runner.training.keras.loop.order import other_order
 from truba_runner.training.keras.loop.reporter import Reporter
 from truba_runner.training.keras.loop.variables import Variables, global_seeds
 from truba_runner.training.keras.loop.walk import evaluates_with_own_code, walk_data, walk_training
