@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from truba_runner.config.identity import run_id
 from truba_runner.config.schema import Cluster, Data, Experiment, Job, Source
 from truba_runner.data import staging, weights
 from truba_runner.errors import Refused
+from truba_runner.launch import prepare
 from truba_runner.rules import images
 from truba_runner.storage.package_files import shipped
 
@@ -118,6 +120,23 @@ def test_missing_weights_are_fetched_and_checked_at_submission(tmp_path: Path, s
     assert fetched.read_bytes() == CONTENT and staging.missing(wanted) == []
     fetched.write_bytes(CONTENT[:-1])
     assert [source.file for source in staging.missing(wanted)] == [f"weights/hub/checkpoints/resnet34-{DIGEST}.pth"]
+
+
+def test_each_network_of_a_sweep_has_its_weights_fetched(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "_in_environment", lambda experiment: {})
+    archs = {"resnet34": f"resnet34-{DIGEST}.pth", "resnet18": f"resnet18-{DIGEST}.pth"}
+    (tmp_path / "served" / archs["resnet18"]).write_bytes(CONTENT)
+    table = {arch: f"{server}/{file}" for arch, file in archs.items()}
+    planned: Any = SimpleNamespace(request=None)
+    provision = prepare.Provision(provide=True)
+    for arch in archs:
+        wanted = experiment(tmp_path / "data", job(arch, table=table), "local")
+        wanted = replace(wanted, cluster=replace(wanted.cluster, runs_folder=str(tmp_path / "runs")))
+        prepared = provision.prepare(prepare.Checked(wanted, planned, tmp_path / "pets.py"), "+experiment=pets")
+        assert list(prepared.experiment.job.weights) == [arch]
+    assert {path.name for path in (tmp_path / "data" / "weights").rglob("*.pth")} == set(archs.values())
 
 
 @pytest.mark.parametrize("scheduler", ["slurm", "local"])
