@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from truba_runner.config.search_space import jobs
 from truba_runner.data import image_names, weights
 from truba_runner.errors import Problem, Refused
 from truba_runner.language import _
+from truba_runner.log import print_error
 
 DOWNLOAD_TIMEOUT_SECONDS = 10
 _CHUNK_BYTES = 1 << 20
@@ -45,7 +45,7 @@ def _whole(path: Path, source: Source) -> bool:
     if not path.is_file():
         return False
     if path.stat().st_size <= _LARGEST_CHECKED_BYTES and not matches(path, source.sha256):
-        print(_("{path} is damaged: its SHA-256 is not the expected one", path=path), file=sys.stderr)
+        print_error(_("{path} is damaged: its SHA-256 is not the expected one", path=path))
         return False
     return True
 

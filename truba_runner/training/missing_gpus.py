@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.log import print_error
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -33,12 +33,10 @@ def tell_of_missing_gpus(gpus_asked: int, framework: str, package: str) -> None:
                 visible=visible,
             )
         )
-    print(
+    print_error(
         _(
             "WARNING: {gpus} GPUs a node were asked for, but this node has none. Training on the CPU, with a logical "
             "device in place of each GPU.",
             gpus=gpus_asked,
-        ),
-        file=sys.stderr,
-        flush=True,
+        )
     )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from truba_runner.errors import Failed
-from truba_runner.language import _
+from truba_runner.log import warn
 from truba_runner.training import full_disk
 from truba_runner.training.backend import Context
 
@@ -18,7 +17,7 @@ def note(context: Context, text: str) -> None:
     """Record once what is missing from the result, and print it as a warning."""
     if text not in context.notes:
         context.notes.append(text)
-        print(_("WARNING: {text}", text=text), file=sys.stderr, flush=True)
+        warn(text)
 
 
 @contextmanager

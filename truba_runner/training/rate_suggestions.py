@@ -8,12 +8,12 @@ Smith (Cyclical Learning Rates for Training Neural Networks, WACV 2017, section 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from truba_runner.config.recipe import SUGGESTIONS, Find
 from truba_runner.language import _
+from truba_runner.log import training_continues
 from truba_runner.training import plots
 from truba_runner.training.backend import Context
 
@@ -57,17 +57,9 @@ def keep(context: Context, finder: Find, rates: Sequence[float], losses: Sequenc
         told = "  ".join(f"{name} {rate}" for name, rate in rates_told.items())
         print(f"lr_find {finder.name}: {told}", flush=True)
         curve = {"suggestions": suggested, "learning_rates": list(rates), "losses": list(losses)}
-        try:
+        # The training can use the rate without the file.
+        with training_continues(f"lr_find_{finder.name}.json"):
             context.run.write_rate_curve(finder.name, curve)
-        except OSError as error:  # The training can use the rate without the file.
-            print(
-                _(
-                    "lr_find_{name}.json could not be written ({error}); training goes on",
-                    name=finder.name,
-                    error=error,
-                ),
-                file=sys.stderr,
-            )
         plots.rate_curve(rates, losses, suggested, context.run.plots, f"lr_find_{finder.name}.png")
     return suggested
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 from truba_runner.config.schema import Experiment
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.log import print_error
 from truba_runner.runs.checkpoints import CheckpointStore
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm.job_environment import Allocation
@@ -166,7 +166,7 @@ class Starts:
         with self._log.open(errors="replace") as file:
             lines = deque(file, _LINES_SHOWN)
         for line in lines:
-            print("verify:", line.rstrip("\n"), file=sys.stderr, flush=True)
+            print_error("verify: " + line.rstrip("\n"))
 
 
 def _about_the_rate(run: RunDir) -> Iterator[dict[str, Any]]:

@@ -23,6 +23,7 @@ from truba_runner.config import lr_find, partitions
 from truba_runner.config.schema import Experiment, experiment_from
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.log import print_error, warn
 from truba_runner.runs import restarts
 from truba_runner.runs.checkpoints import CheckpointStore, Position
 from truba_runner.runs.progress import Progress
@@ -150,7 +151,7 @@ def _train(
     record = run.submitted()
     if unpacked.sha256(record) != record.get("job_sha256"):
         told = _("{file} has changed since it was submitted", file=record["job_file"])
-        print(_("WARNING: {text}", text=told), file=sys.stderr, flush=True)
+        warn(told)
     job = code.load(record, partitions.scratch_of(experiment))
     return work(backend.Context(experiment, job, run, progress, interruption, here.rank, here.tasks))
 
@@ -173,7 +174,7 @@ def after_interruption(
         requeued = restarts.requeue(run, here.job_id, most, here.in_crew)
     except (Failed, client.SlurmError) as error:
         return failed(run, here, progress, error)
-    print(_("back in the queue") if requeued else _("interrupted"), file=sys.stderr, flush=True)
+    print_error(_("back in the queue") if requeued else _("interrupted"))
     if requeued and here.in_crew:
         return restarts.REQUEUE_STATUS
     return 0 if requeued else 128 + signal.SIGTERM
@@ -199,12 +200,12 @@ def failed(
             progress.tell_for_rank_0()
     with suppress(OSError):  # The log may be on the full disk too.
         if isinstance(error, Failed):
-            print(own(str(error)), file=sys.stderr, flush=True)
+            print_error(own(str(error)))
         else:
             print_traceback(error, own)
     if others:
         if not (told := _anothers_reason(run)):
-            print(_("another rank has ended, and none has failed: the job is to go on in the queue"), file=sys.stderr)
+            print_error(_("another rank has ended, and none has failed: the job is to go on in the queue"))
             return 128 + signal.SIGKILL  # As if the node were lost; if it is, Slurm may notice much later.
         record = told
     if here.rank == 0:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from truba_runner.config.recipe import Find, Fit, Freeze, Rate, Rates, Resize, Stage, can_grow
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.log import print_error
 from truba_runner.training.backend import Context
 from truba_runner.training.fastai.learner.data import Data
 from truba_runner.training.fastai.loop import Loop
@@ -82,7 +82,7 @@ class Course:
     def _freeze(self, stage: Freeze) -> None:
         learner = self._learner
         if stage.frozen and not getattr(learner, "pretrained", True):
-            print(_("WARNING: this stage freezes layers that are not pretrained"), file=sys.stderr, flush=True)
+            print_error(_("WARNING: this stage freezes layers that are not pretrained"))
         if not stage.frozen:
             learner.unfreeze()
             return

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from truba_runner.language import _
+from truba_runner.log import print_error
 
 
 class Profiler(Protocol):
@@ -61,11 +61,7 @@ class Profile:
                 )
         except Exception as error:
             self._done = True
-            print(
-                _("no profile was taken ({kind}: {error})", kind=type(error).__name__, error=error),
-                file=sys.stderr,
-                flush=True,
-            )
+            print_error(_("no profile was taken ({kind}: {error})", kind=type(error).__name__, error=error))
 
     def close(self) -> None:
         """Discard an unfinished profile at the training's end or interruption, and print that there is none."""
@@ -75,11 +71,12 @@ class Profile:
         if self._before >= 0:
             self._profiler.stop(None)
         if self._trained:
-            told = _(
-                "no profile so far: {count} steps from step {first} on were asked for (tensorboard.profile_steps), in "
-                "whole executions, and the training is at step {step}",
-                count=self._count,
-                first=self._first,
-                step=self._trained,
+            print_error(
+                _(
+                    "no profile so far: {count} steps from step {first} on were asked for (tensorboard.profile_steps), "
+                    "in whole executions, and the training is at step {step}",
+                    count=self._count,
+                    first=self._first,
+                    step=self._trained,
+                )
             )
-            print(told, file=sys.stderr, flush=True)

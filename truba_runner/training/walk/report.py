@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
 
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.log import warn
 
 
 class Unsaved:
@@ -94,7 +94,7 @@ class Unsaved:
         for line in lines:
             if self._strict:
                 raise Failed(_("checkpoint.strict=true: {line}", line=line))
-            print(_("WARNING: {text}", text=line), file=sys.stderr, flush=True)
+            warn(line)
 
 
 def refuse_lost(paths: Iterable[str]) -> None:

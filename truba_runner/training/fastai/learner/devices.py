@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from typing import Any
 
 from truba_runner.config.schema import Train
 from truba_runner.language import _
+from truba_runner.log import print_error
 from truba_runner.training.missing_gpus import tell_of_missing_gpus
 
 
@@ -60,9 +60,8 @@ def set_precision(learner: Any, train: Train, device: Any) -> None:
     if wanted == "float32":
         return
     if device.type != "cuda":
-        print(
-            _("WARNING: train.mixed_precision={wanted} needs a GPU: float32 here", wanted=train.mixed_precision),
-            file=sys.stderr,
+        print_error(
+            _("WARNING: train.mixed_precision={wanted} needs a GPU: float32 here", wanted=train.mixed_precision)
         )
         warnings.filterwarnings("ignore", message=".*CUDA is not available.*")
         warnings.filterwarnings("ignore", message=".*no CUDA.*")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from truba_runner.data.image_pack import Damaged, Pack, cores, refuse_unreadable
 from truba_runner.data.image_sources import Archive, Folder, source_at
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.log import print_error
 from truba_runner.storage import folder_lock, node_folder
 from truba_runner.training.backend import Context
 from truba_runner.training.ranks import handover
@@ -231,7 +231,7 @@ def _usable(path: Path, about: dict[str, Any]) -> bool:
     except FileNotFoundError:
         return False
     except Damaged as error:
-        print(_("{error}: packing anew", error=error), file=sys.stderr, flush=True)
+        print_error(_("{error}: packing anew", error=error))
         return False
     print(_("{count} images, packed in {path}", count=len(pack), path=path), flush=True)
     return True
@@ -298,11 +298,7 @@ def _copied_to_node(context: Context, rank: handover.Rank, shared: Path, at_the_
         copy = Path(shutil.copyfile(shared, folder / shared.name))
         Pack(copy).check()
     except (OSError, Damaged) as error:
-        print(
-            _("data.stage_to_node: {error}; reading {shared} instead", error=error, shared=shared),
-            file=sys.stderr,
-            flush=True,
-        )
+        print_error(_("data.stage_to_node: {error}; reading {shared} instead", error=error, shared=shared))
         return shared
     print(
         _("copied {shared} to {copy} in {seconds:.1f} s", shared=shared, copy=copy, seconds=time.monotonic() - began),

@@ -6,13 +6,13 @@ same name are refused.
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from truba_runner.errors import Failed, nearest
 from truba_runner.language import _
+from truba_runner.log import warn
 
 # A confusion matrix of thousands of classes would need as many columns in history.csv.
 _MOST_VALUES = 100
@@ -106,7 +106,7 @@ class Names:
         for name in told.left_out:
             if name not in self._told_of:
                 self._told_of.add(name)
-                _warn(
+                warn(
                     _(
                         "the metric {name} is in no record: it is neither a number nor an array of {most} at most",
                         name=name,
@@ -164,7 +164,3 @@ def _names_of(model: Any) -> Iterator[str]:
         if len(getattr(metric, "metrics", told)) > len(told):
             # Keras added a number to the second metric of a name, and a third had that very name.
             yield from (name for name in told if name.rpartition("_")[0] in told and name.rpartition("_")[2].isdigit())
-
-
-def _warn(text: str) -> None:
-    print(_("WARNING: {text}", text=text), file=sys.stderr, flush=True)
