@@ -13,11 +13,12 @@ from typing import Any
 from truba_runner.errors import Failed, nearest
 from truba_runner.language import _
 from truba_runner.log import warn
+from truba_runner.training.summaries.history import History
 
 # A confusion matrix of thousands of classes would need as many columns in history.csv.
 _MOST_VALUES = 100
-# Columns of history.csv that are not metrics, and the prefixes of other splits' metrics.
-_COLUMNS, _SPLITS = ("epoch", "learning_rate", "seconds"), ("val_", "test_")
+# Prefixes of other splits' metrics.
+_SPLITS = ("val_", "test_")
 
 
 class Logs(dict[str, float]):
@@ -125,13 +126,13 @@ def watched(setting: str, monitor: str, callbacks: Iterable[Any]) -> Iterator[tu
 
 def _check(model: Any, logs: Mapping[str, Any]) -> None:
     for name in logs:
-        if name in _COLUMNS or name.startswith(_SPLITS):
+        if name in History.COLUMNS or name.startswith(_SPLITS):
             raise Failed(
                 _(
                     "a metric is called {name}. So is something else in history.csv or result.json: the columns "
                     "{columns}, and the metrics of validation (val_…) and test (test_…). Give it another name.",
                     name=name,
-                    columns=", ".join(_COLUMNS),
+                    columns=", ".join(History.COLUMNS),
                 )
             )
     twice = [name for name, count in Counter(_names_of(model)).items() if count > 1 and name in logs]
