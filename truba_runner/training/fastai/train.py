@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import IO, Any
+from typing import Any
 
 from truba_runner.config import lr_find, recipe
 from truba_runner.errors import Failed
@@ -29,6 +29,7 @@ from truba_runner.training.fastai.lr_finder import find_rates
 from truba_runner.training.fastai.ranks import RankLost, Ranks
 from truba_runner.training.fastai.reporter import Reporter
 from truba_runner.training.fastai.resume import Resume
+from truba_runner.training.fastai.resume import read_state as read_state  # A part of the backend's interface.
 from truba_runner.training.fastai.stages import Course, too_few
 from truba_runner.training.fastai.walk import Walked
 from truba_runner.training.found_rate import found_rate, record
@@ -68,14 +69,6 @@ def find(context: Context) -> dict[str, Any]:
         made.ranks.part()
         seconds = round(time.perf_counter() - started, 3)
         return {"suggestions": suggested, "seconds": seconds, "devices": [describe(made.device)] * context.tasks}
-
-
-def read_state(file: IO[bytes]) -> dict[str, Any]:
-    """Read a checkpoint; `truba_runner.training.backend.reader` describes the result."""
-    import torch
-
-    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    return state
 
 
 @contextmanager
