@@ -268,5 +268,6 @@ def refuse_unreadable(unreadable: list[tuple[PurePosixPath, str]]) -> None:
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Return the number of cores of this process: those Slurm gave its task, at most those that it may use."""
+    usable = len(os.sched_getaffinity(0))
+    return min(usable, int(os.environ.get("SLURM_CPUS_PER_TASK", usable)))

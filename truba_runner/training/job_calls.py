@@ -12,6 +12,7 @@ from typing import Any
 from truba_runner.errors import Failed, nearest
 from truba_runner.language import _
 from truba_runner.training.backend import Context
+from truba_runner.training.notes import one_line
 
 
 def call(job: ModuleType, name: str, where: str, options: Mapping[str, Any], /, **given: Any) -> Any:
@@ -93,7 +94,7 @@ def make(found: Callable[..., Any], where: str, name: str, settings: Mapping[str
                 where=where,
                 name=name,
                 settings=settings,
-                error=" ".join(str(error).split()),
+                error=one_line(error),
             )
         ) from error
 

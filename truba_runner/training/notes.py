@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from truba_runner.errors import Failed
+from truba_runner.language import _
 from truba_runner.log import warn
 from truba_runner.training import full_disk
 from truba_runner.training.backend import Context
@@ -20,6 +21,11 @@ def note(context: Context, text: str) -> None:
         warn(text)
 
 
+def one_line(error: BaseException) -> str:
+    """Return an error's text on one line."""
+    return " ".join(str(error).split())
+
+
 @contextmanager
 def noted(context: Context, what: str, but: type[Exception] | tuple[()] = ()) -> Iterator[None]:
     """Turn an exception of the block into a note: one missing output must not lose the result.
@@ -32,5 +38,15 @@ def noted(context: Context, what: str, but: type[Exception] | tuple[()] = ()) ->
     except Exception as error:
         if full_disk.reason(error) or isinstance(error, but):
             raise
-        reason = " ".join(str(error).split())[:_LONGEST]
+        reason = one_line(error)[:_LONGEST]
         note(context, f"{what}: {reason}" if isinstance(error, Failed) else f"{what}: {type(error).__name__}: {reason}")
+
+
+@contextmanager
+def noted_graph(context: Context) -> Iterator[None]:
+    """Note why TensorBoard has no graph of the network if the block fails."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        note(context, _("no graph for TensorBoard ({kind}: {reason})", kind=type(error).__name__, reason=reason))

@@ -50,7 +50,10 @@ def suggestions(rates: Sequence[float], losses: Sequence[float], steps: int) -> 
 
 
 def keep(context: Context, finder: Find, rates: Sequence[float], losses: Sequence[float]) -> dict[str, float | None]:
-    """Print a finder's suggestions; write `lr_find_NAME.json` and `plots/lr_find_NAME.png`; return the suggestions."""
+    """Print a finder's suggestions; write `lr_find_NAME.json` and `plots/lr_find_NAME.png`.
+
+    Return the rate that each of the four rules suggests, None if it suggests nothing.
+    """
     suggested = suggestions(rates, losses, finder.ramp[-1])
     if context.rank == 0:
         rates_told = {name: _("nothing") if rate is None else f"{rate:.2e}" for name, rate in suggested.items()}

@@ -43,7 +43,7 @@ class Course:
                 wanted[self._data.batch_size(stage.batch_size)] = _("batch_size of the stage resize")
         for size, where in wanted.items():
             if loaders.train.drop_last and train < size * ranks:
-                raise Failed(too_few(train, size * ranks, ranks, where))
+                raise _too_few(train, size * ranks, ranks, where)
         if not validation and self._context.experiment.finish.evaluate:
             raise Failed(
                 _(
@@ -128,11 +128,7 @@ class Course:
 
     def _steps(self, index: int) -> int:
         with self._loop.watched_by(self._loop.watcher, index):
-            steps = self._loop.steps()
-        if not steps:
-            loaders, ranks = self._learner.dls, self._loop.ranks.count
-            raise Failed(too_few(len(loaders.train_ds), loaders.train.bs * ranks, ranks, "train.batch_size"))
-        return steps
+            return steps_of(self._loop)
 
     def _rates(self, rates: Rates) -> Any:
         high = self._rate(rates.high)
@@ -154,18 +150,34 @@ class Course:
         return value
 
 
-def too_few(items: int, batch: int, ranks: int, where: str) -> str:
-    """Return the message for a training set of less than one batch; `where`: the setting of the batch size."""
+def steps_of(loop: Loop) -> int:
+    """Return the number of steps of a training epoch.
+
+    Raises:
+        Failed: the training set has less than one batch.
+    """
+    if not (steps := loop.steps()):
+        loaders, ranks = loop.learner.dls, loop.ranks.count
+        raise _too_few(len(loaders.train_ds), loaders.train.bs * ranks, ranks, "train.batch_size")
+    return steps
+
+
+def _too_few(items: int, batch: int, ranks: int, where: str) -> Failed:
+    """Return the error for a training set of less than one batch; `where`: the setting of the batch size."""
     values = {"items": items, "batch": batch, "where": where}
     if ranks == 1:
-        return _(
-            "The training set has {items} items, and a batch has {batch}: there is not one whole batch. "
-            "Set {where} lower.",
+        return Failed(
+            _(
+                "The training set has {items} items, and a batch has {batch}: there is not one whole batch. "
+                "Set {where} lower.",
+                **values,
+            )
+        )
+    return Failed(
+        _(
+            "The training set has {items} items, and a batch of {ranks} processes has {batch}: there is not one whole "
+            "batch. Set {where} lower.",
+            ranks=ranks,
             **values,
         )
-    return _(
-        "The training set has {items} items, and a batch of {ranks} processes has {batch}: there is not one whole "
-        "batch. Set {where} lower.",
-        ranks=ranks,
-        **values,
     )

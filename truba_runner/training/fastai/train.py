@@ -21,7 +21,7 @@ from truba_runner.training.fastai import state as fastai_state
 from truba_runner.training.fastai.learner import architectures
 from truba_runner.training.fastai.learner import loaders as fastai_loaders
 from truba_runner.training.fastai.learner.batches import end_readers
-from truba_runner.training.fastai.learner.data import Data, sha256_of_split
+from truba_runner.training.fastai.learner.data import DEFAULT_BATCH_SIZE, Data, sha256_of_split
 from truba_runner.training.fastai.learner.devices import compute_the_same_each_time, describe, pick_device
 from truba_runner.training.fastai.learner.learner import build_learner, print_summary
 from truba_runner.training.fastai.loop import Loop
@@ -30,7 +30,7 @@ from truba_runner.training.fastai.ranks import RankLost, Ranks
 from truba_runner.training.fastai.reporter import Reporter
 from truba_runner.training.fastai.resume import Resume
 from truba_runner.training.fastai.resume import read_state as read_state  # A part of the backend's interface.
-from truba_runner.training.fastai.stages import Course, too_few
+from truba_runner.training.fastai.stages import Course, steps_of
 from truba_runner.training.fastai.walk import Walked
 from truba_runner.training.found_rate import found_rate, record
 from truba_runner.training.notes import noted
@@ -85,7 +85,7 @@ def _explained(context: Context) -> Iterator[None]:
                 "precision with train.mixed_precision=mixed_float16 (now {precision}), smaller images, or a network "
                 "that is less deep.",
                 error=str(error).splitlines()[0],
-                size=train.batch_size or 64,
+                size=train.batch_size or DEFAULT_BATCH_SIZE,
                 precision=train.mixed_precision or "float32",
             )
         ) from error
@@ -135,10 +135,7 @@ def _look(context: Context, made: _SetUp, finder: recipe.Find) -> dict[str, floa
     _hold(context, made.ranks)
     # Random numbers are derived from the stage; -1 is before the first.
     with made.loop.on_trial(-1):
-        if not (steps := made.loop.steps()):
-            loaders, ranks = made.learner.dls, made.ranks.count
-            raise Failed(too_few(len(loaders.train_ds), loaders.train.bs * ranks, ranks, "train.batch_size"))
-        found = find_rates(context, made.learner, finder, steps)
+        found = find_rates(context, made.learner, finder, steps_of(made.loop))
     return found
 
 

@@ -60,7 +60,7 @@ def adjust(model: Any, train: Train) -> None:
     if train.learning_rate is None:
         return
     if follows_schedule(model.optimizer):
-        raise over_schedule(train)
+        raise over_schedule("train.learning_rate", train.learning_rate)
     model.optimizer.learning_rate = train.learning_rate
 
 
@@ -74,14 +74,14 @@ def follows_schedule(optimizer: Any) -> bool:
     return own or any(follows_schedule(one) for one in inner if one is not None)
 
 
-def over_schedule(train: Train) -> Failed:
-    """Return the error for `train.learning_rate` with an optimizer that follows a schedule."""
+def over_schedule(key: str, value: float | None = None) -> Failed:
+    """Return the error for a config key that sets a learning rate, with an optimizer that follows a schedule."""
     return Failed(
         _(
-            "train.learning_rate={rate}: this optimizer follows a schedule, and has no single rate to set. Leave the "
-            "schedule out of train.optimizer (or of build_model, where that compiles the model), or leave "
-            "train.learning_rate out.",
-            rate=train.learning_rate,
+            "{received}: this optimizer follows a schedule, and has no single rate to set. Leave the schedule out of "
+            "train.optimizer (or of build_model, where that compiles the model), or leave {key} out.",
+            received=key if value is None else f"{key}={value}",
+            key=key,
         )
     )
 

@@ -12,11 +12,10 @@ from typing import Any
 
 from truba_runner.config import lr_find
 from truba_runner.config.recipe import Find
-from truba_runner.errors import Failed
-from truba_runner.language import _
 from truba_runner.training import rate_suggestions
 from truba_runner.training.backend import Context
 from truba_runner.training.keras.batches.plan import Plan
+from truba_runner.training.keras.compile import over_schedule
 from truba_runner.training.keras.devices.team import Team
 from truba_runner.training.keras.loop.build import build
 from truba_runner.training.keras.loop.trial import Randomness, as_before
@@ -30,9 +29,7 @@ _SMOOTHING, _DIVERGED = 0.98, 4.0
 def find_rates(
     context: Context, model: Any, plan: Plan, team: Team | None, splits: Mapping[str, Any], finder: Find
 ) -> dict[str, float | None]:
-    """Run the finder; return the rate that each of the four methods suggests, None if it suggests nothing.
-
-    `splits`: result of `load_data`. The curve is written to `lr_find_NAME.json` and `plots/lr_find_NAME.png`.
+    """Run the finder and return its suggestions, as `rate_suggestions.keep` does. `splits`: result of `load_data`.
 
     Raises:
         truba_runner.errors.Failed: the optimizer follows a schedule, so no rate can be set.
@@ -53,13 +50,7 @@ def set_rate(model: Any, rate: float) -> None:
     try:
         model.optimizer.learning_rate = rate
     except TypeError as error:
-        raise Failed(
-            _(
-                "train.lr_find: this optimizer follows a schedule, and has no single rate to set. Leave the schedule "
-                "out of train.optimizer (or of build_model, where that compiles the model), or leave train.lr_find "
-                "out."
-            )
-        ) from error
+        raise over_schedule("train.lr_find") from error
 
 
 def _ramp(

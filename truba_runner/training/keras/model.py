@@ -134,7 +134,7 @@ def make_optimizer(train: Train, context: Context | None = None) -> Any:
     if train.learning_rate is not None and is_entry(entry):
         settings = dict(entry.get("config") or {})
         if is_entry(settings.get("learning_rate")):
-            raise over_schedule(train)
+            raise over_schedule("train.learning_rate", train.learning_rate)
         entry = {**entry, "config": {**settings, "learning_rate": train.learning_rate}}
     optimizer = make_class(context, "train.optimizer", entry, keras.optimizers)
     if not isinstance(optimizer, keras.optimizers.Optimizer):

@@ -157,7 +157,7 @@ def _train(context: Context, devices: list[str], told: Curves) -> dict[str, Any]
         resume.restore()
     else:
         if experiment.tensorboard.graph and not resume.goes_on:
-            tensorboard.write_graph(told.board, model)
+            tensorboard.write_graph(context, told.board, model)
         extra = extra_callbacks(context, model, train_plan, saving, resume.goes_on)
         _fit(context, model, plans, reporter, resume, extra)
     resume.is_over()

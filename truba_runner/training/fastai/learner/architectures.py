@@ -37,19 +37,15 @@ def chosen(context: Context) -> dict[str, Any]:
         return {"arch": arch}
     file = folder / source.file
     if not file.is_file() or not matches(file, source.sha256):
-        damaged = _(
-            "{file}, from which job.options.arch={name} begins, is damaged. Submit the run again, which stages it, or "
-            "set job.options.pretrained=false.",
-            file=file,
-            name=name,
+        raise Failed(
+            _(
+                "{file}, from which job.options.arch={name} begins, {fault}. Submit the run again, which stages it, or "
+                "set job.options.pretrained=false.",
+                file=file,
+                name=name,
+                fault=_("is damaged") if file.is_file() else _("is not there"),
+            )
         )
-        missing = _(
-            "{file}, from which job.options.arch={name} begins, is not there. Submit the run again, which stages it, "
-            "or set job.options.pretrained=false.",
-            file=file,
-            name=name,
-        )
-        raise Failed(damaged if file.is_file() else missing)
     overlay = {"pretrained_cfg_overlay": {"file": str(file)}} if isinstance(arch, str) else {}
     return {"arch": arch, **overlay}
 

@@ -11,18 +11,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from truba_runner.data.image_pack import cores
 from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.rules.training import divisible_sizes
 from truba_runner.training.backend import Context
 from truba_runner.training.fastai.learner.batches import key, seed_all
-from truba_runner.training.fastai.learner.devices import cores
 from truba_runner.training.fastai.learner.loaders import adopted
 from truba_runner.training.fastai.learner.photographs import Photographs, opened
 from truba_runner.training.job_calls import accepted, call
-from truba_runner.training.notes import note
+from truba_runner.training.notes import note, one_line
 
-_DEFAULT_BATCH_SIZE = 64
+DEFAULT_BATCH_SIZE = 64
 _MOST_WORKERS = 16
 # fastai's own default batch size in DataBlock.summary.
 _SUMMARY_EXAMPLES = 4
@@ -156,8 +156,7 @@ class Data:
             raise
         except Exception as error:
             # For example, a language model's texts alone make no batch. Real mistakes fail in training.
-            reason = " ".join(str(error).split())
-            note(self._context, _("fastai could not summarise the data ({error})", error=reason))
+            note(self._context, _("fastai could not summarise the data ({error})", error=one_line(error)))
 
     def sha256(self) -> str:
         """Return the SHA-256 of the items' names, which identifies the data of a checkpoint."""
@@ -166,7 +165,7 @@ class Data:
     def batch_size(self, given: int | None) -> int:
         """Return the batch size of each process."""
         train, tasks = self._context.experiment.train, self._context.tasks
-        size = given or train.batch_size or _DEFAULT_BATCH_SIZE
+        size = given or train.batch_size or DEFAULT_BATCH_SIZE
         if train.batch_scaling == "per_replica":
             return size
         if size % tasks:

@@ -48,12 +48,6 @@ def compute_the_same_each_time() -> None:
     warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
 
 
-def cores() -> int:
-    """Return the number of cores of this process: those Slurm gave its task, at most those the machine has."""
-    usable = len(os.sched_getaffinity(0))
-    return min(usable, int(os.environ.get("SLURM_CPUS_PER_TASK", usable)))
-
-
 def set_precision(learner: Any, train: Train, device: Any) -> None:
     """Make the learner train in half precision if the config asks for it."""
     wanted = (train.mixed_precision or "float32").removeprefix("mixed_")

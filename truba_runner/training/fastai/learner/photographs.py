@@ -23,6 +23,7 @@ from truba_runner.language import _
 from truba_runner.log import print_error
 from truba_runner.storage import folder_lock, node_folder
 from truba_runner.training.backend import Context
+from truba_runner.training.notes import one_line
 from truba_runner.training.ranks import handover
 
 _GIGABYTE = 1e9
@@ -78,7 +79,11 @@ class Photographs:
                 return image.convert(mode)
         except Exception as error:  # Decoders raise various errors for damaged files.
             raise Unreadable(
-                _("{item} cannot be read as an image ({error}). Delete or replace it.", item=item, error=_line(error))
+                _(
+                    "{item} cannot be read as an image ({error}). Delete or replace it.",
+                    item=item,
+                    error=one_line(error),
+                )
             ) from error
 
     def read_by(self, block: Any) -> Any:
@@ -150,15 +155,11 @@ def check_headers(folder: Path, names: list[PurePosixPath]) -> None:
             with Image.open(folder / name):
                 return ""
         except Exception as error:
-            return _line(error)
+            return one_line(error)
 
     with ThreadPoolExecutor(4 * cores()) as threads:
         reasons = list(zip(names, threads.map(wrong, names), strict=True))
     refuse_unreadable([(name, reason) for name, reason in reasons if reason])
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 # -- packing ---------------------------------------------------------------------------------------------------
