@@ -8,6 +8,7 @@ from typing import Any
 
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.training.keras.batches.elements import until_none
 
 _PARTS = ("x", "y", "sample_weight")
 # NumPy's dtype kinds of numbers, booleans and text, and of the dtypes that machine learning has added (bfloat16).
@@ -22,9 +23,7 @@ def as_arrays(name: str, split: Any, floats: str) -> Any:
     Raises:
         truba_runner.errors.Failed: a part is something that no network can take.
     """
-    kept = split
-    while len(kept) > 1 and kept[-1] is None:
-        kept = kept[:-1]
+    kept = until_none(split)
     if any(part is None for part in kept):
         raise Failed(
             _(
@@ -137,12 +136,7 @@ def _part(where: str, value: Any, floats: str) -> Any:
         return {key: _part(f"{where}[{key!r}]", one, floats) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
         if not value or not all(getattr(one, "shape", None) or isinstance(one, Mapping) for one in value):
-            raise Failed(
-                _(
-                    "load_data returned something else than NumPy arrays for {where}. Wrap lists in np.array(…).",
-                    where=where,
-                )
-            )
+            raise _no_arrays(where)
         if len({one.shape[0] for one in value if not isinstance(one, Mapping)}) > 1:
             raise Failed(
                 _(
@@ -162,12 +156,7 @@ def _array(where: str, value: Any, floats: str) -> Any:
     import tensorflow as tf
 
     if not getattr(value, "shape", None) or not hasattr(value, "dtype") and not hasattr(value, "to_numpy"):
-        raise Failed(
-            _(
-                "load_data returned something else than NumPy arrays for {where}. Wrap lists in np.array(…).",
-                where=where,
-            )
-        )
+        raise _no_arrays(where)
     if isinstance(value, tf.RaggedTensor):
         return tf.cast(value, floats) if value.dtype == tf.float64 else value
     if isinstance(value, tf.SparseTensor) or hasattr(value, "tocsr"):
@@ -185,6 +174,11 @@ def _array(where: str, value: Any, floats: str) -> Any:
             )
         )
     return array.astype(floats) if array.dtype.kind == "f" and array.dtype.itemsize >= 8 else array
+
+
+def _no_arrays(where: str) -> Failed:
+    text = _("load_data returned something else than NumPy arrays for {where}. Wrap lists in np.array(…).", where=where)
+    return Failed(text)
 
 
 def _sparse(where: str, value: Any, floats: str) -> Any:

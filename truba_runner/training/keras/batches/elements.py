@@ -150,10 +150,20 @@ def without_nones(element: Any) -> Any:
     """Turn `(x, None)` into x, and `(x, y, None)` into `(x, y)`, as Keras does."""
     if not isinstance(element, tuple):
         return element
-    kept = element
-    while len(kept) > 1 and kept[-1] is None:
-        kept = kept[:-1]
+    kept = until_none(element)
     return kept[0] if len(kept) == 1 and not isinstance(kept[0], (tuple, list)) else kept
+
+
+def until_none(parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Leave out the parts at the end that are None, but never the first part."""
+    while len(parts) > 1 and parts[-1] is None:
+        parts = parts[:-1]
+    return parts
+
+
+def x_of(element: Any) -> Any:
+    """Return the inputs of an element: its first part, or x alone."""
+    return element[0] if isinstance(element, tuple) else element
 
 
 def sparse_tensor(matrix: Any) -> Any:

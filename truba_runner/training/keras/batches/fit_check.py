@@ -7,6 +7,7 @@ from typing import Any
 
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.training.keras.batches.elements import x_of
 from truba_runner.training.keras.batches.plan import Plan
 
 
@@ -18,9 +19,7 @@ def check_fit(model: Any, plan: Plan) -> None:
     """
     import tensorflow as tf
 
-    element = plan.batches.element_spec
-    x = element[0] if isinstance(element, tuple) else element
-    for spec, wanted in _pairs(x, model):
+    for spec, wanted in _pairs(x_of(plan.batches.element_spec), model):
         shape, own = tuple(spec.shape), tuple(wanted.shape)
         if isinstance(spec, tf.RaggedTensorSpec) and not getattr(wanted, "ragged", False):
             raise Failed(

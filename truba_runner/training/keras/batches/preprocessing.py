@@ -13,7 +13,7 @@ from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.training.backend import Context
 from truba_runner.training.job_calls import accepted, call
-from truba_runner.training.keras.batches.elements import map_elements
+from truba_runner.training.keras.batches.elements import map_elements, x_of
 from truba_runner.training.keras.batches.streams import is_stream
 
 
@@ -69,7 +69,7 @@ def add_preprocessing(
                 kind=type(layer).__name__,
             )
         )
-    signature = _x(plans["train"].batches.element_spec)
+    signature = x_of(plans["train"].batches.element_spec)
     inside = _can_be_inside(context.experiment.data.preprocessing == "model", signature, devices)
     preprocessing = Preprocessing(layer, inside, signature)
     if not inside:
@@ -102,8 +102,4 @@ def _can_be_inside(wanted: bool, signature: Any, devices: int) -> bool:
 
 def _inputs(split: Any, plan: Any) -> Any:
     """Return the training inputs for the layer to adapt to: arrays as they are, or a Dataset of a stream's batches."""
-    return map_elements(plan.batches, _x) if is_stream(split) else split[0]
-
-
-def _x(element: Any) -> Any:
-    return element[0] if isinstance(element, tuple) else element
+    return map_elements(plan.batches, x_of) if is_stream(split) else split[0]
