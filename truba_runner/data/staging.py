@@ -6,9 +6,7 @@ Compute nodes have no network, so a job never downloads anything.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import tempfile
 import urllib.request
 from collections.abc import Iterator
 from http.client import HTTPException
@@ -21,6 +19,7 @@ from truba_runner.data import image_names, weights
 from truba_runner.errors import Problem, Refused
 from truba_runner.language import _
 from truba_runner.log import print_error
+from truba_runner.storage.files import written_whole
 
 DOWNLOAD_TIMEOUT_SECONDS = 10
 _CHUNK_BYTES = 1 << 20
@@ -86,22 +85,17 @@ def stage(folder: Path, source: Source, origin: str) -> Path:
         raise OSError(_("it has no address that a program could fetch it from"))
     path = folder / source.file
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            if "://" in origin:
-                _download(origin, file)
-            else:
-                with open(origin, "rb") as original:
-                    shutil.copyfileobj(original, file, _CHUNK_BYTES)
-        if not matches(Path(beside), source.sha256):
+    with written_whole(path, durable=False) as file:
+        if "://" in origin:
+            _download(origin, file)
+        else:
+            with open(origin, "rb") as original:
+                shutil.copyfileobj(original, file, _CHUNK_BYTES)
+        file.flush()
+        if not matches(Path(file.name), source.sha256):
             raise OSError(
                 _("{file} is not the expected file: its SHA-256 is not {sha256}", file=origin, sha256=source.sha256)
             )
-        os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
     return path
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner.language import _
-from truba_runner.storage.files import write_atomically
+from truba_runner.storage.files import write_atomically, written_by_path
 from truba_runner.training import full_disk, plots
 from truba_runner.training.backend import Context
 from truba_runner.training.fastai import state
@@ -68,7 +68,7 @@ def evaluate(context: Context, learner: Any, result: dict[str, Any]) -> Any:
     predictions = getcallable(learner.loss_func, "activation")(raw)
     result["metrics"].update(validation_metrics(learner))
     if context.rank == 0:
-        with full_disk.whole(context.run.path / "predictions.npy") as beside:
+        with written_by_path(context.run.path / "predictions.npy") as beside:
             np.save(beside, np.asarray(predictions.float()))
     result["predictions"], result["predicted"] = "predictions.npy", "validation"
     return raw, predictions, labels
@@ -151,7 +151,7 @@ def save_safely(path: Path, learner: Any) -> None:
     import torch
 
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with full_disk.whole(path) as beside, beside.open("wb") as file:
+    with written_by_path(path) as beside, beside.open("wb") as file:
         torch.save(safe_model(learner), file)
 
 
@@ -199,7 +199,7 @@ def _export(path: Path, learner: Any) -> None:
     learner._end_cleanup()
     learner.dls, learner.opt = loaders.new_empty(), None
     try:
-        with warnings.catch_warnings(), full_disk.whole(path) as beside, beside.open("wb") as file:
+        with warnings.catch_warnings(), written_by_path(path) as beside, beside.open("wb") as file:
             warnings.simplefilter("ignore")
             torch.save(learner, file, pickle_module=cloudpickle, pickle_protocol=2)
     finally:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner.language import _
-from truba_runner.training import full_disk
+from truba_runner.storage.files import written_by_path
 from truba_runner.training.backend import Context
 from truba_runner.training.keras.batches.epochs import evaluated
 from truba_runner.training.keras.batches.plan import Plan
@@ -113,7 +113,7 @@ def save(folder: Path, predictions: dict[str, Any]) -> str:
     arrays = {name: array for output, value in predictions.items() for name, array in _arrays(output, value)}
     alone = list(predictions) == list(arrays) == ["predictions"]
     name = "predictions.npy" if alone else "predictions.npz"
-    with full_disk.whole(folder / name) as beside:
+    with written_by_path(folder / name) as beside:
         if alone:
             np.save(beside, arrays["predictions"])
         else:

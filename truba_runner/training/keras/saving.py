@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner.language import _
-from truba_runner.training import full_disk
+from truba_runner.storage.files import written_by_path
 from truba_runner.training.backend import Context
 from truba_runner.training.keras.batches.preprocessing import Preprocessing
 from truba_runner.training.keras.devices.own_methods import has_call
@@ -120,7 +120,7 @@ class Saving:
         before = len(self._context.notes)
         with noted(self._context, _("model.keras cannot be saved, and model.weights.h5 is saved in its place")):
             model = self._ahead.joined(self._model) if self._ahead else self._model
-            with full_disk.whole(path) as beside:
+            with written_by_path(path) as beside:
                 if self._compiled:
                     model.save(beside)
                 else:
@@ -133,13 +133,13 @@ class Saving:
         import keras
 
         model = self._model
-        with full_disk.whole(folder / f"{name}.weights.h5") as beside, _as_built(model):
+        with written_by_path(folder / f"{name}.weights.h5") as beside, _as_built(model):
             model.save_weights(beside)
         if not model.built:
             for attribute, part in vars(model).items():
                 if isinstance(part, keras.Model) and part.built and not attribute.startswith("_"):
                     with noted(self._context, _("{name} cannot be saved", name=f"{name}.{attribute}.keras")):
-                        with full_disk.whole(folder / f"{name}.{attribute}.keras") as beside:
+                        with written_by_path(folder / f"{name}.{attribute}.keras") as beside:
                             part.save(beside)
         return f"{name}.weights.h5"
 

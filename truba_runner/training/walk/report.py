@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from truba_runner.errors import Failed
-from truba_runner.language import _
+from truba_runner.language import _, marked
 from truba_runner.log import warn
 
 
@@ -23,18 +23,11 @@ class Unsaved:
         Raises:
             truba_runner.errors.Failed: a path is new and `checkpoint.strict` is set.
         """
-        new = {path: reason for path, reason in reasons.items() if path not in self._told}
-        self._told.update(new)
-        lines = [
-            _(
-                "{path} is {reason}. A run that resumes has it as this start made it. Keep numbers, text or arrays "
-                "there from which it can be made again, or leave it out.",
-                path=path,
-                reason=reason,
-            )
-            for path, reason in new.items()
-        ]
-        self._say(lines)
+        text = marked(
+            "{path} is {reason}. A run that resumes has it as this start made it. Keep numbers, text or arrays there "
+            "from which it can be made again, or leave it out."
+        )
+        self._report(text, reasons)
 
     def tell_of_made(self, paths: Iterable[str]) -> None:
         """Report objects that were made after the training had begun.
@@ -42,17 +35,12 @@ class Unsaved:
         Raises:
             truba_runner.errors.Failed: a path is new and `checkpoint.strict` is set.
         """
-        new = [path for path in paths if path not in self._told]
-        self._told.update(new)
-        self._say(
-            _(
-                "{path} was made after the training had begun: a run that resumes would not have it, and would be "
-                "refused. Make it before the training begins: with the network, or in the callback's __init__, "
-                "on_train_begin or before_fit.",
-                path=path,
-            )
-            for path in new
+        text = marked(
+            "{path} was made after the training had begun: a run that resumes would not have it, and would be "
+            "refused. Make it before the training begins: with the network, or in the callback's __init__, "
+            "on_train_begin or before_fit."
         )
+        self._report(text, dict.fromkeys(paths, ""))
 
     def tell_of_drawn_ahead(self, paths: Iterable[str]) -> None:
         """Report random streams of the data that are drawn from while batches are fetched ahead.
@@ -60,17 +48,12 @@ class Unsaved:
         Raises:
             truba_runner.errors.Failed: a path is new and `checkpoint.strict` is set.
         """
-        new = [path for path in paths if path not in self._told]
-        self._told.update(new)
-        self._say(
-            _(
-                "{path} is drawn from while batches are fetched, ahead of the training: a run that resumes in the "
-                "middle of an epoch gets other random numbers. Draw from a stream that epoch and batch decide, as "
-                "numpy.random.default_rng([seed, epoch, index]).",
-                path=path,
-            )
-            for path in new
+        text = marked(
+            "{path} is drawn from while batches are fetched, ahead of the training: a run that resumes in the "
+            "middle of an epoch gets other random numbers. Draw from a stream that epoch and batch decide, as "
+            "numpy.random.default_rng([seed, epoch, index])."
         )
+        self._report(text, dict.fromkeys(paths, ""))
 
     def tell_of_order(self, path: str, reason: str) -> None:
         """Say that a stream gives its elements in another order when a run resumes, and why.
@@ -78,20 +61,18 @@ class Unsaved:
         Raises:
             truba_runner.errors.Failed: as `tell`.
         """
-        self._say(
-            [
-                _(
-                    "{path} is a Dataset whose order a resumed run does not get again: {reason}. Return a function of "
-                    "the epoch in its place, which shuffles with shuffle(…, seed=epoch); or set train.steps_per_epoch "
-                    "and the seeds.",
-                    path=path,
-                    reason=reason,
-                )
-            ]
+        text = marked(
+            "{path} is a Dataset whose order a resumed run does not get again: {reason}. Return a function of the "
+            "epoch in its place, which shuffles with shuffle(…, seed=epoch); or set train.steps_per_epoch and the "
+            "seeds."
         )
+        self._report(text, {path: reason})
 
-    def _say(self, lines: Iterable[str]) -> None:
-        for line in lines:
+    def _report(self, text: str, reasons: Mapping[str, str]) -> None:
+        new = {path: reason for path, reason in reasons.items() if path not in self._told}
+        self._told.update(new)
+        for path, reason in new.items():
+            line = _(text, path=path, reason=reason)
             if self._strict:
                 raise Failed(_("checkpoint.strict=true: {line}", line=line))
             warn(line)
