@@ -15,7 +15,6 @@ from truba_runner.language import _
 from truba_runner.log import print_error
 from truba_runner.runs.checkpoints import CheckpointStore, Position, is_better
 from truba_runner.training.backend import Context
-from truba_runner.training.summaries.writer import Board
 
 
 class Best:
@@ -50,11 +49,11 @@ class Best:
 class Saver:
     """The writer of a training's checkpoints, one at a time in the background."""
 
-    def __init__(self, context: Context, board: Board) -> None:
-        """Start the clock of `checkpoint.every_minutes`. `board`: its files are settled before each checkpoint."""
+    def __init__(self, context: Context, settle: Callable[[], object]) -> None:
+        """Start the clock of `checkpoint.every_minutes`. `settle` is called before each checkpoint."""
         self._minutes = context.experiment.checkpoint.every_minutes
         self.store = CheckpointStore(context.run.checkpoints, context.experiment.checkpoint.keep)
-        self._board, self.background = board, Background()
+        self._settle, self.background = settle, Background()
         self._saved_at = time.monotonic()
 
     def time_is_up(self) -> bool:
@@ -69,7 +68,7 @@ class Saver:
 
     def _save(self, position: Position, write: Callable[[IO[bytes]], None], best: bool) -> None:
         # A run that resumes from this checkpoint needs the event files at their present length.
-        self._board.settle()
+        self._settle()
         self.store.save(position, write, best)
 
     def finish(self) -> None:

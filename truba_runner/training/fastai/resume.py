@@ -44,7 +44,7 @@ class Resume(Watcher):
         self._before_order: dict[str, Any] = {}
         self._waiting: dict[str, Any] | None = None
         self._settings = context.experiment.checkpoint
-        self._saver = Saver(context, reporter.curves.board)
+        self._saver = Saver(context, reporter.curves.board.settle)
         self._signature = signature
         self._stage = self._first_epoch = self._done = 0
         self._cancelled = False

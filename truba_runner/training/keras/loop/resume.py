@@ -54,7 +54,7 @@ class Resume:
         self._settings = context.experiment.checkpoint
         if self._settings.mode not in ("min", "max"):
             raise Failed(_("checkpoint.mode={mode} is neither min nor max.", mode=self._settings.mode))
-        self._saver = Saver(context, reporter.curves.board)
+        self._saver = Saver(context, reporter.curves.board.settle)
         self._contents = Contents(context, model, plan, reporter, team, splits)
         self._epoch = self._done = self._skips = 0
         # Whether this start has trained a step, and begun an epoch.
