@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from truba_runner.language import _
 
 
-def print_error(text: str) -> None:
-    """Print a line to standard error at once."""
-    print(text, file=sys.stderr, flush=True)
+def print_error(message: str, /, **values: object) -> None:
+    """Print a message, translated with its `{placeholders}` filled in, to standard error at once."""
+    print(_(message, **values), file=sys.stderr, flush=True)
 
 
-def warn(text: str) -> None:
-    """Print a line that begins with WARNING."""
-    print_error(_("WARNING: {text}", text=text))
+def warn(message: str, /, **values: object) -> None:
+    """Print a message like `print_error`, after WARNING."""
+    print_error("WARNING: {text}", text=_(message, **values))
 
 
 @contextmanager
@@ -25,4 +25,4 @@ def training_continues(file: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        print_error(_("{file} could not be written ({error}); training goes on", file=file, error=error))
+        print_error("{file} could not be written ({error}); training goes on", file=file, error=error)

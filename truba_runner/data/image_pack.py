@@ -73,9 +73,7 @@ class Pack:
             raise
         if self.__dict__.get("_digest", contents.digest) != contents.digest:
             os.close(file)
-            raise Failed(
-                _("{path} was replaced by another file while it was in use; start the run again", path=self.path)
-            )
+            raise Failed("{path} was replaced by another file while it was in use; start the run again", path=self.path)
         return contents
 
     def _read(self, file: int) -> _Contents:

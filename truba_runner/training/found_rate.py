@@ -47,12 +47,10 @@ def found_rate(
     rate = _same(asked.rate.resolve({FINDER: suggested}), from_rank_0)
     if rate is None:
         raise Failed(
-            _(
-                "train.lr_find: {rate} has no value, as the finder found nothing to suggest that way ({file} has its "
-                "curve). Use another of its suggestions, or set train.learning_rate.",
-                rate=asked.rate,
-                file=where.path / f"lr_find_{FINDER}.json",
-            )
+            "train.lr_find: {rate} has no value, as the finder found nothing to suggest that way ({file} has its "
+            "curve). Use another of its suggestions, or set train.learning_rate.",
+            rate=asked.rate,
+            file=where.path / f"lr_find_{FINDER}.json",
         )
     if finder is None:
         print(_("learning rate {rate:g}: {asked}", rate=rate, asked=asked.rate), flush=True)
@@ -71,12 +69,10 @@ def _left_by(finder: RunDir) -> Suggestions:
     suggested: Suggestions = finder.rate_curve(FINDER).get("suggestions", {})
     if not suggested:
         raise Failed(
-            _(
-                "The learning-rate finder {finder} has left no answer in {folder}; was it taken away? Set "
-                "train.learning_rate, or let it look anew with fresh=true.",
-                finder=finder.id,
-                folder=finder.path,
-            )
+            "The learning-rate finder {finder} has left no answer in {folder}; was it taken away? Set "
+            "train.learning_rate, or let it look anew with fresh=true.",
+            finder=finder.id,
+            folder=finder.path,
         )
     return suggested
 

@@ -23,13 +23,11 @@ def explained(error: BaseException, run: RunDir) -> BaseException:
     else:
         where = _("the run goes on from epoch {epoch}, step {step}.", epoch=position.epoch + 1, step=position.step)
     told = Failed(
-        _(
-            "the disk is full ({cause}): it holds {folder}. Free space there, or files where it is their number that "
-            "is at its limit, and submit again: {where}",
-            cause=cause,
-            folder=run.path,
-            where=where,
-        )
+        "the disk is full ({cause}): it holds {folder}. Free space there, or files where it is their number that is "
+        "at its limit, and submit again: {where}",
+        cause=cause,
+        folder=run.path,
+        where=where,
     )
     told.__cause__ = error
     return told

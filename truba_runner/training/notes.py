@@ -14,9 +14,9 @@ from truba_runner.training.backend import Context
 _LONGEST = 500
 
 
-def note(context: Context, text: str) -> None:
-    """Record once what is missing from the result, and print it as a warning."""
-    if text not in context.notes:
+def note(context: Context, message: str, /, **values: object) -> None:
+    """Record once what is missing from the result, translated as by `language._`, and print it as a warning."""
+    if (text := _(message, **values)) not in context.notes:
         context.notes.append(text)
         warn(text)
 
@@ -49,4 +49,4 @@ def noted_graph(context: Context) -> Iterator[None]:
         yield
     except Exception as error:
         reason = str(error).partition("\n")[0]
-        note(context, _("no graph for TensorBoard ({kind}: {reason})", kind=type(error).__name__, reason=reason))
+        note(context, "no graph for TensorBoard ({kind}: {reason})", kind=type(error).__name__, reason=reason)

@@ -51,7 +51,7 @@ def save_png(folder: Path, name: str, draw: Callable[[], Any]) -> Path | None:
         folder.mkdir(mode=0o700, exist_ok=True)
         write_atomically(folder / name, content.getvalue())
     except Exception as error:  # Any: matplotlib parses names with two dollar signs as formulas, for example.
-        print_error(_("{file} could not be drawn ({error})", file=name, error=error))
+        print_error("{file} could not be drawn ({error})", file=name, error=error)
         return None
     return folder / name
 

@@ -11,7 +11,6 @@ from typing import IO, Any
 
 from truba_runner.config.schema import Checkpoint
 from truba_runner.errors import nearest
-from truba_runner.language import _
 from truba_runner.log import print_error
 from truba_runner.runs.checkpoints import CheckpointStore, Position, is_better
 from truba_runner.training.backend import Context
@@ -38,11 +37,9 @@ class Best:
         if self._monitor not in metrics and not self._missed:
             self._missed = True
             print_error(
-                _(
-                    "checkpoint.monitor={monitor}: no such metric. {nearest}",
-                    monitor=self._monitor,
-                    nearest=nearest(self._monitor, metrics),
-                )
+                "checkpoint.monitor={monitor}: no such metric. {nearest}",
+                monitor=self._monitor,
+                nearest=nearest(self._monitor, metrics),
             )
 
 

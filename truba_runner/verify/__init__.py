@@ -97,11 +97,9 @@ def _first_difference(starts: Starts) -> dict[str, Any] | None:
     done = starts.train(UNDISTURBED)
     if "failed" in done:
         raise Failed(
-            _(
-                "checkpoint.verify: a short training fails without an interruption (where only its shortness is to "
-                "blame, set checkpoint.verify=false): {error}",
-                error=done["failed"],
-            )
+            "checkpoint.verify: a short training fails without an interruption (where only its shortness is to blame, "
+            "set checkpoint.verify=false): {error}",
+            error=done["failed"],
         )
     for stop in [*starts.breaks(done["validated"]), None]:
         done = starts.train(INTERRUPTED, stop)

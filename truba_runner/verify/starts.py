@@ -122,7 +122,7 @@ class Starts:
             ended = self._call("compare", [self._backend, folders, files])
             if ended["status"]:
                 self._show_log()
-                raise Failed(_("checkpoint.verify: the trainings could not be compared; the log shows why"))
+                raise Failed("checkpoint.verify: the trainings could not be compared; the log shows why")
             return json.dumps(ended["value"])
 
         found: list[dict[str, Any]] = json.loads(self._by_rank_0(name, compared))
@@ -146,11 +146,9 @@ class Starts:
             if time.monotonic() > until:
                 self._show_log()
                 raise Failed(
-                    _(
-                        "checkpoint.verify: a start of a short training took longer than {minutes:g} minutes. If that "
-                        "is how long it takes, set checkpoint.verify=false.",
-                        minutes=_LIMIT_MINUTES,
-                    )
+                    "checkpoint.verify: a start of a short training took longer than {minutes:g} minutes. If that is "
+                    "how long it takes, set checkpoint.verify=false.",
+                    minutes=_LIMIT_MINUTES,
                 )
         return ended
 
@@ -166,7 +164,7 @@ class Starts:
         with self._log.open(errors="replace") as file:
             lines = deque(file, _LINES_SHOWN)
         for line in lines:
-            print_error("verify: " + line.rstrip("\n"))
+            print_error(f"verify: {line}".rstrip("\n"))
 
 
 def _about_the_rate(run: RunDir) -> Iterator[dict[str, Any]]:

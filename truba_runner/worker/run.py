@@ -205,7 +205,7 @@ def failed(
             print_traceback(error, own)
     if others:
         if not (told := _anothers_reason(run)):
-            print_error(_("another rank has ended, and none has failed: the job is to go on in the queue"))
+            print_error("another rank has ended, and none has failed: the job is to go on in the queue")
             return 128 + signal.SIGKILL  # As if the node were lost; if it is, Slurm may notice much later.
         record = told
     if here.rank == 0:

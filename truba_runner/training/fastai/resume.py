@@ -93,23 +93,19 @@ class Resume(Watcher):
         file = self._context.job.__file__
         if then["order"] != now["order"]:
             raise Failed(
-                _(
-                    "{file}: classes or columns come in another order than when this run began ({then} then, {now} "
-                    "now). They come from a set, or a folder's order, which each start has another way: sort them "
-                    "(vocab=sorted(…), cont_names=[…]), and start anew with fresh=true.",
-                    file=file,
-                    then=then["order"],
-                    now=now["order"],
-                )
+                "{file}: classes or columns come in another order than when this run began ({then} then, {now} now). "
+                "They come from a set, or a folder's order, which each start has another way: sort them "
+                "(vocab=sorted(…), cont_names=[…]), and start anew with fresh=true.",
+                file=file,
+                then=then["order"],
+                now=now["order"],
             )
         if then["division"] != now["division"]:
             raise Failed(
-                _(
-                    "{file}: the examples are divided into training and validation in another way than when this run "
-                    "began. Give what divides them a seed, as in RandomSplitter(seed=42), or sort what it divides, "
-                    "and start anew with fresh=true.",
-                    file=file,
-                )
+                "{file}: the examples are divided into training and validation in another way than when this run "
+                "began. Give what divides them a seed, as in RandomSplitter(seed=42), or sort what it divides, and "
+                "start anew with fresh=true.",
+                file=file,
             )
 
     # -- resuming ----------------------------------------------------------------------------------------------

@@ -46,11 +46,9 @@ class Course:
                 raise _too_few(train, size * ranks, ranks, where)
         if not validation and self._context.experiment.finish.evaluate:
             raise Failed(
-                _(
-                    "The validation set is empty: the DataBlock's splitter gives all {train} items to the training. "
-                    "Have it hold some out, or set finish.evaluate=false, which trains on all of them.",
-                    train=train,
-                )
+                "The validation set is empty: the DataBlock's splitter gives all {train} items to the training. Have "
+                "it hold some out, or set finish.evaluate=false, which trains on all of them.",
+                train=train,
             )
 
     def run(self, stages: Sequence[Stage]) -> None:
@@ -82,7 +80,7 @@ class Course:
     def _freeze(self, stage: Freeze) -> None:
         learner = self._learner
         if stage.frozen and not getattr(learner, "pretrained", True):
-            print_error(_("WARNING: this stage freezes layers that are not pretrained"))
+            print_error("WARNING: this stage freezes layers that are not pretrained")
         if not stage.frozen:
             learner.unfreeze()
             return
@@ -140,12 +138,10 @@ class Course:
         value = rate.resolve(self._resume.answers)
         if value is None:
             raise Failed(
-                _(
-                    "train.recipe: {rate} has no value, as lr_find {find} found nothing to suggest that way "
-                    "(lr_find_{find}.json has its curve). Use another of its suggestions, or a number.",
-                    rate=rate,
-                    find=rate.find,
-                )
+                "train.recipe: {rate} has no value, as lr_find {find} found nothing to suggest that way "
+                "(lr_find_{find}.json has its curve). Use another of its suggestions, or a number.",
+                rate=rate,
+                find=rate.find,
             )
         return value
 
@@ -167,17 +163,13 @@ def _too_few(items: int, batch: int, ranks: int, where: str) -> Failed:
     values = {"items": items, "batch": batch, "where": where}
     if ranks == 1:
         return Failed(
-            _(
-                "The training set has {items} items, and a batch has {batch}: there is not one whole batch. "
-                "Set {where} lower.",
-                **values,
-            )
-        )
-    return Failed(
-        _(
-            "The training set has {items} items, and a batch of {ranks} processes has {batch}: there is not one whole "
-            "batch. Set {where} lower.",
-            ranks=ranks,
+            "The training set has {items} items, and a batch has {batch}: there is not one whole batch. Set {where} "
+            "lower.",
             **values,
         )
+    return Failed(
+        "The training set has {items} items, and a batch of {ranks} processes has {batch}: there is not one whole "
+        "batch. Set {where} lower.",
+        ranks=ranks,
+        **values,
     )

@@ -80,23 +80,19 @@ def _explained(context: Context) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         train = context.experiment.train
         raise Failed(
-            _(
-                "The GPU is out of memory ({error}). Take smaller batches with train.batch_size (now {size}), half "
-                "precision with train.mixed_precision=mixed_float16 (now {precision}), smaller images, or a network "
-                "that is less deep.",
-                error=str(error).splitlines()[0],
-                size=train.batch_size or DEFAULT_BATCH_SIZE,
-                precision=train.mixed_precision or "float32",
-            )
+            "The GPU is out of memory ({error}). Take smaller batches with train.batch_size (now {size}), half "
+            "precision with train.mixed_precision=mixed_float16 (now {precision}), smaller images, or a network that "
+            "is less deep.",
+            error=str(error).splitlines()[0],
+            size=train.batch_size or DEFAULT_BATCH_SIZE,
+            precision=train.mixed_precision or "float32",
         ) from error
     except ValueError as error:
         if _ONE_EXAMPLE not in str(error):
             raise
         raise Failed(
-            _(
-                "BatchNorm learns from batches of two examples or more, and this one has a single one. Set "
-                "train.batch_size to 2 or more; where it is an epoch's last batch, to a size that leaves none over."
-            )
+            "BatchNorm learns from batches of two examples or more, and this one has a single one. Set "
+            "train.batch_size to 2 or more; where it is an epoch's last batch, to a size that leaves none over."
         ) from error
     finally:
         end_readers()

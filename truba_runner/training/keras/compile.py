@@ -25,11 +25,9 @@ def compile_model(context: Context, model: Any, make_optimizer: Callable[[], Any
     train = context.experiment.train
     if train.loss is None:
         raise Failed(
-            _(
-                "No loss to train with: build_model in {file} returned a model that is not compiled, and train.loss "
-                "is not set. Set it, for example train.loss=sparse_categorical_crossentropy.",
-                file=context.job.__file__,
-            )
+            "No loss to train with: build_model in {file} returned a model that is not compiled, and train.loss is "
+            "not set. Set it, for example train.loss=sparse_categorical_crossentropy.",
+            file=context.job.__file__,
         )
     outputs = _outputs(model)
     model.compile(
@@ -77,12 +75,10 @@ def follows_schedule(optimizer: Any) -> bool:
 def over_schedule(key: str, value: float | None = None) -> Failed:
     """Return the error for a config key that sets a learning rate, with an optimizer that follows a schedule."""
     return Failed(
-        _(
-            "{received}: this optimizer follows a schedule, and has no single rate to set. Leave the schedule out of "
-            "train.optimizer (or of build_model, where that compiles the model), or leave {key} out.",
-            received=key if value is None else f"{key}={value}",
-            key=key,
-        )
+        "{received}: this optimizer follows a schedule, and has no single rate to set. Leave the schedule out of "
+        "train.optimizer (or of build_model, where that compiles the model), or leave {key} out.",
+        received=key if value is None else f"{key}={value}",
+        key=key,
     )
 
 
@@ -106,17 +102,15 @@ def _by_output(where: str, given: Any, outputs: list[str] | None, make_one: Made
     for name in given:
         if outputs is not None and name not in outputs:
             raise Failed(
-                _(
-                    "{where}: the network has no output {name!r}. {nearest}",
-                    where=where,
-                    name=name,
-                    nearest=nearest(str(name), outputs),
-                )
+                "{where}: the network has no output {name!r}. {nearest}",
+                where=where,
+                name=name,
+                nearest=nearest(str(name), outputs),
             )
     return {name: _by_output(f"{where}.{name}", item, None, make_one) for name, item in given.items()}
 
 
 def _number(where: str, given: Any) -> float:
     if isinstance(given, bool) or not isinstance(given, (int, float)):
-        raise Failed(_("{where}={given}: it must be a number.", where=where, given=given))
+        raise Failed("{where}={given}: it must be a number.", where=where, given=given)
     return float(given)

@@ -44,11 +44,9 @@ def check(context: Context, other: str) -> None:
 
     if (found := keras.backend.backend()) != _OURS:
         raise Failed(
-            _(
-                "Keras was imported with the backend {found}, but job.backend=keras trains with TensorFlow alone. "
-                "Something has set KERAS_BACKEND={found} before Keras was imported: take that out of {file}, and out "
-                "of what it imports.",
-                found=found,
-                file=context.job.__file__,
-            )
+            "Keras was imported with the backend {found}, but job.backend=keras trains with TensorFlow alone. "
+            "Something has set KERAS_BACKEND={found} before Keras was imported: take that out of {file}, and out of "
+            "what it imports.",
+            found=found,
+            file=context.job.__file__,
         )

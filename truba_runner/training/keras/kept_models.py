@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner.config.schema import Checkpoint
-from truba_runner.language import _
 from truba_runner.log import print_error
 from truba_runner.training.backend import Context
 from truba_runner.training.keras.saving import Saving
@@ -56,4 +55,4 @@ class _Kept:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._saving.save(self._folder, name)
         except Exception as error:  # A full disk may raise an error of Keras' own.
-            print_error(_("{name} could not be saved ({error}); training goes on", name=name, error=error))
+            print_error("{name} could not be saved ({error}); training goes on", name=name, error=error)

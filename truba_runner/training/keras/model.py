@@ -34,11 +34,9 @@ def build_model(context: Context, jit_compile: bool, preprocessing: Preprocessin
         model = call(context.job, "build_model", "job.options", _model_options(context), **given)
     if not isinstance(model, keras.Model):
         raise Failed(
-            _(
-                "build_model in {file} returned a {kind}, not a keras.Model.",
-                file=context.job.__file__,
-                kind=type(model).__name__,
-            )
+            "build_model in {file} returned a {kind}, not a keras.Model.",
+            file=context.job.__file__,
+            kind=type(model).__name__,
         )
     if preprocessing and preprocessing.inside:
         model, jit_compile = _joined(context, model, preprocessing, jit_compile)
@@ -64,7 +62,7 @@ def _hyperparameters(context: Context) -> Iterator[dict[str, Any]]:
     if build is None or "hp" not in inspect.signature(build).parameters:
         if values:
             raise Failed(
-                _("job.hyperparameters is set, but build_model in {file} takes no hp.", file=context.job.__file__)
+                "job.hyperparameters is set, but build_model in {file} takes no hp.", file=context.job.__file__
             )
         yield {}
         return
@@ -76,12 +74,10 @@ def _hyperparameters(context: Context) -> Iterator[dict[str, Any]]:
     asked = {one.name for one in hp.space}
     if unknown := [name for name in values if name not in asked]:
         raise Failed(
-            _(
-                "job.hyperparameters.{name}: build_model in {file} asks hp for no such value. {nearest}",
-                name=unknown[0],
-                file=context.job.__file__,
-                nearest=nearest(unknown[0], asked),
-            )
+            "job.hyperparameters.{name}: build_model in {file} asks hp for no such value. {nearest}",
+            name=unknown[0],
+            file=context.job.__file__,
+            nearest=nearest(unknown[0], asked),
         )
     context.hyperparameters.update(hp.get_config())
 
@@ -99,11 +95,9 @@ def _joined(context: Context, model: Any, preprocessing: Preprocessing, jit_comp
 
     if model.compiled:
         raise Failed(
-            _(
-                "data.preprocessing=model puts a layer before the model, but build_model in {file} compiled it "
-                "already. Leave compile out there and set train.loss, or set data.preprocessing=async.",
-                file=context.job.__file__,
-            )
+            "data.preprocessing=model puts a layer before the model, but build_model in {file} compiled it already. "
+            "Leave compile out there and set train.loss, or set data.preprocessing=async.",
+            file=context.job.__file__,
         )
     text = takes_text(preprocessing.signature)
     if jit_compile and text:
@@ -139,10 +133,8 @@ def make_optimizer(train: Train, context: Context | None = None) -> Any:
     optimizer = make_class(context, "train.optimizer", entry, keras.optimizers)
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise Failed(
-            _(
-                "train.optimizer: {given} made a {kind}, which is not a keras.optimizers.Optimizer.",
-                given=given,
-                kind=type(optimizer).__name__,
-            )
+            "train.optimizer: {given} made a {kind}, which is not a keras.optimizers.Optimizer.",
+            given=given,
+            kind=type(optimizer).__name__,
         )
     return optimizer

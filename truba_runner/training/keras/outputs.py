@@ -66,7 +66,7 @@ def _evaluate(
     callbacks: list[Any],
 ) -> None:
     if not can_evaluate(model):
-        note(context, _("the network has neither call() nor test_step(): it is not evaluated"))
+        note(context, "the network has neither call() nor test_step(): it is not evaluated")
         return
     if "evaluation" not in resume.result:
         metrics = Logs(model.evaluate(plan.dataset, verbose=0, return_dict=True, callbacks=callbacks))
@@ -77,7 +77,7 @@ def _evaluate(
 
 def _predict(context: Context, model: Any, plan: Plan, callbacks: list[Any]) -> dict[str, Any] | None:
     if not has_call(model) and not has_own(model, "predict_step"):
-        note(context, _("the network has neither call() nor predict_step(): there are no predictions"))
+        note(context, "the network has neither call() nor predict_step(): there are no predictions")
         return None
     # For prediction Keras unrolls all steps of an execution, and compiling would take longer than predicting.
     model.steps_per_execution, model.jit_compile = 1, False

@@ -38,10 +38,8 @@ def scale_learning_rate(model: Any, train: Train, devices: int) -> None:
         return
     if follows_schedule(model.optimizer):
         raise Failed(
-            _(
-                "train.scale_learning_rate=true: this optimizer follows a schedule, and has no single rate to "
-                "multiply. Scale the schedule's own settings, and leave train.scale_learning_rate out."
-            )
+            "train.scale_learning_rate=true: this optimizer follows a schedule, and has no single rate to multiply. "
+            "Scale the schedule's own settings, and leave train.scale_learning_rate out."
         )
     scaled = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)) * devices
     model.optimizer.learning_rate = scaled

@@ -70,11 +70,9 @@ class Saving:
             self._compiled = False
             note(
                 self._context,
-                _(
-                    "model.keras is saved for predicting, without optimizer, loss and metrics, as Keras cannot write "
-                    "one of them: {reason} Give it a get_config() that returns what its __init__ takes.",
-                    reason=_sentence(reason),
-                ),
+                "model.keras is saved for predicting, without optimizer, loss and metrics, as Keras cannot write one "
+                "of them: {reason} Give it a get_config() that returns what its __init__ takes.",
+                reason=_sentence(reason),
             )
         with _same_chances():
             unreadable = next(filter(None, map(self._unreadable, _in_file(self._model))), None)
@@ -82,11 +80,9 @@ class Saving:
             self._and_weights = True
             note(
                 self._context,
-                _(
-                    "model.keras is saved, but Keras will not be able to load it: {reason} model.weights.h5 is saved "
-                    "beside it.",
-                    reason=_sentence(unreadable),
-                ),
+                "model.keras is saved, but Keras will not be able to load it: {reason} model.weights.h5 is saved "
+                "beside it.",
+                reason=_sentence(unreadable),
             )
 
     def _cannot(self, reason: str) -> str:

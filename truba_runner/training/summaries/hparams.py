@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner.config.schema import Experiment
-from truba_runner.language import _
 from truba_runner.log import print_error
 from truba_runner.storage.files import write_atomically
 
@@ -30,7 +29,7 @@ def write(
         folder.mkdir(mode=0o700, exist_ok=True)
         write_atomically(folder / _FILE, content)
     except (ImportError, OSError) as error:
-        print_error(_("the settings could not be written for TensorBoard ({error})", error=error))
+        print_error("the settings could not be written for TensorBoard ({error})", error=error)
 
 
 def values_of(experiment: Experiment) -> dict[str, Any]:

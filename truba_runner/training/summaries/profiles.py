@@ -61,7 +61,7 @@ class Profile:
                 )
         except Exception as error:
             self._done = True
-            print_error(_("no profile was taken ({kind}: {error})", kind=type(error).__name__, error=error))
+            print_error("no profile was taken ({kind}: {error})", kind=type(error).__name__, error=error)
 
     def close(self) -> None:
         """Discard an unfinished profile at the training's end or interruption, and print that there is none."""
@@ -72,11 +72,9 @@ class Profile:
             self._profiler.stop(None)
         if self._trained:
             print_error(
-                _(
-                    "no profile so far: {count} steps from step {first} on were asked for (tensorboard.profile_steps), "
-                    "in whole executions, and the training is at step {step}",
-                    count=self._count,
-                    first=self._first,
-                    step=self._trained,
-                )
+                "no profile so far: {count} steps from step {first} on were asked for (tensorboard.profile_steps), in "
+                "whole executions, and the training is at step {step}",
+                count=self._count,
+                first=self._first,
+                step=self._trained,
             )

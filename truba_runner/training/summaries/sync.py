@@ -110,11 +110,9 @@ class EventFile:
             local.close()
             self._local = None
         print_error(
-            _(
-                "the node's own disk takes no more of {file} ({error}); it is written straight to the shared disk",
-                file=self._path.name,
-                error=error.strerror,
-            )
+            "the node's own disk takes no more of {file} ({error}); it is written straight to the shared disk",
+            file=self._path.name,
+            error=error.strerror,
         )
 
     def _write(self, data: bytes, offset: int) -> None:

@@ -146,7 +146,7 @@ def _has_tensorboard() -> bool:
     try:
         import tensorboard  # noqa: F401
     except ImportError as error:
-        print_error(_("TensorBoard's event files are not written ({error}); training goes on", error=error))
+        print_error("TensorBoard's event files are not written ({error}); training goes on", error=error)
         return False
     return True
 

@@ -74,7 +74,7 @@ class Unsaved:
         for path, reason in new.items():
             line = _(text, path=path, reason=reason)
             if self._strict:
-                raise Failed(_("checkpoint.strict=true: {line}", line=line))
+                raise Failed("checkpoint.strict=true: {line}", line=line)
             warn(line)
 
 
@@ -86,10 +86,8 @@ def refuse_lost(paths: Iterable[str]) -> None:
     """
     if lost := sorted(paths):
         raise Failed(
-            _(
-                "The newest checkpoint holds the state of {paths}, and this start has no such object: it was made in "
-                "the middle of the training. Make it before the training begins (with the network, or in the "
-                "callback's __init__, on_train_begin or before_fit), and start anew beside this run with fresh=true.",
-                paths=", ".join(lost),
-            )
+            "The newest checkpoint holds the state of {paths}, and this start has no such object: it was made in the "
+            "middle of the training. Make it before the training begins (with the network, or in the callback's "
+            "__init__, on_train_begin or before_fit), and start anew beside this run with fresh=true.",
+            paths=", ".join(lost),
         )

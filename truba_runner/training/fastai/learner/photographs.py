@@ -136,7 +136,7 @@ def opened(context: Context, path: Path, block_of: Callable[[list[Path]], Any]) 
 def _check_names(path: Path, names: list[PurePosixPath], label_pattern: str) -> None:
     if not names:
         raise Failed(
-            _("There is no image in {path}, nor in a folder under it. data.name and data.folder lead there.", path=path)
+            "There is no image in {path}, nor in a folder under it. data.name and data.folder lead there.", path=path
         )
     if label_pattern:
         labels_of(names, label_pattern)
@@ -176,18 +176,14 @@ def _resize_of(block: Any) -> Any:
     found = next((transform for transform in block.item_tfms if isinstance(transform, Resize)), None)
     if found is None:
         raise Failed(
-            _(
-                "data.pack=true packs images at the size of Resize(size) among the DataBlock's item_tfms, and there is "
-                "none. Use Resize(460), or data.pack=false."
-            )
+            "data.pack=true packs images at the size of Resize(size) among the DataBlock's item_tfms, and there is "
+            "none. Use Resize(460), or data.pack=false."
         )
     if found.method != ResizeMethod.Crop:
         raise Failed(
-            _(
-                "data.pack=true packs images at the size of Resize(size) among the DataBlock's item_tfms, and there is "
-                "one with method={method}. Use Resize(460), or data.pack=false.",
-                method=found.method,
-            )
+            "data.pack=true packs images at the size of Resize(size) among the DataBlock's item_tfms, and there is "
+            "one with method={method}. Use Resize(460), or data.pack=false.",
+            method=found.method,
         )
     return found
 
@@ -232,7 +228,7 @@ def _usable(path: Path, about: dict[str, Any]) -> bool:
     except FileNotFoundError:
         return False
     except Damaged as error:
-        print_error(_("{error}: packing anew", error=error))
+        print_error("{error}: packing anew", error=error)
         return False
     print(_("{count} images, packed in {path}", count=len(pack), path=path), flush=True)
     return True
@@ -250,7 +246,7 @@ def _pack(path: Path, source: Folder | Archive, about: dict[str, Any]) -> None:
         write(path, source.photographs(), (width, height), about["resample"], about)
     except OSError as error:
         raise Failed(
-            _("{path} could not be written ({error}). Make room there, or set data.pack=false.", path=path, error=error)
+            "{path} could not be written ({error}). Make room there, or set data.pack=false.", path=path, error=error
         ) from error
     size, count = path.stat().st_size, len(Pack(path))
     print(
@@ -299,7 +295,7 @@ def _copied_to_node(context: Context, rank: handover.Rank, shared: Path, at_the_
         copy = Path(shutil.copyfile(shared, folder / shared.name))
         Pack(copy).check()
     except (OSError, Damaged) as error:
-        print_error(_("data.stage_to_node: {error}; reading {shared} instead", error=error, shared=shared))
+        print_error("data.stage_to_node: {error}; reading {shared} instead", error=error, shared=shared)
         return shared
     print(
         _("copied {shared} to {copy} in {seconds:.1f} s", shared=shared, copy=copy, seconds=time.monotonic() - began),
@@ -319,13 +315,11 @@ def _unpacked(context: Context, rank: handover.Rank, archive: Archive, at_the_en
             archive.unpack(folder)
         except OSError as error:
             raise Failed(
-                _(
-                    "{archive} could not be unpacked on the node's own disk ({error}). Set data.pack=true, which "
-                    "needs no room there, or unpack it yourself in {folder}.",
-                    archive=archive.path,
-                    error=error,
-                    folder=archive.path.parent,
-                )
+                "{archive} could not be unpacked on the node's own disk ({error}). Set data.pack=true, which needs no "
+                "room there, or unpack it yourself in {folder}.",
+                archive=archive.path,
+                error=error,
+                folder=archive.path.parent,
             ) from error
         return str(folder)
 

@@ -63,11 +63,9 @@ def add_preprocessing(
     layer = call(context.job, "build_preprocessing", "job.options", options, inputs=inputs)
     if not isinstance(layer, keras.Layer):
         raise Failed(
-            _(
-                "build_preprocessing in {file} returned a {kind}, not a keras.Layer.",
-                file=context.job.__file__,
-                kind=type(layer).__name__,
-            )
+            "build_preprocessing in {file} returned a {kind}, not a keras.Layer.",
+            file=context.job.__file__,
+            kind=type(layer).__name__,
         )
     signature = x_of(plans["train"].batches.element_spec)
     inside = _can_be_inside(context.experiment.data.preprocessing == "model", signature, devices)

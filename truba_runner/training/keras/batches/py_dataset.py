@@ -141,20 +141,16 @@ class PyDatasetPlan(ReadPlan):
             count = None
         if count and self._wanted:
             raise Failed(
-                _(
-                    "train.steps_per_epoch={steps}: the PyDataset that load_data returned for train says itself that "
-                    "an epoch has {count} batches. Leave train.steps_per_epoch out, or let num_batches return None "
-                    "and __getitem__ take any number.",
-                    steps=self._wanted,
-                    count=count,
-                )
+                "train.steps_per_epoch={steps}: the PyDataset that load_data returned for train says itself that an "
+                "epoch has {count} batches. Leave train.steps_per_epoch out, or let num_batches return None and "
+                "__getitem__ take any number.",
+                steps=self._wanted,
+                count=count,
             )
         if not count and not self._wanted:
             remedy = _("Give it __len__, or set train.steps_per_epoch=N.") if self.varies else _("Give it __len__.")
             raise Failed(
-                _(
-                    "The PyDataset that load_data returned for {name} does not say how many batches it has. {remedy}",
-                    name=self._name,
-                    remedy=remedy,
-                )
+                "The PyDataset that load_data returned for {name} does not say how many batches it has. {remedy}",
+                name=self._name,
+                remedy=remedy,
             )

@@ -38,12 +38,10 @@ def load_splits(context: Context) -> dict[str, Any]:
         keys = ", ".join(map(str, splits)) if isinstance(splits, dict) else ""
         received = _("the keys {keys}", keys=keys) if isinstance(splits, dict) else type(splits).__name__
         raise Failed(
-            _(
-                "load_data in {file} returned {received}. It has to return a dict with the key train, and validation "
-                "or test or both beside it, each with a pair (x, y) of arrays.",
-                file=context.job.__file__,
-                received=received,
-            )
+            "load_data in {file} returned {received}. It has to return a dict with the key train, and validation or "
+            "test or both beside it, each with a pair (x, y) of arrays.",
+            file=context.job.__file__,
+            received=received,
         )
     # Only a float64 network gains from float64 data.
     floats = "float64" if context.experiment.train.mixed_precision == "float64" else keras.config.floatx()
@@ -55,13 +53,11 @@ def _checked(context: Context, name: str, split: Any, floats: str) -> Any:
         return split
     if not isinstance(split, tuple) or not 1 <= len(split) <= 3:
         raise Failed(
-            _(
-                "load_data in {file} returned for {name} a {kind}. It has to be a pair (x, y) of arrays, (x, y, "
-                "sample_weight) or (x,), a tf.data.Dataset, a keras.utils.PyDataset or a function.",
-                file=context.job.__file__,
-                name=name,
-                kind=type(split).__name__,
-            )
+            "load_data in {file} returned for {name} a {kind}. It has to be a pair (x, y) of arrays, (x, y, "
+            "sample_weight) or (x,), a tf.data.Dataset, a keras.utils.PyDataset or a function.",
+            file=context.job.__file__,
+            name=name,
+            kind=type(split).__name__,
         )
     arrays = as_arrays(name, split, floats)
     count_examples(name, arrays)
@@ -105,11 +101,9 @@ class DataPlan(Plan):
 
         if examples < devices:
             raise Failed(
-                _(
-                    "{devices} devices need {devices} examples or more in every split, and one has {examples}.",
-                    devices=devices,
-                    examples=examples,
-                )
+                "{devices} devices need {devices} examples or more in every split, and one has {examples}.",
+                devices=devices,
+                examples=examples,
             )
         divisible = examples - examples % devices
         super().__init__(devices, min(batch_size, divisible), seed, examples, team)

@@ -10,7 +10,6 @@ from typing import Any
 
 from truba_runner.config.schema import Train
 from truba_runner.errors import Failed
-from truba_runner.language import _
 from truba_runner.training.keras.batches.batches import check_batching, evened, fed_whole, trimmed
 from truba_runner.training.keras.batches.elements import (
     element_of,
@@ -97,11 +96,9 @@ class StreamPlan(ReadPlan):
             return dataset
         if not callable(split):
             raise Failed(
-                _(
-                    "load_data returned for {name} a generator, which can be gone through once and not again for the "
-                    "next epoch. Return the function that makes it, without calling it.",
-                    name=self._name,
-                )
+                "load_data returned for {name} a generator, which can be gone through once and not again for the next "
+                "epoch. Return the function that makes it, without calling it.",
+                name=self._name,
             )
         return self._from_function(split)
 
@@ -112,17 +109,13 @@ class StreamPlan(ReadPlan):
             return
         if self._name == "train":
             raise Failed(
-                _(
-                    "The Dataset that load_data returned for train never ends. Say how many batches are an epoch with "
-                    "train.steps_per_epoch=N: each epoch goes on where the one before it ended."
-                )
+                "The Dataset that load_data returned for train never ends. Say how many batches are an epoch with "
+                "train.steps_per_epoch=N: each epoch goes on where the one before it ended."
             )
         raise Failed(
-            _(
-                "The Dataset that load_data returned for {name} never ends. Say how many of its elements it is "
-                "evaluated on with .take(N).",
-                name=self._name,
-            )
+            "The Dataset that load_data returned for {name} never ends. Say how many of its elements it is evaluated "
+            "on with .take(N).",
+            name=self._name,
         )
 
     def _from_function(self, function: Callable[..., Any]) -> Any:
@@ -162,7 +155,7 @@ class StreamPlan(ReadPlan):
             yield from one
 
     def _yields_nothing(self) -> Failed:
-        return Failed(_("The function that load_data returned for {name} yields nothing.", name=self._name))
+        return Failed("The function that load_data returned for {name} yields nothing.", name=self._name)
 
     # -- batches -----------------------------------------------------------------------------------------------
 
@@ -185,26 +178,21 @@ class StreamPlan(ReadPlan):
 
         if steps % train.steps_per_execution:
             raise Failed(
-                _(
-                    "train.steps_per_epoch={steps}: Keras goes on to the end of an execution, and "
-                    "train.steps_per_execution={execution} does not divide it. Make the first a multiple of the "
-                    "second.",
-                    steps=steps,
-                    execution=train.steps_per_execution,
-                )
+                "train.steps_per_epoch={steps}: Keras goes on to the end of an execution, and "
+                "train.steps_per_execution={execution} does not divide it. Make the first a multiple of the second.",
+                steps=steps,
+                execution=train.steps_per_execution,
             )
         passed = int(self._all.cardinality())
         if passed == tf.data.INFINITE_CARDINALITY:
             return self._all
         if passed > 0 and passed % steps:
             raise Failed(
-                _(
-                    "train.steps_per_epoch={steps}: the Dataset that load_data returned for train has {batches} "
-                    "batches, so that an epoch would end in the middle of its own. End it with .repeat() to have it "
-                    "begin again there, set a number that divides {batches}, or leave train.steps_per_epoch out.",
-                    steps=steps,
-                    batches=passed,
-                )
+                "train.steps_per_epoch={steps}: the Dataset that load_data returned for train has {batches} batches, "
+                "so that an epoch would end in the middle of its own. End it with .repeat() to have it begin again "
+                "there, set a number that divides {batches}, or leave train.steps_per_epoch out.",
+                steps=steps,
+                batches=passed,
             )
         return self._all.repeat()
 

@@ -35,11 +35,9 @@ def pick_devices(gpus_asked: int) -> list[str]:
             tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
         except RuntimeError as error:
             raise Failed(
-                _(
-                    "TensorFlow was in use before its {count} devices could be set up. Move what the job's module "
-                    "computes with TensorFlow at its top level into build_model or load_data.",
-                    count=count,
-                )
+                "TensorFlow was in use before its {count} devices could be set up. Move what the job's module "
+                "computes with TensorFlow at its top level into build_model or load_data.",
+                count=count,
             ) from error
     return [f"CPU:{index}" for index in range(count)]
 
@@ -52,13 +50,11 @@ def check_batch_size(batch_size: int, devices: int) -> None:
     """
     if batch_size % devices:
         raise Failed(
-            _(
-                "train.batch_size={batch_size} does not divide among {devices} devices: each device has to get the "
-                "same number of examples of a batch. Set train.batch_size={sizes}, or ask for another number of GPUs.",
-                batch_size=batch_size,
-                devices=devices,
-                sizes=divisible_sizes(batch_size, devices),
-            )
+            "train.batch_size={batch_size} does not divide among {devices} devices: each device has to get the same "
+            "number of examples of a batch. Set train.batch_size={sizes}, or ask for another number of GPUs.",
+            batch_size=batch_size,
+            devices=devices,
+            sizes=divisible_sizes(batch_size, devices),
         )
 
 

@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from truba_runner.errors import Failed
-from truba_runner.language import _
 from truba_runner.runs.checkpoints import Position
 from truba_runner.training import resuming
 from truba_runner.training.backend import Context
@@ -53,7 +52,7 @@ class Resume:
         self._team = team
         self._settings = context.experiment.checkpoint
         if self._settings.mode not in ("min", "max"):
-            raise Failed(_("checkpoint.mode={mode} is neither min nor max.", mode=self._settings.mode))
+            raise Failed("checkpoint.mode={mode} is neither min nor max.", mode=self._settings.mode)
         self._saver = Saver(context, reporter.curves.board.settle)
         self._contents = Contents(context, model, plan, reporter, team, splits)
         self._epoch = self._done = self._skips = 0
