@@ -22,7 +22,8 @@ PACKAGE = ROOT / "truba_runner"
 LOCALE = PACKAGE / "locale"
 # Which arguments of functions that translate are messages.
 KEYWORDS = {
-    "_": None, "counted": (1, 2), "marked": None, "Failed": None, "print_error": None, "warn": None, "note": (2,),
+    "_": None, "counted": (1, 2), "marked": None, "Failed": None, "info": None, "print_error": None, "warn": None,
+    "note": (2,),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Print warnings and errors to standard error, which in a job is its log."""
+"""Print messages at once: a job's log is its standard output and standard error."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ from contextlib import contextmanager
 from truba_runner.language import _
 
 
+def info(message: str, /, **values: object) -> None:
+    """Print a message, translated with its `{placeholders}` filled in, to standard output."""
+    print(_(message, **values), flush=True)
+
+
 def print_error(message: str, /, **values: object) -> None:
-    """Print a message, translated with its `{placeholders}` filled in, to standard error at once."""
+    """Print a message like `info`, to standard error."""
     print(_(message, **values), file=sys.stderr, flush=True)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from truba_runner.config import lr_find
 from truba_runner.config.recipe import FINDER, Find
 from truba_runner.errors import Failed
-from truba_runner.language import _
+from truba_runner.log import info
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.training.backend import Context
 
@@ -37,7 +37,7 @@ def found_rate(
         return None
     known = _same(context.run.found_rate().get("learning_rate"), from_rank_0)
     if known is not None:
-        print(_("learning rate {known:g}, found at an earlier start", known=known), flush=True)
+        info("learning rate {known:g}, found at an earlier start", known=known)
         return known
     finder = context.run.finder()
     if finder is None:
@@ -53,10 +53,9 @@ def found_rate(
             file=where.path / f"lr_find_{FINDER}.json",
         )
     if finder is None:
-        print(_("learning rate {rate:g}: {asked}", rate=rate, asked=asked.rate), flush=True)
+        info("learning rate {rate:g}: {asked}", rate=rate, asked=asked.rate)
     else:
-        told = _("learning rate {rate:g}: {asked}, of {finder}", rate=rate, asked=asked.rate, finder=finder.id)
-        print(told, flush=True)
+        info("learning rate {rate:g}: {asked}, of {finder}", rate=rate, asked=asked.rate, finder=finder.id)
     if context.rank == 0:
         taken = {"learning_rate": rate, "suggestion": asked.rate.suggestion, "factor": asked.rate.factor}
         about = {"suggestions": dict(suggested), "finder": where.id}

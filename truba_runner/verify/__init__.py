@@ -15,7 +15,7 @@ from typing import Any
 from truba_runner.config.schema import Experiment
 from truba_runner.errors import Failed
 from truba_runner.language import _, counted, marked
-from truba_runner.log import warn
+from truba_runner.log import info, warn
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm.job_environment import Allocation
 from truba_runner.training.ranks import handover
@@ -56,7 +56,7 @@ def verify(run: RunDir, experiment: Experiment, here: Allocation) -> None:
     """
     started = time.monotonic()
     if here.rank == 0:
-        print(_("verifying: a short training, undisturbed and interrupted, is compared first"), flush=True)
+        info("verifying: a short training, undisturbed and interrupted, is compared first")
     starts = Starts(run, experiment, here)
     with starts.opened():
         found = _first_difference(starts)
@@ -70,7 +70,7 @@ def verify(run: RunDir, experiment: Experiment, here: Allocation) -> None:
     if found:
         warn(found["text"])
     else:
-        print(_("verified in {seconds} s: an interruption changes nothing", seconds=seconds), flush=True)
+        info("verified in {seconds} s: an interruption changes nothing", seconds=seconds)
 
 
 def record(run: RunDir) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from truba_runner.config import lr_find, partitions
 from truba_runner.config.schema import Experiment, experiment_from
 from truba_runner.errors import Failed
 from truba_runner.language import _
-from truba_runner.log import print_error, warn
+from truba_runner.log import info, print_error, warn
 from truba_runner.runs import restarts
 from truba_runner.runs.checkpoints import CheckpointStore, Position
 from truba_runner.runs.progress import Progress
@@ -114,14 +114,10 @@ def begin(run: RunDir, here: job_environment.Allocation, position: Position) -> 
             return True
         run.append_submission({"event": "duplicate", "job_id": here.job_id})
     if other is None:
-        told = _("{run} is another submission's by now; there is nothing to do", run=run.id)
+        info("{run} is another submission's by now; there is nothing to do", run=run.id)
     else:
-        told = _(
-            "this submission is job {other}'s already; there is nothing to do for {job_id}",
-            other=other,
-            job_id=here.job_id,
-        )
-    print(told, flush=True)
+        jobs = {"other": other, "job_id": here.job_id}
+        info("this submission is job {other}'s already; there is nothing to do for {job_id}", **jobs)
     return False
 
 
@@ -133,15 +129,9 @@ def _train(
     interruption: Interruption,
     code: SubmittedCode,
 ) -> dict[str, Any]:
-    told = _(
-        # why/case.py recognises a start by this line, in each language.
-        "run {run}, job {job_id}, on {node}, data {data}",
-        run=run.id,
-        job_id=here.job_id,
-        node=platform.node(),
-        data=experiment.data.name,
-    )
-    print(told, flush=True)
+    where = {"job_id": here.job_id, "node": platform.node(), "data": experiment.data.name}
+    # why/case.py recognises a start by this line, in each language.
+    info("run {run}, job {job_id}, on {node}, data {data}", run=run.id, **where)
     finds = experiment.sweep.kind == lr_find.KIND
     if not finds and verify.is_due(run, experiment):
         # Here no framework is imported yet, and the GPUs are free.
@@ -150,8 +140,7 @@ def _train(
     work = backend.load(experiment.job.backend, "find" if finds else "train")
     record = run.submitted()
     if unpacked.sha256(record) != record.get("job_sha256"):
-        told = _("{file} has changed since it was submitted", file=record["job_file"])
-        warn(told)
+        warn("{file} has changed since it was submitted", file=record["job_file"])
     job = code.load(record, partitions.scratch_of(experiment))
     return work(backend.Context(experiment, job, run, progress, interruption, here.rank, here.tasks))
 

@@ -8,7 +8,7 @@ from typing import Any
 from truba_runner.config.recipe import Find, Fit, Freeze, Rate, Rates, Resize, Stage, can_grow
 from truba_runner.errors import Failed
 from truba_runner.language import _
-from truba_runner.log import print_error
+from truba_runner.log import info, print_error
 from truba_runner.training.backend import Context
 from truba_runner.training.fastai.learner.data import Data
 from truba_runner.training.fastai.loop import Loop
@@ -93,14 +93,11 @@ class Course:
     def _find(self, index: int, stage: Find) -> None:
         steps = self._steps(index)
         if self._context.rank == 0:
-            print(
-                _(
-                    "stage {number}: lr_find {name}, {steps} steps at most",
-                    number=index + 1,
-                    name=stage.name,
-                    steps=stage.ramp[-1],
-                ),
-                flush=True,
+            info(
+                "stage {number}: lr_find {name}, {steps} steps at most",
+                number=index + 1,
+                name=stage.name,
+                steps=stage.ramp[-1],
             )
         with self._loop.on_trial(index):
             self._resume.answers[stage.name] = find_rates(self._context, self._learner, stage, steps)
@@ -109,15 +106,12 @@ class Course:
         steps = self._steps(index)
         self._reporter.stage_begins(index, self._first_epoch, steps)
         if self._context.rank == 0:
-            print(
-                _(
-                    "stage {number}: {method}, {epochs} epochs of {steps} steps",
-                    number=index + 1,
-                    method=stage.method,
-                    epochs=stage.epochs,
-                    steps=steps,
-                ),
-                flush=True,
+            info(
+                "stage {number}: {method}, {epochs} epochs of {steps} steps",
+                number=index + 1,
+                method=stage.method,
+                epochs=stage.epochs,
+                steps=steps,
             )
         name = "lr_max" if stage.method == "fit_one_cycle" else "lr"
         rates = {} if stage.lr is None else {name: self._rates(stage.lr)}

@@ -7,7 +7,7 @@ from typing import Any
 
 from truba_runner.config.schema import Train
 from truba_runner.errors import Failed, nearest
-from truba_runner.language import _
+from truba_runner.log import info
 from truba_runner.training.backend import Context
 from truba_runner.training.keras.labels.named import is_entry, made
 
@@ -47,12 +47,9 @@ def adjust(model: Any, train: Train) -> None:
     Raises:
         truba_runner.errors.Failed: the config has a learning rate, but the optimizer follows a schedule.
     """
-    print(
-        _(
-            "build_model compiled the model: train.optimizer, train.loss and train.metrics are not used, nor "
-            "train.loss_weights"
-        ),
-        flush=True,
+    info(
+        "build_model compiled the model: train.optimizer, train.loss and train.metrics are not used, nor "
+        "train.loss_weights"
     )
     model.steps_per_execution = train.steps_per_execution
     if train.learning_rate is None:

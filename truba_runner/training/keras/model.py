@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from truba_runner.config.schema import Train
 from truba_runner.errors import Failed, nearest
-from truba_runner.language import _
+from truba_runner.log import info
 from truba_runner.training.backend import Context
 from truba_runner.training.job_calls import accepted, call
 from truba_runner.training.keras.compile import adjust, compile_model, over_schedule
@@ -101,7 +101,7 @@ def _joined(context: Context, model: Any, preprocessing: Preprocessing, jit_comp
         )
     text = takes_text(preprocessing.signature)
     if jit_compile and text:
-        print(_("train.jit_compile is off: XLA cannot compile a network that takes text"), flush=True)
+        info("train.jit_compile is off: XLA cannot compile a network that takes text")
     return preprocessing.joined(model), jit_compile and not text
 
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from truba_runner.language import _
-from truba_runner.log import print_error
+from truba_runner.log import info, print_error
 
 
 class Profiler(Protocol):
@@ -50,15 +49,7 @@ class Profile:
                 folder = self._folder / f"steps-{self._before + 1}-{steps}"
                 folder.mkdir(mode=0o700, parents=True)
                 self._profiler.stop(folder)
-                print(
-                    _(
-                        "profile of steps {first} to {last}: {folder}",
-                        first=self._before + 1,
-                        last=steps,
-                        folder=folder,
-                    ),
-                    flush=True,
-                )
+                info("profile of steps {first} to {last}: {folder}", first=self._before + 1, last=steps, folder=folder)
         except Exception as error:
             self._done = True
             print_error("no profile was taken ({kind}: {error})", kind=type(error).__name__, error=error)

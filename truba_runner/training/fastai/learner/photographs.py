@@ -20,7 +20,7 @@ from truba_runner.data.image_pack import Damaged, Pack, cores, refuse_unreadable
 from truba_runner.data.image_sources import Archive, Folder, source_at
 from truba_runner.errors import Failed
 from truba_runner.language import _
-from truba_runner.log import print_error
+from truba_runner.log import info, print_error
 from truba_runner.storage import folder_lock, node_folder
 from truba_runner.training.backend import Context
 from truba_runner.training.notes import one_line
@@ -219,10 +219,7 @@ def _usable(path: Path, about: dict[str, Any]) -> bool:
     try:
         pack = Pack(path)
         if pack.about != about:
-            print(
-                _("{path} was made of other images, or of these before they changed: packing anew", path=path),
-                flush=True,
-            )
+            info("{path} was made of other images, or of these before they changed: packing anew", path=path)
             return False
         pack.check()
     except FileNotFoundError:
@@ -230,7 +227,7 @@ def _usable(path: Path, about: dict[str, Any]) -> bool:
     except Damaged as error:
         print_error("{error}: packing anew", error=error)
         return False
-    print(_("{count} images, packed in {path}", count=len(pack), path=path), flush=True)
+    info("{count} images, packed in {path}", count=len(pack), path=path)
     return True
 
 
@@ -241,7 +238,7 @@ def _pack(path: Path, source: Folder | Archive, about: dict[str, Any]) -> None:
                 left.unlink()
     began = time.monotonic()
     width, height = about["resize"]
-    print(_("packing the images of {source} into {path}, once", source=source.path, path=path), flush=True)
+    info("packing the images of {source} into {path}, once", source=source.path, path=path)
     try:
         write(path, source.photographs(), (width, height), about["resample"], about)
     except OSError as error:
@@ -249,14 +246,11 @@ def _pack(path: Path, source: Folder | Archive, about: dict[str, Any]) -> None:
             "{path} could not be written ({error}). Make room there, or set data.pack=false.", path=path, error=error
         ) from error
     size, count = path.stat().st_size, len(Pack(path))
-    print(
-        _(
-            "packed {count} images, {size:.2f} GB, in {seconds:.0f} s",
-            count=count,
-            size=size / _GIGABYTE,
-            seconds=time.monotonic() - began,
-        ),
-        flush=True,
+    info(
+        "packed {count} images, {size:.2f} GB, in {seconds:.0f} s",
+        count=count,
+        size=size / _GIGABYTE,
+        seconds=time.monotonic() - began,
     )
 
 
@@ -297,10 +291,7 @@ def _copied_to_node(context: Context, rank: handover.Rank, shared: Path, at_the_
     except (OSError, Damaged) as error:
         print_error("data.stage_to_node: {error}; reading {shared} instead", error=error, shared=shared)
         return shared
-    print(
-        _("copied {shared} to {copy} in {seconds:.1f} s", shared=shared, copy=copy, seconds=time.monotonic() - began),
-        flush=True,
-    )
+    info("copied {shared} to {copy} in {seconds:.1f} s", shared=shared, copy=copy, seconds=time.monotonic() - began)
     return copy
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from truba_runner.errors import Failed
-from truba_runner.language import _
+from truba_runner.log import info
 from truba_runner.training.backend import Context
 from truba_runner.training.job_calls import accepted, call
 from truba_runner.training.keras.batches.elements import map_elements, x_of
@@ -86,13 +86,10 @@ def takes_text(signature: Any) -> bool:
 def _can_be_inside(wanted: bool, signature: Any, devices: int) -> bool:
     # Before the first step Keras takes the mean of the devices' inputs, which text does not have.
     if wanted and devices > 1 and takes_text(signature):
-        print(
-            _(
-                "data.preprocessing is async: Keras cannot train a network that takes text on {devices} devices. The "
-                "weights come out the same",
-                devices=devices,
-            ),
-            flush=True,
+        info(
+            "data.preprocessing is async: Keras cannot train a network that takes text on {devices} devices. The "
+            "weights come out the same",
+            devices=devices,
         )
         return False
     return wanted

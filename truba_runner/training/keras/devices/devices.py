@@ -6,7 +6,7 @@ from typing import Any
 
 from truba_runner.config.schema import Train
 from truba_runner.errors import Failed
-from truba_runner.language import _
+from truba_runner.log import info
 from truba_runner.rules.training import divisible_sizes
 from truba_runner.training.keras.devices.replicas import mend_keras
 from truba_runner.training.missing_gpus import tell_of_missing_gpus
@@ -101,13 +101,10 @@ def can_compile(train: Train, devices: int) -> bool:
     """Return whether to compile a step with XLA: the config asks for it, one device runs it, and Keras supports it."""
     # XLA compiles for one device: a mirrored step touches the variables of several and fails.
     if train.jit_compile and devices > 1:
-        print(
-            _("train.jit_compile is off: XLA cannot compile a step that runs on {devices} devices", devices=devices),
-            flush=True,
-        )
+        info("train.jit_compile is off: XLA cannot compile a step that runs on {devices} devices", devices=devices)
         return False
     if train.jit_compile and train.deterministic:
-        print(_("train.jit_compile is off: Keras does not compile with XLA where train.deterministic=true"), flush=True)
+        info("train.jit_compile is off: Keras does not compile with XLA where train.deterministic=true")
         return False
     return train.jit_compile
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from truba_runner.language import _
+from truba_runner.log import info
 from truba_runner.runs.checkpoints import CheckpointStore, Position
 from truba_runner.training import resuming
 from truba_runner.training.backend import Context
@@ -285,7 +286,4 @@ def flush_event_files(callbacks: list[Any]) -> None:
         try:
             writer.flush()
         except tf.errors.OpError as error:
-            print(
-                _("TensorBoard's event file could not be written ({message}); training goes on", message=error.message),
-                flush=True,
-            )
+            info("TensorBoard's event file could not be written ({message}); training goes on", message=error.message)
