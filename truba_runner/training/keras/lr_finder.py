@@ -18,7 +18,7 @@ from truba_runner.training.keras.batches.plan import Plan
 from truba_runner.training.keras.compile import over_schedule
 from truba_runner.training.keras.devices.team import Team
 from truba_runner.training.keras.loop.build import build
-from truba_runner.training.keras.loop.trial import Randomness, as_before
+from truba_runner.training.keras.loop.trial import as_before, same_randomness
 from truba_runner.training.keras.loop.walk import walk_data
 from truba_runner.training.walk.state import Snapshot
 
@@ -103,19 +103,19 @@ def _ramp(
 @contextmanager
 def _put_back(context: Context, model: Any, plan: Plan, team: Team | None, splits: Mapping[str, Any]) -> Iterator[None]:
     """Let the model train step by step inside the block; restore it, all random state and other state afterwards."""
-    randomness, data = Randomness(), Snapshot(walk_data(splits, model))
-    # Build first: variables made only in the first step could not be restored.
-    build(context, model, plan, team)
-    ways = model.steps_per_execution, model.jit_compile
-    with as_before(context, model):
-        # Each step needs its own rate, and compiling takes longer than a hundred steps.
-        model.steps_per_execution, model.jit_compile = 1, False
-        model.train_function = None
-        try:
-            yield
-        finally:
-            model.steps_per_execution, model.jit_compile = ways
-            model.train_function, model.stop_training = None, False
-    data.put_back()
-    model.reset_metrics()
-    randomness.put_back()
+    with same_randomness():
+        data = Snapshot(walk_data(splits, model))
+        # Build first: variables made only in the first step could not be restored.
+        build(context, model, plan, team)
+        ways = model.steps_per_execution, model.jit_compile
+        with as_before(context, model):
+            # Each step needs its own rate, and compiling takes longer than a hundred steps.
+            model.steps_per_execution, model.jit_compile = 1, False
+            model.train_function = None
+            try:
+                yield
+            finally:
+                model.steps_per_execution, model.jit_compile = ways
+                model.train_function, model.stop_training = None, False
+        data.put_back()
+        model.reset_metrics()

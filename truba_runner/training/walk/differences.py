@@ -29,7 +29,6 @@ _CAUSES = (
     "data",
     "streams",
     "seeds",
-    "generators",
     "random",
     "numpy",
     "learner",
@@ -61,7 +60,7 @@ def between(one: Any, other: Any, folders: tuple[str, str] = ("", "")) -> list[D
 
     `folders`: the folders that the two trainings wrote to; ignored in the texts of their states.
     """
-    sides = [dict(_leaves(_with_names(state))) for state in (one, other)]
+    sides = [dict(_leaves(state)) for state in (one, other)]
     found = []
     for path in sorted(dict.fromkeys([*sides[0], *sides[1]]), key=_rank):
         values = [side.get(path, _ABSENT) for side in sides]
@@ -86,15 +85,6 @@ def _leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
             yield from _leaves(item[1], (*path, f"[{index}] ({item[0]})")) if named else _leaves(item, (*path, index))
     elif path[:1] != (_FILE_SIZES,) and (path[:1] + path[-1:]) not in _CLOCKS:
         yield path, value
-
-
-def _with_names(state: Any) -> Any:
-    """Return the state with its list of variables keyed by the names in its signature, if it has both."""
-    variables = state.get("variables") if isinstance(state, Mapping) else None
-    if not isinstance(variables, list):
-        return state
-    known = [str(entry[0]) for entry in state["signature"]["variables"]]
-    return {**state, "variables": list(zip(known, variables, strict=True))}
 
 
 def _rank(path: Path) -> int:
