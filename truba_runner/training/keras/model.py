@@ -5,18 +5,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from truba_runner.config.schema import Train
 from truba_runner.errors import Failed, nearest
 from truba_runner.log import info
 from truba_runner.training.backend import Context
 from truba_runner.training.job_calls import accepted, call
+from truba_runner.training.keras.batches.preprocessing import Preprocessing, takes_text
 from truba_runner.training.keras.compile import adjust, compile_model, over_schedule
 from truba_runner.training.keras.labels.named import is_entry, make_class
-
-if TYPE_CHECKING:
-    from truba_runner.training.keras.batches.preprocessing import Preprocessing
 
 
 def build_model(context: Context, jit_compile: bool, preprocessing: Preprocessing | None = None) -> Any:
@@ -91,8 +89,6 @@ def _model_options(context: Context) -> dict[str, Any]:
 
 
 def _joined(context: Context, model: Any, preprocessing: Preprocessing, jit_compile: bool) -> tuple[Any, bool]:
-    from truba_runner.training.keras.batches.preprocessing import takes_text
-
     if model.compiled:
         raise Failed(
             "data.preprocessing=model puts a layer before the model, but build_model in {file} compiled it already. "

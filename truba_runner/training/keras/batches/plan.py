@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from truba_runner.training.keras.batches.elements import Leaving, with_cardinality, zeros
-
-if TYPE_CHECKING:
-    from truba_runner.training.keras.devices.team import Team
+from truba_runner.training.keras.devices.team import Team
 
 # More steps than any epoch has.
 _NO_END = 2**40

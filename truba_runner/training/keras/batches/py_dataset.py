@@ -21,6 +21,7 @@ from truba_runner.training.keras.batches.elements import (
     with_cardinality,
 )
 from truba_runner.training.keras.batches.plan import ReadPlan
+from truba_runner.training.keras.batches.splits import epoch_order
 
 _UNKNOWN = -2
 
@@ -115,8 +116,6 @@ class PyDatasetPlan(ReadPlan):
         return (element_of(self._name, self.told[number]) for number in self._numbers(step))
 
     def _numbers(self, step: int) -> Iterator[int]:
-        from truba_runner.training.keras.batches.splits import epoch_order
-
         count = self._count()
         if self._wanted:
             # Batch numbers continue over the epochs.

@@ -13,11 +13,10 @@ from truba_runner.training.keras.batches.arrays import as_arrays, count_examples
 from truba_runner.training.keras.batches.batches import fed_whole
 from truba_runner.training.keras.batches.plan import Plan
 from truba_runner.training.keras.batches.streams import is_stream
+from truba_runner.training.keras.devices.team import Team
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from truba_runner.training.keras.devices.team import Team
 
 SPLITS = ("train", "validation", "test")
 

@@ -100,6 +100,14 @@ def within(optimizer: Any) -> Iterator[Any]:
         yield from within(one)
 
 
+def copies_of(variable: Any) -> list[Any]:
+    """Return the copies of a Keras or TensorFlow variable, one for each device of this process."""
+    import keras
+
+    value = variable.value if isinstance(variable, keras.Variable) else variable
+    return list(getattr(value, "values", (value,)))
+
+
 def starts_from_weights(optimizer: Any) -> bool:
     """Return whether the optimizer's variables start from the weights; Keras omits it if the first step makes them."""
     return any(type(one).__name__ == "ScheduleFreeAdamW" for one in within(optimizer))
