@@ -36,6 +36,7 @@ from truba_runner.training.found_rate import found_rate, record
 from truba_runner.training.notes import noted
 from truba_runner.training.summaries import curves
 from truba_runner.training.summaries.writer import Board
+from truba_runner.training.walk.state import bytes_of_tensor
 
 # Read when matplotlib is first imported; a node has no display.
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -248,9 +249,7 @@ def _result(context: Context, learner: Any, reporter: Reporter, device: Any) -> 
 
 def weights_sha256(model: Any) -> str:
     """Return the SHA-256 of the bytes of all weights and buffers, in the order of the state dict."""
-    import torch
-
     digest = hashlib.sha256()
     for value in model.state_dict().values():
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(bytes_of_tensor(value))
     return digest.hexdigest()

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from truba_runner.training.walk.state import bytes_of_tensor
+
 # Left out, by the first and the last part of a path.
 _CLOCKS = {("reporter", "seconds"), ("reporter", "epoch_seconds")}
 _FILE_SIZES = "event_files"
@@ -131,13 +133,10 @@ def _array(value: Any) -> Any:
 
     if not hasattr(value, "detach"):
         return np.asarray(value)
-    import torch
-
-    plain = value.detach().cpu().contiguous()
     try:
-        return plain.numpy()
+        return value.detach().cpu().contiguous().numpy()
     except TypeError:
-        return plain.reshape(-1).view(torch.uint8).numpy()
+        return bytes_of_tensor(value)
 
 
 def _in_words(one: Any, other: Any) -> tuple[str, ...]:
