@@ -192,11 +192,7 @@ def _span(side: int, least: int, ratio: float, scale: float) -> tuple[float, flo
 
 
 def write(
-    path: Path,
-    photographs: Iterable[Photograph],
-    size: tuple[int, int],
-    resample: int,
-    about: Mapping[str, Any],
+    path: Path, photographs: Iterable[Photograph], size: tuple[int, int], resample: int, about: Mapping[str, Any]
 ) -> None:
     """Pack images, given as names and functions that open them, on all cores of this process.
 

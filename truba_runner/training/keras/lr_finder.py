@@ -54,13 +54,7 @@ def set_rate(model: Any, rate: float) -> None:
 
 
 def _ramp(
-    context: Context,
-    model: Any,
-    plan: Plan,
-    team: Team | None,
-    finder: Find,
-    rates: list[float],
-    losses: list[float],
+    context: Context, model: Any, plan: Plan, team: Team | None, finder: Find, rates: list[float], losses: list[float]
 ) -> None:
     import keras
 

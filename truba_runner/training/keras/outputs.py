@@ -57,13 +57,7 @@ def evaluate_and_predict(
 
 
 def _evaluate(
-    context: Context,
-    model: Any,
-    plan: Plan,
-    split: str,
-    result: dict[str, Any],
-    resume: Resume,
-    callbacks: list[Any],
+    context: Context, model: Any, plan: Plan, split: str, result: dict[str, Any], resume: Resume, callbacks: list[Any]
 ) -> None:
     if not can_evaluate(model):
         note(context, "the network has neither call() nor test_step(): it is not evaluated")

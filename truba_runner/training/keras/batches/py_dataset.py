@@ -13,13 +13,7 @@ from truba_runner.config.schema import Train
 from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.training.keras.batches.batches import check_batching, evened, fed_whole, trimmed
-from truba_runner.training.keras.batches.elements import (
-    LOOKED_AT,
-    element_of,
-    owned,
-    signature_of,
-    with_cardinality,
-)
+from truba_runner.training.keras.batches.elements import LOOKED_AT, element_of, owned, signature_of, with_cardinality
 from truba_runner.training.keras.batches.plan import ReadPlan
 from truba_runner.training.keras.batches.splits import epoch_order
 

@@ -48,13 +48,7 @@ class Contents:
     """The content of a training's checkpoints."""
 
     def __init__(
-        self,
-        context: Context,
-        model: Any,
-        plan: Plan,
-        reporter: Reporter,
-        team: Team | None,
-        splits: Mapping[str, Any],
+        self, context: Context, model: Any, plan: Plan, reporter: Reporter, team: Team | None, splits: Mapping[str, Any]
     ) -> None:
         """`splits`: what `load_data` returned. The attribute `callbacks` is set once Keras has its list."""
         self._context, self._model, self._plan, self._reporter, self._team = context, model, plan, reporter, team
