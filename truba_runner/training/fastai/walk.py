@@ -15,7 +15,7 @@ from truba_runner.training.fastai import state as fastai_state
 from truba_runner.training.fastai.state import packed, unplain
 from truba_runner.training.walk.kinds import frameworks_names, is_framework, is_tensor, is_tree
 from truba_runner.training.walk.objects import Found, Piece, Slot, walk
-from truba_runner.training.walk.report import Unsaved, refuse_lost
+from truba_runner.training.walk.report import MADE_LATER, Unsaved, refuse_lost
 from truba_runner.training.walk.state import Snapshot, Start, frozen, put, read, write
 
 _STREAMS = ("numpy stream", "RandomState stream", "Python stream", "torch stream")
@@ -43,7 +43,7 @@ class Walked:
         found = self._walk()
         self._start = Start(found)
         self._paths = self._start.paths
-        self._told = Unsaved(context.experiment.checkpoint.strict)
+        self._unsaved = Unsaved(context.experiment.checkpoint.strict)
         self._tell({**found.unsaved, **_unsaved_states(found, learner), **self._changed_by_readers()})
 
     def _changed_by_readers(self) -> dict[str, str]:
@@ -60,7 +60,7 @@ class Walked:
 
     def _tell(self, reasons: dict[str, str]) -> None:
         if self._context.rank == 0:
-            self._told.tell(reasons)
+            self._unsaved.report(reasons)
 
     def _walk(self) -> Found:
         learner = self._learner
@@ -91,8 +91,8 @@ class Walked:
         """Return a copy of the state, or of that under one root, in numbers, text, tensors, lists and dicts."""
         found = _under(self._walk(), root) if root else self._walk()
         if self._context.rank == 0:
-            self._told.tell_of_made(self._start.made_since(found))
-            self._told.tell(found.unsaved)
+            self._unsaved.report(self._start.made_since(found), MADE_LATER)
+            self._unsaved.report(found.unsaved)
         pieces = {path: read(piece) for path, piece in self._pieces(found).items()}
         return {
             "pieces": packed(pieces),
