@@ -20,8 +20,11 @@ from babel.messages.pofile import read_po, write_po
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "truba_runner"
 LOCALE = PACKAGE / "locale"
-# Which arguments of the functions of truba_runner/language.py are messages.
-KEYWORDS = {"_": None, "counted": (1, 2), "marked": None}
+# Which arguments of functions that translate are messages.
+KEYWORDS = {
+    "_": None, "counted": (1, 2), "marked": None, "Failed": None, "info": None, "print_error": None, "warn": None,
+    "note": (2,),
+}  # fmt: skip
 
 
 @cache

@@ -36,6 +36,10 @@ class Refused(Exception):
 class Failed(Exception):
     """A job or a check failed, although the command line was correct. Exit status 1."""
 
+    def __init__(self, message: str, /, **values: object) -> None:
+        """Translate the message and fill in its `{placeholders}`, as `language._` does."""
+        super().__init__(_(message, **values))
+
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return a sentence with the valid names similar to `name`; if there are none, with all, at most a dozen."""

@@ -28,7 +28,8 @@ def chosen(environment: Mapping[str, str] = os.environ) -> str:
 
 def _(message: str, /, **values: object) -> str:
     """Return a message in the user's language, with its `{placeholders}` filled in."""
-    told = _catalogue(chosen()).gettext(message)
+    # For an empty message gettext returns the catalogue's header.
+    told = message and _catalogue(chosen()).gettext(message)
     return told.format(**values) if values else told
 
 

@@ -216,13 +216,13 @@ def measure_save(options: argparse.Namespace) -> dict[str, Any]:
 
         def steps_end(self, done: int, logs: Any) -> None:
             now = time.perf_counter()
-            writing = self._background.busy
+            writing = self._saver.background.busy
             if self.looked and self.number > 3:
                 found["during" if writing else "quiet"].append(now - self.looked)
             self.number += 1
             super().steps_end(done, logs)
             if done % 16 == 0 and len(found["save"]) < options.rounds:
-                self._background.wait()
+                self._saver.background.wait()
                 # Memory that was never touched makes a first copy ten times slower: both find some that was.
                 variables = Variables(self._model, walk_training(given, self._model))
                 variables.read().clear()

@@ -111,7 +111,7 @@ def test_no_function_that_speaks_takes_the_names_for_something_else() -> None:
 
 
 def speaking(tree: ast.AST) -> Iterator[ast.Call]:
-    """The calls of `_`, `counted` and `marked`."""
+    """The calls of functions that translate."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in catalogues.KEYWORDS:
             yield node
@@ -125,7 +125,7 @@ def test_no_sentence_is_said_past_the_catalogue(file: Path) -> None:
 
 
 def sentences_outside(tree: ast.Module):  # type: ignore[no-untyped-def]
-    """Texts of three words or more that are neither docstrings nor arguments of `_`, `counted` and `marked`."""
+    """Texts of three words or more that are neither docstrings nor arguments of functions that translate."""
     inside: set[ast.AST] = set()
     for node in ast.walk(tree):
         by_name = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id

@@ -73,9 +73,7 @@ class Pack:
             raise
         if self.__dict__.get("_digest", contents.digest) != contents.digest:
             os.close(file)
-            raise Failed(
-                _("{path} was replaced by another file while it was in use; start the run again", path=self.path)
-            )
+            raise Failed("{path} was replaced by another file while it was in use; start the run again", path=self.path)
         return contents
 
     def _read(self, file: int) -> _Contents:
@@ -194,11 +192,7 @@ def _span(side: int, least: int, ratio: float, scale: float) -> tuple[float, flo
 
 
 def write(
-    path: Path,
-    photographs: Iterable[Photograph],
-    size: tuple[int, int],
-    resample: int,
-    about: Mapping[str, Any],
+    path: Path, photographs: Iterable[Photograph], size: tuple[int, int], resample: int, about: Mapping[str, Any]
 ) -> None:
     """Pack images, given as names and functions that open them, on all cores of this process.
 
@@ -268,5 +262,6 @@ def refuse_unreadable(unreadable: list[tuple[PurePosixPath, str]]) -> None:
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Return the number of cores of this process: those Slurm gave its task, at most those that it may use."""
+    usable = len(os.sched_getaffinity(0))
+    return min(usable, int(os.environ.get("SLURM_CPUS_PER_TASK", usable)))

@@ -15,7 +15,6 @@ from typing import IO, Any
 
 from truba_runner.data.image_names import is_image, names_in
 from truba_runner.errors import Failed
-from truba_runner.language import _
 
 # An image's name, and a function that opens it.
 Photograph = tuple[PurePosixPath, Callable[[], IO[bytes]]]
@@ -97,11 +96,9 @@ def _checked(path: Path, read: Callable[[], Any]) -> Any:
         return read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise Failed(
-            _(
-                "{path} cannot be unpacked ({error}): it is cut short, damaged or no archive. Stage it again.",
-                path=path,
-                error=error,
-            )
+            "{path} cannot be unpacked ({error}): it is cut short, damaged or no archive. Stage it again.",
+            path=path,
+            error=error,
         ) from error
 
 
@@ -123,8 +120,6 @@ def source_at(path: Path) -> Folder | Archive:
     if path.is_file():
         return Archive(path, PurePosixPath())
     raise Failed(
-        _(
-            "There is no {path}, neither a folder of images nor an archive. data.name and data.folder lead there.",
-            path=path,
-        )
+        "There is no {path}, neither a folder of images nor an archive. data.name and data.folder lead there.",
+        path=path,
     )

@@ -6,10 +6,7 @@ Compute nodes have no network, so a job never downloads anything.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import sys
-import tempfile
 import urllib.request
 from collections.abc import Iterator
 from http.client import HTTPException
@@ -21,6 +18,8 @@ from truba_runner.config.search_space import jobs
 from truba_runner.data import image_names, weights
 from truba_runner.errors import Problem, Refused
 from truba_runner.language import _
+from truba_runner.log import print_error
+from truba_runner.storage.files import written_whole
 
 DOWNLOAD_TIMEOUT_SECONDS = 10
 _CHUNK_BYTES = 1 << 20
@@ -45,7 +44,7 @@ def _whole(path: Path, source: Source) -> bool:
     if not path.is_file():
         return False
     if path.stat().st_size <= _LARGEST_CHECKED_BYTES and not matches(path, source.sha256):
-        print(_("{path} is damaged: its SHA-256 is not the expected one", path=path), file=sys.stderr)
+        print_error("{path} is damaged: its SHA-256 is not the expected one", path=path)
         return False
     return True
 
@@ -86,22 +85,17 @@ def stage(folder: Path, source: Source, origin: str) -> Path:
         raise OSError(_("it has no address that a program could fetch it from"))
     path = folder / source.file
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            if "://" in origin:
-                _download(origin, file)
-            else:
-                with open(origin, "rb") as original:
-                    shutil.copyfileobj(original, file, _CHUNK_BYTES)
-        if not matches(Path(beside), source.sha256):
+    with written_whole(path, durable=False) as file:
+        if "://" in origin:
+            _download(origin, file)
+        else:
+            with open(origin, "rb") as original:
+                shutil.copyfileobj(original, file, _CHUNK_BYTES)
+        file.flush()
+        if not matches(Path(file.name), source.sha256):
             raise OSError(
                 _("{file} is not the expected file: its SHA-256 is not {sha256}", file=origin, sha256=source.sha256)
             )
-        os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
     return path
 
 

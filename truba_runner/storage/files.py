@@ -28,21 +28,43 @@ def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
 def written_whole(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
     """Yield a temporary file to write to, which is renamed to `path` at the end, as `write_atomically` does.
 
+    Its `name` is its path.
+
     Raises:
         OSError: the disk is full or not writable; `path` is unchanged, and the temporary file is removed.
     """
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115
+    with _renamed(Path(file.name), path), file:
+        yield file
+        file.flush()
+        if durable:
+            os.fsync(file.fileno())
+
+
+@contextmanager
+def written_by_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path with the same folder and suffixes, for code that opens the file itself.
+
+    Otherwise as `written_whole`.
+    """
+    stem, _dot, suffixes = path.name.partition(".")
+    beside = path.with_name(f".{stem}.{os.getpid()}.{suffixes}")
+    with _renamed(beside, path):
+        yield beside
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+@contextmanager
+def _renamed(beside: Path, path: Path) -> Iterator[None]:
+    """Rename `beside` to `path` after the block; remove it if the block fails."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
+        yield
         os.replace(beside, path)
     except BaseException as error:
         with suppress(OSError):
             os.unlink(beside)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno:
             # The error of a failed write does not name the file.
             error.filename = error.filename or str(path)
         raise

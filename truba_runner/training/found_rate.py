@@ -14,7 +14,7 @@ from typing import Any
 from truba_runner.config import lr_find
 from truba_runner.config.recipe import FINDER, Find
 from truba_runner.errors import Failed
-from truba_runner.language import _
+from truba_runner.log import info
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.training.backend import Context
 
@@ -37,7 +37,7 @@ def found_rate(
         return None
     known = _same(context.run.found_rate().get("learning_rate"), from_rank_0)
     if known is not None:
-        print(_("learning rate {known:g}, found at an earlier start", known=known), flush=True)
+        info("learning rate {known:g}, found at an earlier start", known=known)
         return known
     finder = context.run.finder()
     if finder is None:
@@ -47,18 +47,15 @@ def found_rate(
     rate = _same(asked.rate.resolve({FINDER: suggested}), from_rank_0)
     if rate is None:
         raise Failed(
-            _(
-                "train.lr_find: {rate} has no value, as the finder found nothing to suggest that way ({file} has its "
-                "curve). Use another of its suggestions, or set train.learning_rate.",
-                rate=asked.rate,
-                file=where.path / f"lr_find_{FINDER}.json",
-            )
+            "train.lr_find: {rate} has no value, as the finder found nothing to suggest that way ({file} has its "
+            "curve). Use another of its suggestions, or set train.learning_rate.",
+            rate=asked.rate,
+            file=where.path / f"lr_find_{FINDER}.json",
         )
     if finder is None:
-        print(_("learning rate {rate:g}: {asked}", rate=rate, asked=asked.rate), flush=True)
+        info("learning rate {rate:g}: {asked}", rate=rate, asked=asked.rate)
     else:
-        told = _("learning rate {rate:g}: {asked}, of {finder}", rate=rate, asked=asked.rate, finder=finder.id)
-        print(told, flush=True)
+        info("learning rate {rate:g}: {asked}, of {finder}", rate=rate, asked=asked.rate, finder=finder.id)
     if context.rank == 0:
         taken = {"learning_rate": rate, "suggestion": asked.rate.suggestion, "factor": asked.rate.factor}
         about = {"suggestions": dict(suggested), "finder": where.id}
@@ -71,12 +68,10 @@ def _left_by(finder: RunDir) -> Suggestions:
     suggested: Suggestions = finder.rate_curve(FINDER).get("suggestions", {})
     if not suggested:
         raise Failed(
-            _(
-                "The learning-rate finder {finder} has left no answer in {folder}; was it taken away? Set "
-                "train.learning_rate, or let it look anew with fresh=true.",
-                finder=finder.id,
-                folder=finder.path,
-            )
+            "The learning-rate finder {finder} has left no answer in {folder}; was it taken away? Set "
+            "train.learning_rate, or let it look anew with fresh=true.",
+            finder=finder.id,
+            folder=finder.path,
         )
     return suggested
 

@@ -1,12 +1,9 @@
-"""Report a full disk or an exceeded quota (ENOSPC, EDQUOT) as such, with a remedy; write files atomically."""
+"""Report a full disk or an exceeded quota (ENOSPC, EDQUOT) as such, with a remedy."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 from truba_runner.errors import Failed
 from truba_runner.language import _
@@ -14,20 +11,6 @@ from truba_runner.runs.checkpoints import CheckpointStore, Position
 from truba_runner.runs.run_directory import RunDir
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path with the same folder and suffixes; rename it to `path` when it is completely written."""
-    stem, _dot, suffixes = path.name.partition(".")
-    beside = path.with_name(f".{stem}.{os.getpid()}.{suffixes}")
-    try:
-        yield beside
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def explained(error: BaseException, run: RunDir) -> BaseException:
@@ -40,13 +23,11 @@ def explained(error: BaseException, run: RunDir) -> BaseException:
     else:
         where = _("the run goes on from epoch {epoch}, step {step}.", epoch=position.epoch + 1, step=position.step)
     told = Failed(
-        _(
-            "the disk is full ({cause}): it holds {folder}. Free space there, or files where it is their number that "
-            "is at its limit, and submit again: {where}",
-            cause=cause,
-            folder=run.path,
-            where=where,
-        )
+        "the disk is full ({cause}): it holds {folder}. Free space there, or files where it is their number that is "
+        "at its limit, and submit again: {where}",
+        cause=cause,
+        folder=run.path,
+        where=where,
     )
     told.__cause__ = error
     return told

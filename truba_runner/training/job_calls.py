@@ -10,8 +10,8 @@ from types import ModuleType
 from typing import Any
 
 from truba_runner.errors import Failed, nearest
-from truba_runner.language import _
 from truba_runner.training.backend import Context
+from truba_runner.training.notes import one_line
 
 
 def call(job: ModuleType, name: str, where: str, options: Mapping[str, Any], /, **given: Any) -> Any:
@@ -24,7 +24,7 @@ def call(job: ModuleType, name: str, where: str, options: Mapping[str, Any], /, 
     """
     function = getattr(job, name, None)
     if not callable(function):
-        raise Failed(_("{file} has no function {name}: a job of this backend needs one.", file=job.__file__, name=name))
+        raise Failed("{file} has no function {name}: a job of this backend needs one.", file=job.__file__, name=name)
     parameters = inspect.signature(function).parameters.values()
     named = {item.name for item in parameters if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)}
     takes_any = any(item.kind is item.VAR_KEYWORD for item in parameters)
@@ -32,25 +32,21 @@ def call(job: ModuleType, name: str, where: str, options: Mapping[str, Any], /, 
         if option in given or (option not in named and not takes_any):
             valid = nearest(option, named - set(given))
             raise Failed(
-                _(
-                    "{where}.{option}: {name} in {file} takes no such option. {nearest}",
-                    where=where,
-                    option=option,
-                    name=name,
-                    file=job.__file__,
-                    nearest=valid,
-                )
+                "{where}.{option}: {name} in {file} takes no such option. {nearest}",
+                where=where,
+                option=option,
+                name=name,
+                file=job.__file__,
+                nearest=valid,
             )
     for item in parameters:
         if item.name in named and item.default is item.empty and item.name not in {*given, *options}:
             raise Failed(
-                _(
-                    "{where}.{option} is missing: {name} in {file} cannot do without it.",
-                    where=where,
-                    option=item.name,
-                    name=name,
-                    file=job.__file__,
-                )
+                "{where}.{option} is missing: {name} in {file} cannot do without it.",
+                where=where,
+                option=item.name,
+                name=name,
+                file=job.__file__,
             )
     return function(**given, **options)
 
@@ -73,7 +69,7 @@ def entry_of(where: str, given: Any, example: str) -> tuple[str, dict[str, Any]]
     keys = {"class_name", "config", "module", "registered_name"}
     if not isinstance(entry, Mapping) or not set(entry) <= keys or "class_name" not in entry:
         form = f"{{class_name: {example}, config: {{patience: 3}}}}"
-        raise Failed(_("{where}={given}: write it as {form}.", where=where, given=given, form=form))
+        raise Failed("{where}={given}: write it as {form}.", where=where, given=given, form=form)
     name = ".".join(str(part) for part in (entry.get("module"), entry["class_name"]) if part)
     return name, dict(entry.get("config") or {})
 
@@ -88,13 +84,11 @@ def make(found: Callable[..., Any], where: str, name: str, settings: Mapping[str
         return found(**settings)
     except (TypeError, ValueError) as error:
         raise Failed(
-            _(
-                "{where}: {name} cannot be made with {settings}: {error}",
-                where=where,
-                name=name,
-                settings=settings,
-                error=" ".join(str(error).split()),
-            )
+            "{where}: {name} cannot be made with {settings}: {error}",
+            where=where,
+            name=name,
+            settings=settings,
+            error=one_line(error),
         ) from error
 
 
@@ -111,23 +105,19 @@ def imported(context: Context, where: str, name: str) -> Any:
         module = context.job if is_job else importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise Failed(
-            _(
-                "{where}: {name} cannot be imported: {error}. Modules beside the job's own file are found, and those "
-                "of the job's environment.",
-                where=where,
-                name=name,
-                error=error,
-            )
+            "{where}: {name} cannot be imported: {error}. Modules beside the job's own file are found, and those of "
+            "the job's environment.",
+            where=where,
+            name=name,
+            error=error,
         ) from error
     if not hasattr(module, attribute):
         valid = {item for item in dir(module) if inspect.isclass(getattr(module, item))}
         raise Failed(
-            _(
-                "{where}: {module_name} has no {attribute}. {nearest}",
-                where=where,
-                module_name=module_name,
-                attribute=attribute,
-                nearest=nearest(attribute, valid),
-            )
+            "{where}: {module_name} has no {attribute}. {nearest}",
+            where=where,
+            module_name=module_name,
+            attribute=attribute,
+            nearest=nearest(attribute, valid),
         )
     return getattr(module, attribute)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.log import print_error
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -22,23 +22,16 @@ def tell_of_missing_gpus(gpus_asked: int, framework: str, package: str) -> None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", _("not set"))
         # `truba why` recognises this error by `sees no GPU` or its translation: why/reasons.yaml.
         raise Failed(
-            _(
-                "{gpus} GPUs a node were asked for and this node has NVIDIA's driver, but {framework} sees no GPU "
-                "(CUDA_VISIBLE_DEVICES={visible}). Training on the CPU would waste the GPUs. Install {package} in the "
-                "job's environment, or start its container with --nv; to train on the CPU, ask for none: "
-                "resources.gpus=0.",
-                gpus=gpus_asked,
-                framework=framework,
-                package=package,
-                visible=visible,
-            )
-        )
-    print(
-        _(
-            "WARNING: {gpus} GPUs a node were asked for, but this node has none. Training on the CPU, with a logical "
-            "device in place of each GPU.",
+            "{gpus} GPUs a node were asked for and this node has NVIDIA's driver, but {framework} sees no GPU "
+            "(CUDA_VISIBLE_DEVICES={visible}). Training on the CPU would waste the GPUs. Install {package} in the "
+            "job's environment, or start its container with --nv; to train on the CPU, ask for none: resources.gpus=0.",
             gpus=gpus_asked,
-        ),
-        file=sys.stderr,
-        flush=True,
+            framework=framework,
+            package=package,
+            visible=visible,
+        )
+    print_error(
+        "WARNING: {gpus} GPUs a node were asked for, but this node has none. Training on the CPU, with a logical "
+        "device in place of each GPU.",
+        gpus=gpus_asked,
     )

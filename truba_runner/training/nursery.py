@@ -24,7 +24,6 @@ from typing import Any
 
 from truba_runner.config.schema import schema
 from truba_runner.errors import Failed
-from truba_runner.language import _
 from truba_runner.training.interrupt import ignore_signals
 
 _PR_SET_PDEATHSIG = 1
@@ -75,7 +74,7 @@ class Nursery:
                 return int(answer["pid"])
             # The fork server was killed; it has no state, so a new one can replace it.
             self.close()
-        raise Failed(_("the process that starts the trials has died again and again; the log shows why"))
+        raise Failed("the process that starts the trials has died again and again; the log shows why")
 
     def _ask(self, call: Call) -> dict[str, Any]:
         assert self._socket is not None  # noqa: S101

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from truba_runner.language import _
+from truba_runner.log import print_error
 from truba_runner.storage.files import write_atomically
 
 NOT_METRICS = ("epoch", "stage", "seconds")
@@ -51,7 +51,7 @@ def save_png(folder: Path, name: str, draw: Callable[[], Any]) -> Path | None:
         folder.mkdir(mode=0o700, exist_ok=True)
         write_atomically(folder / name, content.getvalue())
     except Exception as error:  # Any: matplotlib parses names with two dollar signs as formulas, for example.
-        print(_("{file} could not be drawn ({error})", file=name, error=error), file=sys.stderr, flush=True)
+        print_error("{file} could not be drawn ({error})", file=name, error=error)
         return None
     return folder / name
 

@@ -8,12 +8,12 @@ Smith (Cyclical Learning Rates for Training Neural Networks, WACV 2017, section 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from truba_runner.config.recipe import SUGGESTIONS, Find
 from truba_runner.language import _
+from truba_runner.log import training_continues
 from truba_runner.training import plots
 from truba_runner.training.backend import Context
 
@@ -50,24 +50,19 @@ def suggestions(rates: Sequence[float], losses: Sequence[float], steps: int) -> 
 
 
 def keep(context: Context, finder: Find, rates: Sequence[float], losses: Sequence[float]) -> dict[str, float | None]:
-    """Print a finder's suggestions; write `lr_find_NAME.json` and `plots/lr_find_NAME.png`; return the suggestions."""
+    """Print a finder's suggestions; write `lr_find_NAME.json` and `plots/lr_find_NAME.png`.
+
+    Return the rate that each of the four rules suggests, None if it suggests nothing.
+    """
     suggested = suggestions(rates, losses, finder.ramp[-1])
     if context.rank == 0:
         rates_told = {name: _("nothing") if rate is None else f"{rate:.2e}" for name, rate in suggested.items()}
         told = "  ".join(f"{name} {rate}" for name, rate in rates_told.items())
         print(f"lr_find {finder.name}: {told}", flush=True)
         curve = {"suggestions": suggested, "learning_rates": list(rates), "losses": list(losses)}
-        try:
+        # The training can use the rate without the file.
+        with training_continues(f"lr_find_{finder.name}.json"):
             context.run.write_rate_curve(finder.name, curve)
-        except OSError as error:  # The training can use the rate without the file.
-            print(
-                _(
-                    "lr_find_{name}.json could not be written ({error}); training goes on",
-                    name=finder.name,
-                    error=error,
-                ),
-                file=sys.stderr,
-            )
         plots.rate_curve(rates, losses, suggested, context.run.plots, f"lr_find_{finder.name}.png")
     return suggested
 

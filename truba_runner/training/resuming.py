@@ -83,10 +83,8 @@ def check_same(context: Context, then: Mapping[str, Any], now: Mapping[str, Any]
 
 def _refuse(context: Context, reason: str) -> NoReturn:
     raise Failed(
-        _(
-            "The newest checkpoint in {folder} is of another training: {reason}. Take the change back and submit "
-            "again, or start anew beside it with fresh=true.",
-            folder=context.run.checkpoints,
-            reason=reason,
-        )
+        "The newest checkpoint in {folder} is of another training: {reason}. Take the change back and submit again, "
+        "or start anew beside it with fresh=true.",
+        folder=context.run.checkpoints,
+        reason=reason,
     )

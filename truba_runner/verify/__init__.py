@@ -8,7 +8,6 @@ fault or the training is not repeatable at all.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from truba_runner.config.schema import Experiment
 from truba_runner.errors import Failed
 from truba_runner.language import _, counted, marked
+from truba_runner.log import info, warn
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm.job_environment import Allocation
 from truba_runner.training.ranks import handover
@@ -56,7 +56,7 @@ def verify(run: RunDir, experiment: Experiment, here: Allocation) -> None:
     """
     started = time.monotonic()
     if here.rank == 0:
-        print(_("verifying: a short training, undisturbed and interrupted, is compared first"), flush=True)
+        info("verifying: a short training, undisturbed and interrupted, is compared first")
     starts = Starts(run, experiment, here)
     with starts.opened():
         found = _first_difference(starts)
@@ -68,9 +68,9 @@ def verify(run: RunDir, experiment: Experiment, here: Allocation) -> None:
     event = {"event": EVENT, "time": time.time(), "job_sha256": run.submitted().get("job_sha256")}
     run.append_submission({**event, "seconds": seconds, "first_difference": found})
     if found:
-        print(_("WARNING: {text}", text=found["text"]), file=sys.stderr, flush=True)
+        warn(found["text"])
     else:
-        print(_("verified in {seconds} s: an interruption changes nothing", seconds=seconds), flush=True)
+        info("verified in {seconds} s: an interruption changes nothing", seconds=seconds)
 
 
 def record(run: RunDir) -> dict[str, Any]:
@@ -97,11 +97,9 @@ def _first_difference(starts: Starts) -> dict[str, Any] | None:
     done = starts.train(UNDISTURBED)
     if "failed" in done:
         raise Failed(
-            _(
-                "checkpoint.verify: a short training fails without an interruption (where only its shortness is to "
-                "blame, set checkpoint.verify=false): {error}",
-                error=done["failed"],
-            )
+            "checkpoint.verify: a short training fails without an interruption (where only its shortness is to blame, "
+            "set checkpoint.verify=false): {error}",
+            error=done["failed"],
         )
     for stop in [*starts.breaks(done["validated"]), None]:
         done = starts.train(INTERRUPTED, stop)

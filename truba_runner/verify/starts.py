@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 from truba_runner.config.schema import Experiment
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.log import print_error
 from truba_runner.runs.checkpoints import CheckpointStore
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm.job_environment import Allocation
@@ -122,7 +122,7 @@ class Starts:
             ended = self._call("compare", [self._backend, folders, files])
             if ended["status"]:
                 self._show_log()
-                raise Failed(_("checkpoint.verify: the trainings could not be compared; the log shows why"))
+                raise Failed("checkpoint.verify: the trainings could not be compared; the log shows why")
             return json.dumps(ended["value"])
 
         found: list[dict[str, Any]] = json.loads(self._by_rank_0(name, compared))
@@ -146,11 +146,9 @@ class Starts:
             if time.monotonic() > until:
                 self._show_log()
                 raise Failed(
-                    _(
-                        "checkpoint.verify: a start of a short training took longer than {minutes:g} minutes. If that "
-                        "is how long it takes, set checkpoint.verify=false.",
-                        minutes=_LIMIT_MINUTES,
-                    )
+                    "checkpoint.verify: a start of a short training took longer than {minutes:g} minutes. If that is "
+                    "how long it takes, set checkpoint.verify=false.",
+                    minutes=_LIMIT_MINUTES,
                 )
         return ended
 
@@ -166,7 +164,7 @@ class Starts:
         with self._log.open(errors="replace") as file:
             lines = deque(file, _LINES_SHOWN)
         for line in lines:
-            print("verify:", line.rstrip("\n"), file=sys.stderr, flush=True)
+            print_error(f"verify: {line}".rstrip("\n"))
 
 
 def _about_the_rate(run: RunDir) -> Iterator[dict[str, Any]]:

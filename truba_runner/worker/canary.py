@@ -6,12 +6,12 @@ starts, Slurm cancels them. After its first epoch its job removes the dependency
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from truba_runner.language import _
+from truba_runner.log import print_error
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.sweep_directory import SweepDir, sweep_of
 from truba_runner.slurm import client, commands
@@ -58,8 +58,7 @@ def _told() -> Iterator[None]:
     try:
         yield
     except (client.SlurmError, OSError) as error:
-        told = _("the runs that wait for this one could not be let go ({error})", error=error)
-        print(told, file=sys.stderr, flush=True)
+        print_error("the runs that wait for this one could not be let go ({error})", error=error)
 
 
 def _goes_ahead_of(run: RunDir) -> SweepDir | None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
 from truba_runner.language import _
+from truba_runner.log import print_error
 from truba_runner.runs.run_directory import RunDir
 
 # Short: a compute node may have no network, and the finished job would wait.
@@ -33,8 +33,7 @@ def tell(run: RunDir, state: str, about: Mapping[str, Any]) -> bool:
             return True
     # Any error of config, proxy or server: the run has ended, and its end is recorded.
     except Exception as error:
-        told = _("notify.webhook was not told ({error}); how the run ended is on record all the same", error=error)
-        print(told, file=sys.stderr, flush=True)
+        print_error("notify.webhook was not told ({error}); how the run ended is on record all the same", error=error)
         return False
 
 

@@ -23,6 +23,7 @@ from truba_runner.config import lr_find, partitions
 from truba_runner.config.schema import Experiment, experiment_from
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.log import info, print_error, warn
 from truba_runner.runs import restarts
 from truba_runner.runs.checkpoints import CheckpointStore, Position
 from truba_runner.runs.progress import Progress
@@ -113,14 +114,10 @@ def begin(run: RunDir, here: job_environment.Allocation, position: Position) -> 
             return True
         run.append_submission({"event": "duplicate", "job_id": here.job_id})
     if other is None:
-        told = _("{run} is another submission's by now; there is nothing to do", run=run.id)
+        info("{run} is another submission's by now; there is nothing to do", run=run.id)
     else:
-        told = _(
-            "this submission is job {other}'s already; there is nothing to do for {job_id}",
-            other=other,
-            job_id=here.job_id,
-        )
-    print(told, flush=True)
+        jobs = {"other": other, "job_id": here.job_id}
+        info("this submission is job {other}'s already; there is nothing to do for {job_id}", **jobs)
     return False
 
 
@@ -132,15 +129,9 @@ def _train(
     interruption: Interruption,
     code: SubmittedCode,
 ) -> dict[str, Any]:
-    told = _(
-        # why/case.py recognises a start by this line, in each language.
-        "run {run}, job {job_id}, on {node}, data {data}",
-        run=run.id,
-        job_id=here.job_id,
-        node=platform.node(),
-        data=experiment.data.name,
-    )
-    print(told, flush=True)
+    where = {"job_id": here.job_id, "node": platform.node(), "data": experiment.data.name}
+    # why/case.py recognises a start by this line, in each language.
+    info("run {run}, job {job_id}, on {node}, data {data}", run=run.id, **where)
     finds = experiment.sweep.kind == lr_find.KIND
     if not finds and verify.is_due(run, experiment):
         # Here no framework is imported yet, and the GPUs are free.
@@ -149,8 +140,7 @@ def _train(
     work = backend.load(experiment.job.backend, "find" if finds else "train")
     record = run.submitted()
     if unpacked.sha256(record) != record.get("job_sha256"):
-        told = _("{file} has changed since it was submitted", file=record["job_file"])
-        print(_("WARNING: {text}", text=told), file=sys.stderr, flush=True)
+        warn("{file} has changed since it was submitted", file=record["job_file"])
     job = code.load(record, partitions.scratch_of(experiment))
     return work(backend.Context(experiment, job, run, progress, interruption, here.rank, here.tasks))
 
@@ -173,7 +163,7 @@ def after_interruption(
         requeued = restarts.requeue(run, here.job_id, most, here.in_crew)
     except (Failed, client.SlurmError) as error:
         return failed(run, here, progress, error)
-    print(_("back in the queue") if requeued else _("interrupted"), file=sys.stderr, flush=True)
+    print_error(_("back in the queue") if requeued else _("interrupted"))
     if requeued and here.in_crew:
         return restarts.REQUEUE_STATUS
     return 0 if requeued else 128 + signal.SIGTERM
@@ -199,12 +189,12 @@ def failed(
             progress.tell_for_rank_0()
     with suppress(OSError):  # The log may be on the full disk too.
         if isinstance(error, Failed):
-            print(own(str(error)), file=sys.stderr, flush=True)
+            print_error(own(str(error)))
         else:
             print_traceback(error, own)
     if others:
         if not (told := _anothers_reason(run)):
-            print(_("another rank has ended, and none has failed: the job is to go on in the queue"), file=sys.stderr)
+            print_error("another rank has ended, and none has failed: the job is to go on in the queue")
             return 128 + signal.SIGKILL  # As if the node were lost; if it is, Slurm may notice much later.
         record = told
     if here.rank == 0:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from truba_runner.runs.checkpoints import CheckpointStore, Position
-from truba_runner.training.background import Background
 from truba_runner.training.keras.loop.callback_state import restore, states
 from truba_runner.training.keras.loop.checkpoint import _same_as_rank_0
 from truba_runner.training.keras.loop.encoding import NoState, decode, encode
+from truba_runner.training.saver import Background
 from truba_runner.training.summaries import event_files
 
 EVENTS = "events.out.tfevents"

@@ -10,18 +10,19 @@ from truba_runner.errors import Failed
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.search.leases import Lease
 from truba_runner.search.worker.trainer import _failure
-from truba_runner.training.full_disk import explained, whole
+from truba_runner.storage.files import written_by_path
+from truba_runner.training.full_disk import explained
 
 
 def test_a_file_has_its_name_once_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "model.keras"
     path.write_text("old")
-    with pytest.raises(OSError, match="full"), whole(path) as beside:
+    with pytest.raises(OSError, match="full"), written_by_path(path) as beside:
         assert beside.suffix == ".keras", "Keras goes by it"
         beside.write_text("half")
         raise OSError(errno.ENOSPC, "full")
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["model.keras"]
-    with whole(path) as beside:
+    with written_by_path(path) as beside:
         beside.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new" and os.listdir(tmp_path) == ["model.keras"]

@@ -184,12 +184,12 @@ def test_what_cannot_be_saved_is_named_once_by_its_path(
     callback.later = {"deep": [made(tmp_path), Inner()]}  # type: ignore[assignment]
     unsaved = walk({"callbacks": [callback]}).unsaved
     assert list(unsaved) == ["callbacks[0].later['deep'][0]"] and word in unsaved["callbacks[0].later['deep'][0]"]
-    tell = Unsaved(strict=False)
-    tell.tell(unsaved)
-    tell.tell(unsaved)
+    reporter = Unsaved(strict=False)
+    reporter.report(unsaved)
+    reporter.report(unsaved)
     assert capsys.readouterr().err.count("WARNING: callbacks[0].later['deep'][0] is") == 1
     with pytest.raises(Failed, match="checkpoint.strict=true: callbacks"):
-        Unsaved(strict=True).tell(unsaved)
+        Unsaved(strict=True).report(unsaved)
     if hasattr(callback.later["deep"][0], "close"):  # type: ignore[index]
         callback.later["deep"][0].close()  # type: ignore[index]
 

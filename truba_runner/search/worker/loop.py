@@ -194,8 +194,8 @@ class _SearchWorker:
             if ended["status"] == 0:
                 return dict(ended["value"])
             if ended["status"] > 0:
-                told = ended["value"] or {}
-                raise Failed(told.get("failed", _("the search's oracle could not be asked; the lines above show why")))
+                unknown = _("the search's oracle could not be asked; the lines above show why")
+                raise Failed((ended["value"] or {}).get("failed", unknown))
             print(
                 _("a step of the oracle ended with {how}, and is made again", how=in_words(ended["status"])), flush=True
             )

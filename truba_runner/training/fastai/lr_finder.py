@@ -10,10 +10,7 @@ from truba_runner.training.backend import Context
 
 
 def find_rates(context: Context, learner: Any, stage: Find, steps: int) -> dict[str, float | None]:
-    """Run the finder; return the rate that each of fastai's four methods suggests, None if it suggests nothing.
-
-    `steps`: steps an epoch. The curve is written to `lr_find_NAME.json` and `plots/lr_find_NAME.png`.
-    """
+    """Run the finder and return its suggestions, as `rate_suggestions.keep` does. `steps`: steps an epoch."""
     first, end, number = stage.ramp
     with learner.no_logging():
         learner.fit(number // steps + 1, cbs=_finder_class()(first, end, number))

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from truba_runner.language import _
-from truba_runner.storage.files import write_atomically
+from truba_runner.storage.files import write_atomically, written_by_path
 from truba_runner.training import full_disk, plots
 from truba_runner.training.backend import Context
 from truba_runner.training.fastai import state
@@ -38,9 +37,7 @@ def _pyplot(context: Context, name: str, draw: Callable[[], Any]) -> Path | None
     try:
         draw()
     except Exception as error:
-        note(
-            context, _("{name} could not be drawn ({kind}: {error})", name=name, kind=type(error).__name__, error=error)
-        )
+        note(context, "{name} could not be drawn ({kind}: {error})", name=name, kind=type(error).__name__, error=error)
         return None
     finally:
         figure = pyplot.gcf()
@@ -62,13 +59,13 @@ def evaluate(context: Context, learner: Any, result: dict[str, Any]) -> Any:
     if fastai_loaders.continues(learner.dls.valid):
         learner.validate()
         result["metrics"].update(validation_metrics(learner))
-        note(context, _("predictions.npy is left out: a language model has as many for each word as there are words"))
+        note(context, "predictions.npy is left out: a language model has as many for each word as there are words")
         return None
     raw, labels = learner.get_preds(dl=learner.dls.valid, act=noop, reorder=False)
     predictions = getcallable(learner.loss_func, "activation")(raw)
     result["metrics"].update(validation_metrics(learner))
     if context.rank == 0:
-        with full_disk.whole(context.run.path / "predictions.npy") as beside:
+        with written_by_path(context.run.path / "predictions.npy") as beside:
             np.save(beside, np.asarray(predictions.float()))
     result["predictions"], result["predicted"] = "predictions.npy", "validation"
     return raw, predictions, labels
@@ -151,7 +148,7 @@ def save_safely(path: Path, learner: Any) -> None:
     import torch
 
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with full_disk.whole(path) as beside, beside.open("wb") as file:
+    with written_by_path(path) as beside, beside.open("wb") as file:
         torch.save(safe_model(learner), file)
 
 
@@ -164,7 +161,7 @@ def keep_models(context: Context, learner: Any, epoch: int, best: bool) -> None:
         try:
             save_safely(context.run.models / name, learner)
         except Exception as error:
-            note(context, _("{name} could not be saved ({error}); training goes on", name=name, error=error))
+            note(context, "{name} could not be saved ({error}); training goes on", name=name, error=error)
 
 
 def save_models(context: Context, learner: Any, result: dict[str, Any]) -> None:
@@ -185,7 +182,7 @@ def save_models(context: Context, learner: Any, result: dict[str, Any]) -> None:
             raise
         # A callback or a transform cannot be pickled; model.pt is written already.
         kind = type(error).__name__
-        note(context, _("export.pkl could not be written ({kind}: {error})", kind=kind, error=error))
+        note(context, "export.pkl could not be written ({kind}: {error})", kind=kind, error=error)
     finally:
         cloudpickle.unregister_pickle_by_value(context.job)
 
@@ -199,7 +196,7 @@ def _export(path: Path, learner: Any) -> None:
     learner._end_cleanup()
     learner.dls, learner.opt = loaders.new_empty(), None
     try:
-        with warnings.catch_warnings(), full_disk.whole(path) as beside, beside.open("wb") as file:
+        with warnings.catch_warnings(), written_by_path(path) as beside, beside.open("wb") as file:
             warnings.simplefilter("ignore")
             torch.save(learner, file, pickle_module=cloudpickle, pickle_protocol=2)
     finally:

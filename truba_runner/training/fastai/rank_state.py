@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from truba_runner.training.fastai.ranks import Ranks
+from truba_runner.training.walk.state import bytes_of_tensor
 
 State = dict[str, Any]
 Keys = tuple[str, ...]
@@ -63,7 +64,7 @@ def _digest(value: Any) -> str:
 
         if isinstance(value, torch.Tensor):
             found.update(f"{value.dtype} {list(value.shape)}".encode())
-            found.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+            found.update(bytes_of_tensor(value))
         elif isinstance(value, dict):
             found.update(b"{")
             for item in value.items():

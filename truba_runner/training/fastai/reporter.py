@@ -5,53 +5,37 @@ Metrics are named as in the Keras backend: `loss` for training, `val_loss` and `
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable
 from typing import Any
 
-from truba_runner.language import _
 from truba_runner.training.backend import Context
 from truba_runner.training.summaries.curves import Curves
+from truba_runner.training.summaries.history import History
 
 
-class Reporter:
-    """Reporter of a training; over all stages, `rows` holds a `history.csv` row an epoch, `steps` the trained steps."""
+class Reporter(History):
+    """Reporter of a training; `steps` counts the trained steps over all stages."""
+
+    COLUMNS = ("epoch", "stage", "learning_rate", "first_learning_rate", "seconds")
 
     def __init__(self, context: Context, learner: Any, epochs: int, curves: Curves) -> None:
         """Start the clock; `epochs` is the number of epochs of all stages together."""
-        self._context, self._learner, self.curves = context, learner, curves
+        super().__init__(context, curves)
+        self._learner = learner
         self._stage, self._first_epoch, self._steps_per_epoch = 0, 0, 0
-        # On resuming, both are moved back by the time that earlier starts spent.
-        self._started = self._epoch_started = time.perf_counter()
-        self.rows: list[dict[str, Any]] = []
         self.steps = 0
         context.progress.update(epochs=epochs)
 
-    @property
-    def seconds(self) -> float:
-        """Seconds spent on training so far, over all starts of the run."""
-        return time.perf_counter() - self._started
-
-    def last_metrics(self) -> dict[str, float]:
-        """Return the last epoch's metrics by name."""
-        own = ("epoch", "stage", "learning_rate", "first_learning_rate", "seconds")
-        return {name: value for name, value in self.rows[-1].items() if name not in own} if self.rows else {}
-
     def get_state(self) -> dict[str, Any]:
         """Return the state that a checkpoint holds of this reporter."""
-        now = time.perf_counter()
-        spent = {"seconds": self.seconds, "epoch_seconds": now - self._epoch_started}
-        return {"rows": [dict(row) for row in self.rows], "steps": self.steps, **spent}
+        return {**super().get_state(), "steps": self.steps}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restore what `get_state` returned and rewrite `history.csv`."""
-        now = time.perf_counter()
-        self.rows, self.steps = state["rows"], state["steps"]
-        self._started, self._epoch_started = now - state["seconds"], now - state["epoch_seconds"]
+        """Restore what `get_state` returned."""
+        super().set_state(state)
+        self.steps = state["steps"]
         self.curves.begins(self.steps)
-        # Rows that were written after the checkpoint would appear twice.
-        self._write_history()
 
     def stage_begins(self, stage: int, first_epoch: int, steps: int) -> None:
         """Begin stage `stage`; `stage` and `first_epoch` (over all stages) count from 0. `steps`: steps an epoch."""
@@ -79,8 +63,7 @@ class Reporter:
         number, metrics = self._first_epoch + epoch + 1, self._metrics()
         first, last = self._rates()[0], self._rates()[-1]
         rates = {"learning_rate": last} if first == last else {"learning_rate": last, "first_learning_rate": first}
-        seconds = round(time.perf_counter() - self._epoch_started, 3)
-        row = {"epoch": number, "stage": self._stage + 1, **metrics, **rates, "seconds": seconds}
+        row = {"epoch": number, "stage": self._stage + 1, **metrics, **rates, "seconds": self.epoch_seconds}
         self.rows.append(row)
         self._write_history()
         self.curves.epoch_ends(number, metrics, last)
@@ -96,19 +79,6 @@ class Reporter:
         if recorder.cancel_train:  # Then fastai's row has no training values.
             names = [name for name in names if not name.startswith("train_")]
         return _numbers(zip(names, recorder.values[-1], strict=False))
-
-    def _write_history(self) -> None:
-        if self._context.rank:
-            return
-        try:
-            self._context.run.write_history(self.rows)
-        except OSError as error:
-            # The next epoch rewrites every row.
-            print(
-                _("history.csv could not be written ({error}); training goes on", error=error),
-                file=sys.stderr,
-                flush=True,
-            )
 
 
 def validation_metrics(learner: Any) -> dict[str, float]:

@@ -11,22 +11,22 @@ checkpoint holds no random numbers: they are derived from the position (`learner
 
 from __future__ import annotations
 
-import sys
 import time
+from functools import partial
 from typing import IO, Any
 
-from truba_runner.errors import Failed, nearest
+from truba_runner.errors import Failed
 from truba_runner.language import _
-from truba_runner.runs.checkpoints import CheckpointStore, Position, is_better
+from truba_runner.runs.checkpoints import Position
 from truba_runner.training import resuming
 from truba_runner.training.backend import Context
-from truba_runner.training.background import Background
 from truba_runner.training.fastai import outputs, rank_state
 from truba_runner.training.fastai import state as fastai_state
 from truba_runner.training.fastai.loop import Loop, Watcher
 from truba_runner.training.fastai.reporter import Reporter
 from truba_runner.training.interrupt import Interrupted
 from truba_runner.training.notes import note
+from truba_runner.training.saver import Best, Saver
 from truba_runner.training.summaries import event_files
 
 FORMAT = 2
@@ -44,14 +44,12 @@ class Resume(Watcher):
         self._before_order: dict[str, Any] = {}
         self._waiting: dict[str, Any] | None = None
         self._settings = context.experiment.checkpoint
-        self._store = CheckpointStore(context.run.checkpoints, self._settings.keep)
-        self._background = Background()
+        self._saver = Saver(context, reporter.curves.board.settle)
         self._signature = signature
         self._stage = self._first_epoch = self._done = 0
-        self._cancelled = self._monitor_missed = False
+        self._cancelled = False
         self._beside: dict[str, Any] | None = None
-        self._saved_at = time.monotonic()
-        self.ranks.time_is_up = self._time_is_up
+        self.ranks.time_is_up = self._saver.time_is_up
         self._found = self._newest()
         state = self._found[1] if self._found else {}
         if state:
@@ -62,14 +60,15 @@ class Resume(Watcher):
         # Suggestions of each lr_find, by its name.
         self.answers: dict[str, dict[str, float | None]] = state.get("answers", {})
         # A run resumed from another run's checkpoint has no best of its own yet. Ranks have to agree on it.
-        self._best: float | None = state.get("best") if context.tasks > 1 or self._store.has_best() else None
+        has_best = context.tasks > 1 or self._saver.store.has_best()
+        self._best = Best(self._settings, state.get("best") if has_best else None)
         if context.rank == 0:
             # Without a checkpoint every step is written again.
             event_files.cut(context.run.tensorboard, state.get("event_files", {}))
 
     def _newest(self) -> tuple[Position, dict[str, Any]] | None:
         """Return the newest checkpoint, the same one on every rank."""
-        found = self._store.newest(_read) if self.ranks.rank == 0 else None
+        found = self._saver.store.newest(read_state) if self.ranks.rank == 0 else None
         if not self.ranks.together:
             return found
         position = found[0] if found else Position(0, 0)
@@ -78,7 +77,7 @@ class Resume(Watcher):
         if not exists:
             return None
         position = Position(int(epoch), int(step))
-        return found or (position, rank_state.of_rank(self.ranks.rank, self._store.at(position, _read)))
+        return found or (position, rank_state.of_rank(self.ranks.rank, self._saver.store.at(position, read_state)))
 
     def _check(self, state: dict[str, Any]) -> None:
         resuming.check_format(self._context, state["format"], FORMAT)
@@ -94,23 +93,19 @@ class Resume(Watcher):
         file = self._context.job.__file__
         if then["order"] != now["order"]:
             raise Failed(
-                _(
-                    "{file}: classes or columns come in another order than when this run began ({then} then, {now} "
-                    "now). They come from a set, or a folder's order, which each start has another way: sort them "
-                    "(vocab=sorted(…), cont_names=[…]), and start anew with fresh=true.",
-                    file=file,
-                    then=then["order"],
-                    now=now["order"],
-                )
+                "{file}: classes or columns come in another order than when this run began ({then} then, {now} now). "
+                "They come from a set, or a folder's order, which each start has another way: sort them "
+                "(vocab=sorted(…), cont_names=[…]), and start anew with fresh=true.",
+                file=file,
+                then=then["order"],
+                now=now["order"],
             )
         if then["division"] != now["division"]:
             raise Failed(
-                _(
-                    "{file}: the examples are divided into training and validation in another way than when this run "
-                    "began. Give what divides them a seed, as in RandomSplitter(seed=42), or sort what it divides, "
-                    "and start anew with fresh=true.",
-                    file=file,
-                )
+                "{file}: the examples are divided into training and validation in another way than when this run "
+                "began. Give what divides them a seed, as in RandomSplitter(seed=42), or sort what it divides, and "
+                "start anew with fresh=true.",
+                file=file,
             )
 
     # -- resuming ----------------------------------------------------------------------------------------------
@@ -211,7 +206,7 @@ class Resume(Watcher):
         Raises:
             Interrupted: a rank was asked to stop, and the state is saved.
         """
-        if self.ranks.interrupted or self._time_is_up():
+        if self.ranks.interrupted or self._saver.time_is_up():
             self._save(self._position(), beside=self._beside)
         if self.ranks.interrupted:
             self._leave()
@@ -226,7 +221,9 @@ class Resume(Watcher):
         finished = len(self._learner.recorder.values) > epoch
         row = self._reporter.epoch_ends(epoch) if finished else {}
         self._done, self._cancelled, self._beside, self._before_order = 0, False, None, {}
-        position, best = Position(self._first_epoch + epoch + 1, 0), self._is_best(row)
+        if row:
+            self._best.print_if_missing(row)
+        position, best = Position(self._first_epoch + epoch + 1, 0), self._best.improved_by(row)
         outputs.keep_models(self._context, self._learner, position.epoch, best)
         self._save(position, best, beside=self._besides(epoch + 1, stopped))
         if self.ranks.agree():
@@ -243,37 +240,14 @@ class Resume(Watcher):
 
     def wait(self) -> None:
         """Wait until the last checkpoint is written."""
-        self._background.wait()
-        self._store.retry()
+        self._saver.finish()
 
     def _position(self) -> Position:
         return Position(self._first_epoch + self._learner.epoch, self._done)
 
-    def _time_is_up(self) -> bool:
-        minutes = self._settings.every_minutes
-        return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
-
-    def _is_best(self, row: dict[str, Any]) -> bool:
-        monitor = self._settings.monitor
-        if row and monitor not in row and not self._monitor_missed:
-            self._monitor_missed = True
-            print(
-                _(
-                    "checkpoint.monitor={monitor}: no such metric. {nearest}",
-                    monitor=monitor,
-                    nearest=nearest(monitor, row),
-                ),
-                file=sys.stderr,
-                flush=True,
-            )
-        if not is_better(row.get(monitor), self._best, self._settings.mode):
-            return False
-        self._best = row[monitor]
-        return True
-
     def _leave(self, position: Position | None = None) -> None:
         position = position or self._position()
-        self._background.wait()
+        self._saver.background.wait()
         if position.step:
             self._context.progress.update(epoch=position.epoch + 1, step=position.step)
         # A rank that ends while rank 0 still writes might be taken for lost.
@@ -285,18 +259,11 @@ class Resume(Watcher):
 
         `beside`: result of `_besides`; without it every rank has to call this.
         """
-        self._saved_at = time.monotonic()
-        beside = beside or self._besides()
-        if self.ranks.rank:
-            return
-        state = {**fastai_state.weights(self._learner), **beside}
-        state.update(format=FORMAT, signature=self._signature)
-        self._background.start(lambda: self._write(position, state, best))
-
-    def _write(self, position: Position, state: dict[str, Any], best: bool) -> None:
-        # A run that resumes from this checkpoint needs the event files at their present length.
-        self._reporter.curves.board.settle()
-        self._store.save(position, lambda file: _write(state, file), best)
+        beside, write = beside or self._besides(), None
+        if not self.ranks.rank:
+            state = {**fastai_state.weights(self._learner), **beside}
+            write = partial(_write, {**state, "format": FORMAT, "signature": self._signature})
+        self._saver.save(position, write, best)
 
     def _besides(self, epoch: int | None = None, stopped: bool = False, finished: bool = False) -> dict[str, Any]:
         """Return all state but weights and optimizer. Every rank calls this.
@@ -322,7 +289,7 @@ class Resume(Watcher):
             "finished": finished,
             "answers": {name: dict(rates) for name, rates in self.answers.items()},
             "reporter": self._reporter.get_state(),
-            "best": self._best,
+            "best": self._best.value,
             "event_files": self._reporter.curves.board.sizes(),
         }
 
@@ -333,8 +300,12 @@ def _write(state: dict[str, Any], file: IO[bytes]) -> None:
     torch.save(state, file)
 
 
-def _read(file: IO[bytes]) -> dict[str, Any]:
-    """Read a checkpoint without executing code from it."""
+def read_state(file: IO[bytes]) -> dict[str, Any]:
+    """Read a checkpoint without executing code from it; `truba_runner.training.backend.reader` describes the result.
+
+    Raises:
+        ValueError: the file is something else.
+    """
     import pickle
 
     import torch

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from truba_runner.config.recipe import Find, Fit, Freeze, Rate, Rates, Resize, Stage, can_grow
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.log import info, print_error
 from truba_runner.training.backend import Context
 from truba_runner.training.fastai.learner.data import Data
 from truba_runner.training.fastai.loop import Loop
@@ -43,14 +43,12 @@ class Course:
                 wanted[self._data.batch_size(stage.batch_size)] = _("batch_size of the stage resize")
         for size, where in wanted.items():
             if loaders.train.drop_last and train < size * ranks:
-                raise Failed(too_few(train, size * ranks, ranks, where))
+                raise _too_few(train, size * ranks, ranks, where)
         if not validation and self._context.experiment.finish.evaluate:
             raise Failed(
-                _(
-                    "The validation set is empty: the DataBlock's splitter gives all {train} items to the training. "
-                    "Have it hold some out, or set finish.evaluate=false, which trains on all of them.",
-                    train=train,
-                )
+                "The validation set is empty: the DataBlock's splitter gives all {train} items to the training. Have "
+                "it hold some out, or set finish.evaluate=false, which trains on all of them.",
+                train=train,
             )
 
     def run(self, stages: Sequence[Stage]) -> None:
@@ -82,7 +80,7 @@ class Course:
     def _freeze(self, stage: Freeze) -> None:
         learner = self._learner
         if stage.frozen and not getattr(learner, "pretrained", True):
-            print(_("WARNING: this stage freezes layers that are not pretrained"), file=sys.stderr, flush=True)
+            print_error("WARNING: this stage freezes layers that are not pretrained")
         if not stage.frozen:
             learner.unfreeze()
             return
@@ -95,14 +93,11 @@ class Course:
     def _find(self, index: int, stage: Find) -> None:
         steps = self._steps(index)
         if self._context.rank == 0:
-            print(
-                _(
-                    "stage {number}: lr_find {name}, {steps} steps at most",
-                    number=index + 1,
-                    name=stage.name,
-                    steps=stage.ramp[-1],
-                ),
-                flush=True,
+            info(
+                "stage {number}: lr_find {name}, {steps} steps at most",
+                number=index + 1,
+                name=stage.name,
+                steps=stage.ramp[-1],
             )
         with self._loop.on_trial(index):
             self._resume.answers[stage.name] = find_rates(self._context, self._learner, stage, steps)
@@ -111,15 +106,12 @@ class Course:
         steps = self._steps(index)
         self._reporter.stage_begins(index, self._first_epoch, steps)
         if self._context.rank == 0:
-            print(
-                _(
-                    "stage {number}: {method}, {epochs} epochs of {steps} steps",
-                    number=index + 1,
-                    method=stage.method,
-                    epochs=stage.epochs,
-                    steps=steps,
-                ),
-                flush=True,
+            info(
+                "stage {number}: {method}, {epochs} epochs of {steps} steps",
+                number=index + 1,
+                method=stage.method,
+                epochs=stage.epochs,
+                steps=steps,
             )
         name = "lr_max" if stage.method == "fit_one_cycle" else "lr"
         rates = {} if stage.lr is None else {name: self._rates(stage.lr)}
@@ -128,11 +120,7 @@ class Course:
 
     def _steps(self, index: int) -> int:
         with self._loop.watched_by(self._loop.watcher, index):
-            steps = self._loop.steps()
-        if not steps:
-            loaders, ranks = self._learner.dls, self._loop.ranks.count
-            raise Failed(too_few(len(loaders.train_ds), loaders.train.bs * ranks, ranks, "train.batch_size"))
-        return steps
+            return steps_of(self._loop)
 
     def _rates(self, rates: Rates) -> Any:
         high = self._rate(rates.high)
@@ -144,26 +132,36 @@ class Course:
         value = rate.resolve(self._resume.answers)
         if value is None:
             raise Failed(
-                _(
-                    "train.recipe: {rate} has no value, as lr_find {find} found nothing to suggest that way "
-                    "(lr_find_{find}.json has its curve). Use another of its suggestions, or a number.",
-                    rate=rate,
-                    find=rate.find,
-                )
+                "train.recipe: {rate} has no value, as lr_find {find} found nothing to suggest that way "
+                "(lr_find_{find}.json has its curve). Use another of its suggestions, or a number.",
+                rate=rate,
+                find=rate.find,
             )
         return value
 
 
-def too_few(items: int, batch: int, ranks: int, where: str) -> str:
-    """Return the message for a training set of less than one batch; `where`: the setting of the batch size."""
+def steps_of(loop: Loop) -> int:
+    """Return the number of steps of a training epoch.
+
+    Raises:
+        Failed: the training set has less than one batch.
+    """
+    if not (steps := loop.steps()):
+        loaders, ranks = loop.learner.dls, loop.ranks.count
+        raise _too_few(len(loaders.train_ds), loaders.train.bs * ranks, ranks, "train.batch_size")
+    return steps
+
+
+def _too_few(items: int, batch: int, ranks: int, where: str) -> Failed:
+    """Return the error for a training set of less than one batch; `where`: the setting of the batch size."""
     values = {"items": items, "batch": batch, "where": where}
     if ranks == 1:
-        return _(
-            "The training set has {items} items, and a batch has {batch}: there is not one whole batch. "
-            "Set {where} lower.",
+        return Failed(
+            "The training set has {items} items, and a batch has {batch}: there is not one whole batch. Set {where} "
+            "lower.",
             **values,
         )
-    return _(
+    return Failed(
         "The training set has {items} items, and a batch of {ranks} processes has {batch}: there is not one whole "
         "batch. Set {where} lower.",
         ranks=ranks,

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from truba_runner.errors import Failed
-from truba_runner.language import _
 from truba_runner.training.walk.kinds import frameworks_names, is_framework
 
 # A dict whose only key begins with this character stands for a value of a type that the file cannot hold.
@@ -237,12 +236,10 @@ def memory_of(owner: Any) -> dict[str, Any]:
             return {"state": plain(owner.get_state())}
         except _NoState as error:
             raise Failed(
-                _(
-                    "get_state of {kind} returned a {error}, or one inside of something else, which no checkpoint can "
-                    "hold. It may hold numbers, text, None, arrays and tensors, in lists, tuples and dicts.",
-                    kind=type(owner).__name__,
-                    error=error,
-                )
+                "get_state of {kind} returned a {error}, or one inside of something else, which no checkpoint can "
+                "hold. It may hold numbers, text, None, arrays and tensors, in lists, tuples and dicts.",
+                kind=type(owner).__name__,
+                error=error,
             ) from error
     found = {}
     kind = type(owner)

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from truba_runner.language import _
 from truba_runner.training.backend import Context
-from truba_runner.training.notes import note
+from truba_runner.training.notes import noted_graph
 from truba_runner.training.summaries.writer import Board
 
 
@@ -25,7 +24,7 @@ def write_graph(context: Context, board: Board, learner: Any) -> None:
     """Write the modules and operations of a forward pass; note a network that cannot be traced."""
     import torch
 
-    try:
+    with noted_graph(context):
         from torch.utils.tensorboard._pytorch_graph import graph
 
         batch = learner.dls.one_batch()[: learner.dls.n_inp]
@@ -34,9 +33,6 @@ def write_graph(context: Context, board: Board, learner: Any) -> None:
             warnings.simplefilter("ignore")
             found, _stats = graph(learner.model, inputs, use_strict_trace=False)
         board.add("train", 0, graph_def=found.SerializeToString())
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else ""
-        note(context, _("no graph for TensorBoard ({kind}: {reason})", kind=type(error).__name__, reason=reason))
 
 
 class StepProfiler:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import IO, Any
+from typing import Any
 
 from truba_runner.config import lr_find, recipe
 from truba_runner.errors import Failed
@@ -21,7 +21,7 @@ from truba_runner.training.fastai import state as fastai_state
 from truba_runner.training.fastai.learner import architectures
 from truba_runner.training.fastai.learner import loaders as fastai_loaders
 from truba_runner.training.fastai.learner.batches import end_readers
-from truba_runner.training.fastai.learner.data import Data, sha256_of_split
+from truba_runner.training.fastai.learner.data import DEFAULT_BATCH_SIZE, Data, sha256_of_split
 from truba_runner.training.fastai.learner.devices import compute_the_same_each_time, describe, pick_device
 from truba_runner.training.fastai.learner.learner import build_learner, print_summary
 from truba_runner.training.fastai.loop import Loop
@@ -29,12 +29,14 @@ from truba_runner.training.fastai.lr_finder import find_rates
 from truba_runner.training.fastai.ranks import RankLost, Ranks
 from truba_runner.training.fastai.reporter import Reporter
 from truba_runner.training.fastai.resume import Resume
-from truba_runner.training.fastai.stages import Course, too_few
+from truba_runner.training.fastai.resume import read_state as read_state  # A part of the backend's interface.
+from truba_runner.training.fastai.stages import Course, steps_of
 from truba_runner.training.fastai.walk import Walked
 from truba_runner.training.found_rate import found_rate, record
 from truba_runner.training.notes import noted
 from truba_runner.training.summaries import curves
 from truba_runner.training.summaries.writer import Board
+from truba_runner.training.walk.state import bytes_of_tensor
 
 # Read when matplotlib is first imported; a node has no display.
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -70,14 +72,6 @@ def find(context: Context) -> dict[str, Any]:
         return {"suggestions": suggested, "seconds": seconds, "devices": [describe(made.device)] * context.tasks}
 
 
-def read_state(file: IO[bytes]) -> dict[str, Any]:
-    """Read a checkpoint; `truba_runner.training.backend.reader` describes the result."""
-    import torch
-
-    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    return state
-
-
 @contextmanager
 def _explained(context: Context) -> Iterator[None]:
     import torch
@@ -87,23 +81,19 @@ def _explained(context: Context) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         train = context.experiment.train
         raise Failed(
-            _(
-                "The GPU is out of memory ({error}). Take smaller batches with train.batch_size (now {size}), half "
-                "precision with train.mixed_precision=mixed_float16 (now {precision}), smaller images, or a network "
-                "that is less deep.",
-                error=str(error).splitlines()[0],
-                size=train.batch_size or 64,
-                precision=train.mixed_precision or "float32",
-            )
+            "The GPU is out of memory ({error}). Take smaller batches with train.batch_size (now {size}), half "
+            "precision with train.mixed_precision=mixed_float16 (now {precision}), smaller images, or a network that "
+            "is less deep.",
+            error=str(error).splitlines()[0],
+            size=train.batch_size or DEFAULT_BATCH_SIZE,
+            precision=train.mixed_precision or "float32",
         ) from error
     except ValueError as error:
         if _ONE_EXAMPLE not in str(error):
             raise
         raise Failed(
-            _(
-                "BatchNorm learns from batches of two examples or more, and this one has a single one. Set "
-                "train.batch_size to 2 or more; where it is an epoch's last batch, to a size that leaves none over."
-            )
+            "BatchNorm learns from batches of two examples or more, and this one has a single one. Set "
+            "train.batch_size to 2 or more; where it is an epoch's last batch, to a size that leaves none over."
         ) from error
     finally:
         end_readers()
@@ -142,10 +132,7 @@ def _look(context: Context, made: _SetUp, finder: recipe.Find) -> dict[str, floa
     _hold(context, made.ranks)
     # Random numbers are derived from the stage; -1 is before the first.
     with made.loop.on_trial(-1):
-        if not (steps := made.loop.steps()):
-            loaders, ranks = made.learner.dls, made.ranks.count
-            raise Failed(too_few(len(loaders.train_ds), loaders.train.bs * ranks, ranks, "train.batch_size"))
-        found = find_rates(context, made.learner, finder, steps)
+        found = find_rates(context, made.learner, finder, steps_of(made.loop))
     return found
 
 
@@ -262,9 +249,7 @@ def _result(context: Context, learner: Any, reporter: Reporter, device: Any) -> 
 
 def weights_sha256(model: Any) -> str:
     """Return the SHA-256 of the bytes of all weights and buffers, in the order of the state dict."""
-    import torch
-
     digest = hashlib.sha256()
     for value in model.state_dict().values():
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(bytes_of_tensor(value))
     return digest.hexdigest()

@@ -12,9 +12,10 @@ from typing import Any
 from truba_runner.language import _
 from truba_runner.training.backend import Context
 from truba_runner.training.fastai import state as fastai_state
+from truba_runner.training.fastai.state import packed, unplain
 from truba_runner.training.walk.kinds import frameworks_names, is_framework, is_tensor, is_tree
 from truba_runner.training.walk.objects import Found, Piece, Slot, walk
-from truba_runner.training.walk.report import Unsaved, refuse_lost
+from truba_runner.training.walk.report import MADE_LATER, Unsaved, refuse_lost
 from truba_runner.training.walk.state import Snapshot, Start, frozen, put, read, write
 
 _STREAMS = ("numpy stream", "RandomState stream", "Python stream", "torch stream")
@@ -42,7 +43,7 @@ class Walked:
         found = self._walk()
         self._start = Start(found)
         self._paths = self._start.paths
-        self._told = Unsaved(context.experiment.checkpoint.strict)
+        self._unsaved = Unsaved(context.experiment.checkpoint.strict)
         self._tell({**found.unsaved, **_unsaved_states(found, learner), **self._changed_by_readers()})
 
     def _changed_by_readers(self) -> dict[str, str]:
@@ -59,7 +60,7 @@ class Walked:
 
     def _tell(self, reasons: dict[str, str]) -> None:
         if self._context.rank == 0:
-            self._told.tell(reasons)
+            self._unsaved.report(reasons)
 
     def _walk(self) -> Found:
         learner = self._learner
@@ -90,15 +91,15 @@ class Walked:
         """Return a copy of the state, or of that under one root, in numbers, text, tensors, lists and dicts."""
         found = _under(self._walk(), root) if root else self._walk()
         if self._context.rank == 0:
-            self._told.tell_of_made(self._start.made_since(found))
-            self._told.tell(found.unsaved)
+            self._unsaved.report(self._start.made_since(found), MADE_LATER)
+            self._unsaved.report(found.unsaved)
         pieces = {path: read(piece) for path, piece in self._pieces(found).items()}
         return {
-            "pieces": fastai_state.packed(pieces),
-            "hidden": fastai_state.packed(_hidden(found, self._own())),
-            "values": fastai_state.packed(self._start.changed(found)),
-            "links": fastai_state.packed(self._start.moved(found)),
-            "states": {path: fastai_state.packed(state) for path, state in _states(found, self._learner)},
+            "pieces": packed(pieces),
+            "hidden": packed(_hidden(found, self._own())),
+            "values": packed(self._start.changed(found)),
+            "links": packed(self._start.moved(found)),
+            "states": {path: packed(state) for path, state in _states(found, self._learner)},
         }
 
     def _own(self) -> set[int]:
@@ -116,14 +117,9 @@ class Walked:
 
     def lacks(self, state: State) -> bool:
         """Whether this start has not yet made an object whose state `taken` saved."""
-        objects, found = self._walk().objects, self.unpacked(state)
+        objects, found = self._walk().objects, {name: unplain(part) for name, part in state.items()}
         holders = [place[0] for part in ("values", "links") for place in found[part].values()]
         return any(path not in objects for path in (*holders, *found["pieces"], *found["states"]))
-
-    @staticmethod
-    def unpacked(state: State) -> State:
-        """Return the result of `taken` unpacked."""
-        return {name: _unpacked(part) for name, part in state.items()}
 
     def give(self, state: State) -> None:
         """Restore what `taken` returned.
@@ -132,22 +128,23 @@ class Walked:
             truba_runner.errors.Failed: this start lacks an object that the state belongs to.
         """
         found, device = self._walk(), next(self._learner.model.parameters()).device
-        lost = put(found, _unpacked(state["values"]), _unpacked(state["links"]))
+        lost = put(found, unplain(state["values"]), unplain(state["links"]))
         vars(self._learner).update(vars(found.objects["learn"]))
         found = self._walk()
-        for path, value in _unpacked(state["pieces"]).items():
+        for path, value in unplain(state["pieces"]).items():
             if path not in found.pieces:
                 lost.append(path)
             elif found.pieces[path].kind == "tensor" and value.shape != found.pieces[path].thing.shape:
                 found.pieces[path].thing.data = value.to(device)
             else:
                 write(found.pieces[path], value)
-        for holder, attributes in _unpacked(state["hidden"]).items():
+        for holder, attributes in unplain(state["hidden"]).items():
             for name, value in attributes.items() if holder in found.objects else ():
-                _set_hidden(Slot(found.objects[holder], "attribute", name), fastai_state.on(device, value))
+                # A tensor of the forward pass cannot be changed in place, and no other object holds it.
+                Slot(found.objects[holder], "attribute", name).set(fastai_state.on(device, value))
         for path, value in state["states"].items():
             if path in found.objects:
-                found.objects[path].load_state_dict(fastai_state.on(device, _unpacked(value)))
+                found.objects[path].load_state_dict(fastai_state.on(device, unplain(value)))
             else:
                 lost.append(path)
         refuse_lost(lost)
@@ -175,7 +172,7 @@ class Walked:
             before.put_back()
             for path, attributes in hidden.items():
                 for name, value in attributes.items():
-                    _set_hidden(Slot(found.objects[path], "attribute", name), value)
+                    Slot(found.objects[path], "attribute", name).set(value)
             for path, state in states:
                 found.objects[path].load_state_dict(state)
             vars(self._learner).update(vars(found.objects["learn"]))
@@ -195,10 +192,6 @@ def _under(found: Found, root: str) -> Found:
 
     pieces, values, links = under(found.pieces), under(found.values), under(found.links)
     return replace(found, pieces=pieces, values=values, links=links, objects=under(found.objects))
-
-
-def _unpacked(value: Any) -> Any:
-    return fastai_state.unplain(value)
 
 
 def _examples(loaders: Any) -> Iterator[Any]:
@@ -221,8 +214,7 @@ def _extras(learner: Any) -> dict[str, Any]:
     for item in (learner, *learner.cbs):
         theirs |= frameworks_names(type(item))
         theirs.add(getattr(item, "name", ""))
-    own = {name: value for name, value in vars(learner).items() if name not in theirs and name not in _LOOPS}
-    return own
+    return {name: value for name, value in vars(learner).items() if name not in theirs and name not in _LOOPS}
 
 
 # Attributes that the loop sets and that a batch leaves behind.
@@ -268,11 +260,6 @@ def _has_tensors(value: Any, own: set[int]) -> bool:
     return any(_has_tensors(item, own) for item in items)
 
 
-def _set_hidden(slot: Slot, value: Any) -> None:
-    # A tensor of the forward pass cannot be changed in place, and no other object holds it.
-    slot.set(value)
-
-
 def _states(found: Found, learner: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield path and `state_dict()` of optimizers and schedulers that are not the learner's."""
     for path, thing in _stateful(found, learner):
@@ -289,7 +276,7 @@ def _unsaved_states(found: Found, learner: Any) -> dict[str, str]:
 def _frozen_state(thing: Any) -> dict[str, Any] | None:
     """Return a copy of an object's `state_dict()`; None if a checkpoint cannot hold it."""
     try:
-        state: dict[str, Any] = fastai_state.unplain(fastai_state.packed(thing.state_dict()))
+        state: dict[str, Any] = unplain(packed(thing.state_dict()))
     except TypeError:
         return None
     return state

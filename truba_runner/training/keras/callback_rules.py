@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.log import warn
 from truba_runner.training.backend import Context
 from truba_runner.training.keras.batches.plan import Plan
 from truba_runner.training.keras.compile import follows_schedule
@@ -27,7 +27,7 @@ def check(context: Context, model: Any, plan: Plan, callbacks: Iterable[Any], wh
         for reason in _refused(model, callback, whole_model):
             raise Failed(f"{where}: {name}: {reason}")
         for reason in _warned(context, plan, callback) if context.rank == 0 else ():
-            print(_("WARNING: {text}", text=f"{where}: {name}: {reason}"), file=sys.stderr, flush=True)
+            warn(f"{where}: {name}: {reason}")
 
 
 def _refused(model: Any, callback: Any, whole_model: bool) -> Iterator[str]:

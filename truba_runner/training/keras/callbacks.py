@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from truba_runner.errors import Failed
-from truba_runner.language import _
 from truba_runner.training.backend import Context
 from truba_runner.training.job_calls import entry_of
 from truba_runner.training.keras import callback_rules
@@ -46,11 +45,9 @@ def make_callback(context: Context, index: int, given: Any) -> Any:
     callback = make_class(context, where, given, keras.callbacks)
     if not isinstance(callback, keras.callbacks.Callback):
         raise Failed(
-            _(
-                "{where}: {name} made a {kind}, which is not a keras.callbacks.Callback.",
-                where=where,
-                name=name,
-                kind=type(callback).__name__,
-            )
+            "{where}: {name} made a {kind}, which is not a keras.callbacks.Callback.",
+            where=where,
+            name=name,
+            kind=type(callback).__name__,
         )
     return callback

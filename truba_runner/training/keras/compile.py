@@ -7,7 +7,7 @@ from typing import Any
 
 from truba_runner.config.schema import Train
 from truba_runner.errors import Failed, nearest
-from truba_runner.language import _
+from truba_runner.log import info
 from truba_runner.training.backend import Context
 from truba_runner.training.keras.labels.named import is_entry, made
 
@@ -25,11 +25,9 @@ def compile_model(context: Context, model: Any, make_optimizer: Callable[[], Any
     train = context.experiment.train
     if train.loss is None:
         raise Failed(
-            _(
-                "No loss to train with: build_model in {file} returned a model that is not compiled, and train.loss "
-                "is not set. Set it, for example train.loss=sparse_categorical_crossentropy.",
-                file=context.job.__file__,
-            )
+            "No loss to train with: build_model in {file} returned a model that is not compiled, and train.loss is "
+            "not set. Set it, for example train.loss=sparse_categorical_crossentropy.",
+            file=context.job.__file__,
         )
     outputs = _outputs(model)
     model.compile(
@@ -49,18 +47,15 @@ def adjust(model: Any, train: Train) -> None:
     Raises:
         truba_runner.errors.Failed: the config has a learning rate, but the optimizer follows a schedule.
     """
-    print(
-        _(
-            "build_model compiled the model: train.optimizer, train.loss and train.metrics are not used, nor "
-            "train.loss_weights"
-        ),
-        flush=True,
+    info(
+        "build_model compiled the model: train.optimizer, train.loss and train.metrics are not used, nor "
+        "train.loss_weights"
     )
     model.steps_per_execution = train.steps_per_execution
     if train.learning_rate is None:
         return
     if follows_schedule(model.optimizer):
-        raise over_schedule(train)
+        raise over_schedule("train.learning_rate", train.learning_rate)
     model.optimizer.learning_rate = train.learning_rate
 
 
@@ -74,15 +69,13 @@ def follows_schedule(optimizer: Any) -> bool:
     return own or any(follows_schedule(one) for one in inner if one is not None)
 
 
-def over_schedule(train: Train) -> Failed:
-    """Return the error for `train.learning_rate` with an optimizer that follows a schedule."""
+def over_schedule(key: str, value: float | None = None) -> Failed:
+    """Return the error for a config key that sets a learning rate, with an optimizer that follows a schedule."""
     return Failed(
-        _(
-            "train.learning_rate={rate}: this optimizer follows a schedule, and has no single rate to set. Leave the "
-            "schedule out of train.optimizer (or of build_model, where that compiles the model), or leave "
-            "train.learning_rate out.",
-            rate=train.learning_rate,
-        )
+        "{received}: this optimizer follows a schedule, and has no single rate to set. Leave the schedule out of "
+        "train.optimizer (or of build_model, where that compiles the model), or leave {key} out.",
+        received=key if value is None else f"{key}={value}",
+        key=key,
     )
 
 
@@ -106,17 +99,15 @@ def _by_output(where: str, given: Any, outputs: list[str] | None, make_one: Made
     for name in given:
         if outputs is not None and name not in outputs:
             raise Failed(
-                _(
-                    "{where}: the network has no output {name!r}. {nearest}",
-                    where=where,
-                    name=name,
-                    nearest=nearest(str(name), outputs),
-                )
+                "{where}: the network has no output {name!r}. {nearest}",
+                where=where,
+                name=name,
+                nearest=nearest(str(name), outputs),
             )
     return {name: _by_output(f"{where}.{name}", item, None, make_one) for name, item in given.items()}
 
 
 def _number(where: str, given: Any) -> float:
     if isinstance(given, bool) or not isinstance(given, (int, float)):
-        raise Failed(_("{where}={given}: it must be a number.", where=where, given=given))
+        raise Failed("{where}={given}: it must be a number.", where=where, given=given)
     return float(given)

@@ -9,7 +9,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 from truba_runner.errors import Failed
-from truba_runner.language import _
+from truba_runner.log import info
 from truba_runner.training.backend import Context
 
 _VARIABLE, _OURS = "KERAS_BACKEND", "tensorflow"
@@ -39,16 +39,14 @@ def check(context: Context, other: str) -> None:
     if "keras" not in sys.modules:
         other = choose(os.environ) or other
     if other:
-        print(_("{other} is not used: job.backend=keras trains with TensorFlow", other=other), flush=True)
+        info("{other} is not used: job.backend=keras trains with TensorFlow", other=other)
     import keras
 
     if (found := keras.backend.backend()) != _OURS:
         raise Failed(
-            _(
-                "Keras was imported with the backend {found}, but job.backend=keras trains with TensorFlow alone. "
-                "Something has set KERAS_BACKEND={found} before Keras was imported: take that out of {file}, and out "
-                "of what it imports.",
-                found=found,
-                file=context.job.__file__,
-            )
+            "Keras was imported with the backend {found}, but job.backend=keras trains with TensorFlow alone. "
+            "Something has set KERAS_BACKEND={found} before Keras was imported: take that out of {file}, and out of "
+            "what it imports.",
+            found=found,
+            file=context.job.__file__,
         )

@@ -12,14 +12,13 @@ from typing import Any
 
 from truba_runner.config import lr_find
 from truba_runner.config.recipe import Find
-from truba_runner.errors import Failed
-from truba_runner.language import _
 from truba_runner.training import rate_suggestions
 from truba_runner.training.backend import Context
 from truba_runner.training.keras.batches.plan import Plan
+from truba_runner.training.keras.compile import over_schedule
 from truba_runner.training.keras.devices.team import Team
 from truba_runner.training.keras.loop.build import build
-from truba_runner.training.keras.loop.trial import Randomness, as_before
+from truba_runner.training.keras.loop.trial import as_before, same_randomness
 from truba_runner.training.keras.loop.walk import walk_data
 from truba_runner.training.walk.state import Snapshot
 
@@ -30,9 +29,7 @@ _SMOOTHING, _DIVERGED = 0.98, 4.0
 def find_rates(
     context: Context, model: Any, plan: Plan, team: Team | None, splits: Mapping[str, Any], finder: Find
 ) -> dict[str, float | None]:
-    """Run the finder; return the rate that each of the four methods suggests, None if it suggests nothing.
-
-    `splits`: result of `load_data`. The curve is written to `lr_find_NAME.json` and `plots/lr_find_NAME.png`.
+    """Run the finder and return its suggestions, as `rate_suggestions.keep` does. `splits`: result of `load_data`.
 
     Raises:
         truba_runner.errors.Failed: the optimizer follows a schedule, so no rate can be set.
@@ -53,23 +50,11 @@ def set_rate(model: Any, rate: float) -> None:
     try:
         model.optimizer.learning_rate = rate
     except TypeError as error:
-        raise Failed(
-            _(
-                "train.lr_find: this optimizer follows a schedule, and has no single rate to set. Leave the schedule "
-                "out of train.optimizer (or of build_model, where that compiles the model), or leave train.lr_find "
-                "out."
-            )
-        ) from error
+        raise over_schedule("train.lr_find") from error
 
 
 def _ramp(
-    context: Context,
-    model: Any,
-    plan: Plan,
-    team: Team | None,
-    finder: Find,
-    rates: list[float],
-    losses: list[float],
+    context: Context, model: Any, plan: Plan, team: Team | None, finder: Find, rates: list[float], losses: list[float]
 ) -> None:
     import keras
 
@@ -112,19 +97,19 @@ def _ramp(
 @contextmanager
 def _put_back(context: Context, model: Any, plan: Plan, team: Team | None, splits: Mapping[str, Any]) -> Iterator[None]:
     """Let the model train step by step inside the block; restore it, all random state and other state afterwards."""
-    randomness, data = Randomness(), Snapshot(walk_data(splits, model))
-    # Build first: variables made only in the first step could not be restored.
-    build(context, model, plan, team)
-    ways = model.steps_per_execution, model.jit_compile
-    with as_before(context, model):
-        # Each step needs its own rate, and compiling takes longer than a hundred steps.
-        model.steps_per_execution, model.jit_compile = 1, False
-        model.train_function = None
-        try:
-            yield
-        finally:
-            model.steps_per_execution, model.jit_compile = ways
-            model.train_function, model.stop_training = None, False
-    data.put_back()
-    model.reset_metrics()
-    randomness.put_back()
+    with same_randomness():
+        data = Snapshot(walk_data(splits, model))
+        # Build first: variables made only in the first step could not be restored.
+        build(context, model, plan, team)
+        ways = model.steps_per_execution, model.jit_compile
+        with as_before(context, model):
+            # Each step needs its own rate, and compiling takes longer than a hundred steps.
+            model.steps_per_execution, model.jit_compile = 1, False
+            model.train_function = None
+            try:
+                yield
+            finally:
+                model.steps_per_execution, model.jit_compile = ways
+                model.train_function, model.stop_training = None, False
+        data.put_back()
+        model.reset_metrics()

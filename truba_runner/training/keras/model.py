@@ -5,18 +5,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from truba_runner.config.schema import Train
 from truba_runner.errors import Failed, nearest
-from truba_runner.language import _
+from truba_runner.log import info
 from truba_runner.training.backend import Context
 from truba_runner.training.job_calls import accepted, call
+from truba_runner.training.keras.batches.preprocessing import Preprocessing, takes_text
 from truba_runner.training.keras.compile import adjust, compile_model, over_schedule
 from truba_runner.training.keras.labels.named import is_entry, make_class
-
-if TYPE_CHECKING:
-    from truba_runner.training.keras.batches.preprocessing import Preprocessing
 
 
 def build_model(context: Context, jit_compile: bool, preprocessing: Preprocessing | None = None) -> Any:
@@ -34,11 +32,9 @@ def build_model(context: Context, jit_compile: bool, preprocessing: Preprocessin
         model = call(context.job, "build_model", "job.options", _model_options(context), **given)
     if not isinstance(model, keras.Model):
         raise Failed(
-            _(
-                "build_model in {file} returned a {kind}, not a keras.Model.",
-                file=context.job.__file__,
-                kind=type(model).__name__,
-            )
+            "build_model in {file} returned a {kind}, not a keras.Model.",
+            file=context.job.__file__,
+            kind=type(model).__name__,
         )
     if preprocessing and preprocessing.inside:
         model, jit_compile = _joined(context, model, preprocessing, jit_compile)
@@ -64,7 +60,7 @@ def _hyperparameters(context: Context) -> Iterator[dict[str, Any]]:
     if build is None or "hp" not in inspect.signature(build).parameters:
         if values:
             raise Failed(
-                _("job.hyperparameters is set, but build_model in {file} takes no hp.", file=context.job.__file__)
+                "job.hyperparameters is set, but build_model in {file} takes no hp.", file=context.job.__file__
             )
         yield {}
         return
@@ -76,12 +72,10 @@ def _hyperparameters(context: Context) -> Iterator[dict[str, Any]]:
     asked = {one.name for one in hp.space}
     if unknown := [name for name in values if name not in asked]:
         raise Failed(
-            _(
-                "job.hyperparameters.{name}: build_model in {file} asks hp for no such value. {nearest}",
-                name=unknown[0],
-                file=context.job.__file__,
-                nearest=nearest(unknown[0], asked),
-            )
+            "job.hyperparameters.{name}: build_model in {file} asks hp for no such value. {nearest}",
+            name=unknown[0],
+            file=context.job.__file__,
+            nearest=nearest(unknown[0], asked),
         )
     context.hyperparameters.update(hp.get_config())
 
@@ -95,19 +89,15 @@ def _model_options(context: Context) -> dict[str, Any]:
 
 
 def _joined(context: Context, model: Any, preprocessing: Preprocessing, jit_compile: bool) -> tuple[Any, bool]:
-    from truba_runner.training.keras.batches.preprocessing import takes_text
-
     if model.compiled:
         raise Failed(
-            _(
-                "data.preprocessing=model puts a layer before the model, but build_model in {file} compiled it "
-                "already. Leave compile out there and set train.loss, or set data.preprocessing=async.",
-                file=context.job.__file__,
-            )
+            "data.preprocessing=model puts a layer before the model, but build_model in {file} compiled it already. "
+            "Leave compile out there and set train.loss, or set data.preprocessing=async.",
+            file=context.job.__file__,
         )
     text = takes_text(preprocessing.signature)
     if jit_compile and text:
-        print(_("train.jit_compile is off: XLA cannot compile a network that takes text"), flush=True)
+        info("train.jit_compile is off: XLA cannot compile a network that takes text")
     return preprocessing.joined(model), jit_compile and not text
 
 
@@ -134,15 +124,13 @@ def make_optimizer(train: Train, context: Context | None = None) -> Any:
     if train.learning_rate is not None and is_entry(entry):
         settings = dict(entry.get("config") or {})
         if is_entry(settings.get("learning_rate")):
-            raise over_schedule(train)
+            raise over_schedule("train.learning_rate", train.learning_rate)
         entry = {**entry, "config": {**settings, "learning_rate": train.learning_rate}}
     optimizer = make_class(context, "train.optimizer", entry, keras.optimizers)
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise Failed(
-            _(
-                "train.optimizer: {given} made a {kind}, which is not a keras.optimizers.Optimizer.",
-                given=given,
-                kind=type(optimizer).__name__,
-            )
+            "train.optimizer: {given} made a {kind}, which is not a keras.optimizers.Optimizer.",
+            given=given,
+            kind=type(optimizer).__name__,
         )
     return optimizer

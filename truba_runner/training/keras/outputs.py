@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner.language import _
-from truba_runner.training import full_disk
+from truba_runner.storage.files import written_by_path
 from truba_runner.training.backend import Context
 from truba_runner.training.keras.batches.epochs import evaluated
 from truba_runner.training.keras.batches.plan import Plan
@@ -57,16 +57,10 @@ def evaluate_and_predict(
 
 
 def _evaluate(
-    context: Context,
-    model: Any,
-    plan: Plan,
-    split: str,
-    result: dict[str, Any],
-    resume: Resume,
-    callbacks: list[Any],
+    context: Context, model: Any, plan: Plan, split: str, result: dict[str, Any], resume: Resume, callbacks: list[Any]
 ) -> None:
     if not can_evaluate(model):
-        note(context, _("the network has neither call() nor test_step(): it is not evaluated"))
+        note(context, "the network has neither call() nor test_step(): it is not evaluated")
         return
     if "evaluation" not in resume.result:
         metrics = Logs(model.evaluate(plan.dataset, verbose=0, return_dict=True, callbacks=callbacks))
@@ -77,7 +71,7 @@ def _evaluate(
 
 def _predict(context: Context, model: Any, plan: Plan, callbacks: list[Any]) -> dict[str, Any] | None:
     if not has_call(model) and not has_own(model, "predict_step"):
-        note(context, _("the network has neither call() nor predict_step(): there are no predictions"))
+        note(context, "the network has neither call() nor predict_step(): there are no predictions")
         return None
     # For prediction Keras unrolls all steps of an execution, and compiling would take longer than predicting.
     model.steps_per_execution, model.jit_compile = 1, False
@@ -113,7 +107,7 @@ def save(folder: Path, predictions: dict[str, Any]) -> str:
     arrays = {name: array for output, value in predictions.items() for name, array in _arrays(output, value)}
     alone = list(predictions) == list(arrays) == ["predictions"]
     name = "predictions.npy" if alone else "predictions.npz"
-    with full_disk.whole(folder / name) as beside:
+    with written_by_path(folder / name) as beside:
         if alone:
             np.save(beside, arrays["predictions"])
         else:

@@ -8,7 +8,7 @@ from typing import Any
 
 from truba_runner.config.schema import Train
 from truba_runner.errors import Failed
-from truba_runner.language import _
+from truba_runner.log import info
 from truba_runner.training.keras.compile import follows_schedule
 
 
@@ -38,13 +38,9 @@ def scale_learning_rate(model: Any, train: Train, devices: int) -> None:
         return
     if follows_schedule(model.optimizer):
         raise Failed(
-            _(
-                "train.scale_learning_rate=true: this optimizer follows a schedule, and has no single rate to "
-                "multiply. Scale the schedule's own settings, and leave train.scale_learning_rate out."
-            )
+            "train.scale_learning_rate=true: this optimizer follows a schedule, and has no single rate to multiply. "
+            "Scale the schedule's own settings, and leave train.scale_learning_rate out."
         )
     scaled = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)) * devices
     model.optimizer.learning_rate = scaled
-    print(
-        _("learning rate {scaled:g}: that of one device, times {devices}", scaled=scaled, devices=devices), flush=True
-    )
+    info("learning rate {scaled:g}: that of one device, times {devices}", scaled=scaled, devices=devices)

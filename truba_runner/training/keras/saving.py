@@ -12,17 +12,17 @@ from __future__ import annotations
 import inspect
 import json
 import math
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from truba_runner.language import _
-from truba_runner.training import full_disk
+from truba_runner.storage.files import written_by_path
 from truba_runner.training.backend import Context
 from truba_runner.training.keras.batches.preprocessing import Preprocessing
 from truba_runner.training.keras.devices.own_methods import has_call
+from truba_runner.training.keras.loop.trial import same_randomness
 from truba_runner.training.notes import note, noted
 
 # A model of the job's own class is made a second time as a test, unless it has more weights: it may fill a GPU.
@@ -61,7 +61,7 @@ class Saving:
         import keras
 
         parts = [self._model, *([self._ahead.layer] if self._ahead else [])]
-        with _without(self._model):
+        with _with_attribute(self._model, "compiled", False):
             if reason := _fails(lambda: [json.dumps(keras.saving.serialize_keras_object(part)) for part in parts]):
                 self.whole_model = False
                 note(self._context, self._cannot(reason))
@@ -70,23 +70,20 @@ class Saving:
             self._compiled = False
             note(
                 self._context,
-                _(
-                    "model.keras is saved for predicting, without optimizer, loss and metrics, as Keras cannot write "
-                    "one of them: {reason} Give it a get_config() that returns what its __init__ takes.",
-                    reason=_sentence(reason),
-                ),
+                "model.keras is saved for predicting, without optimizer, loss and metrics, as Keras cannot write one "
+                "of them: {reason} Give it a get_config() that returns what its __init__ takes.",
+                reason=_sentence(reason),
             )
-        with _same_chances():
+        # Layers made in it draw seeds, which must not affect the training.
+        with same_randomness():
             unreadable = next(filter(None, map(self._unreadable, _in_file(self._model))), None)
         if unreadable:
             self._and_weights = True
             note(
                 self._context,
-                _(
-                    "model.keras is saved, but Keras will not be able to load it: {reason} model.weights.h5 is saved "
-                    "beside it.",
-                    reason=_sentence(unreadable),
-                ),
+                "model.keras is saved, but Keras will not be able to load it: {reason} model.weights.h5 is saved "
+                "beside it.",
+                reason=_sentence(unreadable),
             )
 
     def _cannot(self, reason: str) -> str:
@@ -120,12 +117,9 @@ class Saving:
         before = len(self._context.notes)
         with noted(self._context, _("model.keras cannot be saved, and model.weights.h5 is saved in its place")):
             model = self._ahead.joined(self._model) if self._ahead else self._model
-            with full_disk.whole(path) as beside:
-                if self._compiled:
+            with written_by_path(path) as beside:
+                with _with_attribute(model, "compiled", model.compiled and self._compiled):
                     model.save(beside)
-                else:
-                    with _without(model):
-                        model.save(beside)
         self.whole_model = len(self._context.notes) == before
         return self.whole_model
 
@@ -133,13 +127,14 @@ class Saving:
         import keras
 
         model = self._model
-        with full_disk.whole(folder / f"{name}.weights.h5") as beside, _as_built(model):
+        # The model's parts may be built although it was never called itself.
+        with written_by_path(folder / f"{name}.weights.h5") as beside, _with_attribute(model, "built", True):
             model.save_weights(beside)
         if not model.built:
             for attribute, part in vars(model).items():
                 if isinstance(part, keras.Model) and part.built and not attribute.startswith("_"):
                     with noted(self._context, _("{name} cannot be saved", name=f"{name}.{attribute}.keras")):
-                        with full_disk.whole(folder / f"{name}.{attribute}.keras") as beside:
+                        with written_by_path(folder / f"{name}.{attribute}.keras") as beside:
                             part.save(beside)
         return f"{name}.weights.h5"
 
@@ -156,38 +151,14 @@ def _in_file(model: Any) -> Iterator[Any]:
 
 
 @contextmanager
-def _without(model: Any) -> Iterator[None]:
-    """Make Keras ignore inside the block that the model is compiled."""
-    before = model.compiled
-    model.compiled = False
+def _with_attribute(model: Any, name: str, value: bool) -> Iterator[None]:
+    """Change the model's attribute `compiled` or `built` inside the block, so that Keras takes it for that."""
+    before = getattr(model, name)
+    setattr(model, name, value)
     try:
         yield
     finally:
-        model.compiled = before
-
-
-@contextmanager
-def _as_built(model: Any) -> Iterator[None]:
-    """Mark the model as built inside the block: its parts may be built although it was never called itself."""
-    built = model.built
-    model.built = True
-    try:
-        yield
-    finally:
-        model.built = built
-
-
-@contextmanager
-def _same_chances() -> Iterator[None]:
-    """Restore the random state after the block: layers made in it draw seeds, which must not affect the training."""
-    import numpy as np
-
-    host, numpy_host = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(host)
-        np.random.set_state(numpy_host)
+        setattr(model, name, before)
 
 
 def _fails(attempt: Callable[[], Any]) -> str | None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from truba_runner.language import _
 from truba_runner.training import plots
 from truba_runner.training.backend import Context
+from truba_runner.training.notes import noted_graph
 from truba_runner.training.summaries.writer import Board
 
 
@@ -25,14 +24,14 @@ def peak_bytes(devices: Sequence[str]) -> Callable[[], float] | None:
     return lambda: max(float(tf.config.experimental.get_memory_info(gpu)["peak"]) for gpu in gpus)
 
 
-def write_graph(board: Board, model: Any) -> None:
-    """Write the layers as Keras has them and the operations of a forward pass; print why a model has no graph."""
+def write_graph(context: Context, board: Board, model: Any) -> None:
+    """Write the layers as Keras has them and the operations of a forward pass; note why a model has no graph."""
     import tensorflow as tf
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
     from tensorboard.compat.proto.types_pb2 import DT_STRING
 
-    try:
+    with noted_graph(context):
         # The plugin's name for a Keras model; format version 1.
         metadata = SummaryMetadata(plugin_data={"plugin_name": "graph_keras_model", "content": b"1"})
         text = TensorProto(dtype=DT_STRING, tensor_shape={}, string_val=[model.to_json().encode()])
@@ -42,13 +41,6 @@ def write_graph(board: Board, model: Any) -> None:
         forward = tf.function(lambda given: model(given, training=False))
         graph = forward.get_concrete_function(inputs if len(inputs) > 1 else inputs[0]).graph
         board.add("train", 0, graph_def=graph.as_graph_def().SerializeToString())
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else ""
-        print(
-            _("no graph for TensorBoard ({kind}: {reason})", kind=type(error).__name__, reason=reason),
-            file=sys.stderr,
-            flush=True,
-        )
 
 
 class StepProfiler:

@@ -157,7 +157,7 @@ def _train(context: Context, devices: list[str], told: Curves) -> dict[str, Any]
         resume.restore()
     else:
         if experiment.tensorboard.graph and not resume.goes_on:
-            tensorboard.write_graph(told.board, model)
+            tensorboard.write_graph(context, told.board, model)
         extra = extra_callbacks(context, model, train_plan, saving, resume.goes_on)
         _fit(context, model, plans, reporter, resume, extra)
     resume.is_over()
@@ -189,11 +189,9 @@ def _result(context: Context, made: _SetUp, reporter: Reporter) -> dict[str, Any
     if rate is not None and not counts.get("optimizer_steps", counts["steps"]):
         note(
             context,
-            _(
-                "train.learning_rate={rate} changed nothing: the optimizer that compile() knows took no step. Set the "
-                "rates of the others in build_model.",
-                rate=rate,
-            ),
+            "train.learning_rate={rate} changed nothing: the optimizer that compile() knows took no step. Set the "
+            "rates of the others in build_model.",
+            rate=rate,
         )
     result = {
         "metrics": reporter.last_metrics(),
@@ -236,7 +234,7 @@ def _validation(context: Context, model: Any, plans: dict[str, Plan]) -> Any:
     if "validation" not in plans:
         return None
     if not can_evaluate(model):
-        note(context, _("the network has neither call() nor test_step(): there is no validation"))
+        note(context, "the network has neither call() nor test_step(): there is no validation")
         return None
     return plans["validation"].dataset
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from truba_runner.errors import Failed
-from truba_runner.language import _
 from truba_runner.slurm import hostlist
 
 # Above the ports of common services, below Linux's ephemeral ports (from 32768).
@@ -29,23 +28,19 @@ def worker_addresses(environment: Mapping[str, str], tasks: int) -> list[str]:
         placed = [(name, local) for name, count in zip(names, counts, strict=True) for local in range(count)]
     except ValueError as error:
         raise Failed(
-            _(
-                "Slurm's variables do not say where the {tasks} tasks of this job are: SLURM_JOB_NODELIST={nodes!r}, "
-                "SLURM_TASKS_PER_NODE={per_node!r} ({error}). Start them with srun.",
-                tasks=tasks,
-                nodes=nodes,
-                per_node=per_node,
-                error=error,
-            )
+            "Slurm's variables do not say where the {tasks} tasks of this job are: SLURM_JOB_NODELIST={nodes!r}, "
+            "SLURM_TASKS_PER_NODE={per_node!r} ({error}). Start them with srun.",
+            tasks=tasks,
+            nodes=nodes,
+            per_node=per_node,
+            error=error,
         ) from error
     if len(placed) != tasks:
         raise Failed(
-            _(
-                "SLURM_NTASKS is {tasks}, but {nodes} with {per_node} tasks a node have {placed}.",
-                tasks=tasks,
-                nodes=nodes,
-                per_node=per_node,
-                placed=len(placed),
-            )
+            "SLURM_NTASKS is {tasks}, but {nodes} with {per_node} tasks a node have {placed}.",
+            tasks=tasks,
+            nodes=nodes,
+            per_node=per_node,
+            placed=len(placed),
         )
     return [f"{name}:{FIRST_PORT + (job_id * max(counts) + local) % PORTS}" for name, local in placed]

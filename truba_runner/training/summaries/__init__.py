@@ -1,1 +1,1 @@
-"""Write a run's TensorBoard event files."""
+"""Write a run's metrics: TensorBoard's event files and `history.csv`."""

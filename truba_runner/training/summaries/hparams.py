@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner.config.schema import Experiment
-from truba_runner.language import _
+from truba_runner.log import print_error
 from truba_runner.storage.files import write_atomically
 
 # A fixed name, so that a restarted run replaces the file.
@@ -30,9 +29,7 @@ def write(
         folder.mkdir(mode=0o700, exist_ok=True)
         write_atomically(folder / _FILE, content)
     except (ImportError, OSError) as error:
-        print(
-            _("the settings could not be written for TensorBoard ({error})", error=error), file=sys.stderr, flush=True
-        )
+        print_error("the settings could not be written for TensorBoard ({error})", error=error)
 
 
 def values_of(experiment: Experiment) -> dict[str, Any]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from truba_runner.language import _
+from truba_runner.log import info, print_error
 
 
 class Profiler(Protocol):
@@ -50,22 +49,10 @@ class Profile:
                 folder = self._folder / f"steps-{self._before + 1}-{steps}"
                 folder.mkdir(mode=0o700, parents=True)
                 self._profiler.stop(folder)
-                print(
-                    _(
-                        "profile of steps {first} to {last}: {folder}",
-                        first=self._before + 1,
-                        last=steps,
-                        folder=folder,
-                    ),
-                    flush=True,
-                )
+                info("profile of steps {first} to {last}: {folder}", first=self._before + 1, last=steps, folder=folder)
         except Exception as error:
             self._done = True
-            print(
-                _("no profile was taken ({kind}: {error})", kind=type(error).__name__, error=error),
-                file=sys.stderr,
-                flush=True,
-            )
+            print_error("no profile was taken ({kind}: {error})", kind=type(error).__name__, error=error)
 
     def close(self) -> None:
         """Discard an unfinished profile at the training's end or interruption, and print that there is none."""
@@ -75,11 +62,10 @@ class Profile:
         if self._before >= 0:
             self._profiler.stop(None)
         if self._trained:
-            told = _(
+            print_error(
                 "no profile so far: {count} steps from step {first} on were asked for (tensorboard.profile_steps), in "
                 "whole executions, and the training is at step {step}",
                 count=self._count,
                 first=self._first,
                 step=self._trained,
             )
-            print(told, file=sys.stderr, flush=True)

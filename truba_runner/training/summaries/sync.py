@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import struct
-import sys
 import tempfile
 import threading
 import traceback
@@ -20,13 +19,12 @@ from pathlib import Path
 from typing import IO
 
 from truba_runner.language import _
+from truba_runner.log import print_error
 
 # TFRecord format: the length of the data, its checksum, the data, their checksum.
 _LENGTH = struct.Struct("<Q")
 _CHECKSUM_BYTES = 4
 _CHUNK_BYTES = 1 << 24
-# Limit on the bytes kept in memory while the disk is full, to be written when it has space again.
-_MOST_WAITING_BYTES = 1 << 24
 
 
 class EventFile:
@@ -46,8 +44,6 @@ class EventFile:
         self._local: IO[bytes] | None = None
         if scratch is not None:
             self._local = tempfile.TemporaryFile(dir=scratch, buffering=0)
-        # Bytes that are on no disk yet: the shared disk is full, and no local disk is used.
-        self._waiting = bytearray()
         # Descriptor of the shared file; kept open if records are written there directly.
         self._handle = -1
         self._copying = threading.Lock()
@@ -56,34 +52,19 @@ class EventFile:
         """Append whole records, to the local disk if used; once that is full, to the shared file.
 
         Raises:
-            OSError: the disk is full. The records are kept in memory and written with later ones, unless too many
-                bytes wait already.
+            OSError: the shared disk is full; the records are left out, and later ones can be appended.
         """
         if self._local is not None:
             try:
                 _write_at(self._local.fileno(), records, self.told - self._found)
             except OSError as error:
-                print(
-                    _(
-                        "the node's own disk takes no more of {file} ({error}); it is written straight to the shared "
-                        "disk",
-                        file=self._path.name,
-                        error=error.strerror,
-                    ),
-                    file=sys.stderr,
-                    flush=True,
-                )
-                self._leave_the_node()
-        if self._local is not None:
-            # After the write: another thread copies up to this offset.
-            self.told += len(records)
-            return
-        with self._copying:
-            if len(self._waiting) + len(records) > _MOST_WAITING_BYTES:
-                self._bring()
-            self._waiting += records
-            self.told += len(records)
-            self._bring()
+                self._leave_the_node(self._local, error)
+        if self._local is None:
+            with self._copying:
+                self._write(records, self.told)
+                self._there = self.told + len(records)
+        # After the write: another thread copies up to this offset.
+        self.told += len(records)
 
     def copy(self, durable: bool = False) -> int:
         """Write missing bytes to the shared file, and fsync it if `durable`; return how many bytes were written.
@@ -120,25 +101,19 @@ class EventFile:
         if self._local is not None:
             # Some network file systems show a file's new size to other nodes only once it is closed.
             self._shut()
-        return copied + self._bring()
+        return copied
 
-    def _bring(self) -> int:
-        """Write the bytes that wait in memory to the shared file; return how many."""
-        count = len(self._waiting)
-        if count:
-            self._write(bytes(self._waiting), self._there)
-            self._there += count
-            self._waiting.clear()
-        return count
-
-    def _leave_the_node(self) -> None:
-        """Stop using the local disk; keep its uncopied bytes in memory, as the shared disk may be full too."""
+    def _leave_the_node(self, local: IO[bytes], error: OSError) -> None:
+        """Copy all and stop using the local disk, which is full; not if the shared disk is full too."""
         with self._copying:
-            if self._local is not None:
-                left = os.pread(self._local.fileno(), self.told - self._there, self._there - self._found)
-                self._waiting += left
-                self._local.close()
+            self._copy()
+            local.close()
             self._local = None
+        print_error(
+            "the node's own disk takes no more of {file} ({error}); it is written straight to the shared disk",
+            file=self._path.name,
+            error=error.strerror,
+        )
 
     def _write(self, data: bytes, offset: int) -> None:
         if self._handle < 0:

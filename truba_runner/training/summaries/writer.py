@@ -7,7 +7,6 @@ stop the training. Only rank 0 writes.
 from __future__ import annotations
 
 import io
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from typing import Any
 
 from truba_runner.config import partitions
 from truba_runner.language import _
+from truba_runner.log import print_error
 from truba_runner.training.backend import Context
 from truba_runner.training.summaries import event_files
 from truba_runner.training.summaries.sync import EventFile, Every
@@ -114,7 +114,7 @@ class Board:
         if kind not in self._told_of:
             self._told_of.add(kind)
             with suppress(OSError):
-                print(text, file=sys.stderr, flush=True)
+                print_error(text)
 
 
 @contextmanager
@@ -146,11 +146,7 @@ def _has_tensorboard() -> bool:
     try:
         import tensorboard  # noqa: F401
     except ImportError as error:
-        print(
-            _("TensorBoard's event files are not written ({error}); training goes on", error=error),
-            file=sys.stderr,
-            flush=True,
-        )
+        print_error("TensorBoard's event files are not written ({error}); training goes on", error=error)
         return False
     return True
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from truba_runner.training.walk.state import bytes_of_tensor
+
 # Left out, by the first and the last part of a path.
 _CLOCKS = {("reporter", "seconds"), ("reporter", "epoch_seconds")}
 _FILE_SIZES = "event_files"
@@ -29,7 +31,6 @@ _CAUSES = (
     "data",
     "streams",
     "seeds",
-    "generators",
     "random",
     "numpy",
     "learner",
@@ -61,7 +62,7 @@ def between(one: Any, other: Any, folders: tuple[str, str] = ("", "")) -> list[D
 
     `folders`: the folders that the two trainings wrote to; ignored in the texts of their states.
     """
-    sides = [dict(_leaves(_with_names(state))) for state in (one, other)]
+    sides = [dict(_leaves(state)) for state in (one, other)]
     found = []
     for path in sorted(dict.fromkeys([*sides[0], *sides[1]]), key=_rank):
         values = [side.get(path, _ABSENT) for side in sides]
@@ -86,15 +87,6 @@ def _leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
             yield from _leaves(item[1], (*path, f"[{index}] ({item[0]})")) if named else _leaves(item, (*path, index))
     elif path[:1] != (_FILE_SIZES,) and (path[:1] + path[-1:]) not in _CLOCKS:
         yield path, value
-
-
-def _with_names(state: Any) -> Any:
-    """Return the state with its list of variables keyed by the names in its signature, if it has both."""
-    variables = state.get("variables") if isinstance(state, Mapping) else None
-    if not isinstance(variables, list):
-        return state
-    known = [str(entry[0]) for entry in state["signature"]["variables"]]
-    return {**state, "variables": list(zip(known, variables, strict=True))}
 
 
 def _rank(path: Path) -> int:
@@ -141,13 +133,10 @@ def _array(value: Any) -> Any:
 
     if not hasattr(value, "detach"):
         return np.asarray(value)
-    import torch
-
-    plain = value.detach().cpu().contiguous()
     try:
-        return plain.numpy()
+        return value.detach().cpu().contiguous().numpy()
     except TypeError:
-        return plain.reshape(-1).view(torch.uint8).numpy()
+        return bytes_of_tensor(value)
 
 
 def _in_words(one: Any, other: Any) -> tuple[str, ...]:

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
 
 from truba_runner.errors import Failed
-from truba_runner.language import _
+from truba_runner.language import _, marked
+from truba_runner.log import warn
+
+# Why a state cannot be saved.
+UNSAVED = marked(
+    "{path} is {reason}. A run that resumes has it as this start made it. Keep numbers, text or arrays there from "
+    "which it can be made again, or leave it out."
+)
+MADE_LATER = marked(
+    "{path} was made after the training had begun: a run that resumes would not have it, and would be refused. Make it "
+    "before the training begins: with the network, or in the callback's __init__, on_train_begin or before_fit."
+)
+DRAWN_AHEAD = marked(
+    "{path} is drawn from while batches are fetched, ahead of the training: a run that resumes in the middle of an "
+    "epoch gets other random numbers. Draw from a stream that epoch and batch decide, as "
+    "numpy.random.default_rng([seed, epoch, index])."
+)
+OTHER_ORDER = marked(
+    "{path} is a Dataset whose order a resumed run does not get again: {reason}. Return a function of the epoch in its "
+    "place, which shuffles with shuffle(…, seed=epoch); or set train.steps_per_epoch and the seeds."
+)
 
 
 class Unsaved:
@@ -17,84 +36,20 @@ class Unsaved:
         self._strict = strict
         self._told: set[str] = set()
 
-    def tell(self, reasons: Mapping[str, str]) -> None:
-        """Report paths whose objects no checkpoint can hold, with reasons.
+    def report(self, paths: Iterable[str], text: str = UNSAVED) -> None:
+        """Report new paths with one of the messages above. `paths`: a mapping to reasons if the message has one.
 
         Raises:
             truba_runner.errors.Failed: a path is new and `checkpoint.strict` is set.
         """
+        reasons = paths if isinstance(paths, Mapping) else dict.fromkeys(paths, "")
         new = {path: reason for path, reason in reasons.items() if path not in self._told}
         self._told.update(new)
-        lines = [
-            _(
-                "{path} is {reason}. A run that resumes has it as this start made it. Keep numbers, text or arrays "
-                "there from which it can be made again, or leave it out.",
-                path=path,
-                reason=reason,
-            )
-            for path, reason in new.items()
-        ]
-        self._say(lines)
-
-    def tell_of_made(self, paths: Iterable[str]) -> None:
-        """Report objects that were made after the training had begun.
-
-        Raises:
-            truba_runner.errors.Failed: a path is new and `checkpoint.strict` is set.
-        """
-        new = [path for path in paths if path not in self._told]
-        self._told.update(new)
-        self._say(
-            _(
-                "{path} was made after the training had begun: a run that resumes would not have it, and would be "
-                "refused. Make it before the training begins: with the network, or in the callback's __init__, "
-                "on_train_begin or before_fit.",
-                path=path,
-            )
-            for path in new
-        )
-
-    def tell_of_drawn_ahead(self, paths: Iterable[str]) -> None:
-        """Report random streams of the data that are drawn from while batches are fetched ahead.
-
-        Raises:
-            truba_runner.errors.Failed: a path is new and `checkpoint.strict` is set.
-        """
-        new = [path for path in paths if path not in self._told]
-        self._told.update(new)
-        self._say(
-            _(
-                "{path} is drawn from while batches are fetched, ahead of the training: a run that resumes in the "
-                "middle of an epoch gets other random numbers. Draw from a stream that epoch and batch decide, as "
-                "numpy.random.default_rng([seed, epoch, index]).",
-                path=path,
-            )
-            for path in new
-        )
-
-    def tell_of_order(self, path: str, reason: str) -> None:
-        """Say that a stream gives its elements in another order when a run resumes, and why.
-
-        Raises:
-            truba_runner.errors.Failed: as `tell`.
-        """
-        self._say(
-            [
-                _(
-                    "{path} is a Dataset whose order a resumed run does not get again: {reason}. Return a function of "
-                    "the epoch in its place, which shuffles with shuffle(…, seed=epoch); or set train.steps_per_epoch "
-                    "and the seeds.",
-                    path=path,
-                    reason=reason,
-                )
-            ]
-        )
-
-    def _say(self, lines: Iterable[str]) -> None:
-        for line in lines:
+        for path, reason in new.items():
+            line = _(text, path=path, reason=reason)
             if self._strict:
-                raise Failed(_("checkpoint.strict=true: {line}", line=line))
-            print(_("WARNING: {text}", text=line), file=sys.stderr, flush=True)
+                raise Failed("checkpoint.strict=true: {line}", line=line)
+            warn(line)
 
 
 def refuse_lost(paths: Iterable[str]) -> None:
@@ -105,10 +60,8 @@ def refuse_lost(paths: Iterable[str]) -> None:
     """
     if lost := sorted(paths):
         raise Failed(
-            _(
-                "The newest checkpoint holds the state of {paths}, and this start has no such object: it was made in "
-                "the middle of the training. Make it before the training begins (with the network, or in the "
-                "callback's __init__, on_train_begin or before_fit), and start anew beside this run with fresh=true.",
-                paths=", ".join(lost),
-            )
+            "The newest checkpoint holds the state of {paths}, and this start has no such object: it was made in the "
+            "middle of the training. Make it before the training begins (with the network, or in the callback's "
+            "__init__, on_train_begin or before_fit), and start anew beside this run with fresh=true.",
+            paths=", ".join(lost),
         )

@@ -272,10 +272,15 @@ def _bytes_of(value: Any) -> Any:
     import numpy as np
 
     if is_tensor(value):
-        import torch
-
-        return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        return bytes_of_tensor(value)
     return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+
+
+def bytes_of_tensor(tensor: Any) -> Any:
+    """Return a torch tensor's bytes as a NumPy array."""
+    import torch
+
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def _feed_items(digest: Any, kind: str, length: int, items: Iterable[Any]) -> None:

@@ -37,19 +37,13 @@ def chosen(context: Context) -> dict[str, Any]:
         return {"arch": arch}
     file = folder / source.file
     if not file.is_file() or not matches(file, source.sha256):
-        damaged = _(
-            "{file}, from which job.options.arch={name} begins, is damaged. Submit the run again, which stages it, or "
+        raise Failed(
+            "{file}, from which job.options.arch={name} begins, {fault}. Submit the run again, which stages it, or "
             "set job.options.pretrained=false.",
             file=file,
             name=name,
+            fault=_("is damaged") if file.is_file() else _("is not there"),
         )
-        missing = _(
-            "{file}, from which job.options.arch={name} begins, is not there. Submit the run again, which stages it, "
-            "or set job.options.pretrained=false.",
-            file=file,
-            name=name,
-        )
-        raise Failed(damaged if file.is_file() else missing)
     overlay = {"pretrained_cfg_overlay": {"file": str(file)}} if isinstance(arch, str) else {}
     return {"arch": arch, **overlay}
 
@@ -60,12 +54,10 @@ def _torchvision(name: str) -> Any:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise Failed(
-            _(
-                "job.options.arch={name}: torchvision has no such architecture. {nearest} One of timm's is written "
-                "timm/NAME.",
-                name=name,
-                nearest=nearest(name, known),
-            )
+            "job.options.arch={name}: torchvision has no such architecture. {nearest} One of timm's is written "
+            "timm/NAME.",
+            name=name,
+            nearest=nearest(name, known),
         )
     return torchvision.models.get_model_builder(name)
 
@@ -75,19 +67,15 @@ def _timm(name: str) -> str:
         import timm
     except ImportError as error:
         raise Failed(
-            _(
-                "job.options.arch=timm/{name}: timm is not installed where the job runs. Install it, or choose one of "
-                "torchvision's architectures.",
-                name=name,
-            )
+            "job.options.arch=timm/{name}: timm is not installed where the job runs. Install it, or choose one of "
+            "torchvision's architectures.",
+            name=name,
         ) from error
     if not timm.is_model(name):
         known = [*timm.list_models(), *timm.list_pretrained()]
         raise Failed(
-            _(
-                "job.options.arch=timm/{name}: timm has no such architecture. {nearest}",
-                name=name,
-                nearest=nearest(name, known),
-            )
+            "job.options.arch=timm/{name}: timm has no such architecture. {nearest}",
+            name=name,
+            nearest=nearest(name, known),
         )
     return name

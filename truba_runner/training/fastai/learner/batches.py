@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from truba_runner.errors import Failed
-from truba_runner.language import _
 from truba_runner.training.interrupt import Interruption
 
 
@@ -97,19 +96,15 @@ class Pass:
         """
         if not getattr(loader, "indexed", False) or loader.n is None:
             raise Failed(
-                _(
-                    "The {kind} loader goes through a stream, and has no items by number, so that an interrupted run "
-                    "could not go on from its middle. Give the DataBlock a list of items.",
-                    kind=where.kind,
-                )
+                "The {kind} loader goes through a stream, and has no items by number, so that an interrupted run "
+                "could not go on from its middle. Give the DataBlock a list of items.",
+                kind=where.kind,
             )
         if loader.bs is None:
             raise Failed(
-                _(
-                    "The {kind} loader has no batch size (bs=None), so that its batches cannot be counted. Give it "
-                    "single items and bs=….",
-                    kind=where.kind,
-                )
+                "The {kind} loader has no batch size (bs=None), so that its batches cannot be counted. Give it single "
+                "items and bs=….",
+                kind=where.kind,
             )
         self._streams = list(streams)
         seed_streams(self._streams, where.key("order"))

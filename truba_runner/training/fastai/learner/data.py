@@ -11,18 +11,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from truba_runner.data.image_pack import cores
 from truba_runner.errors import Failed
-from truba_runner.language import _
 from truba_runner.rules.training import divisible_sizes
 from truba_runner.training.backend import Context
 from truba_runner.training.fastai.learner.batches import key, seed_all
-from truba_runner.training.fastai.learner.devices import cores
 from truba_runner.training.fastai.learner.loaders import adopted
 from truba_runner.training.fastai.learner.photographs import Photographs, opened
 from truba_runner.training.job_calls import accepted, call
-from truba_runner.training.notes import note
+from truba_runner.training.notes import note, one_line
 
-_DEFAULT_BATCH_SIZE = 64
+DEFAULT_BATCH_SIZE = 64
 _MOST_WORKERS = 16
 # fastai's own default batch size in DataBlock.summary.
 _SUMMARY_EXAMPLES = 4
@@ -51,12 +50,10 @@ class Data:
             self.items = self._photographs.items
         if not len(self.items):
             raise Failed(
-                _(
-                    "load_items in {file} found nothing for data.name={name} in {folder}.",
-                    file=job.__file__,
-                    name=name,
-                    folder=folder,
-                )
+                "load_items in {file} found nothing for data.name={name} in {folder}.",
+                file=job.__file__,
+                name=name,
+                folder=folder,
             )
         # Batch transforms that `build_learner` added, as vision_learner does: later loaders need them too.
         self.added: list[Any] = []
@@ -85,12 +82,10 @@ class Data:
         made = call(job, "data_block", "data.options", {**self._options, **changes}, items=items)
         if not isinstance(made, DataBlock):
             raise Failed(
-                _(
-                    "data_block in {file} returned a {kind}: where load_items returns the path of photographs, it has "
-                    "to be a DataBlock.",
-                    file=job.__file__,
-                    kind=type(made).__name__,
-                )
+                "data_block in {file} returned a {kind}: where load_items returns the path of photographs, it has to "
+                "be a DataBlock.",
+                file=job.__file__,
+                kind=type(made).__name__,
             )
         return made
 
@@ -109,12 +104,10 @@ class Data:
             loaders = made
         else:
             raise Failed(
-                _(
-                    "data_block in {file} returned a {kind}. It has to be a DataBlock, what has examples to make "
-                    "loaders of (Datasets, TabularPandas), or fastai's DataLoaders.",
-                    file=self._context.job.__file__,
-                    kind=type(made).__name__,
-                )
+                "data_block in {file} returned a {kind}. It has to be a DataBlock, what has examples to make loaders "
+                "of (Datasets, TabularPandas), or fastai's DataLoaders.",
+                file=self._context.job.__file__,
+                kind=type(made).__name__,
             )
         loaders = adopted(self._context, loaders, self._size_of(loaders, batch_size), self._own_workers())
         loaders.to(self._device)
@@ -145,10 +138,8 @@ class Data:
         source = self._photographs.path if self._photographs else self.items
         if block.splitter is not None and not len(block.splitter(self.items)[0]):
             raise Failed(
-                _(
-                    "The training set is empty: the DataBlock's splitter holds out all {count} items.",
-                    count=len(self.items),
-                )
+                "The training set is empty: the DataBlock's splitter holds out all {count} items.",
+                count=len(self.items),
             )
         try:
             block.summary(source, bs=min(_SUMMARY_EXAMPLES, len(self.items)))
@@ -156,8 +147,7 @@ class Data:
             raise
         except Exception as error:
             # For example, a language model's texts alone make no batch. Real mistakes fail in training.
-            reason = " ".join(str(error).split())
-            note(self._context, _("fastai could not summarise the data ({error})", error=reason))
+            note(self._context, "fastai could not summarise the data ({error})", error=one_line(error))
 
     def sha256(self) -> str:
         """Return the SHA-256 of the items' names, which identifies the data of a checkpoint."""
@@ -166,18 +156,16 @@ class Data:
     def batch_size(self, given: int | None) -> int:
         """Return the batch size of each process."""
         train, tasks = self._context.experiment.train, self._context.tasks
-        size = given or train.batch_size or _DEFAULT_BATCH_SIZE
+        size = given or train.batch_size or DEFAULT_BATCH_SIZE
         if train.batch_scaling == "per_replica":
             return size
         if size % tasks:
             raise Failed(
-                _(
-                    "A batch of {size} does not divide among {tasks} processes. Set it to {sizes}, in "
-                    "train.batch_size or where the recipe says so.",
-                    size=size,
-                    tasks=tasks,
-                    sizes=divisible_sizes(size, tasks),
-                )
+                "A batch of {size} does not divide among {tasks} processes. Set it to {sizes}, in train.batch_size or "
+                "where the recipe says so.",
+                size=size,
+                tasks=tasks,
+                sizes=divisible_sizes(size, tasks),
             )
         return size // tasks
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from typing import Any
 
 from truba_runner.config.schema import Train
 from truba_runner.language import _
+from truba_runner.log import print_error
 from truba_runner.training.missing_gpus import tell_of_missing_gpus
 
 
@@ -48,22 +48,13 @@ def compute_the_same_each_time() -> None:
     warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
 
 
-def cores() -> int:
-    """Return the number of cores of this process: those Slurm gave its task, at most those the machine has."""
-    usable = len(os.sched_getaffinity(0))
-    return min(usable, int(os.environ.get("SLURM_CPUS_PER_TASK", usable)))
-
-
 def set_precision(learner: Any, train: Train, device: Any) -> None:
     """Make the learner train in half precision if the config asks for it."""
     wanted = (train.mixed_precision or "float32").removeprefix("mixed_")
     if wanted == "float32":
         return
     if device.type != "cuda":
-        print(
-            _("WARNING: train.mixed_precision={wanted} needs a GPU: float32 here", wanted=train.mixed_precision),
-            file=sys.stderr,
-        )
+        print_error("WARNING: train.mixed_precision={wanted} needs a GPU: float32 here", wanted=train.mixed_precision)
         warnings.filterwarnings("ignore", message=".*CUDA is not available.*")
         warnings.filterwarnings("ignore", message=".*no CUDA.*")
     if wanted == "float16":

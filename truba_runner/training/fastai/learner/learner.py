@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner.errors import Failed, nearest
-from truba_runner.language import _
 from truba_runner.training.backend import Context
 from truba_runner.training.fastai.learner import architectures
 from truba_runner.training.fastai.learner.batches import key, seed_all
@@ -36,19 +35,15 @@ def build_learner(context: Context, data: Data, loaders: Any) -> Any:
     learner = call(context.job, "build_learner", "job.options", options, dls=loaders)
     if not isinstance(learner, Learner):
         raise Failed(
-            _(
-                "build_learner in {file} returned a {kind}, not a Learner.",
-                file=context.job.__file__,
-                kind=type(learner).__name__,
-            )
+            "build_learner in {file} returned a {kind}, not a Learner.",
+            file=context.job.__file__,
+            kind=type(learner).__name__,
         )
     if not hasattr(learner, "recorder"):
         raise Failed(
-            _(
-                "build_learner in {file} returned a Learner without fastai's Recorder, which has its losses. Leave "
-                "default_cbs out.",
-                file=context.job.__file__,
-            )
+            "build_learner in {file} returned a Learner without fastai's Recorder, which has its losses. Leave "
+            "default_cbs out.",
+            file=context.job.__file__,
         )
     if learner.dls is not loaders:
         check_loaders(context, learner.dls)
@@ -92,14 +87,12 @@ def _own(context: Context, where: str, name: str) -> Any:
             return getattr(owner, name)
     valid = {item for item in dir(module) if callable(getattr(module, item)) and not item.startswith("_")}
     raise Failed(
-        _(
-            "{where}: neither fastai nor {file} has {name!r}. {nearest} Those of other modules are named with their "
-            "path: mypackage.mymodule.Name.",
-            where=where,
-            file=context.job.__file__,
-            name=name,
-            nearest=nearest(name, valid),
-        )
+        "{where}: neither fastai nor {file} has {name!r}. {nearest} Those of other modules are named with their path: "
+        "mypackage.mymodule.Name.",
+        where=where,
+        file=context.job.__file__,
+        name=name,
+        nearest=nearest(name, valid),
     )
 
 
@@ -116,6 +109,6 @@ def print_summary(context: Context, learner: Any) -> None:
     except Failed:
         raise  # A damaged image in the batch.
     except Exception as error:
-        note(context, _("fastai could not summarise the model ({error})", error=error))
+        note(context, "fastai could not summarise the model ({error})", error=error)
     finally:
         learner.cbs = callbacks

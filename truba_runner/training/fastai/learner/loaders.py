@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from truba_runner.errors import Failed
-from truba_runner.language import _
 from truba_runner.training.backend import Context
 
 # Attributes of loaders that fastai and this package read: a categorical column of that name would hide them.
@@ -62,24 +61,22 @@ def check_loaders(context: Context, loaders: Any) -> None:
 
     file = context.job.__file__
     if len(loaders.loaders) < 2:
-        raise Failed(_("data_block in {file} returned a training loader alone: fastai needs a second one to "
-                       "validate with.", file=file))  # fmt: skip
+        raise Failed(
+            "data_block in {file} returned a training loader alone: fastai needs a second one to validate with.",
+            file=file,
+        )
     for loader in loaders.loaders:
         if not isinstance(loader, DataLoader):
             raise Failed(
-                _(
-                    "data_block in {file} returned loaders of {kind}, whose order follows from random numbers that no "
-                    "checkpoint has. Give fastai the data sets: DataLoaders.from_dsets(train, validation, bs=…).",
-                    file=file,
-                    kind=f"{type(loader).__module__}.{type(loader).__qualname__}",
-                )
+                "data_block in {file} returned loaders of {kind}, whose order follows from random numbers that no "
+                "checkpoint has. Give fastai the data sets: DataLoaders.from_dsets(train, validation, bs=…).",
+                file=file,
+                kind=f"{type(loader).__module__}.{type(loader).__qualname__}",
             )
         if context.tasks > 1 and continues(loader):
             raise Failed(
-                _(
-                    "A language model's batches each go on where the one before them ends, and several processes "
-                    "would each see every other one. Train it on one: resources.gpus=1."
-                )
+                "A language model's batches each go on where the one before them ends, and several processes would "
+                "each see every other one. Train it on one: resources.gpus=1."
             )
     _check_columns(context, loaders.loaders[0])
 
@@ -88,13 +85,11 @@ def _check_columns(context: Context, loader: Any) -> None:
     columns = getattr(loader.dataset, "cat_names", ())
     if taken := [str(name) for name in columns if name in _TAKEN]:
         raise Failed(
-            _(
-                "{file}: fastai takes a categorical column that is called {taken} for something of its own, and fails "
-                "or trains something else. Give it another name in load_items: items.rename(columns={example}).",
-                file=context.job.__file__,
-                taken=", ".join(taken),
-                example={taken[0]: f"{taken[0]}_"},
-            )
+            "{file}: fastai takes a categorical column that is called {taken} for something of its own, and fails or "
+            "trains something else. Give it another name in load_items: items.rename(columns={example}).",
+            file=context.job.__file__,
+            taken=", ".join(taken),
+            example={taken[0]: f"{taken[0]}_"},
         )
 
 

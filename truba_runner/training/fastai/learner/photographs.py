@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,8 +20,10 @@ from truba_runner.data.image_pack import Damaged, Pack, cores, refuse_unreadable
 from truba_runner.data.image_sources import Archive, Folder, source_at
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.log import info, print_error
 from truba_runner.storage import folder_lock, node_folder
 from truba_runner.training.backend import Context
+from truba_runner.training.notes import one_line
 from truba_runner.training.ranks import handover
 
 _GIGABYTE = 1e9
@@ -78,7 +79,11 @@ class Photographs:
                 return image.convert(mode)
         except Exception as error:  # Decoders raise various errors for damaged files.
             raise Unreadable(
-                _("{item} cannot be read as an image ({error}). Delete or replace it.", item=item, error=_line(error))
+                _(
+                    "{item} cannot be read as an image ({error}). Delete or replace it.",
+                    item=item,
+                    error=one_line(error),
+                )
             ) from error
 
     def read_by(self, block: Any) -> Any:
@@ -131,7 +136,7 @@ def opened(context: Context, path: Path, block_of: Callable[[list[Path]], Any]) 
 def _check_names(path: Path, names: list[PurePosixPath], label_pattern: str) -> None:
     if not names:
         raise Failed(
-            _("There is no image in {path}, nor in a folder under it. data.name and data.folder lead there.", path=path)
+            "There is no image in {path}, nor in a folder under it. data.name and data.folder lead there.", path=path
         )
     if label_pattern:
         labels_of(names, label_pattern)
@@ -150,15 +155,11 @@ def check_headers(folder: Path, names: list[PurePosixPath]) -> None:
             with Image.open(folder / name):
                 return ""
         except Exception as error:
-            return _line(error)
+            return one_line(error)
 
     with ThreadPoolExecutor(4 * cores()) as threads:
         reasons = list(zip(names, threads.map(wrong, names), strict=True))
     refuse_unreadable([(name, reason) for name, reason in reasons if reason])
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 # -- packing ---------------------------------------------------------------------------------------------------
@@ -175,18 +176,14 @@ def _resize_of(block: Any) -> Any:
     found = next((transform for transform in block.item_tfms if isinstance(transform, Resize)), None)
     if found is None:
         raise Failed(
-            _(
-                "data.pack=true packs images at the size of Resize(size) among the DataBlock's item_tfms, and there is "
-                "none. Use Resize(460), or data.pack=false."
-            )
+            "data.pack=true packs images at the size of Resize(size) among the DataBlock's item_tfms, and there is "
+            "none. Use Resize(460), or data.pack=false."
         )
     if found.method != ResizeMethod.Crop:
         raise Failed(
-            _(
-                "data.pack=true packs images at the size of Resize(size) among the DataBlock's item_tfms, and there is "
-                "one with method={method}. Use Resize(460), or data.pack=false.",
-                method=found.method,
-            )
+            "data.pack=true packs images at the size of Resize(size) among the DataBlock's item_tfms, and there is "
+            "one with method={method}. Use Resize(460), or data.pack=false.",
+            method=found.method,
         )
     return found
 
@@ -222,18 +219,15 @@ def _usable(path: Path, about: dict[str, Any]) -> bool:
     try:
         pack = Pack(path)
         if pack.about != about:
-            print(
-                _("{path} was made of other images, or of these before they changed: packing anew", path=path),
-                flush=True,
-            )
+            info("{path} was made of other images, or of these before they changed: packing anew", path=path)
             return False
         pack.check()
     except FileNotFoundError:
         return False
     except Damaged as error:
-        print(_("{error}: packing anew", error=error), file=sys.stderr, flush=True)
+        print_error("{error}: packing anew", error=error)
         return False
-    print(_("{count} images, packed in {path}", count=len(pack), path=path), flush=True)
+    info("{count} images, packed in {path}", count=len(pack), path=path)
     return True
 
 
@@ -244,22 +238,19 @@ def _pack(path: Path, source: Folder | Archive, about: dict[str, Any]) -> None:
                 left.unlink()
     began = time.monotonic()
     width, height = about["resize"]
-    print(_("packing the images of {source} into {path}, once", source=source.path, path=path), flush=True)
+    info("packing the images of {source} into {path}, once", source=source.path, path=path)
     try:
         write(path, source.photographs(), (width, height), about["resample"], about)
     except OSError as error:
         raise Failed(
-            _("{path} could not be written ({error}). Make room there, or set data.pack=false.", path=path, error=error)
+            "{path} could not be written ({error}). Make room there, or set data.pack=false.", path=path, error=error
         ) from error
     size, count = path.stat().st_size, len(Pack(path))
-    print(
-        _(
-            "packed {count} images, {size:.2f} GB, in {seconds:.0f} s",
-            count=count,
-            size=size / _GIGABYTE,
-            seconds=time.monotonic() - began,
-        ),
-        flush=True,
+    info(
+        "packed {count} images, {size:.2f} GB, in {seconds:.0f} s",
+        count=count,
+        size=size / _GIGABYTE,
+        seconds=time.monotonic() - began,
     )
 
 
@@ -298,16 +289,9 @@ def _copied_to_node(context: Context, rank: handover.Rank, shared: Path, at_the_
         copy = Path(shutil.copyfile(shared, folder / shared.name))
         Pack(copy).check()
     except (OSError, Damaged) as error:
-        print(
-            _("data.stage_to_node: {error}; reading {shared} instead", error=error, shared=shared),
-            file=sys.stderr,
-            flush=True,
-        )
+        print_error("data.stage_to_node: {error}; reading {shared} instead", error=error, shared=shared)
         return shared
-    print(
-        _("copied {shared} to {copy} in {seconds:.1f} s", shared=shared, copy=copy, seconds=time.monotonic() - began),
-        flush=True,
-    )
+    info("copied {shared} to {copy} in {seconds:.1f} s", shared=shared, copy=copy, seconds=time.monotonic() - began)
     return copy
 
 
@@ -322,13 +306,11 @@ def _unpacked(context: Context, rank: handover.Rank, archive: Archive, at_the_en
             archive.unpack(folder)
         except OSError as error:
             raise Failed(
-                _(
-                    "{archive} could not be unpacked on the node's own disk ({error}). Set data.pack=true, which "
-                    "needs no room there, or unpack it yourself in {folder}.",
-                    archive=archive.path,
-                    error=error,
-                    folder=archive.path.parent,
-                )
+                "{archive} could not be unpacked on the node's own disk ({error}). Set data.pack=true, which needs no "
+                "room there, or unpack it yourself in {folder}.",
+                archive=archive.path,
+                error=error,
+                folder=archive.path.parent,
             ) from error
         return str(folder)
 

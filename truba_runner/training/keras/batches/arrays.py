@@ -8,6 +8,7 @@ from typing import Any
 
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.training.keras.batches.elements import until_none
 
 _PARTS = ("x", "y", "sample_weight")
 # NumPy's dtype kinds of numbers, booleans and text, and of the dtypes that machine learning has added (bfloat16).
@@ -22,16 +23,12 @@ def as_arrays(name: str, split: Any, floats: str) -> Any:
     Raises:
         truba_runner.errors.Failed: a part is something that no network can take.
     """
-    kept = split
-    while len(kept) > 1 and kept[-1] is None:
-        kept = kept[:-1]
+    kept = until_none(split)
     if any(part is None for part in kept):
         raise Failed(
-            _(
-                "load_data returned None among the parts of {name}. They are (x, y), (x, y, sample_weight), or (x,) "
-                "where there are no labels.",
-                name=name,
-            )
+            "load_data returned None among the parts of {name}. They are (x, y), (x, y, sample_weight), or (x,) where "
+            "there are no labels.",
+            name=name,
         )
     return tuple(_part(f"{name}: {part}", value, floats) for part, value in zip(_PARTS, kept, strict=False))
 
@@ -47,16 +44,14 @@ def count_examples(name: str, split: Any) -> int:
     counts = {int(array.shape[0]) for array in tf.nest.flatten(split)}
     if counts == {0}:
         raise Failed(
-            _("load_data returned no examples for {name}. Return some, or leave {name} out where it may be.", name=name)
+            "load_data returned no examples for {name}. Return some, or leave {name} out where it may be.", name=name
         )
     if len(counts) != 1:
         found = _(" and ").join(map(str, sorted(counts)))
         raise Failed(
-            _(
-                "load_data returned arrays of {found} examples for {name}: x and y need the same number.",
-                found=found,
-                name=name,
-            )
+            "load_data returned arrays of {found} examples for {name}: x and y need the same number.",
+            found=found,
+            name=name,
         )
     return counts.pop()
 
@@ -137,21 +132,14 @@ def _part(where: str, value: Any, floats: str) -> Any:
         return {key: _part(f"{where}[{key!r}]", one, floats) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
         if not value or not all(getattr(one, "shape", None) or isinstance(one, Mapping) for one in value):
-            raise Failed(
-                _(
-                    "load_data returned something else than NumPy arrays for {where}. Wrap lists in np.array(…).",
-                    where=where,
-                )
-            )
+            raise _no_arrays(where)
         if len({one.shape[0] for one in value if not isinstance(one, Mapping)}) > 1:
             raise Failed(
-                _(
-                    "load_data returned for {where} a list of {count} arrays that are not equally long. A list holds "
-                    "one array for each input of the network. Are they examples, stack them with np.stack(…), or pad "
-                    "them to one length first, as keras.utils.pad_sequences(…) does.",
-                    where=where,
-                    count=len(value),
-                )
+                "load_data returned for {where} a list of {count} arrays that are not equally long. A list holds one "
+                "array for each input of the network. Are they examples, stack them with np.stack(…), or pad them to "
+                "one length first, as keras.utils.pad_sequences(…) does.",
+                where=where,
+                count=len(value),
             )
         return tuple(_part(f"{where}[{index}]", one, floats) for index, one in enumerate(value))
     return _array(where, value, floats)
@@ -162,12 +150,7 @@ def _array(where: str, value: Any, floats: str) -> Any:
     import tensorflow as tf
 
     if not getattr(value, "shape", None) or not hasattr(value, "dtype") and not hasattr(value, "to_numpy"):
-        raise Failed(
-            _(
-                "load_data returned something else than NumPy arrays for {where}. Wrap lists in np.array(…).",
-                where=where,
-            )
-        )
+        raise _no_arrays(where)
     if isinstance(value, tf.RaggedTensor):
         return tf.cast(value, floats) if value.dtype == tf.float64 else value
     if isinstance(value, tf.SparseTensor) or hasattr(value, "tocsr"):
@@ -177,14 +160,17 @@ def _array(where: str, value: Any, floats: str) -> Any:
         array = _of_objects(where, array)
     if array.dtype.kind not in _KINDS and not array.dtype.hasobject:
         raise Failed(
-            _(
-                "load_data returned for {where} an array of {dtype}, which no network takes. Turn it into numbers, for "
-                "example dates into the days since one of them.",
-                where=where,
-                dtype=array.dtype,
-            )
+            "load_data returned for {where} an array of {dtype}, which no network takes. Turn it into numbers, for "
+            "example dates into the days since one of them.",
+            where=where,
+            dtype=array.dtype,
         )
     return array.astype(floats) if array.dtype.kind == "f" and array.dtype.itemsize >= 8 else array
+
+
+def _no_arrays(where: str) -> Failed:
+    text = _("load_data returned something else than NumPy arrays for {where}. Wrap lists in np.array(…).", where=where)
+    return Failed(text)
 
 
 def _sparse(where: str, value: Any, floats: str) -> Any:
@@ -192,12 +178,10 @@ def _sparse(where: str, value: Any, floats: str) -> Any:
 
     if len(value.shape) != 2:
         raise Failed(
-            _(
-                "load_data returned for {where} a sparse tensor with {rank} axes; sparse are matrices alone, with a "
-                "row for each example. Make it dense with tf.sparse.to_dense(…).",
-                where=where,
-                rank=len(value.shape),
-            )
+            "load_data returned for {where} a sparse tensor with {rank} axes; sparse are matrices alone, with a row "
+            "for each example. Make it dense with tf.sparse.to_dense(…).",
+            where=where,
+            rank=len(value.shape),
         )
     if isinstance(value, tf.SparseTensor):
         return tf.cast(value, floats) if value.dtype == tf.float64 else value
@@ -218,11 +202,9 @@ def _of_objects(where: str, array: Any) -> Any:
         return made
     kinds = sorted({type(one).__name__ for one in array.flat})
     raise Failed(
-        _(
-            "load_data returned for {where} an array of Python objects ({kinds}), which TensorFlow cannot take. "
-            "Rows of different lengths: pad them with keras.utils.pad_sequences(…), or return tf.ragged.constant(…). "
-            "Columns of text beside numbers: return a dict with an array for each. Gaps (None): fill them.",
-            where=where,
-            kinds=", ".join(kinds),
-        )
+        "load_data returned for {where} an array of Python objects ({kinds}), which TensorFlow cannot take. Rows of "
+        "different lengths: pad them with keras.utils.pad_sequences(…), or return tf.ragged.constant(…). Columns of "
+        "text beside numbers: return a dict with an array for each. Gaps (None): fill them.",
+        where=where,
+        kinds=", ".join(kinds),
     )

@@ -6,7 +6,6 @@ from typing import Any
 
 from truba_runner.config.schema import Train
 from truba_runner.errors import Failed
-from truba_runner.language import _
 from truba_runner.training.keras.batches.elements import first_of, map_elements, size_of
 
 
@@ -18,22 +17,18 @@ def check_batching(name: str, batched: bool, train: Train) -> None:
     """
     if batched and (train.batch_size is not None or train.batch_scaling != "global"):
         raise Failed(
-            _(
-                "load_data returned batches for {name}, and their size is their author's: "
-                "train.batch_size={batch_size} and train.batch_scaling={batch_scaling} are for single examples. "
-                "Set train.batch_size=null and train.batch_scaling=global, or return single examples.",
-                name=name,
-                batch_size=train.batch_size,
-                batch_scaling=train.batch_scaling,
-            )
+            "load_data returned batches for {name}, and their size is their author's: train.batch_size={batch_size} "
+            "and train.batch_scaling={batch_scaling} are for single examples. Set train.batch_size=null and "
+            "train.batch_scaling=global, or return single examples.",
+            name=name,
+            batch_size=train.batch_size,
+            batch_scaling=train.batch_scaling,
         )
     if not batched and train.batch_size is None:
         raise Failed(
-            _(
-                "load_data returned single examples for {name}, not batches. Set train.batch_size, for example "
-                "train.batch_size=64, or return batches, as .batch(64) makes them of a Dataset.",
-                name=name,
-            )
+            "load_data returned single examples for {name}, not batches. Set train.batch_size, for example "
+            "train.batch_size=64, or return batches, as .batch(64) makes them of a Dataset.",
+            name=name,
         )
 
 
@@ -58,11 +53,7 @@ def evened(name: str, dataset: Any, devices: int) -> Any:
     size = next((int(size_of(first)) for first in dataset), 0)
     if size < devices:
         raise Failed(
-            _(
-                "{devices} devices need as many examples or more in the first batch of {name}.",
-                devices=devices,
-                name=name,
-            )
+            "{devices} devices need as many examples or more in the first batch of {name}.", devices=devices, name=name
         )
     return dataset.rebatch(size - size % devices) if size % devices else dataset
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from truba_runner.errors import Failed
-from truba_runner.language import _
 
 # Elements read to learn their shapes, as many as Keras reads: an axis on which they differ has no fixed length.
 LOOKED_AT = 2
@@ -127,13 +126,11 @@ def element_of(name: str, yielded: Any) -> Any:
     x_alone = isinstance(yielded, dict) or hasattr(yielded, "shape")
     if not x_alone and (not isinstance(yielded, tuple) or not 1 <= len(yielded) <= 3):
         raise Failed(
-            _(
-                "What load_data returned for {name} yields a {kind}; it has to yield tuples (x, y) or (x, y, weight), "
-                "or x alone where there are no labels. Possible are a tf.data.Dataset, a keras.utils.PyDataset, or a "
-                "function that returns a generator or a Dataset.",
-                name=name,
-                kind=type(yielded).__name__,
-            )
+            "What load_data returned for {name} yields a {kind}; it has to yield tuples (x, y) or (x, y, weight), or "
+            "x alone where there are no labels. Possible are a tf.data.Dataset, a keras.utils.PyDataset, or a "
+            "function that returns a generator or a Dataset.",
+            name=name,
+            kind=type(yielded).__name__,
         )
 
     def part(value: Any) -> Any:
@@ -150,10 +147,20 @@ def without_nones(element: Any) -> Any:
     """Turn `(x, None)` into x, and `(x, y, None)` into `(x, y)`, as Keras does."""
     if not isinstance(element, tuple):
         return element
-    kept = element
-    while len(kept) > 1 and kept[-1] is None:
-        kept = kept[:-1]
+    kept = until_none(element)
     return kept[0] if len(kept) == 1 and not isinstance(kept[0], (tuple, list)) else kept
+
+
+def until_none(parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Leave out the parts at the end that are None, but never the first part."""
+    while len(parts) > 1 and parts[-1] is None:
+        parts = parts[:-1]
+    return parts
+
+
+def x_of(element: Any) -> Any:
+    """Return the inputs of an element: its first part, or x alone."""
+    return element[0] if isinstance(element, tuple) else element
 
 
 def sparse_tensor(matrix: Any) -> Any:
@@ -205,7 +212,7 @@ def with_ranks(name: str, dataset: Any) -> Any:
         return dataset
     elements = looked_at(dataset)
     if not elements:
-        raise Failed(_("The Dataset that load_data returned for {name} has no elements.", name=name))
+        raise Failed("The Dataset that load_data returned for {name} has no elements.", name=name)
     shapes = [
         common_shape([tuple(part.shape) for part in parts])
         for parts in zip(*map(tf.nest.flatten, elements), strict=True)

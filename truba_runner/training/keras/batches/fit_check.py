@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from truba_runner.errors import Failed
-from truba_runner.language import _
+from truba_runner.training.keras.batches.elements import x_of
 from truba_runner.training.keras.batches.plan import Plan
 
 
@@ -18,40 +18,32 @@ def check_fit(model: Any, plan: Plan) -> None:
     """
     import tensorflow as tf
 
-    element = plan.batches.element_spec
-    x = element[0] if isinstance(element, tuple) else element
-    for spec, wanted in _pairs(x, model):
+    for spec, wanted in _pairs(x_of(plan.batches.element_spec), model):
         shape, own = tuple(spec.shape), tuple(wanted.shape)
         if isinstance(spec, tf.RaggedTensorSpec) and not getattr(wanted, "ragged", False):
             raise Failed(
-                _(
-                    "load_data returned ragged x for train, and the network's input takes rows of one length. Return "
-                    "x.to_tensor(), which pads with 0 (an Embedding with mask_zero=True passes over it), or make the "
-                    "input with keras.Input(…, ragged=True) where all layers behind it take ragged tensors."
-                )
+                "load_data returned ragged x for train, and the network's input takes rows of one length. Return "
+                "x.to_tensor(), which pads with 0 (an Embedding with mask_zero=True passes over it), or make the "
+                "input with keras.Input(…, ragged=True) where all layers behind it take ragged tensors."
             )
         if _same(shape[1:], own[1:]):
             continue
         if _same(shape, own[1:]):
             raise Failed(
-                _(
-                    "load_data returned for train elements whose x has the shape {shape}, and the network takes "
-                    "{wanted} of each example: they are single examples and no batches. Set train.batch_size, for "
-                    "example train.batch_size=64, or return batches, as .batch(64) makes them of a Dataset.",
-                    shape=shape,
-                    wanted=own[1:],
-                )
+                "load_data returned for train elements whose x has the shape {shape}, and the network takes {wanted} "
+                "of each example: they are single examples and no batches. Set train.batch_size, for example "
+                "train.batch_size=64, or return batches, as .batch(64) makes them of a Dataset.",
+                shape=shape,
+                wanted=own[1:],
             )
         # Keras itself removes a superfluous last axis of length 1.
         if _same(shape[2:], own[1:]) and not (shape[-1] == 1 and _same(shape[1:-1], own[1:])):
             raise Failed(
-                _(
-                    "load_data returned for train elements whose x has the shape {shape}, and train.batch_size made "
-                    "batches of them; but the network takes {wanted} of each example: they are batches already. Set "
-                    "train.batch_size=null.",
-                    shape=shape[1:],
-                    wanted=own[1:],
-                )
+                "load_data returned for train elements whose x has the shape {shape}, and train.batch_size made "
+                "batches of them; but the network takes {wanted} of each example: they are batches already. Set "
+                "train.batch_size=null.",
+                shape=shape[1:],
+                wanted=own[1:],
             )
 
 

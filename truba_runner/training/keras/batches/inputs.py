@@ -6,7 +6,6 @@ from typing import Any
 
 from truba_runner.config.schema import Train
 from truba_runner.errors import Failed
-from truba_runner.language import _
 from truba_runner.training.backend import Context
 from truba_runner.training.keras.batches.arrays import count_examples
 from truba_runner.training.keras.batches.plan import Plan
@@ -44,11 +43,9 @@ def _plan(train: Train, name: str, split: Any, devices: int, team: Team | None) 
     if is_stream(split):
         if team is not None:
             raise Failed(
-                _(
-                    "load_data returned no arrays for {name}, and several nodes divide arrays alone among them. "
-                    "Return arrays, or set resources.nodes=1.",
-                    name=name,
-                )
+                "load_data returned no arrays for {name}, and several nodes divide arrays alone among them. Return "
+                "arrays, or set resources.nodes=1.",
+                name=name,
             )
         kind = PyDatasetPlan if isinstance(split, keras.utils.PyDataset) else StreamPlan
         return kind(train, name, split, devices, batch_size)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from truba_runner.training.keras.batches.elements import with_cardinality
-
-if TYPE_CHECKING:
-    from truba_runner.training.keras.devices.team import Team
+from truba_runner.training.keras.batches.elements import Leaving, with_cardinality, zeros
+from truba_runner.training.keras.devices.team import Team
 
 # More steps than any epoch has.
 _NO_END = 2**40
@@ -28,9 +26,16 @@ class Plan:
     # train.steps_per_epoch if one iterator spans all epochs; None: each epoch has its own iterator.
     steps_per_epoch: int | None = None
 
-    def __init__(self, team: Team | None = None) -> None:
-        """The subclass sets `steps`. With a team a plan has only this rank's share of each batch."""
-        self._team = team
+    def __init__(
+        self, devices: int, batch_size: int, seed: int | None, examples: int | None = None, team: Team | None = None
+    ) -> None:
+        """The subclass sets `steps`. With a team a plan has only this rank's share of each batch.
+
+        `seed`: None for evaluation. `examples`: None if only the data's author knows them.
+        """
+        self._devices, self._batch_size, self._seed, self._team = devices, batch_size, seed, team
+        # The values that decide which examples a step is trained on.
+        self.signature: dict[str, Any] = {"examples": examples, "batch_size": batch_size, "seed": seed}
         self._transforms: list[Callable[[Any], Any]] = []
         self._batches: Any = None
         self._next = 0
@@ -55,11 +60,6 @@ class Plan:
     def example(self) -> Any:
         """Return a batch for a trial step; the batches trained on afterwards do not depend on this call."""
         return next(iter(self.batches))
-
-    @property
-    def signature(self) -> dict[str, Any]:
-        """The values that decide which examples a step is trained on."""
-        raise NotImplementedError
 
     def begin(self, epoch: int, step: int = 0) -> None:
         """Start epoch `epoch`, counted from 0, after `step` of its steps."""
@@ -102,3 +102,28 @@ class Plan:
 
     def _batches_from(self, step: int) -> Any:
         raise NotImplementedError
+
+
+class ReadPlan(Plan):
+    """A plan of data whose batches are read one after another, and may be counted only as they leave the pipeline."""
+
+    def __init__(self, name: str, devices: int, batch_size: int, seed: int | None) -> None:
+        """`name`: the split's, for messages."""
+        super().__init__(devices, batch_size, seed)
+        self._name = name
+        # Set by `begin`, as an iterator does not know its epoch.
+        self._epoch = 0
+        self._leaving = Leaving()
+
+    def example(self) -> Any:
+        """Return a batch of zeros: to read a real one may draw random numbers that decide later batches."""
+        return zeros(self.batches.element_spec, self._devices)
+
+    def begin(self, epoch: int, step: int = 0) -> None:
+        """Start epoch `epoch`, counted from 0, after `step` of its steps."""
+        self._epoch = epoch
+        self._leaving.begin(step)
+
+    def trained(self, counted: int) -> int:
+        """Return how many batches of the epoch are trained when Keras has counted `counted` steps."""
+        return min(counted, self.steps) if self.steps else self._leaving.trained(counted)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from truba_runner.errors import Failed
-from truba_runner.language import _
+from truba_runner.log import info
 from truba_runner.training.backend import Context
 from truba_runner.training.job_calls import accepted, call
-from truba_runner.training.keras.batches.elements import map_elements
+from truba_runner.training.keras.batches.elements import map_elements, x_of
 from truba_runner.training.keras.batches.streams import is_stream
 
 
@@ -63,13 +63,11 @@ def add_preprocessing(
     layer = call(context.job, "build_preprocessing", "job.options", options, inputs=inputs)
     if not isinstance(layer, keras.Layer):
         raise Failed(
-            _(
-                "build_preprocessing in {file} returned a {kind}, not a keras.Layer.",
-                file=context.job.__file__,
-                kind=type(layer).__name__,
-            )
+            "build_preprocessing in {file} returned a {kind}, not a keras.Layer.",
+            file=context.job.__file__,
+            kind=type(layer).__name__,
         )
-    signature = _x(plans["train"].batches.element_spec)
+    signature = x_of(plans["train"].batches.element_spec)
     inside = _can_be_inside(context.experiment.data.preprocessing == "model", signature, devices)
     preprocessing = Preprocessing(layer, inside, signature)
     if not inside:
@@ -88,13 +86,10 @@ def takes_text(signature: Any) -> bool:
 def _can_be_inside(wanted: bool, signature: Any, devices: int) -> bool:
     # Before the first step Keras takes the mean of the devices' inputs, which text does not have.
     if wanted and devices > 1 and takes_text(signature):
-        print(
-            _(
-                "data.preprocessing is async: Keras cannot train a network that takes text on {devices} devices. The "
-                "weights come out the same",
-                devices=devices,
-            ),
-            flush=True,
+        info(
+            "data.preprocessing is async: Keras cannot train a network that takes text on {devices} devices. The "
+            "weights come out the same",
+            devices=devices,
         )
         return False
     return wanted
@@ -102,8 +97,4 @@ def _can_be_inside(wanted: bool, signature: Any, devices: int) -> bool:
 
 def _inputs(split: Any, plan: Any) -> Any:
     """Return the training inputs for the layer to adapt to: arrays as they are, or a Dataset of a stream's batches."""
-    return map_elements(plan.batches, _x) if is_stream(split) else split[0]
-
-
-def _x(element: Any) -> Any:
-    return element[0] if isinstance(element, tuple) else element
+    return map_elements(plan.batches, x_of) if is_stream(split) else split[0]

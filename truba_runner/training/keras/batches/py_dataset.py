@@ -13,21 +13,14 @@ from truba_runner.config.schema import Train
 from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.training.keras.batches.batches import check_batching, evened, fed_whole, trimmed
-from truba_runner.training.keras.batches.elements import (
-    LOOKED_AT,
-    Leaving,
-    element_of,
-    owned,
-    signature_of,
-    with_cardinality,
-    zeros,
-)
-from truba_runner.training.keras.batches.plan import Plan
+from truba_runner.training.keras.batches.elements import LOOKED_AT, element_of, owned, signature_of, with_cardinality
+from truba_runner.training.keras.batches.plan import ReadPlan
+from truba_runner.training.keras.batches.splits import epoch_order
 
 _UNKNOWN = -2
 
 
-class PyDatasetPlan(Plan):
+class PyDatasetPlan(ReadPlan):
     """The batches of a PyDataset, which gives their number at the beginning of each epoch."""
 
     def __init__(self, train: Train, name: str, split: Any, devices: int, batch_size: int) -> None:
@@ -36,17 +29,14 @@ class PyDatasetPlan(Plan):
         Raises:
             truba_runner.errors.Failed: the number of batches is unknown, or set twice.
         """
-        super().__init__()
-        check_batching(name, True, train)
-        self.told, self._name, self._devices, self._batch_size = split, name, devices, batch_size
         self.varies = name == "train"
+        super().__init__(name, devices, batch_size, train.seed if self.varies else None)
+        check_batching(name, True, train)
+        self.told = split
         self.rereads = devices > 1
-        self._seed: int | None = train.seed if self.varies else None
         self._wanted: int | None = train.steps_per_epoch if self.varies else None
-        self._check_length(train)
-        self._epoch = 0
+        self._check_length()
         self._ended = False
-        self._leaving = Leaving()
         self._measure()
         looked_at = [element_of(name, split[index]) for index in range(min(LOOKED_AT, self._count()))]
         self._spec = signature_of(looked_at, batched=True)
@@ -55,24 +45,6 @@ class PyDatasetPlan(Plan):
     def dataset(self) -> Any:
         """`batches`, whose number is read from the PyDataset each time that Keras asks for it."""
         return with_cardinality(self.batches, lambda: _UNKNOWN if self._devices > 1 else self._count())
-
-    @property
-    def signature(self) -> dict[str, Any]:
-        """The known values; that batches hold the same examples is up to the data's author."""
-        return {"examples": None, "batch_size": self._batch_size, "seed": self._seed}
-
-    def example(self) -> Any:
-        """Return a batch of zeros: to make a real one, the PyDataset may draw random numbers."""
-        return zeros(self.batches.element_spec, self._devices)
-
-    def begin(self, epoch: int, step: int = 0) -> None:
-        """Start epoch `epoch`, counted from 0, after `step` of its steps."""
-        self._epoch = epoch
-        self._leaving.begin(step)
-
-    def trained(self, counted: int) -> int:
-        """Return how many batches of the epoch are trained when Keras has counted `counted` steps."""
-        return min(counted, self.steps) if self.steps else self._leaving.trained(counted)
 
     # -- epochs ------------------------------------------------------------------------------------------------
 
@@ -138,8 +110,6 @@ class PyDatasetPlan(Plan):
         return (element_of(self._name, self.told[number]) for number in self._numbers(step))
 
     def _numbers(self, step: int) -> Iterator[int]:
-        from truba_runner.training.keras.batches.splits import epoch_order
-
         count = self._count()
         if self._wanted:
             # Batch numbers continue over the epochs.
@@ -157,27 +127,23 @@ class PyDatasetPlan(Plan):
     def _count(self) -> int:
         return int(self._wanted or self.told.num_batches)
 
-    def _check_length(self, train: Train) -> None:
+    def _check_length(self) -> None:
         try:
             count = self.told.num_batches
         except NotImplementedError:
             count = None
         if count and self._wanted:
             raise Failed(
-                _(
-                    "train.steps_per_epoch={steps}: the PyDataset that load_data returned for train says itself that "
-                    "an epoch has {count} batches. Leave train.steps_per_epoch out, or let num_batches return None "
-                    "and __getitem__ take any number.",
-                    steps=self._wanted,
-                    count=count,
-                )
+                "train.steps_per_epoch={steps}: the PyDataset that load_data returned for train says itself that an "
+                "epoch has {count} batches. Leave train.steps_per_epoch out, or let num_batches return None and "
+                "__getitem__ take any number.",
+                steps=self._wanted,
+                count=count,
             )
         if not count and not self._wanted:
             remedy = _("Give it __len__, or set train.steps_per_epoch=N.") if self.varies else _("Give it __len__.")
             raise Failed(
-                _(
-                    "The PyDataset that load_data returned for {name} does not say how many batches it has. {remedy}",
-                    name=self._name,
-                    remedy=remedy,
-                )
+                "The PyDataset that load_data returned for {name} does not say how many batches it has. {remedy}",
+                name=self._name,
+                remedy=remedy,
             )

@@ -10,13 +10,13 @@ from truba_runner.language import _
 from truba_runner.training.backend import Context
 from truba_runner.training.job_calls import call
 from truba_runner.training.keras.batches.arrays import as_arrays, count_examples, element, held, take
+from truba_runner.training.keras.batches.batches import fed_whole
 from truba_runner.training.keras.batches.plan import Plan
 from truba_runner.training.keras.batches.streams import is_stream
+from truba_runner.training.keras.devices.team import Team
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from truba_runner.training.keras.devices.team import Team
 
 SPLITS = ("train", "validation", "test")
 
@@ -37,12 +37,10 @@ def load_splits(context: Context) -> dict[str, Any]:
         keys = ", ".join(map(str, splits)) if isinstance(splits, dict) else ""
         received = _("the keys {keys}", keys=keys) if isinstance(splits, dict) else type(splits).__name__
         raise Failed(
-            _(
-                "load_data in {file} returned {received}. It has to return a dict with the key train, and validation "
-                "or test or both beside it, each with a pair (x, y) of arrays.",
-                file=context.job.__file__,
-                received=received,
-            )
+            "load_data in {file} returned {received}. It has to return a dict with the key train, and validation or "
+            "test or both beside it, each with a pair (x, y) of arrays.",
+            file=context.job.__file__,
+            received=received,
         )
     # Only a float64 network gains from float64 data.
     floats = "float64" if context.experiment.train.mixed_precision == "float64" else keras.config.floatx()
@@ -54,13 +52,11 @@ def _checked(context: Context, name: str, split: Any, floats: str) -> Any:
         return split
     if not isinstance(split, tuple) or not 1 <= len(split) <= 3:
         raise Failed(
-            _(
-                "load_data in {file} returned for {name} a {kind}. It has to be a pair (x, y) of arrays, (x, y, "
-                "sample_weight) or (x,), a tf.data.Dataset, a keras.utils.PyDataset or a function.",
-                file=context.job.__file__,
-                name=name,
-                kind=type(split).__name__,
-            )
+            "load_data in {file} returned for {name} a {kind}. It has to be a pair (x, y) of arrays, (x, y, "
+            "sample_weight) or (x,), a tf.data.Dataset, a keras.utils.PyDataset or a function.",
+            file=context.job.__file__,
+            name=name,
+            kind=type(split).__name__,
         )
     arrays = as_arrays(name, split, floats)
     count_examples(name, arrays)
@@ -102,20 +98,17 @@ class DataPlan(Plan):
         """
         import tensorflow as tf
 
-        super().__init__(team)
         if examples < devices:
             raise Failed(
-                _(
-                    "{devices} devices need {devices} examples or more in every split, and one has {examples}.",
-                    devices=devices,
-                    examples=examples,
-                )
+                "{devices} devices need {devices} examples or more in every split, and one has {examples}.",
+                devices=devices,
+                examples=examples,
             )
         divisible = examples - examples % devices
-        self._seed = seed
+        super().__init__(devices, min(batch_size, divisible), seed, examples, team)
         self._examples = examples
         self._used = examples if seed is None else divisible
-        self._batch_size = self.examples_per_step = min(batch_size, divisible)
+        self.examples_per_step = self._batch_size
         self._steps_of_pass = -(-self._used // self._batch_size)
         self.steps = steps or self._steps_of_pass
         # On the host and outside the strategy's scope: one order for all devices.
@@ -125,11 +118,6 @@ class DataPlan(Plan):
             self._order, self._starts = (
                 tf.Variable(values, dtype=tf.int64, trainable=False, shape=[None]) for values in self._epoch(0)
             )
-
-    @property
-    def signature(self) -> dict[str, Any]:
-        """The values that decide which examples a step is trained on."""
-        return {"examples": self._examples, "batch_size": self._batch_size, "seed": self._seed}
 
     def begin(self, epoch: int, step: int = 0) -> None:
         """Set the order of epoch `epoch`, counted from 0."""
@@ -170,10 +158,6 @@ class DataPlan(Plan):
         # The variables are read when an iterator is made, not when the dataset is.
         orders = tf.data.Dataset.range(1).map(lambda _: (self._order.read_value(), self._starts.read_value()))
         known = tf.data.experimental.assert_cardinality(self.steps - step)
-        options = tf.data.Options()
-        # One process feeds every device: divide batches among them, not files.
-        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         dataset = orders.flat_map(batches)
         # A team's dataset has an element per device and step.
-        counted = dataset.apply(known) if self._team is None else dataset
-        return counted.prefetch(tf.data.AUTOTUNE).with_options(options)
+        return fed_whole(dataset.apply(known) if self._team is None else dataset)

@@ -10,10 +10,8 @@ from typing import Any
 
 from truba_runner.config.schema import Train
 from truba_runner.errors import Failed
-from truba_runner.language import _
 from truba_runner.training.keras.batches.batches import check_batching, evened, fed_whole, trimmed
 from truba_runner.training.keras.batches.elements import (
-    Leaving,
     element_of,
     is_batched,
     looked_at,
@@ -21,9 +19,8 @@ from truba_runner.training.keras.batches.elements import (
     owned,
     signature_of,
     with_ranks,
-    zeros,
 )
-from truba_runner.training.keras.batches.plan import Plan
+from truba_runner.training.keras.batches.plan import ReadPlan
 
 
 def is_stream(split: Any) -> bool:
@@ -35,7 +32,7 @@ def is_stream(split: Any) -> bool:
     return isinstance(split, kinds) or inspect.isgenerator(split) or (callable(split) and not isinstance(split, tuple))
 
 
-class StreamPlan(Plan):
+class StreamPlan(ReadPlan):
     """The batches of a stream; `begin` sets the epoch of the iterators made after it.
 
     A function of the epoch yields the same batches for the same epoch, so a resume can repeat them; of a Dataset or a
@@ -51,14 +48,7 @@ class StreamPlan(Plan):
         """
         import tensorflow as tf
 
-        super().__init__()
-        self._name = name
-        self._devices = devices
-        self._batch_size = batch_size
-        # Set by `begin`, as an iterator does not know its epoch.
-        self._epoch = 0
-        self._leaving = Leaving()
-        self._seed = train.seed if name == "train" else None
+        super().__init__(name, devices, batch_size, train.seed if name == "train" else None)
         self._says_examples = train.batch_size is not None
         self.steps_per_epoch = train.steps_per_epoch if name == "train" else None
         # Keras warns so at the end of a first epoch whose length it did not know.
@@ -66,31 +56,17 @@ class StreamPlan(Plan):
         with tf.device("CPU:0"):
             # The number of batches that an iterator over the whole training skips.
             self._left_out = tf.Variable(0, dtype=tf.int64, trainable=False)
-            self._all = self._in_batches(self._dataset(split), train, batch_size)
+            self._all = self._in_batches(self._dataset(split), train)
         self.steps = self.steps_per_epoch or max(0, int(self._all.cardinality()))
         self.varies = not self.steps
         if self.steps_per_epoch:
             self._all = self._repeated(train, self.steps_per_epoch)
 
-    @property
-    def signature(self) -> dict[str, Any]:
-        """The known values; that examples come in the same order is up to the data's author."""
-        return {"examples": None, "batch_size": self._batch_size, "seed": self._seed}
-
-    def example(self) -> Any:
-        """Return zeros: each iterator over a stream may draw random numbers that decide the next iterator's order."""
-        return zeros(self.batches.element_spec, self._devices)
-
     def begin(self, epoch: int, step: int = 0) -> None:
         """Start epoch `epoch`, counted from 0, after `step` of its steps."""
-        self._epoch = epoch
-        self._leaving.begin(step)
+        super().begin(epoch, step)
         # Keras' iterator over the whole training reads this once, in a start's first epoch.
         self._left_out.assign(epoch * (self.steps_per_epoch or 0) + step)
-
-    def trained(self, counted: int) -> int:
-        """Return how many batches of the epoch are trained when Keras has counted `counted` steps."""
-        return min(counted, self.steps) if self.steps else self._leaving.trained(counted)
 
     def from_step(self, step: int) -> Any:
         """Return `batches` without the first `step`."""
@@ -120,11 +96,9 @@ class StreamPlan(Plan):
             return dataset
         if not callable(split):
             raise Failed(
-                _(
-                    "load_data returned for {name} a generator, which can be gone through once and not again for the "
-                    "next epoch. Return the function that makes it, without calling it.",
-                    name=self._name,
-                )
+                "load_data returned for {name} a generator, which can be gone through once and not again for the next "
+                "epoch. Return the function that makes it, without calling it.",
+                name=self._name,
             )
         return self._from_function(split)
 
@@ -135,17 +109,13 @@ class StreamPlan(Plan):
             return
         if self._name == "train":
             raise Failed(
-                _(
-                    "The Dataset that load_data returned for train never ends. Say how many batches are an epoch with "
-                    "train.steps_per_epoch=N: each epoch goes on where the one before it ended."
-                )
+                "The Dataset that load_data returned for train never ends. Say how many batches are an epoch with "
+                "train.steps_per_epoch=N: each epoch goes on where the one before it ended."
             )
         raise Failed(
-            _(
-                "The Dataset that load_data returned for {name} never ends. Say how many of its elements it is "
-                "evaluated on with .take(N).",
-                name=self._name,
-            )
+            "The Dataset that load_data returned for {name} never ends. Say how many of its elements it is evaluated "
+            "on with .take(N).",
+            name=self._name,
         )
 
     def _from_function(self, function: Callable[..., Any]) -> Any:
@@ -169,7 +139,7 @@ class StreamPlan(Plan):
             self._check_end(made)
         first = looked_at(element_of(self._name, yielded) for yielded in made)
         if not first:
-            raise Failed(_("The function that load_data returned for {name} yields nothing.", name=self._name))
+            raise self._yields_nothing()
         known = made_batches(made) if isinstance(made, tf.data.Dataset) else None
         shapes = [tuple(part.shape) for part in tf.nest.flatten(first[0])]
         self._batched = is_batched(known, shapes, self._says_examples)
@@ -180,19 +150,22 @@ class StreamPlan(Plan):
             one = elements_of(number)
             first = next(one, None)
             if first is None:
-                raise Failed(_("The function that load_data returned for {name} yields nothing.", name=self._name))
+                raise self._yields_nothing()
             yield first
             yield from one
 
+    def _yields_nothing(self) -> Failed:
+        return Failed("The function that load_data returned for {name} yields nothing.", name=self._name)
+
     # -- batches -----------------------------------------------------------------------------------------------
 
-    def _in_batches(self, dataset: Any, train: Train, batch_size: int) -> Any:
+    def _in_batches(self, dataset: Any, train: Train) -> Any:
         check_batching(self._name, self._batched, train)
         if self._batched:
             dataset = owned(dataset)
         else:
-            self.examples_per_step = batch_size
-            dataset = dataset.batch(batch_size)
+            self.examples_per_step = self._batch_size
+            dataset = dataset.batch(self._batch_size)
         if self._devices > 1:
             dataset = (
                 trimmed(dataset, self._devices) if self._name == "train" else evened(self._name, dataset, self._devices)
@@ -205,26 +178,21 @@ class StreamPlan(Plan):
 
         if steps % train.steps_per_execution:
             raise Failed(
-                _(
-                    "train.steps_per_epoch={steps}: Keras goes on to the end of an execution, and "
-                    "train.steps_per_execution={execution} does not divide it. Make the first a multiple of the "
-                    "second.",
-                    steps=steps,
-                    execution=train.steps_per_execution,
-                )
+                "train.steps_per_epoch={steps}: Keras goes on to the end of an execution, and "
+                "train.steps_per_execution={execution} does not divide it. Make the first a multiple of the second.",
+                steps=steps,
+                execution=train.steps_per_execution,
             )
         passed = int(self._all.cardinality())
         if passed == tf.data.INFINITE_CARDINALITY:
             return self._all
         if passed > 0 and passed % steps:
             raise Failed(
-                _(
-                    "train.steps_per_epoch={steps}: the Dataset that load_data returned for train has {batches} "
-                    "batches, so that an epoch would end in the middle of its own. End it with .repeat() to have it "
-                    "begin again there, set a number that divides {batches}, or leave train.steps_per_epoch out.",
-                    steps=steps,
-                    batches=passed,
-                )
+                "train.steps_per_epoch={steps}: the Dataset that load_data returned for train has {batches} batches, "
+                "so that an epoch would end in the middle of its own. End it with .repeat() to have it begin again "
+                "there, set a number that divides {batches}, or leave train.steps_per_epoch out.",
+                steps=steps,
+                batches=passed,
             )
         return self._all.repeat()
 

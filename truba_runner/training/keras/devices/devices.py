@@ -6,9 +6,9 @@ from typing import Any
 
 from truba_runner.config.schema import Train
 from truba_runner.errors import Failed
-from truba_runner.language import _
+from truba_runner.log import info
 from truba_runner.rules.training import divisible_sizes
-from truba_runner.training.keras.devices.replicas import mend_keras
+from truba_runner.training.keras.devices.replicas import copies_of, mend_keras
 from truba_runner.training.missing_gpus import tell_of_missing_gpus
 
 # Distance between two devices' seeds: a prime, far from the numbers that people choose as seeds of their layers.
@@ -35,11 +35,9 @@ def pick_devices(gpus_asked: int) -> list[str]:
             tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
         except RuntimeError as error:
             raise Failed(
-                _(
-                    "TensorFlow was in use before its {count} devices could be set up. Move what the job's module "
-                    "computes with TensorFlow at its top level into build_model or load_data.",
-                    count=count,
-                )
+                "TensorFlow was in use before its {count} devices could be set up. Move what the job's module "
+                "computes with TensorFlow at its top level into build_model or load_data.",
+                count=count,
             ) from error
     return [f"CPU:{index}" for index in range(count)]
 
@@ -52,13 +50,11 @@ def check_batch_size(batch_size: int, devices: int) -> None:
     """
     if batch_size % devices:
         raise Failed(
-            _(
-                "train.batch_size={batch_size} does not divide among {devices} devices: each device has to get the "
-                "same number of examples of a batch. Set train.batch_size={sizes}, or ask for another number of GPUs.",
-                batch_size=batch_size,
-                devices=devices,
-                sizes=divisible_sizes(batch_size, devices),
-            )
+            "train.batch_size={batch_size} does not divide among {devices} devices: each device has to get the same "
+            "number of examples of a batch. Set train.batch_size={sizes}, or ask for another number of GPUs.",
+            batch_size=batch_size,
+            devices=devices,
+            sizes=divisible_sizes(batch_size, devices),
         )
 
 
@@ -95,7 +91,7 @@ def draw_apart(model: Any, devices: int, first: int = 0) -> None:
     if devices == 1:
         return
     generators = [one for layer in model._flatten_layers() for one in layer._seed_generators]
-    states = [getattr(one.state.value, "values", (one.state.value,)) for one in generators]
+    states = [copies_of(one.state) for one in generators]
     for copies in {id(copies[0]): copies for copies in states}.values():
         for index, copy in enumerate(copies, start=first):
             copy.assign_add([_APART * index, 0])
@@ -105,13 +101,10 @@ def can_compile(train: Train, devices: int) -> bool:
     """Return whether to compile a step with XLA: the config asks for it, one device runs it, and Keras supports it."""
     # XLA compiles for one device: a mirrored step touches the variables of several and fails.
     if train.jit_compile and devices > 1:
-        print(
-            _("train.jit_compile is off: XLA cannot compile a step that runs on {devices} devices", devices=devices),
-            flush=True,
-        )
+        info("train.jit_compile is off: XLA cannot compile a step that runs on {devices} devices", devices=devices)
         return False
     if train.jit_compile and train.deterministic:
-        print(_("train.jit_compile is off: Keras does not compile with XLA where train.deterministic=true"), flush=True)
+        info("train.jit_compile is off: Keras does not compile with XLA where train.deterministic=true")
         return False
     return train.jit_compile
 

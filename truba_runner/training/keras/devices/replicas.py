@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from truba_runner.errors import Failed
-from truba_runner.language import _
 from truba_runner.training.keras.devices.own_methods import has_call
 
 # The version that the replacements were tested with.
@@ -84,14 +83,12 @@ def check(model: Any, devices: int) -> None:
         settings = ["mixed_float16"] if scales else [name for name in _NEEDING if getattr(optimizer, name, None)]
         for setting in settings:
             raise Failed(
-                _(
-                    "Keras {found} is installed: with {setting} it trains wrongly on several devices, and is set right "
-                    "in Keras {keras} only. Install keras=={keras}.*, leave {setting} out (instead of mixed_float16, "
-                    "mixed_bfloat16 needs no scaling), or train on one GPU.",
-                    found=keras.__version__,
-                    setting=setting,
-                    keras=KERAS,
-                )
+                "Keras {found} is installed: with {setting} it trains wrongly on several devices, and is set right in "
+                "Keras {keras} only. Install keras=={keras}.*, leave {setting} out (instead of mixed_float16, "
+                "mixed_bfloat16 needs no scaling), or train on one GPU.",
+                found=keras.__version__,
+                setting=setting,
+                keras=KERAS,
             )
 
 
@@ -101,6 +98,14 @@ def within(optimizer: Any) -> Iterator[Any]:
     inner = getattr(optimizer, "inner_optimizer", None)
     for one in [*([inner] if inner is not None else []), *getattr(optimizer, "optimizers", ())]:
         yield from within(one)
+
+
+def copies_of(variable: Any) -> list[Any]:
+    """Return the copies of a Keras or TensorFlow variable, one for each device of this process."""
+    import keras
+
+    value = variable.value if isinstance(variable, keras.Variable) else variable
+    return list(getattr(value, "values", (value,)))
 
 
 def starts_from_weights(optimizer: Any) -> bool:

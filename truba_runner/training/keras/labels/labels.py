@@ -44,11 +44,9 @@ class Weighing:
         self._labels = labels
         if not isinstance(labels.spec, tf.TensorSpec) or labels.spec.dtype == tf.string:
             raise Failed(
-                _(
-                    "train.class_weight: the labels{output} are ragged, sparse or text, and have no classes that are "
-                    "numbers. Return integers, 0 for the first class.",
-                    output=labels.of_output,
-                )
+                "train.class_weight: the labels{output} are ragged, sparse or text, and have no classes that are "
+                "numbers. Return integers, 0 for the first class.",
+                output=labels.of_output,
             )
         # Rank of the loss's values: 1 for examples, more for positions in them.
         self.rank = self._rank_of_values()
@@ -91,7 +89,7 @@ class Weighing:
 
         labels = self._labels
         if labels.spec.shape.rank is None:
-            raise Failed(_("train.class_weight: the shape of the labels is not known. Set it with tf.ensure_shape."))
+            raise Failed("train.class_weight: the shape of the labels is not known. Set it with tf.ensure_shape.")
         own = tuple(labels.spec.shape)
         if labels.predicted is None or labels.loss is None:
             sparse = "sparse" in str(getattr(labels.loss, "name", labels.loss)).lower()
@@ -102,15 +100,13 @@ class Weighing:
         shape = list(values.shape)
         if shape not in (y, y[:-1]) or not shape:
             raise Failed(
-                _(
-                    "train.class_weight: for labels{output} of shape {y} and predictions of shape {predicted} the loss "
-                    "gives values of shape {values}, and there is no weight for each. Give weights of that shape "
-                    "yourself, as (x, y, sample_weight), and leave train.class_weight out.",
-                    output=labels.of_output,
-                    y=tuple(labels.spec.shape),
-                    predicted=labels.predicted,
-                    values=("batch", *shape[1:]) if shape else (),
-                )
+                "train.class_weight: for labels{output} of shape {y} and predictions of shape {predicted} the loss "
+                "gives values of shape {values}, and there is no weight for each. Give weights of that shape "
+                "yourself, as (x, y, sample_weight), and leave train.class_weight out.",
+                output=labels.of_output,
+                y=tuple(labels.spec.shape),
+                predicted=labels.predicted,
+                values=("batch", *shape[1:]) if shape else (),
             )
         return len(shape)
 
@@ -145,12 +141,10 @@ class Weighing:
         found = np.unique(np.asarray(classes, np.float64))
         if not np.array_equal(found, np.round(found)):
             raise Failed(
-                _(
-                    "train.class_weight: the labels{output} are no classes: {value:.4g} is among them. For numbers "
-                    "that are to be predicted give weights yourself, as (x, y, sample_weight).",
-                    output=labels.of_output,
-                    value=float(found[found != np.round(found)][0]),
-                )
+                "train.class_weight: the labels{output} are no classes: {value:.4g} is among them. For numbers that "
+                "are to be predicted give weights yourself, as (x, y, sample_weight).",
+                output=labels.of_output,
+                value=float(found[found != np.round(found)][0]),
             )
         ignored = getattr(labels.loss, "ignore_class", None)
         sparse = not self._hot and labels.predicted is not None and (labels.predicted[-1] or 0) > 1
@@ -158,13 +152,11 @@ class Weighing:
         wrong = [int(one) for one in found if not 0 <= one < limit and one != ignored]
         if wrong:
             raise Failed(
-                _(
-                    "train.class_weight: the labels{output} have {value}, which is no class of this network. Where it "
-                    "marks what has no label, say so: train.loss={{class_name: SparseCategoricalCrossentropy, config: "
-                    "{{ignore_class: {value}}}}}.",
-                    output=labels.of_output,
-                    value=wrong[0],
-                )
+                "train.class_weight: the labels{output} have {value}, which is no class of this network. Where it "
+                "marks what has no label, say so: train.loss={{class_name: SparseCategoricalCrossentropy, config: "
+                "{{ignore_class: {value}}}}}.",
+                output=labels.of_output,
+                value=wrong[0],
             )
         whole = np.asarray(classes).astype(np.int64).reshape(-1)
         return whole if ignored is None else whole[whole != ignored]
@@ -183,20 +175,14 @@ def _values(loss: Any, y: Any, predicted: Any) -> Any:
 def _given(wanted: Any) -> dict[int, float]:
     if not isinstance(wanted, Mapping) or not wanted:
         raise Failed(
-            _(
-                "train.class_weight={wanted}: it is balanced, or a mapping of classes, as in {{0: 1.0, 1: 50.0}}.",
-                wanted=wanted,
-            )
+            "train.class_weight={wanted}: it is balanced, or a mapping of classes, as in {{0: 1.0, 1: 50.0}}.",
+            wanted=wanted,
         )
     try:
         return {int(label): float(weight) for label, weight in wanted.items()}
     except (TypeError, ValueError) as error:
         raise Failed(
-            _(
-                "train.class_weight={wanted}: {error}. Write it as {{0: 1.0, 1: 50.0}}.",
-                wanted=dict(wanted),
-                error=error,
-            )
+            "train.class_weight={wanted}: {error}. Write it as {{0: 1.0, 1: 50.0}}.", wanted=dict(wanted), error=error
         ) from error
 
 
@@ -206,10 +192,8 @@ def _balanced(labels: Labels, classes: Any) -> dict[int, float]:
 
     if classes is None:
         raise Failed(
-            _(
-                "train.class_weight=balanced counts the training labels, and load_data returned no single array of "
-                "them. Give the weights themselves: train.class_weight={0: 1.0, 1: 50.0}."
-            )
+            "train.class_weight=balanced counts the training labels, and load_data returned no single array of them. "
+            "Give the weights themselves: train.class_weight={0: 1.0, 1: 50.0}."
         )
     found, counts = np.unique(classes, return_counts=True)
     return {int(label): len(classes) / (len(found) * int(n)) for label, n in zip(found, counts, strict=True)}

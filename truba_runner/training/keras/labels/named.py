@@ -14,7 +14,6 @@ from types import ModuleType
 from typing import Any
 
 from truba_runner.errors import Failed, nearest
-from truba_runner.language import _
 from truba_runner.training.backend import Context
 from truba_runner.training.job_calls import entry_of, imported, make
 
@@ -87,13 +86,11 @@ def _class_of(context: Context | None, where: str, name: str, room: ModuleType) 
 def _unknown(context: Context | None, where: str, name: str, valid: set[str]) -> Failed:
     own = {item for item, value in vars(context.job).items() if _may_be_meant(value)} if context else set()
     return Failed(
-        _(
-            "{where}: Keras has no {name!r}. {nearest} The job's own are found by their names too, and those of other "
-            "modules by their path: mypackage.mymodule.NAME.",
-            where=where,
-            name=name,
-            nearest=nearest(name, valid | own),
-        )
+        "{where}: Keras has no {name!r}. {nearest} The job's own are found by their names too, and those of other "
+        "modules by their path: mypackage.mymodule.NAME.",
+        where=where,
+        name=name,
+        nearest=nearest(name, valid | own),
     )
 
 

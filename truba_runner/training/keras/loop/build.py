@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from truba_runner.errors import Failed
-from truba_runner.language import _
 from truba_runner.training.backend import Context
 from truba_runner.training.keras.batches.plan import Plan
 from truba_runner.training.keras.devices.own_methods import has_call, has_own
@@ -90,10 +89,8 @@ def _trace(step: Any, spec: Any) -> None:
         step.get_concrete_function(spec)
     except UnliftableError as error:
         raise Failed(
-            _(
-                "The training step makes variables that cannot be made before it on several devices: a run cannot "
-                "resume. Make them in build_model, or train on one GPU."
-            )
+            "The training step makes variables that cannot be made before it on several devices: a run cannot resume. "
+            "Make them in build_model, or train on one GPU."
         ) from error
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from truba_runner.training.keras.batches.plan import Plan
 from truba_runner.training.keras.loop import logs as keras_logs
-
-if TYPE_CHECKING:
-    from truba_runner.training.keras.batches.plan import Plan
-    from truba_runner.training.keras.loop.resume import Resume
-from truba_runner.training.keras.loop.resume import plain
+from truba_runner.training.keras.loop.resume import Resume, plain
 
 
 def callback_list(resume: Resume, plan: Plan, callbacks: list[Any], model: Any, **params: Any) -> Any:

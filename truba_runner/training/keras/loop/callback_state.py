@@ -9,13 +9,12 @@ after the callback's own hooks, and set after `on_train_begin` or, in the middle
 from __future__ import annotations
 
 import copy
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from truba_runner.errors import Failed
-from truba_runner.language import _
+from truba_runner.log import warn
 from truba_runner.training.keras.loop.encoding import NoState, encode
 from truba_runner.training.keras.loop.walk import speaks
 from truba_runner.training.walk.kinds import is_framework
@@ -56,7 +55,7 @@ def restore(callbacks: Sequence[Any], saved: dict[str, Any]) -> None:
     for name, callback in _named(callbacks):
         if name not in saved:
             if speaks(callback) or _attributes(callback):
-                _warn(_("the checkpoint knows no callback {name}: it starts anew", name=name))
+                warn("the checkpoint knows no callback {name}: it starts anew", name=name)
         elif speaks(callback):
             callback.set_state(saved[name])
         else:
@@ -75,20 +74,16 @@ def check(callbacks: Sequence[Any]) -> None:
                 encode(callback.get_state())
             except NoState as error:
                 raise Failed(
-                    _(
-                        "get_state of the callback {name} returned {error}, which no checkpoint can hold. It may "
-                        "return numbers, text, None and arrays, in lists, tuples and dicts.",
-                        name=name,
-                        error=error,
-                    )
+                    "get_state of the callback {name} returned {error}, which no checkpoint can hold. It may return "
+                    "numbers, text, None and arrays, in lists, tuples and dicts.",
+                    name=name,
+                    error=error,
                 ) from error
         elif is_framework(type(callback)) and type(callback).__name__ not in _ATTRIBUTES:
-            _warn(
-                _(
-                    "the callback {name} of Keras starts anew after an interruption: this version of truba_runner "
-                    "does not know what it remembers. Give a class derived from it get_state() and set_state(state).",
-                    name=name,
-                )
+            warn(
+                "the callback {name} of Keras starts anew after an interruption: this version of truba_runner does "
+                "not know what it remembers. Give a class derived from it get_state() and set_state(state).",
+                name=name,
             )
 
 
@@ -105,7 +100,3 @@ def _named(callbacks: Sequence[Any]) -> Iterator[tuple[str, Any]]:
         name = type(callback).__name__
         seen[name] += 1
         yield (name if seen[name] == 1 else f"{name} {seen[name]}"), callback
-
-
-def _warn(text: str) -> None:
-    print(_("WARNING: {text}", text=text), file=sys.stderr, flush=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from truba_runner.language import _
+from truba_runner.log import info
 from truba_runner.runs.checkpoints import CheckpointStore, Position
 from truba_runner.training import resuming
 from truba_runner.training.backend import Context
@@ -26,7 +27,7 @@ from truba_runner.training.keras.loop.reporter import Reporter
 from truba_runner.training.keras.loop.variables import Variables, global_seeds
 from truba_runner.training.keras.loop.walk import evaluates_with_own_code, walk_data, walk_training
 from truba_runner.training.walk.objects import Found
-from truba_runner.training.walk.report import Unsaved, refuse_lost
+from truba_runner.training.walk.report import DRAWN_AHEAD, MADE_LATER, OTHER_ORDER, Unsaved, refuse_lost
 from truba_runner.training.walk.state import Start, put, read, same, write
 
 FORMAT = 4
@@ -47,13 +48,7 @@ class Contents:
     """The content of a training's checkpoints."""
 
     def __init__(
-        self,
-        context: Context,
-        model: Any,
-        plan: Plan,
-        reporter: Reporter,
-        team: Team | None,
-        splits: Mapping[str, Any],
+        self, context: Context, model: Any, plan: Plan, reporter: Reporter, team: Team | None, splits: Mapping[str, Any]
     ) -> None:
         """`splits`: what `load_data` returned. The attribute `callbacks` is set once Keras has its list."""
         self._context, self._model, self._plan, self._reporter, self._team = context, model, plan, reporter, team
@@ -77,15 +72,15 @@ class Contents:
         """
         found, data = self._walk(), self._walk_data()
         self._start, self._data_start = Start(found), Start(data)
-        self._unsaved.tell({**found.unsaved, **data.unsaved})
-        self._tell_of_order(self._splits.get("train"))
+        self._unsaved.report({**found.unsaved, **data.unsaved})
+        self._report_order(self._splits.get("train"))
 
-    def _tell_of_order(self, split: Any) -> None:
+    def _report_order(self, split: Any) -> None:
         import tensorflow as tf
 
         once = bool(self._context.experiment.train.steps_per_epoch)
         if isinstance(split, tf.data.Dataset) and (reason := other_order(split, one_iteration=once)):
-            self._unsaved.tell_of_order("data.train", _(reason))
+            self._unsaved.report({"data.train": _(reason)}, OTHER_ORDER)
 
     def first_step_done(self) -> None:
         """Record the objects that the first step has made."""
@@ -111,8 +106,8 @@ class Contents:
         flush_event_files(self.callbacks)
         found, start = self._walk(), self._start
         if start is not None:
-            self._unsaved.tell_of_made(start.made_since(found))
-            self._unsaved.tell(found.unsaved)
+            self._unsaved.report(start.made_since(found), MADE_LATER)
+            self._unsaved.report(found.unsaved)
         values = {
             "format": FORMAT,
             "seeds": [seed.numpy() for seed in global_seeds(create=False)],
@@ -162,7 +157,7 @@ class Contents:
         if mid_epoch:
             before = self._data_at_begin["streams"]
             drawn = [path for path, state in now["streams"].items() if not same(state, before.get(path))]
-            self._unsaved.tell_of_drawn_ahead(drawn)
+            self._unsaved.report(drawn, DRAWN_AHEAD)
         return now
 
     def _data_state(self) -> dict[str, Any]:
@@ -285,7 +280,4 @@ def flush_event_files(callbacks: list[Any]) -> None:
         try:
             writer.flush()
         except tf.errors.OpError as error:
-            print(
-                _("TensorBoard's event file could not be written ({message}); training goes on", message=error.message),
-                flush=True,
-            )
+            info("TensorBoard's event file could not be written ({message}); training goes on", message=error.message)

@@ -6,18 +6,18 @@ same name are refused.
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from truba_runner.errors import Failed, nearest
-from truba_runner.language import _
+from truba_runner.log import warn
+from truba_runner.training.summaries.history import History
 
 # A confusion matrix of thousands of classes would need as many columns in history.csv.
 _MOST_VALUES = 100
-# Columns of history.csv that are not metrics, and the prefixes of other splits' metrics.
-_COLUMNS, _SPLITS = ("epoch", "learning_rate", "seconds"), ("val_", "test_")
+# Prefixes of other splits' metrics.
+_SPLITS = ("val_", "test_")
 
 
 class Logs(dict[str, float]):
@@ -52,12 +52,9 @@ class Logs(dict[str, float]):
     def _add(self, name: str, part: str, value: float) -> None:
         if part in self:
             raise Failed(
-                _(
-                    "{name} is told for each class, and {part} is a metric's name already. Give one of them another "
-                    "name.",
-                    name=name,
-                    part=part,
-                )
+                "{name} is told for each class, and {part} is a metric's name already. Give one of them another name.",
+                name=name,
+                part=part,
             )
         self[part] = value
 
@@ -95,23 +92,19 @@ class Names:
                 # Validation has not run yet: derive its names from the training's.
                 valid = [monitor.replace(name, one, 1) for one in parts]
                 raise Failed(
-                    _(
-                        "{setting}={monitor}: its value is an array, which is neither better nor worse than another. "
-                        "{nearest}",
-                        setting=setting,
-                        monitor=monitor,
-                        nearest=nearest(monitor, valid),
-                    )
+                    "{setting}={monitor}: its value is an array, which is neither better nor worse than another. "
+                    "{nearest}",
+                    setting=setting,
+                    monitor=monitor,
+                    nearest=nearest(monitor, valid),
                 )
         for name in told.left_out:
             if name not in self._told_of:
                 self._told_of.add(name)
-                _warn(
-                    _(
-                        "the metric {name} is in no record: it is neither a number nor an array of {most} at most",
-                        name=name,
-                        most=_MOST_VALUES,
-                    )
+                warn(
+                    "the metric {name} is in no record: it is neither a number nor an array of {most} at most",
+                    name=name,
+                    most=_MOST_VALUES,
                 )
 
 
@@ -125,23 +118,19 @@ def watched(setting: str, monitor: str, callbacks: Iterable[Any]) -> Iterator[tu
 
 def _check(model: Any, logs: Mapping[str, Any]) -> None:
     for name in logs:
-        if name in _COLUMNS or name.startswith(_SPLITS):
+        if name in History.COLUMNS or name.startswith(_SPLITS):
             raise Failed(
-                _(
-                    "a metric is called {name}. So is something else in history.csv or result.json: the columns "
-                    "{columns}, and the metrics of validation (val_…) and test (test_…). Give it another name.",
-                    name=name,
-                    columns=", ".join(_COLUMNS),
-                )
+                "a metric is called {name}. So is something else in history.csv or result.json: the columns "
+                "{columns}, and the metrics of validation (val_…) and test (test_…). Give it another name.",
+                name=name,
+                columns=", ".join(History.COLUMNS),
             )
     twice = [name for name, count in Counter(_names_of(model)).items() if count > 1 and name in logs]
     if twice:
         raise Failed(
-            _(
-                "two metrics are called {name}, and Keras would tell one value for both. Give one of them another "
-                "name, as in {{class_name: Mean, config: {{name: other}}}}; loss is the name of the training loss.",
-                name=twice[0],
-            )
+            "two metrics are called {name}, and Keras would tell one value for both. Give one of them another name, "
+            "as in {{class_name: Mean, config: {{name: other}}}}; loss is the name of the training loss.",
+            name=twice[0],
         )
 
 
@@ -164,7 +153,3 @@ def _names_of(model: Any) -> Iterator[str]:
         if len(getattr(metric, "metrics", told)) > len(told):
             # Keras added a number to the second metric of a name, and a third had that very name.
             yield from (name for name in told if name.rpartition("_")[0] in told and name.rpartition("_")[2].isdigit())
-
-
-def _warn(text: str) -> None:
-    print(_("WARNING: {text}", text=text), file=sys.stderr, flush=True)

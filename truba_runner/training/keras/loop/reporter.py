@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
-from truba_runner.language import _
 from truba_runner.training.backend import Context
 from truba_runner.training.keras.batches.plan import Plan
 from truba_runner.training.summaries.curves import Curves
+from truba_runner.training.summaries.history import History
 
 
-class Reporter:
+class Reporter(History):
     """A reporter of steps and epochs, which also sets each epoch's order."""
 
     def __init__(self, context: Context, model: Any, plan: Plan, curves: Curves) -> None:
-        """The attribute `rows` holds the rows of `history.csv`, one per finished epoch."""
-        self._context = context
-        self._model = model
-        self._plan = plan
-        self.curves = curves
+        """Start the clock."""
+        super().__init__(context, curves)
+        self._model, self._plan = model, plan
         curves.examples_per_step = plan.examples_per_step
         self._epoch = 0
         # Steps of finished epochs, and of the current one.
         self._steps = self._done = 0
-        # Both are moved back by the seconds that interrupted starts spent.
-        self._started = self._epoch_started = time.perf_counter()
-        self.rows: list[dict[str, Any]] = []
 
     def callback(self) -> Any:
         """Return this reporter as a Keras callback."""
@@ -38,38 +32,23 @@ class Reporter:
             on_epoch_begin=self._epoch_begin,
             on_train_batch_end=self._steps_end,
             on_epoch_end=self._epoch_end,
-            on_train_end=lambda logs: self._write_history(durable=True),
+            on_train_end=lambda logs: self._write_history(),
         )
-
-    def last_metrics(self) -> dict[str, float]:
-        """Return the last epoch's metrics by name."""
-        own = ("epoch", "learning_rate", "seconds")
-        return {name: value for name, value in self.rows[-1].items() if name not in own} if self.rows else {}
 
     @property
     def steps(self) -> int:
         """Batches trained so far, over all epochs and all starts of the run."""
         return self._steps + self._done
 
-    @property
-    def seconds(self) -> float:
-        """Seconds of training so far, over all starts of the run."""
-        return time.perf_counter() - self._started
-
     def get_state(self) -> dict[str, Any]:
         """Return the reporter's part of a checkpoint."""
-        now = time.perf_counter()
-        spent = {"seconds": self.seconds, "epoch_seconds": now - self._epoch_started}
-        return {"rows": list(self.rows), "steps": self._steps, "done": self._done, **spent}
+        return {**super().get_state(), "steps": self._steps, "done": self._done}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore what `get_state` returned."""
-        now = time.perf_counter()
-        self.rows, self._steps, self._done = state["rows"], state["steps"], state["done"]
-        self._started, self._epoch_started = now - state["seconds"], now - state["epoch_seconds"]
+        super().set_state(state)
+        self._steps, self._done = state["steps"], state["done"]
         self.curves.begins(self.steps)
-        # Rows that were written after the checkpoint would appear twice.
-        self._write_history(durable=True)
 
     def _train_begin(self, logs: dict[str, float]) -> None:
         epochs = self._context.experiment.train.epochs
@@ -101,27 +80,14 @@ class Reporter:
         steps = self._done
         self._steps, self._done = self.steps, 0
         metrics = {name: float(logs[name]) for name in sorted(logs, key=loss_first)}
-        rate, seconds = self._learning_rate(), round(time.perf_counter() - self._epoch_started, 3)
-        self.rows.append({"epoch": epoch + 1, **metrics, "learning_rate": rate, "seconds": seconds})
+        rate = self._learning_rate()
+        self.rows.append({"epoch": epoch + 1, **metrics, "learning_rate": rate, "seconds": self.epoch_seconds})
         self.curves.epoch_ends(epoch + 1, metrics, rate)
         # No fsync: during training a checkpoint holds all rows too.
         self._write_history(durable=False)
         # Only now is the epoch's true length known in all cases.
         self._context.progress.record["steps_per_epoch"] = self._plan.steps or steps
         self._context.progress.epoch_end(epoch + 1, steps, metrics)
-
-    def _write_history(self, durable: bool) -> None:
-        if self._context.rank:
-            return
-        try:
-            self._context.run.write_history(self.rows, durable)
-        except OSError as error:
-            # The next epoch writes every row again.
-            print(
-                _("history.csv could not be written ({error}); training goes on", error=error),
-                file=sys.stderr,
-                flush=True,
-            )
 
 
 def loss_first(name: str) -> tuple[bool, bool]:

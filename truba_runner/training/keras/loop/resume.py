@@ -15,38 +15,27 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from truba_runner.errors import Failed
-from truba_runner.language import _
-from truba_runner.runs.checkpoints import CheckpointStore, Position, is_better
+from truba_runner.runs.checkpoints import Position
 from truba_runner.training import resuming
 from truba_runner.training.backend import Context
-from truba_runner.training.background import Background
 from truba_runner.training.interrupt import Interrupted, Interruption
 from truba_runner.training.keras.batches.plan import Plan
 from truba_runner.training.keras.devices.team import Team
 from truba_runner.training.keras.loop import callback_state
 from truba_runner.training.keras.loop.checkpoint import BesideWeights, Contents
-from truba_runner.training.keras.loop.encoding import Encoded
 from truba_runner.training.keras.loop.reporter import Reporter
+from truba_runner.training.saver import Best, Saver
 from truba_runner.training.summaries import event_files
-
-if TYPE_CHECKING:
-    from truba_runner.training.keras.batches.plan import Plan
 
 
 class Resume:
     """The saving and resuming of one training; `loop.callback_list` calls it."""
 
     def __init__(
-        self,
-        context: Context,
-        model: Any,
-        plan: Plan,
-        reporter: Reporter,
-        team: Team | None,
-        splits: Mapping[str, Any],
+        self, context: Context, model: Any, plan: Plan, reporter: Reporter, team: Team | None, splits: Mapping[str, Any]
     ) -> None:
         """Read the newest checkpoint; before anything is written to TensorBoard's event files, which this may cut.
 
@@ -57,9 +46,8 @@ class Resume:
         self._team = team
         self._settings = context.experiment.checkpoint
         if self._settings.mode not in ("min", "max"):
-            raise Failed(_("checkpoint.mode={mode} is neither min nor max.", mode=self._settings.mode))
-        self._store = CheckpointStore(context.run.checkpoints, self._settings.keep)
-        self._background = Background()
+            raise Failed("checkpoint.mode={mode} is neither min nor max.", mode=self._settings.mode)
+        self._saver = Saver(context, reporter.curves.board.settle)
         self._contents = Contents(context, model, plan, reporter, team, splits)
         self._epoch = self._done = self._skips = 0
         # Whether this start has trained a step, and begun an epoch.
@@ -67,12 +55,11 @@ class Resume:
         self._over: BesideWeights
         self._logs: dict[str, float] = {}
         self._before_test: BesideWeights | None = None
-        self._saved_at = time.monotonic()
         self._train_function: Any = None
-        self._found = self._contents.newest(self._store)
+        self._found = self._contents.newest(self._saver.store)
         state = self._found[1] if self._found else {}
         # A run that starts from another run's checkpoint has no best yet. Teams never do so, and ranks must agree.
-        self._best: float | None = state.get("best") if team or self._store.has_best() else None
+        self._best = Best(self._settings, state.get("best") if team or self._saver.store.has_best() else None)
         # Whether all epochs are trained, and the result that evaluation and prediction have filled in so far.
         self.trained: bool = state.get("trained", False)
         self.result: dict[str, Any] = state.get("result", {})
@@ -225,14 +212,13 @@ class Resume:
         """
         if self._train_function is not None:
             self._model.train_function, self._train_function = self._train_function, None
-        self._save(Position(epoch + 1, 0), best=self._is_best(logs))
+        self._save(Position(epoch + 1, 0), best=self._best.improved_by(logs))
         if self._asked()[0]:
             self._leave()
 
     def train_end(self) -> None:
         """Wait until the last checkpoint is written, and mark the training as finished."""
-        self._background.wait()
-        self._store.retry()
+        self._saver.finish()
         self.trained = True
 
     def is_over(self) -> None:
@@ -252,25 +238,16 @@ class Resume:
         except Interrupted:
             self._over.values["result"] = self.result
             self._save(Position(len(self._reporter.rows), 0), beside=self._over)
-            self._background.wait()
+            self._saver.background.wait()
             raise
 
     def _asked(self) -> tuple[bool, bool]:
         """Return whether to stop, and whether it is time to save; the same on every rank."""
-        minutes = self._settings.every_minutes
-        due = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
-        stop = self._context.interruption.requested
+        due, stop = self._saver.time_is_up(), self._context.interruption.requested
         return self._team.agree(self._context.interruption, due) if self._team else (stop, due)
 
-    def _is_best(self, logs: dict[str, Any]) -> bool:
-        monitor = self._settings.monitor
-        if not is_better(logs.get(monitor), self._best, self._settings.mode):
-            return False
-        self._best = float(logs[monitor])
-        return True
-
     def _leave(self) -> None:
-        self._background.wait()
+        self._saver.background.wait()
         self._context.progress.update(epoch=self._epoch + 1, step=self._done)
         if self._team:
             # A rank that exits while rank 0 still writes would be taken for dead.
@@ -281,17 +258,10 @@ class Resume:
         """Copy the state now, and write it in the background."""
         mid_epoch = bool(position.step) and not 0 < self._plan.steps <= position.step
         state = self._contents.whole(beside or self._beside_weights(mid_epoch), together=not self.trained)
-        if state is not None:
-            self._background.start(lambda: self._write(position, state, best))
-        self._saved_at = time.monotonic()
-
-    def _write(self, position: Position, state: Encoded, best: bool) -> None:
-        # The checkpoint relies on event files of their present length.
-        self._reporter.curves.board.settle()
-        self._store.save(position, state.write, best)
+        self._saver.save(position, state.write if state else None, best)
 
     def _beside_weights(self, mid_epoch: bool = False) -> BesideWeights:
-        known = {"logs": plain(self._logs), "best": self._best, "trained": self.trained, "result": self.result}
+        known = {"logs": plain(self._logs), "best": self._best.value, "trained": self.trained, "result": self.result}
         known["plan"] = self._plan.get_state()
         return self._contents.beside_weights(known, mid_epoch)
 

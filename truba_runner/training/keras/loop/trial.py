@@ -13,40 +13,39 @@ from truba_runner.training.keras.loop.walk import walk_training
 from truba_runner.training.walk.state import Snapshot
 
 
-class Randomness:
-    """A copy of the random state that is global to the process."""
+@contextmanager
+def same_randomness() -> Iterator[None]:
+    """Restore after the block the random state of Python, NumPy and Keras that is global to the process.
 
-    def __init__(self) -> None:
-        """Copy the state of Python, NumPy and Keras."""
-        import numpy as np
+    If Keras had no global seed before, drop it: Keras makes it anew when needed.
+    """
+    import numpy as np
+    from keras.src.backend.common.global_state import set_global_attribute
+    from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 
-        self._python, self._numpy = random.getstate(), np.random.get_state()
-        self._seeds = [seed.numpy() for seed in global_seeds(create=False)]
-
-    def put_back(self) -> None:
-        """Restore the copy. If Keras had no global seed then, drop it: Keras makes it anew when needed."""
-        import numpy as np
-        from keras.src.backend.common.global_state import set_global_attribute
-        from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
-
-        if not self._seeds:
+    python, of_numpy = random.getstate(), np.random.get_state()
+    seeds = [seed.numpy() for seed in global_seeds(create=False)]
+    try:
+        yield
+    finally:
+        if not seeds:
             set_global_attribute(GLOBAL_SEED_GENERATOR, None)
-        for seed, value in zip(global_seeds(create=False), self._seeds, strict=bool(self._seeds)):
+        for seed, value in zip(global_seeds(create=False), seeds, strict=bool(seeds)):
             seed.assign(value)
-        random.setstate(self._python)
-        np.random.set_state(self._numpy)
+        random.setstate(python)
+        np.random.set_state(of_numpy)
 
 
 @contextmanager
 def as_before(context: Context, model: Any) -> Iterator[None]:
     """Let the model train in this context, then restore it; objects and variables made in here stay."""
-    randomness, found = Randomness(), walk_training(context, model)
-    training, variables = Snapshot(found), Variables(model, found)
-    values = variables.read()
-    try:
-        yield
-    finally:
-        paths = {id(thing): path for path, thing in found.objects.items()}
-        training.put_back(made=walk_training(context, model, known=paths))
-        variables.assign(values)
-        randomness.put_back()
+    with same_randomness():
+        found = walk_training(context, model)
+        training, variables = Snapshot(found), Variables(model, found)
+        values = variables.read()
+        try:
+            yield
+        finally:
+            paths = {id(thing): path for path, thing in found.objects.items()}
+            training.put_back(made=walk_training(context, model, known=paths))
+            variables.assign(values)
