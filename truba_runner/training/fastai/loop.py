@@ -122,7 +122,7 @@ class Loop:
         where = Where(self._seed, self.stage, epoch, kind)
         rank = self.ranks.rank if self.ranks.together else 0
         streams = self.walked.streams()
-        return Pass(loader, where, rank, self.ranks.count, first, streams, self._most_steps)
+        return Pass(loader, where, rank, self.ranks.tasks, first, streams, self._most_steps)
 
     def _epochs(self) -> None:
         from fastai.callback.core import CancelEpochException, CancelFitException

@@ -27,6 +27,7 @@ from truba_runner.training.fastai.loop import Loop, Watcher
 from truba_runner.training.fastai.reporter import Reporter
 from truba_runner.training.interrupt import Interrupted
 from truba_runner.training.notes import note
+from truba_runner.training.ranks import checkpoints
 from truba_runner.training.summaries import event_files
 
 FORMAT = 2
@@ -68,17 +69,9 @@ class Resume(Watcher):
             event_files.cut(context.run.tensorboard, state.get("event_files", {}))
 
     def _newest(self) -> tuple[Position, dict[str, Any]] | None:
-        """Return the newest checkpoint, the same one on every rank."""
-        found = self._store.newest(_read) if self.ranks.rank == 0 else None
-        if not self.ranks.together:
-            return found
-        position = found[0] if found else Position(0, 0)
-        # Only rank 0 looks for the newest: another rank may see files that rank 0 skipped, or not see all of them.
-        exists, epoch, step = self.ranks.from_rank_0([float(found is not None), position.epoch, position.step])
-        if not exists:
-            return None
-        position = Position(int(epoch), int(step))
-        return found or (position, rank_state.of_rank(self.ranks.rank, self._store.at(position, _read)))
+        """Return the newest checkpoint, the same one on every rank, with the state as this rank had it."""
+        found = checkpoints.newest(self.ranks, self._store, _read)
+        return found and (found[0], rank_state.of_rank(self.ranks.rank, found[1]))
 
     def _check(self, state: dict[str, Any]) -> None:
         resuming.check_format(self._context, state["format"], FORMAT)
@@ -229,7 +222,7 @@ class Resume(Watcher):
         position, best = Position(self._first_epoch + epoch + 1, 0), self._is_best(row)
         outputs.keep_models(self._context, self._learner, position.epoch, best)
         self._save(position, best, beside=self._besides(epoch + 1, stopped))
-        if self.ranks.agree():
+        if self.ranks.agree().stop:
             self._leave(position)
 
     def stage_ends(self, epochs: int, may_grow: bool) -> None:

@@ -34,7 +34,7 @@ class Course:
         Raises:
             Failed: a stage has no batch or a size that its data cannot have, or the validation set is empty.
         """
-        loaders, ranks = self._learner.dls, self._loop.ranks.count
+        loaders, ranks = self._learner.dls, self._loop.ranks.tasks
         train, validation = len(loaders.train_ds), len(loaders.valid_ds)
         wanted = {loaders.train.bs: "train.batch_size"}
         for stage in stages:
@@ -130,7 +130,7 @@ class Course:
         with self._loop.watched_by(self._loop.watcher, index):
             steps = self._loop.steps()
         if not steps:
-            loaders, ranks = self._learner.dls, self._loop.ranks.count
+            loaders, ranks = self._learner.dls, self._loop.ranks.tasks
             raise Failed(too_few(len(loaders.train_ds), loaders.train.bs * ranks, ranks, "train.batch_size"))
         return steps
 
