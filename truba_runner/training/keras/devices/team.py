@@ -6,7 +6,6 @@ one here and one in `replicas`; they are internal to Keras, so the versions are 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -17,7 +16,7 @@ from typing import Any
 from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.training.backend import Context
-from truba_runner.training.interrupt import Interruption
+from truba_runner.training.keras.devices.nodes import Nodes
 from truba_runner.training.keras.devices.replicas import mend_keras
 from truba_runner.training.ranks.addresses import worker_addresses
 
@@ -26,8 +25,8 @@ KERAS, TENSORFLOW = "3.15", "2.21"
 _PARTING_SECONDS = 1.0
 
 
-class Team:
-    """All processes of a job that trains one network, seen from one of them. All ranks make the same calls in order."""
+class Team(Nodes):
+    """All processes of a job that trains one network, one a node, seen from one of them."""
 
     def __init__(self, context: Context, devices: list[str]) -> None:
         """Connect to the other ranks; before TensorFlow computes anything.
@@ -35,7 +34,7 @@ class Team:
         Raises:
             truba_runner.errors.Failed: other versions are installed, or Slurm's variables do not name the other ranks.
         """
-        self.rank, self.tasks, self._local = context.rank, context.tasks, len(devices)
+        super().__init__(context, devices)
         _check_versions()
         addresses = worker_addresses(os.environ, context.tasks)
         os.environ["TF_CONFIG"] = tf_config(addresses, context.rank)
@@ -53,16 +52,6 @@ class Team:
         mend_keras()
         self._sum_over_ranks = self._make_sum()
         self._gather_rows = self._make_gather()
-
-    @property
-    def devices(self) -> int:
-        """The number of devices of all ranks."""
-        return self._local * self.tasks
-
-    @property
-    def first_device(self) -> int:
-        """The index of this rank's first device among those of all ranks."""
-        return self._local * self.rank
 
     def adjust(self, model: Any) -> None:
         """Set the only `steps_per_execution` that works with this strategy, 1."""
@@ -95,31 +84,22 @@ class Team:
         fed.__class__ = type("Steps", (type(fed),), {"cardinality": steps})
         return fed
 
-    # -- agreement ---------------------------------------------------------------------------------------------
+    # -- between ranks -----------------------------------------------------------------------------------------
 
-    def agree(self, interruption: Interruption, due: bool = False) -> tuple[bool, bool]:
-        """Wait until all ranks have called this; return whether any rank was asked to stop, and whether any is `due`.
+    def summed(self, values: list[int]) -> list[int]:
+        """Return the sum over all ranks of each of the values."""
+        import tensorflow as tf
 
-        Every rank gets the same answers. Signals that only other ranks have received count as received here too, so
-        that all ranks react to them alike.
-        """
-        signals = Interruption.signals()
-        *totals, dues = self._sum([*(int(number in interruption.received) for number in signals), int(due)])
-        for number, total in zip(signals, totals, strict=True):
-            if total and number not in interruption.received:
-                interruption.received.append(number)
-        return any(totals), bool(dues)
-
-    def from_rank_0(self, values: list[int]) -> list[int]:
-        """Return rank 0's values; every rank has to pass as many."""
-        return self._sum(values if self.rank == 0 else [0] * len(values))
+        # Every device of a rank adds the same values.
+        totals = self._sum_over_ranks(tf.constant(values, tf.int32)).numpy()
+        return [int(total) // self._local for total in totals]
 
     def gather(self, data: bytes) -> list[bytes]:
         """Return each rank's `data`, in the order of ranks."""
         import numpy as np
         import tensorflow as tf
 
-        lengths = self._sum([len(data) if rank == self.rank else 0 for rank in range(self.tasks)])
+        lengths = self.summed([len(data) if rank == self.rank else 0 for rank in range(self.tasks)])
         # Collectives know int32, and take equally much from each device: one row of its rank's data.
         words = -(-max(lengths) // (4 * self._local))
         rows = np.zeros((self._local, words), np.int32)
@@ -127,37 +107,11 @@ class Team:
         gathered = self._gather_rows(tf.constant(rows)).numpy().reshape(self.tasks, -1).view(np.uint8)
         return [row[:length].tobytes() for row, length in zip(gathered, lengths, strict=True)]
 
-    def check_same(self, model: Any) -> None:
-        """Check that every rank has trained the same weights, bit for bit.
-
-        Weights that are not trained, as BatchNormalization's statistics, differ between devices in Keras: left out.
-
-        Raises:
-            RuntimeError: the weights differ.
-        """
-        digest = hashlib.sha256()
-        for weight in model.trainable_weights:
-            digest.update(weight.numpy().tobytes())
-        own = list(digest.digest())
-        by_rank = self._sum([byte if rank == self.rank else 0 for rank in range(self.tasks) for byte in own])
-        if by_rank != own * self.tasks:
-            raise RuntimeError(_("the ranks have trained different weights: their results cannot be trusted"))
-
-    def wait_for_all(self) -> None:
-        """Wait until every rank has called this; the others would take a rank that exits earlier for dead."""
-        self._sum([0])
-
     def part(self) -> None:
         """End the ranks' work together: wait until all ranks are here, and know it of each other."""
         self.wait_for_all()
         # The last part of a ring's sum is fetched from a rank that already has its own sum, and must not exit yet.
         time.sleep(_PARTING_SECONDS)
-
-    def _sum(self, values: list[int]) -> list[int]:
-        import tensorflow as tf
-
-        # Every device of a rank adds the same values.
-        return [int(total) // self._local for total in self._sum_over_ranks(tf.constant(values, tf.int32)).numpy()]
 
     def _make_sum(self) -> Callable[[Any], Any]:
         import tensorflow as tf

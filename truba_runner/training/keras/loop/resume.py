@@ -2,7 +2,7 @@
 
 An interrupted run ends with the same weights, metrics and history, to the bit, as an uninterrupted one. Finished steps
 are not computed again: in the epoch where a run resumes, Keras counts through them while nothing is read or trained.
-The ranks of a team decide together wherever they could decide differently.
+The ranks of a job decide together wherever they could decide differently.
 
 | position | means |
 |---|---|
@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from truba_runner.errors import Failed
 from truba_runner.language import _
@@ -25,15 +25,13 @@ from truba_runner.training.backend import Context
 from truba_runner.training.background import Background
 from truba_runner.training.interrupt import Interrupted, Interruption
 from truba_runner.training.keras.batches.plan import Plan
-from truba_runner.training.keras.devices.team import Team
+from truba_runner.training.keras.devices.nodes import Nodes
 from truba_runner.training.keras.loop import callback_state
 from truba_runner.training.keras.loop.checkpoint import BesideWeights, Contents
 from truba_runner.training.keras.loop.encoding import Encoded
 from truba_runner.training.keras.loop.reporter import Reporter
+from truba_runner.training.ranks.group import Agreement
 from truba_runner.training.summaries import event_files
-
-if TYPE_CHECKING:
-    from truba_runner.training.keras.batches.plan import Plan
 
 
 class Resume:
@@ -45,7 +43,7 @@ class Resume:
         model: Any,
         plan: Plan,
         reporter: Reporter,
-        team: Team | None,
+        nodes: Nodes,
         splits: Mapping[str, Any],
     ) -> None:
         """Read the newest checkpoint; before anything is written to TensorBoard's event files, which this may cut.
@@ -54,13 +52,13 @@ class Resume:
         """
         self._started = time.perf_counter()
         self._context, self._model, self._plan, self._reporter = context, model, plan, reporter
-        self._team = team
+        self._nodes = nodes
         self._settings = context.experiment.checkpoint
         if self._settings.mode not in ("min", "max"):
             raise Failed(_("checkpoint.mode={mode} is neither min nor max.", mode=self._settings.mode))
         self._store = CheckpointStore(context.run.checkpoints, self._settings.keep)
         self._background = Background()
-        self._contents = Contents(context, model, plan, reporter, team, splits)
+        self._contents = Contents(context, model, plan, reporter, nodes, splits)
         self._epoch = self._done = self._skips = 0
         # Whether this start has trained a step, and begun an epoch.
         self._stepped = self._reads = False
@@ -71,8 +69,8 @@ class Resume:
         self._train_function: Any = None
         self._found = self._contents.newest(self._store)
         state = self._found[1] if self._found else {}
-        # A run that starts from another run's checkpoint has no best yet. Teams never do so, and ranks must agree.
-        self._best: float | None = state.get("best") if team or self._store.has_best() else None
+        # A run that starts from another run's checkpoint has no best yet. Several nodes never do so, and must agree.
+        self._best: float | None = state.get("best") if nodes.together or self._store.has_best() else None
         # Whether all epochs are trained, and the result that evaluation and prediction have filled in so far.
         self.trained: bool = state.get("trained", False)
         self.result: dict[str, Any] = state.get("result", {})
@@ -110,7 +108,7 @@ class Resume:
         callback_state.check(callbacks)
         self._contents.begin()
         if self._found is None:
-            self._hold()
+            self._nodes.hold()
         elif not self._found[0].step:
             self.restore()
 
@@ -140,13 +138,7 @@ class Resume:
         self._contents.give_back(state)
         self._plan.set_state(state["plan"])
         resuming.tell(self._context, position, self._plan.steps, self._started, self.trained)
-        self._hold()
-
-    def _hold(self) -> None:
-        if self._team:
-            # Else a signal could end one rank at once while another only notes it, and is left behind.
-            self._team.wait_for_all()
-        self._context.interruption.hold()
+        self._nodes.hold()
 
     # -- steps that are done -----------------------------------------------------------------------------------
 
@@ -174,10 +166,7 @@ class Resume:
         self._train_function, model.train_function = real, train_function
 
     def _batches_from(self, step: int) -> Any:
-        batches = self._plan.from_step(step)
-        if self._team:
-            return self._team.feed(batches, self._plan.steps - step)
-        return self._model.distribute_strategy.experimental_distribute_dataset(batches)
+        return self._nodes.feed(self._plan.from_step(step), self._plan.steps - step)
 
     # -- saving ------------------------------------------------------------------------------------------------
 
@@ -226,7 +215,7 @@ class Resume:
         if self._train_function is not None:
             self._model.train_function, self._train_function = self._train_function, None
         self._save(Position(epoch + 1, 0), best=self._is_best(logs))
-        if self._asked()[0]:
+        if self._asked().stop:
             self._leave()
 
     def train_end(self) -> None:
@@ -255,12 +244,10 @@ class Resume:
             self._background.wait()
             raise
 
-    def _asked(self) -> tuple[bool, bool]:
+    def _asked(self) -> Agreement:
         """Return whether to stop, and whether it is time to save; the same on every rank."""
         minutes = self._settings.every_minutes
-        due = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
-        stop = self._context.interruption.requested
-        return self._team.agree(self._context.interruption, due) if self._team else (stop, due)
+        return self._nodes.agree(minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes)
 
     def _is_best(self, logs: dict[str, Any]) -> bool:
         monitor = self._settings.monitor
@@ -272,9 +259,8 @@ class Resume:
     def _leave(self) -> None:
         self._background.wait()
         self._context.progress.update(epoch=self._epoch + 1, step=self._done)
-        if self._team:
-            # A rank that exits while rank 0 still writes would be taken for dead.
-            self._team.part()
+        # A rank that exits while rank 0 still writes would be taken for dead.
+        self._nodes.part()
         raise Interrupted
 
     def _save(self, position: Position, best: bool = False, beside: BesideWeights | None = None) -> None:
