@@ -18,6 +18,7 @@ from truba_runner.training import rate_suggestions
 from truba_runner.training.backend import Context
 from truba_runner.training.keras.batches.plan import Plan
 from truba_runner.training.keras.devices.nodes import Nodes
+from truba_runner.training.keras.internals import train_function
 from truba_runner.training.keras.loop.build import build
 from truba_runner.training.keras.loop.trial import Randomness, as_before
 from truba_runner.training.keras.loop.walk import walk_data
@@ -119,12 +120,13 @@ def _put_back(context: Context, model: Any, plan: Plan, nodes: Nodes, splits: Ma
     with as_before(context, model):
         # Each step needs its own rate, and compiling takes longer than a hundred steps.
         model.steps_per_execution, model.jit_compile = 1, False
-        model.train_function = None
+        train_function.forget(model)
         try:
             yield
         finally:
             model.steps_per_execution, model.jit_compile = ways
-            model.train_function, model.stop_training = None, False
+            train_function.forget(model)
+            model.stop_training = False
     data.put_back()
     model.reset_metrics()
     randomness.put_back()

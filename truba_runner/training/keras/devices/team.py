@@ -1,27 +1,26 @@
-"""Keras on several nodes, one process each: TensorFlow's MultiWorkerMirroredStrategy, set up from Slurm's variables.
-
-Keras 3 broke `fit` under this strategy. If a job has several tasks, two of its functions are replaced in this process,
-one here and one in `replicas`; they are internal to Keras, so the versions are checked first.
-"""
+"""Keras on several nodes, one process each: TensorFlow's MultiWorkerMirroredStrategy, set up from Slurm's variables."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.training.backend import Context
 from truba_runner.training.keras.devices.nodes import Nodes
-from truba_runner.training.keras.devices.replicas import mend_keras
+from truba_runner.training.keras.internals.several_devices import mend_keras
+from truba_runner.training.keras.internals.several_nodes import (
+    all_logical_cpus,
+    check_versions,
+    count_steps,
+    mend_trainer,
+)
 from truba_runner.training.ranks.addresses import worker_addresses
 
-# The versions that the two replacements were tested with.
-KERAS, TENSORFLOW = "3.15", "2.21"
 _PARTING_SECONDS = 1.0
 
 
@@ -35,7 +34,7 @@ class Team(Nodes):
             truba_runner.errors.Failed: other versions are installed, or Slurm's variables do not name the other ranks.
         """
         super().__init__(context, devices)
-        _check_versions()
+        check_versions()
         addresses = worker_addresses(os.environ, context.tasks)
         os.environ["TF_CONFIG"] = tf_config(addresses, context.rank)
         # Else gRPC would try to reach the other nodes through a proxy, and wait for ever.
@@ -48,7 +47,7 @@ class Team(Nodes):
         # TensorFlow has replaced the handler of SIGTERM.
         if context.interruption.listening:
             context.interruption.listen()
-        _mend_keras()
+        mend_trainer()
         mend_keras()
         self._sum_over_ranks = self._make_sum()
         self._gather_rows = self._make_gather()
@@ -79,10 +78,7 @@ class Team(Nodes):
 
     def feed(self, shares: Any, steps: int) -> Any:
         """Return a dataset of the devices' shares in turn in the form that Keras takes; an epoch has `steps` steps."""
-        fed = self.strategy.distribute_datasets_from_function(lambda _: shares)
-        # TensorFlow counts shares, but Keras asks for steps.
-        fed.__class__ = type("Steps", (type(fed),), {"cardinality": steps})
-        return fed
+        return count_steps(self.strategy.distribute_datasets_from_function(lambda _: shares), steps)
 
     # -- between ranks -----------------------------------------------------------------------------------------
 
@@ -152,26 +148,6 @@ def tf_config(addresses: list[str], rank: int) -> str:
     return json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}})
 
 
-def _check_versions() -> None:
-    import keras
-    import tensorflow as tf
-
-    for name, needed, found in (("Keras", KERAS, keras.__version__), ("TensorFlow", TENSORFLOW, tf.__version__)):
-        if not found.startswith(f"{needed}."):
-            raise Failed(
-                _(
-                    "{name} {found} is installed. Several nodes need Keras {keras} and TensorFlow {tensorflow}: Keras "
-                    "3 alone cannot train on them, and the two of its functions that are replaced here are known in "
-                    "these versions only. Install keras=={keras}.* and tensorflow=={tensorflow}.*, or set "
-                    "resources.nodes=1.",
-                    name=name,
-                    found=found,
-                    keras=KERAS,
-                    tensorflow=TENSORFLOW,
-                )
-            )
-
-
 def _make_strategy(devices: list[str]) -> Any:
     import tensorflow as tf
 
@@ -179,7 +155,7 @@ def _make_strategy(devices: list[str]) -> Any:
     kinds = tf.distribute.experimental.CommunicationImplementation
     options = tf.distribute.experimental.CommunicationOptions(implementation=kinds.RING if on_cpu else kinds.NCCL)
     try:
-        with _all_logical_cpus(len(devices) if on_cpu else 0):
+        with all_logical_cpus(len(devices) if on_cpu else 0):
             return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     except RuntimeError as error:
         raise Failed(
@@ -189,41 +165,3 @@ def _make_strategy(devices: list[str]) -> Any:
                 error=error,
             )
         ) from error
-
-
-@contextmanager
-def _all_logical_cpus(count: int) -> Iterator[None]:
-    """Let TensorFlow's strategy, which takes all GPUs but one CPU device only, take `count` CPUs (0: no change)."""
-    from tensorflow.python.distribute.collective_all_reduce_strategy import CollectiveAllReduceExtended
-
-    original = CollectiveAllReduceExtended._initialize_local_devices
-
-    def all_of_them(self: Any, resolver: Any, worker: str) -> tuple[tuple[str, ...], str]:
-        return tuple(f"{worker}/device:CPU:{index}" for index in range(count)), "CPU"
-
-    if count:
-        CollectiveAllReduceExtended._initialize_local_devices = all_of_them
-    try:
-        yield
-    finally:
-        CollectiveAllReduceExtended._initialize_local_devices = original
-
-
-# -- Keras -----------------------------------------------------------------------------------------------------
-
-
-def _mend_keras() -> None:
-    """Replace the function of Keras' trainer that fails if values are on other nodes too."""
-    from keras.src.backend.tensorflow import trainer
-
-    original = trainer.reduce_per_replica
-
-    def reduce_per_replica(values: Any, strategy: Any, reduction: str) -> Any:
-        """Reduce without an axis: Keras takes the mean over one, which a metric, a single number, does not have."""
-        import tensorflow as tf
-
-        if trainer._collective_all_reduce_multi_worker(strategy) and reduction in ("auto", "mean"):
-            return tf.nest.map_structure(lambda value: strategy.reduce("MEAN", value, axis=None), values)
-        return original(values, strategy, reduction)
-
-    trainer.reduce_per_replica = reduce_per_replica

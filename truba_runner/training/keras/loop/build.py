@@ -9,16 +9,11 @@ from truba_runner.language import _
 from truba_runner.training.backend import Context
 from truba_runner.training.keras.batches.plan import Plan
 from truba_runner.training.keras.devices.nodes import Nodes
-from truba_runner.training.keras.devices.own_methods import has_call, has_own
 from truba_runner.training.keras.devices.replicas import build_in_step, starts_from_weights
+from truba_runner.training.keras.internals.own_methods import has_call, has_own
+from truba_runner.training.keras.internals.private_names import build_from, unliftable
 from truba_runner.training.keras.loop.trial import as_before
 from truba_runner.training.walk.objects import walk
-
-
-def is_built(model: Any) -> bool:
-    """Return whether the first step has nothing left to build. Variables do not show it: a metric may have none."""
-    parts = (model, model.optimizer, model._compile_metrics, model._compile_loss)
-    return all(part is None or part.built for part in parts)
 
 
 def is_built_first(model: Any, devices: int) -> bool:
@@ -45,7 +40,7 @@ def build(context: Context, model: Any, plan: Plan, nodes: Nodes) -> None:
     before_the_step = several or starts_from_weights(model.optimizer)
     if before_the_step and has_call(model):
         with strategy.scope():
-            model._symbolic_build(data_batch=plan.example())
+            build_from(model, plan.example())
 
     def step(data: Any) -> Any:
         return strategy.run(model.train_step, args=(data,))
@@ -83,11 +78,9 @@ def _optimizers(model: Any) -> list[Any]:
 
 
 def _trace(step: Any, spec: Any) -> None:
-    from tensorflow.python.ops.op_selector import UnliftableError
-
     try:
         step.get_concrete_function(spec)
-    except UnliftableError as error:
+    except unliftable() as error:
         raise Failed(
             _(
                 "The training step makes variables that cannot be made before it on several devices: a run cannot "

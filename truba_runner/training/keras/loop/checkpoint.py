@@ -18,12 +18,13 @@ from truba_runner.training import resuming
 from truba_runner.training.backend import Context
 from truba_runner.training.keras.batches.plan import Plan
 from truba_runner.training.keras.devices.nodes import Nodes
+from truba_runner.training.keras.internals.private_names import event_writers, global_seeds, is_built
 from truba_runner.training.keras.loop import callback_state
-from truba_runner.training.keras.loop.build import build, is_built
+from truba_runner.training.keras.loop.build import build
 from truba_runner.training.keras.loop.encoding import Encoded, decode, encode
 from truba_runner.training.keras.loop.order import other_order
 from truba_runner.training.keras.loop.reporter import Reporter
-from truba_runner.training.keras.loop.variables import Variables, global_seeds
+from truba_runner.training.keras.loop.variables import Variables
 from truba_runner.training.keras.loop.walk import evaluates_with_own_code, walk_data, walk_training
 from truba_runner.training.ranks import checkpoints
 from truba_runner.training.walk.objects import Found
@@ -268,8 +269,8 @@ def flush_event_files(callbacks: list[Any]) -> None:
     import keras
     import tensorflow as tf
 
-    writers = [callback._writers for callback in callbacks if isinstance(callback, keras.callbacks.TensorBoard)]
-    for writer in (writer for named in writers for writer in named.values()):
+    boards = [callback for callback in callbacks if isinstance(callback, keras.callbacks.TensorBoard)]
+    for writer in (writer for board in boards for writer in event_writers(board)):
         try:
             writer.flush()
         except tf.errors.OpError as error:

@@ -13,6 +13,7 @@ from typing import Any
 
 from truba_runner.errors import Failed, nearest
 from truba_runner.language import _
+from truba_runner.training.keras.internals.private_names import loss_tracker
 
 # A confusion matrix of thousands of classes would need as many columns in history.csv.
 _MOST_VALUES = 100
@@ -149,7 +150,7 @@ def _names_of(model: Any) -> Iterator[str]:
     """Yield the name of each value of the model's metrics; a name that two values share comes twice."""
     import keras
 
-    loss: Any = getattr(model, "_loss_tracker", None)
+    loss = loss_tracker(model)
     for metric in model.metrics:
         if metric is loss and not float(keras.ops.convert_to_numpy(metric.count)):
             continue  # Never updated: the job's own train_step tracks its loss itself.

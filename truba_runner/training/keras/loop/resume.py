@@ -13,7 +13,7 @@ The ranks of a job decide together wherever they could decide differently.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,7 @@ from truba_runner.training.background import Background
 from truba_runner.training.interrupt import Interrupted, Interruption
 from truba_runner.training.keras.batches.plan import Plan
 from truba_runner.training.keras.devices.nodes import Nodes
+from truba_runner.training.keras.internals import train_function
 from truba_runner.training.keras.loop import callback_state
 from truba_runner.training.keras.loop.checkpoint import BesideWeights, Contents
 from truba_runner.training.keras.loop.encoding import Encoded
@@ -66,7 +67,7 @@ class Resume:
         self._logs: dict[str, float] = {}
         self._before_test: BesideWeights | None = None
         self._saved_at = time.monotonic()
-        self._train_function: Any = None
+        self._stop_skipping: Callable[[], None] = lambda: None
         self._found = self._contents.newest(self._store)
         state = self._found[1] if self._found else {}
         # A run that starts from another run's checkpoint has no best yet. Several nodes never do so, and must agree.
@@ -153,17 +154,16 @@ class Resume:
 
     def _skip_to(self, step: int) -> None:
         """Let Keras count through the steps before `step` without training, then train on the batches from there."""
-        model, real = self._model, self._model.train_function
-        self._skips = -(-step // model.steps_per_execution)
+        self._skips = -(-step // self._model.steps_per_execution)
         self._plan.begin(self._epoch, step)
         # Keras' own iterator, where it spans more than an epoch, begins at `step` already.
         own = not self._plan.steps_per_epoch and not 0 < self._plan.steps <= step
         iterator = iter(self._batches_from(step)) if own else None
 
-        def train_function(whole_epoch: Any) -> Any:
-            return self._logs if self.skipping else real(iterator or whole_epoch)
+        def skip_or_take(execution: train_function.Execution, whole_epoch: Any) -> Any:
+            return self._logs if self.skipping else execution(iterator or whole_epoch)
 
-        self._train_function, model.train_function = real, train_function
+        self._stop_skipping = train_function.wrap(self._model, skip_or_take)
 
     def _batches_from(self, step: int) -> Any:
         return self._nodes.feed(self._plan.from_step(step), self._plan.steps - step)
@@ -212,8 +212,8 @@ class Resume:
         Raises:
             Interrupted: a stop was requested, and the state is saved.
         """
-        if self._train_function is not None:
-            self._model.train_function, self._train_function = self._train_function, None
+        self._stop_skipping()
+        self._stop_skipping = lambda: None
         self._save(Position(epoch + 1, 0), best=self._is_best(logs))
         if self._asked().stop:
             self._leave()

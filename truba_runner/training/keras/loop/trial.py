@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from truba_runner.training.backend import Context
-from truba_runner.training.keras.loop.variables import Variables, global_seeds
+from truba_runner.training.keras.internals.private_names import drop_global_seed, global_seeds
+from truba_runner.training.keras.loop.variables import Variables
 from truba_runner.training.keras.loop.walk import walk_training
 from truba_runner.training.walk.state import Snapshot
 
@@ -24,13 +25,11 @@ class Randomness:
         self._seeds = [seed.numpy() for seed in global_seeds(create=False)]
 
     def put_back(self) -> None:
-        """Restore the copy. If Keras had no global seed then, drop it: Keras makes it anew when needed."""
+        """Restore the copy. If Keras had no global seed then, drop it."""
         import numpy as np
-        from keras.src.backend.common.global_state import set_global_attribute
-        from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 
         if not self._seeds:
-            set_global_attribute(GLOBAL_SEED_GENERATOR, None)
+            drop_global_seed()
         for seed, value in zip(global_seeds(create=False), self._seeds, strict=bool(self._seeds)):
             seed.assign(value)
         random.setstate(self._python)

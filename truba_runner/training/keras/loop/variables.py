@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from truba_runner.training.keras.internals.private_names import copies_of
 from truba_runner.training.walk.objects import Found
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Variables:
     def __init__(self, model: Any, found: Found) -> None:
         """`found`: a walk from the model and from everything else that the training depends on."""
         slots = list(_slots(found, _agreed(model, found)))
-        weights = {id(getattr(weight.value, "values", (weight.value,))[0]) for weight in model.weights}
+        weights = {id(copies_of(weight.value)[0]) for weight in model.weights}
         # Weights first: a changed layer is reported by its weights, not by the optimizer's variables for them.
         self._slots = dict(sorted(slots, key=lambda slot: id(slot[1].copies[0]) not in weights))
 
@@ -74,19 +75,7 @@ def _slots(found: Found, agreed: set[int]) -> Iterator[tuple[str, _Slot]]:
         if piece.kind != "variable":
             continue
         variable = piece.thing.value if isinstance(piece.thing, keras.Variable) else piece.thing
-        copies = list(getattr(variable, "values", (variable,)))
+        copies = copies_of(variable)
         own = id(piece.thing) not in agreed
         for number, group in enumerate([[copy] for copy in copies] if own else [copies]):
             yield (f"{path}@{number}" if number else path), _Slot(group, small=own, own=own)
-
-
-def global_seeds(create: bool) -> list[Any]:
-    """Return Keras' global seed, one copy per device; empty if it does not exist and `create` is false.
-
-    Random functions without a seed of their own use it. Keras has no public name for it.
-    """
-    from keras.src.backend.common.global_state import get_global_attribute
-    from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
-
-    found = global_seed_generator() if create else get_global_attribute(GLOBAL_SEED_GENERATOR)
-    return [] if found is None else list(getattr(found.state.value, "values", (found.state.value,)))
