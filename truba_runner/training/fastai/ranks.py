@@ -11,6 +11,10 @@ resumed run would differ. Here each rank takes its rows of every batch, and the 
 | training loss | its mean, so that every rank records the same |
 | predictions and labels in validation | gathered, so that every rank computes every metric over all examples |
 | interruptions | a signal to one rank counts for all |
+
+BatchNorm layers are those with torch's private base class `_BatchNorm`, and on CPUs their `forward` is written anew
+(checked with torch 2.14.1). Where the class is gone, several ranks end with an AttributeError; where it computes
+otherwise, ranks on CPUs get other statistics than one process.
 """
 
 from __future__ import annotations

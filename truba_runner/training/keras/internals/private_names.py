@@ -54,6 +54,11 @@ def event_writers(tensorboard: Any) -> list[Any]:
     return list(tensorboard._writers.values())
 
 
+def inputs_of(dataset: Any) -> list[Any]:
+    """Return the Datasets that a `tf.data.Dataset` was made from."""
+    return list(dataset._inputs())
+
+
 def global_seeds(create: bool) -> list[Any]:
     """Return Keras' global seed, one copy per device; empty if it does not exist and `create` is false.
 
