@@ -133,8 +133,9 @@ class Ranks(Group):
 
     def gather(self, value: Any) -> list[Any]:
         """Return each rank's `value`, of any kind, in the order of ranks."""
-        found: list[Any] = [None] * self.tasks
-        self._all(lambda dist: dist.all_gather_object(found, value))
+        found = [value] * self.tasks
+        if self.together:
+            self._all(lambda dist: dist.all_gather_object(found, value))
         return found
 
     # -- tensors -----------------------------------------------------------------------------------------------

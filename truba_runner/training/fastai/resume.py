@@ -63,7 +63,7 @@ class Resume(Watcher):
         # Suggestions of each lr_find, by its name.
         self.answers: dict[str, dict[str, float | None]] = state.get("answers", {})
         # A run resumed from another run's checkpoint has no best of its own yet. Ranks have to agree on it.
-        self._best: float | None = state.get("best") if context.tasks > 1 or self._store.has_best() else None
+        self._best: float | None = state.get("best") if self.ranks.together or self._store.has_best() else None
         if context.rank == 0:
             # Without a checkpoint every step is written again.
             event_files.cut(context.run.tensorboard, state.get("event_files", {}))
