@@ -64,13 +64,7 @@ def set_rate(model: Any, rate: float) -> None:
 
 
 def _ramp(
-    context: Context,
-    model: Any,
-    plan: Plan,
-    nodes: Nodes,
-    finder: Find,
-    rates: list[float],
-    losses: list[float],
+    context: Context, model: Any, plan: Plan, nodes: Nodes, finder: Find, rates: list[float], losses: list[float]
 ) -> None:
     import keras
 

@@ -1,4 +1,8 @@
-"""Check optimizers that several devices share, and make their variables outside of the first step."""
+"""Check optimizers that several devices share, and make their variables outside of the first step.
+
+Checked with Keras 3.15.1: an optimizer's first step calls its `build`. If a version makes the variables another way, a
+model with an own `train_step` on several devices is refused, as one whose variables cannot be made before its step.
+"""
 
 from __future__ import annotations
 

@@ -49,13 +49,7 @@ class Contents:
     """The content of a training's checkpoints."""
 
     def __init__(
-        self,
-        context: Context,
-        model: Any,
-        plan: Plan,
-        reporter: Reporter,
-        nodes: Nodes,
-        splits: Mapping[str, Any],
+        self, context: Context, model: Any, plan: Plan, reporter: Reporter, nodes: Nodes, splits: Mapping[str, Any]
     ) -> None:
         """`splits`: what `load_data` returned. The attribute `callbacks` is set once Keras has its list."""
         self._context, self._model, self._plan, self._reporter, self._nodes = context, model, plan, reporter, nodes

@@ -39,13 +39,7 @@ class Resume:
     """The saving and resuming of one training; `loop.callback_list` calls it."""
 
     def __init__(
-        self,
-        context: Context,
-        model: Any,
-        plan: Plan,
-        reporter: Reporter,
-        nodes: Nodes,
-        splits: Mapping[str, Any],
+        self, context: Context, model: Any, plan: Plan, reporter: Reporter, nodes: Nodes, splits: Mapping[str, Any]
     ) -> None:
         """Read the newest checkpoint; before anything is written to TensorBoard's event files, which this may cut.
 
