@@ -111,6 +111,7 @@ def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
     from truba_runner.training.keras.batches.inputs import make_plans
     from truba_runner.training.keras.batches.splits import load_splits
     from truba_runner.training.keras.callbacks import extra_callbacks
+    from truba_runner.training.keras.devices.nodes import Nodes
     from truba_runner.training.keras.loop.reporter import Reporter
     from truba_runner.training.keras.loop.resume import Resume
     from truba_runner.training.keras.model import build_model
@@ -133,7 +134,7 @@ def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
     plan = ours["plans"]["train"]
     with curves.opened(given, None, StepProfiler()) as told:
         reporter = Reporter(given, ours["model"], plan, told)
-        resume = Resume(given, ours["model"], plan, reporter, None, splits)
+        resume = Resume(given, ours["model"], plan, reporter, Nodes(given, ["CPU:0"]), splits)
         saving = Saving(given, ours["model"], None)
         extra = extra_callbacks(given, ours["model"], plan, saving, False)
         backend._fit(given, ours["model"], ours["plans"], reporter, resume, extra)

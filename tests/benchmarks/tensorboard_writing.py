@@ -75,6 +75,7 @@ def train(kind: str, given: Any, turns: Turns, writing: Writing, every_steps: in
     from truba_runner.training.keras import train as backend
     from truba_runner.training.keras.batches.inputs import make_plans
     from truba_runner.training.keras.batches.splits import load_splits
+    from truba_runner.training.keras.devices.nodes import Nodes
     from truba_runner.training.keras.loop.reporter import Reporter
     from truba_runner.training.keras.loop.resume import Resume
     from truba_runner.training.keras.model import build_model
@@ -89,7 +90,7 @@ def train(kind: str, given: Any, turns: Turns, writing: Writing, every_steps: in
         extra.append(keras.callbacks.TensorBoard(folder, write_graph=False, update_freq=every_steps))
     with curves.opened(given, None, StepProfiler()) as told:
         reporter = Reporter(given, model, plans["train"], writing.watch(told))
-        resume = Resume(given, model, plans["train"], reporter, None, splits)
+        resume = Resume(given, model, plans["train"], reporter, Nodes(given, ["CPU:0"]), splits)
         backend._fit(given, model, plans, reporter, resume, extra)
     turns.ends(kind)
 

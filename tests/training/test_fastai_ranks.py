@@ -122,7 +122,7 @@ PARTED = (
     runs.JOB
     + """
 import signal, time
-from truba_runner.backends import fastai as backend
+from truba_runner.training.fastai import train as backend
 
 def tell(context, learner, original=backend.print_summary):
     original(context, learner)

@@ -22,7 +22,7 @@ Suggestions = Mapping[str, float | None]
 
 
 def found_rate(
-    context: Context, find: Callable[[Find], Suggestions], from_rank_0: Callable[[list[Any]], list[Any]] = list
+    context: Context, find: Callable[[Find], Suggestions], from_rank_0: Callable[[list[int]], list[int]] = list
 ) -> float | None:
     """Return the learning rate that replaces `train.learning_rate`; None if `train.lr_find` is not set.
 
@@ -82,9 +82,9 @@ def record(context: Context) -> dict[str, Any]:
     return {"lr_find": {key: value for key, value in event.items() if key not in ("event", "time")}} if event else {}
 
 
-def _same(rate: float | None, from_rank_0: Callable[[list[Any]], list[Any]]) -> float | None:
+def _same(rate: float | None, from_rank_0: Callable[[list[int]], list[int]]) -> float | None:
     """Return rank 0's rate, bit for bit; sent as bytes, since the ranks exchange integers by addition."""
     own = struct.pack("<d", math.nan if rate is None else rate)
     value: float
-    (value,) = struct.unpack("<d", bytes(int(byte) for byte in from_rank_0(list(own))))
+    (value,) = struct.unpack("<d", bytes(from_rank_0(list(own))))
     return None if math.isnan(value) else value

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from truba_runner.runs.checkpoints import CheckpointStore, Position
+from truba_runner.training.interrupt import Interruption
 from truba_runner.training.keras.loop.callback_state import restore, states
-from truba_runner.training.keras.loop.checkpoint import _same_as_rank_0
 from truba_runner.training.keras.loop.encoding import NoState, decode, encode
+from truba_runner.training.ranks.checkpoints import newest
+from truba_runner.training.ranks.group import Group
 from truba_runner.training.saver import Background
 from truba_runner.training.summaries import event_files
 
@@ -122,10 +124,11 @@ def test_background_work_never_overlaps_and_its_failure_stops_nobody(capsys: pyt
     assert capsys.readouterr().err.count("RuntimeError: mine") == 3
 
 
-class Told:
-    """What a team of keras_nodes says, where rank 0 has taken the checkpoint of a position, or none."""
+class Told(Group):
+    """What the second of two ranks hears, where rank 0 has taken the checkpoint of a position, or none."""
 
     def __init__(self, *values: int) -> None:
+        super().__init__(Interruption(), rank=1, tasks=2)
         self.values = list(values)
 
     def from_rank_0(self, own: list[int]) -> list[int]:
@@ -137,8 +140,8 @@ def test_every_rank_takes_the_checkpoint_that_rank_0_has_taken(tmp_path: Path) -
     store = CheckpointStore(tmp_path)
     for step in (3, 6):
         store.save(Position(0, step), encode({"step": step}).write)
-    assert _same_as_rank_0(Told(1, 0, 3), store, None) == (Position(0, 3), {"step": 3})  # type: ignore[arg-type]
-    assert _same_as_rank_0(Told(0, 0, 0), store, None) is None  # type: ignore[arg-type]
+    assert newest(Told(1, 0, 3), store, decode) == (Position(0, 3), {"step": 3})
+    assert newest(Told(0, 0, 0), store, decode) is None
     (tmp_path / "checkpoint-000000-000000003.ckpt").write_bytes(b"cut short")
     with pytest.raises(ValueError, match="SHA-256"):
-        _same_as_rank_0(Told(1, 0, 3), store, None)  # type: ignore[arg-type]
+        newest(Told(1, 0, 3), store, decode)

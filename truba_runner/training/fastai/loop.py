@@ -1,7 +1,7 @@
 """fastai's training loop, changed so that it can start at any batch and calls a Watcher after each batch.
 
-While a learner trains, its `_do_fit` (the loop over epochs), `all_batches` (the loop over a loader) and `load` are
-replaced. Everything else, the schedule and the callbacks included, is fastai's.
+While a learner trains, its loop over epochs, its loop over a loader and its `load` are replaced. Everything else, the
+schedule and the callbacks included, is fastai's.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from truba_runner.training.fastai import state
+from truba_runner.training.fastai.learner import private_names
 from truba_runner.training.fastai.learner.batches import Pass, Where, seed_all
 from truba_runner.training.fastai.ranks import Ranks
 from truba_runner.training.fastai.walk import Walked
@@ -69,12 +70,9 @@ class Loop:
     def installed(self) -> Iterator[None]:
         """Let the learner train by this loop inside the block; restore fastai's methods afterwards."""
         learner, together = self.learner, [self.ranks.callback()] if self.ranks.together else []
-        learner._do_fit, learner.all_batches, learner.load = self._epochs, self._batches, self._load
-        try:
+        with private_names.replaced(learner, self._epochs, self._batches, self._load):
             with learner.added_cbs(together), self.ranks.synchronised(learner.model):
                 yield
-        finally:
-            del learner._do_fit, learner.all_batches, learner.load
 
     @contextmanager
     def on_trial(self, stage: int) -> Iterator[None]:
@@ -103,7 +101,7 @@ class Loop:
             learner.n_iter = len(passed.sizes)
             self._one_batch(0, next(iter(passed)), passed, "train")
         if not in_fit:
-            learner._end_cleanup()
+            private_names.drop_batch(learner)
 
     @contextmanager
     def watched_by(self, watcher: Watcher, stage: int) -> Iterator[None]:
@@ -122,16 +120,16 @@ class Loop:
         where = Where(self._seed, self.stage, epoch, kind)
         rank = self.ranks.rank if self.ranks.together else 0
         streams = self.walked.streams()
-        return Pass(loader, where, rank, self.ranks.count, first, streams, self._most_steps)
+        return Pass(loader, where, rank, self.ranks.tasks, first, streams, self._most_steps)
 
     def _epochs(self) -> None:
-        from fastai.callback.core import CancelEpochException, CancelFitException
+        from fastai.callback.core import CancelFitException
 
         learner = self.learner
         for epoch in range(self.watcher.fit_begins(learner.n_epoch), learner.n_epoch):
             learner.epoch = epoch
             try:
-                learner._with_events(learner._do_epoch, "epoch", CancelEpochException)
+                private_names.one_epoch(learner)
             except CancelFitException:
                 self.watcher.epoch_ends(stopped=True)
                 raise

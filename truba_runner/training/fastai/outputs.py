@@ -14,6 +14,7 @@ from truba_runner.training import full_disk, plots
 from truba_runner.training.backend import Context
 from truba_runner.training.fastai import state
 from truba_runner.training.fastai.learner import loaders as fastai_loaders
+from truba_runner.training.fastai.learner import private_names
 from truba_runner.training.fastai.reporter import validation_metrics
 from truba_runner.training.notes import note
 from truba_runner.training.summaries.writer import Board
@@ -193,7 +194,7 @@ def _export(path: Path, learner: Any) -> None:
     import torch
 
     loaders, optimizer = learner.dls, learner.opt
-    learner._end_cleanup()
+    private_names.drop_batch(learner)
     learner.dls, learner.opt = loaders.new_empty(), None
     try:
         with warnings.catch_warnings(), written_by_path(path) as beside, beside.open("wb") as file:

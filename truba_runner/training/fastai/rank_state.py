@@ -23,10 +23,10 @@ def differences(ranks: Ranks, own: State) -> list[State]:
     """Return, for each rank but rank 0, how its state differs. Every rank calls this with its own state."""
     mine = dict(_flat(own))
     digests = {keys: _digest(value) for keys, value in mine.items()}
-    first: dict[Keys, str] = ranks.all_objects(digests if ranks.rank == 0 else {})[0]
+    first: dict[Keys, str] = ranks.gather(digests if ranks.rank == 0 else {})[0]
     other = [[list(keys), value] for keys, value in mine.items() if digests[keys] != first.get(keys)]
     lacks = [list(keys) for keys in first if keys not in mine]
-    return ranks.all_objects({"other": other, "lacks": lacks})[1:]
+    return ranks.gather({"other": other, "lacks": lacks})[1:]
 
 
 def of_rank(rank: int, state: State) -> State:

@@ -11,12 +11,16 @@ resumed run would differ. Here each rank takes its rows of every batch, and the 
 | training loss | its mean, so that every rank records the same |
 | predictions and labels in validation | gathered, so that every rank computes every metric over all examples |
 | interruptions | a signal to one rank counts for all |
+
+BatchNorm layers are those with torch's private base class `_BatchNorm`, and on CPUs their `forward` is written anew
+(checked with torch 2.14.1). Where the class is gone, several ranks end with an AttributeError; where it computes
+otherwise, ranks on CPUs get other statistics than one process.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -24,8 +28,8 @@ from typing import Any
 from truba_runner.language import _
 from truba_runner.training.backend import Context
 from truba_runner.training.fastai import state
-from truba_runner.training.interrupt import Interruption
 from truba_runner.training.ranks.addresses import worker_addresses
+from truba_runner.training.ranks.group import Agreement, Group
 
 TIMEOUT_MINUTES = 30
 
@@ -34,8 +38,8 @@ class RankLost(Exception):
     """Another rank has ended, so this one cannot continue; the other rank's failure is the cause."""
 
 
-class Ranks:
-    """The group of processes that train one network. Every rank calls the same collective methods in the same order."""
+class Ranks(Group):
+    """The group of processes that train one network, one a GPU; of a single process, that one alone."""
 
     def __init__(self, context: Context, device: Any) -> None:
         """Connect to the other ranks if there are any.
@@ -43,22 +47,22 @@ class Ranks:
         Raises:
             truba_runner.errors.Failed: Slurm's variables do not name the other ranks.
         """
-        self.rank, self.count, self._device = context.rank, context.tasks, device
-        self._tasks = context.tasks
-        self._interruption = context.interruption
-        self._agreed = self._due = False
+        super().__init__(context.interruption, context.rank, context.tasks)
+        self._device = device
+        # What all last agreed on; None for a single process.
+        self._last = Agreement(stop=False, due=False) if self.together else None
         # Whether a checkpoint is due by the clock; only rank 0's answer counts.
         self.time_is_up: Callable[[], bool] = lambda: False
         # Examples in the batch of all ranks. The shares of a pass' last batch may be more: they are filled up.
         self.batch_size = 0
-        if self.count > 1:
-            self._meet(worker_addresses(os.environ, self.count)[0])
+        if self.together:
+            self._meet(worker_addresses(os.environ, self.tasks)[0])
 
     def _meet(self, address: str) -> None:
         import torch.distributed as dist
 
         print(
-            _("rank {rank} of {count}, meeting at {address}", rank=self.rank, count=self.count, address=address),
+            _("rank {rank} of {count}, meeting at {address}", rank=self.rank, count=self.tasks, address=address),
             flush=True,
         )
         # fastai reads RANK to see who writes files. Without WORLD_SIZE it does nothing else that is distributed.
@@ -68,70 +72,56 @@ class Ranks:
             "nccl" if self._device.type == "cuda" else "gloo",
             init_method=f"tcp://{address}",
             rank=self.rank,
-            world_size=self.count,
+            world_size=self.tasks,
             timeout=timedelta(minutes=TIMEOUT_MINUTES),
         )
-
-    @property
-    def together(self) -> bool:
-        """Whether there are other ranks."""
-        return self.count > 1
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Let this rank compute alone while the others wait; interruptions are not agreed on meanwhile."""
-        count, self.count = self.count, 1
+        tasks, self.tasks = self.tasks, 1
         try:
             yield
         finally:
-            self.count = count
+            self.tasks = tasks
 
     # -- agreement ---------------------------------------------------------------------------------------------
 
     @property
     def interrupted(self) -> bool:
         """Whether any rank had been asked to stop when all last agreed; the same on every rank."""
-        return self._agreed if self._tasks > 1 else self._interruption.requested
+        return self._last.stop if self._last else self.interruption.requested
 
     @property
     def due(self) -> bool:
         """Whether a checkpoint was due by rank 0's clock when all last agreed; the same on every rank."""
-        return self._due if self._tasks > 1 else self.time_is_up()
+        return self._last.due if self._last else self.time_is_up()
 
-    def agree(self) -> bool:
-        """Return whether any rank was asked to stop; record signals that other ranks received as received here."""
-        if self.together:
-            self._take(self._summed(self._flags()))
-        return self.interrupted
+    def flags(self, due: bool = False) -> list[int]:
+        """Return what `agreed` needs the sums of; a checkpoint is due by rank 0's clock too."""
+        return super().flags(due or (self.rank == 0 and self.time_is_up()))
 
-    def _flags(self) -> list[float]:
-        due = self.rank == 0 and self.time_is_up()
-        return [float(due), *(float(number in self._interruption.received) for number in Interruption.signals())]
-
-    def _take(self, totals: list[float]) -> None:
-        due, *signals = totals
-        for number, total in zip(Interruption.signals(), signals, strict=True):
-            if total and number not in self._interruption.received:
-                self._interruption.received.append(number)
-        self._agreed, self._due = any(signals), bool(due)
+    def agreed(self, totals: Sequence[float]) -> Agreement:
+        """Return the agreement from the sums of all ranks' `flags`, and remember it."""
+        self._last = super().agreed(totals)
+        return self._last
 
     def mean_loss(self, loss: Any) -> Any:
         """Return the mean of `loss` over all ranks; agree on interruptions and saves in the same collective."""
-        total, *flags = self._summed([float(loss), *self._flags()])
-        self._take(flags)
-        return loss.new_tensor(total / self.count)
+        total, *flags = self._summed([float(loss), *self.flags()])
+        self.agreed(flags)
+        return loss.new_tensor(total / self.tasks)
 
-    def _summed(self, values: list[float]) -> list[float]:
+    def summed(self, values: list[int]) -> list[int]:
+        """Return the sum over all ranks of each of the values."""
+        return [int(total) for total in self._summed(values)] if self.together else values
+
+    def _summed(self, values: Sequence[float]) -> list[float]:
         import torch
 
         tensor = torch.tensor(values, dtype=torch.float64, device=self._device)
         self._all(lambda dist: dist.all_reduce(tensor))
         return [float(value) for value in tensor.tolist()]
-
-    def wait_for_all(self) -> None:
-        """Wait until every rank has called this."""
-        if self.together:
-            self._summed([0.0])
 
     def part(self) -> None:
         """Leave the group, all ranks at once: a rank that ended earlier would be taken for lost."""
@@ -141,16 +131,11 @@ class Ranks:
             self.wait_for_all()
             dist.destroy_process_group()
 
-    def from_rank_0(self, values: list[float]) -> list[float]:
-        """Return rank 0's values on every rank; the others pass a list of the same length."""
-        if not self.together:
-            return values
-        return self._summed(values if self.rank == 0 else [0.0] * len(values))
-
-    def all_objects(self, value: Any) -> list[Any]:
-        """Return every rank's `value`, in the order of ranks."""
-        found: list[Any] = [None] * self.count
-        self._all(lambda dist: dist.all_gather_object(found, value))
+    def gather(self, value: Any) -> list[Any]:
+        """Return each rank's `value`, of any kind, in the order of ranks."""
+        found = [value] * self.tasks
+        if self.together:
+            self._all(lambda dist: dist.all_gather_object(found, value))
         return found
 
     # -- tensors -----------------------------------------------------------------------------------------------
@@ -160,19 +145,6 @@ class Ranks:
         if self.together:
             for value in (*learner.model.state_dict().values(), *state.weights_of_loss(learner).values()):
                 self._all(lambda dist, value=value: dist.broadcast(value, 0))  # type: ignore[misc]
-
-    def check_same(self, digest: str) -> None:
-        """Check that all ranks have the same weights, bit for bit; `digest` is that of this rank's.
-
-        Raises:
-            RuntimeError: the weights differ.
-        """
-        own = [float(byte) for byte in bytes.fromhex(digest)]
-        if self.together and self._summed([*own, *(byte * byte for byte in own)]) != [
-            *(byte * self.count for byte in own),
-            *(byte * byte * self.count for byte in own),
-        ]:
-            raise RuntimeError(_("the ranks have trained different weights: their results cannot be trusted"))
 
     def mean_gradients(self, learner: Any) -> None:
         """Set each gradient to its mean over all ranks, summed in the same order each time.
@@ -188,7 +160,7 @@ class Ranks:
             of_kind = [gradient for gradient in gradients if gradient.dtype == dtype]
             flat = torch.cat([gradient.reshape(-1) for gradient in of_kind])
             self._all(lambda dist, flat=flat: dist.all_reduce(flat))  # type: ignore[misc]
-            parts = (flat / self.count).split([gradient.numel() for gradient in of_kind])
+            parts = (flat / self.tasks).split([gradient.numel() for gradient in of_kind])
             for gradient, part in zip(of_kind, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
 
@@ -200,7 +172,7 @@ class Ranks:
             return type(value)(self.put_together(item) for item in value)
         if not isinstance(value, torch.Tensor) or value.ndim == 0:
             return value
-        shares = [torch.empty_like(value) for _ in range(self.count)]
+        shares = [torch.empty_like(value) for _ in range(self.tasks)]
         self._all(lambda dist: dist.all_gather(shares, value.contiguous()))
         return torch.cat(shares)[: self.batch_size]
 
@@ -295,7 +267,7 @@ def _forward_on_cpu(kind: type, ranks: Ranks) -> Callable[[Any, Any], Any]:
             return kind.forward(layer, x)  # type: ignore[attr-defined]
         over = [0, *range(2, x.ndim)]
         shape = [1, -1, *[1] * (x.ndim - 2)]
-        number = x.numel() // x.shape[1] * ranks.count
+        number = x.numel() // x.shape[1] * ranks.tasks
         mean = Sum.apply(x.sum(over)) / number
         centred = x - mean.view(shape)
         variance = Sum.apply(centred.square().sum(over)) / number

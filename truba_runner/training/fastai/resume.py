@@ -26,6 +26,7 @@ from truba_runner.training.fastai.loop import Loop, Watcher
 from truba_runner.training.fastai.reporter import Reporter
 from truba_runner.training.interrupt import Interrupted
 from truba_runner.training.notes import note
+from truba_runner.training.ranks import checkpoints
 from truba_runner.training.saver import Best, Saver
 from truba_runner.training.summaries import event_files
 
@@ -60,24 +61,16 @@ class Resume(Watcher):
         # Suggestions of each lr_find, by its name.
         self.answers: dict[str, dict[str, float | None]] = state.get("answers", {})
         # A run resumed from another run's checkpoint has no best of its own yet. Ranks have to agree on it.
-        has_best = context.tasks > 1 or self._saver.store.has_best()
+        has_best = self.ranks.together or self._saver.store.has_best()
         self._best = Best(self._settings, state.get("best") if has_best else None)
         if context.rank == 0:
             # Without a checkpoint every step is written again.
             event_files.cut(context.run.tensorboard, state.get("event_files", {}))
 
     def _newest(self) -> tuple[Position, dict[str, Any]] | None:
-        """Return the newest checkpoint, the same one on every rank."""
-        found = self._saver.store.newest(read_state) if self.ranks.rank == 0 else None
-        if not self.ranks.together:
-            return found
-        position = found[0] if found else Position(0, 0)
-        # Only rank 0 looks for the newest: another rank may see files that rank 0 skipped, or not see all of them.
-        exists, epoch, step = self.ranks.from_rank_0([float(found is not None), position.epoch, position.step])
-        if not exists:
-            return None
-        position = Position(int(epoch), int(step))
-        return found or (position, rank_state.of_rank(self.ranks.rank, self._saver.store.at(position, read_state)))
+        """Return the newest checkpoint, the same one on every rank, with the state as this rank had it."""
+        found = checkpoints.newest(self.ranks, self._saver.store, read_state)
+        return found and (found[0], rank_state.of_rank(self.ranks.rank, found[1]))
 
     def _check(self, state: dict[str, Any]) -> None:
         resuming.check_format(self._context, state["format"], FORMAT)
@@ -226,7 +219,7 @@ class Resume(Watcher):
         position, best = Position(self._first_epoch + epoch + 1, 0), self._best.improved_by(row)
         outputs.keep_models(self._context, self._learner, position.epoch, best)
         self._save(position, best, beside=self._besides(epoch + 1, stopped))
-        if self.ranks.agree():
+        if self.ranks.agree().stop:
             self._leave(position)
 
     def stage_ends(self, epochs: int, may_grow: bool) -> None:

@@ -34,7 +34,7 @@ class Course:
         Raises:
             Failed: a stage has no batch or a size that its data cannot have, or the validation set is empty.
         """
-        loaders, ranks = self._learner.dls, self._loop.ranks.count
+        loaders, ranks = self._learner.dls, self._loop.ranks.tasks
         train, validation = len(loaders.train_ds), len(loaders.valid_ds)
         wanted = {loaders.train.bs: "train.batch_size"}
         for stage in stages:
@@ -147,7 +147,7 @@ def steps_of(loop: Loop) -> int:
         Failed: the training set has less than one batch.
     """
     if not (steps := loop.steps()):
-        loaders, ranks = loop.learner.dls, loop.ranks.count
+        loaders, ranks = loop.learner.dls, loop.ranks.tasks
         raise _too_few(len(loaders.train_ds), loaders.train.bs * ranks, ranks, "train.batch_size")
     return steps
 

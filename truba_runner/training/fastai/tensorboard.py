@@ -1,4 +1,8 @@
-"""Write the graph and the profile of a fastai training for TensorBoard, and measure GPU memory."""
+"""Write the graph and the profile of a fastai training for TensorBoard, and measure GPU memory.
+
+The graph is drawn by a private module of torch, `_pytorch_graph` (checked with torch 2.14.1); without it a note says
+that there is no graph.
+"""
 
 from __future__ import annotations
 

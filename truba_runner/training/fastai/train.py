@@ -129,7 +129,7 @@ def _set_up(context: Context, device: Any, at_the_end: ExitStack) -> _SetUp:
 
 def _look(context: Context, made: _SetUp, finder: recipe.Find) -> dict[str, float | None]:
     """Run a finder before all stages."""
-    _hold(context, made.ranks)
+    made.ranks.hold()
     # Random numbers are derived from the stage; -1 is before the first.
     with made.loop.on_trial(-1):
         found = find_rates(context, made.learner, finder, steps_of(made.loop))
@@ -155,7 +155,7 @@ def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
         with loop.walked.kept():
             _show(context, learner, told.board)
     with loop.installed():
-        _hold(context, ranks)
+        ranks.hold()
         course.run(stages)
     result = _result(context, learner, reporter, made.device)
     ranks.check_same(result["weights_sha256"])
@@ -190,12 +190,6 @@ def _finish(context: Context, made: _SetUp, reporter: Reporter, result: dict[str
     if context.rank == 0 and evaluated is not None:
         with ranks.alone(), loop.installed(), noted(context, _("the pictures of the predictions could not be made")):
             outputs.interpret(context, learner, evaluated, result, reporter.curves.board)
-
-
-def _hold(context: Context, ranks: Ranks) -> None:
-    """Hold back signals on all ranks from now on: one that ended a single rank would separate it from the others."""
-    ranks.wait_for_all()
-    context.interruption.hold()
 
 
 def _learner(context: Context, data: Data, ranks: Ranks) -> Any:

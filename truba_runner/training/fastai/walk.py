@@ -1,4 +1,8 @@
-"""Find, save and restore a fastai training's other state (not weights, optimizer, fastai's callbacks) by walking it."""
+"""Find, save and restore a fastai training's other state (not weights, optimizer, fastai's callbacks) by walking it.
+
+The names of attributes of fastai's and torch's objects were checked with fastai 2.8.12 and torch 2.14.1. Under other
+names they are taken for the user's own: checkpoints grow, and what of them cannot be saved is reported at the start.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from typing import Any
 from truba_runner.language import _
 from truba_runner.training.backend import Context
 from truba_runner.training.fastai import state as fastai_state
+from truba_runner.training.fastai.learner import private_names
 from truba_runner.training.fastai.state import packed, unplain
 from truba_runner.training.walk.kinds import frameworks_names, is_framework, is_tensor, is_tree
 from truba_runner.training.walk.objects import Found, Piece, Slot, walk
@@ -218,7 +223,7 @@ def _extras(learner: Any) -> dict[str, Any]:
 
 
 # Attributes that the loop sets and that a batch leaves behind.
-_LOOPS = {"_do_fit", "all_batches", "load", "xb", "yb", "pred", "loss", "loss_grad", "dl", "arch", "pretrained",
+_LOOPS = {*private_names.REPLACED, "xb", "yb", "pred", "loss", "loss_grad", "dl", "arch", "pretrained",
           "final_record", "smooth_loss", "scaler", "iter", "epoch", "n_iter", "n_epoch", "train_iter",
           "pct_train"}  # fmt: skip
 
@@ -284,9 +289,9 @@ def _frozen_state(thing: Any) -> dict[str, Any] | None:
 
 def _stateful(found: Found, learner: Any) -> Iterator[tuple[str, Any]]:
     import torch
-    from fastai.optimizer import _BaseOptimizer
 
-    kinds = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, _BaseOptimizer, torch.amp.GradScaler)
+    schedules, scalers = torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler
+    kinds = (torch.optim.Optimizer, schedules, private_names.optimizer_class(), scalers)
     for path, thing in found.objects.items():
         if isinstance(thing, kinds) and thing is not learner.opt:
             yield path, thing

@@ -16,7 +16,8 @@ from truba_runner.training import rate_suggestions
 from truba_runner.training.backend import Context
 from truba_runner.training.keras.batches.plan import Plan
 from truba_runner.training.keras.compile import over_schedule
-from truba_runner.training.keras.devices.team import Team
+from truba_runner.training.keras.devices.nodes import Nodes
+from truba_runner.training.keras.internals import train_function
 from truba_runner.training.keras.loop.build import build
 from truba_runner.training.keras.loop.trial import as_before, same_randomness
 from truba_runner.training.keras.loop.walk import walk_data
@@ -27,7 +28,7 @@ _SMOOTHING, _DIVERGED = 0.98, 4.0
 
 
 def find_rates(
-    context: Context, model: Any, plan: Plan, team: Team | None, splits: Mapping[str, Any], finder: Find
+    context: Context, model: Any, plan: Plan, nodes: Nodes, splits: Mapping[str, Any], finder: Find
 ) -> dict[str, float | None]:
     """Run the finder and return its suggestions, as `rate_suggestions.keep` does. `splits`: result of `load_data`.
 
@@ -36,8 +37,8 @@ def find_rates(
     """
     rates: list[float] = []
     losses: list[float] = []
-    with _put_back(context, model, plan, team, splits):
-        _ramp(context, model, plan, team, finder, rates, losses)
+    with _put_back(context, model, plan, nodes, splits):
+        _ramp(context, model, plan, nodes, finder, rates, losses)
     return rate_suggestions.keep(context, finder, rates, losses)
 
 
@@ -54,7 +55,7 @@ def set_rate(model: Any, rate: float) -> None:
 
 
 def _ramp(
-    context: Context, model: Any, plan: Plan, team: Team | None, finder: Find, rates: list[float], losses: list[float]
+    context: Context, model: Any, plan: Plan, nodes: Nodes, finder: Find, rates: list[float], losses: list[float]
 ) -> None:
     import keras
 
@@ -81,7 +82,7 @@ def _ramp(
             context.progress.step(1, len(losses), {"loss": losses[-1]})
         over = len(losses) >= number or losses[-1] > _DIVERGED * min(losses)
         # If one rank stopped alone, the others would wait for it.
-        model.stop_training = bool(team.from_rank_0([int(over)])[0]) if team else over
+        model.stop_training = bool(nodes.from_rank_0([int(over)])[0])
 
     callback = keras.callbacks.LambdaCallback(
         on_epoch_begin=lambda epoch, logs: plan.begin(epoch),
@@ -95,21 +96,22 @@ def _ramp(
 
 
 @contextmanager
-def _put_back(context: Context, model: Any, plan: Plan, team: Team | None, splits: Mapping[str, Any]) -> Iterator[None]:
+def _put_back(context: Context, model: Any, plan: Plan, nodes: Nodes, splits: Mapping[str, Any]) -> Iterator[None]:
     """Let the model train step by step inside the block; restore it, all random state and other state afterwards."""
     with same_randomness():
         data = Snapshot(walk_data(splits, model))
         # Build first: variables made only in the first step could not be restored.
-        build(context, model, plan, team)
+        build(context, model, plan, nodes)
         ways = model.steps_per_execution, model.jit_compile
         with as_before(context, model):
             # Each step needs its own rate, and compiling takes longer than a hundred steps.
             model.steps_per_execution, model.jit_compile = 1, False
-            model.train_function = None
+            train_function.forget(model)
             try:
                 yield
             finally:
                 model.steps_per_execution, model.jit_compile = ways
-                model.train_function, model.stop_training = None, False
+                train_function.forget(model)
+                model.stop_training = False
         data.put_back()
         model.reset_metrics()

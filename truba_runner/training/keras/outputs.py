@@ -19,7 +19,7 @@ from truba_runner.storage.files import written_by_path
 from truba_runner.training.backend import Context
 from truba_runner.training.keras.batches.epochs import evaluated
 from truba_runner.training.keras.batches.plan import Plan
-from truba_runner.training.keras.devices.own_methods import has_call, has_own
+from truba_runner.training.keras.internals.own_methods import has_call, has_own
 from truba_runner.training.keras.loop.logs import Logs
 from truba_runner.training.keras.loop.reporter import loss_first
 from truba_runner.training.keras.loop.resume import Resume

@@ -21,7 +21,8 @@ from truba_runner.language import _
 from truba_runner.storage.files import written_by_path
 from truba_runner.training.backend import Context
 from truba_runner.training.keras.batches.preprocessing import Preprocessing
-from truba_runner.training.keras.devices.own_methods import has_call
+from truba_runner.training.keras.internals.own_methods import has_call
+from truba_runner.training.keras.internals.private_names import layers_of
 from truba_runner.training.keras.loop.trial import same_randomness
 from truba_runner.training.notes import note, noted
 
@@ -101,7 +102,7 @@ class Saving:
         """Return why a layer of the job's own, or one that contains such a layer, cannot be made from its config."""
         import keras
 
-        if all(type(part).__module__.startswith("keras.") for part in layer._flatten_layers()):
+        if all(type(part).__module__.startswith("keras.") for part in layers_of(layer)):
             return None
         if isinstance(layer, keras.Model) and sum(math.prod(weight.shape) for weight in layer.weights) > _MOST_WEIGHTS:
             return None

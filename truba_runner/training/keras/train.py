@@ -7,6 +7,7 @@ import io
 import math
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any
@@ -27,7 +28,8 @@ from truba_runner.training.keras.batches.splits import load_splits
 from truba_runner.training.keras.batches.streams import run_out_safely
 from truba_runner.training.keras.callbacks import extra_callbacks
 from truba_runner.training.keras.devices import replicas
-from truba_runner.training.keras.devices.devices import can_compile, describe, draw_apart, make_strategy, pick_devices
+from truba_runner.training.keras.devices.devices import can_compile, describe, draw_apart, pick_devices
+from truba_runner.training.keras.devices.nodes import Nodes
 from truba_runner.training.keras.devices.team import Team
 from truba_runner.training.keras.labels.class_weights import add_class_weights
 from truba_runner.training.keras.loop.build import build, is_built_first
@@ -71,10 +73,9 @@ def find(context: Context) -> dict[str, Any]:
     made = _set_up(context, _devices(context))
     started = time.perf_counter()
     suggested = find_rates(
-        context, made.model, made.plans["train"], made.team, made.splits, lr_find.stage_of(context.experiment)
+        context, made.model, made.plans["train"], made.nodes, made.splits, lr_find.stage_of(context.experiment)
     )
-    if made.team:
-        made.team.part()
+    made.nodes.part()
     seconds = round(time.perf_counter() - started, 3)
     return {"suggestions": suggested, "seconds": seconds, "devices": [describe(device) for device in made.devices]}
 
@@ -100,10 +101,10 @@ def _devices(context: Context) -> list[str]:
 
 @dataclass(frozen=True)
 class _SetUp:
-    """A model that can be trained, with its devices, team and data."""
+    """A model that can be trained, with its devices and data."""
 
     devices: list[str]
-    team: Team | None
+    nodes: Nodes
     splits: dict[str, Any]
     plans: dict[str, Plan]
     preprocessing: Preprocessing | None
@@ -115,29 +116,29 @@ def _set_up(context: Context, devices: list[str]) -> _SetUp:
 
     experiment = context.experiment
     team = Team(context, devices) if context.tasks > 1 else None
-    count = team.devices if team else len(devices)
+    nodes = team or Nodes(context, devices)
+    count = nodes.devices
     keras.utils.set_random_seed(experiment.train.seed)
     splits = load_splits(context)
     if context.most_steps:
         splits = shortened(splits, context.most_steps, experiment.train, count)
     plans = make_plans(context, splits, count, team)
     preprocessing = add_preprocessing(context, splits, plans, count)
-    with (team.strategy if team else make_strategy(devices)).scope(), precision(experiment.train.mixed_precision):
+    with nodes.strategy.scope(), precision(experiment.train.mixed_precision):
         model = build_model(context, can_compile(experiment.train, count), preprocessing)
     check_fit(model, plans["train"])
     add_class_weights(context, model, splits, plans["train"])
-    if team:
-        team.adjust(model)
+    nodes.adjust(model)
     replicas.check(model, count)
-    draw_apart(model, count, team.first_device if team else 0)
+    draw_apart(model, count, nodes.first_device)
     scale_learning_rate(model, experiment.train, count)
     if is_built_first(model, count):
-        build(context, model, plans["train"], team)
+        build(context, model, plans["train"], nodes)
     run_out_safely(model, plans["train"])
     if context.rank == 0:
         with noted(context, _("there is no summary of the network")):
             model.summary(print_fn=lambda text: print(text, flush=True), expand_nested=True)
-    return _SetUp(devices, team, splits, plans, preprocessing, model)
+    return _SetUp(devices, nodes, splits, plans, preprocessing, model)
 
 
 # -- training --------------------------------------------------------------------------------------------------
@@ -145,13 +146,13 @@ def _set_up(context: Context, devices: list[str]) -> _SetUp:
 
 def _train(context: Context, devices: list[str], told: Curves) -> dict[str, Any]:
     made = _set_up(context, devices)
-    model, plans, team, preprocessing = made.model, made.plans, made.team, made.preprocessing
+    model, plans, nodes, preprocessing = made.model, made.plans, made.nodes, made.preprocessing
     experiment, train_plan = context.experiment, made.plans["train"]
-    look = partial(find_rates, context, model, train_plan, team, made.splits)
-    if (rate := found_rate(context, look, team.from_rank_0 if team else list)) is not None:
+    look = partial(find_rates, context, model, train_plan, nodes, made.splits)
+    if (rate := found_rate(context, look, nodes.from_rank_0)) is not None:
         set_rate(model, rate)
     reporter = Reporter(context, model, train_plan, told)
-    resume = Resume(context, model, train_plan, reporter, team, made.splits)
+    resume = Resume(context, model, train_plan, reporter, nodes, made.splits)
     saving = Saving(context, model, preprocessing)
     if resume.trained:
         resume.restore()
@@ -166,8 +167,8 @@ def _train(context: Context, devices: list[str], told: Curves) -> dict[str, Any]
         plots.learning_curves(reporter.rows, context.run.plots)
     if context.rank == 0 and experiment.checkpoint.save_model:
         result["model"] = saving.save(context.run.path, "model")
-    if team:
-        predictions = _finish_as_team(context, team, model, made.splits, preprocessing, resume, result)
+    if nodes.together:
+        predictions = _finish_as_team(context, nodes, model, made.splits, preprocessing, resume, result)
     else:
         predictions = evaluate_and_predict(context, model, plans, result, resume)
     if context.rank == 0 and predictions is not None:
@@ -253,10 +254,14 @@ def _steps(reporter: Reporter, model: Any) -> dict[str, int]:
 
 def weights_sha256(model: Any) -> str:
     """Return the SHA-256 of the bytes of all weights in Keras' order, non-trainable ones included."""
+    return _sha256(model.get_weights())
+
+
+def _sha256(arrays: Iterable[Any]) -> str:
     import numpy as np
 
     digest = hashlib.sha256()
-    for weights in model.get_weights():
+    for weights in arrays:
         digest.update(np.ascontiguousarray(weights).tobytes())
     return digest.hexdigest()
 
@@ -268,7 +273,7 @@ def parameters(model: Any) -> int:
 
 def _finish_as_team(
     context: Context,
-    team: Team,
+    nodes: Nodes,
     model: Any,
     splits: dict[str, Any],
     preprocessing: Preprocessing | None,
@@ -276,8 +281,9 @@ def _finish_as_team(
     result: dict[str, Any],
 ) -> Any:
     """Let rank 0 evaluate and predict as on one device, with a copy of the model that is not mirrored."""
-    team.check_same(model)
-    result["tasks"] = team.tasks
+    # Weights that are not trained, as BatchNormalization's statistics, differ between devices in Keras.
+    nodes.check_same(_sha256(weight.numpy() for weight in model.trainable_weights))
+    result["tasks"] = nodes.tasks
     predictions = None
     if context.rank == 0:
         held_out = make_plans(context, {name: split for name, split in splits.items() if name != "train"}, devices=1)
@@ -287,7 +293,7 @@ def _finish_as_team(
         with noted(context, _("the network could not be evaluated on one device")):
             alone = copy_of(context, model, preprocessing)
             predictions = evaluate_and_predict(context, alone, held_out, result, resume)
-    team.part()
+    nodes.part()
     return predictions
 
 

@@ -1,7 +1,7 @@
 """Let one rank do some work while the others wait for its result, a small file in the run directory.
 
 This needs no network between the ranks, so it works before a framework has connected them, and has no timeout. A rank
-that fails ends the job, and with it the waiting ranks.
+that fails ends the job, and with it the waiting ranks. Once connected, ranks ask the rest of each other in `group`.
 """
 
 from __future__ import annotations

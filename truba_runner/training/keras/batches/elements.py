@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from truba_runner.errors import Failed
+from truba_runner.training.keras.internals.private_names import inputs_of
 
 # Elements read to learn their shapes, as many as Keras reads: an axis on which they differ has no fixed length.
 LOOKED_AT = 2
@@ -244,13 +245,16 @@ def is_batched(made: bool | None, shapes: list[tuple[Any, ...]], says_examples: 
 
 
 def made_batches(dataset: Any) -> bool | None:
-    """Return whether the last batching or unbatching operation of a Dataset made batches; None: unknown."""
+    """Return whether the last batching or unbatching operation of a Dataset made batches; None: unknown.
+
+    It is known by the names of TensorFlow's private classes (checked with 2.21.0).
+    """
     name = type(dataset).__name__
     if "Unbatch" in name:
         return False
     if "Batch" in name:
         return True
-    inputs = dataset._inputs()
+    inputs = inputs_of(dataset)
     if not inputs:
         return False if any(kind in name for kind in ("TensorSlice", "Range", "TFRecord", "TextLine")) else None
     if any(kind in name for kind in ("FlatMap", "Interleave", "Window")):

@@ -11,6 +11,7 @@ from typing import Any
 
 from truba_runner.training.keras.batches.plan import Plan
 from truba_runner.training.keras.batches.py_dataset import PyDatasetPlan
+from truba_runner.training.keras.internals import train_function
 
 
 def around(model: Any, plans: Mapping[str, Plan]) -> tuple[list[Any], list[Any]]:
@@ -49,18 +50,17 @@ def _train_begins(model: Any, plan: Plan) -> None:
     warnings.filterwarnings("ignore", message="Your input ran out of data")
     if isinstance(plan, PyDatasetPlan):
         plan.told.on_epoch_end()
-    train_function = model.train_function
 
-    def until_it_ends(iterator: Any) -> Any:
+    def until_it_ends(execution: train_function.Execution, iterator: Any) -> Any:
         try:
             if plan.is_over():
                 raise StopIteration
-            return train_function(iterator)
+            return execution(iterator)
         except (StopIteration, tf.errors.OutOfRangeError):
             plan.ends()
             raise
 
-    model.train_function = until_it_ends
+    train_function.wrap(model, until_it_ends)
 
 
 def _callback(**functions: Any) -> Any:

@@ -8,7 +8,8 @@ from truba_runner.config.schema import Train
 from truba_runner.errors import Failed
 from truba_runner.log import info
 from truba_runner.rules.training import divisible_sizes
-from truba_runner.training.keras.devices.replicas import copies_of, mend_keras
+from truba_runner.training.keras.internals.private_names import copies_of, layers_of, seed_generators
+from truba_runner.training.keras.internals.several_devices import mend_keras
 from truba_runner.training.missing_gpus import tell_of_missing_gpus
 
 # Distance between two devices' seeds: a prime, far from the numbers that people choose as seeds of their layers.
@@ -90,8 +91,7 @@ def draw_apart(model: Any, devices: int, first: int = 0) -> None:
     """
     if devices == 1:
         return
-    generators = [one for layer in model._flatten_layers() for one in layer._seed_generators]
-    states = [copies_of(one.state) for one in generators]
+    states = [copies_of(one.state) for layer in layers_of(model) for one in seed_generators(layer)]
     for copies in {id(copies[0]): copies for copies in states}.values():
         for index, copy in enumerate(copies, start=first):
             copy.assign_add([_APART * index, 0])

@@ -1,33 +1,31 @@
-"""Keras on several nodes, one process each: TensorFlow's MultiWorkerMirroredStrategy, set up from Slurm's variables.
-
-Keras 3 broke `fit` under this strategy. If a job has several tasks, two of its functions are replaced in this process,
-one here and one in `replicas`; they are internal to Keras, so the versions are checked first.
-"""
+"""Keras on several nodes, one process each: TensorFlow's MultiWorkerMirroredStrategy, set up from Slurm's variables."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.training.backend import Context
-from truba_runner.training.interrupt import Interruption
-from truba_runner.training.keras.devices.replicas import mend_keras
+from truba_runner.training.keras.devices.nodes import Nodes
+from truba_runner.training.keras.internals.several_devices import mend_keras
+from truba_runner.training.keras.internals.several_nodes import (
+    all_logical_cpus,
+    check_versions,
+    count_steps,
+    mend_trainer,
+)
 from truba_runner.training.ranks.addresses import worker_addresses
 
-# The versions that the two replacements were tested with.
-KERAS, TENSORFLOW = "3.15", "2.21"
 _PARTING_SECONDS = 1.0
 
 
-class Team:
-    """All processes of a job that trains one network, seen from one of them. All ranks make the same calls in order."""
+class Team(Nodes):
+    """All processes of a job that trains one network, one a node, seen from one of them."""
 
     def __init__(self, context: Context, devices: list[str]) -> None:
         """Connect to the other ranks; before TensorFlow computes anything.
@@ -35,8 +33,8 @@ class Team:
         Raises:
             truba_runner.errors.Failed: other versions are installed, or Slurm's variables do not name the other ranks.
         """
-        self.rank, self.tasks, self._local = context.rank, context.tasks, len(devices)
-        _check_versions()
+        super().__init__(context, devices)
+        check_versions()
         addresses = worker_addresses(os.environ, context.tasks)
         os.environ["TF_CONFIG"] = tf_config(addresses, context.rank)
         # Else gRPC would try to reach the other nodes through a proxy, and wait for ever.
@@ -49,20 +47,10 @@ class Team:
         # TensorFlow has replaced the handler of SIGTERM.
         if context.interruption.listening:
             context.interruption.listen()
-        _mend_keras()
+        mend_trainer()
         mend_keras()
         self._sum_over_ranks = self._make_sum()
         self._gather_rows = self._make_gather()
-
-    @property
-    def devices(self) -> int:
-        """The number of devices of all ranks."""
-        return self._local * self.tasks
-
-    @property
-    def first_device(self) -> int:
-        """The index of this rank's first device among those of all ranks."""
-        return self._local * self.rank
 
     def adjust(self, model: Any) -> None:
         """Set the only `steps_per_execution` that works with this strategy, 1."""
@@ -90,36 +78,24 @@ class Team:
 
     def feed(self, shares: Any, steps: int) -> Any:
         """Return a dataset of the devices' shares in turn in the form that Keras takes; an epoch has `steps` steps."""
-        fed = self.strategy.distribute_datasets_from_function(lambda _: shares)
-        # TensorFlow counts shares, but Keras asks for steps.
-        fed.__class__ = type("Steps", (type(fed),), {"cardinality": steps})
-        return fed
+        return count_steps(self.strategy.distribute_datasets_from_function(lambda _: shares), steps)
 
-    # -- agreement ---------------------------------------------------------------------------------------------
+    # -- between ranks -----------------------------------------------------------------------------------------
 
-    def agree(self, interruption: Interruption, due: bool = False) -> tuple[bool, bool]:
-        """Wait until all ranks have called this; return whether any rank was asked to stop, and whether any is `due`.
+    def summed(self, values: list[int]) -> list[int]:
+        """Return the sum over all ranks of each of the values."""
+        import tensorflow as tf
 
-        Every rank gets the same answers. Signals that only other ranks have received count as received here too, so
-        that all ranks react to them alike.
-        """
-        signals = Interruption.signals()
-        *totals, dues = self._sum([*(int(number in interruption.received) for number in signals), int(due)])
-        for number, total in zip(signals, totals, strict=True):
-            if total and number not in interruption.received:
-                interruption.received.append(number)
-        return any(totals), bool(dues)
-
-    def from_rank_0(self, values: list[int]) -> list[int]:
-        """Return rank 0's values; every rank has to pass as many."""
-        return self._sum(values if self.rank == 0 else [0] * len(values))
+        # Every device of a rank adds the same values.
+        totals = self._sum_over_ranks(tf.constant(values, tf.int32)).numpy()
+        return [int(total) // self._local for total in totals]
 
     def gather(self, data: bytes) -> list[bytes]:
         """Return each rank's `data`, in the order of ranks."""
         import numpy as np
         import tensorflow as tf
 
-        lengths = self._sum([len(data) if rank == self.rank else 0 for rank in range(self.tasks)])
+        lengths = self.summed([len(data) if rank == self.rank else 0 for rank in range(self.tasks)])
         # Collectives know int32, and take equally much from each device: one row of its rank's data.
         words = -(-max(lengths) // (4 * self._local))
         rows = np.zeros((self._local, words), np.int32)
@@ -127,37 +103,11 @@ class Team:
         gathered = self._gather_rows(tf.constant(rows)).numpy().reshape(self.tasks, -1).view(np.uint8)
         return [row[:length].tobytes() for row, length in zip(gathered, lengths, strict=True)]
 
-    def check_same(self, model: Any) -> None:
-        """Check that every rank has trained the same weights, bit for bit.
-
-        Weights that are not trained, as BatchNormalization's statistics, differ between devices in Keras: left out.
-
-        Raises:
-            RuntimeError: the weights differ.
-        """
-        digest = hashlib.sha256()
-        for weight in model.trainable_weights:
-            digest.update(weight.numpy().tobytes())
-        own = list(digest.digest())
-        by_rank = self._sum([byte if rank == self.rank else 0 for rank in range(self.tasks) for byte in own])
-        if by_rank != own * self.tasks:
-            raise RuntimeError(_("the ranks have trained different weights: their results cannot be trusted"))
-
-    def wait_for_all(self) -> None:
-        """Wait until every rank has called this; the others would take a rank that exits earlier for dead."""
-        self._sum([0])
-
     def part(self) -> None:
         """End the ranks' work together: wait until all ranks are here, and know it of each other."""
         self.wait_for_all()
         # The last part of a ring's sum is fetched from a rank that already has its own sum, and must not exit yet.
         time.sleep(_PARTING_SECONDS)
-
-    def _sum(self, values: list[int]) -> list[int]:
-        import tensorflow as tf
-
-        # Every device of a rank adds the same values.
-        return [int(total) // self._local for total in self._sum_over_ranks(tf.constant(values, tf.int32)).numpy()]
 
     def _make_sum(self) -> Callable[[Any], Any]:
         import tensorflow as tf
@@ -198,26 +148,6 @@ def tf_config(addresses: list[str], rank: int) -> str:
     return json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}})
 
 
-def _check_versions() -> None:
-    import keras
-    import tensorflow as tf
-
-    for name, needed, found in (("Keras", KERAS, keras.__version__), ("TensorFlow", TENSORFLOW, tf.__version__)):
-        if not found.startswith(f"{needed}."):
-            raise Failed(
-                _(
-                    "{name} {found} is installed. Several nodes need Keras {keras} and TensorFlow {tensorflow}: Keras "
-                    "3 alone cannot train on them, and the two of its functions that are replaced here are known in "
-                    "these versions only. Install keras=={keras}.* and tensorflow=={tensorflow}.*, or set "
-                    "resources.nodes=1.",
-                    name=name,
-                    found=found,
-                    keras=KERAS,
-                    tensorflow=TENSORFLOW,
-                )
-            )
-
-
 def _make_strategy(devices: list[str]) -> Any:
     import tensorflow as tf
 
@@ -225,7 +155,7 @@ def _make_strategy(devices: list[str]) -> Any:
     kinds = tf.distribute.experimental.CommunicationImplementation
     options = tf.distribute.experimental.CommunicationOptions(implementation=kinds.RING if on_cpu else kinds.NCCL)
     try:
-        with _all_logical_cpus(len(devices) if on_cpu else 0):
+        with all_logical_cpus(len(devices) if on_cpu else 0):
             return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     except RuntimeError as error:
         raise Failed(
@@ -235,41 +165,3 @@ def _make_strategy(devices: list[str]) -> Any:
                 error=error,
             )
         ) from error
-
-
-@contextmanager
-def _all_logical_cpus(count: int) -> Iterator[None]:
-    """Let TensorFlow's strategy, which takes all GPUs but one CPU device only, take `count` CPUs (0: no change)."""
-    from tensorflow.python.distribute.collective_all_reduce_strategy import CollectiveAllReduceExtended
-
-    original = CollectiveAllReduceExtended._initialize_local_devices
-
-    def all_of_them(self: Any, resolver: Any, worker: str) -> tuple[tuple[str, ...], str]:
-        return tuple(f"{worker}/device:CPU:{index}" for index in range(count)), "CPU"
-
-    if count:
-        CollectiveAllReduceExtended._initialize_local_devices = all_of_them
-    try:
-        yield
-    finally:
-        CollectiveAllReduceExtended._initialize_local_devices = original
-
-
-# -- Keras -----------------------------------------------------------------------------------------------------
-
-
-def _mend_keras() -> None:
-    """Replace the function of Keras' trainer that fails if values are on other nodes too."""
-    from keras.src.backend.tensorflow import trainer
-
-    original = trainer.reduce_per_replica
-
-    def reduce_per_replica(values: Any, strategy: Any, reduction: str) -> Any:
-        """Reduce without an axis: Keras takes the mean over one, which a metric, a single number, does not have."""
-        import tensorflow as tf
-
-        if trainer._collective_all_reduce_multi_worker(strategy) and reduction in ("auto", "mean"):
-            return tf.nest.map_structure(lambda value: strategy.reduce("MEAN", value, axis=None), values)
-        return original(values, strategy, reduction)
-
-    trainer.reduce_per_replica = reduce_per_replica

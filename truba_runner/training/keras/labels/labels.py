@@ -8,6 +8,7 @@ from typing import Any
 
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.training.keras.internals.private_names import wrapped_loss
 
 # The length of an axis of unknown length when a loss is tried.
 _SOME = 3
@@ -165,10 +166,9 @@ class Weighing:
 def _values(loss: Any, y: Any, predicted: Any) -> Any:
     """Return a loss's values before their mean is taken."""
     import keras
-    from keras.src.losses.losses import LossFunctionWrapper
 
     made = keras.losses.get(loss)
-    wrapped = made if isinstance(made, keras.losses.Loss) else LossFunctionWrapper(made)
+    wrapped = made if isinstance(made, keras.losses.Loss) else wrapped_loss(made)
     return wrapped.call(keras.ops.convert_to_tensor(y), keras.ops.convert_to_tensor(predicted))
 
 

@@ -7,17 +7,12 @@ from typing import Any
 from truba_runner.errors import Failed
 from truba_runner.training.backend import Context
 from truba_runner.training.keras.batches.plan import Plan
-from truba_runner.training.keras.devices.own_methods import has_call, has_own
+from truba_runner.training.keras.devices.nodes import Nodes
 from truba_runner.training.keras.devices.replicas import build_in_step, starts_from_weights
-from truba_runner.training.keras.devices.team import Team
+from truba_runner.training.keras.internals.own_methods import has_call, has_own
+from truba_runner.training.keras.internals.private_names import build_from, unliftable
 from truba_runner.training.keras.loop.trial import as_before
 from truba_runner.training.walk.objects import walk
-
-
-def is_built(model: Any) -> bool:
-    """Return whether the first step has nothing left to build. Variables do not show it: a metric may have none."""
-    parts = (model, model.optimizer, model._compile_metrics, model._compile_loss)
-    return all(part is None or part.built for part in parts)
 
 
 def is_built_first(model: Any, devices: int) -> bool:
@@ -31,7 +26,7 @@ def is_built_first(model: Any, devices: int) -> bool:
     )
 
 
-def build(context: Context, model: Any, plan: Plan, team: Team | None) -> None:
+def build(context: Context, model: Any, plan: Plan, nodes: Nodes) -> None:
     """Build what Keras builds only in the first step: metrics, optimizers' variables, some models' weights.
 
     The model's own `train_step` is traced, which makes all its variables without training. Eager code cannot be traced:
@@ -44,7 +39,7 @@ def build(context: Context, model: Any, plan: Plan, team: Team | None) -> None:
     before_the_step = several or starts_from_weights(model.optimizer)
     if before_the_step and has_call(model):
         with strategy.scope():
-            model._symbolic_build(data_batch=plan.example())
+            build_from(model, plan.example())
 
     def step(data: Any) -> Any:
         return strategy.run(model.train_step, args=(data,))
@@ -52,10 +47,9 @@ def build(context: Context, model: Any, plan: Plan, team: Team | None) -> None:
     def take() -> None:
         if model.run_eagerly:
             with as_before(context, model):
-                _train_a_step(step, _example(plan, team, strategy))
+                _train_a_step(step, _example(plan, nodes))
         else:
-            batches = plan.dataset if team else strategy.experimental_distribute_dataset(plan.batches)
-            _trace(tf.function(step, autograph=False), batches.element_spec)
+            _trace(tf.function(step, autograph=False), nodes.feed(plan.batches, plan.steps).element_spec)
 
     if before_the_step:
         build_in_step(model, _optimizers(model), take)
@@ -63,16 +57,16 @@ def build(context: Context, model: Any, plan: Plan, team: Team | None) -> None:
         take()
 
 
-def _example(plan: Plan, team: Team | None, strategy: Any) -> Any:
+def _example(plan: Plan, nodes: Nodes) -> Any:
     """Return a batch for a trial step; on several devices, each device's share of it."""
     import tensorflow as tf
 
     example = plan.example()
-    if strategy.num_replicas_in_sync == 1:
+    if nodes.devices == 1:
         return example
     batches = tf.data.Dataset.from_tensors(example)
-    fed = team.feed(batches.repeat(), 1) if team else strategy.experimental_distribute_dataset(batches)
-    return next(iter(fed))
+    # A team takes a share for each of its devices.
+    return next(iter(nodes.feed(batches.repeat() if nodes.together else batches, 1)))
 
 
 def _optimizers(model: Any) -> list[Any]:
@@ -83,11 +77,9 @@ def _optimizers(model: Any) -> list[Any]:
 
 
 def _trace(step: Any, spec: Any) -> None:
-    from tensorflow.python.ops.op_selector import UnliftableError
-
     try:
         step.get_concrete_function(spec)
-    except UnliftableError as error:
+    except unliftable() as error:
         raise Failed(
             "The training step makes variables that cannot be made before it on several devices: a run cannot resume. "
             "Make them in build_model, or train on one GPU."

@@ -1,6 +1,7 @@
 """Save and restore the state of Keras' own callbacks, and of those with `get_state()` and `set_state(state)`.
 
-The state of all other callbacks is found by walking them (`loop.walk`).
+The state of all other callbacks is found by walking them (`loop.walk`). The names of the attributes were checked with
+Keras 3.15.1: what a version has renamed is not saved, and starts anew with each start.
 
 The state that `get_state()` returns may hold numbers, text, None and arrays, in lists, tuples and dicts. It is read
 after the callback's own hooks, and set after `on_train_begin` or, in the middle of an epoch, after `on_epoch_begin`.

@@ -18,14 +18,16 @@ from truba_runner.runs.checkpoints import CheckpointStore, Position
 from truba_runner.training import resuming
 from truba_runner.training.backend import Context
 from truba_runner.training.keras.batches.plan import Plan
-from truba_runner.training.keras.devices.team import Team
+from truba_runner.training.keras.devices.nodes import Nodes
+from truba_runner.training.keras.internals.private_names import event_writers, global_seeds, is_built
 from truba_runner.training.keras.loop import callback_state
-from truba_runner.training.keras.loop.build import build, is_built
+from truba_runner.training.keras.loop.build import build
 from truba_runner.training.keras.loop.encoding import Encoded, decode, encode
 from truba_runner.training.keras.loop.order import other_order
 from truba_runner.training.keras.loop.reporter import Reporter
-from truba_runner.training.keras.loop.variables import Variables, global_seeds
+from truba_runner.training.keras.loop.variables import Variables
 from truba_runner.training.keras.loop.walk import evaluates_with_own_code, walk_data, walk_training
+from truba_runner.training.ranks import checkpoints
 from truba_runner.training.walk.objects import Found
 from truba_runner.training.walk.report import DRAWN_AHEAD, MADE_LATER, OTHER_ORDER, Unsaved, refuse_lost
 from truba_runner.training.walk.state import Start, put, read, same, write
@@ -48,10 +50,10 @@ class Contents:
     """The content of a training's checkpoints."""
 
     def __init__(
-        self, context: Context, model: Any, plan: Plan, reporter: Reporter, team: Team | None, splits: Mapping[str, Any]
+        self, context: Context, model: Any, plan: Plan, reporter: Reporter, nodes: Nodes, splits: Mapping[str, Any]
     ) -> None:
         """`splits`: what `load_data` returned. The attribute `callbacks` is set once Keras has its list."""
-        self._context, self._model, self._plan, self._reporter, self._team = context, model, plan, reporter, team
+        self._context, self._model, self._plan, self._reporter, self._nodes = context, model, plan, reporter, nodes
         self._splits = splits
         # Keras' whole list, and the config's callbacks in it.
         self.callbacks: list[Any] = []
@@ -133,9 +135,9 @@ class Contents:
         """
         variables = Variables(self._model, beside.found)
         pieces = {**variables.read(), **beside.small}
-        if self._team and together:
+        if self._nodes.together and together:
             own = {"pieces": {path: pieces[path] for path in variables.own()}}
-            parts = self._team.gather(_as_bytes(own | {name: beside.values[name] for name in _OWN}))
+            parts = self._nodes.gather(_as_bytes(own | {name: beside.values[name] for name in _OWN}))
             self._others = [_as_array(part) for part in parts[1:]]
         if self._context.rank:
             return None
@@ -173,9 +175,7 @@ class Contents:
         Raises:
             truba_runner.errors.Failed: another version wrote the checkpoint.
         """
-        found = store.newest(decode) if self._context.rank == 0 else None
-        if self._team:
-            found = _same_as_rank_0(self._team, store, found)
+        found = checkpoints.newest(self._nodes, store, decode)
         if found is None:
             return None
         position, state = found
@@ -216,7 +216,7 @@ class Contents:
         saved = {**saved, "variables": [one for one in saved["variables"] if not one[0].startswith(gone)]}
         found = self._walk()
         if Variables(self._model, found).signature() != saved["variables"] or not is_built(self._model):
-            build(self._context, self._model, self._plan, self._team)
+            build(self._context, self._model, self._plan, self._nodes)
             found = self._walk()
         resuming.check_same(self._context, saved, self._signature(Variables(self._model, found)), "variables")
         return found
@@ -247,17 +247,6 @@ def _write_streams(found: Found, saved: Mapping[str, Any]) -> list[str]:
     return [path for path in saved if path not in found.pieces]
 
 
-def _same_as_rank_0(
-    team: Team, store: CheckpointStore, found: tuple[Position, dict[str, Any]] | None
-) -> tuple[Position, dict[str, Any]] | None:
-    """Return the checkpoint that rank 0 chose: other ranks may see files that rank 0 rejected, or not see all."""
-    exists, epoch, step = team.from_rank_0([1, found[0].epoch, found[0].step] if found else [0, 0, 0])
-    if not exists:
-        return None
-    position = Position(epoch, step)
-    return found or (position, store.at(position, decode))
-
-
 def _as_bytes(value: Any) -> bytes:
     file = io.BytesIO()
     encode(value).write(file)
@@ -275,8 +264,8 @@ def flush_event_files(callbacks: list[Any]) -> None:
     import keras
     import tensorflow as tf
 
-    writers = [callback._writers for callback in callbacks if isinstance(callback, keras.callbacks.TensorBoard)]
-    for writer in (writer for named in writers for writer in named.values()):
+    boards = [callback for callback in callbacks if isinstance(callback, keras.callbacks.TensorBoard)]
+    for writer in (writer for board in boards for writer in event_writers(board)):
         try:
             writer.flush()
         except tf.errors.OpError as error:

@@ -12,6 +12,7 @@ from typing import Any
 
 from truba_runner.errors import Failed, nearest
 from truba_runner.log import warn
+from truba_runner.training.keras.internals.private_names import loss_tracker
 from truba_runner.training.summaries.history import History
 
 # A confusion matrix of thousands of classes would need as many columns in history.csv.
@@ -138,7 +139,7 @@ def _names_of(model: Any) -> Iterator[str]:
     """Yield the name of each value of the model's metrics; a name that two values share comes twice."""
     import keras
 
-    loss: Any = getattr(model, "_loss_tracker", None)
+    loss = loss_tracker(model)
     for metric in model.metrics:
         if metric is loss and not float(keras.ops.convert_to_numpy(metric.count)):
             continue  # Never updated: the job's own train_step tracks its loss itself.

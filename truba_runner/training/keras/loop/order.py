@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from truba_runner.language import marked
+from truba_runner.training.keras.internals.private_names import inputs_of
 
 SHUFFLES = marked("it shuffles anew in each epoch, and a resumed run begins with the first epoch's order")
 UNORDERED = marked("it gives its elements in the order in which they happen to be ready (deterministic=False)")
@@ -33,5 +34,5 @@ def other_order(dataset: Any, one_iteration: bool) -> str:
 
 def _parts(dataset: Any) -> Iterator[Any]:
     yield dataset
-    for source in dataset._inputs():
+    for source in inputs_of(dataset):
         yield from _parts(source)

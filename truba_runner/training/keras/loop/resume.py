@@ -2,7 +2,7 @@
 
 An interrupted run ends with the same weights, metrics and history, to the bit, as an uninterrupted one. Finished steps
 are not computed again: in the epoch where a run resumes, Keras counts through them while nothing is read or trained.
-The ranks of a team decide together wherever they could decide differently.
+The ranks of a job decide together wherever they could decide differently.
 
 | position | means |
 |---|---|
@@ -13,7 +13,7 @@ The ranks of a team decide together wherever they could decide differently.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,10 +23,12 @@ from truba_runner.training import resuming
 from truba_runner.training.backend import Context
 from truba_runner.training.interrupt import Interrupted, Interruption
 from truba_runner.training.keras.batches.plan import Plan
-from truba_runner.training.keras.devices.team import Team
+from truba_runner.training.keras.devices.nodes import Nodes
+from truba_runner.training.keras.internals import train_function
 from truba_runner.training.keras.loop import callback_state
 from truba_runner.training.keras.loop.checkpoint import BesideWeights, Contents
 from truba_runner.training.keras.loop.reporter import Reporter
+from truba_runner.training.ranks.group import Agreement
 from truba_runner.training.saver import Best, Saver
 from truba_runner.training.summaries import event_files
 
@@ -35,7 +37,7 @@ class Resume:
     """The saving and resuming of one training; `loop.callback_list` calls it."""
 
     def __init__(
-        self, context: Context, model: Any, plan: Plan, reporter: Reporter, team: Team | None, splits: Mapping[str, Any]
+        self, context: Context, model: Any, plan: Plan, reporter: Reporter, nodes: Nodes, splits: Mapping[str, Any]
     ) -> None:
         """Read the newest checkpoint; before anything is written to TensorBoard's event files, which this may cut.
 
@@ -43,23 +45,24 @@ class Resume:
         """
         self._started = time.perf_counter()
         self._context, self._model, self._plan, self._reporter = context, model, plan, reporter
-        self._team = team
+        self._nodes = nodes
         self._settings = context.experiment.checkpoint
         if self._settings.mode not in ("min", "max"):
             raise Failed("checkpoint.mode={mode} is neither min nor max.", mode=self._settings.mode)
         self._saver = Saver(context, reporter.curves.board.settle)
-        self._contents = Contents(context, model, plan, reporter, team, splits)
+        self._contents = Contents(context, model, plan, reporter, nodes, splits)
         self._epoch = self._done = self._skips = 0
         # Whether this start has trained a step, and begun an epoch.
         self._stepped = self._reads = False
         self._over: BesideWeights
         self._logs: dict[str, float] = {}
         self._before_test: BesideWeights | None = None
-        self._train_function: Any = None
+        self._stop_skipping: Callable[[], None] = lambda: None
         self._found = self._contents.newest(self._saver.store)
         state = self._found[1] if self._found else {}
-        # A run that starts from another run's checkpoint has no best yet. Teams never do so, and ranks must agree.
-        self._best = Best(self._settings, state.get("best") if team or self._saver.store.has_best() else None)
+        # A run that starts from another run's checkpoint has no best yet. Several nodes never do so, and must agree.
+        has_best = nodes.together or self._saver.store.has_best()
+        self._best = Best(self._settings, state.get("best") if has_best else None)
         # Whether all epochs are trained, and the result that evaluation and prediction have filled in so far.
         self.trained: bool = state.get("trained", False)
         self.result: dict[str, Any] = state.get("result", {})
@@ -97,7 +100,7 @@ class Resume:
         callback_state.check(callbacks)
         self._contents.begin()
         if self._found is None:
-            self._hold()
+            self._nodes.hold()
         elif not self._found[0].step:
             self.restore()
 
@@ -127,13 +130,7 @@ class Resume:
         self._contents.give_back(state)
         self._plan.set_state(state["plan"])
         resuming.tell(self._context, position, self._plan.steps, self._started, self.trained)
-        self._hold()
-
-    def _hold(self) -> None:
-        if self._team:
-            # Else a signal could end one rank at once while another only notes it, and is left behind.
-            self._team.wait_for_all()
-        self._context.interruption.hold()
+        self._nodes.hold()
 
     # -- steps that are done -----------------------------------------------------------------------------------
 
@@ -148,23 +145,19 @@ class Resume:
 
     def _skip_to(self, step: int) -> None:
         """Let Keras count through the steps before `step` without training, then train on the batches from there."""
-        model, real = self._model, self._model.train_function
-        self._skips = -(-step // model.steps_per_execution)
+        self._skips = -(-step // self._model.steps_per_execution)
         self._plan.begin(self._epoch, step)
         # Keras' own iterator, where it spans more than an epoch, begins at `step` already.
         own = not self._plan.steps_per_epoch and not 0 < self._plan.steps <= step
         iterator = iter(self._batches_from(step)) if own else None
 
-        def train_function(whole_epoch: Any) -> Any:
-            return self._logs if self.skipping else real(iterator or whole_epoch)
+        def skip_or_take(execution: train_function.Execution, whole_epoch: Any) -> Any:
+            return self._logs if self.skipping else execution(iterator or whole_epoch)
 
-        self._train_function, model.train_function = real, train_function
+        self._stop_skipping = train_function.wrap(self._model, skip_or_take)
 
     def _batches_from(self, step: int) -> Any:
-        batches = self._plan.from_step(step)
-        if self._team:
-            return self._team.feed(batches, self._plan.steps - step)
-        return self._model.distribute_strategy.experimental_distribute_dataset(batches)
+        return self._nodes.feed(self._plan.from_step(step), self._plan.steps - step)
 
     # -- saving ------------------------------------------------------------------------------------------------
 
@@ -210,10 +203,10 @@ class Resume:
         Raises:
             Interrupted: a stop was requested, and the state is saved.
         """
-        if self._train_function is not None:
-            self._model.train_function, self._train_function = self._train_function, None
+        self._stop_skipping()
+        self._stop_skipping = lambda: None
         self._save(Position(epoch + 1, 0), best=self._best.improved_by(logs))
-        if self._asked()[0]:
+        if self._asked().stop:
             self._leave()
 
     def train_end(self) -> None:
@@ -241,17 +234,15 @@ class Resume:
             self._saver.background.wait()
             raise
 
-    def _asked(self) -> tuple[bool, bool]:
+    def _asked(self) -> Agreement:
         """Return whether to stop, and whether it is time to save; the same on every rank."""
-        due, stop = self._saver.time_is_up(), self._context.interruption.requested
-        return self._team.agree(self._context.interruption, due) if self._team else (stop, due)
+        return self._nodes.agree(self._saver.time_is_up())
 
     def _leave(self) -> None:
         self._saver.background.wait()
         self._context.progress.update(epoch=self._epoch + 1, step=self._done)
-        if self._team:
-            # A rank that exits while rank 0 still writes would be taken for dead.
-            self._team.part()
+        # A rank that exits while rank 0 still writes would be taken for dead.
+        self._nodes.part()
         raise Interrupted
 
     def _save(self, position: Position, best: bool = False, beside: BesideWeights | None = None) -> None:

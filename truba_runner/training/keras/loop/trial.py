@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from truba_runner.training.backend import Context
-from truba_runner.training.keras.loop.variables import Variables, global_seeds
+from truba_runner.training.keras.internals.private_names import drop_global_seed, global_seeds
+from truba_runner.training.keras.loop.variables import Variables
 from truba_runner.training.keras.loop.walk import walk_training
 from truba_runner.training.walk.state import Snapshot
 
@@ -20,8 +21,6 @@ def same_randomness() -> Iterator[None]:
     If Keras had no global seed before, drop it: Keras makes it anew when needed.
     """
     import numpy as np
-    from keras.src.backend.common.global_state import set_global_attribute
-    from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 
     python, of_numpy = random.getstate(), np.random.get_state()
     seeds = [seed.numpy() for seed in global_seeds(create=False)]
@@ -29,7 +28,7 @@ def same_randomness() -> Iterator[None]:
         yield
     finally:
         if not seeds:
-            set_global_attribute(GLOBAL_SEED_GENERATOR, None)
+            drop_global_seed()
         for seed, value in zip(global_seeds(create=False), seeds, strict=bool(seeds)):
             seed.assign(value)
         random.setstate(python)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from truba_runner.training.keras.devices.replicas import copies_of
+from truba_runner.training.keras.internals.private_names import copies_of
 from truba_runner.training.walk.objects import Found
 
 if TYPE_CHECKING:
@@ -76,15 +76,3 @@ def _slots(found: Found, agreed: set[int]) -> Iterator[tuple[str, _Slot]]:
         own = id(piece.thing) not in agreed
         for number, group in enumerate([[copy] for copy in copies] if own else [copies]):
             yield (f"{path}@{number}" if number else path), _Slot(group, small=own, own=own)
-
-
-def global_seeds(create: bool) -> list[Any]:
-    """Return Keras' global seed, one copy per device; empty if it does not exist and `create` is false.
-
-    Random functions without a seed of their own use it. Keras has no public name for it.
-    """
-    from keras.src.backend.common.global_state import get_global_attribute
-    from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
-
-    found = global_seed_generator() if create else get_global_attribute(GLOBAL_SEED_GENERATOR)
-    return [] if found is None else copies_of(found.state)

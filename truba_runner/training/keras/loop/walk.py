@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from truba_runner.training.backend import Context
+from truba_runner.training.keras.internals.private_names import layers_of
 from truba_runner.training.walk.kinds import home, is_framework
 from truba_runner.training.walk.objects import Found, walk
 
@@ -43,4 +44,4 @@ def evaluates_with_own_code(model: Any, callbacks: Iterable[Any]) -> bool:
         ours = home(type(callback)) == "truba_runner" or type(callback) in harmless
         if not ours and any(getattr(type(callback), hook) is not getattr(plain, hook) for hook in hooks):
             return True
-    return any(not is_framework(type(layer)) for layer in model._flatten_layers())
+    return any(not is_framework(type(layer)) for layer in layers_of(model))
