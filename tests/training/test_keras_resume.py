@@ -101,9 +101,9 @@ def told_to_tensorboard(folder: Path) -> list[tuple[str, str, int, bytes]]:
 
 
 def restored(folder: Path) -> list[tuple[int, int]]:
-    events = [event for event in RunDir(folder).submissions() if event["event"] == "restored"]
-    assert all(0 < event["seconds"] < 600 for event in events)
-    return [tuple(event["position"]) for event in events]
+    events = [event for event in RunDir(folder).submissions() if event.kind == "restored"]
+    assert all(0 < event.seconds < 600 for event in events)
+    return [tuple(event.position or ()) for event in events]
 
 
 def assert_same_results(folder: Path, reference: Path) -> None:

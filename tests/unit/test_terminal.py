@@ -19,6 +19,7 @@ from rich.table import Table
 from truba_runner import terminal
 from truba_runner.cli.main import commands, main
 from truba_runner.runs import log as watch
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.sweep_directory import Member, SweepDir
 from truba_runner.terminal import shown
@@ -58,9 +59,9 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         run.create()
         run.write_config({"name": CODES, "train": {CODES: CODES}})
         about = {"partition": CODES, "account": CODES.rstrip("\0")}
-        run.append_submission({"event": "intent", "time": 1.0, "token": "t", "job_name": "x.t", "request": about,
-                               "job_file": f"/p/{CODES}.py", "job_sha256": CODES})  # fmt: skip
-        run.append_submission({"event": "submitted", "token": "t", "job_id": str(number + 1)})
+        code = {"job_file": f"/p/{CODES}.py", "job_sha256": CODES}
+        run.append_submission(Event(Kind.INTENT, 1.0, token="t", job_name="x.t", request=about, **code))
+        run.append_submission(Event(Kind.SUBMITTED, token="t", job_id=str(number + 1)))
         run.log_of(str(number + 1)).write_text(
             f"epoch 1 {CODES}\nOSError: [Errno 28] No space left on device {CODES}\n"
         )
@@ -199,7 +200,7 @@ sys.exit(status)
 def test_a_long_log_is_not_held_in_memory(tmp_path: Path, line: bytes, more: list[str]) -> None:
     run = RunDir(tmp_path / "mnist-1")
     run.create()
-    run.append_submission({"event": "local", "time": 1.0, "job_id": "local-1", "pid": 1, "host": "x"})
+    run.append_submission(Event(Kind.LOCAL, 1.0, "local-1", pid=1, host="x"))
     run.write_progress({"job_id": "local-1", "state": "interrupted", "host": "x", "pid": 1, "started": 0, "updated": 1})
     size = 80_000_000
     block = line * (1_000_000 // len(line))

@@ -12,6 +12,7 @@ from truba_runner import terminal
 from truba_runner.commands import parser
 from truba_runner.language import _
 from truba_runner.runs import damage, runs_folders
+from truba_runner.runs.events import last_intent
 from truba_runner.runs.run_directory import SWEEPS, RunDir
 from truba_runner.runs.sweep_directory import sweep_of
 from truba_runner.search.directory import search_of
@@ -87,8 +88,7 @@ def main(arguments: Sequence[str]) -> int:
 def _account(run: RunDir) -> str:
     search = search_of(run)
     given = [event for one in (job_runs(search) if search else [run]) for event in damage.submissions(one)]
-    intents = [event for event in given if event["event"] == "intent"]
-    return str(intents[-1].get("request", {}).get("account") or "") if intents else ""
+    return str(last_intent(given).request.get("account") or "")
 
 
 def _rows(runs: Sequence[RunDir], jobs: Mapping[Any, set[str]], used: Mapping[str, Use]) -> list[_Row]:

@@ -13,6 +13,7 @@ from truba_runner.errors import Failed
 from truba_runner.language import _, counted, marked
 from truba_runner.report.page import Block, Facts, Picture, Rows, Section, Sentence, Text
 from truba_runner.runs import damage, record_files, restarts
+from truba_runner.runs.events import Kind
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import progress_of, state_of
 from truba_runner.runs.sweep_directory import SweepDir, sharing
@@ -150,7 +151,7 @@ def _best_run(run: RunDir) -> list[Block]:
 
 def _timing(run: RunDir, result: Mapping[str, Any]) -> list[tuple[str, str]]:
     events, account = run.submissions(), restarts.account(run)
-    times = [event["time"] for event in events if "time" in event]
+    times = [event.time for event in events if event.time]
     seconds = result.get("seconds_training")
     return [
         (_("first submitted"), _moment(min(times)) if times else ""),
@@ -238,24 +239,24 @@ def _history(run: RunDir) -> Rows:
 def _starts(run: RunDir) -> Rows:
     rows = []
     for event in run.submissions():
-        if event["event"] == "started":
-            epoch, step = event.get("position", (0, 0))
+        if event.kind == Kind.STARTED:
+            epoch, step = event.position or (0, 0)
             where = _("epoch {epoch}, step {step}", epoch=epoch + 1, step=step)
-            rows.append([_moment(event.get("time", 0)), event["job_id"], str(event.get("host", "")), where])
+            rows.append([_moment(event.time), event.job_id, event.host, where])
     return Rows([_("when"), _("job"), _("node"), _("began at")], rows)
 
 
 def _environment(run: RunDir, result: Mapping[str, Any]) -> Facts:
     submitted = run.submitted()
-    request, git = submitted.get("request", {}), submitted.get("git", {})
-    versions = {**submitted.get("versions", {}), **result.get("versions", {})}
+    request, git = submitted.request, submitted.git
+    versions = {**submitted.versions, **result.get("versions", {})}
     commit = git.get("commit", "")
     if git.get("dirty"):
         commit = _("{commit}, with changes that are in no commit", commit=commit)
     return Facts(
         [
-            (_("training code"), str(submitted.get("job_file", ""))),
-            (_("its SHA-256"), str(submitted.get("job_sha256", ""))),
+            (_("training code"), submitted.job_file),
+            (_("its SHA-256"), submitted.job_sha256),
             (_("git commit"), commit),
             *((name, str(version)) for name, version in versions.items()),
             (_("devices"), ", ".join(result.get("devices", []))),

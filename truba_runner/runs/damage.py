@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 from truba_runner.language import _
-from truba_runner.runs import record_files, record_shapes
+from truba_runner.runs import events, record_files, record_shapes
+from truba_runner.runs.events import Event
 from truba_runner.runs.run_directory import PULLED, RunDir, sweep_events_file
 from truba_runner.storage import safe_files
 
@@ -73,7 +73,7 @@ def sound(runs: Iterable[RunDir]) -> list[RunDir]:
     return [run for run in runs if not of_listed(run)]
 
 
-def submissions(run: RunDir) -> list[dict[str, Any]]:
+def submissions(run: RunDir) -> list[Event]:
     """Return a run's submission events; none if a file cannot be read."""
     try:
         return run.submissions()
@@ -83,8 +83,7 @@ def submissions(run: RunDir) -> list[dict[str, Any]]:
 
 def _of_sweeps(run: RunDir) -> str:
     """Describe the first problem in the event files of the sweeps that submitted this run."""
-    own, _wrong = record_files.events(run.submissions_file)
-    named = dict.fromkeys(event["sweep"] for event in own if event["event"] == "intent" and "sweep" in event)
+    named = dict.fromkeys(event.sweep for event in events.read(run.submissions_file) if event.sweep)
     files = (sweep_events_file(run.path.parent, sweep) for sweep in named)
     return next(filter(None, map(_of_events, files)), "")
 
@@ -119,13 +118,12 @@ def _looks(path: Path) -> Iterator[Callable[[], object]]:
 
 
 def _events(file: Path) -> None:
-    found, why = record_files.events(file)
+    found, why = events.examined(file)
     if why:
         raise record_files.Damaged(why)
     for event in found:
-        finder = event.get("finder", "")
-        if finder and not record_shapes.is_plain(finder):
-            what = f"finder={finder!r}"
+        if event.finder and not record_shapes.is_plain(event.finder):
+            what = f"finder={event.finder!r}"
             raise record_files.Damaged(_("{file} holds {what}", file=file.name, what=what))
 
 

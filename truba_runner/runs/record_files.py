@@ -6,7 +6,6 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -53,49 +52,6 @@ def parsed(text: bytes | str, name: str) -> Any:
         raise Damaged(_("{file} is nested too deeply", file=name)) from error
     except ValueError as error:  # Also raised for bytes that are not UTF-8, and numbers of thousands of digits.
         raise Damaged(_("{file} is cut short, or is no JSON ({error})", file=name, error=error)) from error
-
-
-def events(path: Path) -> tuple[list[dict[str, Any]], str]:
-    """Return a file's events, oldest first, and what is wrong with the first invalid one; empty if nothing is.
-
-    Lines that a full disk or a kill cut short are skipped. Do not change the events: they are cached.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    try:
-        about = path.lstat()
-        found, first = _events(path, about.st_ino, about.st_ctime_ns, about.st_size)
-    except FileNotFoundError:
-        return [], ""
-    return list(found), first
-
-
-# Cached because a command reads a run's events many times.
-@lru_cache(maxsize=4096)
-def _events(path: Path, *_seen: int) -> tuple[list[dict[str, Any]], str]:
-    text = safe_files.read(path, path.parent).decode(errors="replace")
-    found: list[dict[str, Any]] = []
-    first = ""
-    for number, line in enumerate(text.split("\n"), start=1):
-        event, why = _event(line, path.name)
-        if event is not None:
-            found.append(event)
-        elif why:
-            first = first or _("line {number} of {file} holds {what}", number=number, file=path.name, what=why)
-    if not found and not first and text.strip():
-        first = _("{file} holds no event", file=path.name)
-    return found, first
-
-
-def _event(line: str, name: str) -> tuple[dict[str, Any] | None, str]:
-    """Return a line's event, or what is wrong with the line; neither if it was cut short."""
-    try:
-        event = parsed(line, name)
-    except Damaged as error:
-        return None, "[[[…" if isinstance(error.__cause__, RecursionError) else ""
-    why = record_shapes.wrong_event(event) or ("\\u0000" in line and record_shapes.with_nul(event))
-    return (None, why) if why else (event, "")
 
 
 def history(path: Path) -> list[dict[str, str]]:

@@ -6,6 +6,7 @@ path in place of a name. No reader relies on fields that are not listed here.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,55 +29,67 @@ def is_plain(name: Any) -> bool:
     return isinstance(name, str) and _PLAIN.fullmatch(name) is not None and not name.startswith(".")
 
 
-def _text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
+    """Whether `value` is a string."""
     return isinstance(value, str)
 
 
-def _count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
+    """Whether `value` is a whole number of 0 or more that C code can hold."""
     return type(value) is int and 0 <= value < _MOST
 
 
-def _number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether `value` is a number, NaN and infinity included."""
     return type(value) is float or (type(value) is int and abs(value) < _MOST)
 
 
-def _finite(value: Any) -> bool:
-    return _number(value) and math.isfinite(value)
+def is_finite(value: Any) -> bool:
+    """Whether `value` is a finite number."""
+    return is_number(value) and math.isfinite(value)
 
 
-def _moment(value: Any) -> bool:
-    return _finite(value) and 0 <= value < _LAST_SECOND
+def is_moment(value: Any) -> bool:
+    """Whether `value` is a time in seconds since 1970 that Python's dates can express."""
+    return is_finite(value) and 0 <= value < _LAST_SECOND
 
 
-def _job_id(value: Any) -> bool:
-    return _text(value) and _JOB_ID.fullmatch(value) is not None
+def is_job_id(value: Any) -> bool:
+    """Whether `value` is the id of a job, of an array task, of a trial or of a local run; or empty."""
+    return is_text(value) and _JOB_ID.fullmatch(value) is not None
 
 
-def _scalar(value: Any) -> bool:
-    return value is None or isinstance(value, (str, bool)) or _number(value)
+def is_scalar(value: Any) -> bool:
+    """Whether `value` is one that a swept key may have."""
+    return value is None or isinstance(value, (str, bool)) or is_number(value)
 
 
-def _name(value: Any) -> bool:
+def is_name(value: Any) -> bool:
+    """Whether `value` is a plain file name, or empty."""
     return value == "" or is_plain(value)
 
 
-def _position(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_count, value))
+def is_position(value: Any) -> bool:
+    """Whether `value` is an epoch and a step."""
+    return isinstance(value, list) and len(value) == 2 and all(map(is_count, value))
 
 
-def _or_none(check: Check) -> Check:
+def or_none(check: Check) -> Check:
+    """Return a check that accepts null too."""
     return lambda value: value is None or check(value)
 
 
-def _list_of(check: Check) -> Check:
+def list_of(check: Check) -> Check:
+    """Return a check for a list whose items pass `check`."""
     return lambda value: isinstance(value, list) and all(map(check, value))
 
 
-def _map_of(check: Check) -> Check:
+def map_of(check: Check) -> Check:
+    """Return a check for a mapping whose values pass `check`."""
     return lambda value: isinstance(value, dict) and all(map(check, value.values()))
 
 
-def _record(required: Sequence[str] = (), **fields: Check) -> Check:
+def record_of(required: Sequence[str] = (), **fields: Check) -> Check:
     """Return a check for a mapping that has the `required` keys and whose values pass their checks in `fields`."""
     return lambda value: isinstance(value, dict) and not wrong(value, required, fields)
 
@@ -93,66 +106,25 @@ def wrong(record: Mapping[str, Any], required: Sequence[str], fields: Mapping[st
     return ""
 
 
-_METRICS = _map_of(_or_none(_number))
+def checked(check: Check, default: Any) -> Any:
+    """Return a dataclass field with the check of its value in JSON; `default`: its value if a record lacks it."""
+    metadata = {"check": check}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=dict, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def checks_of(record: type[Any]) -> dict[str, Check]:
+    """Return the checks of a dataclass' fields, by name."""
+    return {one.name: one.metadata["check"] for one in dataclasses.fields(record) if "check" in one.metadata}
+
+
+_METRICS = map_of(or_none(is_number))
 
 
 def _error(value: Any) -> bool:
     required = ("type", "message", *(("line", "code") if isinstance(value, dict) and "file" in value else ()))
-    return _record(required, type=_text, message=_text, file=_text, line=_or_none(_count), code=_text)(value)
-
-
-_EVENT = {
-    "event": _text,
-    "time": _moment,
-    "job_id": _job_id,
-    "token": _text,
-    "job_name": _text,
-    "host": _text,
-    "pid": _count,
-    "position": _position,
-    "seconds": _finite,
-    "steps_lost": _count,
-    "steps_per_epoch": _or_none(_count),
-    "learning_rate": _finite,
-    "request": _record(account=_or_none(_text), partition=_or_none(_text)),
-    "sbatch": _map_of(lambda value: True),
-    "environment": _map_of(lambda value: True),
-    "git": _record(commit=_text),
-    "versions": _map_of(_or_none(_text)),
-    "job_file": _text,
-    "job_sha256": _text,
-    "project": _text,
-    "code": _record(("archive",), archive=_text, sha256=_text),
-    "sweep": is_plain,
-    "finder": _text,
-    "canary": _name,
-    "array_index": _count,
-    "places": _count,
-    "why": _text,
-    "signal": _text,
-    "message": _text,
-    "tasks": _list_of(_list_of(is_plain)),
-    "numbers": _list_of(_count),
-}
-# Fields that an event must have, by its kind.
-_REQUIRED = {
-    "intent": ("token",),
-    "submitted": ("job_id",),
-    "started": ("job_id",),
-    "local": ("job_id",),
-    "duplicate": ("job_id",),
-    "restored": ("seconds",),
-    "dropped": ("why",),
-    "killed": ("signal",),
-}
-
-
-def wrong_event(event: Any) -> str:
-    """Describe what is wrong with a line of an event file; empty if nothing is."""
-    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
-        return "event=?"
-    required = [*_REQUIRED.get(event["event"], ()), *(["array_index"] if _names_an_array(event) else [])]
-    return wrong(event, required, _EVENT)
+    return record_of(required, type=is_text, message=is_text, file=is_text, line=or_none(is_count), code=is_text)(value)
 
 
 def with_nul(value: Any, name: str = "event") -> str:
@@ -165,36 +137,39 @@ def with_nul(value: Any, name: str = "event") -> str:
     return next((why for key, one in parts if (why := with_nul(key, name) or with_nul(one, str(key)))), "")
 
 
-def _names_an_array(event: Mapping[str, Any]) -> bool:
-    return event["event"] == "intent" and "sweep" in event
-
-
 def wrong_progress(record: Mapping[str, Any]) -> str:
     """Describe what is wrong with a `progress.json`; empty if nothing is."""
-    counts = dict.fromkeys(("epoch", "epochs", "step", "steps_per_epoch"), _or_none(_count))
-    own = {"state": _text, "job_id": _job_id, "host": _text, "pid": _count, "trial": _text, "warning": _text}
-    times = dict.fromkeys(("started", "updated"), _moment)
+    counts = dict.fromkeys(("epoch", "epochs", "step", "steps_per_epoch"), or_none(is_count))
+    own = {
+        "state": is_text,
+        "job_id": is_job_id,
+        "host": is_text,
+        "pid": is_count,
+        "trial": is_text,
+        "warning": is_text,
+    }
+    times = dict.fromkeys(("started", "updated"), is_moment)
     fields = {**counts, **own, **times, "metrics": _METRICS, "error": _error}
     return wrong(record, ["started"] if "updated" in record else [], fields)
 
 
 def wrong_result(record: Mapping[str, Any]) -> str:
     """Describe what is wrong with a `result.json`; empty if nothing is."""
-    texts = dict.fromkeys(("weights_sha256", "warning", "model"), _text)
-    lists = dict.fromkeys(("notes", "devices"), _list_of(_text))
-    more = {"versions": _map_of(_or_none(_text)), "data": _record(name=_text), "parameters": _count}
-    return wrong(record, [], {**texts, **lists, **more, "metrics": _METRICS, "seconds_training": _or_none(_finite)})
+    texts = dict.fromkeys(("weights_sha256", "warning", "model"), is_text)
+    lists = dict.fromkeys(("notes", "devices"), list_of(is_text))
+    more = {"versions": map_of(or_none(is_text)), "data": record_of(name=is_text), "parameters": is_count}
+    return wrong(record, [], {**texts, **lists, **more, "metrics": _METRICS, "seconds_training": or_none(is_finite)})
 
 
 def wrong_pulled(record: Mapping[str, Any]) -> str:
     """Describe what is wrong with a `pulled.json`; empty if nothing is."""
-    return wrong(record, [], {"from": _text, "runs_folder": _text, "time": _moment})
+    return wrong(record, [], {"from": is_text, "runs_folder": is_text, "time": is_moment})
 
 
 def wrong_curve(record: Mapping[str, Any]) -> str:
     """Describe what is wrong with a learning-rate finder's `lr_find_NAME.json`; empty if nothing is."""
-    rates: Check = _list_of(lambda value: _finite(value) and value > 0)
-    fields = {"suggestions": _map_of(_or_none(_finite)), "learning_rates": rates, "losses": _list_of(_or_none(_number))}
+    rates: Check = list_of(lambda value: is_finite(value) and value > 0)
+    fields = {"suggestions": map_of(or_none(is_finite)), "learning_rates": rates, "losses": list_of(or_none(is_number))}
     if why := wrong(record, tuple(fields), fields):
         return why
     return "" if len(record["learning_rates"]) == len(record["losses"]) else "losses=?"
@@ -202,9 +177,9 @@ def wrong_curve(record: Mapping[str, Any]) -> str:
 
 def wrong_sweep(record: Mapping[str, Any]) -> str:
     """Describe what is wrong with a `sweep.json`; empty if nothing is."""
-    member = _record(("run", "values"), run=is_plain, values=_map_of(_scalar), finder=_name, takes=_text)
-    ends: Check = lambda value: _text(value) and value in {"", "min", "max"}  # noqa: E731
-    fields = {"runs": _list_of(member), "keys": _list_of(_text), "monitor": _text, "mode": ends}
+    member = record_of(("run", "values"), run=is_plain, values=map_of(is_scalar), finder=is_name, takes=is_text)
+    ends: Check = lambda value: is_text(value) and value in {"", "min", "max"}  # noqa: E731
+    fields = {"runs": list_of(member), "keys": list_of(is_text), "monitor": is_text, "mode": ends}
     return wrong(record, ("runs",), fields) or _unknown_fields(record["runs"])
 
 
@@ -215,10 +190,10 @@ def _unknown_fields(runs: Sequence[Mapping[str, Any]]) -> str:
 
 def wrong_state(record: Mapping[str, Any]) -> str:
     """Describe what is wrong with a search's `state.json`; empty if nothing is."""
-    lease = _record(("worker", "retry"), worker=_text, retry=_count)
-    objective = _record(("name", "direction"), name=_text, direction=_text)
-    texts: dict[str, Check] = {"failed": _text, "identity": _text, "format": lambda value: value == 1}
-    fields = {**texts, "trials": _map_of(_trial), "open": _map_of(lease), "objective": objective}
+    lease = record_of(("worker", "retry"), worker=is_text, retry=is_count)
+    objective = record_of(("name", "direction"), name=is_text, direction=is_text)
+    texts: dict[str, Check] = {"failed": is_text, "identity": is_text, "format": lambda value: value == 1}
+    fields = {**texts, "trials": map_of(_trial), "open": map_of(lease), "objective": objective}
     if why := wrong(record, ("format", "trials", "open", "failed"), fields):
         return why
     named = [name for name, trial in record["trials"].items() if not is_plain(name) or trial["trial_id"] != name]
@@ -228,16 +203,18 @@ def wrong_state(record: Mapping[str, Any]) -> str:
 
 
 def _trial(value: Any) -> bool:
-    parts = {"trial_id": _text, "status": _text, "score": _or_none(_number), "message": _or_none(_text)}
-    if not _record((*parts, "hyperparameters"), hyperparameters=_record(("values",), values=_values), **parts)(value):
+    parts = {"trial_id": is_text, "status": is_text, "score": or_none(is_number), "message": or_none(is_text)}
+    if not record_of((*parts, "hyperparameters"), hyperparameters=record_of(("values",), values=_values), **parts)(
+        value
+    ):
         return False
     return value["status"] != "COMPLETED" or value["score"] is not None
 
 
 def _values(value: Any) -> bool:
-    books = dict.fromkeys(("tuner/bracket", "tuner/round", "tuner/epochs", "tuner/initial_epoch"), _count)
+    books = dict.fromkeys(("tuner/bracket", "tuner/round", "tuner/epochs", "tuner/initial_epoch"), is_count)
     required = ("tuner/round", "tuner/epochs") if isinstance(value, dict) and "tuner/bracket" in value else ()
-    return _map_of(_scalar)(value) and not wrong(value, required, {**books, "tuner/trial_id": is_plain})
+    return map_of(is_scalar)(value) and not wrong(value, required, {**books, "tuner/trial_id": is_plain})
 
 
 def wrong_history(rows: Sequence[Mapping[Any, Any]]) -> str:
@@ -260,4 +237,4 @@ def _reads_as_number(text: str) -> bool:
 
 
 def _is_epoch(text: str) -> bool:
-    return _reads_as_number(text) and _finite(float(text)) and 0 <= float(text) < _MOST
+    return _reads_as_number(text) and is_finite(float(text)) and 0 <= float(text) < _MOST

@@ -19,11 +19,12 @@ import io
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from truba_runner.runs import events, record_files, record_shapes
+from truba_runner.runs.events import Event, Kind
 from truba_runner.storage import private, safe_files
 from truba_runner.storage.files import finite, json_bytes, write_atomically
 
@@ -126,29 +127,28 @@ class RunDir:
 
     # -- submissions -------------------------------------------------------------------------------------------
 
-    def append_submission(self, event: Mapping[str, Any], durable: bool = True) -> None:
+    def append_submission(self, event: Event, durable: bool = True) -> None:
         """Append one event, fsynced if `durable`: it has happened, or is about to."""
         events.append(self.submissions_file, event, durable)
 
-    def submissions(self) -> list[dict[str, Any]]:
+    def submissions(self) -> list[Event]:
         """Return all events, oldest first, completed by the events of the run's job arrays in its sweeps' records."""
         own = events.read(self.submissions_file)
-        told: list[dict[str, Any]] = []
+        told: list[Event] = []
         for event in own:
-            if event["event"] == "intent" and "sweep" in event:
+            if event.kind == Kind.INTENT and event.sweep:
                 told += _from_sweep(self.path.parent, event)
             else:
                 told.append(event)
         return told
 
-    def submitted(self) -> dict[str, Any]:
-        """Return the newest event that records the code: `job_file`, the training code, and its `job_sha256`."""
-        return next((event for event in reversed(self.submissions()) if "job_file" in event), {})
+    def submitted(self) -> Event:
+        """Return the newest event that records the code; without a kind if there is none."""
+        return next((event for event in reversed(self.submissions()) if event.job_file), Event())
 
     def is_last_given_to(self, token: str) -> bool:
         """Whether the run's last submission has this token."""
-        intents = [event for event in self.submissions() if event["event"] == "intent"]
-        return bool(intents) and intents[-1]["token"] == token
+        return events.last_intent(self.submissions()).token == token
 
     def log_of(self, job_id: str) -> Path:
         """Return the path, named as in Slurm, of a job's log that Slurm does not open; create its folder."""
@@ -216,13 +216,12 @@ class RunDir:
 
     def finder(self) -> RunDir | None:
         """Return the finder run of this run's last submission; None if it needs no learning rate, or finds its own."""
-        given = [event for event in self.submissions() if event["event"] in {"intent", "local"} and "time" in event]
-        name = given[-1].get("finder") if given else None
-        return RunDir(self.path.parent / name) if name else None
+        given = [event for event in self.submissions() if event.kind in {Kind.INTENT, Kind.LOCAL} and event.time]
+        return RunDir(self.path.parent / given[-1].finder) if given and given[-1].finder else None
 
-    def found_rate(self) -> dict[str, Any]:
-        """Return the event with the `learning_rate` that this run took from a finder; empty if it took none."""
-        return next((event for event in self.submissions() if event["event"] == "found rate"), {})
+    def found_rate(self) -> Event:
+        """Return the event with the `learning_rate` that this run took from a finder; without one if it took none."""
+        return next((event for event in self.submissions() if event.kind == Kind.FOUND_RATE), Event())
 
 
 def config_text(values: Mapping[str, Any]) -> bytes:
@@ -240,16 +239,16 @@ def sweep_events_file(runs_folder: Path, sweep: str) -> Path:
     return runs_folder / SWEEPS / sweep / "submissions.jsonl"
 
 
-def _from_sweep(runs_folder: Path, intent: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _from_sweep(runs_folder: Path, intent: Event) -> list[Event]:
     """Return a run's intent completed by its array's, and the array's later events with the run's own job id."""
-    told: list[dict[str, Any]] = [dict(intent)]
-    for event in events.read(sweep_events_file(runs_folder, str(intent["sweep"]))):
-        if event.get("token") != intent.get("token"):
+    told = [intent]
+    for event in events.read(sweep_events_file(runs_folder, intent.sweep)):
+        if event.token != intent.token:
             continue
-        if event["event"] == "intent":
-            told[0] = {**{key: value for key, value in event.items() if key != "tasks"}, **intent}
-        elif "job_id" in event:
-            told.append({**event, "job_id": f"{event['job_id']}_{intent['array_index']}"})
+        if event.kind == Kind.INTENT:
+            told[0] = replace(events.completed(intent, event), tasks=())
+        elif event.job_id:
+            told.append(replace(event, job_id=f"{event.job_id}_{intent.array_index}"))
         else:
             told.append(event)
     return told

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner.language import _, marked
-from truba_runner.runs import damage
+from truba_runner.runs import damage, events
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm.client import SRUN_FAILED
 from truba_runner.slurm.jobs import Job
@@ -42,10 +43,10 @@ class RunState:
 def last_job_id(run: RunDir) -> str:
     """Return the id of the run's last job; empty if there was none."""
     events = run.submissions()
-    duplicates = {event["job_id"] for event in events if event["event"] == "duplicate"}
+    duplicates = {event.job_id for event in events if event.kind == Kind.DUPLICATE}
     for event in reversed(events):
-        if event["event"] in {"submitted", "started", "local"} and event["job_id"] not in duplicates:
-            return str(event["job_id"])
+        if event.kind in {Kind.SUBMITTED, Kind.STARTED, Kind.LOCAL} and event.job_id not in duplicates:
+            return event.job_id
     return ""
 
 
@@ -53,8 +54,7 @@ def slurm_jobs(run: RunDir) -> set[str]:
     """Return the ids of all jobs that the run ever had in this machine's Slurm; none for a pulled copy."""
     if run.pulled():
         return set()
-    told = (str(event["job_id"]) for event in damage.submissions(run) if event.get("job_id"))
-    return {job_id for job_id in told if is_slurms(job_id)}
+    return {event.job_id for event in damage.submissions(run) if is_slurms(event.job_id)}
 
 
 def is_slurms(job_id: str) -> bool:
@@ -65,7 +65,7 @@ def is_slurms(job_id: str) -> bool:
 def local_process(run: RunDir) -> int:
     """Return the process id of a live local run."""
     progress = progress_of(run)
-    return int(progress["pid"] if progress else run.submissions()[-1]["pid"])
+    return int(progress["pid"]) if progress else run.submissions()[-1].pid
 
 
 def progress_of(run: RunDir) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def _among_others(run: RunDir, progress: Mapping[str, Any], job: Job) -> RunStat
 
 def _is_alone(run: RunDir) -> bool:
     """Whether the run has its job alone, not packed with other runs."""
-    return bool(last_intent(run).get("places", 1) == 1)
+    return last_intent(run).places == 1
 
 
 def _waits_for(run: RunDir, progress: Mapping[str, Any], job: Job) -> str:
@@ -149,10 +149,10 @@ def _waits_for(run: RunDir, progress: Mapping[str, Any], job: Job) -> str:
     if progress.get("state") == "failed":
         return _why(progress)
     intent = last_intent(run)
-    if job.reason == _WAITS and intent.get("canary"):
-        return _("held until {canary} has lived through its first epoch", canary=intent["canary"])
-    if job.reason == _WAITS and intent.get("finder"):
-        return _("waits for its learning-rate finder {finder}", finder=intent["finder"])
+    if job.reason == _WAITS and intent.canary:
+        return _("held until {canary} has lived through its first epoch", canary=intent.canary)
+    if job.reason == _WAITS and intent.finder:
+        return _("waits for its learning-rate finder {finder}", finder=intent.finder)
     means = meaning_of(job.state)
     return means.said() if means.held or not job.reason else job.reason
 
@@ -167,18 +167,18 @@ def has_no_rate(finder: RunDir, jobs: Mapping[str, Job] | None) -> str:
     )
 
 
-def dropped(told: Sequence[Mapping[str, Any]]) -> str:
+def dropped(told: Sequence[Event]) -> str:
     """Return why a run with these events was removed from the queue before its start; empty if it was not."""
     for event in reversed(told):
         # `submitted` is ignored: the submitting command may record it only after the canary has failed.
-        if event["event"] in {"dropped", "intent", "started", "local"}:
-            return str(event["why"]) if event["event"] == "dropped" else ""
+        if event.kind in {Kind.DROPPED, Kind.INTENT, Kind.STARTED, Kind.LOCAL}:
+            return event.why
     return ""
 
 
 def _along_with_canary(run: RunDir) -> str:
     """Return the reason for CANCELLED if the run's canary ended before its first epoch did; else empty."""
-    canary = last_intent(run).get("canary")
+    canary = last_intent(run).canary
     if not canary or RunDir(run.path.parent / canary).has_lived():
         return ""
     return _(
@@ -187,48 +187,49 @@ def _along_with_canary(run: RunDir) -> str:
     )
 
 
-def last_intent(run: RunDir) -> dict[str, Any]:
-    """Return the intent event of the run's last submission; empty if there was none."""
-    return next((event for event in reversed(run.submissions()) if event["event"] == "intent"), {})
+def last_intent(run: RunDir) -> Event:
+    """Return the intent of the run's last submission; without a kind if there was none."""
+    return events.last_intent(run.submissions())
 
 
 def _state_on_record(run: RunDir, progress: Mapping[str, Any], slurm_answers: bool) -> RunState:
     """Return the state according to the run directory, if Slurm does not know the job."""
-    if not run.submissions():
+    told = run.submissions()
+    if not told:
         return RunState("NOT_BEGUN", live=False, job=None, why=_(_NOT_BEGUN))
     recorded = progress.get("state")
     if recorded == "failed":
         return RunState("FAILED", live=False, job=None, why=_why(progress))
     if recorded == "interrupted":
         return RunState("INTERRUPTED", live=False, job=None, why=_(_INTERRUPTED))
-    if killed := next((event for event in run.submissions() if _is_kill(event, last_job_id(run))), None):
-        why = _("killed by {signal}; the same command goes on", signal=killed["signal"])
+    if killed := next((event for event in told if _is_kill(event, last_job_id(run))), None):
+        why = _("killed by {signal}; the same command goes on", signal=killed.signal)
         return RunState("KILLED", live=False, job=None, why=why)
     if recorded == "running":
-        if _process_lives(run, progress):
+        if _process_lives(run, progress.get("host"), progress.get("pid")):
             return RunState("RUNNING", live=True, job=None)
         if not slurm_answers:
             return RunState("UNKNOWN", live=False, job=None, why=_("it was running when Slurm last answered"))
         return RunState("LOST", live=False, job=None, why=_(_SILENT))
-    events = run.submissions()
-    if events and events[-1]["event"] == "local" and _process_lives(run, events[-1]):
+    last = told[-1]
+    if last.kind == Kind.LOCAL and _process_lives(run, last.host, last.pid):
         return RunState("RUNNING", live=True, job=None)
-    if events and events[-1]["event"] == "refused":
-        return RunState("REFUSED", live=False, job=None, why=str(events[-1].get("message", "")))
+    if last.kind == Kind.REFUSED:
+        return RunState("REFUSED", live=False, job=None, why=last.message)
     why = _("Slurm does not know its job, and it never started") if slurm_answers else _("Slurm does not answer")
     return RunState("UNKNOWN", live=False, job=None, why=why)
 
 
-def _is_kill(event: Mapping[str, Any], job_id: str) -> bool:
-    return (event["event"], event.get("job_id")) == ("killed", job_id)
+def _is_kill(event: Event, job_id: str) -> bool:
+    return (event.kind, event.job_id) == (Kind.KILLED, job_id)
 
 
-def _process_lives(run: RunDir, record: Mapping[str, Any]) -> bool:
+def _process_lives(run: RunDir, host: str | None, pid: int | None) -> bool:
     """Whether a local run's process is alive on this host; False for a process on another host."""
-    if record.get("host") != socket.gethostname():
+    if host != socket.gethostname():
         return False
     # Otherwise the process id now belongs to another process.
-    return os.fsencode(run.id) in _command_of(Path("/proc") / str(record.get("pid")))
+    return os.fsencode(run.id) in _command_of(Path("/proc") / str(pid))
 
 
 def _command_of(process: Path) -> bytes:

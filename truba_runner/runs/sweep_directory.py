@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner.runs import events, record_files, record_shapes
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import SWEEPS, RunDir, sweep_events_file
 from truba_runner.storage import safe_files
 from truba_runner.storage.files import finite, write_atomically
@@ -73,11 +74,11 @@ class SweepDir:
         """Return one of its runs."""
         return RunDir(self.runs_folder / run_id)
 
-    def append(self, event: Mapping[str, Any]) -> None:
+    def append(self, event: Event) -> None:
         """Append one event and fsync it."""
         events.append(self.events_file, event)
 
-    def events(self) -> list[dict[str, Any]]:
+    def events(self) -> list[Event]:
         """Return all events, oldest first."""
         return events.read(self.events_file)
 
@@ -126,17 +127,15 @@ def sharing(run: RunDir) -> list[RunDir]:
     """Return the other runs packed into this run's job."""
     sweep, intent = _last_array(run)
     for event in sweep.events() if sweep else ():
-        if sweep and event["event"] == "intent" and event["token"] == intent["token"]:
-            with suppress(IndexError, KeyError, ValueError):  # A damaged intent may lack this task.
-                return [one for one in runs_of_task(sweep, event, intent["array_index"]) if one.id != run.id]
+        if sweep and event.kind == Kind.INTENT and event.token == intent.token:
+            with suppress(IndexError, ValueError):  # A damaged intent may lack this task.
+                return [one for one in runs_of_task(sweep, event, intent.array_index or 0) if one.id != run.id]
     return []
 
 
-def _last_array(run: RunDir) -> tuple[SweepDir | None, dict[str, Any]]:
-    intents = [event for event in run.submissions() if event["event"] == "intent"]
-    if not intents or "sweep" not in intents[-1]:
-        return None, {}
-    return SweepDir.of(run.path.parent, intents[-1]["sweep"]), intents[-1]
+def _last_array(run: RunDir) -> tuple[SweepDir | None, Event]:
+    intent = events.last_intent(run.submissions())
+    return SweepDir.of(run.path.parent, intent.sweep) if intent.sweep else None, intent
 
 
 def identity(names: Iterable[str], content: Sequence[str]) -> str:
@@ -146,10 +145,10 @@ def identity(names: Iterable[str], content: Sequence[str]) -> str:
     return f"{own[0] if len(own) == 1 else 'several'}-sweep-{digest}"
 
 
-def runs_of_task(sweep: SweepDir, intent: Mapping[str, Any], number: int) -> list[RunDir]:
+def runs_of_task(sweep: SweepDir, intent: Event, number: int) -> list[RunDir]:
     """Return the runs of an array task, according to the array's intent."""
-    numbers = intent.get("numbers") or range(len(intent["tasks"]))
-    return [sweep.run(run_id) for run_id in intent["tasks"][list(numbers).index(number)]]
+    numbers = intent.numbers or range(len(intent.tasks))
+    return [sweep.run(run_id) for run_id in intent.tasks[list(numbers).index(number)]]
 
 
 def _as_record(member: Member) -> dict[str, Any]:

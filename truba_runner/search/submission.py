@@ -18,6 +18,7 @@ from truba_runner.config.schema import Experiment
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _
 from truba_runner.runs import runs_folders
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import last_job_id, state_of
 from truba_runner.search import overview
@@ -82,13 +83,13 @@ class WorkersSubmission(Submission):
         for index, prepared in enumerate(self.workers):
             prepare_directory(prepared)
             os.symlink(prepared.run.path, self._array_folder / str(index))
-            prepared.run.append_submission({**intent, "array_index": index})
+            prepared.run.append_submission(replace(intent, array_index=index))
 
-    def record(self, event: dict[str, Any]) -> None:
+    def record(self, event: Event) -> None:
         """Append an event to each worker's record, with that worker's own job id."""
         for index, prepared in enumerate(self.workers):
-            own = {"job_id": f"{event['job_id']}_{index}"} if "job_id" in event else {}
-            prepared.run.append_submission({**event, **own})
+            own = replace(event, job_id=f"{event.job_id}_{index}") if event.job_id else event
+            prepared.run.append_submission(own)
 
 
 def directory(experiment: Experiment) -> SearchDir:
@@ -215,7 +216,7 @@ def _in_its_way(prepared: Prepared) -> Iterator[Problem]:
                 most=most,
             ),
         )
-    then = [event["job_sha256"] for event in search.submissions() if "job_sha256" in event]
+    then = [event.job_sha256 for event in search.submissions() if event.job_sha256]
     same = then[-1:] in ([], [provenance.code_sha256(prepared.job_file)])
     if same or prepared.experiment.accept_changed_code or not state["trials"]:
         return
@@ -277,7 +278,7 @@ def _make(search: SearchDir, prepared: Prepared) -> None:
         elif _most_failures(search) < prepared.experiment.sweep.max_consecutive_failed_trials:
             _take_up_again(search, prepared.experiment)
         code = provenance.record(prepared.job_file, snapshot.take(prepared.experiment, prepared.job_file))
-        search.append_submission({"event": "search", "time": time.time(), **code})
+        search.append_submission(Event(Kind.SEARCH, time.time(), **code))
         for index in range(prepared.experiment.sweep.workers):
             search.create_worker(index)
 

@@ -84,7 +84,7 @@ def row(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
     state, progress = state_of(run, jobs), progress_of(run)
     job, result = state.job, run.result()
     # Slurm is not asked about finished runs: take what their last submission requested.
-    asked = last_intent(run).get("request", {}) if job is None and not run.pulled() else {}
+    asked = last_intent(run).request if job is None and not run.pulled() else {}
     return {
         "run": run.id,
         "state": state.state,

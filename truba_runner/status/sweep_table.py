@@ -205,7 +205,7 @@ def _found(finding: Finding | None) -> list[float | None]:
 
 def _finding(run: RunDir, member: Member, finder: RunDir, jobs: Mapping[str, Job] | None) -> Finding:
     curve = {} if damage.of_run(finder) else finder.rate_curve(FINDER)
-    rate = run.found_rate().get("learning_rate")
+    rate = run.found_rate().learning_rate
     if rate is None and curve:
         with suppress(ValueError):  # The sweep's record may be damaged.
             rate = rate_taken(member.takes, curve["suggestions"])

@@ -156,7 +156,12 @@ def _on_slurm(
 def _here(prepared: Prepared) -> Outcome:
     """Train a run on this machine, its learning-rate finder first."""
     needed = prepared.finder
-    if needed and not prepared.run.result() and not prepared.run.found_rate() and not needed.run.result():
+    if (
+        needed
+        and not prepared.run.result()
+        and prepared.run.found_rate().learning_rate is None
+        and not needed.run.result()
+    ):
         found = train_here(needed)
         if found.action != "trained":
             messages.came_of_it(found)

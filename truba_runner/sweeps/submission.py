@@ -113,7 +113,7 @@ def _sent(array: ArraySubmission, lock: int, before: int, of: int) -> str:
 
 def _finders(runs: Sequence[Prepared]) -> dict[str, Prepared]:
     """Return the needed finders by run id, each once: several runs may take their rates from the same one."""
-    return {one.finder.run.id: one.finder for one in runs if one.finder and not one.run.found_rate()}
+    return {one.finder.run.id: one.finder for one in runs if one.finder and one.run.found_rate().learning_rate is None}
 
 
 def _send_finders(wanted: Sequence[Prepared], sweep: SweepDir, held: int) -> Places:

@@ -15,6 +15,7 @@ from truba_runner.config import lr_find
 from truba_runner.config.recipe import FINDER, Find
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.runs.events import Event, Kind, as_record
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.training.backend import Context
 
@@ -35,7 +36,7 @@ def found_rate(
     asked = lr_find.asked(context.experiment)
     if asked is None:
         return None
-    known = _same(context.run.found_rate().get("learning_rate"), from_rank_0)
+    known = _same(context.run.found_rate().learning_rate, from_rank_0)
     if known is not None:
         print(_("learning rate {known:g}, found at an earlier start", known=known), flush=True)
         return known
@@ -60,9 +61,17 @@ def found_rate(
         told = _("learning rate {rate:g}: {asked}, of {finder}", rate=rate, asked=asked.rate, finder=finder.id)
         print(told, flush=True)
     if context.rank == 0:
-        taken = {"learning_rate": rate, "suggestion": asked.rate.suggestion, "factor": asked.rate.factor}
-        about = {"suggestions": dict(suggested), "finder": where.id}
-        context.run.append_submission({"event": "found rate", "time": time.time(), **taken, **about})
+        context.run.append_submission(
+            Event(
+                Kind.FOUND_RATE,
+                time.time(),
+                learning_rate=rate,
+                suggestion=asked.rate.suggestion,
+                factor=asked.rate.factor,
+                suggestions=dict(suggested),
+                finder=where.id,
+            )
+        )
     return rate
 
 
@@ -84,7 +93,9 @@ def _left_by(finder: RunDir) -> Suggestions:
 def record(context: Context) -> dict[str, Any]:
     """Return the result's entry `lr_find`: the rate and its source; empty if no finder was used."""
     event = context.run.found_rate()
-    return {"lr_find": {key: value for key, value in event.items() if key not in ("event", "time")}} if event else {}
+    if event.learning_rate is None:
+        return {}
+    return {"lr_find": {name: value for name, value in as_record(event).items() if name not in ("event", "time")}}
 
 
 def _same(rate: float | None, from_rank_0: Callable[[list[Any]], list[Any]]) -> float | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from truba_runner.runs import damage
+from truba_runner.runs.events import last_intent
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import RunState, dropped, last_job_id, state_of
 from truba_runner.search.directory import search_of
@@ -33,9 +33,8 @@ def _on_record(run: RunDir, jobs: Mapping[str, Job] | None) -> Case:
     try:
         search = search_of(run)
         state = standing(search, jobs) if search else state_of(run, jobs)
-        told = run.submissions()
-        intent: dict[str, Any] = next((event for event in reversed(told) if event["event"] == "intent"), {})
-        return Case(run, state, last_job_id(run), intent, dropped=dropped(told), slurm_answers=jobs is not None)
+        told, answers = run.submissions(), jobs is not None
+        return Case(run, state, last_job_id(run), last_intent(told), dropped=dropped(told), slurm_answers=answers)
     except OSError as error:  # The run was deleted meanwhile, or its disk has failed.
         return Case(run, RunState(damage.DAMAGED, live=False, job=None, why=str(error)))
 

@@ -100,7 +100,7 @@ def _live(case: Case) -> _Match:
         )
     reason = case.queued.get("reason") or (state.job.reason if state.job else "")
     asked = reason
-    canary = case.intent.get("canary")
+    canary = case.intent.canary
     if reason == "JobHeldUser" and canary:
         asked = f"{reason} (canary {canary})"
     elif reason == "BeginTime" and len(case.starts) > 1:

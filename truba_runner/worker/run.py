@@ -25,6 +25,7 @@ from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.runs import restarts
 from truba_runner.runs.checkpoints import CheckpointStore, Position
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.progress import Progress
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.sweep_directory import sweep_of
@@ -106,12 +107,16 @@ def begin(run: RunDir, here: job_environment.Allocation, position: Position) -> 
         truba_runner.runs.restarts.GaveUp: several starts of this job have made no progress.
     """
     if (other := claimed_by(run, here)) is not None:
-        about = {"job_name": here.job_name, "host": platform.node(), "python": platform.python_version()}
-        about["job_sha256"] = unpacked.sha256(run.submitted())
+        about = Event(
+            job_name=here.job_name,
+            host=platform.node(),
+            python=platform.python_version(),
+            job_sha256=unpacked.sha256(run.submitted()),
+        )
         restarts.begin(run, here.job_id, position, about)
         if (other := claimed_by(run, here)) == here.job_id:
             return True
-        run.append_submission({"event": "duplicate", "job_id": here.job_id})
+        run.append_submission(Event(Kind.DUPLICATE, job_id=here.job_id))
     if other is None:
         told = _("{run} is another submission's by now; there is nothing to do", run=run.id)
     else:
@@ -148,8 +153,8 @@ def _train(
     # The backend first: it sets up its framework, which the job then imports.
     work = backend.load(experiment.job.backend, "find" if finds else "train")
     record = run.submitted()
-    if unpacked.sha256(record) != record.get("job_sha256"):
-        told = _("{file} has changed since it was submitted", file=record["job_file"])
+    if unpacked.sha256(record) != record.job_sha256:
+        told = _("{file} has changed since it was submitted", file=record.job_file)
         print(_("WARNING: {text}", text=told), file=sys.stderr, flush=True)
     job = code.load(record, partitions.scratch_of(experiment))
     return work(backend.Context(experiment, job, run, progress, interruption, here.rank, here.tasks))
@@ -189,7 +194,7 @@ def failed(
     """Record, print and report the error that ended the run; return the exit status. `code`: the unpacked code."""
     error = full_disk.explained(error, run)
     own = code.own if code else str
-    record = describe(error, Path(run.submitted().get("job_file", "/")).parent, own)
+    record = describe(error, Path(run.submitted().job_file or "/").parent, own)
     others = here.tasks > 1 and type(error).__name__ in _OTHERS_FAULT
     if not others:
         if here.on_slurm and here.tasks > 1:

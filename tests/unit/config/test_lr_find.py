@@ -21,6 +21,7 @@ from truba_runner.config.schema import Experiment
 from truba_runner.errors import Refused
 from truba_runner.rules import sweep as rules
 from truba_runner.rules.experiment import plan
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import state_of
 from truba_runner.runs.sweep_directory import Member, SweepDir
@@ -219,7 +220,7 @@ def test_each_training_waits_for_the_task_of_its_own_number(experiment: Compose,
     }  # fmt: skip
     assert all(bool(slurm.option(job_id, "kill-on-invalid-dep")) == (job_id > "2") for job_id in slurm.scripts)
     last = runs[-1].run
-    assert last.submissions()[-1] == {**last.submissions()[-1], "event": "submitted", "job_id": "5_1"}
+    assert (last.submissions()[-1].kind, last.submissions()[-1].job_id) == (Kind.SUBMITTED, "5_1")
     assert last.finder() == runs[1].finder.run and state_of(last, slurm.jobs).live  # type: ignore[union-attr]
     # Again: all of it is there.
     submit(runs)
@@ -242,7 +243,7 @@ def test_only_what_is_missing_is_submitted_again(experiment: Compose, slurm: Slu
         "3": ("0-0%1", ""), "4": ("0-0%1", "aftercorr:3"), "5": ("2%1", "aftercorr:1"), "6": ("0-0%1", ""),
     }  # fmt: skip
     # A training that has its rate needs no finder any more.
-    runs[1].run.append_submission({"event": "found rate", "learning_rate": 0.1})
+    runs[1].run.append_submission(Event(Kind.FOUND_RATE, learning_rate=0.1))
     slurm.jobs.update({name: Job(name, "FAILED") for name in ("3_0", "4_0")})
     submit(runs)
     assert slurm.told()["7"] == ("0-0%1", "") and len(slurm.scripts) == 7

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -22,6 +22,7 @@ from truba_runner.errors import Failed
 from truba_runner.rules.experiment import plan
 from truba_runner.runs import restarts
 from truba_runner.runs.checkpoints import Position
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.progress import Progress
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm import client, commands, jobs
@@ -43,7 +44,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def run(tmp_path: Path) -> RunDir:
     made = RunDir(tmp_path / "mnist-00000000")
     made.create()
-    made.append_submission({"event": "submitted", "token": "t", "job_id": "7"})
+    made.append_submission(Event(Kind.SUBMITTED, token="t", job_id="7"))
     return made
 
 
@@ -51,7 +52,7 @@ def started(run: RunDir, position: Position) -> Progress:
     """As the worker does it: the new record is not written before the one of the last start was counted."""
     progress = Progress(run, "7")
     progress.stand_at(position)
-    restarts.begin(run, "7", position, {})
+    restarts.begin(run, "7", position, Event())
     progress.update(epochs=9)
     return progress
 
@@ -91,7 +92,7 @@ def test_a_run_that_comes_no_further_is_given_up_unless_it_was_told_to_stop_befo
     def start(seconds: float, told: bool) -> None:
         begun = next(clock)
         monkeypatch.setattr(time, "time", lambda: begun)
-        restarts.begin(run, "7", Position(0, 0), {})
+        restarts.begin(run, "7", Position(0, 0), Event())
         monkeypatch.setattr(time, "time", lambda: begun + seconds)
         if told:
             restarts.broken_off(run, "7", derive(made))
@@ -263,10 +264,10 @@ def test_a_damaged_checkpoint_that_is_passed_over_costs_the_steps_up_to_the_one_
     progress = started(run, Position(2, 50))  # By the newest file's name, unread: 10 steps.
     progress.stand_at(Position(1, 80))
     progress.update()
-    run.append_submission({"event": "restored", "position": [1, 80], "seconds": 0.5})
+    run.append_submission(Event(Kind.RESTORED, position=[1, 80], seconds=0.5))
     assert restarts.account(run)["steps_lost"] == 10 + 70
     progress = started(run, Position(1, 80))  # Killed before its first step.
-    run.append_submission({"event": "restored", "position": [1, 80], "seconds": 0.5})
+    run.append_submission(Event(Kind.RESTORED, position=[1, 80], seconds=0.5))
     assert restarts.account(run)["steps_lost"] == 80, "none of them is counted again"
 
 
@@ -356,26 +357,26 @@ def test_a_job_that_slurm_has_forgotten_has_no_state(monkeypatch: pytest.MonkeyP
 
 
 NAME = "mnist-00000000.first"
-FIRST = [{"event": "intent", "token": "first", "job_name": NAME}]
-AGAIN = [{"event": "intent", "token": "again", "job_name": "mnist-00000000.again"}]
-RAN = [{"event": "submitted", "token": "first", "job_id": "7"}, {"event": "started", "job_id": "7", "job_name": NAME}]
+FIRST = [Event(Kind.INTENT, token="first", job_name=NAME)]
+AGAIN = [Event(Kind.INTENT, token="again", job_name="mnist-00000000.again")]
+RAN = [Event(Kind.SUBMITTED, token="first", job_id="7"), Event(Kind.STARTED, job_id="7", job_name=NAME)]
 
 
 @pytest.mark.parametrize(
     ("told", "job_name", "trains"),
     [
         (FIRST, NAME, True),
-        ([*FIRST, {"event": "lost", "token": "first"}], NAME, True),
-        ([*FIRST, {"event": "lost", "token": "first"}, *AGAIN], NAME, False),
+        ([*FIRST, Event(Kind.LOST, token="first")], NAME, True),
+        ([*FIRST, Event(Kind.LOST, token="first"), *AGAIN], NAME, False),
         # It had failed, and was requeued by an administrator; the other is not on record yet, or waits.
         ([*FIRST, *RAN, *AGAIN], NAME, False),
-        ([*FIRST, *RAN, *AGAIN, {"event": "submitted", "token": "again", "job_id": "8"}], NAME, False),
-        ([*FIRST, *RAN, {"event": "local", "job_id": "local-1"}], NAME, False),
-        ([*FIRST, *AGAIN, {"event": "refused", "token": "again"}], NAME, True),
+        ([*FIRST, *RAN, *AGAIN, Event(Kind.SUBMITTED, token="again", job_id="8")], NAME, False),
+        ([*FIRST, *RAN, Event(Kind.LOCAL, job_id="local-1")], NAME, False),
+        ([*FIRST, *AGAIN, Event(Kind.REFUSED, token="again")], NAME, True),
         # The run directory was taken away while the job waited.
         (AGAIN, NAME, False),
         ([*FIRST, *RAN, *AGAIN], "mnist-x2.first", True),
-        ([{**FIRST[0], "job_name": "mnist-x2.first"}, *AGAIN], "mnist-x2.first", False),
+        ([replace(FIRST[0], job_name="mnist-x2.first"), *AGAIN], "mnist-x2.first", False),
         ([*FIRST, *RAN], "a name of its owner's", True),
     ],
 )
@@ -418,7 +419,7 @@ def test_a_job_is_looked_for_from_the_last_time_that_slurm_was_asked_for_it(
     monkeypatch.setattr(time, "sleep", pause)
     monkeypatch.setattr(commands, "sbatch", silent)
     monkeypatch.setattr(jobs, "jobs_named", look)
-    intent = {"event": "intent", "time": clock[0], "token": sent.token, "job_name": sent.job_name}
+    intent = Event(Kind.INTENT, time=clock[0], token=sent.token, job_name=sent.job_name)
     run.append_submission(intent)
     with pytest.raises(client.SlurmError):
         sent._sbatch("", 0)
@@ -427,6 +428,6 @@ def test_a_job_is_looked_for_from_the_last_time_that_slurm_was_asked_for_it(
     assert settle.settle(run) == "8" and len(looks) > 10
     # And one that never comes is lost ten seconds after, not later.
     last = clock[0]
-    run.append_submission({**intent, "time": last, "token": "another"})
+    run.append_submission(replace(intent, time=last, token="another"))
     monkeypatch.setattr(jobs, "jobs_named", lambda name: [])
     assert settle.settle(run) is None and last + 9 < clock[0] < last + 12

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import last_job_id, state_of
 from truba_runner.slurm.jobs import Job
@@ -21,8 +22,8 @@ from truba_runner.why.table import meaning
 def run(tmp_path: Path) -> RunDir:
     made = RunDir(tmp_path / "mnist-00000000")
     made.create()
-    made.append_submission({"event": "intent", "token": "t", "job_name": "mnist-00000000.t"})
-    made.append_submission({"event": "submitted", "token": "t", "job_id": "7"})
+    made.append_submission(Event(Kind.INTENT, token="t", job_name="mnist-00000000.t"))
+    made.append_submission(Event(Kind.SUBMITTED, token="t", job_id="7"))
     return made
 
 
@@ -51,12 +52,12 @@ def test_a_result_means_completed_even_where_slurm_has_forgotten(run: RunDir) ->
 def test_why_a_run_was_dropped_is_known_whatever_comes_on_record_after_it(run: RunDir) -> None:
     """The canary may fail before the command has put the number of the job on record that waits for it."""
     jobs = {"7": Job("7", "CANCELLED")}
-    run.append_submission({"event": "dropped", "token": "t", "why": "the canary has failed"})
-    run.append_submission({"event": "submitted", "token": "t", "job_id": "7"})
+    run.append_submission(Event(Kind.DROPPED, token="t", why="the canary has failed"))
+    run.append_submission(Event(Kind.SUBMITTED, token="t", job_id="7"))
     assert state_of(run, jobs).why == "the canary has failed"
     assert cases._on_record(run, jobs).dropped == "the canary has failed"
-    run.append_submission({"event": "intent", "token": "u", "job_name": "mnist-00000000.u"})
-    run.append_submission({"event": "submitted", "token": "u", "job_id": "7"})
+    run.append_submission(Event(Kind.INTENT, token="u", job_name="mnist-00000000.u"))
+    run.append_submission(Event(Kind.SUBMITTED, token="u", job_id="7"))
     assert state_of(run, jobs).why == "cancelled; the same command goes on"
 
 
@@ -107,18 +108,18 @@ def test_silence_of_slurm_is_not_taken_for_an_answer(run: RunDir) -> None:
 
 def test_what_an_earlier_job_left_is_not_the_present_ones(run: RunDir) -> None:
     progress(run, state="failed", error={"type": "E", "message": "old"})
-    run.append_submission({"event": "submitted", "token": "u", "job_id": "8"})
+    run.append_submission(Event(Kind.SUBMITTED, token="u", job_id="8"))
     assert "old" not in state_of(run, {"8": Job("8", "FAILED", exit_code="1:0")}).why
 
 
 def test_a_job_that_was_taken_twice_does_not_count(run: RunDir) -> None:
-    run.append_submission({"event": "started", "job_id": "9", "job_name": "mnist-00000000.t"})
-    run.append_submission({"event": "duplicate", "job_id": "9"})
+    run.append_submission(Event(Kind.STARTED, job_id="9", job_name="mnist-00000000.t"))
+    run.append_submission(Event(Kind.DUPLICATE, job_id="9"))
     assert last_job_id(run) == "7"
 
 
 def test_a_local_run_is_live_while_its_own_process_is(run: RunDir) -> None:
-    run.append_submission({"event": "local", "job_id": "local-1"})
+    run.append_submission(Event(Kind.LOCAL, job_id="local-1"))
     with subprocess.Popen([sys.executable, "-c", "input()", run.id], stdin=subprocess.PIPE) as worker:
         progress(run, job_id="local-1", state="running", host=socket.gethostname(), pid=worker.pid)
         assert (state_of(run, {}).state, state_of(run, {}).live) == ("RUNNING", True)
@@ -139,7 +140,7 @@ def test_a_process_lives_before_its_command_line_is_there_and_not_when_only_that
         return b"" if path.name == "cmdline" and len(looks) == 1 else read(path)
 
     with subprocess.Popen([sys.executable, "-c", "input()", run.id], stdin=subprocess.PIPE) as worker:
-        run.append_submission({"event": "local", "job_id": "local-1", "pid": worker.pid, "host": socket.gethostname()})
+        run.append_submission(Event(Kind.LOCAL, job_id="local-1", pid=worker.pid, host=socket.gethostname()))
         monkeypatch.setattr(Path, "read_bytes", of_a_start)
         assert state_of(run, {}).state == "RUNNING" and len(looks) > 1
         assert worker.stdin is not None
@@ -150,7 +151,7 @@ def test_a_process_lives_before_its_command_line_is_there_and_not_when_only_that
 
 
 def test_a_task_that_was_cancelled_before_it_began_is_in_its_arrays_row(run: RunDir) -> None:
-    run.append_submission({"event": "submitted", "token": "t", "job_id": "9_4"})
+    run.append_submission(Event(Kind.SUBMITTED, token="t", job_id="9_4"))
     assert state_of(run, {"9": Job("9", "CANCELLED", reason="JobArrayTaskLimit")}).state == "CANCELLED"
     assert state_of(run, {"9": Job("9", "PENDING"), "9_4": Job("9_4", "RUNNING")}).state == "RUNNING"
     assert state_of(run, {"9": Job("9", "PENDING")}).state == "UNKNOWN"

@@ -18,6 +18,7 @@ from curve import Curve
 
 from truba_runner.commands import cancel, diff, logs, pull, tensorboard, usage
 from truba_runner.errors import Failed, Refused
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import slurm_jobs, state_of
 from truba_runner.runs.sweep_directory import Member, SweepDir
@@ -38,7 +39,7 @@ def made(folder: Path, name: str, age: int, **train: Any) -> RunDir:
     run = RunDir(folder / name)
     run.create()
     run.write_config({"name": name.rpartition("-")[0], "job": {"module": "m", "weights": {"a": name}}, "train": train})
-    run.append_submission({"event": "submitted", "token": "t", "job_id": "1"}, durable=False)
+    run.append_submission(Event(Kind.SUBMITTED, token="t", job_id="1"), durable=False)
     os.utime(run.submissions_file, (time.time() - age,) * 2)
     return run
 
@@ -374,7 +375,7 @@ def test_a_listing_names_the_sweep_of_a_run_and_its_finder(tmp_path: Path) -> No
     (tmp_path / ".code").mkdir()
     for name in (code, f"code-{'b' * 16}.tar.gz"):
         (tmp_path / ".code" / name).write_bytes(b"code")
-    run.append_submission({"event": "intent", "token": "t", "code": {"archive": f"/arf/.code/{code}"}})
+    run.append_submission(Event(Kind.INTENT, token="t", code={"archive": f"/arf/.code/{code}"}))
     assert listing.listing([run.id], tmp_path, no_jobs) == [{**told, "code": [code]}]
 
 
@@ -398,7 +399,7 @@ def test_a_copy_of_a_search_is_as_its_records_say(tmp_path: Path) -> None:
     search = SearchDir(made(tmp_path, "search-0000000a", 1).path)
     search.create()
     worker = search.create_worker(0)
-    worker.append_submission({"event": "submitted", "token": "t", "job_id": "1"}, durable=False)
+    worker.append_submission(Event(Kind.SUBMITTED, token="t", job_id="1"), durable=False)
     worker.write_progress({"state": "running", "job_id": "1"})
     puller = pulling.Puller(SimpleNamespace(login="arf"), [], tmp_path, "truba", "", checkpoints=False)  # type: ignore[arg-type]
     puller._mark(listing.Listed(str(tmp_path), [], [search.id], [], []))
