@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from truba_runner.runs.events import Event, Kind, from_record
+from truba_runner.runs.record_shapes import RateCurve, progress_from
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.sweep_directory import Member, SweepDir
 from truba_runner.search.directory import SearchDir
@@ -54,7 +55,9 @@ def make_run(run: RunDir, job_id: str, config: bytes, finished: bool = True, **m
     error = {"type": "ValueError", "message": "no", "file": "/project/jobs/mnist.py", "line": 3, "code": "x"}
     progress = {"state": "finished" if finished else "failed", "job_id": job_id, "host": "akya1", "pid": 7}
     steps = {"epoch": 2, "epochs": 2, "step": 10, "steps_per_epoch": 10, "started": TIME, "updated": TIME + 60}
-    run.write_progress({**progress, **steps, "metrics": metrics, **({} if finished else {"error": error})})
+    run.write_progress(
+        progress_from({**progress, **steps, "metrics": metrics, **({} if finished else {"error": error})})
+    )
     run.write_history([{"epoch": 1, "loss": 0.7, "seconds": 3.0}, {"epoch": 2, "loss": 0.5, "seconds": 3.0}], False)
     if finished:
         result = {"metrics": metrics, "notes": ["No test data."], "seconds_training": 60.0, "parameters": 1000}
@@ -63,7 +66,7 @@ def make_run(run: RunDir, job_id: str, config: bytes, finished: bool = True, **m
     run.plots.mkdir(exist_ok=True)
     (run.plots / "learning_curves.png").write_bytes(b"PNG")
     run.log_of(job_id).write_text(f"run {run.id}, job {job_id}, on akya1, data mnist\nepoch 2/2\n")
-    run.write_rate_curve("find", {"suggestions": {"valley": 0.01}, "learning_rates": [0.1, 0.2], "losses": [1.0, None]})
+    run.write_rate_curve("find", RateCurve({"valley": 0.01}, [0.1, 0.2], [1.0, None]))
     return run
 
 

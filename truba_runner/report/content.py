@@ -46,7 +46,7 @@ def of_run(run: RunDir, jobs: Mapping[str, Job] | None) -> list[Section]:
     """Describe a run: state, metrics, cost, pictures, epochs, starts, environment and config."""
     state, result = state_of(run, jobs), run.result()
     progress = progress_of(run)
-    epochs = _("{epoch} of {epochs}", epoch=progress.get("epoch", 0), epochs=progress.get("epochs", "?"))
+    epochs = _("{epoch} of {epochs}", epoch=progress.epoch or 0, epochs=progress.epochs or "?")
     standing = Facts(
         [
             (_("state"), state.state),
@@ -58,7 +58,7 @@ def of_run(run: RunDir, jobs: Mapping[str, Job] | None) -> list[Section]:
     )
     return [
         Section(_("Standing"), [standing]),
-        Section(_("Metrics"), [_metrics(result.get("metrics") or progress.get("metrics", {}))]),
+        Section(_("Metrics"), [_metrics(result.get("metrics") or progress.metrics)]),
         Section(_("Cost"), [Facts(_cost(_uses([run]).values()))]),
         Section(_("Pictures"), _pictures(run)),
         Section(_("Epochs"), [_history(run)]),

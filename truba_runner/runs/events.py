@@ -188,8 +188,9 @@ def from_record(record: Mapping[str, Any]) -> Event:
 def as_record(event: Event) -> dict[str, Any]:
     """Return an event in the form of its line."""
     always = _WRITTEN_OF_ARRAYS if event.tasks else _WRITTEN.get(event.kind, ())
-    own = {name: value for name, value in vars(event).items() if value != _DEFAULTS[name] or name in always}
-    return {"event": own.pop("kind"), **own}
+    own = {name: getattr(event, name) for name in _CHECKS}
+    own = {name: value for name, value in own.items() if value != _DEFAULTS[name] or name in always}
+    return {"event": event.kind, **own}
 
 
 def completed(event: Event, by: Event) -> Event:

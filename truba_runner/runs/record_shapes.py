@@ -1,4 +1,4 @@
-"""Check the types of records' fields, on which their readers rely. Pure.
+"""Fields of the records of runs, and checks of their types, on which readers rely. Pure.
 
 A record that a full disk has cut short, or that another user has written, may hold anything: a string among numbers, a
 path in place of a name. No reader relies on fields that are not listed here.
@@ -10,7 +10,12 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache
 from typing import Any
+
+from truba_runner.language import _
 
 Check = Callable[[Any], bool]
 
@@ -114,7 +119,8 @@ def checked(check: Check, default: Any) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def checks_of(record: type[Any]) -> dict[str, Check]:
+@cache
+def checks_of(record: Any) -> dict[str, Check]:
     """Return the checks of a dataclass' fields, by name."""
     return {one.name: one.metadata["check"] for one in dataclasses.fields(record) if "check" in one.metadata}
 
@@ -124,7 +130,112 @@ _METRICS = map_of(or_none(is_number))
 
 def _error(value: Any) -> bool:
     required = ("type", "message", *(("line", "code") if isinstance(value, dict) and "file" in value else ()))
-    return record_of(required, type=is_text, message=is_text, file=is_text, line=or_none(is_count), code=is_text)(value)
+    return isinstance(value, dict) and not wrong(value, required, checks_of(ErrorRecord))
+
+
+@dataclass(frozen=True)
+class ErrorRecord:
+    """The exception that ended a run."""
+
+    # The name of its class; `Failed` for an error of this package, whose message is a sentence.
+    type: str = checked(is_text, "")
+    message: str = checked(is_text, "")
+    # Whether the run was given up after several starts without progress.
+    gave_up: bool = checked(lambda value: True, False)
+    # The innermost line of the user's code in the traceback; empty if there is none.
+    file: str = checked(is_text, "")
+    line: int | None = checked(or_none(is_count), None)
+    code: str = checked(is_text, "")
+
+    def at_its_line(self, text: str) -> str:
+        """Return `text` with the line of the user's code, if there is one."""
+        if not self.file:
+            return text
+        return _("{error} at {file}:{line}: {code}", error=text, file=self.file, line=self.line, code=self.code)
+
+
+class Stage(str, Enum):
+    """How far a job has come, as it records it itself."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+    # Not on record, or another version's.
+    UNKNOWN = ""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Stage:
+        return cls.UNKNOWN
+
+
+@dataclass(frozen=True)
+class ProgressRecord:
+    """What `progress.json` holds of a run's last job. False if there is no record."""
+
+    state: Stage = checked(is_text, Stage.UNKNOWN)
+    # The job, the machine and the process that write it.
+    job_id: str = checked(is_job_id, "")
+    host: str = checked(is_text, "")
+    pid: int | None = checked(is_count, None)
+    # When the process began, and when it wrote the record; seconds since 1970.
+    started: float | None = checked(is_moment, None)
+    updated: float | None = checked(is_moment, None)
+    # Counted from 1; `step` within the epoch. `steps_per_epoch` is 0 while it is unknown.
+    epoch: int | None = checked(or_none(is_count), None)
+    epochs: int | None = checked(or_none(is_count), None)
+    step: int | None = checked(or_none(is_count), None)
+    steps_per_epoch: int | None = checked(or_none(is_count), None)
+    # Of the last step or epoch; None in place of NaN and infinity.
+    metrics: Mapping[str, float | None] = checked(_METRICS, {})
+    # What the user should know of a run that goes on.
+    warning: str = checked(is_text, "")
+    error: ErrorRecord | None = checked(_error, None)
+    # The trial that a search's worker trains.
+    trial: str = checked(is_text, "")
+
+    def __bool__(self) -> bool:
+        """Whether there is a record."""
+        return self != _NO_PROGRESS
+
+
+_NO_PROGRESS = ProgressRecord()
+
+
+@dataclass(frozen=True)
+class RateCurve:
+    """What a learning-rate finder has found: `lr_find_NAME.json`."""
+
+    # The learning rate by the name of the method; None if it found none.
+    suggestions: Mapping[str, float | None] = checked(map_of(or_none(is_finite)), {})
+    learning_rates: Sequence[float] = checked(list_of(lambda value: is_finite(value) and value > 0), ())
+    # One for each rate; None in place of NaN and infinity.
+    losses: Sequence[float | None] = checked(list_of(or_none(is_number)), ())
+
+
+def progress_from(record: Mapping[str, Any]) -> ProgressRecord:
+    """Return the progress of a record that `wrong_progress` finds nothing wrong with."""
+    values = _known(ProgressRecord, record)
+    if "error" in values:
+        values["error"] = ErrorRecord(**_known(ErrorRecord, values["error"]))
+    return ProgressRecord(**{**values, "state": Stage(values.get("state"))})
+
+
+def curve_from(record: Mapping[str, Any]) -> RateCurve:
+    """Return the curve of a record that `wrong_curve` finds nothing wrong with."""
+    return RateCurve(**_known(RateCurve, record))
+
+
+def as_record(of: ErrorRecord | ProgressRecord | RateCurve) -> dict[str, Any]:
+    """Return a record in the form of its file, without the fields that have their defaults."""
+    empty = vars(type(of)())
+    own = {name: value for name, value in vars(of).items() if value != empty[name]}
+    return {name: as_record(value) if isinstance(value, ErrorRecord) else value for name, value in own.items()}
+
+
+def _known(record_type: Any, record: Mapping[str, Any]) -> dict[str, Any]:
+    names = checks_of(record_type)
+    return {name: value for name, value in record.items() if name in names}
 
 
 def with_nul(value: Any, name: str = "event") -> str:
@@ -139,18 +250,7 @@ def with_nul(value: Any, name: str = "event") -> str:
 
 def wrong_progress(record: Mapping[str, Any]) -> str:
     """Describe what is wrong with a `progress.json`; empty if nothing is."""
-    counts = dict.fromkeys(("epoch", "epochs", "step", "steps_per_epoch"), or_none(is_count))
-    own = {
-        "state": is_text,
-        "job_id": is_job_id,
-        "host": is_text,
-        "pid": is_count,
-        "trial": is_text,
-        "warning": is_text,
-    }
-    times = dict.fromkeys(("started", "updated"), is_moment)
-    fields = {**counts, **own, **times, "metrics": _METRICS, "error": _error}
-    return wrong(record, ["started"] if "updated" in record else [], fields)
+    return wrong(record, ["started"] if "updated" in record else [], checks_of(ProgressRecord))
 
 
 def wrong_result(record: Mapping[str, Any]) -> str:
@@ -168,8 +268,7 @@ def wrong_pulled(record: Mapping[str, Any]) -> str:
 
 def wrong_curve(record: Mapping[str, Any]) -> str:
     """Describe what is wrong with a learning-rate finder's `lr_find_NAME.json`; empty if nothing is."""
-    rates: Check = list_of(lambda value: is_finite(value) and value > 0)
-    fields = {"suggestions": map_of(or_none(is_finite)), "learning_rates": rates, "losses": list_of(or_none(is_number))}
+    fields = checks_of(RateCurve)
     if why := wrong(record, tuple(fields), fields):
         return why
     return "" if len(record["learning_rates"]) == len(record["losses"]) else "losses=?"

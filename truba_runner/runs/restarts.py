@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.runs.checkpoints import Position
 from truba_runner.runs.events import Event, Kind, completed
+from truba_runner.runs.record_shapes import ProgressRecord
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm import commands, jobs
 
@@ -44,7 +45,7 @@ def begin(run: RunDir, job_id: str, position: Position, about: Event) -> None:
             fruitless, excused = fruitless + (not excused), False
     progress = run.progress()
     # `account` needs `steps_per_epoch` if this checkpoint turns out to be damaged.
-    lost, steps_per_epoch = _steps_lost(progress, position), progress.get("steps_per_epoch")
+    lost, steps_per_epoch = _steps_lost(progress, position), progress.steps_per_epoch
     start = Event(Kind.STARTED, time.time(), job_id, position=at, steps_lost=lost, steps_per_epoch=steps_per_epoch)
     run.append_submission(completed(start, about))
     if fruitless >= FRUITLESS_STARTS:
@@ -71,12 +72,12 @@ def broken_off(run: RunDir, job_id: str, request: Request) -> None:
         run.append_submission(Event(Kind.BROKEN_OFF, now, job_id))
 
 
-def _steps_lost(progress: Mapping[str, Any], position: Position) -> int:
+def _steps_lost(progress: ProgressRecord, position: Position) -> int:
     """Return the steps between `position` and the last recorded progress: they are trained again."""
-    if not {"epoch", "step", "steps_per_epoch"} <= progress.keys():
+    per_epoch = progress.steps_per_epoch
+    if progress.epoch is None or progress.step is None or per_epoch is None:
         return 0
-    per_epoch = int(progress["steps_per_epoch"])
-    trained = (int(progress["epoch"]) - 1) * per_epoch + int(progress["step"])
+    trained = (progress.epoch - 1) * per_epoch + progress.step
     return max(0, trained - position.epoch * per_epoch - position.step)
 
 

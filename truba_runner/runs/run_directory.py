@@ -25,6 +25,7 @@ from typing import Any
 
 from truba_runner.runs import events, record_files, record_shapes
 from truba_runner.runs.events import Event, Kind
+from truba_runner.runs.record_shapes import ProgressRecord, RateCurve, as_record, curve_from, progress_from
 from truba_runner.storage import private, safe_files
 from truba_runner.storage.files import finite, json_bytes, write_atomically
 
@@ -157,11 +158,11 @@ class RunDir:
 
     # -- progress, history, result -----------------------------------------------------------------------------
 
-    def write_progress(self, progress: Mapping[str, Any]) -> None:
+    def write_progress(self, progress: ProgressRecord) -> None:
         """Replace the progress record, without fsync: training waits for this write, and the next follows soon."""
-        write_atomically(self.path / "progress.json", json_bytes(progress), durable=False)
+        write_atomically(self.path / "progress.json", json_bytes(as_record(progress)), durable=False)
 
-    def overwrite_progress(self, progress: Mapping[str, Any]) -> None:
+    def overwrite_progress(self, progress: ProgressRecord) -> None:
         """Overwrite the progress record in place: a full disk has room for that. A reader may see half of it.
 
         Raises:
@@ -169,12 +170,12 @@ class RunDir:
         """
         handle = os.open(self.path / "progress.json", os.O_RDWR | os.O_NOFOLLOW)
         with os.fdopen(handle, "r+b") as file:
-            file.write(json_bytes(progress))
+            file.write(json_bytes(as_record(progress)))
             file.truncate()
 
-    def progress(self) -> dict[str, Any]:
-        """Return the progress record; empty if no job has begun, or the record is damaged."""
-        return _read_json(self.path / "progress.json", record_shapes.wrong_progress)
+    def progress(self) -> ProgressRecord:
+        """Return the progress record; without any value if no job has begun, or the record is damaged."""
+        return progress_from(_read_json(self.path / "progress.json", record_shapes.wrong_progress))
 
     def pulled(self) -> dict[str, Any]:
         """Return from where and when the run was copied to this machine; empty if it was submitted here."""
@@ -206,13 +207,14 @@ class RunDir:
 
     # -- learning rates ----------------------------------------------------------------------------------------
 
-    def write_rate_curve(self, name: str, curve: Mapping[str, Any]) -> None:
-        """Write a learning-rate finder's curve: `suggestions` by name, `learning_rates` and their `losses`."""
-        write_atomically(self.path / f"lr_find_{name}.json", json.dumps(finite(curve)).encode())
+    def write_rate_curve(self, name: str, curve: RateCurve) -> None:
+        """Write a learning-rate finder's curve."""
+        write_atomically(self.path / f"lr_find_{name}.json", json.dumps(finite(vars(curve))).encode())
 
-    def rate_curve(self, name: str) -> dict[str, Any]:
-        """Return what `write_rate_curve` wrote; empty if no finder of this name has ended."""
-        return _read_json(self.path / f"lr_find_{name}.json", record_shapes.wrong_curve)
+    def rate_curve(self, name: str) -> RateCurve | None:
+        """Return what `write_rate_curve` wrote; None if no finder of this name has ended."""
+        record = _read_json(self.path / f"lr_find_{name}.json", record_shapes.wrong_curve)
+        return curve_from(record) if record else None
 
     def finder(self) -> RunDir | None:
         """Return the finder run of this run's last submission; None if it needs no learning rate, or finds its own."""

@@ -13,6 +13,7 @@ from typing import Any
 from truba_runner.language import _, marked
 from truba_runner.runs import damage, events
 from truba_runner.runs.events import Event, Kind
+from truba_runner.runs.record_shapes import ProgressRecord, Stage
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm.client import SRUN_FAILED
 from truba_runner.slurm.jobs import Job
@@ -65,13 +66,13 @@ def is_slurms(job_id: str) -> bool:
 def local_process(run: RunDir) -> int:
     """Return the process id of a live local run."""
     progress = progress_of(run)
-    return int(progress["pid"]) if progress else run.submissions()[-1].pid
+    return progress.pid or run.submissions()[-1].pid
 
 
-def progress_of(run: RunDir) -> dict[str, Any]:
-    """Return the progress record of the run's last job; empty if that job has not begun, even if an earlier one had."""
+def progress_of(run: RunDir) -> ProgressRecord:
+    """Return the progress of the run's last job; without any value if it has not begun, even if an earlier one had."""
     progress = run.progress()
-    return progress if progress.get("job_id") == last_job_id(run) else {}
+    return progress if progress.job_id == last_job_id(run) else ProgressRecord()
 
 
 def state_of(run: RunDir, jobs: Mapping[str, Job] | None) -> RunState:
@@ -99,7 +100,7 @@ def state_of(run: RunDir, jobs: Mapping[str, Job] | None) -> RunState:
             or dropped(run.submissions())
             or (_along_with_canary(run) if state == "CANCELLED" and not progress else "")
             or meaning_of(state).said()
-            or (_(_INTERRUPTED) if progress.get("state") == "interrupted" else "")
+            or (_(_INTERRUPTED) if progress.state == Stage.INTERRUPTED else "")
         )
         return RunState(state, live=False, job=job, why=why or _exit(job) or _(_SILENT))
     return _state_on_record(run, progress, slurm_answers=jobs is not None)
@@ -114,12 +115,12 @@ def _damaged(run: RunDir, jobs: Mapping[str, Job] | None, why: str) -> RunState:
     return RunState(damage.DAMAGED, live=job is not None and job.live, job=job, why=why)
 
 
-def _state_when_pulled(run: RunDir, progress: Mapping[str, Any], pulled: Mapping[str, Any]) -> RunState:
+def _state_when_pulled(run: RunDir, progress: ProgressRecord, pulled: Mapping[str, Any]) -> RunState:
     """Return a pulled copy's state from its records alone: its job is another machine's, and may have progressed."""
     if run.result():
         return RunState("COMPLETED", live=False, job=None)
-    ended = {"failed": ("FAILED", _why(progress)), "interrupted": ("INTERRUPTED", _(_INTERRUPTED))}
-    state, why = ended.get(str(progress.get("state")), ("RUNNING" if progress else "UNKNOWN", ""))
+    ended = {Stage.FAILED: ("FAILED", _why(progress)), Stage.INTERRUPTED: ("INTERRUPTED", _(_INTERRUPTED))}
+    state, why = ended.get(progress.state, ("RUNNING" if progress else "UNKNOWN", ""))
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(float(pulled.get("time", 0))))
     place = pulled.get("from", "?")
     as_of = _("as it was at {place} on {when}; truba pull looks again", place=place, when=when)
@@ -132,11 +133,11 @@ def _job_of(job_id: str, jobs: Mapping[str, Job]) -> Job | None:
     return jobs.get(job_id) or (whole if whole is not None and not whole.live else None)
 
 
-def _among_others(run: RunDir, progress: Mapping[str, Any], job: Job) -> RunState | None:
+def _among_others(run: RunDir, progress: ProgressRecord, job: Job) -> RunState | None:
     """Return the state of a packed run that has failed while its job still runs; None if not packed or not failed."""
     if _is_alone(run):
         return None
-    return RunState("FAILED", live=False, job=job, why=_why(progress)) if progress.get("state") == "failed" else None
+    return RunState("FAILED", live=False, job=job, why=_why(progress)) if progress.state == Stage.FAILED else None
 
 
 def _is_alone(run: RunDir) -> bool:
@@ -144,9 +145,9 @@ def _is_alone(run: RunDir) -> bool:
     return last_intent(run).places == 1
 
 
-def _waits_for(run: RunDir, progress: Mapping[str, Any], job: Job) -> str:
+def _waits_for(run: RunDir, progress: ProgressRecord, job: Job) -> str:
     """Return what a queued job waits for, or why the run failed if Slurm has not ended its job yet."""
-    if progress.get("state") == "failed":
+    if progress.state == Stage.FAILED:
         return _why(progress)
     intent = last_intent(run)
     if job.reason == _WAITS and intent.canary:
@@ -192,21 +193,20 @@ def last_intent(run: RunDir) -> Event:
     return events.last_intent(run.submissions())
 
 
-def _state_on_record(run: RunDir, progress: Mapping[str, Any], slurm_answers: bool) -> RunState:
+def _state_on_record(run: RunDir, progress: ProgressRecord, slurm_answers: bool) -> RunState:
     """Return the state according to the run directory, if Slurm does not know the job."""
     told = run.submissions()
     if not told:
         return RunState("NOT_BEGUN", live=False, job=None, why=_(_NOT_BEGUN))
-    recorded = progress.get("state")
-    if recorded == "failed":
+    if progress.state == Stage.FAILED:
         return RunState("FAILED", live=False, job=None, why=_why(progress))
-    if recorded == "interrupted":
+    if progress.state == Stage.INTERRUPTED:
         return RunState("INTERRUPTED", live=False, job=None, why=_(_INTERRUPTED))
     if killed := next((event for event in told if _is_kill(event, last_job_id(run))), None):
         why = _("killed by {signal}; the same command goes on", signal=killed.signal)
         return RunState("KILLED", live=False, job=None, why=why)
-    if recorded == "running":
-        if _process_lives(run, progress.get("host"), progress.get("pid")):
+    if progress.state == Stage.RUNNING:
+        if _process_lives(run, progress.host, progress.pid):
             return RunState("RUNNING", live=True, job=None)
         if not slurm_answers:
             return RunState("UNKNOWN", live=False, job=None, why=_("it was running when Slurm last answered"))
@@ -247,17 +247,14 @@ def _command_of(process: Path) -> bytes:
     return b""
 
 
-def _why(progress: Mapping[str, Any]) -> str:
-    error = progress.get("error")
-    if not error:
+def _why(progress: ProgressRecord) -> str:
+    error = progress.error
+    if error is None:
         return ""
-    message = str(error["message"]).splitlines()
+    message = error.message.splitlines()
     # The message of our own Failed is a sentence already.
-    kind = "" if error["type"] == "Failed" else f"{error['type']}: "
-    told = f"{kind}{message[0] if message else ''}"
-    if "file" not in error:
-        return told
-    return _("{error} at {file}:{line}: {code}", error=told, **{key: error[key] for key in ("file", "line", "code")})
+    kind = "" if error.type == "Failed" else f"{error.type}: "
+    return error.at_its_line(f"{kind}{message[0] if message else ''}")
 
 
 def _exit(job: Job) -> str:

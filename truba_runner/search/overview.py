@@ -7,6 +7,7 @@ from typing import Any
 
 from truba_runner.language import _
 from truba_runner.runs import damage
+from truba_runner.runs.record_shapes import ProgressRecord
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import RunState, last_job_id, slurm_jobs, state_of
 from truba_runner.search import leases
@@ -78,15 +79,15 @@ def _trial(search: SearchDir, state: State, trial_id: str) -> dict[str, Any]:
     values = values_of(trial)
     run = search.trial(trial_id, retry=entry["retry"] if entry else 0)
     wrong = damage.of_run(run) if safe_files.is_folder(run.path) else ""
-    progress = {} if wrong else run.progress()
+    progress = ProgressRecord() if wrong else run.progress()
     return {
         "trial": trial_id,
         "state": damage.DAMAGED if wrong else _state(trial, entry),
         "worker": entry["worker"].rpartition("-")[2] if entry else "",
         "values": own_values(trial),
         "score": trial["score"],
-        "epoch": progress.get("epoch"),
-        "epochs": progress.get("epochs") or values.get("tuner/epochs"),
+        "epoch": progress.epoch,
+        "epochs": progress.epochs or values.get("tuner/epochs"),
         "bracket": values.get("tuner/bracket"),
         "round": values.get("tuner/round"),
         "goes_on_from": values.get("tuner/trial_id"),

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from truba_runner.config.durations import slurm_time
 from truba_runner.runs import damage, restarts
+from truba_runner.runs.record_shapes import ProgressRecord
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import last_intent, last_job_id, progress_of, state_of
 from truba_runner.runs.sweep_directory import SweepDir
@@ -90,22 +91,20 @@ def row(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
         "state": state.state,
         "partition": job.partition if job else asked.get("partition", ""),
         "job_id": last_job_id(run),
-        "epoch": progress.get("epoch"),
-        "epochs": progress.get("epochs"),
-        "step": progress.get("step"),
-        "steps_per_epoch": progress.get("steps_per_epoch"),
-        "metrics": result.get("metrics") or progress.get("metrics", {}),
+        "epoch": progress.epoch,
+        "epochs": progress.epochs,
+        "step": progress.step,
+        "steps_per_epoch": progress.steps_per_epoch,
+        "metrics": result.get("metrics") or progress.metrics,
         "elapsed": job.elapsed if job else _own_clock(progress),
         "time_limit": job.time_limit if job else slurm_time(asked["time_minutes"]) if "time_minutes" in asked else "",
         "restarts": restarts.account(run)["restarts"],
-        "why": state.why
-        or str(result.get("warning") or progress.get("warning", ""))
-        or " ".join(result.get("notes", [])),
+        "why": state.why or str(result.get("warning") or progress.warning) or " ".join(result.get("notes", [])),
         "directory": str(run.path),
     }
 
 
-def _own_clock(progress: Mapping[str, Any]) -> str:
-    if "updated" not in progress:
+def _own_clock(progress: ProgressRecord) -> str:
+    if progress.updated is None or progress.started is None:
         return ""
-    return time.strftime("%H:%M:%S", time.gmtime(progress["updated"] - progress["started"]))
+    return time.strftime("%H:%M:%S", time.gmtime(progress.updated - progress.started))

@@ -15,6 +15,7 @@ from truba_runner.config.recipe import FINDER, SUGGESTIONS, rate_taken
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.language import _
 from truba_runner.runs import damage, record_files
+from truba_runner.runs.record_shapes import RateCurve
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import has_no_rate, last_job_id, progress_of, state_of
 from truba_runner.runs.sweep_directory import Member, SweepDir
@@ -38,7 +39,7 @@ class Finding:
     # None: the finder has not finished, or could not make that suggestion.
     rate: float | None
     # `suggestions` by name, `learning_rates` and `losses`; empty until the finder has finished.
-    curve: Mapping[str, Any]
+    curve: RateCurve | None
 
 
 @dataclass(frozen=True)
@@ -199,16 +200,16 @@ def as_csv(shown: Table, rows: Sequence[Row]) -> str:
 
 
 def _found(finding: Finding | None) -> list[float | None]:
-    suggestions = finding.curve.get("suggestions", {}) if finding else {}
+    suggestions = finding.curve.suggestions if finding and finding.curve else {}
     return [finding.rate if finding else None, *(suggestions.get(name) for name in SUGGESTIONS)]
 
 
 def _finding(run: RunDir, member: Member, finder: RunDir, jobs: Mapping[str, Job] | None) -> Finding:
-    curve = {} if damage.of_run(finder) else finder.rate_curve(FINDER)
+    curve = None if damage.of_run(finder) else finder.rate_curve(FINDER)
     rate = run.found_rate().learning_rate
     if rate is None and curve:
         with suppress(ValueError):  # The sweep's record may be damaged.
-            rate = rate_taken(member.takes, curve["suggestions"])
+            rate = rate_taken(member.takes, curve.suggestions)
     return Finding(finder.id, member.takes, state_of(finder, jobs).state, rate, curve)
 
 
@@ -223,14 +224,14 @@ def _row(sweep: SweepDir, member: Member, jobs: Mapping[str, Job] | None) -> Row
         # Without Slurm, the run is created only after its finder has finished.
         waits = _("waits for its learning-rate finder {finder}", finder=finder.id)
         state = replace(state, why=has_no_rate(finder, jobs) or waits)
-    metrics = run.result().get("metrics") or progress.get("metrics") or {}
+    metrics = run.result().get("metrics") or progress.metrics
     return Row(
         run=run.id,
         values=member.values,
         state=state.state,
         job_id=last_job_id(run),
-        epoch=progress.get("epoch"),
-        epochs=progress.get("epochs"),
+        epoch=progress.epoch,
+        epochs=progress.epochs,
         metrics={name: _number(value) for name, value in metrics.items()},
         history=_history(run),
         why=state.why,

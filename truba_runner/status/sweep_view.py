@@ -113,7 +113,7 @@ def _finding_as_json(finding: Finding) -> dict[str, Any]:
         "state": finding.state,
         "takes": finding.takes,
         "learning_rate": finding.rate,
-        "suggestions": finding.curve.get("suggestions"),
+        "suggestions": finding.curve.suggestions if finding.curve else None,
     }
 
 

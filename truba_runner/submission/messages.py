@@ -152,7 +152,8 @@ def _why_not(run: RunDir, outcome: Outcome) -> str:
     state = state_of(run, {})
     if state.state in {"INTERRUPTED", "KILLED"}:
         return _("{run} was {why}", run=run.id, why=state.why)
-    shown = outcome.job_id.startswith("local-") and run.progress().get("error", {}).get("type") == "Failed"
+    error = run.progress().error
+    shown = outcome.job_id.startswith("local-") and error is not None and error.type == "Failed"
     return (
         _("{run} failed, as told above", run=run.id) if shown else _("{run} failed: {why}", run=run.id, why=state.why)
     )

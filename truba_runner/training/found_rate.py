@@ -77,8 +77,8 @@ def found_rate(
 
 def _left_by(finder: RunDir) -> Suggestions:
     """Return the suggestions that a separate finder run has written."""
-    suggested: Suggestions = finder.rate_curve(FINDER).get("suggestions", {})
-    if not suggested:
+    curve = finder.rate_curve(FINDER)
+    if curve is None or not curve.suggestions:
         raise Failed(
             _(
                 "The learning-rate finder {finder} has left no answer in {folder}; was it taken away? Set "
@@ -87,7 +87,7 @@ def _left_by(finder: RunDir) -> Suggestions:
                 folder=finder.path,
             )
         )
-    return suggested
+    return curve.suggestions
 
 
 def record(context: Context) -> dict[str, Any]:

@@ -8,12 +8,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from truba_runner.language import _
 from truba_runner.runs import damage
 from truba_runner.runs import log as watch
 from truba_runner.runs.events import Event
+from truba_runner.runs.record_shapes import ErrorRecord
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import RunState
 from truba_runner.runs.sweep_directory import task_log
@@ -84,13 +84,12 @@ class Case:
         return bool(self.intent.request.get("gpus", 1))
 
     @property
-    def error(self) -> Mapping[str, Any]:
-        """The exception that ended the run's last job, as the run recorded it; empty for none."""
+    def error(self) -> ErrorRecord | None:
+        """The exception that ended the run's last job, as the run recorded it."""
         if self.state.state == damage.DAMAGED:
-            return {}
+            return None
         progress = self.run.progress()
-        error = progress.get("error") if progress.get("job_id") == self.job_id else None
-        return error if isinstance(error, dict) else {}
+        return progress.error if progress.job_id == self.job_id else None
 
     @property
     def values(self) -> dict[str, str]:

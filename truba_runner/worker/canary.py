@@ -7,12 +7,12 @@ starts, Slurm cancels them. After its first epoch its job removes the dependency
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 from truba_runner.language import _
 from truba_runner.runs.events import Event, Kind, last_intent
+from truba_runner.runs.record_shapes import ErrorRecord
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.sweep_directory import SweepDir, sweep_of
 from truba_runner.slurm import client, commands
@@ -33,10 +33,10 @@ def lived(run: RunDir) -> None:
         release(sweep, run.id)
 
 
-def failed(run: RunDir, error: Mapping[str, Any]) -> None:
+def failed(run: RunDir, error: ErrorRecord) -> None:
     """If a failed run is a canary, record the reason for the runs that wait for it, which Slurm now cancels."""
     if sweep := _goes_ahead_of(run):
-        told = f"{error.get('type')}: {error.get('message')}"
+        told = f"{error.type}: {error.message}"
         why = _("the canary {run} failed: {error}", run=run.id, error=told)
         # If this fails, the records of the waiting runs still name the canary.
         with suppress(client.SlurmError, OSError):

@@ -27,6 +27,7 @@ from truba_runner.runs import restarts
 from truba_runner.runs.checkpoints import CheckpointStore, Position
 from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.progress import Progress
+from truba_runner.runs.record_shapes import ErrorRecord, Stage, as_record
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.sweep_directory import sweep_of
 from truba_runner.slurm import client, commands, job_environment, request
@@ -83,9 +84,9 @@ def _main(run: RunDir, here: job_environment.Allocation, interruption: Interrupt
             record = {"data": _data_record(experiment), "job_id": here.job_id, **restarts.account(run)}
             record.update(verify.record(run))
             verify.forget(run, here)
-            warned = {"warning": progress.record["warning"]} if "warning" in progress.record else {}
+            warned = {"warning": progress.record.warning} if progress.record.warning else {}
             run.write_result({**result, **record, **warned})
-        progress.update(state="finished", metrics=result.get("metrics", {}))
+        progress.update(state=Stage.FINISHED, metrics=result.get("metrics", {}))
         if here.rank == 0:
             canary.lived(run)
             _write_settings(run, experiment, result.get("metrics", {}))
@@ -165,7 +166,7 @@ def after_interruption(
 ) -> int:
     """Requeue the run if possible, after a signal and its checkpoint; return the exit status."""
     interruption.decided()
-    progress.update(state="interrupted")
+    progress.update(state=Stage.INTERRUPTED)
     if not here.on_slurm:
         return 128 + signal.SIGTERM
     if here.rank:
@@ -199,7 +200,7 @@ def failed(
     if not others:
         if here.on_slurm and here.tasks > 1:
             _end_for_all(here)
-        progress.update(state="failed", error=record)
+        progress.update(state=Stage.FAILED, error=record)
         if here.rank:
             progress.tell_for_rank_0()
     with suppress(OSError):  # The log may be on the full disk too.
@@ -216,7 +217,7 @@ def failed(
         canary.failed(run, record)
         with suppress(Exception):  # The error may be an unreadable config.
             _write_settings(run, experiment_from(run.read_config()), None)
-        notify.tell(run, "failed", {"error": record})
+        notify.tell(run, "failed", {"error": as_record(record)})
     return 1
 
 
@@ -229,12 +230,12 @@ def _end_for_all(here: job_environment.Allocation) -> None:
         commands.forbid_requeue(here.job_id)
 
 
-def _anothers_reason(run: RunDir) -> dict[str, Any]:
-    """Wait for the error that the failed rank records; empty if there is none in time."""
+def _anothers_reason(run: RunDir) -> ErrorRecord | None:
+    """Wait for the error that the failed rank records; None if there is none in time."""
     until = time.monotonic() + _REASON_SECONDS
-    while not (told := run.progress().get("error")) and time.monotonic() < until:
+    while (told := run.progress().error) is None and time.monotonic() < until:
         time.sleep(0.2)
-    return dict(told or {})
+    return told
 
 
 def _write_settings(run: RunDir, experiment: Experiment, metrics: Mapping[str, Any] | None) -> None:

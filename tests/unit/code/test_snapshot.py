@@ -213,9 +213,10 @@ def test_a_job_trains_what_was_submitted(submitted: Callable[[], RunDir], projec
     assert "trained with then then too then too 1,2" in done.stdout, done.stderr
     assert "has changed since" not in done.stderr
     assert f'File "{project}/helper.py", line 5, in fail\n    raise ValueError' in done.stderr
-    error = run.progress()["error"]
-    assert error["message"] == f"as in {project}/helper.py"
-    assert (error["file"], error["line"], error["code"]) == (str(project / "jobs" / "own.py"), 12, "helper.fail()")
+    error = run.progress().error
+    assert error
+    assert error.message == f"as in {project}/helper.py"
+    assert (error.file, error.line, error.code) == (str(project / "jobs" / "own.py"), 12, "helper.fail()")
     (start,) = [event for event in run.submissions() if event.kind == Kind.STARTED]
     assert start.job_sha256 == run.submitted().job_sha256
     assert not list((tmp_path / "tmp").iterdir()), "it is gone from the node"
@@ -290,7 +291,7 @@ def test_an_error_is_told_of_the_users_own_file(tmp_path: Path) -> None:
         exec(compile(unpacked.read_text(), str(unpacked), "exec"))  # noqa: S102
     except ZeroDivisionError as error:
         told = describe(error, Path("/project/jobs"), lambda text: text.replace(str(tmp_path / "unpacked"), "/project"))
-    assert (told["file"], told["code"]) == ("/project/jobs/own.py", "1 / 0")
+    assert (told.file, told.code) == ("/project/jobs/own.py", "1 / 0")
 
 
 def test_a_node_whose_own_disk_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -340,5 +340,5 @@ def test_without_slurm_each_finder_runs_before_its_training(
     done = submit("sweep=lr_find", *own, "fresh=true")
     assert done.returncode == 0, done.stderr
     anew = RunDir(tmp_path / "runs" / f"{first['run']}.2")
-    assert anew.rate_curve("find")["suggestions"] == first["lr_find"]["suggestions"]
+    assert anew.rate_curve("find").suggestions == first["lr_find"]["suggestions"]
     assert anew.result()["lr_find"]["learning_rate"] == rate and anew.result()["lr_find"]["finder"] == anew.id

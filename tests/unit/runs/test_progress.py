@@ -24,6 +24,7 @@ from truba_runner.runs import restarts
 from truba_runner.runs.checkpoints import Position
 from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.progress import Progress
+from truba_runner.runs.record_shapes import ErrorRecord
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm import client, commands, jobs
 from truba_runner.slurm.job_environment import Allocation
@@ -61,12 +62,12 @@ def test_a_name_that_is_no_utf_8_can_be_told(run: RunDir) -> None:
     progress = started(run, Position(0, 0))
     told = failure.describe(Failed(os.fsdecode(b"g\xfcl_1.jpg is no image")), run.path)
     progress.update(state="failed", error=told)
-    assert os.fsencode(run.progress()["error"]["message"]) == b"g\xfcl_1.jpg is no image"
+    assert os.fsencode(run.progress().error.message) == b"g\xfcl_1.jpg is no image"
 
 
 def place(run: RunDir) -> list[int | None]:
     record = run.progress()
-    return [record.get(key) for key in ("epoch", "step", "steps_per_epoch")]
+    return [getattr(record, key) for key in ("epoch", "step", "steps_per_epoch")]
 
 
 def test_the_position_is_kept_from_start_to_start(run: RunDir) -> None:
@@ -76,10 +77,10 @@ def test_the_position_is_kept_from_start_to_start(run: RunDir) -> None:
     progress.epoch_end(3, 100, {"loss": 0.5})
     progress.update(epoch=4, step=20)
     progress = started(run, Position(3, 10))
-    assert place(run) == [4, 10, 100] and run.progress()["metrics"] == {"loss": 0.5}
+    assert place(run) == [4, 10, 100] and run.progress().metrics == {"loss": 0.5}
     started(run, Position(4, 0))
     assert place(run) == [4, 100, 100], "an epoch that is over, not the next"
-    assert started(run, Position(9, 0)).record["epoch"] == 9, "after the last there is no next one"
+    assert started(run, Position(9, 0)).record.epoch == 9, "after the last there is no next one"
 
 
 def test_a_run_that_comes_no_further_is_given_up_unless_it_was_told_to_stop_before_its_time(
@@ -106,7 +107,7 @@ def test_a_run_that_comes_no_further_is_given_up_unless_it_was_told_to_stop_befo
     with pytest.raises(Failed, match="3 starts from epoch 1, step 0 came no further") as raised:
         start(seconds=1, told=False)
     # By this `truba why` knows it, whatever the language that it was told in.
-    assert failure.describe(raised.value, run.path)["gave_up"] is True
+    assert failure.describe(raised.value, run.path).gave_up is True
 
 
 @pytest.mark.parametrize("language", ["en", "tr"])
@@ -129,7 +130,7 @@ def test_a_worker_that_was_told_to_stop_puts_it_on_record(
     for _ in range(4):
         progress = started(run, Position(0, 0))
         assert worker.after_interruption(run, here, progress, interruption) == 128 + signal.SIGTERM
-    assert run.progress()["state"] == "interrupted"
+    assert run.progress().state == "interrupted"
 
 
 @pytest.fixture
@@ -151,7 +152,7 @@ def test_a_rank_that_is_left_behind_for_no_reason_goes_back_into_the_queue(
     monkeypatch.setattr(commands, "forbid_requeue", told.append)
     here = Allocation("7", "mnist", rank, 2, on_slurm=True)
     status = worker.failed(run, here, Progress(run, "7", writes=rank == 0), RankLost("connection reset"))
-    assert (status, told, run.progress()["state"]) == (128 + signal.SIGKILL, [], "running")
+    assert (status, told, run.progress().state) == (128 + signal.SIGKILL, [], "running")
 
 
 @pytest.mark.parametrize("at_fault", [0, 1])
@@ -166,7 +167,7 @@ def test_a_rank_that_is_left_behind_by_one_at_fault_waits_for_its_reason(
 
     def forbid(job_id: str) -> None:
         time.sleep(0.1)  # Slurm takes its time: the other one looks meanwhile.
-        told.append((job_id, waiting.is_alive(), run.progress().get("error")))
+        told.append((job_id, waiting.is_alive(), run.progress().error))
 
     statuses: list[int] = []
     waiting = Thread(target=lambda: statuses.append(ended(1 - at_fault, RankLost("connection reset"))))
@@ -177,7 +178,7 @@ def test_a_rank_that_is_left_behind_by_one_at_fault_waits_for_its_reason(
     assert statuses == [1, 1]
     assert told == [("7", True, None), ("failed", "out of luck")]
     record = run.progress()
-    assert (record["state"], record["error"]["message"]) == ("failed", "out of luck")
+    assert (record.state, record.error.message) == ("failed", "out of luck")
 
 
 def told_to_end() -> bool:
@@ -212,9 +213,9 @@ def test_a_signal_once_the_outcome_is_decided_changes_nothing(
             raise outcome
         return dict(outcome)
 
-    def then(*_: object) -> dict[str, bool]:
+    def then(*_: object) -> ErrorRecord:
         lived.append(told_to_end())
-        return {"queued again": True, "type": "RuntimeError", "message": "no luck"}
+        return ErrorRecord("RuntimeError", "no luck")
 
     monkeypatch.setattr(worker, "_train", train)
     monkeypatch.setattr(*after, then)
@@ -222,7 +223,7 @@ def test_a_signal_once_the_outcome_is_decided_changes_nothing(
     monkeypatch.chdir(run.path)
     run.write_config(asdict(experiment(cluster="local")))
     assert worker.main([str(run.path)]) == status
-    assert run.progress()["state"] == state and lived == [True]
+    assert run.progress().state == state and lived == [True]
 
 
 @pytest.mark.usefixtures("own_signals")
@@ -243,7 +244,7 @@ def test_a_signal_of_which_a_framework_makes_another_error_is_no_fault(
     monkeypatch.chdir(run.path)
     run.write_config(asdict(experiment(cluster="local")))
     assert worker.main([str(run.path)]) == 0
-    assert run.progress()["state"] == "interrupted"
+    assert run.progress().state == "interrupted"
 
 
 @pytest.mark.usefixtures("own_signals")
@@ -281,8 +282,8 @@ def test_how_a_run_ended_is_told_where_the_disk_has_no_room_for_a_new_file(
     progress.update(epoch=1, metrics={"accuracy": 0.123456789})
     monkeypatch.setattr(tempfile, "mkstemp", full)
     progress.update(epoch=2)
-    assert run.progress()["epoch"] == 1
-    progress.record["metrics"] = {}
+    assert run.progress().epoch == 1
+    progress.record = replace(progress.record, metrics={})
     progress.update(state="failed", error={"type": "Failed", "message": "the disk is full"})
     assert rows.row(run, {})["state"] == "FAILED" and "the disk is full" in rows.row(run, {})["why"]
 
@@ -293,13 +294,13 @@ def test_a_loss_that_is_no_number_is_warned_of_once(
 ) -> None:
     progress = started(run, Position(0, 0))
     progress.epoch_end(1, 10, {"loss": 0.5, "val_loss": loss})
-    assert "warning" not in progress.record
+    assert not progress.record.warning
     progress.epoch_end(2, 10, {"loss": loss})
     progress.epoch_end(3, 10, {"loss": loss})
     warned = capsys.readouterr().err
     assert warned.count("WARNING") == 1 and f"the training loss is {loss} at the end of epoch 2" in warned
     assert "at the end of epoch 2" in rows.row(run, {"7": Job("7", "RUNNING")})["why"]
-    run.write_result({"metrics": {}, "warning": progress.record["warning"]})
+    run.write_result({"metrics": {}, "warning": progress.record.warning})
     assert "at the end of epoch 2" in rows.row(run, {})["why"]
 
 

@@ -72,7 +72,7 @@ def test_history_has_a_column_for_every_metric_of_every_row(run: RunDir) -> None
 
 def test_an_unreadable_record_counts_as_none(run: RunDir) -> None:
     (run.path / "progress.json").write_text('{"epoch": 1')
-    assert run.progress() == {} and run.result() == {}
+    assert not run.progress() and run.result() == {}
 
 
 def test_config_reads_back(run: RunDir) -> None:

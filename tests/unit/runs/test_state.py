@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from truba_runner.runs.events import Event, Kind
+from truba_runner.runs.record_shapes import progress_from
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import last_job_id, state_of
 from truba_runner.slurm.jobs import Job
@@ -28,7 +29,7 @@ def run(tmp_path: Path) -> RunDir:
 
 
 def progress(run: RunDir, **values: object) -> None:
-    run.write_progress({"job_id": "7", "host": "akya1", "pid": 1, "started": 0, "updated": 9} | values)
+    run.write_progress(progress_from({"job_id": "7", "host": "akya1", "pid": 1, "started": 0, "updated": 9} | values))
 
 
 @pytest.mark.parametrize("word", ["PENDING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED"])

@@ -24,6 +24,7 @@ from truba_runner.rules.experiment import plan
 from truba_runner.runs import events
 from truba_runner.runs.checkpoints import CheckpointStore, Position
 from truba_runner.runs.events import Event, Kind
+from truba_runner.runs.record_shapes import ErrorRecord
 from truba_runner.runs.run_directory import RunDir, config_text
 from truba_runner.runs.sweep_directory import Member, SweepDir, identity
 from truba_runner.slurm import capacity, client, commands, jobs
@@ -391,7 +392,7 @@ def test_nothing_that_goes_wrong_with_the_runs_that_wait_fails_the_canary(
         assert watch is not None
         watch()
         assert "could not be let go (squeue: no answer)" in capsys.readouterr().err
-        canary.failed(run, {"type": "ValueError", "message": "no"})
+        canary.failed(run, ErrorRecord("ValueError", "no"))
     monkeypatch.setattr(jobs, "jobs_named", lambda name: ["9"] if name == "sent" else [])
     with monkeypatch.context() as patched:
         patched.setattr(commands, "release", released.append)

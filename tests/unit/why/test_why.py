@@ -16,6 +16,7 @@ from in_process import truba
 from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.runs.events import Event, Kind
+from truba_runner.runs.record_shapes import progress_from
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import state_of
 from truba_runner.slurm.jobs import Job
@@ -159,7 +160,7 @@ def log(run: RunDir, text: str) -> None:
 
 def failed(run: RunDir, kind: str, message: str, **place: object) -> None:
     error = {"type": kind, "message": message, **place}
-    run.write_progress({"job_id": "7", "state": "failed", "error": error, "started": 0, "updated": 9})
+    run.write_progress(progress_from({"job_id": "7", "state": "failed", "error": error, "started": 0, "updated": 9}))
 
 
 def ended(run: RunDir, state: str = "FAILED", exit_code: str = "1:0", **fields: str) -> list[Finding]:
@@ -339,7 +340,7 @@ def test_local_and_damaged_runs_on_the_command_line(tmp_path: Path) -> None:
         for event in events:
             one.append_submission(event)
     RunDir(folder / "finished").write_result({"metrics": {}})
-    RunDir(folder / "damaged").write_progress({"job_id": "local-1", "state": "failed", "error": 3})
+    (folder / "damaged" / "progress.json").write_text('{"job_id": "local-1", "state": "failed", "error": 3}')
     asked = why(folder, "killed", "refused", "finished", "damaged", "--json")
     assert asked.returncode == 0, asked.stderr
     told = {row["run"]: row["findings"][0] for row in json.loads(asked.stdout)}

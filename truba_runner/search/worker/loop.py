@@ -25,6 +25,7 @@ from truba_runner.language import _
 from truba_runner.runs.checkpoints import Position
 from truba_runner.runs.events import Kind, as_record
 from truba_runner.runs.progress import Progress
+from truba_runner.runs.record_shapes import Stage
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.search import leases, trials
 from truba_runner.search.conclusion import conclude
@@ -79,7 +80,7 @@ def main(arguments: list[str]) -> int:
         )
         _SearchWorker(search, run, experiment, store, interruption, progress, here.job_id).work()
         interruption.decided()
-        progress.update(state="finished")
+        progress.update(state=Stage.FINISHED)
     except Interrupted:
         return ordinary.after_interruption(run, here, progress, interruption)
     except BaseException as error:

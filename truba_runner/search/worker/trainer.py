@@ -15,6 +15,7 @@ from truba_runner.config.schema import Experiment
 from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.runs.events import Event
+from truba_runner.runs.record_shapes import ErrorRecord
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.search import leases, trials
 from truba_runner.search.directory import SearchDir
@@ -174,7 +175,7 @@ def _failure(run: RunDir, lease: Lease) -> dict[str, Any]:
     Raises:
         truba_runner.errors.Failed: the disk is full, which is not the trial's fault.
     """
-    error = run.progress().get("error") or {"type": "Error", "message": _("see {logs}", logs=run.logs)}
+    error = run.progress().error or ErrorRecord("Error", _("see {logs}", logs=run.logs))
     message = in_one_line(error)
     if full_disk.told_of(message):
         raise Failed(
