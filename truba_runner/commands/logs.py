@@ -70,8 +70,8 @@ def _of_damaged(run: RunDir, why: str) -> int:
 
 
 def _state(run: RunDir, followed: bool = False) -> RunState:
-    jobs, search = known_jobs([run], finished_too=followed, quietly=followed), search_of(run)
-    return standing(search, jobs) if search else state_of(run, jobs)
+    jobs, search = known_jobs([run.record()], finished_too=followed, quietly=followed), search_of(run)
+    return standing(search, jobs) if search else state_of(run.record(), jobs)
 
 
 class _Ended:

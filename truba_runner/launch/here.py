@@ -18,7 +18,7 @@ def train_here(prepared: Prepared) -> Outcome:
     action, stopped = "finished", False
     if not run.result():
         with folder_lock.lock(run.path.parent):
-            live = state_of(run, {}).live
+            live = state_of(run.record(), {}).live
             if not live and (problem := changed_code.problem(prepared)):
                 raise Refused(problem)
             worker = None if live else start_here(prepared)

@@ -64,4 +64,4 @@ def _in_slurms_hands(run: RunDir) -> bool:
         with suppress(client.SlurmError):
             asked = overview.job_runs(found) if found else [run]
             jobs = slurm_jobs.accounting([last_job_id(one) for one in asked])
-    return (overview.standing(found, jobs) if found else state_of(run, jobs)).live
+    return (overview.standing(found, jobs) if found else state_of(run.record(), jobs)).live

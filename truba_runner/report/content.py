@@ -12,10 +12,11 @@ from typing import Any
 from truba_runner.errors import Failed
 from truba_runner.language import _, counted, marked
 from truba_runner.report.page import Block, Facts, Picture, Rows, Section, Sentence, Text
-from truba_runner.runs import damage, record_files, restarts
+from truba_runner.runs import damage, restarts
 from truba_runner.runs.events import Kind
+from truba_runner.runs.record_files import RunRecord
 from truba_runner.runs.run_directory import RunDir
-from truba_runner.runs.state import progress_of, state_of
+from truba_runner.runs.state import state_of
 from truba_runner.runs.sweep_directory import SweepDir, sharing
 from truba_runner.search import overview
 from truba_runner.search.directory import SearchDir
@@ -44,8 +45,8 @@ def of_damaged(why: str) -> list[Section]:
 
 def of_run(run: RunDir, jobs: Mapping[str, Job] | None) -> list[Section]:
     """Describe a run: state, metrics, cost, pictures, epochs, starts, environment and config."""
-    state, result = state_of(run, jobs), run.result()
-    progress = progress_of(run)
+    record = run.record()
+    state, result, progress = state_of(record, jobs), record.result, record.progress
     epochs = _("{epoch} of {epochs}", epoch=progress.epoch or 0, epochs=progress.epochs or "?")
     standing = Facts(
         [
@@ -53,7 +54,7 @@ def of_run(run: RunDir, jobs: Mapping[str, Job] | None) -> list[Section]:
             (_("why"), state.why),
             (_("missing"), " ".join(result.get("notes", []))),
             (_("epoch"), epochs if progress else ""),
-            *_timing(run, result),
+            *_timing(record),
         ]
     )
     return [
@@ -61,9 +62,9 @@ def of_run(run: RunDir, jobs: Mapping[str, Job] | None) -> list[Section]:
         Section(_("Metrics"), [_metrics(result.get("metrics") or progress.metrics)]),
         Section(_("Cost"), [Facts(_cost(_uses([run]).values()))]),
         Section(_("Pictures"), _pictures(run)),
-        Section(_("Epochs"), [_history(run)]),
-        Section(_("Starts"), [_starts(run)]),
-        Section(_("Environment"), [_environment(run, result)]),
+        Section(_("Epochs"), [_history(record)]),
+        Section(_("Starts"), [_starts(record)]),
+        Section(_("Environment"), [_environment(record, result)]),
         Section(_("Config"), [_config(run)]),
         _acknowledgement(run),
     ]
@@ -93,7 +94,7 @@ def of_search(search: SearchDir, jobs: Mapping[str, Job] | None) -> list[Section
         Section(_("Best model"), [_metrics(metrics), *(picture for run in best for picture in _pictures(run))]),
         Section(_("Trials"), [Rows([_("trial"), _("state"), *names, _("score"), _("why")], rows)]),
         Section(_("Cost"), [Facts(_cost(_uses(overview.job_runs(search)).values()))]),
-        Section(_("Environment"), [_environment(search, search.result())]),
+        Section(_("Environment"), [_environment(search.record(), search.result())]),
         Section(_("Config"), [_config(search)]),
         _acknowledgement(search),
     ]
@@ -119,7 +120,7 @@ def of_sweep(sweep: SweepDir, jobs: Mapping[str, Job] | None) -> list[Section]:
         Section(_("Over the values"), _sweep_pictures(shown)),
         Section(_("Cost"), [Facts(_cost(uses.values()))]),
         Section(_("The best run, {run}", run=best.id) if best else "", _best_run(best) if best else []),
-        Section(_("Environment"), [_environment(first, best.result() if best else {})] if first else []),
+        Section(_("Environment"), [_environment(first.record(), best.result() if best else {})] if first else []),
         *([_acknowledgement(first)] if first else []),
     ]
 
@@ -149,8 +150,8 @@ def _best_run(run: RunDir) -> list[Block]:
     return [_metrics(run.result().get("metrics", {})), *_pictures(run), _config(run)]
 
 
-def _timing(run: RunDir, result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    events, account = run.submissions(), restarts.account(run)
+def _timing(record: RunRecord) -> list[tuple[str, str]]:
+    events, account, result = record.events, restarts.account(record.events), record.result
     times = [event.time for event in events if event.time]
     seconds = result.get("seconds_training")
     return [
@@ -203,7 +204,7 @@ def _pictures(run: RunDir) -> list[Block]:
     for file in drawn:
         with suppress(FileNotFoundError):  # The run may be deleted meanwhile.
             found.append(Picture(_caption(file.stem), safe_files.read(file, run.path)))
-    if not any(file.name == "learning_curves.png" for file in drawn) and (rows := _epochs(run)):
+    if not any(file.name == "learning_curves.png" for file in drawn) and (rows := _epochs(run.record())):
         with tempfile.TemporaryDirectory() as folder:
             if curves := plots.learning_curves(rows, Path(folder)):
                 found.insert(0, Picture(_("learning curves"), curves.read_bytes()))
@@ -224,21 +225,20 @@ def _sweep_pictures(shown: Table) -> list[Block]:
         return [Picture(_("{metric} over the swept values", metric=shown.metric), file.read_bytes())]
 
 
-def _epochs(run: RunDir) -> list[dict[str, Any]]:
-    rows = record_files.history(run.path / "history.csv")
-    return [{name: float(value) for name, value in row.items() if _is_number(value)} for row in rows]
+def _epochs(record: RunRecord) -> list[dict[str, Any]]:
+    return [{name: float(value) for name, value in row.items() if _is_number(value)} for row in record.history]
 
 
-def _history(run: RunDir) -> Rows:
-    rows = _epochs(run)
+def _history(record: RunRecord) -> Rows:
+    rows = _epochs(record)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     cells = [[_word(row.get(name)) for name in columns] for row in rows]
     return Rows(columns, cells, folded=counted("{count} epoch", "{count} epochs", len(rows)) if len(rows) > 1 else "")
 
 
-def _starts(run: RunDir) -> Rows:
+def _starts(record: RunRecord) -> Rows:
     rows = []
-    for event in run.submissions():
+    for event in record.events:
         if event.kind == Kind.STARTED:
             epoch, step = event.position or (0, 0)
             where = _("epoch {epoch}, step {step}", epoch=epoch + 1, step=step)
@@ -246,8 +246,8 @@ def _starts(run: RunDir) -> Rows:
     return Rows([_("when"), _("job"), _("node"), _("began at")], rows)
 
 
-def _environment(run: RunDir, result: Mapping[str, Any]) -> Facts:
-    submitted = run.submitted()
+def _environment(record: RunRecord, result: Mapping[str, Any]) -> Facts:
+    submitted = record.submitted
     request, git = submitted.request, submitted.git
     versions = {**submitted.versions, **result.get("versions", {})}
     commit = git.get("commit", "")

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from truba_runner.language import _
 from truba_runner.runs import events, record_files, record_shapes
-from truba_runner.runs.events import Event
-from truba_runner.runs.run_directory import PULLED, RunDir, sweep_events_file
+from truba_runner.runs.events import Event, sweep_events_file
+from truba_runner.runs.record_files import PULLED, RunRecord
+from truba_runner.runs.record_shapes import Damaged
+from truba_runner.runs.run_directory import RunDir
 from truba_runner.storage import safe_files
 
 # State of a run whose records cannot be trusted.
@@ -38,15 +40,23 @@ def of_run(run: RunDir) -> str:
     return of_records(run) or _of_config(run.config_file, _seen(run.config_file))
 
 
+def of_record(record: RunRecord) -> str:
+    """Describe the first problem in a run's records and config, read into `record`; empty if there is none."""
+    if record.wrong is None:
+        config = record.path / "run.yaml"
+        record.wrong = _of_folder(record) or _of_sweeps(record.path) or _of_config(config, _seen(config))
+    return record.wrong
+
+
 def of_records(run: RunDir) -> str:
     """Describe the first problem in a run's records, ignoring its config; empty if there is none."""
     seen = tuple(_seen(run.path / name) for name in ("", *_OBJECTS, *_OTHERS))
-    return _of_run(run.path, seen) or _of_sweeps(run)
+    return _of_run(run.path, seen) or _of_sweeps(run.path)
 
 
 def of_submissions(run: RunDir) -> str:
     """Describe the first problem in the records of a run's submissions alone; empty if there is none."""
-    return _first_wrong([partial(_events, run.submissions_file)]) or _of_sweeps(run)
+    return _first_wrong([partial(_events, run.submissions_file)]) or _of_sweeps(run.path)
 
 
 def of_sweep(path: Path) -> str:
@@ -63,9 +73,11 @@ def told(run: RunDir) -> str:
     return f"{run.id}: {DAMAGED}: {why}" if why else ""
 
 
-def of_listed(run: RunDir) -> str:
-    """Like `of_run`, for a run that was just listed: that its folder has vanished is a problem too."""
-    return of_run(run) if os.path.lexists(run.path) else _("it is not there any more")
+def of_listed(run: RunDir | RunRecord) -> str:
+    """Like `of_run` and `of_record`, for a run that was just listed: that its folder has vanished is a problem too."""
+    if not os.path.lexists(run.path):
+        return _("it is not there any more")
+    return of_record(run) if isinstance(run, RunRecord) else of_run(run)
 
 
 def sound(runs: Iterable[RunDir]) -> list[RunDir]:
@@ -81,10 +93,10 @@ def submissions(run: RunDir) -> list[Event]:
         return []
 
 
-def _of_sweeps(run: RunDir) -> str:
+def _of_sweeps(path: Path) -> str:
     """Describe the first problem in the event files of the sweeps that submitted this run."""
-    named = dict.fromkeys(event.sweep for event in events.read(run.submissions_file) if event.sweep)
-    files = (sweep_events_file(run.path.parent, sweep) for sweep in named)
+    named = dict.fromkeys(event.sweep for event in events.read(path / "submissions.jsonl") if event.sweep)
+    files = (sweep_events_file(path.parent, sweep) for sweep in named)
     return next(filter(None, map(_of_events, files)), "")
 
 
@@ -98,33 +110,37 @@ def _seen(path: Path) -> _Seen:
 
 @lru_cache(maxsize=8192)
 def _of_run(path: Path, seen: tuple[_Seen, ...]) -> str:
-    if not path.is_dir():
+    return _of_folder(RunRecord(path))
+
+
+def _of_folder(record: RunRecord) -> str:
+    if not record.path.is_dir():
         # A sweep's run has no folder before it begins.
-        return _("{folder} is no folder", folder=path.name) if os.path.lexists(path) else ""
-    return _first_wrong(_looks(path))
+        return _("{folder} is no folder", folder=record.id) if os.path.lexists(record.path) else ""
+    return _first_wrong(_looks(record))
 
 
-def _looks(path: Path) -> Iterator[Callable[[], object]]:
+def _looks(record: RunRecord) -> Iterator[Callable[[], object]]:
     """Yield a function for each record of a run that reads it, and raises if it is damaged."""
-    yield partial(_events, path / "submissions.jsonl")
+    yield partial(_events, record.path / "submissions.jsonl")
     for name, wrong in _OBJECTS.items():
-        yield partial(record_files.read_object, path / name, wrong)
-    yield partial(record_files.history, path / "history.csv")
-    for name in safe_files.names(path, path):
+        yield partial(record.whole, name, wrong)
+    yield lambda: record.history
+    for name in sorted(record.names):
         if name.startswith("lr_find_") and name.endswith(".json"):
-            yield partial(record_files.read_object, path / name, record_shapes.wrong_curve)
-    for name in safe_files.names(path / "workers", path):
-        yield partial(_events, path / "workers" / name / "submissions.jsonl")
+            yield partial(record.whole, name, record_shapes.wrong_curve)
+    for name in safe_files.names(record.path / "workers", record.path) if "workers" in record.names else ():
+        yield partial(_events, record.path / "workers" / name / "submissions.jsonl")
 
 
 def _events(file: Path) -> None:
     found, why = events.examined(file)
     if why:
-        raise record_files.Damaged(why)
+        raise Damaged(why)
     for event in found:
         if event.finder and not record_shapes.is_plain(event.finder):
             what = f"finder={event.finder!r}"
-            raise record_files.Damaged(_("{file} holds {what}", file=file.name, what=what))
+            raise Damaged(_("{file} holds {what}", file=file.name, what=what))
 
 
 def _config(file: Path) -> None:

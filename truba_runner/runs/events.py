@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import lru_cache
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner.language import _
-from truba_runner.runs import record_files, record_shapes
+from truba_runner.runs import record_shapes
 from truba_runner.runs.record_shapes import (
     checked,
     is_count,
@@ -27,6 +27,9 @@ from truba_runner.runs.record_shapes import (
     record_of,
 )
 from truba_runner.storage import safe_files
+
+# Folder of the sweeps' own records, in the runs folder.
+SWEEPS = ".sweeps"
 
 
 class Kind(str, Enum):
@@ -204,6 +207,39 @@ def last_intent(events: Sequence[Event]) -> Event:
     return next((event for event in reversed(events) if event.kind == Kind.INTENT), Event())
 
 
+def sweep_events_file(runs_folder: Path, sweep: str) -> Path:
+    """Return the event log of a sweep's job arrays."""
+    return runs_folder / SWEEPS / sweep / "submissions.jsonl"
+
+
+def of_run(file: Path) -> list[Event]:
+    """Return a run's events, oldest first, completed by those of its job arrays in the records of its sweeps.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    own = read(file)
+    if not any(event.sweep for event in own):
+        return own
+    in_arrays = ([event] if not event.sweep else _from_sweep(file.parent.parent, event) for event in own)
+    return [event for some in in_arrays for event in some]
+
+
+def _from_sweep(runs_folder: Path, intent: Event) -> list[Event]:
+    """Return a run's intent completed by its array's, and the array's later events with the run's own job id."""
+    told = [intent]
+    for event in read(sweep_events_file(runs_folder, intent.sweep)):
+        if event.token != intent.token:
+            continue
+        if event.kind == Kind.INTENT:
+            told[0] = replace(completed(intent, event), tasks=())
+        elif event.job_id:
+            told.append(replace(event, job_id=f"{event.job_id}_{intent.array_index}"))
+        else:
+            told.append(event)
+    return told
+
+
 def append(file: Path, event: Event, durable: bool = True) -> None:
     """Append one event; if `durable`, fsync it, so that it survives a crash of the machine."""
     line = (json.dumps(as_record(event), ensure_ascii=False) + "\n").encode()
@@ -268,8 +304,18 @@ def _examined(path: Path, *_seen: int) -> tuple[list[Event], str]:
 def _event(line: str, name: str) -> tuple[Event | None, str]:
     """Return a line's event, or what is wrong with the line; neither if it was cut short."""
     try:
-        record = record_files.parsed(line, name)
-    except record_files.Damaged as error:
+        record = record_shapes.parsed(line, name)
+    except record_shapes.Damaged as error:
         return None, "[[[…" if isinstance(error.__cause__, RecursionError) else ""
-    why = wrong_event(record) or ("\\u0000" in line and record_shapes.with_nul(record))
+    why = wrong_event(record) or ("\\u0000" in line and _with_nul(record))
     return (None, why) if why else (from_record(record), "")
+
+
+def _with_nul(value: Any, name: str = "event") -> str:
+    """Return the first field of an event with a NUL character, which no path or command argument may contain."""
+    if isinstance(value, str):
+        return f"{name}={value[: record_shapes.SHOWN]!r}" if "\0" in value else ""
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, (dict, list)):
+        parts = value.items() if isinstance(value, dict) else ((name, one) for one in value)
+    return next((why for key, one in parts if (why := _with_nul(key, name) or _with_nul(one, str(key)))), "")

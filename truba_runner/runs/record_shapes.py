@@ -7,9 +7,10 @@ path in place of a name. No reader relies on fields that are not listed here.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
@@ -20,13 +21,32 @@ from truba_runner.language import _
 Check = Callable[[Any], bool]
 
 # Larger numbers would overflow in C code and time functions.
-_MOST = 2**53
+MOST = 2**53
 # In the year 9987: Python's dates end with 9999.
 _LAST_SECOND = 253_000_000_000.0
 # Slurm's job id, `JOB_TASK` in an array, `JOB.LEASE` for a trial; or an id of our own, such as local-20261130-1200-77.
 _JOB_ID = re.compile(r"(\d{1,10}(_\d{1,10})?(\.\d{1,18})?|[A-Za-z][\w.-]*)?")
-_SHOWN = 60
+# Characters of a wrong value that are shown.
+SHOWN = 60
 _PLAIN = re.compile(r"[^/\0]{1,255}")
+
+
+class Damaged(ValueError):
+    """A record that is cut short, or holds something else than it should."""
+
+
+def parsed(text: bytes | str, name: str) -> Any:
+    """Parse JSON; `name` is the file's name, for the error.
+
+    Raises:
+        Damaged: the text is not JSON, or is nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise Damaged(_("{file} is nested too deeply", file=name)) from error
+    except ValueError as error:  # Also raised for bytes that are not UTF-8, and numbers of thousands of digits.
+        raise Damaged(_("{file} is cut short, or is no JSON ({error})", file=name, error=error)) from error
 
 
 def is_plain(name: Any) -> bool:
@@ -41,12 +61,12 @@ def is_text(value: Any) -> bool:
 
 def is_count(value: Any) -> bool:
     """Whether `value` is a whole number of 0 or more that C code can hold."""
-    return type(value) is int and 0 <= value < _MOST
+    return type(value) is int and 0 <= value < MOST
 
 
 def is_number(value: Any) -> bool:
     """Whether `value` is a number, NaN and infinity included."""
-    return type(value) is float or (type(value) is int and abs(value) < _MOST)
+    return type(value) is float or (type(value) is int and abs(value) < MOST)
 
 
 def is_finite(value: Any) -> bool:
@@ -107,7 +127,7 @@ def wrong(record: Mapping[str, Any], required: Sequence[str], fields: Mapping[st
     for name, value in record.items():
         if name in fields and not fields[name](value):
             text = repr(value)
-            return f"{name}={text[:_SHOWN]}" + ("…" if len(text) > _SHOWN else "")
+            return f"{name}={text[:SHOWN]}" + ("…" if len(text) > SHOWN else "")
     return ""
 
 
@@ -238,16 +258,6 @@ def _known(record_type: Any, record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name in names}
 
 
-def with_nul(value: Any, name: str = "event") -> str:
-    """Return the first field of an event with a NUL character, which no path or command argument may contain."""
-    if isinstance(value, str):
-        return f"{name}={value[:_SHOWN]!r}" if "\0" in value else ""
-    parts: Iterable[tuple[Any, Any]] = ()
-    if isinstance(value, (dict, list)):
-        parts = value.items() if isinstance(value, dict) else ((name, one) for one in value)
-    return next((why for key, one in parts if (why := with_nul(key, name) or with_nul(one, str(key)))), "")
-
-
 def wrong_progress(record: Mapping[str, Any]) -> str:
     """Describe what is wrong with a `progress.json`; empty if nothing is."""
     return wrong(record, ["started"] if "updated" in record else [], checks_of(ProgressRecord))
@@ -314,26 +324,3 @@ def _values(value: Any) -> bool:
     books = dict.fromkeys(("tuner/bracket", "tuner/round", "tuner/epochs", "tuner/initial_epoch"), is_count)
     required = ("tuner/round", "tuner/epochs") if isinstance(value, dict) and "tuner/bracket" in value else ()
     return map_of(is_scalar)(value) and not wrong(value, required, {**books, "tuner/trial_id": is_plain})
-
-
-def wrong_history(rows: Sequence[Mapping[Any, Any]]) -> str:
-    """Describe what is wrong with a `history.csv`, whose values are strings: empty, a number, or a stage's name."""
-    for row in rows:
-        for name, value in row.items():
-            if name is None or value is None or (value and name != "stage" and not _reads_as_number(value)):
-                return f"{name}={str(value)[:_SHOWN]}"
-        if not _is_epoch(row.get("epoch", "")):
-            return f"epoch={str(row.get('epoch', '?'))[:_SHOWN]}"
-    return ""
-
-
-def _reads_as_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_epoch(text: str) -> bool:
-    return _reads_as_number(text) and is_finite(float(text)) and 0 <= float(text) < _MOST

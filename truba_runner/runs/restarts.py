@@ -81,9 +81,8 @@ def _steps_lost(progress: ProgressRecord, position: Position) -> int:
     return max(0, trained - position.epoch * per_epoch - position.step)
 
 
-def account(run: RunDir) -> dict[str, Any]:
+def account(events: Sequence[Event]) -> dict[str, Any]:
     """Return `restarts`, `requeues`, `steps_lost` and `seconds_restoring` over all of a run's jobs, for its result."""
-    events = run.submissions()
     duplicates = {event.job_id for event in events if event.kind == Kind.DUPLICATE}
     events = [event for event in events if not event.job_id or event.job_id not in duplicates]
     starts = [event for event in events if event.kind == Kind.STARTED]
@@ -121,7 +120,7 @@ def requeue(run: RunDir, job_id: str, most: int, in_crew: bool = False) -> bool:
     """
     if not jobs.would_end_for_good(job_id):
         return False
-    if account(run)["requeues"] >= most:
+    if account(run.submissions())["requeues"] >= most:
         raise Failed(
             _(
                 "the run was requeued {count} times (resources.max_requeues) and is not finished; submit it again",

@@ -19,22 +19,19 @@ import io
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from truba_runner.runs import events, record_files, record_shapes
-from truba_runner.runs.events import Event, Kind
-from truba_runner.runs.record_shapes import ProgressRecord, RateCurve, as_record, curve_from, progress_from
+from truba_runner.runs import events
+from truba_runner.runs.events import Event
+from truba_runner.runs.record_files import RunRecord
+from truba_runner.runs.record_shapes import Damaged, ProgressRecord, RateCurve, as_record
 from truba_runner.storage import private, safe_files
 from truba_runner.storage.files import finite, json_bytes, write_atomically
 
-# Folder of the sweeps' own records, in the runs folder.
-SWEEPS = ".sweeps"
 # Folder of archives of the user's code and copies of this package (code/), in the runs folder.
 CODE = ".code"
-# In a run directory copied from a login node: from where, and when.
-PULLED = "pulled.json"
 
 
 @dataclass(frozen=True)
@@ -121,9 +118,9 @@ class RunDir:
         try:
             config = yaml.load(safe_files.read(self.config_file, self.path), loader)  # noqa: S506  # Both are safe.
         except (yaml.YAMLError, RecursionError) as error:
-            raise record_files.Damaged(f"{self.config_file} is damaged") from error
+            raise Damaged(f"{self.config_file} is damaged") from error
         if not isinstance(config, dict):
-            raise record_files.Damaged(f"{self.config_file} is damaged")
+            raise Damaged(f"{self.config_file} is damaged")
         return config
 
     # -- submissions -------------------------------------------------------------------------------------------
@@ -132,24 +129,21 @@ class RunDir:
         """Append one event, fsynced if `durable`: it has happened, or is about to."""
         events.append(self.submissions_file, event, durable)
 
+    def record(self) -> RunRecord:
+        """Return what the run's files say now."""
+        return RunRecord(self.path)
+
     def submissions(self) -> list[Event]:
         """Return all events, oldest first, completed by the events of the run's job arrays in its sweeps' records."""
-        own = events.read(self.submissions_file)
-        told: list[Event] = []
-        for event in own:
-            if event.kind == Kind.INTENT and event.sweep:
-                told += _from_sweep(self.path.parent, event)
-            else:
-                told.append(event)
-        return told
+        return self.record().events
 
     def submitted(self) -> Event:
         """Return the newest event that records the code; without a kind if there is none."""
-        return next((event for event in reversed(self.submissions()) if event.job_file), Event())
+        return self.record().submitted
 
     def is_last_given_to(self, token: str) -> bool:
         """Whether the run's last submission has this token."""
-        return events.last_intent(self.submissions()).token == token
+        return self.record().intent.token == token
 
     def log_of(self, job_id: str) -> Path:
         """Return the path, named as in Slurm, of a job's log that Slurm does not open; create its folder."""
@@ -175,14 +169,11 @@ class RunDir:
 
     def progress(self) -> ProgressRecord:
         """Return the progress record; without any value if no job has begun, or the record is damaged."""
-        return progress_from(_read_json(self.path / "progress.json", record_shapes.wrong_progress))
+        return self.record().any_progress
 
     def pulled(self) -> dict[str, Any]:
         """Return from where and when the run was copied to this machine; empty if it was submitted here."""
-        try:
-            return record_files.read_object(self.path / PULLED, record_shapes.wrong_pulled)
-        except record_files.Damaged:  # The run is a copy all the same: its jobs are not this machine's.
-            return {"from": "?"}
+        return self.record().pulled
 
     def write_history(self, rows: list[dict[str, Any]], durable: bool = True) -> None:
         """Replace the history: one row per epoch, with the columns of all rows."""
@@ -193,17 +184,13 @@ class RunDir:
         writer.writerows(rows)
         write_atomically(self.path / "history.csv", text.getvalue().encode(), durable)
 
-    def has_lived(self) -> bool:
-        """Whether the run has ever finished an epoch."""
-        return (self.path / "history.csv").exists() or bool(self.result())
-
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write the run's result, whose presence means that the run is finished."""
         write_atomically(self.path / "result.json", json_bytes(result))
 
     def result(self) -> dict[str, Any]:
         """Return the run's result; empty until the run is finished, or if the record is damaged."""
-        return _read_json(self.path / "result.json", record_shapes.wrong_result)
+        return self.record().result
 
     # -- learning rates ----------------------------------------------------------------------------------------
 
@@ -213,17 +200,16 @@ class RunDir:
 
     def rate_curve(self, name: str) -> RateCurve | None:
         """Return what `write_rate_curve` wrote; None if no finder of this name has ended."""
-        record = _read_json(self.path / f"lr_find_{name}.json", record_shapes.wrong_curve)
-        return curve_from(record) if record else None
+        return self.record().rate_curve(name)
 
     def finder(self) -> RunDir | None:
         """Return the finder run of this run's last submission; None if it needs no learning rate, or finds its own."""
-        given = [event for event in self.submissions() if event.kind in {Kind.INTENT, Kind.LOCAL} and event.time]
-        return RunDir(self.path.parent / given[-1].finder) if given and given[-1].finder else None
+        name = self.record().finder
+        return RunDir(self.path.parent / name) if name else None
 
     def found_rate(self) -> Event:
         """Return the event with the `learning_rate` that this run took from a finder; without one if it took none."""
-        return next((event for event in self.submissions() if event.kind == Kind.FOUND_RATE), Event())
+        return self.record().found_rate
 
 
 def config_text(values: Mapping[str, Any]) -> bytes:
@@ -234,30 +220,3 @@ def config_text(values: Mapping[str, Any]) -> bytes:
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     text: bytes = yaml.dump(dict(values), Dumper=dumper, sort_keys=False, allow_unicode=True, encoding="utf-8")
     return text
-
-
-def sweep_events_file(runs_folder: Path, sweep: str) -> Path:
-    """Return the event log of a sweep's job arrays."""
-    return runs_folder / SWEEPS / sweep / "submissions.jsonl"
-
-
-def _from_sweep(runs_folder: Path, intent: Event) -> list[Event]:
-    """Return a run's intent completed by its array's, and the array's later events with the run's own job id."""
-    told = [intent]
-    for event in events.read(sweep_events_file(runs_folder, intent.sweep)):
-        if event.token != intent.token:
-            continue
-        if event.kind == Kind.INTENT:
-            told[0] = replace(events.completed(intent, event), tasks=())
-        elif event.job_id:
-            told.append(replace(event, job_id=f"{event.job_id}_{intent.array_index}"))
-        else:
-            told.append(event)
-    return told
-
-
-def _read_json(path: Path, wrong: record_files.Wrong) -> dict[str, Any]:
-    try:
-        return record_files.read_object(path, wrong)
-    except record_files.Damaged:  # Counts as missing; `damage` reports what is wrong with it.
-        return {}

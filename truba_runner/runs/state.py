@@ -8,11 +8,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from truba_runner.language import _, marked
-from truba_runner.runs import damage, events
+from truba_runner.runs import damage
 from truba_runner.runs.events import Event, Kind
+from truba_runner.runs.record_files import RunRecord
 from truba_runner.runs.record_shapes import ProgressRecord, Stage
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm.client import SRUN_FAILED
@@ -43,12 +43,7 @@ class RunState:
 
 def last_job_id(run: RunDir) -> str:
     """Return the id of the run's last job; empty if there was none."""
-    events = run.submissions()
-    duplicates = {event.job_id for event in events if event.kind == Kind.DUPLICATE}
-    for event in reversed(events):
-        if event.kind in {Kind.SUBMITTED, Kind.STARTED, Kind.LOCAL} and event.job_id not in duplicates:
-            return event.job_id
-    return ""
+    return run.record().job_id
 
 
 def slurm_jobs(run: RunDir) -> set[str]:
@@ -65,60 +60,61 @@ def is_slurms(job_id: str) -> bool:
 
 def local_process(run: RunDir) -> int:
     """Return the process id of a live local run."""
-    progress = progress_of(run)
-    return progress.pid or run.submissions()[-1].pid
+    record = run.record()
+    return record.progress.pid or record.events[-1].pid
 
 
 def progress_of(run: RunDir) -> ProgressRecord:
     """Return the progress of the run's last job; without any value if it has not begun, even if an earlier one had."""
-    progress = run.progress()
-    return progress if progress.job_id == last_job_id(run) else ProgressRecord()
+    return run.record().progress
 
 
-def state_of(run: RunDir, jobs: Mapping[str, Job] | None) -> RunState:
+def state_of(record: RunRecord, jobs: Mapping[str, Job] | None) -> RunState:
     """Return a run's state, given Slurm's list of the owner's jobs by id; `jobs` is None if Slurm does not answer."""
-    if why := damage.of_run(run):
-        return _damaged(run, jobs, why)
-    progress = progress_of(run)
-    if pulled := run.pulled():
-        return _state_when_pulled(run, progress, pulled)
-    job = _job_of(last_job_id(run), jobs or {})
-    finder = None if progress else run.finder()
-    if run.result():
-        return RunState("COMPLETED", live=False, job=job, ending=job is not None and job.live and _is_alone(run))
+    if why := damage.of_record(record):
+        return _damaged(record, jobs, why)
+    progress = record.progress
+    if record.pulled:
+        return _state_when_pulled(record)
+    job = _job_of(record.job_id, jobs or {})
+    finder = None if progress or not record.finder else record.of(record.finder)
+    if record.result:
+        ending = job is not None and job.live and record.intent.places == 1
+        return RunState("COMPLETED", live=False, job=job, ending=ending)
     if job is not None and job.live and not (finder and job.reason == _IN_VAIN):
-        waits = RunState(job.state, live=True, job=job, why=_waits_for(run, progress, job))
-        return _among_others(run, progress, job) or waits
+        waits = RunState(job.state, live=True, job=job, why=_waits_for(record, job))
+        return _among_others(record, job) or waits
     if finder and (why := has_no_rate(finder, jobs)):
         # Slurm removes such a job from the queue at its next scheduling pass.
         return RunState("CANCELLED", live=False, job=job, why=why)
-    if job is not None:
-        # A job that completed without writing a result has not finished the training.
-        state = "FAILED" if job.state == "COMPLETED" else job.state
-        why = (
-            _why(progress)
-            or dropped(run.submissions())
-            or (_along_with_canary(run) if state == "CANCELLED" and not progress else "")
-            or meaning_of(state).said()
-            or (_(_INTERRUPTED) if progress.state == Stage.INTERRUPTED else "")
-        )
-        return RunState(state, live=False, job=job, why=why or _exit(job) or _(_SILENT))
-    return _state_on_record(run, progress, slurm_answers=jobs is not None)
+    if job is None:
+        return _state_on_record(record, slurm_answers=jobs is not None)
+    # A job that completed without writing a result has not finished the training.
+    state = "FAILED" if job.state == "COMPLETED" else job.state
+    why = (
+        _why(progress)
+        or dropped(record.events)
+        or (_along_with_canary(record) if state == "CANCELLED" and not progress else "")
+        or meaning_of(state).said()
+        or (_(_INTERRUPTED) if progress.state == Stage.INTERRUPTED else "")
+    )
+    return RunState(state, live=False, job=job, why=why or _exit(job) or _(_SILENT))
 
 
-def _damaged(run: RunDir, jobs: Mapping[str, Job] | None, why: str) -> RunState:
+def _damaged(record: RunRecord, jobs: Mapping[str, Job] | None, why: str) -> RunState:
     """Return the state of a run with damaged records, live if Slurm has the job that they name, if they name one."""
     try:
-        job = None if run.pulled() else _job_of(last_job_id(run), jobs or {})
+        job = None if record.pulled else _job_of(record.job_id, jobs or {})
     except OSError:
         job = None
     return RunState(damage.DAMAGED, live=job is not None and job.live, job=job, why=why)
 
 
-def _state_when_pulled(run: RunDir, progress: ProgressRecord, pulled: Mapping[str, Any]) -> RunState:
+def _state_when_pulled(record: RunRecord) -> RunState:
     """Return a pulled copy's state from its records alone: its job is another machine's, and may have progressed."""
-    if run.result():
+    if record.result:
         return RunState("COMPLETED", live=False, job=None)
+    progress, pulled = record.progress, record.pulled
     ended = {Stage.FAILED: ("FAILED", _why(progress)), Stage.INTERRUPTED: ("INTERRUPTED", _(_INTERRUPTED))}
     state, why = ended.get(progress.state, ("RUNNING" if progress else "UNKNOWN", ""))
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(float(pulled.get("time", 0))))
@@ -133,23 +129,18 @@ def _job_of(job_id: str, jobs: Mapping[str, Job]) -> Job | None:
     return jobs.get(job_id) or (whole if whole is not None and not whole.live else None)
 
 
-def _among_others(run: RunDir, progress: ProgressRecord, job: Job) -> RunState | None:
+def _among_others(record: RunRecord, job: Job) -> RunState | None:
     """Return the state of a packed run that has failed while its job still runs; None if not packed or not failed."""
-    if _is_alone(run):
+    if record.intent.places == 1 or record.progress.state != Stage.FAILED:
         return None
-    return RunState("FAILED", live=False, job=job, why=_why(progress)) if progress.state == Stage.FAILED else None
+    return RunState("FAILED", live=False, job=job, why=_why(record.progress))
 
 
-def _is_alone(run: RunDir) -> bool:
-    """Whether the run has its job alone, not packed with other runs."""
-    return last_intent(run).places == 1
-
-
-def _waits_for(run: RunDir, progress: ProgressRecord, job: Job) -> str:
+def _waits_for(record: RunRecord, job: Job) -> str:
     """Return what a queued job waits for, or why the run failed if Slurm has not ended its job yet."""
-    if progress.state == Stage.FAILED:
-        return _why(progress)
-    intent = last_intent(run)
+    if record.progress.state == Stage.FAILED:
+        return _why(record.progress)
+    intent = record.intent
     if job.reason == _WAITS and intent.canary:
         return _("held until {canary} has lived through its first epoch", canary=intent.canary)
     if job.reason == _WAITS and intent.finder:
@@ -158,9 +149,9 @@ def _waits_for(run: RunDir, progress: ProgressRecord, job: Job) -> str:
     return means.said() if means.held or not job.reason else job.reason
 
 
-def has_no_rate(finder: RunDir, jobs: Mapping[str, Job] | None) -> str:
+def has_no_rate(finder: RunRecord, jobs: Mapping[str, Job] | None) -> str:
     """Return why this finder will never give a learning rate; empty if it may, or if Slurm does not answer."""
-    if jobs is None or finder.result() or (state := state_of(finder, jobs)).live:
+    if jobs is None or finder.result or (state := state_of(finder, jobs)).live:
         return ""
     told = f"{state.state}: {state.why}" if state.why else state.state
     return _(
@@ -177,10 +168,10 @@ def dropped(told: Sequence[Event]) -> str:
     return ""
 
 
-def _along_with_canary(run: RunDir) -> str:
+def _along_with_canary(record: RunRecord) -> str:
     """Return the reason for CANCELLED if the run's canary ended before its first epoch did; else empty."""
-    canary = last_intent(run).canary
-    if not canary or RunDir(run.path.parent / canary).has_lived():
+    canary = record.intent.canary
+    if not canary or record.of(canary).has_lived:
         return ""
     return _(
         "cancelled along with the canary {canary}, which ended before its first epoch did; the same command goes on",
@@ -188,31 +179,26 @@ def _along_with_canary(run: RunDir) -> str:
     )
 
 
-def last_intent(run: RunDir) -> Event:
-    """Return the intent of the run's last submission; without a kind if there was none."""
-    return events.last_intent(run.submissions())
-
-
-def _state_on_record(run: RunDir, progress: ProgressRecord, slurm_answers: bool) -> RunState:
+def _state_on_record(record: RunRecord, slurm_answers: bool) -> RunState:
     """Return the state according to the run directory, if Slurm does not know the job."""
-    told = run.submissions()
+    progress, told = record.progress, record.events
     if not told:
         return RunState("NOT_BEGUN", live=False, job=None, why=_(_NOT_BEGUN))
     if progress.state == Stage.FAILED:
         return RunState("FAILED", live=False, job=None, why=_why(progress))
     if progress.state == Stage.INTERRUPTED:
         return RunState("INTERRUPTED", live=False, job=None, why=_(_INTERRUPTED))
-    if killed := next((event for event in told if _is_kill(event, last_job_id(run))), None):
+    if killed := next((event for event in told if _is_kill(event, record.job_id)), None):
         why = _("killed by {signal}; the same command goes on", signal=killed.signal)
         return RunState("KILLED", live=False, job=None, why=why)
     if progress.state == Stage.RUNNING:
-        if _process_lives(run, progress.host, progress.pid):
+        if _process_lives(record.id, progress.host, progress.pid):
             return RunState("RUNNING", live=True, job=None)
         if not slurm_answers:
             return RunState("UNKNOWN", live=False, job=None, why=_("it was running when Slurm last answered"))
         return RunState("LOST", live=False, job=None, why=_(_SILENT))
     last = told[-1]
-    if last.kind == Kind.LOCAL and _process_lives(run, last.host, last.pid):
+    if last.kind == Kind.LOCAL and _process_lives(record.id, last.host, last.pid):
         return RunState("RUNNING", live=True, job=None)
     if last.kind == Kind.REFUSED:
         return RunState("REFUSED", live=False, job=None, why=last.message)
@@ -224,12 +210,12 @@ def _is_kill(event: Event, job_id: str) -> bool:
     return (event.kind, event.job_id) == (Kind.KILLED, job_id)
 
 
-def _process_lives(run: RunDir, host: str | None, pid: int | None) -> bool:
+def _process_lives(run_id: str, host: str | None, pid: int | None) -> bool:
     """Whether a local run's process is alive on this host; False for a process on another host."""
     if host != socket.gethostname():
         return False
     # Otherwise the process id now belongs to another process.
-    return os.fsencode(run.id) in _command_of(Path("/proc") / str(pid))
+    return os.fsencode(run_id) in _command_of(Path("/proc") / str(pid))
 
 
 def _command_of(process: Path) -> bytes:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner.runs import events, record_files, record_shapes
-from truba_runner.runs.events import Event, Kind
-from truba_runner.runs.run_directory import SWEEPS, RunDir, sweep_events_file
+from truba_runner.runs.events import SWEEPS, Event, Kind, sweep_events_file
+from truba_runner.runs.run_directory import RunDir
 from truba_runner.storage import safe_files
 from truba_runner.storage.files import finite, write_atomically
 
@@ -98,7 +98,7 @@ class SweepDir:
         """Return what `describe` wrote; empty if it is missing or damaged."""
         try:
             return record_files.read_object(self.path / "sweep.json", record_shapes.wrong_sweep)
-        except (OSError, record_files.Damaged):  # Counts as missing; `damage` reports what is wrong with it.
+        except (OSError, record_shapes.Damaged):  # Counts as missing; `damage` reports what is wrong with it.
             return {}
 
     def members(self) -> list[Member]:
@@ -134,7 +134,7 @@ def sharing(run: RunDir) -> list[RunDir]:
 
 
 def _last_array(run: RunDir) -> tuple[SweepDir | None, Event]:
-    intent = events.last_intent(run.submissions())
+    intent = run.record().intent
     return SweepDir.of(run.path.parent, intent.sweep) if intent.sweep else None, intent
 
 

@@ -21,14 +21,14 @@ from truba_runner.storage import safe_files
 def standing(search: SearchDir, jobs: Mapping[str, Job] | None) -> RunState:
     """Return a search's state: unless ended, RUNNING if a worker runs, else a worker's state, live ones first."""
     if why := damage.of_run(search):
-        jobs_of = [state_of(run, jobs) for run in job_runs(search)]
+        jobs_of = [state_of(run.record(), jobs) for run in job_runs(search)]
         return RunState(damage.DAMAGED, live=any(one.live for one in jobs_of), job=None, why=why)
     if search.result():
         return RunState("COMPLETED", live=False, job=None)
     state = read_state(search)
     if state.get("failed"):
         return RunState("FAILED", live=False, job=None, why=str(state["failed"]).splitlines()[0])
-    states = [state_of(run, jobs) for run in job_runs(search)]
+    states = [state_of(run.record(), jobs) for run in job_runs(search)]
     live = [one for one in states if one.live]
     running = sum(one.state == "RUNNING" for one in live)
     if live:

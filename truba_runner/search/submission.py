@@ -317,7 +317,7 @@ def _here(search: SearchDir, prepared: Prepared) -> Outcome:
     from truba_runner.submission.local import see_through, start_here
 
     with folder_lock.lock(search.path.parent):
-        worker = None if state_of(prepared.run, {}).live else start_here(prepared)
+        worker = None if state_of(prepared.run.record(), {}).live else start_here(prepared)
     if worker is None:
         print(_("the search runs already, as {job_id}", job_id=last_job_id(prepared.run)), file=sys.stderr)
         return Outcome(search.id, str(search.path), "running")

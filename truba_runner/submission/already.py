@@ -72,7 +72,7 @@ def _live(runs: Sequence[RunDir]) -> set[str]:
             run=runs[0].id,
         )
         raise Failed(told) from error
-    return {run.id for run in runs if state_of(run, queue).live}
+    return {run.id for run in runs if state_of(run.record(), queue).live}
 
 
 def _outcome(run: RunDir, action: str) -> Outcome:

@@ -149,7 +149,7 @@ def _why_not(run: RunDir, outcome: Outcome) -> str:
     """Say why there is no result, without repeating an error that the log has just shown."""
     if outcome.why:
         return _("{run} is not over: {why}", run=run.id, why=outcome.why)
-    state = state_of(run, {})
+    state = state_of(run.record(), {})
     if state.state in {"INTERRUPTED", "KILLED"}:
         return _("{run} was {why}", run=run.id, why=state.why)
     error = run.progress().error

@@ -6,8 +6,8 @@ import time
 from dataclasses import replace
 
 from truba_runner.runs import events
-from truba_runner.runs.events import Event, Kind, last_intent
-from truba_runner.runs.run_directory import RunDir, sweep_events_file
+from truba_runner.runs.events import Event, Kind, last_intent, sweep_events_file
+from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm import jobs
 
 # The job of an interrupted sbatch appears in the queue within this time.

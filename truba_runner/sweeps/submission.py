@@ -49,7 +49,7 @@ def through_slurm(runs: Sequence[Prepared], sweep: SweepDir, describe: Callable[
             if (done := begun[prepared.run.id]) is None:
                 wanted.append(prepared)
             outcomes[prepared.run.id] = done or Outcome(prepared.run.id, str(prepared.run.path), "submitted")
-        if runs[0].run.has_lived():
+        if runs[0].run.record().has_lived:
             # The canary's job cannot do it on sites whose compute nodes may not change jobs.
             canary.release(sweep, runs[0].run.id)
         places = _send_finders(wanted, sweep, held)
@@ -176,7 +176,7 @@ def _settled(runs: Sequence[Prepared]) -> Mapping[str, Outcome | None]:
 
 def _with_canary(first: Prepared, wanted: Sequence[Prepared], sweep: SweepDir) -> list[ArraySubmission]:
     """Return the arrays for these runs; if the sweep's first run is a canary, the other arrays wait for it."""
-    if not first.experiment.sweep.canary or first.run.has_lived():
+    if not first.experiment.sweep.canary or first.run.record().has_lived:
         return _arrays(wanted, sweep)
     others = [prepared for prepared in wanted if prepared.run.id != first.run.id]
     waiting = [replace(array, canary=first.run.id, canary_job="CANARY") for array in _arrays(others, sweep)]

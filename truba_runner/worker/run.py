@@ -76,12 +76,12 @@ def _main(run: RunDir, here: job_environment.Allocation, interruption: Interrupt
         progress.epoch_watcher = canary.watcher(run)
         if here.rank == 0:
             # Only rank 0 has just recorded which start this is; the others end with it.
-            progress.watcher = drill.saboteur(experiment.drill, start=restarts.account(run)["restarts"])
+            progress.watcher = drill.saboteur(experiment.drill, start=restarts.account(run.submissions())["restarts"])
         with interruption.recognised():
             result = _train(experiment, run, progress, here, interruption, code)
         interruption.decided()
         if here.rank == 0:
-            record = {"data": _data_record(experiment), "job_id": here.job_id, **restarts.account(run)}
+            record = {"data": _data_record(experiment), "job_id": here.job_id, **restarts.account(run.submissions())}
             record.update(verify.record(run))
             verify.forget(run, here)
             warned = {"warning": progress.record.warning} if progress.record.warning else {}

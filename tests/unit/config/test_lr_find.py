@@ -221,7 +221,7 @@ def test_each_training_waits_for_the_task_of_its_own_number(experiment: Compose,
     assert all(bool(slurm.option(job_id, "kill-on-invalid-dep")) == (job_id > "2") for job_id in slurm.scripts)
     last = runs[-1].run
     assert (last.submissions()[-1].kind, last.submissions()[-1].job_id) == (Kind.SUBMITTED, "5_1")
-    assert last.finder() == runs[1].finder.run and state_of(last, slurm.jobs).live  # type: ignore[union-attr]
+    assert last.finder() == runs[1].finder.run and state_of(last.record(), slurm.jobs).live  # type: ignore[union-attr]
     # Again: all of it is there.
     submit(runs)
     assert len(slurm.scripts) == 5
@@ -235,9 +235,9 @@ def test_only_what_is_missing_is_submitted_again(experiment: Compose, slurm: Slu
     finders[0].run.write_result({"suggestions": {}})
     slurm.jobs.update({name: Job(name, "CANCELLED") for name in ("2_0", "2_1", "2_2")})
     slurm.jobs.update({"1_0": Job("1_0", "COMPLETED"), "1_1": Job("1_1", "FAILED", exit_code="1:0")})
-    why = state_of(runs[1].run, slurm.jobs).why
+    why = state_of(runs[1].run.record(), slurm.jobs).why
     assert why.startswith(f"its learning-rate finder {finders[1].run.id} is FAILED: exit code 1:0; the same command")
-    assert state_of(runs[2].run, slurm.jobs).why == "cancelled; the same command goes on"
+    assert state_of(runs[2].run.record(), slurm.jobs).why == "cancelled; the same command goes on"
     submit(runs)
     assert {job_id: told for job_id, told in slurm.told().items() if job_id > "2"} == {
         "3": ("0-0%1", ""), "4": ("0-0%1", "aftercorr:3"), "5": ("2%1", "aftercorr:1"), "6": ("0-0%1", ""),
@@ -253,10 +253,10 @@ def test_one_that_waits_in_vain_is_not_waited_for(experiment: Compose, slurm: Sl
     (run,) = runs_of(experiment, tmp_path / "runs", [])
     submit([run])
     slurm.jobs["2_0"] = Job("2_0", "PENDING", reason="Dependency")
-    assert state_of(run.run, slurm.jobs).why == f"waits for its learning-rate finder {run.finder.run.id}"  # type: ignore[union-attr]
+    assert state_of(run.run.record(), slurm.jobs).why == f"waits for its learning-rate finder {run.finder.run.id}"  # type: ignore[union-attr]
     slurm.jobs["1_0"] = Job("1_0", "CANCELLED")
     slurm.jobs["2_0"] = Job("2_0", "PENDING", reason="DependencyNeverSatisfied")
-    told = state_of(run.run, slurm.jobs)
+    told = state_of(run.run.record(), slurm.jobs)
     assert (told.state, told.live) == ("CANCELLED", False) and "is CANCELLED: cancelled; " in told.why
 
 

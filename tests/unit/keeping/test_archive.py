@@ -17,7 +17,8 @@ from truba_runner.errors import Failed
 from truba_runner.keeping import archive
 from truba_runner.runs.checkpoints import CheckpointStore, Position
 from truba_runner.runs.events import Event, Kind
-from truba_runner.runs.run_directory import PULLED, RunDir
+from truba_runner.runs.record_files import PULLED
+from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.sweep_directory import Member, SweepDir
 
 DAY_SECONDS = 86_400

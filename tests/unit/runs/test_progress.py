@@ -266,10 +266,10 @@ def test_a_damaged_checkpoint_that_is_passed_over_costs_the_steps_up_to_the_one_
     progress.stand_at(Position(1, 80))
     progress.update()
     run.append_submission(Event(Kind.RESTORED, position=[1, 80], seconds=0.5))
-    assert restarts.account(run)["steps_lost"] == 10 + 70
+    assert restarts.account(run.submissions())["steps_lost"] == 10 + 70
     progress = started(run, Position(1, 80))  # Killed before its first step.
     run.append_submission(Event(Kind.RESTORED, position=[1, 80], seconds=0.5))
-    assert restarts.account(run)["steps_lost"] == 80, "none of them is counted again"
+    assert restarts.account(run.submissions())["steps_lost"] == 80, "none of them is counted again"
 
 
 def test_how_a_run_ended_is_told_where_the_disk_has_no_room_for_a_new_file(
@@ -285,7 +285,7 @@ def test_how_a_run_ended_is_told_where_the_disk_has_no_room_for_a_new_file(
     assert run.progress().epoch == 1
     progress.record = replace(progress.record, metrics={})
     progress.update(state="failed", error={"type": "Failed", "message": "the disk is full"})
-    assert rows.row(run, {})["state"] == "FAILED" and "the disk is full" in rows.row(run, {})["why"]
+    assert rows.row(run.record(), {})["state"] == "FAILED" and "the disk is full" in rows.row(run.record(), {})["why"]
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
@@ -299,9 +299,9 @@ def test_a_loss_that_is_no_number_is_warned_of_once(
     progress.epoch_end(3, 10, {"loss": loss})
     warned = capsys.readouterr().err
     assert warned.count("WARNING") == 1 and f"the training loss is {loss} at the end of epoch 2" in warned
-    assert "at the end of epoch 2" in rows.row(run, {"7": Job("7", "RUNNING")})["why"]
+    assert "at the end of epoch 2" in rows.row(run.record(), {"7": Job("7", "RUNNING")})["why"]
     run.write_result({"metrics": {}, "warning": progress.record.warning})
-    assert "at the end of epoch 2" in rows.row(run, {})["why"]
+    assert "at the end of epoch 2" in rows.row(run.record(), {})["why"]
 
 
 def test_the_warning_stands_in_the_result(

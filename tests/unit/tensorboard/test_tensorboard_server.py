@@ -348,16 +348,16 @@ def test_where_there_is_a_browser_only_this_machine_can_ask(monkeypatch: pytest.
 def test_a_copys_state_is_that_of_its_records(tmp_path: Path) -> None:
     run = made(tmp_path, "mnist-0000000a", 1)
     (run.path / "pulled.json").write_text('{"from": "arf", "time": 0}')
-    assert state_of(run, None).state == "UNKNOWN"
+    assert state_of(run.record(), None).state == "UNKNOWN"
     run.write_progress(progress_from({"state": "running", "job_id": "1"}))
-    seen = state_of(run, None)
+    seen = state_of(run.record(), None)
     assert (seen.state, seen.live) == ("RUNNING", False) and "as it was at arf" in seen.why
     run.write_progress(
         progress_from({"state": "failed", "job_id": "1", "error": {"type": "Failed", "message": "no disk"}})
     )
-    assert state_of(run, {}).state == "FAILED" and state_of(run, {}).why.startswith("no disk; ")
+    assert state_of(run.record(), {}).state == "FAILED" and state_of(run.record(), {}).why.startswith("no disk; ")
     run.write_result({"metrics": {}})
-    assert state_of(run, None).state == "COMPLETED"
+    assert state_of(run.record(), None).state == "COMPLETED"
 
 
 def no_jobs(runs: Sequence[RunDir]) -> Mapping[str, Job]:

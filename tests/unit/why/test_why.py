@@ -174,7 +174,7 @@ def ended(run: RunDir, state: str = "FAILED", exit_code: str = "1:0", **fields: 
         **fields,
     }
     job = Job("7", state.split()[0], "akya-cuda", exit_code=exit_code, time_limit="01:00:00")
-    case = Case(run, state_of(run, {"7": job}), "7", run.submissions()[0], starts=[Start(row)])
+    case = Case(run, state_of(run.record(), {"7": job}), "7", run.submissions()[0], starts=[Start(row)])
     return diagnose(case, look_closer=False)
 
 
@@ -182,7 +182,7 @@ def waiting(run: RunDir, reason: str, starts: int = 0, **queued: str) -> Case:
     job = Job("7", "PENDING", "akya-cuda", reason)
     earlier = [Start({"JobID": "7", "State": "REQUEUED", "ExitCode": "0:0"})] * starts
     told = {"reason": reason, "account": "ayse", **queued}
-    return Case(run, state_of(run, {"7": job}), "7", run.submissions()[0], told, earlier)
+    return Case(run, state_of(run.record(), {"7": job}), "7", run.submissions()[0], told, earlier)
 
 
 def test_the_exception_on_record_counts_before_the_log(run: RunDir) -> None:
