@@ -43,20 +43,20 @@ def of_run(run: RunDir) -> str:
 def of_record(record: RunRecord) -> str:
     """Describe the first problem in a run's records and config, read into `record`; empty if there is none."""
     if record.wrong is None:
-        config = record.path / "run.yaml"
-        record.wrong = _of_folder(record) or _of_sweeps(record.path) or _of_config(config, _seen(config))
+        looks = [partial(_config, record.path / "run.yaml")]
+        record.wrong = _of_folder(record) or _of_sweeps(record) or _first_wrong(looks)
     return record.wrong
 
 
 def of_records(run: RunDir) -> str:
     """Describe the first problem in a run's records, ignoring its config; empty if there is none."""
     seen = tuple(_seen(run.path / name) for name in ("", *_OBJECTS, *_OTHERS))
-    return _of_run(run.path, seen) or _of_sweeps(run.path)
+    return _of_run(run.path, seen) or _of_sweeps(run.record())
 
 
 def of_submissions(run: RunDir) -> str:
     """Describe the first problem in the records of a run's submissions alone; empty if there is none."""
-    return _first_wrong([partial(_events, run.submissions_file)]) or _of_sweeps(run.path)
+    return _first_wrong([partial(_events, run.submissions_file)]) or _of_sweeps(run.record())
 
 
 def of_sweep(path: Path) -> str:
@@ -93,10 +93,10 @@ def submissions(run: RunDir) -> list[Event]:
         return []
 
 
-def _of_sweeps(path: Path) -> str:
+def _of_sweeps(record: RunRecord) -> str:
     """Describe the first problem in the event files of the sweeps that submitted this run."""
-    named = dict.fromkeys(event.sweep for event in events.read(path / "submissions.jsonl") if event.sweep)
-    files = (sweep_events_file(path.parent, sweep) for sweep in named)
+    named = dict.fromkeys(event.sweep for event in record.own_events[0] if event.sweep)
+    files = (sweep_events_file(record.path.parent, sweep) for sweep in named)
     return next(filter(None, map(_of_events, files)), "")
 
 
@@ -122,7 +122,7 @@ def _of_folder(record: RunRecord) -> str:
 
 def _looks(record: RunRecord) -> Iterator[Callable[[], object]]:
     """Yield a function for each record of a run that reads it, and raises if it is damaged."""
-    yield partial(_events, record.path / "submissions.jsonl")
+    yield lambda: _check(*record.own_events, "submissions.jsonl")
     for name, wrong in _OBJECTS.items():
         yield partial(record.whole, name, wrong)
     yield lambda: record.history
@@ -134,13 +134,17 @@ def _looks(record: RunRecord) -> Iterator[Callable[[], object]]:
 
 
 def _events(file: Path) -> None:
-    found, why = events.examined(file)
+    _check(*events.examined(file), file.name)
+
+
+def _check(found: Iterable[Event], why: str, name: str) -> None:
+    """Raise if `why` says what is wrong with a file's events, or one that was found names a path as a finder."""
     if why:
         raise Damaged(why)
     for event in found:
         if event.finder and not record_shapes.is_plain(event.finder):
             what = f"finder={event.finder!r}"
-            raise Damaged(_("{file} holds {what}", file=file.name, what=what))
+            raise Damaged(_("{file} holds {what}", file=name, what=what))
 
 
 def _config(file: Path) -> None:

@@ -212,17 +212,13 @@ def sweep_events_file(runs_folder: Path, sweep: str) -> Path:
     return runs_folder / SWEEPS / sweep / "submissions.jsonl"
 
 
-def of_run(file: Path) -> list[Event]:
-    """Return a run's events, oldest first, completed by those of its job arrays in the records of its sweeps.
+def with_arrays(own: Sequence[Event], runs_folder: Path) -> list[Event]:
+    """Return a run's events, given those of its own file, with those of its job arrays in the records of its sweeps.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file of a sweep cannot be read.
     """
-    own = read(file)
-    if not any(event.sweep for event in own):
-        return own
-    in_arrays = ([event] if not event.sweep else _from_sweep(file.parent.parent, event) for event in own)
-    return [event for some in in_arrays for event in some]
+    return [one for event in own for one in (_from_sweep(runs_folder, event) if event.sweep else [event])]
 
 
 def _from_sweep(runs_folder: Path, intent: Event) -> list[Event]:

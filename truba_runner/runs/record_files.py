@@ -83,9 +83,18 @@ class RunRecord:
     # -- submissions -------------------------------------------------------------------------------------------
 
     @cached_property
+    def own_events(self) -> tuple[list[Event], str]:
+        """The events of the run's own file, and what is wrong with the first invalid one; empty if nothing is.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        return events.examined(self.path / "submissions.jsonl")
+
+    @cached_property
     def events(self) -> list[Event]:
         """All events, oldest first, completed by those of the run's job arrays."""
-        return events.of_run(self.path / "submissions.jsonl")
+        return events.with_arrays(self.own_events[0], self.path.parent)
 
     @cached_property
     def intent(self) -> Event:
