@@ -29,7 +29,7 @@ from truba_runner.storage import folder_lock, private
 from truba_runner.storage.shared_lock import lock_for
 from truba_runner.submission import messages
 from truba_runner.submission.already import already
-from truba_runner.submission.outcome import Outcome
+from truba_runner.submission.outcome import Action, Outcome
 from truba_runner.submission.prepared import Prepared, prepare_directory
 from truba_runner.submission.submission import Submission, warn_of_cost
 
@@ -256,16 +256,16 @@ def launch(prepared: Prepared) -> Outcome:
     found = workers(experiment, search, prepared)
     if experiment.dry_run:
         messages.dry_run([WorkersSubmission(found[0], search=search, workers=found)])
-        return Outcome(search.id, str(search.path), "dry_run")
+        return Outcome(search.id, str(search.path), Action.DRY_RUN)
     if search.result():
         messages.changed_code([replace(prepared, run=RunDir(search.path))])
-        outcome = Outcome(search.id, str(search.path), "finished")
+        outcome = Outcome(search.id, str(search.path), Action.FINISHED)
     else:
         _make(search, prepared)
         runs_folders.remember(search.path.parent)
         outcome = _through_slurm(search, found) if experiment.cluster.scheduler == "slurm" else _here(search, found[0])
     messages.came_of_it(outcome)
-    if outcome.action in {"submitted", "running"}:
+    if outcome.action in {Action.SUBMITTED, Action.RUNNING}:
         print(f"  truba status {search.id}")
     return outcome
 
@@ -306,7 +306,7 @@ def _through_slurm(search: SearchDir, found: Sequence[Prepared]) -> Outcome:
             messages.submitted(submission, job_id)
     if there:
         print(_("{count} of {all} workers are in the queue or running already", count=len(there), all=len(found)))
-    return Outcome(search.id, str(search.path), "submitted" if wanted else "running", job_id or _jobs(found))
+    return Outcome(search.id, str(search.path), Action.SUBMITTED if wanted else Action.RUNNING, job_id or _jobs(found))
 
 
 def _jobs(found: Sequence[Prepared]) -> str:
@@ -320,8 +320,8 @@ def _here(search: SearchDir, prepared: Prepared) -> Outcome:
         worker = None if state_of(prepared.run.record(), {}).live else start_here(prepared)
     if worker is None:
         print(_("the search runs already, as {job_id}", job_id=last_job_id(prepared.run)), file=sys.stderr)
-        return Outcome(search.id, str(search.path), "running")
+        return Outcome(search.id, str(search.path), Action.RUNNING)
     stopped = see_through(prepared, worker)
-    action = "trained" if search.result() else "failed"
-    why = "" if action == "trained" else overview.standing(search, {}).why
+    action = Action.TRAINED if search.result() else Action.FAILED
+    why = "" if action == Action.TRAINED else overview.standing(search, {}).why
     return Outcome(search.id, str(search.path), action, last_job_id(prepared.run), stopped, why)

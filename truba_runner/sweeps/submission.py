@@ -20,7 +20,7 @@ from truba_runner.slurm import capacity
 from truba_runner.storage import folder_lock
 from truba_runner.submission import messages
 from truba_runner.submission.already import settled
-from truba_runner.submission.outcome import Outcome
+from truba_runner.submission.outcome import Action, Outcome
 from truba_runner.submission.prepared import Prepared
 from truba_runner.submission.submission import warn_of_cost
 from truba_runner.sweeps.array import ArraySubmission
@@ -48,7 +48,7 @@ def through_slurm(runs: Sequence[Prepared], sweep: SweepDir, describe: Callable[
         for prepared in each:
             if (done := begun[prepared.run.id]) is None:
                 wanted.append(prepared)
-            outcomes[prepared.run.id] = done or Outcome(prepared.run.id, str(prepared.run.path), "submitted")
+            outcomes[prepared.run.id] = done or Outcome(prepared.run.id, str(prepared.run.path), Action.SUBMITTED)
         if runs[0].run.record().has_lived:
             # The canary's job cannot do it on sites whose compute nodes may not change jobs.
             canary.release(sweep, runs[0].run.id)
@@ -125,7 +125,7 @@ def _send_finders(wanted: Sequence[Prepared], sweep: SweepDir, held: int) -> Pla
     for finder in needed:
         if (done := begun[finder.run.id]) is None:
             missing.append(finder)
-        elif done.action == "running":
+        elif done.action == Action.RUNNING:
             job_id, _sign, number = done.job_id.partition("_")
             if not number:
                 raise Failed(
