@@ -15,6 +15,7 @@ from truba_runner.report.page import Block, Facts, Picture, Rows, Section, Sente
 from truba_runner.runs import damage, restarts
 from truba_runner.runs.events import Kind
 from truba_runner.runs.record_files import RunRecord
+from truba_runner.runs.record_shapes import ResultRecord
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import state_of
 from truba_runner.runs.sweep_directory import SweepDir, sharing
@@ -52,14 +53,14 @@ def of_run(run: RunDir, jobs: Mapping[str, Job] | None) -> list[Section]:
         [
             (_("state"), state.state),
             (_("why"), state.why),
-            (_("missing"), " ".join(result.get("notes", []))),
+            (_("missing"), " ".join(result.notes)),
             (_("epoch"), epochs if progress else ""),
             *_timing(record),
         ]
     )
     return [
         Section(_("Standing"), [standing]),
-        Section(_("Metrics"), [_metrics(result.get("metrics") or progress.metrics)]),
+        Section(_("Metrics"), [_metrics(result.metrics or progress.metrics)]),
         Section(_("Cost"), [Facts(_cost(_uses([run]).values()))]),
         Section(_("Pictures"), _pictures(run)),
         Section(_("Epochs"), [_history(record)]),
@@ -84,7 +85,7 @@ def of_search(search: SearchDir, jobs: Mapping[str, Job] | None) -> list[Section
         ]
         for one in trials
     ]
-    best, metrics = [search.best(trial["trial"]) for trial in trials[:1]], search.result().get("metrics", {})
+    best, metrics = [search.best(trial["trial"]) for trial in trials[:1]], search.record().result.metrics
     best = damage.sound(run for run in best if run.path.exists())
     return [
         Section(
@@ -94,7 +95,7 @@ def of_search(search: SearchDir, jobs: Mapping[str, Job] | None) -> list[Section
         Section(_("Best model"), [_metrics(metrics), *(picture for run in best for picture in _pictures(run))]),
         Section(_("Trials"), [Rows([_("trial"), _("state"), *names, _("score"), _("why")], rows)]),
         Section(_("Cost"), [Facts(_cost(_uses(overview.job_runs(search)).values()))]),
-        Section(_("Environment"), [_environment(search.record(), search.result())]),
+        Section(_("Environment"), [_environment(search.record(), search.record().result)]),
         Section(_("Config"), [_config(search)]),
         _acknowledgement(search),
     ]
@@ -113,6 +114,7 @@ def of_sweep(sweep: SweepDir, jobs: Mapping[str, Job] | None) -> list[Section]:
     after = [_("state"), _("epoch"), shown.metric, best_of, _("core-hours"), _("why")]
     headings = [_("run"), *shown.keys, *found, *after]
     best = next((runs[row.run] for row in rows if shown.best(row) is not None and row.run in runs), None)
+    result = best.record().result if best else ResultRecord()
     first = next((run for run in runs.values() if run.exists()), None)
     return [
         Section(_("Runs"), [Rows(headings, cells)]),
@@ -120,7 +122,10 @@ def of_sweep(sweep: SweepDir, jobs: Mapping[str, Job] | None) -> list[Section]:
         Section(_("Over the values"), _sweep_pictures(shown)),
         Section(_("Cost"), [Facts(_cost(uses.values()))]),
         Section(_("The best run, {run}", run=best.id) if best else "", _best_run(best) if best else []),
-        Section(_("Environment"), [_environment(first.record(), best.result() if best else {})] if first else []),
+        Section(
+            _("Environment"),
+            [_environment(first.record(), result)] if first else [],
+        ),
         *([_acknowledgement(first)] if first else []),
     ]
 
@@ -147,21 +152,21 @@ def _run_cells(shown: Table, row: Row, use: Use | None) -> list[str]:
 
 
 def _best_run(run: RunDir) -> list[Block]:
-    return [_metrics(run.result().get("metrics", {})), *_pictures(run), _config(run)]
+    return [_metrics(run.record().result.metrics), *_pictures(run), _config(run)]
 
 
 def _timing(record: RunRecord) -> list[tuple[str, str]]:
     events, account, result = record.events, restarts.account(record.events), record.result
     times = [event.time for event in events if event.time]
-    seconds = result.get("seconds_training")
+    seconds = result.seconds_training
     return [
         (_("first submitted"), _moment(min(times)) if times else ""),
         (_("restarts"), str(account["restarts"])),
         (_("steps trained again"), str(account["steps_lost"])),
         (_("seconds training"), "" if seconds is None else f"{seconds:,.1f}"),
         (_("seconds restoring"), f"{account['seconds_restoring']:,.1f}"),
-        (_("parameters"), f"{result['parameters']:,}" if "parameters" in result else ""),
-        (_("SHA-256 of the weights"), str(result.get("weights_sha256", ""))),
+        (_("parameters"), "" if result.parameters is None else f"{result.parameters:,}"),
+        (_("SHA-256 of the weights"), result.weights_sha256),
     ]
 
 
@@ -246,10 +251,10 @@ def _starts(record: RunRecord) -> Rows:
     return Rows([_("when"), _("job"), _("node"), _("began at")], rows)
 
 
-def _environment(record: RunRecord, result: Mapping[str, Any]) -> Facts:
+def _environment(record: RunRecord, result: ResultRecord) -> Facts:
     submitted = record.submitted
     request, git = submitted.request, submitted.git
-    versions = {**submitted.versions, **result.get("versions", {})}
+    versions = {**submitted.versions, **result.versions}
     commit = git.get("commit", "")
     if git.get("dirty"):
         commit = _("{commit}, with changes that are in no commit", commit=commit)
@@ -259,8 +264,8 @@ def _environment(record: RunRecord, result: Mapping[str, Any]) -> Facts:
             (_("its SHA-256"), submitted.job_sha256),
             (_("git commit"), commit),
             *((name, str(version)) for name, version in versions.items()),
-            (_("devices"), ", ".join(result.get("devices", []))),
-            (_("data"), str(result.get("data", {}).get("name", ""))),
+            (_("devices"), ", ".join(result.devices)),
+            (_("data"), str(result.data.get("name", ""))),
             (_("partition"), str(request.get("partition", ""))),
             (_("nodes"), str(request.get("nodes", ""))),
             (_("GPUs a node"), str(request.get("gpus") or "")),

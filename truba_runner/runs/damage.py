@@ -17,6 +17,7 @@ from truba_runner.runs.events import Event, sweep_events_file
 from truba_runner.runs.record_files import PULLED, RunRecord
 from truba_runner.runs.record_shapes import Damaged
 from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.sweep_directory import wrong_sweep
 from truba_runner.storage import safe_files
 
 # State of a run whose records cannot be trusted.
@@ -63,7 +64,7 @@ def of_sweep(path: Path) -> str:
     """Describe the first problem in the records of the sweep in this folder; empty if there is none."""
     if not safe_files.is_folder(path):
         return _("{folder} is no folder", folder=path.name)
-    looks = [partial(record_files.read_object, path / "sweep.json", record_shapes.wrong_sweep)]
+    looks = [partial(record_files.read_object, path / "sweep.json", wrong_sweep)]
     return _first_wrong(looks) or _of_events(path / "submissions.jsonl")
 
 

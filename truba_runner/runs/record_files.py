@@ -13,7 +13,16 @@ from typing import Any
 from truba_runner.language import _
 from truba_runner.runs import events, record_shapes
 from truba_runner.runs.events import Event, Kind
-from truba_runner.runs.record_shapes import Damaged, ProgressRecord, RateCurve, curve_from, parsed, progress_from
+from truba_runner.runs.record_shapes import (
+    Damaged,
+    ProgressRecord,
+    RateCurve,
+    ResultRecord,
+    curve_from,
+    parsed,
+    progress_from,
+    result_from,
+)
 from truba_runner.storage import safe_files
 
 # In a run directory copied from a login node: from where, and when.
@@ -147,10 +156,10 @@ class RunRecord:
         """
         return history(self.path / "history.csv")
 
-    @property
-    def result(self) -> dict[str, Any]:
-        """The run's result; empty until the run is finished, or if the record is damaged."""
-        return self._unless_damaged("result.json", record_shapes.wrong_result)
+    @cached_property
+    def result(self) -> ResultRecord:
+        """The run's result; without any value until the run is finished, or if the record is damaged."""
+        return result_from(self._unless_damaged("result.json", record_shapes.wrong_result))
 
     @property
     def pulled(self) -> dict[str, Any]:

@@ -233,6 +233,37 @@ class RateCurve:
     losses: Sequence[float | None] = checked(list_of(or_none(is_number)), ())
 
 
+@dataclass(frozen=True)
+class ResultRecord:
+    """What `result.json` holds: a run that has it is finished. False if there is none."""
+
+    # Of the last epoch, and of the evaluation at the end; None in place of NaN and infinity.
+    metrics: Mapping[str, float | None] = checked(_METRICS, {})
+    seconds_training: float | None = checked(or_none(is_finite), None)
+    # What the user should know, and what is missing from the result and why.
+    warning: str = checked(is_text, "")
+    notes: Sequence[str] = checked(list_of(is_text), ())
+    # Of the network: its kind, its number of parameters, and the SHA-256 of its weights.
+    model: str = checked(is_text, "")
+    parameters: int | None = checked(is_count, None)
+    weights_sha256: str = checked(is_text, "")
+    devices: Sequence[str] = checked(list_of(is_text), ())
+    versions: Mapping[str, str | None] = checked(map_of(or_none(is_text)), {})
+    # `name` and `file`.
+    data: Mapping[str, Any] = checked(record_of(name=is_text), {})
+    # The whole record, with what the backend, the search or the finder that wrote it has added.
+    entries: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        """Whether there is a result."""
+        return bool(self.entries)
+
+
+def result_from(record: Mapping[str, Any]) -> ResultRecord:
+    """Return the result of a record that `wrong_result` finds nothing wrong with."""
+    return ResultRecord(**_known(ResultRecord, record), entries=record)
+
+
 def progress_from(record: Mapping[str, Any]) -> ProgressRecord:
     """Return the progress of a record that `wrong_progress` finds nothing wrong with."""
     values = _known(ProgressRecord, record)
@@ -265,10 +296,7 @@ def wrong_progress(record: Mapping[str, Any]) -> str:
 
 def wrong_result(record: Mapping[str, Any]) -> str:
     """Describe what is wrong with a `result.json`; empty if nothing is."""
-    texts = dict.fromkeys(("weights_sha256", "warning", "model"), is_text)
-    lists = dict.fromkeys(("notes", "devices"), list_of(is_text))
-    more = {"versions": map_of(or_none(is_text)), "data": record_of(name=is_text), "parameters": is_count}
-    return wrong(record, [], {**texts, **lists, **more, "metrics": _METRICS, "seconds_training": or_none(is_finite)})
+    return wrong(record, [], checks_of(ResultRecord))
 
 
 def wrong_pulled(record: Mapping[str, Any]) -> str:
@@ -282,19 +310,6 @@ def wrong_curve(record: Mapping[str, Any]) -> str:
     if why := wrong(record, tuple(fields), fields):
         return why
     return "" if len(record["learning_rates"]) == len(record["losses"]) else "losses=?"
-
-
-def wrong_sweep(record: Mapping[str, Any]) -> str:
-    """Describe what is wrong with a `sweep.json`; empty if nothing is."""
-    member = record_of(("run", "values"), run=is_plain, values=map_of(is_scalar), finder=is_name, takes=is_text)
-    ends: Check = lambda value: is_text(value) and value in {"", "min", "max"}  # noqa: E731
-    fields = {"runs": list_of(member), "keys": list_of(is_text), "monitor": is_text, "mode": ends}
-    return wrong(record, ("runs",), fields) or _unknown_fields(record["runs"])
-
-
-def _unknown_fields(runs: Sequence[Mapping[str, Any]]) -> str:
-    unknown = {name for one in runs for name in one} - {"run", "values", "finder", "takes"}
-    return f"runs={sorted(unknown)}" if unknown else ""
 
 
 def wrong_state(record: Mapping[str, Any]) -> str:

@@ -189,8 +189,8 @@ class RunDir:
         write_atomically(self.path / "result.json", json_bytes(result))
 
     def result(self) -> dict[str, Any]:
-        """Return the run's result; empty until the run is finished, or if the record is damaged."""
-        return self.record().result
+        """Return all entries of the run's result; none until the run is finished, or if the record is damaged."""
+        return dict(self.record().result.entries)
 
     # -- learning rates ----------------------------------------------------------------------------------------
 

@@ -18,6 +18,18 @@ from typing import Any
 
 from truba_runner.runs import events, record_files, record_shapes
 from truba_runner.runs.events import SWEEPS, Event, Kind, sweep_events_file
+from truba_runner.runs.record_shapes import (
+    Check,
+    checked,
+    checks_of,
+    is_name,
+    is_plain,
+    is_scalar,
+    is_text,
+    list_of,
+    map_of,
+    record_of,
+)
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.storage import safe_files
 from truba_runner.storage.files import finite, write_atomically
@@ -27,11 +39,11 @@ from truba_runner.storage.files import finite, write_atomically
 class Member:
     """One run of a sweep: its id, and its value for each swept key."""
 
-    run: str
-    values: Mapping[str, Any]
+    run: str = checked(is_plain, "")
+    values: Mapping[str, Any] = checked(map_of(is_scalar), {})
     # The learning-rate finder's run, and which of its suggestions this run takes (valley/10); both empty if none.
-    finder: str = ""
-    takes: str = ""
+    finder: str = checked(is_name, "")
+    takes: str = checked(is_text, "")
 
 
 @dataclass(frozen=True)
@@ -97,7 +109,7 @@ class SweepDir:
     def description(self) -> dict[str, Any]:
         """Return what `describe` wrote; empty if it is missing or damaged."""
         try:
-            return record_files.read_object(self.path / "sweep.json", record_shapes.wrong_sweep)
+            return record_files.read_object(self.path / "sweep.json", wrong_sweep)
         except (OSError, record_shapes.Damaged):  # Counts as missing; `damage` reports what is wrong with it.
             return {}
 
@@ -136,6 +148,22 @@ def sharing(run: RunDir) -> list[RunDir]:
 def _last_array(run: RunDir) -> tuple[SweepDir | None, Event]:
     intent = run.record().intent
     return SweepDir.of(run.path.parent, intent.sweep) if intent.sweep else None, intent
+
+
+def wrong_sweep(record: Mapping[str, Any]) -> str:
+    """Describe what is wrong with a `sweep.json`; empty if nothing is."""
+    member = checks_of(Member)
+    ends = {"", "min", "max"}
+    fields: dict[str, Check] = {
+        "runs": list_of(record_of(("run", "values"), **member)),
+        "keys": list_of(is_text),
+        "monitor": is_text,
+        "mode": lambda value: is_text(value) and value in ends,
+    }
+    if why := record_shapes.wrong(record, ("runs",), fields):
+        return why
+    unknown = {name for one in record["runs"] for name in one} - member.keys()
+    return f"runs={sorted(unknown)}" if unknown else ""
 
 
 def identity(names: Iterable[str], content: Sequence[str]) -> str:

@@ -55,7 +55,7 @@ def row(search: SearchDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
         "steps_per_epoch": None,
         "trials_told": len(told),
         "trials_begun": len(state.get("trials", {})),
-        "metrics": search.result().get("metrics") or ({objective: best[0]["score"]} if best else {}),
+        "metrics": search.record().result.metrics or ({objective: best[0]["score"]} if best else {}),
         "elapsed": "",
         "time_limit": "",
         "restarts": None,

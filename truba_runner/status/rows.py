@@ -96,11 +96,11 @@ def row(record: RunRecord, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
         "epochs": progress.epochs,
         "step": progress.step,
         "steps_per_epoch": progress.steps_per_epoch,
-        "metrics": result.get("metrics") or progress.metrics,
+        "metrics": result.metrics or progress.metrics,
         "elapsed": job.elapsed if job else _own_clock(progress),
         "time_limit": job.time_limit if job else slurm_time(asked["time_minutes"]) if "time_minutes" in asked else "",
         "restarts": restarts.account(record.events)["restarts"],
-        "why": state.why or str(result.get("warning") or progress.warning) or " ".join(result.get("notes", [])),
+        "why": state.why or result.warning or progress.warning or " ".join(result.notes),
         "directory": str(record.path),
     }
 

@@ -227,7 +227,7 @@ def _row(sweep: SweepDir, member: Member, jobs: Mapping[str, Job] | None) -> Row
         # Without Slurm, the run is created only after its finder has finished.
         waits = _("waits for its learning-rate finder {finder}", finder=finder.id)
         state = replace(state, why=has_no_rate(finder, jobs) or waits)
-    metrics = record.result.get("metrics") or progress.metrics
+    metrics = record.result.metrics or progress.metrics
     return Row(
         run=run.id,
         values=member.values,

@@ -138,9 +138,9 @@ def came_of_it(outcome: Outcome) -> None:
     elif outcome.action == Action.FINISHED:
         print(_("{run} was finished before; fresh=true trains it anew beside the old one", run=run.id))
     if outcome.action in {Action.FINISHED, Action.TRAINED}:
-        result = run.result()
-        values = format_metrics(result.get("metrics", {}))
-        about = _("(data: {name})", name=result.get("data", {}).get("name", "?"))
+        result = run.record().result
+        values = format_metrics(result.metrics)
+        about = _("(data: {name})", name=result.data.get("name", "?"))
         print(f"{run.id}: {values}  {about}")
     if outcome.action == Action.FAILED:
         print(_why_not(run, outcome), file=sys.stderr)

@@ -115,7 +115,7 @@ def _value(outcome: Outcome, experiment: Experiment) -> Any:
     metric = experiment.launcher.metric
     if not metric or outcome.action not in {Action.TRAINED, Action.FINISHED}:
         return outcome
-    metrics = RunDir(Path(outcome.run_dir)).result().get("metrics", {})
+    metrics = RunDir(Path(outcome.run_dir)).record().result.metrics
     if metric not in metrics:
         rule = _("the result has no such metric.")
         return Refused(Problem(f"launcher.metric={metric}", rule, nearest(metric, metrics)))
