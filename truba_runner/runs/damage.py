@@ -123,14 +123,15 @@ def _of_folder(record: RunRecord) -> str:
 
 def _looks(record: RunRecord) -> Iterator[Callable[[], object]]:
     """Yield a function for each record of a run that reads it, and raises if it is damaged."""
+    names = record.names
     yield lambda: _check(*record.own_events, "submissions.jsonl")
     for name, wrong in _OBJECTS.items():
         yield partial(record.whole, name, wrong)
     yield lambda: record.history
-    for name in sorted(record.names):
+    for name in sorted(names):
         if name.startswith("lr_find_") and name.endswith(".json"):
             yield partial(record.whole, name, record_shapes.wrong_curve)
-    for name in safe_files.names(record.path / "workers", record.path) if "workers" in record.names else ():
+    for name in safe_files.names(record.path / "workers", record.path) if "workers" in names else ():
         yield partial(_events, record.path / "workers" / name / "submissions.jsonl")
 
 

@@ -73,8 +73,10 @@ class RunRecord:
             OSError: the file cannot be read.
         """
         if name not in self._objects:
+            # Known if `damage` has listed them; a file that is not there takes as long to open as one that is.
+            listed = self.__dict__.get("names")
             try:
-                there = name in self.names or not self.names
+                there = not listed or name in listed
                 self._objects[name] = read_object(self.path / name, wrong) if there else {}
             except (OSError, Damaged) as error:
                 self._objects[name] = error
