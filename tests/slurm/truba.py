@@ -100,4 +100,4 @@ def run_dirs(project: Path, runs: str = "runs") -> list[Path]:
 
 
 def events(run_dir: Path) -> list[dict[str, Any]]:
-    return [as_record(event) for event in RunDir(run_dir).submissions()]
+    return [json.loads(json.dumps(as_record(event))) for event in RunDir(run_dir).submissions()]
