@@ -32,8 +32,8 @@ _OBJECTS: Mapping[str, record_files.Wrong] = {
 _KEYS, _MOST_BRACKETS = (b"job:", b"data:", b"train:", b"checkpoint:", b"resources:", b"cluster:"), 1000
 _OTHERS = ("submissions.jsonl", "history.csv")
 
-# Inode, ctime (ns) and size of a file, by which a changed file is recognised; None if there is no file.
-_Seen = tuple[int, int, int] | None
+# Inode, ctime (ns) and size of a file, by which a changed file is recognised; empty if there is no file.
+_Seen = tuple[int, ...]
 
 
 def of_run(run: RunDir) -> str:
@@ -105,7 +105,7 @@ def _seen(path: Path) -> _Seen:
     try:
         found = path.lstat()
     except OSError:
-        return None
+        return ()
     return found.st_ino, found.st_ctime_ns, found.st_size
 
 
