@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from truba_runner.runs.events import Event, Kind, from_record
+from truba_runner.runs.record_shapes import RateCurve, progress_from
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.sweep_directory import Member, SweepDir
 from truba_runner.search.directory import SearchDir
@@ -48,12 +50,14 @@ def make_run(run: RunDir, job_id: str, config: bytes, finished: bool = True, **m
     run.create()
     run.write_config_text(config, durable=False)
     for event in events(job_id, **more):
-        run.append_submission(event, durable=False)
+        run.append_submission(from_record(event), durable=False)
     metrics = {"loss": 0.5, "val_accuracy": 0.9}
     error = {"type": "ValueError", "message": "no", "file": "/project/jobs/mnist.py", "line": 3, "code": "x"}
     progress = {"state": "finished" if finished else "failed", "job_id": job_id, "host": "akya1", "pid": 7}
     steps = {"epoch": 2, "epochs": 2, "step": 10, "steps_per_epoch": 10, "started": TIME, "updated": TIME + 60}
-    run.write_progress({**progress, **steps, "metrics": metrics, **({} if finished else {"error": error})})
+    run.write_progress(
+        progress_from({**progress, **steps, "metrics": metrics, **({} if finished else {"error": error})})
+    )
     run.write_history([{"epoch": 1, "loss": 0.7, "seconds": 3.0}, {"epoch": 2, "loss": 0.5, "seconds": 3.0}], False)
     if finished:
         result = {"metrics": metrics, "notes": ["No test data."], "seconds_training": 60.0, "parameters": 1000}
@@ -62,7 +66,7 @@ def make_run(run: RunDir, job_id: str, config: bytes, finished: bool = True, **m
     run.plots.mkdir(exist_ok=True)
     (run.plots / "learning_curves.png").write_bytes(b"PNG")
     run.log_of(job_id).write_text(f"run {run.id}, job {job_id}, on akya1, data mnist\nepoch 2/2\n")
-    run.write_rate_curve("find", {"suggestions": {"valley": 0.01}, "learning_rates": [0.1, 0.2], "losses": [1.0, None]})
+    run.write_rate_curve("find", RateCurve({"valley": 0.01}, [0.1, 0.2], [1.0, None]))
     return run
 
 
@@ -71,10 +75,10 @@ def make_search(path: Path, config: bytes) -> SearchDir:
     search = SearchDir(path)
     search.create()
     search.write_config_text(config, durable=False)
-    search.append_submission({"event": "search", "time": TIME, "job_file": "/x.py", "job_sha256": "ab"}, durable=False)
+    search.append_submission(Event(Kind.SEARCH, TIME, job_file="/x.py", job_sha256="ab"), durable=False)
     worker = search.create_worker(0)
     for event in events("300_0", array_index=0):
-        worker.append_submission(event, durable=False)
+        worker.append_submission(from_record(event), durable=False)
     values = {"rate": 0.1, "tuner/bracket": 1, "tuner/round": 0, "tuner/epochs": 2, "tuner/initial_epoch": 0}
     told = {"trial_id": "0000", "hyperparameters": {"values": values}, "status": "COMPLETED", "score": 0.3}
     lease = {"worker": worker.id, "start": "s", "token": 1, "retry": 0, "position": None, "died": 0, "abandoned": 0}
@@ -100,8 +104,8 @@ def make_sweep(runs: Path, name: str, first_job: int, config: bytes) -> SweepDir
                for number, one in enumerate(names)]  # fmt: skip
     sweep.describe(members, name=name, command=["-m"], monitor="loss", mode="min")
     intent = {**events(str(first_job))[0], "tasks": [[one] for one in names], "places": 1, "canary": ""}
-    sweep.append({**intent, "goes_ahead": False, "share_gpus": True})
-    sweep.append({"event": "submitted", "token": TOKEN, "job_id": str(first_job)})
+    sweep.append(from_record({**intent, "goes_ahead": False, "share_gpus": True}))
+    sweep.append(Event(Kind.SUBMITTED, token=TOKEN, job_id=str(first_job)))
     for number, one in enumerate(names):
         run = make_run(RunDir(runs / one), f"{first_job}_{number}", config, finished=number < 2)
         own = {"event": "intent", "time": TIME, "token": TOKEN, "job_name": "x", "sweep": sweep.id}

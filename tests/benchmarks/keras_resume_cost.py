@@ -285,7 +285,7 @@ def measure_start(options: argparse.Namespace) -> dict[str, Any]:
         backends.load("keras")(given)
     except Interrupted:
         found["to_saved"] = time.perf_counter() - found.pop("signalled")
-    restored = [event["seconds"] for event in given.run.submissions() if event["event"] == "restored"]
+    restored = [event.seconds for event in given.run.submissions() if event.kind == "restored"]
     return {**found, "restored": restored}
 
 

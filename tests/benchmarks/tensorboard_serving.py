@@ -27,6 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "slurm")]
 from browser import COMMAND, Browser  # noqa: E402
 from curve import Curve  # noqa: E402
 
+from truba_runner.runs.events import Event, Kind  # noqa: E402
 from truba_runner.runs.run_directory import RunDir  # noqa: E402
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -55,7 +56,7 @@ def make_runs(folder: Path, count: int) -> Curve:
         run = RunDir(folder / f"made-{index:08x}")
         run.create()
         run.write_config({"name": "made", "train": {"learning_rate": 0.1 / (index + 1), "seed": index % 3}})
-        run.append_submission({"event": "local", "job_id": "local-1"}, durable=False)
+        run.append_submission(Event(Kind.LOCAL, job_id="local-1"), durable=False)
         for kind, points in (("train", STEPS), ("validation", EPOCHS)):
             curve = Curve(run.tensorboard, kind)
             for step in range(1, points + 1):

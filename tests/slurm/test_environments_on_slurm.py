@@ -101,7 +101,7 @@ def test_a_run_in_a_container_goes_back_into_the_queue_and_ends_as_if_nothing_ha
     calm, run = run_dirs_with_runs(bundled)
     assert calm.name.startswith("calm")
     job_id = events(run)[-1]["job_id"]
-    while not (run / "progress.json").exists() or "step" not in RunDir(run).progress():
+    while not (run / "progress.json").exists() or RunDir(run).progress().step is None:
         time.sleep(POLL_SECONDS)
     bundled.cluster.run(["scancel", "--signal=USR2", job_id])
     interrupted, undisturbed = wait_for_results(bundled, [run, calm])

@@ -21,6 +21,8 @@ from laptop import AYSE, MEHMET, Laptop, listening, missing
 from slow_run import Run
 from truba import Truba
 
+from truba_runner.runs.events import Event, Kind
+from truba_runner.runs.record_shapes import RateCurve, progress_from
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.sweep_directory import Member, SweepDir
 from truba_runner.search.directory import SearchDir
@@ -59,8 +61,10 @@ class Shelf:
         run = RunDir(self.folder / name)
         run.create()
         run.write_config({"name": name.rpartition("-")[0], "train": train, "tensorboard": {"idle_minutes": 30}})
-        run.append_submission({"event": "submitted", "token": "t", "job_id": job_id}, durable=False)
-        run.write_progress({"state": "running", "job_id": job_id, "epoch": 1, "epochs": 9, "metrics": {"loss": 1.0}})
+        run.append_submission(Event(Kind.SUBMITTED, token="t", job_id=job_id), durable=False)
+        run.write_progress(
+            progress_from({"state": "running", "job_id": job_id, "epoch": 1, "epochs": 9, "metrics": {"loss": 1.0}})
+        )
         self._curves[name] = Curve(run.tensorboard)
         self.log(run, 1)
         return run
@@ -337,8 +341,8 @@ def test_pulled_runs_are_runs(laptop: Laptop, shelf: Shelf) -> None:
     for code in codes:
         code.parent.mkdir(exist_ok=True)
         code.write_bytes(b"code")
-    done.append_submission({"event": "intent", "token": "t", "code": {"archive": str(codes[0])}})
-    curve = {"learning_rates": [0.1, 0.2], "losses": [1.0, 0.5], "suggestions": {"valley": 0.1}}
+    done.append_submission(Event(Kind.INTENT, token="t", code={"archive": str(codes[0])}))
+    curve = RateCurve({"valley": 0.1}, [0.1, 0.2], [1.0, 0.5])
     done.write_rate_curve("valley", curve)
     shelf.log(going, 2)
     search = shelf.search("search-0000000c")

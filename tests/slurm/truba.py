@@ -12,6 +12,7 @@ from typing import Any
 
 from cluster import POLL_SECONDS, Cluster
 
+from truba_runner.runs.events import as_record
 from truba_runner.runs.run_directory import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,4 +100,4 @@ def run_dirs(project: Path, runs: str = "runs") -> list[Path]:
 
 
 def events(run_dir: Path) -> list[dict[str, Any]]:
-    return RunDir(run_dir).submissions()
+    return [json.loads(json.dumps(as_record(event))) for event in RunDir(run_dir).submissions()]

@@ -11,6 +11,7 @@ from typing import Any
 
 from truba import Truba
 
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir
 
 
@@ -41,8 +42,8 @@ class WhyRuns:
         if not run.path.exists():  # `create` refuses root a directory that already belongs to the user.
             run.create()
         request = {"account": self.truba.user, **request}
-        run.append_submission({"event": "intent", "token": "t", "job_name": f"{run.id}.t", "request": request})
-        run.append_submission({"event": "submitted", "token": "t", "job_id": job_id})
+        run.append_submission(Event(Kind.INTENT, token="t", job_name=f"{run.id}.t", request=request))
+        run.append_submission(Event(Kind.SUBMITTED, token="t", job_id=job_id))
         self._own(run.path)
         return run
 

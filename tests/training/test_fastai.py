@@ -69,7 +69,7 @@ def test_the_history_goes_over_all_stages(done: Path) -> None:
     )
     assert "epoch 4/4  step 5/5  loss" in log(done)
     progress = RunDir(done).progress()
-    assert (progress["epoch"], progress["epochs"]) == (4, 4)
+    assert (progress.epoch, progress.epochs) == (4, 4)
 
 
 def test_the_pictures_and_the_table(done: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from fastai_resume_runs import Ask
 from test_fastai_ranks import COMPARABLE
 
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir
 
 # The first takes the rate as its only one, the second as the head's and, a hundredth of half of it, the first layers'.
@@ -46,7 +47,7 @@ def test_a_training_after_the_finder_is_the_one_without_it_at_the_same_rate(star
     assert not (tmp_path / "finder" / "checkpoints").exists()
     after = RunDir(tmp_path / "after")
     after.create()
-    after.append_submission({"event": "local", "time": time.time(), "job_id": "1", "finder": "finder"})
+    after.append_submission(Event(Kind.LOCAL, time=time.time(), job_id="1", finder="finder"))
     trained("after", lr_find=asked)
     assert after.result()["weights_sha256"] == without.result()["weights_sha256"]
     assert after.result()["lr_find"] == {**taken, "finder": "finder"} and not after.rate_curve("find")

@@ -47,9 +47,9 @@ def history(folder: Path) -> list[dict[str, str]]:
 
 
 def restored(folder: Path) -> list[tuple[int, int]]:
-    events = [event for event in RunDir(folder).submissions() if event["event"] == "restored"]
-    assert all(0 < event["seconds"] < 600 for event in events)
-    return [tuple(event["position"]) for event in events]
+    events = [event for event in RunDir(folder).submissions() if event.kind == "restored"]
+    assert all(0 < event.seconds < 600 for event in events)
+    return [tuple(event.position or ()) for event in events]
 
 
 def assert_same_end(start: Ask, folder: Path, reference: Path) -> None:

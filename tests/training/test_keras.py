@@ -231,8 +231,8 @@ def test_history_has_a_row_an_epoch_and_ends_with_the_results_metrics(digits: Si
 
 def test_progress_knows_the_run_s_length_and_its_last_metrics(digits: SimpleNamespace) -> None:
     record = digits.context.run.progress()
-    assert (record["epochs"], record["steps_per_epoch"], record["epoch"], record["step"]) == (3, 23, 3, 23)
-    assert record["metrics"]["val_loss"] == digits.result["metrics"]["val_loss"]
+    assert (record.epochs, record.steps_per_epoch, record.epoch, record.step) == (3, 23, 3, 23)
+    assert record.metrics["val_loss"] == digits.result["metrics"]["val_loss"]
 
 
 def test_a_batch_and_an_execution_that_are_not_full_count_as_what_they_are(
@@ -659,7 +659,7 @@ def test_a_disk_that_is_full_at_the_end_costs_no_training_and_leaves_no_half_of_
     result = train(again)
     assert again.progress.steps == [], "nothing is trained again"  # type: ignore[attr-defined]
     assert (result["epochs"], result["steps"]) == (2, 20) and (given.run.path / "model.keras").exists()
-    assert [again.progress.record[key] for key in ("epoch", "step", "steps_per_epoch")] == [2, 10, 10]
+    assert [getattr(again.progress.record, key) for key in ("epoch", "step", "steps_per_epoch")] == [2, 10, 10]
 
 
 # -- what a user can do wrong ----------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from fastai_resume_runs import Ask
 
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.training.keras.batches.splits import epoch_order
 
@@ -163,7 +164,7 @@ def test_a_training_after_the_finder_is_the_one_without_it_at_the_same_rate(
     assert found(tmp_path / "finder") == found(with_finder.path)
     after = RunDir(tmp_path / "after")
     after.create()
-    after.append_submission({"event": "local", "time": time.time(), "job_id": "1", "finder": "finder"})
+    after.append_submission(Event(Kind.LOCAL, time=time.time(), job_id="1", finder="finder"))
     trained("after", learning_rate=None, lr_find={"rate": "valley*2", "num_it": 40})
     assert after.result()["weights_sha256"] == without.result()["weights_sha256"]
     assert after.result()["lr_find"] == {**taken, "finder": "finder"} and not after.rate_curve("find")

@@ -101,9 +101,9 @@ def told_to_tensorboard(folder: Path) -> list[tuple[str, str, int, bytes]]:
 
 
 def restored(folder: Path) -> list[tuple[int, int]]:
-    events = [event for event in RunDir(folder).submissions() if event["event"] == "restored"]
-    assert all(0 < event["seconds"] < 600 for event in events)
-    return [tuple(event["position"]) for event in events]
+    events = [event for event in RunDir(folder).submissions() if event.kind == "restored"]
+    assert all(0 < event.seconds < 600 for event in events)
+    return [tuple(event.position or ()) for event in events]
 
 
 def assert_same_results(folder: Path, reference: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_signal_in_validation_neither_finishes_the_epoch_nor_loses_its_trainin
     assert newest(tmp_path)[0] == (0, TRAINING)
     assert not (tmp_path / "history.csv").exists() and "epoch 1/4" not in log(tmp_path)
     assert not [tag for _, tag, _, _ in told_to_tensorboard(tmp_path) if tag == "epoch_loss"]
-    assert RunDir(tmp_path).progress()["step"] == TRAINING
+    assert RunDir(tmp_path).progress().step == TRAINING
     assert start(tmp_path)["status"] == 0
     assert restored(tmp_path) == [(0, TRAINING)]
     assert f"goes on from epoch 1, step {TRAINING} of {TRAINING}; restored in " in log(tmp_path)
@@ -259,7 +259,7 @@ def test_nodes_that_are_interrupted_and_killed_end_like_nodes_that_are_not(start
     # One rank alone is asked to stop, in mid-epoch; both do, after the same step.
     assert start(cut, **NODES, stop="SIGUSR2", stop_rank=1, look=5)["statuses"] == [INTERRUPTED] * 2, log(cut)
     assert newest(cut)[0] == (0, 5)
-    assert RunDir(cut).progress()["step"] == 5
+    assert RunDir(cut).progress().step == 5
     # Killed in the second epoch, two steps after a save; then asked to stop in the validation.
     look = EPOCH - 5 + 8
     assert start(cut, **NODES, stop="SIGKILL", stop_rank=1, look=look)["statuses"] == [-signal.SIGKILL] * 2, log(cut)
@@ -440,4 +440,4 @@ def test_an_epoch_of_unknown_length_is_told_as_such_and_blames_no_callback(start
     assert start(tmp_path, **settings)["status"] == 0, log(tmp_path)
     assert "goes on from epoch 2, step 8; restored" in log(tmp_path)
     assert "started anew" not in log(tmp_path), "every callback of it has its state in the checkpoint, or has none"
-    assert RunDir(tmp_path).progress()["steps_per_epoch"] == 12
+    assert RunDir(tmp_path).progress().steps_per_epoch == 12

@@ -305,7 +305,7 @@ def test_a_function_of_the_epoch_gives_each_epoch_its_dataset(
     assert (result["steps"], result["examples"]) == (10, {"validation": 71})
     # How many steps there are is known once an epoch is over.
     assert "epoch 1/2  step 5/5  " in log and "epoch 2/2  step 5/5  " in log
-    assert given.run.progress()["steps_per_epoch"] == 5
+    assert given.run.progress().steps_per_epoch == 5
 
 
 def test_a_shuffled_dataset_of_an_epoch_can_be_had_again(job: ModuleType) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from truba_runner import verify
 from truba_runner.config.schema import experiment_from
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm.job_environment import Allocation
 from truba_runner.training import nursery
@@ -118,12 +119,7 @@ def begun(folder: Path, job: str, sections: dict[str, Any]) -> tuple[RunDir, Any
     file = folder / "small.py"
     file.write_text(job)
     run.append_submission(
-        {
-            "event": "local",
-            "job_id": "local-1",
-            "job_file": str(file),
-            "job_sha256": hashlib.sha256(job.encode()).hexdigest(),
-        }
+        Event(Kind.LOCAL, job_id="local-1", job_file=str(file), job_sha256=hashlib.sha256(job.encode()).hexdigest())
     )
     about = {"resources": {"partition": "", "account": "", "gpus": 0}, "cluster": {"name": "test"}}
     values = {"name": "small", **about, "environment": {"name": "test"}, **sections}

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from rich.table import Table
 from truba_runner import terminal
 from truba_runner.cli.main import commands, main
 from truba_runner.runs import log as watch
+from truba_runner.runs.events import Event, Kind
+from truba_runner.runs.record_shapes import progress_from
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.sweep_directory import Member, SweepDir
 from truba_runner.terminal import shown
@@ -59,15 +62,15 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         run.write_config({"name": CODES, "train": {CODES: CODES}})
         in_events = CODES.rstrip("\0")  # With a NUL an event counts as damaged: no process could be given it.
         about = {"partition": in_events, "account": in_events}
-        run.append_submission({"event": "intent", "time": 1.0, "token": "t", "job_name": "x.t", "request": about,
-                               "job_file": f"/p/{in_events}.py", "job_sha256": in_events})  # fmt: skip
-        run.append_submission({"event": "submitted", "token": "t", "job_id": str(number + 1)})
+        code = {"job_file": f"/p/{in_events}.py", "job_sha256": in_events}
+        run.append_submission(Event(Kind.INTENT, 1.0, token="t", job_name="x.t", request=about, **code))
+        run.append_submission(Event(Kind.SUBMITTED, token="t", job_id=str(number + 1)))
         run.log_of(str(number + 1)).write_text(
             f"epoch 1 {CODES}\nOSError: [Errno 28] No space left on device {CODES}\n"
         )
         error = {"type": f"Error{CODES}", "message": CODES, "file": CODES, "line": 1, "code": CODES}
         told = {"state": "failed", "error": error, "metrics": {CODES: 1.0}, "warning": CODES, "host": CODES, "pid": 1}
-        run.write_progress({"job_id": str(number + 1), "started": 1, "updated": 2, **told})
+        run.write_progress(progress_from({"job_id": str(number + 1), "started": 1, "updated": 2, **told}))
         run.write_history([{"epoch": 1, CODES: 0.5}])
     RunDir(folder / "mnist-3").write_result({"metrics": {CODES: 1.0}, "notes": [CODES], "data": {"name": CODES}})
     sweep = SweepDir(folder / ".sweeps" / "mnist-sweep-1")
@@ -145,7 +148,7 @@ def test_on_a_terminal_the_bar_is_drawn_and_what_the_log_says_is_not(runs: Path)
     controller, screen = pty.openpty()
     argv = [sys.executable, "-m", "truba_runner", "logs", "mnist-0", "-f", "--runs", str(runs)]
     run = RunDir(runs / "mnist-0")
-    run.write_progress({**run.progress(), "epoch": 1, "epochs": 2, "step": 3, "steps_per_epoch": 9})
+    run.write_progress(replace(run.progress(), epoch=1, epochs=2, step=3, steps_per_epoch=9))
     environment = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(argv, stdin=screen, stdout=screen, stderr=screen, env=environment)
     os.close(screen)
@@ -200,8 +203,10 @@ sys.exit(status)
 def test_a_long_log_is_not_held_in_memory(tmp_path: Path, line: bytes, more: list[str]) -> None:
     run = RunDir(tmp_path / "mnist-1")
     run.create()
-    run.append_submission({"event": "local", "time": 1.0, "job_id": "local-1", "pid": 1, "host": "x"})
-    run.write_progress({"job_id": "local-1", "state": "interrupted", "host": "x", "pid": 1, "started": 0, "updated": 1})
+    run.append_submission(Event(Kind.LOCAL, 1.0, "local-1", pid=1, host="x"))
+    run.write_progress(
+        progress_from({"job_id": "local-1", "state": "interrupted", "host": "x", "pid": 1, "started": 0, "updated": 1})
+    )
     size = 80_000_000
     block = line * (1_000_000 // len(line))
     with run.log_of("local-1").open("wb") as log:

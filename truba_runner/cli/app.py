@@ -26,7 +26,7 @@ from truba_runner.language import chosen
 from truba_runner.launch.prepare import Checks
 from truba_runner.launch.run import launch
 from truba_runner.storage.package_files import shipped
-from truba_runner.submission.outcome import Outcome
+from truba_runner.submission.outcome import Action, Outcome
 from truba_runner.sweeps.compose import Composer
 from truba_runner.sweeps.sweeper_job import SweeperSubmitted
 
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
         if wants_traceback or not of_what_was_typed(error):
             raise
         raise Refused(*_all_that_is_wrong(arguments, error)) from error
-    return 1 if any(outcome.action == "failed" for outcome in outcomes) else 0
+    return 1 if any(outcome.action == Action.FAILED for outcome in outcomes) else 0
 
 
 @contextmanager

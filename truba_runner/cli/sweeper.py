@@ -7,9 +7,9 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from truba_runner.cli import main as cli
+from truba_runner.runs.events import last_intent
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm import commands, job_environment, jobs
 from truba_runner.storage import private
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
     run = RunDir(Path(arguments[0]))
     if private.refused([run.path]):
         return 1
-    intent: dict[str, Any] = next(event for event in reversed(run.submissions()) if event["event"] == "intent")
+    intent = last_intent(run.submissions())
     job_id = job_environment.current().job_id
 
     def go_on_later(number: int, frame: FrameType | None) -> None:
@@ -37,10 +37,10 @@ def main(arguments: list[str]) -> int:
     for name in [name for name in os.environ if name.startswith(("SLURM_", "SRUN_", "SBATCH_"))]:
         del os.environ[name]
     # Variables of the submitting command; earlier versions recorded none.
-    os.environ.update(intent.get("variables", {}))
+    os.environ.update(intent.variables)
     os.environ[INSIDE] = "1"
-    os.chdir(intent["project"])
-    return cli.main(intent["command"])
+    os.chdir(intent.project)
+    return cli.main(list(intent.command))
 
 
 if __name__ == "__main__":

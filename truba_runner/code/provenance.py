@@ -6,11 +6,11 @@ import hashlib
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from truba_runner.code.snapshot import Taken
+from truba_runner.runs.events import Event
 
 _GIT_TIMEOUT_SECONDS = 5
 
@@ -27,9 +27,9 @@ def record(job_file: Path, taken: Taken | None = None) -> dict[str, Any]:
     }
 
 
-def passed_on(record: Mapping[str, Any]) -> dict[str, Any]:
+def passed_on(record: Event) -> Event:
     """Return the fields of a submission record by which a run that it trains finds the same code."""
-    return {key: record[key] for key in ("job_file", "job_sha256", "project", "code") if key in record}
+    return Event(job_file=record.job_file, job_sha256=record.job_sha256, project=record.project, code=record.code)
 
 
 def code_sha256(file: Path) -> str:

@@ -10,19 +10,17 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any
 
 from truba_runner.code import job_module, provenance, snapshot
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.runs.events import Event
 from truba_runner.storage import node_folder
 
 
-def sha256(record: Mapping[str, Any]) -> str:
+def sha256(record: Event) -> str:
     """Return the SHA-256 of the job file that a start will load, given the submission record."""
-    if "code" in record:
-        return str(record["job_sha256"])
-    return provenance.code_sha256(Path(record.get("job_file", "")))
+    return record.job_sha256 if record.code else provenance.code_sha256(Path(record.job_file))
 
 
 # Makes a context manager for a folder that is removed at its exit.
@@ -45,21 +43,20 @@ class SubmittedCode:
         """Remove the unpacked files."""
         self._at_the_end.close()
 
-    def load(self, record: Mapping[str, Any], scratch: Path) -> ModuleType:
+    def load(self, record: Event, scratch: Path) -> ModuleType:
         """Import the job module of a submission, given its `record`; `scratch` is a folder on the node's local disk.
 
         Raises:
             Failed: the submitted code is gone or damaged, or could not be unpacked on the node.
             Exception: any exception that the module raises on import.
         """
-        job_file = Path(record["job_file"])
-        if "code" not in record:
+        job_file, project = Path(record.job_file), Path(record.project)
+        if not record.code:
             return job_module.load(job_file)
-        project = Path(record["project"])
         # In a subfolder named like the project: job_module.load may put the private folder above it on sys.path.
-        code = self._written(snapshot.unpacked(record["code"]), scratch, project.name or "project")
+        code = self._written(snapshot.unpacked(record.code), scratch, project.name or "project")
         with suppress(OSError):  # The site must not purge the archive of a run that is restarted for weeks.
-            os.utime(record["code"]["archive"])
+            os.utime(record.code["archive"])
         self._project, self._unpacked = str(project), str(code)
         _link_the_rest(project, code)
         return job_module.load(code / job_file.relative_to(project))

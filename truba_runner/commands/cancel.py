@@ -38,10 +38,10 @@ def main(arguments: Sequence[str]) -> int:
         place = copies[0].pulled().get("from", "?")
         raise Refused(Problem(copies[0].id, _("it is a copy; its job is at {place}.", place=place), remedy))
     runs = [one for run in named for one in _with_jobs(run)]
-    jobs = known_jobs(runs, finished_too=True)
+    jobs = known_jobs([run.record() for run in runs], finished_too=True)
     if jobs is None:
         raise Failed(_("Slurm does not answer, so nothing was cancelled; try again in a while"))
-    states = {run.path: state_of(run, jobs) for run in runs}
+    states = {run.path: state_of(run.record(), jobs) for run in runs}
     live = [run for run in runs if states[run.path].live or states[run.path].ending]
     affected = [run for run in named if any(one in live for one in _with_jobs(run))]
     if len(affected) > 1 and not given.yes and not _agreed(affected):

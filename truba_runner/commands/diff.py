@@ -7,7 +7,6 @@ import glob
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from truba_runner.code import archives, snapshot
 from truba_runner.code.snapshot import File, shown
@@ -15,6 +14,7 @@ from truba_runner.commands import parser
 from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.runs import damage, runs_folders
+from truba_runner.runs.events import Event
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.status.printing import print_json
 
@@ -28,28 +28,28 @@ def main(arguments: Sequence[str]) -> int:
     if why := damage.told(run):
         raise Failed(why)
     submitted = run.submitted()
-    if (pulled := run.pulled()) and not Path(submitted.get("project", "/nowhere")).is_dir():
+    if (pulled := run.pulled()) and not Path(submitted.project or "/nowhere").is_dir():
         message = _("{run} is a copy; the folder that it was submitted from is at {place}: truba diff {run}")
         raise Failed(message.format(run=run.id, place=pulled.get("from", "?")))
-    if not {"code", "project"} <= submitted.keys():
+    if not (submitted.code and submitted.project):
         message = _(
             "{run} has no copy of its code: that is taken of a project's own job when it is submitted to Slurm, unless "
             "code.snapshot=false. The job reads {file} when it starts.",
             run=run.id,
-            file=submitted.get("job_file", "?"),
+            file=submitted.job_file or "?",
         )
         print(message, file=sys.stderr)
         if given.json:
             print_json({"run": run.id, "code": None})
         return 0
-    then = snapshot.unpacked(archives.found(run, submitted["code"]))
+    then = snapshot.unpacked(archives.found(run, submitted.code))
     now = _now(run, submitted, then)
     changed = {
         name: _difference(name, then[name], now[name]) for name in then if then[name] != now.get(name, then[name])
     }
     added, removed = sorted(now.keys() - then.keys()), sorted(then.keys() - now.keys())
     if given.json:
-        about = {"run": run.id, "project": submitted["project"], "code": submitted["code"]}
+        about = {"run": run.id, "project": submitted.project, "code": submitted.code}
         print_json({**about, "changed": changed, "added": added, "removed": removed})
         return 0
     lines = list(_told(changed, added, removed))
@@ -57,8 +57,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _now(run: RunDir, submitted: Mapping[str, Any], then: Mapping[str, File]) -> dict[str, File]:
-    project, job_file = Path(submitted["project"]), Path(submitted["job_file"])
+def _now(run: RunDir, submitted: Event, then: Mapping[str, File]) -> dict[str, File]:
+    project, job_file = Path(submitted.project), Path(submitted.job_file)
     try:
         config = run.read_config()
         runs_folder, data_folder = config["cluster"]["runs_folder"], config["data"]["folder"]

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     runs = damage.sound(every)
     found = purge.expiring(runs, now + given.days * purge.DAY_SECONDS)
     if given.json:
-        damaged = [row for run in every if (row := damaged_row(run))]
+        damaged = [row for run in every if (row := damaged_row(run.record()))]
         print_json([*(_as_json(one) for one in sorted(found.values(), key=lambda one: one.first)), *damaged])
         return 0
     shown = _with_sweeps(runs, found)

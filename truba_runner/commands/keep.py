@@ -123,11 +123,11 @@ def _refuse_live(runs: Sequence[RunDir]) -> None:
     Raises:
         Refused: a run is pending, running or ending.
     """
-    jobs = known_jobs(runs, finished_too=True)
+    jobs = known_jobs([run.record() for run in runs], finished_too=True)
     if jobs is None:
         print(_("Slurm does not answer: states are those on record"), file=sys.stderr)
     for run in runs:
-        state = standing(search, jobs) if (search := search_of(run)) else state_of(run, jobs)
+        state = standing(search, jobs) if (search := search_of(run)) else state_of(run.record(), jobs)
         if state.live or state.ending:
             rule = _("it is not over ({state}), and only what is can be kept.", state=state.state)
             raise Refused(Problem(run.id, rule, _("truba logs -f {run} follows it to its end.", run=run.id)))

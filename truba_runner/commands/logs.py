@@ -11,6 +11,7 @@ from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.runs import damage, runs_folders
 from truba_runner.runs import log as watch
+from truba_runner.runs.record_shapes import Stage
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import RunState, last_job_id, progress_of, state_of
 from truba_runner.runs.sweep_directory import task_log
@@ -69,8 +70,8 @@ def _of_damaged(run: RunDir, why: str) -> int:
 
 
 def _state(run: RunDir, followed: bool = False) -> RunState:
-    jobs, search = known_jobs([run], finished_too=followed, quietly=followed), search_of(run)
-    return standing(search, jobs) if search else state_of(run, jobs)
+    jobs, search = known_jobs([run.record()], finished_too=followed, quietly=followed), search_of(run)
+    return standing(search, jobs) if search else state_of(run.record(), jobs)
 
 
 class _Ended:
@@ -78,11 +79,11 @@ class _Ended:
 
     def __init__(self, run: RunDir) -> None:
         self._run = run
-        self._recorded = None
+        self._recorded: Stage | None = None
         self._asked = 0.0
 
     def __call__(self) -> bool:
-        recorded = progress_of(self._run).get("state")
+        recorded = progress_of(self._run).state
         ask_now = recorded != self._recorded
         if not ask_now and time.monotonic() - self._asked < _ASK_EVERY_SECONDS:
             return False

@@ -34,11 +34,11 @@ def main(arguments: Sequence[str]) -> int:
     given = options.parse_args(arguments)
     sweep = runs_folders.find_sweep(given.run, given.runs)
     if sweep is not None:
-        known = known_jobs([sweep.run(member.run) for member in sweep.members()])
+        known = known_jobs([sweep.run(member.run).record() for member in sweep.members()])
         folder, name, sections = sweep.path, sweep.id, content.of_sweep(sweep, known)
     else:
         run = runs_folders.find(given.run, given.runs)
-        known, search = known_jobs([run]), search_of(run)
+        known, search = known_jobs([run.record()]), search_of(run)
         if why := damage.of_records(run):
             sections = content.of_damaged(why)
         else:

@@ -43,12 +43,13 @@ def main(arguments: Sequence[str]) -> int:
             Problem(what, _("these options want one sweep."), nearest(given.run[0] if given.run else "", known))
         )
     runs = [runs_folders.find(prefix, given.runs) for prefix in given.run] or runs_folders.runs(given.runs)[::-1]
-    jobs = known_jobs(runs)
+    records = [run.record() for run in runs]
+    jobs = known_jobs(records)
     if jobs is None:
         print(_("Slurm does not answer: states are those on record"), file=sys.stderr)
     if len(given.run) == 1 and (search := search_of(runs[0])) and not damage.of_run(search):
         return _search(search, jobs, given.json)
-    rows = [*(row_or_damage(run, jobs) for run in runs), *(_damaged_sweeps(given) if not given.run else [])]
+    rows = [*(row_or_damage(one.again(), jobs) for one in records), *(_damaged_sweeps(given) if not given.run else [])]
     if given.json:
         print_json(rows)
     elif rows:

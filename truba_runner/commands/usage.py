@@ -12,7 +12,8 @@ from truba_runner import terminal
 from truba_runner.commands import parser
 from truba_runner.language import _
 from truba_runner.runs import damage, runs_folders
-from truba_runner.runs.run_directory import SWEEPS, RunDir
+from truba_runner.runs.events import SWEEPS, last_intent
+from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.sweep_directory import sweep_of
 from truba_runner.search.directory import search_of
 from truba_runner.search.overview import job_runs, jobs_on_slurm
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.json:
         limits = [{"account": one.holder, "unit": budget.WORDS[one.resource], "limit": float(one.limit) / 60,
                    "left": None if one.left is None else one.left / 60} for one in left]  # fmt: skip
-        damaged = [row for run in every if (row := damaged_row(run))]
+        damaged = [row for run in every if (row := damaged_row(run.record()))]
         print_json({"usage": [vars(row) for row in rows], "limits": limits, "damaged": damaged})
         return 0
     _print(rows)
@@ -87,8 +88,7 @@ def main(arguments: Sequence[str]) -> int:
 def _account(run: RunDir) -> str:
     search = search_of(run)
     given = [event for one in (job_runs(search) if search else [run]) for event in damage.submissions(one)]
-    intents = [event for event in given if event["event"] == "intent"]
-    return str(intents[-1].get("request", {}).get("account") or "") if intents else ""
+    return str(last_intent(given).request.get("account") or "")
 
 
 def _rows(runs: Sequence[RunDir], jobs: Mapping[Any, set[str]], used: Mapping[str, Use]) -> list[_Row]:

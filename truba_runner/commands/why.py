@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     given = options.parse_args(arguments)
     named = {prefix: _runs(prefix, given.runs) for prefix in given.run}
     every = list({run.path: run for runs in named.values() for run in runs}.values())
-    jobs = known_jobs(every)
+    jobs = known_jobs([run.record() for run in every])
     if jobs is None:
         print(_("Slurm does not answer: states are those on record"), file=sys.stderr)
     found = groups(cases_of(every, jobs))

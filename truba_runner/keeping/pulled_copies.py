@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 from truba_runner.runs import runs_folders
-from truba_runner.runs.run_directory import PULLED, RunDir
+from truba_runner.runs.record_files import PULLED
+from truba_runner.runs.run_directory import RunDir
 from truba_runner.storage import safe_files
 
 # Older copies are only mentioned, and deleted on request: the site may have purged the originals.

@@ -6,7 +6,7 @@ from truba_runner.errors import Refused
 from truba_runner.runs.state import last_job_id, state_of
 from truba_runner.storage import folder_lock
 from truba_runner.submission import changed_code
-from truba_runner.submission.outcome import Outcome
+from truba_runner.submission.outcome import Action, Outcome
 from truba_runner.submission.prepared import Prepared
 
 
@@ -15,15 +15,15 @@ def train_here(prepared: Prepared) -> Outcome:
     from truba_runner.submission.local import see_through, start_here
 
     run = prepared.run
-    action, stopped = "finished", False
+    action, stopped = Action.FINISHED, False
     if not run.result():
         with folder_lock.lock(run.path.parent):
-            live = state_of(run, {}).live
+            live = state_of(run.record(), {}).live
             if not live and (problem := changed_code.problem(prepared)):
                 raise Refused(problem)
             worker = None if live else start_here(prepared)
-        action = "running"
+        action = Action.RUNNING
         if worker is not None:
             stopped = see_through(prepared, worker)
-            action = "trained" if run.result() else "failed"
+            action = Action.TRAINED if run.result() else Action.FAILED
     return Outcome(run.id, str(run.path), action, last_job_id(run), stopped)

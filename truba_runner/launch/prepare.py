@@ -21,7 +21,8 @@ from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _
 from truba_runner.rules.experiment import Plan, plan
 from truba_runner.runs import damage
-from truba_runner.runs.run_directory import CODE, SWEEPS, RunDir
+from truba_runner.runs.events import SWEEPS
+from truba_runner.runs.run_directory import CODE, RunDir
 from truba_runner.search import submission as search
 from truba_runner.slurm import client
 from truba_runner.slurm.request import Request, derive

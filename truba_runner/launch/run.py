@@ -22,7 +22,7 @@ from truba_runner.search import submission as search
 from truba_runner.storage import folder_lock
 from truba_runner.submission import messages
 from truba_runner.submission.already import settled
-from truba_runner.submission.outcome import Outcome
+from truba_runner.submission.outcome import Action, Outcome
 from truba_runner.submission.prepared import Prepared
 from truba_runner.submission.submission import Submission, warn_of_cost
 
@@ -55,10 +55,10 @@ def go(prepared: Prepared, may_wait: bool = True) -> Outcome:
         outcome = search.launch(prepared)
     elif experiment.dry_run:
         messages.dry_run([Submission(prepared)])
-        outcome = Outcome(prepared.run.id, str(prepared.run.path), "dry_run")
+        outcome = Outcome(prepared.run.id, str(prepared.run.path), Action.DRY_RUN)
     else:
         outcome = _launch_run(prepared)
-    over = outcome.action == "finished"  # Its outcome is printed already.
+    over = outcome.action == Action.FINISHED  # Its outcome is printed already.
     return wait_for([outcome])[0] if may_wait and waits(experiment) and not over else outcome
 
 
@@ -69,7 +69,7 @@ def _launch_run(prepared: Prepared) -> Outcome:
         outcome = _through_slurm(prepared)
     else:
         outcome = train_here(prepared)
-        if outcome.action == "finished":
+        if outcome.action == Action.FINISHED:
             messages.changed_code([prepared])
     messages.came_of_it(outcome)
     return outcome
@@ -95,4 +95,4 @@ def _through_slurm(prepared: Prepared) -> Outcome:
         warn_of_cost([submission])
         job_id = submission.send(held)
         messages.submitted(submission, job_id)
-    return Outcome(run.id, str(run.path), "submitted", job_id)
+    return Outcome(run.id, str(run.path), Action.SUBMITTED, job_id)

@@ -18,7 +18,7 @@ from truba_runner.search.directory import search_of
 from truba_runner.slurm import client
 from truba_runner.slurm import jobs as slurm_jobs
 from truba_runner.submission import messages
-from truba_runner.submission.outcome import Outcome
+from truba_runner.submission.outcome import Action, Outcome
 
 _WAIT_SECONDS = 2.0
 
@@ -36,14 +36,14 @@ def wait_for(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """
     ended = []
     for outcome in outcomes:
-        if outcome.action == "finished":
+        if outcome.action == Action.FINISHED:
             ended.append(outcome)
             messages.came_of_it(outcome)
             continue
         run = RunDir(Path(outcome.run_dir))
         while not run.result() and _in_slurms_hands(run):
             time.sleep(_WAIT_SECONDS)
-        ended.append(replace(outcome, action="trained" if run.result() else "failed"))
+        ended.append(replace(outcome, action=Action.TRAINED if run.result() else Action.FAILED))
         messages.came_of_it(ended[-1])
     return ended
 
@@ -64,4 +64,4 @@ def _in_slurms_hands(run: RunDir) -> bool:
         with suppress(client.SlurmError):
             asked = overview.job_runs(found) if found else [run]
             jobs = slurm_jobs.accounting([last_job_id(one) for one in asked])
-    return (overview.standing(found, jobs) if found else state_of(run, jobs)).live
+    return (overview.standing(found, jobs) if found else state_of(run.record(), jobs)).live

@@ -12,9 +12,12 @@ from typing import Any
 from truba_runner.errors import Failed
 from truba_runner.language import _, counted, marked
 from truba_runner.report.page import Block, Facts, Picture, Rows, Section, Sentence, Text
-from truba_runner.runs import damage, record_files, restarts
+from truba_runner.runs import damage, restarts
+from truba_runner.runs.events import Kind
+from truba_runner.runs.record_files import RunRecord
+from truba_runner.runs.record_shapes import ResultRecord
 from truba_runner.runs.run_directory import RunDir
-from truba_runner.runs.state import progress_of, state_of
+from truba_runner.runs.state import state_of
 from truba_runner.runs.sweep_directory import SweepDir, sharing
 from truba_runner.search import overview
 from truba_runner.search.directory import SearchDir
@@ -43,26 +46,26 @@ def of_damaged(why: str) -> list[Section]:
 
 def of_run(run: RunDir, jobs: Mapping[str, Job] | None) -> list[Section]:
     """Describe a run: state, metrics, cost, pictures, epochs, starts, environment and config."""
-    state, result = state_of(run, jobs), run.result()
-    progress = progress_of(run)
-    epochs = _("{epoch} of {epochs}", epoch=progress.get("epoch", 0), epochs=progress.get("epochs", "?"))
+    record = run.record()
+    state, result, progress = state_of(record, jobs), record.result, record.progress
+    epochs = _("{epoch} of {epochs}", epoch=progress.epoch or 0, epochs=progress.epochs or "?")
     standing = Facts(
         [
             (_("state"), state.state),
             (_("why"), state.why),
-            (_("missing"), " ".join(result.get("notes", []))),
+            (_("missing"), " ".join(result.notes)),
             (_("epoch"), epochs if progress else ""),
-            *_timing(run, result),
+            *_timing(record),
         ]
     )
     return [
         Section(_("Standing"), [standing]),
-        Section(_("Metrics"), [_metrics(result.get("metrics") or progress.get("metrics", {}))]),
+        Section(_("Metrics"), [_metrics(result.metrics or progress.metrics)]),
         Section(_("Cost"), [Facts(_cost(_uses([run]).values()))]),
         Section(_("Pictures"), _pictures(run)),
-        Section(_("Epochs"), [_history(run)]),
-        Section(_("Starts"), [_starts(run)]),
-        Section(_("Environment"), [_environment(run, result)]),
+        Section(_("Epochs"), [_history(record)]),
+        Section(_("Starts"), [_starts(record)]),
+        Section(_("Environment"), [_environment(record, result)]),
         Section(_("Config"), [_config(run)]),
         _acknowledgement(run),
     ]
@@ -82,7 +85,7 @@ def of_search(search: SearchDir, jobs: Mapping[str, Job] | None) -> list[Section
         ]
         for one in trials
     ]
-    best, metrics = [search.best(trial["trial"]) for trial in trials[:1]], search.result().get("metrics", {})
+    best, metrics = [search.best(trial["trial"]) for trial in trials[:1]], search.record().result.metrics
     best = damage.sound(run for run in best if run.path.exists())
     return [
         Section(
@@ -92,7 +95,7 @@ def of_search(search: SearchDir, jobs: Mapping[str, Job] | None) -> list[Section
         Section(_("Best model"), [_metrics(metrics), *(picture for run in best for picture in _pictures(run))]),
         Section(_("Trials"), [Rows([_("trial"), _("state"), *names, _("score"), _("why")], rows)]),
         Section(_("Cost"), [Facts(_cost(_uses(overview.job_runs(search)).values()))]),
-        Section(_("Environment"), [_environment(search, search.result())]),
+        Section(_("Environment"), [_environment(search.record(), search.record().result)]),
         Section(_("Config"), [_config(search)]),
         _acknowledgement(search),
     ]
@@ -111,6 +114,7 @@ def of_sweep(sweep: SweepDir, jobs: Mapping[str, Job] | None) -> list[Section]:
     after = [_("state"), _("epoch"), shown.metric, best_of, _("core-hours"), _("why")]
     headings = [_("run"), *shown.keys, *found, *after]
     best = next((runs[row.run] for row in rows if shown.best(row) is not None and row.run in runs), None)
+    result = best.record().result if best else ResultRecord()
     first = next((run for run in runs.values() if run.exists()), None)
     return [
         Section(_("Runs"), [Rows(headings, cells)]),
@@ -118,7 +122,10 @@ def of_sweep(sweep: SweepDir, jobs: Mapping[str, Job] | None) -> list[Section]:
         Section(_("Over the values"), _sweep_pictures(shown)),
         Section(_("Cost"), [Facts(_cost(uses.values()))]),
         Section(_("The best run, {run}", run=best.id) if best else "", _best_run(best) if best else []),
-        Section(_("Environment"), [_environment(first, best.result() if best else {})] if first else []),
+        Section(
+            _("Environment"),
+            [_environment(first.record(), result)] if first else [],
+        ),
         *([_acknowledgement(first)] if first else []),
     ]
 
@@ -145,21 +152,21 @@ def _run_cells(shown: Table, row: Row, use: Use | None) -> list[str]:
 
 
 def _best_run(run: RunDir) -> list[Block]:
-    return [_metrics(run.result().get("metrics", {})), *_pictures(run), _config(run)]
+    return [_metrics(run.record().result.metrics), *_pictures(run), _config(run)]
 
 
-def _timing(run: RunDir, result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    events, account = run.submissions(), restarts.account(run)
-    times = [event["time"] for event in events if "time" in event]
-    seconds = result.get("seconds_training")
+def _timing(record: RunRecord) -> list[tuple[str, str]]:
+    events, account, result = record.events, restarts.account(record.events), record.result
+    times = [event.time for event in events if event.time]
+    seconds = result.seconds_training
     return [
         (_("first submitted"), _moment(min(times)) if times else ""),
         (_("restarts"), str(account["restarts"])),
         (_("steps trained again"), str(account["steps_lost"])),
         (_("seconds training"), "" if seconds is None else f"{seconds:,.1f}"),
         (_("seconds restoring"), f"{account['seconds_restoring']:,.1f}"),
-        (_("parameters"), f"{result['parameters']:,}" if "parameters" in result else ""),
-        (_("SHA-256 of the weights"), str(result.get("weights_sha256", ""))),
+        (_("parameters"), "" if result.parameters is None else f"{result.parameters:,}"),
+        (_("SHA-256 of the weights"), result.weights_sha256),
     ]
 
 
@@ -202,7 +209,7 @@ def _pictures(run: RunDir) -> list[Block]:
     for file in drawn:
         with suppress(FileNotFoundError):  # The run may be deleted meanwhile.
             found.append(Picture(_caption(file.stem), safe_files.read(file, run.path)))
-    if not any(file.name == "learning_curves.png" for file in drawn) and (rows := _epochs(run)):
+    if not any(file.name == "learning_curves.png" for file in drawn) and (rows := _epochs(run.record())):
         with tempfile.TemporaryDirectory() as folder:
             if curves := plots.learning_curves(rows, Path(folder)):
                 found.insert(0, Picture(_("learning curves"), curves.read_bytes()))
@@ -223,43 +230,42 @@ def _sweep_pictures(shown: Table) -> list[Block]:
         return [Picture(_("{metric} over the swept values", metric=shown.metric), file.read_bytes())]
 
 
-def _epochs(run: RunDir) -> list[dict[str, Any]]:
-    rows = record_files.history(run.path / "history.csv")
-    return [{name: float(value) for name, value in row.items() if _is_number(value)} for row in rows]
+def _epochs(record: RunRecord) -> list[dict[str, Any]]:
+    return [{name: float(value) for name, value in row.items() if _is_number(value)} for row in record.history]
 
 
-def _history(run: RunDir) -> Rows:
-    rows = _epochs(run)
+def _history(record: RunRecord) -> Rows:
+    rows = _epochs(record)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     cells = [[_word(row.get(name)) for name in columns] for row in rows]
     return Rows(columns, cells, folded=counted("{count} epoch", "{count} epochs", len(rows)) if len(rows) > 1 else "")
 
 
-def _starts(run: RunDir) -> Rows:
+def _starts(record: RunRecord) -> Rows:
     rows = []
-    for event in run.submissions():
-        if event["event"] == "started":
-            epoch, step = event.get("position", (0, 0))
+    for event in record.events:
+        if event.kind == Kind.STARTED:
+            epoch, step = event.position or (0, 0)
             where = _("epoch {epoch}, step {step}", epoch=epoch + 1, step=step)
-            rows.append([_moment(event.get("time", 0)), event["job_id"], str(event.get("host", "")), where])
+            rows.append([_moment(event.time), event.job_id, event.host, where])
     return Rows([_("when"), _("job"), _("node"), _("began at")], rows)
 
 
-def _environment(run: RunDir, result: Mapping[str, Any]) -> Facts:
-    submitted = run.submitted()
-    request, git = submitted.get("request", {}), submitted.get("git", {})
-    versions = {**submitted.get("versions", {}), **result.get("versions", {})}
+def _environment(record: RunRecord, result: ResultRecord) -> Facts:
+    submitted = record.submitted
+    request, git = submitted.request, submitted.git
+    versions = {**submitted.versions, **result.versions}
     commit = git.get("commit", "")
     if git.get("dirty"):
         commit = _("{commit}, with changes that are in no commit", commit=commit)
     return Facts(
         [
-            (_("training code"), str(submitted.get("job_file", ""))),
-            (_("its SHA-256"), str(submitted.get("job_sha256", ""))),
+            (_("training code"), submitted.job_file),
+            (_("its SHA-256"), submitted.job_sha256),
             (_("git commit"), commit),
             *((name, str(version)) for name, version in versions.items()),
-            (_("devices"), ", ".join(result.get("devices", []))),
-            (_("data"), str(result.get("data", {}).get("name", ""))),
+            (_("devices"), ", ".join(result.devices)),
+            (_("data"), str(result.data.get("name", ""))),
             (_("partition"), str(request.get("partition", ""))),
             (_("nodes"), str(request.get("nodes", ""))),
             (_("GPUs a node"), str(request.get("gpus") or "")),

@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 from truba_runner.language import _
-from truba_runner.runs import record_files, record_shapes
-from truba_runner.runs.run_directory import PULLED, RunDir, sweep_events_file
+from truba_runner.runs import events, record_files, record_shapes
+from truba_runner.runs.events import Event, sweep_events_file
+from truba_runner.runs.record_files import PULLED, RunRecord
+from truba_runner.runs.record_shapes import Damaged
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.sweep_directory import wrong_sweep
 from truba_runner.storage import safe_files
 
 # State of a run whose records cannot be trusted.
@@ -29,8 +32,8 @@ _OBJECTS: Mapping[str, record_files.Wrong] = {
 _KEYS, _MOST_BRACKETS = (b"job:", b"data:", b"train:", b"checkpoint:", b"resources:", b"cluster:"), 1000
 _OTHERS = ("submissions.jsonl", "history.csv")
 
-# Inode, ctime (ns) and size of a file, by which a changed file is recognised; None if there is no file.
-_Seen = tuple[int, int, int] | None
+# Inode, ctime (ns) and size of a file, by which a changed file is recognised; empty if there is no file.
+_Seen = tuple[int, ...]
 
 
 def of_run(run: RunDir) -> str:
@@ -38,22 +41,30 @@ def of_run(run: RunDir) -> str:
     return of_records(run) or _of_config(run.config_file, _seen(run.config_file))
 
 
+def of_record(record: RunRecord) -> str:
+    """Describe the first problem in a run's records and config, read into `record`; empty if there is none."""
+    if record.wrong is None:
+        looks = [partial(_config, record.path / "run.yaml")]
+        record.wrong = _of_folder(record) or _of_sweeps(record) or _first_wrong(looks)
+    return record.wrong
+
+
 def of_records(run: RunDir) -> str:
     """Describe the first problem in a run's records, ignoring its config; empty if there is none."""
     seen = tuple(_seen(run.path / name) for name in ("", *_OBJECTS, *_OTHERS))
-    return _of_run(run.path, seen) or _of_sweeps(run)
+    return _of_run(run.path, seen) or _of_sweeps(run.record())
 
 
 def of_submissions(run: RunDir) -> str:
     """Describe the first problem in the records of a run's submissions alone; empty if there is none."""
-    return _first_wrong([partial(_events, run.submissions_file)]) or _of_sweeps(run)
+    return _first_wrong([partial(_events, run.submissions_file)]) or _of_sweeps(run.record())
 
 
 def of_sweep(path: Path) -> str:
     """Describe the first problem in the records of the sweep in this folder; empty if there is none."""
     if not safe_files.is_folder(path):
         return _("{folder} is no folder", folder=path.name)
-    looks = [partial(record_files.read_object, path / "sweep.json", record_shapes.wrong_sweep)]
+    looks = [partial(record_files.read_object, path / "sweep.json", wrong_sweep)]
     return _first_wrong(looks) or _of_events(path / "submissions.jsonl")
 
 
@@ -63,9 +74,11 @@ def told(run: RunDir) -> str:
     return f"{run.id}: {DAMAGED}: {why}" if why else ""
 
 
-def of_listed(run: RunDir) -> str:
-    """Like `of_run`, for a run that was just listed: that its folder has vanished is a problem too."""
-    return of_run(run) if os.path.lexists(run.path) else _("it is not there any more")
+def of_listed(run: RunDir | RunRecord) -> str:
+    """Like `of_run` and `of_record`, for a run that was just listed: that its folder has vanished is a problem too."""
+    if not os.path.lexists(run.path):
+        return _("it is not there any more")
+    return of_record(run) if isinstance(run, RunRecord) else of_run(run)
 
 
 def sound(runs: Iterable[RunDir]) -> list[RunDir]:
@@ -73,7 +86,7 @@ def sound(runs: Iterable[RunDir]) -> list[RunDir]:
     return [run for run in runs if not of_listed(run)]
 
 
-def submissions(run: RunDir) -> list[dict[str, Any]]:
+def submissions(run: RunDir) -> list[Event]:
     """Return a run's submission events; none if a file cannot be read."""
     try:
         return run.submissions()
@@ -81,11 +94,10 @@ def submissions(run: RunDir) -> list[dict[str, Any]]:
         return []
 
 
-def _of_sweeps(run: RunDir) -> str:
+def _of_sweeps(record: RunRecord) -> str:
     """Describe the first problem in the event files of the sweeps that submitted this run."""
-    own, _wrong = record_files.events(run.submissions_file)
-    named = dict.fromkeys(event["sweep"] for event in own if event["event"] == "intent" and "sweep" in event)
-    files = (sweep_events_file(run.path.parent, sweep) for sweep in named)
+    named = dict.fromkeys(event.sweep for event in record.own_events[0] if event.sweep)
+    files = (sweep_events_file(record.path.parent, sweep) for sweep in named)
     return next(filter(None, map(_of_events, files)), "")
 
 
@@ -93,40 +105,48 @@ def _seen(path: Path) -> _Seen:
     try:
         found = path.lstat()
     except OSError:
-        return None
+        return ()
     return found.st_ino, found.st_ctime_ns, found.st_size
 
 
 @lru_cache(maxsize=8192)
 def _of_run(path: Path, seen: tuple[_Seen, ...]) -> str:
-    if not path.is_dir():
+    return _of_folder(RunRecord(path))
+
+
+def _of_folder(record: RunRecord) -> str:
+    if not record.path.is_dir():
         # A sweep's run has no folder before it begins.
-        return _("{folder} is no folder", folder=path.name) if os.path.lexists(path) else ""
-    return _first_wrong(_looks(path))
+        return _("{folder} is no folder", folder=record.id) if os.path.lexists(record.path) else ""
+    return _first_wrong(_looks(record))
 
 
-def _looks(path: Path) -> Iterator[Callable[[], object]]:
+def _looks(record: RunRecord) -> Iterator[Callable[[], object]]:
     """Yield a function for each record of a run that reads it, and raises if it is damaged."""
-    yield partial(_events, path / "submissions.jsonl")
+    names = record.names
+    yield lambda: _check(*record.own_events, "submissions.jsonl")
     for name, wrong in _OBJECTS.items():
-        yield partial(record_files.read_object, path / name, wrong)
-    yield partial(record_files.history, path / "history.csv")
-    for name in safe_files.names(path, path):
+        yield partial(record.whole, name, wrong)
+    yield lambda: record.history
+    for name in sorted(names):
         if name.startswith("lr_find_") and name.endswith(".json"):
-            yield partial(record_files.read_object, path / name, record_shapes.wrong_curve)
-    for name in safe_files.names(path / "workers", path):
-        yield partial(_events, path / "workers" / name / "submissions.jsonl")
+            yield partial(record.whole, name, record_shapes.wrong_curve)
+    for name in safe_files.names(record.path / "workers", record.path) if "workers" in names else ():
+        yield partial(_events, record.path / "workers" / name / "submissions.jsonl")
 
 
 def _events(file: Path) -> None:
-    found, why = record_files.events(file)
+    _check(*events.examined(file), file.name)
+
+
+def _check(found: Iterable[Event], why: str, name: str) -> None:
+    """Raise if `why` says what is wrong with a file's events, or one that was found names a path as a finder."""
     if why:
-        raise record_files.Damaged(why)
+        raise Damaged(why)
     for event in found:
-        finder = event.get("finder", "")
-        if finder and not record_shapes.is_plain(finder):
-            what = f"finder={finder!r}"
-            raise record_files.Damaged(_("{file} holds {what}", file=file.name, what=what))
+        if event.finder and not record_shapes.is_plain(event.finder):
+            what = f"finder={event.finder!r}"
+            raise Damaged(_("{file} holds {what}", file=name, what=what))
 
 
 def _config(file: Path) -> None:

@@ -157,13 +157,13 @@ class _Screen(_Plain):
             self._bar.start()
             self._is_drawn = True
         progress = progress_of(self._run)
-        if not {"epoch", "epochs", "step", "steps_per_epoch"} <= progress.keys():
+        epoch, epochs, per_epoch = progress.epoch, progress.epochs, progress.steps_per_epoch
+        if epoch is None or epochs is None or per_epoch is None or progress.step is None:
             return
-        per_epoch = progress["steps_per_epoch"]
-        values = format_metrics(progress.get("metrics", {}))
+        values = format_metrics(progress.metrics)
         self._bar.update(
             self._task,
-            description=terminal.shown(f"epoch {progress['epoch']}/{progress['epochs']}  {values}"),
-            completed=(progress["epoch"] - 1) * per_epoch + progress["step"],
-            total=progress["epochs"] * per_epoch,
+            description=terminal.shown(f"epoch {epoch}/{epochs}  {values}"),
+            completed=(epoch - 1) * per_epoch + progress.step,
+            total=epochs * per_epoch,
         )

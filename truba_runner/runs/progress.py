@@ -9,16 +9,16 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from truba_runner.language import _
 from truba_runner.runs.checkpoints import Position
+from truba_runner.runs.record_shapes import ProgressRecord, Stage
 from truba_runner.runs.run_directory import RunDir
 
 EVERY_SECONDS = 1.0
 LINE_EVERY_SECONDS = 60.0
-# Fields of the previous start's record that hold for this start too.
-_KEPT = ("epochs", "steps_per_epoch", "metrics", "warning")
 
 
 def format_metrics(metrics: Mapping[str, float | None]) -> str:
@@ -37,18 +37,12 @@ class Progress:
         self._written = 0.0
         self._line_printed = time.monotonic()
         # Record of the previous start.
-        self._before = run.progress() if writes else {}
+        self._before = run.progress() if writes else ProgressRecord()
         # Called after each step with its number over all epochs.
         self.watcher: Callable[[int], None] | None = None
         # Called after each epoch.
         self.epoch_watcher: Callable[[], None] | None = None
-        self.record: dict[str, Any] = {
-            "state": "running",
-            "job_id": job_id,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "started": time.time(),
-        }
+        self.record = ProgressRecord(Stage.RUNNING, job_id, socket.gethostname(), os.getpid(), started=time.time())
 
     def stand_at(self, position: Position, steps_per_epoch: int = 0) -> None:
         """Set the initial position to the checkpoint's, written with the next update, so before the first step.
@@ -57,15 +51,28 @@ class Progress:
         """
         if position == Position(0, 0):
             return
-        before = {key: value for key, value in self._before.items() if key in _KEPT}
-        steps = steps_per_epoch or self.record.get("steps_per_epoch") or before.get("steps_per_epoch", 0)
+        own, before = self.record, self._before
+        steps = steps_per_epoch or own.steps_per_epoch or before.steps_per_epoch or 0
         # After a whole epoch, show that epoch at its last step: there may be no next epoch.
         epoch, step = (position.epoch + 1, position.step) if position.step else (position.epoch, steps)
-        self.record = {**before, **self.record, "epoch": epoch, "step": step, "steps_per_epoch": steps}
+        self.record = replace(
+            own,
+            epoch=epoch,
+            epochs=own.epochs or before.epochs,
+            step=step,
+            steps_per_epoch=steps,
+            metrics=own.metrics or before.metrics,
+            warning=own.warning or before.warning,
+        )
+
+    def set_steps_per_epoch(self, steps: int) -> None:
+        """Set the number of steps in an epoch, written with the next update."""
+        if steps != self.record.steps_per_epoch:
+            self.record = replace(self.record, steps_per_epoch=steps)
 
     def update(self, **values: Any) -> None:
         """Change the record and write it now."""
-        self.record.update(values, updated=time.time())
+        self.record = replace(self.record, **values, updated=time.time())
         self._written = time.monotonic()
         if not self._writes:
             return
@@ -92,7 +99,7 @@ class Progress:
         `total`: steps done over all epochs, if epochs differ in their number of steps.
         """
         if self.watcher is not None:
-            self.watcher(total or (epoch - 1) * int(self.record["steps_per_epoch"]) + step)
+            self.watcher(total or (epoch - 1) * (self.record.steps_per_epoch or 0) + step)
         now = time.monotonic()
         if now - self._written >= EVERY_SECONDS:
             self.update(epoch=epoch, step=step, metrics=dict(metrics))
@@ -102,14 +109,15 @@ class Progress:
     def epoch_end(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
         """Handle the end of an epoch: write the record and print a line; warn once if the loss is NaN or infinite."""
         loss = metrics.get("loss")
-        if loss is not None and not math.isfinite(loss) and "warning" not in self.record:
-            self.record["warning"] = _(
+        if loss is not None and not math.isfinite(loss) and not self.record.warning:
+            warning = _(
                 "the training loss is {loss} at the end of epoch {epoch}; nothing is learnt from it",
                 loss=loss,
                 epoch=epoch,
             )
+            self.record = replace(self.record, warning=warning)
             if self._writes:
-                print(_("WARNING: {text}", text=self.record["warning"]), file=sys.stderr, flush=True)
+                print(_("WARNING: {text}", text=warning), file=sys.stderr, flush=True)
         self.update(epoch=epoch, step=step, metrics=dict(metrics))
         self._print(epoch, step, metrics)
         if self.epoch_watcher is not None and self._writes:
@@ -119,5 +127,5 @@ class Progress:
         self._line_printed = time.monotonic()
         if self._writes:
             # 0: the number of steps per epoch is unknown before the first epoch's end.
-            epochs, steps = self.record.get("epochs", "?"), self.record.get("steps_per_epoch") or "?"
+            epochs, steps = self.record.epochs or "?", self.record.steps_per_epoch or "?"
             print(f"epoch {epoch}/{epochs}  step {step}/{steps}  {format_metrics(metrics)}", flush=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.runs.checkpoints import Position
+from truba_runner.runs.events import Event, Kind, completed
+from truba_runner.runs.record_shapes import ProgressRecord
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm import commands, jobs
 
@@ -27,25 +29,25 @@ class GaveUp(Failed):
     """A run without progress over several starts, which is not started again."""
 
 
-def begin(run: RunDir, job_id: str, position: Position, about: Mapping[str, Any]) -> None:
-    """Record a start from `position`, and how many steps of the previous start are lost.
+def begin(run: RunDir, job_id: str, position: Position, about: Event) -> None:
+    """Record a start from `position`, and how many steps of the previous start are lost; `about`: its other fields.
 
     Raises:
         GaveUp: the job was already started from here `FRUITLESS_STARTS` times in a row; preempted starts don't count.
     """
-    fruitless, excused = 0, False
+    fruitless, excused, at = 0, False, (position.epoch, position.step)
     for event in reversed(run.submissions()):
-        if event["event"] == "broken_off":
+        if event.kind == Kind.BROKEN_OFF:
             excused = True
-        elif event["event"] == "started":
-            if (event["job_id"], event.get("position")) != (job_id, [position.epoch, position.step]):
+        elif event.kind == Kind.STARTED:
+            if (event.job_id, event.position) != (job_id, at):
                 break
             fruitless, excused = fruitless + (not excused), False
     progress = run.progress()
-    start = {"event": "started", "time": time.time(), "job_id": job_id, "position": [position.epoch, position.step]}
     # `account` needs `steps_per_epoch` if this checkpoint turns out to be damaged.
-    lost = {"steps_lost": _steps_lost(progress, position), "steps_per_epoch": progress.get("steps_per_epoch")}
-    run.append_submission({**start, **lost, **about})
+    lost, steps_per_epoch = _steps_lost(progress, position), progress.steps_per_epoch
+    start = Event(Kind.STARTED, time.time(), job_id, position=at, steps_lost=lost, steps_per_epoch=steps_per_epoch)
+    run.append_submission(completed(start, about))
     if fruitless >= FRUITLESS_STARTS:
         raise GaveUp(
             _(
@@ -65,44 +67,43 @@ def broken_off(run: RunDir, job_id: str, request: Request) -> None:
     that does not fit into the time limit never progresses.
     """
     now = time.time()
-    started = next((event["time"] for event in reversed(run.submissions()) if event["event"] == "started"), now)
+    started = next((event.time for event in reversed(run.submissions()) if event.kind == Kind.STARTED), now)
     if now - started < 60 * request.time_minutes - request.signal_seconds - _CLOCKS_APART_SECONDS:
-        run.append_submission({"event": "broken_off", "time": now, "job_id": job_id})
+        run.append_submission(Event(Kind.BROKEN_OFF, now, job_id))
 
 
-def _steps_lost(progress: Mapping[str, Any], position: Position) -> int:
+def _steps_lost(progress: ProgressRecord, position: Position) -> int:
     """Return the steps between `position` and the last recorded progress: they are trained again."""
-    if not {"epoch", "step", "steps_per_epoch"} <= progress.keys():
+    per_epoch = progress.steps_per_epoch
+    if progress.epoch is None or progress.step is None or per_epoch is None:
         return 0
-    per_epoch = int(progress["steps_per_epoch"])
-    trained = (int(progress["epoch"]) - 1) * per_epoch + int(progress["step"])
+    trained = (progress.epoch - 1) * per_epoch + progress.step
     return max(0, trained - position.epoch * per_epoch - position.step)
 
 
-def account(run: RunDir) -> dict[str, Any]:
+def account(events: Sequence[Event]) -> dict[str, Any]:
     """Return `restarts`, `requeues`, `steps_lost` and `seconds_restoring` over all of a run's jobs, for its result."""
-    events = run.submissions()
-    duplicates = {event["job_id"] for event in events if event["event"] == "duplicate"}
-    events = [event for event in events if event.get("job_id") not in duplicates]
-    starts = [event for event in events if event["event"] == "started"]
-    restoring = [event["seconds"] for event in events if event["event"] == "restored"]
+    duplicates = {event.job_id for event in events if event.kind == Kind.DUPLICATE}
+    events = [event for event in events if not event.job_id or event.job_id not in duplicates]
+    starts = [event for event in events if event.kind == Kind.STARTED]
+    restoring = [event.seconds for event in events if event.kind == Kind.RESTORED]
     return {
         "restarts": max(0, len(starts) - 1),
-        "requeues": sum(event["event"] == "requeued" for event in events),
-        "steps_lost": sum(event.get("steps_lost", 0) for event in starts) + _steps_passed_over(events),
+        "requeues": sum(event.kind == Kind.REQUEUED for event in events),
+        "steps_lost": sum(event.steps_lost for event in starts) + _steps_passed_over(events),
         "seconds_restoring": round(sum(restoring), 3),
     }
 
 
-def _steps_passed_over(events: Sequence[Mapping[str, Any]]) -> int:
+def _steps_passed_over(events: Sequence[Event]) -> int:
     """Sum the steps between the newest checkpoint at each start and the one that could be read."""
     passed_over, start = 0, None
     for event in events:
-        if event["event"] == "started":
+        if event.kind == Kind.STARTED:
             start = event
-        elif event["event"] == "restored" and start is not None:
-            (epoch, step), (read_epoch, read_step) = start["position"], event["position"]
-            per_epoch = int(start.get("steps_per_epoch") or 0)
+        elif event.kind == Kind.RESTORED and start and start.position and event.position:
+            (epoch, step), (read_epoch, read_step) = start.position, event.position
+            per_epoch = start.steps_per_epoch or 0
             passed_over += max(0, (epoch - read_epoch) * per_epoch + step - read_step)
             start = None
     return passed_over
@@ -119,14 +120,14 @@ def requeue(run: RunDir, job_id: str, most: int, in_crew: bool = False) -> bool:
     """
     if not jobs.would_end_for_good(job_id):
         return False
-    if account(run)["requeues"] >= most:
+    if account(run.submissions())["requeues"] >= most:
         raise Failed(
             _(
                 "the run was requeued {count} times (resources.max_requeues) and is not finished; submit it again",
                 count=most,
             )
         )
-    run.append_submission({"event": "requeued", "time": time.time(), "job_id": job_id})
+    run.append_submission(Event(Kind.REQUEUED, time.time(), job_id))
     if not in_crew:
         commands.requeue(job_id)
     return True

@@ -23,16 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from truba_runner.runs import events, record_files, record_shapes
+from truba_runner.runs import events
+from truba_runner.runs.events import Event
+from truba_runner.runs.record_files import RunRecord
+from truba_runner.runs.record_shapes import Damaged, ProgressRecord, RateCurve, as_record
 from truba_runner.storage import private, safe_files
 from truba_runner.storage.files import finite, json_bytes, write_atomically
 
-# Folder of the sweeps' own records, in the runs folder.
-SWEEPS = ".sweeps"
 # Folder of archives of the user's code and copies of this package (code/), in the runs folder.
 CODE = ".code"
-# In a run directory copied from a login node: from where, and when.
-PULLED = "pulled.json"
 
 
 @dataclass(frozen=True)
@@ -119,36 +118,32 @@ class RunDir:
         try:
             config = yaml.load(safe_files.read(self.config_file, self.path), loader)  # noqa: S506  # Both are safe.
         except (yaml.YAMLError, RecursionError) as error:
-            raise record_files.Damaged(f"{self.config_file} is damaged") from error
+            raise Damaged(f"{self.config_file} is damaged") from error
         if not isinstance(config, dict):
-            raise record_files.Damaged(f"{self.config_file} is damaged")
+            raise Damaged(f"{self.config_file} is damaged")
         return config
 
     # -- submissions -------------------------------------------------------------------------------------------
 
-    def append_submission(self, event: Mapping[str, Any], durable: bool = True) -> None:
+    def append_submission(self, event: Event, durable: bool = True) -> None:
         """Append one event, fsynced if `durable`: it has happened, or is about to."""
         events.append(self.submissions_file, event, durable)
 
-    def submissions(self) -> list[dict[str, Any]]:
-        """Return all events, oldest first, completed by the events of the run's job arrays in its sweeps' records."""
-        own = events.read(self.submissions_file)
-        told: list[dict[str, Any]] = []
-        for event in own:
-            if event["event"] == "intent" and "sweep" in event:
-                told += _from_sweep(self.path.parent, event)
-            else:
-                told.append(event)
-        return told
+    def record(self) -> RunRecord:
+        """Return what the run's files say now."""
+        return RunRecord(self.path)
 
-    def submitted(self) -> dict[str, Any]:
-        """Return the newest event that records the code: `job_file`, the training code, and its `job_sha256`."""
-        return next((event for event in reversed(self.submissions()) if "job_file" in event), {})
+    def submissions(self) -> list[Event]:
+        """Return all events, oldest first, completed by the events of the run's job arrays in its sweeps' records."""
+        return self.record().events
+
+    def submitted(self) -> Event:
+        """Return the newest event that records the code; without a kind if there is none."""
+        return self.record().submitted
 
     def is_last_given_to(self, token: str) -> bool:
         """Whether the run's last submission has this token."""
-        intents = [event for event in self.submissions() if event["event"] == "intent"]
-        return bool(intents) and intents[-1]["token"] == token
+        return self.record().intent.token == token
 
     def log_of(self, job_id: str) -> Path:
         """Return the path, named as in Slurm, of a job's log that Slurm does not open; create its folder."""
@@ -157,11 +152,11 @@ class RunDir:
 
     # -- progress, history, result -----------------------------------------------------------------------------
 
-    def write_progress(self, progress: Mapping[str, Any]) -> None:
+    def write_progress(self, progress: ProgressRecord) -> None:
         """Replace the progress record, without fsync: training waits for this write, and the next follows soon."""
-        write_atomically(self.path / "progress.json", json_bytes(progress), durable=False)
+        write_atomically(self.path / "progress.json", json_bytes(as_record(progress)), durable=False)
 
-    def overwrite_progress(self, progress: Mapping[str, Any]) -> None:
+    def overwrite_progress(self, progress: ProgressRecord) -> None:
         """Overwrite the progress record in place: a full disk has room for that. A reader may see half of it.
 
         Raises:
@@ -169,19 +164,16 @@ class RunDir:
         """
         handle = os.open(self.path / "progress.json", os.O_RDWR | os.O_NOFOLLOW)
         with os.fdopen(handle, "r+b") as file:
-            file.write(json_bytes(progress))
+            file.write(json_bytes(as_record(progress)))
             file.truncate()
 
-    def progress(self) -> dict[str, Any]:
-        """Return the progress record; empty if no job has begun, or the record is damaged."""
-        return _read_json(self.path / "progress.json", record_shapes.wrong_progress)
+    def progress(self) -> ProgressRecord:
+        """Return the progress record; without any value if no job has begun, or the record is damaged."""
+        return self.record().any_progress
 
     def pulled(self) -> dict[str, Any]:
         """Return from where and when the run was copied to this machine; empty if it was submitted here."""
-        try:
-            return record_files.read_object(self.path / PULLED, record_shapes.wrong_pulled)
-        except record_files.Damaged:  # The run is a copy all the same: its jobs are not this machine's.
-            return {"from": "?"}
+        return self.record().pulled
 
     def write_history(self, rows: list[dict[str, Any]], durable: bool = True) -> None:
         """Replace the history: one row per epoch, with the columns of all rows."""
@@ -192,37 +184,32 @@ class RunDir:
         writer.writerows(rows)
         write_atomically(self.path / "history.csv", text.getvalue().encode(), durable)
 
-    def has_lived(self) -> bool:
-        """Whether the run has ever finished an epoch."""
-        return (self.path / "history.csv").exists() or bool(self.result())
-
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write the run's result, whose presence means that the run is finished."""
         write_atomically(self.path / "result.json", json_bytes(result))
 
     def result(self) -> dict[str, Any]:
-        """Return the run's result; empty until the run is finished, or if the record is damaged."""
-        return _read_json(self.path / "result.json", record_shapes.wrong_result)
+        """Return all entries of the run's result; none until the run is finished, or if the record is damaged."""
+        return dict(self.record().result.entries)
 
     # -- learning rates ----------------------------------------------------------------------------------------
 
-    def write_rate_curve(self, name: str, curve: Mapping[str, Any]) -> None:
-        """Write a learning-rate finder's curve: `suggestions` by name, `learning_rates` and their `losses`."""
-        write_atomically(self.path / f"lr_find_{name}.json", json.dumps(finite(curve)).encode())
+    def write_rate_curve(self, name: str, curve: RateCurve) -> None:
+        """Write a learning-rate finder's curve."""
+        write_atomically(self.path / f"lr_find_{name}.json", json.dumps(finite(vars(curve))).encode())
 
-    def rate_curve(self, name: str) -> dict[str, Any]:
-        """Return what `write_rate_curve` wrote; empty if no finder of this name has ended."""
-        return _read_json(self.path / f"lr_find_{name}.json", record_shapes.wrong_curve)
+    def rate_curve(self, name: str) -> RateCurve | None:
+        """Return what `write_rate_curve` wrote; None if no finder of this name has ended."""
+        return self.record().rate_curve(name)
 
     def finder(self) -> RunDir | None:
         """Return the finder run of this run's last submission; None if it needs no learning rate, or finds its own."""
-        given = [event for event in self.submissions() if event["event"] in {"intent", "local"} and "time" in event]
-        name = given[-1].get("finder") if given else None
+        name = self.record().finder
         return RunDir(self.path.parent / name) if name else None
 
-    def found_rate(self) -> dict[str, Any]:
-        """Return the event with the `learning_rate` that this run took from a finder; empty if it took none."""
-        return next((event for event in self.submissions() if event["event"] == "found rate"), {})
+    def found_rate(self) -> Event:
+        """Return the event with the `learning_rate` that this run took from a finder; without one if it took none."""
+        return self.record().found_rate
 
 
 def config_text(values: Mapping[str, Any]) -> bytes:
@@ -233,30 +220,3 @@ def config_text(values: Mapping[str, Any]) -> bytes:
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     text: bytes = yaml.dump(dict(values), Dumper=dumper, sort_keys=False, allow_unicode=True, encoding="utf-8")
     return text
-
-
-def sweep_events_file(runs_folder: Path, sweep: str) -> Path:
-    """Return the event log of a sweep's job arrays."""
-    return runs_folder / SWEEPS / sweep / "submissions.jsonl"
-
-
-def _from_sweep(runs_folder: Path, intent: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a run's intent completed by its array's, and the array's later events with the run's own job id."""
-    told: list[dict[str, Any]] = [dict(intent)]
-    for event in events.read(sweep_events_file(runs_folder, str(intent["sweep"]))):
-        if event.get("token") != intent.get("token"):
-            continue
-        if event["event"] == "intent":
-            told[0] = {**{key: value for key, value in event.items() if key != "tasks"}, **intent}
-        elif "job_id" in event:
-            told.append({**event, "job_id": f"{event['job_id']}_{intent['array_index']}"})
-        else:
-            told.append(event)
-    return told
-
-
-def _read_json(path: Path, wrong: record_files.Wrong) -> dict[str, Any]:
-    try:
-        return record_files.read_object(path, wrong)
-    except record_files.Damaged:  # Counts as missing; `damage` reports what is wrong with it.
-        return {}

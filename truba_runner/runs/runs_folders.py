@@ -13,8 +13,9 @@ from pathlib import Path
 from truba_runner.errors import Failed, Problem, Refused, listed, nearest
 from truba_runner.language import _
 from truba_runner.runs import damage
+from truba_runner.runs.events import SWEEPS
 from truba_runner.runs.record_shapes import is_plain
-from truba_runner.runs.run_directory import SWEEPS, RunDir
+from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.sweep_directory import SweepDir
 from truba_runner.storage import private
 from truba_runner.storage.user_state import state_folder

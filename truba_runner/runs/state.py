@@ -8,10 +8,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from truba_runner.language import _, marked
 from truba_runner.runs import damage
+from truba_runner.runs.events import Event, Kind
+from truba_runner.runs.record_files import RunRecord
+from truba_runner.runs.record_shapes import ProgressRecord, Stage
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm.client import SRUN_FAILED
 from truba_runner.slurm.jobs import Job
@@ -41,20 +43,14 @@ class RunState:
 
 def last_job_id(run: RunDir) -> str:
     """Return the id of the run's last job; empty if there was none."""
-    events = run.submissions()
-    duplicates = {event["job_id"] for event in events if event["event"] == "duplicate"}
-    for event in reversed(events):
-        if event["event"] in {"submitted", "started", "local"} and event["job_id"] not in duplicates:
-            return str(event["job_id"])
-    return ""
+    return run.record().job_id
 
 
 def slurm_jobs(run: RunDir) -> set[str]:
     """Return the ids of all jobs that the run ever had in this machine's Slurm; none for a pulled copy."""
     if run.pulled():
         return set()
-    told = (str(event["job_id"]) for event in damage.submissions(run) if event.get("job_id"))
-    return {job_id for job_id in told if is_slurms(job_id)}
+    return {event.job_id for event in damage.submissions(run) if is_slurms(event.job_id)}
 
 
 def is_slurms(job_id: str) -> bool:
@@ -64,62 +60,63 @@ def is_slurms(job_id: str) -> bool:
 
 def local_process(run: RunDir) -> int:
     """Return the process id of a live local run."""
-    progress = progress_of(run)
-    return int(progress["pid"] if progress else run.submissions()[-1]["pid"])
+    record = run.record()
+    return record.progress.pid or record.events[-1].pid
 
 
-def progress_of(run: RunDir) -> dict[str, Any]:
-    """Return the progress record of the run's last job; empty if that job has not begun, even if an earlier one had."""
-    progress = run.progress()
-    return progress if progress.get("job_id") == last_job_id(run) else {}
+def progress_of(run: RunDir) -> ProgressRecord:
+    """Return the progress of the run's last job; without any value if it has not begun, even if an earlier one had."""
+    return run.record().progress
 
 
-def state_of(run: RunDir, jobs: Mapping[str, Job] | None) -> RunState:
+def state_of(record: RunRecord, jobs: Mapping[str, Job] | None) -> RunState:
     """Return a run's state, given Slurm's list of the owner's jobs by id; `jobs` is None if Slurm does not answer."""
-    if why := damage.of_run(run):
-        return _damaged(run, jobs, why)
-    progress = progress_of(run)
-    if pulled := run.pulled():
-        return _state_when_pulled(run, progress, pulled)
-    job = _job_of(last_job_id(run), jobs or {})
-    finder = None if progress else run.finder()
-    if run.result():
-        return RunState("COMPLETED", live=False, job=job, ending=job is not None and job.live and _is_alone(run))
+    if why := damage.of_record(record):
+        return _damaged(record, jobs, why)
+    progress = record.progress
+    if record.pulled:
+        return _state_when_pulled(record)
+    job = _job_of(record.job_id, jobs or {})
+    finder = None if progress or not record.finder else record.of(record.finder)
+    if record.result:
+        ending = job is not None and job.live and record.intent.places == 1
+        return RunState("COMPLETED", live=False, job=job, ending=ending)
     if job is not None and job.live and not (finder and job.reason == _IN_VAIN):
-        waits = RunState(job.state, live=True, job=job, why=_waits_for(run, progress, job))
-        return _among_others(run, progress, job) or waits
+        waits = RunState(job.state, live=True, job=job, why=_waits_for(record, job))
+        return _among_others(record, job) or waits
     if finder and (why := has_no_rate(finder, jobs)):
         # Slurm removes such a job from the queue at its next scheduling pass.
         return RunState("CANCELLED", live=False, job=job, why=why)
-    if job is not None:
-        # A job that completed without writing a result has not finished the training.
-        state = "FAILED" if job.state == "COMPLETED" else job.state
-        why = (
-            _why(progress)
-            or dropped(run.submissions())
-            or (_along_with_canary(run) if state == "CANCELLED" and not progress else "")
-            or meaning_of(state).said()
-            or (_(_INTERRUPTED) if progress.get("state") == "interrupted" else "")
-        )
-        return RunState(state, live=False, job=job, why=why or _exit(job) or _(_SILENT))
-    return _state_on_record(run, progress, slurm_answers=jobs is not None)
+    if job is None:
+        return _state_on_record(record, slurm_answers=jobs is not None)
+    # A job that completed without writing a result has not finished the training.
+    state = "FAILED" if job.state == "COMPLETED" else job.state
+    why = (
+        _why(progress)
+        or dropped(record.events)
+        or (_along_with_canary(record) if state == "CANCELLED" and not progress else "")
+        or meaning_of(state).said()
+        or (_(_INTERRUPTED) if progress.state == Stage.INTERRUPTED else "")
+    )
+    return RunState(state, live=False, job=job, why=why or _exit(job) or _(_SILENT))
 
 
-def _damaged(run: RunDir, jobs: Mapping[str, Job] | None, why: str) -> RunState:
+def _damaged(record: RunRecord, jobs: Mapping[str, Job] | None, why: str) -> RunState:
     """Return the state of a run with damaged records, live if Slurm has the job that they name, if they name one."""
     try:
-        job = None if run.pulled() else _job_of(last_job_id(run), jobs or {})
+        job = None if record.pulled else _job_of(record.job_id, jobs or {})
     except OSError:
         job = None
     return RunState(damage.DAMAGED, live=job is not None and job.live, job=job, why=why)
 
 
-def _state_when_pulled(run: RunDir, progress: Mapping[str, Any], pulled: Mapping[str, Any]) -> RunState:
+def _state_when_pulled(record: RunRecord) -> RunState:
     """Return a pulled copy's state from its records alone: its job is another machine's, and may have progressed."""
-    if run.result():
+    if record.result:
         return RunState("COMPLETED", live=False, job=None)
-    ended = {"failed": ("FAILED", _why(progress)), "interrupted": ("INTERRUPTED", _(_INTERRUPTED))}
-    state, why = ended.get(str(progress.get("state")), ("RUNNING" if progress else "UNKNOWN", ""))
+    progress, pulled = record.progress, record.pulled
+    ended = {Stage.FAILED: ("FAILED", _why(progress)), Stage.INTERRUPTED: ("INTERRUPTED", _(_INTERRUPTED))}
+    state, why = ended.get(progress.state, ("RUNNING" if progress else "UNKNOWN", ""))
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(float(pulled.get("time", 0))))
     place = pulled.get("from", "?")
     as_of = _("as it was at {place} on {when}; truba pull looks again", place=place, when=when)
@@ -132,34 +129,29 @@ def _job_of(job_id: str, jobs: Mapping[str, Job]) -> Job | None:
     return jobs.get(job_id) or (whole if whole is not None and not whole.live else None)
 
 
-def _among_others(run: RunDir, progress: Mapping[str, Any], job: Job) -> RunState | None:
+def _among_others(record: RunRecord, job: Job) -> RunState | None:
     """Return the state of a packed run that has failed while its job still runs; None if not packed or not failed."""
-    if _is_alone(run):
+    if record.intent.places == 1 or record.progress.state != Stage.FAILED:
         return None
-    return RunState("FAILED", live=False, job=job, why=_why(progress)) if progress.get("state") == "failed" else None
+    return RunState("FAILED", live=False, job=job, why=_why(record.progress))
 
 
-def _is_alone(run: RunDir) -> bool:
-    """Whether the run has its job alone, not packed with other runs."""
-    return bool(last_intent(run).get("places", 1) == 1)
-
-
-def _waits_for(run: RunDir, progress: Mapping[str, Any], job: Job) -> str:
+def _waits_for(record: RunRecord, job: Job) -> str:
     """Return what a queued job waits for, or why the run failed if Slurm has not ended its job yet."""
-    if progress.get("state") == "failed":
-        return _why(progress)
-    intent = last_intent(run)
-    if job.reason == _WAITS and intent.get("canary"):
-        return _("held until {canary} has lived through its first epoch", canary=intent["canary"])
-    if job.reason == _WAITS and intent.get("finder"):
-        return _("waits for its learning-rate finder {finder}", finder=intent["finder"])
+    if record.progress.state == Stage.FAILED:
+        return _why(record.progress)
+    intent = record.intent
+    if job.reason == _WAITS and intent.canary:
+        return _("held until {canary} has lived through its first epoch", canary=intent.canary)
+    if job.reason == _WAITS and intent.finder:
+        return _("waits for its learning-rate finder {finder}", finder=intent.finder)
     means = meaning_of(job.state)
     return means.said() if means.held or not job.reason else job.reason
 
 
-def has_no_rate(finder: RunDir, jobs: Mapping[str, Job] | None) -> str:
+def has_no_rate(finder: RunRecord, jobs: Mapping[str, Job] | None) -> str:
     """Return why this finder will never give a learning rate; empty if it may, or if Slurm does not answer."""
-    if jobs is None or finder.result() or (state := state_of(finder, jobs)).live:
+    if jobs is None or finder.result or (state := state_of(finder, jobs)).live:
         return ""
     told = f"{state.state}: {state.why}" if state.why else state.state
     return _(
@@ -167,19 +159,19 @@ def has_no_rate(finder: RunDir, jobs: Mapping[str, Job] | None) -> str:
     )
 
 
-def dropped(told: Sequence[Mapping[str, Any]]) -> str:
+def dropped(told: Sequence[Event]) -> str:
     """Return why a run with these events was removed from the queue before its start; empty if it was not."""
     for event in reversed(told):
         # `submitted` is ignored: the submitting command may record it only after the canary has failed.
-        if event["event"] in {"dropped", "intent", "started", "local"}:
-            return str(event["why"]) if event["event"] == "dropped" else ""
+        if event.kind in {Kind.DROPPED, Kind.INTENT, Kind.STARTED, Kind.LOCAL}:
+            return event.why
     return ""
 
 
-def _along_with_canary(run: RunDir) -> str:
+def _along_with_canary(record: RunRecord) -> str:
     """Return the reason for CANCELLED if the run's canary ended before its first epoch did; else empty."""
-    canary = last_intent(run).get("canary")
-    if not canary or RunDir(run.path.parent / canary).has_lived():
+    canary = record.intent.canary
+    if not canary or record.of(canary).has_lived:
         return ""
     return _(
         "cancelled along with the canary {canary}, which ended before its first epoch did; the same command goes on",
@@ -187,48 +179,43 @@ def _along_with_canary(run: RunDir) -> str:
     )
 
 
-def last_intent(run: RunDir) -> dict[str, Any]:
-    """Return the intent event of the run's last submission; empty if there was none."""
-    return next((event for event in reversed(run.submissions()) if event["event"] == "intent"), {})
-
-
-def _state_on_record(run: RunDir, progress: Mapping[str, Any], slurm_answers: bool) -> RunState:
+def _state_on_record(record: RunRecord, slurm_answers: bool) -> RunState:
     """Return the state according to the run directory, if Slurm does not know the job."""
-    if not run.submissions():
+    progress, told = record.progress, record.events
+    if not told:
         return RunState("NOT_BEGUN", live=False, job=None, why=_(_NOT_BEGUN))
-    recorded = progress.get("state")
-    if recorded == "failed":
+    if progress.state == Stage.FAILED:
         return RunState("FAILED", live=False, job=None, why=_why(progress))
-    if recorded == "interrupted":
+    if progress.state == Stage.INTERRUPTED:
         return RunState("INTERRUPTED", live=False, job=None, why=_(_INTERRUPTED))
-    if killed := next((event for event in run.submissions() if _is_kill(event, last_job_id(run))), None):
-        why = _("killed by {signal}; the same command goes on", signal=killed["signal"])
+    if killed := next((event for event in told if _is_kill(event, record.job_id)), None):
+        why = _("killed by {signal}; the same command goes on", signal=killed.signal)
         return RunState("KILLED", live=False, job=None, why=why)
-    if recorded == "running":
-        if _process_lives(run, progress):
+    if progress.state == Stage.RUNNING:
+        if _process_lives(record.id, progress.host, progress.pid):
             return RunState("RUNNING", live=True, job=None)
         if not slurm_answers:
             return RunState("UNKNOWN", live=False, job=None, why=_("it was running when Slurm last answered"))
         return RunState("LOST", live=False, job=None, why=_(_SILENT))
-    events = run.submissions()
-    if events and events[-1]["event"] == "local" and _process_lives(run, events[-1]):
+    last = told[-1]
+    if last.kind == Kind.LOCAL and _process_lives(record.id, last.host, last.pid):
         return RunState("RUNNING", live=True, job=None)
-    if events and events[-1]["event"] == "refused":
-        return RunState("REFUSED", live=False, job=None, why=str(events[-1].get("message", "")))
+    if last.kind == Kind.REFUSED:
+        return RunState("REFUSED", live=False, job=None, why=last.message)
     why = _("Slurm does not know its job, and it never started") if slurm_answers else _("Slurm does not answer")
     return RunState("UNKNOWN", live=False, job=None, why=why)
 
 
-def _is_kill(event: Mapping[str, Any], job_id: str) -> bool:
-    return (event["event"], event.get("job_id")) == ("killed", job_id)
+def _is_kill(event: Event, job_id: str) -> bool:
+    return (event.kind, event.job_id) == (Kind.KILLED, job_id)
 
 
-def _process_lives(run: RunDir, record: Mapping[str, Any]) -> bool:
+def _process_lives(run_id: str, host: str | None, pid: int | None) -> bool:
     """Whether a local run's process is alive on this host; False for a process on another host."""
-    if record.get("host") != socket.gethostname():
+    if host != socket.gethostname():
         return False
     # Otherwise the process id now belongs to another process.
-    return os.fsencode(run.id) in _command_of(Path("/proc") / str(record.get("pid")))
+    return os.fsencode(run_id) in _command_of(Path("/proc") / str(pid))
 
 
 def _command_of(process: Path) -> bytes:
@@ -246,17 +233,14 @@ def _command_of(process: Path) -> bytes:
     return b""
 
 
-def _why(progress: Mapping[str, Any]) -> str:
-    error = progress.get("error")
-    if not error:
+def _why(progress: ProgressRecord) -> str:
+    error = progress.error
+    if error is None:
         return ""
-    message = str(error["message"]).splitlines()
+    message = error.message.splitlines()
     # The message of our own Failed is a sentence already.
-    kind = "" if error["type"] == "Failed" else f"{error['type']}: "
-    told = f"{kind}{message[0] if message else ''}"
-    if "file" not in error:
-        return told
-    return _("{error} at {file}:{line}: {code}", error=told, **{key: error[key] for key in ("file", "line", "code")})
+    kind = "" if error.type == "Failed" else f"{error.type}: "
+    return error.at_its_line(f"{kind}{message[0] if message else ''}")
 
 
 def _exit(job: Job) -> str:

@@ -17,7 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner.runs import events, record_files, record_shapes
-from truba_runner.runs.run_directory import SWEEPS, RunDir, sweep_events_file
+from truba_runner.runs.events import SWEEPS, Event, Kind, sweep_events_file
+from truba_runner.runs.record_shapes import (
+    Check,
+    checked,
+    checks_of,
+    is_name,
+    is_plain,
+    is_scalar,
+    is_text,
+    list_of,
+    map_of,
+    record_of,
+)
+from truba_runner.runs.run_directory import RunDir
 from truba_runner.storage import safe_files
 from truba_runner.storage.files import finite, write_atomically
 
@@ -26,11 +39,11 @@ from truba_runner.storage.files import finite, write_atomically
 class Member:
     """One run of a sweep: its id, and its value for each swept key."""
 
-    run: str
-    values: Mapping[str, Any]
+    run: str = checked(is_plain, "")
+    values: Mapping[str, Any] = checked(map_of(is_scalar), {})
     # The learning-rate finder's run, and which of its suggestions this run takes (valley/10); both empty if none.
-    finder: str = ""
-    takes: str = ""
+    finder: str = checked(is_name, "")
+    takes: str = checked(is_text, "")
 
 
 @dataclass(frozen=True)
@@ -73,11 +86,11 @@ class SweepDir:
         """Return one of its runs."""
         return RunDir(self.runs_folder / run_id)
 
-    def append(self, event: Mapping[str, Any]) -> None:
+    def append(self, event: Event) -> None:
         """Append one event and fsync it."""
         events.append(self.events_file, event)
 
-    def events(self) -> list[dict[str, Any]]:
+    def events(self) -> list[Event]:
         """Return all events, oldest first."""
         return events.read(self.events_file)
 
@@ -96,8 +109,8 @@ class SweepDir:
     def description(self) -> dict[str, Any]:
         """Return what `describe` wrote; empty if it is missing or damaged."""
         try:
-            return record_files.read_object(self.path / "sweep.json", record_shapes.wrong_sweep)
-        except (OSError, record_files.Damaged):  # Counts as missing; `damage` reports what is wrong with it.
+            return record_files.read_object(self.path / "sweep.json", wrong_sweep)
+        except (OSError, record_shapes.Damaged):  # Counts as missing; `damage` reports what is wrong with it.
             return {}
 
     def members(self) -> list[Member]:
@@ -126,17 +139,31 @@ def sharing(run: RunDir) -> list[RunDir]:
     """Return the other runs packed into this run's job."""
     sweep, intent = _last_array(run)
     for event in sweep.events() if sweep else ():
-        if sweep and event["event"] == "intent" and event["token"] == intent["token"]:
-            with suppress(IndexError, KeyError, ValueError):  # A damaged intent may lack this task.
-                return [one for one in runs_of_task(sweep, event, intent["array_index"]) if one.id != run.id]
+        if sweep and event.kind == Kind.INTENT and event.token == intent.token:
+            with suppress(IndexError, ValueError):  # A damaged intent may lack this task.
+                return [one for one in runs_of_task(sweep, event, intent.array_index or 0) if one.id != run.id]
     return []
 
 
-def _last_array(run: RunDir) -> tuple[SweepDir | None, dict[str, Any]]:
-    intents = [event for event in run.submissions() if event["event"] == "intent"]
-    if not intents or "sweep" not in intents[-1]:
-        return None, {}
-    return SweepDir.of(run.path.parent, intents[-1]["sweep"]), intents[-1]
+def _last_array(run: RunDir) -> tuple[SweepDir | None, Event]:
+    intent = run.record().intent
+    return SweepDir.of(run.path.parent, intent.sweep) if intent.sweep else None, intent
+
+
+def wrong_sweep(record: Mapping[str, Any]) -> str:
+    """Describe what is wrong with a `sweep.json`; empty if nothing is."""
+    member = checks_of(Member)
+    ends = {"", "min", "max"}
+    fields: dict[str, Check] = {
+        "runs": list_of(record_of(("run", "values"), **member)),
+        "keys": list_of(is_text),
+        "monitor": is_text,
+        "mode": lambda value: is_text(value) and value in ends,
+    }
+    if why := record_shapes.wrong(record, ("runs",), fields):
+        return why
+    unknown = {name for one in record["runs"] for name in one} - member.keys()
+    return f"runs={sorted(unknown)}" if unknown else ""
 
 
 def identity(names: Iterable[str], content: Sequence[str]) -> str:
@@ -146,10 +173,10 @@ def identity(names: Iterable[str], content: Sequence[str]) -> str:
     return f"{own[0] if len(own) == 1 else 'several'}-sweep-{digest}"
 
 
-def runs_of_task(sweep: SweepDir, intent: Mapping[str, Any], number: int) -> list[RunDir]:
+def runs_of_task(sweep: SweepDir, intent: Event, number: int) -> list[RunDir]:
     """Return the runs of an array task, according to the array's intent."""
-    numbers = intent.get("numbers") or range(len(intent["tasks"]))
-    return [sweep.run(run_id) for run_id in intent["tasks"][list(numbers).index(number)]]
+    numbers = intent.numbers or range(len(intent.tasks))
+    return [sweep.run(run_id) for run_id in intent.tasks[list(numbers).index(number)]]
 
 
 def _as_record(member: Member) -> dict[str, Any]:

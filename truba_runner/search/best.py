@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from truba_runner.code import provenance
 from truba_runner.config.schema import Experiment, experiment_from
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.runs.events import Kind
 from truba_runner.search.conclusion import experiment_yaml, prepare_best
 from truba_runner.search.directory import SearchDir
 from truba_runner.search.state import State
@@ -33,7 +35,7 @@ def evaluate(search: SearchDir, state: State, trials: Sequence[Mapping[str, Any]
         run, _epoch = prepare_best(search, _experiment(search), state, trial)
         if run.result():
             continue
-        run.append_submission({"event": "leased", **code})
+        run.append_submission(replace(code, kind=Kind.LEASED))
         name = f"best-{trial['trial_id']}"
         done = subprocess.run(
             [sys.executable, "-u", "-m", "truba_runner.worker", str(run.path)],

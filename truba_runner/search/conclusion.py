@@ -55,7 +55,7 @@ def conclude(
         "direction": state["objective"]["direction"],
         "trials": len(everything),
         "failed": sum(trial["status"] == "FAILED" for trial in everything),
-        "seconds_training": round(sum(run.result().get("seconds_training", 0.0) for run in runs), 3),
+        "seconds_training": round(sum(run.record().result.seconds_training or 0.0 for run in runs), 3),
         "experiment": "best/experiment.yaml" if best else "",
         "best": found,
         "data": {"name": experiment.data.name},

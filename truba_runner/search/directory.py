@@ -18,6 +18,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from truba_runner.runs.record_files import RunRecord
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.storage import safe_files
 
@@ -86,7 +87,7 @@ class SearchDir(RunDir):
         return RunDir(self.path / "best" / trial_id)
 
 
-def search_of(run: RunDir) -> SearchDir | None:
+def search_of(run: RunDir | RunRecord) -> SearchDir | None:
     """Return the search in a run's directory; None if it is an ordinary run."""
     search = SearchDir(run.path)
     return search if safe_files.is_folder(search.workers_folder) else None

@@ -7,6 +7,7 @@ from typing import Any
 
 from truba_runner.language import _
 from truba_runner.runs import damage
+from truba_runner.runs.record_shapes import ProgressRecord
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import RunState, last_job_id, slurm_jobs, state_of
 from truba_runner.search import leases
@@ -20,14 +21,14 @@ from truba_runner.storage import safe_files
 def standing(search: SearchDir, jobs: Mapping[str, Job] | None) -> RunState:
     """Return a search's state: unless ended, RUNNING if a worker runs, else a worker's state, live ones first."""
     if why := damage.of_run(search):
-        jobs_of = [state_of(run, jobs) for run in job_runs(search)]
+        jobs_of = [state_of(run.record(), jobs) for run in job_runs(search)]
         return RunState(damage.DAMAGED, live=any(one.live for one in jobs_of), job=None, why=why)
     if search.result():
         return RunState("COMPLETED", live=False, job=None)
     state = read_state(search)
     if state.get("failed"):
         return RunState("FAILED", live=False, job=None, why=str(state["failed"]).splitlines()[0])
-    states = [state_of(run, jobs) for run in job_runs(search)]
+    states = [state_of(run.record(), jobs) for run in job_runs(search)]
     live = [one for one in states if one.live]
     running = sum(one.state == "RUNNING" for one in live)
     if live:
@@ -54,7 +55,7 @@ def row(search: SearchDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
         "steps_per_epoch": None,
         "trials_told": len(told),
         "trials_begun": len(state.get("trials", {})),
-        "metrics": search.result().get("metrics") or ({objective: best[0]["score"]} if best else {}),
+        "metrics": search.record().result.metrics or ({objective: best[0]["score"]} if best else {}),
         "elapsed": "",
         "time_limit": "",
         "restarts": None,
@@ -78,15 +79,15 @@ def _trial(search: SearchDir, state: State, trial_id: str) -> dict[str, Any]:
     values = values_of(trial)
     run = search.trial(trial_id, retry=entry["retry"] if entry else 0)
     wrong = damage.of_run(run) if safe_files.is_folder(run.path) else ""
-    progress = {} if wrong else run.progress()
+    progress = ProgressRecord() if wrong else run.progress()
     return {
         "trial": trial_id,
         "state": damage.DAMAGED if wrong else _state(trial, entry),
         "worker": entry["worker"].rpartition("-")[2] if entry else "",
         "values": own_values(trial),
         "score": trial["score"],
-        "epoch": progress.get("epoch"),
-        "epochs": progress.get("epochs") or values.get("tuner/epochs"),
+        "epoch": progress.epoch,
+        "epochs": progress.epochs or values.get("tuner/epochs"),
         "bracket": values.get("tuner/bracket"),
         "round": values.get("tuner/round"),
         "goes_on_from": values.get("tuner/trial_id"),

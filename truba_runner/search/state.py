@@ -19,7 +19,8 @@ from typing import Any
 
 from truba_runner.errors import Failed
 from truba_runner.language import _
-from truba_runner.runs.record_files import Damaged, read_object
+from truba_runner.runs.record_files import read_object
+from truba_runner.runs.record_shapes import Damaged
 from truba_runner.search.directory import SearchDir
 from truba_runner.storage.files import write_atomically
 from truba_runner.storage.shared_lock import Lock

@@ -18,6 +18,7 @@ from truba_runner.config.schema import Experiment
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _
 from truba_runner.runs import runs_folders
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import last_job_id, state_of
 from truba_runner.search import overview
@@ -28,7 +29,7 @@ from truba_runner.storage import folder_lock, private
 from truba_runner.storage.shared_lock import lock_for
 from truba_runner.submission import messages
 from truba_runner.submission.already import already
-from truba_runner.submission.outcome import Outcome
+from truba_runner.submission.outcome import Action, Outcome
 from truba_runner.submission.prepared import Prepared, prepare_directory
 from truba_runner.submission.submission import Submission, warn_of_cost
 
@@ -82,13 +83,13 @@ class WorkersSubmission(Submission):
         for index, prepared in enumerate(self.workers):
             prepare_directory(prepared)
             os.symlink(prepared.run.path, self._array_folder / str(index))
-            prepared.run.append_submission({**intent, "array_index": index})
+            prepared.run.append_submission(replace(intent, array_index=index))
 
-    def record(self, event: dict[str, Any]) -> None:
+    def record(self, event: Event) -> None:
         """Append an event to each worker's record, with that worker's own job id."""
         for index, prepared in enumerate(self.workers):
-            own = {"job_id": f"{event['job_id']}_{index}"} if "job_id" in event else {}
-            prepared.run.append_submission({**event, **own})
+            own = replace(event, job_id=f"{event.job_id}_{index}") if event.job_id else event
+            prepared.run.append_submission(own)
 
 
 def directory(experiment: Experiment) -> SearchDir:
@@ -215,7 +216,7 @@ def _in_its_way(prepared: Prepared) -> Iterator[Problem]:
                 most=most,
             ),
         )
-    then = [event["job_sha256"] for event in search.submissions() if "job_sha256" in event]
+    then = [event.job_sha256 for event in search.submissions() if event.job_sha256]
     same = then[-1:] in ([], [provenance.code_sha256(prepared.job_file)])
     if same or prepared.experiment.accept_changed_code or not state["trials"]:
         return
@@ -255,16 +256,16 @@ def launch(prepared: Prepared) -> Outcome:
     found = workers(experiment, search, prepared)
     if experiment.dry_run:
         messages.dry_run([WorkersSubmission(found[0], search=search, workers=found)])
-        return Outcome(search.id, str(search.path), "dry_run")
+        return Outcome(search.id, str(search.path), Action.DRY_RUN)
     if search.result():
         messages.changed_code([replace(prepared, run=RunDir(search.path))])
-        outcome = Outcome(search.id, str(search.path), "finished")
+        outcome = Outcome(search.id, str(search.path), Action.FINISHED)
     else:
         _make(search, prepared)
         runs_folders.remember(search.path.parent)
         outcome = _through_slurm(search, found) if experiment.cluster.scheduler == "slurm" else _here(search, found[0])
     messages.came_of_it(outcome)
-    if outcome.action in {"submitted", "running"}:
+    if outcome.action in {Action.SUBMITTED, Action.RUNNING}:
         print(f"  truba status {search.id}")
     return outcome
 
@@ -277,7 +278,7 @@ def _make(search: SearchDir, prepared: Prepared) -> None:
         elif _most_failures(search) < prepared.experiment.sweep.max_consecutive_failed_trials:
             _take_up_again(search, prepared.experiment)
         code = provenance.record(prepared.job_file, snapshot.take(prepared.experiment, prepared.job_file))
-        search.append_submission({"event": "search", "time": time.time(), **code})
+        search.append_submission(Event(Kind.SEARCH, time.time(), **code))
         for index in range(prepared.experiment.sweep.workers):
             search.create_worker(index)
 
@@ -305,7 +306,7 @@ def _through_slurm(search: SearchDir, found: Sequence[Prepared]) -> Outcome:
             messages.submitted(submission, job_id)
     if there:
         print(_("{count} of {all} workers are in the queue or running already", count=len(there), all=len(found)))
-    return Outcome(search.id, str(search.path), "submitted" if wanted else "running", job_id or _jobs(found))
+    return Outcome(search.id, str(search.path), Action.SUBMITTED if wanted else Action.RUNNING, job_id or _jobs(found))
 
 
 def _jobs(found: Sequence[Prepared]) -> str:
@@ -316,11 +317,11 @@ def _here(search: SearchDir, prepared: Prepared) -> Outcome:
     from truba_runner.submission.local import see_through, start_here
 
     with folder_lock.lock(search.path.parent):
-        worker = None if state_of(prepared.run, {}).live else start_here(prepared)
+        worker = None if state_of(prepared.run.record(), {}).live else start_here(prepared)
     if worker is None:
         print(_("the search runs already, as {job_id}", job_id=last_job_id(prepared.run)), file=sys.stderr)
-        return Outcome(search.id, str(search.path), "running")
+        return Outcome(search.id, str(search.path), Action.RUNNING)
     stopped = see_through(prepared, worker)
-    action = "trained" if search.result() else "failed"
-    why = "" if action == "trained" else overview.standing(search, {}).why
+    action = Action.TRAINED if search.result() else Action.FAILED
+    why = "" if action == Action.TRAINED else overview.standing(search, {}).why
     return Outcome(search.id, str(search.path), action, last_job_id(prepared.run), stopped, why)

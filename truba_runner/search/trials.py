@@ -14,6 +14,7 @@ from truba_runner.config.backends import TRAITS
 from truba_runner.config.schema import Experiment, Sweep
 from truba_runner.config.search_space import trial_config
 from truba_runner.runs.checkpoints import BEST, CheckpointStore
+from truba_runner.runs.events import Event
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.search import hyperband_recipes, leases
 from truba_runner.search.directory import SearchDir
@@ -37,7 +38,7 @@ def prepare(
     retry: int,
     execution: int,
     direction: str,
-    started: Mapping[str, Any],
+    started: Event,
 ) -> RunDir:
     """Create a trial's run directory, unless an earlier worker has, and record this start."""
     run, values = search.trial(trial_id, execution, retry), values_of(trials[trial_id])
@@ -52,7 +53,7 @@ def prepare(
             config["train"].update(recipe=_recipe(config["train"], values, past), epochs=1)
         run.write_config(config)
     # Not fsynced: if a power failure loses the event, the worker that takes the trial next records its own.
-    run.append_submission({"event": "leased", **started}, durable=False)
+    run.append_submission(started, durable=False)
     return run
 
 

@@ -11,8 +11,10 @@ from typing import Any, TextIO
 
 from truba_runner.config.durations import slurm_time
 from truba_runner.runs import damage, restarts
+from truba_runner.runs.record_files import RunRecord
+from truba_runner.runs.record_shapes import ProgressRecord
 from truba_runner.runs.run_directory import RunDir
-from truba_runner.runs.state import last_intent, last_job_id, progress_of, state_of
+from truba_runner.runs.state import state_of
 from truba_runner.runs.sweep_directory import SweepDir
 from truba_runner.search import overview
 from truba_runner.search.directory import search_of
@@ -29,10 +31,10 @@ EMPTY_ROW: dict[str, Any] = {
 }
 
 
-def damaged_row(run: RunDir) -> dict[str, Any]:
+def damaged_row(record: RunRecord) -> dict[str, Any]:
     """Return the JSON row of a run with damaged records; empty if they are intact."""
-    why = damage.of_listed(run)
-    return {"run": run.id, "state": damage.DAMAGED, "why": why, "directory": str(run.path)} if why else {}
+    why = damage.of_listed(record)
+    return {"run": record.id, "state": damage.DAMAGED, "why": why, "directory": str(record.path)} if why else {}
 
 
 def say_damaged(runs: Iterable[RunDir], file: TextIO | None = None) -> None:
@@ -67,45 +69,43 @@ def with_sweeps_as_one(rows: Sequence[dict[str, Any]], sweeps: Sequence[SweepDir
     return list(shown.values())
 
 
-def row_or_damage(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
+def row_or_damage(record: RunRecord, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
     """Return the row of a run, also if its records are damaged: one such run must not prevent the whole table."""
-    if not (damaged := damaged_row(run)):
+    if not (damaged := damaged_row(record)):
         try:
-            return row(run, jobs)
+            return row(record, jobs)
         except OSError as error:  # The run was deleted meanwhile, or its disk no longer answers.
-            damaged = {"run": run.id, "state": damage.DAMAGED, "why": str(error), "directory": str(run.path)}
+            damaged = {"run": record.id, "state": damage.DAMAGED, "why": str(error), "directory": str(record.path)}
     return {**EMPTY_ROW, **damaged}
 
 
-def row(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
+def row(record: RunRecord, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
     """Return the row of a run or search, in JSON values. Times are in Slurm's notation."""
-    if (search := search_of(run)) is not None:
+    if (search := search_of(record)) is not None:
         return overview.row(search, jobs)
-    state, progress = state_of(run, jobs), progress_of(run)
-    job, result = state.job, run.result()
+    state = state_of(record, jobs)
+    job, result, progress = state.job, record.result, record.progress
     # Slurm is not asked about finished runs: take what their last submission requested.
-    asked = last_intent(run).get("request", {}) if job is None and not run.pulled() else {}
+    asked = record.intent.request if job is None and not record.pulled else {}
     return {
-        "run": run.id,
+        "run": record.id,
         "state": state.state,
         "partition": job.partition if job else asked.get("partition", ""),
-        "job_id": last_job_id(run),
-        "epoch": progress.get("epoch"),
-        "epochs": progress.get("epochs"),
-        "step": progress.get("step"),
-        "steps_per_epoch": progress.get("steps_per_epoch"),
-        "metrics": result.get("metrics") or progress.get("metrics", {}),
+        "job_id": record.job_id,
+        "epoch": progress.epoch,
+        "epochs": progress.epochs,
+        "step": progress.step,
+        "steps_per_epoch": progress.steps_per_epoch,
+        "metrics": result.metrics or progress.metrics,
         "elapsed": job.elapsed if job else _own_clock(progress),
         "time_limit": job.time_limit if job else slurm_time(asked["time_minutes"]) if "time_minutes" in asked else "",
-        "restarts": restarts.account(run)["restarts"],
-        "why": state.why
-        or str(result.get("warning") or progress.get("warning", ""))
-        or " ".join(result.get("notes", [])),
-        "directory": str(run.path),
+        "restarts": restarts.account(record.events)["restarts"],
+        "why": state.why or result.warning or progress.warning or " ".join(result.notes),
+        "directory": str(record.path),
     }
 
 
-def _own_clock(progress: Mapping[str, Any]) -> str:
-    if "updated" not in progress:
+def _own_clock(progress: ProgressRecord) -> str:
+    if progress.updated is None or progress.started is None:
         return ""
-    return time.strftime("%H:%M:%S", time.gmtime(progress["updated"] - progress["started"]))
+    return time.strftime("%H:%M:%S", time.gmtime(progress.updated - progress.started))

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from truba_runner.language import _
-from truba_runner.runs.run_directory import RunDir
-from truba_runner.runs.state import is_slurms, last_job_id
+from truba_runner.runs.record_files import RunRecord
+from truba_runner.runs.state import is_slurms
 from truba_runner.search.directory import search_of
 from truba_runner.search.overview import job_runs
 from truba_runner.slurm import jobs as slurm_jobs
@@ -15,17 +15,21 @@ from truba_runner.slurm.client import SlurmError
 from truba_runner.slurm.jobs import Job
 
 
-def _last_jobs(run: RunDir) -> list[tuple[str, bool]]:
+def _last_jobs(record: RunRecord) -> list[tuple[str, bool]]:
     """Return (last job id, has result) of a run or of a search's workers; empty if unreadable or a pulled copy."""
     try:
-        search = None if run.pulled() else search_of(run)
-        with_jobs = job_runs(search) if search else [] if run.pulled() else [run]
-        return [(last_job_id(one), bool(one.result())) for one in with_jobs]
+        if record.pulled:
+            return []
+        search = search_of(record)
+        with_jobs = [run.record() for run in job_runs(search)] if search else [record]
+        return [(one.job_id, bool(one.result)) for one in with_jobs]
     except OSError:
         return []
 
 
-def known_jobs(runs: Sequence[RunDir], finished_too: bool = False, quietly: bool = False) -> Mapping[str, Job] | None:
+def known_jobs(
+    runs: Sequence[RunRecord], finished_too: bool = False, quietly: bool = False
+) -> Mapping[str, Job] | None:
     """Return the jobs of these runs that Slurm knows, with one squeue and one sacct; None if Slurm does not answer.
 
     Slurm is not asked about runs that have their result, never had a Slurm job, or belong to another machine; with

@@ -91,10 +91,10 @@ def _curves(shown: Table, rows: Sequence[Row]) -> Any:
 
 def _points(row: Row) -> tuple[list[tuple[float, float]], float | None]:
     """Return the finder's curve, as (rate, loss) without NaN losses, and the rate taken from it."""
-    if row.finding is None:
+    if row.finding is None or row.finding.curve is None:
         return [], None
     curve = row.finding.curve
-    pairs = list(zip(curve["learning_rates"], curve["losses"], strict=True))
+    pairs = list(zip(curve.learning_rates, curve.losses, strict=True))
     # As in fastai's plot, leave out the last points: where the loss diverges it would dominate the axis.
     kept = pairs[:-_DIVERGED_POINTS] if len(pairs) > 2 * _DIVERGED_POINTS else pairs
     return [(rate, loss) for rate, loss in kept if loss is not None], row.finding.rate

@@ -14,9 +14,11 @@ from typing import Any
 from truba_runner.config.recipe import FINDER, SUGGESTIONS, rate_taken
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.language import _
-from truba_runner.runs import damage, record_files
+from truba_runner.runs import damage
+from truba_runner.runs.record_files import RunRecord
+from truba_runner.runs.record_shapes import RateCurve
 from truba_runner.runs.run_directory import RunDir
-from truba_runner.runs.state import has_no_rate, last_job_id, progress_of, state_of
+from truba_runner.runs.state import has_no_rate, state_of
 from truba_runner.runs.sweep_directory import Member, SweepDir
 from truba_runner.search import overview
 from truba_runner.search.directory import SearchDir, search_of
@@ -38,7 +40,7 @@ class Finding:
     # None: the finder has not finished, or could not make that suggestion.
     rate: float | None
     # `suggestions` by name, `learning_rates` and `losses`; empty until the finder has finished.
-    curve: Mapping[str, Any]
+    curve: RateCurve | None
 
 
 @dataclass(frozen=True)
@@ -199,43 +201,45 @@ def as_csv(shown: Table, rows: Sequence[Row]) -> str:
 
 
 def _found(finding: Finding | None) -> list[float | None]:
-    suggestions = finding.curve.get("suggestions", {}) if finding else {}
+    suggestions = finding.curve.suggestions if finding and finding.curve else {}
     return [finding.rate if finding else None, *(suggestions.get(name) for name in SUGGESTIONS)]
 
 
-def _finding(run: RunDir, member: Member, finder: RunDir, jobs: Mapping[str, Job] | None) -> Finding:
-    curve = {} if damage.of_run(finder) else finder.rate_curve(FINDER)
-    rate = run.found_rate().get("learning_rate")
+def _finding(record: RunRecord, member: Member, finder: RunRecord, jobs: Mapping[str, Job] | None) -> Finding:
+    curve = None if damage.of_record(finder) else finder.rate_curve(FINDER)
+    rate = record.found_rate.learning_rate
     if rate is None and curve:
         with suppress(ValueError):  # The sweep's record may be damaged.
-            rate = rate_taken(member.takes, curve["suggestions"])
+            rate = rate_taken(member.takes, curve.suggestions)
     return Finding(finder.id, member.takes, state_of(finder, jobs).state, rate, curve)
 
 
 def _row(sweep: SweepDir, member: Member, jobs: Mapping[str, Job] | None) -> Row:
-    run, finder = sweep.run(member.run), sweep.run(member.finder) if member.finder else None
-    if why := run.path.exists() and damage.of_run(run):
+    run = sweep.run(member.run)
+    record = run.record()
+    finder = record.of(member.finder) if member.finder else None
+    if why := run.path.exists() and damage.of_record(record):
         return _damaged_row(run, member.values, why)
     if (search := search_of(run)) is not None:
         return _search_row(search, member.values, jobs)
-    state, progress = state_of(run, jobs), progress_of(run)
+    state, progress = state_of(record, jobs), record.progress
     if finder and not run.exists():
         # Without Slurm, the run is created only after its finder has finished.
         waits = _("waits for its learning-rate finder {finder}", finder=finder.id)
         state = replace(state, why=has_no_rate(finder, jobs) or waits)
-    metrics = run.result().get("metrics") or progress.get("metrics") or {}
+    metrics = record.result.metrics or progress.metrics
     return Row(
         run=run.id,
         values=member.values,
         state=state.state,
-        job_id=last_job_id(run),
-        epoch=progress.get("epoch"),
-        epochs=progress.get("epochs"),
+        job_id=record.job_id,
+        epoch=progress.epoch,
+        epochs=progress.epochs,
         metrics={name: _number(value) for name, value in metrics.items()},
-        history=_history(run),
+        history=_history(record),
         why=state.why,
         directory=str(run.path),
-        finding=_finding(run, member, finder, jobs) if finder else None,
+        finding=_finding(record, member, finder, jobs) if finder else None,
     )
 
 
@@ -271,9 +275,8 @@ def _search_row(search: SearchDir, values: Mapping[str, Any], jobs: Mapping[str,
     )
 
 
-def _history(run: RunDir) -> list[dict[str, float]]:
-    rows = record_files.history(run.path / "history.csv")
-    return [{name: _number(value) for name, value in row.items() if value} for row in rows]
+def _history(record: RunRecord) -> list[dict[str, float]]:
+    return [{name: _number(value) for name, value in row.items() if value} for row in record.history]
 
 
 def _number(value: Any) -> float:

@@ -42,7 +42,7 @@ def show(sweep: SweepDir, given: argparse.Namespace) -> int:
     """Print what the options ask for, and return the exit status."""
     members = sweep.members()
     names = dict.fromkeys(name for one in members for name in (one.run, one.finder) if name)
-    jobs = known_jobs([sweep.run(name) for name in names])
+    jobs = known_jobs([sweep.run(name).record() for name in names])
     if jobs is None:
         print(_("Slurm does not answer: states are those on record"), file=sys.stderr)
     keys = sweep.description().get("keys", [])
@@ -113,7 +113,7 @@ def _finding_as_json(finding: Finding) -> dict[str, Any]:
         "state": finding.state,
         "takes": finding.takes,
         "learning_rate": finding.rate,
-        "suggestions": finding.curve.get("suggestions"),
+        "suggestions": finding.curve.suggestions if finding.curve else None,
     }
 
 

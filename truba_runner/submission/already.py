@@ -11,7 +11,7 @@ from truba_runner.runs.state import last_job_id, state_of
 from truba_runner.slurm import client, jobs
 from truba_runner.submission import messages
 from truba_runner.submission.changed_code import refuse_together
-from truba_runner.submission.outcome import Outcome
+from truba_runner.submission.outcome import Action, Outcome
 from truba_runner.submission.prepared import Prepared
 from truba_runner.submission.settle import settle
 
@@ -30,15 +30,15 @@ def already(runs: Iterable[RunDir]) -> dict[str, Outcome]:
         if not run.submissions():
             continue
         if run.result():
-            found[run.id] = _outcome(run, "finished")
+            found[run.id] = _outcome(run, Action.FINISHED)
         else:
             open_runs.append(run)
     live = _live(open_runs)
     for run in open_runs:
         if run.id in live:
-            found[run.id] = _outcome(run, "running")
+            found[run.id] = _outcome(run, Action.RUNNING)
         elif run.result():  # It finished while Slurm was asked, which may take a minute.
-            found[run.id] = _outcome(run, "finished")
+            found[run.id] = _outcome(run, Action.FINISHED)
     return found
 
 
@@ -53,7 +53,7 @@ def settled(runs: Sequence[Prepared], known: Collection[str] | None = None) -> M
     """
     begun = [one for one in runs if known is None or one.run.id in known]
     found = already(one.run for one in begun)
-    messages.changed_code([one for one in begun if one.run.id in found and found[one.run.id].action == "finished"])
+    messages.changed_code([one for one in begun if one.run.id in found and found[one.run.id].action == Action.FINISHED])
     refuse_together([one for one in begun if one.run.id not in found and one.run.submissions()])
     return {one.run.id: found.get(one.run.id) for one in runs}
 
@@ -72,8 +72,8 @@ def _live(runs: Sequence[RunDir]) -> set[str]:
             run=runs[0].id,
         )
         raise Failed(told) from error
-    return {run.id for run in runs if state_of(run, queue).live}
+    return {run.id for run in runs if state_of(run.record(), queue).live}
 
 
-def _outcome(run: RunDir, action: str) -> Outcome:
+def _outcome(run: RunDir, action: Action) -> Outcome:
     return Outcome(run.id, str(run.path), action, last_job_id(run))

@@ -10,6 +10,7 @@ from truba_runner.code import provenance
 from truba_runner.errors import Problem, Refused
 from truba_runner.language import _
 from truba_runner.runs.checkpoints import CheckpointStore, Position
+from truba_runner.runs.events import Kind
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.submission.prepared import Prepared
 
@@ -17,10 +18,11 @@ from truba_runner.submission.prepared import Prepared
 def trained_with(run: RunDir) -> dict[str, Any]:
     """Return `job_file`, `job_sha256` and `git` of the run's last start; the hash is of the file that it found."""
     events = run.submissions()
-    started = [index for index, event in enumerate(events) if event["event"] == "started"]
+    started = [index for index, event in enumerate(events) if event.kind == Kind.STARTED]
     until = events[: started[-1] + 1] if started else events
     # A "started" event has only the hash, or not even that if the file was missing; its submission has the others.
-    return {name: event[name] for event in until for name in ("job_file", "job_sha256", "git") if event.get(name)}
+    found = [{"job_file": event.job_file, "job_sha256": event.job_sha256, "git": event.git} for event in until]
+    return {name: value for about in found for name, value in about.items() if value}
 
 
 def problem(prepared: Prepared) -> Problem | None:

@@ -18,6 +18,7 @@ from truba_runner.code import provenance
 from truba_runner.environment.start import HASH_SEED, SAME_HASHES
 from truba_runner.language import _
 from truba_runner.runs import log
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.state import last_job_id
 from truba_runner.submission.prepared import Prepared, prepare_directory
 
@@ -27,15 +28,15 @@ def start_here(prepared: Prepared) -> subprocess.Popen[bytes]:
     run = prepared.run
     prepare_directory(prepared)
     job_id = f"local-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    event = {
-        "event": "local",
-        "job_id": job_id,
-        "time": time.time(),
-        "host": socket.gethostname(),
+    event = Event(
+        Kind.LOCAL,
+        time.time(),
+        job_id,
+        host=socket.gethostname(),
         **provenance.record(prepared.job_file),
-        "request": asdict(prepared.request),
-        **({"finder": prepared.finder.run.id} if prepared.finder else {}),
-    }
+        request=asdict(prepared.request),
+        finder=prepared.finder.run.id if prepared.finder else "",
+    )
     # Recorded before the worker reads it, and again with the process id, which shows others that it is alive.
     run.append_submission(event)
     with (run.logs / f"{job_id}_0_log.out").open("ab") as output:
@@ -46,7 +47,7 @@ def start_here(prepared: Prepared) -> subprocess.Popen[bytes]:
             stderr=subprocess.STDOUT,
             env=with_package({"TRUBA_JOB_ID": job_id, "TRUBA_JOB_NAME": job_id}),
         )
-    run.append_submission({"event": "local", "job_id": job_id, "host": event["host"], "pid": worker.pid})
+    run.append_submission(Event(Kind.LOCAL, job_id=job_id, host=event.host, pid=worker.pid))
     return worker
 
 
@@ -83,8 +84,8 @@ def see_through(prepared: Prepared, worker: subprocess.Popen[bytes]) -> bool:
         signal.signal(number, handler)
     if status < 0 and not run.result():
         # A killed worker could not record this itself.
-        ended = {"event": "killed", "job_id": last_job_id(run), "signal": signal.Signals(-status).name}
-        run.append_submission(ended)
+        name = signal.Signals(-status).name
+        run.append_submission(Event(Kind.KILLED, job_id=last_job_id(run), signal=name))
     return bool(told)
 
 

@@ -20,7 +20,7 @@ from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import state_of
 from truba_runner.slurm.request import Request
 from truba_runner.submission.changed_code import trained_with
-from truba_runner.submission.outcome import Outcome
+from truba_runner.submission.outcome import Action, Outcome
 from truba_runner.submission.prepared import Prepared
 from truba_runner.submission.submission import Submission
 
@@ -120,7 +120,9 @@ _COUNTS = {
 
 def sweep(sweep_id: str, outcomes: Sequence[Outcome]) -> None:
     """Print the number of a sweep's runs by outcome, and the command that shows them."""
-    unique = {one.run_id: "interrupted" if one.stopped and one.action == "failed" else one.action for one in outcomes}
+    unique = {
+        one.run_id: "interrupted" if one.stopped and one.action == Action.FAILED else one.action for one in outcomes
+    }
     runs = counted("{count} run", "{count} runs", len(unique))
     became = [_(_COUNTS[action], count=count) for action, count in Counter(unique.values()).items()]
     print(f"{sweep_id}: {', '.join([runs, *became])}")
@@ -130,17 +132,17 @@ def sweep(sweep_id: str, outcomes: Sequence[Outcome]) -> None:
 def came_of_it(outcome: Outcome) -> None:
     """Print a run's outcome, its directory, and its metrics if it has any."""
     run = RunDir(Path(outcome.run_dir))
-    if outcome.action == "running":
+    if outcome.action == Action.RUNNING:
         job_id = outcome.job_id or _("(local)")
         print(_("{run} is in the queue or running already, as job {job_id}", run=run.id, job_id=job_id))
-    elif outcome.action == "finished":
+    elif outcome.action == Action.FINISHED:
         print(_("{run} was finished before; fresh=true trains it anew beside the old one", run=run.id))
-    if outcome.action in {"finished", "trained"}:
-        result = run.result()
-        values = format_metrics(result.get("metrics", {}))
-        about = _("(data: {name})", name=result.get("data", {}).get("name", "?"))
+    if outcome.action in {Action.FINISHED, Action.TRAINED}:
+        result = run.record().result
+        values = format_metrics(result.metrics)
+        about = _("(data: {name})", name=result.data.get("name", "?"))
         print(f"{run.id}: {values}  {about}")
-    if outcome.action == "failed":
+    if outcome.action == Action.FAILED:
         print(_why_not(run, outcome), file=sys.stderr)
     print(f"  {run.path}")
 
@@ -149,10 +151,11 @@ def _why_not(run: RunDir, outcome: Outcome) -> str:
     """Say why there is no result, without repeating an error that the log has just shown."""
     if outcome.why:
         return _("{run} is not over: {why}", run=run.id, why=outcome.why)
-    state = state_of(run, {})
+    state = state_of(run.record(), {})
     if state.state in {"INTERRUPTED", "KILLED"}:
         return _("{run} was {why}", run=run.id, why=state.why)
-    shown = outcome.job_id.startswith("local-") and run.progress().get("error", {}).get("type") == "Failed"
+    error = run.progress().error
+    shown = outcome.job_id.startswith("local-") and error is not None and error.type == "Failed"
     return (
         _("{run} failed, as told above", run=run.id) if shown else _("{run} failed: {why}", run=run.id, why=state.why)
     )

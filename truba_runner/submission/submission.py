@@ -21,6 +21,7 @@ from truba_runner.config.durations import parse_minutes
 from truba_runner.environment import start
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _
+from truba_runner.runs.events import Event, Kind
 from truba_runner.slurm import budget, client, commands, jobs
 from truba_runner.slurm.batch_script import MOST_RESTARTS, NEVER_BEGUN, REQUEUE, Script
 from truba_runner.slurm.client import SRUN_FAILED
@@ -154,11 +155,11 @@ class Submission:
                         message=error.message,
                     )
                 ) from error
-            self.record({"event": "refused", "token": self.token, "message": error.message})
+            self.record(Event(Kind.REFUSED, token=self.token, message=error.message))
             if not error.refused:
                 raise Failed(_("the job could not be submitted: {error}", error=error)) from error
             raise Refused(_refusal(error)) from error
-        self.record({"event": "submitted", "token": self.token, "job_id": job_id})
+        self.record(Event(Kind.SUBMITTED, token=self.token, job_id=job_id))
         return job_id
 
     def _sbatch(self, script: str, lock: int) -> str:
@@ -183,7 +184,7 @@ class Submission:
             return commands.sbatch(script, inherit=(lock,))
         except client.SlurmError as error:
             if error.transient:
-                self.record({"event": "unanswered", "time": time.time(), "token": self.token})
+                self.record(Event(Kind.UNANSWERED, time.time(), token=self.token))
             raise
 
     def most(self) -> budget.Asked:
@@ -197,20 +198,20 @@ class Submission:
         prepare_directory(self.first)
         self.record(self.intent())
 
-    def intent(self) -> dict[str, Any]:
+    def intent(self) -> Event:
         """Return the event that announces this submission."""
-        return {
-            "event": "intent",
-            "time": time.time(),
-            "token": self.token,
-            "job_name": self.job_name,
+        return Event(
+            Kind.INTENT,
+            time.time(),
+            token=self.token,
+            job_name=self.job_name,
             **provenance.record(self.first.job_file, snapshot.take(self.first.experiment, self.first.job_file)),
-            "environment": dict(self.first.found),
-            "request": asdict(self.request),
-            "sbatch": self.parameters(),
-        }
+            environment=dict(self.first.found),
+            request=asdict(self.request),
+            sbatch=self.parameters(),
+        )
 
-    def record(self, event: dict[str, Any]) -> None:
+    def record(self, event: Event) -> None:
         """Append an event to the run's submissions."""
         self.first.run.append_submission(event)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from truba_runner.config.schema import Experiment
 from truba_runner.language import counted
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir, config_text
 from truba_runner.runs.sweep_directory import SweepDir
 from truba_runner.slurm.request import Request
@@ -102,17 +103,17 @@ class ArraySubmission(Submission):
             more["array"] = f"{','.join(map(str, self.numbers))}%{at_once}"
         return {**parameters, "additional_parameters": {**parameters["additional_parameters"], **more}}
 
-    def intent(self) -> dict[str, Any]:
+    def intent(self) -> Event:
         """Return the event that announces this array."""
-        about = {
-            "places": self.places,
-            "share_gpus": self.allocation.gpus == self.first.request.gpus,
-            "canary": self.canary,
-            "goes_ahead": self.goes_ahead,
-            "tasks": [[prepared.run.id for prepared in task] for task in self.tasks],
-            **({"numbers": list(self.numbers)} if self.numbers else {}),
-        }
-        return {**super().intent(), **about}
+        return replace(
+            super().intent(),
+            places=self.places,
+            share_gpus=self.allocation.gpus == self.first.request.gpus,
+            canary=self.canary,
+            goes_ahead=self.goes_ahead,
+            tasks=[[prepared.run.id for prepared in task] for task in self.tasks],
+            numbers=self.numbers,
+        )
 
     def record_intent(self) -> None:
         """Write each run directory with its config and an event that names the array; then record the array.
@@ -122,21 +123,19 @@ class ArraySubmission(Submission):
         """
         texts = _ConfigTexts()
         known = set(os.listdir(self.sweep.runs_folder))
-        name = {"time": time.time(), "token": self.token, "job_name": self.job_name, "sweep": self.sweep.id}
+        name = Event(Kind.INTENT, time.time(), token=self.token, job_name=self.job_name, sweep=self.sweep.id)
         for index, task in zip(self.task_numbers, self.tasks, strict=True):
             for prepared in task:
-                finder = {"finder": prepared.finder.run.id} if prepared.finder else {}
-                own = {"event": "intent", **name, "array_index": index, **finder}
-                run = prepared.run
+                run, finder = prepared.run, prepared.finder.run.id if prepared.finder else ""
                 content = texts.of(_undrawn(prepared.experiment))
                 if run.id in known:
                     run.write_config_text(content, durable=False)
                 else:
                     _write_new(run, content)
-                run.append_submission(own, durable=False)
+                run.append_submission(replace(name, array_index=index, finder=finder), durable=False)
         self.record(self.intent())
 
-    def record(self, event: dict[str, Any]) -> None:
+    def record(self, event: Event) -> None:
         """Append an event to the sweep's submissions."""
         self.sweep.append(event)
 

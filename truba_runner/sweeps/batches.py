@@ -18,7 +18,7 @@ from truba_runner.config.schema import Experiment
 from truba_runner.errors import Failed, Problem, Refused, nearest
 from truba_runner.language import _
 from truba_runner.runs.run_directory import RunDir
-from truba_runner.submission.outcome import Outcome
+from truba_runner.submission.outcome import Action, Outcome
 from truba_runner.sweeps import sweeper_job
 from truba_runner.sweeps.compose import Composed, Composer
 from truba_runner.sweeps.launch import Refusals, launch_sweep
@@ -81,7 +81,7 @@ class HydraSweep:
         outcomes = launch_sweep(
             runs, lambda position: label(composed[position]), self._identity, self._inside_job, refusals
         )
-        if self._wants_values and any(outcome.action == "dry_run" for outcome in outcomes):
+        if self._wants_values and any(outcome.action == Action.DRY_RUN for outcome in outcomes):
             print(_("these are its first runs; which come after them, their values decide"))
             raise sweeper_job.SweeperSubmitted
         if any(outcome.stopped for outcome in outcomes):
@@ -110,12 +110,12 @@ def _varied(batch: Sequence[Sequence[str]]) -> list[bool]:
 
 
 def _value(outcome: Outcome, experiment: Experiment) -> Any:
-    if outcome.action == "failed":
+    if outcome.action == Action.FAILED:
         return Failed(_("{run} failed", run=outcome.run_id))
     metric = experiment.launcher.metric
-    if not metric or outcome.action not in {"trained", "finished"}:
+    if not metric or outcome.action not in {Action.TRAINED, Action.FINISHED}:
         return outcome
-    metrics = RunDir(Path(outcome.run_dir)).result().get("metrics", {})
+    metrics = RunDir(Path(outcome.run_dir)).record().result.metrics
     if metric not in metrics:
         rule = _("the result has no such metric.")
         return Refused(Problem(f"launcher.metric={metric}", rule, nearest(metric, metrics)))

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from truba_runner.language import _
+from truba_runner.runs.record_shapes import Stage
 from truba_runner.runs.restarts import REQUEUE_STATUS
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import progress_of
@@ -50,7 +51,7 @@ def train(runs: Sequence[RunDir], token: str, places: int, share_gpus: bool) -> 
 
 def _is_open(run: RunDir, token: str) -> bool:
     """Return whether this job still has to train the run: it has not ended before, and no other job has it now."""
-    return run.is_last_given_to(token) and not run.result() and progress_of(run).get("state") != "failed"
+    return run.is_last_given_to(token) and not run.result() and progress_of(run).state != Stage.FAILED
 
 
 def _comes_back(run: RunDir, status: int) -> bool:

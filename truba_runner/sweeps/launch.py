@@ -22,7 +22,7 @@ from truba_runner.runs.sweep_directory import Member, SweepDir, identity
 from truba_runner.search import submission as search
 from truba_runner.submission import messages
 from truba_runner.submission.changed_code import refuse_together
-from truba_runner.submission.outcome import Outcome
+from truba_runner.submission.outcome import Action, Outcome
 from truba_runner.submission.prepared import Prepared
 from truba_runner.sweeps import sweeper_job
 from truba_runner.sweeps.compose import Composed
@@ -156,11 +156,16 @@ def _on_slurm(
 def _here(prepared: Prepared) -> Outcome:
     """Train a run on this machine, its learning-rate finder first."""
     needed = prepared.finder
-    if needed and not prepared.run.result() and not prepared.run.found_rate() and not needed.run.result():
+    if (
+        needed
+        and not prepared.run.result()
+        and prepared.run.found_rate().learning_rate is None
+        and not needed.run.result()
+    ):
         found = train_here(needed)
-        if found.action != "trained":
+        if found.action != Action.TRAINED:
             messages.came_of_it(found)
-            return Outcome(prepared.run.id, str(prepared.run.path), "failed", stopped=found.stopped)
+            return Outcome(prepared.run.id, str(prepared.run.path), Action.FAILED, stopped=found.stopped)
     return train_here(prepared)
 
 
@@ -177,7 +182,7 @@ def _dry_run(runs: Sequence[Prepared], sweep: SweepDir, searches: bool) -> list[
             go(prepared)
     else:
         messages.dry_run(planned(each, sweep))
-    return [Outcome(one.run.id, str(one.run.path), "dry_run") for one in runs]
+    return [Outcome(one.run.id, str(one.run.path), Action.DRY_RUN) for one in runs]
 
 
 def _one_by_one(runs: Sequence[Prepared], start: Callable[[Prepared], Outcome]) -> list[Outcome]:
@@ -186,7 +191,7 @@ def _one_by_one(runs: Sequence[Prepared], start: Callable[[Prepared], Outcome]) 
     stopped = False
     for prepared in each_once(runs):
         run = prepared.run
-        outcomes[run.id] = Outcome(run.id, str(run.path), "left") if stopped else start(prepared)
+        outcomes[run.id] = Outcome(run.id, str(run.path), Action.LEFT) if stopped else start(prepared)
         stopped = stopped or outcomes[run.id].stopped
     return [outcomes[prepared.run.id] for prepared in runs]
 

@@ -20,7 +20,7 @@ from truba_runner.slurm import capacity
 from truba_runner.storage import folder_lock
 from truba_runner.submission import messages
 from truba_runner.submission.already import settled
-from truba_runner.submission.outcome import Outcome
+from truba_runner.submission.outcome import Action, Outcome
 from truba_runner.submission.prepared import Prepared
 from truba_runner.submission.submission import warn_of_cost
 from truba_runner.sweeps.array import ArraySubmission
@@ -48,8 +48,8 @@ def through_slurm(runs: Sequence[Prepared], sweep: SweepDir, describe: Callable[
         for prepared in each:
             if (done := begun[prepared.run.id]) is None:
                 wanted.append(prepared)
-            outcomes[prepared.run.id] = done or Outcome(prepared.run.id, str(prepared.run.path), "submitted")
-        if runs[0].run.has_lived():
+            outcomes[prepared.run.id] = done or Outcome(prepared.run.id, str(prepared.run.path), Action.SUBMITTED)
+        if runs[0].run.record().has_lived:
             # The canary's job cannot do it on sites whose compute nodes may not change jobs.
             canary.release(sweep, runs[0].run.id)
         places = _send_finders(wanted, sweep, held)
@@ -113,7 +113,7 @@ def _sent(array: ArraySubmission, lock: int, before: int, of: int) -> str:
 
 def _finders(runs: Sequence[Prepared]) -> dict[str, Prepared]:
     """Return the needed finders by run id, each once: several runs may take their rates from the same one."""
-    return {one.finder.run.id: one.finder for one in runs if one.finder and not one.run.found_rate()}
+    return {one.finder.run.id: one.finder for one in runs if one.finder and one.run.found_rate().learning_rate is None}
 
 
 def _send_finders(wanted: Sequence[Prepared], sweep: SweepDir, held: int) -> Places:
@@ -125,7 +125,7 @@ def _send_finders(wanted: Sequence[Prepared], sweep: SweepDir, held: int) -> Pla
     for finder in needed:
         if (done := begun[finder.run.id]) is None:
             missing.append(finder)
-        elif done.action == "running":
+        elif done.action == Action.RUNNING:
             job_id, _sign, number = done.job_id.partition("_")
             if not number:
                 raise Failed(
@@ -176,7 +176,7 @@ def _settled(runs: Sequence[Prepared]) -> Mapping[str, Outcome | None]:
 
 def _with_canary(first: Prepared, wanted: Sequence[Prepared], sweep: SweepDir) -> list[ArraySubmission]:
     """Return the arrays for these runs; if the sweep's first run is a canary, the other arrays wait for it."""
-    if not first.experiment.sweep.canary or first.run.has_lived():
+    if not first.experiment.sweep.canary or first.run.record().has_lived:
         return _arrays(wanted, sweep)
     others = [prepared for prepared in wanted if prepared.run.id != first.run.id]
     waiting = [replace(array, canary=first.run.id, canary_job="CANARY") for array in _arrays(others, sweep)]

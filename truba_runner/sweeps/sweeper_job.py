@@ -47,7 +47,7 @@ class SweeperSubmission(Submission):
     def record_intent(self) -> None:
         """Record, in the sweep's folder, the intent with the command and the variables that the job needs."""
         self.first.run.create()
-        self.record({**self.intent(), "command": self.command, "variables": _given_to_sbatch(os.environ)})
+        self.record(replace(self.intent(), command=self.command, variables=_given_to_sbatch(os.environ)))
 
 
 def _given_to_sbatch(environment: Mapping[str, str]) -> dict[str, str]:

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.sweep_directory import SweepDir, runs_of_task
 from truba_runner.slurm import job_environment
 from truba_runner.storage import private
@@ -32,8 +32,8 @@ def main(arguments: list[str]) -> int:
     if private.refused(run.path for run in runs):
         return 1
     with _own_log_cleared(sweep):
-        if intent["places"] > 1:
-            return crew.train(runs, token, intent["places"], intent["share_gpus"])
+        if intent.places > 1:
+            return crew.train(runs, token, intent.places, intent.share_gpus)
         if not runs[0].is_last_given_to(token):
             print(_("{run} is another submission's by now; there is nothing to do", run=runs[0].id), flush=True)
             return 0
@@ -41,9 +41,9 @@ def main(arguments: list[str]) -> int:
         return worker.main([str(runs[0].path)])
 
 
-def _intent(sweep: SweepDir, token: str) -> dict[str, Any]:
+def _intent(sweep: SweepDir, token: str) -> Event:
     for event in sweep.events():
-        if event["event"] == "intent" and event.get("token") == token:
+        if event.kind == Kind.INTENT and event.token == token:
             return event
     told = _(
         "{file} does not hold the submission {token}; was it moved, or taken away?", file=sweep.events_file, token=token

@@ -11,6 +11,7 @@ from typing import Any
 
 from truba_runner.code import archives
 from truba_runner.runs import damage, runs_folders
+from truba_runner.runs.record_files import RunRecord
 from truba_runner.runs.record_shapes import is_plain
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import state_of
@@ -50,7 +51,7 @@ def _plain(names: Sequence[Any]) -> list[str]:
 
 
 def listing(
-    wanted: Sequence[str], runs_folder: Path | None, jobs_of: Callable[[Sequence[RunDir]], Mapping[str, Job] | None]
+    wanted: Sequence[str], runs_folder: Path | None, jobs_of: Callable[[Sequence[RunRecord]], Mapping[str, Job] | None]
 ) -> list[dict[str, Any]]:
     """Return, for each runs folder on this machine, what ids, sweeps, searches or experiments select from it.
 
@@ -65,7 +66,7 @@ def listing(
         if why := damage.told(run):
             print(why, file=sys.stderr)
     runs = damage.sound(every)
-    jobs = jobs_of([run for run in runs if not run.result()])
+    jobs = jobs_of([record for record in (run.record() for run in runs) if not record.result])
     for run in runs:
         empty: dict[str, Any] = {
             "runs_folder": str(run.path.parent),
@@ -95,7 +96,7 @@ def _may_change(run: RunDir, jobs: Mapping[str, Job] | None) -> bool:
     if run.result() or jobs is None:
         return not run.result()
     search = search_of(run)
-    state = standing(search, jobs) if search else state_of(run, jobs)
+    state = standing(search, jobs) if search else state_of(run.record(), jobs)
     return state.live or state.state == "UNKNOWN"
 
 

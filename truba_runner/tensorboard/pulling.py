@@ -23,7 +23,9 @@ from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.runs import runs_folders
 from truba_runner.runs.checkpoints import CheckpointStore
-from truba_runner.runs.run_directory import CODE, PULLED, SWEEPS, RunDir
+from truba_runner.runs.events import SWEEPS
+from truba_runner.runs.record_files import PULLED
+from truba_runner.runs.run_directory import CODE, RunDir
 from truba_runner.search.directory import SearchDir
 from truba_runner.storage import safe_files
 from truba_runner.storage.files import write_atomically

@@ -15,6 +15,7 @@ from truba_runner.config import lr_find
 from truba_runner.config.recipe import FINDER, Find
 from truba_runner.errors import Failed
 from truba_runner.log import info
+from truba_runner.runs.events import Event, Kind, as_record
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.training.backend import Context
 
@@ -35,7 +36,7 @@ def found_rate(
     asked = lr_find.asked(context.experiment)
     if asked is None:
         return None
-    known = _same(context.run.found_rate().get("learning_rate"), from_rank_0)
+    known = _same(context.run.found_rate().learning_rate, from_rank_0)
     if known is not None:
         info("learning rate {known:g}, found at an earlier start", known=known)
         return known
@@ -57,29 +58,39 @@ def found_rate(
     else:
         info("learning rate {rate:g}: {asked}, of {finder}", rate=rate, asked=asked.rate, finder=finder.id)
     if context.rank == 0:
-        taken = {"learning_rate": rate, "suggestion": asked.rate.suggestion, "factor": asked.rate.factor}
-        about = {"suggestions": dict(suggested), "finder": where.id}
-        context.run.append_submission({"event": "found rate", "time": time.time(), **taken, **about})
+        context.run.append_submission(
+            Event(
+                Kind.FOUND_RATE,
+                time.time(),
+                learning_rate=rate,
+                suggestion=asked.rate.suggestion,
+                factor=asked.rate.factor,
+                suggestions=dict(suggested),
+                finder=where.id,
+            )
+        )
     return rate
 
 
 def _left_by(finder: RunDir) -> Suggestions:
     """Return the suggestions that a separate finder run has written."""
-    suggested: Suggestions = finder.rate_curve(FINDER).get("suggestions", {})
-    if not suggested:
+    curve = finder.rate_curve(FINDER)
+    if curve is None or not curve.suggestions:
         raise Failed(
             "The learning-rate finder {finder} has left no answer in {folder}; was it taken away? Set "
             "train.learning_rate, or let it look anew with fresh=true.",
             finder=finder.id,
             folder=finder.path,
         )
-    return suggested
+    return curve.suggestions
 
 
 def record(context: Context) -> dict[str, Any]:
     """Return the result's entry `lr_find`: the rate and its source; empty if no finder was used."""
     event = context.run.found_rate()
-    return {"lr_find": {key: value for key, value in event.items() if key not in ("event", "time")}} if event else {}
+    if event.learning_rate is None:
+        return {}
+    return {"lr_find": {name: value for name, value in as_record(event).items() if name not in ("event", "time")}}
 
 
 def _same(rate: float | None, from_rank_0: Callable[[list[int]], list[int]]) -> float | None:

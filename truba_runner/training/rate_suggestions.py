@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from truba_runner.config.recipe import SUGGESTIONS, Find
 from truba_runner.language import _
 from truba_runner.log import training_continues
+from truba_runner.runs.record_shapes import RateCurve
 from truba_runner.training import plots
 from truba_runner.training.backend import Context
 
@@ -59,7 +60,7 @@ def keep(context: Context, finder: Find, rates: Sequence[float], losses: Sequenc
         rates_told = {name: _("nothing") if rate is None else f"{rate:.2e}" for name, rate in suggested.items()}
         told = "  ".join(f"{name} {rate}" for name, rate in rates_told.items())
         print(f"lr_find {finder.name}: {told}", flush=True)
-        curve = {"suggestions": suggested, "learning_rates": list(rates), "losses": list(losses)}
+        curve = RateCurve(suggested, list(rates), list(losses))
         # The training can use the rate without the file.
         with training_continues(f"lr_find_{finder.name}.json"):
             context.run.write_rate_curve(finder.name, curve)

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from truba_runner.errors import Failed
 from truba_runner.language import _, marked
 from truba_runner.runs.checkpoints import Position
+from truba_runner.runs.events import Event, Kind
 from truba_runner.training.backend import Context
 
 # The keys of a checkpoint's signature, in words.
@@ -36,10 +37,10 @@ def tell(context: Context, position: Position, steps: int, since: float, trained
     context.progress.update()
     print(_told(position, steps, trained, seconds), flush=True)
     if context.rank == 0:
-        event = {"event": "restored", "time": time.time(), "seconds": seconds}
+        at = (position.epoch, position.step)
         # A full disk must not stop the run for this one record.
         with suppress(OSError):
-            context.run.append_submission({**event, "position": [position.epoch, position.step]})
+            context.run.append_submission(Event(Kind.RESTORED, time.time(), seconds=seconds, position=at))
 
 
 def _told(position: Position, steps: int, trained: bool, seconds: float) -> str:

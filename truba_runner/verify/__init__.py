@@ -16,13 +16,13 @@ from truba_runner.config.schema import Experiment
 from truba_runner.errors import Failed
 from truba_runner.language import _, counted, marked
 from truba_runner.log import info, warn
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm.job_environment import Allocation
 from truba_runner.training.ranks import handover
 from truba_runner.verify.child import FINISHED
 from truba_runner.verify.starts import AGAIN, INTERRUPTED, NOTE, UNDISTURBED, Starts
 
-EVENT = "verified"
 # First part of the paths of metrics; all other paths are in a checkpoint.
 _TOLD = "metrics"
 _NOT_RESUMED = marked(
@@ -43,8 +43,8 @@ def is_due(run: RunDir, experiment: Experiment) -> bool:
     """Whether the run has to be verified: it is asked for, and no earlier start verified the same code."""
     if not (experiment.checkpoint.verify or experiment.drill.verify):
         return False
-    code = run.submitted().get("job_sha256")
-    return all(event["job_sha256"] != code for event in run.submissions() if event["event"] == EVENT)
+    code = run.submitted().job_sha256
+    return all(event.job_sha256 != code for event in run.submissions() if event.kind == Kind.VERIFIED)
 
 
 def verify(run: RunDir, experiment: Experiment, here: Allocation) -> None:
@@ -65,8 +65,9 @@ def verify(run: RunDir, experiment: Experiment, here: Allocation) -> None:
     if here.rank:
         return
     seconds = round(time.monotonic() - started, 1)
-    event = {"event": EVENT, "time": time.time(), "job_sha256": run.submitted().get("job_sha256")}
-    run.append_submission({**event, "seconds": seconds, "first_difference": found})
+    code = run.submitted().job_sha256
+    event = Event(Kind.VERIFIED, time.time(), job_sha256=code, seconds=seconds, first_difference=found)
+    run.append_submission(event)
     if found:
         warn(found["text"])
     else:
@@ -75,8 +76,8 @@ def verify(run: RunDir, experiment: Experiment, here: Allocation) -> None:
 
 def record(run: RunDir) -> dict[str, Any]:
     """Return the result's entry `verified`, duration and outcome of the last verification; empty if there was none."""
-    last = next((event for event in reversed(run.submissions()) if event["event"] == EVENT), None)
-    return {"verified": {key: last[key] for key in ("seconds", "first_difference")}} if last else {}
+    last = next((event for event in reversed(run.submissions()) if event.kind == Kind.VERIFIED), None)
+    return {"verified": {"seconds": last.seconds, "first_difference": last.first_difference}} if last else {}
 
 
 def forget(run: RunDir, here: Allocation) -> None:

@@ -18,6 +18,7 @@ from truba_runner.code.unpacked import SubmittedCode
 from truba_runner.config import partitions
 from truba_runner.config.schema import experiment_from
 from truba_runner.runs.checkpoints import CheckpointStore, Position
+from truba_runner.runs.events import from_record
 from truba_runner.runs.progress import Progress
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.training import backend as backends
@@ -62,7 +63,7 @@ def train(order: Mapping[str, Any]) -> dict[str, Any]:
     work = backends.load(experiment.job.backend)
     ended = FINISHED
     with SubmittedCode() as code:
-        job = code.load(given.record, partitions.scratch_of(experiment))
+        job = code.load(from_record(given.record), partitions.scratch_of(experiment))
         progress, asking = _Told(run, watch, given.rank), _Asking(watch)
         try:
             work(

@@ -18,6 +18,7 @@ from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.log import print_error
 from truba_runner.runs.checkpoints import CheckpointStore
+from truba_runner.runs.events import Event, Kind, as_record
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm.job_environment import Allocation
 from truba_runner.training import backend
@@ -91,7 +92,7 @@ class Starts:
         order = Order(
             str(self._folder / name),
             str(self._told(name)),
-            self._run.submitted(),
+            as_record(self._run.submitted()),
             most_steps(self._train),
             self._here.rank,
             self._here.tasks,
@@ -167,9 +168,9 @@ class Starts:
             print_error(f"verify: {line}".rstrip("\n"))
 
 
-def _about_the_rate(run: RunDir) -> Iterator[dict[str, Any]]:
+def _about_the_rate(run: RunDir) -> Iterator[Event]:
     """Yield the events on a learning-rate finder of another job or an earlier start, which a short training needs."""
     if finder := run.finder():
-        yield {"event": "local", "time": time.time(), "job_id": "verify", "finder": str(finder.path)}
-    if found := run.found_rate():
+        yield Event(Kind.LOCAL, time.time(), "verify", finder=str(finder.path))
+    if (found := run.found_rate()).kind:
         yield found

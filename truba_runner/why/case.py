@@ -8,11 +8,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from truba_runner.language import _
 from truba_runner.runs import damage
 from truba_runner.runs import log as watch
+from truba_runner.runs.events import Event
+from truba_runner.runs.record_shapes import ErrorRecord
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import RunState
 from truba_runner.runs.sweep_directory import task_log
@@ -33,8 +34,8 @@ class Case:
     state: RunState
     # The run's last job; empty if it had none.
     job_id: str = ""
-    # The intent event of its last submission; empty if there was none.
-    intent: Mapping[str, Any] = field(default_factory=dict)
+    # The intent of its last submission; without a kind if there was none.
+    intent: Event = Event()
     queued: Mapping[str, str] = field(default_factory=dict)
     starts: Sequence[Start] = ()
     # Why the job was removed from the queue before it started; empty if it was not.
@@ -80,22 +81,21 @@ class Case:
         """Whether the run may lack a GPU: it requested one from Slurm, or its request is not on record."""
         if self.job_id.startswith("local-"):
             return False
-        return bool(self.intent.get("request", {}).get("gpus", 1))
+        return bool(self.intent.request.get("gpus", 1))
 
     @property
-    def error(self) -> Mapping[str, Any]:
-        """The exception that ended the run's last job, as the run recorded it; empty for none."""
+    def error(self) -> ErrorRecord | None:
+        """The exception that ended the run's last job, as the run recorded it."""
         if self.state.state == damage.DAMAGED:
-            return {}
+            return None
         progress = self.run.progress()
-        error = progress.get("error") if progress.get("job_id") == self.job_id else None
-        return error if isinstance(error, dict) else {}
+        return progress.error if progress.job_id == self.job_id else None
 
     @property
     def values(self) -> dict[str, str]:
         """Values for the placeholders in the table's sentences."""
         job = self.state.job
-        request = self.intent.get("request", {})
+        request = self.intent.request
         known = {
             "partition": (job.partition if job else "") or request.get("partition"),
             "account": self.queued.get("account") or self.last.get("Account") or request.get("account"),

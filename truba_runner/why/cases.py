@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from truba_runner.runs import damage
 from truba_runner.runs.run_directory import RunDir
-from truba_runner.runs.state import RunState, dropped, last_job_id, state_of
+from truba_runner.runs.state import RunState, dropped, state_of
 from truba_runner.search.directory import search_of
 from truba_runner.search.overview import standing
 from truba_runner.slurm import queries
@@ -28,14 +27,14 @@ def cases_of(runs: Sequence[RunDir], jobs: Mapping[str, Job] | None) -> list[Cas
 
 def _on_record(run: RunDir, jobs: Mapping[str, Job] | None) -> Case:
     """Return the case from the records and `jobs` alone; if the records are damaged, one that says what is wrong."""
-    if why := damage.of_run(run):
+    record = run.record()
+    if why := damage.of_record(record):
         return Case(run, RunState(damage.DAMAGED, live=False, job=None, why=why))
     try:
         search = search_of(run)
-        state = standing(search, jobs) if search else state_of(run, jobs)
-        told = run.submissions()
-        intent: dict[str, Any] = next((event for event in reversed(told) if event["event"] == "intent"), {})
-        return Case(run, state, last_job_id(run), intent, dropped=dropped(told), slurm_answers=jobs is not None)
+        state = standing(search, jobs) if search else state_of(record, jobs)
+        why = dropped(record.events)
+        return Case(run, state, record.job_id, record.intent, dropped=why, slurm_answers=jobs is not None)
     except OSError as error:  # The run was deleted meanwhile, or its disk has failed.
         return Case(run, RunState(damage.DAMAGED, live=False, job=None, why=str(error)))
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from truba_runner.runs.record_shapes import ErrorRecord
 from truba_runner.why import evidence
 from truba_runner.why.case import Case, last_lines
 from truba_runner.why.evidence import Evidence
@@ -100,7 +101,7 @@ def _live(case: Case) -> _Match:
         )
     reason = case.queued.get("reason") or (state.job.reason if state.job else "")
     asked = reason
-    canary = case.intent.get("canary")
+    canary = case.intent.canary
     if reason == "JobHeldUser" and canary:
         asked = f"{reason} (canary {canary})"
     elif reason == "BeginTime" and len(case.starts) > 1:
@@ -111,7 +112,7 @@ def _live(case: Case) -> _Match:
 def _failed(case: Case) -> list[_Match]:
     """Return the rows for a failed run: by the recorded exception, else by the log, else by the exit code."""
     if error := case.error:
-        line = f"{error.get('type', '')}: {str(error.get('message', '')).strip()}"
+        line = f"{error.type}: {error.message.strip()}"
         on = Evidence(case.run.id, line.splitlines()[0][:500])
         known = meaning("log", line)
         if known is None:
@@ -127,13 +128,13 @@ def _failed(case: Case) -> list[_Match]:
     return [_Match(_sure("record", "FAILED without result"), on)]
 
 
-def _kind_of(error: Any) -> str:
-    if error.get("type") != "Failed":
+def _kind_of(error: ErrorRecord) -> str:
+    if error.type != "Failed":
         return "FAILED raised"
-    return "FAILED gave up" if error.get("gave_up") else "FAILED told"
+    return "FAILED gave up" if error.gave_up else "FAILED told"
 
 
-def _earlier_causes(case: Case, error: Any) -> list[_Match]:
+def _earlier_causes(case: Case, error: ErrorRecord) -> list[_Match]:
     """Return why the starts ended, if the run was given up after several of them."""
     said = _in_log(case, every_start=True) if _kind_of(error) == "FAILED gave up" else None
     return [said] if said else []

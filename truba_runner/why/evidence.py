@@ -60,8 +60,8 @@ def end_of_logs(case: Case) -> list[Evidence]:
 def of_error(case: Case, on: Evidence) -> Iterator[Evidence]:
     """Yield the line of the user's code that the recorded exception passed through, if `on` is that exception."""
     error = case.error
-    if "file" in error and on.source == case.run.id:
-        yield Evidence(f"{error['file']}:{error['line']}", str(error["code"]))
+    if error and error.file and on.source == case.run.id:
+        yield Evidence(f"{error.file}:{error.line}", error.code)
 
 
 def _limits(case: Case) -> Iterator[Evidence]:

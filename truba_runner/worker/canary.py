@@ -6,12 +6,13 @@ starts, Slurm cancels them. After its first epoch its job removes the dependency
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 from truba_runner.language import _
 from truba_runner.log import print_error
+from truba_runner.runs.events import Event, Kind, last_intent
+from truba_runner.runs.record_shapes import ErrorRecord
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.sweep_directory import SweepDir, sweep_of
 from truba_runner.slurm import client, commands
@@ -32,15 +33,15 @@ def lived(run: RunDir) -> None:
         release(sweep, run.id)
 
 
-def failed(run: RunDir, error: Mapping[str, Any]) -> None:
+def failed(run: RunDir, error: ErrorRecord) -> None:
     """If a failed run is a canary, record the reason for the runs that wait for it, which Slurm now cancels."""
     if sweep := _goes_ahead_of(run):
-        told = f"{error.get('type')}: {error.get('message')}"
+        told = f"{error.type}: {error.message}"
         why = _("the canary {run} failed: {error}", run=run.id, error=told)
         # If this fails, the records of the waiting runs still name the canary.
         with suppress(client.SlurmError, OSError):
             for token in _held(sweep, run.id):
-                sweep.append({"event": "dropped", "token": token, "why": why})
+                sweep.append(Event(Kind.DROPPED, token=token, why=why))
 
 
 def release(sweep: SweepDir, run_id: str) -> None:
@@ -49,7 +50,7 @@ def release(sweep: SweepDir, run_id: str) -> None:
         for token, job_id in _held(sweep, run_id).items():
             with _told():
                 commands.release(job_id)
-                sweep.append({"event": "released", "token": token})
+                sweep.append(Event(Kind.RELEASED, token=token))
 
 
 @contextmanager
@@ -62,20 +63,20 @@ def _told() -> Iterator[None]:
 
 
 def _goes_ahead_of(run: RunDir) -> SweepDir | None:
-    intents = [event for event in run.submissions() if event["event"] == "intent"]
-    return sweep_of(run) if intents and intents[-1].get("goes_ahead") else None
+    return sweep_of(run) if last_intent(run.submissions()).goes_ahead else None
 
 
 def _held(sweep: SweepDir, run_id: str) -> dict[str, str]:
     """Return the job ids of the arrays that wait for this run, by token."""
     told = sweep.events()
-    over = {event["token"] for event in told if event["event"] in {"released", "dropped", "refused", "lost"}}
-    jobs = {event["token"]: str(event["job_id"]) for event in told if event["event"] == "submitted"}
+    ends = {Kind.RELEASED, Kind.DROPPED, Kind.REFUSED, Kind.LOST}
+    over = {event.token for event in told if event.kind in ends}
+    jobs = {event.token: event.job_id for event in told if event.kind == Kind.SUBMITTED}
     waiting = {}
     for event in told:
-        if event["event"] == "intent" and event.get("canary") == run_id and event["token"] not in over:
-            token = event["token"]
+        if event.kind == Kind.INTENT and event.canary == run_id and event.token not in over:
+            token = event.token
             # Without a recorded job id, sbatch is still running or its command was killed: search by name.
-            for job_id in [jobs[token]] if token in jobs else slurm_jobs.jobs_named(event["job_name"]):
+            for job_id in [jobs[token]] if token in jobs else slurm_jobs.jobs_named(event.job_name):
                 waiting[token] = job_id
     return waiting

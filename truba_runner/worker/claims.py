@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm import job_environment
 
@@ -18,17 +18,17 @@ def claimed_by(run: RunDir, here: job_environment.Allocation) -> str | None:
     if here.on_slurm and _submitted_again(run, here.job_name, told):
         return None
     for event in told:
-        same = event.get("job_name") == here.job_name or here.job_name.endswith(f".{event.get('token')}")
-        if same and event["event"] in {"submitted", "started"}:
-            return str(event["job_id"])
+        started = event.kind == Kind.STARTED and event.job_name == here.job_name
+        if started or (event.kind == Kind.SUBMITTED and here.job_name.endswith(f".{event.token}")):
+            return event.job_id
     return here.job_id
 
 
-def _submitted_again(run: RunDir, job_name: str, told: Sequence[Mapping[str, Any]]) -> bool:
+def _submitted_again(run: RunDir, job_name: str, told: Sequence[Event]) -> bool:
     """Whether a later submission than that of the job name exists; submissions that Slurm refused do not count."""
-    refused = {event.get("token") for event in told if event["event"] == "refused"}
-    given = [event for event in told if event["event"] in {"intent", "local"}]
-    names = [event.get("job_name", "") for event in given if event.get("token") not in refused]
+    refused = {event.token for event in told if event.kind == Kind.REFUSED}
+    given = [event for event in told if event.kind in {Kind.INTENT, Kind.LOCAL}]
+    names = [event.job_name for event in given if event.token not in refused]
     # A job with a foreign name was renamed by its owner, and keeps the run.
     ours = job_name.startswith(f"{run.id}.") or job_name in names
     return ours and bool(names) and names[-1] != job_name

@@ -26,7 +26,9 @@ from truba_runner.language import _
 from truba_runner.log import info, print_error, warn
 from truba_runner.runs import restarts
 from truba_runner.runs.checkpoints import CheckpointStore, Position
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.progress import Progress
+from truba_runner.runs.record_shapes import ErrorRecord, Stage, as_record
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.sweep_directory import sweep_of
 from truba_runner.slurm import client, commands, job_environment, request
@@ -75,17 +77,17 @@ def _main(run: RunDir, here: job_environment.Allocation, interruption: Interrupt
         progress.epoch_watcher = canary.watcher(run)
         if here.rank == 0:
             # Only rank 0 has just recorded which start this is; the others end with it.
-            progress.watcher = drill.saboteur(experiment.drill, start=restarts.account(run)["restarts"])
+            progress.watcher = drill.saboteur(experiment.drill, start=restarts.account(run.submissions())["restarts"])
         with interruption.recognised():
             result = _train(experiment, run, progress, here, interruption, code)
         interruption.decided()
         if here.rank == 0:
-            record = {"data": _data_record(experiment), "job_id": here.job_id, **restarts.account(run)}
+            record = {"data": _data_record(experiment), "job_id": here.job_id, **restarts.account(run.submissions())}
             record.update(verify.record(run))
             verify.forget(run, here)
-            warned = {"warning": progress.record["warning"]} if "warning" in progress.record else {}
+            warned = {"warning": progress.record.warning} if progress.record.warning else {}
             run.write_result({**result, **record, **warned})
-        progress.update(state="finished", metrics=result.get("metrics", {}))
+        progress.update(state=Stage.FINISHED, metrics=result.get("metrics", {}))
         if here.rank == 0:
             canary.lived(run)
             _write_settings(run, experiment, result.get("metrics", {}))
@@ -107,12 +109,16 @@ def begin(run: RunDir, here: job_environment.Allocation, position: Position) -> 
         truba_runner.runs.restarts.GaveUp: several starts of this job have made no progress.
     """
     if (other := claimed_by(run, here)) is not None:
-        about = {"job_name": here.job_name, "host": platform.node(), "python": platform.python_version()}
-        about["job_sha256"] = unpacked.sha256(run.submitted())
+        about = Event(
+            job_name=here.job_name,
+            host=platform.node(),
+            python=platform.python_version(),
+            job_sha256=unpacked.sha256(run.submitted()),
+        )
         restarts.begin(run, here.job_id, position, about)
         if (other := claimed_by(run, here)) == here.job_id:
             return True
-        run.append_submission({"event": "duplicate", "job_id": here.job_id})
+        run.append_submission(Event(Kind.DUPLICATE, job_id=here.job_id))
     if other is None:
         info("{run} is another submission's by now; there is nothing to do", run=run.id)
     else:
@@ -139,8 +145,8 @@ def _train(
     # The backend first: it sets up its framework, which the job then imports.
     work = backend.load(experiment.job.backend, "find" if finds else "train")
     record = run.submitted()
-    if unpacked.sha256(record) != record.get("job_sha256"):
-        warn("{file} has changed since it was submitted", file=record["job_file"])
+    if unpacked.sha256(record) != record.job_sha256:
+        warn("{file} has changed since it was submitted", file=record.job_file)
     job = code.load(record, partitions.scratch_of(experiment))
     return work(backend.Context(experiment, job, run, progress, interruption, here.rank, here.tasks))
 
@@ -150,7 +156,7 @@ def after_interruption(
 ) -> int:
     """Requeue the run if possible, after a signal and its checkpoint; return the exit status."""
     interruption.decided()
-    progress.update(state="interrupted")
+    progress.update(state=Stage.INTERRUPTED)
     if not here.on_slurm:
         return 128 + signal.SIGTERM
     if here.rank:
@@ -179,12 +185,12 @@ def failed(
     """Record, print and report the error that ended the run; return the exit status. `code`: the unpacked code."""
     error = full_disk.explained(error, run)
     own = code.own if code else str
-    record = describe(error, Path(run.submitted().get("job_file", "/")).parent, own)
+    record = describe(error, Path(run.submitted().job_file or "/").parent, own)
     others = here.tasks > 1 and type(error).__name__ in _OTHERS_FAULT
     if not others:
         if here.on_slurm and here.tasks > 1:
             _end_for_all(here)
-        progress.update(state="failed", error=record)
+        progress.update(state=Stage.FAILED, error=record)
         if here.rank:
             progress.tell_for_rank_0()
     with suppress(OSError):  # The log may be on the full disk too.
@@ -201,7 +207,7 @@ def failed(
         canary.failed(run, record)
         with suppress(Exception):  # The error may be an unreadable config.
             _write_settings(run, experiment_from(run.read_config()), None)
-        notify.tell(run, "failed", {"error": record})
+        notify.tell(run, "failed", {"error": as_record(record)})
     return 1
 
 
@@ -214,12 +220,12 @@ def _end_for_all(here: job_environment.Allocation) -> None:
         commands.forbid_requeue(here.job_id)
 
 
-def _anothers_reason(run: RunDir) -> dict[str, Any]:
-    """Wait for the error that the failed rank records; empty if there is none in time."""
+def _anothers_reason(run: RunDir) -> ErrorRecord | None:
+    """Wait for the error that the failed rank records; None if there is none in time."""
     until = time.monotonic() + _REASON_SECONDS
-    while not (told := run.progress().get("error")) and time.monotonic() < until:
+    while (told := run.progress().error) is None and time.monotonic() < until:
         time.sleep(0.2)
-    return dict(told or {})
+    return told
 
 
 def _write_settings(run: RunDir, experiment: Experiment, metrics: Mapping[str, Any] | None) -> None:

@@ -237,11 +237,12 @@ def test_one_damaged_run_hides_no_other(truba: Command, file: str, content: byte
 
 
 def test_a_loss_that_is_no_number_any_more_is_still_json(truba: Command) -> None:
+    from truba_runner.runs.events import Event, Kind
     from truba_runner.runs.run_directory import RunDir
 
     run = RunDir(truba.folder / "runs" / "nan-1")
     run.create()
-    run.append_submission({"event": "local", "job_id": "local-1"})
+    run.append_submission(Event(Kind.LOCAL, job_id="local-1"))
     run.write_result({"metrics": {"loss": float("nan"), "accuracy": 0.5}})
     done = truba("status", "--json", "--runs", "runs")
     (row,) = json.loads(done.stdout, parse_constant=pytest.fail)

@@ -13,6 +13,7 @@ from in_process import truba
 from truba_runner.cli import sweeper
 from truba_runner.config.identity import run_id
 from truba_runner.config.schema import Experiment
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.sweep_directory import Member, SweepDir
 from truba_runner.sweeps import sweeper_job
@@ -169,9 +170,7 @@ def test_a_sweepers_job_gives_its_runs_what_the_command_was_given(
     given = sweeper_job._given_to_sbatch(outer)
     run = RunDir(tmp_path / "sweeper")
     run.create()
-    run.append_submission(
-        {"event": "intent", "token": "t", "project": str(tmp_path), "command": ["-m"], "variables": given}
-    )
+    run.append_submission(Event(Kind.INTENT, token="t", project=str(tmp_path), command=["-m"], variables=given))
     seen: dict[str, str] = {}
 
     def command(arguments: list[str]) -> int:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from truba_runner.cli.main import main
 from truba_runner.code import archives
 from truba_runner.code import package as job_code
 from truba_runner.config.schema import Environment
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import CODE, RunDir
 from truba_runner.runs.sweep_directory import Member, SweepDir
 from truba_runner.search.directory import SearchDir
@@ -39,15 +41,10 @@ def archive(runs: Path, name: str, days_old: float = 5) -> Path:
     return path
 
 
-def intent(runs: Path, *names: str) -> dict[str, object]:
+def intent(runs: Path, *names: str) -> Event:
     code = [name for name in names if name.startswith("code-")]
     own = {"code": {"archive": str(runs / CODE / code[0])}} if code else {}
-    return {
-        "event": "intent",
-        "token": "t",
-        "sbatch": {"setup": [f"touch {one}" for one in names if one not in code]},
-        **own,
-    }
+    return Event(Kind.INTENT, token="t", sbatch={"setup": [f"touch {one}" for one in names if one not in code]}, **own)
 
 
 def submitted(run: RunDir, *names: str, over_days_ago: float | None = None) -> RunDir:
@@ -77,8 +74,8 @@ def test_an_archive_stays_for_as_long_as_a_run_that_names_it_is_there(
     of_sweep.create()
     sweep = SweepDir.of(runs, "mnist-sweep-1")
     sweep.describe([Member(of_sweep.id, {"train.seed": 1})])
-    of_sweep.append_submission({"event": "intent", "token": "t", "sweep": sweep.id, "array_index": 0})
-    sweep.append({**intent(runs, f"code-{'b' * 16}.tar.gz"), "tasks": [[of_sweep.id]]})
+    of_sweep.append_submission(Event(Kind.INTENT, token="t", sweep=sweep.id, array_index=0))
+    sweep.append(replace(intent(runs, f"code-{'b' * 16}.tar.gz"), tasks=[[of_sweep.id]]))
     search = SearchDir(runs / "mnist-0000000c")
     search.create()
     submitted(search, over_days_ago=None)
@@ -123,15 +120,16 @@ def test_a_record_that_a_full_disk_cut_short_still_counts(runs: Path) -> None:
 SUBMITS = """
 import sys, time
 from pathlib import Path
-from truba_runner import rundir
-from truba_runner.rundir import RunDir
+from truba_runner.runs.events import Event, Kind
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.storage import folder_lock
 runs = Path(sys.argv[1])
-with rundir.lock(runs):
+with folder_lock.lock(runs):
     print("held", flush=True)
     sys.stdin.readline()
     run = RunDir(runs / "mnist-1")
     run.create()
-    run.append_submission({"event": "intent", "token": "t", "code": {"archive": sys.argv[2]}})
+    run.append_submission(Event(Kind.INTENT, token="t", code={"archive": sys.argv[2]}))
 """
 
 
@@ -199,7 +197,7 @@ def test_a_kept_run_holds_the_code_that_it_trained_and_diff_finds_it(
     run.write_config({"cluster": {"runs_folder": str(runs)}, "data": {"folder": str(tmp_path / "data")}})
     code = {"archive": str(path), "sha256": snapshot._digest(found)}
     run.append_submission(
-        {**intent(runs), "code": code, "job_file": str(project / "jobs" / "own.py"), "project": str(project)}
+        replace(intent(runs), code=code, job_file=str(project / "jobs" / "own.py"), project=str(project))
     )
     home = tmp_path / "home"
     assert main(["keep", "mnist-1", "--runs", str(runs), "--to", str(home)]) == 0

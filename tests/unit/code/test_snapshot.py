@@ -23,6 +23,7 @@ from truba_runner.code.unpacked import SubmittedCode
 from truba_runner.config.schema import Experiment
 from truba_runner.errors import Failed
 from truba_runner.rules.experiment import plan
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.sweep_directory import SweepDir
 from truba_runner.slurm import commands
@@ -201,7 +202,7 @@ def edit(project: Path) -> None:
 def test_a_job_trains_what_was_submitted(submitted: Callable[[], RunDir], project: Path, tmp_path: Path) -> None:
     run = submitted()
     edit(project)
-    archive = Path(run.submitted()["code"]["archive"])
+    archive = Path(run.submitted().code["archive"])
     os.utime(archive, (0, 0))
     (tmp_path / "tmp").mkdir()
     variables = {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "tmp"), "TRUBA_JOB_ID": "7", "TRUBA_JOB_NAME": "7"}
@@ -212,11 +213,12 @@ def test_a_job_trains_what_was_submitted(submitted: Callable[[], RunDir], projec
     assert "trained with then then too then too 1,2" in done.stdout, done.stderr
     assert "has changed since" not in done.stderr
     assert f'File "{project}/helper.py", line 5, in fail\n    raise ValueError' in done.stderr
-    error = run.progress()["error"]
-    assert error["message"] == f"as in {project}/helper.py"
-    assert (error["file"], error["line"], error["code"]) == (str(project / "jobs" / "own.py"), 12, "helper.fail()")
-    (start,) = [event for event in run.submissions() if event["event"] == "started"]
-    assert start["job_sha256"] == run.submitted()["job_sha256"]
+    error = run.progress().error
+    assert error
+    assert error.message == f"as in {project}/helper.py"
+    assert (error.file, error.line, error.code) == (str(project / "jobs" / "own.py"), 12, "helper.fail()")
+    (start,) = [event for event in run.submissions() if event.kind == Kind.STARTED]
+    assert start.job_sha256 == run.submitted().job_sha256
     assert not list((tmp_path / "tmp").iterdir()), "it is gone from the node"
     assert archive.stat().st_mtime > 0, "the next start of a run that takes weeks finds it too"
     told = done.stdout.partition("on the path ")[2]
@@ -226,7 +228,7 @@ def test_a_job_trains_what_was_submitted(submitted: Callable[[], RunDir], projec
 
 def test_a_job_whose_code_was_taken_away_says_so(submitted: Callable[[], RunDir], tmp_path: Path) -> None:
     run = submitted()
-    Path(run.submitted()["code"]["archive"]).unlink()
+    Path(run.submitted().code["archive"]).unlink()
     done = subprocess.run(
         [sys.executable, "-m", "truba_runner.worker", str(run.path)], env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, check=False,
@@ -259,7 +261,7 @@ def test_diff_of_a_run_without_a_copy_of_its_code(tmp_path: Path, capsys: pytest
     run = RunDir(tmp_path / "runs" / "mnist-0")
     run.create()
     run.write_config({})
-    run.append_submission({"event": "local", "job_id": "local-1", "job_file": "/project/jobs/own.py"})
+    run.append_submission(Event(Kind.LOCAL, job_id="local-1", job_file="/project/jobs/own.py"))
     assert main(["diff", run.id, "--runs", str(run.path.parent)]) == 0
     assert "mnist-0 has no copy of its code" in capsys.readouterr().err
 
@@ -279,8 +281,8 @@ def test_the_runs_of_an_array_share_it(project: Path, experiment: Callable[..., 
     array.record_intent()
     records = [one.run.submitted() for one in runs]
     (archive,) = (tmp_path / "scratch" / "runs" / ".code").iterdir()
-    assert [record["code"]["archive"] for record in records] == [str(archive)] * 2
-    assert [record["project"] for record in records] == [str(project)] * 2
+    assert [record.code["archive"] for record in records] == [str(archive)] * 2
+    assert [record.project for record in records] == [str(project)] * 2
 
 
 def test_an_error_is_told_of_the_users_own_file(tmp_path: Path) -> None:
@@ -289,7 +291,7 @@ def test_an_error_is_told_of_the_users_own_file(tmp_path: Path) -> None:
         exec(compile(unpacked.read_text(), str(unpacked), "exec"))  # noqa: S102
     except ZeroDivisionError as error:
         told = describe(error, Path("/project/jobs"), lambda text: text.replace(str(tmp_path / "unpacked"), "/project"))
-    assert (told["file"], told["code"]) == ("/project/jobs/own.py", "1 / 0")
+    assert (told.file, told.code) == ("/project/jobs/own.py", "1 / 0")
 
 
 def test_a_node_whose_own_disk_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

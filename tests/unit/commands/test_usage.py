@@ -12,6 +12,7 @@ import pytest
 from truba_runner.commands import usage
 from truba_runner.config.schema import Experiment
 from truba_runner.rules.experiment import plan
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.sweep_directory import Member, SweepDir
 from truba_runner.search.directory import SearchDir
@@ -67,9 +68,9 @@ def test_a_chain_of_jobs_is_warned_of_as_a_whole(experiment: Callable[..., Exper
 def a_run(folder: Path, name: str, *job_ids: str, **intent: object) -> RunDir:
     run = RunDir(folder / name)
     run.create()
-    run.append_submission({"event": "intent", "token": name, "request": {"account": "ayse"}, **intent})
+    run.append_submission(Event(Kind.INTENT, token=name, request={"account": "ayse"}, **intent))
     for job_id in job_ids:
-        run.append_submission({"event": "submitted", "token": name, "job_id": job_id})
+        run.append_submission(Event(Kind.SUBMITTED, token=name, job_id=job_id))
     return run
 
 
@@ -83,8 +84,8 @@ def test_by_experiment_and_sweep(
     a_run(tmp_path, "pets-2", "local-7")
     sweep = SweepDir.of(tmp_path, "mnist-sweep-x")
     sweep.describe([Member("mnist-3", {"train.seed": 1})])
-    sweep.append({"event": "intent", "token": "mnist-3", "tasks": [["mnist-3"]]})
-    sweep.append({"event": "submitted", "token": "mnist-3", "job_id": "4"})
+    sweep.append(Event(Kind.INTENT, token="mnist-3", tasks=[["mnist-3"]]))
+    sweep.append(Event(Kind.SUBMITTED, token="mnist-3", job_id="4"))
     a_run(tmp_path, "mnist-3", sweep="mnist-sweep-x", array_index=0)
     used = {"1": Use(1, 3600, 0), "2": Use(2, 7200, 3600), "3": Use(1, 36_000, 7200), "4_0": Use(1, 1800, 0)}
     monkeypatch.setattr(jobs, "used", lambda ids: {job_id: used[job_id] for job_id in set(ids)})
@@ -124,11 +125,11 @@ def test_a_searchs_workers_and_a_sweepers_job_count(
 ) -> None:
     search = SearchDir(tmp_path / "mnist-1")
     search.create()
-    search.append_submission({"event": "search"})
+    search.append_submission(Event(Kind.SEARCH))
     for index, job_id in enumerate(("7_0", "7_1")):
         worker = search.create_worker(index)
-        worker.append_submission({"event": "intent", "token": "t", "request": {"account": "proj1"}})
-        worker.append_submission({"event": "submitted", "token": "t", "job_id": job_id})
+        worker.append_submission(Event(Kind.INTENT, token="t", request={"account": "proj1"}))
+        worker.append_submission(Event(Kind.SUBMITTED, token="t", job_id=job_id))
     sweep = SweepDir.of(tmp_path, "mnist-sweep-x")
     sweep.describe([])
     a_run(sweep.path, "sweeper", "8")

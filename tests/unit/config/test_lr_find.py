@@ -21,6 +21,7 @@ from truba_runner.config.schema import Experiment
 from truba_runner.errors import Refused
 from truba_runner.rules import sweep as rules
 from truba_runner.rules.experiment import plan
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import state_of
 from truba_runner.runs.sweep_directory import Member, SweepDir
@@ -219,8 +220,8 @@ def test_each_training_waits_for_the_task_of_its_own_number(experiment: Compose,
     }  # fmt: skip
     assert all(bool(slurm.option(job_id, "kill-on-invalid-dep")) == (job_id > "2") for job_id in slurm.scripts)
     last = runs[-1].run
-    assert last.submissions()[-1] == {**last.submissions()[-1], "event": "submitted", "job_id": "5_1"}
-    assert last.finder() == runs[1].finder.run and state_of(last, slurm.jobs).live  # type: ignore[union-attr]
+    assert (last.submissions()[-1].kind, last.submissions()[-1].job_id) == (Kind.SUBMITTED, "5_1")
+    assert last.finder() == runs[1].finder.run and state_of(last.record(), slurm.jobs).live  # type: ignore[union-attr]
     # Again: all of it is there.
     submit(runs)
     assert len(slurm.scripts) == 5
@@ -234,15 +235,15 @@ def test_only_what_is_missing_is_submitted_again(experiment: Compose, slurm: Slu
     finders[0].run.write_result({"suggestions": {}})
     slurm.jobs.update({name: Job(name, "CANCELLED") for name in ("2_0", "2_1", "2_2")})
     slurm.jobs.update({"1_0": Job("1_0", "COMPLETED"), "1_1": Job("1_1", "FAILED", exit_code="1:0")})
-    why = state_of(runs[1].run, slurm.jobs).why
+    why = state_of(runs[1].run.record(), slurm.jobs).why
     assert why.startswith(f"its learning-rate finder {finders[1].run.id} is FAILED: exit code 1:0; the same command")
-    assert state_of(runs[2].run, slurm.jobs).why == "cancelled; the same command goes on"
+    assert state_of(runs[2].run.record(), slurm.jobs).why == "cancelled; the same command goes on"
     submit(runs)
     assert {job_id: told for job_id, told in slurm.told().items() if job_id > "2"} == {
         "3": ("0-0%1", ""), "4": ("0-0%1", "aftercorr:3"), "5": ("2%1", "aftercorr:1"), "6": ("0-0%1", ""),
     }  # fmt: skip
     # A training that has its rate needs no finder any more.
-    runs[1].run.append_submission({"event": "found rate", "learning_rate": 0.1})
+    runs[1].run.append_submission(Event(Kind.FOUND_RATE, learning_rate=0.1))
     slurm.jobs.update({name: Job(name, "FAILED") for name in ("3_0", "4_0")})
     submit(runs)
     assert slurm.told()["7"] == ("0-0%1", "") and len(slurm.scripts) == 7
@@ -252,10 +253,10 @@ def test_one_that_waits_in_vain_is_not_waited_for(experiment: Compose, slurm: Sl
     (run,) = runs_of(experiment, tmp_path / "runs", [])
     submit([run])
     slurm.jobs["2_0"] = Job("2_0", "PENDING", reason="Dependency")
-    assert state_of(run.run, slurm.jobs).why == f"waits for its learning-rate finder {run.finder.run.id}"  # type: ignore[union-attr]
+    assert state_of(run.run.record(), slurm.jobs).why == f"waits for its learning-rate finder {run.finder.run.id}"  # type: ignore[union-attr]
     slurm.jobs["1_0"] = Job("1_0", "CANCELLED")
     slurm.jobs["2_0"] = Job("2_0", "PENDING", reason="DependencyNeverSatisfied")
-    told = state_of(run.run, slurm.jobs)
+    told = state_of(run.run.record(), slurm.jobs)
     assert (told.state, told.live) == ("CANCELLED", False) and "is CANCELLED: cancelled; " in told.why
 
 
@@ -339,5 +340,5 @@ def test_without_slurm_each_finder_runs_before_its_training(
     done = submit("sweep=lr_find", *own, "fresh=true")
     assert done.returncode == 0, done.stderr
     anew = RunDir(tmp_path / "runs" / f"{first['run']}.2")
-    assert anew.rate_curve("find")["suggestions"] == first["lr_find"]["suggestions"]
+    assert anew.rate_curve("find").suggestions == first["lr_find"]["suggestions"]
     assert anew.result()["lr_find"]["learning_rate"] == rate and anew.result()["lr_find"]["finder"] == anew.id

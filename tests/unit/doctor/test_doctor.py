@@ -19,6 +19,7 @@ from in_process import truba
 from truba_runner.config.schema import Environment, Experiment
 from truba_runner.doctor import Check, Finding, Patient, examine, files, programs, slurm
 from truba_runner.environment import probe, report
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm import client
 from truba_runner.slurm.client import SlurmError
@@ -232,7 +233,7 @@ def test_old_runs_are_told_of_before_scratch_is_purged(patient: Patient, tmp_pat
     for name, days in {"young-1": 10, "old-1": 25, "older-1": 40}.items():
         run = RunDir(tmp_path / "runs" / name)
         run.create()
-        run.append_submission({"event": "local", "job_id": "local-1"})
+        run.append_submission(Event(Kind.LOCAL, job_id="local-1"))
         run.write_config({"cluster": {"scratch": str(tmp_path), "scratch_days": 30}})
         for file in (run.config_file, run.submissions_file):
             os.utime(file, (time.time(), time.time() - days * 86_400))

@@ -16,7 +16,9 @@ from truba_runner.cli.main import main
 from truba_runner.errors import Failed
 from truba_runner.keeping import archive
 from truba_runner.runs.checkpoints import CheckpointStore, Position
-from truba_runner.runs.run_directory import PULLED, RunDir
+from truba_runner.runs.events import Event, Kind
+from truba_runner.runs.record_files import PULLED
+from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.sweep_directory import Member, SweepDir
 
 DAY_SECONDS = 86_400
@@ -28,7 +30,7 @@ def run(tmp_path: Path) -> RunDir:
     made = RunDir(tmp_path / "runs" / "mnist-00000000")
     made.create()
     made.write_config({"cluster": {"scratch": str(tmp_path), "scratch_days": 30}})
-    made.append_submission({"event": "local", "job_id": "local-1", "pid": 1, "host": "elsewhere"})
+    made.append_submission(Event(Kind.LOCAL, job_id="local-1", pid=1, host="elsewhere"))
     store = CheckpointStore(made.checkpoints)
     for epoch in (1, 2, 3):
         content = f"epoch {epoch}".encode()
@@ -136,7 +138,7 @@ def test_what_is_not_over_is_not_kept(run: RunDir, capsys: pytest.CaptureFixture
     (run.path / "result.json").unlink()
     # Stands in for the run's own process, which has the run's name on its command line.
     child = subprocess.Popen(["bash", "-c", "read", run.id], stdin=subprocess.PIPE)
-    run.append_submission({"event": "local", "job_id": "local-2", "pid": child.pid, "host": os.uname().nodename})
+    run.append_submission(Event(Kind.LOCAL, job_id="local-2", pid=child.pid, host=os.uname().nodename))
     try:
         assert main(["keep", run.id, "--runs", str(run.path.parent), "--to", str(tmp_path / "home")]) == 2
     finally:
@@ -183,10 +185,10 @@ def test_runs_of_a_sweep_are_one_line_and_one_archive(
 ) -> None:
     sweep = SweepDir.of(run.path.parent, "mnist-sweep-1")
     sweep.describe([Member(run.id, {"train.seed": 1})])
-    run.append_submission({"event": "intent", "token": "t", "sweep": sweep.id, "array_index": 0})
+    run.append_submission(Event(Kind.INTENT, token="t", sweep=sweep.id, array_index=0))
     other = RunDir(run.path.parent / "mnist-00000001")
     other.create()
-    other.append_submission({"event": "intent", "token": "t", "sweep": sweep.id, "array_index": 1})
+    other.append_submission(Event(Kind.INTENT, token="t", sweep=sweep.id, array_index=1))
     old = time.time() - 25 * DAY_SECONDS
     for path in (run.path / "model.keras", other.submissions_file):
         os.utime(path, (old, old))
@@ -216,7 +218,7 @@ def pulled(folder: Path, name: str, days_ago: float) -> RunDir:
     made = RunDir(folder / name)
     made.create()
     made.write_config({"name": "mnist"})
-    made.append_submission({"event": "submitted", "token": "t", "job_id": "7"})
+    made.append_submission(Event(Kind.SUBMITTED, token="t", job_id="7"))
     (made.tensorboard / "train").mkdir(parents=True)
     (made.tensorboard / "train" / "events").write_bytes(b"events")
     (made.path / PULLED).write_text(json.dumps({"from": "arf", "time": time.time() - days_ago * DAY_SECONDS}))

@@ -17,6 +17,7 @@ from truba_runner.cli import sweeper
 from truba_runner.cli.main import main
 from truba_runner.errors import Refused
 from truba_runner.runs.checkpoints import CheckpointStore, Position
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir, config_text
 from truba_runner.search.directory import SearchDir
 from truba_runner.slurm import client, commands
@@ -192,7 +193,7 @@ def test_anothers_link_to_nothing_is_refused(tmp_path: Path, below: str) -> None
 def test_a_sweepers_job_looks_at_its_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunDir(tmp_path / "sweeper")
     run.create()
-    run.append_submission({"event": "intent", "token": "t", "project": str(tmp_path), "command": ["-m"]})
+    run.append_submission(Event(Kind.INTENT, token="t", project=str(tmp_path), command=["-m"]))
     os.chown(run.path, OTHER, OTHER)
     monkeypatch.setattr("truba_runner.cli.main.main", pytest.fail)
     assert sweeper.main([str(run.path)]) == 1
@@ -220,7 +221,7 @@ def test_a_record_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:
     run.create()
     run.submissions_file.symlink_to(tmp_path / "mine")
     with pytest.raises(OSError):
-        run.append_submission({"event": "local", "job_id": "local-1"})
+        run.append_submission(Event(Kind.LOCAL, job_id="local-1"))
     assert not (tmp_path / "mine").exists()
 
 

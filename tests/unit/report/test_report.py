@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from truba_runner.cli.main import main
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.sweep_directory import Member, SweepDir
 from truba_runner.slurm import jobs
@@ -47,14 +48,10 @@ def trained(run: RunDir, loss: float, *, job_id: str = "7") -> None:
     run.create()
     run.write_config({"name": "mnist", "cluster": {"acknowledgement": THANKS}, "train": {"note": "<b>&"}})
     git = {"commit": "abc123", "dirty": True}
-    run.append_submission(
-        {"event": "intent", "time": 1e9, "token": "t", "job_name": "j", "job_file": "/jobs/mnist.py", "git": git}
-    )
-    run.append_submission({"event": "submitted", "token": "t", "job_id": job_id})
+    run.append_submission(Event(Kind.INTENT, time=1e9, token="t", job_name="j", job_file="/jobs/mnist.py", git=git))
+    run.append_submission(Event(Kind.SUBMITTED, token="t", job_id=job_id))
     for start in ([0, 0], [1, 4]):
-        run.append_submission(
-            {"event": "started", "time": 1e9, "job_id": job_id, "position": start, "host": "akya1", "steps_lost": 3}
-        )
+        run.append_submission(Event(Kind.STARTED, time=1e9, job_id=job_id, position=start, host="akya1", steps_lost=3))
     run.write_history([{"epoch": epoch, "val_loss": loss + epoch} for epoch in (1, 2)])
     run.write_result({"metrics": {"val_loss": loss}, "versions": {"keras": "3.15.1"}})
 
@@ -117,10 +114,10 @@ def test_a_sweeps_cost_is_that_of_its_finders_and_sweeper_too(
     sweep = SweepDir.of(tmp_path / "runs", "mnist-sweep-00000000")
     sweep.describe([Member("mnist-0", {"train.seed": 0}, "mnist-lr_find-0", "valley")], monitor="val_loss", mode="min")
     trained(sweep.run("mnist-0"), 0.5, job_id="8_0")
-    sweep.run("mnist-0").append_submission({"event": "found rate", "learning_rate": 0.25, "finder": "mnist-lr_find-0"})
+    sweep.run("mnist-0").append_submission(Event(Kind.FOUND_RATE, learning_rate=0.25, finder="mnist-lr_find-0"))
     trained(sweep.run("mnist-lr_find-0"), 0.5, job_id="7")
     sweep.sweeper.create()
-    sweep.sweeper.append_submission({"event": "submitted", "token": "t", "job_id": "9"})
+    sweep.sweeper.append_submission(Event(Kind.SUBMITTED, token="t", job_id="9"))
     assert main(["report", sweep.id, "--runs", str(sweep.runs_folder)]) == 0
     rows = Parts(Path(capsys.readouterr().out.strip()).read_text()).rows
     facts = {row[0]: row[1:] for row in rows if row}
@@ -171,7 +168,7 @@ def test_a_run_without_anything_yet_has_a_report_too(tmp_path: Path, capsys: pyt
     run = RunDir(tmp_path / "runs" / "mnist-00000000")
     run.create()
     run.write_config({"name": "mnist"})
-    run.append_submission({"event": "local", "job_id": "local-1", "pid": 1, "host": "elsewhere"})
+    run.append_submission(Event(Kind.LOCAL, job_id="local-1", pid=1, host="elsewhere"))
     assert main(["report", "mnist", "--runs", str(run.path.parent)]) == 0
     text = Path(capsys.readouterr().out.strip()).read_text()
     assert "UNKNOWN" in text and "Metrics" not in text and "Acknowledgement" not in text

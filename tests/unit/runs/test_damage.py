@@ -19,7 +19,7 @@ from damaged_runs import TIME, make_run, make_search, make_sweep
 
 from truba_runner.cli.main import main
 from truba_runner.report import content
-from truba_runner.runs import damage, record_files, runs_folders
+from truba_runner.runs import damage, events, runs_folders
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm import client
 from truba_runner.storage import safe_files
@@ -162,7 +162,7 @@ def test_a_run_that_vanishes_while_it_is_read_is_its_own_loss(
             return opened(path, within)
 
         monkeypatch.setattr(safe_files, "opened", vanishing)
-        record_files._events.cache_clear()
+        events._examined.cache_clear()
         damage._of_run.cache_clear()
         status, out, err = given(*command.split(), *into.get(command.split()[0], []))
         if (tmp_path / "aside" / gone).exists():

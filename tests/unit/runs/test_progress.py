@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -22,7 +22,9 @@ from truba_runner.errors import Failed
 from truba_runner.rules.experiment import plan
 from truba_runner.runs import restarts
 from truba_runner.runs.checkpoints import Position
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.progress import Progress
+from truba_runner.runs.record_shapes import ErrorRecord
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm import client, commands, jobs
 from truba_runner.slurm.job_environment import Allocation
@@ -43,7 +45,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def run(tmp_path: Path) -> RunDir:
     made = RunDir(tmp_path / "mnist-00000000")
     made.create()
-    made.append_submission({"event": "submitted", "token": "t", "job_id": "7"})
+    made.append_submission(Event(Kind.SUBMITTED, token="t", job_id="7"))
     return made
 
 
@@ -51,7 +53,7 @@ def started(run: RunDir, position: Position) -> Progress:
     """As the worker does it: the new record is not written before the one of the last start was counted."""
     progress = Progress(run, "7")
     progress.stand_at(position)
-    restarts.begin(run, "7", position, {})
+    restarts.begin(run, "7", position, Event())
     progress.update(epochs=9)
     return progress
 
@@ -60,12 +62,12 @@ def test_a_name_that_is_no_utf_8_can_be_told(run: RunDir) -> None:
     progress = started(run, Position(0, 0))
     told = failure.describe(Failed(os.fsdecode(b"g\xfcl_1.jpg is no image")), run.path)
     progress.update(state="failed", error=told)
-    assert os.fsencode(run.progress()["error"]["message"]) == b"g\xfcl_1.jpg is no image"
+    assert os.fsencode(run.progress().error.message) == b"g\xfcl_1.jpg is no image"
 
 
 def place(run: RunDir) -> list[int | None]:
     record = run.progress()
-    return [record.get(key) for key in ("epoch", "step", "steps_per_epoch")]
+    return [getattr(record, key) for key in ("epoch", "step", "steps_per_epoch")]
 
 
 def test_the_position_is_kept_from_start_to_start(run: RunDir) -> None:
@@ -75,10 +77,10 @@ def test_the_position_is_kept_from_start_to_start(run: RunDir) -> None:
     progress.epoch_end(3, 100, {"loss": 0.5})
     progress.update(epoch=4, step=20)
     progress = started(run, Position(3, 10))
-    assert place(run) == [4, 10, 100] and run.progress()["metrics"] == {"loss": 0.5}
+    assert place(run) == [4, 10, 100] and run.progress().metrics == {"loss": 0.5}
     started(run, Position(4, 0))
     assert place(run) == [4, 100, 100], "an epoch that is over, not the next"
-    assert started(run, Position(9, 0)).record["epoch"] == 9, "after the last there is no next one"
+    assert started(run, Position(9, 0)).record.epoch == 9, "after the last there is no next one"
 
 
 def test_a_run_that_comes_no_further_is_given_up_unless_it_was_told_to_stop_before_its_time(
@@ -91,7 +93,7 @@ def test_a_run_that_comes_no_further_is_given_up_unless_it_was_told_to_stop_befo
     def start(seconds: float, told: bool) -> None:
         begun = next(clock)
         monkeypatch.setattr(time, "time", lambda: begun)
-        restarts.begin(run, "7", Position(0, 0), {})
+        restarts.begin(run, "7", Position(0, 0), Event())
         monkeypatch.setattr(time, "time", lambda: begun + seconds)
         if told:
             restarts.broken_off(run, "7", derive(made))
@@ -105,7 +107,7 @@ def test_a_run_that_comes_no_further_is_given_up_unless_it_was_told_to_stop_befo
     with pytest.raises(Failed, match="3 starts from epoch 1, step 0 came no further") as raised:
         start(seconds=1, told=False)
     # By this `truba why` knows it, whatever the language that it was told in.
-    assert failure.describe(raised.value, run.path)["gave_up"] is True
+    assert failure.describe(raised.value, run.path).gave_up is True
 
 
 @pytest.mark.parametrize("language", ["en", "tr"])
@@ -128,7 +130,7 @@ def test_a_worker_that_was_told_to_stop_puts_it_on_record(
     for _ in range(4):
         progress = started(run, Position(0, 0))
         assert worker.after_interruption(run, here, progress, interruption) == 128 + signal.SIGTERM
-    assert run.progress()["state"] == "interrupted"
+    assert run.progress().state == "interrupted"
 
 
 @pytest.fixture
@@ -150,7 +152,7 @@ def test_a_rank_that_is_left_behind_for_no_reason_goes_back_into_the_queue(
     monkeypatch.setattr(commands, "forbid_requeue", told.append)
     here = Allocation("7", "mnist", rank, 2, on_slurm=True)
     status = worker.failed(run, here, Progress(run, "7", writes=rank == 0), RankLost("connection reset"))
-    assert (status, told, run.progress()["state"]) == (128 + signal.SIGKILL, [], "running")
+    assert (status, told, run.progress().state) == (128 + signal.SIGKILL, [], "running")
 
 
 @pytest.mark.parametrize("at_fault", [0, 1])
@@ -165,7 +167,7 @@ def test_a_rank_that_is_left_behind_by_one_at_fault_waits_for_its_reason(
 
     def forbid(job_id: str) -> None:
         time.sleep(0.1)  # Slurm takes its time: the other one looks meanwhile.
-        told.append((job_id, waiting.is_alive(), run.progress().get("error")))
+        told.append((job_id, waiting.is_alive(), run.progress().error))
 
     statuses: list[int] = []
     waiting = Thread(target=lambda: statuses.append(ended(1 - at_fault, RankLost("connection reset"))))
@@ -176,7 +178,7 @@ def test_a_rank_that_is_left_behind_by_one_at_fault_waits_for_its_reason(
     assert statuses == [1, 1]
     assert told == [("7", True, None), ("failed", "out of luck")]
     record = run.progress()
-    assert (record["state"], record["error"]["message"]) == ("failed", "out of luck")
+    assert (record.state, record.error.message) == ("failed", "out of luck")
 
 
 def told_to_end() -> bool:
@@ -211,9 +213,9 @@ def test_a_signal_once_the_outcome_is_decided_changes_nothing(
             raise outcome
         return dict(outcome)
 
-    def then(*_: object) -> dict[str, bool]:
+    def then(*_: object) -> ErrorRecord:
         lived.append(told_to_end())
-        return {"queued again": True, "type": "RuntimeError", "message": "no luck"}
+        return ErrorRecord("RuntimeError", "no luck")
 
     monkeypatch.setattr(worker, "_train", train)
     monkeypatch.setattr(*after, then)
@@ -221,7 +223,7 @@ def test_a_signal_once_the_outcome_is_decided_changes_nothing(
     monkeypatch.chdir(run.path)
     run.write_config(asdict(experiment(cluster="local")))
     assert worker.main([str(run.path)]) == status
-    assert run.progress()["state"] == state and lived == [True]
+    assert run.progress().state == state and lived == [True]
 
 
 @pytest.mark.usefixtures("own_signals")
@@ -242,7 +244,7 @@ def test_a_signal_of_which_a_framework_makes_another_error_is_no_fault(
     monkeypatch.chdir(run.path)
     run.write_config(asdict(experiment(cluster="local")))
     assert worker.main([str(run.path)]) == 0
-    assert run.progress()["state"] == "interrupted"
+    assert run.progress().state == "interrupted"
 
 
 @pytest.mark.usefixtures("own_signals")
@@ -263,11 +265,11 @@ def test_a_damaged_checkpoint_that_is_passed_over_costs_the_steps_up_to_the_one_
     progress = started(run, Position(2, 50))  # By the newest file's name, unread: 10 steps.
     progress.stand_at(Position(1, 80))
     progress.update()
-    run.append_submission({"event": "restored", "position": [1, 80], "seconds": 0.5})
-    assert restarts.account(run)["steps_lost"] == 10 + 70
+    run.append_submission(Event(Kind.RESTORED, position=[1, 80], seconds=0.5))
+    assert restarts.account(run.submissions())["steps_lost"] == 10 + 70
     progress = started(run, Position(1, 80))  # Killed before its first step.
-    run.append_submission({"event": "restored", "position": [1, 80], "seconds": 0.5})
-    assert restarts.account(run)["steps_lost"] == 80, "none of them is counted again"
+    run.append_submission(Event(Kind.RESTORED, position=[1, 80], seconds=0.5))
+    assert restarts.account(run.submissions())["steps_lost"] == 80, "none of them is counted again"
 
 
 def test_how_a_run_ended_is_told_where_the_disk_has_no_room_for_a_new_file(
@@ -280,10 +282,10 @@ def test_how_a_run_ended_is_told_where_the_disk_has_no_room_for_a_new_file(
     progress.update(epoch=1, metrics={"accuracy": 0.123456789})
     monkeypatch.setattr(tempfile, "mkstemp", full)
     progress.update(epoch=2)
-    assert run.progress()["epoch"] == 1
-    progress.record["metrics"] = {}
+    assert run.progress().epoch == 1
+    progress.record = replace(progress.record, metrics={})
     progress.update(state="failed", error={"type": "Failed", "message": "the disk is full"})
-    assert rows.row(run, {})["state"] == "FAILED" and "the disk is full" in rows.row(run, {})["why"]
+    assert rows.row(run.record(), {})["state"] == "FAILED" and "the disk is full" in rows.row(run.record(), {})["why"]
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
@@ -292,14 +294,14 @@ def test_a_loss_that_is_no_number_is_warned_of_once(
 ) -> None:
     progress = started(run, Position(0, 0))
     progress.epoch_end(1, 10, {"loss": 0.5, "val_loss": loss})
-    assert "warning" not in progress.record
+    assert not progress.record.warning
     progress.epoch_end(2, 10, {"loss": loss})
     progress.epoch_end(3, 10, {"loss": loss})
     warned = capsys.readouterr().err
     assert warned.count("WARNING") == 1 and f"the training loss is {loss} at the end of epoch 2" in warned
-    assert "at the end of epoch 2" in rows.row(run, {"7": Job("7", "RUNNING")})["why"]
-    run.write_result({"metrics": {}, "warning": progress.record["warning"]})
-    assert "at the end of epoch 2" in rows.row(run, {})["why"]
+    assert "at the end of epoch 2" in rows.row(run.record(), {"7": Job("7", "RUNNING")})["why"]
+    run.write_result({"metrics": {}, "warning": progress.record.warning})
+    assert "at the end of epoch 2" in rows.row(run.record(), {})["why"]
 
 
 def test_the_warning_stands_in_the_result(
@@ -356,26 +358,26 @@ def test_a_job_that_slurm_has_forgotten_has_no_state(monkeypatch: pytest.MonkeyP
 
 
 NAME = "mnist-00000000.first"
-FIRST = [{"event": "intent", "token": "first", "job_name": NAME}]
-AGAIN = [{"event": "intent", "token": "again", "job_name": "mnist-00000000.again"}]
-RAN = [{"event": "submitted", "token": "first", "job_id": "7"}, {"event": "started", "job_id": "7", "job_name": NAME}]
+FIRST = [Event(Kind.INTENT, token="first", job_name=NAME)]
+AGAIN = [Event(Kind.INTENT, token="again", job_name="mnist-00000000.again")]
+RAN = [Event(Kind.SUBMITTED, token="first", job_id="7"), Event(Kind.STARTED, job_id="7", job_name=NAME)]
 
 
 @pytest.mark.parametrize(
     ("told", "job_name", "trains"),
     [
         (FIRST, NAME, True),
-        ([*FIRST, {"event": "lost", "token": "first"}], NAME, True),
-        ([*FIRST, {"event": "lost", "token": "first"}, *AGAIN], NAME, False),
+        ([*FIRST, Event(Kind.LOST, token="first")], NAME, True),
+        ([*FIRST, Event(Kind.LOST, token="first"), *AGAIN], NAME, False),
         # It had failed, and was requeued by an administrator; the other is not on record yet, or waits.
         ([*FIRST, *RAN, *AGAIN], NAME, False),
-        ([*FIRST, *RAN, *AGAIN, {"event": "submitted", "token": "again", "job_id": "8"}], NAME, False),
-        ([*FIRST, *RAN, {"event": "local", "job_id": "local-1"}], NAME, False),
-        ([*FIRST, *AGAIN, {"event": "refused", "token": "again"}], NAME, True),
+        ([*FIRST, *RAN, *AGAIN, Event(Kind.SUBMITTED, token="again", job_id="8")], NAME, False),
+        ([*FIRST, *RAN, Event(Kind.LOCAL, job_id="local-1")], NAME, False),
+        ([*FIRST, *AGAIN, Event(Kind.REFUSED, token="again")], NAME, True),
         # The run directory was taken away while the job waited.
         (AGAIN, NAME, False),
         ([*FIRST, *RAN, *AGAIN], "mnist-x2.first", True),
-        ([{**FIRST[0], "job_name": "mnist-x2.first"}, *AGAIN], "mnist-x2.first", False),
+        ([replace(FIRST[0], job_name="mnist-x2.first"), *AGAIN], "mnist-x2.first", False),
         ([*FIRST, *RAN], "a name of its owner's", True),
     ],
 )
@@ -418,7 +420,7 @@ def test_a_job_is_looked_for_from_the_last_time_that_slurm_was_asked_for_it(
     monkeypatch.setattr(time, "sleep", pause)
     monkeypatch.setattr(commands, "sbatch", silent)
     monkeypatch.setattr(jobs, "jobs_named", look)
-    intent = {"event": "intent", "time": clock[0], "token": sent.token, "job_name": sent.job_name}
+    intent = Event(Kind.INTENT, time=clock[0], token=sent.token, job_name=sent.job_name)
     run.append_submission(intent)
     with pytest.raises(client.SlurmError):
         sent._sbatch("", 0)
@@ -427,6 +429,6 @@ def test_a_job_is_looked_for_from_the_last_time_that_slurm_was_asked_for_it(
     assert settle.settle(run) == "8" and len(looks) > 10
     # And one that never comes is lost ten seconds after, not later.
     last = clock[0]
-    run.append_submission({**intent, "time": last, "token": "another"})
+    run.append_submission(replace(intent, time=last, token="another"))
     monkeypatch.setattr(jobs, "jobs_named", lambda name: [])
     assert settle.settle(run) is None and last + 9 < clock[0] < last + 12

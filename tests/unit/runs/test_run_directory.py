@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import pytest
 
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.storage import folder_lock
 from truba_runner.storage.files import write_atomically
@@ -43,25 +44,25 @@ def test_a_write_that_fails_leaves_the_old_content_and_nothing_beside_it(
 
 
 def test_an_event_cut_short_costs_no_other(run: RunDir) -> None:
-    run.append_submission({"event": "intent", "token": "a"})
+    run.append_submission(Event(Kind.INTENT, token="a"))
     with run.submissions_file.open("a") as file:
         file.write('{"event": "subm')  # A kill in the middle of a write.
-    run.append_submission({"event": "intent", "token": "b"})
-    assert [event["token"] for event in run.submissions()] == ["a", "b"]
+    run.append_submission(Event(Kind.INTENT, token="b"))
+    assert [event.token for event in run.submissions()] == ["a", "b"]
 
 
 def test_a_disk_that_takes_a_part_of_an_event_says_so_and_costs_no_other(run: RunDir) -> None:
-    run.append_submission({"event": "intent", "token": "a"})
+    run.append_submission(Event(Kind.INTENT, token="a"))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (run.submissions_file.stat().st_size + 10, before[1]))
     try:
         with pytest.raises(OSError) as raised:
-            run.append_submission({"event": "intent", "token": "b"})
+            run.append_submission(Event(Kind.INTENT, token="b"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert raised.value.filename == str(run.submissions_file)
-    run.append_submission({"event": "intent", "token": "c"})
-    assert [event["token"] for event in run.submissions()] == ["a", "c"]
+    run.append_submission(Event(Kind.INTENT, token="c"))
+    assert [event.token for event in run.submissions()] == ["a", "c"]
 
 
 def test_history_has_a_column_for_every_metric_of_every_row(run: RunDir) -> None:
@@ -71,7 +72,7 @@ def test_history_has_a_column_for_every_metric_of_every_row(run: RunDir) -> None
 
 def test_an_unreadable_record_counts_as_none(run: RunDir) -> None:
     (run.path / "progress.json").write_text('{"epoch": 1')
-    assert run.progress() == {} and run.result() == {}
+    assert not run.progress() and run.result() == {}
 
 
 def test_config_reads_back(run: RunDir) -> None:

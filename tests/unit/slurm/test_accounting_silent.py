@@ -10,6 +10,8 @@ import pytest
 
 from truba_runner.cli.main import main
 from truba_runner.launch.wait import _in_slurms_hands, wait_for
+from truba_runner.runs.events import Event, Kind
+from truba_runner.runs.record_shapes import progress_from
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm import client
 from truba_runner.submission.outcome import Outcome
@@ -42,10 +44,12 @@ class Slurm:
         run = RunDir(self.runs / f"mnist-{job_id}")
         run.create()
         request = {"partition": "akya-cuda", "time_minutes": 90}
-        run.append_submission({"event": "intent", "time": 1.0, "token": "t", "job_name": "x.t", "request": request})
-        run.append_submission({"event": "submitted", "token": "t", "job_id": job_id})
+        run.append_submission(Event(Kind.INTENT, time=1.0, token="t", job_name="x.t", request=request))
+        run.append_submission(Event(Kind.SUBMITTED, token="t", job_id=job_id))
         if progress:
-            run.write_progress({"job_id": job_id, "host": "akya1", "pid": 1, "started": 10, "updated": 70, **progress})
+            run.write_progress(
+                progress_from({"job_id": job_id, "host": "akya1", "pid": 1, "started": 10, "updated": 70, **progress})
+            )
         return run
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from truba_runner.cli.main import main
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir
 
 COUNT = 300
@@ -32,7 +33,7 @@ def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number in range(COUNT):
         run = RunDir(runs / f"mnist-{number:08d}")
         run.create()
-        run.append_submission({"event": "submitted", "token": "t", "job_id": str(number)})
+        run.append_submission(Event(Kind.SUBMITTED, token="t", job_id=str(number)))
     for name, text in (("squeue", SQUEUE), ("sacct", SACCT)):
         stand_in = tmp_path / "bin" / name
         stand_in.parent.mkdir(exist_ok=True)

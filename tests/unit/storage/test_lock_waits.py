@@ -15,6 +15,7 @@ import pytest
 
 from truba_runner.cli.main import main
 from truba_runner.errors import Failed, Refused
+from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm import jobs
 from truba_runner.storage import folder_lock, lock_waits
@@ -110,12 +111,10 @@ def test_what_another_clock_has_put_into_the_future_is_not_waited_for(
     monkeypatch.setattr(jobs, "jobs_named", none_found)
     run = RunDir(tmp_path / "mnist-1")
     run.create()
-    run.append_submission(
-        {"event": "intent", "token": "t", "job_name": "mnist-1.t", "time": time.time() + hours * 3600}
-    )
+    run.append_submission(Event(Kind.INTENT, token="t", job_name="mnist-1.t", time=time.time() + hours * 3600))
     assert settle.settle(run) is None
     assert looks
-    assert run.submissions()[-1]["event"] == "lost"
+    assert run.submissions()[-1].kind == "lost"
 
 
 # -- what has the name of a lock -----------------------------------------------------------------------------------

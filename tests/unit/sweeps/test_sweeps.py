@@ -23,6 +23,8 @@ from truba_runner.rules import sweep as rules
 from truba_runner.rules.experiment import plan
 from truba_runner.runs import events
 from truba_runner.runs.checkpoints import CheckpointStore, Position
+from truba_runner.runs.events import Event, Kind
+from truba_runner.runs.record_shapes import ErrorRecord
 from truba_runner.runs.run_directory import RunDir, config_text
 from truba_runner.runs.sweep_directory import Member, SweepDir, identity
 from truba_runner.slurm import capacity, client, commands, jobs
@@ -49,7 +51,7 @@ def sweep(tmp_path: Path) -> SweepDir:
     for member in members:
         run = made.run(member.run)
         run.create()
-        run.append_submission({"event": "local", "job_id": "local-1", "pid": 1, "host": "elsewhere"})
+        run.append_submission(Event(Kind.LOCAL, job_id="local-1", pid=1, host="elsewhere"))
         if (rate := member.values["train.learning_rate"]) is not None:
             losses = [5.0, rate + member.values["train.seed"] / 10, 1.0, math.nan]
             run.write_history(
@@ -140,15 +142,13 @@ def test_a_sweep_is_the_same_in_any_order_and_grows_in_batches(sweep: SweepDir) 
 
 def test_a_run_knows_what_slurm_told_of_its_array(sweep: SweepDir) -> None:
     run = sweep.run("mnist-0")
-    run.append_submission({"event": "intent", "token": "t", "sweep": sweep.id, "array_index": 3}, durable=False)
-    sweep.append({"event": "intent", "token": "t", "job_file": "job.py", "tasks": [["mnist-0"]]})
-    sweep.append({"event": "intent", "token": "u", "job_file": "other.py", "tasks": []})
-    assert run.submissions()[-1] == {
-        "event": "intent", "token": "t", "sweep": sweep.id, "array_index": 3, "job_file": "job.py",
-    }  # fmt: skip
-    sweep.append({"event": "submitted", "token": "t", "job_id": "7"})
-    sweep.append({"event": "submitted", "token": "u", "job_id": "8"})
-    assert run.submissions()[-1] == {"event": "submitted", "token": "t", "job_id": "7_3"}
+    run.append_submission(Event(Kind.INTENT, token="t", sweep=sweep.id, array_index=3), durable=False)
+    sweep.append(Event(Kind.INTENT, token="t", job_file="job.py", tasks=[["mnist-0"]]))
+    sweep.append(Event(Kind.INTENT, token="u", job_file="other.py", tasks=[]))
+    assert run.submissions()[-1] == Event(Kind.INTENT, token="t", sweep=sweep.id, array_index=3, job_file="job.py")
+    sweep.append(Event(Kind.SUBMITTED, token="t", job_id="7"))
+    sweep.append(Event(Kind.SUBMITTED, token="u", job_id="8"))
+    assert run.submissions()[-1] == Event(Kind.SUBMITTED, token="t", job_id="7_3")
     assert run.is_last_given_to("t") and not run.is_last_given_to("u")
 
 
@@ -251,7 +251,7 @@ def test_a_shared_record_is_read_again_once_it_has_changed(tmp_path: Path) -> No
     file = tmp_path / "events.jsonl"
     assert events.read(file) == []
     for count in (1, 2, 3):
-        events.append(file, {"event": str(count)})
+        events.append(file, Event(Kind.LOCAL, job_id=str(count)))
         assert len(events.read(file)) == count
 
 
@@ -272,8 +272,8 @@ def test_a_local_sweep_has_a_table_too(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_run_whose_sweep_has_gone_knows_what_it_had_itself(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "runs" / "mnist-1")
     run.create()
-    run.append_submission({"event": "intent", "token": "t", "sweep": "gone", "array_index": 0})
-    assert run.submissions() == [{"event": "intent", "token": "t", "sweep": "gone", "array_index": 0}]
+    run.append_submission(Event(Kind.INTENT, token="t", sweep="gone", array_index=0))
+    assert run.submissions() == [Event(Kind.INTENT, token="t", sweep="gone", array_index=0)]
 
 
 def test_of_the_runs_of_an_array_none_draws_a_picture(experiment: Callable[..., Experiment], sweep: SweepDir) -> None:
@@ -324,14 +324,14 @@ def begun(
     """Runs that Slurm has been given, as jobs 7_0, 7_1, …"""
     one, sweep = experiment(), SweepDir.of(tmp_path / "runs", "mnist-sweep-00000000")
     sweep.describe([])
-    sweep.append({"event": "intent", "token": "t", "job_name": "mnist-x2.t", "job_sha256": "then", "tasks": []})
-    sweep.append({"event": "submitted", "token": "t", "job_id": "7"})
+    sweep.append(Event(Kind.INTENT, token="t", job_name="mnist-x2.t", job_sha256="then", tasks=[]))
+    sweep.append(Event(Kind.SUBMITTED, token="t", job_id="7"))
     monkeypatch.setattr(jobs, "queue", dict)
 
     def make(index: int) -> Prepared:
         run = sweep.run(f"mnist-{index}")
         run.create()
-        run.append_submission({"event": "intent", "token": "t", "sweep": sweep.id, "array_index": index})
+        run.append_submission(Event(Kind.INTENT, token="t", sweep=sweep.id, array_index=index))
         return Prepared(one, run, plan(one).request, ROOT / "jobs" / "mnist.py")
 
     return make
@@ -374,12 +374,12 @@ def test_nothing_that_goes_wrong_with_the_runs_that_wait_fails_the_canary(
     begun: Callable[[int], Prepared], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, sweep = begun(0).run, SweepDir.of(begun(0).run.path.parent, "mnist-sweep-00000000")
-    sweep.append({"event": "intent", "token": "ahead", "goes_ahead": True, "tasks": [[run.id]]})
-    run.append_submission({"event": "intent", "token": "ahead", "sweep": sweep.id, "array_index": 0})
+    sweep.append(Event(Kind.INTENT, token="ahead", goes_ahead=True, tasks=[[run.id]]))
+    run.append_submission(Event(Kind.INTENT, token="ahead", sweep=sweep.id, array_index=0))
     # One of the arrays that wait is on record with its number.
     for token in ("noted", "sent"):
-        sweep.append({"event": "intent", "token": token, "canary": run.id, "job_name": token, "tasks": []})
-    sweep.append({"event": "submitted", "token": "noted", "job_id": "8"})
+        sweep.append(Event(Kind.INTENT, token=token, canary=run.id, job_name=token, tasks=[]))
+    sweep.append(Event(Kind.SUBMITTED, token="noted", job_id="8"))
     silence = client.SlurmError("squeue", "no answer", transient=True)
 
     def silent(_: str) -> list[str]:
@@ -392,7 +392,7 @@ def test_nothing_that_goes_wrong_with_the_runs_that_wait_fails_the_canary(
         assert watch is not None
         watch()
         assert "could not be let go (squeue: no answer)" in capsys.readouterr().err
-        canary.failed(run, {"type": "ValueError", "message": "no"})
+        canary.failed(run, ErrorRecord("ValueError", "no"))
     monkeypatch.setattr(jobs, "jobs_named", lambda name: ["9"] if name == "sent" else [])
     with monkeypatch.context() as patched:
         patched.setattr(commands, "release", released.append)
@@ -434,7 +434,7 @@ def full(handle: int) -> None:
 
 def test_a_full_disk_is_named_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", full)
-    for write in (lambda file: events.append(file, {"event": "x"}), lambda file: write_atomically(file, b"x")):
+    for write in (lambda file: events.append(file, Event()), lambda file: write_atomically(file, b"x")):
         with pytest.raises(OSError, match="No space left") as error:
             write(tmp_path / "file")
         assert error.value.filename == str(tmp_path / "file")

@@ -18,6 +18,8 @@ from curve import Curve
 
 from truba_runner.commands import cancel, diff, logs, pull, tensorboard, usage
 from truba_runner.errors import Failed, Refused
+from truba_runner.runs.events import Event, Kind
+from truba_runner.runs.record_shapes import progress_from
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import slurm_jobs, state_of
 from truba_runner.runs.sweep_directory import Member, SweepDir
@@ -38,7 +40,7 @@ def made(folder: Path, name: str, age: int, **train: Any) -> RunDir:
     run = RunDir(folder / name)
     run.create()
     run.write_config({"name": name.rpartition("-")[0], "job": {"module": "m", "weights": {"a": name}}, "train": train})
-    run.append_submission({"event": "submitted", "token": "t", "job_id": "1"}, durable=False)
+    run.append_submission(Event(Kind.SUBMITTED, token="t", job_id="1"), durable=False)
     os.utime(run.submissions_file, (time.time() - age,) * 2)
     return run
 
@@ -346,14 +348,16 @@ def test_where_there_is_a_browser_only_this_machine_can_ask(monkeypatch: pytest.
 def test_a_copys_state_is_that_of_its_records(tmp_path: Path) -> None:
     run = made(tmp_path, "mnist-0000000a", 1)
     (run.path / "pulled.json").write_text('{"from": "arf", "time": 0}')
-    assert state_of(run, None).state == "UNKNOWN"
-    run.write_progress({"state": "running", "job_id": "1"})
-    seen = state_of(run, None)
+    assert state_of(run.record(), None).state == "UNKNOWN"
+    run.write_progress(progress_from({"state": "running", "job_id": "1"}))
+    seen = state_of(run.record(), None)
     assert (seen.state, seen.live) == ("RUNNING", False) and "as it was at arf" in seen.why
-    run.write_progress({"state": "failed", "job_id": "1", "error": {"type": "Failed", "message": "no disk"}})
-    assert state_of(run, {}).state == "FAILED" and state_of(run, {}).why.startswith("no disk; ")
+    run.write_progress(
+        progress_from({"state": "failed", "job_id": "1", "error": {"type": "Failed", "message": "no disk"}})
+    )
+    assert state_of(run.record(), {}).state == "FAILED" and state_of(run.record(), {}).why.startswith("no disk; ")
     run.write_result({"metrics": {}})
-    assert state_of(run, None).state == "COMPLETED"
+    assert state_of(run.record(), None).state == "COMPLETED"
 
 
 def no_jobs(runs: Sequence[RunDir]) -> Mapping[str, Job]:
@@ -374,7 +378,7 @@ def test_a_listing_names_the_sweep_of_a_run_and_its_finder(tmp_path: Path) -> No
     (tmp_path / ".code").mkdir()
     for name in (code, f"code-{'b' * 16}.tar.gz"):
         (tmp_path / ".code" / name).write_bytes(b"code")
-    run.append_submission({"event": "intent", "token": "t", "code": {"archive": f"/arf/.code/{code}"}})
+    run.append_submission(Event(Kind.INTENT, token="t", code={"archive": f"/arf/.code/{code}"}))
     assert listing.listing([run.id], tmp_path, no_jobs) == [{**told, "code": [code]}]
 
 
@@ -386,7 +390,7 @@ def test_a_listing_says_which_runs_may_still_change(tmp_path: Path) -> None:
 
     done, killed, unknown = (made(tmp_path, f"mnist-0000000{letter}", 1) for letter in "abc")
     done.write_result({"metrics": {}})
-    killed.write_progress({"state": "running", "job_id": "1"})
+    killed.write_progress(progress_from({"state": "running", "job_id": "1"}))
     assert listed({}) == [unknown.id], "of a run that Slurm has lost nothing more will come"
     assert listed(None) == [killed.id, unknown.id], "Slurm does not answer"
     assert listed({"1": Job("1", "RUNNING")}) == [killed.id, unknown.id]
@@ -398,8 +402,8 @@ def test_a_copy_of_a_search_is_as_its_records_say(tmp_path: Path) -> None:
     search = SearchDir(made(tmp_path, "search-0000000a", 1).path)
     search.create()
     worker = search.create_worker(0)
-    worker.append_submission({"event": "submitted", "token": "t", "job_id": "1"}, durable=False)
-    worker.write_progress({"state": "running", "job_id": "1"})
+    worker.append_submission(Event(Kind.SUBMITTED, token="t", job_id="1"), durable=False)
+    worker.write_progress(progress_from({"state": "running", "job_id": "1"}))
     puller = pulling.Puller(SimpleNamespace(login="arf"), [], tmp_path, "truba", "", checkpoints=False)  # type: ignore[arg-type]
     puller._mark(listing.Listed(str(tmp_path), [], [search.id], [], []))
     told = standing(search, {})
@@ -420,7 +424,7 @@ def test_a_copys_jobs_are_not_looked_up_in_this_machines_accounting(tmp_path: Pa
 )  # fmt: skip
 def test_what_a_copy_cannot_tell_is_told_where_to_ask(command: Any, words: str, tmp_path: Path) -> None:
     run = made(tmp_path, "mnist-0000000a", 1)
-    run.write_progress({"state": "running", "job_id": "1"})
+    run.write_progress(progress_from({"state": "running", "job_id": "1"}))
     (run.path / "pulled.json").write_text('{"from": "arf", "time": 0}')
     with pytest.raises((Refused, Failed), match=words):
         command.main(["mnist", "--runs", str(tmp_path)])

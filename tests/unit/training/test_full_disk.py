@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from truba_runner.errors import Failed
+from truba_runner.runs.record_shapes import progress_from
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.search.leases import Lease
 from truba_runner.search.worker.trainer import _failure
@@ -62,6 +63,6 @@ def test_a_full_disk_is_no_fault_of_a_trial(tmp_path: Path) -> None:
         str(explained(OSError(errno.ENOSPC, "No space left on device"), run)),
         "[Errno 122] Disk quota exceeded",
     ):
-        run.write_progress({"error": {"type": "Failed", "message": message}})
+        run.write_progress(progress_from({"error": {"type": "Failed", "message": message}}))
         with pytest.raises(Failed, match="trial 0000 could not go on"):
             _failure(run, Lease("0000", 1))

@@ -15,6 +15,8 @@ from in_process import truba
 
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.runs.events import Event, Kind
+from truba_runner.runs.record_shapes import progress_from
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import state_of
 from truba_runner.slurm.jobs import Job
@@ -147,8 +149,8 @@ def run(tmp_path: Path) -> RunDir:
     made = RunDir(tmp_path / "runs" / "mnist-00000000")
     made.create()
     request = {"partition": "akya-cuda", "account": "ayse"}
-    made.append_submission({"event": "intent", "token": "t", "job_name": "mnist-00000000.t", "request": request})
-    made.append_submission({"event": "submitted", "token": "t", "job_id": "7"})
+    made.append_submission(Event(Kind.INTENT, token="t", job_name="mnist-00000000.t", request=request))
+    made.append_submission(Event(Kind.SUBMITTED, token="t", job_id="7"))
     return made
 
 
@@ -158,7 +160,7 @@ def log(run: RunDir, text: str) -> None:
 
 def failed(run: RunDir, kind: str, message: str, **place: object) -> None:
     error = {"type": kind, "message": message, **place}
-    run.write_progress({"job_id": "7", "state": "failed", "error": error, "started": 0, "updated": 9})
+    run.write_progress(progress_from({"job_id": "7", "state": "failed", "error": error, "started": 0, "updated": 9}))
 
 
 def ended(run: RunDir, state: str = "FAILED", exit_code: str = "1:0", **fields: str) -> list[Finding]:
@@ -172,7 +174,7 @@ def ended(run: RunDir, state: str = "FAILED", exit_code: str = "1:0", **fields: 
         **fields,
     }
     job = Job("7", state.split()[0], "akya-cuda", exit_code=exit_code, time_limit="01:00:00")
-    case = Case(run, state_of(run, {"7": job}), "7", run.submissions()[0], starts=[Start(row)])
+    case = Case(run, state_of(run.record(), {"7": job}), "7", run.submissions()[0], starts=[Start(row)])
     return diagnose(case, look_closer=False)
 
 
@@ -180,7 +182,7 @@ def waiting(run: RunDir, reason: str, starts: int = 0, **queued: str) -> Case:
     job = Job("7", "PENDING", "akya-cuda", reason)
     earlier = [Start({"JobID": "7", "State": "REQUEUED", "ExitCode": "0:0"})] * starts
     told = {"reason": reason, "account": "ayse", **queued}
-    return Case(run, state_of(run, {"7": job}), "7", run.submissions()[0], told, earlier)
+    return Case(run, state_of(run.record(), {"7": job}), "7", run.submissions()[0], told, earlier)
 
 
 def test_the_exception_on_record_counts_before_the_log(run: RunDir) -> None:
@@ -251,8 +253,8 @@ def test_no_run_that_wants_no_gpu_has_failed_for_want_of_one(run: RunDir, line: 
     assert [found.reason for found in ended(run)] != ["exit-other"]
     request = {"partition": "barbun", "account": "ayse", "gpus": 0}
     run.submissions_file.unlink()
-    run.append_submission({"event": "intent", "token": "t", "job_name": "mnist-00000000.t", "request": request})
-    run.append_submission({"event": "submitted", "token": "t", "job_id": "7"})
+    run.append_submission(Event(Kind.INTENT, token="t", job_name="mnist-00000000.t", request=request))
+    run.append_submission(Event(Kind.SUBMITTED, token="t", job_id="7"))
     assert [found.reason for found in ended(run)] == ["exit-other"]
 
 
@@ -307,8 +309,8 @@ def test_runs_are_grouped_by_reason_the_largest_group_first(tmp_path: Path) -> N
     for number, reason in enumerate(["Priority", "AssocGrpCpuLimit", "AssocGrpCpuLimit"]):
         one = RunDir(tmp_path / f"run-{number}")
         one.create()
-        one.append_submission({"event": "intent", "token": "t", "request": {}})
-        one.append_submission({"event": "submitted", "token": "t", "job_id": "7"})
+        one.append_submission(Event(Kind.INTENT, token="t", request={}))
+        one.append_submission(Event(Kind.SUBMITTED, token="t", job_id="7"))
         cases.append(waiting(one, reason))
     found = groups(cases)
     assert [(len(group.cases), group.findings[0].reason) for group in found] == [(2, "account-cores"), (1, "priority")]
@@ -323,22 +325,22 @@ def test_local_and_damaged_runs_on_the_command_line(tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     for name, events in {
         "killed": [
-            {"event": "local", "job_id": "local-1"},
-            {"event": "killed", "job_id": "local-1", "signal": "SIGKILL"},
+            Event(Kind.LOCAL, job_id="local-1"),
+            Event(Kind.KILLED, job_id="local-1", signal="SIGKILL"),
         ],
         "refused": [
-            {"event": "intent", "token": "t"},
-            {"event": "refused", "token": "t", "message": "Invalid account"},
+            Event(Kind.INTENT, token="t"),
+            Event(Kind.REFUSED, token="t", message="Invalid account"),
         ],
-        "finished": [{"event": "local", "job_id": "local-1"}],
-        "damaged": [{"event": "local", "job_id": "local-1"}],
+        "finished": [Event(Kind.LOCAL, job_id="local-1")],
+        "damaged": [Event(Kind.LOCAL, job_id="local-1")],
     }.items():
         one = RunDir(folder / name)
         one.create()
         for event in events:
             one.append_submission(event)
     RunDir(folder / "finished").write_result({"metrics": {}})
-    RunDir(folder / "damaged").write_progress({"job_id": "local-1", "state": "failed", "error": 3})
+    (folder / "damaged" / "progress.json").write_text('{"job_id": "local-1", "state": "failed", "error": 3}')
     asked = why(folder, "killed", "refused", "finished", "damaged", "--json")
     assert asked.returncode == 0, asked.stderr
     told = {row["run"]: row["findings"][0] for row in json.loads(asked.stdout)}

@@ -11,6 +11,7 @@ import platform
 import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from truba_runner.config.schema import Experiment, experiment_from
 from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.runs.checkpoints import Position
+from truba_runner.runs.events import Kind, as_record
 from truba_runner.runs.progress import Progress
+from truba_runner.runs.record_shapes import Stage
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.search import leases, trials
 from truba_runner.search.conclusion import conclude
@@ -77,7 +80,7 @@ def main(arguments: list[str]) -> int:
         )
         _SearchWorker(search, run, experiment, store, interruption, progress, here.job_id).work()
         interruption.decided()
-        progress.update(state="finished")
+        progress.update(state=Stage.FINISHED)
     except Interrupted:
         return ordinary.after_interruption(run, here, progress, interruption)
     except BaseException as error:
@@ -107,7 +110,7 @@ class _SearchWorker:
         # Keras Tuner needs Keras, and Keras a backend: the framework that the trials import anyway.
         backend = "torch" if experiment.job.backend == "fastai" else "tensorflow"
         self._nursery = Nursery({"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "1"})
-        self._started = {"job_id": job_id, "worker": run.id, **self._code}
+        self._started = replace(self._code, kind=Kind.LEASED, job_id=job_id, worker=run.id)
         self._trainer = Trainer(search, experiment, store, self._nursery, interruption, self._started)
         self._position = partial(trials.position, search, experiment.sweep)
         self._let_go_of: set[str] = set()
@@ -128,7 +131,7 @@ class _SearchWorker:
 
     def _work(self, pulse: Pulse) -> None:
         if not self._store.read():
-            self._step("begin", self._code, str(partitions.scratch_of(self._experiment)))
+            self._step("begin", as_record(self._code), str(partitions.scratch_of(self._experiment)))
         outcome: dict[str, Any] | None = None
         while True:
             answer = self._next(outcome, pulse)
@@ -231,7 +234,7 @@ class _SearchWorker:
 
     def _write_result(self, lease: Lease) -> None:
         def evaluate(run: RunDir) -> int:
-            run.append_submission({"event": "leased", **self._started})
+            run.append_submission(self._started)
             status = self._trainer.see_through(run, lease)
             if self._interruption.requested:
                 self._trainer.leave(lease)

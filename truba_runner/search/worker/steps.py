@@ -15,6 +15,7 @@ from truba_runner.config.identity import training_hash
 from truba_runner.config.schema import Experiment, Sweep
 from truba_runner.errors import Failed, nearest
 from truba_runner.language import _
+from truba_runner.runs.events import from_record
 from truba_runner.search import leases, trials
 from truba_runner.search.directory import SearchDir
 from truba_runner.search.leases import Lease, Worker
@@ -62,7 +63,7 @@ def begin(path: str, about: dict[str, Any], worker: list[str], code: dict[str, A
     made = oracle.make(opened.sweep)
     with SubmittedCode() as submitted:
         try:
-            _discover(opened, submitted.load(code, Path(scratch)), made)
+            _discover(opened, submitted.load(from_record(code), Path(scratch)), made)
         except Failed:
             raise
         except Exception as error:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, NoReturn
 
 from truba_runner.config.schema import Experiment
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.runs.events import Event
+from truba_runner.runs.record_shapes import ErrorRecord
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.search import leases, trials
 from truba_runner.search.directory import SearchDir
@@ -42,7 +44,7 @@ class Trainer:
         store: Store,
         nursery: Nursery,
         interruption: Interruption,
-        started: Mapping[str, Any],
+        started: Event,
     ) -> None:
         """Take `started`, what a trial records of a start: `job_id` (the lease is appended), `worker` and the code."""
         self._search, self._experiment, self._store = search, experiment, store
@@ -130,11 +132,11 @@ class Trainer:
             retry=lease.retry,
             execution=execution,
             direction=state["objective"]["direction"],
-            started={**self._started, "job_id": self._name(lease)},
+            started=replace(self._started, job_id=self._name(lease)),
         )
 
     def _name(self, lease: Lease) -> str:
-        return f"{self._started['job_id']}.{lease.token}"
+        return f"{self._started.job_id}.{lease.token}"
 
     def see_through(self, run: RunDir, lease: Lease) -> int:
         """Train a run in a child process; return its exit status."""
@@ -173,7 +175,7 @@ def _failure(run: RunDir, lease: Lease) -> dict[str, Any]:
     Raises:
         truba_runner.errors.Failed: the disk is full, which is not the trial's fault.
     """
-    error = run.progress().get("error") or {"type": "Error", "message": _("see {logs}", logs=run.logs)}
+    error = run.progress().error or ErrorRecord("Error", _("see {logs}", logs=run.logs))
     message = in_one_line(error)
     if full_disk.told_of(message):
         raise Failed(

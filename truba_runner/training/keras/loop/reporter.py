@@ -64,7 +64,7 @@ class Reporter(History):
         self._done = self._plan.trained(batch + 1)
         # A PyDataset's number of steps is known once its epoch begins.
         if self._plan.steps:
-            self._context.progress.record["steps_per_epoch"] = self._plan.steps
+            self._context.progress.set_steps_per_epoch(self._plan.steps)
         self.curves.trained(self.steps, lambda: self._step_values(logs))
         self._context.progress.step(self._epoch + 1, self._done, logs, self.steps)
 
@@ -86,7 +86,7 @@ class Reporter(History):
         # No fsync: during training a checkpoint holds all rows too.
         self._write_history(durable=False)
         # Only now is the epoch's true length known in all cases.
-        self._context.progress.record["steps_per_epoch"] = self._plan.steps or steps
+        self._context.progress.set_steps_per_epoch(self._plan.steps or steps)
         self._context.progress.epoch_end(epoch + 1, steps, metrics)
 
 
