@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from truba_runner import terminal
 from truba_runner.commands import parser
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _, counted
@@ -113,6 +114,4 @@ def _agreed(runs: Sequence[RunDir]) -> bool:
                     _("cancelling more than one is asked about, and nobody is here to answer."), _("Add --yes."))
         )  # fmt: skip
     print("\n".join(run.id for run in runs))
-    return input(
-        counted("cancel this run? [y/N] ", "cancel these {count} runs? [y/N] ", len(runs))
-    ).strip().lower() in {"y", "yes", "e", "evet"}
+    return terminal.agreed(counted("cancel this run? [y/N] ", "cancel these {count} runs? [y/N] ", len(runs)))

@@ -20,7 +20,7 @@ from truba_runner.search.directory import search_of
 from truba_runner.search.overview import standing
 from truba_runner.status.printing import print_json
 from truba_runner.status.rows import say_damaged
-from truba_runner.status.slurm_jobs import known_jobs
+from truba_runner.status.slurm_jobs import known_jobs_or_records
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -123,9 +123,7 @@ def _refuse_live(runs: Sequence[RunDir]) -> None:
     Raises:
         Refused: a run is pending, running or ending.
     """
-    jobs = known_jobs(runs, finished_too=True)
-    if jobs is None:
-        print(_("Slurm does not answer: states are those on record"), file=sys.stderr)
+    jobs = known_jobs_or_records(runs, finished_too=True)
     for run in runs:
         state = standing(search, jobs) if (search := search_of(run)) else state_of(run, jobs)
         if state.live or state.ending:

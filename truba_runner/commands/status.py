@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from truba_runner.search.directory import SearchDir, search_of
 from truba_runner.slurm.jobs import Job
 from truba_runner.status import sweep_view
 from truba_runner.status.printing import print_json
-from truba_runner.status.rows import EMPTY_ROW, row_or_damage, with_sweeps_as_one
-from truba_runner.status.slurm_jobs import known_jobs
+from truba_runner.status.rows import EMPTY_ROW, damage_of, row_or_damage, with_sweeps_as_one
+from truba_runner.status.slurm_jobs import known_jobs_or_records
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -43,9 +42,7 @@ def main(arguments: Sequence[str]) -> int:
             Problem(what, _("these options want one sweep."), nearest(given.run[0] if given.run else "", known))
         )
     runs = [runs_folders.find(prefix, given.runs) for prefix in given.run] or runs_folders.runs(given.runs)[::-1]
-    jobs = known_jobs(runs)
-    if jobs is None:
-        print(_("Slurm does not answer: states are those on record"), file=sys.stderr)
+    jobs = known_jobs_or_records(runs)
     if len(given.run) == 1 and (search := search_of(runs[0])) and not damage.of_run(search):
         return _search(search, jobs, given.json)
     rows = [*(row_or_damage(run, jobs) for run in runs), *(_damaged_sweeps(given) if not given.run else [])]
@@ -73,11 +70,7 @@ def _refuse_for_search(named: Sequence[str], runs_folder: Path | None) -> None:
 def _damaged_sweeps(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Return a row for each sweep with damaged records, whose runs are not known."""
     every = ((sweep, damage.of_sweep(sweep.path)) for sweep in runs_folders.sweeps(given.runs))
-    return [
-        {**EMPTY_ROW, "run": sweep.id, "state": damage.DAMAGED, "why": why, "directory": str(sweep.path)}
-        for sweep, why in every
-        if why
-    ]
+    return [{**EMPTY_ROW, **damage_of(sweep, why)} for sweep, why in every if why]
 
 
 def _search(search: SearchDir, jobs: Mapping[str, Job] | None, as_json: bool) -> int:

@@ -31,8 +31,12 @@ EMPTY_ROW: dict[str, Any] = {
 
 def damaged_row(run: RunDir) -> dict[str, Any]:
     """Return the JSON row of a run with damaged records; empty if they are intact."""
-    why = damage.of_listed(run)
-    return {"run": run.id, "state": damage.DAMAGED, "why": why, "directory": str(run.path)} if why else {}
+    return damage_of(run, why) if (why := damage.of_listed(run)) else {}
+
+
+def damage_of(one: RunDir | SweepDir, why: str) -> dict[str, str]:
+    """Return the values in the row of a run or sweep whose records are damaged."""
+    return {"run": one.id, "state": damage.DAMAGED, "why": why, "directory": str(one.path)}
 
 
 def say_damaged(runs: Iterable[RunDir], file: TextIO | None = None) -> None:
@@ -73,7 +77,7 @@ def row_or_damage(run: RunDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]
         try:
             return row(run, jobs)
         except OSError as error:  # The run was deleted meanwhile, or its disk no longer answers.
-            damaged = {"run": run.id, "state": damage.DAMAGED, "why": str(error), "directory": str(run.path)}
+            damaged = damage_of(run, str(error))
     return {**EMPTY_ROW, **damaged}
 
 

@@ -25,6 +25,13 @@ def _last_jobs(run: RunDir) -> list[tuple[str, bool]]:
         return []
 
 
+def known_jobs_or_records(runs: Sequence[RunDir], finished_too: bool = False) -> Mapping[str, Job] | None:
+    """Return what `known_jobs` does, and say on standard error if Slurm does not answer."""
+    if (jobs := known_jobs(runs, finished_too)) is None:
+        print(_("Slurm does not answer: states are those on record"), file=sys.stderr)
+    return jobs
+
+
 def known_jobs(runs: Sequence[RunDir], finished_too: bool = False, quietly: bool = False) -> Mapping[str, Job] | None:
     """Return the jobs of these runs that Slurm knows, with one squeue and one sacct; None if Slurm does not answer.
 

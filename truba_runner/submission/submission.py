@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from truba_runner import terminal
 from truba_runner.code import package, provenance, snapshot
 from truba_runner.config.durations import parse_minutes
 from truba_runner.environment import start
@@ -218,7 +219,7 @@ class Submission:
 def warn_of_cost(submissions: Sequence[Submission]) -> None:
     """Warn if the account's remaining core-hours or GPU-hours may not suffice for these submissions."""
     for warning in budget.warnings([one.most() for one in submissions]):
-        print(_("warning: {text}", text=warning), file=sys.stderr)
+        terminal.warn(warning)
 
 
 def _refusal(error: client.SlurmError) -> Problem:

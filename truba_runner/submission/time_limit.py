@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from truba_runner.config import recipe
 from truba_runner.config.schema import Experiment
@@ -102,8 +101,4 @@ def _measured(run: RunDir, experiment: Experiment) -> Measured | None:
         devices = max(1, int(resources["gpus"])) * int(resources["nodes"])
     except (OSError, KeyError, TypeError, ValueError):  # Written by another version, or damaged.
         return None
-    return Measured(run.id, seconds, _partition(resources), devices) if same else None
-
-
-def _partition(resources: dict[str, Any]) -> str:
-    return str(resources.get("partition", ""))
+    return Measured(run.id, seconds, str(resources.get("partition", "")), devices) if same else None
