@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from truba_runner.config.composing.hydra_errors import in_words
 from truba_runner.config.composing.shape import wrong_keys, wrong_sections
-from truba_runner.config.plain_objects import to_object
+from truba_runner.config.omegaconf_private import to_object
 from truba_runner.config.schema import Experiment, detect_cluster
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.language import _

@@ -20,6 +20,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from truba_runner.config.omegaconf_private import node_at
 from truba_runner.errors import Failed, Problem, Refused, nearest
 from truba_runner.language import _
 from truba_runner.storage.package_files import shipped
@@ -147,7 +148,7 @@ def _of_key(error: OmegaConfBaseException) -> Problem:
         if not dataclasses.is_dataclass(OmegaConf.get_type(parent)):
             remedy += " " + _("With a + before it, it is a new one.")
         return Problem(place, _("there is no such key."), remedy)
-    if isinstance(parent, DictConfig) and key and isinstance(parent._get_node(key), ListConfig):
+    if isinstance(parent, DictConfig) and key and isinstance(node_at(parent, [key]), ListConfig):
         return Problem(place, _("it takes a list."), _("Write it in brackets: {key}=[VALUE].", key=place))
     message = str(error).splitlines()[0].rstrip(".")
     if isinstance(error, (InterpolationKeyError, InterpolationToMissingValueError)) and "hydra." in message:
