@@ -17,7 +17,7 @@ from truba_runner.search import overview
 from truba_runner.search.directory import SearchDir, search_of
 from truba_runner.slurm.jobs import Job
 from truba_runner.status import sweep_view
-from truba_runner.status.printing import print_json
+from truba_runner.status.printing import print_json, short
 from truba_runner.status.rows import EMPTY_ROW, damage_of, row_or_damage, with_sweeps_as_one
 from truba_runner.status.slurm_jobs import known_jobs_or_records
 
@@ -124,15 +124,10 @@ def _print_trials(rows: Sequence[Mapping[str, Any]]) -> None:
     after = (_("score"), _("epoch"), _("from"), _("worker"), _("why"))
     table = Table(_("trial"), _("state"), *map(terminal.shown, names), *after, box=None)
     for one in rows:
-        values = (_number(one["values"].get(name, "")) for name in names)
-        score = "" if one["score"] is None else _number(one["score"])
-        cells = (one["trial"], one["state"], *values, score, _part(one, "epoch", "epochs"))
+        values = (short(one["values"].get(name, ""), "None") for name in names)
+        cells = (one["trial"], one["state"], *values, short(one["score"]), _part(one, "epoch", "epochs"))
         table.add_row(*terminal.cells((*cells, one["goes_on_from"] or "", one["worker"], one["why"])))
     terminal.console().print(table)
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _shown(metrics: Mapping[str, float | None]) -> dict[str, float | None]:

@@ -14,8 +14,7 @@ from truba_runner.language import _
 from truba_runner.runs import damage, runs_folders
 from truba_runner.runs.run_directory import SWEEPS, RunDir
 from truba_runner.runs.sweep_directory import sweep_of
-from truba_runner.search.directory import search_of
-from truba_runner.search.overview import job_runs, jobs_on_slurm
+from truba_runner.search.overview import jobs_on_slurm, with_jobs
 from truba_runner.slurm import budget, client
 from truba_runner.slurm import jobs as slurm_jobs
 from truba_runner.slurm.jobs import Use
@@ -85,8 +84,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _account(run: RunDir) -> str:
-    search = search_of(run)
-    given = [event for one in (job_runs(search) if search else [run]) for event in damage.submissions(one)]
+    given = [event for one in with_jobs(run) for event in damage.submissions(one)]
     intents = [event for event in given if event["event"] == "intent"]
     return str(intents[-1].get("request", {}).get("account") or "") if intents else ""
 

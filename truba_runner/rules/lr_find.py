@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from truba_runner.config.durations import FORMS, parse_minutes, slurm_time
+from truba_runner.config.durations import forms, parse_minutes, slurm_time
 from truba_runner.config.lr_find import partition_facts, parts
 from truba_runner.config.recipe import FINDER, SUGGESTIONS, read_rate
 from truba_runner.config.schema import Experiment
@@ -24,7 +24,7 @@ def time_problems(experiment: Experiment) -> Iterator[Problem]:
     try:
         minutes = parse_minutes(given)
     except ValueError as error:
-        yield Problem(received, f"{error}.", _("Write it as {forms}.", forms=_(FORMS)))
+        yield Problem(received, f"{error}.", forms())
         return
     if minutes < 1:
         yield Problem(received, _("a finder needs some time."), _("Leave it out: it follows from resources.time."))

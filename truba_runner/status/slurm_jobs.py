@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from truba_runner.language import _
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import is_slurms, last_job_id
-from truba_runner.search.directory import search_of
-from truba_runner.search.overview import job_runs
+from truba_runner.search.overview import with_jobs
 from truba_runner.slurm import jobs as slurm_jobs
 from truba_runner.slurm.client import SlurmError
 from truba_runner.slurm.jobs import Job
@@ -18,9 +17,7 @@ from truba_runner.slurm.jobs import Job
 def _last_jobs(run: RunDir) -> list[tuple[str, bool]]:
     """Return (last job id, has result) of a run or of a search's workers; empty if unreadable or a pulled copy."""
     try:
-        search = None if run.pulled() else search_of(run)
-        with_jobs = job_runs(search) if search else [] if run.pulled() else [run]
-        return [(last_job_id(one), bool(one.result())) for one in with_jobs]
+        return [(last_job_id(one), bool(one.result())) for one in with_jobs(run)] if not run.pulled() else []
     except OSError:
         return []
 

@@ -12,9 +12,8 @@ from truba_runner.code import archives
 from truba_runner.runs import damage, runs_folders
 from truba_runner.runs.record_shapes import is_plain
 from truba_runner.runs.run_directory import RunDir
-from truba_runner.runs.state import state_of
 from truba_runner.search.directory import search_of
-from truba_runner.search.overview import standing
+from truba_runner.search.overview import standing_of
 from truba_runner.slurm.jobs import Job
 from truba_runner.tensorboard.chosen import meant
 from truba_runner.tensorboard.ssh import announced
@@ -94,8 +93,7 @@ def _may_change(run: RunDir, jobs: Mapping[str, Job] | None) -> bool:
     """Return whether a run is live, or may be because its state is unknown."""
     if run.result() or jobs is None:
         return not run.result()
-    search = search_of(run)
-    state = standing(search, jobs) if search else state_of(run, jobs)
+    state = standing_of(run, jobs)
     return state.live or state.state == "UNKNOWN"
 
 

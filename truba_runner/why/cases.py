@@ -8,9 +8,8 @@ from typing import Any
 
 from truba_runner.runs import damage
 from truba_runner.runs.run_directory import RunDir
-from truba_runner.runs.state import RunState, dropped, last_job_id, state_of
-from truba_runner.search.directory import search_of
-from truba_runner.search.overview import standing
+from truba_runner.runs.state import RunState, dropped, last_job_id
+from truba_runner.search.overview import standing_of
 from truba_runner.slurm import queries
 from truba_runner.slurm.client import SlurmError
 from truba_runner.slurm.jobs import Job
@@ -31,8 +30,7 @@ def _on_record(run: RunDir, jobs: Mapping[str, Job] | None) -> Case:
     if why := damage.of_run(run):
         return Case(run, RunState(damage.DAMAGED, live=False, job=None, why=why))
     try:
-        search = search_of(run)
-        state = standing(search, jobs) if search else state_of(run, jobs)
+        state = standing_of(run, jobs)
         told = run.submissions()
         intent: dict[str, Any] = next((event for event in reversed(told) if event["event"] == "intent"), {})
         return Case(run, state, last_job_id(run), intent, dropped=dropped(told), slurm_answers=jobs is not None)

@@ -23,7 +23,7 @@ from omegaconf.errors import (
 from truba_runner.config.omegaconf_private import node_at
 from truba_runner.errors import Failed, Problem, Refused, nearest
 from truba_runner.language import _
-from truba_runner.storage.package_files import shipped
+from truba_runner.storage.package_files import config_names, shipped
 
 FOREIGN = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
 # Modules that pass user input to Hydra and OmegaConf.
@@ -125,8 +125,6 @@ def translated(error: BaseException, received: str = "") -> Problem:
 def _of_missing_file(path: str) -> Problem:
     """Return the problem of a missing config file, named in a defaults list or meant to replace config.yaml."""
     group, _slash, name = path.rpartition("/")
-    folders = [folder / group for folder in (Path.cwd() / "conf", shipped("conf"))]
-    names = {file.stem for folder in folders if folder.is_dir() for file in folder.glob("*.yaml")}
     # The file that cluster=auto stands for.
     received = (
         f"TRUBA_CLUSTER={path.removeprefix('cluster/')}"
@@ -134,7 +132,7 @@ def _of_missing_file(path: str) -> Problem:
         else f"{path}.yaml"
     )
     rule = _("{folder} has no such file.", folder=f"conf/{group}".rstrip("/"))
-    return Problem(received, rule, nearest(name, names))
+    return Problem(received, rule, nearest(name, config_names(group)))
 
 
 def _of_key(error: OmegaConfBaseException) -> Problem:
