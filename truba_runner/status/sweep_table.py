@@ -8,7 +8,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from truba_runner.config.recipe import FINDER, SUGGESTIONS, rate_taken
@@ -52,13 +52,13 @@ class Row:
     run: str
     values: Mapping[str, Any]
     state: str
-    job_id: str
-    epoch: int | None
-    epochs: int | None
-    metrics: Mapping[str, float]
-    history: Sequence[Mapping[str, float]]
     why: str
     directory: str
+    job_id: str = ""
+    epoch: int | None = None
+    epochs: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    history: Sequence[Mapping[str, float]] = ()
     finding: Finding | None = None
     trials: tuple[int, int] | None = None
 
@@ -215,7 +215,7 @@ def _finding(run: RunDir, member: Member, finder: RunDir, jobs: Mapping[str, Job
 def _row(sweep: SweepDir, member: Member, jobs: Mapping[str, Job] | None) -> Row:
     run, finder = sweep.run(member.run), sweep.run(member.finder) if member.finder else None
     if why := run.path.exists() and damage.of_run(run):
-        return _damaged_row(run, member.values, why)
+        return Row(run.id, member.values, damage.DAMAGED, why, str(run.path))
     if (search := search_of(run)) is not None:
         return _search_row(search, member.values, jobs)
     state, progress = state_of(run, jobs), progress_of(run)
@@ -239,34 +239,13 @@ def _row(sweep: SweepDir, member: Member, jobs: Mapping[str, Job] | None) -> Row
     )
 
 
-def _damaged_row(run: RunDir, values: Mapping[str, Any], why: str) -> Row:
-    return Row(
-        run=run.id,
-        values=values,
-        state=damage.DAMAGED,
-        job_id="",
-        epoch=None,
-        epochs=None,
-        metrics={},
-        history=(),
-        why=why,
-        directory=str(run.path),
-    )
-
-
 def _search_row(search: SearchDir, values: Mapping[str, Any], jobs: Mapping[str, Job] | None) -> Row:
     told = overview.row(search, jobs)
     return Row(
         run=search.id,
         values=values,
-        state=told["state"],
-        job_id=told["job_id"],
-        epoch=None,
-        epochs=None,
+        **{key: told[key] for key in ("state", "why", "directory", "job_id")},
         metrics={name: _number(value) for name, value in told["metrics"].items()},
-        history=(),
-        why=told["why"],
-        directory=told["directory"],
         trials=(told["trials_told"], told["trials_begun"]),
     )
 
