@@ -7,10 +7,10 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from truba_runner.cli import main as cli
 from truba_runner.runs.run_directory import RunDir
-from truba_runner.runs.state import last_intent
 from truba_runner.slurm import commands, job_environment, jobs
 from truba_runner.storage import private
 from truba_runner.sweeps.sweeper_job import INSIDE
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
     run = RunDir(Path(arguments[0]))
     if private.refused([run.path]):
         return 1
-    intent = last_intent(run)
+    intent: dict[str, Any] = next(event for event in reversed(run.submissions()) if event["event"] == "intent")
     job_id = job_environment.current().job_id
 
     def go_on_later(number: int, frame: FrameType | None) -> None:

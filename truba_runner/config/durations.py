@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from truba_runner.language import _
@@ -9,6 +10,9 @@ from truba_runner.language import _
 _UNITS = {"m": 1, "h": 60, "d": 24 * 60}
 # YAML reads an unquoted 1:00:00 as the number 3600, which as minutes would be 60 hours.
 _LARGEST_BARE_MINUTES = 24 * 60
+# For the start, reading data, compilation, and the evaluation and plots at the end.
+_AROUND_MINUTES = 10
+_ROUNDED_TO_MINUTES = 15
 
 
 def forms() -> str:
@@ -38,6 +42,11 @@ def parse_minutes(text: str) -> int:
         days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
         return (days * 24 + hours) * 60 + minutes + (1 if seconds else 0)
     raise ValueError(_("it is none of the forms of a duration"))
+
+
+def time_limit(minutes: float) -> int:
+    """Return the time limit of a job that trains for so many minutes, rounded up, as no scheduler minds a few more."""
+    return math.ceil((_AROUND_MINUTES + minutes) / _ROUNDED_TO_MINUTES) * _ROUNDED_TO_MINUTES
 
 
 def slurm_time(minutes: int) -> str:
