@@ -31,7 +31,6 @@ def lock(runs_folder: Path, wait_seconds: float = LOCK_SECONDS) -> Iterator[int]
 def _flock(handle: int, how: int) -> None:
     try:
         fcntl.flock(handle, how)
-    except (BlockingIOError, PermissionError):
-        raise
-    except OSError:  # The file system has no locks.
-        pass
+    except OSError as error:  # Any other error: the file system has no locks.
+        if isinstance(error, (BlockingIOError, PermissionError)):
+            raise

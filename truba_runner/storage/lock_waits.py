@@ -56,9 +56,8 @@ def opened(path: Path) -> int:
 
 
 def _not_a_lock(path: Path) -> str:
-    told = _("{path}: a lock has this name, and what is there is a link, no file, or a second name of another file. "
+    return _("{path}: a lock has this name, and what is there is a link, no file, or a second name of another file. "
              "Take it away.", path=path)  # fmt: skip
-    return told
 
 
 def sign(handle: int) -> None:

@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -180,10 +181,8 @@ def _settings(login: str) -> Mapping[str, str]:
 
 def _close(stream: IO[Any] | None) -> None:
     if stream is not None:
-        try:
+        with suppress(OSError):  # The process has exited with input still unread.
             stream.close()
-        except OSError:  # The process has exited with input still unread.
-            pass
 
 
 def _deaf_to_ctrl_c() -> None:

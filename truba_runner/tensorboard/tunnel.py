@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from subprocess import Popen
 from typing import Any
 
@@ -220,11 +221,9 @@ class _Lines:
 
 def _beat(process: Popen[bytes]) -> None:
     assert process.stdin is not None  # noqa: S101
-    try:
+    with suppress(OSError):  # The process has just exited; the next poll sees it.
         process.stdin.write(b".")
         process.stdin.flush()
-    except OSError:  # The process has just exited; the next poll sees it.
-        pass
 
 
 def _free_ports(wanted: int | None) -> list[int]:
