@@ -30,6 +30,7 @@ FOREIGN = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecode
 _CALLERS = (
     "truba_runner.cli.app",
     "truba_runner.config.composing.compose",
+    "truba_runner.config.composing.hydra_private",
     "truba_runner.sweeps.compose",
     "hydra_plugins.truba_runner.sweeper",
 )
