@@ -52,8 +52,8 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return _("There are: {names}.", names=listed(names))
 
 
-def listed(names: Sequence[str]) -> str:
-    """Return the names joined by commas; after the first dozen, only the number of the others."""
-    left = len(names) - _LISTED
+def listed(names: Sequence[str], most: int = _LISTED) -> str:
+    """Return the names joined by commas; after the first `most`, only the number of the others."""
+    left = len(names) - most
     more = " " + counted("and {count} more", "and {count} more", left) if left > 0 else ""
-    return ", ".join(names[:_LISTED]) + more
+    return ", ".join(names[:most]) + more

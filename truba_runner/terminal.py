@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
+from truba_runner.language import _
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
@@ -72,6 +74,16 @@ def guarded() -> Iterator[None]:
 
 def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     sys.stderr.write(shown("".join(traceback.format_exception(kind, error, trace))))
+
+
+def warn(text: str) -> None:
+    """Print a warning on standard error."""
+    print(_("warning: {text}", text=text), file=sys.stderr)
+
+
+def agreed(question: str) -> bool:
+    """Ask a yes-or-no question and return whether the answer is yes, in either language."""
+    return input(question).strip().lower() in {"y", "yes", "e", "evet"}
 
 
 def console(width: int | None = _WIDTH) -> Console:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
+from truba_runner.code import git
 from truba_runner.code.snapshot import Taken
 from truba_runner.runs.events import Event
-
-_GIT_TIMEOUT_SECONDS = 5
 
 
 def record(job_file: Path, taken: Taken | None = None) -> dict[str, Any]:
@@ -42,18 +40,11 @@ def code_sha256(file: Path) -> str:
 
 def git_state(folder: Path) -> dict[str, Any]:
     """Return `commit` and whether tracked files differ from it (`dirty`); empty without a repository or git."""
-    try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):
+    if (commit := git.output(folder, "rev-parse", "HEAD")) is None:
         return {}
-    return {"commit": commit, "dirty": bool(changed)}
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    argv = ["git", "-C", str(folder), *arguments]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=_GIT_TIMEOUT_SECONDS, check=True)
-    return done.stdout.strip()
+    if (changed := git.output(folder, "status", "--porcelain", "--untracked-files=no")) is None:
+        return {}
+    return {"commit": commit.decode().strip(), "dirty": bool(changed.strip())}
 
 
 def versions() -> dict[str, str]:

@@ -10,7 +10,6 @@ import gzip
 import hashlib
 import io
 import os
-import subprocess
 import sys
 import tarfile
 import zlib
@@ -21,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from truba_runner.code import secret_files
+from truba_runner.code import git, secret_files
 from truba_runner.errors import Failed, Problem, Refused, listed
 from truba_runner.language import _
 from truba_runner.runs.run_directory import CODE
@@ -31,7 +30,6 @@ from truba_runner.storage.files import write_atomically
 if TYPE_CHECKING:
     from truba_runner.config.schema import Experiment
 
-_GIT_TIMEOUT_SECONDS = 5
 _MB = 1e6
 _NAMED = 5
 
@@ -147,13 +145,9 @@ def _files(project: Path, found: Sequence[str], outside: Sequence[Path]) -> dict
 
 
 def _by_git(folder: Path) -> set[str]:
-    argv = ["git", "-C", str(folder), "ls-files", "-z", "-co", "--exclude-standard"]
-    try:
-        listed = subprocess.run(argv, capture_output=True, timeout=_GIT_TIMEOUT_SECONDS, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return set()
+    names = git.output(folder, "ls-files", "-z", "-co", "--exclude-standard") or b""
     found = set()
-    for name in filter(None, os.fsdecode(listed).split("\0")):
+    for name in filter(None, os.fsdecode(names).split("\0")):
         inner = folder / name
         if inner.is_dir() and not inner.is_symlink():  # A nested repository, such as a submodule.
             found |= {f"{name.rstrip('/')}/{more}" for more in _by_git(inner)} if (inner / ".git").exists() else set()

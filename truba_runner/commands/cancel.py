@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from truba_runner import terminal
 from truba_runner.commands import parser
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _, counted
@@ -15,8 +16,7 @@ from truba_runner.runs import damage, runs_folders
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import is_slurms, last_job_id, local_process, state_of
 from truba_runner.runs.sweep_directory import sharing
-from truba_runner.search.directory import search_of
-from truba_runner.search.overview import job_runs
+from truba_runner.search.overview import with_jobs
 from truba_runner.slurm import client, commands
 from truba_runner.status.printing import print_json
 from truba_runner.status.rows import say_damaged
@@ -37,13 +37,13 @@ def main(arguments: Sequence[str]) -> int:
         remedy = _("End it there: truba cancel {run}", run=copies[0].id)
         place = copies[0].pulled().get("from", "?")
         raise Refused(Problem(copies[0].id, _("it is a copy; its job is at {place}.", place=place), remedy))
-    runs = [one for run in named for one in _with_jobs(run)]
+    runs = [one for run in named for one in with_jobs(run)]
     jobs = known_jobs([run.record() for run in runs], finished_too=True)
     if jobs is None:
         raise Failed(_("Slurm does not answer, so nothing was cancelled; try again in a while"))
     states = {run.path: state_of(run.record(), jobs) for run in runs}
     live = [run for run in runs if states[run.path].live or states[run.path].ending]
-    affected = [run for run in named if any(one in live for one in _with_jobs(run))]
+    affected = [run for run in named if any(one in live for one in with_jobs(run))]
     if len(affected) > 1 and not given.yes and not _agreed(affected):
         print(_("nothing was cancelled"), file=sys.stderr)
         return 1
@@ -90,12 +90,6 @@ def _named(prefix: str, runs_folder: Path | None) -> list[RunDir]:
     return [run for run in every if safe_files.is_file(run.submissions_file)]
 
 
-def _with_jobs(run: RunDir) -> list[RunDir]:
-    """Return the run itself or, for a search, its workers, which end with it."""
-    search = search_of(run)
-    return job_runs(search) if search else [run]
-
-
 def _with_sharers(named: Iterable[Iterable[RunDir]]) -> list[RunDir]:
     """Return each run once, together with the runs in the same job, as cancelling ends that job for all of them."""
     runs = {one.path: one for some in named for run in some for one in (run, *_sharers(run))}
@@ -113,6 +107,4 @@ def _agreed(runs: Sequence[RunDir]) -> bool:
                     _("cancelling more than one is asked about, and nobody is here to answer."), _("Add --yes."))
         )  # fmt: skip
     print("\n".join(run.id for run in runs))
-    return input(
-        counted("cancel this run? [y/N] ", "cancel these {count} runs? [y/N] ", len(runs))
-    ).strip().lower() in {"y", "yes", "e", "evet"}
+    return terminal.agreed(counted("cancel this run? [y/N] ", "cancel these {count} runs? [y/N] ", len(runs)))

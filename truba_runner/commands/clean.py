@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from truba_runner import terminal
 from truba_runner.code import archives
 from truba_runner.commands import parser
 from truba_runner.errors import Problem, Refused
@@ -20,8 +21,6 @@ from truba_runner.runs.run_directory import CODE, RunDir
 from truba_runner.status.printing import print_json
 from truba_runner.status.rows import say_damaged
 from truba_runner.storage import private
-
-_DAY_SECONDS = 86_400
 
 
 @dataclass(frozen=True)
@@ -214,4 +213,4 @@ def _agreed() -> bool:
     if not sys.stdin.isatty():
         print(_("nothing was deleted; --yes deletes it"))
         return False
-    return input(_("delete them? [y/N] ")).strip().lower() in {"y", "yes", "e", "evet"}
+    return terminal.agreed(_("delete them? [y/N] "))

@@ -15,12 +15,10 @@ from truba_runner.keeping import archive
 from truba_runner.language import _, counted
 from truba_runner.runs import damage, runs_folders
 from truba_runner.runs.run_directory import RunDir
-from truba_runner.runs.state import state_of
-from truba_runner.search.directory import search_of
-from truba_runner.search.overview import standing
+from truba_runner.search.overview import standing_of
 from truba_runner.status.printing import print_json
 from truba_runner.status.rows import say_damaged
-from truba_runner.status.slurm_jobs import known_jobs
+from truba_runner.status.slurm_jobs import known_jobs_or_records
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -123,11 +121,10 @@ def _refuse_live(runs: Sequence[RunDir]) -> None:
     Raises:
         Refused: a run is pending, running or ending.
     """
-    jobs = known_jobs([run.record() for run in runs], finished_too=True)
-    if jobs is None:
-        print(_("Slurm does not answer: states are those on record"), file=sys.stderr)
-    for run in runs:
-        state = standing(search, jobs) if (search := search_of(run)) else state_of(run.record(), jobs)
+    records = [run.record() for run in runs]
+    jobs = known_jobs_or_records(records, finished_too=True)
+    for run in records:
+        state = standing_of(run, jobs)
         if state.live or state.ending:
             rule = _("it is not over ({state}), and only what is can be kept.", state=state.state)
             raise Refused(Problem(run.id, rule, _("truba logs -f {run} follows it to its end.", run=run.id)))

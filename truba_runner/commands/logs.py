@@ -13,10 +13,9 @@ from truba_runner.runs import damage, runs_folders
 from truba_runner.runs import log as watch
 from truba_runner.runs.record_shapes import Stage
 from truba_runner.runs.run_directory import RunDir
-from truba_runner.runs.state import RunState, last_job_id, progress_of, state_of
+from truba_runner.runs.state import RunState, last_job_id, progress_of
 from truba_runner.runs.sweep_directory import task_log
-from truba_runner.search.directory import search_of
-from truba_runner.search.overview import standing
+from truba_runner.search.overview import standing_of
 from truba_runner.status.printing import print_json
 from truba_runner.status.slurm_jobs import known_jobs
 from truba_runner.storage import safe_files
@@ -70,8 +69,7 @@ def _of_damaged(run: RunDir, why: str) -> int:
 
 
 def _state(run: RunDir, followed: bool = False) -> RunState:
-    jobs, search = known_jobs([run.record()], finished_too=followed, quietly=followed), search_of(run)
-    return standing(search, jobs) if search else state_of(run.record(), jobs)
+    return standing_of(run.record(), known_jobs([run.record()], finished_too=followed, quietly=followed))
 
 
 class _Ended:

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     """Copy new files; with --follow, repeat until the runs have ended or Ctrl-C."""
     given = _options().parse_args(arguments)
     if given.list:
-        listing.announce(listing.listing(given.run, given.runs, known_jobs))
+        ssh.announce(listing.MARK, listing.listing(given.run, given.runs, known_jobs))
         return 0
     if problems := [*_problems(given)]:
         raise Refused(*problems)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from truba_runner.report.page import Section, html
 from truba_runner.runs import damage, runs_folders
 from truba_runner.search.directory import search_of
 from truba_runner.status.printing import print_json
-from truba_runner.status.slurm_jobs import known_jobs
+from truba_runner.status.slurm_jobs import known_jobs_or_records
 from truba_runner.storage.files import write_atomically
 
 
@@ -34,18 +33,16 @@ def main(arguments: Sequence[str]) -> int:
     given = options.parse_args(arguments)
     sweep = runs_folders.find_sweep(given.run, given.runs)
     if sweep is not None:
-        known = known_jobs([sweep.run(member.run).record() for member in sweep.members()])
+        known = known_jobs_or_records([sweep.run(member.run).record() for member in sweep.members()])
         folder, name, sections = sweep.path, sweep.id, content.of_sweep(sweep, known)
     else:
         run = runs_folders.find(given.run, given.runs)
-        known, search = known_jobs([run.record()]), search_of(run)
+        known, search = known_jobs_or_records([run.record()]), search_of(run)
         if why := damage.of_records(run):
             sections = content.of_damaged(why)
         else:
             sections = content.of_search(search, known) if search else content.of_run(run, known)
         folder, name = run.path, run.id
-    if known is None:
-        print(_("Slurm does not answer: states are those on record"), file=sys.stderr)
     file = (given.out or folder / "report.html").expanduser().resolve()
     if file.is_dir():
         file /= f"{name}.html"

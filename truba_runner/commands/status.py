@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ from truba_runner.search import overview
 from truba_runner.search.directory import SearchDir, search_of
 from truba_runner.slurm.jobs import Job
 from truba_runner.status import sweep_view
-from truba_runner.status.printing import print_json
-from truba_runner.status.rows import EMPTY_ROW, row_or_damage, with_sweeps_as_one
-from truba_runner.status.slurm_jobs import known_jobs
+from truba_runner.status.printing import print_json, short
+from truba_runner.status.rows import EMPTY_ROW, damage_of, row_or_damage, with_sweeps_as_one
+from truba_runner.status.slurm_jobs import known_jobs_or_records
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -44,9 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         )
     runs = [runs_folders.find(prefix, given.runs) for prefix in given.run] or runs_folders.runs(given.runs)[::-1]
     records = [run.record() for run in runs]
-    jobs = known_jobs(records)
-    if jobs is None:
-        print(_("Slurm does not answer: states are those on record"), file=sys.stderr)
+    jobs = known_jobs_or_records(records)
     if len(given.run) == 1 and (search := search_of(runs[0])) and not damage.of_run(search):
         return _search(search, jobs, given.json)
     rows = [*(row_or_damage(one.again(), jobs) for one in records), *(_damaged_sweeps(given) if not given.run else [])]
@@ -74,11 +71,7 @@ def _refuse_for_search(named: Sequence[str], runs_folder: Path | None) -> None:
 def _damaged_sweeps(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Return a row for each sweep with damaged records, whose runs are not known."""
     every = ((sweep, damage.of_sweep(sweep.path)) for sweep in runs_folders.sweeps(given.runs))
-    return [
-        {**EMPTY_ROW, "run": sweep.id, "state": damage.DAMAGED, "why": why, "directory": str(sweep.path)}
-        for sweep, why in every
-        if why
-    ]
+    return [{**EMPTY_ROW, **damage_of(sweep, why)} for sweep, why in every if why]
 
 
 def _search(search: SearchDir, jobs: Mapping[str, Job] | None, as_json: bool) -> int:
@@ -132,15 +125,10 @@ def _print_trials(rows: Sequence[Mapping[str, Any]]) -> None:
     after = (_("score"), _("epoch"), _("from"), _("worker"), _("why"))
     table = Table(_("trial"), _("state"), *map(terminal.shown, names), *after, box=None)
     for one in rows:
-        values = (_number(one["values"].get(name, "")) for name in names)
-        score = "" if one["score"] is None else _number(one["score"])
-        cells = (one["trial"], one["state"], *values, score, _part(one, "epoch", "epochs"))
+        values = (short(one["values"].get(name, ""), "None") for name in names)
+        cells = (one["trial"], one["state"], *values, short(one["score"]), _part(one, "epoch", "epochs"))
         table.add_row(*terminal.cells((*cells, one["goes_on_from"] or "", one["worker"], one["why"])))
     terminal.console().print(table)
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _shown(metrics: Mapping[str, float | None]) -> dict[str, float | None]:

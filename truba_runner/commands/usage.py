@@ -15,8 +15,7 @@ from truba_runner.runs import damage, runs_folders
 from truba_runner.runs.events import SWEEPS, last_intent
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.sweep_directory import sweep_of
-from truba_runner.search.directory import search_of
-from truba_runner.search.overview import job_runs, jobs_on_slurm
+from truba_runner.search.overview import jobs_on_slurm, with_jobs
 from truba_runner.slurm import budget, client
 from truba_runner.slurm import jobs as slurm_jobs
 from truba_runner.slurm.jobs import Use
@@ -86,8 +85,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _account(run: RunDir) -> str:
-    search = search_of(run)
-    given = [event for one in (job_runs(search) if search else [run]) for event in damage.submissions(one)]
+    given = [event for one in with_jobs(run) for event in damage.submissions(one)]
     return str(last_intent(given).request.get("account") or "")
 
 

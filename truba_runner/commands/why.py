@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from truba_runner.commands import parser
+from truba_runner.errors import listed
 from truba_runner.language import _, counted
 from truba_runner.runs import runs_folders
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.search.directory import search_of
 from truba_runner.search.overview import job_runs
 from truba_runner.status.printing import print_json
-from truba_runner.status.slurm_jobs import known_jobs
+from truba_runner.status.slurm_jobs import known_jobs_or_records
 from truba_runner.storage import safe_files
 from truba_runner.why.cases import cases_of
 from truba_runner.why.groups import Group, groups
@@ -31,9 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     given = options.parse_args(arguments)
     named = {prefix: _runs(prefix, given.runs) for prefix in given.run}
     every = list({run.path: run for runs in named.values() for run in runs}.values())
-    jobs = known_jobs([run.record() for run in every])
-    if jobs is None:
-        print(_("Slurm does not answer: states are those on record"), file=sys.stderr)
+    jobs = known_jobs_or_records([run.record() for run in every])
     found = groups(cases_of(every, jobs))
     if given.json:
         print_json([row for group in found for row in group.as_json()])
@@ -72,9 +70,7 @@ def _headline(group: Group) -> str:
     case = group.cases[0]
     state = case.state.state
     if len(group.cases) > 1:
-        names = ", ".join(one.run.id for one in group.cases[:_LISTED])
-        more = len(group.cases) - _LISTED
-        names += " " + counted("and {count} more", "and {count} more", more) if more > 0 else ""
+        names = listed([one.run.id for one in group.cases], _LISTED)
         return counted("{count} run", "{count} runs", len(group.cases)) + f" {state}: {names}"
     job = "" if not case.job_id or case.job_id.startswith("local-") else ", " + _("job {job_id}", job_id=case.job_id)
     return f"{case.run.id}: {state}{job}"

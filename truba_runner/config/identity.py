@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -50,6 +51,16 @@ def training_hash(experiment: Experiment) -> str:
 def run_id(experiment: Experiment) -> str:
     """Return `NAME-HASH`: the same for a training config on every cluster and with any resources."""
     return f"{experiment.name}-{training_hash(experiment)}"
+
+
+def newest(name: str, exists: Callable[[str], bool], fresh: bool) -> str:
+    """Return the newest of `name`, `name.2`, `name.3` and so on that exists; if `fresh`, the one after it."""
+    count = 1
+    while exists(f"{name}.{count + 1}"):
+        count += 1
+    if fresh and exists(name):
+        count += 1
+    return name if count == 1 else f"{name}.{count}"
 
 
 def _sorted(value: Any) -> Any:

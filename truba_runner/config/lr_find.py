@@ -7,20 +7,18 @@ steps. The finder runs before the training in the same run; with `sweep=lr_find`
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from truba_runner.config.durations import parse_minutes, slurm_time
-from truba_runner.config.partitions import facts_of
+from truba_runner.config.durations import parse_minutes, slurm_time, time_limit
+from truba_runner.config.partitions import asked_for
 from truba_runner.config.recipe import FINDER, RAMP, Find, Rate, read_rate, whole_epochs
 from truba_runner.config.schema import (
     Checkpoint,
     Experiment,
     Finish,
     Notify,
-    Partition,
     Resources,
     Sweep,
     TensorBoard,
@@ -29,8 +27,8 @@ from truba_runner.language import _
 
 # `sweep.kind` of a sweep whose finders are separate jobs, and of each such finder's run.
 KIND = "lr_find"
-# Time limit of a finder's job: minutes added for start, data and compilation; the minimum; the rounding step.
-_AROUND_MINUTES, _LEAST_MINUTES, _ROUNDED_TO_MINUTES = 10, 30, 15
+# The shortest time limit of a finder's job.
+_LEAST_MINUTES = 30
 
 
 @dataclass(frozen=True)
@@ -92,15 +90,9 @@ def _resources_of_finder(experiment: Experiment) -> Resources:
         _first, _end, steps = Find(FINDER, parts(experiment.train.lr_find)[1]).ramp
         whole = parse_minutes(resources.time)
         share = whole / whole_epochs(experiment.train) * max(1.0, steps / RAMP["num_it"])
-        rounded = math.ceil((_AROUND_MINUTES + share) / _ROUNDED_TO_MINUTES) * _ROUNDED_TO_MINUTES
-        minutes = min(max(rounded, _LEAST_MINUTES), whole, parse_minutes(partition_facts(experiment).max_time))
+        minutes = min(max(time_limit(share), _LEAST_MINUTES), whole, parse_minutes(asked_for(experiment).max_time))
     signal_seconds = resources.signal_seconds and min(resources.signal_seconds, 30 * minutes)
     return replace(resources, time=slurm_time(minutes), segment="", signal_seconds=signal_seconds)
-
-
-def partition_facts(experiment: Experiment) -> Partition:
-    """Return the facts of the partition that the experiment asks for."""
-    return facts_of(experiment.cluster, experiment.resources.partition, experiment.resources.constraint)
 
 
 def stage_of(finder: Experiment) -> Find:

@@ -19,9 +19,11 @@ def facts_of(cluster: Cluster, name: str, constraint: str) -> Partition:
     return partition
 
 
+def asked_for(experiment: Experiment) -> Partition:
+    """Return the facts of the partition that an experiment asks for."""
+    return facts_of(experiment.cluster, experiment.resources.partition, experiment.resources.constraint)
+
+
 def scratch_of(experiment: Experiment) -> Path:
     """Return the partition's `local_scratch`, the folder on a node's local disk; expands environment variables."""
-    resources = experiment.resources
-    return Path(
-        os.path.expandvars(facts_of(experiment.cluster, resources.partition, resources.constraint).local_scratch)
-    )
+    return Path(os.path.expandvars(asked_for(experiment).local_scratch))

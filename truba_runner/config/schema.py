@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from truba_runner.config.plain_objects import to_object
+from truba_runner.config.omegaconf_private import to_object
 from truba_runner.config.site import Cluster as Cluster
 from truba_runner.config.site import Environment as Environment
 from truba_runner.config.site import Partition as Partition

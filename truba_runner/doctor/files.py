@@ -11,7 +11,7 @@ from pathlib import Path
 from truba_runner.doctor import FAULT, NOTE, OK, WARNING, Finding, Patient
 from truba_runner.keeping.purge import DAY_SECONDS, expiring
 from truba_runner.language import _, counted
-from truba_runner.runs import runs_folders as places
+from truba_runner.runs import runs_folders
 from truba_runner.storage import quota
 from truba_runner.storage.user_state import state_folder
 
@@ -87,7 +87,7 @@ def purge(patient: Patient) -> Iterator[Finding]:
     if not cluster.scratch_days:
         return
     until = time.time() + _AHEAD_DAYS * DAY_SECONDS
-    going = expiring(places.runs(Path(cluster.runs_folder)), until)
+    going = expiring(runs_folders.runs(Path(cluster.runs_folder)), until)
     found = sorted(going.values(), key=lambda one: one.first)
     if not found:
         yield Finding(OK, _("purge"), _("no run has a file that is purged within {days} days", days=_AHEAD_DAYS))

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from truba_runner import terminal
 from truba_runner.code import package
 from truba_runner.config.backends import TRAITS
 from truba_runner.config.schema import Environment, Experiment
@@ -134,8 +135,7 @@ def _asked(experiment: Experiment, elsewhere: Elsewhere) -> Found:
         package.provide(chosen, runs_folder)
         answer = elsewhere(_script(chosen, package.wrapper(runs_folder)))
         if answer is None:
-            told = _("it has not started in time; the run is submitted unchecked")
-            print(_("warning: {text}", text=told), file=sys.stderr)
+            terminal.warn(_("it has not started in time; the run is submitted unchecked"))
             return {}
         try:
             held = _read(chosen, *answer)
@@ -255,7 +255,7 @@ def _refuse_lacking(experiment: Experiment, held: Found) -> None:
                 "{environment}: {package} {version} is older than {least}, the oldest that was tried",
                 environment=_words(experiment.environment), package=name, version=version, least=least,
             )  # fmt: skip
-            print(_("warning: {text}", text=older), file=sys.stderr)
+            terminal.warn(older)
 
 
 def _needs(experiment: Experiment) -> dict[str, str]:

@@ -12,7 +12,7 @@ from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.rules.experiment import plan
 from truba_runner.runs.run_directory import CODE
-from truba_runner.slurm import client, commands, jobs
+from truba_runner.slurm import batch_script, client, commands, jobs
 from truba_runner.slurm.jobs import Job
 from truba_runner.slurm.request import Request
 from truba_runner.storage import private
@@ -82,12 +82,10 @@ def _request(experiment: Experiment) -> Request:
 
 
 def _batch(request: Request, name: str, output: Path, script: str) -> str:
-    asked = {
-        "job-name": name, "output": output, "chdir": output.parent, "partition": request.partition,
-        "account": request.account, "nodes": 1, "ntasks": 1, "cpus-per-task": request.cpus_per_task,
-        "gres": f"gpu:{request.gpus}" if request.gpus else "", "time": request.time_minutes,
-        "constraint": request.constraint,
-    }  # fmt: skip
-    options = [f"#SBATCH --{key}={value}" for key, value in asked.items() if value]
-    body = f"({script.rstrip()}\n)"
-    return "\n".join(["#!/bin/bash", *options, body, f'echo "{_END}$?"', ""])
+    parameters = {
+        **batch_script.parameters(name, replace(request, nodes=1, tasks_per_node=1, memory_gb=None)),
+        "additional_parameters": {"output": output, "chdir": output.parent, "open-mode": "truncate"},
+        "use_srun": False,
+        "teardown": [f'echo "{_END}$?"', ""],
+    }
+    return batch_script.text(f"({script.rstrip()}\n)", output.parent, parameters)

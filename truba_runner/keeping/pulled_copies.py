@@ -6,6 +6,7 @@ import shutil
 import time
 from pathlib import Path
 
+from truba_runner.keeping.purge import DAY_SECONDS
 from truba_runner.runs import runs_folders
 from truba_runner.runs.record_files import PULLED
 from truba_runner.runs.run_directory import RunDir
@@ -13,7 +14,6 @@ from truba_runner.storage import safe_files
 
 # Older copies are only mentioned, and deleted on request: the site may have purged the originals.
 OLD_DAYS = 30
-_DAY_SECONDS = 86_400
 
 
 def older_than(days: float, runs_folder: Path | None = None) -> list[RunDir]:
@@ -22,7 +22,7 @@ def older_than(days: float, runs_folder: Path | None = None) -> list[RunDir]:
     # A copy whose deletion was interrupted has no other file left than this one.
     found = [RunDir(file.parent) for folder in folders for file in folder.glob(f"*/{PULLED}")]
     found = [run for run in found if safe_files.is_folder(run.path)]
-    until = time.time() - days * _DAY_SECONDS
+    until = time.time() - days * DAY_SECONDS
     return sorted((run for run in found if last_looked(run) < until), key=last_looked)
 
 

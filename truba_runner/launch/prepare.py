@@ -11,7 +11,7 @@ from pathlib import Path
 
 from truba_runner.code import job_module, snapshot
 from truba_runner.config import lr_find
-from truba_runner.config.identity import run_id
+from truba_runner.config.identity import newest, run_id
 from truba_runner.config.schema import Experiment
 from truba_runner.config.search_space import KINDS, jobs
 from truba_runner.data import staging, weights
@@ -173,7 +173,7 @@ def newest_directory(experiment: Experiment, names: Collection[str] | None = Non
 
 
 def _newest_run(experiment: Experiment, names: Collection[str] | None) -> RunDir:
-    folder, name = Path(experiment.cluster.runs_folder), run_id(experiment)
+    folder = Path(experiment.cluster.runs_folder)
 
     def exists(one: str) -> bool:
         try:
@@ -181,12 +181,7 @@ def _newest_run(experiment: Experiment, names: Collection[str] | None) -> RunDir
         except PermissionError:  # It belongs to another user; `refuse_others` refuses it.
             return True
 
-    count = 1
-    while exists(f"{name}.{count + 1}"):
-        count += 1
-    if experiment.fresh and exists(name):
-        count += 1
-    return RunDir(folder / (name if count == 1 else f"{name}.{count}"))
+    return RunDir(folder / newest(run_id(experiment), exists, experiment.fresh))
 
 
 def refuse_others(experiment: Experiment, runs: Sequence[RunDir], *folders: Path) -> None:

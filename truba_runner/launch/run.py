@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
+from truba_runner import terminal
 from truba_runner.config import lr_find
 from truba_runner.config.schema import Experiment
-from truba_runner.language import _
 from truba_runner.launch.here import train_here
 from truba_runner.launch.prepare import (
     Checks,
@@ -78,7 +76,7 @@ def _launch_run(prepared: Prepared) -> Outcome:
 def _prepared(experiment: Experiment, selector: str) -> Prepared:
     checked = Checks().check(experiment)
     for warning in checked.plan.warnings:
-        print(_("warning: {text}", text=warning), file=sys.stderr)
+        terminal.warn(warning)
     refuse_others(checked.experiment, [newest_directory(checked.experiment)])
     prepared = Provision(provide=not experiment.dry_run).prepare(checked, selector)
     refuse_others(prepared.experiment, [prepared.run])

@@ -24,6 +24,7 @@ from truba_runner.search.directory import SearchDir
 from truba_runner.slurm import client
 from truba_runner.slurm import jobs as slurm_jobs
 from truba_runner.slurm.jobs import Job, Use
+from truba_runner.status.printing import short
 from truba_runner.status.sweep_plots import draw
 from truba_runner.status.sweep_table import SEED, Row, Table, table
 from truba_runner.storage import safe_files
@@ -79,8 +80,8 @@ def of_search(search: SearchDir, jobs: Mapping[str, Job] | None) -> list[Section
         [
             one["trial"],
             one["state"],
-            *(_word(one["values"].get(name)) for name in names),
-            _word(one["score"]),
+            *(short(one["values"].get(name)) for name in names),
+            short(one["score"]),
             one["why"],
         ]
         for one in trials
@@ -131,11 +132,11 @@ def of_sweep(sweep: SweepDir, jobs: Mapping[str, Job] | None) -> list[Section]:
 
 
 def _run_cells(shown: Table, row: Row, use: Use | None) -> list[str]:
-    values = (_word(row.values.get(key)) for key in shown.keys)
+    values = (short(row.values.get(key)) for key in shown.keys)
     epoch = f"{row.epoch or 0}/{row.epochs or '?'}"
-    metric = (_word(row.last(shown.metric)), _word(shown.best(row)))
+    metric = (short(row.last(shown.metric)), short(shown.best(row)))
     rate = (
-        [f"{_word(row.finding.rate)} ({row.finding.takes})" if row.finding and row.finding.rate is not None else ""]
+        [f"{short(row.finding.rate)} ({row.finding.takes})" if row.finding and row.finding.rate is not None else ""]
         if shown.finds
         else []
     )
@@ -171,7 +172,7 @@ def _timing(record: RunRecord) -> list[tuple[str, str]]:
 
 
 def _metrics(metrics: Mapping[str, float | None]) -> Rows:
-    return Rows([_("metric"), _("value")], [[name, _word(value)] for name, value in metrics.items()])
+    return Rows([_("metric"), _("value")], [[name, short(value)] for name, value in metrics.items()])
 
 
 def _uses(runs: Sequence[RunDir]) -> dict[str, Use]:
@@ -237,7 +238,7 @@ def _epochs(record: RunRecord) -> list[dict[str, Any]]:
 def _history(record: RunRecord) -> Rows:
     rows = _epochs(record)
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[_word(row.get(name)) for name in columns] for row in rows]
+    cells = [[short(row.get(name)) for name in columns] for row in rows]
     return Rows(columns, cells, folded=counted("{count} epoch", "{count} epochs", len(rows)) if len(rows) > 1 else "")
 
 
@@ -278,8 +279,8 @@ def _seeds(shown: Table) -> Rows:
         return Rows([], [])
     others = [key for key in shown.keys if key != SEED]
     rows = [
-        [*(_word(value) for value in group["values"].values()), str(group["runs"])]
-        + [_word(group["last"]["mean"]), _word(group["last"]["spread"]), _word(group["best"]["mean"])]
+        [*(short(value) for value in group["values"].values()), str(group["runs"])]
+        + [short(group["last"]["mean"]), short(group["last"]["spread"]), short(group["best"]["mean"])]
         for group in shown.over_seeds()
     ]
     return Rows(
@@ -313,9 +314,3 @@ def _is_number(value: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return True
-
-
-def _word(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

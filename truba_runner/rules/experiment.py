@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from truba_runner.config.backends import TRAITS
-from truba_runner.config.durations import FORMS, parse_minutes
+from truba_runner.config.durations import forms, parse_minutes
 from truba_runner.config.schema import Experiment
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.language import _
@@ -20,6 +20,7 @@ from truba_runner.rules.names import problems as name_problems
 from truba_runner.rules.search import problems as search_problems
 from truba_runner.rules.search import warnings as search_warnings
 from truba_runner.rules.training import batch_problems, problems
+from truba_runner.rules.values import at_least
 from truba_runner.slurm.request import Request, derive
 
 # A job with a shorter time limit may spend most of it on starting.
@@ -73,21 +74,20 @@ def _experiment_problems(experiment: Experiment) -> Iterator[Problem]:
             _("the experiment knows no such data (data.sources)."),
             nearest(experiment.data.name, sources),
         )
-    yield from _at_least(experiment.resources.nodes, 1, "resources.nodes")
-    yield from _at_least(experiment.resources.gpus, 0, "resources.gpus")
-    yield from _at_least(experiment.train.epochs, 1, "train.epochs")
-    if experiment.train.batch_size is not None:
-        yield from _at_least(experiment.train.batch_size, 1, "train.batch_size")
-    yield from _at_least(experiment.train.seed, 0, "train.seed")
+    yield from at_least("resources.nodes", experiment.resources.nodes, 1)
+    yield from at_least("resources.gpus", experiment.resources.gpus, 0)
+    yield from at_least("train.epochs", experiment.train.epochs, 1)
+    yield from at_least("train.batch_size", experiment.train.batch_size, 1)
+    yield from at_least("train.seed", experiment.train.seed, 0)
     yield from problems(experiment)
     yield from search_problems(experiment)
     yield from environment_problems(experiment)
     try:
         time_minutes = parse_minutes(experiment.resources.time)
     except ValueError as error:
-        yield Problem(f"resources.time={experiment.resources.time}", f"{error}.", _forms())
+        yield Problem(f"resources.time={experiment.resources.time}", f"{error}.", forms())
     else:
-        yield from _at_least(time_minutes, 1, "resources.time")
+        yield from at_least("resources.time", time_minutes, 1)
         yield from _segment_problems(experiment, time_minutes)
 
 
@@ -99,7 +99,7 @@ def _segment_problems(experiment: Experiment, time_minutes: int) -> Iterator[Pro
     try:
         minutes = parse_minutes(resources.segment)
     except ValueError as error:
-        yield Problem(received, f"{error}.", _forms())
+        yield Problem(received, f"{error}.", forms())
         return
     if minutes < _SHORT_MINUTES:
         yield Problem(
@@ -116,19 +116,6 @@ def _segment_problems(experiment: Experiment, time_minutes: int) -> Iterator[Pro
                 most=resources.max_requeues,
             ),
             _("Make the segment longer, or allow more requeues."),
-        )
-
-
-def _forms() -> str:
-    return _("Write it as {forms}.", forms=_(FORMS))
-
-
-def _at_least(value: int, least: int, key: str) -> Iterator[Problem]:
-    if value < least:
-        yield Problem(
-            f"{key}={value}",
-            _("it must be {least} or more.", least=least),
-            _("Set {key}={value}.", key=key, value=max(least, 1)),
         )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from truba_runner.config.durations import FORMS, parse_minutes, slurm_time
-from truba_runner.config.lr_find import partition_facts, parts
+from truba_runner.config.durations import forms, parse_minutes, slurm_time
+from truba_runner.config.lr_find import parts
+from truba_runner.config.partitions import asked_for
 from truba_runner.config.recipe import FINDER, SUGGESTIONS, read_rate
 from truba_runner.config.schema import Experiment
 from truba_runner.errors import Problem, nearest
@@ -20,11 +21,11 @@ def time_problems(experiment: Experiment) -> Iterator[Problem]:
     given = experiment.sweep.finder_time
     if not given:
         return
-    received, facts = f"sweep.finder_time={given}", partition_facts(experiment)
+    received, facts = f"sweep.finder_time={given}", asked_for(experiment)
     try:
         minutes = parse_minutes(given)
     except ValueError as error:
-        yield Problem(received, f"{error}.", _("Write it as {forms}.", forms=_(FORMS)))
+        yield Problem(received, f"{error}.", forms())
         return
     if minutes < 1:
         yield Problem(received, _("a finder needs some time."), _("Leave it out: it follows from resources.time."))

@@ -8,7 +8,7 @@ from posixpath import normpath
 
 from truba_runner.config.backends import TRAITS
 from truba_runner.config.durations import parse_minutes, slurm_time
-from truba_runner.config.partitions import facts_of
+from truba_runner.config.partitions import asked_for
 from truba_runner.config.schema import Cluster, Experiment, Partition
 from truba_runner.errors import Problem, nearest
 from truba_runner.language import _, marked
@@ -40,7 +40,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
         )
         return
     yield from _constraint_problems(experiment, partition)
-    facts = facts_of(cluster, resources.partition, resources.constraint)
+    facts = asked_for(experiment)
     yield from _time_problems(experiment, facts)
     if partition.families and resources.constraint not in partition.families:
         return  # The facts of a node depend on its family.

@@ -12,6 +12,7 @@ from truba_runner.config.schema import Experiment, Sweep
 from truba_runner.config.search_space import ARGUMENTS, KINDS, OPEN, SECTIONS, named_arguments
 from truba_runner.errors import Problem, nearest
 from truba_runner.language import _, marked
+from truba_runner.rules.values import at_least, one_of
 
 _EXAMPLE = marked("Write for example {choice: [0.1, 0.01]} or {int: {min_value: 32, max_value: 512, step: 32}}.")
 
@@ -38,23 +39,12 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     sweep = experiment.sweep
     if sweep.kind in ("", lr_find.KIND):
         return
-    for key, value, valid in (
-        ("kind", sweep.kind, (*KINDS, lr_find.KIND)),
-        ("direction", sweep.direction, ("", "min", "max")),
-        ("lock", sweep.lock, _LOCKS),
-    ):
-        if value not in valid:
-            yield Problem(
-                f"sweep.{key}={value}", _("there is no such choice."), nearest(value, [one for one in valid if one])
-            )
+    yield from one_of("sweep.kind", sweep.kind, (*KINDS, lr_find.KIND))
+    yield from one_of("sweep.direction", sweep.direction, ("", "min", "max"))
+    yield from one_of("sweep.lock", sweep.lock, _LOCKS)
     for key, least in _LEAST.items():
-        value = getattr(sweep, key)
-        if value is not None and value < least:
-            yield Problem(
-                f"sweep.{key}={value}",
-                _("it must be {least} or more.", least=least),
-                _("Set sweep.{key}={least}.", key=key, least=least),
-            )
+        remedy = _("Set sweep.{key}={least}.", key=key, least=least)
+        yield from at_least(f"sweep.{key}", getattr(sweep, key), least, remedy)
     if not sweep.objective:
         yield Problem("sweep.objective=", _("a search needs a metric to go by."), _("Set sweep.objective=val_loss."))
     if "/" in sweep.directory or sweep.directory.startswith("."):

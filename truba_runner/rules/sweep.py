@@ -11,6 +11,7 @@ from truba_runner.config.schema import Experiment, Sweep
 from truba_runner.errors import Problem
 from truba_runner.language import _
 from truba_runner.rules import lr_find as rules_lr_find
+from truba_runner.rules.values import at_least
 from truba_runner.slurm.request import Request
 
 
@@ -37,12 +38,8 @@ def _times(experiment: Experiment) -> int:
 def problems(experiment: Experiment, request: Request) -> Iterator[Problem]:
     """Report problems of the sweep's settings; `request` is the valid request of one run."""
     sweep = experiment.sweep
-    if sweep.max_parallel is not None and sweep.max_parallel < 1:
-        rule = _("it must be {least} or more.", least=1)
-        yield Problem(f"sweep.max_parallel={sweep.max_parallel}", rule, _("Leave it out."))
-    if sweep.pack < 1:
-        rule = _("it must be {least} or more.", least=1)
-        yield Problem(f"sweep.pack={sweep.pack}", rule, _("Leave it out: a run a job."))
+    yield from at_least("sweep.max_parallel", sweep.max_parallel, 1, _("Leave it out."))
+    yield from at_least("sweep.pack", sweep.pack, 1, _("Leave it out: a run a job."))
     if sweep.max_parallel is not None and 1 <= sweep.max_parallel < sweep.pack:
         yield Problem(
             f"sweep.max_parallel={sweep.max_parallel}",

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from truba_runner.config.schema import TensorBoard
 from truba_runner.errors import Problem
 from truba_runner.language import _
+from truba_runner.rules.values import at_least
 
 _LEAST_SECONDS = 1.0
 # A longer profile has hundreds of megabytes and opens slowly.
@@ -15,11 +16,8 @@ _MOST_PROFILED_STEPS = 100
 
 def problems(settings: TensorBoard) -> Iterator[Problem]:
     """Report problems of the TensorBoard settings, on any cluster."""
-    if settings.every_steps is not None and settings.every_steps < 1:
-        remedy = _("Leave it out, or set it to null: then there are curves by epoch alone.")
-        yield Problem(
-            f"tensorboard.every_steps={settings.every_steps}", _("it must be {least} or more.", least=1), remedy
-        )
+    by_epoch = _("Leave it out, or set it to null: then there are curves by epoch alone.")
+    yield from at_least("tensorboard.every_steps", settings.every_steps, 1, by_epoch)
     if not settings.sync_seconds >= _LEAST_SECONDS:
         rule = _("the shared disk is written to every {least:g} s at most.", least=_LEAST_SECONDS)
         remedy = _("Leave it out (30), or write there at once with tensorboard.node_local=false.")

@@ -7,11 +7,12 @@ from dataclasses import fields
 from urllib.parse import urlsplit
 
 from truba_runner.config.schema import Checkpoint, Experiment, Train
-from truba_runner.errors import Problem, nearest
+from truba_runner.errors import Problem
 from truba_runner.language import _, marked
 from truba_runner.rules import images, recipe
 from truba_runner.rules import lr_find as rules_lr_find
 from truba_runner.rules import tensorboard as tensorboard_rules
+from truba_runner.rules.values import at_least, one_of
 from truba_runner.slurm.request import processes
 
 BATCH_SCALINGS = ("global", "per_replica")
@@ -50,8 +51,8 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     yield from _backend_problems(experiment)
     yield from rules_lr_find.problems(experiment)
     train = experiment.train
-    yield from _one_of("train.batch_scaling", train.batch_scaling, BATCH_SCALINGS)
-    yield from _one_of("data.preprocessing", experiment.data.preprocessing, PREPROCESSINGS)
+    yield from one_of("train.batch_scaling", train.batch_scaling, BATCH_SCALINGS)
+    yield from one_of("data.preprocessing", experiment.data.preprocessing, PREPROCESSINGS)
     yield from _checkpoint_problems(experiment.checkpoint)
     if experiment.checkpoint.verify and (count := processes(experiment)) > 1:
         yield Problem(
@@ -63,19 +64,15 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
             _("Verify it once with resources.nodes=1 and, with fastai, resources.gpus=1; then leave it out."),
         )
     if train.mixed_precision is not None and experiment.job.backend != "fastai":
-        yield from _one_of("train.mixed_precision", train.mixed_precision, DTYPE_POLICIES)
+        yield from one_of("train.mixed_precision", train.mixed_precision, DTYPE_POLICIES)
     if train.learning_rate is not None and not train.learning_rate > 0:
         yield Problem(
             f"train.learning_rate={train.learning_rate}",
             _("it must be positive."),
             _("Leave it out for the optimizer's own."),
         )
-    if train.steps_per_epoch is not None and train.steps_per_epoch < 1:
-        yield Problem(
-            f"train.steps_per_epoch={train.steps_per_epoch}",
-            _("it must be {least} or more.", least=1),
-            _("Leave it out for as many as the data has."),
-        )
+    many = _("Leave it out for as many as the data has.")
+    yield from at_least("train.steps_per_epoch", train.steps_per_epoch, 1, many)
     if train.scale_learning_rate and train.batch_scaling == "global":
         yield Problem(
             "train.scale_learning_rate=true",
@@ -83,7 +80,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
             _("Add train.batch_scaling=per_replica, or leave it out."),
         )
     for kind in experiment.resources.mail_type.upper().split(",") if experiment.resources.mail_type else ():
-        yield from _one_of("resources.mail_type", kind, MAIL_TYPES)
+        yield from one_of("resources.mail_type", kind, MAIL_TYPES)
     webhook = urlsplit(experiment.notify.webhook)
     if experiment.notify.webhook and (webhook.scheme not in {"http", "https"} or not webhook.netloc):
         yield Problem(
@@ -94,11 +91,9 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
 
 
 def _checkpoint_problems(checkpoint: Checkpoint) -> Iterator[Problem]:
-    yield from _one_of("checkpoint.mode", checkpoint.mode, ("min", "max"))
+    yield from one_of("checkpoint.mode", checkpoint.mode, ("min", "max"))
     never = _("Leave it out, or set it to null: a checkpoint is saved at the end of every epoch all the same.")
-    if checkpoint.every_steps is not None and checkpoint.every_steps < 1:
-        rule = _("it must be {least} or more.", least=1)
-        yield Problem(f"checkpoint.every_steps={checkpoint.every_steps}", rule, never)
+    yield from at_least("checkpoint.every_steps", checkpoint.every_steps, 1, never)
     if checkpoint.every_minutes is not None and not checkpoint.every_minutes > 0:
         yield Problem(f"checkpoint.every_minutes={checkpoint.every_minutes:g}", _("it must be positive."), never)
     if checkpoint.keep < 1:
@@ -123,10 +118,8 @@ def _backend_problems(experiment: Experiment) -> Iterator[Problem]:
             rule = _("the job's data_block says how fastai prepares its examples.")
             yield Problem(f"data.preprocessing={data.preprocessing}", rule, _("Leave it out."))
         if train.mixed_precision is not None:
-            yield from _one_of("train.mixed_precision", train.mixed_precision, FASTAI_PRECISIONS)
-        if data.workers is not None and data.workers < 0:
-            rule = _("it must be {least} or more.", least=0)
-            yield Problem(f"data.workers={data.workers}", rule, _("Leave it out."))
+            yield from one_of("train.mixed_precision", train.mixed_precision, FASTAI_PRECISIONS)
+        yield from at_least("data.workers", data.workers, 0, _("Leave it out."))
         yield from recipe.problems(train.recipe, train.epochs, train.learning_rate)
     else:
         for key, given in (("train.recipe", bool(train.recipe)), ("data.workers", data.workers is not None)):
@@ -168,8 +161,3 @@ def divisible_sizes(size: int, devices: int) -> str:
     """Format the nearest batch sizes that are divisible by the number of devices: `60 or 64`."""
     below = size - size % devices
     return _(" or ").join((str(below), str(below + devices))) if below else str(devices)
-
-
-def _one_of(key: str, value: str, valid: tuple[str, ...]) -> Iterator[Problem]:
-    if value not in valid:
-        yield Problem(f"{key}={value}", _("there is no such choice."), nearest(value, valid))

@@ -7,10 +7,10 @@ from typing import Any
 
 from truba_runner.language import _
 from truba_runner.runs import damage
+from truba_runner.runs.record_files import RunRecord
 from truba_runner.runs.record_shapes import ProgressRecord
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import RunState, last_job_id, slurm_jobs, state_of
-from truba_runner.search import leases
 from truba_runner.search.directory import SearchDir, search_of
 from truba_runner.search.state import State, read_state
 from truba_runner.search.trial_records import TOLD, own_values, ranked, values_of
@@ -35,6 +35,12 @@ def standing(search: SearchDir, jobs: Mapping[str, Job] | None) -> RunState:
         return RunState("RUNNING" if running else live[0].state, live=True, job=None, why=live[0].why)
     why = next((one.why for one in states if one.why), _("it has no worker"))
     return RunState(states[0].state if states else "UNKNOWN", live=False, job=None, why=why)
+
+
+def standing_of(run: RunRecord, jobs: Mapping[str, Job] | None) -> RunState:
+    """Return the state of a run or a search."""
+    search = search_of(run)
+    return standing(search, jobs) if search else state_of(run, jobs)
 
 
 def row(search: SearchDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
@@ -129,12 +135,12 @@ def job_runs(search: SearchDir) -> list[RunDir]:
     return [run for run in search.workers() if damage.submissions(run)]
 
 
+def with_jobs(run: RunDir) -> list[RunDir]:
+    """Return the run itself or, for a search, its workers that were submitted."""
+    search = search_of(run)
+    return job_runs(search) if search else [run]
+
+
 def jobs_on_slurm(run: RunDir) -> set[str]:
     """Return the ids of all Slurm jobs that a run, or a search's workers, ever had."""
-    search = search_of(run)
-    return {job_id for one in (job_runs(search) if search else [run]) for job_id in slurm_jobs(one)}
-
-
-def writing_its_result(search: SearchDir) -> bool:
-    """Whether all trials have finished and the result is being written."""
-    return leases.RESULT in read_state(search).get("open", {})
+    return {job_id for one in with_jobs(run) for job_id in slurm_jobs(one)}

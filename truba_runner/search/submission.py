@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner.code import job_module, provenance, snapshot
-from truba_runner.config.identity import run_id, training_hash
+from truba_runner.config.identity import newest, run_id, training_hash
 from truba_runner.config.schema import Experiment
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _
@@ -100,13 +100,8 @@ def directory(experiment: Experiment) -> SearchDir:
         truba_runner.errors.Failed: the config in the directory cannot be read.
     """
     folder, name = Path(experiment.cluster.runs_folder), experiment.sweep.directory or run_id(experiment)
-    count = 1
     try:
-        while SearchDir(folder / f"{name}.{count + 1}").exists():
-            count += 1
-        if experiment.fresh and SearchDir(folder / name).exists():
-            count += 1
-        search = SearchDir(folder / (name if count == 1 else f"{name}.{count}"))
+        search = SearchDir(folder / newest(name, lambda one: SearchDir(folder / one).exists(), experiment.fresh))
         private.require(folder, [search.path])
         if search.exists():
             _refuse_another(search, experiment)

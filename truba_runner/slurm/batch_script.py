@@ -1,21 +1,31 @@
-"""Write the sbatch script, with its shell function that requeues the job."""
+"""Write sbatch scripts: parameters under submitit's names, and the shell function that requeues a job.
+
+The text is that of submitit's private `_make_sbatch_string`, checked with submitit 1.5.4. Another version may rename
+its parameters or change the text; `test_a_dry_run_prints_the_script_and_leaves_no_trace` then fails. The rest of
+submitit is not used: it renames its pickles after sbatch (a kill in between loses the job), and exits inside its signal
+handler.
+"""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-from submitit import SlurmExecutor
+from submitit.slurm.slurm import _make_sbatch_string
 
 from truba_runner.slurm.client import SRUN_FAILED
+from truba_runner.slurm.request import Request
 
 # A job whose worker never began is requeued, unless the job was restarted this often, for whatever reason.
-MOST_RESTARTS = 10
+_MOST_RESTARTS = 10
 # The exit statuses of srun then: srun itself failed, or Slurm's signal arrived before the worker had its handlers.
-NEVER_BEGUN = f"{SRUN_FAILED}|{128 + signal.SIGUSR2}|{128 + signal.SIGTERM}"
+_NEVER_BEGUN = f"{SRUN_FAILED}|{128 + signal.SIGUSR2}|{128 + signal.SIGTERM}"
 # Bash. For an array `job` is one task: the last task's SLURM_JOB_ID is also the array's id and would mean all tasks.
 # Slurm may not answer for a while. A job that is cancelled or queued again is left alone, and so is one for which the
 # failed rank has forbidden a requeue.
-REQUEUE = r"""
+_REQUEUE = r"""
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
 requeue() {
   scontrol show job $job | grep -q Requeue=0 && return
@@ -25,22 +35,40 @@ requeue() {
     sleep $pause
   done
 }""".strip()
+# Shell lines after srun that requeue the job where Slurm would not, and end with srun's exit status.
+REQUEUE_OR_EXIT = (
+    "status=$?",
+    _REQUEUE,
+    "case $status in",
+    # SIGKILL, because a node failed or memory ran out: Slurm would not requeue the job.
+    "  137) requeue ;;",
+    f"  {_NEVER_BEGUN}) [ ${{SLURM_RESTART_COUNT:-0}} -ge {_MOST_RESTARTS} ] || requeue ;;",
+    "esac",
+    "exit $status",
+)
 
 
-class Script(SlurmExecutor):
-    """submitit's check of the parameters and its sbatch text, around our own command.
+def parameters(job_name: str, request: Request) -> dict[str, Any]:
+    """Return the parameters of a request under submitit's names."""
+    return {
+        "job_name": job_name,
+        "partition": request.partition,
+        "account": request.account,
+        "nodes": request.nodes,
+        "ntasks_per_node": request.tasks_per_node,
+        "cpus_per_task": request.cpus_per_task,
+        "gres": f"gpu:{request.gpus}" if request.gpus else None,
+        "mem": f"{request.memory_gb * 1024:.0f}M" if request.memory_gb else None,
+        "time": request.time_minutes,
+        "constraint": request.constraint or None,
+        "mail_type": request.mail_type or None,
+        "mail_user": request.mail_user or None,
+        "signal_delay_s": request.signal_seconds,
+        "stderr_to_stdout": True,
+        "wckey": None,
+    }
 
-    Not used are its pickles, which it renames after sbatch (a kill in between loses the job), and its signal handler,
-    which exits inside the signal.
-    """
 
-    @classmethod
-    def affinity(cls) -> int:
-        """Return 1, so that a dry run can write a script on a machine without srun."""
-        return 1
-
-    def text(self, command: str, array_size: int) -> str:
-        """Return the script; `array_size` is 0 for a single job."""
-        if array_size:
-            self.parameters["map_count"] = array_size
-        return str(self._make_submission_file_text(command, uid=""))
+def text(command: str, log_folder: Path, parameters: Mapping[str, Any], array_size: int = 0) -> str:
+    """Return the script that runs a shell command; `array_size` is 0 for a single job."""
+    return _make_sbatch_string(command, log_folder, map_count=array_size or None, **parameters)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import getpass
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from truba_runner.slurm import states
 from truba_runner.slurm.client import SlurmError, query
 
-_SEPARATOR = "\x1f"
+# Between the columns of squeue and sinfo; no name has it.
+SEPARATOR = "\x1f"
 # Slurm's messages: it no longer knows the job; the job to be requeued is queued again already.
 _UNKNOWN_JOB, BACK_IN_QUEUE = "Invalid job id specified", "Job is pending execution"
 # sacct's message on a site without accounting.
@@ -65,14 +66,17 @@ def jobs_named(name: str) -> list[str]:
 
 def queue() -> dict[str, Job]:
     """Return the caller's jobs that squeue lists, by id (`123`, `123_4`), in one call."""
-    fields = _SEPARATOR.join(("%i", "%T", "%P", "%r", "%M", "%l", "%N"))
-    argv = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--states=all", f"--format={fields}"]
-    rows = (line.split(_SEPARATOR) for line in query(argv).splitlines())
+    rows = own_rows(("%i", "%T", "%P", "%r", "%M", "%l", "%N"), query)
     return {
-        row[0]: Job(row[0], row[1], row[2], "" if row[3] == "None" else row[3], row[4], row[5], row[6])
-        for row in rows
-        if len(row) == 7
+        row[0]: Job(row[0], row[1], row[2], "" if row[3] == "None" else row[3], row[4], row[5], row[6]) for row in rows
     }
+
+
+def own_rows(columns: Sequence[str], ask: Callable[[Sequence[str]], str]) -> list[list[str]]:
+    """Return squeue's columns for each of the caller's jobs; `ask` runs the command."""
+    argv = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--states=all"]
+    rows = (line.split(SEPARATOR) for line in ask([*argv, f"--format={SEPARATOR.join(columns)}"]).splitlines())
+    return [row for row in rows if len(row) == len(columns)]
 
 
 def _sacct(argv: Sequence[str]) -> str:

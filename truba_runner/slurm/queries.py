@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 from truba_runner.slurm import client
 from truba_runner.slurm.capacity import gpus_in
+from truba_runner.slurm.jobs import SEPARATOR, own_rows
 
 ANSWER_SECONDS = 5.0
-_SEPARATOR = "\x1f"
 # Our names for squeue's fields, with the letters of `squeue --format`.
 _QUEUED = {
     "job_id": "%i", "state": "%T", "reason": "%r", "partition": "%P", "account": "%a", "qos": "%q", "time_limit": "%l",
@@ -52,13 +52,9 @@ def queued() -> dict[str, dict[str, str]]:
     Raises:
         truba_runner.slurm.client.SlurmError: Slurm does not answer.
     """
-    form = _SEPARATOR.join(_QUEUED.values())
-    argv = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--states=all", f"--format={form}"]
-    rows = [line.split(_SEPARATOR) for line in _ask(argv).splitlines()]
     nothing = {"N/A", "(null)", "None"}
-    whole = (["" if cell in nothing else cell for cell in row] for row in rows if len(row) == len(_QUEUED))
-    told = (dict(zip(_QUEUED, row, strict=True)) for row in whole)
-    return {one["job_id"]: one for one in told}
+    rows = (["" if cell in nothing else cell for cell in row] for row in own_rows([*_QUEUED.values()], _ask))
+    return {row[0]: dict(zip(_QUEUED, row, strict=True)) for row in rows}
 
 
 def starts(job_ids: Iterable[str]) -> dict[str, list[Start]]:
@@ -149,16 +145,8 @@ def jobs_before(job_id: str, partition: str) -> int | None:
     Raises:
         truba_runner.slurm.client.SlurmError: Slurm does not answer.
     """
-    argv = [
-        "squeue",
-        "--noheader",
-        "--array",
-        f"--partition={partition}",
-        "--states=PENDING",
-        "--sort=-p,i",
-        "--format=%i",
-    ]
-    waiting = _ask(argv).split()
+    argv = ["squeue", "--noheader", "--array", f"--partition={partition}", "--states=PENDING", "--sort=-p,i"]
+    waiting = _ask([*argv, "--format=%i"]).split()
     return waiting.index(job_id) if job_id in waiting else None
 
 
@@ -191,8 +179,7 @@ def nodes_out_of_use(partition: str) -> list[tuple[str, str, str]]:
         truba_runner.slurm.client.SlurmError: Slurm does not answer.
     """
     states = "down,drain,draining,drained,fail,maint,resv,unknown,no_respond"
-    argv = ["sinfo", "--noheader", "--Node", f"--partition={partition}", f"--states={states}"]
-    return _node_rows([*argv, f"--format={_SEPARATOR.join(('%N', '%T', '%E'))}"])
+    return _node_rows(f"--partition={partition}", f"--states={states}")
 
 
 def nodes(names: str) -> list[tuple[str, str, str]]:
@@ -201,12 +188,12 @@ def nodes(names: str) -> list[tuple[str, str, str]]:
     Raises:
         truba_runner.slurm.client.SlurmError: Slurm does not answer.
     """
-    form = _SEPARATOR.join(("%N", "%T", "%E"))
-    return _node_rows(["sinfo", "--noheader", "--Node", f"--nodes={names}", f"--format={form}"])
+    return _node_rows(f"--nodes={names}")
 
 
-def _node_rows(argv: Sequence[str]) -> list[tuple[str, str, str]]:
-    rows = (line.strip().split(_SEPARATOR) for line in _ask(argv).splitlines())
+def _node_rows(*which: str) -> list[tuple[str, str, str]]:
+    argv = ["sinfo", "--noheader", "--Node", *which, f"--format={SEPARATOR.join(('%N', '%T', '%E'))}"]
+    rows = (line.strip().split(SEPARATOR) for line in _ask(argv).splitlines())
     return list(dict.fromkeys((row[0], row[1], "" if row[2] == "none" else row[2]) for row in rows if len(row) == 3))
 
 
@@ -258,10 +245,10 @@ def hardware() -> dict[str, list[Hardware]]:
     Raises:
         truba_runner.slurm.client.SlurmError: Slurm does not answer.
     """
-    form = _SEPARATOR.join(("%R", "%D", "%c", "%m", "%G"))
+    form = SEPARATOR.join(("%R", "%D", "%c", "%m", "%G"))
     found: dict[str, list[Hardware]] = {}
     for line in _ask(["sinfo", "--noheader", "--exact", f"--format={form}"]).splitlines():
-        name, nodes_alike, cores, memory, gres = line.split(_SEPARATOR)
+        name, nodes_alike, cores, memory, gres = line.split(SEPARATOR)
         alike = Hardware(int(nodes_alike), int(cores.rstrip("+")), gpus_in(gres), int(memory.rstrip("+")))
         found.setdefault(name, []).append(alike)
     return found

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from truba_runner.config.backends import TRAITS
 from truba_runner.config.durations import parse_minutes
-from truba_runner.config.partitions import facts_of
+from truba_runner.config.partitions import asked_for
 from truba_runner.config.schema import Experiment, Resources
 
 
@@ -47,7 +47,7 @@ def processes(experiment: Experiment) -> int:
 def derive(experiment: Experiment) -> Request:
     """Return the request of an experiment, whether it is allowed or not."""
     resources = experiment.resources
-    facts = facts_of(experiment.cluster, resources.partition, resources.constraint)
+    facts = asked_for(experiment)
     tasks = _tasks_per_node(experiment)
     cores = resources.cores or (resources.gpus * facts.cores_per_gpu if facts.gpus_per_node else facts.min_cores)
     try:

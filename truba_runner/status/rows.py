@@ -33,8 +33,12 @@ EMPTY_ROW: dict[str, Any] = {
 
 def damaged_row(record: RunRecord) -> dict[str, Any]:
     """Return the JSON row of a run with damaged records; empty if they are intact."""
-    why = damage.of_listed(record)
-    return {"run": record.id, "state": damage.DAMAGED, "why": why, "directory": str(record.path)} if why else {}
+    return damage_of(record, why) if (why := damage.of_listed(record)) else {}
+
+
+def damage_of(one: RunDir | RunRecord | SweepDir, why: str) -> dict[str, str]:
+    """Return the values in the row of a run or sweep whose records are damaged."""
+    return {"run": one.id, "state": damage.DAMAGED, "why": why, "directory": str(one.path)}
 
 
 def say_damaged(runs: Iterable[RunDir], file: TextIO | None = None) -> None:
@@ -75,7 +79,7 @@ def row_or_damage(record: RunRecord, jobs: Mapping[str, Job] | None) -> dict[str
         try:
             return row(record, jobs)
         except OSError as error:  # The run was deleted meanwhile, or its disk no longer answers.
-            damaged = {"run": record.id, "state": damage.DAMAGED, "why": str(error), "directory": str(record.path)}
+            damaged = damage_of(record, str(error))
     return {**EMPTY_ROW, **damaged}
 
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from truba_runner.language import _
 from truba_runner.runs.record_files import RunRecord
+from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import is_slurms
-from truba_runner.search.directory import search_of
-from truba_runner.search.overview import job_runs
+from truba_runner.search.overview import with_jobs
 from truba_runner.slurm import jobs as slurm_jobs
 from truba_runner.slurm.client import SlurmError
 from truba_runner.slurm.jobs import Job
@@ -20,11 +20,16 @@ def _last_jobs(record: RunRecord) -> list[tuple[str, bool]]:
     try:
         if record.pulled:
             return []
-        search = search_of(record)
-        with_jobs = [run.record() for run in job_runs(search)] if search else [record]
-        return [(one.job_id, bool(one.result)) for one in with_jobs]
+        return [(one.job_id, bool(one.result)) for one in (run.record() for run in with_jobs(RunDir(record.path)))]
     except OSError:
         return []
+
+
+def known_jobs_or_records(runs: Sequence[RunRecord], finished_too: bool = False) -> Mapping[str, Job] | None:
+    """Return what `known_jobs` does, and say on standard error if Slurm does not answer."""
+    if (jobs := known_jobs(runs, finished_too)) is None:
+        print(_("Slurm does not answer: states are those on record"), file=sys.stderr)
+    return jobs
 
 
 def known_jobs(

@@ -8,7 +8,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from truba_runner.config.recipe import FINDER, SUGGESTIONS, rate_taken
@@ -17,7 +17,6 @@ from truba_runner.language import _
 from truba_runner.runs import damage
 from truba_runner.runs.record_files import RunRecord
 from truba_runner.runs.record_shapes import RateCurve
-from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import has_no_rate, state_of
 from truba_runner.runs.sweep_directory import Member, SweepDir
 from truba_runner.search import overview
@@ -54,13 +53,13 @@ class Row:
     run: str
     values: Mapping[str, Any]
     state: str
-    job_id: str
-    epoch: int | None
-    epochs: int | None
-    metrics: Mapping[str, float]
-    history: Sequence[Mapping[str, float]]
     why: str
     directory: str
+    job_id: str = ""
+    epoch: int | None = None
+    epochs: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    history: Sequence[Mapping[str, float]] = ()
     finding: Finding | None = None
     trials: tuple[int, int] | None = None
 
@@ -219,7 +218,7 @@ def _row(sweep: SweepDir, member: Member, jobs: Mapping[str, Job] | None) -> Row
     record = run.record()
     finder = record.of(member.finder) if member.finder else None
     if why := run.path.exists() and damage.of_record(record):
-        return _damaged_row(run, member.values, why)
+        return Row(run.id, member.values, damage.DAMAGED, why, str(run.path))
     if (search := search_of(run)) is not None:
         return _search_row(search, member.values, jobs)
     state, progress = state_of(record, jobs), record.progress
@@ -243,34 +242,13 @@ def _row(sweep: SweepDir, member: Member, jobs: Mapping[str, Job] | None) -> Row
     )
 
 
-def _damaged_row(run: RunDir, values: Mapping[str, Any], why: str) -> Row:
-    return Row(
-        run=run.id,
-        values=values,
-        state=damage.DAMAGED,
-        job_id="",
-        epoch=None,
-        epochs=None,
-        metrics={},
-        history=(),
-        why=why,
-        directory=str(run.path),
-    )
-
-
 def _search_row(search: SearchDir, values: Mapping[str, Any], jobs: Mapping[str, Job] | None) -> Row:
     told = overview.row(search, jobs)
     return Row(
         run=search.id,
         values=values,
-        state=told["state"],
-        job_id=told["job_id"],
-        epoch=None,
-        epochs=None,
+        **{key: told[key] for key in ("state", "why", "directory", "job_id")},
         metrics={name: _number(value) for name, value in told["metrics"].items()},
-        history=(),
-        why=told["why"],
-        directory=told["directory"],
         trials=(told["trials_told"], told["trials_begun"]),
     )
 

@@ -15,7 +15,7 @@ from truba_runner.errors import Failed
 from truba_runner.language import _, counted, marked
 from truba_runner.runs.sweep_directory import SweepDir
 from truba_runner.status.printing import print_json
-from truba_runner.status.slurm_jobs import known_jobs
+from truba_runner.status.slurm_jobs import known_jobs_or_records
 from truba_runner.status.sweep_plots import draw, draw_curves
 from truba_runner.status.sweep_table import SEED, Finding, Row, Table, as_csv, table
 
@@ -42,9 +42,7 @@ def show(sweep: SweepDir, given: argparse.Namespace) -> int:
     """Print what the options ask for, and return the exit status."""
     members = sweep.members()
     names = dict.fromkeys(name for one in members for name in (one.run, one.finder) if name)
-    jobs = known_jobs([sweep.run(name).record() for name in names])
-    if jobs is None:
-        print(_("Slurm does not answer: states are those on record"), file=sys.stderr)
+    jobs = known_jobs_or_records([sweep.run(name).record() for name in names])
     keys = sweep.description().get("keys", [])
     sorts_by_metric = given.sort and given.sort != "state" and given.sort not in keys
     metric = given.best or (given.sort if sorts_by_metric else "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,21 +24,13 @@ def lock(runs_folder: Path, wait_seconds: float = LOCK_SECONDS) -> Iterator[int]
         truba_runner.errors.Failed: another process held the lock for `wait_seconds`.
     """
     runs_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = runs_folder / LOCK
-    handle = lock_waits.opened(path)
-
-    def taken() -> bool:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # Which one depends on the file system.
-            return False
-        except OSError:
-            pass
-        return True
-
-    try:
-        lock_waits.wait_for(taken, wait_seconds, path)
-        lock_waits.sign(handle)
+    with lock_waits.holding(runs_folder / LOCK, _flock, wait_seconds) as handle:
         yield handle
-    finally:
-        os.close(handle)
+
+
+def _flock(handle: int, how: int) -> None:
+    try:
+        fcntl.flock(handle, how)
+    except OSError as error:  # Any other error: the file system has no locks.
+        if isinstance(error, (BlockingIOError, PermissionError)):
+            raise

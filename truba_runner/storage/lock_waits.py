@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
 import stat
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,8 @@ def opened(path: Path) -> int:
 
 
 def _not_a_lock(path: Path) -> str:
-    told = _("{path}: a lock has this name, and what is there is a link, no file, or a second name of another file. "
+    return _("{path}: a lock has this name, and what is there is a link, no file, or a second name of another file. "
              "Take it away.", path=path)  # fmt: skip
-    return told
 
 
 def sign(handle: int) -> None:
@@ -106,6 +106,30 @@ def wait_for(attempt: Callable[[], bool], seconds: float, path: Path) -> None:
             print(words, file=sys.stderr, flush=True)
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+
+@contextmanager
+def holding(path: Path, lock: Callable[[int, int], object], seconds: float) -> Iterator[int]:
+    """Take a kernel lock, `fcntl.flock` or `fcntl.lockf`, on a file, and yield the file's descriptor.
+
+    Raises:
+        truba_runner.errors.Failed: the lock was not taken within `seconds`.
+    """
+    handle = opened(path)
+
+    def taken() -> bool:
+        try:
+            lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # Which one depends on the file system.
+            return False
+        return True
+
+    try:
+        wait_for(taken, seconds, path)
+        sign(handle)
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def _holder(path: Path) -> str:

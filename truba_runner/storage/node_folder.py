@@ -13,6 +13,7 @@ from pathlib import Path
 from truba_runner.language import _
 
 _ATTEMPTS = 5
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextmanager
@@ -39,7 +40,7 @@ def _made_and_held(folder: Path) -> int:
     for _attempt in range(_ATTEMPTS):
         os.mkdir(folder, 0o700)  # Fails if anything has this name, even another user's link.
         try:
-            held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            held = os.open(folder, _FOLDER)
         except FileNotFoundError:
             continue
         with suppress(OSError):
@@ -59,7 +60,7 @@ def _sweep(scratch: Path) -> None:
             about = os.lstat(folder)
             if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
                 continue
-            held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            held = os.open(folder, _FOLDER)
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)

@@ -25,6 +25,12 @@ def shipped(folder: str) -> Path:
     return inside if inside.is_dir() else package.parent / folder
 
 
+def config_names(group: str) -> set[str]:
+    """Return the names of the user's and the package's files in a folder of `conf/`."""
+    folders = [folder / group for folder in (Path.cwd() / "conf", shipped("conf"))]
+    return {file.stem for folder in folders if folder.is_dir() for file in folder.glob("*.yaml")}
+
+
 @lru_cache(maxsize=1)
 def _unpacked(archive: Path) -> Path:
     """Unpack a bundle's data files, a few dozen, into a folder named by their hash, and return the folder.

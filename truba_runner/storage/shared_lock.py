@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -96,7 +96,7 @@ class FcntlLock:
         """Use the file `path`, which is created if missing, and never removed."""
         self._path = path
         self._wait_seconds = wait_seconds
-        self._handle = -1
+        self._holding: AbstractContextManager[int] = nullcontext(-1)
 
     def __enter__(self) -> FcntlLock:
         """Wait until the lock is held.
@@ -104,25 +104,13 @@ class FcntlLock:
         Raises:
             truba_runner.errors.Failed: the lock was not free within `wait_seconds`.
         """
-        self._handle = lock_waits.opened(self._path)
-        try:
-            lock_waits.wait_for(self._try, self._wait_seconds, self._path)
-        except BaseException:
-            os.close(self._handle)
-            raise
-        lock_waits.sign(self._handle)
+        self._holding = lock_waits.holding(self._path, fcntl.lockf, self._wait_seconds)
+        self._holding.__enter__()
         return self
-
-    def _try(self) -> bool:
-        try:
-            fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return False
-        return True
 
     def __exit__(self, *exception: object) -> None:
         """Release the lock."""
-        os.close(self._handle)
+        self._holding.__exit__(None, None, None)
 
     def held(self) -> bool:
         """Always True: the kernel breaks no lock."""

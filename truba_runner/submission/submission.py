@@ -16,14 +16,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from truba_runner import terminal
 from truba_runner.code import package, provenance, snapshot
 from truba_runner.config.durations import parse_minutes
 from truba_runner.environment import start
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _
 from truba_runner.runs.events import Event, Kind
-from truba_runner.slurm import budget, client, commands, jobs
-from truba_runner.slurm.batch_script import MOST_RESTARTS, NEVER_BEGUN, REQUEUE, Script
+from truba_runner.slurm import batch_script, budget, client, commands, jobs
 from truba_runner.slurm.client import SRUN_FAILED
 from truba_runner.slurm.request import Request
 from truba_runner.submission.prepared import Prepared, prepare_directory
@@ -74,21 +74,7 @@ class Submission:
         """Return the sbatch parameters under submitit's names."""
         request = self.request
         return {
-            "job_name": self.job_name,
-            "partition": request.partition,
-            "account": request.account,
-            "nodes": request.nodes,
-            "ntasks_per_node": request.tasks_per_node,
-            "cpus_per_task": request.cpus_per_task,
-            "gres": f"gpu:{request.gpus}" if request.gpus else None,
-            "mem": f"{request.memory_gb * 1024:.0f}M" if request.memory_gb else None,
-            "time": request.time_minutes,
-            "constraint": request.constraint or None,
-            "mail_type": request.mail_type or None,
-            "mail_user": request.mail_user or None,
-            "signal_delay_s": request.signal_seconds,
-            "stderr_to_stdout": True,
-            "wckey": None,
+            **batch_script.parameters(self.job_name, request),
             "additional_parameters": {"chdir": str(self.first.run.path.parent), "requeue": True},
             "setup": [
                 *self._start().setup,
@@ -97,19 +83,10 @@ class Submission:
                 # Python imports from the current folder first; in one that others can write to, this is unsafe.
                 "cd /",
             ],
-            "teardown": [
-                "status=$?",
-                REQUEUE,
-                "case $status in",
-                # SIGKILL, because a node failed or memory ran out: Slurm would not requeue the job.
-                "  137) requeue ;;",
-                f"  {NEVER_BEGUN}) [ ${{SLURM_RESTART_COUNT:-0}} -ge {MOST_RESTARTS} ] || requeue ;;",
-                "esac",
-                "exit $status",
-            ],
+            "teardown": [*batch_script.REQUEUE_OR_EXIT],
             # Since Slurm 22.05, srun does not inherit this from sbatch.
             "srun_args": [f"--cpus-per-task={request.cpus_per_task}", "--kill-on-bad-exit=1"],
-        }  # fmt: skip
+        }
 
     @property
     def _runs_folder(self) -> Path:
@@ -126,10 +103,8 @@ class Submission:
 
     def script(self) -> str:
         """Return the exact script that sbatch reads."""
-        python = self._start().python
-        executor = Script(folder=self.log_folder, python=python)
-        executor.update_parameters(**self.parameters())
-        return executor.text(f"{python} -u -m {self.worker()}", self.array_size)
+        command = f"{self._start().python} -u -m {self.worker()}"
+        return batch_script.text(command, self.log_folder, self.parameters(), self.array_size)
 
     def send(self, lock: int) -> str:
         """Record the intent, submit, record the answer, and return the job id.
@@ -219,7 +194,7 @@ class Submission:
 def warn_of_cost(submissions: Sequence[Submission]) -> None:
     """Warn if the account's remaining core-hours or GPU-hours may not suffice for these submissions."""
     for warning in budget.warnings([one.most() for one in submissions]):
-        print(_("warning: {text}", text=warning), file=sys.stderr)
+        terminal.warn(warning)
 
 
 def _refusal(error: client.SlurmError) -> Problem:

@@ -8,9 +8,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from truba_runner.config import recipe
+from truba_runner.config.durations import time_limit
 from truba_runner.config.schema import Experiment
 from truba_runner.errors import Problem, Refused
 from truba_runner.language import _, counted
@@ -18,10 +18,6 @@ from truba_runner.runs.run_directory import RunDir
 
 # Factor on the 90th percentile of the epoch times: nodes and the load on the shared disk vary.
 _MARGIN = 1.3
-# For the start, reading data, compilation, and the evaluation and plots at the end.
-_AROUND_MINUTES = 10
-# Smaller differences do not matter to a scheduler.
-_ROUNDED_TO_MINUTES = 15
 
 
 @dataclass(frozen=True)
@@ -77,14 +73,12 @@ def proposed(experiment: Experiment) -> Proposal:
     seconds = sorted(one for measured in chosen for one in measured.epoch_seconds)
     slow = seconds[math.ceil(0.9 * len(seconds)) - 1]
     epochs = recipe.whole_epochs(experiment.train)
-    minutes = _AROUND_MINUTES + epochs * slow * _MARGIN / 60
-    rounded = math.ceil(minutes / _ROUNDED_TO_MINUTES) * _ROUNDED_TO_MINUTES
     ran_on = ", ".join(sorted({one.ran_on for one in chosen}))
     runs = counted("{count} earlier run ({ran_on})", "{count} earlier runs ({ran_on})", len(chosen), ran_on=ran_on)
     because = counted("{count} epoch of {slow:.3g} s, the slowest tenth of {known} epochs of {runs}",
                       "{count} epochs of {slow:.3g} s, the slowest tenth of {known} epochs of {runs}",
                       epochs, slow=slow, known=len(seconds), runs=runs)  # fmt: skip
-    return Proposal(rounded, because)
+    return Proposal(time_limit(epochs * slow * _MARGIN / 60), because)
 
 
 def _earlier(experiment: Experiment) -> list[Measured]:
@@ -102,8 +96,4 @@ def _measured(run: RunDir, experiment: Experiment) -> Measured | None:
         devices = max(1, int(resources["gpus"])) * int(resources["nodes"])
     except (OSError, KeyError, TypeError, ValueError):  # Written by another version, or damaged.
         return None
-    return Measured(run.id, seconds, _partition(resources), devices) if same else None
-
-
-def _partition(resources: dict[str, Any]) -> str:
-    return str(resources.get("partition", ""))
+    return Measured(run.id, seconds, str(resources.get("partition", "")), devices) if same else None

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.types import Override, ValueType
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from truba_runner.config.composing.compose import as_typed
+from truba_runner.config.composing.hydra_private import elements
 from truba_runner.config.schema import Experiment
 from truba_runner.errors import Failed, Problem, Refused, nearest
 from truba_runner.language import _
@@ -140,11 +140,3 @@ def all_elements(overrides: Iterable[Override]) -> list[Override]:
             raise Refused(Problem(str(override.input_line), _("it stands for no value at all."), remedy))
         found += own
     return found
-
-
-def elements(override: Override) -> Iterator[Override]:
-    """Yield the values of an override that may sweep, each as an override typed by itself."""
-    values: Iterable[Any] = override.sweep_iterator() if override.is_sweep_override() else [override._value]
-    for value in values:
-        text = f"{override.get_key_element()}={Override._get_value_element_as_str(value)}"
-        yield replace(override, value_type=ValueType.ELEMENT, _value=value, input_line=text)

@@ -14,17 +14,17 @@ from functools import cache, cached_property, lru_cache
 from types import SimpleNamespace
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import Container, DictConfig, ListConfig, OmegaConf, ValueNode, open_dict, read_write
-from omegaconf._utils import split_key
 from omegaconf.errors import OmegaConfBaseException
 
+from truba_runner.config.composing import hydra_private
 from truba_runner.config.composing.compose import as_typed, selector, typed
 from truba_runner.config.composing.hydra_errors import in_words
+from truba_runner.config.omegaconf_private import leaf_at, path_of, set_leaf
 from truba_runner.config.schema import Experiment
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.language import _
@@ -106,7 +106,7 @@ class Composer:
         key, value = override.key_or_group, override.value()
         # Hydra's own rule: a config group as the key chooses a file of the group, unless the value is a mapping.
         composes = override.is_hydra_override() or (not isinstance(value, dict) and self._is_group(key))
-        return _Line(str(override.input_line), override, key, tuple(split_key(key)), value, composes)
+        return _Line(str(override.input_line), override, key, path_of(key), value, composes)
 
     @cache  # noqa: B019  # A composer lives as long as its sweep is composed.
     def _is_group(self, key: str) -> bool:
@@ -217,7 +217,7 @@ def _apply(lines: Sequence[_Line], config: DictConfig, wrong: dict[str, Problem]
     for line in lines:
         try:
             with in_words(line.text):
-                ConfigLoaderImpl._apply_overrides_to_config([line.override], config)
+                hydra_private.apply(line.override, config)
         except Refused as refused:
             (wrong[line.text],) = refused.problems
             problems.append(wrong[line.text])
@@ -259,18 +259,12 @@ class _Variant:
     def _followed(self, plain: Sequence[_Line]) -> dict[Path, Any]:
         """Return the set values and those that depend on them, after setting all of the run's values in the config."""
         for line in plain:
-            self._leaf(line.path)._set_value(line.value)
+            set_leaf(self._leaf(line.path), line.value)
         return {path: _value(self.config, path) for path in (*(line.path for line in plain), *self.followers)}
 
     @cache  # noqa: B019  # A variant lives as long as its sweep is composed.
     def _leaf(self, path: Path) -> ValueNode:
-        """Return the node that holds a value and knows its type."""
-        node: Any = self.config
-        for part in path:
-            node = node._get_node(int(part) if isinstance(node, ListConfig) else part)
-        if not isinstance(node, ValueNode) or node._is_interpolation():
-            raise TypeError(f"{path} is no plain value")
-        return node
+        return leaf_at(self.config, path)
 
     def _with(self, values: Mapping[Path, Any]) -> Experiment:
         made: Any = self.first

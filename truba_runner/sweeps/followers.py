@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-from omegaconf import Container, DictConfig, ListConfig
+from omegaconf import DictConfig, OmegaConf
 
 _INNERMOST = re.compile(r"\$\{([^${}]*)\}")
 # Resolvers that read nothing from the config.
@@ -23,7 +24,7 @@ def overlap(one: Path, other: Path) -> bool:
 
 def followers_of(config: DictConfig, swept: Sequence[Path]) -> list[Path]:
     """Return the interpolations that are not known to be independent of the swept keys."""
-    waiting = dict(_interpolations(config, ()))
+    waiting = dict(_interpolations(OmegaConf.to_container(config, resolve=False), ()))
     moving = list(swept)
     followers: list[Path] = []
     found = True
@@ -40,17 +41,14 @@ def followers_of(config: DictConfig, swept: Sequence[Path]) -> list[Path]:
     return followers
 
 
-def _interpolations(node: Container, path: Path) -> Iterator[tuple[Path, str]]:
-    keys = range(len(node)) if isinstance(node, ListConfig) else list(node.keys())  # type: ignore[attr-defined]
-    for key in keys:
-        child = node._get_node(key)
-        own = (*path, str(key))
-        if child is None:
-            continue
-        if child._is_interpolation():  # type: ignore[union-attr]
-            yield own, str(child._value())  # type: ignore[union-attr]
-        elif isinstance(child, Container) and not (child._is_none() or child._is_missing()):
-            yield from _interpolations(child, own)
+def _interpolations(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
+    if isinstance(value, str):
+        if "${" in value:
+            yield path, value
+        return
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from _interpolations(item, (*path, str(key)))
 
 
 def _may_follow(text: str, moving: Sequence[Path]) -> bool:

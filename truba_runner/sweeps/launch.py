@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from truba_runner import terminal
 from truba_runner.config import lr_find
 from truba_runner.config.composing.compose import absolute
 from truba_runner.config.schema import Experiment
@@ -135,7 +136,7 @@ def _warn(checked: Sequence[Checked]) -> None:
     """Print the warnings of all runs, each once."""
     told = (warning for run in checked for warning in (*run.plan.warnings, *rules.warnings(run.experiment)))
     for warning in dict.fromkeys(told):
-        print(_("warning: {text}", text=warning), file=sys.stderr)
+        terminal.warn(warning)
 
 
 def _on_slurm(

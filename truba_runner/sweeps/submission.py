@@ -6,11 +6,11 @@ A run waits for the canary of its sweep, or for its learning-rate finder: the ta
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
+from truba_runner import terminal
 from truba_runner.config.schema import Experiment
 from truba_runner.errors import Failed, Refused
 from truba_runner.language import _
@@ -213,7 +213,7 @@ def _warn_of_more_at_once(experiment: Experiment, arrays: int) -> None:
             pack=pack,
             most=arrays * pack,
         )
-        print(_("warning: {text}", text=told), file=sys.stderr)
+        terminal.warn(told)
 
 
 def _asks_for(prepared: Prepared) -> str:

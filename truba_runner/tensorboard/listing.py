@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +13,13 @@ from truba_runner.runs import damage, runs_folders
 from truba_runner.runs.record_files import RunRecord
 from truba_runner.runs.record_shapes import is_plain
 from truba_runner.runs.run_directory import RunDir
-from truba_runner.runs.state import state_of
 from truba_runner.search.directory import search_of
-from truba_runner.search.overview import standing
+from truba_runner.search.overview import standing_of
 from truba_runner.slurm.jobs import Job
 from truba_runner.tensorboard.chosen import meant
+from truba_runner.tensorboard.ssh import announced
 
-# Prefix of the line with the list; a login shell may print other lines before it.
+# Mark of the line with the list.
 MARK = "truba-pull "
 
 
@@ -95,17 +94,11 @@ def _may_change(run: RunDir, jobs: Mapping[str, Job] | None) -> bool:
     """Return whether a run is live, or may be because its state is unknown."""
     if run.result() or jobs is None:
         return not run.result()
-    search = search_of(run)
-    state = standing(search, jobs) if search else state_of(run.record(), jobs)
+    state = standing_of(run.record(), jobs)
     return state.live or state.state == "UNKNOWN"
-
-
-def announce(listed: Sequence[Mapping[str, Any]]) -> None:
-    """Print the list for the user's machine to read."""
-    print(MARK + json.dumps(listed), flush=True)
 
 
 def understood(text: str) -> list[Listed] | None:
     """Parse the output of `truba pull --list`; None if it has no list."""
-    lines = [line for line in text.splitlines() if line.startswith(MARK)]
-    return [Listed.of(one) for one in json.loads(lines[-1].removeprefix(MARK))] if lines else None
+    lists = list(announced(MARK, text.splitlines()))
+    return [Listed.of(one) for one in lists[-1]] if lists else None

@@ -14,7 +14,8 @@ from typing import Any
 from truba_runner.tensorboard.feed import SAMPLES, Feed, provider
 
 _NEWS, _SCRIPT, _PROGRAM = "/truba/news", "/truba/follow.js", "/index.js"
-# TensorBoard's page sorts the runs by name. Sorted by a column that does not exist, they keep the server's order.
+# TensorBoard's page sorts the runs by name. Sorted by a column that does not exist, they keep the server's order. This
+# text is in the program of TensorBoard 2.21; without it the page works, and sorts the runs by name.
 _SORTED, _AS_THEY_COME = b'sortingInfo:{name:"run",order', b'sortingInfo:{name:"",order'
 # The host names by which a browser reaches this machine. Without this check a foreign web page could read the data by
 # letting its own host name resolve to 127.0.0.1 (DNS rebinding).

@@ -30,7 +30,7 @@ from truba_runner.search.directory import SearchDir
 from truba_runner.storage import safe_files
 from truba_runner.storage.files import write_atomically
 from truba_runner.tensorboard.listing import Listed, understood
-from truba_runner.tensorboard.ssh import NO_CONNECTION, NOT_FOUND, Connection, not_found
+from truba_runner.tensorboard.ssh import NO_CONNECTION, NOT_FOUND, Connection, not_found, pause_seconds
 
 _RECORDS = ("run.yaml", "submissions.jsonl", "progress.json", "history.csv", "result.json", "lr_find_*.json")
 _OF_A_SEARCH = (
@@ -43,7 +43,6 @@ _SILENCE_SECONDS = 60
 _LIST_EVERY_SECONDS = 60.0
 # Failures in a row before giving up: a login node or its disk may fail briefly, but deleted runs do not come back.
 _MOST_NOT_LISTED = _MOST_INCOMPLETE = 3
-_PAUSES_SECONDS = (1, 2, 4, 8, 15, 30)
 # rsync's exit statuses.
 _FILE_ERROR, _SIGNALLED, _PARTLY, _VANISHED = 11, 20, 23, 24
 _CUT = {10, 12, _SIGNALLED, 30, 35, NO_CONNECTION}
@@ -171,7 +170,7 @@ class Puller:
                     say(
                         told(error, self._connection.login, self._into) + " " + _("It is tried again (Ctrl-C ends it).")
                     )
-                pause = max(_PAUSES_SECONDS[min(attempt, len(_PAUSES_SECONDS) - 1)], every_seconds / 10)
+                pause = max(pause_seconds(attempt), every_seconds / 10)
                 attempt += 1
             ended.wait(pause)
 

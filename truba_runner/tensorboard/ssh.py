@@ -5,6 +5,7 @@ The user authenticates once. Host keys are checked as the user's configuration s
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -12,7 +13,8 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,6 +32,8 @@ _ALIVE_EVERY_SECONDS = 10
 _LONGEST_FOLDER = 60
 # Longest time from the end of a command, when its connection was lost, until the connection's own ssh ends.
 _END_SECONDS = 2
+# Pauses before connecting again.
+_PAUSES_SECONDS = (1, 2, 4, 8, 15, 30)
 # A command that waits until its input is closed.
 _NOTHING = "cat >/dev/null"
 
@@ -177,14 +181,27 @@ def _settings(login: str) -> Mapping[str, str]:
 
 def _close(stream: IO[Any] | None) -> None:
     if stream is not None:
-        try:
+        with suppress(OSError):  # The process has exited with input still unread.
             stream.close()
-        except OSError:  # The process has exited with input still unread.
-            pass
 
 
 def _deaf_to_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def pause_seconds(attempt: int) -> int:
+    """Return how long to wait before the next connection, after this many in vain."""
+    return _PAUSES_SECONDS[min(attempt, len(_PAUSES_SECONDS) - 1)]
+
+
+def announce(mark: str, told: Any) -> None:
+    """Print a line on the login node for the user's machine, which knows it by its mark: a shell may print others."""
+    print(mark + json.dumps(told), flush=True)
+
+
+def announced(mark: str, lines: Iterable[str]) -> Iterator[Any]:
+    """Yield what `announce` has printed on the login node with this mark."""
+    return (json.loads(line.removeprefix(mark)) for line in lines if line.startswith(mark))
 
 
 def not_found(login: str) -> str:

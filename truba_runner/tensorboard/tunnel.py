@@ -12,19 +12,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from subprocess import Popen
 from typing import Any
 
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.tensorboard import ssh
 from truba_runner.tensorboard.server import IDLE, LEFT, loopback
 from truba_runner.tensorboard.ssh import NO_CONNECTION, NOT_FOUND, Connection, not_found
 
-# Prefix of the lines printed on the login node for this side; a login shell may print other lines before them.
+# Mark of the lines printed on the login node for this side.
 MARK = "truba-tensorboard "
 _CONNECTED = {"connected": True}
 _HEARTBEAT_SECONDS = 2.0
-_PAUSES_SECONDS = (1, 2, 4, 8, 15, 30)
 # A server that ends within this many seconds, so many times in a row, is not restarted.
 _SHORT_SECONDS, _SHORT_LIVES = 60.0, 4
 # An sshd that may not forward to the socket refuses at once; a busy login node only answers slowly.
@@ -35,7 +36,7 @@ _SIGNALLED = 128
 
 def announce(**about: Any) -> None:
     """Print a line on the login node for the user's side to read."""
-    print(MARK + json.dumps(about), flush=True)
+    ssh.announce(MARK, about)
 
 
 class Tunnel:
@@ -81,7 +82,7 @@ class Tunnel:
                 print(
                     _("the connection to {login} is lost; trying again (Ctrl-C ends it)", login=login), file=sys.stderr
                 )
-            ended.wait(_PAUSES_SECONDS[min(lost_in_vain, len(_PAUSES_SECONDS) - 1)])
+            ended.wait(ssh.pause_seconds(lost_in_vain))
 
     def _one_life(self, ready: Callable[[str], None]) -> str | None:
         """Connect and serve until the end; return why it ended, "" if unknown, None if ssh could not connect again."""
@@ -209,11 +210,7 @@ class _Lines:
         self._thread.join(5)
 
     def _read(self, stream: Any) -> None:
-        for line in stream:
-            text = line.decode(errors="replace")
-            if not text.startswith(MARK):
-                continue
-            told = json.loads(text.removeprefix(MARK))
+        for told in ssh.announced(MARK, (line.decode(errors="replace") for line in stream)):
             if told == _CONNECTED:
                 self.connected = True
             else:
@@ -224,11 +221,9 @@ class _Lines:
 
 def _beat(process: Popen[bytes]) -> None:
     assert process.stdin is not None  # noqa: S101
-    try:
+    with suppress(OSError):  # The process has just exited; the next poll sees it.
         process.stdin.write(b".")
         process.stdin.flush()
-    except OSError:  # The process has just exited; the next poll sees it.
-        pass
 
 
 def _free_ports(wanted: int | None) -> list[int]:

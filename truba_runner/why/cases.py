@@ -7,9 +7,8 @@ from dataclasses import replace
 
 from truba_runner.runs import damage
 from truba_runner.runs.run_directory import RunDir
-from truba_runner.runs.state import RunState, dropped, state_of
-from truba_runner.search.directory import search_of
-from truba_runner.search.overview import standing
+from truba_runner.runs.state import RunState, dropped
+from truba_runner.search.overview import standing_of
 from truba_runner.slurm import queries
 from truba_runner.slurm.client import SlurmError
 from truba_runner.slurm.jobs import Job
@@ -31,9 +30,7 @@ def _on_record(run: RunDir, jobs: Mapping[str, Job] | None) -> Case:
     if why := damage.of_record(record):
         return Case(run, RunState(damage.DAMAGED, live=False, job=None, why=why))
     try:
-        search = search_of(run)
-        state = standing(search, jobs) if search else state_of(record, jobs)
-        why = dropped(record.events)
+        state, why = standing_of(record, jobs), dropped(record.events)
         return Case(run, state, record.job_id, record.intent, dropped=why, slurm_answers=jobs is not None)
     except OSError as error:  # The run was deleted meanwhile, or its disk has failed.
         return Case(run, RunState(damage.DAMAGED, live=False, job=None, why=str(error)))

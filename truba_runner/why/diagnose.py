@@ -77,17 +77,13 @@ def _matches(case: Case) -> Sequence[_Match]:
     if case.dropped:
         return [_Match(_sure("record", "DROPPED"), Evidence(case.run.id, case.dropped))]
     slurms = case.slurms_state
-    ended = (
-        meaning("ended", slurms) if slurms not in {"", "COMPLETED", "FAILED"} and state.state != "COMPLETED" else None
-    )
-    if ended is not None:
-        also = _in_log(case) if state.state in _LOG_TELLS_MORE else None
-        on = Evidence("sacct", evidence.as_slurm_says(case))
-        return [_Match(ended, on), *([also] if also else [])]
-    if state.state == "FAILED":
+    told = slurms not in {"", "COMPLETED", "FAILED"} and state.state != "COMPLETED"
+    if told and (ended := meaning("ended", slurms)):
+        first = _Match(ended, Evidence("sacct", evidence.as_slurm_says(case)))
+    elif state.state == "FAILED":
         return _failed(case)
-    on = Evidence(case.run.id, state.why or state.state)
-    first = _Match(_sure("record", _word_on_record(case)), on)
+    else:
+        first = _Match(_sure("record", _word_on_record(case)), Evidence(case.run.id, state.why or state.state))
     also = _in_log(case) if state.state in _LOG_TELLS_MORE else None
     return [first, *([also] if also else [])]
 

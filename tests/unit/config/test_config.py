@@ -9,7 +9,7 @@ from hydra import compose
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError
 
-from truba_runner.config import plain_objects
+from truba_runner.config import omegaconf_private
 from truba_runner.config.identity import run_id
 from truba_runner.config.schema import Experiment, detect_cluster, experiment_from
 from truba_runner.storage.package_files import shipped
@@ -62,7 +62,7 @@ def test_a_key_that_is_not_in_the_schema_is_refused() -> None:
 def test_a_config_is_converted_as_omegaconf_converts_it(hydra_ready: None, name: str) -> None:
     more = ["+job.options.same=${train}", "+job.options.list=[1,null,{a: '${name}'}]", "train.loss=null"]
     config = compose("config", [f"+experiment={name}", "cluster=truba", *more])
-    assert repr(plain_objects._plain(config)) == repr(OmegaConf.to_object(config))
+    assert repr(omegaconf_private.plain(config)) == repr(OmegaConf.to_object(config))
 
 
 @pytest.mark.parametrize("value", ["???", "${nothing}", "${job.options.x}", r"\${name}", "${oc.env:NOTHING}"])
@@ -70,7 +70,7 @@ def test_what_has_rules_of_its_own_is_left_to_omegaconf(value: str) -> None:
     config = OmegaConf.merge(OmegaConf.structured(Experiment), {"name": "x", "job": {"options": {"x": value}}})
     config.job.module, config.data.name, config.data.folder = "a", "b", "c"
     outcomes = []
-    for convert in (OmegaConf.to_object, plain_objects.to_object):
+    for convert in (OmegaConf.to_object, omegaconf_private.to_object):
         try:
             outcomes.append(repr(convert(config)))
         except Exception as error:

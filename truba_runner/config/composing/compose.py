@@ -16,11 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from truba_runner.config.composing.hydra_errors import in_words
 from truba_runner.config.composing.shape import wrong_keys, wrong_sections
-from truba_runner.config.plain_objects import to_object
+from truba_runner.config.omegaconf_private import to_object
 from truba_runner.config.schema import Experiment, detect_cluster
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.language import _
-from truba_runner.storage.package_files import shipped
+from truba_runner.storage.package_files import config_names, shipped
 
 # Overrides that decide which file `truba stage` fetches, and to where.
 _SAY_WHERE_DATA_LIES = {"cluster", "cluster.scratch", "cluster.data_folder", "data.folder", "data.name"}
@@ -58,7 +58,7 @@ def typed(config: DictConfig) -> Experiment:
         Refused: no experiment was chosen, or the config does not have the schema's shape.
     """
     if OmegaConf.is_missing(config, "name"):
-        remedy = _("Type +experiment=NAME.") + " " + _experiments()
+        remedy = _("Type +experiment=NAME.") + " " + nearest("", config_names("experiment"))
         raise Refused(Problem(_("no experiment"), _("a run needs one."), remedy))
     if wrong := list(wrong_keys(config)):
         raise Refused(*wrong)
@@ -93,9 +93,3 @@ def as_typed(overrides: Any) -> list[str]:
     """Return Hydra's record of overrides as typed: interpolations in them are not resolved."""
     texts: Any = OmegaConf.to_container(overrides, resolve=False)
     return [str(text) for text in texts]
-
-
-def _experiments() -> str:
-    folders = (Path.cwd() / "conf" / "experiment", shipped("conf") / "experiment")
-    names = {file.stem for folder in folders if folder.is_dir() for file in folder.glob("*.yaml")}
-    return nearest("", names)

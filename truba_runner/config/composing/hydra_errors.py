@@ -20,15 +20,17 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from truba_runner.config.omegaconf_private import node_at
 from truba_runner.errors import Failed, Problem, Refused, nearest
 from truba_runner.language import _
-from truba_runner.storage.package_files import shipped
+from truba_runner.storage.package_files import config_names, shipped
 
 FOREIGN = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
 # Modules that pass user input to Hydra and OmegaConf.
 _CALLERS = (
     "truba_runner.cli.app",
     "truba_runner.config.composing.compose",
+    "truba_runner.config.composing.hydra_private",
     "truba_runner.sweeps.compose",
     "hydra_plugins.truba_runner.sweeper",
 )
@@ -124,8 +126,6 @@ def translated(error: BaseException, received: str = "") -> Problem:
 def _of_missing_file(path: str) -> Problem:
     """Return the problem of a missing config file, named in a defaults list or meant to replace config.yaml."""
     group, _slash, name = path.rpartition("/")
-    folders = [folder / group for folder in (Path.cwd() / "conf", shipped("conf"))]
-    names = {file.stem for folder in folders if folder.is_dir() for file in folder.glob("*.yaml")}
     # The file that cluster=auto stands for.
     received = (
         f"TRUBA_CLUSTER={path.removeprefix('cluster/')}"
@@ -133,7 +133,7 @@ def _of_missing_file(path: str) -> Problem:
         else f"{path}.yaml"
     )
     rule = _("{folder} has no such file.", folder=f"conf/{group}".rstrip("/"))
-    return Problem(received, rule, nearest(name, names))
+    return Problem(received, rule, nearest(name, config_names(group)))
 
 
 def _of_key(error: OmegaConfBaseException) -> Problem:
@@ -147,7 +147,7 @@ def _of_key(error: OmegaConfBaseException) -> Problem:
         if not dataclasses.is_dataclass(OmegaConf.get_type(parent)):
             remedy += " " + _("With a + before it, it is a new one.")
         return Problem(place, _("there is no such key."), remedy)
-    if isinstance(parent, DictConfig) and key and isinstance(parent._get_node(key), ListConfig):
+    if isinstance(parent, DictConfig) and key and isinstance(node_at(parent, [key]), ListConfig):
         return Problem(place, _("it takes a list."), _("Write it in brackets: {key}=[VALUE].", key=place))
     message = str(error).splitlines()[0].rstrip(".")
     if isinstance(error, (InterpolationKeyError, InterpolationToMissingValueError)) and "hydra." in message:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import reduce
+from operator import getitem
 from typing import Any, NoReturn
 
-from hydra._internal.utils import get_args_parser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, ListConfig
+from omegaconf import Container, DictConfig, OmegaConf
 
+from truba_runner.config.composing.hydra_private import get_args_parser
 from truba_runner.errors import Problem, Refused
 from truba_runner.language import _, marked
 
@@ -83,13 +85,15 @@ def _stop(problems: Sequence[Problem] | Iterator[Problem]) -> None:
 
 
 def _that_write(hydra: DictConfig) -> Iterator[Problem]:
+    # Compare the values as given: their interpolations may be resolvable only in a run.
+    whole: Any = OmegaConf.to_container(hydra, resolve=False)
     for path, usual in _WRITES.items():
-        # Compare the raw value: its interpolations may be resolvable only in a run.
-        if (given := _raw(hydra, path)) != usual:
+        if (given := reduce(getitem, path, whole)) != usual:
             rule = _("a run's files lie in its own directory, and Hydra makes none beside it.")
             yield Problem(f"hydra.{'.'.join(path)}={given}", rule, _(_OWN_FOLDER))
     for logging in ("job_logging", "hydra_logging"):
-        if _names_a_file(hydra[logging]):
+        chosen = hydra[logging]
+        if isinstance(chosen, Container) and _names_a_file(OmegaConf.to_container(chosen, resolve=False)):
             rule = _("it writes a file into the working directory, and the messages of a run are in its own log.")
             yield Problem(f"hydra/{logging}", rule, _("Leave it out, or set hydra/{key}=stdout.", key=logging))
 
@@ -106,15 +110,7 @@ def _of_sweeps(hydra: DictConfig) -> Iterator[Problem]:
         )
 
 
-def _raw(node: Any, path: Sequence[str]) -> Any:
-    for name in path:
-        node = node._get_node(name)
-    return node._value()
-
-
-def _names_a_file(config: Any) -> bool:
-    if isinstance(config, ListConfig):
-        return any(_names_a_file(config._get_node(index)) for index in range(len(config)))
-    if not isinstance(config, DictConfig) or config._is_none():
-        return False
-    return "filename" in config or any(_names_a_file(config._get_node(key)) for key in config)
+def _names_a_file(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_names_a_file, value))
+    return isinstance(value, dict) and ("filename" in value or any(map(_names_a_file, value.values())))

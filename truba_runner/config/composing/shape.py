@@ -9,26 +9,23 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
+from truba_runner.config.omegaconf_private import nodes_of
 from truba_runner.errors import Problem, listed, nearest
 from truba_runner.language import _
 
 
-def wrong_keys(config: DictConfig) -> Iterator[Problem]:
+def wrong_keys(config: DictConfig, section: str = "") -> Iterator[Problem]:
     """Report keys added with + that the schema does not have, which would have no effect, and keys removed with ~."""
     kind: Any = OmegaConf.get_type(config)
-    # The mapping's own access checks each key and takes ten times as long.
-    nodes: Any = config.__dict__["_content"]
+    nodes = nodes_of(config)
     if valid := _fields(kind):
         for taken in sorted(valid.keys() - nodes.keys()):
-            place = config._get_full_key(taken)
-            yield Problem(f"~{place}", _("a run needs this key."), _("Leave it out: then it has its default."))
+            yield Problem(f"~{section}{taken}", _("a run needs this key."), _("Leave it out: then it has its default."))
         for name in sorted(nodes.keys() - valid.keys(), key=str):
-            place = str(config._get_full_key(name))
-            yield Problem(place, _("there is no such key."), nearest(str(name), valid))
-    for node in nodes.values():
-        # A value that is null, missing or an interpolation has no nodes of its own.
-        if isinstance(node, DictConfig) and isinstance(node.__dict__["_content"], dict):
-            yield from wrong_keys(node)
+            yield Problem(f"{section}{name}", _("there is no such key."), nearest(str(name), valid))
+    for name, node in nodes.items():
+        if isinstance(node, DictConfig):
+            yield from wrong_keys(node, f"{section}{name}.")
 
 
 def wrong_sections(made: Any, kind: Any, place: str = "") -> Iterator[Problem]:
