@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
-from truba_runner.language import _
-
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
@@ -74,11 +72,6 @@ def guarded() -> Iterator[None]:
 
 def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     sys.stderr.write(shown("".join(traceback.format_exception(kind, error, trace))))
-
-
-def warn(text: str) -> None:
-    """Print a warning on standard error."""
-    print(_("warning: {text}", text=text), file=sys.stderr)
 
 
 def agreed(question: str) -> bool:

@@ -351,7 +351,7 @@ def test_what_was_used_and_what_is_left(states: States) -> None:
     states.runs.truba.write("jobs/failing.py", FAILING_JOB)
     done = states.runs.truba("+experiment=mnist", *own)
     assert done.returncode == 0, done.stderr
-    assert "warning: up to 10 core-hours may be used, and of those of the account poor 0 are left" in done.stderr
+    assert "WARNING: up to 10 core-hours may be used, and of those of the account poor 0 are left" in done.stderr
 
 
 def test_time_limits_and_deadlines(states: States) -> None:

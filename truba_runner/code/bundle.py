@@ -23,7 +23,6 @@ from pathlib import Path, PurePosixPath
 
 import truba_runner
 from truba_runner.errors import Failed
-from truba_runner.language import _
 from truba_runner.storage.package_files import FOLDERS, shipped
 
 # Versions that `truba bundle` packs. Hydra and OmegaConf need these versions of each other and of antlr4; these take
@@ -108,7 +107,7 @@ def _distributions(wanted: Mapping[str, str], folder: Path | None) -> list[Distr
             missing.append(f"{name}=={version}")
     if missing and folder is None:
         names = ", ".join(missing)
-        raise Failed(_("not installed here, and a job needs it: {names}. Install it with pip.", names=names))
+        raise Failed("not installed here, and a job needs it: {names}. Install it with pip.", names=names)
     if missing and folder is not None:
         _fetch(missing, folder)
         found += [one for one in importlib.metadata.distributions(path=[str(folder)])
@@ -126,12 +125,10 @@ def _fetch(requirements: list[str], folder: Path) -> None:
     )
     if done.returncode:
         raise Failed(
-            _(
-                "{names} could not be fetched for the bundle ({error}). Install these versions, or make the bundle "
-                "where there is a network.",
-                names=", ".join(requirements),
-                error=done.stderr.strip()[-500:],
-            )
+            "{names} could not be fetched for the bundle ({error}). Install these versions, or make the bundle "
+            "where there is a network.",
+            names=", ".join(requirements),
+            error=done.stderr.strip()[-500:],
         )
 
 

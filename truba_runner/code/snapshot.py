@@ -223,7 +223,7 @@ def _taken(
     found = read(files(project, job_file, without, include))
     own = found.get(str(job_file.relative_to(project)))
     if own is None:
-        raise Failed(_("{file} cannot be read any more", file=job_file))
+        raise Failed("{file} cannot be read any more", file=job_file)
     digest = _digest(found)
     archive = runs_folder / CODE / f"code-{digest[:16]}.tar.gz"
     archive.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -295,12 +295,10 @@ def unpacked(code: Mapping[str, Any]) -> dict[str, File]:
     except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as error:
         gone = isinstance(error, FileNotFoundError)
         raise Failed(
-            _(
-                "the code that was submitted cannot be read: {archive}: {why}. Submit the run again: it goes on from "
-                "its last checkpoint, with the project's files as they are now.",
-                archive=archive,
-                why=_("it is not there any more") if gone else _("it is damaged ({error})", error=error),
-            )
+            "the code that was submitted cannot be read: {archive}: {why}. Submit the run again: it goes on from "
+            "its last checkpoint, with the project's files as they are now.",
+            archive=archive,
+            why=_("it is not there any more") if gone else _("it is damaged ({error})", error=error),
         ) from error
     return found
 

@@ -13,7 +13,6 @@ from types import ModuleType, TracebackType
 
 from truba_runner.code import job_module, provenance, snapshot
 from truba_runner.errors import Failed
-from truba_runner.language import _
 from truba_runner.runs.events import Event
 from truba_runner.storage import node_folder
 
@@ -85,13 +84,11 @@ class SubmittedCode:
                 self._at_the_end = attempt.pop_all()
                 return folder
         raise Failed(
-            _(
-                "the code that was submitted could not be unpacked on {node} ({why}). That is the node's own disk, and "
-                "no fault of the run's. Submit again, and tell the site's support of the node; with "
-                "code.snapshot=false nothing is unpacked, and the project's files are read as they are.",
-                node=platform.node(),
-                why="; ".join(refused),
-            )
+            "the code that was submitted could not be unpacked on {node} ({why}). That is the node's own disk, and "
+            "no fault of the run's. Submit again, and tell the site's support of the node; with "
+            "code.snapshot=false nothing is unpacked, and the project's files are read as they are.",
+            node=platform.node(),
+            why="; ".join(refused),
         )
 
 

@@ -35,10 +35,8 @@ def main(arguments: Sequence[str]) -> int:
     trials = ranked(state)[: given.number] if state else []
     if not trials:
         raise Failed(
-            _(
-                "{search} has no trial yet that came to a score; truba status {search} shows where it is",
-                search=search.id,
-            )
+            "{search} has no trial yet that came to a score; truba status {search} shows where it is",
+            search=search.id,
         )
     from truba_runner.search import best
 

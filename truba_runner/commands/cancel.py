@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     runs = [one for run in named for one in with_jobs(run)]
     jobs = known_jobs([run.record() for run in runs], finished_too=True)
     if jobs is None:
-        raise Failed(_("Slurm does not answer, so nothing was cancelled; try again in a while"))
+        raise Failed("Slurm does not answer, so nothing was cancelled; try again in a while")
     states = {run.path: state_of(run.record(), jobs) for run in runs}
     live = [run for run in runs if states[run.path].live or states[run.path].ending]
     affected = [run for run in named if any(one in live for one in with_jobs(run))]
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         try:
             commands.cancel(list(dict.fromkeys(on_slurm)))
         except client.SlurmError as error:
-            raise Failed(_("Slurm did not cancel: {message}", message=error.message)) from error
+            raise Failed("Slurm did not cancel: {message}", message=error.message) from error
     for run in live:
         if not is_slurms(last_job_id(run)):
             os.kill(local_process(run), signal.SIGTERM)

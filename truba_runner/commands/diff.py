@@ -63,9 +63,9 @@ def _now(run: RunDir, submitted: Event, then: Mapping[str, File]) -> dict[str, F
         config = run.read_config()
         runs_folder, data_folder = config["cluster"]["runs_folder"], config["data"]["folder"]
     except (KeyError, TypeError, ValueError) as error:
-        raise Failed(_("{file} is damaged ({error})", file=run.config_file, error=error)) from error
+        raise Failed("{file} is damaged ({error})", file=run.config_file, error=error) from error
     if not project.is_dir() or not job_file.is_relative_to(project):
-        raise Failed(_("{project}, which {run} was submitted from, is not there", project=project, run=run.id))
+        raise Failed("{project}, which {run} was submitted from, is not there", project=project, run=run.id)
     without = snapshot.left_out((str(runs_folder), str(data_folder)))
     # Of files that look like secrets, include only those that are in the snapshot.
     return snapshot.read(snapshot.files(project, job_file, without, map(glob.escape, then)))

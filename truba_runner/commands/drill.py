@@ -91,7 +91,7 @@ def _trained(experiment: Experiment, which: str, drill: Drill, overrides: Sequen
         named = replace(named, fresh=False)
         if experiment.cluster.scheduler == "slurm":
             break
-    raise Failed(_("the drill's run {run} did not come through; truba logs {run} shows why", run=run.id))
+    raise Failed("the drill's run {run} did not come through; truba logs {run} shows why", run=run.id)
 
 
 def compared(whole: RunDir, cut: RunDir) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
 def _kept(name: str, root: Path, files: Sequence[Path], target: Path) -> dict[str, Any]:
     file = target / f"{name}.tar"
     if not files:
-        raise Failed(_("{run} is not there any more", run=name))
+        raise Failed("{run} is not there any more", run=name)
     try:
         digest = archive.write(file, root, files)
     except OSError as error:
@@ -67,13 +67,11 @@ def _kept(name: str, root: Path, files: Sequence[Path], target: Path) -> dict[st
             return _kept(name, root, there, target)
         why = error.strerror or str(error)
         raise Failed(
-            _(
-                "{file} could not be written ({why}{of}); nothing of it is left. Make room, or name another folder "
-                "with --to FOLDER.",
-                file=file,
-                why=why,
-                of=f": {error.filename}" if error.filename else "",
-            )
+            "{file} could not be written ({why}{of}); nothing of it is left. Make room, or name another folder "
+            "with --to FOLDER.",
+            file=file,
+            why=why,
+            of=f": {error.filename}" if error.filename else "",
         ) from error
     return {"run": name, "file": str(file), "bytes": file.stat().st_size, "files": len(files), "sha256": digest}
 

@@ -38,9 +38,7 @@ def main(arguments: Sequence[str]) -> int:
         return _of_damaged(run, why)
     if run.pulled() and watch.latest_log(run) is None:
         place = run.pulled().get("from", "?")
-        raise Failed(
-            _("{run} is a copy without its logs. They are at {place}: truba logs {run}", run=run.id, place=place)
-        )
+        raise Failed("{run} is a copy without its logs. They are at {place}: truba logs {run}", run=run.id, place=place)
     if given.follow:
         watch.follow(run, lambda: watch.latest_log(run), _Ended(run))
     else:

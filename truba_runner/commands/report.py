@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         # The name of a file may not be UTF-8.
         write_atomically(file, _page(name, sections).encode(errors="backslashreplace"))
     except OSError as error:
-        raise Failed(_("{file} could not be written ({why})", file=file, why=error.strerror or error)) from error
+        raise Failed("{file} could not be written ({why})", file=file, why=error.strerror or error) from error
     if given.json:
         print_json({"report": str(file)})
     else:

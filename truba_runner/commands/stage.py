@@ -82,12 +82,10 @@ def _staged(folder: Path, source: Source, origin: str | None, lacking: bool) -> 
         staging.stage(folder, source, origin or source.url)
     except OSError as error:
         raise Failed(
-            _(
-                "{file} could not be staged: {error}. Fetch {source} on a machine that can, copy it here, and add "
-                "--from {file}",
-                file=path.name,
-                error=error,
-                source=source.url or source.page,
-            )
+            "{file} could not be staged: {error}. Fetch {source} on a machine that can, copy it here, and add "
+            "--from {file}",
+            file=path.name,
+            error=error,
+            source=source.url or source.page,
         ) from error
     return {**record, "state": "staged"}

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         found = offers(experiment, job_file)
     except SlurmError as error:
-        raise Failed(_("Slurm does not answer ({message})", message=error.message)) from error
+        raise Failed("Slurm does not answer ({message})", message=error.message) from error
     if given.json:
         print_json([_as_json(offer) for offer in found])
     else:

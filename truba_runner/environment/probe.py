@@ -21,13 +21,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from truba_runner import terminal
 from truba_runner.code import package
 from truba_runner.config.backends import TRAITS
 from truba_runner.config.schema import Environment, Experiment
 from truba_runner.environment import report, start
 from truba_runner.errors import Problem, Refused
 from truba_runner.language import _, marked
+from truba_runner.log import warn
 from truba_runner.storage.files import write_atomically
 from truba_runner.storage.package_files import shipped
 from truba_runner.storage.user_state import state_folder
@@ -135,7 +135,7 @@ def _asked(experiment: Experiment, elsewhere: Elsewhere) -> Found:
         package.provide(chosen, runs_folder)
         answer = elsewhere(_script(chosen, package.wrapper(runs_folder)))
         if answer is None:
-            terminal.warn(_("it has not started in time; the run is submitted unchecked"))
+            warn("it has not started in time; the run is submitted unchecked")
             return {}
         try:
             held = _read(chosen, *answer)
@@ -255,7 +255,7 @@ def _refuse_lacking(experiment: Experiment, held: Found) -> None:
                 "{environment}: {package} {version} is older than {least}, the oldest that was tried",
                 environment=_words(experiment.environment), package=name, version=version, least=least,
             )  # fmt: skip
-            terminal.warn(older)
+            warn(older)
 
 
 def _needs(experiment: Experiment) -> dict[str, str]:

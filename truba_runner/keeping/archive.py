@@ -160,11 +160,9 @@ def _compare(path: Path, sums: dict[str, str]) -> None:
     found = dict(_members(path))
     if wrong := [name for name, digest in sums.items() if found.get(name) != digest]:
         raise Failed(
-            _(
-                "{files}: changed while it was being archived, or the disk lost it; nothing was kept. Is the run still "
-                "going on? Give the same command again when it has ended.",
-                files=listed(wrong),
-            )
+            "{files}: changed while it was being archived, or the disk lost it; nothing was kept. Is the run still "
+            "going on? Give the same command again when it has ended.",
+            files=listed(wrong),
         )
 
 

@@ -158,7 +158,7 @@ def on_slurm_or_failed() -> None:
         truba_runner.errors.Failed: they cannot.
     """
     if not client.available():
-        raise Failed(_("there is no sbatch on the PATH; is this a login node? cluster=local trains here"))
+        raise Failed("there is no sbatch on the PATH; is this a login node? cluster=local trains here")
 
 
 # -- directories -----------------------------------------------------------------------------------------------

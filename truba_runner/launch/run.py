@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from truba_runner import terminal
 from truba_runner.config import lr_find
 from truba_runner.config.schema import Experiment
 from truba_runner.launch.here import train_here
@@ -15,6 +14,7 @@ from truba_runner.launch.prepare import (
     refuse_others,
 )
 from truba_runner.launch.wait import wait_for, waits
+from truba_runner.log import warn
 from truba_runner.runs import runs_folders
 from truba_runner.search import submission as search
 from truba_runner.storage import folder_lock
@@ -76,7 +76,7 @@ def _launch_run(prepared: Prepared) -> Outcome:
 def _prepared(experiment: Experiment, selector: str) -> Prepared:
     checked = Checks().check(experiment)
     for warning in checked.plan.warnings:
-        terminal.warn(warning)
+        warn(warning)
     refuse_others(checked.experiment, [newest_directory(checked.experiment)])
     prepared = Provision(provide=not experiment.dry_run).prepare(checked, selector)
     refuse_others(prepared.experiment, [prepared.run])

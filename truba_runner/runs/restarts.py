@@ -122,10 +122,8 @@ def requeue(run: RunDir, job_id: str, most: int, in_crew: bool = False) -> bool:
         return False
     if account(run.submissions())["requeues"] >= most:
         raise Failed(
-            _(
-                "the run was requeued {count} times (resources.max_requeues) and is not finished; submit it again",
-                count=most,
-            )
+            "the run was requeued {count} times (resources.max_requeues) and is not finished; submit it again",
+            count=most,
         )
     run.append_submission(Event(Kind.REQUEUED, time.time(), job_id))
     if not in_crew:

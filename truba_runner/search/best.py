@@ -11,7 +11,6 @@ from typing import Any
 from truba_runner.code import provenance
 from truba_runner.config.schema import Experiment, experiment_from
 from truba_runner.errors import Failed
-from truba_runner.language import _
 from truba_runner.runs.events import Kind
 from truba_runner.search.conclusion import experiment_yaml, prepare_best
 from truba_runner.search.directory import SearchDir
@@ -44,10 +43,8 @@ def evaluate(search: SearchDir, state: State, trials: Sequence[Mapping[str, Any]
         )
         if done.returncode:
             raise Failed(
-                _(
-                    "the model of trial {trial} could not be evaluated; the lines above show why",
-                    trial=trial["trial_id"],
-                )
+                "the model of trial {trial} could not be evaluated; the lines above show why",
+                trial=trial["trial_id"],
             )
 
 

@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from truba_runner.errors import Failed
-from truba_runner.language import _
 from truba_runner.runs.record_files import read_object
 from truba_runner.runs.record_shapes import Damaged
 from truba_runner.search.directory import SearchDir
@@ -46,14 +45,12 @@ class Store:
         state = read_state(self._search)
         if state and state["identity"] != self._identity:
             raise Failed(
-                _(
-                    "{folder} holds the state of another search ({other}, and this is {identity}): its space, its "
-                    "objective or the experiment differ. Choose another directory with sweep.directory=NAME, or start "
-                    "anew beside it with fresh=true.",
-                    folder=self._search.path,
-                    other=state["identity"],
-                    identity=self._identity,
-                )
+                "{folder} holds the state of another search ({other}, and this is {identity}): its space, its "
+                "objective or the experiment differ. Choose another directory with sweep.directory=NAME, or start "
+                "anew beside it with fresh=true.",
+                folder=self._search.path,
+                other=state["identity"],
+                identity=self._identity,
             )
         return state
 
@@ -74,7 +71,7 @@ class Store:
             content = _text({"format": FORMAT, "identity": self._identity, **state})
             if not lock.held():
                 raise Failed(
-                    _("the lock of {folder} was broken by another: this process stood still", folder=self._search.path)
+                    "the lock of {folder} was broken by another: this process stood still", folder=self._search.path
                 )
             write_atomically(self._search.state_file, content.encode())
 
@@ -101,10 +98,8 @@ def read_state(search: SearchDir) -> State:
         state = read_object(search.state_file, lambda state: "")
     except Damaged as error:
         raise Failed(
-            _("{file} is damaged ({error}); start anew beside it with fresh=true", file=search.state_file, error=error)
+            "{file} is damaged ({error}); start anew beside it with fresh=true", file=search.state_file, error=error
         ) from error
     if state and state.get("format") != FORMAT:
-        raise Failed(
-            _("{file} is of another version of truba_runner; start anew with fresh=true", file=search.state_file)
-        )
+        raise Failed("{file} is of another version of truba_runner; start anew with fresh=true", file=search.state_file)
     return state

@@ -289,7 +289,7 @@ def _take_up_again(search: SearchDir, experiment: Experiment) -> None:
 
 def _through_slurm(search: SearchDir, found: Sequence[Prepared]) -> Outcome:
     if not client.available():
-        raise Failed(_("there is no sbatch on the PATH; is this a login node? cluster=local searches here"))
+        raise Failed("there is no sbatch on the PATH; is this a login node? cluster=local searches here")
     with folder_lock.lock(search.path.parent) as held:
         there = already(one.run for one in found)
         wanted = [one for one in found if one.run.id not in there]

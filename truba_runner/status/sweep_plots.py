@@ -30,11 +30,9 @@ def draw(shown: Table, file: Path) -> Path:
     rows = [row for row in shown.rows if shown.best(row) is not None]
     if not rows:
         raise Failed(
-            _(
-                "no run of {sweep} has a value of {metric} yet, so there is nothing to draw",
-                sweep=shown.sweep,
-                metric=shown.metric,
-            )
+            "no run of {sweep} has a value of {metric} yet, so there is nothing to draw",
+            sweep=shown.sweep,
+            metric=shown.metric,
         )
     return _saved(lambda: _figure(shown, rows), file)
 
@@ -57,7 +55,7 @@ def _saved(figure: Callable[[], Any], file: Path) -> Path:
         told = _("drawing needs matplotlib, which is not installed here ({error}); --csv needs nothing", error=error)
         raise Failed(told) from error
     except Exception as error:  # matplotlib has limits of its own, for numbers and for names.
-        raise Failed(_("{file} could not be drawn ({error})", file=file.name, error=error)) from error
+        raise Failed("{file} could not be drawn ({error})", file=file.name, error=error) from error
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, content.getvalue())
     return file

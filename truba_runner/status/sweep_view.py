@@ -75,7 +75,7 @@ def _draw(sweep: SweepDir, shown: Table, asked_for: str) -> None:
 def _best(shown: Table) -> Row:
     best = shown.sorted_by(shown.metric)[0]
     if shown.best(best) is None:
-        raise Failed(_("no run of {sweep} has a value of {metric} yet", sweep=shown.sweep, metric=shown.metric))
+        raise Failed("no run of {sweep} has a value of {metric} yet", sweep=shown.sweep, metric=shown.metric)
     return best
 
 

@@ -92,13 +92,11 @@ def wait_for(attempt: Callable[[], bool], seconds: float, path: Path) -> None:
         waited = time.monotonic() - began
         if waited > seconds:
             raise Failed(
-                _(
-                    "{path} was not free within {seconds:.0f} s: it is held by {holder}. The same "
-                    "command works once that has ended; a process that is stuck may be killed.",
-                    path=path,
-                    seconds=seconds,
-                    holder=_holder(path),
-                )
+                "{path} was not free within {seconds:.0f} s: it is held by {holder}. The same "
+                "command works once that has ended; a process that is stuck may be killed.",
+                path=path,
+                seconds=seconds,
+                holder=_holder(path),
             )
         if waited > SAY_AFTER_SECONDS and not told:
             told = True

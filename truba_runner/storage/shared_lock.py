@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Protocol
 
 from truba_runner.errors import Failed
-from truba_runner.language import _
 from truba_runner.storage import lock_waits
 from truba_runner.storage.files import write_atomically
 
@@ -68,12 +67,10 @@ def check(folder: Path) -> None:
     """
     if _text(folder / "lock.kind") == "fcntl" and not fcntl_works(folder):
         raise Failed(
-            _(
-                "{folder} is locked with fcntl (its lock.kind), which does not work on {host}. Start the search in "
-                "another directory with sweep.lock=file, or keep away from this node.",
-                folder=folder,
-                host=socket.gethostname(),
-            )
+            "{folder} is locked with fcntl (its lock.kind), which does not work on {host}. Start the search in "
+            "another directory with sweep.lock=file, or keep away from this node.",
+            folder=folder,
+            host=socket.gethostname(),
         )
 
 

@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from truba_runner import terminal
 from truba_runner.code import package, provenance, snapshot
 from truba_runner.config.durations import parse_minutes
 from truba_runner.environment import start
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _
+from truba_runner.log import warn
 from truba_runner.runs.events import Event, Kind
 from truba_runner.slurm import batch_script, budget, client, commands, jobs
 from truba_runner.slurm.client import SRUN_FAILED
@@ -124,15 +124,13 @@ class Submission:
         except client.SlurmError as error:
             if error.transient:
                 raise Failed(
-                    _(
-                        "Slurm does not answer ({message}). Nothing is lost: give the same command again later; it "
-                        "first looks whether Slurm has taken the job after all.",
-                        message=error.message,
-                    )
+                    "Slurm does not answer ({message}). Nothing is lost: give the same command again later; it "
+                    "first looks whether Slurm has taken the job after all.",
+                    message=error.message,
                 ) from error
             self.record(Event(Kind.REFUSED, token=self.token, message=error.message))
             if not error.refused:
-                raise Failed(_("the job could not be submitted: {error}", error=error)) from error
+                raise Failed("the job could not be submitted: {error}", error=error) from error
             raise Refused(_refusal(error)) from error
         self.record(Event(Kind.SUBMITTED, token=self.token, job_id=job_id))
         return job_id
@@ -194,7 +192,7 @@ class Submission:
 def warn_of_cost(submissions: Sequence[Submission]) -> None:
     """Warn if the account's remaining core-hours or GPU-hours may not suffice for these submissions."""
     for warning in budget.warnings([one.most() for one in submissions]):
-        terminal.warn(warning)
+        warn(warning)
 
 
 def _refusal(error: client.SlurmError) -> Problem:

@@ -85,7 +85,7 @@ class HydraSweep:
             print(_("these are its first runs; which come after them, their values decide"))
             raise sweeper_job.SweeperSubmitted
         if any(outcome.stopped for outcome in outcomes):
-            raise Failed(_("the command was told to end; given again, it goes on with what is left"))
+            raise Failed("the command was told to end; given again, it goes on with what is left")
         return [_value(outcome, run.experiment) for outcome, run in zip(outcomes, runs, strict=True)]
 
 
@@ -111,7 +111,7 @@ def _varied(batch: Sequence[Sequence[str]]) -> list[bool]:
 
 def _value(outcome: Outcome, experiment: Experiment) -> Any:
     if outcome.action == Action.FAILED:
-        return Failed(_("{run} failed", run=outcome.run_id))
+        return Failed("{run} failed", run=outcome.run_id)
     metric = experiment.launcher.metric
     if not metric or outcome.action not in {Action.TRAINED, Action.FINISHED}:
         return outcome

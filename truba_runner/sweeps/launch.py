@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from truba_runner import terminal
 from truba_runner.config import lr_find
 from truba_runner.config.composing.compose import absolute
 from truba_runner.config.schema import Experiment
@@ -17,6 +16,7 @@ from truba_runner.launch.here import train_here
 from truba_runner.launch.prepare import Checked, Checks, Provision, on_slurm_or_failed, refuse_damaged, refuse_others
 from truba_runner.launch.run import go
 from truba_runner.launch.wait import wait_for, waits
+from truba_runner.log import warn
 from truba_runner.rules import sweep as rules
 from truba_runner.runs import damage, runs_folders
 from truba_runner.runs.sweep_directory import Member, SweepDir, identity
@@ -136,7 +136,7 @@ def _warn(checked: Sequence[Checked]) -> None:
     """Print the warnings of all runs, each once."""
     told = (warning for run in checked for warning in (*run.plan.warnings, *rules.warnings(run.experiment)))
     for warning in dict.fromkeys(told):
-        terminal.warn(warning)
+        warn(warning)
 
 
 def _on_slurm(

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-from truba_runner import terminal
 from truba_runner.config.schema import Experiment
 from truba_runner.errors import Failed, Refused
 from truba_runner.language import _
+from truba_runner.log import warn
 from truba_runner.rules import sweep as rules
 from truba_runner.runs.sweep_directory import SweepDir
 from truba_runner.slurm import capacity
@@ -129,11 +129,9 @@ def _send_finders(wanted: Sequence[Prepared], sweep: SweepDir, held: int) -> Pla
             job_id, _sign, number = done.job_id.partition("_")
             if not number:
                 raise Failed(
-                    _(
-                        "the finder {run} runs as {job_id}, which no job can wait for; try again once it has ended",
-                        run=done.run_id,
-                        job_id=done.job_id,
-                    )
+                    "the finder {run} runs as {job_id}, which no job can wait for; try again once it has ended",
+                    run=done.run_id,
+                    job_id=done.job_id,
                 )
             places[done.run_id] = (job_id, int(number))
     arrays = _arrays(missing, sweep)
@@ -213,7 +211,7 @@ def _warn_of_more_at_once(experiment: Experiment, arrays: int) -> None:
             pack=pack,
             most=arrays * pack,
         )
-        terminal.warn(told)
+        warn(told)
 
 
 def _asks_for(prepared: Prepared) -> str:

@@ -41,12 +41,10 @@ def without_tensorflow() -> None:
         import tensorboard.version  # noqa: F401
     except ImportError as error:
         raise Failed(
-            _(
-                "{python} has no TensorBoard ({error}). Install it with pip install 'truba_runner[tensorboard]'; on "
-                "TRUBA, where nothing is to be installed, a module has it: module load apps/truba-ai/cpu-2024.0",
-                python=sys.executable,
-                error=error,
-            )
+            "{python} has no TensorBoard ({error}). Install it with pip install 'truba_runner[tensorboard]'; on "
+            "TRUBA, where nothing is to be installed, a module has it: module load apps/truba-ai/cpu-2024.0",
+            python=sys.executable,
+            error=error,
         ) from error
 
 

@@ -83,7 +83,7 @@ class Puller:
             truba_runner.errors.Failed: rsync is not installed on this machine.
         """
         if shutil.which("rsync") is None:
-            raise Failed(_("there is no rsync on this machine; install it"))
+            raise Failed("there is no rsync on this machine; install it")
         self._connection, self._wanted, self._into = connection, list(wanted), into
         self._far_command, self._far_runs, self._checkpoints = far_command, far_runs, checkpoints
         self._listed: list[Listed] = []
@@ -211,7 +211,7 @@ class Puller:
         if done.returncode == NOT_FOUND:
             raise Failed(not_found(login))
         if done.returncode or found is None:
-            raise Failed(_("{login} cannot say which runs are meant: its own words stand above", login=login))
+            raise Failed("{login} cannot say which runs are meant: its own words stand above", login=login)
         names = Counter(name for one in found for name in (*one.runs, *one.searches))
         if twice := [name for name, count in names.items() if count > 1]:
             folders = _(" or ").join(

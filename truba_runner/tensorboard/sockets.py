@@ -79,11 +79,9 @@ def _private_folder() -> Path:
             return folder
         tried.append(_("{folder} is not yours alone", folder=folder))
     raise Failed(
-        _(
-            "There is no private folder for TensorBoard's socket: {tried}. Make one that is yours, of mode 0700 and "
-            "with a short name, and set XDG_RUNTIME_DIR to it.",
-            tried="; ".join(tried),
-        )
+        "There is no private folder for TensorBoard's socket: {tried}. Make one that is yours, of mode 0700 and "
+        "with a short name, and set XDG_RUNTIME_DIR to it.",
+        tried="; ".join(tried),
     )
 
 

@@ -71,12 +71,10 @@ class Tunnel:
             login = self._connection.login
             if short_lives == _SHORT_LIVES:
                 raise Failed(
-                    _(
-                        "the server at {login} ends soon after its start, {times} times in a row: perhaps the node "
-                        "allows no such process. With --pull the files are followed instead.",
-                        login=login,
-                        times=_SHORT_LIVES,
-                    )
+                    "the server at {login} ends soon after its start, {times} times in a row: perhaps the node "
+                    "allows no such process. With --pull the files are followed instead.",
+                    login=login,
+                    times=_SHORT_LIVES,
                 )
             if lost_in_vain == 0:
                 print(
@@ -127,17 +125,14 @@ class Tunnel:
             if not first:
                 return None
             raise Failed(
-                _(
-                    "there is no connection to {login}: ssh's own words stand above. Does ssh {login} work, and the "
-                    "VPN?",
-                    login=login,
-                )
+                "there is no connection to {login}: ssh's own words stand above. Does ssh {login} work, and the VPN?",
+                login=login,
             )
         if status == NOT_FOUND:
             raise Failed(not_found(login))
         if status == NO_CONNECTION or status > _SIGNALLED or status < 0:
             return ""
-        raise Failed(_("there is no server at {login}: its own words stand above", login=login))
+        raise Failed("there is no server at {login}: its own words stand above", login=login)
 
     def _lead_to(self, far_socket: str, process: Popen[bytes]) -> bool:
         """Forward a local port, always the same one after the first time, as the open page keeps requesting it.
@@ -167,20 +162,16 @@ class Tunnel:
             now = time.monotonic()
             if now - asked < _ANSWER_SECONDS and now - began > _REFUSED_SECONDS:
                 raise Failed(
-                    _(
-                        "{login} does not let ssh reach the server's socket: its sshd is older than OpenSSH 6.7, or "
-                        "has AllowStreamLocalForwarding switched off. With --pull the files are followed instead.",
-                        login=login,
-                    )
+                    "{login} does not let ssh reach the server's socket: its sshd is older than OpenSSH 6.7, or "
+                    "has AllowStreamLocalForwarding switched off. With --pull the files are followed instead.",
+                    login=login,
                 )
             if now - began > _SILENT_SECONDS:
                 raise Failed(
-                    _(
-                        "The server at {login} does not answer within {seconds} s. The node may have too much to do: "
-                        "try again later, or follow the files with --pull.",
-                        login=login,
-                        seconds=_SILENT_SECONDS,
-                    )
+                    "The server at {login} does not answer within {seconds} s. The node may have too much to do: "
+                    "try again later, or follow the files with --pull.",
+                    login=login,
+                    seconds=_SILENT_SECONDS,
                 )
             _beat(process)
             self._ended.wait(0.2)

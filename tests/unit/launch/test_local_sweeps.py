@@ -124,7 +124,7 @@ def test_a_plan_names_each_run_once_and_not_a_thousand(project: Project) -> None
     assert twice.returncode == 0 and twice.stdout.count("plan of") == twice.stdout.count("plan of 1 run ") == 1
     many = project(*own, "train.seed=range(600)", "sweep.max_parallel=1")
     assert "plan of 500 runs" in many.stdout and "and 488 more" in many.stdout and many.stdout.count("par-") < 40
-    assert "warning: sweep.max_parallel=1: the runs are 2 job arrays" in many.stderr
+    assert "WARNING: sweep.max_parallel=1: the runs are 2 job arrays" in many.stderr
 
 
 # -- sweeps of searches ------------------------------------------------------------------------------------------

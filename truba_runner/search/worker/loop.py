@@ -139,7 +139,7 @@ class _SearchWorker:
                 print(answer["told"], flush=True)
             self._let_go(answer.get("over", ()))
             if answer.get("failed"):
-                raise Failed(_("the search was given up: {reason}", reason=answer["failed"]))
+                raise Failed("the search was given up: {reason}", reason=answer["failed"])
             lease = Lease(*answer["lease"]) if "lease" in answer else None
             if self._interruption.requested:
                 self._trainer.leave(lease)
@@ -204,7 +204,7 @@ class _SearchWorker:
             )
             # The killed step may have leased a trial: with a new `start`, that lease counts as an earlier start's.
             self._me = Worker(self._me.name, secrets.token_hex(4))
-        raise Failed(_("the search's oracle could not be asked: it was killed again and again"))
+        raise Failed("the search's oracle could not be asked: it was killed again and again")
 
     # -- the end -------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,6 @@ from typing import Any
 from truba_runner.config.schema import Sweep
 from truba_runner.config.search_space import declare
 from truba_runner.errors import Failed
-from truba_runner.language import _
 from truba_runner.search.worker import hyperband
 
 
@@ -36,7 +35,7 @@ def make(sweep: Sweep) -> Any:
         declare(sweep.space, hp)
         oracle = _MAKERS[sweep.kind](sweep, common)
     except (TypeError, ValueError) as error:
-        raise Failed(_("Keras Tuner refuses the search: {error}", error=error)) from error
+        raise Failed("Keras Tuner refuses the search: {error}", error=error) from error
     # The caller writes the whole state to one file.
     oracle.save = lambda: None
     oracle._save_trial = lambda trial: None
@@ -56,11 +55,9 @@ def objective(sweep: Sweep) -> Any:
     direction = sweep.direction or infer_metric_direction(sweep.objective)
     if direction is None:
         raise Failed(
-            _(
-                "sweep.objective={objective}: whether it is to be small or large is not known, as Keras has no metric "
-                "of this name. Set sweep.direction=min or sweep.direction=max.",
-                objective=sweep.objective,
-            )
+            "sweep.objective={objective}: whether it is to be small or large is not known, as Keras has no metric "
+            "of this name. Set sweep.direction=min or sweep.direction=max.",
+            objective=sweep.objective,
         )
     return keras_tuner.Objective(sweep.objective, direction)
 

@@ -72,11 +72,9 @@ def begin(path: str, about: dict[str, Any], worker: list[str], code: dict[str, A
             raise Failed(in_one_line(told)) from error
     if not made.hyperparameters.space:
         raise Failed(
-            _(
-                "there is nothing to search: {file} has no build_model(hp) that asks for a hyperparameter, and "
-                "sweep.space is empty. Take values from hp there, or name keys of the config in sweep.space.",
-                file=code["job_file"],
-            )
+            "there is nothing to search: {file} has no build_model(hp) that asks for a hyperparameter, and "
+            "sweep.space is empty. Take values from hp there, or name keys of the config in sweep.space.",
+            file=code["job_file"],
         )
     _warn_of_small_space(opened.sweep, made)
     with opened.store.transaction() as state:

@@ -179,11 +179,9 @@ def _failure(run: RunDir, lease: Lease) -> dict[str, Any]:
     message = in_one_line(error)
     if full_disk.told_of(message):
         raise Failed(
-            _(
-                "trial {trial} could not go on: {message}. Make room, and give the same command again.",
-                trial=lease.trial,
-                message=message,
-            )
+            "trial {trial} could not go on: {message}. Make room, and give the same command again.",
+            trial=lease.trial,
+            message=message,
         )
     # Keras Tuner's status for a trial that may be retried, up to max_retries_per_trial times.
     return _outcome(lease, "INVALID", message)

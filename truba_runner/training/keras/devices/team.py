@@ -159,9 +159,7 @@ def _make_strategy(devices: list[str]) -> Any:
             return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     except RuntimeError as error:
         raise Failed(
-            _(
-                "TensorFlow was in use before the nodes had met ({error}). Move what the job's module computes with "
-                "TensorFlow at its top level into build_model or load_data.",
-                error=error,
-            )
+            "TensorFlow was in use before the nodes had met ({error}). Move what the job's module computes with "
+            "TensorFlow at its top level into build_model or load_data.",
+            error=error,
         ) from error

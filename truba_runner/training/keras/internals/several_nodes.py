@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from truba_runner.errors import Failed
-from truba_runner.language import _
 from truba_runner.training.keras.internals.several_devices import KERAS
 
 TENSORFLOW = "2.21"
@@ -32,16 +31,14 @@ def check_versions() -> None:
     for name, needed, found in (("Keras", KERAS, keras.__version__), ("TensorFlow", TENSORFLOW, tf.__version__)):
         if not found.startswith(f"{needed}."):
             raise Failed(
-                _(
-                    "{name} {found} is installed. Several nodes need Keras {keras} and TensorFlow {tensorflow}: Keras "
-                    "3 alone cannot train on them, and the two of its functions that are replaced here are known in "
-                    "these versions only. Install keras=={keras}.* and tensorflow=={tensorflow}.*, or set "
-                    "resources.nodes=1.",
-                    name=name,
-                    found=found,
-                    keras=KERAS,
-                    tensorflow=TENSORFLOW,
-                )
+                "{name} {found} is installed. Several nodes need Keras {keras} and TensorFlow {tensorflow}: Keras "
+                "3 alone cannot train on them, and the two of its functions that are replaced here are known in "
+                "these versions only. Install keras=={keras}.* and tensorflow=={tensorflow}.*, or set "
+                "resources.nodes=1.",
+                name=name,
+                found=found,
+                keras=KERAS,
+                tensorflow=TENSORFLOW,
             )
 
 
