@@ -35,10 +35,10 @@ STEPS, EPOCHS = 300, 20
 # On a loopback port, that a browser here may open it; all else is as on a login node.
 OURS = """
 import sys
-from truba_runner import scheduler
 from truba_runner.__main__ import main
+from truba_runner.slurm import client
 from truba_runner.tensorboard import server
-scheduler.available = lambda: False
+client.available = lambda: False
 server.stay_small()
 sys.exit(main(["tensorboard", "--no-browser", "--max-runs=1000", *sys.argv[1:]]))
 """

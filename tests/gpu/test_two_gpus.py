@@ -24,7 +24,7 @@ import json, sys
 from pathlib import Path
 import keras_resume_runs as runs
 from truba_runner.errors import Failed
-from truba_runner.interrupt import Interrupted
+from truba_runner.training.interrupt import Interrupted
 folder, given = Path(sys.argv[1]), json.loads(sys.argv[2])
 if given["shipped"]:
     digits = "\ndef load_data(name, folder):\n    return load_digits()\n"
@@ -46,13 +46,13 @@ else:
 REDUCE = """
 import json, sys, time
 import numpy as np, tensorflow as tf, keras
-from truba_runner.backends import keras_devices
+from truba_runner.training.keras.devices import devices as own
 kind, which, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
-devices = keras_devices.pick_devices(2)
+devices = own.pick_devices(2)
 assert len(devices) == 2 and devices[0].startswith(kind), devices
 others = {"default": None, "NCCL": tf.distribute.NcclAllReduce(), "one": tf.distribute.ReductionToOneDevice()}
 ours = which == "ours"
-strategy = keras_devices.make_strategy(devices if ours else devices[:1]) if ours or which == "alone" else (
+strategy = own.make_strategy(devices if ours else devices[:1]) if ours or which == "alone" else (
     tf.distribute.MirroredStrategy(devices, cross_device_ops=others[which]))
 keras.utils.set_random_seed(1)
 with strategy.scope():
@@ -70,7 +70,7 @@ print(json.dumps({"losses": losses, "ms": 1000 * (time.perf_counter() - started)
 
 def program(text: str, *arguments: str) -> dict[str, Any]:
     """What it found; `error` where it failed."""
-    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "backends")))
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "training")))
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore", "TF_CPP_MIN_LOG_LEVEL": "2"}
     command = [sys.executable, "-c", text, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=LIMIT_SECONDS)

@@ -112,18 +112,18 @@ def test_a_run_in_a_container_goes_back_into_the_queue_and_ends_as_if_nothing_ha
 
 ASKS = """
 import json, os, subprocess, sys
-from truba_runner import scheduler
+from truba_runner.slurm import client, jobs
 names = [name for name in os.environ if name.startswith(("SLURM_PROCID", "OWN_", "SECRET", "TF_"))]
 told = {name: os.environ[name] for name in names}
 told["python"] = sys.version
-told["job"] = scheduler.state(os.environ["SLURM_JOB_ID"])
+told["job"] = jobs.state(os.environ["SLURM_JOB_ID"])
 try:
-    scheduler.run(["scontrol", "show", "job", "999999"])
-except scheduler.SlurmError as error:
+    client.run(["scontrol", "show", "job", "999999"])
+except client.SlurmError as error:
     told["error"] = error.message
 try:
-    scheduler.run(["touch", "/tmp/should-not-be"])
-except scheduler.SlurmError:
+    client.run(["touch", "/tmp/should-not-be"])
+except client.SlurmError:
     told["touch"] = "refused"
 print(json.dumps(told))
 sys.exit(3 if os.environ["SLURM_PROCID"] == "1" else 0)

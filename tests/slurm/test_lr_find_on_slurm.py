@@ -11,9 +11,9 @@ from truba import ROOT, Truba
 
 # Its curve is a parabola over the logarithm of the rate, with the lowest point at 0.1, and later for larger seeds.
 FINDER = """
-from truba_runner import lr_find
-from truba_runner.backends import rate_suggestions
-from truba_runner.backends.found_rate import found_rate, record
+from truba_runner.config import lr_find
+from truba_runner.training import rate_suggestions
+from truba_runner.training.found_rate import found_rate, record
 
 def find(context):
     context.interruption.hold()

@@ -29,9 +29,11 @@ exec /usr/bin/sbatch "$@"
 # The command with a SIGKILL at its Nth step: before or after each write to the run directory and each call of sbatch.
 KILLED_AT_STEP = """
 import itertools, os, signal, sys
-from truba_runner import events, rundir, scheduler, submit
+from truba_runner.runs import events, run_directory
+from truba_runner.slurm import commands
+from truba_runner.submission import settle
 from truba_runner.sweeps import array
-submit.SETTLE_SECONDS = 1.0
+settle.SETTLE_SECONDS = 1.0
 wanted, steps = int(sys.argv.pop(1)), itertools.count(1)
 def step():
     if next(steps) == wanted:
@@ -44,18 +46,18 @@ def stepped(function):
         return value
     return call
 for name in ("create", "write_config_text"):
-    setattr(rundir.RunDir, name, stepped(getattr(rundir.RunDir, name)))
+    setattr(run_directory.RunDir, name, stepped(getattr(run_directory.RunDir, name)))
 events.append = stepped(events.append)
 array._write_new = stepped(array._write_new)
-scheduler.sbatch = stepped(scheduler.sbatch)
+commands.sbatch = stepped(commands.sbatch)
 from truba_runner.__main__ import main
 sys.exit(main())
 """
 
 QUICK_BACKOFF = """
 import sys
-from truba_runner import scheduler
-scheduler.BACKOFF_SECONDS = (0.1, 0.1)
+from truba_runner.slurm import client
+client.BACKOFF_SECONDS = (0.1, 0.1)
 from truba_runner.__main__ import main
 sys.exit(main())
 """
@@ -251,7 +253,7 @@ def test_a_requeue_that_slurm_takes_without_answering_is_one(truba: Truba) -> No
     sent = truba.cluster.run(["sbatch", "--parsable"], user=truba.user, cwd=truba.project, input=script)
     task = f"{sent.stdout.strip()}_0"
     truba.cluster.wait_for_state(task, "RUNNING")
-    program = ["-c", "import sys; from truba_runner import scheduler; scheduler.requeue(sys.argv[1])"]
+    program = ["-c", "import sys; from truba_runner.slurm import commands; commands.requeue(sys.argv[1])"]
     done = truba(task, program=program, PATH=truba.path_with_own_bin())
     assert done.returncode == 0, done.stderr
     assert (truba.project / "bin" / "done").exists()

@@ -25,8 +25,8 @@ _names = (f"sweep{number}" for number in itertools.count())
 # step every `pause` seconds. It saves, resumes and is interrupted as the others are.
 BACKEND = """
 import json, random, time
-from truba_runner.checkpoint import CheckpointStore, Position
-from truba_runner.interrupt import Interrupted
+from truba_runner.runs.checkpoints import CheckpointStore, Position
+from truba_runner.training.interrupt import Interrupted
 
 STEPS = 5
 

@@ -34,7 +34,7 @@ import json, os, sys
 from pathlib import Path
 sys.path[:0] = {[str(ROOT), str(ROOT / "tests" / "unit")]!r}
 from damaged_runs import make_run, make_search, make_sweep
-from truba_runner.rundir import RunDir, config_text
+from truba_runner.runs.run_directory import RunDir, config_text
 CONFIG = config_text({{"name": "mnist", "cluster": {{"scratch": "", "acknowledgement": ""}}}})
 shared, *more = map(Path, sys.argv[1:])
 
@@ -334,8 +334,8 @@ sys.stdin.read()
 """
 SOON_OVER = """
 import sys
-from truba_runner import rundir
-rundir.lock.__wrapped__.__defaults__ = (3.5,)
+from truba_runner.storage import folder_lock
+folder_lock.lock.__wrapped__.__defaults__ = (3.5,)
 from truba_runner.__main__ import main
 sys.exit(main())
 """

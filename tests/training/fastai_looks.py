@@ -11,9 +11,9 @@ from typing import Any
 def others(folder: Path) -> list[list[str]]:
     """Return the key paths of the newest checkpoint's state at which rank 1 differs from rank 0."""
     from truba_runner.runs.checkpoints import CheckpointStore
-    from truba_runner.training.fastai.resume import _read
+    from truba_runner.training.fastai.resume import read_state
 
-    found = CheckpointStore(folder / "checkpoints").newest(_read)
+    found = CheckpointStore(folder / "checkpoints").newest(read_state)
     assert found is not None
     return [keys for keys, _value in found[1]["others"][0]["other"]]
 
@@ -25,9 +25,9 @@ def checkpoint(folder: Path) -> dict[str, Any]:
     import torch
 
     from truba_runner.runs.checkpoints import CheckpointStore
-    from truba_runner.training.fastai.resume import _read
+    from truba_runner.training.fastai.resume import read_state
 
-    found = CheckpointStore(folder / "checkpoints").newest(_read)
+    found = CheckpointStore(folder / "checkpoints").newest(read_state)
     if found is None:
         return {}
     position, state = found

@@ -13,9 +13,9 @@ TRAIN = """
 import sys
 from pathlib import Path
 import keras_resume_runs as runs
-from truba_runner import backends
+from truba_runner.training import backend
 # Before the job's module, as the worker does it.
-backends.load("keras")
+backend.load("keras")
 folder = Path(sys.argv[1])
 train = {"epochs": 1, "callbacks": []}
 sections = {"train": train, "tensorboard": {"enabled": False}, "job": {"options": {"augment": False}}}
@@ -25,7 +25,7 @@ runs.train(folder, sections, sys.argv[2] + runs.JOB, stop, 0, 1)
 
 
 def start(program: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "backends")))
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "training")))
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore", **variables}
     command = [sys.executable, "-c", program, *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -48,7 +48,7 @@ def test_a_job_that_imports_keras_with_another_backend_is_refused(tmp_path: Path
 
 def test_the_users_own_settings_of_keras_are_named_and_those_that_fit_are_not(tmp_path: Path) -> None:
     program = (
-        "import os, sys; from truba_runner import backends; backends.load('keras');"
+        "import os, sys; from truba_runner.training import backend; backend.load('keras');"
         "print(os.environ['KERAS_BACKEND'], sys.modules['truba_runner.training.keras.train']._OTHER_BACKEND)"
     )
     settings = tmp_path / ".keras" / "keras.json"

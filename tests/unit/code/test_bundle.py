@@ -18,8 +18,9 @@ from truba_runner.code import bundle
 MINORS = (10, 11, 12, 13)
 ASKING = """
 import os
-from truba_runner import provenance, worker
+from truba_runner import worker
 from truba_runner.__main__ import main
+from truba_runner.code import provenance
 
 print(provenance.versions(), worker.__file__)
 for arguments, language in (["status"], "en"), (["status"], "tr"), (["doctor", "cluster=local"], "en"):

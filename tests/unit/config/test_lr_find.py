@@ -263,9 +263,9 @@ def test_one_that_waits_in_vain_is_not_waited_for(experiment: Compose, slurm: Sl
 # -- without Slurm, and what is shown --------------------------------------------------------------------------
 
 BACKEND = """
-from truba_runner import lr_find
-from truba_runner.backends import rate_suggestions
-from truba_runner.backends.found_rate import found_rate, record
+from truba_runner.config import lr_find
+from truba_runner.training import rate_suggestions
+from truba_runner.training.found_rate import found_rate, record
 
 def train(context):
     rate = found_rate(context, lambda finder: look(context, finder))

@@ -146,7 +146,7 @@ def test_a_folder_on_the_node_is_private_and_goes_with_its_job(tmp_path: Path) -
 
 def test_what_a_killed_job_has_left_is_removed_by_the_next(tmp_path: Path) -> None:
     program = (
-        "import os, signal, sys; from pathlib import Path; from truba_runner import node_folder\n"
+        "import os, signal, sys; from pathlib import Path; from truba_runner.storage import node_folder\n"
         "with node_folder.made(Path(sys.argv[1]), '7.0') as folder:\n"
         "    (folder / 'copy').write_bytes(b'x'); os.kill(os.getpid(), signal.SIGKILL)"
     )

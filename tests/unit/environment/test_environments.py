@@ -132,7 +132,7 @@ def contained(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]
         (tmp_path / name).chmod(0o755)
 
     def run(program: str, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        argv = ["bash", str(shipped("slurm") / "apptainer"), "--image", "/image.sif", *options, "--"]
+        argv = ["bash", str(shipped("container") / "apptainer"), "--image", "/image.sif", *options, "--"]
         environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "NOTES": str(tmp_path), "TMPDIR": str(tmp_path)}
         environ |= {"PYTHONPATH": str(Path(__file__).parents[3]), **variables}
         return subprocess.run(
@@ -172,12 +172,12 @@ def test_slurms_commands_are_run_outside(
 ) -> None:
     program = """
         import os, sys
-        from truba_runner import scheduler
-        assert scheduler.available()
+        from truba_runner.slurm import client
+        assert client.available()
         for argv in (["scontrol", "requeue", "1 2", "*"], ["rm", "-rf", "x"]):
             try:
-                scheduler.run(argv, text="input")
-            except scheduler.SlurmError as error:
+                client.run(argv, text="input")
+            except client.SlurmError as error:
                 print(error.message, error.refused)
         relay = os.environ["TRUBA_SLURM_RELAY"]
         print(oct(os.stat(relay).st_mode & 0o777), [open(f"{relay}/{one}/out").read() for one in os.listdir(relay)
@@ -201,10 +201,10 @@ def test_a_signal_to_the_whole_group_does_not_end_the_wrapper(
             signal.signal(number, lambda number, frame: got.append(number))
         for number in (signal.SIGTERM, signal.SIGUSR2):
             os.killpg(0, number)
-        from truba_runner import scheduler
+        from truba_runner.slurm import client
         try:
-            scheduler.run(["scontrol", "requeue", "1"])
-        except scheduler.SlurmError as error:
+            client.run(["scontrol", "requeue", "1"])
+        except client.SlurmError as error:
             print(len(got), error.message)
         sys.exit(4)
     """
@@ -213,7 +213,7 @@ def test_a_signal_to_the_whole_group_does_not_end_the_wrapper(
 
 
 def test_no_apptainer_is_told(tmp_path: Path) -> None:
-    done = bash(f"bash {shipped('slurm') / 'apptainer'} --apptainer none-such --image /i -- python3")
+    done = bash(f"bash {shipped('container') / 'apptainer'} --apptainer none-such --image /i -- python3")
     assert done.returncode == environment.NO_APPTAINER and "no command none-such" in done.stderr
 
 
@@ -361,7 +361,7 @@ def test_where_this_machine_cannot_a_job_is_asked_and_where_nothing_answers_the_
 
 def test_this_python_is_looked_into_without_importing_anything(experiment: Compose) -> None:
     program = (
-        "import sys; from truba_runner import environment_report as r; found = r.report(); "
+        "import sys; from truba_runner.environment import report as r; found = r.report(); "
         "print(found['python'], not {'tensorflow', 'torch', 'keras', 'numpy'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

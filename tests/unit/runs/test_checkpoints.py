@@ -111,7 +111,7 @@ def test_what_a_full_disk_refused_is_written_when_there_is_room_again(store: Che
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from truba_runner.checkpoint import CheckpointStore, Position
+from truba_runner.runs.checkpoints import CheckpointStore, Position
 def write(file):
     file.write(b"half of it")
     file.flush()
@@ -138,7 +138,7 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
     program = f"""
 import os, sys
 from pathlib import Path
-from truba_runner.checkpoint import CheckpointStore, Position
+from truba_runner.runs.checkpoints import CheckpointStore, Position
 store = CheckpointStore(Path({str(disk)!r}))
 megabyte = os.urandom(1 << 20)
 def write(file):

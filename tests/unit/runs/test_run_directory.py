@@ -84,7 +84,7 @@ def test_config_reads_back(run: RunDir) -> None:
 HOLD = """
 import os, sys
 from pathlib import Path
-from truba_runner.rundir import lock
+from truba_runner.storage.folder_lock import lock
 import subprocess
 with lock(Path(sys.argv[1])) as held:
     child = subprocess.Popen(["cat"], pass_fds=[held], stdin=0, stdout=subprocess.DEVNULL)

@@ -26,8 +26,8 @@ from truba_runner.submission import settle
 HOLDS = """
 import os, subprocess, sys
 from pathlib import Path
-from truba_runner import rundir
-with rundir.lock(Path(sys.argv[1])) as held:
+from truba_runner.storage.folder_lock import lock
+with lock(Path(sys.argv[1])) as held:
     child = subprocess.Popen(["cat"], pass_fds=[held], stdout=subprocess.DEVNULL) if sys.argv[2] == "child" else None
     print("held", flush=True)
     if child:

@@ -295,7 +295,7 @@ def test_tensorflow_is_not_imported_though_it_is_there(run: RunDir) -> None:
     program = """
 import sys
 from pathlib import Path
-from truba_runner.rundir import RunDir
+from truba_runner.runs.run_directory import RunDir
 from truba_runner.tensorboard import feed
 from truba_runner.tensorboard.chosen import Shown
 from truba_runner.tensorboard.feed import Feed, provider, without_tensorflow

@@ -146,7 +146,7 @@ def test_when_their_parent_is_killed_there_is_another(nursery: Nursery, tmp_path
 def test_all_of_them_die_with_the_worker(nursery: Nursery, tmp_path: Path) -> None:
     program = """
 import sys, time
-from truba_runner.search.nursery import Call, Nursery
+from truba_runner.training.nursery import Call, Nursery
 nursery = Nursery({"PYTHONPATH": sys.argv[1]})
 nursery.start(Call("work", "sleep", [sys.argv[2]]))
 time.sleep(60)
