@@ -57,8 +57,8 @@ def train(context):
 REGISTERED = """
 import os
 import truba_runner.training
-from truba_runner.training import backend
-backend.TRAITS["tiny"] = backend.Traits(task_per_gpu=False, multi_node=False)
+from truba_runner.config import backends
+backends.TRAITS["tiny"] = backends.Traits(task_per_gpu=False, multi_node=False)
 truba_runner.training.__path__.append(os.path.dirname(__file__))
 """
 QUICK_JOB = "def step(*where):\n    pass\n"

@@ -7,7 +7,8 @@ import re
 from datetime import datetime
 
 from truba_runner.language import _
-from truba_runner.slurm.client import SlurmError, completed, query
+from truba_runner.slurm import client
+from truba_runner.slurm.client import SlurmError
 
 # Width of each column that sinfo prints: --Format supports no delimiter.
 _WIDTH = 128
@@ -21,7 +22,7 @@ def estimated_start(script: str) -> float:
     Raises:
         truba_runner.slurm.client.SlurmError: the job would be refused, or Slurm does not answer.
     """
-    told = completed(["sbatch", "--test-only"], text=script).stderr
+    told = client.completed(["sbatch", "--test-only"], text=script).stderr
     found = re.search(r"to start at (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", told)
     if not found:
         raise SlurmError("sbatch --test-only", _("no start time in: {said}", said=told.strip()), transient=False)
@@ -31,7 +32,8 @@ def estimated_start(script: str) -> float:
 def free_gpus() -> dict[tuple[str, str], int]:
     """Return the free GPUs on nodes that accept jobs, by partition and node feature; "" stands for all nodes."""
     columns = ("Partition", "Gres", "GresUsed", "StateCompact", "Features")
-    text = query(["sinfo", "--noheader", "--Node", f"--Format={','.join(f'{name}:{_WIDTH}' for name in columns)}"])
+    widths = ",".join(f"{name}:{_WIDTH}" for name in columns)
+    text = client.query(["sinfo", "--noheader", "--Node", f"--Format={widths}"])
     free: dict[tuple[str, str], int] = {}
     for line in text.splitlines():
         starts = range(0, _WIDTH * len(columns), _WIDTH)
@@ -49,7 +51,7 @@ def free_gpus() -> dict[tuple[str, str], int]:
 def max_array_size() -> int:
     """Return Slurm's MaxArraySize; its default if Slurm does not report it."""
     try:
-        told = query(["scontrol", "show", "config"])
+        told = client.query(["scontrol", "show", "config"])
     except SlurmError:
         told = ""
     found = re.search(r"^MaxArraySize\s*= (\d+)", told, re.MULTILINE)
@@ -62,7 +64,7 @@ def core_limit(account: str) -> int:
     user = getpass.getuser()
     argv = ["scontrol", "--oneliner", "show", "assoc_mgr", "flags=assoc", f"accounts={account}", f"users={user}"]
     try:
-        told = query(argv)
+        told = client.query(argv)
     except SlurmError:  # Some sites do not show this to users.
         return 0
     pattern = rf"Account={re.escape(account)} UserName=(?:{re.escape(user)}\(\d+\))? .* GrpTRES=cpu=(\d+)\("

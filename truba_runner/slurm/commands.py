@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from truba_runner.slurm.client import SlurmError, query, run
+from truba_runner.slurm import client
+from truba_runner.slurm.client import SlurmError
 from truba_runner.slurm.jobs import BACK_IN_QUEUE
 
 
@@ -14,7 +15,7 @@ def sbatch(script: str, *, inherit: Sequence[int] = ()) -> str:
     Raises:
         truba_runner.slurm.client.SlurmError: Slurm refused, or did not answer, in which case the job may exist.
     """
-    return run(["sbatch", "--parsable"], text=script, inherit=inherit).strip().split(";")[0]
+    return client.run(["sbatch", "--parsable"], text=script, inherit=inherit).strip().split(";")[0]
 
 
 def release(job_id: str) -> None:
@@ -23,7 +24,7 @@ def release(job_id: str) -> None:
     Raises:
         truba_runner.slurm.client.SlurmError: Slurm does not answer, or does not allow it.
     """
-    query(["scontrol", "update", f"jobid={job_id}", "dependency="])
+    client.query(["scontrol", "update", f"jobid={job_id}", "dependency="])
 
 
 def forbid_requeue(job_id: str) -> None:
@@ -32,7 +33,7 @@ def forbid_requeue(job_id: str) -> None:
     Raises:
         truba_runner.slurm.client.SlurmError: Slurm does not answer, or does not allow it.
     """
-    query(["scontrol", "update", f"jobid={job_id}", "requeue=0"])
+    client.query(["scontrol", "update", f"jobid={job_id}", "requeue=0"])
 
 
 def requeue(job_id: str) -> None:
@@ -42,7 +43,7 @@ def requeue(job_id: str) -> None:
         truba_runner.slurm.client.SlurmError: Slurm does not answer, or the job may not be requeued.
     """
     try:
-        query(["scontrol", "requeue", job_id])
+        client.query(["scontrol", "requeue", job_id])
     except SlurmError as error:
         # An attempt whose answer was lost, or another process at the same time, has requeued the job already.
         if BACK_IN_QUEUE not in error.message:
@@ -55,4 +56,4 @@ def cancel(job_ids: Sequence[str]) -> None:
     Raises:
         truba_runner.slurm.client.SlurmError: Slurm refused or does not answer.
     """
-    query(["scancel", *job_ids])
+    client.query(["scancel", *job_ids])

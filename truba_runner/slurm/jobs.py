@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from truba_runner.slurm import states
-from truba_runner.slurm.client import SlurmError, query
+from truba_runner.slurm import client, states
+from truba_runner.slurm.client import SlurmError
 
 # Between the columns of squeue and sinfo; no name has it.
 SEPARATOR = "\x1f"
@@ -55,7 +55,7 @@ class Use:
 def jobs_named(name: str) -> list[str]:
     """Return the ids of the caller's pending, running and ended jobs of this name (for an array, without its tasks)."""
     argv = ["squeue", "--noheader", "--user", getpass.getuser(), "--states=all", "--name", name, "--format=%F"]
-    found = query(argv).split()
+    found = client.query(argv).split()
     if not found:
         try:
             found = _sacct(["--name", name, "--starttime=now-30days", "--format=JobIDRaw"]).split()
@@ -66,7 +66,7 @@ def jobs_named(name: str) -> list[str]:
 
 def queue() -> dict[str, Job]:
     """Return the caller's jobs that squeue lists, by id (`123`, `123_4`), in one call."""
-    rows = own_rows(("%i", "%T", "%P", "%r", "%M", "%l", "%N"), query)
+    rows = own_rows(("%i", "%T", "%P", "%r", "%M", "%l", "%N"), client.query)
     return {
         row[0]: Job(row[0], row[1], row[2], "" if row[3] == "None" else row[3], row[4], row[5], row[6]) for row in rows
     }
@@ -86,7 +86,7 @@ def _sacct(argv: Sequence[str]) -> str:
         truba_runner.slurm.client.SlurmError: accounting does not answer.
     """
     try:
-        return query(["sacct", "-nPX", *argv])
+        return client.query(["sacct", "-nPX", *argv])
     except SlurmError as error:
         if _NO_ACCOUNTING.search(error.message) or not (error.transient or error.refused):
             return ""
@@ -163,7 +163,7 @@ def would_end_for_good(job_id: str) -> bool:
 def _in_queue(job_id: str, columns: str) -> str:
     """Return these columns of squeue for a job; empty if Slurm no longer knows the job."""
     try:
-        return query(["squeue", "--noheader", "--states=all", "--jobs", job_id, f"--format={columns}"]).strip()
+        return client.query(["squeue", "--noheader", "--states=all", "--jobs", job_id, f"--format={columns}"]).strip()
     except SlurmError as error:
         if _UNKNOWN_JOB in error.message:
             return ""

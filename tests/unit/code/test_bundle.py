@@ -88,7 +88,7 @@ def test_it_works_in_every_python(version: str, python: str, pyz: Path, tmp_path
 
 def test_the_same_files_make_the_same_bytes(pyz: Path) -> None:
     # A different hash seed, locale and time zone in another process; and nothing compiled.
-    program = "import hashlib; from truba_runner import bundle; "
+    program = "import hashlib; from truba_runner.code import bundle; "
     program += "print(hashlib.sha256(bundle.content(pinned=False)).hexdigest())"
     environment = {**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C"}
     argv = [sys.executable, "-c", program]

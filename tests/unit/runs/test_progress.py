@@ -280,7 +280,7 @@ def test_how_a_run_ended_is_told_where_the_disk_has_no_room_for_a_new_file(
 
     progress = started(run, Position(0, 0))
     progress.update(epoch=1, metrics={"accuracy": 0.123456789})
-    monkeypatch.setattr(tempfile, "mkstemp", full)
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
     progress.update(epoch=2)
     assert run.progress().epoch == 1
     progress.record = replace(progress.record, metrics={})

@@ -25,7 +25,7 @@ KINDS = ["fcntl", "file"]
 ADDER = """
 import sys, time
 from pathlib import Path
-from truba_runner.search.lock import lock_for
+from truba_runner.storage.shared_lock import lock_for
 folder = Path(sys.argv[1])
 for _ in range(int(sys.argv[2])):
     with lock_for(folder):
@@ -36,7 +36,7 @@ for _ in range(int(sys.argv[2])):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from truba_runner.search.lock import lock_for
+from truba_runner.storage.shared_lock import lock_for
 with lock_for(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -13,7 +13,7 @@ from truba_runner.config.schema import Experiment
 from truba_runner.errors import Failed, Refused
 from truba_runner.rules.experiment import plan
 from truba_runner.runs.run_directory import RunDir
-from truba_runner.slurm import capacity, commands
+from truba_runner.slurm import capacity
 from truba_runner.slurm.client import SlurmError
 from truba_runner.slurm.request import derive
 from truba_runner.submission import partition_choice as offers_module
@@ -38,7 +38,7 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> dict[str, float | str]:
 
     monkeypatch.setattr(capacity, "estimated_start", estimated)
     monkeypatch.setattr(
-        commands, "free_gpus", lambda: {("akya-cuda", ""): 3, ("debug", ""): 5, ("debug", "akya-cuda"): 2}
+        capacity, "free_gpus", lambda: {("akya-cuda", ""): 3, ("debug", ""): 5, ("debug", "akya-cuda"): 2}
     )
     monkeypatch.setattr(capacity, "core_limit", lambda account: 160)
     monkeypatch.setattr(offers_module.socket, "gethostname", lambda: "arf-ui1")

@@ -17,7 +17,6 @@ from in_process import truba
 from truba_runner.cli.main import main
 from truba_runner.config.schema import Experiment, Sweep, experiment_from
 from truba_runner.errors import Failed, Problem, Refused
-from truba_runner.launch import run as single_launch
 from truba_runner.launch import wait
 from truba_runner.rules import sweep as rules
 from truba_runner.rules.experiment import plan
@@ -31,6 +30,7 @@ from truba_runner.slurm import capacity, client, commands, jobs
 from truba_runner.status.sweep_plots import draw
 from truba_runner.status.sweep_table import table
 from truba_runner.storage.files import write_atomically
+from truba_runner.submission.already import settled
 from truba_runner.submission.outcome import Outcome
 from truba_runner.submission.prepared import Prepared
 from truba_runner.sweeps import array, submission
@@ -347,11 +347,11 @@ def test_a_run_that_ends_while_slurm_is_asked_is_not_submitted_again(
         return {}
 
     monkeypatch.setattr(jobs, "queue", queue)
-    outcomes = submission._already([ends, fails])
-    assert [outcome and outcome.action for outcome in outcomes] == ["finished", None]
+    outcomes = settled([ends, fails])
+    assert [outcome and outcome.action for outcome in outcomes.values()] == ["finished", None]
     (ends.run.path / "result.json").unlink()
-    single = single_launch._already(ends)
-    assert single is not None and single.action == "finished"
+    again = settled([ends])[ends.run.id]
+    assert again is not None and again.action == "finished"
 
 
 def test_a_command_that_waits_goes_on_when_slurm_does_not_answer_for_a_while(
@@ -406,7 +406,7 @@ def test_runs_that_were_begun_with_other_code_are_refused_together(begun: Callab
     for one in runs[:2]:
         CheckpointStore(one.run.checkpoints).save(Position(1, 0), lambda file: file.write(b"{}"))
     with pytest.raises(Refused) as refused:
-        submission._already(runs)
+        settled(runs)
     (problem,) = refused.value.problems
     assert problem.received == "mnist-0" and "So it is with 1 more of the sweep." in problem.rule
 
