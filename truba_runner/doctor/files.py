@@ -28,7 +28,8 @@ def folders(patient: Patient) -> Iterator[Finding]:
         if not Path(cluster.scratch).is_dir():
             says = _("{path} does not exist", path=cluster.scratch)
             remedy = _(
-                "Set the scratch root with TRUBA_SCRATCH, or with scratch in conf/cluster/{name}.yaml.", name=cluster.name
+                "Set the scratch root with TRUBA_SCRATCH, or with scratch in conf/cluster/{name}.yaml.",
+                name=cluster.name,
             )
             yield Finding(FAULT, _("scratch"), says, remedy)
             return
@@ -90,7 +91,8 @@ def purge(patient: Patient) -> Iterator[Finding]:
     going = expiring(runs_folders.runs(Path(cluster.runs_folder)), until)
     found = sorted(going.values(), key=lambda one: one.first)
     if not found:
-        yield Finding(OK, _("purge"), _("no run has a file that will be deleted from scratch within {days} days", days=_AHEAD_DAYS))
+        says = _("no run has a file that will be deleted from scratch within {days} days", days=_AHEAD_DAYS)
+        yield Finding(OK, _("purge"), says)
         return
     names = [one.name for one in found]
     says = counted(

@@ -64,7 +64,8 @@ def tools(patient: Patient) -> Iterator[Finding]:
     missing = [name for name in ("ssh", "rsync") if shutil.which(name) is None]
     if missing:
         says = _("not on the PATH: {names}", names=", ".join(missing))
-        yield Finding(WARNING, _("tunnel"), says, _("Install it to open TensorBoard from another computer and to copy results."))
+        remedy = _("Install it to open TensorBoard from another computer and to copy results.")
+        yield Finding(WARNING, _("tunnel"), says, remedy)
     else:
         yield Finding(OK, _("tunnel"), "ssh, rsync")
 
@@ -88,7 +89,8 @@ def environment(patient: Patient) -> Iterator[Finding]:
     for library, found in held.get("shared", {}).items():
         yield _of_two(f"{subject}, {library}", found)
     if held and held["python"].split(".")[:2] != platform.python_version().split(".")[:2]:
-        yield Finding(NOTE, subject, _("jobs use a different Python version from the one that submits; that is allowed"))
+        says = _("jobs use a different Python version from the one that submits; that is allowed")
+        yield Finding(NOTE, subject, says)
 
 
 def _of_two(subject: str, found: Mapping[str, Any]) -> Finding:
@@ -103,5 +105,8 @@ def _of_two(subject: str, found: Mapping[str, Any]) -> Finding:
     if not others:
         return Finding(NOTE, subject, says)
     asked = "; ".join(_("{framework} requires {package}", framework=one, package=others[one]) for one in others)
-    remedy = _("Both packages install the same file, and the one installed last overwrites the other's. Give each framework its own environment.")
+    remedy = _(
+        "These packages install the same file, and the one installed last overwrites the others'. Give each framework "
+        "its own environment."
+    )
     return Finding(WARNING, subject, f"{says}; {asked}", remedy)

@@ -138,7 +138,9 @@ def partitions(patient: Patient) -> Iterator[Finding]:
         )
     yield Finding(OK if usable else FAULT, _("partitions"), _("you may use: {names}", names=", ".join(usable) or "–"))
     if unknown := sorted(set(live) - set(cluster.partitions)):
-        says = _("Slurm has partitions that are missing in {file}: {names}", file=_file(cluster), names=", ".join(unknown))
+        says = _(
+            "Slurm has partitions that are missing in {file}: {names}", file=_file(cluster), names=", ".join(unknown)
+        )
         yield Finding(OK, _("partitions"), says)
 
 
@@ -157,11 +159,13 @@ def _partition(
         yield Finding(NOTE, subject, says, _("Choose another partition (resources.partition), or correct the file."))
         return
     if live.get("State", "UP") != "UP":
-        yield Finding(NOTE, subject, f"State={live['State']}", _("The site has closed it for now; choose another partition (resources.partition)."))
+        remedy = _("The site has closed it for now; choose another partition (resources.partition).")
+        yield Finding(NOTE, subject, f"State={live['State']}", remedy)
     allowed, denied = live.get("AllowAccounts", "ALL"), live.get("DenyAccounts", "")
     if (allowed != "ALL" and account not in allowed.split(",")) or account in denied.split(","):
         says = _("the account {account} may not use it (AllowAccounts={allowed})", account=account, allowed=allowed)
-        yield Finding(NOTE, subject, says, _("Choose another partition (resources.partition) or another account (resources.account)."))
+        remedy = _("Choose another partition (resources.partition) or another account (resources.account).")
+        yield Finding(NOTE, subject, says, remedy)
     if facts.login_nodes and socket.gethostname().split(".")[0] not in facts.login_nodes:
         says = _("submit jobs for it on {hosts}", hosts=", ".join(facts.login_nodes))
         yield Finding(OK, subject, says)

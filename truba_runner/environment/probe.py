@@ -97,8 +97,11 @@ def _refuse_missing_files(chosen: Environment) -> None:
         raise Refused(Problem(f"environment.image={chosen.image}", why, remedy))
     python = Path(chosen.venv) / "bin" / "python"
     if chosen.kind == "venv" and not chosen.python and not os.access(python, os.X_OK):
-        rule = _("there is no {python}, so this is not a virtual environment, or its Python has been removed.", python=python)
-        raise Refused(Problem(f"environment.venv={chosen.venv}", rule, _("Give the folder that python -m venv created.")))
+        rule = _(
+            "there is no {python}, so this is not a virtual environment, or its Python has been removed.", python=python
+        )
+        remedy = _("Give the folder that python -m venv created.")
+        raise Refused(Problem(f"environment.venv={chosen.venv}", rule, remedy))
 
 
 def _unreadable(path: str) -> str:
@@ -269,7 +272,9 @@ def _problem(experiment: Experiment, held: Found) -> Problem | None:
     python = held["python"]
     lacking = [name for name in needs if name not in packages]
     if _numbers(python) < _LEAST_PYTHON:
-        rule = _("its Python is {version} ({file}), but at least 3.10 is required.", version=python, file=held["executable"])
+        rule = _(
+            "its Python is {version} ({file}), but at least 3.10 is required.", version=python, file=held["executable"]
+        )
     elif lacking:
         there = ", ".join(f"{name} {version}" for name, version in packages.items())
         rule = _(

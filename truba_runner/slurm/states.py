@@ -49,7 +49,10 @@ STATES = {
     "BOOT_FAIL": _ended(marked("its node could not be booted; the same command resumes it")),
     "DEADLINE": _ended(marked("it did not end before its deadline; the same command resumes it")),
     "OUT_OF_MEMORY": _ended(
-        marked("it used more memory than it had asked for; the same command with more memory (resources.memory_gb) resumes it")
+        marked(
+            "it used more memory than it had asked for; the same command with more memory (resources.memory_gb) "
+            "resumes it"
+        )
     ),
     # -- flags -------------------------------------------------------------------------------------------------
     "COMPLETING": _live(),

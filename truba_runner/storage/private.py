@@ -123,7 +123,8 @@ def _of(path: Path, shared: bool) -> Problem | None:
 
 def _anothers(path: Path, about: os.stat_result) -> Problem:
     rule = _(
-        "it belongs to {owner} (mode {mode}), who could read the logs, plant a result, and run their own code as {user}.",
+        "it belongs to {owner} (mode {mode}), who could read the logs, plant a result, and run their own code as "
+        "{user}.",
         owner=_name(about.st_uid),
         mode=_mode(about),
         user=_name(os.geteuid()),
