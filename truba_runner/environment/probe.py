@@ -193,7 +193,7 @@ def _read(chosen: Environment, printed: str, status: int) -> Found:
         raise Refused(Problem(f"environment.modules=[{names}]", f"{said}.", remedy))
     if status in {126, 127} and chosen.kind != "apptainer":
         python = start.start(chosen, Path()).python
-        rule = _("it has no {python} ({said}).", python=python, said=said)
+        rule = _("there is no {python} in it ({said}).", python=python, said=said)
         raise Refused(Problem(_words(chosen), rule, _("Set environment.python to the command of its Python.")))
     if _NO_SUCH_COMMAND in said:
         raise Refused(Problem(_words(chosen), f"{said}.", _("Set environment.python to the command of its Python.")))
