@@ -269,7 +269,7 @@ def _environment(record: RunRecord, result: ResultRecord) -> Facts:
             (_("data"), str(result.data.get("name", ""))),
             (_("partition"), str(request.get("partition", ""))),
             (_("nodes"), str(request.get("nodes", ""))),
-            (_("GPUs a node"), str(request.get("gpus") or "")),
+            (_("GPUs per node"), str(request.get("gpus") or "")),
         ]
     )
 
