@@ -112,9 +112,9 @@ def test_what_he_has_made_or_can_write_to_is_not_used(cluster: Cluster, ayse: Tr
         shared, Path(name),
     )  # fmt: skip
     for asked, named in (
-        (["-m", *command(shared / "his"), "train.seed=1,2"], {shared / "his": "mehmet's (mode 0755)"}),
+        (["-m", *command(shared / "his"), "train.seed=1,2"], {shared / "his": "belongs to mehmet (mode 0755)"}),
         (command(shared / "open"), {shared / "open": "owner ayse, mode 0777"}),
-        (command(sticky), {sticky / one: "mehmet's (mode 0" for one in (".code", ".sweeps", ".lock", name)}),
+        (command(sticky), {sticky / one: "belongs to mehmet (mode 0" for one in (".code", ".sweeps", ".lock", name)}),
     ):
         done = ayse(*asked)
         assert done.returncode == 2, done.stdout + done.stderr
@@ -349,7 +349,7 @@ def test_a_lock_that_he_holds_is_not_waited_for_for_ever(cluster: Cluster, ayse:
         began = time.monotonic()
         done = ayse(*command(shared), program=["-c", SOON_OVER])
         assert 3.5 < time.monotonic() - began < 20
-        assert done.returncode == 1 and f"waiting for {lock}, which is held by" in done.stderr, done.stderr
-        assert f"{lock} was not free within" in done.stderr
+        assert done.returncode == 1 and f"waiting for the lock {lock}, which is held by" in done.stderr, done.stderr
+        assert f"The lock {lock} was not released within" in done.stderr
         assert holder.stdin is not None
         holder.stdin.close()

@@ -243,7 +243,7 @@ def test_jobs_that_wait(states: States) -> None:
         "partition-config": "AllowAccounts=root,free",
         "licenses": "LicenseName=matlab, Total=1, Used=1",
         "launch-failed-held": "REQUEUED",
-        "priority": "1 job stands before it",
+        "priority": "1 job is ahead of it",
         "resources": "of 112 cores 112 are in use",
         "array-limit": "JobArrayTaskLimit",
     }.items():
@@ -351,7 +351,7 @@ def test_what_was_used_and_what_is_left(states: States) -> None:
     states.runs.truba.write("jobs/failing.py", FAILING_JOB)
     done = states.runs.truba("+experiment=mnist", *own)
     assert done.returncode == 0, done.stderr
-    assert "WARNING: up to 10 core-hours may be used, and of those of the account poor 0 are left" in done.stderr
+    assert "WARNING: this submission may use up to 10 core-hours, but the account poor has only 0 left" in done.stderr
 
 
 def test_time_limits_and_deadlines(states: States) -> None:

@@ -71,8 +71,8 @@ class _Running:
     def findings(self) -> list[Finding]:
         found = list(self._found)
         if self.thread.is_alive():
-            late = _("no answer in time; what it asks is very slow or hangs")
+            late = _("no answer in time; the system that this check queries is very slow or hangs")
             found.append(
-                Finding(WARNING, self._subject, late, _("Try again later; where it lasts, tell the site's support."))
+                Finding(WARNING, self._subject, late, _("Try again later; if it lasts, tell the site's support."))
             )
         return found

@@ -26,9 +26,10 @@ def folders(patient: Patient) -> Iterator[Finding]:
     cluster = patient.experiment.cluster
     if cluster.scratch:
         if not Path(cluster.scratch).is_dir():
-            says = _("{path} is not there", path=cluster.scratch)
+            says = _("{path} does not exist", path=cluster.scratch)
             remedy = _(
-                "TRUBA_SCRATCH names the scratch root, as does scratch in conf/cluster/{name}.yaml.", name=cluster.name
+                "Set the scratch root with TRUBA_SCRATCH, or with scratch in conf/cluster/{name}.yaml.",
+                name=cluster.name,
             )
             yield Finding(FAULT, _("scratch"), says, remedy)
             return
@@ -48,7 +49,7 @@ def _writable(subject: str, key: str, folder: Path) -> Finding:
     except OSError as error:
         remedy = _("Set {key} to a folder that you may write to.", key=key)
         return Finding(FAULT, subject, f"{there}: {error.strerror}", remedy)
-    made = "" if there == folder else _(" (it is made when it is needed)")
+    made = "" if there == folder else _(" (created when needed)")
     return Finding(OK, subject, f"{folder}{made}")
 
 
@@ -77,7 +78,7 @@ def _room(subject: str, one: quota.Room) -> Finding:
     says = f"{one.said()} ({one.source})"
     if one.share < _NEARLY_FULL:
         return Finding(OK, subject, says)
-    remedy = _("truba clean shows what finished runs need no more; delete old runs and data.")
+    remedy = _("truba clean lists the files that finished runs no longer need; delete old runs and data.")
     return Finding(FAULT if one.share >= _FULL else WARNING, subject, says, remedy)
 
 
@@ -90,7 +91,8 @@ def purge(patient: Patient) -> Iterator[Finding]:
     going = expiring(runs_folders.runs(Path(cluster.runs_folder)), until)
     found = sorted(going.values(), key=lambda one: one.first)
     if not found:
-        yield Finding(OK, _("purge"), _("no run has a file that is purged within {days} days", days=_AHEAD_DAYS))
+        says = _("no run has a file that will be deleted from scratch within {days} days", days=_AHEAD_DAYS)
+        yield Finding(OK, _("purge"), says)
         return
     names = [one.name for one in found]
     says = counted(
@@ -106,5 +108,5 @@ def notes(patient: Patient) -> Iterator[Finding]:
     """Check that the folder of the list of runs folders is writable."""
     there = existing(state_folder().absolute())
     if not os.access(there, os.W_OK):
-        says = _("{path} cannot be written to, so runs folders are not remembered", path=there)
+        says = _("{path} is not writable, so your runs folders are not remembered", path=there)
         yield Finding(NOTE, _("home"), says, _("Name the folder with --runs FOLDER."))

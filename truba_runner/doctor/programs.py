@@ -44,7 +44,7 @@ def _packages() -> Iterator[Finding]:
         version = _version(one.name)
         told.append(f"{one.name} {version}")
         if not version or not one.specifier.contains(version, prereleases=True):
-            says = _("{name} is {version}, wanted is {wanted}", name=one.name, version=version or _("not installed"),
+            says = _("{name}: {version}; required: {wanted}", name=one.name, version=version or _("not installed"),
                      wanted=str(one.specifier))  # fmt: skip
             yield Finding(
                 WARNING if version else FAULT, _("packages"), says, f"pip install '{one.name}{one.specifier}'"
@@ -64,7 +64,8 @@ def tools(patient: Patient) -> Iterator[Finding]:
     missing = [name for name in ("ssh", "rsync") if shutil.which(name) is None]
     if missing:
         says = _("not on the PATH: {names}", names=", ".join(missing))
-        yield Finding(WARNING, _("tunnel"), says, _("Install it to see TensorBoard from afar and to fetch results."))
+        remedy = _("Install it to open TensorBoard from another computer and to copy results.")
+        yield Finding(WARNING, _("tunnel"), says, remedy)
     else:
         yield Finding(OK, _("tunnel"), "ssh, rsync")
 
@@ -80,15 +81,16 @@ def environment(patient: Patient) -> Iterator[Finding]:
             yield Finding(FAULT, subject, f"{problem.received}: {problem.rule}", problem.remedy)
         return
     if isinstance(held, str):
-        remedy = _("A short job looks into it at the first submission.")
-        yield Finding(NOTE, subject, _("it cannot be entered on this machine: {why}", why=held), remedy)
+        remedy = _("A short job checks it at the first submission.")
+        yield Finding(NOTE, subject, _("it cannot be started on this machine: {why}", why=held), remedy)
         return
     yield Finding(OK, subject, probe.described(chosen, held))
     # A cached report from an older version may lack `shared`.
     for library, found in held.get("shared", {}).items():
         yield _of_two(f"{subject}, {library}", found)
     if held and held["python"].split(".")[:2] != platform.python_version().split(".")[:2]:
-        yield Finding(NOTE, subject, _("jobs run another Python than the one that submits; that is allowed"))
+        says = _("jobs use a different Python version from the one that submits; that is allowed")
+        yield Finding(NOTE, subject, says)
 
 
 def _of_two(subject: str, found: Mapping[str, Any]) -> Finding:
@@ -102,6 +104,9 @@ def _of_two(subject: str, found: Mapping[str, Any]) -> Finding:
     others = {framework: name for framework, name in found["asked"].items() if found["loaded"][framework] != name}
     if not others:
         return Finding(NOTE, subject, says)
-    asked = "; ".join(_("{framework} asks for {package}", framework=one, package=others[one]) for one in others)
-    remedy = _("They write the same file, and the last one installed stays. Give each framework its own environment.")
+    asked = "; ".join(_("{framework} requires {package}", framework=one, package=others[one]) for one in others)
+    remedy = _(
+        "These packages install the same file, and the one installed last overwrites the others'. Give each framework "
+        "its own environment."
+    )
     return Finding(WARNING, subject, f"{says}; {asked}", remedy)

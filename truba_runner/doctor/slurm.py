@@ -39,14 +39,14 @@ def controller(patient: Patient) -> Iterator[Finding]:
     missing = [name for name in _COMMANDS if shutil.which(name) is None and relay.folder() is None]
     if missing:
         says = _("not on the PATH: {names}", names=", ".join(missing))
-        yield Finding(FAULT, "Slurm", says, _("Work on a login node; cluster=local trains on this machine."))
+        yield Finding(FAULT, "Slurm", says, _("Work on a login node; to train on this machine, use cluster=local."))
         return
     began = time.monotonic()
     try:
         answer = queries.ping()
     except SlurmError as error:
         yield Finding(
-            FAULT, "Slurm", _short(error), _("Try again in a few minutes; where it lasts, tell the site's support.")
+            FAULT, "Slurm", _short(error), _("Try again in a few minutes; if it lasts, tell the site's support.")
         )
         return
     took = f"{(time.monotonic() - began) * 1000:.0f} ms"
@@ -63,7 +63,7 @@ def accounting(patient: Patient) -> Iterator[Finding]:
     try:
         queries.starts(["1"])
     except SlurmError as error:
-        remedy = _("Runs work without it; why a job ended is then told from its log alone.")
+        remedy = _("Runs work without it, but the reason why a job ended then comes from its log alone.")
         yield Finding(WARNING, _("accounting"), _short(error), remedy)
     else:
         yield Finding(OK, _("accounting"), _("sacct answers"))
@@ -78,16 +78,16 @@ def account(patient: Patient) -> Iterator[Finding]:
     try:
         mine = queries.accounts()
     except SlurmError as error:
-        yield Finding(NOTE, subject, _short(error), _("Slurm does not tell which accounts are yours."))
+        yield Finding(NOTE, subject, _short(error), _("Slurm does not report your accounts."))
     else:
         if name not in mine:
-            says = _("it is not yours; yours: {names}", names=", ".join(mine) or "–")
+            says = _("you do not belong to it; your accounts: {names}", names=", ".join(mine) or "–")
             remedy = _(
                 "Set resources.account=NAME, or default_account in conf/cluster/{cluster}.yaml.", cluster=cluster.name
             )
             yield Finding(FAULT, subject, says, remedy)
             return
-        yield Finding(OK, subject, _("yours: {names}", names=", ".join(mine)))
+        yield Finding(OK, subject, _("your accounts: {names}", names=", ".join(mine)))
     yield from _limits(subject, name, cluster)
 
 
@@ -95,7 +95,7 @@ def _limits(subject: str, name: str, cluster: Cluster) -> Iterator[Finding]:
     try:
         limits = queries.limits(name)
     except SlurmError as error:
-        yield Finding(NOTE, subject, _short(error), _("Slurm does not tell its limits."))
+        yield Finding(NOTE, subject, _short(error), _("Slurm does not report its limits."))
         return
     for one in limits:
         yield _limit(subject, one)
@@ -103,7 +103,7 @@ def _limits(subject: str, name: str, cluster: Cluster) -> Iterator[Finding]:
     if at_once and cluster.account_cores and min(at_once) < cluster.account_cores:
         says = _("{file} says account_cores: {conf}, Slurm allows {live:g} cores at once", file=_file(cluster),
                  conf=cluster.account_cores, live=min(at_once))  # fmt: skip
-        yield Finding(NOTE, subject, says, _("Slurm's figure is used where it tells one; correct the file."))
+        yield Finding(NOTE, subject, says, _("If Slurm reports a limit, that one is used; correct the file."))
 
 
 def _limit(subject: str, one: Limit) -> Finding:
@@ -138,7 +138,9 @@ def partitions(patient: Patient) -> Iterator[Finding]:
         )
     yield Finding(OK if usable else FAULT, _("partitions"), _("you may use: {names}", names=", ".join(usable) or "–"))
     if unknown := sorted(set(live) - set(cluster.partitions)):
-        says = _("Slurm has some that {file} has not: {names}", file=_file(cluster), names=", ".join(unknown))
+        says = _(
+            "Slurm has partitions that are missing in {file}: {names}", file=_file(cluster), names=", ".join(unknown)
+        )
         yield Finding(OK, _("partitions"), says)
 
 
@@ -153,17 +155,19 @@ def _partition(
     """Yield the problems of one partition. A note: the user cannot use it, which is a fault only of the chosen one."""
     subject, file = _("partition {name}", name=name), _file(cluster)
     if live is None:
-        says = _("{file} has it, Slurm has not", file=file)
-        yield Finding(NOTE, subject, says, _("Choose another (resources.partition), or correct the file."))
+        says = _("it is in {file}, but not in Slurm", file=file)
+        yield Finding(NOTE, subject, says, _("Choose another partition (resources.partition), or correct the file."))
         return
     if live.get("State", "UP") != "UP":
-        yield Finding(NOTE, subject, f"State={live['State']}", _("The site has closed it for now; choose another."))
+        remedy = _("The site has closed it for now; choose another partition (resources.partition).")
+        yield Finding(NOTE, subject, f"State={live['State']}", remedy)
     allowed, denied = live.get("AllowAccounts", "ALL"), live.get("DenyAccounts", "")
     if (allowed != "ALL" and account not in allowed.split(",")) or account in denied.split(","):
         says = _("the account {account} may not use it (AllowAccounts={allowed})", account=account, allowed=allowed)
-        yield Finding(NOTE, subject, says, _("Choose another, or another account (resources.account)."))
+        remedy = _("Choose another partition (resources.partition) or another account (resources.account).")
+        yield Finding(NOTE, subject, says, remedy)
     if facts.login_nodes and socket.gethostname().split(".")[0] not in facts.login_nodes:
-        says = _("jobs for it are submitted on {hosts}", hosts=", ".join(facts.login_nodes))
+        says = _("submit jobs for it on {hosts}", hosts=", ".join(facts.login_nodes))
         yield Finding(OK, subject, says)
     if differences := _differences(facts, live, hardware):
         says = _("{file} disagrees with Slurm: {differences}", file=file, differences="; ".join(differences))

@@ -97,8 +97,11 @@ def _refuse_missing_files(chosen: Environment) -> None:
         raise Refused(Problem(f"environment.image={chosen.image}", why, remedy))
     python = Path(chosen.venv) / "bin" / "python"
     if chosen.kind == "venv" and not chosen.python and not os.access(python, os.X_OK):
-        rule = _("there is no {python}, so it is no virtual environment, or its Python has gone.", python=python)
-        raise Refused(Problem(f"environment.venv={chosen.venv}", rule, _("Name the folder that python -m venv made.")))
+        rule = _(
+            "there is no {python}, so this is not a virtual environment, or its Python has been removed.", python=python
+        )
+        remedy = _("Give the folder that python -m venv created.")
+        raise Refused(Problem(f"environment.venv={chosen.venv}", rule, remedy))
 
 
 def _unreadable(path: str) -> str:
@@ -108,8 +111,8 @@ def _unreadable(path: str) -> str:
     except FileNotFoundError:
         return _("there is no such file.")
     except OSError as error:
-        return _("it cannot be reached: {why}.", why=error.strerror)
-    return "" if os.access(path, os.R_OK) else _("you may not read it.")
+        return _("it cannot be accessed: {why}.", why=error.strerror)
+    return "" if os.access(path, os.R_OK) else _("you have no permission to read it.")
 
 
 def _images_beside(image: Path) -> list[str]:
@@ -127,7 +130,7 @@ def _asked(experiment: Experiment, elsewhere: Elsewhere) -> Found:
         held = _read(chosen, *_run_here(_script(chosen, shipped("container") / "apptainer")))
     except _Silent as silent:
         told = _(
-            "{environment} can't be looked into from here ({why}); a short job does",
+            "{environment} cannot be checked from here ({why}); a short job checks it",
             environment=_words(chosen),
             why=silent.why,
         )
@@ -135,12 +138,12 @@ def _asked(experiment: Experiment, elsewhere: Elsewhere) -> Found:
         package.provide(chosen, runs_folder)
         answer = elsewhere(_script(chosen, package.wrapper(runs_folder)))
         if answer is None:
-            warn("it has not started in time; the run is submitted unchecked")
+            warn("the short job has not started in time; the run is submitted without this check")
             return {}
         try:
             held = _read(chosen, *answer)
         except _Silent as silent_there:
-            rule = _("a job can't enter it: {why}.", why=silent_there.why)
+            rule = _("a job cannot start it: {why}.", why=silent_there.why)
             raise Refused(Problem(_words(chosen), rule, _("Choose another environment."))) from None
     _keep(chosen, held)
     return held
@@ -186,16 +189,16 @@ def _read(chosen: Environment, printed: str, status: int) -> Found:
     said = " ".join(printed.split())[-600:]
     if status == start.NOT_LOADED:
         names = ", ".join(chosen.modules)
-        remedy = _("module avail lists those that there are.")
+        remedy = _("module avail lists the available modules.")
         raise Refused(Problem(f"environment.modules=[{names}]", f"{said}.", remedy))
     if status in {126, 127} and chosen.kind != "apptainer":
         python = start.start(chosen, Path()).python
         rule = _("there is no {python} in it ({said}).", python=python, said=said)
-        raise Refused(Problem(_words(chosen), rule, _("Set environment.python to its command.")))
+        raise Refused(Problem(_words(chosen), rule, _("Set environment.python to the command of its Python.")))
     if _NO_SUCH_COMMAND in said:
         raise Refused(Problem(_words(chosen), f"{said}.", _("Set environment.python to the command of its Python.")))
     if status == start.NO_MODULES:
-        raise _Silent(_("there is no command module here"))
+        raise _Silent(_("the command module does not exist here"))
     raise _Silent(said or _("exit status {status}", status=status))
 
 
@@ -252,7 +255,7 @@ def _refuse_lacking(experiment: Experiment, held: Found) -> None:
     for name, least in _needs(experiment).items():
         if _numbers(version := held["packages"][name]) < _numbers(least):
             older = _(
-                "{environment}: {package} {version} is older than {least}, the oldest that was tried",
+                "{environment}: {package} {version} is older than {least}, the oldest tested version",
                 environment=_words(experiment.environment), package=name, version=version, least=least,
             )  # fmt: skip
             warn(older)
@@ -269,16 +272,18 @@ def _problem(experiment: Experiment, held: Found) -> Problem | None:
     python = held["python"]
     lacking = [name for name in needs if name not in packages]
     if _numbers(python) < _LEAST_PYTHON:
-        rule = _("its Python is {version} ({file}), and 3.10 is the oldest.", version=python, file=held["executable"])
+        rule = _(
+            "its Python is {version} ({file}), but at least 3.10 is required.", version=python, file=held["executable"]
+        )
     elif lacking:
         there = ", ".join(f"{name} {version}" for name, version in packages.items())
         rule = _(
             "its Python {version} has no {lacking}, which the {backend} backend needs (it has {there}).",
             version=python, lacking=_(" and no ").join(lacking), backend=experiment.job.backend,
-            there=there or _("none that trains"),
+            there=there or _("no training framework"),
         )  # fmt: skip
     elif "keras" in needs and _numbers(packages["keras"]) < (3,):
-        rule = _("its Keras is {version}, and 3 is the oldest.", version=packages["keras"])
+        rule = _("its Keras is {version}, but at least 3 is required.", version=packages["keras"])
     else:
         return None
     return Problem(_words(chosen), rule, _(_REMEDIES[chosen.kind]))

@@ -54,7 +54,7 @@ def _load(modules: Sequence[str]) -> list[str]:
     return [
         # A job's shell is no login shell; if it has not inherited `module`, the site's profile defines it.
         "type module >/dev/null 2>&1 || . /etc/profile",
-        f"type module >/dev/null 2>&1 || {{ echo 'there is no command module here' >&2; exit {NO_MODULES}; }}",
+        f"type module >/dev/null 2>&1 || {{ echo 'the command module does not exist here' >&2; exit {NO_MODULES}; }}",
         "module purge",
         f"module load {names} || {{ echo {shlex.quote(f'module load {names} failed')} >&2; exit {NOT_LOADED}; }}",
     ]

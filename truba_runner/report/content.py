@@ -34,7 +34,7 @@ from truba_runner.training import plots
 _CAPTIONS = {
     "learning_curves": marked("learning curves"),
     "confusion_matrix": marked("confusion matrix"),
-    "show_batch": marked("examples as the network gets them"),
+    "show_batch": marked("examples as the network sees them"),
     "top_losses": marked("examples with the largest loss"),
     "lr_find_find": marked("the learning-rate finder"),
 }
@@ -42,7 +42,7 @@ _CAPTIONS = {
 
 def of_damaged(why: str) -> list[Section]:
     """Describe a run or search whose records are damaged: only what is wrong with them."""
-    return [Section(_("Standing"), [Facts([(_("state"), damage.DAMAGED), (_("why"), why)])])]
+    return [Section(_("Status"), [Facts([(_("state"), damage.DAMAGED), (_("why"), why)])])]
 
 
 def of_run(run: RunDir, jobs: Mapping[str, Job] | None) -> list[Section]:
@@ -60,7 +60,7 @@ def of_run(run: RunDir, jobs: Mapping[str, Job] | None) -> list[Section]:
         ]
     )
     return [
-        Section(_("Standing"), [standing]),
+        Section(_("Status"), [standing]),
         Section(_("Metrics"), [_metrics(result.metrics or progress.metrics)]),
         Section(_("Cost"), [Facts(_cost(_uses([run]).values()))]),
         Section(_("Pictures"), _pictures(run)),
@@ -90,7 +90,7 @@ def of_search(search: SearchDir, jobs: Mapping[str, Job] | None) -> list[Section
     best = damage.sound(run for run in best if run.path.exists())
     return [
         Section(
-            _("Standing"),
+            _("Status"),
             [Facts([(_("state"), standing.state), (_("why"), standing.why), (_("trials"), str(len(trials)))])],
         ),
         Section(_("Best model"), [_metrics(metrics), *(picture for run in best for picture in _pictures(run))]),
@@ -258,7 +258,7 @@ def _environment(record: RunRecord, result: ResultRecord) -> Facts:
     versions = {**submitted.versions, **result.versions}
     commit = git.get("commit", "")
     if git.get("dirty"):
-        commit = _("{commit}, with changes that are in no commit", commit=commit)
+        commit = _("{commit}, with uncommitted changes", commit=commit)
     return Facts(
         [
             (_("training code"), submitted.job_file),
@@ -269,7 +269,7 @@ def _environment(record: RunRecord, result: ResultRecord) -> Facts:
             (_("data"), str(result.data.get("name", ""))),
             (_("partition"), str(request.get("partition", ""))),
             (_("nodes"), str(request.get("nodes", ""))),
-            (_("GPUs a node"), str(request.get("gpus") or "")),
+            (_("GPUs per node"), str(request.get("gpus") or "")),
         ]
     )
 

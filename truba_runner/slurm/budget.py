@@ -52,8 +52,8 @@ def warnings(asked: Sequence[Asked]) -> Iterator[str]:
         left = one.left
         if left is not None and wanted > left:
             yield _(
-                "up to {wanted:,.0f} {unit} may be used, and of those of the account {account} {left:,.0f} are left; "
-                "what is more waits with AssocGrpCPUMinutesLimit (truba usage)",
+                "this submission may use up to {wanted:,.0f} {unit}, but the account {account} has only {left:,.0f} "
+                "left; jobs beyond that wait with AssocGrpCPUMinutesLimit (truba usage)",
                 wanted=wanted / 60,
                 unit=unit(one),
                 account=one.holder,

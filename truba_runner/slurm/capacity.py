@@ -25,7 +25,8 @@ def estimated_start(script: str) -> float:
     told = client.completed(["sbatch", "--test-only"], text=script).stderr
     found = re.search(r"to start at (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", told)
     if not found:
-        raise SlurmError("sbatch --test-only", _("no start time in: {said}", said=told.strip()), transient=False)
+        words = _("no start time in Slurm's answer: {said}", said=told.strip())
+        raise SlurmError("sbatch --test-only", words, transient=False)
     return datetime.fromisoformat(found[1]).timestamp()
 
 

@@ -80,7 +80,8 @@ def completed(
 ) -> subprocess.CompletedProcess[str]:
     """As `run`, with the standard error too."""
     if any("\0" in word for word in argv):
-        raise SlurmError(argv[0], _("a name holds a NUL character, which no command can be given"), transient=False)
+        words = _("a name contains a NUL character, which cannot be passed to a command")
+        raise SlurmError(argv[0], words, transient=False)
     try:
         if outside := relay.folder():
             done = relay.call(outside, argv, text, timeout_seconds)

@@ -21,7 +21,7 @@ def expand(text: str) -> list[str]:
         ValueError: the text is no node list.
     """
     if ",".join(_ITEM.findall(text)) != text or not text:
-        raise ValueError(_("{text!r} is no list of nodes", text=text))
+        raise ValueError(_("{text!r} is not a list of nodes", text=text))
     return [name for item in _ITEM.findall(text) for name in _names(item)]
 
 
@@ -33,7 +33,7 @@ def _names(item: str) -> Iterator[str]:
     for part in found[1].split(","):
         matched = _RANGE.fullmatch(part)
         if matched is None:
-            raise ValueError(_("{text!r} is no list of nodes: {part!r} is no range", text=item, part=part))
+            raise ValueError(_("{text!r} is not a list of nodes: {part!r} is not a range", text=item, part=part))
         first, last = matched[1], matched[2] or matched[1]
         for number in range(int(first), int(last) + 1):
             # Numbers are padded to the width of the first: node[08-10] are node08, node09 and node10.
@@ -50,6 +50,6 @@ def tasks_per_node(text: str) -> list[int]:
     for part in text.split(","):
         matched = _TASKS.fullmatch(part)
         if matched is None:
-            raise ValueError(_("{text!r} says not how many tasks a node has", text=text))
+            raise ValueError(_("{text!r} does not say how many tasks each node has", text=text))
         counts += [int(matched[1])] * int(matched[2] or 1)
     return counts

@@ -39,40 +39,43 @@ def _ended(why: str = "") -> JobState:
 STATES = {
     "PENDING": _live(),
     "RUNNING": _live(),
-    "SUSPENDED": _live(marked("Slurm has stopped it for a while")),
+    "SUSPENDED": _live(marked("suspended by Slurm")),
     "COMPLETED": _ended(),
-    "CANCELLED": _ended(marked("cancelled; the same command goes on")),
+    "CANCELLED": _ended(marked("cancelled; the same command resumes it")),
     "FAILED": _ended(),
-    "TIMEOUT": _ended(marked("its time was up before it had saved; the same command goes on")),
-    "NODE_FAIL": _ended(marked("its node failed; the same command goes on")),
-    "PREEMPTED": _ended(marked("a job of higher priority needed its nodes; the same command goes on")),
-    "BOOT_FAIL": _ended(marked("its node could not be started; the same command goes on")),
-    "DEADLINE": _ended(marked("it had not ended by its deadline; the same command goes on")),
+    "TIMEOUT": _ended(marked("it reached its time limit before it could save; the same command resumes it")),
+    "NODE_FAIL": _ended(marked("its node failed; the same command resumes it")),
+    "PREEMPTED": _ended(marked("preempted by a job with a higher priority; the same command resumes it")),
+    "BOOT_FAIL": _ended(marked("its node could not be booted; the same command resumes it")),
+    "DEADLINE": _ended(marked("it did not end before its deadline; the same command resumes it")),
     "OUT_OF_MEMORY": _ended(
-        marked("it took more memory than it had; with more of it (resources.memory_gb) the same command goes on")
+        marked(
+            "it used more memory than it had asked for; the same command with more memory (resources.memory_gb) "
+            "resumes it"
+        )
     ),
     # -- flags -------------------------------------------------------------------------------------------------
     "COMPLETING": _live(),
-    "CONFIGURING": _live(marked("its nodes are made ready")),
-    "EXPEDITING": _live(marked("Slurm starts it again before others")),
-    "LAUNCH_FAILED": _live(marked("its node could not start it")),
-    "POWER_UP_NODE": _live(marked("its nodes are made ready")),
-    "RECONFIG_FAIL": _live(marked("its node could not be made ready")),
-    "REQUEUED": _live(marked("on its way back into the queue")),
-    "REQUEUE_FED": _live(marked("on its way back into the queue")),
-    "REQUEUE_HOLD": _held(marked("it went back into the queue and is held there; truba why tells more")),
+    "CONFIGURING": _live(marked("Slurm is preparing its nodes")),
+    "EXPEDITING": _live(marked("Slurm is restarting it ahead of other jobs")),
+    "LAUNCH_FAILED": _live(marked("its node could not start the job")),
+    "POWER_UP_NODE": _live(marked("Slurm is preparing its nodes")),
+    "RECONFIG_FAIL": _live(marked("its node could not be prepared")),
+    "REQUEUED": _live(marked("being requeued")),
+    "REQUEUE_FED": _live(marked("being requeued")),
+    "REQUEUE_HOLD": _held(marked("requeued and on hold; truba why tells more")),
     "RESIZING": _live(),
-    "RESV_DEL_HOLD": _held(marked("held, as its reservation was deleted; truba why tells how it is let go")),
+    "RESV_DEL_HOLD": _held(marked("on hold because its reservation was deleted; truba why shows how to release it")),
     # Another cluster of the federation has the job, so this one's Slurm no longer handles it.
-    "REVOKED": _ended(marked("another cluster of the federation has taken it over")),
+    "REVOKED": _ended(marked("another cluster of the federation has taken over the job")),
     "SIGNALING": _live(),
-    "SPECIAL_EXIT": _held(marked("it went back into the queue and is held there; truba why tells more")),
+    "SPECIAL_EXIT": _held(marked("requeued and on hold; truba why tells more")),
     "STAGE_OUT": _live(),
-    "STOPPED": _live(marked("Slurm has stopped it for a while")),
+    "STOPPED": _live(marked("suspended by Slurm")),
     "UPDATE_DB": _live(),
 }
 # If an unknown state of a later Slurm counted as ended, a second job would be submitted for the run.
-_UNKNOWN = _live(marked("Slurm's word for its state is not in this program's table, so it counts as in the queue"))
+_UNKNOWN = _live(marked("this program does not know the state that Slurm gives, so the job counts as in the queue"))
 
 
 def meaning_of(word: str) -> JobState:

@@ -56,8 +56,8 @@ def opened(path: Path) -> int:
 
 
 def _not_a_lock(path: Path) -> str:
-    return _("{path}: a lock has this name, and what is there is a link, no file, or a second name of another file. "
-             "Take it away.", path=path)  # fmt: skip
+    return _("{path} should be a lock file, but it is a link, not a regular file, or a second name of another file. "
+             "Remove it.", path=path)  # fmt: skip
 
 
 def sign(handle: int) -> None:
@@ -92,15 +92,15 @@ def wait_for(attempt: Callable[[], bool], seconds: float, path: Path) -> None:
         waited = time.monotonic() - began
         if waited > seconds:
             raise Failed(
-                "{path} was not free within {seconds:.0f} s: it is held by {holder}. The same "
-                "command works once that has ended; a process that is stuck may be killed.",
+                "The lock {path} was not released within {seconds:.0f} s. It is held by {holder}. Run the same command "
+                "after that has ended; if it hangs, you can kill it.",
                 path=path,
                 seconds=seconds,
                 holder=_holder(path),
             )
         if waited > SAY_AFTER_SECONDS and not told:
             told = True
-            words = _("waiting for {path}, which is held by {holder}", path=path, holder=_holder(path))
+            words = _("waiting for the lock {path}, which is held by {holder}", path=path, holder=_holder(path))
             print(words, file=sys.stderr, flush=True)
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
@@ -137,13 +137,13 @@ def _holder(path: Path) -> str:
         record = file.read(_RECORD_BYTES)
     holder = _read(record)
     if "pid" not in holder:
-        return _("another process, which has left no name")
+        return _("another process, which did not record its name")
     since = "?"
     with suppress(ValueError, TypeError, KeyError, OverflowError, OSError):
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(holder["time"])))
     names = {"pid": holder["pid"], "host": holder.get("host", "?"), "since": since}
     if is_dead(record):
-        return _("a command that process {pid} on {host} has started, and that lives on, since {since}", **names)
+        return _("a command that process {pid} on {host} started and that is still running, since {since}", **names)
     return _("process {pid} on {host} since {since}", **names)
 
 

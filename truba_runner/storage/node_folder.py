@@ -50,7 +50,7 @@ def _made_and_held(folder: Path) -> int:
             if os.path.samestat(os.fstat(held), os.lstat(folder)):
                 return held
         os.close(held)
-    raise OSError(_("{folder} is removed again and again", folder=folder))
+    raise OSError(_("{folder} is deleted again each time it is created", folder=folder))
 
 
 def _sweep(scratch: Path) -> None:

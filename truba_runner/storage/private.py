@@ -107,15 +107,15 @@ def _of(path: Path, shared: bool) -> Problem | None:
     if not _others_may_write(path, about) or (shared and about.st_mode & stat.S_ISVTX):
         return None
     rule = _(
-        "others may write to it (owner {owner}, mode {mode}), and so read the logs, plant a result, and have their "
-        "code run as {user}.",
+        "others may write to it (owner {owner}, mode {mode}); they could read the logs, plant a result, and run their "
+        "code as {user}.",
         owner=_name(about.st_uid),
         mode=_mode(about),
         user=_name(os.geteuid()),
     )
     remedy = _(
-        "See that all in it is yours, and close it with chmod go-w {path}; or choose a folder of your own with "
-        "cluster.runs_folder=FOLDER.",
+        "Check that you own everything in it, and remove others' write permission with chmod go-w {path}; or choose a "
+        "folder of your own with cluster.runs_folder=FOLDER.",
         path=path,
     )
     return Problem(str(path), rule, remedy)
@@ -123,7 +123,7 @@ def _of(path: Path, shared: bool) -> Problem | None:
 
 def _anothers(path: Path, about: os.stat_result) -> Problem:
     rule = _(
-        "it is {owner}'s (mode {mode}), who could read the logs, plant a result, and have code of his own run as "
+        "it belongs to {owner} (mode {mode}), who could read the logs, plant a result, and run their own code as "
         "{user}.",
         owner=_name(about.st_uid),
         mode=_mode(about),

@@ -32,7 +32,7 @@ def opened(path: Path, within: Path) -> int:
     below = whole[len(start) :] if whole.startswith(start) else str(path.relative_to(within))
     *folders, name = below.split("/")
     if ".." in (*folders, name):
-        raise OSError(errno.EINVAL, _("it leads out of its folder"), str(path))
+        raise OSError(errno.EINVAL, _("it points outside its folder"), str(path))
     at = handle = -1
     try:
         if folders:
@@ -48,7 +48,7 @@ def opened(path: Path, within: Path) -> int:
             os.close(at)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise OSError(errno.EINVAL, _("it is no file"), str(path))
+        raise OSError(errno.EINVAL, _("it is not a regular file"), str(path))
     return handle
 
 

@@ -67,8 +67,8 @@ def check(folder: Path) -> None:
     """
     if _text(folder / "lock.kind") == "fcntl" and not fcntl_works(folder):
         raise Failed(
-            "{folder} is locked with fcntl (its lock.kind), which does not work on {host}. Start the search in "
-            "another directory with sweep.lock=file, or keep away from this node.",
+            "{folder} is locked with fcntl (see lock.kind in it), which does not work on {host}. Start the search in "
+            "another folder with sweep.lock=file, or exclude this node.",
             folder=folder,
             host=socket.gethostname(),
         )

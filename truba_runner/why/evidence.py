@@ -83,8 +83,8 @@ def _own_jobs(case: Case) -> Iterator[Evidence]:
         return
     some = ", ".join(f"{job_id} ({user}, {cores})" for job_id, user, cores in running[:_LISTED])
     told = counted(
-        "{count} job of the account runs, with {cores} cores: {some}",
-        "{count} jobs of the account run, with {cores} cores: {some}",
+        "{count} job of the account is running, with {cores} cores: {some}",
+        "{count} jobs of the account are running, with {cores} cores: {some}",
         len(running),
         cores=sum(row[2] for row in running),
         some=some + (", …" if len(running) > _LISTED else ""),
@@ -96,7 +96,7 @@ def _queue(case: Case) -> Iterator[Evidence]:
     partition = case.values["partition"]
     before = queries.jobs_before(case.job_id, partition)
     if before is not None:
-        yield Evidence("squeue", counted("{count} job stands before it", "{count} jobs stand before it", before))
+        yield Evidence("squeue", counted("{count} job is ahead of it", "{count} jobs are ahead of it", before))
     busy, idle, out, total = queries.cores_in(partition)
     told = _("of {total} cores {busy} are in use, {idle} free, {out} on nodes that are out of use",
              total=total, busy=busy, idle=idle, out=out)  # fmt: skip
@@ -160,7 +160,7 @@ def _memory(case: Case) -> Iterator[Evidence]:
 def _earlier(case: Case) -> Iterator[Evidence]:
     ended = [start.fields for start in case.starts if start.fields.get("End") not in {"Unknown", "", None}]
     for one in ended[-_LISTED:]:
-        said = _("its start of {start} ended {state} at {end}", start=one["Start"], state=one["State"], end=one["End"])
+        said = _("the start of {start} ended at {end}: {state}", start=one["Start"], state=one["State"], end=one["End"])
         yield Evidence("sacct", f"{said} ({one['NodeList']}, ExitCode={one['ExitCode']})")
 
 

@@ -33,7 +33,8 @@ class Group:
         when, minutes = expected[0].replace("T", " "), max(0, round((moment - time.time()) / 60))
         hours, rest = divmod(minutes, 60)
         return _(
-            "{when}, in {hours} h {minutes} min, as Slurm expects; sooner where other jobs end before their limits.",
+            "{when}, in {hours} h {minutes} min, by Slurm's estimate; sooner if other jobs end before their time "
+            "limits.",
             when=when,
             hours=hours,
             minutes=rest,

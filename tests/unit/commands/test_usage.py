@@ -40,7 +40,7 @@ def test_a_submission_is_warned_of_that_exceeds_what_is_left(monkeypatch: pytest
     limited(monkeypatch, Limit("ayse", "GrpTRESMins", "cpu", "10000", "7600"))
     assert list(budget.warnings([Asked(REQUEST, 1, 60)])) == []
     (warning,) = budget.warnings([Asked(REQUEST, 2, 60)])
-    assert warning.startswith("up to 80 core-hours may be used, and of those of the account ayse 40 are left")
+    assert warning.startswith("this submission may use up to 80 core-hours, but the account ayse has only 40 left")
     # Two arrays of a sweep exceed together what each would find; one of another account does not count.
     assert list(budget.warnings([Asked(REQUEST, 1, 60), Asked(replace(REQUEST, account="proj1"), 1, 60)])) == []
     assert list(budget.warnings([Asked(REQUEST, 1, 30), Asked(REQUEST, 3, 30)])) == [warning]

@@ -237,7 +237,7 @@ def test_only_what_is_missing_is_submitted_again(experiment: Compose, slurm: Slu
     slurm.jobs.update({"1_0": Job("1_0", "COMPLETED"), "1_1": Job("1_1", "FAILED", exit_code="1:0")})
     why = state_of(runs[1].run.record(), slurm.jobs).why
     assert why.startswith(f"its learning-rate finder {finders[1].run.id} is FAILED: exit code 1:0; the same command")
-    assert state_of(runs[2].run.record(), slurm.jobs).why == "cancelled; the same command goes on"
+    assert state_of(runs[2].run.record(), slurm.jobs).why == "cancelled; the same command resumes it"
     submit(runs)
     assert {job_id: told for job_id, told in slurm.told().items() if job_id > "2"} == {
         "3": ("0-0%1", ""), "4": ("0-0%1", "aftercorr:3"), "5": ("2%1", "aftercorr:1"), "6": ("0-0%1", ""),

@@ -131,10 +131,10 @@ def assoc(cores: str = "cpu=N(0)", minutes: str = "cpu=N(0)") -> dict[str, str |
 
 def test_an_account_that_is_not_the_users_is_a_fault(patient: Patient, fake: Callable[..., None]) -> None:
     fake(assoc())
-    assert levels(slurm.account(patient)) == [("ok", "yours: ayse, proj1")]
+    assert levels(slurm.account(patient)) == [("ok", "your accounts: ayse, proj1")]
     theirs = replace(patient.experiment, resources=replace(patient.experiment.resources, account="ali"))
     ((level, says),) = levels(slurm.account(Patient(theirs, patient.home)))
-    assert (level, says) == ("fault", "it is not yours; yours: ayse, proj1")
+    assert (level, says) == ("fault", "you do not belong to it; your accounts: ayse, proj1")
 
 
 @pytest.mark.parametrize(
@@ -191,8 +191,8 @@ def only(patient: Patient, *names: str) -> Patient:
         (partition("akya-cuda", State="DRAIN"), AKYA, [("fault", "State=DRAIN"), ("fault", "you may use: –")]),
         (partition("akya-cuda", AllowAccounts="proj1,root"), AKYA, [("fault", "AllowAccounts=proj1,root")]),
         (partition("akya-cuda", DenyAccounts="ayse"), AKYA, [("fault", "the account ayse may not use it")]),
-        (partition("new"), "", [("fault", "conf/cluster/truba.yaml has it, Slurm has not"),
-                                ("ok", "Slurm has some that conf/cluster/truba.yaml has not: new")]),
+        (partition("new"), "", [("fault", "it is in conf/cluster/truba.yaml, but not in Slurm"),
+                                ("ok", "Slurm has partitions that are missing in conf/cluster/truba.yaml: new")]),
     ],
 )  # fmt: skip
 def test_conf_against_the_live_partitions(
@@ -222,7 +222,7 @@ def test_scratch_that_is_not_there_and_folders_that_cannot_be_written(patient: P
     assert not (tmp_path / "runs").exists(), "to look leaves no trace"
     cluster = replace(patient.experiment.cluster, scratch=str(tmp_path / "none"))
     ((level, says),) = levels(files.folders(Patient(replace(patient.experiment, cluster=cluster), tmp_path)))
-    assert level == "fault" and says == f"{tmp_path}/none is not there"
+    assert level == "fault" and says == f"{tmp_path}/none does not exist"
     closed = replace(patient.experiment.cluster, runs_folder="/proc/1/runs")
     found = levels(files.folders(Patient(replace(patient.experiment, cluster=closed), tmp_path)))
     assert [level for level, _ in found] == ["ok", "fault", "ok"]
@@ -369,7 +369,7 @@ def test_which_of_two_packages_a_framework_loads_is_read_from_the_file_that_both
     assert finding.level == "warning" and "Give each framework its own environment" in finding.remedy
     assert finding.says == (
         "nvidia-nccl-cu12 2.27.7 and nvidia-nccl-cu13 2.30.7; tensorflow loads nvidia-nccl-cu13 2.30.7; "
-        "torch loads nvidia-nccl-cu13 2.30.7; tensorflow asks for nvidia-nccl-cu12"
+        "torch loads nvidia-nccl-cu13 2.30.7; tensorflow requires nvidia-nccl-cu12"
     )
     (site / "torch-2.14.1.dist-info" / "METADATA").unlink()
     (site / "nvidia/nccl/lib/libnccl.so.2").write_bytes(older)

@@ -104,7 +104,7 @@ def test_a_run_directory_that_was_there_first_is_refused(project: Project) -> No
     (run.path / "result.json").unlink()
     os.chown(run.path, OTHER, OTHER)
     done = project("+experiment=par")
-    assert done.returncode == 2 and f"{run.path}: it is uid 40002's (mode 0700)" in done.stderr
+    assert done.returncode == 2 and f"{run.path}: it belongs to uid 40002 (mode 0700)" in done.stderr
     # A job that is in the queue already.
     assert worker.main([str(run.path)]) == 1 and not run.result()
 
@@ -114,7 +114,7 @@ def test_what_another_has_put_into_a_folder_that_is_closed_by_now_is_refused(pro
     run = run_of(project)
     os.chown(run.path / "result.json", OTHER, OTHER)
     done = project("+experiment=par")
-    assert done.returncode == 2 and f"{run.path / 'result.json'}: it is uid 40002's" in done.stderr
+    assert done.returncode == 2 and f"{run.path / 'result.json'}: it belongs to uid 40002" in done.stderr
 
 
 @root_alone
@@ -156,7 +156,7 @@ def test_in_a_folder_that_all_share_each_has_ones_own(tmp_path: Path) -> None:
         private.require(shared, [shared / "mine-00000000", shared / ".code"])
 
     def not_mine() -> None:
-        with pytest.raises(Refused, match=r"shared/theirs-00000000: it is uid 40002's \(mode 0700\)"):
+        with pytest.raises(Refused, match=r"shared/theirs-00000000: it belongs to uid 40002 \(mode 0700\)"):
             RunDir(shared / "theirs-00000000").create()
 
     with_rights_of(OTHER, lambda: RunDir(shared / "theirs-00000000").create())
@@ -174,7 +174,7 @@ def test_anothers_link_in_a_runs_folder_is_refused_and_ones_own_is_no_harm(tmp_p
     link.symlink_to(tmp_path / "elsewhere")
     private.require(tmp_path / "runs", [link])
     os.lchown(link, OTHER, OTHER)
-    with pytest.raises(Refused, match="par-00000000: it is uid 40002's"):
+    with pytest.raises(Refused, match="par-00000000: it belongs to uid 40002"):
         private.require(tmp_path / "runs", [link])
 
 
@@ -185,7 +185,7 @@ def test_anothers_link_to_nothing_is_refused(tmp_path: Path, below: str) -> None
     link = tmp_path / below
     link.symlink_to(tmp_path / "nothing")
     os.lchown(link, OTHER, OTHER)
-    with pytest.raises(Refused, match="uid 40002's"):
+    with pytest.raises(Refused, match="belongs to uid 40002"):
         private.require(tmp_path, [link])
 
 

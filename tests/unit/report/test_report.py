@@ -79,7 +79,7 @@ def test_a_runs_report_tells_all_and_fetches_nothing(tmp_path: Path, capsys: pyt
     assert facts["state"] == ["COMPLETED"] and facts["val_loss"] == ["0.25"] and facts["keras"] == ["3.15.1"]
     assert facts["core-hours"] == ["10.00"] and facts["GPU-hours"] == ["1.00"]
     assert facts["restarts"] == ["1"] and facts["steps trained again"] == ["6"]
-    assert facts["git commit"] == ["abc123, with changes that are in no commit"]
+    assert facts["git commit"] == ["abc123, with uncommitted changes"]
     assert ["7", "akya1", "epoch 2, step 4"] in [row[1:] for row in parts.rows]
     assert THANKS in text and "&lt;b&gt;&amp;" in text and "<b>" not in text
     sources = [str(attributes["src"]) for tag, attributes in parts.tags if tag == "img"]

@@ -59,7 +59,7 @@ def test_why_a_run_was_dropped_is_known_whatever_comes_on_record_after_it(run: R
     assert cases._on_record(run, jobs).dropped == "the canary has failed"
     run.append_submission(Event(Kind.INTENT, token="u", job_name="mnist-00000000.u"))
     run.append_submission(Event(Kind.SUBMITTED, token="u", job_id="7"))
-    assert state_of(run.record(), jobs).why == "cancelled; the same command goes on"
+    assert state_of(run.record(), jobs).why == "cancelled; the same command resumes it"
 
 
 def test_a_job_that_ended_well_without_a_result_did_not_train(run: RunDir) -> None:
@@ -70,12 +70,12 @@ def test_a_job_that_ended_well_without_a_result_did_not_train(run: RunDir) -> No
 def test_how_slurm_ended_it_is_told(run: RunDir, word: str) -> None:
     progress(run, state="running")
     state = state_of(run.record(), {"7": Job("7", word)})
-    assert state.state == word and "the same command goes on" in state.why
+    assert state.state == word and "the same command" in state.why and "resumes it" in state.why
 
 
 def test_a_cancelled_job_that_saved_is_cancelled_and_no_riddle(run: RunDir) -> None:
     progress(run, state="interrupted")
-    assert state_of(run.record(), {"7": Job("7", "CANCELLED")}).why == "cancelled; the same command goes on"
+    assert state_of(run.record(), {"7": Job("7", "CANCELLED")}).why == "cancelled; the same command resumes it"
     assert (
         state_of(run.record(), {"7": Job("7", "FAILED", exit_code="143:0")}).why
         == "interrupted; the same command goes on"

@@ -28,7 +28,7 @@ def test_node_lists_as_slurm_prints_them(text: str, names: list[str]) -> None:
 
 @pytest.mark.parametrize("text", ["", "a[1-", "a[1-3", "a[x]", "a[]", "a,,b", "a]b", ","])
 def test_what_is_no_node_list(text: str) -> None:
-    with pytest.raises(ValueError, match="is no list of nodes"):
+    with pytest.raises(ValueError, match="is not a list of nodes"):
         hostlist.expand(text)
 
 

@@ -48,7 +48,7 @@ def test_a_row_can_be_said(section: str, row: Any) -> None:
 
 def test_a_groups_value_has_words() -> None:
     found = meaning("waiting", "QOSMaxGRESPerUser")
-    assert found is not None and found.said(dict.fromkeys(ALWAYS, "x"))[0].endswith("allows one user: GPUs.")
+    assert found is not None and found.said(dict.fromkeys(ALWAYS, "x"))[0].endswith("for one user: GPUs.")
     assert set(words()) >= {"cpu", "gres", "mem", "node"}
 
 
