@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # accelerate 1.15.0, torch 2.14.1, Python 3.11; one CPU.
 # Behaviour: save_state in mid-epoch, then load_state and skip_first_batches, with a shuffling DataLoader: the
-#   resumed process shuffles anew, and leaves out the first batches of that order, not those it had trained on.
-# Guessed: what was trained on before and after the resume is every example once, which is what skipping is for;
-#   all the more with set_seed at the start of both processes.
+#   resumed process shuffles again, and skips the first batches of the new order, not those it had trained on.
+# Expected: before and after the resume together, every example is trained on once, which is the purpose of
+#   skipping; all the more with set_seed at the start of both processes.
 # Seen: of 32 examples, half before and half after the resume: 8 never, 8 twice; with the seedable sampler none.
-# Hurts: whoever resumes long epochs, on clusters with time limits above all: examples are trained on twice and
+# Affects: anyone who resumes long epochs, on clusters with time limits above all: examples are trained on twice and
 #   as many never. DataLoaderConfiguration(use_seedable_sampler=True) avoids it; it is not the default.
 set -eu
 room=$(mktemp -d)
 trap 'rm -rf "$room"' EXIT
-# PYTHON=… takes that Python as it is, with what it holds; nothing is installed then.
+# PYTHON=… uses that Python and its packages; nothing is installed.
 if [ -z "${PYTHON-}" ]; then
     python3 -m venv "$room/venv"
     PYTHON=$room/venv/bin/python

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # fastai 2.8.12, torch 2.14.1, Python 3.11; one CPU.
-# Behaviour: TabularDataLoaders.from_df without cont_names takes the columns from a Python set: their order is
-#   another from process to process, and with it what each input of the model means.
-# Guessed: the columns' order in the table; the same script builds the same model in every process.
-# Seen: height, weight, age, income where it was trained: validation loss 0.203; age, income, weight, height in
+# Behaviour: TabularDataLoaders.from_df without cont_names takes the columns from a Python set: their order, and
+#   with it the meaning of each input of the model, differs from process to process.
+# Expected: the columns' order in the table; the same script builds the same model in every process.
+# Seen: height, weight, age, income in the training process: validation loss 0.203; age, income, weight, height in
 #   another process that loads the weights: 24.357.
-# Hurts: whoever saves weights (learn.save, a checkpoint) and loads them in another process that builds its
-#   data the same way: the shapes fit, nothing is said, and the predictions are of columns mixed up.
+# Affects: anyone who saves weights (learn.save, a checkpoint) and loads them in another process that builds its
+#   data the same way: the shapes fit, there is no warning, and the predictions come from mixed-up columns.
 set -eu
 room=$(mktemp -d)
 trap 'rm -rf "$room"' EXIT
-# PYTHON=… takes that Python as it is, with what it holds; nothing is installed then.
+# PYTHON=… uses that Python and its packages; nothing is installed.
 if [ -z "${PYTHON-}" ]; then
     python3 -m venv "$room/venv"
     PYTHON=$room/venv/bin/python
@@ -44,7 +44,7 @@ with learner.no_bar():
 print("columns", list(data.cont_names), f"validation loss {loss:.3f}")
 open("losses", "a").write(f"{loss}\n")
 PY
-# Without PYTHONHASHSEED every process has a seed of its own; here fixed, to see the same each time.
+# Without PYTHONHASHSEED every process has its own seed; it is fixed here so that each run shows the same.
 for seed in 1 1 2; do PYTHONHASHSEED=$seed "$PYTHON" job.py; done
 "$PYTHON" - <<'PY'
 trained, same, other = map(float, open("losses"))

@@ -2,14 +2,14 @@
 # fastai 2.8.12, torch 2.14.1, Python 3.11; one CPU.
 # Behaviour: TabularPandas(…).dataloaders() trains on rows drawn with replacement: its loader became
 #   TabWeightedDL, which draws by weights even where none are given.
-# Guessed: an epoch shows every training row once, in another order each time, as fastai's other loaders do.
+# Expected: an epoch uses every training row once, in a different order each time, as fastai's other loaders do.
 # Seen: 96 rows an epoch, of which 58 to 62 are distinct, one of them up to 6 times.
-# Hurts: whoever trains on tables: in an epoch over a third of the rows are never seen, others two or three
+# Affects: anyone who trains on tables: in an epoch over a third of the rows are never seen, others two or three
 #   times, and a rare class may be missing from a whole epoch.
 set -eu
 room=$(mktemp -d)
 trap 'rm -rf "$room"' EXIT
-# PYTHON=… takes that Python as it is, with what it holds; nothing is installed then.
+# PYTHON=… uses that Python and its packages; nothing is installed.
 if [ -z "${PYTHON-}" ]; then
     python3 -m venv "$room/venv"
     PYTHON=$room/venv/bin/python

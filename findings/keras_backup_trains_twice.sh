@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # keras 3.15.1, tensorflow 2.21.0, Python 3.11; one CPU.
-# Behaviour: BackupAndRestore(save_freq=N) writes down the batch but never reads it: after an interruption the
-#   epoch begins again at its first batch, with the weights of its middle. And it takes a fit's first epoch for
-#   epoch 0, also after a restore: a second interruption sends the training back to the very first epoch.
-# Guessed: a training of 3 epochs of 4 batches takes 12 optimizer steps, give or take the N since the last backup.
-# Seen: interrupted after 11 steps: epoch 2 begins again, at step 11 instead of 8; interrupted after 14:
-#   epoch 0 begins again, at step 14; 26 steps in the end instead of 12.
-# Hurts: whoever trains where jobs are preempted or cut at a time limit: examples are trained twice, schedules that
-#   count steps run ahead, and a job that is cut in its first epoch loses the count of all epochs before it.
+# Behaviour: BackupAndRestore(save_freq=N) saves the batch number but never reads it: after an interruption the
+#   epoch starts again at its first batch, with the weights of its middle. And it treats a fit's first epoch as
+#   epoch 0, even after a restore: a second interruption sends the training back to the very first epoch.
+# Expected: a training of 3 epochs of 4 batches takes 12 optimizer steps, give or take the N since the last backup.
+# Seen: interrupted after 11 steps: epoch 2 starts again, at step 11 instead of 8; interrupted after 14:
+#   epoch 0 starts again, at step 14; 26 steps in the end instead of 12.
+# Affects: anyone whose jobs are preempted or stopped at a time limit: examples are trained on twice, schedules that
+#   count steps run ahead, and a job stopped in its first epoch loses the count of all epochs before it.
 set -eu
 room=$(mktemp -d)
 trap 'rm -rf "$room"' EXIT
-# PYTHON=… takes that Python as it is, with what it holds; nothing is installed then.
+# PYTHON=… uses that Python and its packages; nothing is installed.
 if [ -z "${PYTHON-}" ]; then
     python3 -m venv "$room/venv"
     PYTHON=$room/venv/bin/python

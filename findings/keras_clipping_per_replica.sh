@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # keras 3.15.1, tensorflow 2.21.0, Python 3.11; two logical CPU devices, MirroredStrategy.
-# Behaviour: clipnorm and global_clipnorm clip each replica's gradients before these are added up.
-# Guessed: the sum is clipped, so that the same batch gives the same step on one device and on two
+# Behaviour: clipnorm and global_clipnorm clip each replica's gradients before they are summed.
+# Expected: the sum is clipped, so that the same batch gives the same step on one device and on two
 #   (it does without clipping).
 # Seen: clipnorm=0.5 and a rate of 1: one device moves the weights by [0.0099 0.4999], norm 0.5; two by [0.5 0.5],
 #   norm 0.707. The same with global_clipnorm=0.5.
-# Hurts: whoever moves a training from one GPU to several with the same global batch: the norm that was
-#   given is no bound of the step, an outlier is clipped only within its own half, and the weights are others.
+# Affects: anyone who moves a training from one GPU to several with the same global batch: the norm that was
+#   given does not bound the step, an outlier is clipped only within its own half, and the weights differ.
 set -eu
 room=$(mktemp -d)
 trap 'rm -rf "$room"' EXIT
-# PYTHON=… takes that Python as it is, with what it holds; nothing is installed then.
+# PYTHON=… uses that Python and its packages; nothing is installed.
 if [ -z "${PYTHON-}" ]; then
     python3 -m venv "$room/venv"
     PYTHON=$room/venv/bin/python

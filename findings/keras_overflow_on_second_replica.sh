@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # keras 3.15.1, tensorflow 2.21.0, Python 3.11; two logical CPU devices, MirroredStrategy, mixed_float16.
-# Behaviour: LossScaleOptimizer asks the first replica alone whether the gradients are finite, before they are
-#   added up. An overflow that only the second replica meets is applied: every weight is lost, and the scale stays.
-# Guessed: the step is left out and the scale halved, whichever replica overflowed; so it is with one device.
+# Behaviour: LossScaleOptimizer checks only the first replica for finite gradients, before they are summed.
+#   An overflow on the second replica alone is applied: every weight is lost, and the scale does not change.
+# Expected: the step is skipped and the scale halved, whichever replica overflowed, as on one device.
 # Seen: overflow in the second half: weight -inf, scale 32768 as before; the same rows on one device, or the
 #   overflow in the first half: weight 1.0 as before, scale 16384.
-# Hurts: whoever trains with mixed_float16 on several GPUs: the loss is nan from one step to the next, and
+# Affects: anyone who trains with mixed_float16 on several GPUs: the loss is nan from one step to the next, and
 #   the loss scale, which is there to prevent it, never moves.
 set -eu
 room=$(mktemp -d)
 trap 'rm -rf "$room"' EXIT
-# PYTHON=… takes that Python as it is, with what it holds; nothing is installed then.
+# PYTHON=… uses that Python and its packages; nothing is installed.
 if [ -z "${PYTHON-}" ]; then
     python3 -m venv "$room/venv"
     PYTHON=$room/venv/bin/python

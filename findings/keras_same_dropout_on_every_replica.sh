@@ -2,14 +2,14 @@
 # keras 3.15.1, tensorflow 2.21.0, Python 3.11; two logical CPU devices, MirroredStrategy.
 # Behaviour: the state of a layer's SeedGenerator is the same on every replica: the parts of a batch get
 #   the same dropout mask, row for row.
-# Guessed: every row of a batch gets a mask of its own, as on one device.
+# Expected: every row of a batch gets its own mask, as on one device.
 # Seen: of 1000 inputs kept in neither row, one, both: one device 271, 482, 247; two devices 523, 0, 477.
-# Hurts: whoever trains with Dropout, noise or augmentation layers on several GPUs: N replicas draw a
-#   batch's random numbers N times over, and the regularisation is weaker than the one that was tuned.
+# Affects: anyone who trains with Dropout, noise or augmentation layers on several GPUs: N replicas draw the
+#   same random numbers N times, and the regularisation is weaker than tuned.
 set -eu
 room=$(mktemp -d)
 trap 'rm -rf "$room"' EXIT
-# PYTHON=… takes that Python as it is, with what it holds; nothing is installed then.
+# PYTHON=… uses that Python and its packages; nothing is installed.
 if [ -z "${PYTHON-}" ]; then
     python3 -m venv "$room/venv"
     PYTHON=$room/venv/bin/python

@@ -2,14 +2,14 @@
 # keras 3.15.1, tensorflow 2.21.0, Python 3.11; one CPU.
 # Behaviour: ScheduleFreeAdamW, built by fit as optimizers usually are, starts its average at 0 instead of at the
 #   weights: the first step sets the weights to about 0. With optimizer.build(...) before fit it does not.
-# Guessed: who builds the optimizer makes no difference, and a step moves no weight by much more than the rate.
+# Expected: it makes no difference what builds the optimizer, and a step moves no weight by much more than the rate.
 # Seen: weights of 5.0 after one step of 0.001: built by fit -0.001, built before fit 4.999.
-# Hurts: whoever uses ScheduleFreeAdamW as documented: initialisers and, in fine-tuning, pretrained weights are
-#   wiped in the first step, without a word.
+# Affects: anyone who uses ScheduleFreeAdamW as documented: initialisers and, in fine-tuning, pretrained weights are
+#   wiped in the first step, without a warning.
 set -eu
 room=$(mktemp -d)
 trap 'rm -rf "$room"' EXIT
-# PYTHON=… takes that Python as it is, with what it holds; nothing is installed then.
+# PYTHON=… uses that Python and its packages; nothing is installed.
 if [ -z "${PYTHON-}" ]; then
     python3 -m venv "$room/venv"
     PYTHON=$room/venv/bin/python

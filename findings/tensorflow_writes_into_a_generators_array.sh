@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 # tensorflow 2.21.0, numpy 2.4.6, Python 3.11.
-# Behaviour: what a generator yields to Dataset.from_generator, or a tf.numpy_function returns, is used where it lies.
-#   If the pipeline takes a slice of it along the first axis, TensorFlow holds that slice for its own, and writes the
-#   result of the next operation into it: into the caller's NumPy array.
-# Guessed: the array is as before; without the slice it is.
+# Behaviour: an array that a generator yields to Dataset.from_generator, or a tf.numpy_function returns, is not copied.
+#   If the pipeline takes a slice of it along the first axis, TensorFlow treats that slice as its own memory and writes
+#   the result of the next operation into it: into the caller's NumPy array.
+# Expected: the array is unchanged, as it is without the slice.
 # Seen: an array of ones, yielded twice, `.map(lambda rows: rows[8:] * 2.0)`: its rows from 8 on are 4.0 afterwards;
 #   with numpy_function, three elements, 8.0.
-# Hurts: whoever crops on the first axis, or cuts batches, and then scales: the second epoch has other data than the
-#   first. MirroredStrategy slices each batch for its replicas, and whether it then writes is a matter of timing: two
-#   runs of one script trained other weights.
-# Of arrays that begin at a multiple of 64 bytes; others TensorFlow copies.
+# Affects: anyone who crops on the first axis, or slices batches, and then scales: the second epoch has different data
+#   from the first. MirroredStrategy slices each batch for its replicas, and whether it then writes depends on timing:
+#   two runs of one script trained different weights.
+# This affects arrays aligned to 64 bytes; TensorFlow copies others.
 set -eu
 room=$(mktemp -d)
 trap 'rm -rf "$room"' EXIT
-# PYTHON=… takes that Python as it is, with what it holds; nothing is installed then.
+# PYTHON=… uses that Python and its packages; nothing is installed.
 if [ -z "${PYTHON-}" ]; then
     python3 -m venv "$room/venv"
     PYTHON=$room/venv/bin/python
