@@ -88,9 +88,19 @@ def console(width: int | None = _WIDTH) -> Console:
     from rich.segment import Segment
 
     class Showing(Console):
+        # Rich renders a table's cells by calls of their own: escaping in each of these takes a third of the time.
+        _inside = False
+
         def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-            for one in super().render(renderable, options):
-                yield one if one.control else one._replace(text=shown(one.text))
+            if self._inside:
+                yield from super().render(renderable, options)
+                return
+            self._inside = True
+            try:
+                for one in super().render(renderable, options):
+                    yield one if one.control else one._replace(text=shown(one.text))
+            finally:
+                self._inside = False
 
     stream = getattr(sys.stdout, "unguarded", sys.stdout)
     columns = None if stream.isatty() else width
