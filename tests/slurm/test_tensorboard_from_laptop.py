@@ -401,7 +401,7 @@ def test_pulled_runs_are_runs(laptop: Laptop, shelf: Shelf) -> None:
     reported = laptop.truba("report", "done")
     assert reported.returncode == 0 and "COMPLETED" in Path(reported.stdout.strip()).read_text(), reported
     cleaned = laptop.truba("clean", "done", "--pulls", "0", "--yes")
-    assert "as it was at login" in cleaned.stdout and not here[done.id].exists(), cleaned
+    assert "last pulled from login on" in cleaned.stdout and not here[done.id].exists(), cleaned
     assert here[going.id].exists()
 
 

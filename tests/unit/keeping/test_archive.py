@@ -167,7 +167,7 @@ def test_clean_leaves_alone_what_is_not_finished(run: RunDir, capsys: pytest.Cap
     before = names(run)
     assert main(["clean", "--yes", "--runs", str(run.path.parent)]) == 0
     assert main(["clean", run.id, "--yes", "--runs", str(run.path.parent)]) == 2
-    assert "what it goes on from" in capsys.readouterr().err and names(run) == before
+    assert "needs its checkpoints to resume" in capsys.readouterr().err and names(run) == before
 
 
 def test_what_the_site_will_purge_is_told_with_what_keeps_it(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:

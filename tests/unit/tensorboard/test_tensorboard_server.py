@@ -580,7 +580,7 @@ def test_two_runs_of_one_name_are_not_put_into_one_copy(tmp_path: Path) -> None:
         (tensorboard, ["--max-runs", "-1"], "Give 1 or more"),
         (tensorboard, ["--idle-minutes", "-1"], r"Give 0 \(never\) or more"),
         (tensorboard, ["--idle-minutes", "nan"], r"Give 0 \(never\) or more"),
-        (pull, ["--from", "arf", "mnist", "--every-seconds", "0"], "every 0.5 s at most"),
+        (pull, ["--from", "arf", "mnist", "--every-seconds", "0"], "at most once in 0.5 s"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(command: Any, options: list[str], words: str) -> None:
