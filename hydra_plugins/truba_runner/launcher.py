@@ -50,7 +50,7 @@ def _not_for_others() -> str:
     from truba_runner.errors import Problem
     from truba_runner.language import _
 
-    rule = _("it launches truba_runner's own experiments, and this application's config is not one.")
+    rule = _("this launcher is only for truba_runner's own experiments, and this application's config is not one.")
     remedy = _("Leave it out, or choose another launcher, such as hydra/launcher=basic.")
     return str(Problem("hydra/launcher=truba", rule, remedy))
 

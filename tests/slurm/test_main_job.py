@@ -44,7 +44,7 @@ def test_mnist_trains_on_two_gpus_and_everyone_agrees_on_what_came_of_it(truba: 
     again = truba(
         "+experiment=mnist", "resources.gpus=4", "data.name=digits", "train.epochs=2", truba.runs_folder()
     )  # fmt: skip
-    assert again.returncode == 0 and f"{run.name} was finished before" in again.stdout
+    assert again.returncode == 0 and f"{run.name} has finished already" in again.stdout
     assert sum(event["event"] == "submitted" for event in events(run)) == 1
     fresh = truba(
         "+experiment=mnist", "data.name=digits", "train.epochs=2", "fresh=true", truba.runs_folder()

@@ -20,7 +20,7 @@ def test_auto_goes_where_the_job_starts_soonest(truba: Truba) -> None:
     assert next(iter(free)) == ("akya-cuda", "") and free["akya-cuda", ""]["free_gpus"] == 16
     assert free["debug", "akya-cuda"]["fits"] and "no GPUs" in free["orfoz", ""]["why"]
     # This is not the login node of palamut-cuda.
-    assert "takes jobs from cuda-ui" in free["palamut-cuda", ""]["why"]
+    assert "accepts jobs only from cuda-ui" in free["palamut-cuda", ""]["why"]
 
     whole_node = ["--gres=gpu:4", "--cpus-per-task=40", "--time=3:00:00", "--account=ayse", "--partition=akya-cuda"]
     argv = ["sbatch", "--parsable", "--array=0-3", f"--chdir={truba.project}", "--output=%a.out", *whole_node]

@@ -247,7 +247,7 @@ def test_a_command_waits_for_all_of_its_searches_and_tells_of_one_that_fails(tru
     assert search.over()
     both = ["sweep=random,grid", "+job.options.fail=true"]
     failing = truba("-m", *(one for one in search.command if one != "sweep=random"), *both, timeout=300)
-    assert failing.returncode == 1 and failing.stderr.count("is not over") == 2, failing.stderr
+    assert failing.returncode == 1 and failing.stderr.count("has not finished") == 2, failing.stderr
     assert failing.stdout.count("submitted 1 job as array") == 2
 
 

@@ -204,11 +204,13 @@ def test_one_wrong_value_refuses_every_run_and_is_named(truba: Truba) -> None:
     refused = truba(*command(truba, "train.seed=range(20)", "train.learning_rate=0.1,-1", "resources.gpus=1,9"))
     assert refused.returncode == 2 and "Traceback" not in refused.stderr
     assert "train.learning_rate=-1.0: it must be positive." in refused.stderr
-    assert "it is 40 of 80 runs: train.learning_rate=-1 train.seed=0 resources.gpus=1; " in refused.stderr
+    assert "40 of 80 runs are affected: train.learning_rate=-1 train.seed=0 resources.gpus=1; " in refused.stderr
     assert "resources.gpus=9: a node of akya-cuda has 4 GPUs." in refused.stderr
     refused = truba(*command(truba, "train.seed=1,two,3"))
     assert (
-        refused.returncode == 2 and "train.seed" in refused.stderr and "1 of 3 runs: train.seed=two" in refused.stderr
+        refused.returncode == 2
+        and "train.seed" in refused.stderr
+        and "1 of 3 runs are affected: train.seed=two" in refused.stderr
     )
     elsewhere = f"cluster.runs_folder={truba.project / 'runs'},{truba.project / 'others'}"
     refused = truba(*command(truba, elsewhere))
@@ -402,7 +404,10 @@ def test_a_sweeper_that_wants_values_waits_here_or_in_a_job(truba: Truba) -> Non
         "sweep.sweeper_time=10m",
     ]
     first = submit(truba, *in_job)
-    assert "the sweeper was submitted as job" in first and "the sweeper is job" in submit(truba, *in_job)
+    assert (
+        "the sweeper was submitted as job" in first
+        and "the sweeper is in the queue or running already, as job" in submit(truba, *in_job)
+    )
     sweep = Path(first.split()[-1]).name
     job_id = first.split()[6]
     log = truba.project / "runs" / ".sweeps" / sweep / "sweeper" / "logs" / f"{job_id}_0_log.out"

@@ -287,7 +287,7 @@ def test_on_the_login_node_one_line_leads_there(laptop: Laptop, shelf: Shelf) ->
 
         with serve("--port", "7007") as second:
             assert way(second) == told and second.wait(240) == 0
-            assert second.stderr is not None and "is there already" in second.stderr.read()
+            assert second.stderr is not None and "is already running" in second.stderr.read()
         first.send_signal(signal.SIGHUP)
         assert first.wait(240) == 0, "it ends with the session"
     assert not Path(told["socket"]).exists()
@@ -401,7 +401,7 @@ def test_pulled_runs_are_runs(laptop: Laptop, shelf: Shelf) -> None:
     reported = laptop.truba("report", "done")
     assert reported.returncode == 0 and "COMPLETED" in Path(reported.stdout.strip()).read_text(), reported
     cleaned = laptop.truba("clean", "done", "--pulls", "0", "--yes")
-    assert "as it was at login" in cleaned.stdout and not here[done.id].exists(), cleaned
+    assert "last pulled from login on" in cleaned.stdout and not here[done.id].exists(), cleaned
     assert here[going.id].exists()
 
 
@@ -515,9 +515,9 @@ def test_following_survives_a_cut_and_a_full_disk(laptop: Laptop, shelf: Shelf, 
     shelf.log(run, 4)
     program.wait_for("the disk is full")
     once = laptop.truba("pull", "--from", "login", "followed", "--into", str(small))
-    assert once.returncode == 1 and "Make room" in once.stderr and "Traceback" not in once.stderr
+    assert once.returncode == 1 and "Free some space" in once.stderr and "Traceback" not in once.stderr
     laptop.cluster.run(["mount", "-o", "remount,size=2m", str(small)], user="root")
-    program.wait_for("it goes on")
+    program.wait_for("copying again")
     wait_until(lambda: same() and here("plots/large.png") == 200_000, lambda: program.told)
     shelf.finish(run)
     assert program.process.wait(240) == 0, "it ends when the run is over"
@@ -560,11 +560,11 @@ def test_what_cannot_be_is_said_in_one_paragraph(laptop: Laptop, shelf: Shelf) -
         (["--from", "login", "unreal"], {}, 1, "Did you mean real"),
         (["--from", "nowhere.invalid", "real"], {}, 1, "there is no connection to nowhere.invalid"),
         (["--from", "stranger", "real"], {}, 1, "Host key verification failed"),
-        (["--from=-oProxyCommand=false", "real"], {}, 2, "it is no name for ssh"),
+        (["--from=-oProxyCommand=false", "real"], {}, 2, "this is not a name for ssh"),
         (["--from", "login", "real"], {"PATH": f"{stand_in}:/usr/bin:/bin"}, 1, "OpenSSH can since 6.7"),
         (["--from", "login", "--far-command", "turba", "real"], {}, 1, "does not find truba"),
         (["--from", "login", "--far-command", no_tensorboard, "real"], {}, 1, "truba_runner[tensorboard]"),
-        (["--from", "login", "--far-command", "kill -9 $$;", "real"], {}, 1, "ends soon after its start"),
+        (["--from", "login", "--far-command", "kill -9 $$;", "real"], {}, 1, "ended soon after its start"),
         (["--from", "closed", "real"], {}, 1, "does not let ssh reach the server's socket"),
         (["--pull", "real"], {}, 2, "Add --from LOGIN"),
     ]

@@ -334,7 +334,7 @@ def test_the_doctor_sees_what_is_out_of_order(states: States) -> None:
 def test_the_doctor_has_nothing_against_a_partition_that_is_as_it_should_be(states: States) -> None:
     done = doctor(states, "cluster=testcluster")
     assert done.returncode == 0, done.stdout
-    assert "nothing that prevents work is wrong" in done.stdout
+    assert "found nothing that prevents runs" in done.stdout
 
 
 def test_what_was_used_and_what_is_left(states: States) -> None:

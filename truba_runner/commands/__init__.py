@@ -13,6 +13,6 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog=f"truba {name}", description=description, allow_abbrev=False)
     made.add_argument("--json", action="store_true", help=_("print JSON for programs"))
     made.add_argument(
-        "--runs", type=Path, metavar=_("FOLDER"), help=_("look in this runs folder (default: all ever used)")
+        "--runs", type=Path, metavar=_("FOLDER"), help=_("look in this runs folder (default: all that were ever used)")
     )
     return made

@@ -28,14 +28,16 @@ def main(arguments: Sequence[str]) -> int:
         raise Failed(why)
     search = search_of(found)
     if search is None:
-        raise Refused(Problem(given.search, _("it is a run, and no search."), _("truba status shows what it came to.")))
+        raise Refused(Problem(given.search, _("this is a run, not a search."), _("truba status shows its result.")))
     if given.number < 1:
-        raise Refused(Problem(f"-n {given.number}", _("it is how many of the best are wanted."), _("Give 1 or more.")))
+        raise Refused(
+            Problem(f"-n {given.number}", _("this is the number of best trials to show."), _("Give 1 or more."))
+        )
     state = read_state(search)
     trials = ranked(state)[: given.number] if state else []
     if not trials:
         raise Failed(
-            "{search} has no trial yet that came to a score; truba status {search} shows where it is",
+            "no trial of {search} has a score yet; truba status {search} shows its progress",
             search=search.id,
         )
     from truba_runner.search import best
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         print_json({"search": search.id, "best": rows, "experiment": text})
         return 0
     if not search.result():
-        print(_("{search} is not over: these are the best so far", search=search.id), file=sys.stderr)
+        print(_("{search} has not finished; these are the best trials so far", search=search.id), file=sys.stderr)
     _print(rows, state["objective"]["name"])
     print("\n" + (_("written: {file}", file=given.out) if given.out else text))
     return 0
@@ -75,15 +77,23 @@ def _experiment_text(search: SearchDir, state: State, trial: Mapping[str, Any]) 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser(
-        "best", _("The best trials of a search, what their models are worth on held-out data, and the experiment.")
+        "best",
+        _("Shows the best trials of a search, their metrics on held-out data, and the experiment of the best one."),
     )
     options.add_argument("search", help=_("a search's id, or any unique beginning of it"))
-    options.add_argument("-n", "--number", type=int, default=1, metavar="N", help=_("so many of the best (default: 1)"))
     options.add_argument(
-        "--out", type=Path, metavar=_("FILE"), help=_("write the best one's experiment, conf/experiment/NAME.yaml")
+        "-n", "--number", type=int, default=1, metavar="N", help=_("number of best trials to show (default: 1)")
     )
     options.add_argument(
-        "--evaluate", action="store_true", help=_("rebuild and evaluate those that are not yet, on this machine")
+        "--out",
+        type=Path,
+        metavar=_("FILE"),
+        help=_("write the experiment of the best trial to this file, for example conf/experiment/NAME.yaml"),
+    )
+    options.add_argument(
+        "--evaluate",
+        action="store_true",
+        help=_("rebuild and evaluate, on this machine, the models that are not evaluated yet"),
     )
     return options.parse_args(arguments)
 
@@ -103,7 +113,7 @@ def _row(search: SearchDir, place: int, trial: Mapping[str, Any]) -> dict[str, A
 
 def _write(file: Path, text: str) -> None:
     if file.exists():
-        raise Refused(Problem(f"--out {file}", _("there is such a file already."), _("Choose another name.")))
+        raise Refused(Problem(f"--out {file}", _("this file exists already."), _("Choose another name.")))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
 
@@ -116,4 +126,4 @@ def _print(rows: Sequence[Mapping[str, Any]], objective: str) -> None:
         if row["metrics"]:
             print(f"   {format_metrics(row['metrics'])}\n   {row['model']}")
         else:
-            print("   " + _("not evaluated; --evaluate does it here, in the foreground"))
+            print("   " + _("not evaluated; --evaluate evaluates it on this machine, in the foreground"))

@@ -15,7 +15,7 @@ from truba_runner.storage.files import write_atomically
 def main(arguments: Sequence[str]) -> int:
     """Write the file, and print how to use it."""
     options = parser(
-        "bundle", _("Makes one file of the program and what it needs, to be copied to a cluster and run there.")
+        "bundle", _("Packs the program and its dependencies into one file, to be copied to a cluster and run there.")
     )
     options.add_argument("--out", type=Path, default=Path("truba.pyz"), metavar=_("FILE"), help=_("default: truba.pyz"))
     given = options.parse_args(arguments)
@@ -31,5 +31,5 @@ def main(arguments: Sequence[str]) -> int:
     else:
         print(f"{about['file']}: {len(made) / 1e6:.1f} MB, sha256 {about['sha256']}")
         command = f"python3 {given.out.name} +experiment=mnist"
-        print("  " + _("copy it to the cluster; there: {command}", command=command))
+        print("  " + _("copy it to the cluster and run there: {command}", command=command))
     return 0

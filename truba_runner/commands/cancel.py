@@ -26,7 +26,9 @@ from truba_runner.storage import private, safe_files
 
 def main(arguments: Sequence[str]) -> int:
     """Cancel the runs; ask first if there is more than one."""
-    options = parser("cancel", _("Ends the jobs of runs that wait or run. What they have written stays."))
+    options = parser(
+        "cancel", _("Cancels the jobs of pending and running runs. Files that they have written are kept.")
+    )
     options.add_argument("run", nargs="+", help=_("a run's or a sweep's id, or any unique beginning of it"))
     options.add_argument("-y", "--yes", action="store_true", help=_("do not ask"))
     given = options.parse_args(arguments)
@@ -34,9 +36,9 @@ def main(arguments: Sequence[str]) -> int:
     _refuse_others(named)
     say_damaged(named)
     if copies := [run for run in damage.sound(named) if run.pulled()]:
-        remedy = _("End it there: truba cancel {run}", run=copies[0].id)
+        remedy = _("Cancel it there: truba cancel {run}", run=copies[0].id)
         place = copies[0].pulled().get("from", "?")
-        raise Refused(Problem(copies[0].id, _("it is a copy; its job is at {place}.", place=place), remedy))
+        raise Refused(Problem(copies[0].id, _("this run is a copy; its job is at {place}.", place=place), remedy))
     runs = [one for run in named for one in with_jobs(run)]
     jobs = known_jobs([run.record() for run in runs], finished_too=True)
     if jobs is None:
@@ -76,8 +78,8 @@ def _refuse_others(runs: Sequence[RunDir]) -> None:
     """
     if others := [run for run in runs if not private.is_mine(run.path)]:
         whose = private.owner(others[0].path)
-        remedy = _("{owner} can cancel it; a job of your own is named by your own run.", owner=whose)
-        raise Refused(Problem(others[0].id, _("it is {owner}'s.", owner=whose), remedy))
+        remedy = _("Only {owner} can cancel it; to cancel a job of yours, name your own run.", owner=whose)
+        raise Refused(Problem(others[0].id, _("this run belongs to {owner}.", owner=whose), remedy))
 
 
 def _named(prefix: str, runs_folder: Path | None) -> list[RunDir]:
@@ -104,7 +106,8 @@ def _agreed(runs: Sequence[RunDir]) -> bool:
     if not sys.stdin.isatty():
         raise Refused(
             Problem(counted("{count} run", "{count} runs", len(runs)),
-                    _("cancelling more than one is asked about, and nobody is here to answer."), _("Add --yes."))
+                    _("cancelling more than one run needs a confirmation, and standard input is no terminal."),
+                    _("Add --yes."))
         )  # fmt: skip
     print("\n".join(run.id for run in runs))
     return terminal.agreed(counted("cancel this run? [y/N] ", "cancel these {count} runs? [y/N] ", len(runs)))

@@ -39,9 +39,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser(
         "clean",
         _(
-            "Deletes checkpoints that finished runs would only need to go on, and code that was submitted with runs "
-            "which are no longer there. The best checkpoint, models, records, plots and event files stay; runs that "
-            "are not finished are not touched."
+            "Deletes checkpoints that finished runs no longer need, and submitted code whose runs no longer exist. "
+            "The best checkpoint, models, records, plots and event files are kept; unfinished runs are not touched."
         ),
     )
     options.add_argument(
@@ -50,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("--yes", action="store_true", help=_("delete without asking"))
     options.add_argument(
         "--pulls", type=float, metavar=_("DAYS"),
-        help=_("also runs that truba pull has copied here and for so many days has not looked at again"),
+        help=_("also delete runs that truba pull copied here and has not updated for this many days"),
     )  # fmt: skip
     given = options.parse_args(arguments)
     found = _found(given.run, given.runs, given.pulls)
@@ -111,8 +110,8 @@ def _runs(prefixes: Sequence[str], runs_folder: Path | None) -> list[RunDir]:
             if run.result():
                 wanted[run.path] = run
             elif runs_folders.find_sweep(prefix, runs_folder) is None and not run.pulled():
-                rule = _("it is not finished, and its checkpoints are what it goes on from.")
-                raise Refused(Problem(run.id, rule, _("truba status {run} shows where it is.", run=run.id)))
+                rule = _("it has not finished, and needs its checkpoints to resume.")
+                raise Refused(Problem(run.id, rule, _("truba status {run} shows its state.", run=run.id)))
     return list(wanted.values())
 
 
@@ -122,7 +121,7 @@ def _sound(runs: Sequence[RunDir]) -> list[RunDir]:
     own = [run for run in runs if private.is_mine(run.path)]
     for run in runs:
         if run not in own:
-            told = _("{run} is {owner}'s, and left alone", run=run.id, owner=private.owner(run.path))
+            told = _("{run} belongs to {owner} and is left alone", run=run.id, owner=private.owner(run.path))
             print(told, file=sys.stderr)
     return damage.sound(own)
 
@@ -149,15 +148,15 @@ def _of_code(runs_folder: Path, going: Sequence[RunDir]) -> Freed | None:
     try:
         files = archives.unneeded(runs_folder, [run.path for run in going])
     except OSError as error:
-        told = _("{file} cannot be read ({why}), so no code is taken for unneeded", file=error.filename,
+        told = _("{file} cannot be read ({why}), so no submitted code is deleted", file=error.filename,
                  why=error.strerror)  # fmt: skip
         print(told, file=sys.stderr)
         return None
     if not files:
         return None
     size = sum(path.stat().st_size for path in files)
-    shown = counted("code that no run names: {count} file, {size:,.1f} MB, in {folder}",
-                    "code that no run names: {count} files, {size:,.1f} MB, in {folder}",
+    shown = counted("code that no run uses: {count} file, {size:,.1f} MB, in {folder}",
+                    "code that no run uses: {count} files, {size:,.1f} MB, in {folder}",
                     len(files), size=size / 1e6, folder=files[0].parent)  # fmt: skip
     return Freed(shown, {"kind": "code"}, files, size, partial(archives.free, runs_folder, files))
 
@@ -166,7 +165,7 @@ def _of_pull(run: RunDir) -> Freed:
     files, pulled = pulled_copies.files(run), run.pulled()
     size = sum(path.lstat().st_size for path in files)
     when = time.strftime("%Y-%m-%d", time.localtime(pulled_copies.last_looked(run)))
-    copy = _("all of the copy in {folder}, as it was at {place} on {when}",
+    copy = _("the whole copy in {folder}, last pulled from {place} on {when}",
              folder=run.path, place=pulled.get("from", "?"), when=when)  # fmt: skip
     shown = counted("{run}: {copy}: {count} file, {size:,.1f} MB", "{run}: {copy}: {count} files, {size:,.1f} MB",
                     len(files), run=run.id, copy=copy, size=size / 1e6)  # fmt: skip
@@ -188,12 +187,17 @@ def _as_json(one: Freed) -> dict[str, Any]:
 
 def _show(found: Sequence[Freed]) -> None:
     if not found:
-        print(_("nothing to free: no finished run has a checkpoint that it does not need, and every code is a run's"))
+        print(_("nothing to free: finished runs have no unneeded checkpoints, and there is no unused code"))
         return
     for one in found:
         print(one.shown)
     if any(one.about["kind"] == "pull" for one in found):
-        print(_("a site may have purged what a copy was made of: then it is all there is (truba keep archives it)"))
+        print(
+            _(
+                "the site may have purged the originals; then these copies are all that is left (truba keep archives "
+                "them)"
+            )
+        )
     count, size = sum(len(one.files) for one in found), sum(one.size_bytes for one in found) / 1e6
     print(counted("{count} file, {size:,.1f} MB", "{count} files, {size:,.1f} MB", count, size=size))
 
@@ -211,6 +215,6 @@ def _point_at_pulls(runs_folder: Path | None) -> None:
 
 def _agreed() -> bool:
     if not sys.stdin.isatty():
-        print(_("nothing was deleted; --yes deletes it"))
+        print(_("nothing was deleted; add --yes to delete"))
         return False
     return terminal.agreed(_("delete them? [y/N] "))

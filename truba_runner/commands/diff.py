@@ -21,7 +21,7 @@ from truba_runner.status.printing import print_json
 
 def main(arguments: Sequence[str]) -> int:
     """Print the differences; return 0 whether or not there are any."""
-    options = parser("diff", _("What has changed in the project folder since a run was submitted."))
+    options = parser("diff", _("Shows what has changed in the project folder since a run was submitted."))
     options.add_argument("run", help=_("a run's id, or any unique beginning of it"))
     given = options.parse_args(arguments)
     run = runs_folders.find(given.run, given.runs)
@@ -29,12 +29,12 @@ def main(arguments: Sequence[str]) -> int:
         raise Failed(why)
     submitted = run.submitted()
     if (pulled := run.pulled()) and not Path(submitted.project or "/nowhere").is_dir():
-        message = _("{run} is a copy; the folder that it was submitted from is at {place}: truba diff {run}")
+        message = _("{run} is a copy; its project folder is at {place}. Run there: truba diff {run}")
         raise Failed(message.format(run=run.id, place=pulled.get("from", "?")))
     if not (submitted.code and submitted.project):
         message = _(
-            "{run} has no copy of its code: that is taken of a project's own job when it is submitted to Slurm, unless "
-            "code.snapshot=false. The job reads {file} when it starts.",
+            "{run} has no copy of its code. A copy is made when a project's own job is submitted to Slurm, unless "
+            "code.snapshot=false. Without one, the job reads {file} when it starts.",
             run=run.id,
             file=submitted.job_file or "?",
         )
@@ -65,7 +65,7 @@ def _now(run: RunDir, submitted: Event, then: Mapping[str, File]) -> dict[str, F
     except (KeyError, TypeError, ValueError) as error:
         raise Failed("{file} is damaged ({error})", file=run.config_file, error=error) from error
     if not project.is_dir() or not job_file.is_relative_to(project):
-        raise Failed("{project}, which {run} was submitted from, is not there", project=project, run=run.id)
+        raise Failed("{project}, from which {run} was submitted, does not exist", project=project, run=run.id)
     without = snapshot.left_out((str(runs_folder), str(data_folder)))
     # Of files that look like secrets, include only those that are in the snapshot.
     return snapshot.read(snapshot.files(project, job_file, without, map(glob.escape, then)))
@@ -83,7 +83,7 @@ def _difference(name: str, then: File, now: File) -> str:
 
 def _told(changed: Mapping[str, str], added: Sequence[str], removed: Sequence[str]) -> Iterator[str]:
     for name, difference in changed.items():
-        yield difference or _("{file} has changed, in no line of text", file=shown(name))
+        yield difference or _("{file} has changed, but in no line of text", file=shown(name))
     for name in added:
         yield _("{file} is new", file=shown(name))
     for name in removed:

@@ -20,11 +20,11 @@ _ANY_EXPERIMENT = "+experiment=mnist"
 
 def main(arguments: Sequence[str]) -> int:
     """Print findings as they come; return 1 if there is a fault that prevents runs."""
-    options = parser("doctor", _("Looks whether everything that runs need here is there and right."))
+    options = parser("doctor", _("Checks that everything a run needs is in place here."))
     options.add_argument(
         "override",
         nargs="*",
-        help=_("as for a run, to look at that: +experiment=NAME, cluster=NAME, environment=NAME, …"),
+        help=_("what to check, written as for a run: +experiment=NAME, cluster=NAME, environment=NAME, …"),
     )
     given = options.parse_args(arguments)
     found = []
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.json:
         print_json([asdict(finding) for finding in found])
     elif not faults:
-        print(_("nothing that prevents work is wrong"))
+        print(_("found nothing that prevents runs"))
     return 1 if faults else 0
 
 

@@ -29,13 +29,14 @@ _WARNS = ("WARNING: ", "UYARI: ")
 def main(arguments: Sequence[str]) -> int:
     """Train the experiment twice, once interrupted on purpose, and compare; return 0 if the results are identical."""
     options = parser(
-        "drill", _("Trains a short run twice, once interrupted by a signal and by a kill, and compares both.")
+        "drill",
+        _("Trains a short run twice, one of them interrupted by a signal and by SIGKILL, and compares the results."),
     )
     options.add_argument(
         "what", nargs="+", help=_("a run, or an experiment as for a run: +experiment=mnist KEY=VALUE…")
     )
     options.add_argument(
-        "--epochs", type=int, default=2, metavar="N", help=_("train so many epochs at most (default: 2)")
+        "--epochs", type=int, default=2, metavar="N", help=_("train at most this many epochs (default: 2)")
     )
     given = options.parse_args(arguments)
 
@@ -91,7 +92,7 @@ def _trained(experiment: Experiment, which: str, drill: Drill, overrides: Sequen
         named = replace(named, fresh=False)
         if experiment.cluster.scheduler == "slurm":
             break
-    raise Failed("the drill's run {run} did not come through; truba logs {run} shows why", run=run.id)
+    raise Failed("the drill's run {run} did not finish; truba logs {run} shows why", run=run.id)
 
 
 def compared(whole: RunDir, cut: RunDir) -> dict[str, Any]:
@@ -127,7 +128,7 @@ def _history(run: RunDir) -> list[dict[str, str]]:
 
 def _print(report: dict[str, Any]) -> None:
     whole, cut = report["runs"]
-    print(_("{cut} was interrupted by a signal and by a kill, {whole} was not; {steps} steps each",
+    print(_("{cut} was interrupted by a signal and by SIGKILL, {whole} was not; {steps} steps each",
             cut=cut, whole=whole, steps=report["steps"]))  # fmt: skip
     words = {
         "same_weights": _("same weights"),

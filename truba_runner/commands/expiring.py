@@ -21,9 +21,11 @@ from truba_runner.status.rows import damaged_row, say_damaged
 
 def main(arguments: Sequence[str]) -> int:
     """Print the runs, the most urgent first. A file's age counts from its last modification."""
-    options = parser("expiring", _("Runs on scratch of which files will be purged soon, and what keeps them."))
+    options = parser(
+        "expiring", _("Lists runs on scratch with files that will be purged soon, and the command that archives them.")
+    )
     options.add_argument(
-        "--days", type=int, default=7, metavar="N", help=_("within so many days (default: %(default)s)")
+        "--days", type=int, default=7, metavar="N", help=_("within this many days (default: %(default)s)")
     )
     given = options.parse_args(arguments)
     if given.days < 0:
@@ -77,9 +79,9 @@ def _remedies(found: Sequence[Expiring]) -> list[str]:
     if named[1]:
         told.append(
             _(
-                "not finished, and in need of these files to go on: {runs}. Given again, the same command writes "
-                "config and code anew (after truba cancel, of one that waits or trains), and each epoch a checkpoint; "
-                "truba keep archives what there is of one that is in no queue.",
+                "not finished, and these files are needed to resume: {runs}. Run the same command again (if the run "
+                "is pending or running, truba cancel it first): that writes config and code again, and each epoch "
+                "writes a checkpoint. If the run has no job, truba keep archives the files that it has.",
                 runs=named[1],
             )
         )

@@ -26,8 +26,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser(
         "keep",
         _(
-            "Archives runs, as one file each, with a checksum: records, plots, model, best checkpoint, event files and "
-            "the code that was submitted. Of a finished run, checkpoints that only going on would need are left out."
+            "Archives each run as one file with checksums: records, plots, model, best checkpoint, event files and "
+            "the submitted code. Checkpoints that a finished run no longer needs are left out."
         ),
     )
     options.add_argument("run", nargs="+", help=_("a run's, a search's or a sweep's id, or any unique beginning of it"))
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
 def _kept(name: str, root: Path, files: Sequence[Path], target: Path) -> dict[str, Any]:
     file = target / f"{name}.tar"
     if not files:
-        raise Failed("{run} is not there any more", run=name)
+        raise Failed("{run} no longer exists", run=name)
     try:
         digest = archive.write(file, root, files)
     except OSError as error:
@@ -67,8 +67,8 @@ def _kept(name: str, root: Path, files: Sequence[Path], target: Path) -> dict[st
             return _kept(name, root, there, target)
         why = error.strerror or str(error)
         raise Failed(
-            "{file} could not be written ({why}{of}); nothing of it is left. Make room, or name another folder "
-            "with --to FOLDER.",
+            "{file} could not be written ({why}{of}), and the incomplete file was deleted. Free some space, or name "
+            "another folder with --to FOLDER.",
             file=file,
             why=why,
             of=f": {error.filename}" if error.filename else "",
@@ -81,7 +81,7 @@ def _without_gone(root: Path, files: Sequence[Path]) -> Sequence[Path]:
     names = dict.fromkeys(path.relative_to(root).parts[0] for path in files)
     gone = [name for name in names if not os.path.lexists(root / name)]
     for name in gone if len(gone) < len(names) else []:
-        print(_("{run} is not there any more", run=name), file=sys.stderr)
+        print(_("{run} no longer exists", run=name), file=sys.stderr)
     return [path for path in files if path.relative_to(root).parts[0] not in gone]
 
 
@@ -97,7 +97,7 @@ def _wanted(prefix: str, runs_folder: Path | None) -> tuple[str, Path, list[Path
         return sweep.id, sweep.runs_folder, [*_without_secrets(sweep.runs_folder, files), *archives.code_of(runs)]
     run = runs_folders.find(prefix, runs_folder)
     if why := damage.told(run):
-        told = _("{why}. Nothing of it was kept; a copy of its folder, {folder}, keeps it as it is.")
+        told = _("{why}. The run was not archived; copy its folder, {folder}, to keep it as it is.")
         raise Failed(told.format(why=why, folder=run.path))
     _refuse_live([run])
     files = _without_secrets(run.path.parent, archive.kept_files(run.path))
@@ -124,5 +124,5 @@ def _refuse_live(runs: Sequence[RunDir]) -> None:
     for run in records:
         state = standing_of(run, jobs)
         if state.live or state.ending:
-            rule = _("it is not over ({state}), and only what is can be kept.", state=state.state)
-            raise Refused(Problem(run.id, rule, _("truba logs -f {run} follows it to its end.", run=run.id)))
+            rule = _("it has not ended ({state}), and only runs that have ended can be archived.", state=state.state)
+            raise Refused(Problem(run.id, rule, _("truba logs -f {run} follows it until it ends.", run=run.id)))

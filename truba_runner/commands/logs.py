@@ -26,9 +26,11 @@ _ASK_EVERY_SECONDS = 5.0
 
 def main(arguments: Sequence[str]) -> int:
     """Print the log of the run's latest job; with -f, follow it until the run ends."""
-    options = parser("logs", _("What a run's latest job printed, and at its end why it failed, where it did."))
+    options = parser("logs", _("Prints the log of a run's latest job and, if the run failed, the reason at the end."))
     options.add_argument("run", help=_("a run's id, or any unique beginning of it"))
-    options.add_argument("-f", "--follow", action="store_true", help=_("go on until the run ends, with a progress bar"))
+    options.add_argument(
+        "-f", "--follow", action="store_true", help=_("follow the log until the run ends, with a progress bar")
+    )
     given = options.parse_args(arguments)
     run = runs_folders.find(given.run, given.runs)
     if given.json:
@@ -38,7 +40,11 @@ def main(arguments: Sequence[str]) -> int:
         return _of_damaged(run, why)
     if run.pulled() and watch.latest_log(run) is None:
         place = run.pulled().get("from", "?")
-        raise Failed("{run} is a copy without its logs. They are at {place}: truba logs {run}", run=run.id, place=place)
+        raise Failed(
+            "{run} is a copy without its logs. They are at {place}. Run there: truba logs {run}",
+            run=run.id,
+            place=place,
+        )
     if given.follow:
         watch.follow(run, lambda: watch.latest_log(run), _Ended(run))
     else:

@@ -39,27 +39,39 @@ def main(arguments: Sequence[str]) -> int:
 
 def _problems(given: argparse.Namespace) -> Iterator[Problem]:
     if not given.login:
-        remedy = _("Add --from LOGIN, as you type it after ssh, or set TRUBA_LOGIN.")
-        yield Problem("pull", _("it needs to know from where."), remedy)
+        remedy = _("Add --from LOGIN, with the name that you type after ssh, or set TRUBA_LOGIN.")
+        yield Problem("pull", _("no login node is given."), remedy)
     if not given.run:
-        yield Problem("pull", _("it needs to know what."), _("Name runs, sweeps, searches or experiments."))
+        yield Problem("pull", _("no run is named."), _("Name runs, sweeps, searches or experiments."))
     if not given.every_seconds >= _LEAST_SECONDS:
-        rule = _("the login node is asked every {least} s at most.", least=_LEAST_SECONDS)
-        yield Problem(f"--every-seconds {given.every_seconds:g}", rule, _("Leave it out (10), or give more."))
+        rule = _("the login node may be asked at most once in {least} s.", least=_LEAST_SECONDS)
+        yield Problem(
+            f"--every-seconds {given.every_seconds:g}", rule, _("Leave it out (default: 10), or give a larger number.")
+        )
 
 
 def _options() -> argparse.ArgumentParser:
     options = parser("pull", _("Copies runs from a login node: event files, plots, history, result and config."))
     options.add_argument("run", nargs="*", help=_("runs, sweeps, searches or experiments at the login node"))
     login = os.environ.get("TRUBA_LOGIN")
-    options.add_argument("--from", dest="login", metavar="LOGIN", default=login, help=_("a name that ssh knows"))
-    options.add_argument("-f", "--follow", action="store_true", help=_("go on until the runs are over"))
-    options.add_argument("--checkpoints", action="store_true", help=_("checkpoints too"))
-    options.add_argument("--into", type=Path, metavar=_("FOLDER"), help=_("where to (default: ~/truba_pulled/LOGIN)"))
     options.add_argument(
-        "--every-seconds", type=float, default=_EVERY_SECONDS, metavar="S", help=_("with --follow (default: 10)")
+        "--from", dest="login", metavar="LOGIN", default=login, help=_("the login node, as you type it after ssh")
     )
-    options.add_argument("--far-command", metavar=_("COMMAND"), help=_("how truba is started there (default: truba)"))
+    options.add_argument("-f", "--follow", action="store_true", help=_("keep copying until the runs have ended"))
+    options.add_argument("--checkpoints", action="store_true", help=_("copy checkpoints too"))
+    options.add_argument(
+        "--into", type=Path, metavar=_("FOLDER"), help=_("folder to copy to (default: ~/truba_pulled/LOGIN)")
+    )
+    options.add_argument(
+        "--every-seconds",
+        type=float,
+        default=_EVERY_SECONDS,
+        metavar="S",
+        help=_("with --follow: seconds between two copies (default: 10)"),
+    )
+    options.add_argument(
+        "--far-command", metavar=_("COMMAND"), help=_("command that starts truba on the login node (default: truba)")
+    )
     options.add_argument("--list", action="store_true", help=argparse.SUPPRESS)
     return options
 

@@ -21,14 +21,14 @@ from truba_runner.storage.files import write_atomically
 def main(arguments: Sequence[str]) -> int:
     """Write the file and print its path."""
     options = parser(
-        "report", _("One HTML file on a run, a search or a sweep: curves, tables, config, starts and cost.")
+        "report", _("Writes one HTML file about a run, a search or a sweep: curves, tables, config, starts and cost.")
     )
     options.add_argument("run", help=_("a run's, a search's or a sweep's id, or any unique beginning of it"))
     options.add_argument(
         "--out",
         type=Path,
         metavar=_("PLACE"),
-        help=_("a file or folder to write it to (default: report.html beside the records)"),
+        help=_("a file or folder to write it to (default: report.html in the folder of the records)"),
     )
     given = options.parse_args(arguments)
     sweep = runs_folders.find_sweep(given.run, given.runs)

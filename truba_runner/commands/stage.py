@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 # State of a file in --json, and the text for it.
 _STATES = {
-    "there already": marked("{file}: there already, in {path}"),
+    "there already": marked("{file}: already there, in {path}"),
     "staged": marked("{file}: staged, in {path}"),
 }
 
 
 def main(arguments: Sequence[str]) -> int:
     """Download the files that are needed, or copy those named with `--from`."""
-    options = parser("stage", _("Puts the data that an experiment needs into its data folder: downloaded, or copied."))
+    options = parser("stage", _("Downloads or copies the data that an experiment needs into its data folder."))
     options.add_argument("override", nargs="+", help=_("the experiment, as for a run: +experiment=mnist KEY=VALUE…"))
     options.add_argument(
         "--from", dest="origins", action="append", default=[], metavar=_("FILE"),
-        help=_("only this file, from a path or URL in place of its own; may be given again for another one"),
+        help=_("stage only this file, from a path or URL instead of its own source; repeat the option for more files"),
     )  # fmt: skip
     given = options.parse_args(arguments)
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     needed = staging.needed(experiment)
     if not needed:
         raise Refused(
-            Problem(f"data.name={experiment.data.name}", _("it needs no file, as far as data.sources tells."),
+            Problem(f"data.name={experiment.data.name}", _("it needs no file according to data.sources."),
                     _("There is nothing to stage."))
         )  # fmt: skip
     origins = _assigned(given.origins, needed)
@@ -64,7 +64,7 @@ def _assigned(origins: Sequence[str], needed: Sequence[Source]) -> dict[str, str
         name = PurePosixPath(urlsplit(origin).path).name if "://" in origin else Path(origin).name
         if len(needed) > 1 and name not in names:
             wanted = _(" and ").join(names)
-            rule = _("the experiment needs {names}, and this is none of them by its name.", names=wanted)
+            rule = _("the experiment needs {names}, and this file has another name.", names=wanted)
             raise Refused(Problem(f"--from {origin}", rule, _("Give the file its original name.")))
         assigned[names.get(name, needed[0].file)] = origin
     return assigned
@@ -82,8 +82,8 @@ def _staged(folder: Path, source: Source, origin: str | None, lacking: bool) -> 
         staging.stage(folder, source, origin or source.url)
     except OSError as error:
         raise Failed(
-            "{file} could not be staged: {error}. Fetch {source} on a machine that can, copy it here, and add "
-            "--from {file}",
+            "{file} could not be staged: {error}. Download {source} on a machine that can reach it, copy it here, "
+            "and add --from {file}",
             file=path.name,
             error=error,
             source=source.url or source.page,

@@ -24,7 +24,9 @@ from truba_runner.status.slurm_jobs import known_jobs_or_records
 
 def main(arguments: Sequence[str]) -> int:
     """Print the table, newest run first; in the table of all runs, each sweep is one row."""
-    options = parser("status", _("Where runs are: state, epoch and step, metrics, time, and why one waits or failed."))
+    options = parser(
+        "status", _("Shows the state of runs, with epoch and step, metrics, time, and why one is pending or failed.")
+    )
     options.add_argument(
         "run",
         nargs="*",
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         what = " ".join(given.run) or "truba status"
         known = [sweep.id for sweep in runs_folders.sweeps(given.runs)]
         raise Refused(
-            Problem(what, _("these options want one sweep."), nearest(given.run[0] if given.run else "", known))
+            Problem(what, _("these options need exactly one sweep."), nearest(given.run[0] if given.run else "", known))
         )
     runs = [runs_folders.find(prefix, given.runs) for prefix in given.run] or runs_folders.runs(given.runs)[::-1]
     records = [run.record() for run in runs]
@@ -60,9 +62,10 @@ def _refuse_for_search(named: Sequence[str], runs_folder: Path | None) -> None:
     """Refuse a sweep's options for a search, and name the alternatives."""
     found = [run for run in runs_folders.runs(runs_folder) if len(named) == 1 and run.id.startswith(named[0])]
     if len(found) == 1 and search_of(found[0]):
-        rule = _("it is a search: its trials are listed, the best first, without an option.")
+        rule = _("this is a search: its trials are listed without an option, the best first.")
         remedy = _(
-            "truba best {search} -n N prints the N best; truba status {search} --json is for programs.",
+            "truba best {search} -n N prints the N best trials; truba status {search} --json prints all of them as "
+            "JSON.",
             search=found[0].id,
         )
         raise Refused(Problem(named[0], rule, remedy))
@@ -84,7 +87,7 @@ def _search(search: SearchDir, jobs: Mapping[str, Job] | None, as_json: bool) ->
     _print_table([about])
     _print_trials(about["trials"])
     for one in about["brackets"]:
-        print(_("bracket {bracket}, round {round}, {epochs} epochs: {told} of {begun} trials told", **one))
+        print(_("bracket {bracket}, round {round}, {epochs} epochs: {told} of {begun} trials finished", **one))
     return 0
 
 

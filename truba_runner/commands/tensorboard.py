@@ -46,28 +46,37 @@ def main(arguments: Sequence[str]) -> int:
 
 def _options() -> argparse.ArgumentParser:
     options = parser(
-        "tensorboard", _("The curves of runs in a browser. On a login node: on a socket that you alone can open.")
+        "tensorboard",
+        _("Shows the curves of runs in a browser. On a login node, serves them on a socket that only you can open."),
     )
     options.add_argument("run", nargs="*", help=_("runs, sweeps, searches or experiments (default: all runs)"))
     options.add_argument(
-        "--from", dest="login", metavar="LOGIN", help=_("of runs at a login node: a name that ssh knows")
+        "--from",
+        dest="login",
+        metavar="LOGIN",
+        help=_("show runs on this login node, written as you type it after ssh"),
     )
     options.add_argument(
-        "--pull", action="store_true", help=_("with --from: copy the files and follow them; serve here")
+        "--pull", action="store_true", help=_("with --from: copy the files, keep them up to date, and serve them here")
     )
     options.add_argument(
-        "--into", type=Path, metavar=_("FOLDER"), help=_("with --pull: where to (default: as truba pull)")
+        "--into", type=Path, metavar=_("FOLDER"), help=_("with --pull: folder to copy to (default: as truba pull)")
     )
-    options.add_argument("--port", type=int, help=_("the port on this machine (default: 6006, or any)"))
-    options.add_argument("--no-browser", action="store_true", help=_("open no page; print its address"))
+    options.add_argument("--port", type=int, help=_("the port on this machine (default: 6006, or any free one)"))
+    options.add_argument("--no-browser", action="store_true", help=_("do not open a browser; print the address"))
     options.add_argument(
-        "--max-runs", type=int, metavar="N", help=_("show the newest N (default: 1000; at a login node 100)")
-    )
-    options.add_argument(
-        "--idle-minutes", type=float, metavar="M", help=_("at a login node: end when nobody looked for so long")
+        "--max-runs", type=int, metavar="N", help=_("show the newest N runs (default: 1000; on a login node 100)")
     )
     options.add_argument(
-        "--far-command", metavar=_("COMMAND"), help=_("with --from: how truba is started there (default: truba)")
+        "--idle-minutes",
+        type=float,
+        metavar="M",
+        help=_("on a login node: stop when nobody has viewed the page for M minutes"),
+    )
+    options.add_argument(
+        "--far-command",
+        metavar=_("COMMAND"),
+        help=_("with --from: command that starts truba on the login node (default: truba)"),
     )
     options.add_argument("--tunnel", action="store_true", help=argparse.SUPPRESS)
     options.add_argument("--silence-seconds", type=float, default=_SILENCE_SECONDS, help=argparse.SUPPRESS)
@@ -76,14 +85,14 @@ def _options() -> argparse.ArgumentParser:
 
 def _problems(given: argparse.Namespace) -> Iterator[Problem]:
     if given.pull and not given.login:
-        yield Problem("--pull", _("it needs to know from where."), _("Add --from LOGIN."))
+        yield Problem("--pull", _("no login node is given."), _("Add --from LOGIN."))
     if given.port is not None and not 1 <= given.port <= _LAST_PORT:
         remedy = _("Leave it out, or choose one from 1024 on.")
         yield Problem(f"--port {given.port}", _("ports are numbered from 1 to {last}.", last=_LAST_PORT), remedy)
     if given.max_runs is not None and given.max_runs < 1:
-        yield Problem(f"--max-runs {given.max_runs}", _("it is how many runs are shown."), _("Give 1 or more."))
+        yield Problem(f"--max-runs {given.max_runs}", _("this is the number of runs to show."), _("Give 1 or more."))
     if given.idle_minutes is not None and not given.idle_minutes >= 0:
-        rule = _("it is after how many minutes without a look the server ends.")
+        rule = _("this is the number of minutes without a viewer after which the server stops.")
         yield Problem(f"--idle-minutes {given.idle_minutes:g}", rule, _("Give 0 (never) or more."))
 
 
@@ -110,7 +119,7 @@ def _on_private_socket(given: argparse.Namespace) -> int:
     if not place.take():
         if not given.tunnel:
             print(
-                _("a server for these runs is there already, process {process}", process=place.holder()),
+                _("a server for these runs is already running, process {process}", process=place.holder()),
                 file=sys.stderr,
             )
             _print_way(given, place.path)
@@ -136,7 +145,7 @@ def _on_private_socket(given: argparse.Namespace) -> int:
     if given.tunnel:
         tunnel.announce(ended=why)
     elif why == server.IDLE:
-        print(_("nobody looked at the page for a while: ended"))
+        print(_("nobody viewed the page for a while: the server has stopped"))
     return 0
 
 
@@ -146,7 +155,7 @@ def _say_what_is_left_out(given: argparse.Namespace, most: int) -> None:
     if len(runs) > shown:
         print(
             _(
-                "the newest {shown} of {count} runs are shown; --max-runs N shows more, a name fewer",
+                "showing the newest {shown} of {count} runs; --max-runs N shows more, and naming runs shows fewer",
                 shown=shown,
                 count=len(runs),
             ),
@@ -157,9 +166,9 @@ def _say_what_is_left_out(given: argparse.Namespace, most: int) -> None:
 
 def _say_if_there_is_nothing(runs: Sequence[RunDir], where: str) -> None:
     if not runs:
-        print(_("{where} has no runs yet; what comes is shown as it comes", where=where), file=sys.stderr)
+        print(_("{where} has no runs yet; new ones appear once they start", where=where), file=sys.stderr)
     elif not any(event_folders(run.tensorboard) for run in runs):
-        message = _("no curves so far: a run has them once it trains; what comes is shown as it comes")
+        message = _("no curves yet; they appear once a run trains")
         print(message, file=sys.stderr)
 
 
@@ -181,7 +190,7 @@ def _print_way(given: argparse.Namespace, path: Path) -> None:
     if given.json:
         print_json({"socket": str(path), "ssh": way, "url": url})
     else:
-        print(_("On your laptop (the last word as you type it after ssh):"))
+        print(_("Run this on your laptop (replace the last word by the name that you type after ssh):"))
         print(f"\n  {way}\n")
         print(_("and then open {url}", url=url))
     sys.stdout.flush()

@@ -46,7 +46,9 @@ class _Row:
 
 def main(arguments: Sequence[str]) -> int:
     """Print the rows, the costliest first, and the limits of the accounts that were charged."""
-    options = parser("usage", _("Core-hours and GPU-hours by experiment and sweep, and what the account has left."))
+    options = parser(
+        "usage", _("Shows the core-hours and GPU-hours of each experiment and sweep, and what the account has left.")
+    )
     given = options.parse_args(arguments)
     sweepers = (sweep.sweeper for sweep in runs_folders.sweeps(given.runs))
     every = [*runs_folders.runs(given.runs), *(run for run in sweepers if safe_files.is_file(run.submissions_file))]
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         say_that_accounting_is_silent(error)
         used = {}
     if any(jobs.values()) and not used:
-        print(_("Slurm's accounting tells nothing of these runs' jobs, so they count as nothing"), file=sys.stderr)
+        print(_("Slurm's accounting has no record of these runs' jobs, so they are counted as 0"), file=sys.stderr)
     rows = _rows(runs, jobs, used)
     accounts = sorted({account for run in runs if (account := _account(run))})
     left = [one for account in accounts for one in budget.limits(account)]

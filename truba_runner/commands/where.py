@@ -21,7 +21,9 @@ from truba_runner.submission.partition_choice import AT_ONCE_SECONDS, Offer, off
 
 def main(arguments: Sequence[str]) -> int:
     """Print a row for each partition, the earliest start first; nothing is submitted."""
-    options = parser("where", _("For each partition: whether the experiment fits, when it would start, what it costs."))
+    options = parser(
+        "where", _("Shows for each partition whether the experiment fits, when it would start, and what it costs.")
+    )
     options.add_argument(
         "override", nargs="+", help=_("the experiment, as for a run: mnist, or +experiment=mnist KEY=VALUE…")
     )
@@ -31,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
 
     experiment = composed([_override(one) for one in given.override])
     if experiment.cluster.scheduler != "slurm":
-        rule = _("it has no partitions; work starts on the spot.")
+        rule = _("it has no partitions; runs start at once.")
         raise Refused(Problem(f"cluster={experiment.cluster.name}", rule, _("Choose a cluster with cluster=NAME.")))
     job_file = job_module.find(experiment.job.module, Path.cwd())
     # Ask about every partition, whichever the experiment names.
@@ -81,7 +83,7 @@ def _print(found: Sequence[Offer]) -> None:
         constraint = f" resources.constraint={best.constraint}" if best.constraint else ""
         print(
             _(
-                "the soonest: resources.partition={partition}{constraint}, which resources.partition={auto} takes",
+                "earliest start: resources.partition={partition}{constraint}, which resources.partition={auto} chooses",
                 partition=best.partition,
                 constraint=constraint,
                 auto=AUTO,

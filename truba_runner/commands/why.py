@@ -26,7 +26,7 @@ _NARROWEST, _WIDEST = 60, 120
 
 def main(arguments: Sequence[str]) -> int:
     """Print why each run is pending or has ended; runs with the same reasons are grouped, the largest group first."""
-    options = parser("why", _("Why a run waits or why it ended, what that is told from, and what to do."))
+    options = parser("why", _("Shows why a run is pending or has ended, the evidence, and what to do."))
     options.add_argument("run", nargs="+", help=_("a run's, a sweep's or a search's id, or any unique beginning of it"))
     given = options.parse_args(arguments)
     named = {prefix: _runs(prefix, given.runs) for prefix in given.run}

@@ -102,8 +102,8 @@ def _refuse_to_lose(target: Path, names: set[str]) -> None:
         raise Refused(
             Problem(
                 str(target),
-                _("this archive has files that the run has no more: {files}.", files=listed(lost)),
-                _("Another folder takes what is left (--to FOLDER); or move the archive away."),
+                _("this archive has files that the run no longer has: {files}.", files=listed(lost)),
+                _("Archive to another folder (--to FOLDER), or move this archive away."),
             )
         )
 
@@ -160,8 +160,8 @@ def _compare(path: Path, sums: dict[str, str]) -> None:
     found = dict(_members(path))
     if wrong := [name for name, digest in sums.items() if found.get(name) != digest]:
         raise Failed(
-            "{files}: changed while it was being archived, or the disk lost it; nothing was kept. Is the run still "
-            "going on? Give the same command again when it has ended.",
+            "{files}: changed while being archived, or could not be read back from the disk; nothing was archived. "
+            "Is the run still running? Run the same command again when it has ended.",
             files=listed(wrong),
         )
 

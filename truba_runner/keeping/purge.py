@@ -37,7 +37,10 @@ def expiring(runs: Sequence[RunDir], until: float) -> dict[Path, Expiring]:
             one = _of_run(run, sites.days(run), until)
         except OSError as error:  # Report this run and check the others.
             why = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-            print(_("{run}: what of it will be purged is not known ({why})", run=run.id, why=why), file=sys.stderr)
+            print(
+                _("{run}: it is not known which of its files will be purged ({why})", run=run.id, why=why),
+                file=sys.stderr,
+            )
             continue
         if one is not None:
             found[run.path] = one

@@ -138,7 +138,7 @@ def _provided_data(experiment: Experiment, selector: str) -> str:
     name = staging.provide(experiment, selector)
     asked, folder = experiment.data.name, experiment.data.folder
     if name != asked:
-        lacks = _("{data} is neither in {folder} nor can it be downloaded from here.", data=asked, folder=folder)
+        lacks = _("{data} is not in {folder} and cannot be downloaded from here.", data=asked, folder=folder)
         instead = _("Training on {name} instead: results say nothing about {data}.", name=name, data=asked)
         print(f"\n*** {lacks} ***\n*** {instead} ***\n")
     return name
@@ -158,7 +158,7 @@ def on_slurm_or_failed() -> None:
         truba_runner.errors.Failed: they cannot.
     """
     if not client.available():
-        raise Failed("there is no sbatch on the PATH; is this a login node? cluster=local trains here")
+        raise Failed("there is no sbatch on the PATH; is this a login node? cluster=local trains on this machine")
 
 
 # -- directories -----------------------------------------------------------------------------------------------
@@ -204,8 +204,9 @@ def refuse_damaged(runs: Iterable[RunDir]) -> None:
     for run in runs:
         if why := damage.of_submissions(run):
             told = _(
-                "{run}: {why}. Whether it has a job already is not known, and two would spoil each other: see in "
-                "squeue that it has none, and move {folder} away; or begin anew beside it with fresh=true.",
+                "{run}: {why}. It is not known whether the run has a job already, and two jobs would damage each "
+                "other's files. Check with squeue that it has none and move {folder} away, or start a new run with "
+                "fresh=true.",
                 run=run.id,
                 why=why,
                 folder=run.path,

@@ -56,7 +56,9 @@ def _in_slurms_hands(run: RunDir) -> bool:
         if error.transient:  # A job does not end because the controller is unreachable for a while.
             return True
         told = _(
-            "Slurm does not answer ({message}), so whether {run} runs is not known", message=error.message, run=run.id
+            "Slurm does not answer ({message}), so it is not known whether {run} is running",
+            message=error.message,
+            run=run.id,
         )
         raise Failed(told) from error
     found = search_of(run)

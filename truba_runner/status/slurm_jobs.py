@@ -28,7 +28,7 @@ def _last_jobs(record: RunRecord) -> list[tuple[str, bool]]:
 def known_jobs_or_records(runs: Sequence[RunRecord], finished_too: bool = False) -> Mapping[str, Job] | None:
     """Return what `known_jobs` does, and say on standard error if Slurm does not answer."""
     if (jobs := known_jobs(runs, finished_too)) is None:
-        print(_("Slurm does not answer: states are those on record"), file=sys.stderr)
+        print(_("Slurm does not answer: the states shown are the last recorded ones"), file=sys.stderr)
     return jobs
 
 
@@ -62,7 +62,7 @@ def known_jobs(
 def say_that_accounting_is_silent(error: SlurmError) -> None:
     """Warn on standard error that sacct does not answer."""
     told = _(
-        "Slurm's accounting does not answer ({message}): what it knows of ended jobs is missing here",
+        "Slurm's accounting does not answer ({message}): its data about ended jobs is missing here",
         message=error.message.splitlines()[-1],
     )
     print(told, file=sys.stderr)

@@ -52,7 +52,7 @@ def _saved(figure: Callable[[], Any], file: Path) -> Path:
     try:
         figure().savefig(content, format="png", dpi=120)
     except ImportError as error:
-        told = _("drawing needs matplotlib, which is not installed here ({error}); --csv needs nothing", error=error)
+        told = _("drawing needs matplotlib, which is not installed here ({error}); --csv works without it", error=error)
         raise Failed(told) from error
     except Exception as error:  # matplotlib has limits of its own, for numbers and for names.
         raise Failed("{file} could not be drawn ({error})", file=file.name, error=error) from error
@@ -78,7 +78,7 @@ def _curves(shown: Table, rows: Sequence[Row]) -> Any:
     if len(rows) <= _NAMED:
         axes.legend(fontsize=8)
     title = _(
-        "{sweep}: learning-rate finders, {count} of {total} runs; dots are the rates taken",
+        "{sweep}: learning-rate finders, {count} of {total} runs; dots are the chosen rates",
         sweep=shown.sweep,
         count=len(rows),
         total=len(shown.rows),

@@ -25,10 +25,12 @@ _ENDS = {"min": marked("smallest"), "max": marked("largest")}
 
 def add_options(options: argparse.ArgumentParser) -> None:
     """Add the options that apply only to a sweep."""
-    own = options.add_argument_group(_("of a sweep"))
-    own.add_argument("--sort", metavar=_("COLUMN"), help=_("by a metric, the best first, a swept key, or state"))
-    own.add_argument("--best", metavar=_("METRIC"), help=_("only the run that is best by this metric"))
-    own.add_argument("--mode", choices=("min", "max"), help=_("whether a metric is good when small or large"))
+    own = options.add_argument_group(_("options for a sweep"))
+    own.add_argument("--sort", metavar=_("COLUMN"), help=_("sort by a metric (the best first), a swept key, or state"))
+    own.add_argument("--best", metavar=_("METRIC"), help=_("show only the run that is best by this metric"))
+    own.add_argument(
+        "--mode", choices=("min", "max"), help=_("whether a small (min) or a large (max) value of the metric is better")
+    )
     own.add_argument("--csv", action="store_true", help=_("print comma-separated values"))
     own.add_argument("--plot", metavar=_("FILE"), nargs="?", const="", help=_("draw the metric over the swept values"))
 
@@ -156,7 +158,7 @@ def _print_seeds(console: Any, shown: Table) -> None:
 
     others = [key for key in shown.keys if key != SEED]
     last, best = (_("{value}, mean ± spread", value=value) for value in (shown.metric, _(_ENDS[shown.mode])))
-    headings = (*others, _("seeds"), last, _("least–most"), best)
+    headings = (*others, _("seeds"), last, _("min–max"), best)
     printed = Printed(*map(terminal.shown, headings), box=None, title=_("over the seeds"), title_justify="left")
     for group in shown.over_seeds():
         last, best = group["last"], group["best"]

@@ -67,7 +67,7 @@ def _live(runs: Sequence[RunDir]) -> set[str]:
         queue = jobs.queue() if runs else {}
     except client.SlurmError as error:
         told = _(
-            "Slurm does not answer ({message}), so whether {run} is in the queue is not known",
+            "Slurm does not answer ({message}), so it is not known whether {run} is in the queue",
             message=error.message,
             run=runs[0].id,
         )

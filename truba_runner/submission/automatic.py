@@ -62,13 +62,16 @@ def _with_partition(experiment: Experiment, job_file: Path) -> Resources:
     try:
         found = offers(experiment, job_file)
     except client.SlurmError as error:
-        told = _("Slurm does not answer ({message}), so the soonest partition is not known", message=error.message)
+        told = _(
+            "Slurm does not answer ({message}), so it is not known which partition would start the job first",
+            message=error.message,
+        )
         raise Failed(told) from error
     best = next((offer for offer in found if offer.automatic and offer.request), None)
     if best is None or best.start is None:
         why = "; ".join(f"{_name(offer)}: {offer.refusal.rstrip('.')}" for offer in found)
-        rule = _("no partition takes the job. {why}.", why=why)
-        raise Refused(Problem("resources.partition=auto", rule, _("Change what it asks for.")))
+        rule = _("no partition accepts the job. {why}.", why=why)
+        raise Refused(Problem("resources.partition=auto", rule, _("Request other resources.")))
     wait_seconds = best.start - time.time()
     told = f"resources.partition={_name(best)}"
     if wait_seconds < AT_ONCE_SECONDS:

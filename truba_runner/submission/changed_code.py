@@ -38,21 +38,21 @@ def problem(prepared: Prepared) -> Problem | None:
     if then.get("job_file") not in {None, str(prepared.job_file)}:
         where = _("its code was {file}", file=then["job_file"])
     if git := then.get("git"):
-        commit = _("git commit {commit}, with changes") if git["dirty"] else _("git commit {commit}")
+        commit = _("git commit {commit}, with uncommitted changes") if git["dirty"] else _("git commit {commit}")
         where += f" ({commit.format(commit=git['commit'][:12])})"
     return Problem(
         run.id,
         _(
-            "it has come to epoch {epoch}, step {step} with other code: {where}. Going on would train one network "
-            "partly with the one and partly with the other.",
+            "it has reached epoch {epoch}, step {step} with other code: {where}. Resuming would train one network "
+            "partly with the old code and partly with the new.",
             epoch=position.epoch + 1,
             step=position.step,
             where=where,
         ),
         _(
-            "fresh=true trains the new code anew, beside it; accept_changed_code=true goes on with it, for a change "
-            "that leaves the network and its training as they were; once the file is put back, the same command goes "
-            "on."
+            "fresh=true starts a new run with the new code and keeps this one; accept_changed_code=true resumes this "
+            "run with the new code, for a change that affects neither the network nor its training; if you restore "
+            "the file, the same command resumes the run."
         ),
     )
 
@@ -65,7 +65,7 @@ def refuse_together(runs: Sequence[Prepared]) -> None:
     """
     found = [one for one in map(problem, runs) if one]
     if len(found) > 1:
-        more = _("So it is with {count} more of the sweep.", count=len(found) - 1)
+        more = _("The same is true of {count} more of the sweep.", count=len(found) - 1)
         raise Refused(replace(found[0], rule=f"{found[0].rule} {more}"))
     if found:
         raise Refused(*found)

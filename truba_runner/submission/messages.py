@@ -33,8 +33,8 @@ def same_run(runs: Sequence[Prepared]) -> None:
         run += f" ({more})"
     print(
         _(
-            "note: several choices of the sweep come to the run {run}, submitted once, with the first one's resources; "
-            "a name of its own (name=NAME) makes a choice a run of its own",
+            "note: several choices of the sweep give the same run {run}. It is submitted once, with the resources of "
+            "the first choice; to make a choice a run of its own, give it a name (name=NAME)",
             run=run,
         ),
         file=sys.stderr,
@@ -55,17 +55,17 @@ def changed_code(finished: Sequence[Prepared]) -> None:
     }
     if others:
         told = counted(
-            "WARNING: {file} is not the code that {run} and {count} other of the sweep were trained with "
-            "({other_file}, since changed or another). fresh=true trains it.",
-            "WARNING: {file} is not the code that {run} and {count} others of the sweep were trained with "
-            "({other_file}, since changed or another). fresh=true trains it.",
+            "WARNING: {file} is not the code that {run} and {count} other run of the sweep were trained with "
+            "({other_file} as it was then). fresh=true starts a new run with the current code.",
+            "WARNING: {file} is not the code that {run} and {count} other runs of the sweep were trained with "
+            "({other_file} as it was then). fresh=true starts new runs with the current code.",
             others,
             **names,
         )
     else:
         told = _(
-            "WARNING: {file} is not the code that {run} was trained with ({other_file}, since changed or another). "
-            "fresh=true trains it.",
+            "WARNING: {file} is not the code that {run} was trained with ({other_file} as it was then). fresh=true "
+            "starts a new run with the current code.",
             **names,
         )
     print(told, file=sys.stderr)
@@ -114,7 +114,7 @@ _COUNTS = {
     "trained": marked("{count} trained"),
     "failed": marked("{count} failed"),
     "interrupted": marked("{count} interrupted"),
-    "left": marked("{count} left, for the same command to go on with"),
+    "left": marked("{count} not started; the same command starts them"),
 }
 
 
@@ -136,7 +136,7 @@ def came_of_it(outcome: Outcome) -> None:
         job_id = outcome.job_id or _("(local)")
         print(_("{run} is in the queue or running already, as job {job_id}", run=run.id, job_id=job_id))
     elif outcome.action == Action.FINISHED:
-        print(_("{run} was finished before; fresh=true trains it anew beside the old one", run=run.id))
+        print(_("{run} has finished already; fresh=true trains it again as a new run and keeps this one", run=run.id))
     if outcome.action in {Action.FINISHED, Action.TRAINED}:
         result = run.record().result
         values = format_metrics(result.metrics)
@@ -150,14 +150,16 @@ def came_of_it(outcome: Outcome) -> None:
 def _why_not(run: RunDir, outcome: Outcome) -> str:
     """Say why there is no result, without repeating an error that the log has just shown."""
     if outcome.why:
-        return _("{run} is not over: {why}", run=run.id, why=outcome.why)
+        return _("{run} has not finished: {why}", run=run.id, why=outcome.why)
     state = state_of(run.record(), {})
     if state.state in {"INTERRUPTED", "KILLED"}:
         return _("{run} was {why}", run=run.id, why=state.why)
     error = run.progress().error
     shown = outcome.job_id.startswith("local-") and error is not None and error.type == "Failed"
     return (
-        _("{run} failed, as told above", run=run.id) if shown else _("{run} failed: {why}", run=run.id, why=state.why)
+        _("{run} failed; the reason is printed above", run=run.id)
+        if shown
+        else _("{run} failed: {why}", run=run.id, why=state.why)
     )
 
 

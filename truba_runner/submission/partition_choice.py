@@ -124,10 +124,10 @@ def _offer(experiment: Experiment, job_file: Path, free: Mapping[tuple[str, str]
         return replace(offer, refusal=" ".join(f"{one.received}: {one.rule}" for one in refused.problems))
     if facts.login_nodes and host not in facts.login_nodes:
         nodes = _(" and ").join(facts.login_nodes)
-        return replace(offer, refusal=_("it takes jobs from {nodes}; this is {host}", nodes=nodes, host=host))
+        return replace(offer, refusal=_("it accepts jobs only from {nodes}; this is {host}", nodes=nodes, host=host))
     if 0 < most_cores < request.total_cores:
         account, asked = resources.account, request.total_cores
-        told = _("{asked} cores are asked for, and the account {account} may use {most} at once",
+        told = _("the job requests {asked} cores, and the account {account} may use {most} at once",
                  asked=asked, account=account, most=most_cores)  # fmt: skip
         return replace(offer, refusal=told)
     run = RunDir(Path(experiment.cluster.runs_folder) / run_id(experiment))

@@ -124,8 +124,8 @@ class Submission:
         except client.SlurmError as error:
             if error.transient:
                 raise Failed(
-                    "Slurm does not answer ({message}). Nothing is lost: give the same command again later; it "
-                    "first looks whether Slurm has taken the job after all.",
+                    "Slurm does not answer ({message}). Nothing is lost: run the same command again later; it first "
+                    "checks whether Slurm has accepted the job after all.",
                     message=error.message,
                 ) from error
             self.record(Event(Kind.REFUSED, token=self.token, message=error.message))
@@ -197,4 +197,4 @@ def warn_of_cost(submissions: Sequence[Submission]) -> None:
 
 def _refusal(error: client.SlurmError) -> Problem:
     message = " ".join(line.removeprefix("sbatch: error: ") for line in error.message.splitlines())
-    return Problem(message, _("Slurm itself refused the job."), _("dry_run=true shows the script that it was given."))
+    return Problem(message, _("Slurm itself refused the job."), _("dry_run=true shows the script that Slurm received."))

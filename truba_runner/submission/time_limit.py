@@ -63,11 +63,11 @@ def proposed(experiment: Experiment) -> Proposal:
             Problem(
                 "resources.time=auto",
                 _(
-                    "it goes by earlier runs of {name} on {data}, and none has an epoch yet.",
+                    "the time is estimated from earlier runs of {name} on {data}, and none has finished an epoch yet.",
                     name=experiment.name,
                     data=experiment.data.name,
                 ),
-                _("Give a time, for example resources.time=1h: a run that needs longer goes on in another job."),
+                _("Give a time, for example resources.time=1h: a run that needs longer resumes in another job."),
             )
         )
     seconds = sorted(one for measured in chosen for one in measured.epoch_seconds)
@@ -75,8 +75,8 @@ def proposed(experiment: Experiment) -> Proposal:
     epochs = recipe.whole_epochs(experiment.train)
     ran_on = ", ".join(sorted({one.ran_on for one in chosen}))
     runs = counted("{count} earlier run ({ran_on})", "{count} earlier runs ({ran_on})", len(chosen), ran_on=ran_on)
-    because = counted("{count} epoch of {slow:.3g} s, the slowest tenth of {known} epochs of {runs}",
-                      "{count} epochs of {slow:.3g} s, the slowest tenth of {known} epochs of {runs}",
+    because = counted("{count} epoch of {slow:.3g} s, the 90th percentile of {known} epochs of {runs}",
+                      "{count} epochs of {slow:.3g} s, the 90th percentile of {known} epochs of {runs}",
                       epochs, slow=slow, known=len(seconds), runs=runs)  # fmt: skip
     return Proposal(time_limit(epochs * slow * _MARGIN / 60), because)
 

@@ -82,10 +82,10 @@ class HydraSweep:
             runs, lambda position: label(composed[position]), self._identity, self._inside_job, refusals
         )
         if self._wants_values and any(outcome.action == Action.DRY_RUN for outcome in outcomes):
-            print(_("these are its first runs; which come after them, their values decide"))
+            print(_("these are the sweeper's first runs; it chooses later ones by their values"))
             raise sweeper_job.SweeperSubmitted
         if any(outcome.stopped for outcome in outcomes):
-            raise Failed("the command was told to end; given again, it goes on with what is left")
+            raise Failed("the command was interrupted; run it again to continue with the remaining runs")
         return [_value(outcome, run.experiment) for outcome, run in zip(outcomes, runs, strict=True)]
 
 
@@ -97,8 +97,8 @@ def _refuse_without_values(experiment: Experiment) -> None:
                 "hydra/sweeper",
                 _("this sweeper chooses its runs by the values of earlier ones."),
                 _(
-                    "Set launcher.metric=NAME, one of the result's metrics, and launcher.wait=true; or, so that it "
-                    "does not wait on the login node, sweep.sweeper_partition=PARTITION."
+                    "Set launcher.metric=NAME, one of the result's metrics, and launcher.wait=true; or, to run the "
+                    "sweeper in a job instead of waiting on the login node, sweep.sweeper_partition=PARTITION."
                 ),
             )
         )
@@ -133,10 +133,10 @@ def all_elements(overrides: Iterable[Override]) -> list[Override]:
         try:
             own = list(elements(override))
         except ValueError as error:
-            rule = _("it names no values: {error}.", error=error)
-            raise Refused(Problem(str(override.input_line), rule, _("Mend it."))) from error
+            rule = _("its values cannot be listed: {error}.", error=error)
+            raise Refused(Problem(str(override.input_line), rule, _("Correct it."))) from error
         if not own:
-            remedy = _("Name some; glob(…) is for the files of a config group, of which one has to match.")
-            raise Refused(Problem(str(override.input_line), _("it stands for no value at all."), remedy))
+            remedy = _("Give at least one; glob(…) matches files of a config group, and at least one file must match.")
+            raise Refused(Problem(str(override.input_line), _("it has no values."), remedy))
         found += own
     return found

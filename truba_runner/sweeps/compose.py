@@ -132,7 +132,7 @@ class Composer:
             if not self._is_group(line.key) or (line.override.is_delete() and line.value in (None, "")):
                 continue
             if not all(isinstance(name, str) and name for name in names):
-                rule = _("a config group, conf/{group}, takes the name of one of its files.", group=line.key)
+                rule = _("the config group conf/{group} takes the name of one of its files.", group=line.key)
                 raise Refused(Problem(line.text, rule, nearest("", self._loader.get_group_options(line.key))))
 
 

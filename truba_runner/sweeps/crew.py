@@ -60,7 +60,7 @@ def _comes_back(run: RunDir, status: int) -> bool:
 
 
 def _words(status: int) -> str:
-    known = {0: _("done"), REQUEUE_STATUS: _("saved, to go on later"), 128 + signal.SIGTERM: _("saved")}
+    known = {0: _("done"), REQUEUE_STATUS: _("saved, resumes later"), 128 + signal.SIGTERM: _("saved")}
     if status in known:
         return known[status]
     if status < 0:

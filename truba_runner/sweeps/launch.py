@@ -55,11 +55,11 @@ class Refusals:
 
     def _which(self, labels: Sequence[str]) -> str:
         if len(labels) == self.runs:
-            return _("All runs of the sweep are refused for it.")
+            return _("All runs of the sweep are refused for this reason.")
         left = len(labels) - _NAMED
         more = [counted("and {count} more", "and {count} more", left)] if left > 0 else []
         return _(
-            "Nothing was submitted; it is {count} of {total} runs: {runs}.",
+            "Nothing was submitted; {count} of {total} runs are affected: {runs}.",
             count=len(labels),
             total=self.runs,
             runs="; ".join([*labels[:_NAMED], *more]),

@@ -103,7 +103,9 @@ def _sent(array: ArraySubmission, lock: int, before: int, of: int) -> str:
         if not before:
             raise
         more = _(
-            "{count} of the sweep's {total} job arrays were submitted before it, and stay.", count=before, total=of
+            "{count} of the sweep's {total} job arrays were submitted before this and stay in the queue.",
+            count=before,
+            total=of,
         )
         raise Refused(*(replace(one, remedy=f"{one.remedy} {more}") for one in refused.problems)) from refused
 
@@ -129,7 +131,8 @@ def _send_finders(wanted: Sequence[Prepared], sweep: SweepDir, held: int) -> Pla
             job_id, _sign, number = done.job_id.partition("_")
             if not number:
                 raise Failed(
-                    "the finder {run} runs as {job_id}, which no job can wait for; try again once it has ended",
+                    "the learning-rate finder {run} runs as {job_id}, which no job can wait for; try again once it "
+                    "has ended",
                     run=done.run_id,
                     job_id=done.job_id,
                 )
@@ -204,8 +207,8 @@ def _warn_of_more_at_once(experiment: Experiment, arrays: int) -> None:
     asked, pack = experiment.sweep.max_parallel, experiment.sweep.pack
     if asked is not None and arrays * pack > asked:
         told = _(
-            "sweep.max_parallel={asked}: the runs are {arrays} job arrays, for the different resources that they ask "
-            "for, and each runs {pack} at a time at least: up to {most} run at once.",
+            "sweep.max_parallel={asked}: the runs request different resources and need {arrays} job arrays; each "
+            "array runs at least {pack} at a time, so up to {most} run at once.",
             asked=asked,
             arrays=arrays,
             pack=pack,

@@ -82,7 +82,13 @@ def submit(experiment: Experiment, job_file: Path, sweep: SweepDir) -> None:
             warn_of_cost([submission])
             job_id = submission.send(held)
     if running:
-        print(_("the sweeper is job {job_id} on {partition}", job_id=job_id, partition=request.partition))
+        print(
+            _(
+                "the sweeper is in the queue or running already, as job {job_id} on {partition}",
+                job_id=job_id,
+                partition=request.partition,
+            )
+        )
     else:
         print(_("the sweeper was submitted as job {job_id} on {partition}", job_id=job_id, partition=request.partition))
     print(f"  truba status {sweep.id}")

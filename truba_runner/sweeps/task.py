@@ -46,7 +46,7 @@ def _intent(sweep: SweepDir, token: str) -> Event:
         if event.kind == Kind.INTENT and event.token == token:
             return event
     told = _(
-        "{file} does not hold the submission {token}; was it moved, or taken away?", file=sweep.events_file, token=token
+        "{file} does not contain the submission {token}; was it moved or deleted?", file=sweep.events_file, token=token
     )
     raise Failed(told)
 

@@ -73,7 +73,7 @@ def _named(one: str, known: Sequence[RunDir], runs_folder: Path | None) -> list[
     if not any(run.id.startswith(one) for run in known):
         names = {run.id for run in known} | {experiment_of(run.id) for run in known}
         names |= {sweep.id for sweep in runs_folders.sweeps(runs_folder)}
-        raise Refused(Problem(one, _("no run, sweep or experiment is called so."), nearest(one, names)))
+        raise Refused(Problem(one, _("there is no run, sweep or experiment of this name."), nearest(one, names)))
     return [runs_folders.find(one, runs_folder)]
 
 

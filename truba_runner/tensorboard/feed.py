@@ -42,7 +42,7 @@ def without_tensorflow() -> None:
     except ImportError as error:
         raise Failed(
             "{python} has no TensorBoard ({error}). Install it with pip install 'truba_runner[tensorboard]'; on "
-            "TRUBA, where nothing is to be installed, a module has it: module load apps/truba-ai/cpu-2024.0",
+            "TRUBA, where you should install nothing, load a module that has it: module load apps/truba-ai/cpu-2024.0",
             python=sys.executable,
             error=error,
         ) from error
@@ -139,7 +139,7 @@ class Feed:
             self._shown = self._list_runs()
         except Exception as error:
             # A name may have become ambiguous, or its run was deleted: keep the runs shown so far.
-            self._tell(_("{error} The page goes on with the runs that it has.", error=error))
+            self._tell(_("{error} The page continues to show the runs that it has.", error=error))
             return
         for name in [name for name, folder in self._folders.items() if folder.of not in self._shown]:
             self._forget(name)

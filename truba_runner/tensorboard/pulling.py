@@ -151,7 +151,7 @@ class Puller:
             try:
                 self.once()
                 if attempt:
-                    say(_("it goes on"))
+                    say(_("copying again"))
                 attempt = incomplete = 0
                 if self.over():
                     if not for_new_ones:
@@ -161,15 +161,13 @@ class Puller:
                 incomplete += 1
                 if incomplete == _MOST_INCOMPLETE:
                     raise
-                say(f"{error}\n" + _("It is tried again (Ctrl-C ends it)."))
+                say(f"{error}\n" + _("Trying again (Ctrl-C ends it)."))
             except (Cut, DiskFull) as error:
                 # Ctrl-C reaches rsync too, and before it sets `ended`.
                 if ended.wait(1):
                     return
                 if not attempt:
-                    say(
-                        told(error, self._connection.login, self._into) + " " + _("It is tried again (Ctrl-C ends it).")
-                    )
+                    say(told(error, self._connection.login, self._into) + " " + _("Trying again (Ctrl-C ends it)."))
                 pause = max(pause_seconds(attempt), every_seconds / 10)
                 attempt += 1
             ended.wait(pause)
@@ -188,7 +186,7 @@ class Puller:
             try:
                 self.follow(every_seconds, ended, for_new_ones=True)
             except (Failed, OSError) as error:
-                say(_("The files are not followed any more: {error}", error=error))
+                say(_("The files are no longer updated: {error}", error=error))
 
         thread = threading.Thread(target=follow, name="pull", daemon=True)
         thread.start()
@@ -206,12 +204,12 @@ class Puller:
         if done.returncode == NO_CONNECTION:
             if self._connection.is_gone():
                 raise Cut
-            message = _("{login} ends truba before it can say which runs are meant: perhaps it allows no such process.")
+            message = _("{login} ends truba before it has listed the runs: perhaps it does not allow such processes.")
             raise Failed(message.format(login=login))
         if done.returncode == NOT_FOUND:
             raise Failed(not_found(login))
         if done.returncode or found is None:
-            raise Failed("{login} cannot say which runs are meant: its own words stand above", login=login)
+            raise Failed("truba on {login} could not list the runs: its error message is printed above", login=login)
         names = Counter(name for one in found for name in (*one.runs, *one.searches))
         if twice := [name for name, count in names.items() if count > 1]:
             folders = _(" or ").join(
@@ -315,8 +313,10 @@ def say(words: str) -> None:
 def told(error: Exception, login: str, into: Path) -> str:
     """Return the message for a lost connection or a full disk, with its remedy."""
     if isinstance(error, DiskFull):
-        return _("{into}: the disk is full. Make room; what has come stays, and the same command goes on.", into=into)
-    return _("There is no connection to {login}. What has come stays, and the same command goes on.", login=login)
+        return _(
+            "{into}: the disk is full. Free some space; copied files stay, and the same command continues.", into=into
+        )
+    return _("There is no connection to {login}. Copied files stay, and the same command continues.", login=login)
 
 
 def _as_full(error: OSError) -> Exception:

@@ -49,7 +49,7 @@ def loopback(port: int | None) -> socket.socket:
         except OSError as error:
             made.close()
             if number == wanted[-1]:
-                message = _("port {port} of this machine cannot be had ({reason}); choose another with --port")
+                message = _("port {port} of this machine is not available ({reason}); choose another with --port")
                 raise Failed(message.format(port=number, reason=error.strerror)) from error
     raise AssertionError
 

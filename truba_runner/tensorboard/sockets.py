@@ -77,10 +77,10 @@ def _private_folder() -> Path:
             continue
         if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & 0o077:
             return folder
-        tried.append(_("{folder} is not yours alone", folder=folder))
+        tried.append(_("{folder} is not private to you", folder=folder))
     raise Failed(
-        "There is no private folder for TensorBoard's socket: {tried}. Make one that is yours, of mode 0700 and "
-        "with a short name, and set XDG_RUNTIME_DIR to it.",
+        "There is no private folder for TensorBoard's socket: {tried}. Create a folder with a short path (mkdir -m "
+        "700 FOLDER), and set XDG_RUNTIME_DIR to it.",
         tried="; ".join(tried),
     )
 

@@ -48,7 +48,9 @@ def check(login: str) -> str:
     if not re.fullmatch(r"[^\s:/-][^\s:/]*", login):
         raise Refused(
             Problem(
-                f"--from {login}", _("it is no name for ssh."), _("Write it as you do after ssh: LOGIN or USER@HOST.")
+                f"--from {login}",
+                _("this is not a name for ssh."),
+                _("Write it as you type it after ssh: LOGIN or USER@HOST."),
             )
         )
     try:
@@ -58,8 +60,8 @@ def check(login: str) -> str:
     found = re.search(r"OpenSSH\w*_(\d+)\.(\d+)", told)
     if found and (int(found[1]), int(found[2])) < _OLDEST:
         raise Failed(
-            "this machine's {program} cannot forward a Unix socket; OpenSSH can since 6.7. Update it, or follow "
-            "the files instead: truba pull, or --pull",
+            "this machine's {program} cannot forward a Unix socket; OpenSSH can since 6.7. Update it, or copy the "
+            "files instead: truba pull, or --pull",
             program=told.split(",")[0].strip(),
         )
     return login
@@ -205,9 +207,9 @@ def announced(mark: str, lines: Iterable[str]) -> Iterator[Any]:
 def not_found(login: str) -> str:
     """Return the message for a login node that has no truba on the PATH."""
     return _(
-        "{login} does not find truba: a command over ssh has another PATH than a terminal. Say how it is started "
-        "there, with --far-command 'COMMAND' or TRUBA_FAR_COMMAND, as in 'module load apps/truba-ai/cpu-2024.0; "
-        "python3 truba.pyz'.",
+        "{login} does not find truba: a command over ssh has another PATH than a terminal. Give the command that "
+        "starts it there with --far-command 'COMMAND' or TRUBA_FAR_COMMAND, for example 'module load "
+        "apps/truba-ai/cpu-2024.0; python3 truba.pyz'.",
         login=login,
     )
 

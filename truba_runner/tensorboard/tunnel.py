@@ -64,15 +64,15 @@ class Tunnel:
             if ended.is_set():
                 return
             if told == IDLE:
-                print(_("nobody looked at the page for a while: ended. The same command starts it again"))
+                print(_("nobody viewed the page for a while: the server has stopped. The same command starts it again"))
                 return
             lost_in_vain = lost_in_vain + 1 if told is None else 0
             short_lives = short_lives + 1 if told in {"", LEFT} and time.monotonic() - began < _SHORT_SECONDS else 0
             login = self._connection.login
             if short_lives == _SHORT_LIVES:
                 raise Failed(
-                    "the server at {login} ends soon after its start, {times} times in a row: perhaps the node "
-                    "allows no such process. With --pull the files are followed instead.",
+                    "the server on {login} ended soon after its start, {times} times in a row: perhaps the node does "
+                    "not allow such processes. --pull copies the files instead.",
                     login=login,
                     times=_SHORT_LIVES,
                 )
@@ -100,7 +100,7 @@ class Tunnel:
             if first:
                 ready(f"http://127.0.0.1:{self._port}/")
             else:
-                print(_("there it is again"), file=sys.stderr, flush=True)
+                print(_("connected again"), file=sys.stderr, flush=True)
             while process.poll() is None and not self._ended.wait(_HEARTBEAT_SECONDS):
                 _beat(process)
         finally:
@@ -125,14 +125,15 @@ class Tunnel:
             if not first:
                 return None
             raise Failed(
-                "there is no connection to {login}: ssh's own words stand above. Does ssh {login} work, and the VPN?",
+                "there is no connection to {login}: ssh's error message is printed above. Does ssh {login} work? Is "
+                "the VPN on?",
                 login=login,
             )
         if status == NOT_FOUND:
             raise Failed(not_found(login))
         if status == NO_CONNECTION or status > _SIGNALLED or status < 0:
             return ""
-        raise Failed("there is no server at {login}: its own words stand above", login=login)
+        raise Failed("there is no server on {login}: its error message is printed above", login=login)
 
     def _lead_to(self, far_socket: str, process: Popen[bytes]) -> bool:
         """Forward a local port, always the same one after the first time, as the open page keeps requesting it.
@@ -150,7 +151,8 @@ class Tunnel:
             if process.poll() is not None:
                 return False
             message = _(
-                "port {port} of this machine cannot be had: ssh's own words stand above. Choose another with --port"
+                "port {port} of this machine is not available: ssh's error message is printed above. Choose another "
+                "with --port"
             )
             raise Failed(message.format(port=candidates[-1]))
         began, login = time.monotonic(), self._connection.login
@@ -162,14 +164,14 @@ class Tunnel:
             now = time.monotonic()
             if now - asked < _ANSWER_SECONDS and now - began > _REFUSED_SECONDS:
                 raise Failed(
-                    "{login} does not let ssh reach the server's socket: its sshd is older than OpenSSH 6.7, or "
-                    "has AllowStreamLocalForwarding switched off. With --pull the files are followed instead.",
+                    "{login} does not let ssh reach the server's socket: its sshd is older than OpenSSH 6.7, or has "
+                    "AllowStreamLocalForwarding switched off. --pull copies the files instead.",
                     login=login,
                 )
             if now - began > _SILENT_SECONDS:
                 raise Failed(
-                    "The server at {login} does not answer within {seconds} s. The node may have too much to do: "
-                    "try again later, or follow the files with --pull.",
+                    "The server on {login} did not answer within {seconds} s. The node may be overloaded: try again "
+                    "later, or copy the files with --pull.",
                     login=login,
                     seconds=_SILENT_SECONDS,
                 )

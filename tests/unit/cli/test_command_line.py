@@ -103,8 +103,8 @@ IN_TURKISH = [
     (
         ["-m", "+experiment=mnist", "train.seed=1,-1"],
         [
-            "train.seed=-1: en az 0 olmalıdır. train.seed=1 verin. Hiçbir şey gönderilmedi; 2 eğitimin 1 tanesi böyle: "
-            "train.seed=-1.",
+            "train.seed=-1: en az 0 olmalıdır. train.seed=1 verin. Hiçbir şey gönderilmedi; 2 eğitimin 1 tanesinde "
+            "bu sorun var: train.seed=-1.",
         ],
     ),
 ]

@@ -47,7 +47,7 @@ REFUSED = [
     (["--experimental-rerun"], "expected one argument"),
     (["--config-name", "nothing"], "nothing.yaml: conf has no such file. There are: config"),
     (["--cfg", "nothing"], "--hydra-help lists them"),
-    (["environment=null"], "environment=null: a config group, conf/environment, takes the name of one of its files"),
+    (["environment=null"], "environment=null: the config group conf/environment takes the name of one of its files"),
     (["~resources"], "~resources: a run needs this key"),
     (["checkpoint=${train}"], "checkpoint: it is a section with keys of its own, and was given train"),
     (["train.callbacks=${train}"], "train.callbacks: it takes a list. Write it in brackets"),
@@ -139,7 +139,7 @@ def test_a_dry_run_of_a_sweeper_that_wants_values_ends_with_its_first_runs(
         cwd=tmp_path, env={**environment, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("plan of 1 run") == 1 and done.stdout.endswith("their values decide\n")
+    assert done.stdout.count("plan of 1 run") == 1 and done.stdout.endswith("later ones by their values\n")
 
 
 SWEEPER = """

@@ -27,7 +27,7 @@ def test_hydras_own_suites_pass_beside_our_plugins(tmp_path: Path) -> None:
 def test_another_application_that_chooses_our_launcher_is_told_in_words(tmp_path: Path, arguments: list[str]) -> None:
     done = _another_application(tmp_path, *arguments, installed=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "hydra/launcher=truba: it launches truba_runner's own experiments" in done.stderr
+    assert "hydra/launcher=truba: this launcher is only for truba_runner's own experiments" in done.stderr
 
 
 APPLICATION = """

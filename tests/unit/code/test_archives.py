@@ -82,7 +82,7 @@ def test_an_archive_stays_for_as_long_as_a_run_that_names_it_is_there(
     search.create_worker(0).append_submission(intent(runs, f"code-{'c' * 16}.tar.gz"))
     assert main(["clean", "--runs", str(runs)]) == 0
     out = capsys.readouterr().out
-    assert "code that no run names: 1 file" in out and "nothing was deleted" in out
+    assert "code that no run uses: 1 file" in out and "nothing was deleted" in out
     assert left(runs) == names - {f"code-{'d' * 16}.tar.gz"}
     # Deleted by its owner, the last run of a sweep takes the sweep's code along.
     for run in (alone, of_sweep):
@@ -179,7 +179,7 @@ def test_a_purge_that_takes_what_an_open_run_needs_is_told(runs: Path, capsys: p
     assert (told["mnist-2"]["files"], told["mnist-2"]["finished"]) == (1, True)
     assert main(["expiring", "--days", "5", "--runs", str(runs)]) == 0
     out = capsys.readouterr().out
-    assert "truba keep mnist-2\n" in out and "in need of these files to go on: mnist-1." in out
+    assert "truba keep mnist-2\n" in out and "these files are needed to resume: mnist-1." in out
 
 
 def test_a_kept_run_holds_the_code_that_it_trained_and_diff_finds_it(

@@ -249,7 +249,7 @@ def test_diff_shows_what_was_edited_since(
     told = capsys.readouterr().out
     assert '--- submitted/helper.py\n+++ now/helper.py\n@@ -1,5 +1,5 @@\n-VALUE = "then"\n+VALUE = "now"\n' in told
     assert "jobs/new.py is new" in told and "tools/more.py is gone" in told
-    assert "jobs/picture.bin has changed, in no line of text" in told
+    assert "jobs/picture.bin has changed, but in no line of text" in told
     assert main([*argv, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["added"], found["removed"]) == (["jobs/new.py"], ["tools/more.py"])

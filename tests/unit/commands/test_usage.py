@@ -117,7 +117,7 @@ def test_a_site_without_accounting_is_told_of(
     assert usage.main(["--runs", str(tmp_path)]) == 0 and capsys.readouterr().err == ""
     a_run(tmp_path, "mnist-2", "1")
     assert usage.main(["--runs", str(tmp_path)]) == 0
-    assert "accounting tells nothing of these runs' jobs" in capsys.readouterr().err
+    assert "accounting has no record of these runs' jobs" in capsys.readouterr().err
 
 
 def test_a_searchs_workers_and_a_sweepers_job_count(

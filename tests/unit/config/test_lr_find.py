@@ -336,7 +336,7 @@ def test_without_slurm_each_finder_runs_before_its_training(
 
     # A single run does both itself, and is the same run.
     done = submit("sweep=lr_find", *own)
-    assert done.returncode == 0 and f"{first['run']} was finished before" in done.stdout
+    assert done.returncode == 0 and f"{first['run']} has finished already" in done.stdout
     done = submit("sweep=lr_find", *own, "fresh=true")
     assert done.returncode == 0, done.stderr
     anew = RunDir(tmp_path / "runs" / f"{first['run']}.2")

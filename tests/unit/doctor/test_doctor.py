@@ -310,7 +310,7 @@ def test_on_a_laptop_without_slurm(tmp_path: Path) -> None:
     assert "partition" not in done.stdout and "FAULT" not in done.stdout and done.returncode == 0
     assert list(tmp_path.iterdir()) == []
     turkish = doctor(tmp_path, "cluster=local", TRUBA_LANG="tr")
-    assert "çalışmayı engelleyen bir sorun yok" in turkish.stdout
+    assert "eğitimleri engelleyen bir sorun bulunmadı" in turkish.stdout
 
 
 def test_a_login_nodes_cluster_without_slurms_commands_is_a_fault(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_an_archive_that_has_more_than_is_left_of_the_run_stays(
     # As a purge does it.
     (run.path / "model.keras").unlink()
     assert main(command) == 2
-    assert f"that the run has no more: {run.id}/model.keras." in capsys.readouterr().err
+    assert f"that the run no longer has: {run.id}/model.keras." in capsys.readouterr().err
     assert file.read_bytes() == before and os.listdir(tmp_path / "home") == [file.name]
     # One that is no archive any more holds nothing.
     file.write_bytes(before[:600])
@@ -106,7 +106,10 @@ def test_a_full_disk_is_said_and_leaves_nothing(
 
     monkeypatch.setattr(archive.os, "fsync", full)
     assert main(["keep", run.id, "--runs", str(run.path.parent), "--to", str(tmp_path / "home")]) == 1
-    assert "could not be written (No space left on device); nothing of it is left." in capsys.readouterr().err
+    assert (
+        "could not be written (No space left on device), and the incomplete file was deleted."
+        in capsys.readouterr().err
+    )
     assert not os.listdir(tmp_path / "home")
 
 
@@ -143,7 +146,7 @@ def test_what_is_not_over_is_not_kept(run: RunDir, capsys: pytest.CaptureFixture
         assert main(["keep", run.id, "--runs", str(run.path.parent), "--to", str(tmp_path / "home")]) == 2
     finally:
         child.communicate(b"\n")
-    assert "it is not over (RUNNING)" in capsys.readouterr().err and not (tmp_path / "home").exists()
+    assert "it has not ended (RUNNING)" in capsys.readouterr().err and not (tmp_path / "home").exists()
 
 
 def test_clean_asks_first_and_leaves_the_best(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,7 +167,7 @@ def test_clean_leaves_alone_what_is_not_finished(run: RunDir, capsys: pytest.Cap
     before = names(run)
     assert main(["clean", "--yes", "--runs", str(run.path.parent)]) == 0
     assert main(["clean", run.id, "--yes", "--runs", str(run.path.parent)]) == 2
-    assert "what it goes on from" in capsys.readouterr().err and names(run) == before
+    assert "needs its checkpoints to resume" in capsys.readouterr().err and names(run) == before
 
 
 def test_what_the_site_will_purge_is_told_with_what_keeps_it(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,7 +199,7 @@ def test_runs_of_a_sweep_are_one_line_and_one_archive(
     assert main(["expiring", *place]) == 0
     out = capsys.readouterr().out
     # Of the second a purge has taken the config already.
-    assert f"{sweep.id}: 2 files" in out and run.id not in out and f"to go on: {sweep.id}." in out
+    assert f"{sweep.id}: 2 files" in out and run.id not in out and f"to resume: {sweep.id}." in out
     assert main(["expiring", "--json", *place]) == 0
     assert {one["run"] for one in json.loads(capsys.readouterr().out)} == {run.id, other.id}
     other.write_result({"metrics": {}})
@@ -237,8 +240,8 @@ def test_old_pulls_go_when_they_are_asked_for(run: RunDir, tmp_path: Path, capsy
     assert "1 copy was last pulled more than 30 days ago: truba clean --pulls 30" in told and old.path.exists()
     assert main(["clean", "--pulls", "30", *place]) == 0
     told = capsys.readouterr().out
-    assert "mnist-old: all of the copy in" in told and "as it was at arf on" in told and "mnist-new" not in told
-    assert "then it is all there is" in told and old.path.exists()
+    assert "mnist-old: the whole copy in" in told and "last pulled from arf on" in told and "mnist-new" not in told
+    assert "then these copies are all that is left" in told and old.path.exists()
     assert main(["clean", "--pulls", "30", "--yes", "--json", *place]) == 0
     (freed,) = json.loads(capsys.readouterr().out)["freed"]
     assert (freed["kind"], freed["run"], freed["from"]) == ("pull", "mnist-old", "arf")

@@ -189,9 +189,11 @@ def test_a_finished_run_of_other_code_is_pointed_out(project: Project) -> None:
     project.submit(FAULTY)
     (project.run_dir / "result.json").write_text('{"metrics": {"loss": 1.0}}')
     done = project.submit(FAULTY)
-    assert done.returncode == 0 and "finished before" in done.stdout and "WARNING" not in done.stderr
+    assert done.returncode == 0 and "has finished already" in done.stdout and "WARNING" not in done.stderr
     done = project.submit(FAULTY + "# changed\n")
-    assert "finished before" in done.stdout and "is not the code that" in done.stderr and "fresh=true" in done.stderr
+    assert (
+        "has finished already" in done.stdout and "is not the code that" in done.stderr and "fresh=true" in done.stderr
+    )
 
 
 def test_a_run_that_was_begun_is_not_gone_on_with_by_other_code(project: Project) -> None:
@@ -205,8 +207,8 @@ def test_a_run_that_was_begun_is_not_gone_on_with_by_other_code(project: Project
     (project.run_dir / "checkpoints").mkdir()
     (project.run_dir / "checkpoints" / "checkpoint-000002-000000005.ckpt").touch()
     status, err = submitted(FAULTY)
-    assert status == 2 and "it has come to epoch 3, step 5 with other code" in err
-    assert "own.py has changed since" in err and "fresh=true" in err and "put back" in err
+    assert status == 2 and "it has reached epoch 3, step 5 with other code" in err
+    assert "own.py has changed since" in err and "fresh=true" in err and "restore the file" in err
     before = (project.run_dir / "submissions.jsonl").read_text()
     assert submitted(repaired)[0] == 1, "put back, it goes on"
     assert len((project.run_dir / "submissions.jsonl").read_text()) > len(before)

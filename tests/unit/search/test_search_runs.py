@@ -57,7 +57,7 @@ def test_a_search_from_its_start_to_the_experiment_that_trains_its_best(project:
     # The same command again: nothing is trained.
     before = (project.path / "result.json").stat().st_mtime_ns
     again = project("+experiment=parabola", *settings)
-    assert "was finished before" in again.stdout and (project.path / "result.json").stat().st_mtime_ns == before
+    assert "has finished already" in again.stdout and (project.path / "result.json").stat().st_mtime_ns == before
     check_status(project, first)
     check_best(project, first)
 
@@ -114,7 +114,7 @@ def test_a_search_that_is_told_to_end_goes_on_where_it_was(project: Project) -> 
     wait_until(lambda: len(project.told()) >= 2)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=240)
-    assert process.returncode == 1 and "is not over" in err, out + err
+    assert process.returncode == 1 and "has not finished" in err, out + err
     told = len(project.told())
     open_before = list(project.state()["open"])
     done = project(*settings)

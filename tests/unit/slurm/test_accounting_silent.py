@@ -123,7 +123,7 @@ def test_a_run_is_completed_once_its_result_is_there_and_its_job_can_still_be_ca
     run.write_result({"metrics": {}})
     assert main(["status", "--runs", str(slurm.runs), "--json"]) == 0
     assert [row["state"] for row in json.loads(capsys.readouterr().out)] == ["COMPLETED"]
-    assert main(["keep", run.id, "--runs", str(slurm.runs)]) == 2 and "it is not over" in capsys.readouterr().err
+    assert main(["keep", run.id, "--runs", str(slurm.runs)]) == 2 and "it has not ended" in capsys.readouterr().err
     assert main(["cancel", run.id, "--runs", str(slurm.runs)]) == 0
     assert "cancelled mnist-1" in capsys.readouterr().out and slurm.calls()[-2:] == ["scancel", "1"]
 
@@ -143,4 +143,4 @@ def test_what_was_finished_before_is_not_said_to_be_trained_now(
         run.write_result({"metrics": {}})
     outcomes = [Outcome(done.id, str(done.path), "finished"), Outcome(new.id, str(new.path), "submitted", "3")]
     assert [one.action for one in wait_for(outcomes)] == ["finished", "trained"]
-    assert "mnist-2 was finished before" in capsys.readouterr().out
+    assert "mnist-2 has finished already" in capsys.readouterr().out

@@ -73,9 +73,9 @@ def test_of_those_that_start_at_once_the_cheapest_and_debug_only_when_asked_for(
     # Of a partition that mixes nodes, the GPUs of the kind that is asked for.
     assert {offer.free_gpus for offer in found if offer.constraint == "akya-cuda"} == {2}
     refused = {offer.partition: offer.refusal for offer in found if offer.request is None}
-    assert "orfoz has no GPUs" in refused["orfoz"] and "takes jobs from cuda-ui" in refused["palamut-cuda"]
+    assert "orfoz has no GPUs" in refused["orfoz"] and "accepts jobs only from cuda-ui" in refused["palamut-cuda"]
     starts.update(dict.fromkeys(("barbun-cuda", "akya-cuda"), "Requested node configuration is not available"))
-    with pytest.raises(Refused, match="no partition takes the job.*Requested node configuration"):
+    with pytest.raises(Refused, match="no partition accepts the job.*Requested node configuration"):
         Automatic().settled(auto(experiment()), JOB)
 
 
@@ -87,7 +87,7 @@ def test_what_is_wrong_wherever_it_runs_is_said_once_with_its_remedy(
     assert [one.received for one in refused.value.problems] == ["train.epochs=0", "resources.time=soon"]
     assert "Write it as 90 (minutes)" in str(refused.value)
     # No node has nine GPUs, for reasons that differ.
-    with pytest.raises(Refused, match="no partition takes the job. .*barbun-cuda has 2 GPUs; .*akya-cuda has 4"):
+    with pytest.raises(Refused, match="no partition accepts the job. .*barbun-cuda has 2 GPUs; .*akya-cuda has 4"):
         Automatic().settled(auto(experiment(), gpus=9), JOB)
 
 
@@ -99,14 +99,14 @@ def test_an_account_that_may_not_use_so_many_cores_at_once_would_wait_for_ever(
     found = offers(auto(experiment(), account="proj1"), JOB)
     assert found[0].partition == "akya-cuda"
     refused = {offer.partition: offer.refusal for offer in found if offer.request is None}
-    assert refused["barbun-cuda"] == "20 cores are asked for, and the account proj1 may use 10 at once"
+    assert refused["barbun-cuda"] == "the job requests 20 cores, and the account proj1 may use 10 at once"
 
 
 def test_where_slurm_is_silent_auto_fails_and_a_named_partition_stands(
     experiment: Callable[..., Experiment], starts: dict[str, float | str]
 ) -> None:
     starts["akya-cuda"] = "Socket timed out"
-    with pytest.raises(Failed, match="soonest partition is not known"):
+    with pytest.raises(Failed, match="not known which partition would start the job first"):
         Automatic().settled(auto(experiment()), JOB)
     assert Automatic().settled(experiment(), JOB).resources.partition == "akya-cuda"
 
@@ -133,7 +133,7 @@ def test_the_proposed_time_is_that_of_the_runs_most_alike(
     experiment: Callable[..., Experiment], tmp_path: Path
 ) -> None:
     made = experiment(f"cluster.runs_folder={tmp_path}/scratch/runs", "train.epochs=60", "resources.time=auto")
-    with pytest.raises(Refused, match="none has an epoch yet"):
+    with pytest.raises(Refused, match="none has finished an epoch yet"):
         proposed(made)
     earlier(made, "mnist-00000001", [600.0], gpus=4, partition="akya-cuda")
     # 10 minutes, and 60 epochs of 600 s with 30 % more.
@@ -148,7 +148,7 @@ def test_the_proposed_time_is_that_of_the_runs_most_alike(
     automatic = Automatic()
     settled = automatic.settled(made, JOB)
     assert settled.resources.time == "03:00:00" and plan(settled).request.time_minutes == 180
-    with pytest.raises(Refused, match="none has an epoch yet"):  # Of other data the same command knows no run.
+    with pytest.raises(Refused, match="none has finished an epoch yet"):  # Of other data the same command knows no run.
         automatic.settled(replace(made, data=replace(made.data, name="digits")), JOB)
 
 
@@ -174,7 +174,8 @@ def test_a_proposal_says_what_the_runs_ran_on_that_it_goes_by(
     made = experiment(f"cluster.runs_folder={tmp_path}/scratch/runs", "resources.partition=barbun-cuda")
     earlier(made, "mnist-00000001", [6.0], gpus=2, partition="akya-cuda")
     assert (
-        proposed(made).because == "5 epochs of 6 s, the slowest tenth of 1 epochs of 1 earlier run (akya-cuda, 2 GPUs)"
+        proposed(made).because
+        == "5 epochs of 6 s, the 90th percentile of 1 epochs of 1 earlier run (akya-cuda, 2 GPUs)"
     )
 
 

@@ -106,7 +106,7 @@ def test_the_command_shows_it_in_every_form(sweep: SweepDir, capsys: pytest.Capt
     assert main([*own, "--best", "val_los"]) == 2
     assert "Did you mean val_loss" in capsys.readouterr().err
     assert main(["status", "mnist-0", "--runs", str(sweep.runs_folder), "--csv"]) == 2
-    assert "these options want one sweep" in capsys.readouterr().err
+    assert "these options need exactly one sweep" in capsys.readouterr().err
 
 
 def test_the_picture_has_a_panel_a_key_and_one_over_all(sweep: SweepDir, tmp_path: Path) -> None:
@@ -408,7 +408,7 @@ def test_runs_that_were_begun_with_other_code_are_refused_together(begun: Callab
     with pytest.raises(Refused) as refused:
         settled(runs)
     (problem,) = refused.value.problems
-    assert problem.received == "mnist-0" and "So it is with 1 more of the sweep." in problem.rule
+    assert problem.received == "mnist-0" and "The same is true of 1 more of the sweep." in problem.rule
 
 
 def test_what_slurm_refuses_halfway_is_told_with_what_it_has_already(
@@ -422,7 +422,10 @@ def test_what_slurm_refuses_halfway_is_told_with_what_it_has_already(
     sweep = SweepDir.of(prepared.run.path.parent, "mnist-sweep-00000000")
     given = {"tasks": [[prepared]], "allocation": prepared.request, "places": 1, "max_parallel": 1}
     whole = array.ArraySubmission(prepared, sweep=sweep, **given)
-    for before, words in ((0, "Look."), (2, "Look. 2 of the sweep's 3 job arrays were submitted before it, and stay.")):
+    for before, words in (
+        (0, "Look."),
+        (2, "Look. 2 of the sweep's 3 job arrays were submitted before this and stay in the queue."),
+    ):
         with pytest.raises(Refused) as refused:
             submission._sent(whole, 0, before, 3)
         assert refused.value.problems[0].remedy == words

@@ -328,7 +328,7 @@ def test_a_folder_that_others_may_enter_is_passed_over(tmp_path: Path, monkeypat
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setattr("truba_runner.tensorboard.sockets.os.getuid", lambda: 12345)
     monkeypatch.setattr("truba_runner.tensorboard.sockets._candidates", lambda: iter([tmp_path / "truba_runner"]))
-    with pytest.raises(Failed, match="is not yours alone"):
+    with pytest.raises(Failed, match="is not private to you"):
         PrivateSocket(["mnist"])
 
 
@@ -419,8 +419,8 @@ def test_a_copys_jobs_are_not_looked_up_in_this_machines_accounting(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("command", "words"),
-    [(cancel, "its job is at arf.*truba cancel mnist-0"), (logs, "They are at arf: truba logs mnist-0"),
-     (diff, "submitted from is at arf: truba diff mnist-0")],
+    [(cancel, "its job is at arf.*truba cancel mnist-0"), (logs, "They are at arf. Run there: truba logs mnist-0"),
+     (diff, "project folder is at arf. Run there: truba diff mnist-0")],
 )  # fmt: skip
 def test_what_a_copy_cannot_tell_is_told_where_to_ask(command: Any, words: str, tmp_path: Path) -> None:
     run = made(tmp_path, "mnist-0000000a", 1)
@@ -474,7 +474,7 @@ def test_a_name_that_becomes_one_of_two_runs_is_followed_on(tmp_path: Path) -> N
     far.means = {}
     for _ in range(2):
         assert puller._list_again() == puller._listed, "the login node has a bad moment"
-    with pytest.raises(Failed, match="cannot say which runs are meant"):
+    with pytest.raises(Failed, match="could not list the runs"):
         puller._list_again()
 
 
@@ -505,7 +505,7 @@ def test_files_that_could_not_be_read_do_not_end_a_follow_unless_it_is_so_again_
     monkeypatch.setattr(puller, "once", lambda: failures and raise_(failures.pop()))
     if goes_well_after < 3:
         puller.follow(0.01, threading.Event())
-        assert capsys.readouterr().err.count("Input/output error\nIt is tried again") == goes_well_after
+        assert capsys.readouterr().err.count("Input/output error\nTrying again") == goes_well_after
     else:
         with pytest.raises(Failed, match="Input/output error"):
             puller.follow(0.01, threading.Event())
@@ -580,7 +580,7 @@ def test_two_runs_of_one_name_are_not_put_into_one_copy(tmp_path: Path) -> None:
         (tensorboard, ["--max-runs", "-1"], "Give 1 or more"),
         (tensorboard, ["--idle-minutes", "-1"], r"Give 0 \(never\) or more"),
         (tensorboard, ["--idle-minutes", "nan"], r"Give 0 \(never\) or more"),
-        (pull, ["--from", "arf", "mnist", "--every-seconds", "0"], "every 0.5 s at most"),
+        (pull, ["--from", "arf", "mnist", "--every-seconds", "0"], "at most once in 0.5 s"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(command: Any, options: list[str], words: str) -> None:
@@ -613,10 +613,10 @@ def test_nothing_to_show_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
     assert f"{tmp_path} has no runs yet" in told()
     run = made(tmp_path, "mnist-0000000a", 2)
-    assert "no curves so far" in told()
+    assert "no curves yet" in told()
     made(tmp_path, "mnist-0000000b", 3)
     Curve(run.tensorboard)
-    assert told() == "the newest 1 of 2 runs are shown; --max-runs N shows more, a name fewer\n"
+    assert told() == "showing the newest 1 of 2 runs; --max-runs N shows more, and naming runs shows fewer\n"
 
 
 def test_a_missing_tensorboard_is_told_with_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
