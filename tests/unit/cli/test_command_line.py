@@ -87,8 +87,8 @@ IN_TURKISH = [
         ["+experiment=mnist", "cluster=truba", "resources.gpus=9", "resources.time=9d"],
         [
             "resources.time=9d: akya-cuda kuyruğu en çok 3-00:00:00 süreye izin verir (conf/cluster/truba.yaml "
-            "(max_time)). resources.time=3-00:00:00 ya da daha kısasını verin; ne kadar kısaysa iş o kadar erken "
-            "başlar. Ya da işler zinciri için resources.segment=3-00:00:00 verin.",
+            "(max_time)). resources.time=3-00:00:00 ya da daha azını verin (kısa işler daha erken başlar) veya iş "
+            "zinciri için resources.segment=3-00:00:00 verin.",
             "resources.gpus=9: akya-cuda kuyruğunun bir düğümünde 4 GPU var. resources.gpus=4 ya da daha azını verin "
             "(düğüm başına sayılır).",
         ],
@@ -97,7 +97,7 @@ IN_TURKISH = [
         ["+experiment=mnist", "resources.gpu=2", "data.workers=3"],
         [
             "resources.gpu: böyle bir anahtar yok. Şunu mu demek istediniz: gpus?",
-            "data.workers: fastai'nindir, arka uç ise keras. Bunu vermeyin ya da job.backend=fastai verin.",
+            "data.workers: bu bir fastai ayarıdır, arka uç ise keras. Bunu vermeyin ya da job.backend=fastai verin.",
         ],
     ),
     (

@@ -54,8 +54,8 @@ REFUSED = [
     (["data.sources=${name}"], "data.sources: it takes names with values, and was given mnist"),
     (["train.epochs=???"], "train.epochs: it has no value ('???'). Set train.epochs=VALUE"),
     (["name=" + "[" * 3000 + "]" * 3000], "leads back to itself, or lies too deep"),
-    (["name=" + "a" * 300], "a file's name has 255 bytes at the most"),
-    (["cluster=truba", "cluster.scratch=scratch"], "cluster.scratch=scratch: jobs start elsewhere"),
+    (["name=" + "a" * 300], "a file name may have at most 255 bytes"),
+    (["cluster=truba", "cluster.scratch=scratch"], "cluster.scratch=scratch: jobs start in another folder"),
 ]
 
 

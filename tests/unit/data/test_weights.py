@@ -102,8 +102,8 @@ def test_an_architecture_is_looked_at_when_it_is_submitted(arch: str, pretrained
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"label_pattern": "(.+_"}, "data.label_pattern=(.+_: it is no regular expression: missing ), unterminated"),
-        ({"label_pattern": ".+"}, "first group"),
+        ({"label_pattern": "(.+_"}, "data.label_pattern=(.+_: it is not a valid regular expression: missing )"),
+        ({"label_pattern": ".+"}, "the first one matches the label"),
         ({"stage_to_node": True}, "Add data.pack=true"),
         ({"pack": True, "stage_to_node": True, "label_pattern": r"(.+)_\d+.jpg$"}, ""),
     ],

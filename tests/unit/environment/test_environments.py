@@ -57,10 +57,10 @@ def test_text_in_a_set_comes_in_the_same_order_in_each_start(kind: str) -> None:
 REFUSALS = [
     (["environment=apptainer"], "environment.image: it is not set"),
     (["environment=apptainer", "environment.image=tf.sif"], "must be the absolute path"),
-    (["environment=apptainer", "environment.image='docker://tf'"], "no network to fetch it"),
+    (["environment=apptainer", "environment.image='docker://tf'"], "no internet access to download it"),
     (["environment=apptainer", "environment.image=/tf.sif", "environment.binds=['/a,b']"], "a comma"),
     (["environment=venv"], "environment.venv: it is not set"),
-    (["environment.modules=[]"], "there is nothing to load"),
+    (["environment.modules=[]"], "it names no module to load"),
     (["environment.kind=conda"], "There are: apptainer, inherit, module, venv."),
 ]
 
