@@ -50,7 +50,7 @@ REFUSALS = [
     (["+experiment=mnist", "resources.time=soon", "cluster=truba"], "Write it as 90 (minutes)"),
     (["+experiment=mnist", "cluster=turba"], "Did you mean truba?"),
     (["+experiment=mnist", "job.module=mnits"], "Did you mean mnist?"),
-    (["+experiment=mnist", "train.seed=[1"], "train.seed=[1: it is no KEY=VALUE"),
+    (["+experiment=mnist", "train.seed=[1"], "train.seed=[1: it is not a valid KEY=VALUE"),
     (["experiment=mnist"], "+experiment=mnist"),
     (["+experiment=mnist", "+train.epoch=3"], "train.epoch: there is no such key. Did you mean epochs?"),
     (["+experiment=mnist", "environment.modules=a/1"], "environment.modules: it takes a list. Write it in brackets: "),
@@ -198,7 +198,7 @@ BROKEN_CONFIGS = [
     ("experiment/own.yaml", b"# @package _global_\nname: own\na: [\n", "own.yaml:"),
     ("experiment/own.yaml", b"# @package _global_\nname: own\ntrain: {epohcs: 3}\n", "Did you mean epochs?"),
     ("experiment/own.yaml", b"# @package _global_\nname: \xff\xfe\n", "not UTF-8"),
-    ("config.yaml", b"db: {driver: mysql}\n", "another project's?"),
+    ("config.yaml", b"db: {driver: mysql}\n", "It may belong to another project"),
 ]
 
 

@@ -47,8 +47,8 @@ def test_what_is_asked_for_is_read_as_in_a_recipe(experiment: Compose) -> None:
 WRONG = [
     (["train.lr_find=vally"], "train.lr_find=vally: lr_find suggests no such rate. Did you mean valley?"),
     (["train.lr_find=valley/0"], "train.lr_find=valley/0: it must be a suggestion of the finder, divided"),
-    (["train.lr_find=0.1"], "train.lr_find=0.1: it says which of the finder's suggestions is the learning rate."),
-    (["train.lr_find={num_it: 5}"], "it says which of the finder's suggestions is the learning rate."),
+    (["train.lr_find=0.1"], "train.lr_find=0.1: it must name the finder's suggestion that becomes"),
+    (["train.lr_find={num_it: 5}"], "it must name the finder's suggestion that becomes the learning rate."),
     (["train.lr_find={rate: valley, num_itt: 5}"], "lr_find has no such setting. Did you mean num_it?"),
     (["train.lr_find={rate: valley, num_it: 0.5}"], "train.lr_find.num_it=0.5: it must be a whole number"),
     (["train.lr_find=valley", "train.learning_rate=0.1"], "train.learning_rate=0.1: train.lr_find=valley finds the"),
@@ -180,7 +180,7 @@ def test_a_long_warning_of_the_limit_leaves_a_finder_half_of_its_time(experiment
 
 @pytest.mark.parametrize(
     ("time", "words"),
-    [("soon", "none of the forms"), ("0", "must be 1 minute or more"), ("4d", "akya-cuda allows 3-00:00:00")],
+    [("soon", "not a valid duration"), ("0", "must be 1 minute or more"), ("4d", "akya-cuda allows 3-00:00:00")],
 )
 def test_a_finder_time_that_cannot_be(experiment: Compose, time: str, words: str) -> None:
     one = lr_find.with_default(experiment("sweep=lr_find", f"sweep.finder_time={time}"))

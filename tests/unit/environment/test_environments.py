@@ -242,7 +242,10 @@ def test_a_job_gets_the_package_once_for_all_and_under_the_name_of_its_content(t
         content = file.read_bytes()
         file.write_bytes(content + b"x")
         done = bash("\n".join([*checks, "echo goes on"]))
-        assert (done.returncode, done.stdout) == (1, "") and f"{file} is not what it was" in done.stderr
+        assert (done.returncode, done.stdout) == (
+            1,
+            "",
+        ) and f"{file} has changed since this job was submitted" in done.stderr
         file.write_bytes(content)
 
 

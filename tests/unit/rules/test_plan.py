@@ -48,7 +48,7 @@ REFUSALS = [
     (["resources.time=4d"], "allows 3-00:00:00", "resources.time=3-00:00:00"),
     (["resources.partition=debug", "resources.constraint=akya-cuda", "resources.time=5h"], "04:00:00", "04:00:00"),
     (["resources.time=0"], "must be 1 or more", "resources.time=1"),
-    (["resources.time=soon"], "none of the forms", "2h"),
+    (["resources.time=soon"], "not a valid duration", "2h"),
     (["resources.signal_seconds=9"], "10 s or more", "Leave it out"),
     (
         ["resources.time=2", "resources.signal_seconds=90"],

@@ -195,7 +195,7 @@ def test_each_job_of_a_chain_asks_for_a_segment(experiment: Callable[..., Experi
     ("overrides", "words"),
     [
         (["resources.segment=4m"], "a job shorter than 5 minutes"),
-        (["resources.segment=soon"], "none of the forms"),
+        (["resources.segment=soon"], "not a valid duration"),
         (["resources.time=10h", "resources.segment=2h", "resources.max_requeues=3"], "more jobs than"),
         (
             ["resources.time=10d", "resources.segment=4d"],
