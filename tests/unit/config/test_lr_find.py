@@ -89,7 +89,7 @@ def test_what_does_not_go_with_a_job_before_each_run(experiment: Compose, asked:
 
 def test_a_finders_time_where_there_is_none_is_told(experiment: Compose) -> None:
     (told,) = rules.warnings(experiment("sweep.finder_time=30m"))
-    assert "sweep.finder_time=30m: only sweep=lr_find starts a finder" in told
+    assert "sweep.finder_time=30m: no effect, as only sweep=lr_find starts a finder" in told
     assert not list(rules.warnings(experiment("sweep=lr_find", "sweep.finder_time=30m")))
 
 

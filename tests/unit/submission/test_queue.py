@@ -196,7 +196,7 @@ def test_each_job_of_a_chain_asks_for_a_segment(experiment: Callable[..., Experi
     [
         (["resources.segment=4m"], "a job shorter than 5 minutes"),
         (["resources.segment=soon"], "not a valid duration"),
-        (["resources.time=10h", "resources.segment=2h", "resources.max_requeues=3"], "more jobs than"),
+        (["resources.time=10h", "resources.segment=2h", "resources.max_requeues=3"], "more jobs of this length than"),
         (
             ["resources.time=10d", "resources.segment=4d"],
             "resources.segment=4d: akya-cuda allows 3-00:00:00.*Set resources.segment=3-",
