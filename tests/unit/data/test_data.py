@@ -96,5 +96,5 @@ def test_data_behind_a_log_in_is_named_with_the_page_that_has_it(
 ) -> None:
     asked = experiment(f"data.folder={tmp_path}")
     asked.data.sources["mnist"] = Source(file="mnist.npz", page="https://example.org/get-it")
-    with pytest.raises(Refused, match="Fetch https://example.org/get-it on a machine .* --from mnist.npz"):
+    with pytest.raises(Refused, match="Download https://example.org/get-it on a machine .* --from mnist.npz"):
         provide(asked, "+experiment=mnist")
