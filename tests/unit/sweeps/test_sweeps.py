@@ -220,7 +220,7 @@ WRONG = [
     (Sweep(max_parallel=0), [], "it must be 1 or more"),
     (Sweep(max_parallel=2, pack=3), [], "Set sweep.pack=2 or less, or sweep.max_parallel=3 or more"),
     (Sweep(pack=2), ["resources.nodes=2", "resources.gpus=2"], "cannot share them with other runs"),
-    (Sweep(pack=3), ["resources.memory_gb=200"], "600 GB together"),
+    (Sweep(pack=3), ["resources.memory_gb=200"], "together ask for 600 GB"),
 ]
 
 
