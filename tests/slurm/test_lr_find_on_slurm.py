@@ -64,7 +64,7 @@ def test_finders_go_before_trainings_and_one_that_fails_stops_its_own_alone(trub
     sweep = [*own, "sweep=lr_find", "train.lr_find=minimum", "train.seed=range(3)"]
 
     refused = truba(*sweep, "sweep.canary=true")
-    assert refused.returncode == 2 and "each run has a finder that goes ahead of it" in refused.stderr
+    assert refused.returncode == 2 and "a finder runs before each run" in refused.stderr
     told = submit(truba, *sweep)
     assert "submitted 3 learning-rate finders as array" in told and "after their finders in" in told
     assert "3 runs, 3 submitted" in told

@@ -106,5 +106,5 @@ def test_what_no_search_can_do_with_a_learner_is_refused_at_once(tmp_path: Path)
         tmp_path, *SEARCH, "resources.gpus=2", "train.recipe=[{fit:{epochs:1}},unfreeze]", "+sweep.space.n.boolean={}"
     )  # noqa: E501
     assert refused.returncode == 2 and not (tmp_path / "runs").exists()
-    for told in ("one for each GPU", "End the recipe with one that trains", "job.options.n"):
+    for told in ("one for each GPU", "End the recipe with a stage that trains", "job.options.n"):
         assert told in refused.stderr, refused.stderr

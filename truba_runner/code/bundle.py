@@ -125,8 +125,8 @@ def _fetch(requirements: list[str], folder: Path) -> None:
     )
     if done.returncode:
         raise Failed(
-            "{names} could not be fetched for the bundle ({error}). Install these versions, or make the bundle "
-            "where there is a network.",
+            "{names} could not be downloaded for the bundle ({error}). Install these versions, or make the bundle on "
+            "a machine with internet access.",
             names=", ".join(requirements),
             error=done.stderr.strip()[-500:],
         )

@@ -76,13 +76,13 @@ def load(file: Path) -> ModuleType:
         Exception: any exception that the module raises on import.
     """
     if not file.is_file():
-        raise Failed("the job module {file} is not there any more; put it back and submit again", file=file)
+        raise Failed("the job module {file} no longer exists; put it back and submit again", file=file)
     for folder in (str(file.parent.parent), str(file.parent)):
         if folder not in sys.path:
             sys.path.insert(0, folder)
     spec = importlib.util.spec_from_file_location(f"{PREFIX}{file.stem}", file)
     if spec is None or spec.loader is None:
-        raise Failed("{file} cannot be imported: it is no Python file", file=file)
+        raise Failed("{file} cannot be imported: it is not a Python file", file=file)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

@@ -79,7 +79,7 @@ def setup(environment: Environment, runs_folder: Path) -> list[str]:
 def _unchanged(path: Path, content: bytes) -> str:
     """Return a shell line that ends the job if a file that it is about to execute has changed since submission."""
     told = _(
-        "{path} is not what it was when this job was submitted: submit again; the run goes on from its last checkpoint",
+        "{path} has changed since this job was submitted: submit again; the run resumes from its last checkpoint",
         path=path,
     )
     same = f'[ "$(sha256sum < {shlex.quote(str(path))})" = "{hashlib.sha256(content).hexdigest()}  -" ]'

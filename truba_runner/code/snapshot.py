@@ -191,16 +191,16 @@ def _refuse_too_much(
         Problem(
             _("the code in {folder}", folder=project),
             _(
-                "its {count} files come to {size:.1f} MB, and a submission takes at most code.max_mb={most:g} along; "
-                "the largest are {files}.",
+                "its {count} files have {size:.1f} MB, and a submission copies at most code.max_mb={most:g}; the "
+                "largest are {files}.",
                 count=len(sizes),
                 size=sum(sizes.values()) / _MB,
                 most=max_mb,
                 files=named,
             ),
             _(
-                "Name what is no code in .gitignore, or set a larger code.max_mb; with code.snapshot=false the job "
-                "reads the files as they are when it starts."
+                "List the files that are not code in .gitignore, or set a larger code.max_mb; with "
+                "code.snapshot=false the job reads the project's files as they are when it starts."
             ),
         )
     )
@@ -239,8 +239,8 @@ def _taken(
 def _say_secrets(names: Sequence[str]) -> None:
     if names:
         told = _(
-            "left out of the code that is submitted, as they look like secrets: {files}. A job finds them in the "
-            "project, where it can see that; code.include=[{first}] takes one along.",
+            "not copied with the submitted code, as they look like secrets: {files}. A job reads them from the "
+            "project, if its node can access it; code.include=[{first}] copies one with the code.",
             files=listed([shown(name) for name in names]),
             first=shown(names[0]),
         )
@@ -295,8 +295,8 @@ def unpacked(code: Mapping[str, Any]) -> dict[str, File]:
     except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as error:
         gone = isinstance(error, FileNotFoundError)
         raise Failed(
-            "the code that was submitted cannot be read: {archive}: {why}. Submit the run again: it goes on from "
-            "its last checkpoint, with the project's files as they are now.",
+            "the submitted code cannot be read: {archive}: {why}. Submit the run again: it resumes from its last "
+            "checkpoint, with the project's files as they are now.",
             archive=archive,
             why=_("it is not there any more") if gone else _("it is damaged ({error})", error=error),
         ) from error

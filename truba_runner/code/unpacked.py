@@ -84,9 +84,9 @@ class SubmittedCode:
                 self._at_the_end = attempt.pop_all()
                 return folder
         raise Failed(
-            "the code that was submitted could not be unpacked on {node} ({why}). That is the node's own disk, and "
-            "no fault of the run's. Submit again, and tell the site's support of the node; with "
-            "code.snapshot=false nothing is unpacked, and the project's files are read as they are.",
+            "the submitted code could not be unpacked on {node} ({why}). The cause is the node's local disk, not the "
+            "run. Submit again, and report the node to the site's support; with code.snapshot=false nothing is "
+            "unpacked, and the job reads the project's files as they are.",
             node=platform.node(),
             why="; ".join(refused),
         )

@@ -33,7 +33,7 @@ def parse_minutes(text: str) -> int:
         if int(text) > _LARGEST_BARE_MINUTES:
             raise ValueError(
                 _(
-                    "a bare number is minutes and may be 1440 at most (in YAML, H:MM:SS must stand in quotes, else it "
+                    "a bare number means minutes and may be at most 1440 (in YAML, write H:MM:SS in quotes, else it "
                     "is read as one number)"
                 )
             )
@@ -41,7 +41,7 @@ def parse_minutes(text: str) -> int:
     if match := re.fullmatch(r"(?:(\d+)-)?(\d{1,3}):(\d{2})(?::(\d{2}))?", text):
         days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
         return (days * 24 + hours) * 60 + minutes + (1 if seconds else 0)
-    raise ValueError(_("it is none of the forms of a duration"))
+    raise ValueError(_("it is not a valid duration"))
 
 
 def time_limit(minutes: float) -> int:

@@ -113,4 +113,4 @@ def parts(given: Any) -> tuple[str, dict[str, Any]]:
         return given, {}
     if isinstance(given, Mapping) and isinstance(given.get("rate"), str) and "name" not in given:
         return given["rate"], {key: value for key, value in given.items() if key != "rate"}
-    raise ValueError(_("it says which of the finder's suggestions is the learning rate"))
+    raise ValueError(_("it must name the finder's suggestion that becomes the learning rate"))

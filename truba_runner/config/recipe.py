@@ -200,7 +200,7 @@ def named(item: Any) -> tuple[str, dict[str, Any]]:
         ((name, options),) = item.items()
         if options is None or isinstance(options, Mapping):
             return str(name), dict(options or {})
-    raise ValueError(_("{text!r} is no stage", text=item))
+    raise ValueError(_("{text!r} is not a stage", text=item))
 
 
 def _stages(name: str, options: dict[str, Any], learning_rate: float | None) -> Iterator[Stage]:
@@ -260,7 +260,7 @@ def read_rate(value: Any) -> Rate:
 
 def _positive(value: Any) -> float:
     if isinstance(value, bool):
-        raise ValueError(_("it is no number"))
+        raise ValueError(_("it is not a number"))
     number = float(value)
     if not number > 0 or number == float("inf"):
         raise ValueError(_("it is not positive"))

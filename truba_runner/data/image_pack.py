@@ -80,12 +80,12 @@ class Pack:
         size = os.fstat(file).st_size
         tail = os.pread(file, _TAIL.size, max(0, size - _TAIL.size))
         if len(tail) != _TAIL.size or os.pread(file, len(MAGIC), 0) != MAGIC:
-            raise Damaged(_("{path} is no packed file, or was cut short", path=self.path))
+            raise Damaged(_("{path} is not a packed file, or is truncated", path=self.path))
         length, digest = _TAIL.unpack(tail)
         begin = size - _TAIL.size - length
         text = os.pread(file, length, begin) if begin >= len(MAGIC) else b""
         if hashlib.sha256(text).digest() != digest:
-            raise Damaged(_("{path} is damaged: its index is not the one that was written", path=self.path))
+            raise Damaged(_("{path} is damaged: its index does not match its checksum", path=self.path))
         index: dict[str, Any] = json.loads(text)
         records = {PurePosixPath(name): tuple(record) for name, *record in index["images"]}
         return _Contents(file, digest, index["about"], records)
@@ -127,7 +127,7 @@ class Pack:
         # Not a memory map: its pages count as the job's memory, and a disk error would kill the job without a message.
         content = os.pread(self._contents.file, width * height * 3, offset)
         if len(content) != width * height * 3:
-            raise Damaged(_("{path} was cut short; delete it, and the next run packs anew", path=self.path))
+            raise Damaged(_("{path} is truncated; delete it, and the next run packs the images again", path=self.path))
         return content, width, height
 
     def image(self, name: PurePosixPath) -> Image:
@@ -152,7 +152,7 @@ class Pack:
                 name for name, is_wrong in zip(self.names, threads.map(wrong, self.names), strict=True) if is_wrong
             ]
         if damaged:
-            raise Damaged(_("{path} is damaged, at {name} first", path=self.path, name=damaged[0]))
+            raise Damaged(_("{path} is damaged; the first damaged image is {name}", path=self.path, name=damaged[0]))
 
 
 def presized(file: IO[bytes], size: tuple[int, int], resample: int) -> Image:

@@ -96,7 +96,8 @@ def _checked(path: Path, read: Callable[[], Any]) -> Any:
         return read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise Failed(
-            "{path} cannot be unpacked ({error}): it is cut short, damaged or no archive. Stage it again.",
+            "{path} cannot be unpacked ({error}): it is truncated, damaged or not an archive. Fetch it again with "
+            "truba stage.",
             path=path,
             error=error,
         ) from error
@@ -120,6 +121,6 @@ def source_at(path: Path) -> Folder | Archive:
     if path.is_file():
         return Archive(path, PurePosixPath())
     raise Failed(
-        "There is no {path}, neither a folder of images nor an archive. data.name and data.folder lead there.",
+        "There is no {path}, neither a folder of images nor an archive. The path comes from data.name and data.folder.",
         path=path,
     )

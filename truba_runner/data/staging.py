@@ -82,7 +82,7 @@ def stage(folder: Path, source: Source, origin: str) -> Path:
         OSError: the file cannot be read, downloaded or written, or has the wrong SHA-256.
     """
     if not origin:
-        raise OSError(_("it has no address that a program could fetch it from"))
+        raise OSError(_("it has no address that a program could download it from"))
     path = folder / source.file
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with written_whole(path, durable=False) as file:
@@ -106,9 +106,11 @@ def _download(url: str, file: IO[bytes]) -> None:
             shutil.copyfileobj(answer, file, _CHUNK_BYTES)
             announced = answer.headers.get("Content-Length")
     except HTTPException as error:
-        raise OSError(_("{url} does not answer as a web server should: {error!r}", url=url, error=error)) from error
+        raise OSError(_("{url} sent an invalid HTTP response: {error!r}", url=url, error=error)) from error
     if announced is not None and file.tell() != int(announced):
-        told = _("{url} broke off after {count} of {total} bytes", url=url, count=file.tell(), total=announced)
+        told = _(
+            "the download of {url} stopped after {count} of {total} bytes", url=url, count=file.tell(), total=announced
+        )
         raise OSError(told)
 
 
@@ -124,7 +126,7 @@ def folder_problems(data: Data, source: Source) -> Iterator[Problem]:
         rule = _("there is no folder {folder}.", folder=folder)
         yield Problem(received, rule, _("Put the images there, or set data.folder."))
     elif not (names := image_names.names_in(folder)):
-        rule = _("{folder} has no image in it, nor in a folder under it.", folder=folder)
+        rule = _("there are no images in {folder} or its subfolders.", folder=folder)
         yield Problem(received, rule, _("Put the images there."))
     elif data.label_pattern and (problem := image_names.unlabelled(names, data.label_pattern)):
         yield problem
@@ -135,18 +137,19 @@ def _missing_problem(experiment: Experiment, source: Source, selector: str, erro
     job = next((job for job in jobs(experiment) if weights.source(job) == source), experiment.job)
     path = Path(data.folder) / source.file
     received, chosen = f"data.name={data.name}", ""
-    remedy = _("Fetch {url} on a machine that can, copy it here, and type: {command}")
+    remedy = _("Download {url} on a machine with internet access, copy it here, and type: {command}")
     if source.file.startswith(f"{weights.FOLDER}/"):
         received, chosen = "job.options.pretrained=true", f" job.options.arch={job.options.get('arch')}"
         remedy = _(
-            "Fetch {url} on a machine that can, copy it here, and type: {command}; or set "
-            "job.options.pretrained=false, and train from nothing"
+            "Download {url} on a machine with internet access, copy it here, and type: {command}; or set "
+            "job.options.pretrained=false to train from scratch"
         )
     command = f"python -m truba_runner stage {selector}{chosen} --from {path.name}"
     return Problem(
         received,
         _(
-            "{path} is not there, and the download failed ({error}); a compute node has no network to fetch it.",
+            "{path} does not exist, and the download failed ({error}); compute nodes have no internet access to "
+            "download it.",
             path=path,
             error=error,
         ),

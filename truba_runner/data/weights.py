@@ -45,24 +45,24 @@ def problems(job: Job) -> Iterator[Problem]:
     if not arch.startswith(TIMM):
         if arch not in job.weights:
             known = [name for name in job.weights if name != _ANY_OF_TIMM]
-            remedy = nearest(arch, known) + " " + _("One of timm's is timm/NAME.")
+            remedy = nearest(arch, known) + " " + _("For timm's architectures write timm/NAME.")
             yield Problem(received, _("torchvision has no such architecture."), remedy)
         elif arch.startswith(_UNCUT):
-            rule = _("fastai cannot cut this one into a body and a head.")
+            rule = _("fastai cannot split this architecture into a body and a head.")
             yield Problem(received, rule, _("Choose another."))
         elif job.options.get("pretrained") and not job.weights[arch]:
             yield Problem(
                 received,
-                _("there are no weights that fastai begins from."),
-                _("Choose another, or set job.options.pretrained=false to begin from nothing."),
+                _("fastai has no pretrained weights for it."),
+                _("Choose another, or set job.options.pretrained=false to train from scratch."),
             )
     elif job.options.get("pretrained") and not _url(job):
         yield Problem(
             received,
-            _("weights of timm's are named with a tag, and fetched from the address in job.weights."),
+            _("timm's weights are named with a tag, and downloaded from the address in job.weights."),
             _(
-                "Write it as timm/NAME.TAG, as in timm/convnext_tiny.fb_in22k, or set job.options.pretrained=false to "
-                "begin from nothing."
+                "Write it as timm/NAME.TAG, as in timm/convnext_tiny.fb_in22k, or set job.options.pretrained=false "
+                "to train from scratch."
             ),
         )
 

@@ -24,14 +24,14 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
             f"environment={environment.name}",
             _("a run on this machine trains with the Python that starts it."),
             _(
-                "Leave it out, and start the program with the Python that you mean; or choose a cluster with "
+                "Leave it out, and start the program with the Python that you want; or choose a cluster with "
                 "cluster=NAME."
             ),
         )
         return
     if environment.kind == "module" and not environment.modules:
         remedy = _("Set environment.modules=[NAME/VERSION].")
-        yield Problem("environment.modules", _("there is nothing to load."), remedy)
+        yield Problem("environment.modules", _("it names no module to load."), remedy)
     if environment.kind == "venv":
         yield from _path_problems(
             "environment.venv",
@@ -49,7 +49,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
         for path in environment.binds:
             if "," in path:
                 rule = _("Apptainer takes a comma for the end of a path.")
-                yield Problem(f"environment.binds={path}", rule, _("Name one without."))
+                yield Problem(f"environment.binds={path}", rule, _("Choose a path without a comma."))
 
 
 def _path_problems(key: str, path: str, rule: str, remedy: str) -> Iterator[Problem]:
@@ -58,5 +58,5 @@ def _path_problems(key: str, path: str, rule: str, remedy: str) -> Iterator[Prob
         yield Problem(key, _("it is not set."), remedy)
     elif not path.startswith("/"):
         if "://" in path:
-            rule += " " + _("A compute node has no network to fetch it.")
-        yield Problem(f"{key}={path}", rule, _("Write it out."))
+            rule += " " + _("Compute nodes have no internet access to download it.")
+        yield Problem(f"{key}={path}", rule, _("Write the full path, from / on."))

@@ -71,7 +71,7 @@ def _experiment_problems(experiment: Experiment) -> Iterator[Problem]:
     if sources and experiment.data.name not in sources:
         yield Problem(
             f"data.name={experiment.data.name}",
-            _("the experiment knows no such data (data.sources)."),
+            _("the experiment has no such data (data.sources)."),
             nearest(experiment.data.name, sources),
         )
     yield from at_least("resources.nodes", experiment.resources.nodes, 1)
@@ -104,18 +104,18 @@ def _segment_problems(experiment: Experiment, time_minutes: int) -> Iterator[Pro
     if minutes < _SHORT_MINUTES:
         yield Problem(
             received,
-            _("a job of less than {least} minutes starts, saves and comes no further.", least=_SHORT_MINUTES),
+            _("a job shorter than {least} minutes starts and saves, but makes no progress.", least=_SHORT_MINUTES),
             _("Set resources.segment={least} (minutes) or more.", least=_SHORT_MINUTES),
         )
     elif -(-time_minutes // minutes) > resources.max_requeues + 1:
         yield Problem(
             received,
             _(
-                "{time} of them are more jobs than resources.max_requeues={most} allows.",
+                "resources.time={time} takes more jobs of this length than resources.max_requeues={most} allows.",
                 time=resources.time,
                 most=resources.max_requeues,
             ),
-            _("Make the segment longer, or allow more requeues."),
+            _("Set a larger resources.segment or resources.max_requeues."),
         )
 
 
@@ -123,7 +123,7 @@ def _local_problems(experiment: Experiment) -> Iterator[Problem]:
     if experiment.resources.nodes > 1:
         yield Problem(
             f"resources.nodes={experiment.resources.nodes}",
-            _("a local run has this one machine."),
+            _("a local run uses this machine only."),
             _("Leave resources.nodes out, or choose a cluster with cluster=NAME."),
         )
     traits = TRAITS.get(experiment.job.backend)
@@ -131,7 +131,7 @@ def _local_problems(experiment: Experiment) -> Iterator[Problem]:
         yield Problem(
             f"resources.gpus={experiment.resources.gpus}",
             _(
-                "the {backend} backend runs a process a GPU, and a local run is one process.",
+                "the {backend} backend runs one process per GPU, and a local run is one process.",
                 backend=experiment.job.backend,
             ),
             _("Set resources.gpus=1, or choose a cluster with cluster=NAME."),
@@ -143,12 +143,14 @@ def _warnings(experiment: Experiment, request: Request, login_node: str) -> Iter
     cluster, partition = experiment.cluster, experiment.cluster.partitions.get(request.partition)
     yield from search_warnings(experiment)
     if request.mail_type and cluster.scheduler != "slurm":
-        yield _("resources.mail_type and mail_user: Slurm sends the mails, and this run does not go through it.")
+        yield _(
+            "resources.mail_type and mail_user have no effect: Slurm sends the mails, and this run does not use Slurm."
+        )
     if cluster.scheduler == "slurm" and request.time_minutes < _SHORT_MINUTES:
         yield _(
-            "resources.time={time} is short: a start first imports the framework and reads its data, and is told to "
-            "save {signal} s before the limit, or up to 30 s earlier. A run that comes no further in three starts is "
-            "given up. Set resources.time={least} (minutes) or more.",
+            "resources.time={time} is short: each start first imports the framework and reads the data, and Slurm "
+            "signals it to save {signal} s before the limit, or up to 30 s earlier. A run that makes no progress in "
+            "three starts is stopped. Set resources.time={least} (minutes) or more.",
             time=experiment.resources.time,
             signal=request.signal_seconds,
             least=_SHORT_MINUTES,
@@ -156,7 +158,7 @@ def _warnings(experiment: Experiment, request: Request, login_node: str) -> Iter
     if cluster.account_cores and request.total_cores > cluster.account_cores:
         yield _(
             "{cores} cores are more than the {most} that an account may use at once (cluster.account_cores): the job "
-            "may wait for ever with AssocGrpCpuLimit.",
+            "may stay pending for ever, with the reason AssocGrpCpuLimit.",
             cores=request.total_cores,
             most=cluster.account_cores,
         )
@@ -166,7 +168,7 @@ def _warnings(experiment: Experiment, request: Request, login_node: str) -> Iter
         yield _("{partition} is open to {access}.", partition=request.partition, access=_(partition.access))
     if partition.login_nodes and login_node and login_node not in partition.login_nodes:
         yield _(
-            "{partition} takes jobs from {hosts}; this is {here}.",
+            "{partition} accepts jobs only from {hosts}; this is {here}.",
             partition=request.partition,
             hosts=_(" and ").join(partition.login_nodes),
             here=login_node,

@@ -19,15 +19,15 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     try:
         groups = re.compile(data.label_pattern).groups
     except re.error as error:
-        yield Problem(received, _("it is no regular expression: {error}.", error=error), _like_this())
+        yield Problem(received, _("it is not a valid regular expression: {error}.", error=error), _like_this())
     else:
         if data.label_pattern and not groups:
-            yield Problem(received, _("the label is what its first group (…) matches."), _like_this())
+            yield Problem(received, _("it needs a group (…): the first one matches the label."), _like_this())
     if data.stage_to_node and not data.pack:
         yield Problem(
             "data.stage_to_node=true",
-            _("what is copied to the node's own disk is the packed file; an archive is unpacked there anyway."),
-            _("Add data.pack=true, or leave it out."),
+            _("only a packed file is copied to the node's local disk; an archive is unpacked there anyway."),
+            _("Add data.pack=true, or leave data.stage_to_node out."),
         )
     for key, given in (("pack", data.pack), ("label_pattern", bool(data.label_pattern))):
         if given and experiment.job.backend == "keras":

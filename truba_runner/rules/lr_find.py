@@ -28,11 +28,13 @@ def time_problems(experiment: Experiment) -> Iterator[Problem]:
         yield Problem(received, f"{error}.", forms())
         return
     if minutes < 1:
-        yield Problem(received, _("a finder needs some time."), _("Leave it out: it follows from resources.time."))
+        yield Problem(
+            received, _("it must be 1 minute or more."), _("Leave it out: it is computed from resources.time.")
+        )
     longest = parse_minutes(facts.max_time)
     if experiment.cluster.scheduler == "slurm" and minutes > longest:
         rule = _("{partition} allows {time}.", partition=experiment.resources.partition, time=slurm_time(longest))
-        yield Problem(received, rule, _("Leave it out: it follows from resources.time."))
+        yield Problem(received, rule, _("Leave it out: it is computed from resources.time."))
 
 
 def problems(experiment: Experiment) -> Iterator[Problem]:
@@ -59,14 +61,14 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     if train.scale_learning_rate:
         yield Problem(
             "train.scale_learning_rate=true",
-            _("the finder goes through batches of all GPUs, and finds the rate for those."),
+            _("the finder runs with the batch of all GPUs, so its rate already fits that batch."),
             _("Leave it out."),
         )
     if any(isinstance(stage, Mapping) and "lr_find" in stage for stage in train.recipe):
         yield Problem(
             f"train.lr_find={train.lr_find}",
-            _("train.recipe looks for its rates itself, with stages of its own (lr_find)."),
-            _("Leave train.lr_find and sweep=lr_find out, or take those stages and the rates that refer to them out."),
+            _("train.recipe has its own lr_find stages."),
+            _("Leave train.lr_find and sweep=lr_find out, or remove those stages and the rates that refer to them."),
         )
 
 
@@ -75,7 +77,7 @@ def _rate_problems(text: str) -> Iterator[Problem]:
     try:
         rate = read_rate(f"{FINDER}.{text}")
     except ValueError:
-        rule = _("it is a suggestion of the finder, which may be divided or multiplied.")
+        rule = _("it must be a suggestion of the finder, divided or multiplied by a number if you like.")
         yield Problem(received, rule, _(_EXAMPLE))
         return
     if rate.suggestion not in SUGGESTIONS:

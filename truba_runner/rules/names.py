@@ -20,9 +20,10 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     for key, name in (("name", experiment.name), ("sweep.directory", experiment.sweep.directory)):
         if len(name.encode(errors="replace")) > most:
             rule = _(
-                "a file's name has {most} bytes at the most, and what is made of this one has more.", most=_NAME_BYTES
+                "a file name may have at most {most} bytes, and the file names made from this one would be longer.",
+                most=_NAME_BYTES,
             )
-            yield Problem(_short(key, name), rule, _("Choose one of {most} letters or less.", most=most))
+            yield Problem(_short(key, name), rule, _("Choose a name of at most {most} letters.", most=most))
     for key, path in (
         ("cluster.runs_folder", experiment.cluster.runs_folder),
         ("data.folder", experiment.data.folder),
@@ -32,7 +33,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
         longest = max(len(part.encode(errors="replace")) for part in path.split("/"))
         if longest > _NAME_BYTES or len(path.encode(errors="replace")) > _PATH_BYTES - _WITHIN_BYTES:
             rule = _(
-                "a path has {most} bytes at the most, and each name in it {each}.",
+                "a path may have at most {most} bytes, and each name in it at most {each}.",
                 most=_PATH_BYTES - _WITHIN_BYTES,
                 each=_NAME_BYTES,
             )

@@ -30,12 +30,12 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
             _("Ask for more GPUs on one node with resources.gpus, and resources.nodes=1."),
         )
     if not resources.account:
-        yield Problem(_("no account"), _("every job is charged to one."), _("Set resources.account=ACCOUNT."))
+        yield Problem(_("no account"), _("Slurm charges every job to an account."), _("Set resources.account=ACCOUNT."))
     partition = cluster.partitions.get(resources.partition)
     if partition is None:
         yield Problem(
             "resources.partition=" + (resources.partition or _("(none)")),
-            _("{file} knows no such partition.", file=_where(cluster)),
+            _("{file} has no such partition.", file=_where(cluster)),
             nearest(resources.partition, cluster.partitions),
         )
         return
@@ -57,8 +57,8 @@ def _where(cluster: Cluster, key: str = "") -> str:
 
 def _output_problems(cluster: Cluster) -> Iterator[Problem]:
     if cluster.scratch and not cluster.scratch.startswith("/"):
-        rule = _("jobs start elsewhere than this command, so it has to be a path from / on.")
-        remedy = _("Set cluster.scratch=/FOLDER, or what it is made of: $TRUBA_SCRATCH on TRUBA.")
+        rule = _("jobs start in another folder than this command, so it must be an absolute path, from / on.")
+        remedy = _("Set cluster.scratch=/FOLDER, or the variable that it is read from: $TRUBA_SCRATCH on TRUBA.")
         yield Problem(f"cluster.scratch={cluster.scratch}", rule, remedy)
         return
     folder = normpath(cluster.runs_folder)
@@ -67,7 +67,7 @@ def _output_problems(cluster: Cluster) -> Iterator[Problem]:
         yield Problem(
             received,
             _(
-                "{cluster} wants a job's output and working directory under {scratch} (cluster.scratch).",
+                "{cluster} requires a job's output and working directory to be under {scratch} (cluster.scratch).",
                 cluster=cluster.name,
                 scratch=cluster.scratch,
             ),
@@ -93,7 +93,7 @@ def _constraint_problems(experiment: Experiment, partition: Partition) -> Iterat
         elif partition.feature_required:
             yield Problem(
                 f"resources.partition={resources.partition}",
-                _("a job must say which of its GPUs it wants ({where}).", where=where),
+                _("a job must choose one of its GPU types ({where}).", where=where),
                 choose,
             )
     elif resources.constraint not in valid:
@@ -113,11 +113,11 @@ def _time_problems(experiment: Experiment, facts: Partition) -> Iterator[Problem
     key = "resources.segment" if resources.segment else "resources.time"
     if asked > allowed:
         remedy = marked(
-            "Set resources.time={allowed} or less, the shorter, the sooner a job starts; or "
-            "resources.segment={allowed} for a chain of jobs."
+            "Set resources.time={allowed} or less (shorter jobs start sooner), or resources.segment={allowed} for a "
+            "chain of jobs."
         )
         if resources.segment:
-            remedy = marked("Set resources.segment={allowed} or less, the shorter, the sooner a job starts.")
+            remedy = marked("Set resources.segment={allowed} or less; shorter jobs start sooner.")
         yield Problem(
             f"{key}={resources.segment or resources.time}",
             _(
@@ -139,14 +139,14 @@ def _signal_problems(signal_seconds: int, time_minutes: int, key: str) -> Iterat
         yield Problem(
             received,
             _("a run needs {least} s or more to save before its time limit.", least=_LEAST_SIGNAL_SECONDS),
-            _("Leave it out: 90 s, or half of a shorter limit."),
+            _("Leave it out: the default is 90 s, or half of the time limit where that is less."),
         )
     elif time_minutes > 0 and 2 * signal_seconds > 60 * time_minutes:
         yield Problem(
             received,
             _(
-                "it may be half of the time limit at most, here {most} s: a run is stopped so long before the limit, "
-                "and has to come further until then.",
+                "it may be at most half of the time limit, here {most} s: a run is stopped this long before the "
+                "limit, and must make progress before that.",
                 most=30 * time_minutes,
             ),
             _(
@@ -163,7 +163,7 @@ def _node_problems(experiment: Experiment, facts: Partition) -> Iterator[Problem
     if facts.nodes and resources.nodes > facts.nodes:
         yield Problem(
             f"resources.nodes={resources.nodes}",
-            _("{partition} has {nodes}.", partition=name, nodes=facts.nodes),
+            _("{partition} has {nodes} nodes.", partition=name, nodes=facts.nodes),
             _("Set resources.nodes={nodes} or less.", nodes=facts.nodes),
         )
     if resources.cores is not None and not 1 <= resources.cores <= facts.cores_per_node:
@@ -210,7 +210,7 @@ def _gpu_problems(experiment: Experiment, facts: Partition) -> Iterator[Problem]
         yield Problem(
             f"resources.cores={cores}",
             _(
-                "{partition} wants cores in multiples of {cores} and at least {cores} per GPU ({where}).",
+                "{partition} requires cores in multiples of {cores}, at least {cores} per GPU ({where}).",
                 partition=name,
                 cores=facts.cores_per_gpu,
                 where=_where(experiment.cluster, "cores_per_gpu"),
@@ -222,7 +222,7 @@ def _gpu_problems(experiment: Experiment, facts: Partition) -> Iterator[Problem]
         yield Problem(
             f"resources.cores={cores}",
             _(
-                "the {backend} backend runs {tasks} tasks on a node, and each has as many cores.",
+                "the {backend} backend runs {tasks} tasks on a node, and each needs the same number of cores.",
                 backend=experiment.job.backend,
                 tasks=tasks,
             ),

@@ -40,11 +40,11 @@ def problems(recipe: Sequence[Any], epochs: int, learning_rate: float | None = N
             finds.append(str(options.get("name")))
     if recipe and not any(isinstance(length, int) for length in lengths):
         remedy = _("Add one, for example {stage}.", stage="{fit_one_cycle: {epochs: 3}}")
-        yield Problem("train.recipe", _("no stage of it trains."), remedy)
+        yield Problem("train.recipe", _("none of its stages trains."), remedy)
     if lengths and epochs != 1 and epochs not in lengths:
         yield Problem(
             f"train.epochs={epochs}",
-            _("the stages of train.recipe say how long they are, and none of them takes this number."),
+            _("the stages of train.recipe have their own epochs, and none of them uses this number."),
             _(
                 "Set train.epochs={epochs}, or write {setting} in a stage.",
                 epochs=lengths[-1],
@@ -54,7 +54,7 @@ def problems(recipe: Sequence[Any], epochs: int, learning_rate: float | None = N
     if rates and learning_rate is not None and learning_rate not in rates:
         yield Problem(
             f"train.learning_rate={learning_rate:g}",
-            _("the stages of train.recipe have rates of their own, and none of them takes this one."),
+            _("the stages of train.recipe have their own rates, and none of them uses this one."),
             _("Leave it out, or write {setting} in a stage.", setting="lr: ${train.learning_rate}"),
         )
 
@@ -81,8 +81,12 @@ def stage_problems(place: str, name: str, options: Mapping[str, Any], finds: Seq
         if all(isinstance(rate, int | float) for rate in (first, last)) and not first < last:
             yield Problem(
                 f"{place}: start_lr={first:g}, end_lr={last:g}",
-                _("lr_find raises the rate from start_lr to end_lr, which is larger."),
-                _("Left out they are {first:g} and {last:g}.", first=RAMP["start_lr"], last=RAMP["end_lr"]),
+                _("lr_find raises the rate from start_lr to end_lr, so end_lr must be larger."),
+                _(
+                    "Leave them out for the defaults, {first:g} and {last:g}.",
+                    first=RAMP["start_lr"],
+                    last=RAMP["end_lr"],
+                ),
             )
 
 
@@ -101,18 +105,21 @@ def _name_problems(place: str, value: Any, finds: Sequence[str]) -> Iterator[Pro
 def _number_problems(place: str, key: str, value: Any, kind: type) -> Iterator[Problem]:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is int and not (isinstance(value, int) and number and value >= 1):
-        yield Problem(f"{place}={value}", _("it is a whole number, 1 or more."), _write(f"{key}: 3"))
+        yield Problem(f"{place}={value}", _("it must be a whole number, 1 or more."), _write(f"{key}: 3"))
     elif kind is float and not (number and (value > 0 or (key == "wd" and value == 0))):
-        yield Problem(f"{place}={value}", _("it is a positive number."), _("Leave it out for fastai's own."))
+        yield Problem(f"{place}={value}", _("it must be a positive number."), _("Leave it out for fastai's default."))
     elif key == "pct_start" and not value < 1:
-        rule = _("it is the share of the steps in which the rate rises.")
+        rule = _("it must be below 1: it is the share of the steps in which the rate rises.")
         yield Problem(f"{place}={value}", rule, _write("0.25"))
 
 
 def _rate_problems(place: str, value: Any, finds: Sequence[str], pair: bool) -> Iterator[Problem]:
     listed = isinstance(value, Sequence) and not isinstance(value, str)
     if listed and (not pair or len(value) != 2):
-        pairs, single = _("a list of rates has two, for the first layers and the last."), _("it takes a single rate.")
+        pairs, single = (
+            _("a list must have two rates, for the first layers and the last."),
+            _("it takes a single rate."),
+        )
         yield Problem(f"{place}={value}", pairs if pair else single, _write("[1e-6, 1e-4]" if pair else "1e-3"))
         return
     for one in value if listed else [value]:
@@ -121,8 +128,8 @@ def _rate_problems(place: str, value: Any, finds: Sequence[str], pair: bool) -> 
         except (TypeError, ValueError):
             yield Problem(
                 f"{place}={one}",
-                _("a rate is a positive number, or what an earlier lr_find suggests."),
-                _("Write 1e-3, find.valley or find.valley/10, after {stage}.", stage="{lr_find: {name: find}}"),
+                _("a rate must be a positive number, or a suggestion of an earlier lr_find."),
+                _("Write 1e-3 or, after {stage}, find.valley or find.valley/10.", stage="{lr_find: {name: find}}"),
             )
             continue
         if rate.find and rate.find not in finds:

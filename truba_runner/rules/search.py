@@ -18,7 +18,7 @@ _EXAMPLE = marked("Write for example {choice: [0.1, 0.01]} or {int: {min_value: 
 
 # Settings of sweeps with -m that a search does not take, each with its alternative.
 _OF_MANY_RUNS = {
-    "max_parallel": marked("Set sweep.workers: so many trials run at once."),
+    "max_parallel": marked("Set sweep.workers, the number of trials that run at once."),
     "canary": marked("Leave it out: three failures in a row end a search (sweep.max_consecutive_failed_trials)."),
     "pack": marked("Leave it out; sweep.workers says how many trials run at once."),
     "share_gpus": marked("Leave it out."),
@@ -46,25 +46,27 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
         remedy = _("Set sweep.{key}={least}.", key=key, least=least)
         yield from at_least(f"sweep.{key}", getattr(sweep, key), least, remedy)
     if not sweep.objective:
-        yield Problem("sweep.objective=", _("a search needs a metric to go by."), _("Set sweep.objective=val_loss."))
+        yield Problem(
+            "sweep.objective=", _("a search needs a metric to compare trials by."), _("Set sweep.objective=val_loss.")
+        )
     if "/" in sweep.directory or sweep.directory.startswith("."):
         yield Problem(
             f"sweep.directory={sweep.directory}",
-            _("it is a folder's name in cluster.runs_folder."),
-            _("Leave out the path."),
+            _("it must be the name of a folder in cluster.runs_folder."),
+            _("Write the name without a path."),
         )
     ordinary = Sweep()
     for key, remedy in _OF_MANY_RUNS.items():
         if getattr(sweep, key) != getattr(ordinary, key):
             yield Problem(
                 f"sweep.{key}={getattr(sweep, key)}",
-                _("a search (sweep={kind}) hands out its trials itself.", kind=sweep.kind),
+                _("a search (sweep={kind}) distributes its trials itself.", kind=sweep.kind),
                 _(remedy),
             )
     if experiment.resources.nodes > 1:
         yield Problem(
             f"resources.nodes={experiment.resources.nodes}",
-            _("a worker of a search trains on one node, and there are as many as sweep.workers says."),
+            _("each worker of a search trains on one node, and sweep.workers is the number of workers."),
             _("Set resources.nodes=1."),
         )
     yield from _backend_problems(experiment)
@@ -78,8 +80,11 @@ def _backend_problems(experiment: Experiment) -> Iterator[Problem]:
     if backend in TRAITS and TRAITS[backend].task_per_gpu and experiment.resources.gpus > 1:
         yield Problem(
             f"resources.gpus={experiment.resources.gpus}",
-            _("a worker of a search is one process, and the {backend} backend has one for each GPU.", backend=backend),
-            _("Set resources.gpus=1, and more of sweep.workers."),
+            _(
+                "a worker of a search is one process, and the {backend} backend starts one for each GPU.",
+                backend=backend,
+            ),
+            _("Set resources.gpus=1, and a larger sweep.workers."),
         )
     if backend != "fastai":
         return
@@ -89,8 +94,8 @@ def _backend_problems(experiment: Experiment) -> Iterator[Problem]:
         if "." not in str(name):
             yield Problem(
                 f"sweep.space.{name}",
-                _("no build_model(hp) asks for it: the backend is fastai."),
-                _("Write it as job.options.{name}, which build_learner is given.", name=name),
+                _("a name without a dot is for build_model(hp) of Keras, and the backend is fastai."),
+                _("Write it as job.options.{name}: build_learner receives that.", name=name),
             )
 
 
@@ -100,8 +105,8 @@ def warnings(experiment: Experiment) -> Iterator[str]:
     if sweep.kind == "hyperband" and sweep.max_trials is not None:
         yield (
             _(
-                "sweep.max_trials={max_trials} is left out: Keras Tuner's Hyperband takes no such argument, its number "
-                "of trials follows from max_epochs, factor and hyperband_iterations.",
+                "sweep.max_trials={max_trials} is ignored: Keras Tuner's Hyperband takes no such argument; "
+                "max_epochs, factor and hyperband_iterations determine its number of trials.",
                 max_trials=sweep.max_trials,
             )
         )
@@ -112,7 +117,9 @@ def warnings(experiment: Experiment) -> Iterator[str]:
 def _entry_problems(experiment: Experiment, name: str, entry: Any) -> Iterator[Problem]:
     where = f"sweep.space.{name}"
     if not isinstance(entry, Mapping) or len(entry) != 1 or next(iter(entry)) not in ARGUMENTS:
-        yield Problem(where, _("it is one of {kinds} with its arguments.", kinds=", ".join(ARGUMENTS)), _(_EXAMPLE))
+        yield Problem(
+            where, _("it must be one of {kinds}, with its arguments.", kinds=", ".join(ARGUMENTS)), _(_EXAMPLE)
+        )
         return
     ((kind, given),) = entry.items()
     if given is not None and not isinstance(given, Mapping) and not (kind == "choice" and isinstance(given, list)):
@@ -142,9 +149,7 @@ def _name_problems(experiment: Experiment, name: str) -> Iterator[Problem]:
     if not dot or name.startswith(OPEN):
         return
     if section not in SECTIONS:
-        yield Problem(
-            f"sweep.space.{name}", _("it is no setting that a network is trained by."), nearest(section, SECTIONS)
-        )
+        yield Problem(f"sweep.space.{name}", _("it is not a setting of the training."), nearest(section, SECTIONS))
         return
     valid = [field.name for field in dataclasses.fields(getattr(experiment, section))]
     if key not in valid:
@@ -157,9 +162,9 @@ def hyperband_problems(stages: Sequence[Any]) -> Iterator[Problem]:
     if not isinstance(last, Mapping) or next(iter(last), "") not in recipe.TRAINING:
         yield Problem(
             "sweep=hyperband",
-            _("it decides how many epochs the last stage of train.recipe has, and {last} has none.", last=last),
+            _("Hyperband sets the epochs of the last stage of train.recipe, and {last} has none.", last=last),
             _(
-                "End the recipe with one that trains: {methods}; or choose random, bayesian or grid.",
+                "End the recipe with a stage that trains: {methods}; or choose random, bayesian or grid.",
                 methods=", ".join(recipe.TRAINING),
             ),
         )

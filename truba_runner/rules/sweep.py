@@ -39,7 +39,7 @@ def problems(experiment: Experiment, request: Request) -> Iterator[Problem]:
     """Report problems of the sweep's settings; `request` is the valid request of one run."""
     sweep = experiment.sweep
     yield from at_least("sweep.max_parallel", sweep.max_parallel, 1, _("Leave it out."))
-    yield from at_least("sweep.pack", sweep.pack, 1, _("Leave it out: a run a job."))
+    yield from at_least("sweep.pack", sweep.pack, 1, _("Leave it out to train one run per job."))
     if sweep.max_parallel is not None and 1 <= sweep.max_parallel < sweep.pack:
         yield Problem(
             f"sweep.max_parallel={sweep.max_parallel}",
@@ -63,27 +63,33 @@ def warnings(experiment: Experiment) -> Iterator[str]:
     keys = [key for key in ("max_parallel", "canary", "pack") if getattr(sweep, key) != getattr(ordinary, key)]
     if keys and experiment.cluster.scheduler != "slurm":
         named = ", ".join(f"sweep.{key}" for key in keys)
-        yield _("{keys}: on this machine the runs train one after the other.", keys=named)
+        yield _("{keys}: no effect, as on this machine the runs train one after the other.", keys=named)
     if sweep.finder_time and sweep.kind != lr_find.KIND:
-        yield _("sweep.finder_time={time}: only sweep=lr_find starts a finder before each run.", time=sweep.finder_time)
+        yield _(
+            "sweep.finder_time={time}: no effect, as only sweep=lr_find starts a finder before each run.",
+            time=sweep.finder_time,
+        )
 
 
 def _finder_problems(experiment: Experiment) -> Iterator[Problem]:
     """Report settings that conflict with a finder before each run: each finder starts exactly one run."""
     sweep = experiment.sweep
     if sweep.canary:
-        rule = _("with sweep=lr_find each run has a finder that goes ahead of it.")
+        rule = _("with sweep=lr_find a finder runs before each run.")
         yield Problem("sweep.canary=true", rule, _("Leave it out: a run whose finder fails does not start."))
     if sweep.pack > 1:
         rule = _("with sweep=lr_find each run starts when its own finder is done.")
-        remedy = _("Leave sweep.pack out; or leave sweep=lr_find out and set train.lr_find, and each run looks itself.")
+        remedy = _(
+            "Leave sweep.pack out; or leave sweep=lr_find out and set train.lr_find: then each run finds its rate "
+            "itself."
+        )
         yield Problem(f"sweep.pack={sweep.pack}", rule, remedy)
 
 
 def _packing_problems(experiment: Experiment, request: Request) -> Iterator[Problem]:
     received, name = f"sweep.pack={experiment.sweep.pack}", request.partition
     if request.nodes > 1:
-        rule = _("a run of {count} nodes shares them with no other.", count=request.nodes)
+        rule = _("a run of {count} nodes cannot share them with other runs.", count=request.nodes)
         yield Problem(received, rule, _("Leave sweep.pack out."))
         return
     if request.tasks_per_node > 1:
@@ -106,12 +112,13 @@ def _packing_problems(experiment: Experiment, request: Request) -> Iterator[Prob
         if has and asked > has:
             less = _("Set sweep.pack={most} or less.", most=int(has // one))
             share = _(
-                "Set sweep.pack={most} or less, or let them share with sweep.share_gpus=true.", most=int(has // one)
+                "Set sweep.pack={most} or less, or let the runs share GPUs with sweep.share_gpus=true.",
+                most=int(has // one),
             )
             yield Problem(
                 received,
                 _(
-                    "so many runs ask for {asked:g} {unit} together, and a node of {partition} has {has:g}.",
+                    "these runs together ask for {asked:g} {unit}, and a node of {partition} has {has:g}.",
                     asked=asked,
                     unit=unit,
                     partition=name,

@@ -16,11 +16,11 @@ _MOST_PROFILED_STEPS = 100
 
 def problems(settings: TensorBoard) -> Iterator[Problem]:
     """Report problems of the TensorBoard settings, on any cluster."""
-    by_epoch = _("Leave it out, or set it to null: then there are curves by epoch alone.")
+    by_epoch = _("Leave it out, or set it to null: then curves are written by epoch only.")
     yield from at_least("tensorboard.every_steps", settings.every_steps, 1, by_epoch)
     if not settings.sync_seconds >= _LEAST_SECONDS:
-        rule = _("the shared disk is written to every {least:g} s at most.", least=_LEAST_SECONDS)
-        remedy = _("Leave it out (30), or write there at once with tensorboard.node_local=false.")
+        rule = _("the shared disk is written at most once every {least:g} s.", least=_LEAST_SECONDS)
+        remedy = _("Leave it out (default: 30), or write there directly with tensorboard.node_local=false.")
         yield Problem(f"tensorboard.sync_seconds={settings.sync_seconds:g}", rule, remedy)
     if settings.profile_steps:
         yield from _profile_problems(settings.profile_steps)
@@ -33,9 +33,9 @@ def problems(settings: TensorBoard) -> Iterator[Problem]:
 def _profile_problems(steps: list[int]) -> Iterator[Problem]:
     received = f"tensorboard.profile_steps={steps}"
     if len(steps) != 2 or steps[0] > steps[1]:
-        yield Problem(received, _("it is the first and the last step of the profile."), _("Write it as [10,20]."))
+        yield Problem(received, _("it must be the first and the last step of the profile."), _("Write it as [10,20]."))
     elif steps[0] < 2:
-        rule = _("the first step compiles, and is no example of the others.")
+        rule = _("the first step also compiles the model, so it is not typical of the others.")
         yield Problem(
             received,
             rule,
@@ -43,7 +43,7 @@ def _profile_problems(steps: list[int]) -> Iterator[Problem]:
         )
     elif steps[1] - steps[0] >= _MOST_PROFILED_STEPS:
         rule = _(
-            "it may have {most} steps at most: every operation of each of them is in the file.",
+            "it may have at most {most} steps: the file contains every operation of each step.",
             most=_MOST_PROFILED_STEPS,
         )
         remedy = _("Set tensorboard.profile_steps=[{first},{last}].", first=steps[0], last=steps[0] + 10)

@@ -31,7 +31,7 @@ MAIL_TYPES = (
 _NOT_FASTAI = {
     "optimizer": marked("Pass opt_func to the Learner in the job's build_learner."),
     "loss": marked(
-        "fastai chooses one that fits the labels; for another pass loss_func to the Learner in build_learner."
+        "fastai chooses a loss that fits the labels; for another, pass loss_func to the Learner in build_learner."
     ),
     "loss_weights": marked("Pass loss_func to the Learner in the job's build_learner."),
     "class_weight": marked("Pass loss_func=CrossEntropyLossFlat(weight=…) to the Learner in build_learner."),
@@ -58,7 +58,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
         yield Problem(
             "checkpoint.verify=true",
             _(
-                "{count} processes would train this network together, and only a single one can be verified.",
+                "{count} processes would train this network together, and only a run of one process can be verified.",
                 count=count,
             ),
             _("Verify it once with resources.nodes=1 and, with fastai, resources.gpus=1; then leave it out."),
@@ -69,15 +69,18 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
         yield Problem(
             f"train.learning_rate={train.learning_rate}",
             _("it must be positive."),
-            _("Leave it out for the optimizer's own."),
+            _("Leave it out for the optimizer's default rate."),
         )
-    many = _("Leave it out for as many as the data has.")
+    many = _("Leave it out for as many steps as the data has.")
     yield from at_least("train.steps_per_epoch", train.steps_per_epoch, 1, many)
     if train.scale_learning_rate and train.batch_scaling == "global":
         yield Problem(
             "train.scale_learning_rate=true",
-            _("the learning rate is scaled where the batch grows with the GPUs, and this one is kept."),
-            _("Add train.batch_scaling=per_replica, or leave it out."),
+            _(
+                "the learning rate is scaled only where the batch grows with the GPUs; with "
+                "train.batch_scaling=global it does not."
+            ),
+            _("Add train.batch_scaling=per_replica, or leave train.scale_learning_rate out."),
         )
     for kind in experiment.resources.mail_type.upper().split(",") if experiment.resources.mail_type else ():
         yield from one_of("resources.mail_type", kind, MAIL_TYPES)
@@ -85,7 +88,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     if experiment.notify.webhook and (webhook.scheme not in {"http", "https"} or not webhook.netloc):
         yield Problem(
             f"notify.webhook={experiment.notify.webhook}",
-            _("it is no address of a web server."),
+            _("it is not the address of a web server."),
             _("Write it as https://HOST/PATH."),
         )
 
@@ -97,7 +100,7 @@ def _checkpoint_problems(checkpoint: Checkpoint) -> Iterator[Problem]:
     if checkpoint.every_minutes is not None and not checkpoint.every_minutes > 0:
         yield Problem(f"checkpoint.every_minutes={checkpoint.every_minutes:g}", _("it must be positive."), never)
     if checkpoint.keep < 1:
-        rule = _("without the newest checkpoint an interrupted run has nothing to go on from.")
+        rule = _("without its newest checkpoint an interrupted run cannot resume.")
         yield Problem(f"checkpoint.keep={checkpoint.keep}", rule, _("Set checkpoint.keep=1 or more."))
 
 
@@ -109,10 +112,10 @@ def _backend_problems(experiment: Experiment) -> Iterator[Problem]:
         for field in fields(Train):
             value = getattr(train, field.name)
             if field.name in _NOT_FASTAI and value != getattr(defaults, field.name):
-                rule = _("the fastai backend has no use for it.")
+                rule = _("the fastai backend does not use it.")
                 yield Problem(f"train.{field.name}={value}", rule, _(_NOT_FASTAI[field.name]))
         if not isinstance(train.metrics, (list, type(None))):
-            rule = _("with the fastai backend it is a list.")
+            rule = _("with the fastai backend it must be a list.")
             yield Problem(f"train.metrics={train.metrics}", rule, _("Write it as {examples}.", examples="[accuracy]"))
         if data.preprocessing != "async":
             rule = _("the job's data_block says how fastai prepares its examples.")
@@ -124,14 +127,14 @@ def _backend_problems(experiment: Experiment) -> Iterator[Problem]:
     else:
         for key, given in (("train.recipe", bool(train.recipe)), ("data.workers", data.workers is not None)):
             if given:
-                rule = _("it is fastai's, and the backend is {backend}.", backend=experiment.job.backend)
+                rule = _("it is a setting of fastai, and the backend is {backend}.", backend=experiment.job.backend)
                 yield Problem(key, rule, _("Leave it out, or set job.backend=fastai."))
         if not isinstance(train.metrics, (list, Mapping, type(None))):
-            rule = _("it is a list, or a mapping of the network's outputs.")
+            rule = _("it must be a list, or a mapping from the network's outputs to lists.")
             examples = _(" or ").join(("train.metrics=[accuracy]", "'train.metrics={kind: [accuracy]}'"))
             yield Problem(f"train.metrics={train.metrics}", rule, _("Write it as {examples}.", examples=examples))
         if train.class_weight not in (None, "balanced") and not isinstance(train.class_weight, Mapping):
-            rule = _("it is balanced, or a mapping of classes.")
+            rule = _("it must be balanced, or a mapping from classes to weights.")
             remedy = _(
                 "Write it as {examples}.",
                 examples=_(" or ").join(("train.class_weight=balanced", "'train.class_weight={0: 1.0, 1: 50.0}'")),
@@ -147,7 +150,7 @@ def batch_problems(experiment: Experiment) -> Iterator[Problem]:
     yield Problem(
         f"train.batch_size={size}",
         _(
-            "it does not divide among {devices} devices, and each has to get the same number of examples of a batch.",
+            "it is not divisible by the {devices} devices, and each must get the same number of examples of a batch.",
             devices=devices,
         ),
         _(

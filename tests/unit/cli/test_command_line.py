@@ -50,7 +50,7 @@ REFUSALS = [
     (["+experiment=mnist", "resources.time=soon", "cluster=truba"], "Write it as 90 (minutes)"),
     (["+experiment=mnist", "cluster=turba"], "Did you mean truba?"),
     (["+experiment=mnist", "job.module=mnits"], "Did you mean mnist?"),
-    (["+experiment=mnist", "train.seed=[1"], "train.seed=[1: it is no KEY=VALUE"),
+    (["+experiment=mnist", "train.seed=[1"], "train.seed=[1: it is not a valid KEY=VALUE"),
     (["experiment=mnist"], "+experiment=mnist"),
     (["+experiment=mnist", "+train.epoch=3"], "train.epoch: there is no such key. Did you mean epochs?"),
     (["+experiment=mnist", "environment.modules=a/1"], "environment.modules: it takes a list. Write it in brackets: "),
@@ -87,8 +87,8 @@ IN_TURKISH = [
         ["+experiment=mnist", "cluster=truba", "resources.gpus=9", "resources.time=9d"],
         [
             "resources.time=9d: akya-cuda kuyruğu en çok 3-00:00:00 süreye izin verir (conf/cluster/truba.yaml "
-            "(max_time)). resources.time=3-00:00:00 ya da daha kısasını verin; ne kadar kısaysa iş o kadar erken "
-            "başlar. Ya da işler zinciri için resources.segment=3-00:00:00 verin.",
+            "(max_time)). resources.time=3-00:00:00 ya da daha azını verin (kısa işler daha erken başlar) veya iş "
+            "zinciri için resources.segment=3-00:00:00 verin.",
             "resources.gpus=9: akya-cuda kuyruğunun bir düğümünde 4 GPU var. resources.gpus=4 ya da daha azını verin "
             "(düğüm başına sayılır).",
         ],
@@ -97,7 +97,7 @@ IN_TURKISH = [
         ["+experiment=mnist", "resources.gpu=2", "data.workers=3"],
         [
             "resources.gpu: böyle bir anahtar yok. Şunu mu demek istediniz: gpus?",
-            "data.workers: fastai'nindir, arka uç ise keras. Bunu vermeyin ya da job.backend=fastai verin.",
+            "data.workers: bu bir fastai ayarıdır, arka uç ise keras. Bunu vermeyin ya da job.backend=fastai verin.",
         ],
     ),
     (
@@ -198,7 +198,7 @@ BROKEN_CONFIGS = [
     ("experiment/own.yaml", b"# @package _global_\nname: own\na: [\n", "own.yaml:"),
     ("experiment/own.yaml", b"# @package _global_\nname: own\ntrain: {epohcs: 3}\n", "Did you mean epochs?"),
     ("experiment/own.yaml", b"# @package _global_\nname: \xff\xfe\n", "not UTF-8"),
-    ("config.yaml", b"db: {driver: mysql}\n", "another project's?"),
+    ("config.yaml", b"db: {driver: mysql}\n", "It may belong to another project"),
 ]
 
 

@@ -315,7 +315,7 @@ def test_a_node_whose_own_disk_takes_nothing(tmp_path: Path, monkeypatch: pytest
     full.append(temporary)
     with (
         SubmittedCode() as code,
-        pytest.raises(Failed, match="code-.*: No space left on device.* node's own disk") as failed,
+        pytest.raises(Failed, match="code-.*: No space left on device.* the node's local disk") as failed,
     ):
         code._written(files, scratch, "project")
     assert not [*scratch.iterdir(), *temporary.iterdir()]

@@ -46,15 +46,15 @@ def test_what_is_asked_for_is_read_as_in_a_recipe(experiment: Compose) -> None:
 
 WRONG = [
     (["train.lr_find=vally"], "train.lr_find=vally: lr_find suggests no such rate. Did you mean valley?"),
-    (["train.lr_find=valley/0"], "train.lr_find=valley/0: it is a suggestion of the finder, which may be divided"),
-    (["train.lr_find=0.1"], "train.lr_find=0.1: it says which of the finder's suggestions is the learning rate."),
-    (["train.lr_find={num_it: 5}"], "it says which of the finder's suggestions is the learning rate."),
+    (["train.lr_find=valley/0"], "train.lr_find=valley/0: it must be a suggestion of the finder, divided"),
+    (["train.lr_find=0.1"], "train.lr_find=0.1: it must name the finder's suggestion that becomes"),
+    (["train.lr_find={num_it: 5}"], "it must name the finder's suggestion that becomes the learning rate."),
     (["train.lr_find={rate: valley, num_itt: 5}"], "lr_find has no such setting. Did you mean num_it?"),
-    (["train.lr_find={rate: valley, num_it: 0.5}"], "train.lr_find.num_it=0.5: it is a whole number"),
+    (["train.lr_find={rate: valley, num_it: 0.5}"], "train.lr_find.num_it=0.5: it must be a whole number"),
     (["train.lr_find=valley", "train.learning_rate=0.1"], "train.learning_rate=0.1: train.lr_find=valley finds the"),
     (
         ["train.lr_find=valley", "train.scale_learning_rate=true", "train.batch_scaling=per_replica"],
-        "the finder goes through batches of all GPUs",
+        "the finder runs with the batch of all GPUs",
     ),
     (
         ["sweep=random", "train.lr_find=valley", "+sweep.space={train.learning_rate: {choice: [0.1, 0.2]}}"],
@@ -73,13 +73,13 @@ def test_what_it_may_not_say(experiment: Compose, overrides: list[str], words: s
 
 def test_a_recipe_with_finders_of_its_own_is_refused_and_one_without_takes_the_rate(experiment: Compose) -> None:
     both = lr_find.with_default(experiment("sweep=lr_find", name="pets_two_stage"))
-    with pytest.raises(Refused, match=r"train.lr_find=valley: train.recipe looks for its rates itself, with stages of"):
+    with pytest.raises(Refused, match=r"train.lr_find=valley: train.recipe has its own lr_find stages"):
         plan(both)
     plan(lr_find.with_default(experiment("sweep=lr_find", name="pets")))
 
 
 @pytest.mark.parametrize(
-    ("asked", "words"), [("canary=true", "each run has a finder that goes ahead"), ("pack=2", "its own finder is done")]
+    ("asked", "words"), [("canary=true", "a finder runs before each run"), ("pack=2", "its own finder is done")]
 )
 def test_what_does_not_go_with_a_job_before_each_run(experiment: Compose, asked: str, words: str) -> None:
     one = experiment("sweep=lr_find", f"sweep.{asked}")
@@ -89,7 +89,7 @@ def test_what_does_not_go_with_a_job_before_each_run(experiment: Compose, asked:
 
 def test_a_finders_time_where_there_is_none_is_told(experiment: Compose) -> None:
     (told,) = rules.warnings(experiment("sweep.finder_time=30m"))
-    assert "sweep.finder_time=30m: only sweep=lr_find starts a finder" in told
+    assert "sweep.finder_time=30m: no effect, as only sweep=lr_find starts a finder" in told
     assert not list(rules.warnings(experiment("sweep=lr_find", "sweep.finder_time=30m")))
 
 
@@ -179,7 +179,8 @@ def test_a_long_warning_of_the_limit_leaves_a_finder_half_of_its_time(experiment
 
 
 @pytest.mark.parametrize(
-    ("time", "words"), [("soon", "none of the forms"), ("0", "needs some time"), ("4d", "akya-cuda allows 3-00:00:00")]
+    ("time", "words"),
+    [("soon", "not a valid duration"), ("0", "must be 1 minute or more"), ("4d", "akya-cuda allows 3-00:00:00")],
 )
 def test_a_finder_time_that_cannot_be(experiment: Compose, time: str, words: str) -> None:
     one = lr_find.with_default(experiment("sweep=lr_find", f"sweep.finder_time={time}"))

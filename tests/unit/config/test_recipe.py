@@ -79,21 +79,21 @@ FIND = {"lr_find": {"name": "find"}}
         (7, "train.recipe[1]=7: a stage is a name"),
         ({"fit": {"epochs": 1}, "freeze": None}, "a stage is a name, or a name with its settings"),
         ({"fit_one_cycle": {"lr": 1e-3}}, "train.recipe[1].fit_one_cycle.epochs: it is missing"),
-        ({"fit_one_cycle": {"epochs": 0}}, "fit_one_cycle.epochs=0: it is a whole number, 1 or more"),
-        ({"fit_one_cycle": {"epochs": 1.5}}, "epochs=1.5: it is a whole number"),
+        ({"fit_one_cycle": {"epochs": 0}}, "fit_one_cycle.epochs=0: it must be a whole number, 1 or more"),
+        ({"fit_one_cycle": {"epochs": 1.5}}, "epochs=1.5: it must be a whole number"),
         ({"fit_one_cycle": {"epochs": 1, "pct_stat": 0.3}}, "has no such setting. Did you mean pct_start?"),
         ({"fit_one_cycle": {"epochs": 1, "pct_start": 1.0}}, "the share of the steps"),
-        ({"fit_one_cycle": {"epochs": 1, "lr": -1}}, "lr=-1: a rate is a positive number"),
-        ({"fit_one_cycle": {"epochs": 1, "lr": True}}, "a rate is a positive number"),
-        ({"fit_one_cycle": {"epochs": 1, "lr": "find.valley/0"}}, "a rate is a positive number"),
-        ({"fit_one_cycle": {"epochs": 1, "lr": [1e-3]}}, "a list of rates has two"),
+        ({"fit_one_cycle": {"epochs": 1, "lr": -1}}, "lr=-1: a rate must be a positive number"),
+        ({"fit_one_cycle": {"epochs": 1, "lr": True}}, "a rate must be a positive number"),
+        ({"fit_one_cycle": {"epochs": 1, "lr": "find.valley/0"}}, "a rate must be a positive number"),
+        ({"fit_one_cycle": {"epochs": 1, "lr": [1e-3]}}, "a list must have two rates"),
         ({"fit_one_cycle": {"epochs": 1, "lr": "fid.valley"}}, "no lr_find named fid comes before it. Did you mean"),
         ({"fit_one_cycle": {"epochs": 1, "lr": [1e-6, "find.vally"]}}, "no such rate. Did you mean valley"),
         ({"fine_tune": {"epochs": 1, "base_lr": [1e-6, 1e-4]}}, "it takes a single rate"),
         ({"lr_find": {"name": "find"}}, "an earlier lr_find has this name. Write name: find2."),
         ({"lr_find": {"name": "a b"}}, "letters, digits and '_' only"),
         ({"lr_find": {"name": "f", "start_lr": 0.1, "end_lr": 0.01}}, "start_lr=0.1, end_lr=0.01: lr_find raises"),
-        ({"lr_find": {"name": "f", "start_lr": 10}}, "Left out they are 1e-07 and 10."),
+        ({"lr_find": {"name": "f", "start_lr": 10}}, "Leave them out for the defaults, 1e-07 and 10."),
         ({"lr_find": {}}, "lr_find.name: it is missing. Write lr_find: {name: find}."),
         ({"resize": {"batch_size": 8}}, "resize.size: it is missing"),
     ],
@@ -110,7 +110,7 @@ def test_a_rate_that_is_found_too_late() -> None:
 
 
 def test_a_recipe_has_to_train_and_to_heed_the_epochs_that_are_set() -> None:
-    assert "no stage of it trains" in str(next(recipe_rules.problems([FIND], epochs=1)))
+    assert "none of its stages trains" in str(next(recipe_rules.problems([FIND], epochs=1)))
     assert not list(recipe_rules.problems([{"fine_tune": {"epochs": 5}}], epochs=5))
     (problem,) = recipe_rules.problems([{"fine_tune": {"epochs": 2}}], epochs=5)
     assert "Set train.epochs=2, or write epochs: ${train.epochs}" in str(problem)
@@ -147,7 +147,7 @@ def test_a_drill_shortens_each_stage() -> None:
     ("overrides", "told"),
     [
         (["train.recipe=[unfreez,{fit:{epochs:1}}]", "train.epochs=1"], "Did you mean unfreeze"),
-        (["train.optimizer=sgd"], "train.optimizer=sgd: the fastai backend has no use for it. Pass opt_func"),
+        (["train.optimizer=sgd"], "train.optimizer=sgd: the fastai backend does not use it. Pass opt_func"),
         (["train.loss=mse"], "pass loss_func"),
         (["train.steps_per_execution=8"], "each step is one execution"),
         (["train.jit_compile=true"], "train.jit_compile=True"),
@@ -155,8 +155,8 @@ def test_a_drill_shortens_each_stage() -> None:
         (["data.preprocessing=model"], "the job's data_block says"),
         (["data.workers=-1"], "must be 0 or more"),
         (["train.mixed_precision=float64"], "there is no such choice"),
-        (["train.batch_size=63", "resources.gpus=2"], "does not divide among 2 devices"),
-        (["resources.gpus=2", "cluster.scheduler=local"], "a process a GPU, and a local run is one process"),
+        (["train.batch_size=63", "resources.gpus=2"], "is not divisible by the 2 devices"),
+        (["resources.gpus=2", "cluster.scheduler=local"], "one process per GPU, and a local run is one process"),
     ],
 )
 def test_what_the_fastai_backend_cannot_do_is_refused_at_submission(
@@ -179,5 +179,5 @@ def test_the_lessons_experiments_are_a_process_a_gpu_on_any_nodes(
 def test_a_recipe_is_for_fastai_alone(experiment: Callable[..., Experiment]) -> None:
     with pytest.raises(Refused) as refused:
         plan(experiment("train.recipe=[unfreeze]", "data.workers=2"))
-    assert "train.recipe: it is fastai's, and the backend is keras" in str(refused.value)
-    assert "data.workers: it is fastai's" in str(refused.value)
+    assert "train.recipe: it is a setting of fastai, and the backend is keras" in str(refused.value)
+    assert "data.workers: it is a setting of fastai" in str(refused.value)

@@ -78,7 +78,7 @@ def test_on_a_local_run_the_fallback_stands_in(tmp_path: Path, experiment: Calla
 
 def test_on_slurm_nothing_stands_in(tmp_path: Path, experiment: Callable[..., Experiment], url: str) -> None:
     gone = url.replace("mnist.npz", "gone.npz")
-    with pytest.raises(Refused, match="compute node has no network"):
+    with pytest.raises(Refused, match="compute nodes have no internet access"):
         provide(experiment(f"data.sources.mnist.url={gone}", f"data.folder={tmp_path}"), "+experiment=mnist")
 
 
@@ -96,5 +96,5 @@ def test_data_behind_a_log_in_is_named_with_the_page_that_has_it(
 ) -> None:
     asked = experiment(f"data.folder={tmp_path}")
     asked.data.sources["mnist"] = Source(file="mnist.npz", page="https://example.org/get-it")
-    with pytest.raises(Refused, match="Fetch https://example.org/get-it on a machine .* --from mnist.npz"):
+    with pytest.raises(Refused, match="Download https://example.org/get-it on a machine .* --from mnist.npz"):
         provide(asked, "+experiment=mnist")

@@ -87,8 +87,8 @@ def test_one_of_timms_is_fetched_by_its_tag() -> None:
     ("arch", "pretrained", "words"),
     [
         ("resnet43", True, "job.options.arch=resnet43: torchvision has no such architecture. Did you mean resnet34"),
-        ("vit_b_16", False, "fastai cannot cut"),
-        ("regnet_y_128gf", True, "no weights that fastai begins from"),
+        ("vit_b_16", False, "fastai cannot split"),
+        ("regnet_y_128gf", True, "fastai has no pretrained weights for it"),
         ("timm/convnext_tiny", True, "timm/NAME.TAG"),
         ("timm/convnext_tiny", False, ""),
         ("resnet152", True, ""),
@@ -102,8 +102,8 @@ def test_an_architecture_is_looked_at_when_it_is_submitted(arch: str, pretrained
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"label_pattern": "(.+_"}, "data.label_pattern=(.+_: it is no regular expression: missing ), unterminated"),
-        ({"label_pattern": ".+"}, "first group"),
+        ({"label_pattern": "(.+_"}, "data.label_pattern=(.+_: it is not a valid regular expression: missing )"),
+        ({"label_pattern": ".+"}, "the first one matches the label"),
         ({"stage_to_node": True}, "Add data.pack=true"),
         ({"pack": True, "stage_to_node": True, "label_pattern": r"(.+)_\d+.jpg$"}, ""),
     ],
@@ -188,7 +188,7 @@ def test_a_folder_is_looked_at_when_it_is_submitted(tmp_path: Path) -> None:
     folder = tmp_path / "dogs"
     for words, make in (
         ("there is no folder .*dogs", lambda: None),
-        ("has no image in it", folder.mkdir),
+        ("there are no images in .*dogs", folder.mkdir),
         ("no label in 1 of 1 images' names, for example pug.jpg", (folder / "pug.jpg").touch),
     ):
         make()

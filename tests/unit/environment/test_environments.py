@@ -57,10 +57,10 @@ def test_text_in_a_set_comes_in_the_same_order_in_each_start(kind: str) -> None:
 REFUSALS = [
     (["environment=apptainer"], "environment.image: it is not set"),
     (["environment=apptainer", "environment.image=tf.sif"], "must be the absolute path"),
-    (["environment=apptainer", "environment.image='docker://tf'"], "no network to fetch it"),
+    (["environment=apptainer", "environment.image='docker://tf'"], "no internet access to download it"),
     (["environment=apptainer", "environment.image=/tf.sif", "environment.binds=['/a,b']"], "a comma"),
     (["environment=venv"], "environment.venv: it is not set"),
-    (["environment.modules=[]"], "there is nothing to load"),
+    (["environment.modules=[]"], "it names no module to load"),
     (["environment.kind=conda"], "There are: apptainer, inherit, module, venv."),
 ]
 
@@ -242,7 +242,10 @@ def test_a_job_gets_the_package_once_for_all_and_under_the_name_of_its_content(t
         content = file.read_bytes()
         file.write_bytes(content + b"x")
         done = bash("\n".join([*checks, "echo goes on"]))
-        assert (done.returncode, done.stdout) == (1, "") and f"{file} is not what it was" in done.stderr
+        assert (done.returncode, done.stdout) == (
+            1,
+            "",
+        ) and f"{file} has changed since this job was submitted" in done.stderr
         file.write_bytes(content)
 
 

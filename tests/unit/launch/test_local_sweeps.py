@@ -101,7 +101,10 @@ def test_code_that_has_changed_is_told_of_once_for_all_runs(project: Project) ->
 def test_sweeps_that_share_runs_are_each_shown_whole_and_none_is_taken_for_a_run(project: Project, look: Any) -> None:
     for seeds in ("1,2", "2,3,2"):
         done = project("-m", "+experiment=par", f"train.seed={seeds}", "sweep.pack=2")
-        assert done.returncode == 0 and "sweep.pack: on this machine the runs train one after the other" in done.stderr
+        assert (
+            done.returncode == 0
+            and "sweep.pack: no effect, as on this machine the runs train one after the other" in done.stderr
+        )
     assert (
         "several choices of the sweep give the same run" in done.stderr and ": 2 runs, 1 finished before" in done.stdout
     )

@@ -43,16 +43,16 @@ REFUSALS = [
     (["resources.gpus=2", "resources.cores=25"], "multiples of 10", "resources.cores=20"),
     (["resources.gpus=2", "resources.cores=10"], "at least 10 per GPU", "resources.cores=20"),
     (["resources.cores=50"], "has 40 cores", "Leave resources.cores out"),
-    (["resources.partition=kolyoz-cuda"], "which of its GPUs", "resources.constraint=H100"),
+    (["resources.partition=kolyoz-cuda"], "one of its GPU types", "resources.constraint=H100"),
     (["resources.partition=kolyoz-cuda", "resources.constraint=h100"], "no node of kolyoz-cuda", "H100"),
     (["resources.time=4d"], "allows 3-00:00:00", "resources.time=3-00:00:00"),
     (["resources.partition=debug", "resources.constraint=akya-cuda", "resources.time=5h"], "04:00:00", "04:00:00"),
     (["resources.time=0"], "must be 1 or more", "resources.time=1"),
-    (["resources.time=soon"], "none of the forms", "2h"),
+    (["resources.time=soon"], "not a valid duration", "2h"),
     (["resources.signal_seconds=9"], "10 s or more", "Leave it out"),
     (
         ["resources.time=2", "resources.signal_seconds=90"],
-        "half of the time limit at most, here 60 s",
+        "at most half of the time limit, here 60 s",
         "resources.time=3 (minutes)",
     ),
     (["resources.time=9", "resources.signal_seconds=300"], "here 270 s", "resources.signal_seconds=270 or less"),
@@ -64,32 +64,32 @@ REFUSALS = [
     (["resources.partition=akya-kuda"], "no such partition", "Did you mean akya-cuda"),
     (["resources.memory_gb=500"], "has 384 GB", "resources.partition=palamut-cuda"),
     (["resources.memory_gb=2000"], "has 384 GB", "Ask for less."),
-    (["resources.nodes=25"], "has 24", "resources.nodes=24"),
+    (["resources.nodes=25"], "has 24 nodes", "resources.nodes=24"),
     (["resources.partition=orfoz"], "has no GPUs", "resources.gpus=0"),
     (["resources.partition=orfoz", "resources.gpus=0", "resources.cores=8"], "56 cores or more", "resources.cores=56"),
-    (["resources.account=''"], "charged to one", "resources.account=ACCOUNT"),
+    (["resources.account=''"], "charges every job to an account", "resources.account=ACCOUNT"),
     (["job.backend=keas"], "no such backend", "Did you mean keras"),
-    (["data.name=minst"], "knows no such data", "Did you mean mnist"),
+    (["data.name=minst"], "has no such data", "Did you mean mnist"),
     (["name='a b'"], "letters, digits", "another name"),
     (["train.epochs=0"], "must be 1 or more", "train.epochs=1"),
     (["train.batch_size=0"], "must be 1 or more", "train.batch_size=1"),
-    (["resources.gpus=4", "train.batch_size=66"], "does not divide among 4 devices", "train.batch_size=64 or 68"),
-    (["resources.gpus=4", "train.batch_size=2"], "does not divide among 4 devices", "train.batch_size=4,"),
+    (["resources.gpus=4", "train.batch_size=66"], "is not divisible by the 4 devices", "train.batch_size=64 or 68"),
+    (["resources.gpus=4", "train.batch_size=2"], "is not divisible by the 4 devices", "train.batch_size=4,"),
     (["checkpoint.every_steps=0"], "must be 1 or more", "at the end of every epoch"),
     (["checkpoint.verify=true", "resources.nodes=2"], "2 processes would train this network", "resources.nodes=1"),
     (["checkpoint.every_minutes=0"], "must be positive", "set it to null"),
     (["checkpoint.every_minutes=-1"], "must be positive", "set it to null"),
-    (["checkpoint.keep=0"], "nothing to go on from", "checkpoint.keep=1"),
-    (["train.class_weight=balance"], "it is balanced", "train.class_weight=balanced or"),
-    (["train.class_weight=[1,50]"], "a mapping of classes", "{0: 1.0, 1: 50.0}"),
+    (["checkpoint.keep=0"], "cannot resume", "checkpoint.keep=1"),
+    (["train.class_weight=balance"], "it must be balanced", "train.class_weight=balanced or"),
+    (["train.class_weight=[1,50]"], "a mapping from classes", "{0: 1.0, 1: 50.0}"),
     (["resources.partition=foo"], "no such partition", "There are: akya-cuda"),
     (["train.batch_scaling=replica"], "no such choice", "Did you mean per_replica"),
-    (["train.scale_learning_rate=true"], "this one is kept", "train.batch_scaling=per_replica"),
+    (["train.scale_learning_rate=true"], "train.batch_scaling=global it does not", "train.batch_scaling=per_replica"),
     (["train.mixed_precision=mixed_flaot16"], "no such choice", "Did you mean mixed_float16"),
     (["data.preprocessing=asynchronous"], "no such choice", "Did you mean async"),
     (["checkpoint.mode=maximum"], "no such choice", "max"),
     (["resources.mail_type='END,FIAL'", "resources.mail_user=me@example.org"], "no such choice", "FAIL"),
-    (["notify.webhook=example.org/hook"], "no address of a web server", "https://HOST/PATH"),
+    (["notify.webhook=example.org/hook"], "not the address of a web server", "https://HOST/PATH"),
 ]
 
 
@@ -144,7 +144,7 @@ def test_a_second_site_is_a_second_file(experiment: Compose) -> None:
 
 def test_a_time_limit_too_short_to_come_far_is_a_warning(experiment: Compose) -> None:
     (warning,) = plan(experiment("resources.time=4")).warnings
-    assert "told to save 90 s before" in warning and "resources.time=5" in warning
+    assert "to save 90 s before" in warning and "resources.time=5" in warning
     assert plan(experiment("resources.time=5")).warnings == ()
     assert plan(experiment("resources.time=4", "cluster=local", cluster="local")).warnings == ()
 
@@ -171,7 +171,7 @@ def test_partitions_with_a_login_node_of_their_own_say_so(experiment: Compose) -
 
 def test_a_local_run_needs_no_partition_and_has_one_machine(experiment: Compose) -> None:
     assert plan(experiment("resources.gpus=2", cluster="local")).request.gpus == 2
-    with pytest.raises(Refused, match="this one machine"):
+    with pytest.raises(Refused, match="this machine only"):
         plan(experiment("resources.nodes=2", cluster="local"))
 
 
@@ -180,7 +180,7 @@ def test_a_batch_is_checked_against_the_gpus_of_one_node_and_local_devices_too(e
         assert plan(experiment("resources.gpus=2", *given))
     # 33 for each of two GPUs.
     assert plan(experiment("resources.gpus=2", "train.batch_size=33", "train.batch_scaling=per_replica"))
-    with pytest.raises(Refused, match="train.batch_size=33: it does not divide among 2 devices.*32 or 34"):
+    with pytest.raises(Refused, match="train.batch_size=33: it is not divisible by the 2 devices.*32 or 34"):
         plan(experiment("resources.gpus=2", "train.batch_size=33", cluster="local"))
 
 

@@ -215,7 +215,7 @@ def test_hyperband_is_told_that_it_takes_no_max_trials(project: Project) -> None
         (["sweep=random", "sweep.seed=0"], "sweep.seed=1"),
         (["sweep=random", "sweep.directory=a/b"], "sweep.directory"),
         # What is for the runs of -m.
-        (["sweep=random", "sweep.canary=true"], "hands out its trials itself"),
+        (["sweep=random", "sweep.canary=true"], "distributes its trials itself"),
         (["sweep=random", "sweep.max_parallel=2"], "Set sweep.workers"),
     ],
 )
@@ -232,9 +232,9 @@ def test_a_refusal_is_turkish_to_its_end(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [
         "sweep.workers=0: en az 1 olmalıdır. sweep.workers=1 verin.",
-        "sweep.directory=a/b: cluster.runs_folder içindeki bir klasörün adıdır. Yolu yazmayın.",
+        "sweep.directory=a/b: cluster.runs_folder içindeki bir klasörün adı olmalıdır. Yol yazmayın, yalnız adı yazın.",
         "sweep.pack=2: bir arama (sweep=random) denemelerini kendisi dağıtır. "
-        "Vermeyin; aynı anda kaç denemenin çalışacağını sweep.workers söyler.",
+        "Bunu vermeyin; aynı anda kaç denemenin çalışacağını sweep.workers belirler.",
         "sweep.space.units.int.stepp: int böyle bir parametre almaz. Şunu mu demek istediniz: step?",
     ]
 
@@ -247,7 +247,7 @@ def test_a_refusal_is_turkish_to_its_end(tmp_path: Path) -> None:
         ("units: {integer: {min_value: 1}}", "one of int, float"),
         ("units: {int: {min_value: 1, max_value: 2, stepp: 1}}", "Did you mean step"),
         ("units: 5", "one of int, float"),
-        ("resources.gpus: {choice: [1, 2]}", "trained by"),
+        ("resources.gpus: {choice: [1, 2]}", "not a setting of the training"),
     ],
 )
 def test_a_space_that_makes_no_sense_is_refused_at_once(tmp_path: Path, space: str, told: str) -> None:

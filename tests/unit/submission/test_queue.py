@@ -158,7 +158,7 @@ def test_what_is_wrong_whatever_the_time_is_told_before_a_time_is_looked_for(
     made = experiment(f"cluster.runs_folder={tmp_path}/scratch/runs", "resources.time=auto", "train.recipe=[bad]")
     earlier(made, "mnist-00000001", [600.0], gpus=1, partition="akya-cuda")
     for asked in (made, auto(made)):
-        with pytest.raises(Refused, match=r"train\.recipe: it is fastai's"):
+        with pytest.raises(Refused, match=r"train\.recipe: it is a setting of fastai"):
             Automatic().settled(asked, JOB)
     # What depends on the time is not judged by the time that stands in for it.
     fine = experiment(
@@ -195,9 +195,9 @@ def test_each_job_of_a_chain_asks_for_a_segment(experiment: Callable[..., Experi
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["resources.segment=4m"], "a job of less than 5 minutes"),
-        (["resources.segment=soon"], "none of the forms"),
-        (["resources.time=10h", "resources.segment=2h", "resources.max_requeues=3"], "more jobs than"),
+        (["resources.segment=4m"], "a job shorter than 5 minutes"),
+        (["resources.segment=soon"], "not a valid duration"),
+        (["resources.time=10h", "resources.segment=2h", "resources.max_requeues=3"], "more jobs of this length than"),
         (
             ["resources.time=10d", "resources.segment=4d"],
             "resources.segment=4d: akya-cuda allows 3-00:00:00.*Set resources.segment=3-",

@@ -131,7 +131,7 @@ def test_what_is_wrong_is_told_for_its_run_and_harms_no_other(loader: ConfigLoad
         ("train.sead=1", "Did you mean seed"),
         ("+train.sead=1", "Did you mean seed"),
         ("+experiment=nothing", "has no such file"),
-        ("train.seed=[1", "no KEY=VALUE"),
+        ("train.seed=[1", "not a valid KEY=VALUE"),
     ):
         for _ in range(2):
             with pytest.raises(Refused, match=words):

@@ -215,12 +215,12 @@ def test_a_job_for_several_runs_asks_for_all_of_them(
 
 
 WRONG = [
-    (Sweep(pack=5), [], "together, and a node of akya-cuda has 4. Set sweep.pack=4 or less, or let them share"),
+    (Sweep(pack=5), [], "GPUs, and a node of akya-cuda has 4. Set sweep.pack=4 or less, or let the runs share"),
     (Sweep(pack=0), [], "it must be 1 or more"),
     (Sweep(max_parallel=0), [], "it must be 1 or more"),
     (Sweep(max_parallel=2, pack=3), [], "Set sweep.pack=2 or less, or sweep.max_parallel=3 or more"),
-    (Sweep(pack=2), ["resources.nodes=2", "resources.gpus=2"], "shares them with no other"),
-    (Sweep(pack=3), ["resources.memory_gb=200"], "600 GB together"),
+    (Sweep(pack=2), ["resources.nodes=2", "resources.gpus=2"], "cannot share them with other runs"),
+    (Sweep(pack=3), ["resources.memory_gb=200"], "together ask for 600 GB"),
 ]
 
 

@@ -60,12 +60,14 @@ def of_plugin(error: BaseException) -> Problem | None:
     plugins = [name for name in modules if name.startswith("hydra_plugins.")]
     if not plugins or plugins[-1].startswith("hydra_plugins.truba_runner."):
         return None
-    rule = _("this plugin of Hydra's has failed ({error}).", error=_said(error))
-    remedy = _("With HYDRA_FULL_ERROR=1 before the command it is shown where.")
+    rule = _("this Hydra plugin failed ({error}).", error=_said(error))
+    remedy = _("Type HYDRA_FULL_ERROR=1 before the command to see where.")
     if "importlib._bootstrap" in modules[: modules.index(plugins[0])]:
-        rule = _("Hydra imports all plugins of the environment, and this one cannot be ({error}).", error=_said(error))
+        rule = _(
+            "Hydra imports all plugins of the environment, and cannot import this one ({error}).", error=_said(error)
+        )
         remedy = _(
-            "Uninstall it or take a version that goes with this Python, {version}.", version=sys.version.split()[0]
+            "Uninstall it, or install a version that works with this Python, {version}.", version=sys.version.split()[0]
         )
     return Problem(".".join(plugins[-1].split(".")[:2]), rule, remedy)
 
@@ -108,16 +110,18 @@ def translated(error: BaseException, received: str = "") -> Problem:
     if isinstance(error, OmegaConfBaseException) or isinstance(cause, OmegaConfBaseException):
         return _of_key(error if isinstance(error, OmegaConfBaseException) else cause)  # type: ignore[arg-type]
     if isinstance(error, OverrideParseException):
-        advice = _("A value with special characters stands in quotes: 'KEY=\"VALUE\"'.")
-        return Problem(str(error.override), _("it is no KEY=VALUE that can be read."), advice)
+        advice = _("Put a value with special characters in quotes: 'KEY=\"VALUE\"'.")
+        return Problem(str(error.override), _("it is not a valid KEY=VALUE."), advice)
     if isinstance(error, RecursionError):
-        rule = _("a value leads back to itself, or lies too deep in others.")
-        return Problem(received or _("the command line"), rule, _("Look for an interpolation, ${KEY}, of its own key."))
+        rule = _("a value refers to itself, or is nested too deeply.")
+        return Problem(
+            received or _("the command line"), rule, _("Look for a key whose value contains ${KEY} of that same key.")
+        )
     if not isinstance(error, FOREIGN):
         if problem := of_plugin(error):
             return problem
-        rule = _("Hydra can do nothing with it ({error}).", error=_said(error))
-        remedy = _("--help lists the groups and the keys, with values that are right.")
+        rule = _("Hydra cannot use it ({error}).", error=_said(error))
+        remedy = _("--help lists the groups and the keys, with valid values.")
         return Problem(received or _("the command line"), rule, remedy)
     first, *more = str(error).splitlines()
     return Problem(first.rstrip("."), _("the command line could not be read."), " ".join(more))
@@ -145,13 +149,13 @@ def _of_key(error: OmegaConfBaseException) -> Problem:
         # A plain mapping, such as job.options, takes any key.
         remedy = nearest(key, [str(name) for name in parent])
         if not dataclasses.is_dataclass(OmegaConf.get_type(parent)):
-            remedy += " " + _("With a + before it, it is a new one.")
+            remedy += " " + _("Put a + before it to add a new key.")
         return Problem(place, _("there is no such key."), remedy)
     if isinstance(parent, DictConfig) and key and isinstance(node_at(parent, [key]), ListConfig):
         return Problem(place, _("it takes a list."), _("Write it in brackets: {key}=[VALUE].", key=place))
     message = str(error).splitlines()[0].rstrip(".")
     if isinstance(error, (InterpolationKeyError, InterpolationToMissingValueError)) and "hydra." in message:
-        return Problem(place or _("config"), f"{message}.", _("What Hydra knows of a run is written ${hydra:KEY}."))
+        return Problem(place or _("config"), f"{message}.", _("Hydra's own values are written ${hydra:KEY}."))
     return Problem(place or _("config"), f"{message}.", _("--cfg job prints the whole config."))
 
 
@@ -182,7 +186,10 @@ def refuse_foreign_config() -> None:
         raise Refused(
             Problem(
                 str(own.resolve()),
-                _("it would stand in for truba_runner's own config.yaml, and has not its defaults: another project's?"),
-                _("Work in a folder of its own, or rename it."),
+                _(
+                    "it would replace truba_runner's own config.yaml, but does not have its defaults. It may belong "
+                    "to another project."
+                ),
+                _("Work in another folder, or rename this file."),
             )
         )

@@ -22,8 +22,8 @@ _WRITES: dict[tuple[str, ...], str | None] = {
     ("output_subdir",): None,
 }
 _OWN_FOLDER = marked(
-    "Leave it out. cluster.runs_folder=FOLDER says where runs lie, name=NAME what they are called; the whole config is "
-    "in the run's run.yaml."
+    "Leave it out. cluster.runs_folder=FOLDER sets where runs are stored, name=NAME sets their name; the whole "
+    "config is in the run's run.yaml."
 )
 # The basic launcher is allowed: it starts one run after the other, as this command would by itself.
 _LAUNCHERS = ("hydra_plugins.truba_runner.", "hydra._internal.core_plugins.basic_launcher.")
@@ -74,8 +74,8 @@ def refuse_options(arguments: Sequence[str]) -> None:
 
     parser.error = refuse  # type: ignore[method-assign]
     if parser.parse_args(list(arguments)).experimental_rerun is not None:
-        rule = _("it would carry out what a pickle file holds, whoever wrote that, and check nothing.")
-        remedy = _("Type the run's command once more: it goes on where the run is, and fresh=true trains it anew.")
+        rule = _("it would execute whatever a pickle file contains, whoever wrote it, and check nothing.")
+        remedy = _("Type the run's command again to resume the run; fresh=true trains it from the beginning.")
         raise Refused(Problem("--experimental-rerun", rule, remedy))
 
 
@@ -89,7 +89,7 @@ def _that_write(hydra: DictConfig) -> Iterator[Problem]:
     whole: Any = OmegaConf.to_container(hydra, resolve=False)
     for path, usual in _WRITES.items():
         if (given := reduce(getitem, path, whole)) != usual:
-            rule = _("a run's files lie in its own directory, and Hydra makes none beside it.")
+            rule = _("a run's files are in its own directory, and Hydra must not create others.")
             yield Problem(f"hydra.{'.'.join(path)}={given}", rule, _(_OWN_FOLDER))
     for logging in ("job_logging", "hydra_logging"):
         chosen = hydra[logging]
@@ -106,7 +106,9 @@ def _of_sweeps(hydra: DictConfig) -> Iterator[Problem]:
     if sweeper.startswith(_BASIC_SWEEPER):
         rule = _("it writes multirun.yaml into the working directory.")
         yield Problem(
-            "hydra/sweeper=basic", rule, _("Leave it out: the usual one tries the same values, and writes none.")
+            "hydra/sweeper=basic",
+            rule,
+            _("Leave it out: the default sweeper tries the same values and writes no file."),
         )
 
 

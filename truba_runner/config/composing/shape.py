@@ -20,7 +20,9 @@ def wrong_keys(config: DictConfig, section: str = "") -> Iterator[Problem]:
     nodes = nodes_of(config)
     if valid := _fields(kind):
         for taken in sorted(valid.keys() - nodes.keys()):
-            yield Problem(f"~{section}{taken}", _("a run needs this key."), _("Leave it out: then it has its default."))
+            yield Problem(
+                f"~{section}{taken}", _("a run needs this key."), _("Leave it out: then the key keeps its default.")
+            )
         for name in sorted(nodes.keys() - valid.keys(), key=str):
             yield Problem(f"{section}{name}", _("there is no such key."), nearest(str(name), valid))
     for name, node in nodes.items():
@@ -38,7 +40,7 @@ def wrong_sections(made: Any, kind: Any, place: str = "") -> Iterator[Problem]:
             keys = listed([f"{place}.{name}" for name in fields])
             yield Problem(
                 place,
-                _("it is a section with keys of its own, and was given {value}.", value=_shown(made)),
+                _("it is a section with its own keys, and got {value}.", value=_shown(made)),
                 _("Set one of its keys: {keys}.", keys=keys),
             )
             return
@@ -51,10 +53,10 @@ def wrong_sections(made: Any, kind: Any, place: str = "") -> Iterator[Problem]:
 def _wrong_parts(made: object, kind: Any, place: str) -> Iterator[Problem]:
     container, of = get_origin(kind), get_args(kind)[-1]
     if container is list and not isinstance(made, list):
-        rule = _("it takes a list, and was given {value}.", value=_shown(made))
+        rule = _("it takes a list, and got {value}.", value=_shown(made))
         yield Problem(place, rule, _("Write it in brackets: {key}=[VALUE].", key=place))
     elif container is dict and not isinstance(made, dict):
-        rule = _("it takes names with values, and was given {value}.", value=_shown(made))
+        rule = _("it takes names with values, and got {value}.", value=_shown(made))
         yield Problem(place, rule, _("Write it in braces: {key}={{NAME: VALUE}}.", key=place))
     elif isinstance(made, dict):
         for name, value in made.items():
