@@ -64,7 +64,7 @@ def of_sweep(path: Path) -> str:
     """Describe the first problem in the records of the sweep in this folder; empty if there is none."""
     if not safe_files.is_folder(path):
         return _("{folder} is no folder", folder=path.name)
-    looks = [partial(record_files.read_object, path / "sweep.json", wrong_sweep)]
+    looks = [partial(record_files.read_object, path, "sweep.json", wrong_sweep)]
     return _first_wrong(looks) or _of_events(path / "submissions.jsonl")
 
 

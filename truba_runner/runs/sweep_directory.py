@@ -109,7 +109,7 @@ class SweepDir:
     def description(self) -> dict[str, Any]:
         """Return what `describe` wrote; empty if it is missing or damaged."""
         try:
-            return record_files.read_object(self.path / "sweep.json", wrong_sweep)
+            return record_files.read_object(self.path, "sweep.json", wrong_sweep)
         except (OSError, record_shapes.Damaged):  # Counts as missing; `damage` reports what is wrong with it.
             return {}
 

@@ -95,7 +95,7 @@ def read_state(search: SearchDir) -> State:
         truba_runner.errors.Failed: the state is damaged, or another version's.
     """
     try:
-        state = read_object(search.state_file, lambda state: "")
+        state = read_object(search.path, search.state_file.name, lambda state: "")
     except Damaged as error:
         raise Failed(
             "{file} is damaged ({error}); start anew beside it with fresh=true", file=search.state_file, error=error

@@ -21,7 +21,7 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MOST_BYTES = 1 << 28
 
 
-def opened(path: Path, within: Path) -> int:
+def opened(path: Path | str, within: Path | str) -> int:
     """Open a file for reading and return its descriptor; below `within`, no part of its path may be a symbolic link.
 
     Raises:
@@ -29,7 +29,7 @@ def opened(path: Path, within: Path) -> int:
     """
     start, whole = f"{within}/", str(path)
     # `relative_to` takes ten times as long, which is felt where a thousand runs are read.
-    below = whole[len(start) :] if whole.startswith(start) else str(path.relative_to(within))
+    below = whole[len(start) :] if whole.startswith(start) else str(Path(path).relative_to(within))
     *folders, name = below.split("/")
     if ".." in (*folders, name):
         raise OSError(errno.EINVAL, _("it points outside its folder"), str(path))
@@ -42,7 +42,7 @@ def opened(path: Path, within: Path) -> int:
             os.close(above)
         handle = os.open(name, _FILE, dir_fd=at) if folders else os.open(whole, _FILE)
     except OSError as error:
-        raise _explained(error, path, within) from error
+        raise _explained(error, Path(path), Path(within)) from error
     finally:
         if at >= 0:
             os.close(at)
@@ -63,7 +63,7 @@ def _explained(error: OSError, path: Path, within: Path) -> OSError:
     return error
 
 
-def read(path: Path, within: Path) -> bytes:
+def read(path: Path | str, within: Path | str) -> bytes:
     """Return a file's content.
 
     Raises:
