@@ -241,7 +241,7 @@ FAILURES: list[tuple[str, dict[str, Any]]] = [
     ),
     (r"train.metrics\[0\]: neither fastai nor .* Did you mean error_rate", {"train": {"metrics": ["error_rat"]}}),
     (
-        r"lr_find find found nothing to suggest that way .*lr_find_find.json",
+        r"lr_find find has no suggestion of that kind .*lr_find_find.json",
         {"train": {"recipe": [{"lr_find": {"name": "find", "num_it": 6}}, {"fit": {"epochs": 1, "lr": "find.slide"}}]}},
     ),
 ]

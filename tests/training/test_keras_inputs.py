@@ -583,7 +583,7 @@ def test_an_interrupted_stream_ends_like_one_that_is_not(
     for key in ("weights_sha256", "metrics", "steps", "epochs"):
         assert broken[key] == whole[key], key
     log = (folder / "log").read_text()
-    assert re.search(r"goes on from epoch 1, step [1-9]", log) and re.search(r"goes on from epoch 2, step [1-9]", log)
+    assert re.search(r"resumes from epoch 1, step [1-9]", log) and re.search(r"resumes from epoch 2, step [1-9]", log)
     if kind.startswith("told"):
         # In the validation of an epoch that it has been told the end of, it is not told so again.
         assert (folder / "told").read_text().startswith("end begin end begin end end begin begin ")

@@ -195,7 +195,7 @@ def read_object(path: Path, wrong: Wrong) -> dict[str, Any]:
         return {}
     value = parsed(content, path.name)
     if not isinstance(value, dict):
-        raise Damaged(_("{file} is no record", file=path.name))
+        raise Damaged(_("{file} is not a record", file=path.name))
     if why := wrong(value):
         raise Damaged(_("{file} holds {what}", file=path.name, what=why))
     return value
@@ -215,7 +215,7 @@ def history(path: Path) -> list[dict[str, str]]:
     try:
         rows: Sequence[Mapping[Any, Any]] = list(csv.DictReader(io.StringIO(text)))
     except csv.Error as error:
-        raise Damaged(_("{file} is no table ({error})", file=path.name, error=error)) from error
+        raise Damaged(_("{file} is not a table ({error})", file=path.name, error=error)) from error
     if why := _wrong_history(rows):
         raise Damaged(_("{file} holds {what}", file=path.name, what=why))
     return [dict(row) for row in rows]
