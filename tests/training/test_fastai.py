@@ -222,11 +222,11 @@ FAILURES: list[tuple[str, dict[str, Any]]] = [
     (r"job.options.widht: build_learner in .* Did you mean width", {"job": {"options": {"widht": 8}}}),
     (r"load_items in .* found nothing for data.name=made", {"data": {"options": {"count": 0}}}),
     (
-        r"training set has 45 items, and a batch has 50: .* Set train.batch_size lower",
+        r"training set has 45 items, but a batch needs 50: .* Set train.batch_size lower",
         {"train": {"batch_size": 50}},
     ),
     (
-        r"training set has 45 items, and a batch has 50: .* Set batch_size of the stage resize lower",
+        r"training set has 45 items, but a batch needs 50: .* Set batch_size of the stage resize lower",
         {"train": {"recipe": [{"fit": {"epochs": 1}}, {"resize": {"size": 8, "batch_size": 50}}]}},
     ),
     (r"The training set is empty: .* holds out all 60 items", {"data": {"options": {"held_out": 1.0}}}),
@@ -269,7 +269,7 @@ JOBS: list[tuple[str, str, str]] = [
     (
         "nn.Linear(width",
         "nn.BatchNorm1d(width), nn.Linear(width",
-        r"BatchNorm learns from batches of two examples or more, .* train.batch_size to 2 or more",
+        r"BatchNorm needs batches of at least two examples, .* train.batch_size to 2 or more",
     ),
     (
         "def after_batch",

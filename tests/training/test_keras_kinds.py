@@ -338,8 +338,10 @@ def test_a_network_of_every_kind_goes_on_bit_for_bit_on_two_devices(kind: str, s
 def test_on_two_devices_what_no_later_start_could_make_is_refused_at_the_first(start: Start, tmp_path: Path) -> None:
     order = {"job": TWO_OPTIMIZERS, "sections": sections({"epochs": 1}, **TWO_DEVICES)}
     assert start(tmp_path, **order)["status"] == 1
-    assert "Failed: The training step makes variables that cannot be made before it on several devices" in log(tmp_path)
-    assert "Make them in build_model" in log(tmp_path) and "epoch 1" not in log(tmp_path)
+    assert "Failed: The training step creates variables that cannot be created before it on several devices" in log(
+        tmp_path
+    )
+    assert "Create them in build_model" in log(tmp_path) and "epoch 1" not in log(tmp_path)
 
 
 # An optimizer that starts from the weights, and a step that does now this and now that, and counts.

@@ -414,7 +414,7 @@ def test_a_callback_that_does_not_say_its_state_goes_on_all_the_same(
 def test_a_callback_whose_state_cannot_be_saved_is_refused_before_it_is_missed(start: Start, tmp_path: Path) -> None:
     odd = runs.JOB.replace('{"total": self.total}', '{"total": object()}')
     assert start(tmp_path, job=odd)["status"] == 1
-    assert "Failed: get_state of the callback Averaging returned a object, which no checkpoint can" in log(tmp_path)
+    assert "Failed: get_state of the callback Averaging returned a object, which a checkpoint cannot" in log(tmp_path)
 
 
 STREAMING = (

@@ -130,7 +130,7 @@ def test_a_closed_terminal_ends_the_run_as_a_signal_does_but_not_under_nohup(pro
         assert project.status()["state"] == "RUNNING"
         command.send_signal(signal.SIGTERM)
         command.communicate(timeout=240)
-    assert "told to end" in max((project.run_dir / "logs").iterdir()).read_text()
+    assert "asked to end" in max((project.run_dir / "logs").iterdir()).read_text()
 
 
 def test_a_killed_worker_is_told_as_such(project: Project) -> None:
