@@ -30,4 +30,4 @@ def training_continues(file: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        print_error("{file} could not be written ({error}); training goes on", file=file, error=error)
+        print_error("{file} could not be written ({error}); training continues", file=file, error=error)

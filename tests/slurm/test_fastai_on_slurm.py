@@ -109,7 +109,7 @@ def test_the_lessons_three_recipes(cluster: Cluster) -> None:
         assert sum(row["state"] == "COMPLETED" for row in run.truba.status()) == 1
     rates = json.loads((runs[TwoStageRun].path / "lr_find_find.json").read_text())
     assert set(rates["suggestions"]) == {"minimum", "steep", "valley", "slide"}
-    assert "needs a GPU: float32 here" in runs[DeepRun].log()
+    assert "needs a GPU; using float32 here" in runs[DeepRun].log()
 
 
 class StagedRun(PetsRun):

@@ -147,7 +147,7 @@ def test_a_job_that_comes_when_its_run_was_submitted_again_leaves_that_alone(tru
     argv = ["env", "PYTHONPATH=" + truba.environment["PYTHONPATH"], "sbatch", "--parsable"]
     late_job = truba.cluster.run(argv, user=truba.user, cwd=truba.project, input=script).stdout.strip()
     truba.cluster.wait_for_state(late_job, "COMPLETED")
-    assert "another submission's by now" in (run / "logs" / f"{late_job}_0_log.out").read_text()
+    assert "now belongs to another submission" in (run / "logs" / f"{late_job}_0_log.out").read_text()
     assert (run / "began").read_text() == "began\n" and truba.status()[0]["state"] == "RUNNING"
 
 

@@ -213,7 +213,7 @@ def test_another_users_directory_is_refused(truba: Truba, cluster: Cluster) -> N
     stranger.write("conf/experiment/parabola.yaml", EXPERIMENT)
     stranger.write("jobs/nothing.py", "")
     refused = stranger(*search.command)
-    assert refused.returncode == 2 and "another user's" in refused.stderr, refused.stderr
+    assert refused.returncode == 2 and "it belongs to another user" in refused.stderr, refused.stderr
     assert search.result() == before
     assert search.path.stat().st_mode & 0o077 == 0
 

@@ -237,9 +237,7 @@ def test_a_canary_that_lives_lets_the_others_go(truba: Truba) -> None:
     canary, *others = table(truba)["runs"]
     wait_until(lambda: table(truba)["runs"][0]["state"] == "RUNNING")
     for row in table(truba)["runs"][1:]:
-        assert (
-            row["state"] == "PENDING" and row["why"] == f"held until {canary['run']} has lived through its first epoch"
-        )
+        assert row["state"] == "PENDING" and row["why"] == f"held until {canary['run']} finishes its first epoch"
     assert "3 in the queue or running already" in submit(
         truba, *command(truba, "train.seed=range(3)", "sweep.canary=true")
     )
@@ -275,9 +273,7 @@ def test_a_canary_whose_python_never_starts_takes_the_others_along(truba: Truba)
     # Accounting has heard of the exit code a moment later.
     wait_until(lambda: table(truba)["runs"][0]["why"] == "exit code 3:0", 240)
     canary, other, _ = table(truba)["runs"]
-    assert canary["why"] == "exit code 3:0" and other["why"].startswith(
-        f"cancelled along with the canary {canary['run']}"
-    )
+    assert canary["why"] == "exit code 3:0" and other["why"].startswith(f"cancelled because the canary {canary['run']}")
     # The environment is no part of what a run is.
     assert "3 submitted" in submit(truba, *sweep)
     wait_until(lambda: states(truba) == {"COMPLETED": 3})

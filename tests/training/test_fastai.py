@@ -222,11 +222,11 @@ FAILURES: list[tuple[str, dict[str, Any]]] = [
     (r"job.options.widht: build_learner in .* Did you mean width", {"job": {"options": {"widht": 8}}}),
     (r"load_items in .* found nothing for data.name=made", {"data": {"options": {"count": 0}}}),
     (
-        r"training set has 45 items, and a batch has 50: .* Set train.batch_size lower",
+        r"training set has 45 items, but a batch needs 50: .* Set train.batch_size lower",
         {"train": {"batch_size": 50}},
     ),
     (
-        r"training set has 45 items, and a batch has 50: .* Set batch_size of the stage resize lower",
+        r"training set has 45 items, but a batch needs 50: .* Set batch_size of the stage resize lower",
         {"train": {"recipe": [{"fit": {"epochs": 1}}, {"resize": {"size": 8, "batch_size": 50}}]}},
     ),
     (r"The training set is empty: .* holds out all 60 items", {"data": {"options": {"held_out": 1.0}}}),
@@ -241,7 +241,7 @@ FAILURES: list[tuple[str, dict[str, Any]]] = [
     ),
     (r"train.metrics\[0\]: neither fastai nor .* Did you mean error_rate", {"train": {"metrics": ["error_rat"]}}),
     (
-        r"lr_find find found nothing to suggest that way .*lr_find_find.json",
+        r"lr_find find has no suggestion of that kind .*lr_find_find.json",
         {"train": {"recipe": [{"lr_find": {"name": "find", "num_it": 6}}, {"fit": {"epochs": 1, "lr": "find.slide"}}]}},
     ),
 ]
@@ -269,7 +269,7 @@ JOBS: list[tuple[str, str, str]] = [
     (
         "nn.Linear(width",
         "nn.BatchNorm1d(width), nn.Linear(width",
-        r"BatchNorm learns from batches of two examples or more, .* train.batch_size to 2 or more",
+        r"BatchNorm needs batches of at least two examples, .* train.batch_size to 2 or more",
     ),
     (
         "def after_batch",

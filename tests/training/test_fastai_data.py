@@ -265,7 +265,7 @@ def test_packing_happens_once_and_again_when_the_images_change(
     assert packed_file(tmp_path).stat().st_ino == before and "36 images, packed in" in capsys.readouterr().out
     (mine / "china_left_1.jpg").unlink()
     assert len(photographs(mine, pack=True).items) == 35
-    assert "before they changed: packing anew" in capsys.readouterr().out
+    assert "have changed since: packing again" in capsys.readouterr().out
     names = {file.name for file in (tmp_path / "data" / "packed").iterdir()}
     assert names == {f"pets-{ITEM_SIZE}.pack", ".lock"}
 
@@ -283,7 +283,7 @@ def test_a_damaged_pack_is_noticed_and_made_anew(
     with pytest.raises(Damaged):
         Pack(path).check()
     photographs(crops, pack=True)
-    assert path.read_bytes() == whole and "packing anew" in capsys.readouterr().err
+    assert path.read_bytes() == whole and "packing again" in capsys.readouterr().err
 
 
 def test_packing_is_repeatable_on_any_number_of_cores(
@@ -455,7 +455,7 @@ def test_an_empty_folder_and_a_wrong_pattern_are_told_before_anything_is_decoded
 
 
 def test_packing_needs_to_know_the_size(crops: Path, photographs: Open) -> None:
-    with pytest.raises(Failed, match="Resize.* there is none"):
+    with pytest.raises(Failed, match="Resize.* there is no Resize"):
         photographs(crops, lambda items: block(item_tfms=None), pack=True)
 
 

@@ -164,7 +164,7 @@ def test_a_rank_that_fails_takes_the_other_along(start: Ask, tmp_path: Path) -> 
     )
     sections: dict[str, Any] = {"train": {"callbacks": ["Failing"], "recipe": [{"fit": {"epochs": 1}}]}}
     assert start(tmp_path, tasks=2, job=job, sections=sections)["statuses"] == [1, 1]
-    assert "mine" in log(tmp_path, 1) and "RankLost: rank 0 has lost another rank" in log(tmp_path)
+    assert "mine" in log(tmp_path, 1) and "RankLost: rank 0 has lost the connection to another rank" in log(tmp_path)
 
 
 def test_ranks_whose_weights_differ_are_found_out(start: Ask, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_each_rank_gets_the_batch_size_where_the_config_says_so(start: Ask, tmp_
     assert RunDir(tmp_path / "each").result()["steps"] == 2  # 45 examples, 20 a step.
     train["batch_size"] = 9
     assert start(tmp_path / "odd", tasks=2, sections={"train": train})["statuses"] == [1, 1]
-    assert "A batch of 9 does not divide among 2 processes. Set it to 8 or 10" in log(tmp_path / "odd")
+    assert "A batch of 9 cannot be divided equally among 2 processes. Set it to 8 or 10" in log(tmp_path / "odd")
 
 
 OWN_MEAN = """

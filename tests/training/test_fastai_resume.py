@@ -117,7 +117,7 @@ def test_a_run_that_signals_interrupt_ends_like_one_that_they_do_not(
 def test_what_is_finished_is_not_repeated(start: Ask, tmp_path: Path) -> None:
     assert start(tmp_path, stop="SIGUSR2", look=FIRST_STAGE + 5)["status"] == INTERRUPTED
     assert start(tmp_path)["status"] == 0
-    assert "goes on from epoch 3, step 0; restored in " in log(tmp_path)
+    assert "resumes from epoch 3, step 0; restored in " in log(tmp_path)
     # The second finder anew, and whatever comes after it.
     assert RunDir(tmp_path).result()["looks"] == SECOND_STAGE - FIRST_STAGE + AFTER
     assert log(tmp_path).count("lr_find find:") == log(tmp_path).count("lr_find all:") == 1
@@ -222,7 +222,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(start: Ask, undi
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
     assert start(tmp_path)["status"] == 0
-    assert f"{damaged.name} is damaged and passed over" in log(tmp_path)
+    assert f"{damaged.name} is damaged and is skipped" in log(tmp_path)
     assert restored(tmp_path) == [(1, 0)]
     assert_same_end(start, tmp_path, undisturbed)
 
@@ -241,7 +241,7 @@ def test_a_checkpoint_of_another_training_is_refused_with_the_reason(start: Ask,
     assert start(tmp_path, stop="SIGUSR2", look=FINDER + 2)["status"] == INTERRUPTED
     recipe = [{"fit": {"epochs": 1}}]
     changed: list[tuple[str, dict[str, Any]]] = [
-        (r"where it has 0.0.0.weight, \[6, 3, 3, 3\], torch.float32, the .*\[7", {"job": {"options": {"width": 7}}}),
+        (r"it has 0.0.0.weight, \[6, 3, 3, 3\], torch.float32, where the .*\[7", {"job": {"options": {"width": 7}}}),
         ("examples was 60 then and is 48 now", {"data": {"options": {"count": 48}}}),
         ("batch size was 10 then and is 9 now", {"train": {"batch_size": 9}}),
         ("seed was 0 then and is 1 now", {"train": {"seed": 1}}),
@@ -265,7 +265,7 @@ def test_a_full_disk_stops_no_training(start: Ask, undisturbed: Path, tmp_path: 
     whole, full = tmp_path / "whole", tmp_path / "full"
     assert start(whole, sections=sections)["status"] == 0, log(whole)
     assert start(full, sections=sections, disk_kb=40)["status"] == 0, log(full)
-    assert re.search(r"could not be written \(\[Errno 28\] No space left on device.*\); training goes on", log(full))
+    assert re.search(r"could not be written \(\[Errno 28\] No space left on device.*\); training continues", log(full))
     assert RunDir(full).result()["weights_sha256"] == RunDir(whole).result()["weights_sha256"]
 
 

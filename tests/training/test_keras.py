@@ -367,7 +367,7 @@ def test_two_devices_train_what_one_trains(two_devices: SimpleNamespace, folder:
 
 
 def test_two_devices_say_that_gpus_are_missing_and_xla_is_off(two_devices: SimpleNamespace) -> None:
-    assert "WARNING: 2 GPUs a node were asked for, but this node has none" in two_devices.even["log"]
+    assert "WARNING: 2 GPUs a node were requested, but this node has none" in two_devices.even["log"]
     assert "train.jit_compile is off" in two_devices.even["log"]
     assert "auto_shard" not in two_devices.even["log"]
 
@@ -389,7 +389,7 @@ def test_two_devices_evaluate_and_predict_every_one_of_an_odd_number(two_devices
 def test_a_batch_that_does_not_divide_among_the_devices_is_refused(two_devices: SimpleNamespace) -> None:
     from truba_runner.training.keras.devices.devices import check_batch_size
 
-    assert "train.batch_size=33 does not divide among 2 devices" in two_devices.indivisible["failed"]
+    assert "train.batch_size=33 cannot be divided equally among 2 devices" in two_devices.indivisible["failed"]
     with pytest.raises(Failed, match="Set train.batch_size=63 or 66"):
         check_batch_size(64, 3)
     with pytest.raises(Failed, match="Set train.batch_size=4,"):
@@ -585,7 +585,7 @@ def test_a_model_that_the_job_compiled_keeps_its_optimizer(
         given = context(folder / f"compiled-{rate}", job, job=options, train=train_settings)
         assert "accuracy" in train(given)["metrics"]
         assert float((given.run.path / "history.csv").read_text().splitlines()[1].split(",")[-2]) == rate
-        assert "train.loss and train.metrics are not used" in capsys.readouterr().out
+        assert "train.metrics and train.loss_weights are not used" in capsys.readouterr().out
 
 
 def test_options_reach_the_jobs_functions(folder: Path, job: ModuleType) -> None:
@@ -690,7 +690,7 @@ def zeros(*counts: int) -> tuple[Any, ...]:
         ({"load_data": lambda name, folder: {"test": 1}}, {}, "returned the keys test. It has to return"),
         ({"load_data": lambda name, folder: {"train": 1, "dev": 2}}, {}, "returned the keys train, dev. It has"),
         ({"load_data": lambda name, folder: {"train": [1, 2]}}, {}, "returned for train a list. It has to be a pair"),
-        ({"load_data": lambda name, folder: {"train": ([1], [0])}}, {}, "something else than NumPy arrays for train"),
+        ({"load_data": lambda name, folder: {"train": ([1], [0])}}, {}, "something other than NumPy arrays for train"),
         ({"load_data": lambda name, folder: {"train": zeros(2, 3)}}, {}, "arrays of 2 and 3 examples for train"),
         ({"load_data": lambda name, folder: {"train": zeros(0, 0)}}, {}, "load_data returned no examples for train"),
     ],
@@ -722,7 +722,7 @@ def test_gpus_that_tensorflow_cannot_use_fail_the_job(tmp_path: Path, job: Modul
     driver = tmp_path / "version"
     driver.touch()
     monkeypatch.setattr(missing_gpus, "NVIDIA_DRIVER", driver)
-    with pytest.raises(Failed, match="1 GPUs a node were asked for .*--nv.*resources.gpus=0"):
+    with pytest.raises(Failed, match="1 GPUs a node were requested .*--nv.*resources.gpus=0"):
         train(context(tmp_path, job, resources={"gpus": 1}))
     assert devices.pick_devices(0) == ["CPU:0"]
 

@@ -88,7 +88,7 @@ def test_labels_that_the_loss_ignores_are_no_class() -> None:
         loss = keras.losses.SparseCategoricalCrossentropy(ignore_class=ignored)
         given, weights = weights_of("balanced", labels, (None, 3, 2), loss)
         assert weights == {0: 2.0, 1: 2 / 3} and given[0].tolist() == [2.0, np.float32(2 / 3), 1.0]
-        with pytest.raises(Failed, match=f"have {ignored}, which is no class.*ignore_class: {ignored}"):
+        with pytest.raises(Failed, match=f"have {ignored}, which is not a class.*ignore_class: {ignored}"):
             weights_of("balanced", labels, (None, 3, 2), SPARSE)
 
 
@@ -149,7 +149,7 @@ def test_outputs_are_weighed_by_name(tmp_path: Path) -> None:
     assert ours["weights_sha256"] == plain(two_outputs, *data, compiled=compiled, **settings)
     assert "class weights of kind: 0: 4" in ours["log"]
     for wanted in ({0: 1.0, 1: 2.0}, "balanced", {"sort": {0: 1.0}}):
-        with pytest.raises(Failed, match=r"several outputs \((price, kind|kind, price)\).*whose classes"):
+        with pytest.raises(Failed, match=r"several outputs \((price, kind|kind, price)\).*name the output"):
             run(tmp_path / "2", splits, two_outputs, loss=loss, class_weight=wanted)
-    with pytest.raises(Failed, match="is by output, and the labels are of one"):
+    with pytest.raises(Failed, match="is given by output, but there is only one output"):
         run(tmp_path / "3", {"train": (x, y)}, dense(), class_weight={"kind": {0: 1.0}})

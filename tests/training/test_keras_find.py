@@ -194,7 +194,7 @@ SCHEDULED = LINEAR.replace(
     ("job", "asked", "words"),
     [
         (SCHEDULED, "valley", "this optimizer follows a schedule"),
-        (LINEAR, {"rate": "slide", "num_it": 6}, "the finder found nothing to suggest that way"),
+        (LINEAR, {"rate": "slide", "num_it": 6}, "the finder has no suggestion of that kind"),
     ],
 )
 def test_what_has_no_rate_to_give_says_so(job: str, asked: Any, words: str, start_keras: Ask, tmp_path: Path) -> None:

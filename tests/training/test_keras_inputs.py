@@ -334,7 +334,7 @@ def test_x_alone_reaches_a_train_step_as_in_keras(tmp_path: Path) -> None:
     ):
         result = run(tmp_path / name, {"train": split}, build_model, batch_size=size)
         assert result["weights_sha256"] == wanted, name
-    with pytest.raises(Failed, match=r"class_weight weighs labels.*x alone"):
+    with pytest.raises(Failed, match=r"class_weight weights labels.*only x"):
         run(tmp_path / "weights", {"train": (x,)}, build_model, class_weight="balanced")
 
 
@@ -399,10 +399,10 @@ def test_ragged_rows_reach_a_network_that_takes_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        (lambda np: [np.zeros(2), np.zeros(3)], r"x a list of 2 arrays that are not equally long.*np\.stack"),
-        (lambda np: [1.0, 2.0], r"something else than NumPy arrays for train: x\. Wrap lists"),
+        (lambda np: [np.zeros(2), np.zeros(3)], r"x a list of 2 arrays of different lengths.*np\.stack"),
+        (lambda np: [1.0, 2.0], r"something other than NumPy arrays for train: x\. Wrap lists"),
         (lambda np: np.array([np.zeros(2), np.zeros(3)], dtype=object), "Python objects.*pad_sequences"),
-        (lambda np: np.array(["2020-01-01", "2020-01-02"], dtype="datetime64[D]"), "datetime64.*Turn it into numbers"),
+        (lambda np: np.array(["2020-01-01", "2020-01-02"], dtype="datetime64[D]"), "datetime64.*Convert it to numbers"),
         (lambda np: None, "None among the parts of train"),
     ],
 )
@@ -433,7 +433,7 @@ def test_images_for_images_are_examples_or_batches_as_they_were_made(tmp_path: P
     for name, (split, size) in splits.items():
         result = run(tmp_path / name, {"train": split}, convolution, batch_size=size, **settings)
         assert result["weights_sha256"] == wanted["weights_sha256"], name
-    with pytest.raises(Failed, match=r"shape \(8, 8, 1\).*single examples and no batches\. Set train\.batch_size"):
+    with pytest.raises(Failed, match=r"shape \(8, 8, 1\).*single examples, not batches\. Set train\.batch_size"):
         run(tmp_path, {"train": examples}, convolution, batch_size=None, **settings)
     with pytest.raises(Failed, match="returned batches for train"):
         run(tmp_path, {"train": examples.batch(16, drop_remainder=True)}, convolution, **settings)
@@ -583,7 +583,7 @@ def test_an_interrupted_stream_ends_like_one_that_is_not(
     for key in ("weights_sha256", "metrics", "steps", "epochs"):
         assert broken[key] == whole[key], key
     log = (folder / "log").read_text()
-    assert re.search(r"goes on from epoch 1, step [1-9]", log) and re.search(r"goes on from epoch 2, step [1-9]", log)
+    assert re.search(r"resumes from epoch 1, step [1-9]", log) and re.search(r"resumes from epoch 2, step [1-9]", log)
     if kind.startswith("told"):
         # In the validation of an epoch that it has been told the end of, it is not told so again.
         assert (folder / "told").read_text().startswith("end begin end begin end end begin begin ")

@@ -338,8 +338,10 @@ def test_a_network_of_every_kind_goes_on_bit_for_bit_on_two_devices(kind: str, s
 def test_on_two_devices_what_no_later_start_could_make_is_refused_at_the_first(start: Start, tmp_path: Path) -> None:
     order = {"job": TWO_OPTIMIZERS, "sections": sections({"epochs": 1}, **TWO_DEVICES)}
     assert start(tmp_path, **order)["status"] == 1
-    assert "Failed: The training step makes variables that cannot be made before it on several devices" in log(tmp_path)
-    assert "Make them in build_model" in log(tmp_path) and "epoch 1" not in log(tmp_path)
+    assert "Failed: The training step creates variables that cannot be created before it on several devices" in log(
+        tmp_path
+    )
+    assert "Create them in build_model" in log(tmp_path) and "epoch 1" not in log(tmp_path)
 
 
 # An optimizer that starts from the weights, and a step that does now this and now that, and counts.
@@ -443,7 +445,7 @@ def test_an_order_that_a_resumed_run_does_not_get_again_is_named_at_the_start_an
     train = {"batch_size": None, "loss": None, "metrics": [], "callbacks": []}
     named, strict, steps = tmp_path / "named", tmp_path / "strict", tmp_path / "steps"
     assert start(named, job=SHUFFLED, sections=sections(train))["status"] == 0, log(named)
-    assert "WARNING: data.train is a Dataset whose order a resumed run does not get again: it shuffles" in log(named)
+    assert "WARNING: data.train is a Dataset whose order a resumed run cannot reproduce: it shuffles" in log(named)
     refused = sections(train, checkpoint={"strict": True})
     assert start(strict, job=SHUFFLED, sections=refused)["status"] == 1
     assert "Failed: checkpoint.strict=true: data.train is a Dataset whose order" in log(strict)
@@ -459,8 +461,8 @@ def test_what_cannot_be_saved_is_named_at_the_start_and_refused_where_the_config
     train = {"batch_size": None, "loss": "sparse_categorical_crossentropy", "callbacks": ["TerminateOnNaN", "Notes"]}
     named, strict = tmp_path / "named", tmp_path / "strict"
     assert start(named, job=job, sections=sections(train))["status"] == 0, log(named)
-    assert "WARNING: callbacks[1].file is an open file. A run that resumes" in log(named)
-    assert log(named).count("callbacks[1].late was made after the training had begun") == 1
+    assert "WARNING: callbacks[1].file is an open file. Its state is not restored" in log(named)
+    assert log(named).count("callbacks[1].late was created after the training had begun") == 1
     refused = sections(train, checkpoint={"strict": True})
     assert start(strict, job=job, sections=refused)["status"] == 1
     assert "Failed: checkpoint.strict=true: callbacks[1].file is an open file" in log(strict)
@@ -513,4 +515,4 @@ def test_a_data_set_is_as_it_was_and_one_that_is_drawn_from_as_it_is_fetched_is_
     assert "WARNING" not in log(cut)
     draws = {"job": AHEAD.replace("DRAWN", "self.dice.normal()"), "sections": sections(train)}
     assert start(drawn, **draws)["status"] == 0, log(drawn)
-    assert log(drawn).count("data.train.dice is drawn from while batches are fetched, ahead of the training") == 1
+    assert log(drawn).count("data.train.dice is drawn from while batches are prefetched") == 1

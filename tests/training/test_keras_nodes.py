@@ -164,7 +164,7 @@ def test_rank_0_alone_writes(two_nodes: SimpleNamespace) -> None:
     assert {"history.csv", "progress.json", "model.keras", "predictions.npy", "tensorboard"} <= written
     assert not [path for path in (two_nodes.path / "1" / "mnist-0").rglob("*") if path.is_file()]
     assert "Total params" in two_nodes.ranks[0]["log"] and "Total params" not in two_nodes.ranks[1]["log"]
-    assert "train.steps_per_execution is 1" in two_nodes.ranks[0]["log"]
+    assert "train.steps_per_execution is set to 1" in two_nodes.ranks[0]["log"]
 
 
 def test_ranks_agree_to_stop_when_one_was_asked_to(two_nodes: SimpleNamespace) -> None:

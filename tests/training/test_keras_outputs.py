@@ -362,7 +362,7 @@ def test_what_is_told_is_numbers() -> None:
     logs = Logs({"loss": 1.5, "matrix": np.arange(4.0).reshape(2, 2), "big": np.zeros((40, 40)), "text": "a"})
     assert dict(logs) == {"loss": 1.5, "matrix_0_0": 0, "matrix_0_1": 1, "matrix_1_0": 2, "matrix_1_1": 3}
     assert logs.left_out == ["big", "text"] and logs.arrays == ["matrix", "big"]
-    with pytest.raises(Failed, match="a_0 is a metric's name already"):
+    with pytest.raises(Failed, match="a_0 is already the name of a metric"):
         Logs({"a_0": 1.0, "a": np.zeros(2)})
 
 
@@ -454,8 +454,8 @@ def test_a_csv_log_is_whole_after_interruptions(start_keras: Start, tmp_path: Pa
 @pytest.mark.parametrize(
     ("callback", "words"),
     [
-        ({"class_name": "BackupAndRestore", "config": {"backup_dir": "backup"}}, "the run goes on by itself"),
-        ("ReduceLROnPlateau", "over which none can be set"),
+        ({"class_name": "BackupAndRestore", "config": {"backup_dir": "backup"}}, "the run resumes by itself"),
+        ("ReduceLROnPlateau", "which does not allow that"),
     ],
 )
 def test_a_callback_that_works_against_the_run_is_refused(

@@ -178,7 +178,7 @@ def test_a_signal_in_validation_neither_finishes_the_epoch_nor_loses_its_trainin
     assert RunDir(tmp_path).progress().step == TRAINING
     assert start(tmp_path)["status"] == 0
     assert restored(tmp_path) == [(0, TRAINING)]
-    assert f"goes on from epoch 1, step {TRAINING} of {TRAINING}; restored in " in log(tmp_path)
+    assert f"resumes from epoch 1, step {TRAINING} of {TRAINING}; restored in " in log(tmp_path)
     # No step of the first epoch is executed again, and its validation once, whole.
     assert RunDir(tmp_path).result()["looks"] == VALIDATION + 1 + 3 * EPOCH + 8
 
@@ -194,7 +194,7 @@ def test_after_training_only_the_rest_is_done(start: Start, undisturbed: Callabl
     assert start(tmp_path, stop="SIGTERM", look=AFTER + 2)["status"] == INTERRUPTED
     assert start(tmp_path, stop="SIGTERM", look=VALIDATION + 2)["status"] == INTERRUPTED
     assert start(tmp_path)["status"] == 0
-    assert log(tmp_path).count("goes on from the end of the training") == 2
+    assert log(tmp_path).count("resumes from the end of the training") == 2
     # Evaluated by the second start, predicted by the third.
     assert RunDir(tmp_path).result()["looks"] == VALIDATION
     for key in ("weights_sha256", "metrics"):
@@ -270,7 +270,7 @@ def test_nodes_that_are_interrupted_and_killed_end_like_nodes_that_are_not(start
     # In the evaluation, which rank 0 does alone: the other waits, and cannot be asked.
     assert start(cut, **NODES, stop="SIGUSR2", look=VALIDATION + 1 + 2)["status"] == INTERRUPTED, log(cut)
     assert start(cut, **NODES)["statuses"] == [0, 0], log(cut)
-    assert len(restored(cut)) == 4 and "goes on from the end of the training" in log(cut)
+    assert len(restored(cut)) == 4 and "resumes from the end of the training" in log(cut)
     assert_same_results(cut, whole)
 
 
@@ -316,7 +316,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
     assert start(tmp_path)["status"] == 0
-    assert f"{damaged.name} is damaged and passed over" in log(tmp_path)
+    assert f"{damaged.name} is damaged and is skipped" in log(tmp_path)
     assert restored(tmp_path) == [(2, 0)]
     assert_same_end(tmp_path, undisturbed("one device"))
 
@@ -335,7 +335,7 @@ def test_a_checkpoint_of_another_training_is_refused_with_the_reason(start: Star
     assert start(tmp_path, stop="SIGUSR2", look=3)["status"] == INTERRUPTED
     changed: list[tuple[str, dict[str, Any]]] = [
         (
-            r"where it has model\.layers\[.\]\.\w*kernel, .3, 3, 1, 8., float32, the model has .*3, 3, 1, 9",
+            r"it has model\.layers\[.\]\.\w*kernel, .3, 3, 1, 8., float32, where the model has .*3, 3, 1, 9",
             {"job": "units=9"},
         ),
         ("examples was 200 then and is 190 now", {"job": "train=190"}),
@@ -357,7 +357,7 @@ def test_a_checkpoint_of_another_training_is_refused_with_the_reason(start: Star
 def test_a_full_disk_stops_no_training(start: Start, undisturbed: Callable[[str], Path], tmp_path: Path) -> None:
     assert start(tmp_path, disk_kb=84)["status"] == 0, log(tmp_path)
     assert re.search(
-        r"could not be written \(\[Errno 28\] No space left on device.*\); training goes on", log(tmp_path)
+        r"could not be written \(\[Errno 28\] No space left on device.*\); training continues", log(tmp_path)
     )
     expected = RunDir(undisturbed("one device")).result()
     assert RunDir(tmp_path).result()["weights_sha256"] == expected["weights_sha256"]
@@ -414,7 +414,7 @@ def test_a_callback_that_does_not_say_its_state_goes_on_all_the_same(
 def test_a_callback_whose_state_cannot_be_saved_is_refused_before_it_is_missed(start: Start, tmp_path: Path) -> None:
     odd = runs.JOB.replace('{"total": self.total}', '{"total": object()}')
     assert start(tmp_path, job=odd)["status"] == 1
-    assert "Failed: get_state of the callback Averaging returned a object, which no checkpoint can" in log(tmp_path)
+    assert "Failed: get_state of the callback Averaging returned a object, which a checkpoint cannot" in log(tmp_path)
 
 
 STREAMING = (
@@ -438,6 +438,6 @@ def test_an_epoch_of_unknown_length_is_told_as_such_and_blames_no_callback(start
     settings: dict[str, Any] = {"sections": {"train": {"batch_size": None, "epochs": 2}}, "job": STREAMING}
     assert start(tmp_path, **settings, stop="SIGUSR2", look=12)["status"] == INTERRUPTED, log(tmp_path)
     assert start(tmp_path, **settings)["status"] == 0, log(tmp_path)
-    assert "goes on from epoch 2, step 8; restored" in log(tmp_path)
+    assert "resumes from epoch 2, step 8; restored" in log(tmp_path)
     assert "started anew" not in log(tmp_path), "every callback of it has its state in the checkpoint, or has none"
     assert RunDir(tmp_path).progress().steps_per_epoch == 12

@@ -425,7 +425,7 @@ def test_a_pydatasets_batches_come_in_an_order_of_the_seed_and_the_epoch(folder:
         (
             lambda tf, x, y: (pair for pair in [(x, y)]),
             {"batch_size": None},
-            "generator, which can be gone through once",
+            "generator, which can be read only once",
         ),
         (lambda tf, x, y: lambda: iter([]), {"batch_size": None}, "yields nothing"),
         (
@@ -434,7 +434,7 @@ def test_a_pydatasets_batches_come_in_an_order_of_the_seed_and_the_epoch(folder:
             r"yields a list; it has to yield tuples \(x, y\)",
         ),
         (lambda tf, x, y: tf.batch(8), {"batch_size": None, "class_weight": "balanced"}, "no single array of them"),
-        (lambda tf, x, y: (x, y), {"class_weight": "equal"}, "train.class_weight=equal: it is balanced, or"),
+        (lambda tf, x, y: (x, y), {"class_weight": "equal"}, "train.class_weight=equal: it must be balanced, or"),
         (lambda tf, x, y: (x, y), {"class_weight": {"cat": 2}}, "train.class_weight=.*Write it as {0: 1.0, 1: 50.0}"),
     ],
 )
@@ -597,7 +597,7 @@ def test_a_disk_that_refuses_a_model_and_a_metric_that_is_not_there_stop_no_trai
     callback = keeping(given, model)
     callback.on_epoch_end(0, {"loss": 1.0, "val_loss": 1.0})
     told = capsys.readouterr().err
-    assert "model_1 could not be saved (Disk quota exceeded); training goes on" in told
+    assert "model_1 could not be saved (Disk quota exceeded); training continues" in told
     assert "checkpoint.monitor=val_los: no such metric. Did you mean val_loss" in told
     assert list(given.run.models.iterdir()) == []
 
@@ -794,7 +794,7 @@ def test_streams_divide_among_the_devices_and_evaluation_leaves_nothing_out(two_
 def test_text_trains_on_two_devices_wherever_it_was_asked_to_be_prepared(two_devices: dict[str, Any]) -> None:
     ahead, inside = two_devices["text-async"], two_devices["text-model"]
     assert ahead["weights_sha256"] == inside["weights_sha256"]
-    assert "data.preprocessing is async: Keras cannot" in inside["log"] and "is async" not in ahead["log"]
+    assert "data.preprocessing is set to async: Keras cannot" in inside["log"] and "set to async" not in ahead["log"]
 
 
 def test_weights_precision_and_numeric_preprocessing_work_on_two_devices(two_devices: dict[str, Any]) -> None:

@@ -96,7 +96,7 @@ def test_a_promoted_trial_is_what_training_in_one_go_comes_to(search: SearchDir)
     trained = result_of(search.trials_folder / promoted["trial_id"])
     assert (search.trials_folder / promoted["trial_id"] / "history.csv").read_text().count("\n") == 3
     log = (search.trials_folder / promoted["trial_id"] / "logs" / "trial_0_log.out").read_text()
-    assert "goes on from epoch 2, step 0" in log
+    assert "resumes from epoch 2, step 0" in log
     # Its own experiment, by hand: trained anew, from the first step to the last, in a process of its own.
     project = search.path.parent.parent
     (project / "conf" / "experiment").mkdir(parents=True)

@@ -63,7 +63,7 @@ def test_a_longer_fit_is_what_training_as_long_at_once_comes_to(tmp_path: Path) 
     recipe = "train.recipe=[{fit_one_cycle:{epochs:1}},{fit:{epochs:1}}]"
     search, trials = searched(tmp_path, "steady", recipe, "sweep.best_models=5")
     promoted = search.trial("0002")
-    assert "goes on from epoch 3, step 0" in (promoted.logs / "trial_0_log.out").read_text()
+    assert "resumes from epoch 3, step 0" in (promoted.logs / "trial_0_log.out").read_text()
     rate = trials["0002"]["hyperparameters"]["values"]["train.learning_rate"]
     recipe = "train.recipe=[{fit_one_cycle:{epochs:1}},{fit:{epochs:2}}]"
     at_once = trained(tmp_path, "once", *PETS, recipe, f"train.learning_rate={rate!r}")
@@ -87,7 +87,7 @@ def test_a_cycle_is_followed_by_another(tmp_path: Path) -> None:
     again = {"epochs": 1, "lr": [rate / 2 / 100, rate / 2], "pct_start": 0.3, "div": 5.0}
     expected = [{"fine_tune": {"epochs": 1}}, {"fit_one_cycle": again}]
     assert promoted.read_config()["train"]["recipe"] == expected
-    assert "goes on from epoch 3, step 0" in (promoted.logs / "trial_0_log.out").read_text()
+    assert "resumes from epoch 3, step 0" in (promoted.logs / "trial_0_log.out").read_text()
     best = result_of(search.path)["best"][0]
     assert best["score"] == min(trial["score"] for trial in trials.values())
     # What truba best writes of the promoted one trains to the same weights.

@@ -68,7 +68,9 @@ class CheckpointStore:
                 self._mark_best(path)
             self.retire()
         except OSError as error:
-            told = _("checkpoint {file} could not be written ({error}); training goes on", file=path.name, error=error)
+            told = _(
+                "checkpoint {file} could not be written ({error}); training continues", file=path.name, error=error
+            )
             print(told, file=sys.stderr, flush=True)
             self._refused = (position, write, best)
             return False
@@ -137,7 +139,7 @@ class CheckpointStore:
             with _checked(path) as file:
                 return (read(file),)
         except (OSError, ValueError, EOFError, KeyError) as error:
-            told = _("{file} is damaged and passed over: {error}", file=path.name, error=error)
+            told = _("{file} is damaged and is skipped: {error}", file=path.name, error=error)
             print(told, file=sys.stderr, flush=True)
             with suppress(OSError):
                 # In place, the damaged file would count as one of the newest and push out good ones.
@@ -212,6 +214,6 @@ def _checked(path: Path) -> IO[bytes]:
         left -= len(chunk)
     if length <= 0 or file.read() != digest.digest():
         file.close()
-        raise ValueError(_("its SHA-256 is not the one that it was written with"))
+        raise ValueError(_("its SHA-256 does not match the one recorded when it was written"))
     file.seek(0)
     return file

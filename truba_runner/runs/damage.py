@@ -63,7 +63,7 @@ def of_submissions(run: RunDir) -> str:
 def of_sweep(path: Path) -> str:
     """Describe the first problem in the records of the sweep in this folder; empty if there is none."""
     if not safe_files.is_folder(path):
-        return _("{folder} is no folder", folder=path.name)
+        return _("{folder} is not a folder", folder=path.name)
     looks = [partial(record_files.read_object, path, "sweep.json", wrong_sweep)]
     return _first_wrong(looks) or _of_events(path / "submissions.jsonl")
 
@@ -117,7 +117,7 @@ def _of_run(path: Path, seen: tuple[_Seen, ...]) -> str:
 def _of_folder(record: RunRecord) -> str:
     if not record.path.is_dir():
         # A sweep's run has no folder before it begins.
-        return _("{folder} is no folder", folder=record.id) if os.path.lexists(record.path) else ""
+        return _("{folder} is not a folder", folder=record.id) if os.path.lexists(record.path) else ""
     return _first_wrong(_looks(record))
 
 
@@ -174,7 +174,7 @@ def _of_events_once(file: Path, seen: _Seen) -> str:
 def _of_events(file: Path) -> str:
     """Describe the first problem in a sweep's event file; cached, as a thousand runs may share the file."""
     why = _of_events_once(file, _seen(file))
-    return _("of its sweep {sweep}: {why}", sweep=file.parent.name, why=why) if why else ""
+    return _("in its sweep {sweep}: {why}", sweep=file.parent.name, why=why) if why else ""
 
 
 def _first_wrong(looks: Iterable[Callable[[], object]]) -> str:

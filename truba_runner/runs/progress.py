@@ -84,7 +84,7 @@ class Progress:
                 with suppress(OSError):
                     self._run.overwrite_progress(self.record)
             elif not self._disk_complained:
-                told = _("{file} could not be written ({error}); training goes on", file="progress.json", error=error)
+                told = _("{file} could not be written ({error}); training continues", file="progress.json", error=error)
                 print(told, file=sys.stderr, flush=True)
                 self._disk_complained = True
 
@@ -111,7 +111,7 @@ class Progress:
         loss = metrics.get("loss")
         if loss is not None and not math.isfinite(loss) and not self.record.warning:
             warning = _(
-                "the training loss is {loss} at the end of epoch {epoch}; nothing is learnt from it",
+                "the training loss is {loss} at the end of epoch {epoch}; the network no longer learns",
                 loss=loss,
                 epoch=epoch,
             )

@@ -198,7 +198,7 @@ def read_object(folder: Path | str, name: str, wrong: Wrong) -> dict[str, Any]:
         return {}
     value = parsed(content, name)
     if not isinstance(value, dict):
-        raise Damaged(_("{file} is no record", file=name))
+        raise Damaged(_("{file} is not a record", file=name))
     if why := wrong(value):
         raise Damaged(_("{file} holds {what}", file=name, what=why))
     return value
@@ -218,7 +218,7 @@ def history(folder: str) -> list[dict[str, str]]:
     try:
         rows: Sequence[Mapping[Any, Any]] = list(csv.DictReader(io.StringIO(text)))
     except csv.Error as error:
-        raise Damaged(_("{file} is no table ({error})", file=HISTORY, error=error)) from error
+        raise Damaged(_("{file} is not a table ({error})", file=HISTORY, error=error)) from error
     if why := _wrong_history(rows):
         raise Damaged(_("{file} holds {what}", file=HISTORY, what=why))
     return [dict(row) for row in rows]

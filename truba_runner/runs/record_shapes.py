@@ -46,7 +46,7 @@ def parsed(text: bytes | str, name: str) -> Any:
     except RecursionError as error:
         raise Damaged(_("{file} is nested too deeply", file=name)) from error
     except ValueError as error:  # Also raised for bytes that are not UTF-8, and numbers of thousands of digits.
-        raise Damaged(_("{file} is cut short, or is no JSON ({error})", file=name, error=error)) from error
+        raise Damaged(_("{file} is cut short or not JSON ({error})", file=name, error=error)) from error
 
 
 def is_plain(name: Any) -> bool:

@@ -51,8 +51,8 @@ def begin(run: RunDir, job_id: str, position: Position, about: Event) -> None:
     if fruitless >= FRUITLESS_STARTS:
         raise GaveUp(
             _(
-                "{count} starts from epoch {epoch}, step {step} came no further, so there is no other one. The log "
-                "shows how they ended; submit again once the cause is mended.",
+                "{count} starts from epoch {epoch}, step {step} made no progress, so the run is not started again. "
+                "The log shows how they ended; fix the cause and submit again.",
                 count=fruitless,
                 epoch=position.epoch + 1,
                 step=position.step,

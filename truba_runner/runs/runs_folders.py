@@ -123,7 +123,7 @@ def find_sweep(prefix: str, runs_folder: Path | None = None) -> SweepDir | None:
         rule = _("there are several such sweeps: {found}.", found=found)
         raise Refused(Problem(prefix, rule, _("Choose a folder with --runs FOLDER.")))
     if why := damage.of_sweep(matches[0].path):
-        told = _("{sweep}: {why}, so which its runs are is not known; each can be named. It lies in {folder}")
+        told = _("{sweep}: {why}, so its runs are unknown; name each run instead. Its folder: {folder}")
         raise Failed(told.format(sweep=matches[0].id, why=why, folder=matches[0].path))
     return matches[0]
 
@@ -148,6 +148,6 @@ def find(prefix: str, runs_folder: Path | None = None) -> RunDir:
         raise Refused(Problem(prefix, rule, f"{listed([run.id for run in matches])}."))
     every = [sweep.id for sweep in sweeps(runs_folder)]
     if meant := [name for name in every if name.startswith(prefix)]:
-        remedy = _("truba status {sweep} lists its runs, with --best METRIC the best of them.", sweep=meant[0])
-        raise Refused(Problem(prefix, _("it is a sweep, and one run is wanted."), remedy))
+        remedy = _("truba status {sweep} lists its runs; --best METRIC lists the best first.", sweep=meant[0])
+        raise Refused(Problem(prefix, _("it is a sweep, but this needs a single run."), remedy))
     raise Refused(Problem(prefix, _("no run starts with it."), nearest(prefix, [*every, *(run.id for run in known)])))

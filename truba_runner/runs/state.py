@@ -23,9 +23,9 @@ from truba_runner.slurm.states import meaning_of
 _MOST_LOOKS, _LOOK_SECONDS = 50, 0.002
 # Slurm's reasons for a job that waits for another job, and for one whose dependency can never be satisfied.
 _WAITS, _IN_VAIN = "Dependency", "DependencyNeverSatisfied"
-_SILENT = marked("it ended without a word; truba logs shows the last of it, and the same command goes on")
-_NOT_BEGUN = marked("nothing was done about it so far; the same command goes on with it")
-_INTERRUPTED = marked("interrupted; the same command goes on")
+_SILENT = marked("it ended without an error message; truba logs shows its last lines, and the same command resumes it")
+_NOT_BEGUN = marked("not started yet; the same command starts it")
+_INTERRUPTED = marked("interrupted; the same command resumes it")
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _state_when_pulled(record: RunRecord) -> RunState:
     state, why = ended.get(progress.state, ("RUNNING" if progress else "UNKNOWN", ""))
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(float(pulled.get("time", 0))))
     place = pulled.get("from", "?")
-    as_of = _("as it was at {place} on {when}; truba pull looks again", place=place, when=when)
+    as_of = _("as of {when} on {place}; truba pull updates it", place=place, when=when)
     return RunState(state, live=False, job=None, why=f"{why}; {as_of}" if why else as_of)
 
 
@@ -142,7 +142,7 @@ def _waits_for(record: RunRecord, job: Job) -> str:
         return _why(record.progress)
     intent = record.intent
     if job.reason == _WAITS and intent.canary:
-        return _("held until {canary} has lived through its first epoch", canary=intent.canary)
+        return _("held until {canary} finishes its first epoch", canary=intent.canary)
     if job.reason == _WAITS and intent.finder:
         return _("waits for its learning-rate finder {finder}", finder=intent.finder)
     means = meaning_of(job.state)
@@ -174,7 +174,8 @@ def _along_with_canary(record: RunRecord) -> str:
     if not canary or record.of(canary).has_lived:
         return ""
     return _(
-        "cancelled along with the canary {canary}, which ended before its first epoch did; the same command goes on",
+        "cancelled because the canary {canary} ended before finishing its first epoch; the same command "
+        "submits it again",
         canary=canary,
     )
 
@@ -189,7 +190,7 @@ def _state_on_record(record: RunRecord, slurm_answers: bool) -> RunState:
     if progress.state == Stage.INTERRUPTED:
         return RunState("INTERRUPTED", live=False, job=None, why=_(_INTERRUPTED))
     if killed := next((event for event in told if _is_kill(event, record.job_id)), None):
-        why = _("killed by {signal}; the same command goes on", signal=killed.signal)
+        why = _("killed by {signal}; the same command resumes it", signal=killed.signal)
         return RunState("KILLED", live=False, job=None, why=why)
     if progress.state == Stage.RUNNING:
         if _process_lives(record.id, progress.host, progress.pid):
@@ -245,7 +246,7 @@ def _why(progress: ProgressRecord) -> str:
 
 def _exit(job: Job) -> str:
     if job.exit_code.startswith(f"{SRUN_FAILED}:"):
-        return _("Slurm could not start it on its nodes; truba logs shows why, and the same command goes on")
+        return _("Slurm could not start it on its nodes; truba logs shows why, and the same command resumes it")
     if job.exit_code in {"", "0:0"} or job.state != "FAILED":
         return ""
     return _("exit code {code}", code=job.exit_code)

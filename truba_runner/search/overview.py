@@ -105,7 +105,7 @@ def _trial(search: SearchDir, state: State, trial_id: str) -> dict[str, Any]:
 def _why(trial: Mapping[str, Any]) -> str:
     message = (trial["message"] or "").strip()
     if trial["status"] == "FAILED" and not message:
-        return _("its objective is no number")
+        return _("its objective is not a number")
     return message.splitlines()[0] if message else ""
 
 

@@ -45,9 +45,9 @@ class Store:
         state = read_state(self._search)
         if state and state["identity"] != self._identity:
             raise Failed(
-                "{folder} holds the state of another search ({other}, and this is {identity}): its space, its "
-                "objective or the experiment differ. Choose another directory with sweep.directory=NAME, or start "
-                "anew beside it with fresh=true.",
+                "{folder} holds the state of another search ({other}; this one is {identity}): its search space, "
+                "its objective or the experiment differs. Choose another directory with sweep.directory=NAME, or "
+                "start a new search with fresh=true (the old one is kept).",
                 folder=self._search.path,
                 other=state["identity"],
                 identity=self._identity,
@@ -71,7 +71,8 @@ class Store:
             content = _text({"format": FORMAT, "identity": self._identity, **state})
             if not lock.held():
                 raise Failed(
-                    "the lock of {folder} was broken by another: this process stood still", folder=self._search.path
+                    "another process broke the lock of {folder}: this process was suspended for too long",
+                    folder=self._search.path,
                 )
             write_atomically(self._search.state_file, content.encode())
 
@@ -98,8 +99,13 @@ def read_state(search: SearchDir) -> State:
         state = read_object(search.path, search.state_file.name, lambda state: "")
     except Damaged as error:
         raise Failed(
-            "{file} is damaged ({error}); start anew beside it with fresh=true", file=search.state_file, error=error
+            "{file} is damaged ({error}); start a new search with fresh=true (the old one is kept)",
+            file=search.state_file,
+            error=error,
         ) from error
     if state and state.get("format") != FORMAT:
-        raise Failed("{file} is of another version of truba_runner; start anew with fresh=true", file=search.state_file)
+        raise Failed(
+            "{file} was written by another version of truba_runner; start a new search with fresh=true",
+            file=search.state_file,
+        )
     return state

@@ -109,7 +109,7 @@ def directory(experiment: Experiment) -> SearchDir:
         raise Refused(
             Problem(
                 f"{error.filename}",
-                _("{user} may not look into it: it is another user's.", user=getpass.getuser()),
+                _("{user} cannot read it: it belongs to another user.", user=getpass.getuser()),
                 _("Choose a folder of your own with cluster.runs_folder=FOLDER."),
             )
         ) from error
@@ -122,19 +122,23 @@ def _refuse_another(search: SearchDir, experiment: Experiment) -> None:
     try:
         known = experiment_from(search.read_config())
     except Exception as error:  # PyYAML and OmegaConf raise many kinds for a damaged file.
-        told = _("{file} cannot be read ({error}). Begin anew beside it with fresh=true.", file=search.config_file,
-                 error=error)  # fmt: skip
+        told = _(
+            "{file} cannot be read ({error}). Start a new search with fresh=true (the old one is kept).",
+            file=search.config_file,
+            error=error,
+        )
         raise Failed(told) from error
     if training_hash(known) == training_hash(experiment):
         return
     rule = _(
-        "{path} belongs to an ordinary run of another config; two searches in one would spoil each other.",
+        "{path} belongs to an ordinary run with another config; a run and a search in one folder would "
+        "corrupt each other.",
         path=search.path,
     )
     if known.sweep.kind:
         rule = _(
-            "{path} belongs to a search ({kind} over {name}) of another config; two searches in one would spoil each "
-            "other.",
+            "{path} belongs to a search ({kind} over {name}) with another config; two searches in one folder would "
+            "corrupt each other.",
             path=search.path,
             kind=known.sweep.kind,
             name=known.name,
@@ -144,8 +148,8 @@ def _refuse_another(search: SearchDir, experiment: Experiment) -> None:
             f"sweep.directory={search.id}",
             rule,
             _(
-                "Choose another name, leave it out for one of the search's own, or begin anew beside it with "
-                "fresh=true."
+                "Choose another name, leave it out to get one of the search's own, or start a new search with "
+                "fresh=true (the old one is kept)."
             ),
         )
     )
@@ -168,8 +172,8 @@ def refuse_what_cannot_go_on(searches: Sequence[Prepared]) -> None:
     for prepared in searches:
         identity = training_hash(prepared.experiment)
         if kinds.setdefault(prepared.run.id, identity) != identity:
-            rule = _("several searches of this command would have it, and spoil each other.")
-            remedy = _("Leave it out: each has one of its own.")
+            rule = _("several searches of this command would share it and corrupt each other.")
+            remedy = _("Leave it out: each search then gets its own.")
             problems.append(Problem(f"sweep.directory={prepared.run.id}", rule, remedy))
     if problems:
         raise Refused(*dict.fromkeys(problems))
@@ -182,7 +186,7 @@ def _job_problems(prepared: Prepared) -> Iterator[Problem]:
         return
     if not space:
         kind = prepared.experiment.sweep.kind
-        remedy = _("Take values from hp there, or name keys of the config in sweep.space: docs/search.md.")
+        remedy = _("Take values from hp there, or list config keys in sweep.space: docs/search.md.")
         rule = _(
             "there is nothing to search: build_model in {file} takes no hp, and sweep.space is empty.",
             file=prepared.job_file,
@@ -191,7 +195,7 @@ def _job_problems(prepared: Prepared) -> Iterator[Problem]:
     for name in space:
         if "." not in str(name):
             remedy = _("Name a key of the config, such as job.options.{name}.", name=name)
-            rule = _("build_model in {file} takes no hp, so nothing would have this value.", file=prepared.job_file)
+            rule = _("build_model in {file} takes no hp, so nothing would use this value.", file=prepared.job_file)
             yield Problem(f"sweep.space.{name}", rule, remedy)
 
 
@@ -204,10 +208,10 @@ def _in_its_way(prepared: Prepared) -> Iterator[Problem]:
     if state["failed"] and most <= _most_failures(search):
         yield Problem(
             search.id,
-            _("the search was given up: {reason}", reason=state["failed"]),
+            _("the search was stopped: {reason}", reason=state["failed"]),
             _(
-                "A larger sweep.max_consecutive_failed_trials (now {most}) goes on with it; fresh=true begins anew "
-                "beside it.",
+                "A larger sweep.max_consecutive_failed_trials (now {most}) resumes it; fresh=true starts a new "
+                "search (the old one is kept).",
                 most=most,
             ),
         )
@@ -218,15 +222,15 @@ def _in_its_way(prepared: Prepared) -> Iterator[Problem]:
     yield Problem(
         search.id,
         _(
-            "{count} of its trials were begun with other code than {file} is now; going on would compare networks of "
-            "the one with networks of the other.",
+            "{count} of its trials were started with another version of {file}; resuming would compare networks of "
+            "two different codes.",
             count=len(state["trials"]),
             file=prepared.job_file,
         ),
         _(
-            "fresh=true searches with the new code, beside it; accept_changed_code=true goes on with it, for a change "
-            "that leaves the networks and their training as they were; once the file is put back, the same command "
-            "goes on."
+            "fresh=true starts a new search with the new code; accept_changed_code=true resumes this search with "
+            "it, for a change that affects neither the networks nor their training; if you restore the file, the "
+            "same command resumes the search."
         ),
     )
 
@@ -314,7 +318,7 @@ def _here(search: SearchDir, prepared: Prepared) -> Outcome:
     with folder_lock.lock(search.path.parent):
         worker = None if state_of(prepared.run.record(), {}).live else start_here(prepared)
     if worker is None:
-        print(_("the search runs already, as {job_id}", job_id=last_job_id(prepared.run)), file=sys.stderr)
+        print(_("the search is already running, as {job_id}", job_id=last_job_id(prepared.run)), file=sys.stderr)
         return Outcome(search.id, str(search.path), Action.RUNNING)
     stopped = see_through(prepared, worker)
     action = Action.TRAINED if search.result() else Action.FAILED

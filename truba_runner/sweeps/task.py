@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
         if intent.places > 1:
             return crew.train(runs, token, intent.places, intent.share_gpus)
         if not runs[0].is_last_given_to(token):
-            print(_("{run} is another submission's by now; there is nothing to do", run=runs[0].id), flush=True)
+            print(_("{run} now belongs to another submission; there is nothing to do", run=runs[0].id), flush=True)
             return 0
         _print_into(runs[0].log_of(job_environment.current().job_id))
         return worker.main([str(runs[0].path)])

@@ -48,15 +48,15 @@ def found_rate(
     rate = _same(asked.rate.resolve({FINDER: suggested}), from_rank_0)
     if rate is None:
         raise Failed(
-            "train.lr_find: {rate} has no value, as the finder found nothing to suggest that way ({file} has its "
-            "curve). Use another of its suggestions, or set train.learning_rate.",
+            "train.lr_find: {rate} has no value: the finder has no suggestion of that kind (its curve is in "
+            "{file}). Use another of its suggestions, or set train.learning_rate.",
             rate=asked.rate,
             file=where.path / f"lr_find_{FINDER}.json",
         )
     if finder is None:
         info("learning rate {rate:g}: {asked}", rate=rate, asked=asked.rate)
     else:
-        info("learning rate {rate:g}: {asked}, of {finder}", rate=rate, asked=asked.rate, finder=finder.id)
+        info("learning rate {rate:g}: {asked}, from {finder}", rate=rate, asked=asked.rate, finder=finder.id)
     if context.rank == 0:
         context.run.append_submission(
             Event(
@@ -77,8 +77,8 @@ def _left_by(finder: RunDir) -> Suggestions:
     curve = finder.rate_curve(FINDER)
     if curve is None or not curve.suggestions:
         raise Failed(
-            "The learning-rate finder {finder} has left no answer in {folder}; was it taken away? Set "
-            "train.learning_rate, or let it look anew with fresh=true.",
+            "The learning-rate finder {finder} has no result in {folder}; was it deleted? Set train.learning_rate, "
+            "or run the finder again with fresh=true.",
             finder=finder.id,
             folder=finder.path,
         )

@@ -19,12 +19,12 @@ def explained(error: BaseException, run: RunDir) -> BaseException:
         return error  # A Failed has its own remedy, and may be about another disk.
     position = CheckpointStore(run.checkpoints).position()
     if position == Position(0, 0):
-        where = _("the run goes on from the beginning.")
+        where = _("the run starts again from the beginning.")
     else:
-        where = _("the run goes on from epoch {epoch}, step {step}.", epoch=position.epoch + 1, step=position.step)
+        where = _("the run resumes from epoch {epoch}, step {step}.", epoch=position.epoch + 1, step=position.step)
     told = Failed(
-        "the disk is full ({cause}): it holds {folder}. Free space there, or files where it is their number that is "
-        "at its limit, and submit again: {where}",
+        "the disk is full ({cause}): it holds {folder}. Free space there (or delete files, if their number is at "
+        "its limit) and submit again: {where}",
         cause=cause,
         folder=run.path,
         where=where,

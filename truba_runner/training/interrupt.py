@@ -22,7 +22,7 @@ from truba_runner.language import _, marked
 
 _WORDS = {
     signal.SIGUSR2: marked("the time limit is near, or the job is preempted"),
-    signal.SIGTERM: marked("told to end"),
+    signal.SIGTERM: marked("asked to end"),
     signal.SIGINT: marked("Ctrl-C"),
     signal.SIGHUP: marked("the terminal was closed"),
 }

@@ -42,7 +42,7 @@ def call(job: ModuleType, name: str, where: str, options: Mapping[str, Any], /, 
     for item in parameters:
         if item.name in named and item.default is item.empty and item.name not in {*given, *options}:
             raise Failed(
-                "{where}.{option} is missing: {name} in {file} cannot do without it.",
+                "{where}.{option} is missing: {name} in {file} requires it.",
                 where=where,
                 option=item.name,
                 name=name,
@@ -105,8 +105,8 @@ def imported(context: Context, where: str, name: str) -> Any:
         module = context.job if is_job else importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise Failed(
-            "{where}: {name} cannot be imported: {error}. Modules beside the job's own file are found, and those of "
-            "the job's environment.",
+            "{where}: {name} cannot be imported: {error}. The module must be in the folder of the job's own file "
+            "or in the job's environment.",
             where=where,
             name=name,
             error=error,

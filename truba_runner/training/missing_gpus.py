@@ -22,16 +22,17 @@ def tell_of_missing_gpus(gpus_asked: int, framework: str, package: str) -> None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", _("not set"))
         # `truba why` recognises this error by `sees no GPU` or its translation: why/reasons.yaml.
         raise Failed(
-            "{gpus} GPUs a node were asked for and this node has NVIDIA's driver, but {framework} sees no GPU "
+            "{gpus} GPUs a node were requested and this node has NVIDIA's driver, but {framework} sees no GPU "
             "(CUDA_VISIBLE_DEVICES={visible}). Training on the CPU would waste the GPUs. Install {package} in the "
-            "job's environment, or start its container with --nv; to train on the CPU, ask for none: resources.gpus=0.",
+            "job's environment, or start its container with --nv; to train on the CPU, request none: "
+            "resources.gpus=0.",
             gpus=gpus_asked,
             framework=framework,
             package=package,
             visible=visible,
         )
     print_error(
-        "WARNING: {gpus} GPUs a node were asked for, but this node has none. Training on the CPU, with a logical "
+        "WARNING: {gpus} GPUs a node were requested, but this node has none. Training on the CPU, with a logical "
         "device in place of each GPU.",
         gpus=gpus_asked,
     )

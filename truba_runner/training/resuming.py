@@ -45,11 +45,11 @@ def tell(context: Context, position: Position, steps: int, since: float, trained
 
 def _told(position: Position, steps: int, trained: bool, seconds: float) -> str:
     if trained:
-        return _("goes on from the end of the training; restored in {seconds} s", seconds=seconds)
+        return _("resumes from the end of the training; restored in {seconds} s", seconds=seconds)
     where = {"epoch": position.epoch + 1, "step": position.step, "seconds": seconds}
     if not steps:
-        return _("goes on from epoch {epoch}, step {step}; restored in {seconds} s", **where)
-    return _("goes on from epoch {epoch}, step {step} of {steps}; restored in {seconds} s", steps=steps, **where)
+        return _("resumes from epoch {epoch}, step {step}; restored in {seconds} s", **where)
+    return _("resumes from epoch {epoch}, step {step} of {steps}; restored in {seconds} s", steps=steps, **where)
 
 
 def check_format(context: Context, found: object, known: int) -> None:
@@ -59,7 +59,7 @@ def check_format(context: Context, found: object, known: int) -> None:
         truba_runner.errors.Failed: another version of truba_runner wrote it.
     """
     if found != known:
-        _refuse(context, _("its format is {found}, and this version of truba_runner reads {known}",
+        _refuse(context, _("its format is {found}, but this version of truba_runner reads {known}",
                            found=found, known=known))  # fmt: skip
 
 
@@ -79,13 +79,13 @@ def check_same(context: Context, then: Mapping[str, Any], now: Mapping[str, Any]
             for side in (then, now)
         )
         if saved != own:
-            _refuse(context, _("where it has {saved}, the model has {own} (name, shape, dtype)", saved=saved, own=own))
+            _refuse(context, _("it has {saved}, where the model has {own} (name, shape, dtype)", saved=saved, own=own))
 
 
 def _refuse(context: Context, reason: str) -> NoReturn:
     raise Failed(
-        "The newest checkpoint in {folder} is of another training: {reason}. Take the change back and submit again, "
-        "or start anew beside it with fresh=true.",
+        "The newest checkpoint in {folder} belongs to another training: {reason}. Undo the change and submit "
+        "again, or start a new run with fresh=true (the old one is kept).",
         folder=context.run.checkpoints,
         reason=reason,
     )

@@ -26,16 +26,16 @@ from truba_runner.verify.starts import AGAIN, INTERRUPTED, NOTE, UNDISTURBED, St
 # First part of the paths of metrics; all other paths are in a checkpoint.
 _TOLD = "metrics"
 _NOT_RESUMED = marked(
-    "after an interruption this training would not end as an undisturbed one. At {where} {path} is {now}; undisturbed "
-    "it is {then}{more}. The training depends on something that no checkpoint holds. Keep it in a variable or an "
-    "attribute of the model, of its loss or of a callback, or in what a callback's get_state and set_state give, or "
-    "let it follow from the number of the epoch. What is kept in a file, in the environment or by a generator does not "
-    "go back with a checkpoint."
+    "after an interruption this training would not end like an uninterrupted one. At {where} {path} is {now}; "
+    "uninterrupted it is {then}{more}. The training depends on something that is not in the checkpoint. Keep it in "
+    "a variable or an attribute of the model, of its loss or of a callback, or in get_state and set_state of a "
+    "callback, or compute it from the epoch's number. Values in a file, in the environment or in a generator are "
+    "not restored with a checkpoint."
 )
 _NOT_REPEATABLE = marked(
-    "this training is another one each time, even without an interruption: at {where} {path} was {then}, and {now} the "
-    "second time{more}. Give a seed to whatever draws random numbers (train.seed seeds Python, NumPy and the "
-    "framework), and on GPUs set train.deterministic=true."
+    "this training gives another result each time, even without an interruption: at {where} {path} was {then}, and "
+    "{now} the second time{more}. Give a seed to whatever draws random numbers (train.seed seeds Python, NumPy and "
+    "the framework), and on GPUs set train.deterministic=true."
 )
 
 
@@ -56,7 +56,7 @@ def verify(run: RunDir, experiment: Experiment, here: Allocation) -> None:
     """
     started = time.monotonic()
     if here.rank == 0:
-        info("verifying: a short training, undisturbed and interrupted, is compared first")
+        info("verifying: first a short training is run without and with interruptions, and compared")
     starts = Starts(run, experiment, here)
     with starts.opened():
         found = _first_difference(starts)
@@ -98,8 +98,8 @@ def _first_difference(starts: Starts) -> dict[str, Any] | None:
     done = starts.train(UNDISTURBED)
     if "failed" in done:
         raise Failed(
-            "checkpoint.verify: a short training fails without an interruption (where only its shortness is to blame, "
-            "set checkpoint.verify=false): {error}",
+            "checkpoint.verify: a short training fails without an interruption (if it fails only because it is "
+            "short, set checkpoint.verify=false): {error}",
             error=done["failed"],
         )
     for stop in [*starts.breaks(done["validated"]), None]:

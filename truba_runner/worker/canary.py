@@ -59,7 +59,7 @@ def _told() -> Iterator[None]:
     try:
         yield
     except (client.SlurmError, OSError) as error:
-        print_error("the runs that wait for this one could not be let go ({error})", error=error)
+        print_error("the runs held for this one could not be released ({error})", error=error)
 
 
 def _goes_ahead_of(run: RunDir) -> SweepDir | None:

@@ -33,7 +33,9 @@ def tell(run: RunDir, state: str, about: Mapping[str, Any]) -> bool:
             return True
     # Any error of config, proxy or server: the run has ended, and its end is recorded.
     except Exception as error:
-        print_error("notify.webhook was not told ({error}); how the run ended is on record all the same", error=error)
+        print_error(
+            "notify.webhook could not be notified ({error}); how the run ended is recorded all the same", error=error
+        )
         return False
 
 

@@ -120,10 +120,10 @@ def begin(run: RunDir, here: job_environment.Allocation, position: Position) -> 
             return True
         run.append_submission(Event(Kind.DUPLICATE, job_id=here.job_id))
     if other is None:
-        info("{run} is another submission's by now; there is nothing to do", run=run.id)
+        info("{run} now belongs to another submission; there is nothing to do", run=run.id)
     else:
         jobs = {"other": other, "job_id": here.job_id}
-        info("this submission is job {other}'s already; there is nothing to do for {job_id}", **jobs)
+        info("this submission already belongs to job {other}; there is nothing to do for job {job_id}", **jobs)
     return False
 
 
@@ -200,7 +200,7 @@ def failed(
             print_traceback(error, own)
     if others:
         if not (told := _anothers_reason(run)):
-            print_error("another rank has ended, and none has failed: the job is to go on in the queue")
+            print_error("another rank has ended, and none has failed: the job goes back into the queue")
             return 128 + signal.SIGKILL  # As if the node were lost; if it is, Slurm may notice much later.
         record = told
     if here.rank == 0:

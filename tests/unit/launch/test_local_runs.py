@@ -107,7 +107,7 @@ def test_ctrl_c_ends_the_run_and_says_so(project: Project) -> None:
         os.killpg(command.pid, signal.SIGINT)  # As the terminal does: to every process of the group.
         _, err = command.communicate(timeout=240)
     assert command.returncode != 0 and "Traceback" not in err
-    assert f"{project.run_dir.name} was interrupted; the same command goes on" in err and "failed" not in err
+    assert f"{project.run_dir.name} was interrupted; the same command resumes it" in err and "failed" not in err
     assert project.status()["state"] == "INTERRUPTED"
 
 
@@ -130,7 +130,7 @@ def test_a_closed_terminal_ends_the_run_as_a_signal_does_but_not_under_nohup(pro
         assert project.status()["state"] == "RUNNING"
         command.send_signal(signal.SIGTERM)
         command.communicate(timeout=240)
-    assert "told to end" in max((project.run_dir / "logs").iterdir()).read_text()
+    assert "asked to end" in max((project.run_dir / "logs").iterdir()).read_text()
 
 
 def test_a_killed_worker_is_told_as_such(project: Project) -> None:
@@ -140,7 +140,7 @@ def test_a_killed_worker_is_told_as_such(project: Project) -> None:
         assert project.status()["state"] == "RUNNING"
         os.kill(json.loads((project.run_dir / "progress.json").read_text())["pid"], signal.SIGKILL)
         _, err = command.communicate(timeout=240)
-    assert command.returncode == 1 and "was killed by SIGKILL; the same command goes on" in err
+    assert command.returncode == 1 and "was killed by SIGKILL; the same command resumes it" in err
     row = project.status()
     assert row["state"] == "KILLED" and "SIGKILL" in str(row["why"])
 
@@ -182,7 +182,7 @@ def _first_line(command: subprocess.Popen[str]) -> str:
 def test_a_worker_that_exits_well_without_a_result_has_failed(project: Project) -> None:
     with project.start("import os\nos._exit(0)\n", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
         _, err = command.communicate(timeout=240)
-    assert command.returncode == 1 and "ended without a word" in err
+    assert command.returncode == 1 and "ended without an error message" in err
 
 
 def test_a_finished_run_of_other_code_is_pointed_out(project: Project) -> None:
@@ -239,7 +239,7 @@ def test_a_full_disk_at_the_end_is_told_with_what_to_do(project: Project) -> Non
     assert "exit status 1" in done.stdout and "Traceback" not in done.stdout + done.stderr
     (row,) = json.loads(done.stdout[done.stdout.index("[\n") :])
     assert row["state"] == "FAILED"
-    assert "the disk is full" in row["why"] and "goes on from epoch 3, step 5" in row["why"]
+    assert "the disk is full" in row["why"] and "resumes from epoch 3, step 5" in row["why"]
 
 
 def test_a_sweep_that_fails_says_so_without_hydras_noise(project: Project) -> None:

@@ -165,11 +165,11 @@ def test_a_search_that_was_given_up_goes_on_once_more_may_fail_and_not_with_othe
     done = project(*own, "sweep.max_consecutive_failed_trials=1")
     assert done.returncode == 1 and "ValueError: on purpose" in done.stderr, done.stderr
     refused = project(*own, "sweep.max_consecutive_failed_trials=1")
-    assert refused.returncode == 2 and "was given up: Number of consecutive failures" in refused.stderr
-    assert "A larger sweep.max_consecutive_failed_trials (now 1) goes on" in refused.stderr
+    assert refused.returncode == 2 and "was stopped: Number of consecutive failures" in refused.stderr
+    assert "A larger sweep.max_consecutive_failed_trials (now 1) resumes it" in refused.stderr
     (project.folder / "jobs" / "nothing.py").write_text("changed = True\n")
     refused = project(*own, "sweep.max_consecutive_failed_trials=2")
-    assert refused.returncode == 2 and "1 of its trials were begun with other code" in refused.stderr
+    assert refused.returncode == 2 and "1 of its trials were started with another version of" in refused.stderr
     done = project(*own, "sweep.max_consecutive_failed_trials=2", "accept_changed_code=true")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (project.result()["trials"], project.result()["failed"]) == (2, 1)

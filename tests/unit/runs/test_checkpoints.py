@@ -85,7 +85,7 @@ def test_a_full_disk_stops_nothing_and_costs_no_checkpoint(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     assert store.save(Position(2, 0), full) is False
-    assert "training goes on" in capsys.readouterr().err
+    assert "training continues" in capsys.readouterr().err
     assert names(store) == ["checkpoint-000001-000000000.ckpt"]
     assert store.newest(read) == (Position(1, 0), content(1))
 
@@ -152,4 +152,4 @@ print(saved, position.epoch, len(content) == (3 << 20) + 32)
     argv = ["unshare", "--mount", "sh", "-c", command, "sh", program]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[True, False, False] 1 True", done.stderr
-    assert "training goes on" in done.stderr
+    assert "training continues" in done.stderr

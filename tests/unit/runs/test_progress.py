@@ -104,7 +104,7 @@ def test_a_run_that_comes_no_further_is_given_up_unless_it_was_told_to_stop_befo
     start(seconds=60, told=True)
     start(seconds=460, told=True)  # Slurm's signal: the lr_find, say, takes longer than the limit.
     start(seconds=500, told=False)
-    with pytest.raises(Failed, match="3 starts from epoch 1, step 0 came no further") as raised:
+    with pytest.raises(Failed, match="3 starts from epoch 1, step 0 made no progress") as raised:
         start(seconds=1, told=False)
     # By this `truba why` knows it, whatever the language that it was told in.
     assert failure.describe(raised.value, run.path).gave_up is True

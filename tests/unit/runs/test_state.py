@@ -78,7 +78,7 @@ def test_a_cancelled_job_that_saved_is_cancelled_and_no_riddle(run: RunDir) -> N
     assert state_of(run.record(), {"7": Job("7", "CANCELLED")}).why == "cancelled; the same command resumes it"
     assert (
         state_of(run.record(), {"7": Job("7", "FAILED", exit_code="143:0")}).why
-        == "interrupted; the same command goes on"
+        == "interrupted; the same command resumes it"
     )
 
 

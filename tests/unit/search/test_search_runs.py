@@ -105,7 +105,7 @@ def test_trials_that_raise_or_die_are_told_as_failed_and_the_search_goes_on(tmp_
     assert result["trials"] == 4 and result["failed"] == 3
     assert whys[-1, ""][0] == "COMPLETED"
     assert "ValueError: on purpose" in whys[-1, "on purpose"][1]
-    assert whys[5, ""] == ("FAILED", "aynı adımda 3 kez tek söz etmeden bitti: sinyal SIGKILL")
+    assert whys[5, ""] == ("FAILED", "aynı adımda 3 kez hata mesajı bırakmadan sonlandı: sinyal SIGKILL")
 
 
 def test_a_search_that_is_told_to_end_goes_on_where_it_was(project: Project) -> None:

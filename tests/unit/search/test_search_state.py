@@ -133,7 +133,7 @@ def test_a_state_that_cannot_be_read_is_told_of(search: SearchDir, text: str) ->
 
 def test_nothing_is_written_once_the_lock_is_lost(search: SearchDir) -> None:
     count(store(search, "file"))
-    with pytest.raises(Failed, match="stood still"), store(search).transaction() as state:
+    with pytest.raises(Failed, match="was suspended"), store(search).transaction() as state:
         state["count"] = 99
         (search.path / "lock.owner").unlink()
     assert store(search).read()["count"] == 1

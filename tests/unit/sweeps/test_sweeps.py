@@ -391,7 +391,7 @@ def test_nothing_that_goes_wrong_with_the_runs_that_wait_fails_the_canary(
         watch = canary.watcher(run)
         assert watch is not None
         watch()
-        assert "could not be let go (squeue: no answer)" in capsys.readouterr().err
+        assert "could not be released (squeue: no answer)" in capsys.readouterr().err
         canary.failed(run, ErrorRecord("ValueError", "no"))
     monkeypatch.setattr(jobs, "jobs_named", lambda name: ["9"] if name == "sent" else [])
     with monkeypatch.context() as patched:

@@ -351,7 +351,7 @@ def test_a_copys_state_is_that_of_its_records(tmp_path: Path) -> None:
     assert state_of(run.record(), None).state == "UNKNOWN"
     run.write_progress(progress_from({"state": "running", "job_id": "1"}))
     seen = state_of(run.record(), None)
-    assert (seen.state, seen.live) == ("RUNNING", False) and "as it was at arf" in seen.why
+    assert (seen.state, seen.live) == ("RUNNING", False) and " on arf; truba pull" in seen.why
     run.write_progress(
         progress_from({"state": "failed", "job_id": "1", "error": {"type": "Failed", "message": "no disk"}})
     )
@@ -407,7 +407,7 @@ def test_a_copy_of_a_search_is_as_its_records_say(tmp_path: Path) -> None:
     puller = pulling.Puller(SimpleNamespace(login="arf"), [], tmp_path, "truba", "", checkpoints=False)  # type: ignore[arg-type]
     puller._mark(listing.Listed(str(tmp_path), [], [search.id], [], []))
     told = standing(search, {})
-    assert (told.state, told.live) == ("RUNNING", False) and "as it was at arf" in told.why
+    assert (told.state, told.live) == ("RUNNING", False) and " on arf; truba pull" in told.why
 
 
 def test_a_copys_jobs_are_not_looked_up_in_this_machines_accounting(tmp_path: Path) -> None:

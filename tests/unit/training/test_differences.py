@@ -99,7 +99,7 @@ def test_what_is_told_first_is_of_a_checkpoint_and_the_loss_beside_it() -> None:
     assert first is not None and (first["path"], first["undisturbed"], first["resumed"]) == ("model.beta", "0.7", "1.0")
     assert (first["epoch"], first["step"], first["repeatable"]) == (2, 4, True)
     assert (
-        "At epoch 2, step 4 model.beta is 1.0; undisturbed it is 0.7; loss differs from epoch 2, step 3 on"
+        "At epoch 2, step 4 model.beta is 1.0; uninterrupted it is 0.7; loss differs from epoch 2, step 3 on"
         in first["text"]
     )
 
@@ -109,4 +109,4 @@ def test_what_differs_without_an_interruption_is_the_clocks_unless_the_losses_do
     assert judged([clock], [clock]) is None
     loss = found("metrics.loss", (0, 1), "0.5", "0.6")
     first = judged([clock, loss], [loss])
-    assert first is not None and not first["repeatable"] and "another one each time" in first["text"]
+    assert first is not None and not first["repeatable"] and "another result each time" in first["text"]

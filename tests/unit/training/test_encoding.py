@@ -90,7 +90,7 @@ def test_callbacks_of_one_class_keep_apart_and_a_state_is_a_copy(capsys: pytest.
     again = [Counter(0), Counter(0), Counter(9)]
     restore(again, saved)
     assert [callback.counts for callback in again] == [[1], [2], [9]]
-    assert "the checkpoint knows no callback Counter 3: it starts anew" in capsys.readouterr().err
+    assert "the checkpoint has no state for the callback Counter 3: the callback starts anew" in capsys.readouterr().err
 
 
 def test_event_files_are_cut_back_to_where_they_were(tmp_path: Path) -> None:

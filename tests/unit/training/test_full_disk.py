@@ -44,11 +44,11 @@ def test_a_full_disk_is_recognized_behind_what_a_framework_makes_of_it(tmp_path:
 
     told = str(explained(raised(), run))
     assert "the disk is full" in told and f"model.keras: {os.strerror(number)}" in told
-    assert str(run.path) in told and "goes on from the beginning" in told
+    assert str(run.path) in told and "starts again from the beginning" in told
     in_words = RuntimeError(f"events.out; {os.strerror(number)}")
     run.checkpoints.mkdir(parents=True)
     (run.checkpoints / "checkpoint-000002-000000005.ckpt").touch()
-    assert "goes on from epoch 3, step 5" in str(explained(in_words, run))
+    assert "resumes from epoch 3, step 5" in str(explained(in_words, run))
 
 
 def test_other_errors_are_left_as_they_are(tmp_path: Path) -> None:
@@ -64,5 +64,5 @@ def test_a_full_disk_is_no_fault_of_a_trial(tmp_path: Path) -> None:
         "[Errno 122] Disk quota exceeded",
     ):
         run.write_progress(progress_from({"error": {"type": "Failed", "message": message}}))
-        with pytest.raises(Failed, match="trial 0000 could not go on"):
+        with pytest.raises(Failed, match="trial 0000 could not continue"):
             _failure(run, Lease("0000", 1))

@@ -185,7 +185,7 @@ def test_without_the_package_the_training_goes_on_and_says_so_once(
         Curves(told, 1, GpuUse(None)).trained(1, lambda: 1 // 0)  # type: ignore[arg-type, return-value]
     assert not (tmp_path / "tensorboard").exists()
     said = capsys.readouterr().err
-    assert said.count("TensorBoard's event files are not written") == 1 and "training goes on" in said
+    assert said.count("TensorBoard's event files are not written") == 1 and "training continues" in said
 
 
 CHILD = """
@@ -378,7 +378,7 @@ def test_a_full_shared_disk_loses_nothing_once_there_is_room_again(tmp_path: Pat
     found = in_a_fork(fill)
     assert 0 < found.full == found.whole, "what was there when the disk was full could be read"
     assert found.steps == list(range(1, 201))
-    assert found.said.count("could not be written ([Errno 28]") == 1 and "training goes on" in found.said
+    assert found.said.count("could not be written ([Errno 28]") == 1 and "training continues" in found.said
 
 
 @needs_root
@@ -441,7 +441,7 @@ def test_files_that_were_taken_away_are_not_written_with_a_hole(
         tell(told, number)
         told.copy()
     told.close()
-    assert capsys.readouterr().err.count("was taken away or cut meanwhile") == 1
+    assert capsys.readouterr().err.count("was deleted or truncated meanwhile") == 1
     assert (tmp_path / "train" / event_files.OWN).stat().st_size == 0
 
 
@@ -470,7 +470,7 @@ def test_a_file_that_cannot_be_made_durable_is_no_reason_to_end(
     tell(told, 2)
     told.settle()
     told.close()
-    assert "training goes on" in capsys.readouterr().err
+    assert "training continues" in capsys.readouterr().err
 
 
 # -- which points there are --------------------------------------------------------------------------------------

@@ -123,7 +123,7 @@ def test_what_slurm_and_frameworks_say_finds_its_row(section: str, text: str, ro
     [
         "epoch 3/10  loss 0.2111  accuracy 0.9411",
         "run mnist-1, job 7, on akya1, data mnist",
-        "this submission is job 3's already; there is nothing to do for 4",
+        "this submission already belongs to job 3; there is nothing to do for job 4",
         "Downloading nothing: mnist.npz is there",
         "Using 2 GPUs, 20 cores, memory 40 GB",
     ],
@@ -224,7 +224,9 @@ def test_only_the_last_start_counts(run: RunDir, language: str, monkeypatch: pyt
 
 def test_of_a_run_that_was_given_up_the_earlier_starts_count_too(run: RunDir) -> None:
     log(run, "run mnist-1, job 7, on a1, data d\nIllegal instruction\nrun mnist-1, job 7, on a2, data d\n")
-    failed(run, "Failed", "3 starts from epoch 1, step 1 came no further, so there is no other one.", gave_up=True)
+    failed(
+        run, "Failed", "3 starts from epoch 1, step 1 made no progress, so the run is not started again.", gave_up=True
+    )
     assert [found.reason for found in ended(run)] == ["gave-up", "illegal-instruction-in-log"]
 
 
@@ -241,7 +243,9 @@ no CUDA-capable device is detected
 def test_what_every_start_without_a_gpu_prints_is_no_reason(run: RunDir) -> None:
     starts = "".join(f"run mnist-1, job 7, on a{node}, data d\n{WITHOUT_GPU}" for node in range(3))
     log(run, starts)
-    failed(run, "Failed", "3 starts from epoch 1, step 1 came no further, so there is no other one.", gave_up=True)
+    failed(
+        run, "Failed", "3 starts from epoch 1, step 1 made no progress, so the run is not started again.", gave_up=True
+    )
     assert [found.reason for found in ended(run)] == ["gave-up"]
     log(run, f"Illegal instruction\n{starts}")
     assert [found.reason for found in ended(run)] == ["gave-up", "illegal-instruction-in-log"]

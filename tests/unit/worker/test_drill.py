@@ -95,7 +95,7 @@ def test_a_signal_ends_a_verification_and_the_next_start_makes_it_anew(project: 
 
 def test_a_training_that_is_another_one_each_time_is_told_apart(project: Project) -> None:
     done = project("+experiment=par", "checkpoint.verify=true", "job.options.chance=true")
-    assert done.returncode == 1 and "this training is another one each time" in done.stdout + done.stderr
+    assert done.returncode == 1 and "this training gives another result each time" in done.stdout + done.stderr
 
 
 def test_a_clock_in_a_state_is_no_difference(project: Project) -> None:

@@ -104,7 +104,7 @@ def test_a_webhook_that_fails_fails_no_run(
     webhook.status = 500
     run = run_of(tmp_path, webhook.url)
     assert ended(run, monkeypatch, {"metrics": {}}) == 0
-    assert run.result() and "notify.webhook was not told" in capsys.readouterr().err
+    assert run.result() and "notify.webhook could not be notified" in capsys.readouterr().err
 
 
 def test_a_server_that_never_answers_is_given_up(
@@ -114,7 +114,7 @@ def test_a_server_that_never_answers_is_given_up(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         run = run_of(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}/")
         assert not notify.tell(run, "finished", {})
-    assert "how the run ended is on record all the same" in capsys.readouterr().err
+    assert "how the run ended is recorded all the same" in capsys.readouterr().err
 
 
 def test_without_an_address_nobody_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

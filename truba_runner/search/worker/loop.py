@@ -139,7 +139,7 @@ class _SearchWorker:
                 print(answer["told"], flush=True)
             self._let_go(answer.get("over", ()))
             if answer.get("failed"):
-                raise Failed("the search was given up: {reason}", reason=answer["failed"])
+                raise Failed("the search was stopped: {reason}", reason=answer["failed"])
             lease = Lease(*answer["lease"]) if "lease" in answer else None
             if self._interruption.requested:
                 self._trainer.leave(lease)
@@ -178,7 +178,7 @@ class _SearchWorker:
             if state["finished"] or state["failed"]:
                 return {"finished": state["finished"], "failed": state["failed"]}
             for trial in leases.reap(state, self._me, pulse.dead(), self._position):
-                print(_("trial {trial}: its worker has died, another goes on with it", trial=trial), flush=True)
+                print(_("trial {trial}: its worker has died, another worker resumes it", trial=trial), flush=True)
             lease = leases.take_waiting(state, self._me)
             if lease is None:
                 return {}
@@ -197,14 +197,14 @@ class _SearchWorker:
             if ended["status"] == 0:
                 return dict(ended["value"])
             if ended["status"] > 0:
-                unknown = _("the search's oracle could not be asked; the lines above show why")
+                unknown = _("the search's oracle failed; the lines above show why")
                 raise Failed((ended["value"] or {}).get("failed", unknown))
             print(
-                _("a step of the oracle ended with {how}, and is made again", how=in_words(ended["status"])), flush=True
+                _("a step of the oracle ended with {how}, and is repeated", how=in_words(ended["status"])), flush=True
             )
             # The killed step may have leased a trial: with a new `start`, that lease counts as an earlier start's.
             self._me = Worker(self._me.name, secrets.token_hex(4))
-        raise Failed("the search's oracle could not be asked: it was killed again and again")
+        raise Failed("the search's oracle failed: it was killed again and again")
 
     # -- the end -------------------------------------------------------------------------------------------------
 

@@ -55,8 +55,8 @@ def objective(sweep: Sweep) -> Any:
     direction = sweep.direction or infer_metric_direction(sweep.objective)
     if direction is None:
         raise Failed(
-            "sweep.objective={objective}: whether it is to be small or large is not known, as Keras has no metric "
-            "of this name. Set sweep.direction=min or sweep.direction=max.",
+            "sweep.objective={objective}: Keras has no metric of this name, so it is unknown whether to minimize "
+            "or maximize it. Set sweep.direction=min or sweep.direction=max.",
             objective=sweep.objective,
         )
     return keras_tuner.Objective(sweep.objective, direction)

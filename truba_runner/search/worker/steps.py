@@ -73,7 +73,7 @@ def begin(path: str, about: dict[str, Any], worker: list[str], code: dict[str, A
     if not made.hyperparameters.space:
         raise Failed(
             "there is nothing to search: {file} has no build_model(hp) that asks for a hyperparameter, and "
-            "sweep.space is empty. Take values from hp there, or name keys of the config in sweep.space.",
+            "sweep.space is empty. Take values from hp there, or list config keys in sweep.space.",
             file=code["job_file"],
         )
     _warn_of_small_space(opened.sweep, made)
@@ -111,9 +111,9 @@ def _warn_of_small_space(sweep: Sweep, made: Any) -> None:
     if None not in counts and combinations < first:
         print(
             _(
-                "WARNING: the space has {combinations} combinations, and Hyperband's first bracket begins with "
-                "{first}: Keras Tuner ends such a search with its first round. A smaller sweep.max_epochs or a larger "
-                "space lets it go on.",
+                "WARNING: the search space has {combinations} combinations, but Hyperband's first bracket begins "
+                "with {first}: Keras Tuner ends such a search after its first round. To avoid that, use a smaller "
+                "sweep.max_epochs or a larger space.",
                 combinations=combinations,
                 first=first,
             ),
@@ -223,14 +223,14 @@ def _report(made: Any, trial: Any, runs: list[dict[str, list[float]]], ended: An
 
 def _in_words(made: Any, trial: Any) -> str:
     best = [one for one in made.get_best_trials(1) if one.score is not None]
-    reason = next(iter((trial.message or "").strip().splitlines()), _("its objective is no number"))
+    reason = next(iter((trial.message or "").strip().splitlines()), _("its objective is not a number"))
     if trial.status == "COMPLETED":
         told = _("trial {trial}: {objective} {score:.6g}", trial=trial.trial_id, objective=made.objective.name,
                  score=trial.score)  # fmt: skip
     elif trial.status == "FAILED":
         told = _("trial {trial} failed: {reason}", trial=trial.trial_id, reason=reason)
     else:
-        told = _("trial {trial} failed, and is tried again: {reason}", trial=trial.trial_id, reason=reason)
+        told = _("trial {trial} failed and will be retried: {reason}", trial=trial.trial_id, reason=reason)
     if best:
         told += "; " + _("best so far {score:.6g} (trial {trial})", score=best[0].score, trial=best[0].trial_id)
     return told

@@ -90,7 +90,9 @@ class Trainer:
         """
         with self.holding(lease):
             if hopeless:
-                return _outcome(lease, "FAILED", _("it ended too often at the same step, along with its worker"))
+                return _outcome(
+                    lease, "FAILED", _("it ended too often at the same step, each time together with its worker")
+                )
             for execution in range(self._experiment.sweep.executions_per_trial):
                 outcome = self._execute(lease, execution)
                 if outcome is not None or self._lease_lost.is_set():
@@ -109,14 +111,15 @@ class Trainer:
             if status == 1:
                 return _failure(run, lease)
             print(
-                _("trial {trial} ended without a word, with {how}", trial=lease.trial, how=in_words(status)), flush=True
+                _("trial {trial} ended without an error message, with {how}", trial=lease.trial, how=in_words(status)),
+                flush=True,
             )
             with self._store.transaction() as state:
                 if not leases.holds(state, lease):
                     return None
                 if leases.died(state, lease, self._position):
                     why = _(
-                        "it ended {count} times at the same step without a word, with {how}",
+                        "it ended {count} times at the same step without an error message, with {how}",
                         count=leases.MOST_DEATHS,
                         how=in_words(status),
                     )
@@ -179,7 +182,7 @@ def _failure(run: RunDir, lease: Lease) -> dict[str, Any]:
     message = in_one_line(error)
     if full_disk.told_of(message):
         raise Failed(
-            "trial {trial} could not go on: {message}. Make room, and give the same command again.",
+            "trial {trial} could not continue: {message}. Free some space, and give the same command again.",
             trial=lease.trial,
             message=message,
         )

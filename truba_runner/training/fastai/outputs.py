@@ -60,7 +60,11 @@ def evaluate(context: Context, learner: Any, result: dict[str, Any]) -> Any:
     if fastai_loaders.continues(learner.dls.valid):
         learner.validate()
         result["metrics"].update(validation_metrics(learner))
-        note(context, "predictions.npy is left out: a language model has as many for each word as there are words")
+        note(
+            context,
+            "predictions.npy is not written: for each word, a language model predicts a value for every word "
+            "of its vocabulary",
+        )
         return None
     raw, labels = learner.get_preds(dl=learner.dls.valid, act=noop, reorder=False)
     predictions = getcallable(learner.loss_func, "activation")(raw)
@@ -162,7 +166,7 @@ def keep_models(context: Context, learner: Any, epoch: int, best: bool) -> None:
         try:
             save_safely(context.run.models / name, learner)
         except Exception as error:
-            note(context, "{name} could not be saved ({error}); training goes on", name=name, error=error)
+            note(context, "{name} could not be saved ({error}); training continues", name=name, error=error)
 
 
 def save_models(context: Context, learner: Any, result: dict[str, Any]) -> None:

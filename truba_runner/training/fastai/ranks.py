@@ -185,7 +185,11 @@ class Ranks(Group):
             if "out of memory" in str(error):
                 raise
             raise RankLost(
-                _("rank {rank} has lost another rank: {error}", rank=self.rank, error=str(error).splitlines()[0])
+                _(
+                    "rank {rank} has lost the connection to another rank: {error}",
+                    rank=self.rank,
+                    error=str(error).splitlines()[0],
+                )
             ) from error
 
     # -- in fastai's loop --------------------------------------------------------------------------------------

@@ -86,18 +86,18 @@ class Resume(Watcher):
         file = self._context.job.__file__
         if then["order"] != now["order"]:
             raise Failed(
-                "{file}: classes or columns come in another order than when this run began ({then} then, {now} now). "
-                "They come from a set, or a folder's order, which each start has another way: sort them "
-                "(vocab=sorted(…), cont_names=[…]), and start anew with fresh=true.",
+                "{file}: classes or columns are in another order than when this run began ({then} then, {now} "
+                "now). They come from a set, or from a folder's listing, whose order differs at each start: sort "
+                "them (vocab=sorted(…), cont_names=[…]), and start anew with fresh=true.",
                 file=file,
                 then=then["order"],
                 now=now["order"],
             )
         if then["division"] != now["division"]:
             raise Failed(
-                "{file}: the examples are divided into training and validation in another way than when this run "
-                "began. Give what divides them a seed, as in RandomSplitter(seed=42), or sort what it divides, and "
-                "start anew with fresh=true.",
+                "{file}: the examples are split into training and validation in another way than when this run "
+                "began. Give the splitter a seed, as in RandomSplitter(seed=42), or sort its items, and start anew "
+                "with fresh=true.",
                 file=file,
             )
 
@@ -306,5 +306,7 @@ def read_state(file: IO[bytes]) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
-        raise ValueError(_("it is no checkpoint of this backend: {error}", error=str(error).splitlines()[0])) from error
+        raise ValueError(
+            _("it is not a checkpoint of this backend: {error}", error=str(error).splitlines()[0])
+        ) from error
     return state

@@ -46,8 +46,8 @@ class Course:
                 raise _too_few(train, size * ranks, ranks, where)
         if not validation and self._context.experiment.finish.evaluate:
             raise Failed(
-                "The validation set is empty: the DataBlock's splitter gives all {train} items to the training. Have "
-                "it hold some out, or set finish.evaluate=false, which trains on all of them.",
+                "The validation set is empty: the DataBlock's splitter gives all {train} items to training. Change "
+                "it to hold some out, or set finish.evaluate=false, which trains on all of them.",
                 train=train,
             )
 
@@ -132,8 +132,8 @@ class Course:
         value = rate.resolve(self._resume.answers)
         if value is None:
             raise Failed(
-                "train.recipe: {rate} has no value, as lr_find {find} found nothing to suggest that way "
-                "(lr_find_{find}.json has its curve). Use another of its suggestions, or a number.",
+                "train.recipe: {rate} has no value: lr_find {find} has no suggestion of that kind (its curve is in "
+                "lr_find_{find}.json). Use another of its suggestions, or a number.",
                 rate=rate,
                 find=rate.find,
             )
@@ -157,12 +157,12 @@ def _too_few(items: int, batch: int, ranks: int, where: str) -> Failed:
     values = {"items": items, "batch": batch, "where": where}
     if ranks == 1:
         return Failed(
-            "The training set has {items} items, and a batch has {batch}: there is not one whole batch. Set {where} "
-            "lower.",
+            "The training set has {items} items, but a batch needs {batch}: there is not one full batch. Set "
+            "{where} lower.",
             **values,
         )
     return Failed(
-        "The training set has {items} items, and a batch of {ranks} processes has {batch}: there is not one whole "
+        "The training set has {items} items, but a batch of {ranks} processes needs {batch}: there is not one full "
         "batch. Set {where} lower.",
         ranks=ranks,
         **values,

@@ -236,8 +236,8 @@ def memory_of(owner: Any) -> dict[str, Any]:
             return {"state": plain(owner.get_state())}
         except _NoState as error:
             raise Failed(
-                "get_state of {kind} returned a {error}, or one inside of something else, which no checkpoint can "
-                "hold. It may hold numbers, text, None, arrays and tensors, in lists, tuples and dicts.",
+                "get_state of {kind} returned a {error}, or something that contains one, which a checkpoint cannot "
+                "store. It may return numbers, text, None, arrays and tensors, in lists, tuples and dicts.",
                 kind=type(owner).__name__,
                 error=error,
             ) from error

@@ -81,9 +81,9 @@ def _explained(context: Context) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         train = context.experiment.train
         raise Failed(
-            "The GPU is out of memory ({error}). Take smaller batches with train.batch_size (now {size}), half "
-            "precision with train.mixed_precision=mixed_float16 (now {precision}), smaller images, or a network that "
-            "is less deep.",
+            "The GPU is out of memory ({error}). Use smaller batches with train.batch_size (now {size}), half "
+            "precision with train.mixed_precision=mixed_float16 (now {precision}), smaller images, or a network "
+            "that is less deep.",
             error=str(error).splitlines()[0],
             size=train.batch_size or DEFAULT_BATCH_SIZE,
             precision=train.mixed_precision or "float32",
@@ -92,8 +92,8 @@ def _explained(context: Context) -> Iterator[None]:
         if _ONE_EXAMPLE not in str(error):
             raise
         raise Failed(
-            "BatchNorm learns from batches of two examples or more, and this one has a single one. Set "
-            "train.batch_size to 2 or more; where it is an epoch's last batch, to a size that leaves none over."
+            "BatchNorm needs batches of at least two examples, but this batch has one. Set train.batch_size to 2 "
+            "or more; if it is an epoch's last batch, to a size that leaves no single example over."
         ) from error
     finally:
         end_readers()

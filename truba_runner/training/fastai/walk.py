@@ -59,7 +59,7 @@ class Walked:
         start = Start(self._walk())
         with self.kept(), suppress(Exception):  # A damaged item is reported in training.
             loader.do_item(0)
-            reason = _("changed by each reading process for itself: set data.workers=0")
+            reason = _("changed by each reading process separately: set data.workers=0")
             return {path: reason for path in start.changed(self._walk()) if path.startswith(("dls", "job"))}
         return {}
 

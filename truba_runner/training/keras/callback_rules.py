@@ -36,21 +36,21 @@ def _refused(model: Any, callback: Any, whole_model: bool) -> Iterator[str]:
     known = keras.callbacks
     if isinstance(callback, known.BackupAndRestore):
         yield _(
-            "the run goes on by itself after an interruption, to the bit, and this would set other weights and another "
-            "epoch. Leave it out."
+            "the run resumes by itself after an interruption, bit for bit, and this would set other weights and "
+            "another epoch. Leave it out."
         )
     sets_rate = isinstance(callback, (known.LearningRateScheduler, known.ReduceLROnPlateau))
     if sets_rate and follows_schedule(model.optimizer):
         yield _(
-            "it sets the learning rate, and the optimizer follows a schedule, over which none can be set. Leave one of "
-            "the two out."
+            "it sets the learning rate, but the optimizer follows a schedule, which does not allow that. Leave one "
+            "of the two out."
         )
     if isinstance(callback, known.RemoteMonitor) and importlib.util.find_spec("requests") is None:
         yield _("it needs the package requests, which is not installed.")
     if isinstance(callback, known.ModelCheckpoint) and not callback.save_weights_only and not whole_model:
         yield _(
-            "Keras cannot save this model as a whole, as told above. Set save_weights_only: true and a filepath that "
-            "ends in .weights.h5."
+            "Keras cannot save this model as a whole, as reported above. Set save_weights_only: true and a "
+            "filepath that ends in .weights.h5."
         )
 
 
@@ -63,7 +63,7 @@ def _warned(context: Context, plan: Plan, callback: Any) -> Iterator[str]:
     if isinstance(callback, keras.callbacks.TensorBoard) and isinstance(every := callback.update_freq, int):
         if every > 1 and (not calls or calls % every):
             yield _(
-                "with update_freq={every} Keras writes an epoch's metrics, histograms and pictures only where the "
+                "with update_freq={every} Keras writes an epoch's metrics, histograms and pictures only if the "
                 "number of calls so far is a multiple of {every}; an epoch has {calls}. Leave update_freq out: "
                 "tensorboard.every_steps={steps} writes curves by step.",
                 every=every,

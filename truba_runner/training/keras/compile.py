@@ -48,8 +48,7 @@ def adjust(model: Any, train: Train) -> None:
         truba_runner.errors.Failed: the config has a learning rate, but the optimizer follows a schedule.
     """
     info(
-        "build_model compiled the model: train.optimizer, train.loss and train.metrics are not used, nor "
-        "train.loss_weights"
+        "build_model compiled the model: train.optimizer, train.loss, train.metrics and train.loss_weights are not used"
     )
     model.steps_per_execution = train.steps_per_execution
     if train.learning_rate is None:
@@ -73,7 +72,7 @@ def over_schedule(key: str, value: float | None = None) -> Failed:
     """Return the error for a config key that sets a learning rate, with an optimizer that follows a schedule."""
     return Failed(
         "{received}: this optimizer follows a schedule, and has no single rate to set. Leave the schedule out of "
-        "train.optimizer (or of build_model, where that compiles the model), or leave {key} out.",
+        "train.optimizer (or of build_model, if that compiles the model), or leave {key} out.",
         received=key if value is None else f"{key}={value}",
         key=key,
     )

@@ -44,9 +44,9 @@ def check(context: Context, other: str) -> None:
 
     if (found := keras.backend.backend()) != _OURS:
         raise Failed(
-            "Keras was imported with the backend {found}, but job.backend=keras trains with TensorFlow alone. "
-            "Something has set KERAS_BACKEND={found} before Keras was imported: take that out of {file}, and out of "
-            "what it imports.",
+            "Keras was imported with the backend {found}, but job.backend=keras trains with TensorFlow only. "
+            "KERAS_BACKEND={found} was set before Keras was imported: remove that from {file}, and from the "
+            "modules it imports.",
             found=found,
             file=context.job.__file__,
         )

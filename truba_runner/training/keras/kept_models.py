@@ -31,7 +31,7 @@ def kept_models(context: Context, saving: Saving) -> Any:
                     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                     saving.save(folder, name)
                 except Exception as error:  # A full disk may raise an error of Keras' own.
-                    print_error("{name} could not be saved ({error}); training goes on", name=name, error=error)
+                    print_error("{name} could not be saved ({error}); training continues", name=name, error=error)
 
         def get_state(self) -> dict[str, Any]:
             """Return the state that a checkpoint needs: the best metric so far."""

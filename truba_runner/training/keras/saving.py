@@ -83,7 +83,7 @@ class Saving:
             note(
                 self._context,
                 "model.keras is saved, but Keras will not be able to load it: {reason} model.weights.h5 is saved "
-                "beside it.",
+                "as well.",
                 reason=_sentence(unreadable),
             )
 

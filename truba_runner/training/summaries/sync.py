@@ -110,7 +110,7 @@ class EventFile:
             local.close()
             self._local = None
         print_error(
-            "the node's own disk takes no more of {file} ({error}); it is written straight to the shared disk",
+            "the node's own disk takes no more of {file} ({error}); writing it straight to the shared disk",
             file=self._path.name,
             error=error.strerror,
         )
@@ -122,7 +122,7 @@ class EventFile:
             size = os.fstat(self._handle).st_size
             if size < offset:
                 self._shut()
-                raise OSError(errno.ESTALE, _("the file was taken away or cut meanwhile"), str(self._path))
+                raise OSError(errno.ESTALE, _("the file was deleted or truncated meanwhile"), str(self._path))
             if size > offset:
                 os.ftruncate(self._handle, offset)
         _write_at(self._handle, data, offset)

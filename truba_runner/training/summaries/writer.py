@@ -107,7 +107,7 @@ class Board:
         try:
             yield
         except OSError as error:
-            self._tell(_("TensorBoard's event files could not be written ({error}); training goes on", error=error))
+            self._tell(_("TensorBoard's event files could not be written ({error}); training continues", error=error))
 
     def _tell(self, text: str) -> None:
         kind = text.split("(")[0]
@@ -146,7 +146,7 @@ def _has_tensorboard() -> bool:
     try:
         import tensorboard  # noqa: F401
     except ImportError as error:
-        print_error("TensorBoard's event files are not written ({error}); training goes on", error=error)
+        print_error("TensorBoard's event files are not written ({error}); training continues", error=error)
         return False
     return True
 

@@ -225,11 +225,11 @@ def machinery(thing: Any) -> bool:
 def unsaved_reason(thing: Any) -> str | None:
     """Return why no checkpoint can hold an object; None if one can, or if that depends on the object's content."""
     if isinstance(thing, types.GeneratorType):
-        return _("a generator: nothing can say how far it has come")
+        return _("a generator: its position cannot be read")
     if isinstance(thing, io.IOBase):
         return _("an open file")
     if isinstance(thing, collections.abc.Iterator) and not hasattr(thing, "__dict__"):
-        return _("an iterator ({kind}): nothing can say how far it has come", kind=type(thing).__name__)
+        return _("an iterator ({kind}): its position cannot be read", kind=type(thing).__name__)
     if type(thing).__name__ == "OwnedIterator":
-        return _("an iterator over a Dataset: nothing can say how far it has come")
+        return _("an iterator over a Dataset: its position cannot be read")
     return None

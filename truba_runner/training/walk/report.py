@@ -10,21 +10,22 @@ from truba_runner.log import warn
 
 # Why a state cannot be saved.
 UNSAVED = marked(
-    "{path} is {reason}. A run that resumes has it as this start made it. Keep numbers, text or arrays there from "
-    "which it can be made again, or leave it out."
+    "{path} is {reason}. Its state is not restored when the run resumes. Keep numbers, text or arrays there from "
+    "which it can be created again, or leave it out."
 )
 MADE_LATER = marked(
-    "{path} was made after the training had begun: a run that resumes would not have it, and would be refused. Make it "
-    "before the training begins: with the network, or in the callback's __init__, on_train_begin or before_fit."
+    "{path} was created after the training had begun: a run that resumes would not have it, and would be refused. "
+    "Create it before the training begins: with the network, or in the callback's __init__, on_train_begin or "
+    "before_fit."
 )
 DRAWN_AHEAD = marked(
-    "{path} is drawn from while batches are fetched, ahead of the training: a run that resumes in the middle of an "
-    "epoch gets other random numbers. Draw from a stream that epoch and batch decide, as "
+    "{path} is drawn from while batches are prefetched: a run that resumes in the middle of an epoch gets other "
+    "random numbers. Draw from a generator that is seeded with epoch and batch, such as "
     "numpy.random.default_rng([seed, epoch, index])."
 )
 OTHER_ORDER = marked(
-    "{path} is a Dataset whose order a resumed run does not get again: {reason}. Return a function of the epoch in its "
-    "place, which shuffles with shuffle(…, seed=epoch); or set train.steps_per_epoch and the seeds."
+    "{path} is a Dataset whose order a resumed run cannot reproduce: {reason}. Return a function of the epoch "
+    "instead, which shuffles with shuffle(…, seed=epoch); or set train.steps_per_epoch and the seeds."
 )
 
 
@@ -60,8 +61,9 @@ def refuse_lost(paths: Iterable[str]) -> None:
     """
     if lost := sorted(paths):
         raise Failed(
-            "The newest checkpoint holds the state of {paths}, and this start has no such object: it was made in the "
-            "middle of the training. Make it before the training begins (with the network, or in the callback's "
-            "__init__, on_train_begin or before_fit), and start anew beside this run with fresh=true.",
+            "The newest checkpoint holds the state of {paths}, but this start has no such object: it was created "
+            "in the middle of the training. Create it before the training begins (with the network, or in the "
+            "callback's __init__, on_train_begin or before_fit), and start a new run with fresh=true (the old one "
+            "is kept).",
             paths=", ".join(lost),
         )

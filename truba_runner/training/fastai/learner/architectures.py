@@ -38,8 +38,8 @@ def chosen(context: Context) -> dict[str, Any]:
     file = folder / source.file
     if not file.is_file() or not matches(file, source.sha256):
         raise Failed(
-            "{file}, from which job.options.arch={name} begins, {fault}. Submit the run again, which stages it, or "
-            "set job.options.pretrained=false.",
+            "{file}, the pretrained weights of job.options.arch={name}, {fault}. Submit the run again, which "
+            "stages it, or set job.options.pretrained=false.",
             file=file,
             name=name,
             fault=_("is damaged") if file.is_file() else _("is not there"),
@@ -54,7 +54,7 @@ def _torchvision(name: str) -> Any:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise Failed(
-            "job.options.arch={name}: torchvision has no such architecture. {nearest} One of timm's is written "
+            "job.options.arch={name}: torchvision has no such architecture. {nearest} Write one of timm's as "
             "timm/NAME.",
             name=name,
             nearest=nearest(name, known),

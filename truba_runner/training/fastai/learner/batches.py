@@ -96,13 +96,13 @@ class Pass:
         """
         if not getattr(loader, "indexed", False) or loader.n is None:
             raise Failed(
-                "The {kind} loader goes through a stream, and has no items by number, so that an interrupted run "
-                "could not go on from its middle. Give the DataBlock a list of items.",
+                "The {kind} loader reads a stream and cannot access items by number, so an interrupted run could "
+                "not resume in the middle of it. Give the DataBlock a list of items.",
                 kind=where.kind,
             )
         if loader.bs is None:
             raise Failed(
-                "The {kind} loader has no batch size (bs=None), so that its batches cannot be counted. Give it single "
+                "The {kind} loader has no batch size (bs=None), so its batches cannot be counted. Give it single "
                 "items and bs=….",
                 kind=where.kind,
             )

@@ -82,8 +82,8 @@ class Data:
         made = call(job, "data_block", "data.options", {**self._options, **changes}, items=items)
         if not isinstance(made, DataBlock):
             raise Failed(
-                "data_block in {file} returned a {kind}: where load_items returns the path of photographs, it has to "
-                "be a DataBlock.",
+                "data_block in {file} returned a {kind}: if load_items returns the path of a folder of images, it "
+                "has to be a DataBlock.",
                 file=job.__file__,
                 kind=type(made).__name__,
             )
@@ -104,8 +104,8 @@ class Data:
             loaders = made
         else:
             raise Failed(
-                "data_block in {file} returned a {kind}. It has to be a DataBlock, what has examples to make loaders "
-                "of (Datasets, TabularPandas), or fastai's DataLoaders.",
+                "data_block in {file} returned a {kind}. It has to be a DataBlock, an object whose examples "
+                "loaders can be made of (Datasets, TabularPandas), or fastai's DataLoaders.",
                 file=self._context.job.__file__,
                 kind=type(made).__name__,
             )
@@ -161,8 +161,8 @@ class Data:
             return size
         if size % tasks:
             raise Failed(
-                "A batch of {size} does not divide among {tasks} processes. Set it to {sizes}, in train.batch_size or "
-                "where the recipe says so.",
+                "A batch of {size} cannot be divided equally among {tasks} processes. Set it to {sizes}, in "
+                "train.batch_size or in the recipe, wherever it is set.",
                 size=size,
                 tasks=tasks,
                 sizes=divisible_sizes(size, tasks),

@@ -54,7 +54,9 @@ def set_precision(learner: Any, train: Train, device: Any) -> None:
     if wanted == "float32":
         return
     if device.type != "cuda":
-        print_error("WARNING: train.mixed_precision={wanted} needs a GPU: float32 here", wanted=train.mixed_precision)
+        print_error(
+            "WARNING: train.mixed_precision={wanted} needs a GPU; using float32 here", wanted=train.mixed_precision
+        )
         warnings.filterwarnings("ignore", message=".*CUDA is not available.*")
         warnings.filterwarnings("ignore", message=".*no CUDA.*")
     if wanted == "float16":

@@ -41,7 +41,7 @@ def build_learner(context: Context, data: Data, loaders: Any) -> Any:
         )
     if not hasattr(learner, "recorder"):
         raise Failed(
-            "build_learner in {file} returned a Learner without fastai's Recorder, which has its losses. Leave "
+            "build_learner in {file} returned a Learner without fastai's Recorder, which records the losses. Leave "
             "default_cbs out.",
             file=context.job.__file__,
         )
@@ -87,7 +87,7 @@ def _own(context: Context, where: str, name: str) -> Any:
             return getattr(owner, name)
     valid = {item for item in dir(module) if callable(getattr(module, item)) and not item.startswith("_")}
     raise Failed(
-        "{where}: neither fastai nor {file} has {name!r}. {nearest} Those of other modules are named with their path: "
+        "{where}: neither fastai nor {file} has {name!r}. {nearest} Write names of other modules with their path: "
         "mypackage.mymodule.Name.",
         where=where,
         file=context.job.__file__,

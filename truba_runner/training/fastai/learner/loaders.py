@@ -62,21 +62,21 @@ def check_loaders(context: Context, loaders: Any) -> None:
     file = context.job.__file__
     if len(loaders.loaders) < 2:
         raise Failed(
-            "data_block in {file} returned a training loader alone: fastai needs a second one to validate with.",
+            "data_block in {file} returned only a training loader: fastai also needs one for validation.",
             file=file,
         )
     for loader in loaders.loaders:
         if not isinstance(loader, DataLoader):
             raise Failed(
-                "data_block in {file} returned loaders of {kind}, whose order follows from random numbers that no "
-                "checkpoint has. Give fastai the data sets: DataLoaders.from_dsets(train, validation, bs=…).",
+                "data_block in {file} returned loaders of {kind}, whose order depends on random numbers that are "
+                "not in the checkpoint. Give fastai the data sets: DataLoaders.from_dsets(train, validation, bs=…).",
                 file=file,
                 kind=f"{type(loader).__module__}.{type(loader).__qualname__}",
             )
         if context.tasks > 1 and continues(loader):
             raise Failed(
-                "A language model's batches each go on where the one before them ends, and several processes would "
-                "each see every other one. Train it on one: resources.gpus=1."
+                "Each batch of a language model continues the previous one, but of several processes each would "
+                "see only some of them. Train it on one GPU: resources.gpus=1."
             )
     _check_columns(context, loaders.loaders[0])
 
@@ -85,8 +85,8 @@ def _check_columns(context: Context, loader: Any) -> None:
     columns = getattr(loader.dataset, "cat_names", ())
     if taken := [str(name) for name in columns if name in _TAKEN]:
         raise Failed(
-            "{file}: fastai takes a categorical column that is called {taken} for something of its own, and fails or "
-            "trains something else. Give it another name in load_items: items.rename(columns={example}).",
+            "{file}: fastai uses the name {taken} itself, and with a categorical column of that name it fails or "
+            "trains something else. Rename the column in load_items: items.rename(columns={example}).",
             file=context.job.__file__,
             taken=", ".join(taken),
             example={taken[0]: f"{taken[0]}_"},

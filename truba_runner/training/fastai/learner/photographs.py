@@ -136,7 +136,8 @@ def opened(context: Context, path: Path, block_of: Callable[[list[Path]], Any]) 
 def _check_names(path: Path, names: list[PurePosixPath], label_pattern: str) -> None:
     if not names:
         raise Failed(
-            "There is no image in {path}, nor in a folder under it. data.name and data.folder lead there.", path=path
+            "There is no image in {path}, nor in a folder under it. The path comes from data.name and data.folder.",
+            path=path,
         )
     if label_pattern:
         labels_of(names, label_pattern)
@@ -176,13 +177,13 @@ def _resize_of(block: Any) -> Any:
     found = next((transform for transform in block.item_tfms if isinstance(transform, Resize)), None)
     if found is None:
         raise Failed(
-            "data.pack=true packs images at the size of Resize(size) among the DataBlock's item_tfms, and there is "
-            "none. Use Resize(460), or data.pack=false."
+            "data.pack=true packs images at the size of Resize(size) in the DataBlock's item_tfms, but there is no "
+            "Resize. Use Resize(460), or data.pack=false."
         )
     if found.method != ResizeMethod.Crop:
         raise Failed(
-            "data.pack=true packs images at the size of Resize(size) among the DataBlock's item_tfms, and there is "
-            "one with method={method}. Use Resize(460), or data.pack=false.",
+            "data.pack=true packs images at the size of Resize(size) in the DataBlock's item_tfms, but that Resize "
+            "has method={method}. Use Resize(460), or data.pack=false.",
             method=found.method,
         )
     return found
@@ -219,13 +220,13 @@ def _usable(path: Path, about: dict[str, Any]) -> bool:
     try:
         pack = Pack(path)
         if pack.about != about:
-            info("{path} was made of other images, or of these before they changed: packing anew", path=path)
+            info("{path} was packed from other images, or the images have changed since: packing again", path=path)
             return False
         pack.check()
     except FileNotFoundError:
         return False
     except Damaged as error:
-        print_error("{error}: packing anew", error=error)
+        print_error("{error}: packing again", error=error)
         return False
     info("{count} images, packed in {path}", count=len(pack), path=path)
     return True
@@ -272,7 +273,7 @@ def _node_folder(context: Context, rank: handover.Rank, bytes_needed: int, at_th
     if free < bytes_needed:
         raise OSError(
             _(
-                "{scratch} has {free:.1f} GB free, and {needed:.1f} are needed",
+                "{scratch} has {free:.1f} GB free, but {needed:.1f} are needed",
                 scratch=scratch,
                 free=free / _GIGABYTE,
                 needed=bytes_needed / _GIGABYTE,

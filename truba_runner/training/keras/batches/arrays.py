@@ -26,8 +26,8 @@ def as_arrays(name: str, split: Any, floats: str) -> Any:
     kept = until_none(split)
     if any(part is None for part in kept):
         raise Failed(
-            "load_data returned None among the parts of {name}. They are (x, y), (x, y, sample_weight), or (x,) where "
-            "there are no labels.",
+            "load_data returned None among the parts of {name}. They must be (x, y), (x, y, sample_weight), or "
+            "(x,) if there are no labels.",
             name=name,
         )
     return tuple(_part(f"{name}: {part}", value, floats) for part, value in zip(_PARTS, kept, strict=False))
@@ -44,7 +44,7 @@ def count_examples(name: str, split: Any) -> int:
     counts = {int(array.shape[0]) for array in tf.nest.flatten(split)}
     if counts == {0}:
         raise Failed(
-            "load_data returned no examples for {name}. Return some, or leave {name} out where it may be.", name=name
+            "load_data returned no examples for {name}. Return some, or leave {name} out if it is optional.", name=name
         )
     if len(counts) != 1:
         found = _(" and ").join(map(str, sorted(counts)))
@@ -135,9 +135,9 @@ def _part(where: str, value: Any, floats: str) -> Any:
             raise _no_arrays(where)
         if len({one.shape[0] for one in value if not isinstance(one, Mapping)}) > 1:
             raise Failed(
-                "load_data returned for {where} a list of {count} arrays that are not equally long. A list holds one "
-                "array for each input of the network. Are they examples, stack them with np.stack(…), or pad them to "
-                "one length first, as keras.utils.pad_sequences(…) does.",
+                "load_data returned for {where} a list of {count} arrays of different lengths. A list holds one "
+                "array for each input of the network. If they are examples, stack them with np.stack(…), or first "
+                "pad them to one length with keras.utils.pad_sequences(…).",
                 where=where,
                 count=len(value),
             )
@@ -160,8 +160,8 @@ def _array(where: str, value: Any, floats: str) -> Any:
         array = _of_objects(where, array)
     if array.dtype.kind not in _KINDS and not array.dtype.hasobject:
         raise Failed(
-            "load_data returned for {where} an array of {dtype}, which no network takes. Turn it into numbers, for "
-            "example dates into the days since one of them.",
+            "load_data returned for {where} an array of {dtype}, which no network takes. Convert it to numbers, "
+            "for example dates to days since the first one.",
             where=where,
             dtype=array.dtype,
         )
@@ -169,7 +169,9 @@ def _array(where: str, value: Any, floats: str) -> Any:
 
 
 def _no_arrays(where: str) -> Failed:
-    text = _("load_data returned something else than NumPy arrays for {where}. Wrap lists in np.array(…).", where=where)
+    text = _(
+        "load_data returned something other than NumPy arrays for {where}. Wrap lists in np.array(…).", where=where
+    )
     return Failed(text)
 
 
@@ -178,8 +180,8 @@ def _sparse(where: str, value: Any, floats: str) -> Any:
 
     if len(value.shape) != 2:
         raise Failed(
-            "load_data returned for {where} a sparse tensor with {rank} axes; sparse are matrices alone, with a row "
-            "for each example. Make it dense with tf.sparse.to_dense(…).",
+            "load_data returned for {where} a sparse tensor with {rank} axes; only matrices with a row for each "
+            "example can be sparse. Make it dense with tf.sparse.to_dense(…).",
             where=where,
             rank=len(value.shape),
         )
@@ -202,9 +204,10 @@ def _of_objects(where: str, array: Any) -> Any:
         return made
     kinds = sorted({type(one).__name__ for one in array.flat})
     raise Failed(
-        "load_data returned for {where} an array of Python objects ({kinds}), which TensorFlow cannot take. Rows of "
-        "different lengths: pad them with keras.utils.pad_sequences(…), or return tf.ragged.constant(…). Columns of "
-        "text beside numbers: return a dict with an array for each. Gaps (None): fill them.",
+        "load_data returned for {where} an array of Python objects ({kinds}), which TensorFlow cannot take. Rows "
+        "of different lengths: pad them with keras.utils.pad_sequences(…), or return tf.ragged.constant(…). "
+        "Columns of text next to columns of numbers: return a dict with an array for each. Missing values (None): "
+        "fill them.",
         where=where,
         kinds=", ".join(kinds),
     )

@@ -17,7 +17,7 @@ def check_batching(name: str, batched: bool, train: Train) -> None:
     """
     if batched and (train.batch_size is not None or train.batch_scaling != "global"):
         raise Failed(
-            "load_data returned batches for {name}, and their size is their author's: train.batch_size={batch_size} "
+            "load_data returned batches for {name}, whose size load_data has set: train.batch_size={batch_size} "
             "and train.batch_scaling={batch_scaling} are for single examples. Set train.batch_size=null and "
             "train.batch_scaling=global, or return single examples.",
             name=name,
@@ -27,7 +27,7 @@ def check_batching(name: str, batched: bool, train: Train) -> None:
     if not batched and train.batch_size is None:
         raise Failed(
             "load_data returned single examples for {name}, not batches. Set train.batch_size, for example "
-            "train.batch_size=64, or return batches, as .batch(64) makes them of a Dataset.",
+            "train.batch_size=64, or return batches, for a Dataset with .batch(64).",
             name=name,
         )
 
@@ -53,7 +53,9 @@ def evened(name: str, dataset: Any, devices: int) -> Any:
     size = next((int(size_of(first)) for first in dataset), 0)
     if size < devices:
         raise Failed(
-            "{devices} devices need as many examples or more in the first batch of {name}.", devices=devices, name=name
+            "{devices} devices need at least {devices} examples in the first batch of {name}.",
+            devices=devices,
+            name=name,
         )
     return dataset.rebatch(size - size % devices) if size % devices else dataset
 

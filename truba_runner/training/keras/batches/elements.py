@@ -127,9 +127,9 @@ def element_of(name: str, yielded: Any) -> Any:
     x_alone = isinstance(yielded, dict) or hasattr(yielded, "shape")
     if not x_alone and (not isinstance(yielded, tuple) or not 1 <= len(yielded) <= 3):
         raise Failed(
-            "What load_data returned for {name} yields a {kind}; it has to yield tuples (x, y) or (x, y, weight), or "
-            "x alone where there are no labels. Possible are a tf.data.Dataset, a keras.utils.PyDataset, or a "
-            "function that returns a generator or a Dataset.",
+            "The object that load_data returned for {name} yields a {kind}; it has to yield tuples (x, y) or (x, "
+            "y, weight), or x alone if there are no labels. Return a tf.data.Dataset, a keras.utils.PyDataset, or "
+            "a function that returns a generator or a Dataset.",
             name=name,
             kind=type(yielded).__name__,
         )

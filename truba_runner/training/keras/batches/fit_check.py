@@ -22,17 +22,17 @@ def check_fit(model: Any, plan: Plan) -> None:
         shape, own = tuple(spec.shape), tuple(wanted.shape)
         if isinstance(spec, tf.RaggedTensorSpec) and not getattr(wanted, "ragged", False):
             raise Failed(
-                "load_data returned ragged x for train, and the network's input takes rows of one length. Return "
-                "x.to_tensor(), which pads with 0 (an Embedding with mask_zero=True passes over it), or make the "
-                "input with keras.Input(…, ragged=True) where all layers behind it take ragged tensors."
+                "load_data returned ragged x for train, but the network's input takes rows of one length. Return "
+                "x.to_tensor(), which pads with 0 (an Embedding with mask_zero=True ignores it), or make the input "
+                "with keras.Input(…, ragged=True) if all layers after it take ragged tensors."
             )
         if _same(shape[1:], own[1:]):
             continue
         if _same(shape, own[1:]):
             raise Failed(
-                "load_data returned for train elements whose x has the shape {shape}, and the network takes {wanted} "
-                "of each example: they are single examples and no batches. Set train.batch_size, for example "
-                "train.batch_size=64, or return batches, as .batch(64) makes them of a Dataset.",
+                "load_data returned for train elements whose x has the shape {shape}, but the network takes "
+                "{wanted} of each example: they are single examples, not batches. Set train.batch_size, for "
+                "example train.batch_size=64, or return batches, for a Dataset with .batch(64).",
                 shape=shape,
                 wanted=own[1:],
             )

@@ -43,8 +43,8 @@ def _plan(train: Train, name: str, split: Any, devices: int, team: Team | None) 
     if is_stream(split):
         if team is not None:
             raise Failed(
-                "load_data returned no arrays for {name}, and several nodes divide arrays alone among them. Return "
-                "arrays, or set resources.nodes=1.",
+                "load_data returned no arrays for {name}, but only arrays can be divided among several nodes. "
+                "Return arrays, or set resources.nodes=1.",
                 name=name,
             )
         kind = PyDatasetPlan if isinstance(split, keras.utils.PyDataset) else StreamPlan

@@ -87,8 +87,8 @@ def _can_be_inside(wanted: bool, signature: Any, devices: int) -> bool:
     # Before the first step Keras takes the mean of the devices' inputs, which text does not have.
     if wanted and devices > 1 and takes_text(signature):
         info(
-            "data.preprocessing is async: Keras cannot train a network that takes text on {devices} devices. The "
-            "weights come out the same",
+            "data.preprocessing is set to async: Keras cannot train a network that takes text on {devices} "
+            "devices. The trained weights are the same",
             devices=devices,
         )
         return False

@@ -134,8 +134,8 @@ class PyDatasetPlan(ReadPlan):
             count = None
         if count and self._wanted:
             raise Failed(
-                "train.steps_per_epoch={steps}: the PyDataset that load_data returned for train says itself that an "
-                "epoch has {count} batches. Leave train.steps_per_epoch out, or let num_batches return None and "
+                "train.steps_per_epoch={steps}: the PyDataset that load_data returned for train already says that "
+                "an epoch has {count} batches. Leave train.steps_per_epoch out, or let num_batches return None and "
                 "__getitem__ take any number.",
                 steps=self._wanted,
                 count=count,

@@ -37,8 +37,8 @@ def load_splits(context: Context) -> dict[str, Any]:
         keys = ", ".join(map(str, splits)) if isinstance(splits, dict) else ""
         received = _("the keys {keys}", keys=keys) if isinstance(splits, dict) else type(splits).__name__
         raise Failed(
-            "load_data in {file} returned {received}. It has to return a dict with the key train, and validation or "
-            "test or both beside it, each with a pair (x, y) of arrays.",
+            "load_data in {file} returned {received}. It has to return a dict with the key train, and optionally "
+            "validation and test, each with a pair (x, y) of arrays.",
             file=context.job.__file__,
             received=received,
         )
@@ -100,7 +100,7 @@ class DataPlan(Plan):
 
         if examples < devices:
             raise Failed(
-                "{devices} devices need {devices} examples or more in every split, and one has {examples}.",
+                "{devices} devices need at least {devices} examples in every split, but one has {examples}.",
                 devices=devices,
                 examples=examples,
             )

@@ -96,7 +96,7 @@ class StreamPlan(ReadPlan):
             return dataset
         if not callable(split):
             raise Failed(
-                "load_data returned for {name} a generator, which can be gone through once and not again for the next "
+                "load_data returned for {name} a generator, which can be read only once, not again in the next "
                 "epoch. Return the function that makes it, without calling it.",
                 name=self._name,
             )
@@ -110,11 +110,11 @@ class StreamPlan(ReadPlan):
         if self._name == "train":
             raise Failed(
                 "The Dataset that load_data returned for train never ends. Say how many batches are an epoch with "
-                "train.steps_per_epoch=N: each epoch goes on where the one before it ended."
+                "train.steps_per_epoch=N: each epoch continues where the one before it ended."
             )
         raise Failed(
-            "The Dataset that load_data returned for {name} never ends. Say how many of its elements it is evaluated "
-            "on with .take(N).",
+            "The Dataset that load_data returned for {name} never ends. Limit it to the elements to evaluate on, "
+            "with .take(N).",
             name=self._name,
         )
 
@@ -178,8 +178,9 @@ class StreamPlan(ReadPlan):
 
         if steps % train.steps_per_execution:
             raise Failed(
-                "train.steps_per_epoch={steps}: Keras goes on to the end of an execution, and "
-                "train.steps_per_execution={execution} does not divide it. Make the first a multiple of the second.",
+                "train.steps_per_epoch={steps}: Keras always completes an execution, and "
+                "train.steps_per_execution={execution} does not divide the number of steps. Make the first a "
+                "multiple of the second.",
                 steps=steps,
                 execution=train.steps_per_execution,
             )
@@ -188,9 +189,9 @@ class StreamPlan(ReadPlan):
             return self._all
         if passed > 0 and passed % steps:
             raise Failed(
-                "train.steps_per_epoch={steps}: the Dataset that load_data returned for train has {batches} batches, "
-                "so that an epoch would end in the middle of its own. End it with .repeat() to have it begin again "
-                "there, set a number that divides {batches}, or leave train.steps_per_epoch out.",
+                "train.steps_per_epoch={steps}: the Dataset that load_data returned for train has {batches} "
+                "batches, so an epoch would end in the middle of the Dataset. Add .repeat() to start it again when "
+                "it ends, set a number that divides {batches}, or leave train.steps_per_epoch out.",
                 steps=steps,
                 batches=passed,
             )

@@ -36,8 +36,8 @@ def pick_devices(gpus_asked: int) -> list[str]:
             tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
         except RuntimeError as error:
             raise Failed(
-                "TensorFlow was in use before its {count} devices could be set up. Move what the job's module "
-                "computes with TensorFlow at its top level into build_model or load_data.",
+                "TensorFlow was in use before its {count} devices could be set up. Move the TensorFlow code at the "
+                "top level of the job's module into build_model or load_data.",
                 count=count,
             ) from error
     return [f"CPU:{index}" for index in range(count)]
@@ -51,8 +51,9 @@ def check_batch_size(batch_size: int, devices: int) -> None:
     """
     if batch_size % devices:
         raise Failed(
-            "train.batch_size={batch_size} does not divide among {devices} devices: each device has to get the same "
-            "number of examples of a batch. Set train.batch_size={sizes}, or ask for another number of GPUs.",
+            "train.batch_size={batch_size} cannot be divided equally among {devices} devices: each device has to "
+            "get the same number of examples of a batch. Set train.batch_size={sizes}, or request another number "
+            "of GPUs.",
             batch_size=batch_size,
             devices=devices,
             sizes=divisible_sizes(batch_size, devices),

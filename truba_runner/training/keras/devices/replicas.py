@@ -32,9 +32,9 @@ def check(model: Any, devices: int) -> None:
         settings = ["mixed_float16"] if scales else [name for name in _NEEDING if getattr(optimizer, name, None)]
         for setting in settings:
             raise Failed(
-                "Keras {found} is installed: with {setting} it trains wrongly on several devices, and is set right in "
-                "Keras {keras} only. Install keras=={keras}.*, leave {setting} out (instead of mixed_float16, "
-                "mixed_bfloat16 needs no scaling), or train on one GPU.",
+                "Keras {found} is installed: with {setting} it trains wrongly on several devices, which "
+                "truba_runner corrects in Keras {keras} only. Install keras=={keras}.*, leave {setting} out "
+                "(instead of mixed_float16, mixed_bfloat16 needs no scaling), or train on one GPU.",
                 found=keras.__version__,
                 setting=setting,
                 keras=KERAS,

@@ -56,7 +56,7 @@ class Team(Nodes):
         """Set the only `steps_per_execution` that works with this strategy, 1."""
         if model.steps_per_execution > 1:
             # TensorFlow's graph of such a loop fails in its first step: "You must feed a value for placeholder".
-            print(_("train.steps_per_execution is 1: several nodes take each step by itself"), flush=True)
+            print(_("train.steps_per_execution is set to 1: several nodes run one step at a time"), flush=True)
             model.steps_per_execution = 1
 
     # -- data --------------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def _make_strategy(devices: list[str]) -> Any:
             return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     except RuntimeError as error:
         raise Failed(
-            "TensorFlow was in use before the nodes had met ({error}). Move what the job's module computes with "
-            "TensorFlow at its top level into build_model or load_data.",
+            "TensorFlow was in use before the nodes were connected ({error}). Move the TensorFlow code at the top "
+            "level of the job's module into build_model or load_data.",
             error=error,
         ) from error

@@ -32,9 +32,9 @@ def check_versions() -> None:
         if not found.startswith(f"{needed}."):
             raise Failed(
                 "{name} {found} is installed. Several nodes need Keras {keras} and TensorFlow {tensorflow}: Keras "
-                "3 alone cannot train on them, and the two of its functions that are replaced here are known in "
-                "these versions only. Install keras=={keras}.* and tensorflow=={tensorflow}.*, or set "
-                "resources.nodes=1.",
+                "3 alone cannot train on several nodes, and truba_runner can replace the two functions that "
+                "prevent it in these versions only. Install keras=={keras}.* and tensorflow=={tensorflow}.*, or "
+                "set resources.nodes=1.",
                 name=name,
                 found=found,
                 keras=KERAS,

@@ -28,7 +28,7 @@ def add_class_weights(context: Context, model: Any, splits: Mapping[str, Any], p
         return
     element, split = plan.batches.element_spec, splits["train"]
     if not isinstance(element, tuple) or len(element) < 2:
-        raise Failed("train.class_weight weighs labels, and load_data returned x alone for train. Leave it out.")
+        raise Failed("train.class_weight weights labels, but load_data returned only x for train. Leave it out.")
     arrays = None if is_stream(split) else split[1]
     weighings = {}
     for output, weights in _by_output(wanted, element[1], model).items():
@@ -57,14 +57,15 @@ def _by_output(wanted: Any, labels: Any, model: Any) -> dict[str, Any]:
     if not several:
         if by_name:
             raise Failed(
-                "train.class_weight={wanted} is by output, and the labels are of one. Write it as {{0: 1.0, 1: 50.0}}.",
+                "train.class_weight={wanted} is given by output, but there is only one output. Write it as "
+                "{{0: 1.0, 1: 50.0}}.",
                 wanted=dict(wanted),
             )
         return {"": wanted}
     if not by_name or not set(wanted) <= set(names):
         raise Failed(
-            "train.class_weight={wanted}: the network has several outputs ({names}), so it says whose classes it "
-            "weighs, as in {{{first}: {{0: 1.0, 1: 50.0}}}} or {{{first}: balanced}}.",
+            "train.class_weight={wanted}: the network has several outputs ({names}), so it must name the output, "
+            "as in {{{first}: {{0: 1.0, 1: 50.0}}}} or {{{first}: balanced}}.",
             wanted=dict(wanted) if isinstance(wanted, Mapping) else wanted,
             names=", ".join(names),
             first=names[-1] if names else "NAME",

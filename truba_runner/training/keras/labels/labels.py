@@ -153,8 +153,8 @@ class Weighing:
         wrong = [int(one) for one in found if not 0 <= one < limit and one != ignored]
         if wrong:
             raise Failed(
-                "train.class_weight: the labels{output} have {value}, which is no class of this network. Where it "
-                "marks what has no label, say so: train.loss={{class_name: SparseCategoricalCrossentropy, config: "
+                "train.class_weight: the labels{output} have {value}, which is not a class of this network. If it "
+                "marks missing labels, set train.loss={{class_name: SparseCategoricalCrossentropy, config: "
                 "{{ignore_class: {value}}}}}.",
                 output=labels.of_output,
                 value=wrong[0],
@@ -175,7 +175,7 @@ def _values(loss: Any, y: Any, predicted: Any) -> Any:
 def _given(wanted: Any) -> dict[int, float]:
     if not isinstance(wanted, Mapping) or not wanted:
         raise Failed(
-            "train.class_weight={wanted}: it is balanced, or a mapping of classes, as in {{0: 1.0, 1: 50.0}}.",
+            "train.class_weight={wanted}: it must be balanced, or weights by class, as in {{0: 1.0, 1: 50.0}}.",
             wanted=wanted,
         )
     try:

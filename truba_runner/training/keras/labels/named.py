@@ -86,8 +86,8 @@ def _class_of(context: Context | None, where: str, name: str, room: ModuleType) 
 def _unknown(context: Context | None, where: str, name: str, valid: set[str]) -> Failed:
     own = {item for item, value in vars(context.job).items() if _may_be_meant(value)} if context else set()
     return Failed(
-        "{where}: Keras has no {name!r}. {nearest} The job's own are found by their names too, and those of other "
-        "modules by their path: mypackage.mymodule.NAME.",
+        "{where}: Keras has no {name!r}. {nearest} Names of the job's own file can be written as they are, names "
+        "of other modules with their path: mypackage.mymodule.NAME.",
         where=where,
         name=name,
         nearest=nearest(name, valid | own),

@@ -81,8 +81,8 @@ def _trace(step: Any, spec: Any) -> None:
         step.get_concrete_function(spec)
     except unliftable() as error:
         raise Failed(
-            "The training step makes variables that cannot be made before it on several devices: a run cannot resume. "
-            "Make them in build_model, or train on one GPU."
+            "The training step creates variables that cannot be created before it on several devices, so the run "
+            "could not resume. Create them in build_model, or train on one GPU."
         ) from error
 
 

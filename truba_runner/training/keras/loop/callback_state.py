@@ -56,7 +56,7 @@ def restore(callbacks: Sequence[Any], saved: dict[str, Any]) -> None:
     for name, callback in _named(callbacks):
         if name not in saved:
             if speaks(callback) or _attributes(callback):
-                warn("the checkpoint knows no callback {name}: it starts anew", name=name)
+                warn("the checkpoint has no state for the callback {name}: the callback starts anew", name=name)
         elif speaks(callback):
             callback.set_state(saved[name])
         else:
@@ -75,8 +75,8 @@ def check(callbacks: Sequence[Any]) -> None:
                 encode(callback.get_state())
             except NoState as error:
                 raise Failed(
-                    "get_state of the callback {name} returned {error}, which no checkpoint can hold. It may return "
-                    "numbers, text, None and arrays, in lists, tuples and dicts.",
+                    "get_state of the callback {name} returned {error}, which a checkpoint cannot store. It may "
+                    "return numbers, text, None and arrays, in lists, tuples and dicts.",
                     name=name,
                     error=error,
                 ) from error

@@ -269,4 +269,4 @@ def flush_event_files(callbacks: list[Any]) -> None:
         try:
             writer.flush()
         except tf.errors.OpError as error:
-            info("TensorBoard's event file could not be written ({message}); training goes on", message=error.message)
+            info("TensorBoard's event file could not be written ({message}); training continues", message=error.message)

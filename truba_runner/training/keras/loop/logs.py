@@ -53,7 +53,8 @@ class Logs(dict[str, float]):
     def _add(self, name: str, part: str, value: float) -> None:
         if part in self:
             raise Failed(
-                "{name} is told for each class, and {part} is a metric's name already. Give one of them another name.",
+                "{name} is reported for each class, and {part} is already the name of a metric. Give one "
+                "of them another name.",
                 name=name,
                 part=part,
             )
@@ -103,7 +104,7 @@ class Names:
             if name not in self._told_of:
                 self._told_of.add(name)
                 warn(
-                    "the metric {name} is in no record: it is neither a number nor an array of {most} at most",
+                    "the metric {name} is not recorded: it is neither a number nor an array of at most {most}",
                     name=name,
                     most=_MOST_VALUES,
                 )
@@ -121,7 +122,7 @@ def _check(model: Any, logs: Mapping[str, Any]) -> None:
     for name in logs:
         if name in History.COLUMNS or name.startswith(_SPLITS):
             raise Failed(
-                "a metric is called {name}. So is something else in history.csv or result.json: the columns "
+                "a metric is called {name}, a name that history.csv or result.json already uses: the columns "
                 "{columns}, and the metrics of validation (val_…) and test (test_…). Give it another name.",
                 name=name,
                 columns=", ".join(History.COLUMNS),
@@ -129,8 +130,8 @@ def _check(model: Any, logs: Mapping[str, Any]) -> None:
     twice = [name for name, count in Counter(_names_of(model)).items() if count > 1 and name in logs]
     if twice:
         raise Failed(
-            "two metrics are called {name}, and Keras would tell one value for both. Give one of them another name, "
-            "as in {{class_name: Mean, config: {{name: other}}}}; loss is the name of the training loss.",
+            "two metrics are called {name}, and Keras would report one value for both. Give one of them another "
+            "name, as in {{class_name: Mean, config: {{name: other}}}}; loss is the name of the training loss.",
             name=twice[0],
         )
 
