@@ -16,7 +16,7 @@ from truba_runner.runs.progress import format_metrics
 from truba_runner.search import overview
 from truba_runner.search.directory import SearchDir, search_of
 from truba_runner.slurm.jobs import Job
-from truba_runner.status import sweep_view
+from truba_runner.status import sweep_options
 from truba_runner.status.printing import print_json, short
 from truba_runner.status.rows import EMPTY_ROW, damage_of, row_or_damage, with_sweeps_as_one
 from truba_runner.status.slurm_jobs import known_jobs_or_records
@@ -32,11 +32,13 @@ def main(arguments: Sequence[str]) -> int:
         nargs="*",
         help=_("a run's, a sweep's or a search's id, or any unique beginning of it (default: all runs)"),
     )
-    sweep_view.add_options(options)
+    sweep_options.add_options(options)
     given = options.parse_args(arguments)
     if len(given.run) == 1 and (sweep := runs_folders.find_sweep(given.run[0], given.runs)):
+        from truba_runner.status import sweep_view
+
         return sweep_view.show(sweep, given)
-    if sweep_view.asked(given):
+    if sweep_options.asked(given):
         _refuse_for_search(given.run, given.runs)
         what = " ".join(given.run) or "truba status"
         known = [sweep.id for sweep in runs_folders.sweeps(given.runs)]
