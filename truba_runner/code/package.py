@@ -78,12 +78,12 @@ def setup(environment: Environment, runs_folder: Path) -> list[str]:
 
 def _unchanged(path: Path, content: bytes) -> str:
     """Return a shell line that ends the job if a file that it is about to execute has changed since submission."""
-    told = _(
+    message = _(
         "{path} has changed since this job was submitted: submit again; the run resumes from its last checkpoint",
         path=path,
     )
     same = f'[ "$(sha256sum < {shlex.quote(str(path))})" = "{hashlib.sha256(content).hexdigest()}  -" ]'
-    return f"{same} || {{ echo {shlex.quote(told)} >&2; exit 1; }}"
+    return f"{same} || {{ echo {shlex.quote(message)} >&2; exit 1; }}"
 
 
 @lru_cache(maxsize=1)

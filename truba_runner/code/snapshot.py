@@ -238,13 +238,13 @@ def _taken(
 
 def _say_secrets(names: Sequence[str]) -> None:
     if names:
-        told = _(
+        message = _(
             "not copied with the submitted code, as they look like secrets: {files}. A job reads them from the "
             "project, if its node can access it; code.include=[{first}] copies one with the code.",
             files=listed([shown(name) for name in names]),
             first=shown(names[0]),
         )
-        print(told, file=sys.stderr)
+        print(message, file=sys.stderr)
 
 
 def read(paths: Mapping[str, Path]) -> dict[str, File]:

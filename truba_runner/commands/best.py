@@ -71,8 +71,8 @@ def _experiment_text(search: SearchDir, state: State, trial: Mapping[str, Any]) 
     except Failed:
         raise
     except Exception as error:  # Includes OmegaConf's exceptions, without importing it.
-        told = _("{search}: its records are damaged: {error}", search=search.id, error=repr(error))
-        raise Failed(told) from error
+        message = _("{search}: its records are damaged: {error}", search=search.id, error=repr(error))
+        raise Failed(message) from error
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -120,9 +120,9 @@ def _write(file: Path, text: str) -> None:
 
 def _print(rows: Sequence[Mapping[str, Any]], objective: str) -> None:
     for row in rows:
-        told = _("{place}. trial {trial}: {objective} {score:.6g}", place=row["place"], trial=row["trial"],
+        message = _("{place}. trial {trial}: {objective} {score:.6g}", place=row["place"], trial=row["trial"],
                  objective=objective, score=row["score"])  # fmt: skip
-        print(f"{told}  {json.dumps(row['values'])}")
+        print(f"{message}  {json.dumps(row['values'])}")
         if row["metrics"]:
             print(f"   {format_metrics(row['metrics'])}\n   {row['model']}")
         else:

@@ -121,8 +121,8 @@ def _sound(runs: Sequence[RunDir]) -> list[RunDir]:
     own = [run for run in runs if private.is_mine(run.path)]
     for run in runs:
         if run not in own:
-            told = _("{run} belongs to {owner} and is left alone", run=run.id, owner=private.owner(run.path))
-            print(told, file=sys.stderr)
+            message = _("{run} belongs to {owner} and is left alone", run=run.id, owner=private.owner(run.path))
+            print(message, file=sys.stderr)
     return damage.sound(own)
 
 
@@ -148,9 +148,9 @@ def _of_code(runs_folder: Path, going: Sequence[RunDir]) -> Freed | None:
     try:
         files = archives.unneeded(runs_folder, [run.path for run in going])
     except OSError as error:
-        told = _("{file} cannot be read ({why}), so no submitted code is deleted", file=error.filename,
+        message = _("{file} cannot be read ({why}), so no submitted code is deleted", file=error.filename,
                  why=error.strerror)  # fmt: skip
-        print(told, file=sys.stderr)
+        print(message, file=sys.stderr)
         return None
     if not files:
         return None

@@ -97,8 +97,8 @@ def _wanted(prefix: str, runs_folder: Path | None) -> tuple[str, Path, list[Path
         return sweep.id, sweep.runs_folder, [*_without_secrets(sweep.runs_folder, files), *archives.code_of(runs)]
     run = runs_folders.find(prefix, runs_folder)
     if why := damage.told(run):
-        told = _("{why}. The run was not archived; copy its folder, {folder}, to keep it as it is.")
-        raise Failed(told.format(why=why, folder=run.path))
+        message = _("{why}. The run was not archived; copy its folder, {folder}, to keep it as it is.")
+        raise Failed(message.format(why=why, folder=run.path))
     _refuse_live([run])
     files = _without_secrets(run.path.parent, archive.kept_files(run.path))
     return run.id, run.path.parent, [*files, *archives.code_of([run])]
@@ -108,8 +108,8 @@ def _without_secrets(root: Path, files: Sequence[Path]) -> list[Path]:
     """Return the files that do not look like secrets; print the others."""
     secret = set(secret_files.found((path.relative_to(root).as_posix(), path) for path in files))
     if secret:
-        told = _("left out, as they look like secrets: {files}", files=listed(sorted(secret)))
-        print(told, file=sys.stderr)
+        message = _("left out, as they look like secrets: {files}", files=listed(sorted(secret)))
+        print(message, file=sys.stderr)
     return [path for path in files if path.relative_to(root).as_posix() not in secret]
 
 

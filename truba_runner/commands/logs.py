@@ -51,8 +51,8 @@ def main(arguments: Sequence[str]) -> int:
         log = watch.latest_log(run)
         if log is None:
             state = _state(run)
-            told = _("{run} has printed nothing yet: {state} {why}", run=run.id, state=state.state, why=state.why)
-            raise Failed(told)
+            message = _("{run} has printed nothing yet: {state} {why}", run=run.id, state=state.state, why=state.why)
+            raise Failed(message)
         watch.show(log)
         if (slurms := task_log(run, last_job_id(run))) not in {None, log} and slurms is not None:
             watch.show(slurms)

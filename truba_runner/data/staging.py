@@ -108,10 +108,10 @@ def _download(url: str, file: IO[bytes]) -> None:
     except HTTPException as error:
         raise OSError(_("{url} sent an invalid HTTP response: {error!r}", url=url, error=error)) from error
     if announced is not None and file.tell() != int(announced):
-        told = _(
+        message = _(
             "the download of {url} stopped after {count} of {total} bytes", url=url, count=file.tell(), total=announced
         )
-        raise OSError(told)
+        raise OSError(message)
 
 
 def matches(path: Path, sha256: str) -> bool:

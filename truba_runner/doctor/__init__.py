@@ -65,8 +65,8 @@ class _Running:
             for finding in self._check(self._patient):
                 self._found.append(finding)
         except Exception as error:
-            told = _("the check itself failed: {error}", error=repr(error))
-            self._found.append(Finding(WARNING, self._subject, told, _("Please tell the program's authors.")))
+            message = _("the check itself failed: {error}", error=repr(error))
+            self._found.append(Finding(WARNING, self._subject, message, _("Please tell the program's authors.")))
 
     def findings(self) -> list[Finding]:
         found = list(self._found)

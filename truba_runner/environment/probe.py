@@ -129,12 +129,12 @@ def _asked(experiment: Experiment, elsewhere: Elsewhere) -> Found:
     try:
         held = _read(chosen, *_run_here(_script(chosen, shipped("container") / "apptainer")))
     except _Silent as silent:
-        told = _(
+        message = _(
             "{environment} cannot be checked from here ({why}); a short job checks it",
             environment=_words(chosen),
             why=silent.why,
         )
-        print(told, file=sys.stderr)
+        print(message, file=sys.stderr)
         package.provide(chosen, runs_folder)
         answer = elsewhere(_script(chosen, package.wrapper(runs_folder)))
         if answer is None:

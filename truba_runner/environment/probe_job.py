@@ -40,8 +40,8 @@ def run(experiment: Experiment, script: str) -> tuple[str, int] | None:
         if not output.exists() and not _is_there(name):
             commands.sbatch(_batch(_request(experiment), name, output, script))
     except client.SlurmError as error:
-        told = _("the job that checks the environment could not be submitted: {message}", message=error.message)
-        raise Failed(told) from error
+        message = _("the job that checks the environment could not be submitted: {message}", message=error.message)
+        raise Failed(message) from error
     deadline = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < deadline:
         printed, ended, status = _read(output).rpartition(_END)

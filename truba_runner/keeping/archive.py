@@ -70,7 +70,7 @@ def write(target: Path, root: Path, files: Sequence[Path]) -> str:
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     _refuse_to_lose(target, {path.relative_to(root).as_posix() for path in files})
     _remove_what_a_kill_left(target)
-    handle, beside = tempfile.mkstemp(dir=target.parent, prefix=_beside(target))
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=_temporary_prefix(target))
     try:
         with os.fdopen(handle, "wb") as file:
             # Held until the file is closed: other commands delete temporary archives that nobody has locked.
@@ -79,12 +79,12 @@ def write(target: Path, root: Path, files: Sequence[Path]) -> str:
             sums = _write(file, root, files)
             file.flush()
             os.fsync(file.fileno())
-        _compare(Path(beside), sums)
-        digest = sha256(Path(beside))
-        os.replace(beside, target)
+        _compare(Path(temporary), sums)
+        digest = sha256(Path(temporary))
+        os.replace(temporary, target)
     except BaseException:
         with suppress(OSError):
-            os.unlink(beside)
+            os.unlink(temporary)
         raise
     return digest
 
@@ -114,13 +114,13 @@ def _comes_and_goes(name: str) -> bool:
 
 
 def _remove_what_a_kill_left(target: Path) -> None:
-    for left in target.parent.glob(f"{glob.escape(_beside(target))}*"):
+    for left in target.parent.glob(f"{glob.escape(_temporary_prefix(target))}*"):
         with suppress(OSError), open(safe_files.opened(left, left.parent), "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
 
 
-def _beside(target: Path) -> str:
+def _temporary_prefix(target: Path) -> str:
     return f".{target.name}."
 
 

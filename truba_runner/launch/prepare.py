@@ -203,7 +203,7 @@ def refuse_damaged(runs: Iterable[RunDir]) -> None:
     """
     for run in runs:
         if why := damage.of_submissions(run):
-            told = _(
+            message = _(
                 "{run}: {why}. It is not known whether the run has a job already, and two jobs would damage each "
                 "other's files. Check with squeue that it has none and move {folder} away, or start a new run with "
                 "fresh=true.",
@@ -211,4 +211,4 @@ def refuse_damaged(runs: Iterable[RunDir]) -> None:
                 why=why,
                 folder=run.path,
             )
-            raise Failed(told)
+            raise Failed(message)

@@ -55,12 +55,12 @@ def _in_slurms_hands(run: RunDir) -> bool:
     except client.SlurmError as error:
         if error.transient:  # A job does not end because the controller is unreachable for a while.
             return True
-        told = _(
+        message = _(
             "Slurm does not answer ({message}), so it is not known whether {run} is running",
             message=error.message,
             run=run.id,
         )
-        raise Failed(told) from error
+        raise Failed(message) from error
     found = search_of(run)
     if not jobs:
         with suppress(client.SlurmError):

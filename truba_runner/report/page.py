@@ -100,8 +100,8 @@ def _block(block: Block) -> str:
 
 def _facts(block: Facts) -> str:
     rows = (f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in block.facts if value)
-    told = "".join(rows)
-    return f"<table>{told}</table>" if told else ""
+    message = "".join(rows)
+    return f"<table>{message}</table>" if message else ""
 
 
 def _rows(block: Rows) -> str:

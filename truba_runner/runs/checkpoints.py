@@ -68,10 +68,10 @@ class CheckpointStore:
                 self._mark_best(path)
             self.retire()
         except OSError as error:
-            told = _(
+            message = _(
                 "checkpoint {file} could not be written ({error}); training continues", file=path.name, error=error
             )
-            print(told, file=sys.stderr, flush=True)
+            print(message, file=sys.stderr, flush=True)
             self._refused = (position, write, best)
             return False
         self._refused = None
@@ -139,8 +139,8 @@ class CheckpointStore:
             with _checked(path) as file:
                 return (read(file),)
         except (OSError, ValueError, EOFError, KeyError) as error:
-            told = _("{file} is damaged and is skipped: {error}", file=path.name, error=error)
-            print(told, file=sys.stderr, flush=True)
+            message = _("{file} is damaged and is skipped: {error}", file=path.name, error=error)
+            print(message, file=sys.stderr, flush=True)
             with suppress(OSError):
                 # In place, the damaged file would count as one of the newest and push out good ones.
                 path.rename(path.with_name(f"{path.name}{DAMAGED}"))

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from truba_runner.language import _
+from truba_runner.log import print_error
 from truba_runner.runs.checkpoints import Position
 from truba_runner.runs.record_shapes import ProgressRecord, Stage
 from truba_runner.runs.run_directory import RunDir
@@ -84,8 +85,9 @@ class Progress:
                 with suppress(OSError):
                     self._run.overwrite_progress(self.record)
             elif not self._disk_complained:
-                told = _("{file} could not be written ({error}); training continues", file="progress.json", error=error)
-                print(told, file=sys.stderr, flush=True)
+                print_error(
+                    "{file} could not be written ({error}); training continues", file="progress.json", error=error
+                )
                 self._disk_complained = True
 
     def tell_for_rank_0(self) -> None:

@@ -180,7 +180,7 @@ class RunRecord:
         return curve_from(record) if record else None
 
     @property
-    def has_lived(self) -> bool:
+    def has_finished_an_epoch(self) -> bool:
         """Whether the run has ever finished an epoch."""
         return (self.path / HISTORY).exists() or bool(self.result)
 

@@ -109,10 +109,10 @@ def _steps_passed_over(events: Sequence[Event]) -> int:
     return passed_over
 
 
-def requeue(run: RunDir, job_id: str, most: int, in_crew: bool = False) -> bool:
+def requeue(run: RunDir, job_id: str, most: int, packed: bool = False) -> bool:
     """Requeue the run's own job, under its id; return False if it is cancelled, or requeued already.
 
-    For packed runs (`in_crew`), which share the job, only record the requeue.
+    For packed runs (`packed`), which share the job, only record the requeue.
 
     Raises:
         truba_runner.errors.Failed: the run was requeued `most` times already.
@@ -126,6 +126,6 @@ def requeue(run: RunDir, job_id: str, most: int, in_crew: bool = False) -> bool:
             count=most,
         )
     run.append_submission(Event(Kind.REQUEUED, time.time(), job_id))
-    if not in_crew:
+    if not packed:
         commands.requeue(job_id)
     return True

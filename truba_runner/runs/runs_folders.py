@@ -123,8 +123,8 @@ def find_sweep(prefix: str, runs_folder: Path | None = None) -> SweepDir | None:
         rule = _("there are several such sweeps: {found}.", found=found)
         raise Refused(Problem(prefix, rule, _("Choose a folder with --runs FOLDER.")))
     if why := damage.of_sweep(matches[0].path):
-        told = _("{sweep}: {why}, so its runs are unknown; name each run instead. Its folder: {folder}")
-        raise Failed(told.format(sweep=matches[0].id, why=why, folder=matches[0].path))
+        message = _("{sweep}: {why}, so its runs are unknown; name each run instead. Its folder: {folder}")
+        raise Failed(message.format(sweep=matches[0].id, why=why, folder=matches[0].path))
     return matches[0]
 
 

@@ -171,7 +171,7 @@ def dropped(told: Sequence[Event]) -> str:
 def _along_with_canary(record: RunRecord) -> str:
     """Return the reason for CANCELLED if the run's canary ended before its first epoch did; else empty."""
     canary = record.intent.canary
-    if not canary or record.of(canary).has_lived:
+    if not canary or record.of(canary).has_finished_an_epoch:
         return ""
     return _(
         "cancelled because the canary {canary} ended before finishing its first epoch; the same command "

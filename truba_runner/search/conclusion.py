@@ -32,10 +32,10 @@ def conclude(
     for trial in best[: experiment.sweep.best_models]:
         run, epoch = prepare_best(search, experiment, state, trial)
         if not run.result() and evaluate(run):
-            told = _(
+            message = _(
                 "the model of trial {trial} could not be evaluated; see {logs}", trial=trial["trial_id"], logs=run.logs
             )
-            print(told, flush=True)
+            print(message, flush=True)
         result = run.result()
         model = str(run.path / result["model"]) if "model" in result else ""
         metrics = result.get("metrics", {})
@@ -69,7 +69,7 @@ def _about(trial: Mapping[str, Any]) -> dict[str, Any]:
 def _print_summary(state: State, best: Sequence[Mapping[str, Any]]) -> None:
     objective = state["objective"]
     failed = sum(trial["status"] == "FAILED" for trial in state["trials"].values())
-    told = counted(
+    message = counted(
         "results: {count} trial with a score, {failed} failed; {objective}, {direction}",
         "results: {count} trials with a score, {failed} failed; {objective}, {direction}",
         len(best),
@@ -77,11 +77,11 @@ def _print_summary(state: State, best: Sequence[Mapping[str, Any]]) -> None:
         objective=objective["name"],
         direction=objective["direction"],
     )
-    print(f"\n{told}")
+    print(f"\n{message}")
     for trial in best[:_SHOWN]:
         values = "  ".join(f"{name} {value}" for name, value in own_values(trial).items())
-        told = _("trial {trial}: {score:.6g}", trial=trial["trial_id"], score=trial["score"])
-        print(f"  {told}  {values}", flush=True)
+        message = _("trial {trial}: {score:.6g}", trial=trial["trial_id"], score=trial["score"])
+        print(f"  {message}  {values}", flush=True)
 
 
 # -- the best model ----------------------------------------------------------------------------------------------

@@ -102,10 +102,10 @@ def died(state: dict[str, Any], lease: Lease, position_of: PositionOf) -> bool:
     """Count a crash of a trial whose worker lives; return whether it has crashed too often at one position."""
     entry = state["open"][lease.trial]
     _count(entry, position_of(lease.trial, lease.retry), "died")
-    return hopeless(entry)
+    return failed_too_often(entry)
 
 
-def hopeless(entry: Mapping[str, Any]) -> bool:
+def failed_too_often(entry: Mapping[str, Any]) -> bool:
     """Whether a trial has crashed too often at one position."""
     return bool(entry["died"] >= MOST_DEATHS or entry["abandoned"] >= MOST_ABANDONED)
 

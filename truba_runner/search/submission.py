@@ -122,12 +122,12 @@ def _refuse_another(search: SearchDir, experiment: Experiment) -> None:
     try:
         known = experiment_from(search.read_config())
     except Exception as error:  # PyYAML and OmegaConf raise many kinds for a damaged file.
-        told = _(
+        message = _(
             "{file} cannot be read ({error}). Start a new search with fresh=true (the old one is kept).",
             file=search.config_file,
             error=error,
         )
-        raise Failed(told) from error
+        raise Failed(message) from error
     if training_hash(known) == training_hash(experiment):
         return
     rule = _(

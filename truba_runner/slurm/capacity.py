@@ -22,10 +22,10 @@ def estimated_start(script: str) -> float:
     Raises:
         truba_runner.slurm.client.SlurmError: the job would be refused, or Slurm does not answer.
     """
-    told = client.completed(["sbatch", "--test-only"], text=script).stderr
-    found = re.search(r"to start at (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", told)
+    output = client.completed(["sbatch", "--test-only"], text=script).stderr
+    found = re.search(r"to start at (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", output)
     if not found:
-        words = _("no start time in Slurm's answer: {said}", said=told.strip())
+        words = _("no start time in Slurm's answer: {said}", said=output.strip())
         raise SlurmError("sbatch --test-only", words, transient=False)
     return datetime.fromisoformat(found[1]).timestamp()
 
@@ -65,11 +65,11 @@ def core_limit(account: str) -> int:
     user = getpass.getuser()
     argv = ["scontrol", "--oneliner", "show", "assoc_mgr", "flags=assoc", f"accounts={account}", f"users={user}"]
     try:
-        told = client.query(argv)
+        output = client.query(argv)
     except SlurmError:  # Some sites do not show this to users.
         return 0
     pattern = rf"Account={re.escape(account)} UserName=(?:{re.escape(user)}\(\d+\))? .* GrpTRES=cpu=(\d+)\("
-    limits = (re.search(pattern, line) for line in told.splitlines())
+    limits = (re.search(pattern, line) for line in output.splitlines())
     return min((int(found[1]) for found in limits if found), default=0)
 
 

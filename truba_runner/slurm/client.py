@@ -98,11 +98,11 @@ def completed(
                 env={**os.environ, "SLURM_BITSTR_LEN": "0"},
             )
     except FileNotFoundError as error:
-        told = _("there is no such command on the PATH; is this a login node?")
-        raise SlurmError(argv[0], told, transient=False) from error
+        sentence = _("there is no such command on the PATH; is this a login node?")
+        raise SlurmError(argv[0], sentence, transient=False) from error
     except subprocess.TimeoutExpired as error:
-        told = _("no answer within {seconds:g} s", seconds=timeout_seconds)
-        raise SlurmError(argv[0], told, transient=True) from error
+        sentence = _("no answer within {seconds:g} s", seconds=timeout_seconds)
+        raise SlurmError(argv[0], sentence, transient=True) from error
     if done.returncode:
         # scontrol ping reports on standard output that no controller answers.
         message = done.stderr.strip() or done.stdout.strip() or _("exit status {status}", status=done.returncode)

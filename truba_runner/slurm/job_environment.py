@@ -17,7 +17,7 @@ class Allocation:
     tasks: int
     on_slurm: bool
     # Whether this is one of several packed runs, which share the job.
-    in_crew: bool = False
+    packed: bool = False
 
 
 def current(environment: Mapping[str, str] = os.environ) -> Allocation:
@@ -33,5 +33,5 @@ def current(environment: Mapping[str, str] = os.environ) -> Allocation:
         rank=int(environment.get("SLURM_PROCID", 0)),
         tasks=int(environment.get("SLURM_NTASKS", 1)),
         on_slurm=bool(job_id),
-        in_crew="TRUBA_CREW" in environment,
+        packed="TRUBA_CREW" in environment,
     )

@@ -61,8 +61,8 @@ def known_jobs(
 
 def say_that_accounting_is_silent(error: SlurmError) -> None:
     """Warn on standard error that sacct does not answer."""
-    told = _(
+    message = _(
         "Slurm's accounting does not answer ({message}): its data about ended jobs is missing here",
         message=error.message.splitlines()[-1],
     )
-    print(told, file=sys.stderr)
+    print(message, file=sys.stderr)

@@ -52,8 +52,9 @@ def _saved(figure: Callable[[], Any], file: Path) -> Path:
     try:
         figure().savefig(content, format="png", dpi=120)
     except ImportError as error:
-        told = _("drawing needs matplotlib, which is not installed here ({error}); --csv works without it", error=error)
-        raise Failed(told) from error
+        raise Failed(
+            "drawing needs matplotlib, which is not installed here ({error}); --csv works without it", error=error
+        ) from error
     except Exception as error:  # matplotlib has limits of its own, for numbers and for names.
         raise Failed("{file} could not be drawn ({error})", file=file.name, error=error) from error
     file.parent.mkdir(parents=True, exist_ok=True)

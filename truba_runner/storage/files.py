@@ -48,22 +48,22 @@ def written_by_path(path: Path) -> Iterator[Path]:
     Otherwise as `written_whole`.
     """
     stem, _dot, suffixes = path.name.partition(".")
-    beside = path.with_name(f".{stem}.{os.getpid()}.{suffixes}")
-    with _renamed(beside, path):
-        yield beside
-        with beside.open("rb") as file:
+    temporary = path.with_name(f".{stem}.{os.getpid()}.{suffixes}")
+    with _renamed(temporary, path):
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
 
 
 @contextmanager
-def _renamed(beside: Path, path: Path) -> Iterator[None]:
-    """Rename `beside` to `path` after the block; remove it if the block fails."""
+def _renamed(temporary: Path, path: Path) -> Iterator[None]:
+    """Rename `temporary` to `path` after the block; remove it if the block fails."""
     try:
         yield
-        os.replace(beside, path)
+        os.replace(temporary, path)
     except BaseException as error:
         with suppress(OSError):
-            os.unlink(beside)
+            os.unlink(temporary)
         if isinstance(error, OSError) and error.errno:
             # The error of a failed write does not name the file.
             error.filename = error.filename or str(path)

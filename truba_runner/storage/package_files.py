@@ -46,18 +46,18 @@ def _unpacked(archive: Path) -> Path:
         if all((folder / _within(name)).is_file() for name in names):
             return folder
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
         for name in names:
-            file = beside / _within(name)
+            file = temporary / _within(name)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(bundle.read(name))
             # Read-only, as the folder's name promises this content.
             file.chmod(0o444)
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        os.rename(beside, folder)
+        os.rename(temporary, folder)
     except OSError:  # Another command has created the folder.
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 

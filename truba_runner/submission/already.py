@@ -66,12 +66,12 @@ def _live(runs: Sequence[RunDir]) -> set[str]:
         # Asked after all are settled, so that adopted jobs are in it.
         queue = jobs.queue() if runs else {}
     except client.SlurmError as error:
-        told = _(
+        message = _(
             "Slurm does not answer ({message}), so it is not known whether {run} is in the queue",
             message=error.message,
             run=runs[0].id,
         )
-        raise Failed(told) from error
+        raise Failed(message) from error
     return {run.id for run in runs if state_of(run.record(), queue).live}
 
 

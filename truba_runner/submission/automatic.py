@@ -62,25 +62,25 @@ def _with_partition(experiment: Experiment, job_file: Path) -> Resources:
     try:
         found = offers(experiment, job_file)
     except client.SlurmError as error:
-        told = _(
+        message = _(
             "Slurm does not answer ({message}), so it is not known which partition would start the job first",
             message=error.message,
         )
-        raise Failed(told) from error
+        raise Failed(message) from error
     best = next((offer for offer in found if offer.automatic and offer.request), None)
     if best is None or best.start is None:
         why = "; ".join(f"{_name(offer)}: {offer.refusal.rstrip('.')}" for offer in found)
         rule = _("no partition accepts the job. {why}.", why=why)
         raise Refused(Problem("resources.partition=auto", rule, _("Request other resources.")))
     wait_seconds = best.start - time.time()
-    told = f"resources.partition={_name(best)}"
+    message = f"resources.partition={_name(best)}"
     if wait_seconds < AT_ONCE_SECONDS:
-        print(_("{choice}: Slurm expects to start it at once", choice=told), file=sys.stderr)
+        print(_("{choice}: Slurm expects to start it at once", choice=message), file=sys.stderr)
     else:
         minutes = round(wait_seconds / 60)
         print(
             counted("{choice}: Slurm expects to start it in {count} minute",
-                    "{choice}: Slurm expects to start it in {count} minutes", minutes, choice=told),
+                    "{choice}: Slurm expects to start it in {count} minutes", minutes, choice=message),
             file=sys.stderr,
         )  # fmt: skip
     return replace(experiment.resources, partition=best.partition, constraint=best.constraint)

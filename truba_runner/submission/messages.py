@@ -54,7 +54,7 @@ def changed_code(finished: Sequence[Prepared]) -> None:
         "other_file": trained_with(first.run).get("job_file", _("unknown")),
     }
     if others:
-        told = counted(
+        message = counted(
             "WARNING: {file} is not the code that {run} and {count} other run of the sweep were trained with "
             "({other_file} as it was then). fresh=true starts a new run with the current code.",
             "WARNING: {file} is not the code that {run} and {count} other runs of the sweep were trained with "
@@ -63,12 +63,12 @@ def changed_code(finished: Sequence[Prepared]) -> None:
             **names,
         )
     else:
-        told = _(
+        message = _(
             "WARNING: {file} is not the code that {run} was trained with ({other_file} as it was then). fresh=true "
             "starts a new run with the current code.",
             **names,
         )
-    print(told, file=sys.stderr)
+    print(message, file=sys.stderr)
 
 
 def submitted(submission: Submission, job_id: str) -> None:
@@ -76,22 +76,22 @@ def submitted(submission: Submission, job_id: str) -> None:
     tasks = submission.array_size
     about = {"job_id": job_id, "partition": submission.request.partition, "asked": _asked(submission.request, tasks)}
     if not tasks:
-        told = _("submitted {run} as job {job_id} to {partition}: {asked}", run=submission.first.run.id, **about)
+        message = _("submitted {run} as job {job_id} to {partition}: {asked}", run=submission.first.run.id, **about)
     elif submission.first.experiment.sweep.kind == lr_find.KIND:
-        told = counted(
+        message = counted(
             "submitted {count} learning-rate finder as array {job_id} to {partition}: {asked}",
             "submitted {count} learning-rate finders as array {job_id} to {partition}: {asked}",
             tasks,
             **about,
         )
     else:
-        told = counted(
+        message = counted(
             "submitted {count} job as array {job_id} to {partition}: {asked}",
             "submitted {count} jobs as array {job_id} to {partition}: {asked}",
             tasks,
             **about,
         )
-    print(f"{told}{submission.waits_for()}")
+    print(f"{message}{submission.waits_for()}")
     chosen = submission.first.experiment.environment
     if chosen.kind != "inherit":
         print(f"  {probe.described(chosen, submission.first.found)}")
@@ -175,10 +175,10 @@ def dry_run(submissions: Sequence[Submission]) -> None:
         table.add_row(_("runs"), listed([prepared.run.id for prepared in runs]).replace(", ", "\n"))
         table.add_row("cluster", experiment.cluster.name)
         for source in staging.missing(experiment):
-            told = _(
+            message = _(
                 "{file} is not in {folder}; it would be downloaded", file=source.file, folder=experiment.data.folder
             )
-            table.add_row(_("data"), told)
+            table.add_row(_("data"), message)
         for key, value in asdict(submission.request).items():
             table.add_row(key, _("(the default)") if value in {None, ""} else str(value))
         console.print(table)

@@ -127,9 +127,9 @@ def _offer(experiment: Experiment, job_file: Path, free: Mapping[tuple[str, str]
         return replace(offer, refusal=_("it accepts jobs only from {nodes}; this is {host}", nodes=nodes, host=host))
     if 0 < most_cores < request.total_cores:
         account, asked = resources.account, request.total_cores
-        told = _("the job requests {asked} cores, and the account {account} may use {most} at once",
+        message = _("the job requests {asked} cores, and the account {account} may use {most} at once",
                  asked=asked, account=account, most=most_cores)  # fmt: skip
-        return replace(offer, refusal=told)
+        return replace(offer, refusal=message)
     run = RunDir(Path(experiment.cluster.runs_folder) / run_id(experiment))
     script = Submission(Prepared(experiment, run, request, job_file)).script()
     try:

@@ -143,8 +143,8 @@ class Submission:
             except client.SlurmError as error:
                 if not error.transient:
                     raise
-                told = _("Slurm does not answer; trying again in {seconds} s", seconds=pause_seconds)
-                print(told, file=sys.stderr, flush=True)
+                message = _("Slurm does not answer; trying again in {seconds} s", seconds=pause_seconds)
+                print(message, file=sys.stderr, flush=True)
                 time.sleep(pause_seconds)
             # An attempt that arrives even later becomes a second job of this name; its worker does nothing.
             if taken := jobs.jobs_named(self.job_name):

@@ -127,9 +127,9 @@ def _refuse_damaged_sweep(sweep: SweepDir) -> None:
         truba_runner.errors.Failed: the record is damaged.
     """
     if sweep.path.exists() and (why := damage.of_sweep(sweep.path)):
-        told = _("{sweep}: {why}. Move {folder} away, and give the command again.", sweep=sweep.id, why=why,
+        message = _("{sweep}: {why}. Move {folder} away, and give the command again.", sweep=sweep.id, why=why,
                  folder=sweep.path)  # fmt: skip
-        raise Failed(told)
+        raise Failed(message)
 
 
 def _warn(checked: Sequence[Checked]) -> None:

@@ -49,7 +49,7 @@ def through_slurm(runs: Sequence[Prepared], sweep: SweepDir, describe: Callable[
             if (done := begun[prepared.run.id]) is None:
                 wanted.append(prepared)
             outcomes[prepared.run.id] = done or Outcome(prepared.run.id, str(prepared.run.path), Action.SUBMITTED)
-        if runs[0].run.record().has_lived:
+        if runs[0].run.record().has_finished_an_epoch:
             # The canary's job cannot do it on sites whose compute nodes may not change jobs.
             canary.release(sweep, runs[0].run.id)
         places = _send_finders(wanted, sweep, held)
@@ -177,7 +177,7 @@ def _settled(runs: Sequence[Prepared]) -> Mapping[str, Outcome | None]:
 
 def _with_canary(first: Prepared, wanted: Sequence[Prepared], sweep: SweepDir) -> list[ArraySubmission]:
     """Return the arrays for these runs; if the sweep's first run is a canary, the other arrays wait for it."""
-    if not first.experiment.sweep.canary or first.run.record().has_lived:
+    if not first.experiment.sweep.canary or first.run.record().has_finished_an_epoch:
         return _arrays(wanted, sweep)
     others = [prepared for prepared in wanted if prepared.run.id != first.run.id]
     waiting = [replace(array, canary=first.run.id, canary_job="CANARY") for array in _arrays(others, sweep)]
@@ -206,7 +206,7 @@ def _warn_of_more_at_once(experiment: Experiment, arrays: int) -> None:
     """Warn if more than `sweep.max_parallel` runs can run at once: Slurm has no limit across several arrays."""
     asked, pack = experiment.sweep.max_parallel, experiment.sweep.pack
     if asked is not None and arrays * pack > asked:
-        told = _(
+        message = _(
             "sweep.max_parallel={asked}: the runs request different resources and need {arrays} job arrays; each "
             "array runs at least {pack} at a time, so up to {most} run at once.",
             asked=asked,
@@ -214,7 +214,7 @@ def _warn_of_more_at_once(experiment: Experiment, arrays: int) -> None:
             pack=pack,
             most=arrays * pack,
         )
-        warn(told)
+        warn(message)
 
 
 def _asks_for(prepared: Prepared) -> str:

@@ -1,6 +1,6 @@
 """Entry point of a task of a sweep's job array: `python -m truba_runner.sweeps.task SWEEP_DIR TOKEN`.
 
-It looks up its runs, and trains a single one in this process, or several in processes of their own (`crew`).
+It looks up its runs, and trains a single one in this process, or several in processes of their own (`packed_runs`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.sweep_directory import SweepDir, runs_of_task
 from truba_runner.slurm import job_environment
 from truba_runner.storage import private
-from truba_runner.sweeps import crew
+from truba_runner.sweeps import packed_runs
 from truba_runner.training.interrupt import leave
 from truba_runner.worker import run as worker
 
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
         return 1
     with _own_log_cleared(sweep):
         if intent.places > 1:
-            return crew.train(runs, token, intent.places, intent.share_gpus)
+            return packed_runs.train(runs, token, intent.places, intent.share_gpus)
         if not runs[0].is_last_given_to(token):
             print(_("{run} now belongs to another submission; there is nothing to do", run=runs[0].id), flush=True)
             return 0
@@ -45,10 +45,10 @@ def _intent(sweep: SweepDir, token: str) -> Event:
     for event in sweep.events():
         if event.kind == Kind.INTENT and event.token == token:
             return event
-    told = _(
+    message = _(
         "{file} does not contain the submission {token}; was it moved or deleted?", file=sweep.events_file, token=token
     )
-    raise Failed(told)
+    raise Failed(message)
 
 
 def _print_into(log: Path) -> None:

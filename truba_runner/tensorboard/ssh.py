@@ -54,15 +54,15 @@ def check(login: str) -> str:
             )
         )
     try:
-        told = subprocess.run(["ssh", "-V"], capture_output=True, text=True, timeout=20, check=False).stderr
+        output = subprocess.run(["ssh", "-V"], capture_output=True, text=True, timeout=20, check=False).stderr
     except FileNotFoundError as error:
         raise Failed("there is no ssh on this machine; install OpenSSH's client") from error
-    found = re.search(r"OpenSSH\w*_(\d+)\.(\d+)", told)
+    found = re.search(r"OpenSSH\w*_(\d+)\.(\d+)", output)
     if found and (int(found[1]), int(found[2])) < _OLDEST:
         raise Failed(
             "this machine's {program} cannot forward a Unix socket; OpenSSH can since 6.7. Update it, or copy the "
             "files instead: truba pull, or --pull",
-            program=told.split(",")[0].strip(),
+            program=output.split(",")[0].strip(),
         )
     return login
 

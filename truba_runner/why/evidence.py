@@ -82,14 +82,14 @@ def _own_jobs(case: Case) -> Iterator[Evidence]:
     if not running:
         return
     some = ", ".join(f"{job_id} ({user}, {cores})" for job_id, user, cores in running[:_LISTED])
-    told = counted(
+    message = counted(
         "{count} job of the account is running, with {cores} cores: {some}",
         "{count} jobs of the account are running, with {cores} cores: {some}",
         len(running),
         cores=sum(row[2] for row in running),
         some=some + (", …" if len(running) > _LISTED else ""),
     )
-    yield Evidence("squeue", told)
+    yield Evidence("squeue", message)
 
 
 def _queue(case: Case) -> Iterator[Evidence]:
@@ -98,9 +98,9 @@ def _queue(case: Case) -> Iterator[Evidence]:
     if before is not None:
         yield Evidence("squeue", counted("{count} job is ahead of it", "{count} jobs are ahead of it", before))
     busy, idle, out, total = queries.cores_in(partition)
-    told = _("of {total} cores {busy} are in use, {idle} free, {out} on nodes that are out of use",
+    message = _("of {total} cores {busy} are in use, {idle} free, {out} on nodes that are out of use",
              total=total, busy=busy, idle=idle, out=out)  # fmt: skip
-    yield Evidence(f"sinfo -p {partition}", told)
+    yield Evidence(f"sinfo -p {partition}", message)
 
 
 def _nodes(case: Case) -> Iterator[Evidence]:

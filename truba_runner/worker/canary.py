@@ -24,10 +24,10 @@ def watcher(run: RunDir) -> Callable[[], None] | None:
 
     After each epoch, not only the first, as an array submitted later waits for this run too.
     """
-    return (lambda: lived(run)) if _goes_ahead_of(run) else None
+    return (lambda: first_epoch_done(run)) if _goes_ahead_of(run) else None
 
 
-def lived(run: RunDir) -> None:
+def first_epoch_done(run: RunDir) -> None:
     """Release the waiting runs if this run is a canary."""
     if sweep := _goes_ahead_of(run):
         release(sweep, run.id)
@@ -36,8 +36,8 @@ def lived(run: RunDir) -> None:
 def failed(run: RunDir, error: ErrorRecord) -> None:
     """If a failed run is a canary, record the reason for the runs that wait for it, which Slurm now cancels."""
     if sweep := _goes_ahead_of(run):
-        told = f"{error.type}: {error.message}"
-        why = _("the canary {run} failed: {error}", run=run.id, error=told)
+        message = f"{error.type}: {error.message}"
+        why = _("the canary {run} failed: {error}", run=run.id, error=message)
         # If this fails, the records of the waiting runs still name the canary.
         with suppress(client.SlurmError, OSError):
             for token in _held(sweep, run.id):

@@ -42,5 +42,5 @@ def tell(run: RunDir, state: str, about: Mapping[str, Any]) -> bool:
 def _sentence(run: RunDir, state: str, about: Mapping[str, Any]) -> str:
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in about.get("metrics", {}).items())
     reason = about.get("error", {}).get("message", "")
-    told = _("{run} failed", run=run.id) if state == "failed" else _("{run} finished", run=run.id)
-    return f"{told}: {metrics or reason}" if metrics or reason else told
+    message = _("{run} failed", run=run.id) if state == "failed" else _("{run} finished", run=run.id)
+    return f"{message}: {metrics or reason}" if metrics or reason else message

@@ -89,7 +89,7 @@ def _main(run: RunDir, here: job_environment.Allocation, interruption: Interrupt
             run.write_result({**result, **record, **warned})
         progress.update(state=Stage.FINISHED, metrics=result.get("metrics", {}))
         if here.rank == 0:
-            canary.lived(run)
+            canary.first_epoch_done(run)
             _write_settings(run, experiment, result.get("metrics", {}))
             if sweep_of(run):  # A sweep of a thousand runs would leave too many files.
                 CheckpointStore(run.checkpoints).keep_the_best_alone()
@@ -166,11 +166,11 @@ def after_interruption(
     with suppress(OSError):  # If the disk is full, this start counts as one without progress.
         restarts.broken_off(run, here.job_id, request.derive(experiment))
     try:
-        requeued = restarts.requeue(run, here.job_id, most, here.in_crew)
+        requeued = restarts.requeue(run, here.job_id, most, here.packed)
     except (Failed, client.SlurmError) as error:
         return failed(run, here, progress, error)
     print_error(_("back in the queue") if requeued else _("interrupted"))
-    if requeued and here.in_crew:
+    if requeued and here.packed:
         return restarts.REQUEUE_STATUS
     return 0 if requeued else 128 + signal.SIGTERM
 

@@ -21,7 +21,7 @@ from truba_runner.search import leases
 from truba_runner.search.directory import SearchDir
 from truba_runner.search.leases import Lease, Worker
 from truba_runner.search.state import Store
-from truba_runner.search.worker.heartbeat import ALIVE, Pulse
+from truba_runner.search.worker.heartbeat import ALIVE, Heartbeat
 from truba_runner.storage.shared_lock import lock_for
 
 ME, OTHER = Worker("w0", "a"), Worker("w1", "b")
@@ -192,25 +192,25 @@ def test_a_trial_that_dies_at_the_same_step_again_and_again_is_given_up() -> Non
 def test_the_death_of_workers_says_less_of_a_trial_than_its_own() -> None:
     state = begun("0")
     for _ in range(leases.MOST_ABANDONED):
-        assert not leases.hopeless(state["open"]["0"])
+        assert not leases.failed_too_often(state["open"]["0"])
         leases.reap(state, OTHER, {"w0"}, nowhere)
         leases._lease(state, "0", ME)
-    assert leases.hopeless(state["open"]["0"])
+    assert leases.failed_too_often(state["open"]["0"])
 
 
 def test_a_worker_that_stood_still_takes_nobody_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("me", "other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / ALIVE).touch()
-    with Pulse(tmp_path / "me", 1000) as pulse:
+    with Heartbeat(tmp_path / "me", 1000) as heartbeat:
         later = time.monotonic() + 5000
         monkeypatch.setattr(time, "monotonic", lambda: later)
-        assert pulse.dead() == set()
+        assert heartbeat.dead() == set()
         for _ in range(3):  # Nor is the other if it could not write meanwhile either.
-            pulse._watch()
-            assert pulse.dead() == set()
-        pulse._watch()
-        assert pulse.dead() == {"other"}
+            heartbeat._watch()
+            assert heartbeat.dead() == set()
+        heartbeat._watch()
+        assert heartbeat.dead() == {"other"}
 
 
 def test_a_worker_without_a_sign_of_life_is_dead_and_one_with_is_not(tmp_path: Path) -> None:
@@ -232,9 +232,9 @@ def test_a_worker_without_a_sign_of_life_is_dead_and_one_with_is_not(tmp_path: P
             enough.set()
         beaten()
 
-    with Pulse(tmp_path / "me", 0.1, looked) as pulse, Pulse(tmp_path / "lively", 0.1, beaten):
+    with Heartbeat(tmp_path / "me", 0.1, looked) as heartbeat, Heartbeat(tmp_path / "lively", 0.1, beaten):
         try:
-            assert pulse.dead() == set()
-            assert enough.wait(240) and pulse.dead() == {"silent"}
+            assert heartbeat.dead() == set()
+            assert enough.wait(240) and heartbeat.dead() == {"silent"}
         finally:
             both.abort()

@@ -17,7 +17,7 @@ ALIVE = "alive"
 _BEATS = 4
 
 
-class Pulse:
+class Heartbeat:
     """Heartbeat of one worker, and its view of the others' heartbeats."""
 
     def __init__(self, own: Path, lease_seconds: float, each_beat: Callable[[], None] = lambda: None) -> None:
@@ -26,9 +26,9 @@ class Pulse:
         # By worker: its file's mtime (ns), and the number of looks that have found it unchanged.
         self._seen: dict[str, tuple[int, int]] = {}
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._beat_on, name="pulse", daemon=True)
+        self._thread = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
 
-    def __enter__(self) -> Pulse:
+    def __enter__(self) -> Heartbeat:
         """Start the thread."""
         (self._own / ALIVE).touch(mode=0o600)
         self._watch()

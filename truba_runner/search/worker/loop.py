@@ -33,7 +33,7 @@ from truba_runner.search.directory import SearchDir
 from truba_runner.search.leases import Lease, Worker
 from truba_runner.search.state import Store
 from truba_runner.search.trial_records import values_of
-from truba_runner.search.worker.heartbeat import Pulse
+from truba_runner.search.worker.heartbeat import Heartbeat
 from truba_runner.search.worker.steps import describe
 from truba_runner.search.worker.trainer import KERAS_TUNER, LOOK_SECONDS, Trainer, in_words
 from truba_runner.slurm import job_environment
@@ -122,19 +122,19 @@ class _SearchWorker:
             truba_runner.training.interrupt.Interrupted: a signal came; another worker can take over the trial.
             truba_runner.errors.Failed: the search cannot continue.
         """
-        pulse = Pulse(self._run.path, self._experiment.sweep.lease_seconds, self._trainer.look_at_lease)
+        heartbeat = Heartbeat(self._run.path, self._experiment.sweep.lease_seconds, self._trainer.look_at_lease)
         try:
-            with pulse:
-                self._work(pulse)
+            with heartbeat:
+                self._work(heartbeat)
         finally:
             self._nursery.close()
 
-    def _work(self, pulse: Pulse) -> None:
+    def _work(self, heartbeat: Heartbeat) -> None:
         if not self._store.read():
             self._step("begin", as_record(self._code), str(partitions.scratch_of(self._experiment)))
         outcome: dict[str, Any] | None = None
         while True:
-            answer = self._next(outcome, pulse)
+            answer = self._next(outcome, heartbeat)
             if "told" in answer:
                 print(answer["told"], flush=True)
             self._let_go(answer.get("over", ()))
@@ -147,13 +147,13 @@ class _SearchWorker:
                 break
             outcome = None
             if lease is None:
-                self._wait(pulse)
+                self._wait(heartbeat)
             else:
                 values = "  ".join(f"{name} {value}" for name, value in answer["values"].items())
                 print(_("trial {trial}: {values}", trial=lease.trial, values=values), flush=True)
                 self._progress.update(trial=lease.trial)
-                outcome = self._trainer.train(lease, hopeless=answer.get("hopeless", False))
-        self._conclude(pulse)
+                outcome = self._trainer.train(lease, failed_too_often=answer.get("failed_too_often", False))
+        self._conclude(heartbeat)
 
     def _let_go(self, over: Sequence[str]) -> None:
         for trial in over:
@@ -163,28 +163,32 @@ class _SearchWorker:
 
     # -- the oracle ----------------------------------------------------------------------------------------------
 
-    def _next(self, outcome: dict[str, Any] | None, pulse: Pulse) -> dict[str, Any]:
+    def _next(self, outcome: dict[str, Any] | None, heartbeat: Heartbeat) -> dict[str, Any]:
         """Report a trial's outcome and lease the next trial: a waiting one, or a new one from the oracle."""
-        if outcome is None and not self._interruption.requested and (taken := self._take_waiting(pulse)):
+        if outcome is None and not self._interruption.requested and (taken := self._take_waiting(heartbeat)):
             return taken
         if outcome is None and self._interruption.requested:
             return {}
         ask = not self._interruption.requested
-        return self._step("step", sorted(pulse.dead()), outcome, ask)
+        return self._step("step", sorted(heartbeat.dead()), outcome, ask)
 
-    def _take_waiting(self, pulse: Pulse) -> dict[str, Any]:
+    def _take_waiting(self, heartbeat: Heartbeat) -> dict[str, Any]:
         """Lease a trial that another worker has left, without a step of the oracle."""
         with self._store.transaction() as state:
             if state["finished"] or state["failed"]:
                 return {"finished": state["finished"], "failed": state["failed"]}
-            for trial in leases.reap(state, self._me, pulse.dead(), self._position):
+            for trial in leases.reap(state, self._me, heartbeat.dead(), self._position):
                 print(_("trial {trial}: its worker has died, another worker resumes it", trial=trial), flush=True)
             lease = leases.take_waiting(state, self._me)
             if lease is None:
                 return {}
             values = values_of(state["trials"][lease.trial])
-            hopeless = leases.hopeless(state["open"][lease.trial])
-            return {"lease": [lease.trial, lease.token, lease.retry], "values": values, "hopeless": hopeless}
+            failed_too_often = leases.failed_too_often(state["open"][lease.trial])
+            return {
+                "lease": [lease.trial, lease.token, lease.retry],
+                "values": values,
+                "failed_too_often": failed_too_often,
+            }
 
     def _step(self, function: str, *arguments: Any) -> dict[str, Any]:
         """Call a step of the oracle in a child process; repeat it if the process was killed."""
@@ -208,27 +212,27 @@ class _SearchWorker:
 
     # -- the end -------------------------------------------------------------------------------------------------
 
-    def _wait(self, pulse: Pulse) -> None:
+    def _wait(self, heartbeat: Heartbeat) -> None:
         """Wait until the state has changed, a worker has died, or this worker is interrupted."""
         self._progress.update(trial="")
-        stamp, dead = self._store.stamp(), pulse.dead()
-        while self._store.stamp() == stamp and pulse.dead() == dead and not self._interruption.requested:
+        stamp, dead = self._store.stamp(), heartbeat.dead()
+        while self._store.stamp() == stamp and heartbeat.dead() == dead and not self._interruption.requested:
             time.sleep(LOOK_SECONDS)
 
-    def _conclude(self, pulse: Pulse) -> None:
+    def _conclude(self, heartbeat: Heartbeat) -> None:
         """Wait for the search's result, or write it if no other worker does."""
         while not self._search.result():
             if self._interruption.requested:
                 raise Interrupted
             with self._store.transaction() as state:
-                leases.reap(state, self._me, pulse.dead(), self._position)
+                leases.reap(state, self._me, heartbeat.dead(), self._position)
                 lease: Lease | None
                 if leases.RESULT in state["open"]:
                     lease = leases.take_waiting(state, self._me)
                 else:
                     lease = leases.open_trial(state, leases.RESULT, 0, self._me)
             if lease is None:
-                self._wait(pulse)
+                self._wait(heartbeat)
             else:
                 self._write_result(lease)
 

@@ -225,15 +225,15 @@ def _in_words(made: Any, trial: Any) -> str:
     best = [one for one in made.get_best_trials(1) if one.score is not None]
     reason = next(iter((trial.message or "").strip().splitlines()), _("its objective is not a number"))
     if trial.status == "COMPLETED":
-        told = _("trial {trial}: {objective} {score:.6g}", trial=trial.trial_id, objective=made.objective.name,
+        message = _("trial {trial}: {objective} {score:.6g}", trial=trial.trial_id, objective=made.objective.name,
                  score=trial.score)  # fmt: skip
     elif trial.status == "FAILED":
-        told = _("trial {trial} failed: {reason}", trial=trial.trial_id, reason=reason)
+        message = _("trial {trial} failed: {reason}", trial=trial.trial_id, reason=reason)
     else:
-        told = _("trial {trial} failed and will be retried: {reason}", trial=trial.trial_id, reason=reason)
+        message = _("trial {trial} failed and will be retried: {reason}", trial=trial.trial_id, reason=reason)
     if best:
-        told += "; " + _("best so far {score:.6g} (trial {trial})", score=best[0].score, trial=best[0].trial_id)
-    return told
+        message += "; " + _("best so far {score:.6g} (trial {trial})", score=best[0].score, trial=best[0].trial_id)
+    return message
 
 
 def _ask(opened: Opened, state: State, made: Any, worker: Worker, dead: list[str]) -> dict[str, Any]:

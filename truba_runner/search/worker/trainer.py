@@ -81,7 +81,7 @@ class Trainer:
                 leases.give_back(state, lease)
         raise Interrupted
 
-    def train(self, lease: Lease, hopeless: bool) -> dict[str, Any] | None:
+    def train(self, lease: Lease, failed_too_often: bool) -> dict[str, Any] | None:
         """Train all executions of a trial; return the outcome, or None if another worker has the trial now.
 
         Raises:
@@ -89,7 +89,7 @@ class Trainer:
             truba_runner.errors.Failed: something failed that is not the trial's fault, such as a full disk.
         """
         with self.holding(lease):
-            if hopeless:
+            if failed_too_often:
                 return _outcome(
                     lease, "FAILED", _("it ended too often at the same step, each time together with its worker")
                 )

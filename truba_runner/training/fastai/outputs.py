@@ -17,16 +17,16 @@ from truba_runner.training.fastai.learner import loaders as fastai_loaders
 from truba_runner.training.fastai.learner import private_names
 from truba_runner.training.fastai.reporter import validation_metrics
 from truba_runner.training.notes import note
-from truba_runner.training.summaries.writer import Board
+from truba_runner.training.summaries.writer import SummaryWriter
 
 _SHOWN = 9
 _CONFUSION_INCHES = (12.0, 12.0)
 
 
-def show_batch(context: Context, loaders: Any, board: Board) -> None:
+def show_batch(context: Context, loaders: Any, writer: SummaryWriter) -> None:
     """Draw a few examples as the network gets them, to `plots/show_batch.png` and TensorBoard."""
     if path := _pyplot(context, "show_batch.png", lambda: loaders.show_batch(max_n=_SHOWN)):
-        board.image("train", "show_batch", 0, path.read_bytes())
+        writer.image("train", "show_batch", 0, path.read_bytes())
 
 
 def _pyplot(context: Context, name: str, draw: Callable[[], Any]) -> Path | None:
@@ -70,13 +70,13 @@ def evaluate(context: Context, learner: Any, result: dict[str, Any]) -> Any:
     predictions = getcallable(learner.loss_func, "activation")(raw)
     result["metrics"].update(validation_metrics(learner))
     if context.rank == 0:
-        with written_by_path(context.run.path / "predictions.npy") as beside:
-            np.save(beside, np.asarray(predictions.float()))
+        with written_by_path(context.run.path / "predictions.npy") as temporary:
+            np.save(temporary, np.asarray(predictions.float()))
     result["predictions"], result["predicted"] = "predictions.npy", "validation"
     return raw, predictions, labels
 
 
-def interpret(context: Context, learner: Any, evaluated: Any, result: dict[str, Any], board: Board) -> None:
+def interpret(context: Context, learner: Any, evaluated: Any, result: dict[str, Any], writer: SummaryWriter) -> None:
     """Draw confusion matrix and top losses, and write the most confused classes, for a single-label classifier.
 
     fastai's `ClassificationInterpretation` is given the matrix: it would run over the data again to compute it.
@@ -99,7 +99,7 @@ def interpret(context: Context, learner: Any, evaluated: Any, result: dict[str, 
     if path := _pyplot(
         context, "confusion_matrix.png", lambda: interpretation.plot_confusion_matrix(figsize=(size, size), dpi=60)
     ):
-        board.image("validation", "confusion_matrix", result["epochs"], path.read_bytes())
+        writer.image("validation", "confusion_matrix", result["epochs"], path.read_bytes())
     _pyplot(context, "top_losses.png", lambda: interpretation.plot_top_losses(min(_SHOWN, len(losses))))
     confused = [(str(one), str(other), int(count)) for one, other, count in interpretation.most_confused()]
     _write_table(context.run.path / "most_confused.csv", ("actual", "predicted", "count"), confused)
@@ -153,7 +153,7 @@ def save_safely(path: Path, learner: Any) -> None:
     import torch
 
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with written_by_path(path) as beside, beside.open("wb") as file:
+    with written_by_path(path) as temporary, temporary.open("wb") as file:
         torch.save(safe_model(learner), file)
 
 
@@ -201,7 +201,7 @@ def _export(path: Path, learner: Any) -> None:
     private_names.drop_batch(learner)
     learner.dls, learner.opt = loaders.new_empty(), None
     try:
-        with warnings.catch_warnings(), written_by_path(path) as beside, beside.open("wb") as file:
+        with warnings.catch_warnings(), written_by_path(path) as temporary, temporary.open("wb") as file:
             warnings.simplefilter("ignore")
             torch.save(learner, file, pickle_module=cloudpickle, pickle_protocol=2)
     finally:

@@ -45,7 +45,7 @@ class Resume(Watcher):
         self._before_order: dict[str, Any] = {}
         self._waiting: dict[str, Any] | None = None
         self._settings = context.experiment.checkpoint
-        self._saver = Saver(context, reporter.curves.board.settle)
+        self._saver = Saver(context, reporter.curves.writer.settle)
         self._signature = signature
         self._stage = self._first_epoch = self._done = 0
         self._cancelled = False
@@ -283,7 +283,7 @@ class Resume(Watcher):
             "answers": {name: dict(rates) for name, rates in self.answers.items()},
             "reporter": self._reporter.get_state(),
             "best": self._best.value,
-            "event_files": self._reporter.curves.board.sizes(),
+            "event_files": self._reporter.curves.writer.sizes(),
         }
 
 

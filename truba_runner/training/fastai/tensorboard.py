@@ -14,7 +14,7 @@ from typing import Any
 
 from truba_runner.training.backend import Context
 from truba_runner.training.notes import noted_graph
-from truba_runner.training.summaries.writer import Board
+from truba_runner.training.summaries.writer import SummaryWriter
 
 
 def peak_bytes(device: Any) -> Callable[[], float] | None:
@@ -24,7 +24,7 @@ def peak_bytes(device: Any) -> Callable[[], float] | None:
     return (lambda: float(torch.cuda.max_memory_allocated(device))) if device.type == "cuda" else None
 
 
-def write_graph(context: Context, board: Board, learner: Any) -> None:
+def write_graph(context: Context, writer: SummaryWriter, learner: Any) -> None:
     """Write the modules and operations of a forward pass; note a network that cannot be traced."""
     import torch
 
@@ -36,7 +36,7 @@ def write_graph(context: Context, board: Board, learner: Any) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found, _stats = graph(learner.model, inputs, use_strict_trace=False)
-        board.add("train", 0, graph_def=found.SerializeToString())
+        writer.add("train", 0, graph_def=found.SerializeToString())
 
 
 class StepProfiler:

@@ -35,7 +35,7 @@ from truba_runner.training.fastai.walk import Walked
 from truba_runner.training.found_rate import found_rate, record
 from truba_runner.training.notes import noted
 from truba_runner.training.summaries import curves
-from truba_runner.training.summaries.writer import Board
+from truba_runner.training.summaries.writer import SummaryWriter
 from truba_runner.training.walk.state import bytes_of_tensor
 
 # Read when matplotlib is first imported; a node has no display.
@@ -153,7 +153,7 @@ def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
     course.check(stages)
     if resume.stage < 0 and context.rank == 0:
         with loop.walked.kept():
-            _show(context, learner, told.board)
+            _show(context, learner, told.writer)
     with loop.installed():
         ranks.hold()
         course.run(stages)
@@ -166,11 +166,11 @@ def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
     return result
 
 
-def _show(context: Context, learner: Any, board: Board) -> None:
-    outputs.show_batch(context, learner.dls, board)
+def _show(context: Context, learner: Any, writer: SummaryWriter) -> None:
+    outputs.show_batch(context, learner.dls, writer)
     print_summary(context, learner)
     if context.experiment.tensorboard.graph:
-        tensorboard.write_graph(context, board, learner)
+        tensorboard.write_graph(context, writer, learner)
 
 
 def _finish(context: Context, made: _SetUp, reporter: Reporter, result: dict[str, Any]) -> None:
@@ -189,7 +189,7 @@ def _finish(context: Context, made: _SetUp, reporter: Reporter, result: dict[str
         evaluated = outputs.evaluate(context, learner, result)
     if context.rank == 0 and evaluated is not None:
         with ranks.alone(), loop.installed(), noted(context, _("the pictures of the predictions could not be made")):
-            outputs.interpret(context, learner, evaluated, result, reporter.curves.board)
+            outputs.interpret(context, learner, evaluated, result, reporter.curves.writer)
 
 
 def _learner(context: Context, data: Data, ranks: Ranks) -> Any:

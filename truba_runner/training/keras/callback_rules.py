@@ -80,13 +80,13 @@ def _warned(context: Context, plan: Plan, callback: Any) -> Iterator[str]:
             )
 
 
-def keep_rows(callbacks: Iterable[Any], goes_on: bool) -> None:
+def keep_rows(callbacks: Iterable[Any], resumes: bool) -> None:
     """Make Keras' CSVLogger resume exactly: its file keeps only the rows of the checkpoint's epochs."""
     import keras
 
     for callback in callbacks:
         if isinstance(callback, keras.callbacks.CSVLogger) and not hasattr(callback, "get_state"):
-            callback.append = callback.append or goes_on
+            callback.append = callback.append or resumes
             callback.get_state = _Rows(callback).get_state
             callback.set_state = _Rows(callback).set_state
 

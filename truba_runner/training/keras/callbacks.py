@@ -14,8 +14,8 @@ from truba_runner.training.keras.labels.named import make_class
 from truba_runner.training.keras.saving import Saving
 
 
-def extra_callbacks(context: Context, model: Any, plan: Plan, saving: Saving, goes_on: bool) -> list[Any]:
-    """Return the callbacks of `train.callbacks`, then the one that keeps models; `goes_on`: the run resumes.
+def extra_callbacks(context: Context, model: Any, plan: Plan, saving: Saving, resumes: bool) -> list[Any]:
+    """Return the callbacks of `train.callbacks`, then the one that keeps models; `resumes`: the run resumes.
 
     Raises:
         truba_runner.errors.Failed: a callback cannot be made, or cannot work here.
@@ -23,7 +23,7 @@ def extra_callbacks(context: Context, model: Any, plan: Plan, saving: Saving, go
     experiment = context.experiment
     made = [make_callback(context, index, given) for index, given in enumerate(experiment.train.callbacks)]
     callback_rules.check(context, model, plan, made, saving.whole_model)
-    callback_rules.keep_rows(made, goes_on)
+    callback_rules.keep_rows(made, resumes)
     if context.rank == 0 and (experiment.checkpoint.model_each_epoch or experiment.checkpoint.best_model):
         made.append(kept_models(context, saving))
     return made

@@ -107,11 +107,11 @@ def save(folder: Path, predictions: dict[str, Any]) -> str:
     arrays = {name: array for output, value in predictions.items() for name, array in _arrays(output, value)}
     alone = list(predictions) == list(arrays) == ["predictions"]
     name = "predictions.npy" if alone else "predictions.npz"
-    with written_by_path(folder / name) as beside:
+    with written_by_path(folder / name) as temporary:
         if alone:
-            np.save(beside, arrays["predictions"])
+            np.save(temporary, arrays["predictions"])
         else:
-            _save_npz(beside, arrays)
+            _save_npz(temporary, arrays)
     return name
 
 

@@ -118,9 +118,9 @@ class Saving:
         before = len(self._context.notes)
         with noted(self._context, _("model.keras cannot be saved, and model.weights.h5 is saved in its place")):
             model = self._ahead.joined(self._model) if self._ahead else self._model
-            with written_by_path(path) as beside:
+            with written_by_path(path) as temporary:
                 with _with_attribute(model, "compiled", model.compiled and self._compiled):
-                    model.save(beside)
+                    model.save(temporary)
         self.whole_model = len(self._context.notes) == before
         return self.whole_model
 
@@ -129,14 +129,14 @@ class Saving:
 
         model = self._model
         # The model's parts may be built although it was never called itself.
-        with written_by_path(folder / f"{name}.weights.h5") as beside, _with_attribute(model, "built", True):
-            model.save_weights(beside)
+        with written_by_path(folder / f"{name}.weights.h5") as temporary, _with_attribute(model, "built", True):
+            model.save_weights(temporary)
         if not model.built:
             for attribute, part in vars(model).items():
                 if isinstance(part, keras.Model) and part.built and not attribute.startswith("_"):
                     with noted(self._context, _("{name} cannot be saved", name=f"{name}.{attribute}.keras")):
-                        with written_by_path(folder / f"{name}.{attribute}.keras") as beside:
-                            part.save(beside)
+                        with written_by_path(folder / f"{name}.{attribute}.keras") as temporary:
+                            part.save(temporary)
         return f"{name}.weights.h5"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from truba_runner.training import plots
 from truba_runner.training.backend import Context
 from truba_runner.training.notes import noted_graph
-from truba_runner.training.summaries.writer import Board
+from truba_runner.training.summaries.writer import SummaryWriter
 
 
 def peak_bytes(devices: Sequence[str]) -> Callable[[], float] | None:
@@ -24,7 +24,7 @@ def peak_bytes(devices: Sequence[str]) -> Callable[[], float] | None:
     return lambda: max(float(tf.config.experimental.get_memory_info(gpu)["peak"]) for gpu in gpus)
 
 
-def write_graph(context: Context, board: Board, model: Any) -> None:
+def write_graph(context: Context, writer: SummaryWriter, model: Any) -> None:
     """Write the layers as Keras has them and the operations of a forward pass; note why a model has no graph."""
     import tensorflow as tf
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
@@ -36,11 +36,11 @@ def write_graph(context: Context, board: Board, model: Any) -> None:
         metadata = SummaryMetadata(plugin_data={"plugin_name": "graph_keras_model", "content": b"1"})
         text = TensorProto(dtype=DT_STRING, tensor_shape={}, string_val=[model.to_json().encode()])
         layers = Summary.Value(tag="keras", metadata=metadata, tensor=text)
-        board.add("train", 0, summary=Summary(value=[layers]))
+        writer.add("train", 0, summary=Summary(value=[layers]))
         inputs = [tf.TensorSpec(given.shape, given.dtype) for given in model.inputs]
         forward = tf.function(lambda given: model(given, training=False))
         graph = forward.get_concrete_function(inputs if len(inputs) > 1 else inputs[0]).graph
-        board.add("train", 0, graph_def=graph.as_graph_def().SerializeToString())
+        writer.add("train", 0, graph_def=graph.as_graph_def().SerializeToString())
 
 
 class StepProfiler:
@@ -89,7 +89,7 @@ class StepProfiler:
 
 
 def confusion_matrix(
-    context: Context, board: Board, split: str, examples: Any, predictions: Mapping[str, Any], epochs: int
+    context: Context, writer: SummaryWriter, split: str, examples: Any, predictions: Mapping[str, Any], epochs: int
 ) -> None:
     """Draw the confusion matrix of each output that classifies, in `plots/` and for TensorBoard.
 
@@ -104,7 +104,7 @@ def confusion_matrix(
         name = "confusion_matrix" if len(predictions) == 1 else f"confusion_matrix_{output.replace('/', '_')}"
         path = plots.confusion_matrix(matrix, context.run.plots, name)
         if path is not None:
-            board.image(split, name, epochs, path.read_bytes())
+            writer.image(split, name, epochs, path.read_bytes())
 
 
 def _labels(labels: Any, outputs: list[str]) -> dict[str, Any]:

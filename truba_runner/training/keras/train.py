@@ -157,9 +157,9 @@ def _train(context: Context, devices: list[str], told: Curves) -> dict[str, Any]
     if resume.trained:
         resume.restore()
     else:
-        if experiment.tensorboard.graph and not resume.goes_on:
-            tensorboard.write_graph(context, told.board, model)
-        extra = extra_callbacks(context, model, train_plan, saving, resume.goes_on)
+        if experiment.tensorboard.graph and not resume.resumes:
+            tensorboard.write_graph(context, told.writer, model)
+        extra = extra_callbacks(context, model, train_plan, saving, resume.resumes)
         _fit(context, model, plans, reporter, resume, extra)
     resume.is_over()
     result = _result(context, made, reporter)
@@ -174,7 +174,7 @@ def _train(context: Context, devices: list[str], told: Curves) -> dict[str, Any]
     if context.rank == 0 and predictions is not None:
         split = result["predicted"]
         with noted(context, _("there is no confusion matrix")):
-            tensorboard.confusion_matrix(context, told.board, split, made.splits[split], predictions, result["epochs"])
+            tensorboard.confusion_matrix(context, told.writer, split, made.splits[split], predictions, result["epochs"])
     if context.notes:
         result["notes"] = context.notes
     return result

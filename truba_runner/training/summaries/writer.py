@@ -21,7 +21,7 @@ from truba_runner.training.summaries import event_files
 from truba_runner.training.summaries.sync import EventFile, Every
 
 
-class Board:
+class SummaryWriter:
     """Writer of the event files below a folder."""
 
     def __init__(self, folder: Path, scratch: Path | None = None, enabled: bool = True) -> None:
@@ -63,7 +63,7 @@ class Board:
             file.append(begins + _record(Event(wall_time=time.time(), step=step, **content)))
 
     def sizes(self) -> dict[str, int]:
-        """Return `event_files.sizes`, with the final sizes of this Board's own files once all events are copied."""
+        """Return `event_files.sizes`, with the final sizes of its own files once all events are copied."""
         if not self.enabled:
             return {}
         own = {f"{kind}/{event_files.OWN}": file.told for kind, file in self._files.items()}
@@ -118,28 +118,30 @@ class Board:
 
 
 @contextmanager
-def opened(context: Context, beside: Callable[[], object] | None = None) -> Iterator[Board]:
-    """Yield the Board of a run, copied every `tensorboard.sync_seconds` and on exit, normal or not.
+def opened(context: Context, beside: Callable[[], object] | None = None) -> Iterator[SummaryWriter]:
+    """Yield the SummaryWriter of a run, copied every `tensorboard.sync_seconds` and on exit, normal or not.
 
     `beside` is called as often, in the same thread.
     """
     settings = context.experiment.tensorboard
     enabled = settings.enabled and context.rank == 0 and _has_tensorboard()
     on_the_node = settings.node_local and context.experiment.cluster.scheduler == "slurm"
-    board = Board(context.run.tensorboard, partitions.scratch_of(context.experiment) if on_the_node else None, enabled)
+    writer = SummaryWriter(
+        context.run.tensorboard, partitions.scratch_of(context.experiment) if on_the_node else None, enabled
+    )
 
     def work() -> None:
-        board.copy()
+        writer.copy()
         if beside:
             beside()
 
     thread = Every(settings.sync_seconds, work) if enabled and (on_the_node or beside) else None
     try:
-        yield board
+        yield writer
     finally:
         if thread:
             thread.close()
-        board.close()
+        writer.close()
 
 
 def _has_tensorboard() -> bool:

@@ -322,11 +322,11 @@ def _unpacked_beside(archive: Archive) -> Path:
     """Unpack an archive into a folder next to it, atomically; return the folder."""
     target = archive.path.parent / (archive.inside if archive.inside.parts else archive.path.name.split(".")[0])
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
-        archive.unpack(beside)
+        archive.unpack(temporary)
         with suppress(OSError):  # Another run has unpacked it meanwhile.
-            beside.rename(target)
+            temporary.rename(target)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return target

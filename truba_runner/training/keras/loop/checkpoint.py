@@ -122,7 +122,7 @@ class Contents:
             "stop": bool(self._model.stop_training),
             "random": random.getstate(),
             "numpy": np.random.get_state(),
-            "event_files": self._reporter.curves.board.sizes(),
+            "event_files": self._reporter.curves.writer.sizes(),
             **known,
         }
         all_of_them = evaluates_with_own_code(self._model, self.callbacks)

@@ -49,7 +49,7 @@ class Resume:
         self._settings = context.experiment.checkpoint
         if self._settings.mode not in ("min", "max"):
             raise Failed("checkpoint.mode={mode} is neither min nor max.", mode=self._settings.mode)
-        self._saver = Saver(context, reporter.curves.board.settle)
+        self._saver = Saver(context, reporter.curves.writer.settle)
         self._contents = Contents(context, model, plan, reporter, nodes, splits)
         self._epoch = self._done = self._skips = 0
         # Whether this start has trained a step, and begun an epoch.
@@ -85,7 +85,7 @@ class Resume:
         self._contents.own_callbacks = callbacks
 
     @property
-    def goes_on(self) -> bool:
+    def resumes(self) -> bool:
         """Whether a checkpoint is still to be restored."""
         return self._found is not None
 
