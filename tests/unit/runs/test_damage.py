@@ -154,9 +154,9 @@ def test_a_run_that_vanishes_while_it_is_read_is_its_own_loss(
     while moment < looks:
         looks, moment = 0, moment + 1
 
-        def vanishing(path: Path, within: Path, at: int = moment) -> int:
+        def vanishing(path: Path | str, within: Path | str, at: int = moment) -> int:
             nonlocal looks
-            looks += gone in path.parts
+            looks += gone in Path(path).parts
             if looks == at and (runs / gone).exists():
                 (runs / gone).rename(tmp_path / "aside" / gone)
             return opened(path, within)
