@@ -52,6 +52,29 @@ def test_what_rich_prints_is_shown_and_taken_as_it_stands(capsys: pytest.Capture
     assert r"\x1b]0;title" in out
 
 
+def test_a_table_stands_in_columns_and_wraps_the_widest(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        ("one", "日本", "short"),
+        ("two", "é", "a sentence of words that is wider than the table may be"),
+        ("", "", ""),
+    ]
+    monkeypatch.setenv("COLUMNS", "40")
+    with terminal.guarded():
+        terminal.print_table(("run", f"{CODES}"[-1], "why"), rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [r" run  \x00  why", " one  日本  short"]
+    assert (
+        lines[2] == " two  é     a sentence of words that is" and lines[3] == " " * 12 + "wider than the table may be"
+    )
+    monkeypatch.setenv("COLUMNS", "12")
+    terminal.print_table(("run", "why"), [("a" * 20, "b" * 20)])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 12
+    terminal.print_table(("run", "why"), [])
+    assert capsys.readouterr().out == " run  why\n"
+
+
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two failed runs of a sweep, a finished and a waiting one, hostile wherever text is; and a Slurm like that."""

@@ -94,13 +94,11 @@ def _search(search: SearchDir, jobs: Mapping[str, Job] | None, as_json: bool) ->
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    from rich.table import Table
-
     columns = (
         _("run"), _("state"), _("partition"), _("job"), _("epoch"), _("step"), _("metrics"), _("elapsed/limit"),
         _("restarts"), _("why"),
     )  # fmt: skip
-    table = Table(*columns, box=None)
+    table: list[Sequence[str]] = []
     for one in rows:
         metrics = format_metrics(_shown(one["metrics"]))
         clock = one["elapsed"] + (f"/{one['time_limit']}" if one["time_limit"] else "")
@@ -119,21 +117,19 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
             restarts_made,
             one["why"],
         )
-        table.add_row(*terminal.cells(cells))
-    terminal.console().print(table)
+        table.append(cells)
+    terminal.print_table(columns, table)
 
 
 def _print_trials(rows: Sequence[Mapping[str, Any]]) -> None:
-    from rich.table import Table
-
     names = list(dict.fromkeys(name for one in rows for name in one["values"]))
     after = (_("score"), _("epoch"), _("from"), _("worker"), _("why"))
-    table = Table(_("trial"), _("state"), *map(terminal.shown, names), *after, box=None)
+    table: list[Sequence[str]] = []
     for one in rows:
         values = (short(one["values"].get(name, ""), "None") for name in names)
         cells = (one["trial"], one["state"], *values, short(one["score"]), _part(one, "epoch", "epochs"))
-        table.add_row(*terminal.cells((*cells, one["goes_on_from"] or "", one["worker"], one["why"])))
-    terminal.console().print(table)
+        table.append((*cells, one["goes_on_from"] or "", one["worker"], one["why"]))
+    terminal.print_table((_("trial"), _("state"), *names, *after), table)
 
 
 def _shown(metrics: Mapping[str, float | None]) -> dict[str, float | None]:

@@ -113,12 +113,9 @@ def _counted_as(run: RunDir) -> list[tuple[str, str]]:
 
 
 def _print(rows: Sequence[_Row]) -> None:
-    from rich.table import Table
-
     words = {"experiment": _("experiment"), "sweep": _("sweep")}
-    table = Table("", "", _("runs"), _("starts"), _("core-hours"), _("GPU-hours"), box=None)
-    for row in rows:
-        cells = (
+    table = [
+        (
             words[row.kind],
             row.name,
             str(row.runs),
@@ -126,5 +123,6 @@ def _print(rows: Sequence[_Row]) -> None:
             f"{row.core_hours:,.2f}",
             f"{row.gpu_hours:,.2f}",
         )
-        table.add_row(*terminal.cells(cells))
-    terminal.console(width=None).print(table)
+        for row in rows
+    ]
+    terminal.print_table(("", "", _("runs"), _("starts"), _("core-hours"), _("GPU-hours")), table)

@@ -68,17 +68,13 @@ def _as_json(offer: Offer) -> dict[str, object]:
 
 
 def _print(found: Sequence[Offer]) -> None:
-    from rich.table import Table
-
-    table = Table(
-        _("partition"), _("constraint"), _("start"), _("free GPUs"), _("cores"), _("core-hours"), _("why not"), box=None
-    )  # fmt: skip
+    columns = (_("partition"), _("constraint"), _("start"), _("free GPUs"), _("cores"), _("core-hours"), _("why not"))
+    table: list[Sequence[str]] = []
     for offer in found:
         free = "" if offer.free_gpus is None else str(offer.free_gpus)
         cost = ("", "") if offer.request is None else (str(offer.request.total_cores), f"{offer.core_hours:,.0f}")
-        cells = (offer.partition, offer.constraint, _start(offer.start), free, *cost, offer.refusal)
-        table.add_row(*terminal.cells(cells))
-    terminal.console().print(table)
+        table.append((offer.partition, offer.constraint, _start(offer.start), free, *cost, offer.refusal))
+    terminal.print_table(columns, table)
     if best := next((offer for offer in found if offer.automatic and offer.request), None):
         constraint = f" resources.constraint={best.constraint}" if best.constraint else ""
         print(

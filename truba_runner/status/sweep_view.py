@@ -101,9 +101,6 @@ def _finding_as_json(finding: Finding) -> dict[str, Any]:
 
 
 def _print(shown: Table, rows: Sequence[Row]) -> None:
-    from rich.table import Table as Printed
-
-    console = terminal.console()
     states = [f"{count} {state}" for state, count in Counter(row.state for row in shown.rows).most_common()]
     runs = counted("{count} run", "{count} runs", len(shown.rows))
     print(f"{shown.sweep}: {', '.join([runs, *states])}")
@@ -111,7 +108,7 @@ def _print(shown: Table, rows: Sequence[Row]) -> None:
     ends, epoch = _(_ENDS[shown.mode]), _("epoch")
     how_far, by_when = (_("trials"), ends) if shown.has_searches else (epoch, f"{ends} ({epoch})")
     headings = (_("run"), *shown.keys, *found, _("state"), how_far, shown.metric, by_when, _("why"))
-    printed = Printed(*map(terminal.shown, headings), box=None)
+    printed: list[Sequence[str]] = []
     at_the_end = _("end")
     for row in rows:
         best = row.best(shown.metric, shown.mode)
@@ -125,10 +122,10 @@ def _print(shown: Table, rows: Sequence[Row]) -> None:
             _figure(best[0]) + ("" if row.trials else f" ({best[1] or at_the_end})") if best else "",
             row.why,
         )
-        printed.add_row(*terminal.cells(cells))
-    console.print(printed)
+        printed.append(cells)
+    terminal.print_table(headings, printed)
     if SEED in shown.keys and len(rows) == len(shown.rows):
-        _print_seeds(console, shown)
+        _print_seeds(shown)
 
 
 def _how_far(row: Row) -> str:
@@ -136,20 +133,18 @@ def _how_far(row: Row) -> str:
     return "" if done is None else f"{done}/{of}"
 
 
-def _print_seeds(console: Any, shown: Table) -> None:
-    from rich.table import Table as Printed
-
+def _print_seeds(shown: Table) -> None:
     others = [key for key in shown.keys if key != SEED]
     last, best = (_("{value}, mean ± spread", value=value) for value in (shown.metric, _(_ENDS[shown.mode])))
     headings = (*others, _("seeds"), last, _("min–max"), best)
-    printed = Printed(*map(terminal.shown, headings), box=None, title=_("over the seeds"), title_justify="left")
+    printed: list[Sequence[str]] = []
     for group in shown.over_seeds():
         last, best = group["last"], group["best"]
         within = "" if last["least"] is None else f"{last['least']:.4f}–{last['most']:.4f}"
         words = [_word(value) for value in group["values"].values()]
-        printed.add_row(*terminal.cells((*words, str(group["runs"]), _mean(last), within, _mean(best))))
-    console.print()
-    console.print(printed)
+        printed.append((*words, str(group["runs"]), _mean(last), within, _mean(best)))
+    print(f"\n{_('over the seeds')}")
+    terminal.print_table(headings, printed)
 
 
 def _mean(told: Mapping[str, float | None]) -> str:

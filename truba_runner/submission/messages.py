@@ -167,7 +167,7 @@ def dry_run(submissions: Sequence[Submission]) -> None:
     """Print the plan of each submission, and the exact script that sbatch would read."""
     from rich.table import Table
 
-    console = terminal.console(width=None)
+    console = terminal.console()
     for submission in submissions:
         runs, experiment = submission.runs, submission.first.experiment
         title = counted("plan of {count} run", "plan of {count} runs", len(runs))
