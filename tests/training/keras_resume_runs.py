@@ -22,6 +22,7 @@ from truba_runner.runs.progress import Progress
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.storage.files import write_atomically
 from truba_runner.training import backend
+from truba_runner.training.ranks.group import Agreement, Group
 
 JOB = '''
 import random
@@ -115,15 +116,29 @@ _jobs = {"count": 0}
 
 
 class StopWhenAsked(StopAt):
-    """A StopAt that counts each read of `requested`: Keras' loop reads it before each step."""
+    """A StopAt that counts each check for an interruption; Keras' loop makes one before each step."""
 
     @property
     def requested(self) -> bool:
-        self.count(lambda name: signal.raise_signal(signal.Signals[name]))
+        self.look()
         return super().requested
 
+    def look(self) -> None:
+        self.count(lambda name: signal.raise_signal(signal.Signals[name]))
 
-def train(folder: Path, sections: dict[str, Any], job: str, stop: StopAt, rank: int, tasks: int) -> None:
+
+def watch_agreements(stop: StopWhenAsked) -> None:
+    """Count each time that this rank and the others agree, for which they do not read `requested`."""
+    agree = Group.agree
+
+    def counted(self: Group, due: bool = False) -> Agreement:
+        stop.look()
+        return agree(self, due)
+
+    Group.agree = counted  # type: ignore[method-assign]
+
+
+def train(folder: Path, sections: dict[str, Any], job: str, stop: StopWhenAsked, rank: int, tasks: int) -> None:
     """Train one start of one rank as the worker does."""
     values = {key: {**SECTIONS.get(key, {}), **sections.get(key, {})} for key in {*SECTIONS, *sections} - {"name"}}
     values = {**values, "name": "small", "data": {"name": "made", "folder": str(folder), **sections.get("data", {})}}
@@ -131,6 +146,8 @@ def train(folder: Path, sections: dict[str, Any], job: str, stop: StopAt, rank: 
     run.create()
     # Another rank may be reading the file.
     write_atomically(folder / "small.py", job.encode(), durable=False)
+    if tasks > 1:
+        watch_agreements(stop)
     stop.listen()
     loaded = job_module.load(folder / "small.py")
     progress = Progress(run, "1", writes=rank == 0)
