@@ -67,6 +67,13 @@ REFUSALS = [
 ]
 
 
+def test_an_experiment_without_its_first_line_is_told_so(truba: Command) -> None:
+    (truba.folder / "conf" / "experiment").mkdir(parents=True)
+    (truba.folder / "conf" / "experiment" / "own.yaml").write_text("name: own\ndata: {name: digits}\n")
+    done = truba("+experiment=own", "cluster=local")
+    assert done.returncode == 2 and "Make # @package _global_ the first line" in done.stderr
+
+
 @pytest.mark.parametrize(("arguments", "words"), REFUSALS, ids=[" ".join(row[0]) for row in REFUSALS])
 def test_wrong_input_is_one_paragraph_and_exit_status_2(truba: Command, arguments: list[str], words: str) -> None:
     done = truba(*arguments)

@@ -145,6 +145,11 @@ def _of_key(error: OmegaConfBaseException) -> Problem:
     place = str(error.full_key or key)
     if isinstance(error, MissingMandatoryValue):
         return Problem(place, _("it has no value ('???')."), _("Set {key}=VALUE.", key=place))
+    if place == "experiment":
+        rule = _(
+            "the experiment's file does not begin with # @package _global_, so its keys are read as experiment.KEY."
+        )
+        return Problem("conf/experiment/", rule, _("Make # @package _global_ the first line of the file."))
     if isinstance(parent, DictConfig) and key and key not in parent:
         # A plain mapping, such as job.options, takes any key.
         remedy = nearest(key, [str(name) for name in parent])
