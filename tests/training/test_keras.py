@@ -516,7 +516,7 @@ def test_fewer_examples_than_devices_are_refused() -> None:
 
     from truba_runner.training.keras.batches.splits import DataPlan
 
-    with pytest.raises(Failed, match="4 devices need 4 examples"):
+    with pytest.raises(Failed, match="4 devices need at least 4 examples"):
         DataPlan((np.zeros(3), np.zeros(3)), examples=3, batch_size=4, devices=4)
 
 

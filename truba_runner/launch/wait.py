@@ -43,9 +43,16 @@ def wait_for(outcomes: Sequence[Outcome]) -> list[Outcome]:
         run = RunDir(Path(outcome.run_dir))
         while not run.result() and _in_slurms_hands(run):
             time.sleep(_WAIT_SECONDS)
-        ended.append(replace(outcome, action=Action.TRAINED if run.result() else Action.FAILED))
+        ended.append(_ended(outcome, run))
         messages.came_of_it(ended[-1])
     return ended
+
+
+def _ended(outcome: Outcome, run: RunDir) -> Outcome:
+    if run.result():
+        return replace(outcome, action=Action.TRAINED)
+    found = search_of(run)
+    return replace(outcome, action=Action.FAILED, why=overview.standing(found, {}).why if found else "")
 
 
 def _in_slurms_hands(run: RunDir) -> bool:
