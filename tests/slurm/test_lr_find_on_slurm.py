@@ -57,7 +57,7 @@ def rows_of(truba: Truba) -> list[dict[str, Any]]:
 def test_finders_go_before_trainings_and_one_that_fails_stops_its_own_alone(truba: Truba) -> None:
     truba.cluster.run(["mkdir", str(truba.project / "site")])
     truba.write("site/sitecustomize.py", REGISTERED)
-    truba.write("site/tiny.py", BACKEND + FINDER)
+    truba.write("site/tiny/train.py", BACKEND + FINDER)
     truba.write("jobs/quick.py", JOB.format(project=str(truba.project)))
     truba.environment["PYTHONPATH"] = f"{ROOT}:{truba.project / 'site'}"
     own = [one for one in command(truba) if "learning_rate" not in one]

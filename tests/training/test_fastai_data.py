@@ -490,7 +490,7 @@ def test_torchvision_begins_from_the_staged_file(tmp_path: Path, monkeypatch: py
     digest = hashlib.sha256((folder / "new.pth").read_bytes()).hexdigest()[:8]
     # Its real name, which torchvision asks for, has the hash of the real weights.
     given = asked(tmp_path, "squeezenet1_1", True, squeezenet1_1=f"http://127.0.0.1:9/squeezenet1_1-{digest}.pth")
-    with pytest.raises(Failed, match=f"squeezenet1_1-{digest}.pth, from which .* is not there"):
+    with pytest.raises(Failed, match=f"squeezenet1_1-{digest}.pth, the pretrained weights of .* is not there"):
         architectures.chosen(given)
     (folder / f"squeezenet1_1-{digest}.pth").write_bytes((folder / "new.pth").read_bytes())
     assert architectures.chosen(given) == {"arch": squeezenet1_1}
