@@ -32,7 +32,7 @@ train: {epochs: 1}
 PREAMBLE = f"""
 import json, os, sys
 from pathlib import Path
-sys.path[:0] = {[str(ROOT), str(ROOT / "tests" / "unit")]!r}
+sys.path[:0] = {[str(ROOT), str(ROOT / "tests")]!r}
 from damaged_runs import make_run, make_search, make_sweep
 from truba_runner.runs.run_directory import RunDir, config_text
 CONFIG = config_text({{"name": "mnist", "cluster": {{"scratch": "", "acknowledgement": ""}}}})

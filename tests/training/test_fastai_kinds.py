@@ -158,5 +158,6 @@ def test_each_kind_goes_on_as_if_nothing_had_been(
     assert stopped["status"] == INTERRUPTED, log(tmp_path / "run")
     rest = RunDir(ended[kind]).result()["looks"]
     assert start(tmp_path / "run", job=JOBS[kind], sections=given)["status"] == 0, log(tmp_path / "run")
-    assert RunDir(tmp_path / "run").result()["looks"] < rest - 2
+    # How many fewer depends on whether the save before the kill was complete.
+    assert RunDir(tmp_path / "run").result()["looks"] < rest
     assert result(tmp_path / "run") == result(ended[kind])

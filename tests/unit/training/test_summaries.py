@@ -29,7 +29,7 @@ from truba_runner.training.summaries.curves import Curves
 from truba_runner.training.summaries.gpu_use import GpuUse
 from truba_runner.training.summaries.profiles import Profile
 from truba_runner.training.summaries.sync import EventFile, whole_bytes
-from truba_runner.training.summaries.writer import Board
+from truba_runner.training.summaries.writer import SummaryWriter
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -55,7 +55,7 @@ def steps(folder: Path, kind: str = "train") -> list[int]:
     return [event.step for event in events(file) if event.HasField("summary")]
 
 
-def tell(told: Board, *numbers: int) -> None:
+def tell(told: SummaryWriter, *numbers: int) -> None:
     for number in numbers:
         told.scalars("train", number, {"batch_loss": 1 / number})
 
@@ -79,7 +79,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 
 def given(folder: Path, **settings: Any) -> Any:
-    """What `board.opened` is given by a job on a cluster whose nodes' own disk is FOLDER/node."""
+    """What `writer.opened` is given by a job on a cluster whose nodes' own disk is FOLDER/node."""
     partition = Partition(local_scratch=str(folder / "node"))
     cluster = Cluster(name="test", scheduler="slurm", partitions={"gpu": partition})
     resources = SimpleNamespace(partition="gpu", constraint="")
@@ -93,7 +93,7 @@ def given(folder: Path, **settings: Any) -> Any:
 def test_only_what_was_appended_is_copied_and_nothing_twice(tmp_path: Path, written: list[tuple[str, int]]) -> None:
     node, shared = tmp_path / "node", tmp_path / "tensorboard"
     node.mkdir()
-    told = Board(shared, node)
+    told = SummaryWriter(shared, node)
     tell(told, 1, 2, 3)
     assert not shared.exists() and {Path(file).parent for file, _ in written} == {node}
     assert not list(node.iterdir()), "it has no name on the node, so that nothing is left there by a kill"
@@ -107,7 +107,7 @@ def test_only_what_was_appended_is_copied_and_nothing_twice(tmp_path: Path, writ
     assert written[-1] == (str(shared / "train" / event_files.OWN), size)
     told.close()
     # The next start, on another node that knows nothing of it, appends to the same file.
-    again = Board(shared, node)
+    again = SummaryWriter(shared, node)
     tell(again, 5)
     again.close()
     assert steps(shared) == [1, 2, 3, 4, 5] and len(list((shared / "train").iterdir())) == 1
@@ -115,7 +115,7 @@ def test_only_what_was_appended_is_copied_and_nothing_twice(tmp_path: Path, writ
 
 
 def test_what_is_there_can_be_read_at_any_moment(tmp_path: Path) -> None:
-    told, stop = Board(tmp_path, tmp_path), threading.Event()
+    told, stop = SummaryWriter(tmp_path, tmp_path), threading.Event()
     tell(told, 1)
     told.copy()
 
@@ -192,8 +192,8 @@ CHILD = """
 import sys, time
 from pathlib import Path
 from test_summaries import given, tell
-from truba_runner.training.summaries import writer as board
-with board.opened(given(Path(sys.argv[1]), sync_seconds=0.5)) as told:
+from truba_runner.training.summaries import writer as writer
+with writer.opened(given(Path(sys.argv[1]), sync_seconds=0.5)) as told:
     for number in range(1, 100000):
         tell(told, number)
         print(number, time.time(), flush=True)
@@ -233,7 +233,7 @@ def test_a_kill_takes_no_more_than_an_interval_along(tmp_path: Path) -> None:
 def test_a_run_goes_on_where_its_checkpoint_was_even_if_it_was_killed_before_a_copy(tmp_path: Path) -> None:
     node, shared = tmp_path / "node", tmp_path / "shared"
     node.mkdir()
-    killed = Board(shared, node)
+    killed = SummaryWriter(shared, node)
     tell(killed, 1, 2, 3)
     sizes = killed.sizes()
     killed.settle()  # What a checkpoint does before it is written.
@@ -243,14 +243,14 @@ def test_a_run_goes_on_where_its_checkpoint_was_even_if_it_was_killed_before_a_c
     for file in killed._files.values():
         file.close()
     event_files.cut(shared, sizes)
-    again = Board(shared, node)
+    again = SummaryWriter(shared, node)
     tell(again, 4, 5, 6)
     again.close()
     assert steps(shared) == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_checkpoint_that_the_disk_left_without_its_events_costs_steps_and_not_the_file(tmp_path: Path) -> None:
-    told = Board(tmp_path)
+    told = SummaryWriter(tmp_path)
     tell(told, 1, 2)
     told.close()
     file = tmp_path / "train" / event_files.OWN
@@ -259,7 +259,7 @@ def test_a_checkpoint_that_the_disk_left_without_its_events_costs_steps_and_not_
         handle.write(struct.pack("<Q", 1000) + b"half of a record")
     assert whole_bytes(file) == whole
     event_files.cut(tmp_path, {f"train/{event_files.OWN}": whole + 5000})
-    again = Board(tmp_path)
+    again = SummaryWriter(tmp_path)
     tell(again, 4)
     again.close()
     assert steps(tmp_path) == [1, 2, 4]
@@ -279,14 +279,14 @@ from pathlib import Path
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_summaries import tell
 from truba_runner.training.summaries import event_files
-from truba_runner.training.summaries.writer import Board
+from truba_runner.training.summaries.writer import SummaryWriter
 
 folder = Path(sys.argv[1])
 watching, sizes = EventAccumulator(str(folder / "train"), size_guidance={"scalars": 0}), {}
 # Of each start the first step, that of its checkpoint (0: it came to none) and the last; then it is killed.
 for first, saved, last in ((1, 0, 3), (1, 4, 6), (5, 8, 9), (9, 12, 12)):
     event_files.cut(folder, sizes)
-    told = Board(folder)
+    told = SummaryWriter(folder)
     tell(told, *range(first, saved + 1))
     sizes = told.sizes() if saved else {}
     tell(told, *range(max(first, saved + 1), last + 1))
@@ -365,7 +365,7 @@ def test_a_full_shared_disk_loses_nothing_once_there_is_room_again(tmp_path: Pat
         small_disk(shared, 16)
         (shared / "other").write_bytes(b"x" * 8192)
         sys.stderr = open(2, "w", closefd=False)
-        told = Board(shared / "tensorboard", tmp_path)
+        told = SummaryWriter(shared / "tensorboard", tmp_path)
         for number in range(1, 201):
             tell(told, number)
             told.copy()
@@ -386,7 +386,7 @@ def test_a_full_disk_of_the_node_sends_the_rest_straight_to_the_shared_one(tmp_p
     def fill() -> dict[str, Any]:
         small_disk(tmp_path / "node", 4)
         sys.stderr = open(2, "w", closefd=False)
-        told = Board(tmp_path / "shared", tmp_path / "node")
+        told = SummaryWriter(tmp_path / "shared", tmp_path / "node")
         tell(told, *range(1, 201))
         there = steps(tmp_path / "shared")
         told.close()
@@ -397,7 +397,7 @@ def test_a_full_disk_of_the_node_sends_the_rest_straight_to_the_shared_one(tmp_p
     assert found.said.count("the node's own disk takes no more of") == 1 and "straight to the shared disk" in found.said
 
 
-def filled(shared: Path, told: Board) -> dict[str, Any]:
+def filled(shared: Path, told: SummaryWriter) -> dict[str, Any]:
     """What comes of 200 points for which a disk has no room, and of five more once it has."""
     (shared / "other").write_bytes(b"x" * 8192)
     sys.stderr = open(2, "w", closefd=False)
@@ -420,7 +420,7 @@ def test_a_full_disk_written_to_straight_stops_nothing_and_leaves_one_gap(
         small_disk(tmp_path / "shared", 16)
         small_disk(tmp_path / "node", 4)
         node = tmp_path / "node" if by_way_of_the_node else None
-        return filled(tmp_path / "shared", Board(tmp_path / "shared", node))
+        return filled(tmp_path / "shared", SummaryWriter(tmp_path / "shared", node))
 
     found = in_a_fork(fill)
     assert found.full == found.whole, "what was there when the disk was full could be read"
@@ -433,7 +433,7 @@ def test_a_full_disk_written_to_straight_stops_nothing_and_leaves_one_gap(
 def test_files_that_were_taken_away_are_not_written_with_a_hole(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = Board(tmp_path, tmp_path)
+    told = SummaryWriter(tmp_path, tmp_path)
     tell(told, 1)
     told.copy()
     (tmp_path / "train" / event_files.OWN).unlink()
@@ -456,7 +456,7 @@ def test_a_file_that_cannot_be_made_durable_is_no_reason_to_end(
         real(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    told = Board(tmp_path, tmp_path)
+    told = SummaryWriter(tmp_path, tmp_path)
     tell(told, 1)
     told.copy()
     assert not synced
@@ -486,7 +486,7 @@ def values(folder: Path, kind: str) -> dict[str, list[tuple[int, float]]]:
 
 def test_points_lie_every_so_many_steps_however_many_an_execution_has_and_wherever_it_begins(tmp_path: Path) -> None:
     def trained(folder: str, executions: list[int], begin: int = 0) -> list[int]:
-        told = Board(tmp_path / folder)
+        told = SummaryWriter(tmp_path / folder)
         curves = Curves(told, 10, GpuUse(None))
         curves.begins(begin)
         for number in executions:
@@ -505,7 +505,7 @@ def test_throughput_counts_what_was_trained_since_the_last_point(
 ) -> None:
     clock = iter([0.0, 2.0, 3.0, 100.0, 101.0, 101.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    told = Board(tmp_path)
+    told = SummaryWriter(tmp_path)
     curves = Curves(told, 10, GpuUse(lambda: 2.5e9))
     curves.examples_per_step = 32
     curves.begins(0)
@@ -519,7 +519,7 @@ def test_throughput_counts_what_was_trained_since_the_last_point(
 
 
 def test_epochs_have_training_and_validation_under_one_name_apart(tmp_path: Path) -> None:
-    told = Board(tmp_path)
+    told = SummaryWriter(tmp_path)
     Curves(told, None, GpuUse(None)).epoch_ends(3, {"loss": 1.0, "accuracy": 0.5, "val_loss": 2.0}, 0.125)
     told.close()
     assert values(tmp_path, "train") == {
