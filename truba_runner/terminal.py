@@ -90,8 +90,8 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """
     table = [[shown(cell) for cell in row] for row in (headings, *rows)]
     widths = [max(map(_width, column)) for column in zip(*table, strict=True)]
-    _narrow(widths, shutil.get_terminal_size((_WIDTH, 0)).columns)
     stream = getattr(sys.stdout, "unguarded", sys.stdout)
+    _narrow(widths, shutil.get_terminal_size().columns if stream.isatty() else _WIDTH)
     bold, plain = ("\x1b[1m", "\x1b[0m") if stream.isatty() and os.environ.get("TERM") != "dumb" else ("", "")
     for number, row in enumerate(table):
         lines = [_lines(cell, width) for cell, width in zip(row, widths, strict=True)]

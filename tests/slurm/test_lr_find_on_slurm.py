@@ -55,7 +55,7 @@ def rows_of(truba: Truba) -> list[dict[str, Any]]:
 
 
 def test_finders_go_before_trainings_and_one_that_fails_stops_its_own_alone(truba: Truba) -> None:
-    truba.cluster.run(["mkdir", str(truba.project / "site")])
+    truba.cluster.run(["mkdir", "-p", str(truba.project / "site" / "tiny")])
     truba.write("site/sitecustomize.py", REGISTERED)
     truba.write("site/tiny/train.py", BACKEND + FINDER)
     truba.write("jobs/quick.py", JOB.format(project=str(truba.project)))

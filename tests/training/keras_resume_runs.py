@@ -120,10 +120,10 @@ class StopWhenAsked(StopAt):
 
     @property
     def requested(self) -> bool:
-        self.look()
+        self.check()
         return super().requested
 
-    def look(self) -> None:
+    def check(self) -> None:
         self.count(lambda name: signal.raise_signal(signal.Signals[name]))
 
 
@@ -132,7 +132,7 @@ def watch_agreements(stop: StopWhenAsked) -> None:
     agree = Group.agree
 
     def counted(self: Group, due: bool = False) -> Agreement:
-        stop.look()
+        stop.check()
         return agree(self, due)
 
     Group.agree = counted  # type: ignore[method-assign]

@@ -60,7 +60,7 @@ def test_a_table_stands_in_columns_and_wraps_the_widest(
         ("two", "é", "a sentence of words that is wider than the table may be"),
         ("", "", ""),
     ]
-    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(terminal, "_WIDTH", 40)
     with terminal.guarded():
         terminal.print_table(("run", f"{CODES}"[-1], "why"), rows)
     lines = capsys.readouterr().out.splitlines()
@@ -68,7 +68,7 @@ def test_a_table_stands_in_columns_and_wraps_the_widest(
     assert (
         lines[2] == " two  é     a sentence of words that is" and lines[3] == " " * 12 + "wider than the table may be"
     )
-    monkeypatch.setenv("COLUMNS", "12")
+    monkeypatch.setattr(terminal, "_WIDTH", 12)
     terminal.print_table(("run", "why"), [("a" * 20, "b" * 20)])
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 12
     terminal.print_table(("run", "why"), [])
