@@ -143,7 +143,7 @@ def _print_seeds(shown: Table) -> None:
         within = "" if last["least"] is None else f"{last['least']:.4f}–{last['most']:.4f}"
         words = [_word(value) for value in group["values"].values()]
         printed.append((*words, str(group["runs"]), _mean(last), within, _mean(best)))
-    print(f"\n{_('over the seeds')}")
+    print("\n" + _("over the seeds"))
     terminal.print_table(headings, printed)
 
 
