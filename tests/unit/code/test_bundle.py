@@ -15,6 +15,8 @@ import pytest
 
 from truba_runner.code import bundle
 
+pytestmark = pytest.mark.programs
+
 MINORS = (10, 11, 12, 13)
 ASKING = """
 import os

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from in_process import truba
 
+pytestmark = pytest.mark.programs
+
 ROOT = Path(__file__).resolve().parents[3]
 FAULTY = "import math\n\nmath.sqrt(-1)  # the fault\n"
 # Is cleared with the modules, when Python has taken its handlers away.

@@ -17,7 +17,7 @@ from searches import Project, wait_until
 
 from truba_runner.cli.main import main
 
-pytestmark = pytest.mark.usefixtures("plain_backend")
+pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("plain_backend")]
 
 EXPERIMENT = """# @package _global_
 name: par

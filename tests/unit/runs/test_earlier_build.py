@@ -22,7 +22,7 @@ INTERRUPTED = (*COMMON, "name=interrupted", "job.options.pause=0.3")
 SWEEP = ("-m", *COMMON, "name=swept", "job.options.pause=0.2")
 SEARCH = (*COMMON, "name=searched", "sweep=random", "sweep.max_trials=4", "job.options.pause=0.05")
 
-pytestmark = pytest.mark.usefixtures("plain_backend")
+pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("plain_backend")]
 
 
 @pytest.fixture

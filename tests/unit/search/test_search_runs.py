@@ -26,6 +26,7 @@ from truba_runner.submission.prepared import Prepared
 from truba_runner.submission.settle import settle
 
 pytestmark = [
+    pytest.mark.programs,
     # Not imported: it brings TensorFlow along.
     pytest.mark.skipif(importlib.util.find_spec("keras_tuner") is None, reason="needs keras_tuner"),
     pytest.mark.usefixtures("plain_backend"),

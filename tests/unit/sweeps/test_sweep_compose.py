@@ -20,6 +20,8 @@ from truba_runner.storage.package_files import shipped
 from truba_runner.sweeps.batches import all_elements
 from truba_runner.sweeps.compose import Composer
 
+pytestmark = pytest.mark.programs
+
 OWN = """
 # @package _global_
 name: own-${train.seed}

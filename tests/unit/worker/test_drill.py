@@ -13,6 +13,8 @@ from searches import Project, wait_until
 from truba_runner.commands.drill import _print, compared
 from truba_runner.runs.run_directory import RunDir
 
+pytestmark = pytest.mark.programs
+
 EXPERIMENT = """# @package _global_
 name: par
 job: {module: nothing, backend: plain, options: {rate: 0.1, pause: 0, hidden: false, clock: false, chance: false}}

@@ -14,7 +14,7 @@ from truba_runner.runs.run_directory import RunDir
 from truba_runner.worker import notify
 from truba_runner.worker import run as worker
 
-pytestmark = pytest.mark.usefixtures("own_signals")
+pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("own_signals")]
 
 
 class Webhook:
