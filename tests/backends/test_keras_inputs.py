@@ -15,6 +15,7 @@ from forked_starts import INTERRUPTED
 from test_keras import context, train
 
 from truba_runner.backends.keras import weights_sha256
+from truba_runner.backends.keras_order import DRAWS, SHUFFLES, UNORDERED, other_order
 from truba_runner.errors import Failed
 from truba_runner.rundir import RunDir
 
@@ -586,3 +587,24 @@ def test_an_interrupted_stream_ends_like_one_that_is_not(
     if kind.startswith("told"):
         # In the validation of an epoch that it has been told the end of, it is not told so again.
         assert (folder / "told").read_text().startswith("end begin end begin end end begin begin ")
+
+
+def test_what_gives_a_dataset_another_order_in_each_start_is_found() -> None:
+    import tensorflow as tf
+
+    plain = tf.data.Dataset.range(12)
+    shuffled = plain.shuffle(12, seed=3).batch(2).prefetch(1)
+    assert other_order(shuffled, one_iteration=False) == SHUFFLES
+    assert other_order(plain.concatenate(shuffled.unbatch()), one_iteration=False) == SHUFFLES
+    assert not other_order(shuffled, one_iteration=True)
+    assert not other_order(plain.shuffle(12, seed=3, reshuffle_each_iteration=False), one_iteration=False)
+    assert not other_order(plain.map(lambda i: i, num_parallel_calls=4), one_iteration=False)
+    for once in (False, True):
+        unordered = plain.map(lambda i: i, num_parallel_calls=4, deterministic=False).batch(3)
+        assert other_order(unordered, one_iteration=once) == UNORDERED
+        options = tf.data.Options()
+        options.deterministic = False
+        assert other_order(plain.with_options(options).batch(3), one_iteration=once) == UNORDERED
+    redrawn = tf.data.Dataset.random(seed=1, rerandomize_each_iteration=True).take(3)
+    assert other_order(redrawn, one_iteration=False) == DRAWS
+    assert not other_order(tf.data.Dataset.random(seed=1).take(3), one_iteration=False)

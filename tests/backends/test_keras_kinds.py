@@ -437,6 +437,21 @@ class Notes(keras.callbacks.Callback):
 """
 
 
+def test_an_order_that_a_resumed_run_does_not_get_again_is_named_at_the_start_and_refused_where_the_config_is_strict(
+    start: Start, tmp_path: Path
+) -> None:
+    train = {"batch_size": None, "loss": None, "metrics": [], "callbacks": []}
+    named, strict, steps = tmp_path / "named", tmp_path / "strict", tmp_path / "steps"
+    assert start(named, job=SHUFFLED, sections=sections(train))["status"] == 0, log(named)
+    assert "WARNING: data.train is a Dataset whose order a resumed run does not get again: it shuffles" in log(named)
+    refused = sections(train, checkpoint={"strict": True})
+    assert start(strict, job=SHUFFLED, sections=refused)["status"] == 1
+    assert "Failed: checkpoint.strict=true: data.train is a Dataset whose order" in log(strict)
+    once = sections({**train, "steps_per_epoch": 8}, checkpoint={"strict": True})
+    assert start(steps, job=SHUFFLED, sections=once)["status"] == 0, log(steps)
+    assert "WARNING" not in log(steps)
+
+
 def test_what_cannot_be_saved_is_named_at_the_start_and_refused_where_the_config_is_strict(
     start: Start, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from truba_runner.backends import Context, going_on, keras_callback_state
 from truba_runner.backends.keras_build import build, is_built
 from truba_runner.backends.keras_hooks import flush_event_files
 from truba_runner.backends.keras_nodes import Team
+from truba_runner.backends.keras_order import other_order
 from truba_runner.backends.keras_plan import Plan
 from truba_runner.backends.keras_reporter import Reporter
 from truba_runner.backends.keras_state import Encoded, decode, encode
@@ -25,6 +26,7 @@ from truba_runner.backends.walk import Found
 from truba_runner.backends.walk_report import Unsaved, refuse_lost
 from truba_runner.backends.walk_state import Start, put, read, same, write
 from truba_runner.checkpoint import CheckpointStore, Position
+from truba_runner.language import _
 
 FORMAT = 4
 # Of what is no variable, what each rank has by itself.
@@ -75,6 +77,14 @@ class Contents:
         found, data = self._walk(), self._walk_data()
         self._start, self._data_start = Start(found), Start(data)
         self._unsaved.tell({**found.unsaved, **data.unsaved})
+        self._tell_of_order(self._splits.get("train"))
+
+    def _tell_of_order(self, split: Any) -> None:
+        import tensorflow as tf
+
+        once = bool(self._context.experiment.train.steps_per_epoch)
+        if isinstance(split, tf.data.Dataset) and (reason := other_order(split, one_iteration=once)):
+            self._unsaved.tell_of_order("data.train", _(reason))
 
     def first_step_done(self) -> None:
         """Notes what the first step has made."""

@@ -72,6 +72,24 @@ class Unsaved:
             for path in new
         )
 
+    def tell_of_order(self, path: str, reason: str) -> None:
+        """Say that a stream gives its elements in another order when a run resumes, and why.
+
+        Raises:
+            truba_runner.errors.Failed: as `tell`.
+        """
+        self._say(
+            [
+                _(
+                    "{path} is a Dataset whose order a resumed run does not get again: {reason}. Return a function of "
+                    "the epoch in its place, which shuffles with shuffle(…, seed=epoch); or set train.steps_per_epoch "
+                    "and the seeds.",
+                    path=path,
+                    reason=reason,
+                )
+            ]
+        )
+
     def _say(self, lines: Iterable[str]) -> None:
         for line in lines:
             if self._strict:
