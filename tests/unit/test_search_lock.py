@@ -163,9 +163,12 @@ def test_auto_takes_the_kernels_lock_where_two_processes_heed_it(tmp_path: Path)
     assert {path.name for path in tmp_path.iterdir()} == {"lock.kind"}
 
 
-def test_auto_takes_a_file_where_locks_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [OSError(38, "Function not implemented"), PermissionError(13, "Permission denied")])
+def test_auto_takes_a_file_where_locks_are_not_there(
+    error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*arguments: Any) -> None:
-        raise OSError(38, "Function not implemented")
+        raise error
 
     monkeypatch.setattr("fcntl.lockf", refuse)
     lock_for(tmp_path)
