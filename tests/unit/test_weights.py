@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ from truba_runner.config import Cluster, Data, Experiment, Job, Source
 from truba_runner.errors import Refused
 from truba_runner.identity import run_id
 from truba_runner.shipped import shipped
+from truba_runner.sweeps import launch as sweeps
+from truba_runner.sweeps.compose import Composed
 
 CONTENT = b"weights" * 100
 DIGEST = hashlib.sha256(CONTENT).hexdigest()[:8]
@@ -117,6 +120,22 @@ def test_missing_weights_are_fetched_and_checked_at_submission(tmp_path: Path, s
     assert fetched.read_bytes() == CONTENT and data.missing(wanted) == []
     fetched.write_bytes(CONTENT[:-1])
     assert [source.file for source in data.missing(wanted)] == [f"weights/hub/checkpoints/resnet34-{DIGEST}.pth"]
+
+
+def test_each_network_of_a_sweep_has_its_weights_fetched(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeps, "in_environment", lambda experiment: {})
+    archs = {"resnet34": f"resnet34-{DIGEST}.pth", "resnet18": f"resnet18-{DIGEST}.pth"}
+    (tmp_path / "served" / archs["resnet18"]).write_bytes(CONTENT)
+    table = {arch: f"{server}/{file}" for arch, file in archs.items()}
+    wanted = [experiment(tmp_path / "data", job(arch, table=table), "local") for arch in archs]
+    wanted = [replace(one, cluster=replace(one.cluster, runs_folder=str(tmp_path / "runs"))) for one in wanted]
+    planned: Any = SimpleNamespace(request=None)
+    composed = [Composed(one, "+experiment=pets", {}) for one in wanted]
+    checked = [sweeps._Run(one, planned, tmp_path / "pets.py") for one in composed]
+    sweeps._prepared(checked, provide_data=True)
+    assert {path.name for path in (tmp_path / "data" / "weights").rglob("*.pth")} == set(archs.values())
 
 
 @pytest.mark.parametrize("scheduler", ["slurm", "local"])

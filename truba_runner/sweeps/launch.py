@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
-from truba_runner import damage, job_module, lr_find, places, snapshot, tell
+from truba_runner import damage, job_module, lr_find, places, snapshot, tell, weights
 from truba_runner.changed_code import refuse_together
 from truba_runner.composed import absolute
 from truba_runner.config import Experiment
@@ -33,6 +33,7 @@ from truba_runner.probe import Found
 from truba_runner.queue.automatic import Automatic
 from truba_runner.request import derive
 from truba_runner.search import submission as search
+from truba_runner.search.space import jobs
 from truba_runner.submit import Prepared
 from truba_runner.sweeps import rules, sweeper_job
 from truba_runner.sweeps.compose import Composed
@@ -254,14 +255,15 @@ def _checked(runs: Sequence[Composed], label: Callable[[int], str], refusals: Re
 
 
 def _prepared(checked: Sequence[_Run], provide_data: bool) -> list[Prepared]:
-    provided: dict[tuple[str, str], str] = {}
+    provided: dict[tuple[str, str, str], str] = {}
     held: dict[str, Found] = {}
     prepared = []
     listed: dict[str, set[str]] = {}
     for run in checked:
         experiment = run.composed.experiment
         if provide_data:
-            key = (repr(experiment.data), run.composed.selector)
+            # Each network has weights of its own.
+            key = (repr(experiment.data), repr([*map(weights.source, jobs(experiment))]), run.composed.selector)
             if key not in provided:
                 provided[key] = with_data(experiment, run.composed.selector).data.name
             if provided[key] != experiment.data.name:
