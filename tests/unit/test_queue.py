@@ -145,8 +145,11 @@ def test_the_proposed_time_is_that_of_the_runs_most_alike(
     assert proposed(made).minutes == 150
     (tmp_path / "scratch" / "runs" / "mnist-00000003" / "history.csv").write_text("epoch,seconds\nx,y\n")
     assert proposed(made).minutes == 180
-    settled = Automatic().settled(made, JOB)
+    automatic = Automatic()
+    settled = automatic.settled(made, JOB)
     assert settled.resources.time == "03:00:00" and plan(settled).request.time_minutes == 180
+    with pytest.raises(Refused, match="none has an epoch yet"):  # Of other data the same command knows no run.
+        automatic.settled(replace(made, data=replace(made.data, name="digits")), JOB)
 
 
 def test_what_is_wrong_whatever_the_time_is_told_before_a_time_is_looked_for(

@@ -34,7 +34,9 @@ class Automatic:
         """
         if AUTO not in {experiment.resources.time, experiment.resources.partition}:
             return experiment
-        key = repr((experiment.name, experiment.resources, experiment.train.epochs, experiment.train.recipe))
+        train = experiment.train
+        # What earlier runs are compared by, and what is asked of a partition.
+        key = repr((experiment.name, experiment.data.name, experiment.resources, train.epochs, train.recipe))
         if key not in self._answers:
             self._answers[key] = _settled(experiment, job_file)
         return replace(experiment, resources=self._answers[key])
