@@ -56,9 +56,10 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         run = RunDir(folder / f"mnist-{number}")
         run.create()
         run.write_config({"name": CODES, "train": {CODES: CODES}})
-        about = {"partition": CODES, "account": CODES.rstrip("\0")}
+        in_events = CODES.rstrip("\0")  # With a NUL an event counts as damaged: no process could be given it.
+        about = {"partition": in_events, "account": in_events}
         run.append_submission({"event": "intent", "time": 1.0, "token": "t", "job_name": "x.t", "request": about,
-                               "job_file": f"/p/{CODES}.py", "job_sha256": CODES})  # fmt: skip
+                               "job_file": f"/p/{in_events}.py", "job_sha256": in_events})  # fmt: skip
         run.append_submission({"event": "submitted", "token": "t", "job_id": str(number + 1)})
         run.log_of(str(number + 1)).write_text(
             f"epoch 1 {CODES}\nOSError: [Errno 28] No space left on device {CODES}\n"
