@@ -1,4 +1,4 @@
-"""Escape control characters in everything printed to the terminal, so that it shows them and does not obey them.
+"""Print to the terminal: tables, and everything with control characters escaped, so that it is not obeyed.
 
 Names, logs and error texts of a run may come from others: a log line, a metric's name, a comment in Slurm. Escape codes
 in them could rename the window, hide lines or type for the user.

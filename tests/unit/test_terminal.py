@@ -75,6 +75,16 @@ def test_a_table_stands_in_columns_and_wraps_the_widest(
     assert capsys.readouterr().out == " run  why\n"
 
 
+def test_on_a_terminal_the_heading_is_bold_and_the_table_as_wide_as_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    screen.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", "12")
+    monkeypatch.setenv("TERM", "xterm")
+    terminal.print_table(("run", "why"), [("one", "a sentence")])
+    assert screen.getvalue().splitlines() == [" \x1b[1mrun  why\x1b[0m", " one  a sent", "      ence"]
+
+
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two failed runs of a sweep, a finished and a waiting one, hostile wherever text is; and a Slurm like that."""
