@@ -44,9 +44,7 @@ def photographs() -> dict:
     from sklearn.datasets import load_sample_images
 
     sample = load_sample_images()
-    found = {
-        Path(name).stem: Image.fromarray(pixels) for name, pixels in zip(sample.filenames, sample.images, strict=True)
-    }
+    found = {Path(name).stem: Image.fromarray(pixels) for name, pixels in zip(sample.filenames, sample.images)}
     hopper = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
     return {**found, "hopper": Image.open(hopper).convert("RGB")}
 

@@ -12,6 +12,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from truba_runner.older_python import zip_equal
+
 ConfigStore.instance().store(
     group="hydra/launcher", name="truba", node={"_target_": f"{__name__}.TrubaLauncher"}, provider="truba_runner"
 )
@@ -43,7 +45,7 @@ class TrubaLauncher(Launcher):
         overrides that are already parsed.
         """
         values = self.sweep.launch(job_overrides, parsed, initial_job_idx)
-        return [_returned(overrides, value) for overrides, value in zip(job_overrides, values, strict=True)]
+        return [_returned(overrides, value) for overrides, value in zip_equal(job_overrides, values)]
 
 
 def _not_for_others() -> str:

@@ -46,9 +46,9 @@ SHARED = "shared/"
 _MAIN = b"""\
 import sys
 
-if sys.version_info < (3, 10):
+if sys.version_info < (3, 9):
     sys.stderr.write(
-        "Python %d.%d: truba_runner needs Python 3.10 or newer. On TRUBA, load one first: "
+        "Python %d.%d: truba_runner needs Python 3.9 or newer. On TRUBA, load one first: "
         "module load comp/python/3.12.2\\n" % sys.version_info[:2]
     )
     sys.exit(2)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from types import ModuleType, TracebackType
+from typing import Union
 
 from truba_runner.code import job_module, provenance, snapshot
 from truba_runner.errors import Failed
@@ -23,7 +24,7 @@ def sha256(record: Event) -> str:
 
 
 # Makes a context manager for a folder that is removed at its exit.
-_Place = Callable[[Path], AbstractContextManager[str | Path]]
+_Place = Callable[[Path], AbstractContextManager[Union[str, Path]]]
 
 
 class SubmittedCode:

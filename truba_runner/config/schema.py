@@ -9,7 +9,7 @@ import os
 import shutil
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, Optional
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -65,7 +65,7 @@ class Data:
     # Where the job's build_preprocessing runs: async (on the CPU, ahead of the training) or model (in the network).
     preprocessing: str = "async"
     # fastai: processes that load data; None: one per core, less one, 16 at most. The number does not change the result.
-    workers: int | None = None
+    workers: Optional[int] = None
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -75,13 +75,13 @@ class Train:
 
     epochs: int = 1
     # None: 64 for arrays; datasets and generators provide their own batches.
-    batch_size: int | None = None
+    batch_size: Optional[int] = None
     # What `batch_size` counts: global (divided among the GPUs) or per_replica (for each GPU).
     batch_scaling: str = "global"
     # Multiply the learning rate by the number of GPUs, for batches that grow with that number.
     scale_learning_rate: bool = False
     # None: the optimizer's own default.
-    learning_rate: float | None = None
+    learning_rate: Optional[float] = None
     # The name of one of the framework's or the job's, or an import path; each also as {class_name: …, config: {…}}.
     optimizer: Any = "adam"
     # One loss for all outputs of the network, or {price: mse, kind: sparse_categorical_crossentropy}, or a list.
@@ -95,12 +95,12 @@ class Train:
     # Named like `optimizer`.
     callbacks: list[Any] = field(default_factory=list)
     # A Keras dtype policy, for example mixed_float16; None: float32. fastai: mixed_float16 or mixed_bfloat16.
-    mixed_precision: str | None = None
+    mixed_precision: Optional[str] = None
     seed: int = 0
     # Use kernels that are deterministic to the bit, even if a GPU has faster ones that are not.
     deterministic: bool = False
     # Keras: steps in an epoch; the next epoch continues in the data where it ended. None: one pass over the data.
-    steps_per_epoch: int | None = None
+    steps_per_epoch: Optional[int] = None
     steps_per_execution: int = 1
     jit_compile: bool = False
     # fastai: the stages of the training; docs/fastai.md. Empty: one fit_one_cycle of `epochs` epochs.
@@ -116,8 +116,8 @@ class Checkpoint:
 
     save_model: bool = True
     # In addition to the end of every epoch.
-    every_steps: int | None = None
-    every_minutes: float | None = 10.0
+    every_steps: Optional[int] = None
+    every_minutes: Optional[float] = 10.0
     # Number of newest checkpoints to keep in addition to the best, also after the run has finished.
     keep: int = 2
     # The metric by which the best epoch is chosen, and whether it should be small (min) or large (max).
@@ -148,7 +148,7 @@ class TensorBoard:
 
     enabled: bool = True
     # Steps between two points of the curves by step; None: only curves by epoch.
-    every_steps: int | None = 10
+    every_steps: Optional[int] = 10
     # On a cluster, write event files to the node's local disk (local_scratch of its partition) and copy them.
     node_local: bool = True
     # Interval of that copying; a kill loses at most this much of the curves.
@@ -170,9 +170,9 @@ class Resources:
     nodes: int = 1
     gpus: int = "${cluster.default_gpus}"  # type: ignore[assignment]
     # None: as many as the partition requires for these GPUs.
-    cores: int | None = None
+    cores: Optional[int] = None
     # None: the partition's default for these cores.
-    memory_gb: float | None = None
+    memory_gb: Optional[float] = None
     # auto: estimated from earlier runs of the same experiment.
     time: str = "1h"
     # Empty: one job that may take all of `time`. Otherwise the longest single job: the training is split into a chain
@@ -180,7 +180,7 @@ class Resources:
     segment: str = ""
     # How long before the time limit Slurm sends the signal on which a run saves and requeues itself.
     # None: 90, or half of the limit if that is less.
-    signal_seconds: int | None = None
+    signal_seconds: Optional[int] = None
     account: str = "${cluster.default_account}"
     constraint: str = ""
     # How many times an interrupted run requeues itself at most.
@@ -203,9 +203,9 @@ class Drill:
     """Steps, counted over all epochs, at which a run interrupts itself on purpose; set by `truba drill`."""
 
     # At the first start, with the signal that Slurm sends before a time limit.
-    signal_at_step: int | None = None
+    signal_at_step: Optional[int] = None
     # At the second start, with SIGKILL.
-    kill_at_step: int | None = None
+    kill_at_step: Optional[int] = None
     # As checkpoint.verify, but the training continues even if a difference is found.
     verify: bool = False
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Optional
 
 
 @dataclass
@@ -16,11 +16,11 @@ class Search:
     # min or max; may be empty if Keras knows the metric.
     direction: str = ""
     # Not for hyperband, whose brackets determine it. None: 10, or for grid all combinations.
-    max_trials: int | None = None
+    max_trials: Optional[int] = None
     max_epochs: int = 100
     factor: int = 3
     hyperband_iterations: int = 1
-    num_initial_points: int | None = None
+    num_initial_points: Optional[int] = None
     alpha: float = 1e-4
     beta: float = 2.6
     executions_per_trial: int = 1
@@ -49,7 +49,7 @@ class Sweep(Search):
     """
 
     # Most runs at once; None: as many as the account's core limit allows.
-    max_parallel: int | None = None
+    max_parallel: Optional[int] = None
     # The first run starts alone; the others start once it has finished its first epoch.
     canary: bool = False
     # Number of runs that train in parallel in one job, each on its own GPUs or, with share_gpus, all on one run's.

@@ -24,6 +24,7 @@ from truba_runner.data.image_names import in_order
 from truba_runner.data.image_sources import Photograph
 from truba_runner.errors import Failed
 from truba_runner.language import _, counted
+from truba_runner.older_python import zip_equal
 from truba_runner.storage.files import written_whole
 
 if TYPE_CHECKING:
@@ -148,9 +149,7 @@ class Pack:
             return bool(zlib.crc32(self.pixels(name)[0]) != self._contents.records[name][3])
 
         with ThreadPoolExecutor(cores()) as threads:
-            damaged = [
-                name for name, is_wrong in zip(self.names, threads.map(wrong, self.names), strict=True) if is_wrong
-            ]
+            damaged = [name for name, is_wrong in zip_equal(self.names, threads.map(wrong, self.names)) if is_wrong]
         if damaged:
             raise Damaged(_("{path} is damaged; the first damaged image is {name}", path=self.path, name=damaged[0]))
 
@@ -168,9 +167,7 @@ def presized(file: IO[bytes], size: tuple[int, int], resample: int) -> Image:
 
     image = Image.open(file).convert("RGB")
     ratios = (image.width / size[0], image.height / size[1])
-    spans = [
-        _span(side, least, ratio, min(ratios)) for side, least, ratio in zip(image.size, size, ratios, strict=True)
-    ]
+    spans = [_span(side, least, ratio, min(ratios)) for side, least, ratio in zip_equal(image.size, size, ratios)]
     (left, right, width), (top, bottom, height) = spans
     return image.resize((width, height), resample, (left, top, right, bottom))
 

@@ -35,7 +35,7 @@ def problems(recipe: Sequence[Any], epochs: int, learning_rate: float | None = N
         if "epochs" in KEYS[name]:
             # A stage without its own rate takes `train.learning_rate`.
             own = options.get("base_lr" if name == "fine_tune" else "lr", learning_rate)
-            rates += own if isinstance(own, list | tuple) else [own]
+            rates += own if isinstance(own, (list, tuple)) else [own]
         if name == "lr_find":
             finds.append(str(options.get("name")))
     if recipe and not any(isinstance(length, int) for length in lengths):
@@ -78,7 +78,7 @@ def stage_problems(place: str, name: str, options: Mapping[str, Any], finds: Seq
             yield from _number_problems(f"{place}.{key}", key, value, kinds[key])
     if name == "lr_find":
         first, last = (options.get(key, RAMP[key]) for key in ("start_lr", "end_lr"))
-        if all(isinstance(rate, int | float) for rate in (first, last)) and not first < last:
+        if all(isinstance(rate, (int, float)) for rate in (first, last)) and not first < last:
             yield Problem(
                 f"{place}: start_lr={first:g}, end_lr={last:g}",
                 _("lr_find raises the rate from start_lr to end_lr, so end_lr must be larger."),
@@ -103,7 +103,7 @@ def _name_problems(place: str, value: Any, finds: Sequence[str]) -> Iterator[Pro
 
 
 def _number_problems(place: str, key: str, value: Any, kind: type) -> Iterator[Problem]:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind is int and not (isinstance(value, int) and number and value >= 1):
         yield Problem(f"{place}={value}", _("it must be a whole number, 1 or more."), _write(f"{key}: 3"))
     elif kind is float and not (number and (value > 0 or (key == "wd" and value == 0))):

@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,8 @@ _PROGRAM = "truba_runner.search.worker"
 class WorkersSubmission(Submission):
     """Job array of a search's workers; each has its own records, which name the array. `first`: the first worker."""
 
-    search: SearchDir = field(kw_only=True)
-    workers: Sequence[Prepared] = field(kw_only=True)
+    search: SearchDir
+    workers: Sequence[Prepared]
 
     @property
     def job_name(self) -> str:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from truba_runner.older_python import zip_equal
 from truba_runner.slurm import client
 from truba_runner.slurm.capacity import gpus_in
 from truba_runner.slurm.jobs import SEPARATOR, own_rows
@@ -54,7 +55,7 @@ def queued() -> dict[str, dict[str, str]]:
     """
     nothing = {"N/A", "(null)", "None"}
     rows = (["" if cell in nothing else cell for cell in row] for row in own_rows([*_QUEUED.values()], _ask))
-    return {row[0]: dict(zip(_QUEUED, row, strict=True)) for row in rows}
+    return {row[0]: dict(zip_equal(_QUEUED, row)) for row in rows}
 
 
 def starts(job_ids: Iterable[str]) -> dict[str, list[Start]]:
@@ -70,7 +71,7 @@ def starts(job_ids: Iterable[str]) -> dict[str, list[Start]]:
     found: dict[str, list[Start]] = {}
     latest: dict[str, Start] = {}
     for line in _ask([*argv, "--starttime=1970-01-01"]).splitlines():
-        row = dict(zip(_ENDED, line.split("|"), strict=False))
+        row = dict(zip(_ENDED, line.split("|")))
         job_id, _, step = row["JobID"].partition(".")
         if not step:
             latest[job_id] = Start(row)
@@ -158,7 +159,7 @@ def cores_in(partition: str) -> tuple[int, int, int, int]:
     """
     told = _ask(["sinfo", "--noheader", f"--partition={partition}", "--format=%C"]).split()
     counts = [[int(count) for count in line.split("/")] for line in told]
-    return tuple(map(sum, zip(*counts, strict=True))) if counts else (0, 0, 0, 0)  # type: ignore[return-value]
+    return tuple(map(sum, zip_equal(*counts))) if counts else (0, 0, 0, 0)  # type: ignore[return-value]
 
 
 def running_in(account: str) -> list[tuple[str, str, int]]:

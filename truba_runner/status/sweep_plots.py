@@ -10,6 +10,7 @@ from typing import Any
 
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.older_python import zip_equal
 from truba_runner.status.sweep_table import SEED, Row, Table
 from truba_runner.storage.files import write_atomically
 
@@ -72,7 +73,7 @@ def _curves(shown: Table, rows: Sequence[Row]) -> Any:
         colour = colormaps["viridis"](place / len(rows))
         name = ", ".join(f"{key.rpartition('.')[2]} {row.values.get(key)}" for key in shown.keys) or row.run
         points, rate = _points(row)
-        axes.plot(*zip(*points, strict=True), color=colour, label=name)
+        axes.plot(*zip_equal(*points), color=colour, label=name)
         if rate is not None:
             at = min(points, key=lambda point: abs(math.log(point[0] / rate)))  # noqa: B023
             axes.plot([rate], [at[1]], "o", color=colour)
@@ -93,7 +94,7 @@ def _points(row: Row) -> tuple[list[tuple[float, float]], float | None]:
     if row.finding is None or row.finding.curve is None:
         return [], None
     curve = row.finding.curve
-    pairs = list(zip(curve.learning_rates, curve.losses, strict=True))
+    pairs = list(zip_equal(curve.learning_rates, curve.losses))
     # As in fastai's plot, leave out the last points: where the loss diverges it would dominate the axis.
     kept = pairs[:-_DIVERGED_POINTS] if len(pairs) > 2 * _DIVERGED_POINTS else pairs
     return [(rate, loss) for rate, loss in kept if loss is not None], row.finding.rate
@@ -124,7 +125,7 @@ def _over(axes: Any, shown: Table, rows: Sequence[Row], key: str) -> None:
     places, labels, log = _axis([row.values.get(key) for row in rows])
     heights = [float(shown.best(row) or 0.0) for row in rows]
     axes.plot(places, heights, linestyle="none", marker="o", alpha=0.5)
-    means = {place: [h for p, h in zip(places, heights, strict=True) if p == place] for place in set(places)}
+    means = {place: [h for p, h in zip_equal(places, heights) if p == place] for place in set(places)}
     if key != SEED and len(means) < len(rows):
         order = sorted(means)
         axes.plot(order, [sum(means[place]) / len(means[place]) for place in order], color="0.3", linewidth=1)

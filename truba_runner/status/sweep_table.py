@@ -14,6 +14,7 @@ from typing import Any
 from truba_runner.config.recipe import FINDER, SUGGESTIONS, rate_taken
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.language import _
+from truba_runner.older_python import zip_equal
 from truba_runner.runs import damage
 from truba_runner.runs.record_files import RunRecord
 from truba_runner.runs.record_shapes import RateCurve
@@ -124,7 +125,7 @@ class Table:
             groups.setdefault(tuple(row.values.get(key) for key in others), []).append(row)
         return [
             {
-                "values": dict(zip(others, values, strict=True)),
+                "values": dict(zip_equal(others, values)),
                 "runs": len(rows),
                 "last": _spread([row.last(self.metric) for row in rows]),
                 "best": _spread([self.best(row) for row in rows]),

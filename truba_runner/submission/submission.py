@@ -35,7 +35,7 @@ class Submission:
 
     # The run; for an array, one of its runs, as all request the same resources.
     first: Prepared
-    token: str = field(default_factory=lambda: secrets.token_hex(4))
+    token: str = field(init=False, default_factory=lambda: secrets.token_hex(4))
 
     @property
     def job_name(self) -> str:

@@ -10,12 +10,13 @@ import os
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from truba_runner.config.schema import Experiment
 from truba_runner.language import counted
+from truba_runner.older_python import zip_equal
 from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir, config_text
 from truba_runner.runs.sweep_directory import SweepDir
@@ -28,14 +29,14 @@ from truba_runner.submission.submission import Submission
 class ArraySubmission(Submission):
     """Submission of a job array; `first` is the first of its runs."""
 
-    sweep: SweepDir = field(kw_only=True)
+    sweep: SweepDir
     # The runs of each task.
-    tasks: Sequence[Sequence[Prepared]] = field(kw_only=True)
-    allocation: Request = field(kw_only=True)
+    tasks: Sequence[Sequence[Prepared]]
+    allocation: Request
     # Number of slots for runs in a task.
-    places: int = field(kw_only=True)
+    places: int
     # Number of tasks that may run at once.
-    max_parallel: int = field(kw_only=True)
+    max_parallel: int
     # The run that must finish its first epoch before this array may start; empty: it does not wait.
     canary: str = ""
     # The job id of the canary.
@@ -124,7 +125,7 @@ class ArraySubmission(Submission):
         texts = _ConfigTexts()
         known = set(os.listdir(self.sweep.runs_folder))
         name = Event(Kind.INTENT, time.time(), token=self.token, job_name=self.job_name, sweep=self.sweep.id)
-        for index, task in zip(self.task_numbers, self.tasks, strict=True):
+        for index, task in zip_equal(self.task_numbers, self.tasks):
             for prepared in task:
                 run, finder = prepared.run, prepared.finder.run.id if prepared.finder else ""
                 content = texts.of(_undrawn(prepared.experiment))

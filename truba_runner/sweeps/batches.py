@@ -17,6 +17,7 @@ from truba_runner.config.composing.hydra_private import elements
 from truba_runner.config.schema import Experiment
 from truba_runner.errors import Failed, Problem, Refused, nearest
 from truba_runner.language import _
+from truba_runner.older_python import zip_equal
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.submission.outcome import Action, Outcome
 from truba_runner.sweeps import sweeper_job
@@ -63,7 +64,7 @@ class HydraSweep:
         varied = _varied(batch)
 
         def label(index: int) -> str:
-            return " ".join(text for text, varies in zip(batch[index], varied, strict=False) if varies) or _(
+            return " ".join(text for text, varies in zip(batch[index], varied) if varies) or _(
                 "run {number}", number=index
             )
 
@@ -86,7 +87,7 @@ class HydraSweep:
             raise sweeper_job.SweeperSubmitted
         if any(outcome.stopped for outcome in outcomes):
             raise Failed("the command was interrupted; run it again to continue with the remaining runs")
-        return [_value(outcome, run.experiment) for outcome, run in zip(outcomes, runs, strict=True)]
+        return [_value(outcome, run.experiment) for outcome, run in zip_equal(outcomes, runs)]
 
 
 def _refuse_without_values(experiment: Experiment) -> None:

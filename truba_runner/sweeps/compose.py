@@ -28,6 +28,7 @@ from truba_runner.config.omegaconf_private import leaf_at, path_of, set_leaf
 from truba_runner.config.schema import Experiment
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.language import _
+from truba_runner.older_python import zip_equal
 from truba_runner.sweeps.followers import followers_of, overlap
 
 Path = tuple[str, ...]
@@ -192,8 +193,8 @@ class _Base:
         if self.wrong and (known := [self.wrong[line.text] for line in lines if line.text in self.wrong]):
             raise Refused(*known)
         alone = _alone(tuple(line.path for line in lines))
-        plain = [line for line, free in zip(lines, alone, strict=True) if free and line.is_scalar]
-        fixed = [line.text for line, free in zip(lines, alone, strict=True) if not (free and line.is_scalar)]
+        plain = [line for line, free in zip_equal(lines, alone) if free and line.is_scalar]
+        fixed = [line.text for line, free in zip_equal(lines, alone) if not (free and line.is_scalar)]
         # The order between `fixed` and `plain` does not matter: the keys of `plain` overlap no other key.
         signature = (*fixed, "", *(f"{line.override.type.name} {line.key}" for line in plain))
         if signature in self.variants:

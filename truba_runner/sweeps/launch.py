@@ -17,6 +17,7 @@ from truba_runner.launch.prepare import Checked, Checks, Provision, on_slurm_or_
 from truba_runner.launch.run import go
 from truba_runner.launch.wait import wait_for, waits
 from truba_runner.log import warn
+from truba_runner.older_python import zip_equal
 from truba_runner.rules import sweep as rules
 from truba_runner.runs import damage, runs_folders
 from truba_runner.runs.sweep_directory import Member, SweepDir, identity
@@ -88,7 +89,7 @@ def launch_sweep(
     dry_run = any(run.experiment.dry_run for run in checked)
     refuse_others(checked[0].experiment, [])
     provision = Provision(provide=not dry_run)
-    prepared = [provision.prepare(one, composed.selector) for one, composed in zip(checked, runs, strict=True)]
+    prepared = [provision.prepare(one, composed.selector) for one, composed in zip_equal(checked, runs)]
     first, names = prepared[0].experiment, [one.experiment.name for one in prepared]
     runs_folder = prepared[0].run.path.parent
     sweep = SweepDir.of(runs_folder, identity(names, identity_of_batches or [one.run.id for one in prepared]))
@@ -103,7 +104,7 @@ def launch_sweep(
     if dry_run:
         return _dry_run(prepared, sweep, searches)
     runs_folders.remember(runs_folder)
-    members = [_member(one, composed) for one, composed in zip(prepared, runs, strict=True)]
+    members = [_member(one, composed) for one, composed in zip_equal(prepared, runs)]
 
     def describe(of: Sequence[Member] = members) -> None:
         sweep.describe(of, name=first.name, command=sys.argv[1:], **_pick(first))

@@ -14,6 +14,7 @@ from truba_runner.config.schema import Experiment
 from truba_runner.errors import Failed, Refused
 from truba_runner.language import _
 from truba_runner.log import warn
+from truba_runner.older_python import zip_equal
 from truba_runner.rules import sweep as rules
 from truba_runner.runs.sweep_directory import SweepDir
 from truba_runner.slurm import capacity
@@ -59,7 +60,7 @@ def through_slurm(runs: Sequence[Prepared], sweep: SweepDir, describe: Callable[
             if array.canary:
                 array = replace(array, canary_job=outcomes[array.canary].job_id)
             job_id = _sent(array, held, sent, len(arrays))
-            for number, task in zip(array.task_numbers, array.tasks, strict=True):
+            for number, task in zip_equal(array.task_numbers, array.tasks):
                 for prepared in task:
                     outcomes[prepared.run.id] = replace(outcomes[prepared.run.id], job_id=f"{job_id}_{number}")
             messages.submitted(array, job_id)
@@ -72,7 +73,7 @@ def planned(runs: Sequence[Prepared], sweep: SweepDir) -> list[ArraySubmission]:
     places = {
         finder.run.id: (f"FINDERS{count}", number)
         for count, array in enumerate(finders, start=1)
-        for number, (finder,) in zip(array.task_numbers, array.tasks, strict=True)
+        for number, (finder,) in zip_equal(array.task_numbers, array.tasks)
     }
     return [*finders, *_all_arrays(runs[0], runs, places, sweep)]
 
@@ -141,9 +142,7 @@ def _send_finders(wanted: Sequence[Prepared], sweep: SweepDir, held: int) -> Pla
     warn_of_cost(arrays)
     for array in arrays:
         job_id = array.send(held)
-        places |= {
-            finder.run.id: (job_id, number) for number, (finder,) in zip(array.task_numbers, array.tasks, strict=True)
-        }
+        places |= {finder.run.id: (job_id, number) for number, (finder,) in zip_equal(array.task_numbers, array.tasks)}
         messages.submitted(array, job_id)
     return places
 

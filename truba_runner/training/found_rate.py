@@ -9,7 +9,7 @@ import math
 import struct
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Optional
 
 from truba_runner.config import lr_find
 from truba_runner.config.recipe import FINDER, Find
@@ -19,7 +19,7 @@ from truba_runner.runs.events import Event, Kind, as_record
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.training.backend import Context
 
-Suggestions = Mapping[str, float | None]
+Suggestions = Mapping[str, Optional[float]]
 
 
 def found_rate(

@@ -9,6 +9,7 @@ from typing import Any
 
 from truba_runner.language import _
 from truba_runner.log import print_error
+from truba_runner.older_python import zip_equal
 from truba_runner.storage.files import write_atomically
 
 NOT_METRICS = ("epoch", "stage", "seconds")
@@ -111,7 +112,7 @@ def _curves_figure(rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Seque
             points = [(row["epoch"], row[column]) for row in rows if column in row]
             label = _("validation") if column.startswith("val_") else _("training")
             # The dots show a single epoch, which has no line.
-            axes.plot(*zip(*points, strict=True), marker=".", label=label)
+            axes.plot(*zip_equal(*points), marker=".", label=label)
         if len(columns) > 1:
             axes.legend()
     return figure

@@ -69,7 +69,7 @@ def _digest(value: Any) -> str:
             found.update(b"{")
             for item in value.items():
                 take(list(item))
-        elif isinstance(value, list | tuple):
+        elif isinstance(value, (list, tuple)):
             found.update(f"[{len(value)}".encode())
             for item in value:
                 take(item)

@@ -26,6 +26,7 @@ from datetime import timedelta
 from typing import Any
 
 from truba_runner.language import _
+from truba_runner.older_python import zip_equal
 from truba_runner.training.backend import Context
 from truba_runner.training.fastai import state
 from truba_runner.training.ranks.addresses import worker_addresses
@@ -161,14 +162,14 @@ class Ranks(Group):
             flat = torch.cat([gradient.reshape(-1) for gradient in of_kind])
             self._all(lambda dist, flat=flat: dist.all_reduce(flat))  # type: ignore[misc]
             parts = (flat / self.tasks).split([gradient.numel() for gradient in of_kind])
-            for gradient, part in zip(of_kind, parts, strict=True):
+            for gradient, part in zip_equal(of_kind, parts):
                 gradient.copy_(part.view_as(gradient))
 
     def put_together(self, value: Any) -> Any:
         """Gather a batch's tensors from all ranks, in row order, without the repeated rows that filled it up."""
         import torch
 
-        if isinstance(value, list | tuple):
+        if isinstance(value, (list, tuple)):
             return type(value)(self.put_together(item) for item in value)
         if not isinstance(value, torch.Tensor) or value.ndim == 0:
             return value

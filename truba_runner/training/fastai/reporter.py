@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from truba_runner.older_python import zip_equal
 from truba_runner.training.backend import Context
 from truba_runner.training.summaries.curves import Curves
 from truba_runner.training.summaries.history import History
@@ -78,7 +79,7 @@ class Reporter(History):
         names = list(recorder.metric_names[1:])  # The first name is the epoch; the last, the time, has no value.
         if recorder.cancel_train:  # Then fastai's row has no training values.
             names = [name for name in names if not name.startswith("train_")]
-        return _numbers(zip(names, recorder.values[-1], strict=False))
+        return _numbers(zip(names, recorder.values[-1]))
 
 
 def validation_metrics(learner: Any) -> dict[str, float]:
@@ -100,7 +101,7 @@ def _numbers(pairs: Iterable[tuple[str, Any]]) -> dict[str, float]:
         while endings and f"{free}{endings[0]}" in found:
             number += 1
             free = f"{ours}_{number}"
-        found.update({f"{free}{ending}": one for ending, one in zip(endings, values, strict=True)})
+        found.update({f"{free}{ending}": one for ending, one in zip_equal(endings, values)})
     return found
 
 

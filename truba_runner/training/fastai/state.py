@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from truba_runner.errors import Failed
+from truba_runner.older_python import zip_equal
 from truba_runner.training.walk.kinds import frameworks_names, is_framework
 
 # A dict whose only key begins with this character stands for a value of a type that the file cannot hold.
@@ -29,7 +30,7 @@ def plain(value: Any) -> Any:
     import torch
     from fastcore.foundation import L
 
-    if value is None or isinstance(value, bool | int | float | str) and not isinstance(value, np.generic):
+    if value is None or isinstance(value, (bool, int, float, str)) and not isinstance(value, np.generic):
         return value
     if isinstance(value, np.generic):
         return value.item()
@@ -39,7 +40,7 @@ def plain(value: Any) -> Any:
         return {f"{_MARK}array": torch.from_numpy(value.copy())}
     if isinstance(value, Mapping):
         return {_key(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | L):
+    if isinstance(value, (list, tuple, L)):
         kind = "list" if type(value) is list else "L" if isinstance(value, L) else "tuple"
         return _plain_list(list(value), kind)
     raise _NoState(type(value).__name__)
@@ -75,7 +76,7 @@ _CONTAINERS: dict[str, Any] = {"set": set, "frozenset": frozenset, "deque": coll
 
 
 def _key(key: Any) -> Any:
-    if not isinstance(key, str | int):
+    if not isinstance(key, (str, int)):
         raise _NoState(type(key).__name__)
     return key
 
@@ -175,7 +176,7 @@ def give_weights(learner: Any, state: Mapping[str, Any]) -> None:
     if "hypers" in optimizer:
         optimizer["hypers"] = L(optimizer["hypers"])
     learner.opt.load_state_dict(optimizer)
-    for (parameter, *_rest), gradient in zip(learner.opt.all_params(), state["gradients"], strict=True):
+    for (parameter, *_rest), gradient in zip_equal(learner.opt.all_params(), state["gradients"]):
         if gradient is None:
             parameter.grad = None
         else:
@@ -191,7 +192,7 @@ def on(device: Any, value: Any) -> Any:
         return value.to(device)
     if isinstance(value, dict):
         return {key: on(device, item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return type(value)([on(device, item) for item in value])
     return value
 
@@ -225,7 +226,7 @@ def give_besides(learner: Any, state: Mapping[str, Any]) -> None:
         if callback is not None:
             left.remove(callback)
             give_memory(callback, attributes)
-    for metric, attributes in zip(learner.metrics, state["metrics"], strict=False):
+    for metric, attributes in zip(learner.metrics, state["metrics"]):
         give_memory(metric, attributes)
 
 

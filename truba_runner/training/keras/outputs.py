@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from truba_runner.language import _
+from truba_runner.older_python import zip_equal
 from truba_runner.storage.files import written_by_path
 from truba_runner.training.backend import Context
 from truba_runner.training.keras.batches.epochs import evaluated
@@ -86,7 +87,7 @@ def by_name(predictions: Any, names: list[str] | None) -> dict[str, Any]:
         return dict(_flat("", predictions))
     named = names if names and len(names) == len(predictions) and len(set(names)) == len(names) else None
     numbered = [f"output_{index}" for index in range(len(predictions))]
-    return dict(_flat("", dict(zip(named or numbered, predictions, strict=True))))
+    return dict(_flat("", dict(zip_equal(named or numbered, predictions))))
 
 
 def _flat(path: str, value: Any) -> Iterator[tuple[str, Any]]:

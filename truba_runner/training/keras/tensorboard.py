@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from truba_runner.older_python import zip_equal
 from truba_runner.training import plots
 from truba_runner.training.backend import Context
 from truba_runner.training.notes import noted_graph
@@ -112,7 +113,7 @@ def _labels(labels: Any, outputs: list[str]) -> dict[str, Any]:
     if isinstance(labels, Mapping):
         return {name: labels[name] for name in outputs if name in labels}
     if isinstance(labels, (list, tuple)):
-        return dict(zip(outputs, labels, strict=True)) if len(labels) == len(outputs) else {}
+        return dict(zip_equal(outputs, labels)) if len(labels) == len(outputs) else {}
     return {outputs[0]: labels} if len(outputs) == 1 else {}
 
 

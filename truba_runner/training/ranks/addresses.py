@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from truba_runner.errors import Failed
+from truba_runner.older_python import zip_equal
 from truba_runner.slurm import hostlist
 
 # Above the ports of common services, below Linux's ephemeral ports (from 32768).
@@ -25,7 +26,7 @@ def worker_addresses(environment: Mapping[str, str], tasks: int) -> list[str]:
     try:
         names, counts = hostlist.expand(nodes), hostlist.tasks_per_node(per_node)
         job_id = int(environment.get("SLURM_JOB_ID", "0"))
-        placed = [(name, local) for name, count in zip(names, counts, strict=True) for local in range(count)]
+        placed = [(name, local) for name, count in zip_equal(names, counts) for local in range(count)]
     except ValueError as error:
         raise Failed(
             "Slurm's variables do not say where the {tasks} tasks of this job are: SLURM_JOB_NODELIST={nodes!r}, "

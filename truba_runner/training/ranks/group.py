@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from truba_runner.language import _
+from truba_runner.older_python import zip_equal
 from truba_runner.training.interrupt import Interruption
 
 
@@ -49,7 +50,7 @@ class Group:
     def agreed(self, totals: Sequence[float]) -> Agreement:
         """Return the agreement from the sums of all ranks' `flags`."""
         *signals, dues = totals
-        for number, total in zip(Interruption.signals(), signals, strict=True):
+        for number, total in zip_equal(Interruption.signals(), signals):
             if total and number not in self.interruption.received:
                 self.interruption.received.append(number)
         return Agreement(any(signals), bool(dues))

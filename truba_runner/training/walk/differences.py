@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from truba_runner.older_python import zip_equal
 from truba_runner.training.walk.state import bytes_of_tensor
 
 # Left out, by the first and the last part of a path.
@@ -66,7 +67,7 @@ def between(one: Any, other: Any, folders: tuple[str, str] = ("", "")) -> list[D
     found = []
     for path in sorted(dict.fromkeys([*sides[0], *sides[1]]), key=_rank):
         values = [side.get(path, _ABSENT) for side in sides]
-        bits = [_bits(value, folder) for value, folder in zip(values, folders, strict=True)]
+        bits = [_bits(value, folder) for value, folder in zip_equal(values, folders)]
         if bits[0] != bits[1]:
             found.append(Difference(_written(path), *_in_words(*values)))
     return found
@@ -79,9 +80,9 @@ def _leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _leaves(item, (*path, key))
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, (list, tuple)):
         yield (*path, len), len(value)
-        named = all(isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[0], str) for item in value)
+        named = all(isinstance(item, (list, tuple)) and len(item) == 2 and isinstance(item[0], str) for item in value)
         for index, item in enumerate(value):
             # Pairs of name and value, as for fastai's callbacks.
             yield from _leaves(item[1], (*path, f"[{index}] ({item[0]})")) if named else _leaves(item, (*path, index))
@@ -117,7 +118,7 @@ def _bits(value: Any, folder: str) -> Any:
     """Return a value that is equal for two leaves exactly if they have the same bits; durations count as equal."""
     import numpy as np
 
-    if value is _ABSENT or value is None or isinstance(value, bool | int):
+    if value is _ABSENT or value is None or isinstance(value, (bool, int)):
         return type(value), value
     if isinstance(value, str):
         return str, "" if _DURATION.fullmatch(value) else value.replace(folder, "") if folder else value

@@ -23,6 +23,7 @@ from typing import Any
 
 from truba_runner.code import job_module
 from truba_runner.language import _
+from truba_runner.older_python import zip_equal
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), enum.Enum)
 CONTAINERS = (list, tuple, set, frozenset, dict, collections.deque)
@@ -135,7 +136,7 @@ def _codes(kind: type) -> Iterator[types.CodeType]:
 def _set_by(code: types.CodeType) -> Iterator[str]:
     argument = 0
     # Not `dis`, which makes an object of every instruction: a tenth of a second for a model's classes.
-    for operation, low in zip(code.co_code[::2], code.co_code[1::2], strict=True):
+    for operation, low in zip_equal(code.co_code[::2], code.co_code[1::2]):
         argument = argument << 8 | low
         if operation == _STORE:
             yield code.co_names[argument]

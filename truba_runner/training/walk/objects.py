@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from truba_runner.older_python import zip_equal
 from truba_runner.training.walk.kinds import (
     BOOKKEEPING,
     LISTS_OF_ALL,
@@ -208,7 +209,7 @@ class _Walk:
             yield _Step(f"{path}.{name}", value, slot, path, True)
 
     def _function(self, function: types.FunctionType, path: str) -> Iterator[_Step]:
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        for name, cell in zip_equal(function.__code__.co_freevars, function.__closure__ or ()):
             try:
                 value = cell.cell_contents
             except ValueError:
@@ -218,7 +219,7 @@ class _Walk:
             if name != "__wrapped__":
                 yield _Step(f"{path}.{name}", value, Slot(function, "attribute", name), path, True)
         defaults = function.__defaults__ or ()
-        for value, parameter in zip(defaults, _parameters(function)[-len(defaults) :], strict=False):
+        for value, parameter in zip(defaults, _parameters(function)[-len(defaults) :]):
             # Mutable defaults outlive a call.
             if not isinstance(value, PLAIN):
                 yield _Step(f"{path}.{parameter}", value, Slot([value], "item", 0), path, True)

@@ -27,36 +27,34 @@ Placed = list[Any]
 def read(piece: Piece) -> Any:
     """Return a copy of a piece's value: an array or tensor; for a random stream, its state in dicts, tuples, arrays."""
     thing = piece.thing
-    match piece.kind:
-        case "variable":
-            return thing.numpy()
-        case "tensor":
-            return thing.detach().cpu().clone()
-        case "numpy stream":
-            return copy.deepcopy(thing.bit_generator.state)
-        case "Python stream":
-            return thing.getstate()
+    if piece.kind == "variable":
+        return thing.numpy()
+    if piece.kind == "tensor":
+        return thing.detach().cpu().clone()
+    if piece.kind == "numpy stream":
+        return copy.deepcopy(thing.bit_generator.state)
+    if piece.kind == "Python stream":
+        return thing.getstate()
     return thing.get_state()
 
 
 def write(piece: Piece, value: Any) -> None:
     """Set a piece to a value returned by `read`."""
     thing = piece.thing
-    match piece.kind:
-        case "variable":
-            thing.assign(value)
-        case "tensor":
-            _write_tensor(thing, value)
-        case "numpy stream":
-            thing.bit_generator.state = value
-        case "Python stream":
-            thing.setstate(value)
-        case "torch stream":
-            import torch
+    if piece.kind == "variable":
+        thing.assign(value)
+    elif piece.kind == "tensor":
+        _write_tensor(thing, value)
+    elif piece.kind == "numpy stream":
+        thing.bit_generator.state = value
+    elif piece.kind == "Python stream":
+        thing.setstate(value)
+    elif piece.kind == "torch stream":
+        import torch
 
-            thing.set_state(torch.as_tensor(value))
-        case _:
-            thing.set_state(value)
+        thing.set_state(torch.as_tensor(value))
+    else:
+        thing.set_state(value)
 
 
 def _write_tensor(tensor: Any, value: Any) -> None:

@@ -21,6 +21,7 @@ from truba_runner.data.image_sources import Archive, Folder, source_at
 from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.log import info, print_error
+from truba_runner.older_python import zip_equal
 from truba_runner.storage import folder_lock, node_folder
 from truba_runner.training.backend import Context
 from truba_runner.training.notes import one_line
@@ -159,7 +160,7 @@ def check_headers(folder: Path, names: list[PurePosixPath]) -> None:
             return one_line(error)
 
     with ThreadPoolExecutor(4 * cores()) as threads:
-        reasons = list(zip(names, threads.map(wrong, names), strict=True))
+        reasons = list(zip_equal(names, threads.map(wrong, names)))
     refuse_unreadable([(name, reason) for name, reason in reasons if reason])
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from truba_runner.older_python import zip_equal
+
 # Attributes that a learner has while its methods are replaced.
 REPLACED = ("_do_fit", "all_batches", "load")
 
@@ -21,7 +23,7 @@ def replaced(
     learner: Any, epochs: Callable[[], None], batches: Callable[[], None], load: Callable[..., Any]
 ) -> Iterator[None]:
     """Replace a learner's loop over epochs, its loop over a loader, and its `load` inside the block."""
-    for name, function in zip(REPLACED, (epochs, batches, load), strict=True):
+    for name, function in zip_equal(REPLACED, (epochs, batches, load)):
         setattr(learner, name, function)
     try:
         yield

@@ -30,7 +30,7 @@ def as_arrays(name: str, split: Any, floats: str) -> Any:
             "(x,) if there are no labels.",
             name=name,
         )
-    return tuple(_part(f"{name}: {part}", value, floats) for part, value in zip(_PARTS, kept, strict=False))
+    return tuple(_part(f"{name}: {part}", value, floats) for part, value in zip(_PARTS, kept))
 
 
 def count_examples(name: str, split: Any) -> int:

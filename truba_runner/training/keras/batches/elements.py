@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Optional
 
 from truba_runner.errors import Failed
+from truba_runner.older_python import zip_equal
 from truba_runner.training.keras.internals.private_names import inputs_of
 
 # Elements read to learn their shapes, as many as Keras reads: an axis on which they differ has no fixed length.
 LOOKED_AT = 2
-Shape = tuple[int | None, ...]
+Shape = tuple[Optional[int], ...]
 
 
 def map_elements(dataset: Any, change: Callable[[Any], Any], **settings: Any) -> Any:
@@ -194,7 +195,7 @@ def signature_of(elements: list[Any], batched: bool) -> Any:
 
 def common_shape(shapes: list[tuple[Any, ...]]) -> Shape:
     """Merge shapes of one rank, with None for axes on which they differ."""
-    return tuple(sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True))
+    return tuple(sizes[0] if len(set(sizes)) == 1 else None for sizes in zip_equal(*shapes))
 
 
 def looked_at(elements: Iterable[Any]) -> list[Any]:
@@ -215,8 +216,7 @@ def with_ranks(name: str, dataset: Any) -> Any:
     if not elements:
         raise Failed("The Dataset that load_data returned for {name} has no elements.", name=name)
     shapes = [
-        common_shape([tuple(part.shape) for part in parts])
-        for parts in zip(*map(tf.nest.flatten, elements), strict=True)
+        common_shape([tuple(part.shape) for part in parts]) for parts in zip_equal(*map(tf.nest.flatten, elements))
     ]
     if made_batches(dataset) is not False and same_length([tuple(part.shape) for part in tf.nest.flatten(elements[0])]):
         shapes = [(None, *shape[1:]) for shape in shapes]
@@ -225,7 +225,7 @@ def with_ranks(name: str, dataset: Any) -> Any:
         parts = tf.nest.flatten(element)
         known = [
             tf.ensure_shape(part, shape) if part.shape.rank is None else part
-            for part, shape in zip(parts, shapes, strict=True)
+            for part, shape in zip_equal(parts, shapes)
         ]
         return tf.nest.pack_sequence_as(element, known)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from truba_runner.errors import Failed
+from truba_runner.older_python import zip_equal
 from truba_runner.training.keras.batches.elements import x_of
 from truba_runner.training.keras.batches.plan import Plan
 
@@ -53,10 +54,10 @@ def _pairs(x: Any, model: Any) -> list[tuple[Any, Any]]:
     if isinstance(x, Mapping):
         return [(x[one.name], one) for one in inputs if one.name in x]
     parts = list(x) if isinstance(x, (list, tuple)) else [x]
-    return list(zip(parts, inputs, strict=True)) if len(parts) == len(inputs) else []
+    return list(zip_equal(parts, inputs)) if len(parts) == len(inputs) else []
 
 
 def _same(shape: tuple[int | None, ...], wanted: tuple[int | None, ...]) -> bool:
     return len(shape) == len(wanted) and all(
-        one is None or other is None or one == other for one, other in zip(shape, wanted, strict=True)
+        one is None or other is None or one == other for one, other in zip_equal(shape, wanted)
     )

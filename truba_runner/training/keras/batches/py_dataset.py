@@ -12,6 +12,7 @@ from typing import Any
 from truba_runner.config.schema import Train
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.older_python import zip_equal
 from truba_runner.training.keras.batches.batches import check_batching, evened, fed_whole, trimmed
 from truba_runner.training.keras.batches.elements import LOOKED_AT, element_of, owned, signature_of, with_cardinality
 from truba_runner.training.keras.batches.plan import ReadPlan
@@ -94,11 +95,11 @@ class PyDatasetPlan(ReadPlan):
 
         def fetch(number: Any) -> list[Any]:
             parts = tf.nest.flatten(element_of(self._name, self.told[int(number)]))
-            return [part.astype(spec.dtype.as_numpy_dtype, copy=False) for part, spec in zip(parts, flat, strict=True)]
+            return [part.astype(spec.dtype.as_numpy_dtype, copy=False) for part, spec in zip_equal(parts, flat)]
 
         def batch(number: Any) -> Any:
             parts = tf.numpy_function(fetch, [number], [spec.dtype for spec in flat])
-            shaped = [tf.ensure_shape(part, spec.shape) for part, spec in zip(parts, flat, strict=True)]
+            shaped = [tf.ensure_shape(part, spec.shape) for part, spec in zip_equal(parts, flat)]
             return tf.nest.pack_sequence_as(self._spec, shaped)
 
         numbers = tf.data.Dataset.from_generator(

@@ -10,6 +10,7 @@ from typing import Any
 
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.older_python import zip_equal
 from truba_runner.training.backend import Context
 from truba_runner.training.keras.devices.nodes import Nodes
 from truba_runner.training.keras.internals.several_devices import mend_keras
@@ -101,7 +102,7 @@ class Team(Nodes):
         rows = np.zeros((self._local, words), np.int32)
         rows.reshape(-1).view(np.uint8)[: len(data)] = np.frombuffer(data, np.uint8)
         gathered = self._gather_rows(tf.constant(rows)).numpy().reshape(self.tasks, -1).view(np.uint8)
-        return [row[:length].tobytes() for row, length in zip(gathered, lengths, strict=True)]
+        return [row[:length].tobytes() for row, length in zip_equal(gathered, lengths)]
 
     def part(self) -> None:
         """End the ranks' work together: wait until all ranks are here, and know it of each other."""

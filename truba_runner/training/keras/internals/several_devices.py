@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from truba_runner.older_python import zip_equal
 from truba_runner.training.keras.internals.own_methods import has_call
 from truba_runner.training.keras.internals.private_names import build_from
 
@@ -54,7 +55,7 @@ def _mend_optimizers() -> None:
         if not _among_others():
             apply_gradients(self, grads, variables)
             return
-        pairs = add_up(self, list(zip(grads, variables, strict=True)))
+        pairs = add_up(self, list(zip_equal(grads, variables)))
         with conditions:
             apply_gradients(self, [gradient for gradient, _variable in pairs], variables)
 

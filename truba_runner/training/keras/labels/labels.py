@@ -8,6 +8,7 @@ from typing import Any
 
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.older_python import zip_equal
 from truba_runner.training.keras.internals.private_names import wrapped_loss
 
 # The length of an axis of unknown length when a loss is tried.
@@ -196,4 +197,4 @@ def _balanced(labels: Labels, classes: Any) -> dict[int, float]:
             "Give the weights themselves: train.class_weight={0: 1.0, 1: 50.0}."
         )
     found, counts = np.unique(classes, return_counts=True)
-    return {int(label): len(classes) / (len(found) * int(n)) for label, n in zip(found, counts, strict=True)}
+    return {int(label): len(classes) / (len(found) * int(n)) for label, n in zip_equal(found, counts)}

@@ -204,7 +204,7 @@ class Contents:
         data = self._walk_data()
         lost += put(data, state["data"].get("values", {}), {}) + _write_streams(data, state["data"].get("streams", {}))
         refuse_lost(lost)
-        for seed, array in zip(global_seeds(create=bool(state["seeds"])), state["seeds"], strict=False):
+        for seed, array in zip(global_seeds(create=bool(state["seeds"])), state["seeds"]):
             seed.assign(array)
         callback_state.restore(self.callbacks, state["callbacks"])
         self._reporter.set_state(state["reporter"])

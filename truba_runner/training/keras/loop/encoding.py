@@ -108,21 +108,20 @@ def _decode(tree: Any, arrays: list[NDArray[Any]]) -> Any:
     kind: str
     content: Any
     kind, content = next(iter(tree.items()), ("", None))
-    match kind:
-        case "~array":
-            return arrays[content]
-        case "~scalar":
-            return arrays[content][()]
-        case "~tuple" | "~set" | "~frozenset":
-            return _SEQUENCES[kind](_decode(item, arrays) for item in content)
-        case "~deque":
-            return deque((_decode(item, arrays) for item in content[1]), content[0])
-        case "~bytes":
-            return bytes.fromhex(content)
-        case "~complex":
-            return complex(*content)
-        case "~dict":
-            return {_decode(key, arrays): _decode(item, arrays) for key, item in content}
+    if kind == "~array":
+        return arrays[content]
+    if kind == "~scalar":
+        return arrays[content][()]
+    if kind in ("~tuple", "~set", "~frozenset"):
+        return _SEQUENCES[kind](_decode(item, arrays) for item in content)
+    if kind == "~deque":
+        return deque((_decode(item, arrays) for item in content[1]), content[0])
+    if kind == "~bytes":
+        return bytes.fromhex(content)
+    if kind == "~complex":
+        return complex(*content)
+    if kind == "~dict":
+        return {_decode(key, arrays): _decode(item, arrays) for key, item in content}
     return {key: _decode(item, arrays) for key, item in tree.items()}
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from truba_runner.older_python import zip_equal
 from truba_runner.training.backend import Context
 from truba_runner.training.keras.internals.private_names import drop_global_seed, global_seeds
 from truba_runner.training.keras.loop.variables import Variables
@@ -29,7 +30,7 @@ def same_randomness() -> Iterator[None]:
     finally:
         if not seeds:
             drop_global_seed()
-        for seed, value in zip(global_seeds(create=False), seeds, strict=bool(seeds)):
+        for seed, value in zip_equal(global_seeds(create=False) if seeds else [], seeds):
             seed.assign(value)
         random.setstate(python)
         np.random.set_state(of_numpy)
