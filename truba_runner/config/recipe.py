@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 if TYPE_CHECKING:
     from truba_runner.config.schema import Train
@@ -135,7 +135,7 @@ class Resize:
     batch_size: int | None = None
 
 
-Stage = Find | Fit | Freeze | Resize
+Stage = Union[Find, Fit, Freeze, Resize]
 
 
 def read(recipe: Sequence[Any], epochs: int, learning_rate: float | None) -> tuple[Stage, ...]:

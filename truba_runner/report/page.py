@@ -6,6 +6,7 @@ import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Union
 
 from truba_runner.language import chosen
 
@@ -67,7 +68,7 @@ class Sentence:
     text: str
 
 
-Block = Facts | Rows | Picture | Text | Sentence
+Block = Union[Facts, Rows, Picture, Text, Sentence]
 
 
 @dataclass(frozen=True)
