@@ -2,7 +2,11 @@
 
 import sys
 
-from truba_runner.cli.main import main
+from truba_runner.python_check import refuse_older_python
+
+refuse_older_python()
+
+from truba_runner.cli.main import main  # noqa: E402  # An older Python cannot import it.
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import sys
+import sysconfig
 from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar, overload
 
 _A = TypeVar("_A")
@@ -30,3 +34,18 @@ def zip_equal(*parts: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
         if any(one is _ENDED for one in together):
             raise ValueError("the parts put together differ in length")
         yield together
+
+
+@cache
+def standard_library() -> frozenset[str]:
+    """Return the top-level names of Python's own modules; from Python 3.10 on, `sys.stdlib_module_names`."""
+    known: frozenset[str] | None = getattr(sys, "stdlib_module_names", None)
+    return known if known is not None else _standard_library_files()
+
+
+def _standard_library_files() -> frozenset[str]:
+    """Return the same for 3.9, from the names of the files."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    files = [*folder.glob("*.py"), *(folder / "lib-dynload").glob("*.so"), *folder.glob("*/__init__.py")]
+    names = {(file.parent if file.name == "__init__.py" else file).name.partition(".")[0] for file in files}
+    return frozenset(names | set(sys.builtin_module_names)) - {"test"}

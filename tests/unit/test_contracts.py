@@ -195,3 +195,84 @@ def imported_by(module: str) -> set[str]:
 def test_the_map_names_every_package() -> None:
     table = (PACKAGE.parent / "CONTRIBUTING.md").read_text().split("## How to add")[0]
     assert not [name for name in FLOORS if f"`{name}/`" not in table]
+
+
+# -- Python 3.9, which login nodes have ------------------------------------------------------------------------
+
+ROOT = PACKAGE.parent
+# Whose annotations OmegaConf evaluates.
+EVALUATED = {"schema.py", "site.py", "sweep.py"}
+# Names that 3.9's modules lack.
+NEWER = {
+    "typing": {"TypeAlias", "TypeGuard", "ParamSpec", "Concatenate", "Self", "Never", "assert_never", "LiteralString",
+               "Required", "NotRequired", "TypeVarTuple", "Unpack", "override", "is_typeddict"},
+    "itertools": {"pairwise", "batched"},
+    "contextlib": {"aclosing", "chdir"},
+    "datetime": {"UTC"},
+    "enum": {"StrEnum"},
+    "types": {"UnionType", "NoneType", "EllipsisType"},
+    "builtins": {"anext", "aiter", "ExceptionGroup", "BaseExceptionGroup"},
+    "importlib.metadata": {"packages_distributions"},
+    "tomllib": set(),
+}  # fmt: skip
+# Attributes and keywords of the same kind.
+NEWER_ATTRIBUTES = {"hardlink_to", "bit_count", "orig_argv", "stdlib_module_names", "is_junction", "add_note"}
+NEWER_KEYWORDS = {"zip": {"strict"}, "dataclass": {"slots", "kw_only"}, "field": {"kw_only"}, "entry_points": {"group"}}
+BUILTIN_TYPES = {"int", "str", "float", "bool", "bytes", "list", "dict", "tuple", "set", "type", "object"}
+
+
+def newer_than_39(text: str, evaluated: bool) -> Iterator[str]:
+    """What a source file has that Python 3.9 lacks. `evaluated`: its annotations are evaluated too."""
+    try:
+        tree = ast.parse(text, feature_version=(3, 9))
+    except SyntaxError as error:
+        yield f"{error.lineno}: {error.msg}"
+        return
+    annotations = [getattr(node, name, None) for node in ast.walk(tree) for name in ("annotation", "returns")]
+    unseen = {id(part) for one in annotations if one is not None for part in ast.walk(one)}
+    if evaluated or "from __future__ import annotations" not in text:
+        unseen = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr) and id(node) not in unseen:
+            if is_type(node.left) or is_type(node.right):
+                yield f"{node.lineno}: {ast.unparse(node)}"
+        elif isinstance(node, ast.ImportFrom):
+            taken = {alias.name for alias in node.names} & NEWER.get(node.module or "", set())
+            if taken or node.module == "tomllib":
+                yield f"{node.lineno}: {node.module} {taken}"
+        elif isinstance(node, ast.Attribute):
+            own = NEWER.get(node.value.id, set()) if isinstance(node.value, ast.Name) else set()
+            if node.attr in NEWER_ATTRIBUTES | own:
+                yield f"{node.lineno}: {ast.unparse(node)}"
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func).rpartition(".")[2]
+            if taken := {one.arg for one in node.keywords} & NEWER_KEYWORDS.get(called, set()):
+                yield f"{node.lineno}: {called} {taken}"
+
+
+def is_type(node: ast.expr) -> bool:
+    """Whether a name is one of a class, as they are written: flags (re.DOTALL, os.O_RDONLY) are in capitals."""
+    name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+    none = isinstance(node, ast.Constant) and node.value is None
+    return (
+        none or name in BUILTIN_TYPES or isinstance(node, ast.Subscript) or (name[:1].isupper() and not name.isupper())
+    )
+
+
+def test_every_file_is_for_python_39_too() -> None:
+    files = [*python_files(), *(ROOT / "hydra_plugins").rglob("*.py"), *(ROOT / "jobs").glob("*.py")]
+    found = [f"{file}:{line}" for file in files for line in newer_than_39(file.read_text(), file.name in EVALUATED)]
+    assert not found
+
+
+def test_what_is_newer_than_python_39_is_seen() -> None:
+    future = "from __future__ import annotations\n"
+    for text in (
+        "match x:\n    case 1: pass", "zip(a, b, strict=True)", "isinstance(x, int | str)", "Stage = Find | Fit",
+        "Shape = tuple[int | None, ...]", "from itertools import pairwise", "a: int = field(kw_only=True)",
+        "@dataclass(frozen=True, slots=True)\nclass A: ...", "from typing import TypeAlias", "path.hardlink_to(other)",
+    ):  # fmt: skip
+        assert [*newer_than_39(future + text, evaluated=False)], text
+    held = "def f(a: int | None) -> str | None: return re.DOTALL | re.VERBOSE"
+    assert not [*newer_than_39(future + held, evaluated=False)] and [*newer_than_39(held, evaluated=False)]
+    assert [*newer_than_39(future + "@dataclass\nclass A:\n    a: int | None = None", evaluated=True)]

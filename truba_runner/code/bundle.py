@@ -43,15 +43,10 @@ PINNED_SHARED = {
 }
 SHARED = "shared/"
 
-_MAIN = b"""\
-import sys
+# After the text of python_check.py.
+_MAIN = b"""
 
-if sys.version_info < (3, 9):
-    sys.stderr.write(
-        "Python %d.%d: truba_runner needs Python 3.9 or newer. On TRUBA, load one first: "
-        "module load comp/python/3.12.2\\n" % sys.version_info[:2]
-    )
-    sys.exit(2)
+refuse_older_python()
 
 from truba_runner.__main__ import main
 
@@ -69,7 +64,8 @@ def content(pinned: bool) -> bytes:
     """
     if truba_runner.ARCHIVE:
         return Path(truba_runner.ARCHIVE).read_bytes()
-    files: dict[str, bytes] = {"__main__.py": _MAIN, **dict(_own_files())}
+    check = Path(truba_runner.__file__).with_name("python_check.py").read_bytes()
+    files: dict[str, bytes] = {"__main__.py": check + _MAIN, **dict(_own_files())}
     with tempfile.TemporaryDirectory(prefix="truba-bundle-") as folder:
         for prefix, wanted in (("", PINNED), (SHARED, PINNED_SHARED)):
             for distribution in _distributions(wanted, Path(folder) if pinned else None):

@@ -13,15 +13,14 @@ from truba_runner.doctor import FAULT, NOTE, OK, WARNING, Finding, Patient
 from truba_runner.environment import probe
 from truba_runner.errors import Refused
 from truba_runner.language import _
-
-_OLDEST_PYTHON = (3, 10)
+from truba_runner.python_check import LEAST
 
 
 def python(patient: Patient) -> Iterator[Finding]:
     """Check the Python that submits, and the packages it needs."""
     subject, version = _("Python"), platform.python_version()
-    if sys.version_info < _OLDEST_PYTHON:
-        wanted = ".".join(map(str, _OLDEST_PYTHON))
+    if sys.version_info < LEAST:
+        wanted = ".".join(map(str, LEAST))
         yield Finding(FAULT, subject, f"{version}", _("Use Python {version} or newer.", version=wanted))
     else:
         yield Finding(OK, subject, f"{version}, {sys.executable}")

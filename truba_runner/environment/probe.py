@@ -24,10 +24,11 @@ from typing import Any
 from truba_runner.code import package
 from truba_runner.config.backends import TRAITS
 from truba_runner.config.schema import Environment, Experiment
-from truba_runner.environment import report, start
+from truba_runner.environment import modules, report, start
 from truba_runner.errors import Problem, Refused
 from truba_runner.language import _, marked
 from truba_runner.log import warn
+from truba_runner.python_check import LEAST
 from truba_runner.storage.files import write_atomically
 from truba_runner.storage.package_files import shipped
 from truba_runner.storage.user_state import state_folder
@@ -36,7 +37,6 @@ from truba_runner.storage.user_state import state_folder
 HERE_SECONDS = 30.0
 # Limited because sites replace modules under the same name.
 _KEPT_SECONDS = 30 * 24 * 3600.0
-_LEAST_PYTHON = (3, 10)
 # Message of a container runtime if the container lacks a command.
 _NO_SUCH_COMMAND = "executable file not found"
 
@@ -189,8 +189,7 @@ def _read(chosen: Environment, printed: str, status: int) -> Found:
     said = " ".join(printed.split())[-600:]
     if status == start.NOT_LOADED:
         names = ", ".join(chosen.modules)
-        remedy = _("module avail lists the available modules.")
-        raise Refused(Problem(f"environment.modules=[{names}]", f"{said}.", remedy))
+        raise Refused(Problem(f"environment.modules=[{names}]", f"{said}.", modules.remedy(chosen.modules)))
     if status in {126, 127} and chosen.kind != "apptainer":
         python = start.start(chosen, Path()).python
         rule = _("there is no {python} in it ({said}).", python=python, said=said)
@@ -271,9 +270,12 @@ def _problem(experiment: Experiment, held: Found) -> Problem | None:
     chosen, needs, packages = experiment.environment, _needs(experiment), held["packages"]
     python = held["python"]
     lacking = [name for name in needs if name not in packages]
-    if _numbers(python) < _LEAST_PYTHON:
+    if _numbers(python) < LEAST:
         rule = _(
-            "its Python is {version} ({file}), but at least 3.10 is required.", version=python, file=held["executable"]
+            "its Python is {version} ({file}), but at least {least} is required.",
+            version=python,
+            file=held["executable"],
+            least=".".join(map(str, LEAST)),
         )
     elif lacking:
         there = ", ".join(f"{name} {version}" for name, version in packages.items())

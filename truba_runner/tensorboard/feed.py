@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from truba_runner.environment import modules
 from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.storage import safe_files
@@ -41,10 +42,11 @@ def without_tensorflow() -> None:
         import tensorboard.version  # noqa: F401
     except ImportError as error:
         raise Failed(
-            "{python} has no TensorBoard ({error}). Install it with pip install 'truba_runner[tensorboard]'; on "
-            "TRUBA, where you should install nothing, load a module that has it: module load apps/truba-ai/cpu-2024.0",
+            "{python} has no TensorBoard ({error}). Install it with pip install 'truba_runner[tensorboard]'; on a "
+            "login node, where you should install nothing, load a module that has it first. {modules}",
             python=sys.executable,
             error=error,
+            modules=modules.like("tensorboard", "tensorflow", "-ai/"),
         ) from error
 
 

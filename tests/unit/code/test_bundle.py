@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -12,24 +13,56 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from damaged_runs import make_run, make_search
 
 from truba_runner.code import bundle
+from truba_runner.errors import Failed
+from truba_runner.runs.run_directory import RunDir
 
 pytestmark = pytest.mark.programs
 
-MINORS = (10, 11, 12, 13)
-ASKING = """
-import os
+MINORS = (9, 10, 11, 12, 13)
+# Runs commands in one process, as most of its time goes to reading the file: their statuses, and what they print.
+WALK = """
+import json, os, sys
+
+# TRUBA's own module of Python 3.12 lacks it.
+sys.modules["_ctypes"] = None
 from truba_runner import worker
 from truba_runner.__main__ import main
 from truba_runner.code import provenance
 
 print(provenance.versions(), worker.__file__)
-for arguments, language in (["status"], "en"), (["status"], "tr"), (["doctor", "cluster=local"], "en"):
-    os.environ["TRUBA_LANG"] = language
-    print("--")
-    main(arguments)
+for arguments in json.loads(sys.argv[1]):
+    os.environ["TRUBA_LANG"] = arguments[0]
+    print("--", flush=True)
+    try:
+        status = main(arguments[1:])
+    except SystemExit as ended:
+        status = ended.code
+    print("status", status, flush=True)
 """
+# Commands, each with its language, its exit status and words of its output.
+COMMANDS = [
+    ("en status", 0, "mnist-00000001"),
+    ("tr status nothing", 2, "nothing"),
+    ("en status mnist-00000001", 0, "mnist-00000001"),
+    ("en why mnist-00000001", 0, "mnist-00000001"),
+    ("en logs mnist-00000001", 0, "epoch 2/2"),
+    ("en report mnist-00000001 --out report.html", 0, "report.html"),
+    ("en diff mnist-00000001", 1, "mnist-00000001"),
+    ("en expiring", 0, ""),
+    ("en clean --pulls 1", 0, ""),
+    ("en best search-00000001", 0, ""),
+    ("en doctor cluster=local", None, "Python: {version}."),
+    ("en where own cluster=truba", None, "akya-cuda"),
+    ("en tensorboard --help", 0, "--idle-minutes"),
+    ("en pull --help", 0, "--from"),
+    ("en bundle --out copy.pyz", 0, "copy.pyz"),
+    ("en --cfg job +experiment=own", 0, "batch_size"),
+    ("en +experiment=own cluster=truba dry_run=true", 0, "#SBATCH --time"),
+    ("tr +experiment=own cluster=truba resources.partition=akya", 2, "akya-cuda"),
+]
 
 
 def pythons() -> Iterator[tuple[str, str]]:
@@ -40,6 +73,17 @@ def pythons() -> Iterator[tuple[str, str]]:
         on_path = shutil.which(f"python3.{minor}")
         own = [sys.executable] if sys.version_info[1] == minor else []
         yield f"3.{minor}", next(iter([*own, *found, *([on_path] if on_path else [])]), "")
+
+
+@pytest.fixture(scope="module")
+def pinned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that users get: newer versions of what it packs than the pinned ones need a newer Python."""
+    file = tmp_path_factory.mktemp("pinned") / "truba.pyz"
+    try:
+        file.write_bytes(bundle.content(pinned=True))
+    except Failed as failed:
+        pytest.skip(str(failed))
+    return file
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +106,7 @@ def run(
 
 
 @pytest.mark.parametrize(("version", "python"), list(pythons()), ids=[f"3.{minor}" for minor in MINORS])
-def test_it_works_in_every_python(version: str, python: str, pyz: Path, tmp_path: Path) -> None:
+def test_it_works_in_every_python(version: str, python: str, pinned: Path, tmp_path: Path) -> None:
     if not python or run(python, "-c", "", cwd=tmp_path).returncode:
         pytest.skip(f"there is no Python {version} here")
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
@@ -73,16 +117,20 @@ def test_it_works_in_every_python(version: str, python: str, pyz: Path, tmp_path
     (tmp_path / "jobs" / "own.py").write_text("")
     # A sweep, since it takes all of Hydra: the plug-ins, the configs of the file and the user's own.
     swept = run(
-        python, str(pyz), "-m", "+experiment=own", "train.seed=1,2", "cluster=truba", "dry_run=true", cwd=tmp_path
+        python, str(pinned), "-m", "+experiment=own", "train.seed=1,2", "cluster=truba", "dry_run=true", cwd=tmp_path
     )
     assert swept.returncode == 0, swept.stderr
     assert "#SBATCH --array=0-1" in swept.stdout and "module load apps/truba-ai/gpu-2024.0" in swept.stdout
-    # In a job, with the file alone; and all else in the same process: most of its time goes to reading the file.
-    told = run(python, "-c", ASKING, cwd=tmp_path, pythonpath=str(pyz))
-    versions, status, turkish, doctor = told.stdout.split("--\n")
-    assert bundle.importlib.metadata.version("hydra-core") in versions and str(pyz) in versions, told.stderr
-    assert "no runs yet" in status and "henüz eğitim yok" in turkish
-    assert f"Python: {version}." in doctor and "the check itself failed" not in doctor, told.stderr
+    make_run(RunDir(tmp_path / "runs" / "mnist-00000001"), "7", b"name: mnist\n")
+    make_search(tmp_path / "runs" / "search-00000001", b"name: search\n")
+    walked = run(python, "-c", WALK, json.dumps([line.split() for line, *_ in COMMANDS]), cwd=tmp_path,
+                 pythonpath=str(pinned))  # fmt: skip
+    about, *outputs = walked.stdout.split("--\n")
+    assert bundle.PINNED["hydra-core"] in about and str(pinned) in about, walked.stderr
+    assert len(outputs) == len(COMMANDS) and "Traceback" not in walked.stdout + walked.stderr, walked.stderr
+    for (line, status, words), output in zip(COMMANDS, outputs):
+        assert words.format(version=version) in output or words in walked.stderr, (line, output, walked.stderr)
+        assert f"status {status}" in output or status is None, (line, output, walked.stderr)
     # Unpacked is what Hydra and a job want as files, once.
     assert len(list((tmp_path / "state" / "truba_runner" / "shipped").iterdir())) == 1
     assert sum(path.is_file() for path in (tmp_path / "state").rglob("*")) < 100
@@ -106,15 +154,26 @@ def test_the_same_files_make_the_same_bytes(pyz: Path) -> None:
 
 def test_an_older_python_is_told_so(pyz: Path, tmp_path: Path) -> None:
     older = [
-        *Path.home().glob(".pyenv/versions/3.[6-9].*/bin/python3"),
+        *Path.home().glob(".pyenv/versions/3.[6-8].*/bin/python3"),
         *Path.home().glob(".pyenv/versions/2*/bin/python"),
     ]
     main = zipfile.ZipFile(pyz).read("__main__.py").decode()
-    pretended = main.replace("sys.version_info < ", "(3, 9) < ").replace("% sys.version_info[:2]", "% (3, 9)")
-    told = [run(sys.executable, "-c", pretended, cwd=tmp_path)]
-    told += [run(str(python), str(pyz), "status", cwd=tmp_path) for python in older]
+    # No newer Python on the PATH, and the modules of a site.
+    bin = tmp_path / "bin"
+    bin.mkdir()
+    for name in ("bash", "timeout"):
+        (bin / name).symlink_to(str(shutil.which(name)))
+    (tmp_path / ".bash_profile").write_text(
+        "echo welcome\nmodule() { printf '%s\\n' /sw/modules: comp/ comp/python/3.12.0 comp/python/3.8.1 >&2; }\n"
+    )
+    site = {"PATH": str(bin), "HOME": str(tmp_path)}
+    told = [run(sys.executable, "-c", main.replace("sys.version_info", "(3, 8)"), cwd=tmp_path, **site)]
+    told += [run(str(python), str(pyz), "status", cwd=tmp_path, **site) for python in older]
     for one in told:
-        assert one.returncode == 2 and "needs Python 3.10 or newer" in one.stderr, one.stderr
+        assert one.returncode == 2 and "needs Python 3.9 or newer" in one.stderr, one.stderr
+        assert "module load comp/python/3.12.0\n" in one.stderr
+    here = run(sys.executable, "-c", main.replace("sys.version_info", "(3, 8)"), cwd=tmp_path)
+    assert "Use python3." in here.stderr or shutil.which("python3.11") is None
 
 
 def test_the_environments_own_packages_come_before_what_is_shared_and_after_what_is_not(

@@ -311,7 +311,7 @@ def test_modules_are_looked_into_again_when_their_file_has_changed(
 
 
 LACKING = [
-    ({"python": "3.9.18"}, "its Python is 3.9.18"),
+    ({"python": "3.8.18"}, "its Python is 3.8.18"),
     (
         {"packages": {"torch": "2.6"}},
         "has no tensorflow and no keras, which the keras backend needs (it has torch 2.6)",

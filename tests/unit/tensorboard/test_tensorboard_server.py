@@ -621,5 +621,6 @@ def test_nothing_to_show_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_a_missing_tensorboard_is_told_with_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard.version", None)
-    with pytest.raises(Failed, match=r"truba_runner\[tensorboard\].*module load"):
+    monkeypatch.setattr("truba_runner.environment.modules.available", lambda: ["comp/gcc/13", "apps/some-ai/cpu-1"])
+    with pytest.raises(Failed, match=r"truba_runner\[tensorboard\].*There are: apps/some-ai/cpu-1\."):
         without_tensorflow()

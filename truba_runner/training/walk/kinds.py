@@ -23,7 +23,7 @@ from typing import Any
 
 from truba_runner.code import job_module
 from truba_runner.language import _
-from truba_runner.older_python import zip_equal
+from truba_runner.older_python import standard_library, zip_equal
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), enum.Enum)
 CONTAINERS = (list, tuple, set, frozenset, dict, collections.deque)
@@ -89,7 +89,7 @@ def is_users(module: str) -> bool:
     top = module.split(".")[0]
     if top.startswith(job_module.PREFIX):
         return True
-    if top in FRAMEWORKS or top in sys.stdlib_module_names and top != "__main__":
+    if top in FRAMEWORKS or top in standard_library() and top != "__main__":
         return False
     file = getattr(sys.modules.get(module), "__file__", None)
     return file is None or not {"site-packages", "dist-packages"} & set(PurePath(file).parts)

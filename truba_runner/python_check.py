@@ -1,0 +1,88 @@
+"""Refuse a Python that is too old, and name one that is there. Every Python has to understand this file.
+
+`truba bundle` puts it at the start of the file's `__main__.py`.
+"""
+
+import os
+import re
+import subprocess
+import sys
+
+LEAST = (3, 9)
+# Environment Modules and Lmod print their answer on either stream. The marker separates it from what a profile prints.
+_MARKER = "-- modules --"
+# A login shell, since only that has what the user's profile adds. `timeout`: a profile may wait for a terminal.
+_ASK = "type module >/dev/null 2>&1 || . /etc/profile; type module >/dev/null 2>&1 || exit 1; "
+_ASK += "echo '%s'; module -t avail 2>&1" % _MARKER  # noqa: UP031  # Python 2 knows no f-strings.
+_SECONDS = "20"
+
+
+def available_modules():
+    # type: () -> list[str] | None
+    """Return the names that `module -t avail` lists in a login shell; None if it could not be asked."""
+    try:
+        with open(os.devnull) as nothing, open(os.devnull, "w") as dropped:
+            argv = ["timeout", "-k", "1", _SECONDS, "bash", "-l", "-c", _ASK]
+            shell = subprocess.Popen(argv, stdin=nothing, stdout=subprocess.PIPE, stderr=dropped)
+            output = shell.communicate()[0].decode("utf-8", "replace")
+    except OSError:
+        return None
+    found = output.rpartition(_MARKER + "\n")
+    return names_in(found[2]) if found[1] and not shell.returncode else None
+
+
+def names_in(listing):
+    # type: (str) -> list[str]
+    """Return the modules of a listing by `module -t avail`, without its folders and marks such as (default)."""
+    names = (re.sub(r"\(.*\)$|<.*>$", "", line.strip()) for line in listing.splitlines())
+    return sorted({name for name in names if name and " " not in name and not name.endswith((":", "/"))})
+
+
+def pythons_among(names):
+    # type: (list[str]) -> list[str]
+    """Return the modules whose name says that they have a Python that is new enough, the newest first."""
+    found = []
+    for name in names:
+        version = re.search(r"python3?\D*?(\d+)\.(\d+)", name, re.IGNORECASE)
+        if version and LEAST <= (int(version.group(1)), int(version.group(2))) < (4,):
+            found.append((int(version.group(2)), name))
+    return [name for _minor, name in sorted(found, reverse=True)]
+
+
+def python_on_path():
+    # type: () -> str
+    """Return the newest command python3.N on the PATH that is new enough and starts; empty if there is none."""
+    for minor in range(13, LEAST[1] - 1, -1):
+        command = "python3.%d" % minor  # noqa: UP031
+        try:
+            with open(os.devnull, "w") as dropped:
+                if subprocess.call([command, "-S", "-c", ""], stdout=dropped, stderr=dropped) == 0:
+                    return command
+        except OSError:
+            continue
+    return ""
+
+
+def refuse_older_python():
+    # type: () -> None
+    """End the program with exit status 2 if this Python is too old."""
+    if sys.version_info >= LEAST:
+        return
+    values = (sys.version_info[0], sys.version_info[1], LEAST[0], LEAST[1], _remedy())
+    sys.stderr.write("Python %d.%d: truba_runner needs Python %d.%d or newer. %s\n" % values)  # noqa: UP031
+    sys.exit(2)
+
+
+def _remedy():
+    # type: () -> str
+    command = python_on_path()
+    if command:
+        return "Use %s, which is here." % command  # noqa: UP031
+    names = available_modules() or []
+    pythons = pythons_among(names)
+    if pythons:
+        return "Load one first: module load %s" % pythons[0]  # noqa: UP031
+    perhaps = [name for name in names if re.search("python|conda", name, re.IGNORECASE)]
+    if perhaps:
+        return "One of these modules may have it: %s." % ", ".join(perhaps[:6])  # noqa: UP031
+    return "There is none on the PATH, and no module is named after one; ask the site."
