@@ -34,7 +34,7 @@ def available_modules():
 def names_in(listing):
     # type: (str) -> list[str]
     """Return the modules of a listing by `module -t avail`, without its folders and marks such as (default)."""
-    names = (re.sub(r"\(.*\)$|<.*>$", "", line.strip()) for line in listing.splitlines())
+    names = (re.sub(r"\s*(\(.*\)|<.*>)$", "", line.strip()) for line in listing.splitlines())
     return sorted({name for name in names if name and " " not in name and not name.endswith((":", "/"))})
 
 

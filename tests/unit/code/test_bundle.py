@@ -44,16 +44,16 @@ for arguments in json.loads(sys.argv[1]):
 """
 # Commands, each with its language, its exit status and words of its output.
 COMMANDS = [
-    ("en status", 0, "mnist-00000001"),
-    ("tr status nothing", 2, "nothing"),
-    ("en status mnist-00000001", 0, "mnist-00000001"),
-    ("en why mnist-00000001", 0, "mnist-00000001"),
-    ("en logs mnist-00000001", 0, "epoch 2/2"),
-    ("en report mnist-00000001 --out report.html", 0, "report.html"),
-    ("en diff mnist-00000001", 1, "mnist-00000001"),
+    ("en status --runs runs", 0, "mnist-00000001"),
+    ("tr status --runs runs nothing", 2, "nothing"),
+    ("en status --runs runs mnist-00000001", 0, "mnist-00000001"),
+    ("en why --runs runs mnist-00000001", 0, "mnist-00000001"),
+    ("en logs --runs runs mnist-00000001", 0, "epoch 2/2"),
+    ("en report --runs runs mnist-00000001 --out report.html", 0, "report.html"),
+    ("en diff --runs runs mnist-00000001", 1, "submitted code"),
     ("en expiring", 0, ""),
     ("en clean --pulls 1", 0, ""),
-    ("en best search-00000001", 0, ""),
+    ("en best --runs runs search-00000001", 0, "search-00000001"),
     ("en doctor cluster=local", None, "Python: {version}."),
     ("en where own cluster=truba", None, "akya-cuda"),
     ("en tensorboard --help", 0, "--idle-minutes"),
@@ -102,7 +102,7 @@ def run(
         environment["PYTHONPATH"] = pythonpath
     # No site: neither this project nor what it depends on is installed there.
     argv = [python, "-S", *arguments]
-    return subprocess.run(argv, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
+    return subprocess.run(argv, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize(("version", "python"), list(pythons()), ids=[f"3.{minor}" for minor in MINORS])
@@ -122,9 +122,12 @@ def test_it_works_in_every_python(version: str, python: str, pinned: Path, tmp_p
     assert swept.returncode == 0, swept.stderr
     assert "#SBATCH --array=0-1" in swept.stdout and "module load apps/truba-ai/gpu-2024.0" in swept.stdout
     make_run(RunDir(tmp_path / "runs" / "mnist-00000001"), "7", b"name: mnist\n")
-    make_search(tmp_path / "runs" / "search-00000001", b"name: search\n")
+    make_search(
+        tmp_path / "runs" / "search-00000001",
+        b"name: s\njob: {module: own}\ndata: {name: mnist}\ncluster: {name: local}\nenvironment: {name: inherit}\n",
+    )
     walked = run(python, "-c", WALK, json.dumps([line.split() for line, *_ in COMMANDS]), cwd=tmp_path,
-                 pythonpath=str(pinned))  # fmt: skip
+                 pythonpath=str(pinned), TRUBA_CLUSTER="local")  # fmt: skip
     about, *outputs = walked.stdout.split("--\n")
     assert bundle.PINNED["hydra-core"] in about and str(pinned) in about, walked.stderr
     assert len(outputs) == len(COMMANDS) and "Traceback" not in walked.stdout + walked.stderr, walked.stderr
@@ -163,8 +166,10 @@ def test_an_older_python_is_told_so(pyz: Path, tmp_path: Path) -> None:
     bin.mkdir()
     for name in ("bash", "timeout"):
         (bin / name).symlink_to(str(shutil.which(name)))
-    (tmp_path / ".bash_profile").write_text(
-        "echo welcome\nmodule() { printf '%s\\n' /sw/modules: comp/ comp/python/3.12.0 comp/python/3.8.1 >&2; }\n"
+    # Lmod's own BASH_ENV would define `module` after the profile.
+    (tmp_path / ".bash_profile").write_text("echo welcome\nexport BASH_ENV=~/module.sh; . ~/module.sh\n")
+    (tmp_path / "module.sh").write_text(
+        "module() { printf '%s\\n' /sw/modules: comp/ comp/python/3.12.0 comp/python/3.8.1 >&2; }\n"
     )
     site = {"PATH": str(bin), "HOME": str(tmp_path)}
     told = [run(sys.executable, "-c", main.replace("sys.version_info", "(3, 8)"), cwd=tmp_path, **site)]

@@ -43,9 +43,11 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     listing, asked = tmp_path / "listing", tmp_path / "asked"
     listing.write_text(LMOD)
     asked.write_text("")
+    # Lmod's own BASH_ENV would define `module` after the profile.
     (tmp_path / ".bash_profile").write_text(
-        f"echo Welcome to this machine\nmodule() {{ echo $* >> {asked}; cat {listing} >&2; }}\n"
+        "echo Welcome to this machine\nexport BASH_ENV=~/module.sh; . ~/module.sh\n"
     )
+    (tmp_path / "module.sh").write_text(f"module() {{ echo $* >> {asked}; cat {listing} >&2; }}\n")
     monkeypatch.setenv("HOME", str(tmp_path))
     return asked
 
