@@ -44,9 +44,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     listing.write_text(LMOD)
     asked.write_text("")
     # Lmod's own BASH_ENV would define `module` after the profile.
-    (tmp_path / ".bash_profile").write_text(
-        "echo Welcome to this machine\nexport BASH_ENV=~/module.sh; . ~/module.sh\n"
-    )
+    (tmp_path / ".bash_profile").write_text("echo Welcome\nexport BASH_ENV=~/module.sh; . ~/module.sh\n")
     (tmp_path / "module.sh").write_text(f"module() {{ echo $* >> {asked}; cat {listing} >&2; }}\n")
     monkeypatch.setenv("HOME", str(tmp_path))
     return asked
