@@ -32,7 +32,7 @@ def zip_equal(*parts: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
     """
     for together in itertools.zip_longest(*parts, fillvalue=_ENDED):
         if any(one is _ENDED for one in together):
-            raise ValueError("the parts put together differ in length")
+            raise ValueError("lengths differ")
         yield together
 
 

@@ -1,3 +1,4 @@
+# -*- coding: utf-8 -*-  # noqa: UP009  # Python 2 reads it.
 """Refuse a Python that is too old, and name one that is there. Every Python has to understand this file.
 
 `truba bundle` puts it at the start of the file's `__main__.py`.
@@ -15,6 +16,20 @@ _MARKER = "-- modules --"
 _ASK = "type module >/dev/null 2>&1 || . /etc/profile; type module >/dev/null 2>&1 || exit 1; "
 _ASK += "echo '%s'; module -t avail 2>&1" % _MARKER  # noqa: UP031  # Python 2 knows no f-strings.
 _SECONDS = "20"
+# In English and Turkish: the catalogue is for newer versions of Python too.
+_MESSAGES = {
+    "old": (
+        "Python {python}: truba_runner needs Python {least} or newer.",
+        "Python {python}: truba_runner için Python {least} ya da daha yenisi gerekir.",
+    ),
+    "command": ("Use {name}, which is here.", "{name} burada var, onu kullanın."),
+    "module": ("Load one first: module load {name}", "Önce birini yükleyin: module load {name}"),
+    "perhaps": ("One of these modules may have it: {name}.", "Şu modüllerden birinde olabilir: {name}."),
+    "none": (
+        "There is none on the PATH, and no module is named after one; ask the site.",
+        "PATH'te yok, adı Python olan bir modül de yok; merkeze sorun.",
+    ),
+}
 
 
 def available_modules():
@@ -68,21 +83,33 @@ def refuse_older_python():
     """End the program with exit status 2 if this Python is too old."""
     if sys.version_info >= LEAST:
         return
-    values = (sys.version_info[0], sys.version_info[1], LEAST[0], LEAST[1], _remedy())
-    sys.stderr.write("Python %d.%d: truba_runner needs Python %d.%d or newer. %s\n" % values)  # noqa: UP031
+    remedy, name = _remedy()
+    spoken = (_MESSAGES[key][_language()] for key in ("old", remedy))
+    message = " ".join(spoken).format(
+        python="%d.%d" % sys.version_info[:2],  # noqa: UP031
+        least="%d.%d" % LEAST,  # noqa: UP031
+        name=name,
+    )
+    sys.stderr.write(message + "\n")
     sys.exit(2)
 
 
 def _remedy():
-    # type: () -> str
+    # type: () -> tuple[str, str]
+    """Return the key of a message and the name in it."""
     command = python_on_path()
     if command:
-        return "Use %s, which is here." % command  # noqa: UP031
+        return "command", command
     names = available_modules() or []
     pythons = pythons_among(names)
     if pythons:
-        return "Load one first: module load %s" % pythons[0]  # noqa: UP031
+        return "module", pythons[0]
     perhaps = [name for name in names if re.search("python|conda", name, re.IGNORECASE)]
-    if perhaps:
-        return "One of these modules may have it: %s." % ", ".join(perhaps[:6])  # noqa: UP031
-    return "There is none on the PATH, and no module is named after one; ask the site."
+    return ("perhaps", ", ".join(perhaps[:6])) if perhaps else ("none", "")
+
+
+def _language():
+    # type: () -> int
+    """Return 1 for Turkish, else 0, as language.py does, which an older Python cannot import."""
+    given = [os.environ.get(name) for name in ("TRUBA_LANG", "LC_ALL", "LC_MESSAGES", "LANG")]
+    return int(next((value for value in given if value), "").lower().startswith("tr"))

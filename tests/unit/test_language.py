@@ -117,8 +117,11 @@ def speaking(tree: ast.AST) -> Iterator[ast.Call]:
             yield node
 
 
+# It has its own Turkish, as a Python that is too old cannot read the catalogue.
 @pytest.mark.parametrize(
-    "file", sorted(catalogues.PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(catalogues.PACKAGE))
+    "file",
+    sorted({*catalogues.PACKAGE.rglob("*.py")} - {catalogues.PACKAGE / "python_check.py"}),
+    ids=lambda file: str(file.relative_to(catalogues.PACKAGE)),
 )
 def test_no_sentence_is_said_past_the_catalogue(file: Path) -> None:
     assert not list(sentences_outside(ast.parse(file.read_text())))

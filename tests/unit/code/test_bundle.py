@@ -60,7 +60,7 @@ COMMANDS = [
     ("en diff --runs runs mnist-00000001", 1, "submitted code"),
     ("en expiring", 0, ""),
     ("en clean --pulls 1", 0, ""),
-    ("en best --runs runs search-00000001", 0, "search-00000001"),
+    ("en best --runs runs search-00000001", None, "search-00000001"),
     ("en doctor cluster=local", None, "Python: {version}."),
     ("en where own cluster=truba", None, ""),
     ("en tensorboard --help", 0, "--idle-minutes"),
@@ -184,6 +184,10 @@ def test_an_older_python_is_told_so(pyz: Path, tmp_path: Path) -> None:
     for one in told:
         assert one.returncode == 2 and "needs Python 3.9 or newer" in one.stderr, one.stderr
         assert "module load comp/python/3.12.0\n" in one.stderr
+    turkish = run(
+        sys.executable, "-c", main.replace("sys.version_info", "(3, 8)"), cwd=tmp_path, TRUBA_LANG="tr", **site
+    )
+    assert "Önce birini yükleyin: module load comp/python/3.12.0" in turkish.stderr
     here = run(sys.executable, "-c", main.replace("sys.version_info", "(3, 8)"), cwd=tmp_path)
     assert "Use python3." in here.stderr or shutil.which("python3.11") is None
 
