@@ -33,11 +33,9 @@ def main(arguments: list[str]) -> int:
 
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, go_on_later)
-    # The variables of this job must not reach the jobs that it submits.
-    for name in [name for name in os.environ if name.startswith(("SLURM_", "SRUN_", "SBATCH_"))]:
+    # The command has to run as on a login node: in no job, and with no variable of this one.
+    for name in os.environ.keys() - job_environment.without_slurms(os.environ).keys():
         del os.environ[name]
-    # Variables of the submitting command; earlier versions recorded none.
-    os.environ.update(intent.variables)
     os.environ[INSIDE] = "1"
     os.chdir(intent.project)
     return cli.main(list(intent.command))

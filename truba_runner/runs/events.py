@@ -117,9 +117,8 @@ class Event:
     canary: str = checked(is_name, "")
     goes_ahead: bool = checked(_is_any, False)
 
-    # -- intent of a sweeper: its command line, and the variables for Slurm's commands that it was given with
+    # -- intent of a sweeper: its command line
     command: Sequence[str] = checked(_is_any, ())
-    variables: Mapping[str, str] = checked(_is_any, {})
 
     # -- submitted: whether the job was found in the queue by a later command
     adopted: bool = checked(_is_any, False)

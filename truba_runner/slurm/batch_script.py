@@ -24,10 +24,11 @@ _MOST_RESTARTS = 10
 _NEVER_BEGUN = f"{SRUN_FAILED}|{128 + signal.SIGUSR2}|{128 + signal.SIGTERM}"
 # Bash. For an array `job` is one task: the last task's SLURM_JOB_ID is also the array's id and would mean all tasks.
 # Slurm may not answer for a while. A job that is cancelled or queued again is left alone, and so is one for which the
-# failed rank has forbidden a requeue.
+# failed rank has forbidden a requeue. SQUEUE_STATES of a profile would hide the job from squeue.
 _REQUEUE = r"""
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
 requeue() {
+  unset "${!SQUEUE_@}"
   scontrol show job $job | grep -q Requeue=0 && return
   for pause in 5 20 60 0; do
     state=$(squeue --noheader --jobs=$job --format=%T) && [ "$state" != RUNNING ] && return

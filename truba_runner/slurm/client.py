@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from truba_runner.language import _
 from truba_runner.slurm import relay
+from truba_runner.slurm.job_environment import without_slurms
 
 TIMEOUT_SECONDS = 60
 # Accounting is asked once and briefly: if it is down, the runs' own records have what commands need.
@@ -95,7 +96,7 @@ def completed(
                 pass_fds=inherit,
                 check=False,
                 # By default Slurm truncates the list of an array's tasks.
-                env={**os.environ, "SLURM_BITSTR_LEN": "0"},
+                env={**without_slurms(os.environ), "SLURM_BITSTR_LEN": "0"},
             )
     except FileNotFoundError as error:
         sentence = _("there is no such command on the PATH; is this a login node?")

@@ -6,11 +6,9 @@ starts again from the beginning: finished runs give their values at once, and li
 
 from __future__ import annotations
 
-import os
 import runpy
 import shlex
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,8 +24,6 @@ from truba_runner.submission.submission import Submission, warn_of_cost
 
 # Variable that marks the command as the one inside the job.
 INSIDE = "TRUBA_SWEEPER_JOB"
-# Variables by which Slurm's commands find their cluster.
-_FINDS_SLURM = ("SLURM_CONF", "SLURM_CLUSTERS")
 
 
 class SweeperSubmitted(BaseException):
@@ -45,14 +41,9 @@ class SweeperSubmission(Submission):
         return f"truba_runner.cli.sweeper {shlex.quote(str(self.first.run.path))}"
 
     def record_intent(self) -> None:
-        """Record, in the sweep's folder, the intent with the command and the variables that the job needs."""
+        """Record, in the sweep's folder, the intent with the command."""
         self.first.run.create()
-        self.record(replace(self.intent(), command=self.command, variables=_given_to_sbatch(os.environ)))
-
-
-def _given_to_sbatch(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the shell's variables for sbatch, such as a QOS that the site requires: the runs' jobs need them too."""
-    return {name: value for name, value in environment.items() if name.startswith("SBATCH_") or name in _FINDS_SLURM}
+        self.record(replace(self.intent(), command=self.command))
 
 
 def submit(experiment: Experiment, job_file: Path, sweep: SweepDir) -> None:

@@ -24,6 +24,7 @@ from truba_runner.environment import start as environment
 from truba_runner.errors import Refused
 from truba_runner.rules import environment as rules_environment
 from truba_runner.rules.experiment import plan
+from truba_runner.slurm import client
 from truba_runner.slurm.request import derive
 from truba_runner.storage.package_files import shipped
 from truba_runner.submission import local
@@ -121,12 +122,33 @@ exec env -i PATH="$PATH" "${{variables[@]}}" "$@"
 """
 
 
+# Of a shell and of a surrounding job; the second kind says where the cluster is.
+OF_SLURM = {
+    "SBATCH_PARTITION": "debug", "SBATCH_NO_REQUEUE": "1", "SLURM_CPU_BIND": "mask_cpu:0x1", "SLURM_MEM_PER_CPU": "100",
+    "SLURM_JOB_ID": "3", "SLURM_TIME_FORMAT": "relative", "SLURMD_NODENAME": "akya1", "SRUN_DEBUG": "3",
+    "SALLOC_QOS": "x", "SQUEUE_STATES": "PENDING", "SACCT_LOCAL": "1", "SINFO_PARTITION": "smp", "SCANCEL_STATE": "x",
+    "SCONTROL_ALL": "1", "PMI_RANK": "1", "PMIX_RANK": "1",
+}  # fmt: skip
+FINDS_SLURM = {"SLURM_CONF": "/etc/slurm.conf", "SLURM_CLUSTERS": "arf", "SLURM_JWT": "x", "SLURM_CONF_SERVER": "h"}
+
+
+def test_a_command_of_slurm_gets_what_finds_the_cluster_and_nothing_of_the_shell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {**OF_SLURM, **FINDS_SLURM, "OWN": "x"}.items():
+        monkeypatch.setenv(name, value)
+    got = dict(line.split("=", 1) for line in client.run(["env"]).splitlines() if "=" in line)
+    assert not OF_SLURM.keys() & got.keys()
+    assert {**FINDS_SLURM, "OWN": "x", "SLURM_BITSTR_LEN": "0"}.items() <= got.items()
+
+
 @pytest.fixture
 def contained(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs a Python program through the wrapper, with a stand-in of Apptainer and of scontrol."""
     for name, text in {
         "apptainer": STAND_IN.format(image="/image.sif"),
         "scontrol": '#!/bin/bash\necho "scontrol of $(id -un): $*"; cat; echo oops >&2; exit 7\n',
+        "sinfo": "#!/bin/bash\ncompgen -e\n",
     }.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -189,6 +211,16 @@ def test_slurms_commands_are_run_outside(
     assert lines[0] == "oops True" and lines[1] == "rm is no command of Slurm True"
     assert "0o700" in lines[2] and "requeue 1 2 *\\ninput" in lines[2]
     assert not list(tmp_path.glob("truba-relay.*")), "it takes its folder away"
+
+
+def test_commands_outside_get_what_finds_the_cluster_and_nothing_of_the_job(
+    contained: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    program = "from truba_runner.slurm import client; print(client.run(['sinfo']))"
+    done = contained(program, **OF_SLURM, **FINDS_SLURM)
+    assert {name for name in done.stdout.split() if name.startswith(("S", "PMI"))} - {"SHLVL"} == {
+        *FINDS_SLURM, "SLURM_BITSTR_LEN"
+    }, done.stderr  # fmt: skip
 
 
 def test_a_signal_to_the_whole_group_does_not_end_the_wrapper(
