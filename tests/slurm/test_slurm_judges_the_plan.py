@@ -66,6 +66,7 @@ def resources(draw: st.DrawFn) -> Resources:
         memory_gb=draw(st.one_of(st.none(), st.integers(1, memory_gb))),
         time=draw(st.sampled_from(["3", "30m", "2h", "04:00:00"])),
         account="ayse",
+        qos="",
         constraint=constraint,
     )
     changed = draw(st.lists(st.sampled_from(sorted(CHANGES)), max_size=2, unique=True))

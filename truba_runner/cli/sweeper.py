@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
 
     def go_on_later(number: int, frame: FrameType | None) -> None:
         ignore_signals()
-        if jobs.would_end_for_good(job_id):
+        if intent.request.get("requeue", True) and jobs.would_end_for_good(job_id):
             commands.requeue(job_id)
         leave(128 + signal.SIGTERM)
 

@@ -79,7 +79,7 @@ def _experiment(what: Sequence[str], runs_folder: Path | None) -> Experiment:
 
 
 def _trained(experiment: Experiment, which: str, drill: Drill, overrides: Sequence[str]) -> RunDir:
-    """Train a run of the experiment to its end; on a local machine, restart it after each interruption."""
+    """Train a run of the experiment to its end; where no queue does, restart it after each interruption."""
     from truba_runner.launch.run import launch
 
     named = replace(experiment, name=f"{experiment.name}-drill-{which}", drill=drill)
@@ -90,7 +90,7 @@ def _trained(experiment: Experiment, which: str, drill: Drill, overrides: Sequen
         if run.result():
             return run
         named = replace(named, fresh=False)
-        if experiment.cluster.scheduler == "slurm":
+        if experiment.cluster.scheduler == "slurm" and experiment.cluster.requeue:
             break
     raise Failed("the drill's run {run} did not finish; truba logs {run} shows why", run=run.id)
 

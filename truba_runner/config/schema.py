@@ -171,8 +171,9 @@ class Resources:
     gpus: int = "${cluster.default_gpus}"  # type: ignore[assignment]
     # None: as many as the partition requires for these GPUs.
     cores: Optional[int] = None
-    # None: the partition's default for these cores.
+    # None: the partition's default for these cores. Set one of the two at most.
     memory_gb: Optional[float] = None
+    memory_per_cpu_gb: Optional[float] = None
     # auto: estimated from earlier runs of the same experiment.
     time: str = "1h"
     # Empty: one job that may take all of `time`. Otherwise the longest single job: the training is split into a chain
@@ -183,6 +184,15 @@ class Resources:
     signal_seconds: Optional[int] = None
     account: str = "${cluster.default_account}"
     constraint: str = ""
+    # Nodes that the job must not get, and nodes that it must get: akya3, or a list: [akya3, "akya[7-9]"].
+    exclude: Any = ""
+    nodelist: Any = ""
+    qos: str = "${cluster.default_qos}"
+    reservation: str = ""
+    # Share the nodes with no other job; the account is charged for whole nodes.
+    exclusive: bool = False
+    # Further options of sbatch by their long names: {licenses: matlab, nice: 100}; for one without a value: true.
+    sbatch: dict[str, Any] = field(default_factory=dict)
     # How many times an interrupted run requeues itself at most.
     max_requeues: int = 1000
     # Events for Slurm's mails, separated by commas: END, FAIL, …. Empty with a mail_user: END,FAIL.

@@ -47,6 +47,7 @@ class Cluster:
     acknowledgement: str = ""
     default_partition: str = ""
     default_account: str = ""
+    default_qos: str = ""
     default_gpus: int = 0
     # The kind that environment=auto stands for: inherit or module.
     default_environment: str = "inherit"
@@ -54,8 +55,16 @@ class Cluster:
     account_cores: int = 0
     # Partition of the short job that inspects an environment if the login node cannot; empty: the experiment's own.
     probe_partition: str = ""
+    # The QOS of that job; empty: the experiment's.
+    probe_qos: str = ""
     # Most tasks in one job array; 0: as Slurm reports (MaxArraySize).
     max_array_size: int = 0
+    # How jobs ask for memory: any (--mem or --mem-per-cpu), per_cpu (never --mem), or none (it follows from the cores).
+    memory: str = "any"
+    # What a job asks for per core if it says nothing about memory; None: the partition's default.
+    default_memory_per_cpu_gb: Optional[float] = None
+    # Whether jobs may go back to the queue. If not, an interrupted run resumes when it is submitted again.
+    requeue: bool = True
     partitions: dict[str, Partition] = field(default_factory=dict)
 
 

@@ -58,5 +58,6 @@ class Sweep(Search):
     # Partition of a job that runs this command itself, for a sweeper that waits for values; empty: run it here.
     sweeper_partition: str = ""
     sweeper_time: str = "1d"
+    sweeper_qos: str = "${resources.qos}"
     # With the kind lr_find: time limit of a finder's job; empty: one epoch's share of `resources.time` and a margin.
     finder_time: str = ""

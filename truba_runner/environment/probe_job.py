@@ -77,14 +77,19 @@ def _request(experiment: Experiment) -> Request:
         time="5",
         account=own.account,
         constraint=constraint,
+        exclude=own.exclude,
+        qos=cluster.probe_qos or own.qos,
     )
     return plan(replace(experiment, resources=resources)).request
 
 
 def _batch(request: Request, name: str, output: Path, script: str) -> str:
+    small = replace(request, nodes=1, tasks_per_node=1, memory_gb=None, memory_per_cpu_gb=None, nodelist="", sbatch={})
+    parameters = batch_script.parameters(name, replace(small, exclusive=False))
+    further = {"output": output, "chdir": output.parent, "open-mode": "truncate"}
     parameters = {
-        **batch_script.parameters(name, replace(request, nodes=1, tasks_per_node=1, memory_gb=None)),
-        "additional_parameters": {"output": output, "chdir": output.parent, "open-mode": "truncate"},
+        **parameters,
+        "additional_parameters": {**parameters["additional_parameters"], **further},
         "use_srun": False,
         "teardown": [f'echo "{_END}$?"', ""],
     }

@@ -69,7 +69,7 @@ class Checks:
             problems += refused.problems
         try:
             experiment = self._automatic.settled(experiment, job_file or Path(experiment.job.module))
-            made = plan(experiment, login_node=socket.gethostname())
+            made = plan(experiment, login_node=socket.gethostname(), shell=os.environ)
             problems = [*more(experiment, made.request), *problems]
         except Refused as refused:
             problems = [*refused.problems, *problems]

@@ -6,17 +6,20 @@ Pure: no disk, no network, no scheduler. The cluster's rules are data in `conf/c
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from truba_runner.config.backends import TRAITS
 from truba_runner.config.durations import forms, parse_minutes
+from truba_runner.config.partitions import asked_for
 from truba_runner.config.schema import Experiment
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.language import _
 from truba_runner.rules import partition as partition_rules
 from truba_runner.rules.environment import problems as environment_problems
 from truba_runner.rules.names import problems as name_problems
+from truba_runner.rules.sbatch import options, variables
+from truba_runner.rules.sbatch import problems as sbatch_rules
 from truba_runner.rules.search import problems as search_problems
 from truba_runner.rules.search import warnings as search_warnings
 from truba_runner.rules.training import batch_problems, problems
@@ -35,8 +38,8 @@ class Plan:
     warnings: tuple[str, ...]
 
 
-def plan(experiment: Experiment, login_node: str = "") -> Plan:
-    """Check an experiment against all rules and return its plan.
+def plan(experiment: Experiment, login_node: str = "", shell: Mapping[str, str] | None = None) -> Plan:
+    """Check an experiment against all rules and return its plan. `shell`: the environment of the submitting shell.
 
     Raises:
         Refused: the experiment breaks rules; contains all of them, each with its remedy.
@@ -44,12 +47,14 @@ def plan(experiment: Experiment, login_node: str = "") -> Plan:
     broken = [*_experiment_problems(experiment)]
     if experiment.cluster.scheduler == "slurm":
         broken += partition_rules.problems(experiment)
+        broken += sbatch_rules.problems(experiment)
     else:
         broken += _local_problems(experiment)
     if broken:
         raise Refused(*broken)
     request = derive(experiment)
-    return Plan(request, tuple(_warnings(experiment, request, login_node)))
+    warnings = [*_warnings(experiment, request, login_node), *_of_slurm(experiment, request, shell or {})]
+    return Plan(request, tuple(warnings))
 
 
 def _experiment_problems(experiment: Experiment) -> Iterator[Problem]:
@@ -172,4 +177,28 @@ def _warnings(experiment: Experiment, request: Request, login_node: str) -> Iter
             partition=request.partition,
             hosts=_(" and ").join(partition.login_nodes),
             here=login_node,
+        )
+
+
+def _of_slurm(experiment: Experiment, request: Request, shell: Mapping[str, str]) -> Iterator[str]:
+    """Warn of what a job costs or cannot do by the keys of rules/sbatch/, and of the shell's variables for sbatch."""
+    cluster = experiment.cluster
+    if cluster.scheduler != "slurm":
+        if keys := options.used_keys(experiment):
+            yield _("{keys}: no effect, as this run does not use Slurm.", keys=", ".join(keys))
+        return
+    yield from variables.warnings(shell, request)
+    whole = asked_for(experiment).cores_per_node
+    if request.exclusive and whole > request.cores:
+        yield _(
+            "resources.exclusive=true: the account is charged for all {whole} cores of a node, not for {cores}.",
+            whole=whole,
+            cores=request.cores,
+        )
+    if not request.requeue:
+        yield _(
+            "{cluster} puts no job back into the queue: if the run is not finished after resources.time={time}, it has "
+            "saved its state, and the same command resumes it.",
+            cluster=cluster.name,
+            time=experiment.resources.time,
         )

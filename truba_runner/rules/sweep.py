@@ -107,7 +107,7 @@ def _packing_problems(experiment: Experiment, request: Request) -> Iterator[Prob
     for asked, one, has, unit in (
         (whole.gpus, request.gpus, facts.gpus_per_node, _("GPUs")),
         (whole.cores, request.cores, facts.cores_per_node, _("cores")),
-        (whole.memory_gb or 0, request.memory_gb or 0, facts.memory_gb, "GB"),
+        (whole.node_memory_gb or 0, request.node_memory_gb or 0, facts.memory_gb, "GB"),
     ):
         if has and asked > has:
             less = _("Set sweep.pack={most} or less.", most=int(has // one))

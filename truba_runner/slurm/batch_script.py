@@ -24,7 +24,7 @@ _MOST_RESTARTS = 10
 _NEVER_BEGUN = f"{SRUN_FAILED}|{128 + signal.SIGUSR2}|{128 + signal.SIGTERM}"
 # Bash. For an array `job` is one task: the last task's SLURM_JOB_ID is also the array's id and would mean all tasks.
 # Slurm may not answer for a while. A job that is cancelled or queued again is left alone, and so is one for which the
-# failed rank has forbidden a requeue. SQUEUE_STATES of a profile would hide the job from squeue.
+# failed rank, or the site (cluster.requeue), has forbidden a requeue. A profile's SQUEUE_STATES could hide the job.
 _REQUEUE = r"""
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
 requeue() {
@@ -50,7 +50,13 @@ REQUEUE_OR_EXIT = (
 
 
 def parameters(job_name: str, request: Request) -> dict[str, Any]:
-    """Return the parameters of a request under submitit's names."""
+    """Return the parameters of a request under submitit's names; those that it has no name for are additional."""
+    further = dict(request.sbatch)
+    gres = [f"gpu:{request.gpus}"] if request.gpus else []
+    # A second --gres would replace the first.
+    gres += [str(further.pop("gres"))] if "gres" in further else []
+    further |= {"reservation": request.reservation} if request.reservation else {}
+    further |= {"requeue" if request.requeue else "no-requeue": True}
     return {
         "job_name": job_name,
         "partition": request.partition,
@@ -58,16 +64,27 @@ def parameters(job_name: str, request: Request) -> dict[str, Any]:
         "nodes": request.nodes,
         "ntasks_per_node": request.tasks_per_node,
         "cpus_per_task": request.cpus_per_task,
-        "gres": f"gpu:{request.gpus}" if request.gpus else None,
-        "mem": f"{request.memory_gb * 1024:.0f}M" if request.memory_gb else None,
+        "gres": ",".join(gres) or None,
+        "mem": _megabytes(request.memory_gb),
+        "mem_per_cpu": _megabytes(request.memory_per_cpu_gb),
         "time": request.time_minutes,
         "constraint": request.constraint or None,
+        "exclude": request.exclude or None,
+        "nodelist": request.nodelist or None,
+        "qos": request.qos or None,
+        "exclusive": request.exclusive or None,
         "mail_type": request.mail_type or None,
         "mail_user": request.mail_user or None,
         "signal_delay_s": request.signal_seconds,
         "stderr_to_stdout": True,
         "wckey": None,
+        "additional_parameters": further,
     }
+
+
+def _megabytes(gigabytes: float | None) -> str | None:
+    # Rounded down: a node's memory divided among its cores must not come to more than the node has.
+    return f"{int(gigabytes * 1024 + 1e-6)}M" if gigabytes else None
 
 
 def text(command: str, log_folder: Path, parameters: Mapping[str, Any], array_size: int = 0) -> str:

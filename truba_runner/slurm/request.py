@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from truba_runner.config.backends import TRAITS
 from truba_runner.config.durations import parse_minutes
@@ -20,13 +22,23 @@ class Request:
     tasks_per_node: int
     cpus_per_task: int
     gpus: int
-    # None: the partition's default for these cores.
+    # None: per core, or the partition's default for these cores.
     memory_gb: float | None
     time_minutes: int
     signal_seconds: int
     constraint: str
     mail_type: str = ""
     mail_user: str = ""
+    memory_per_cpu_gb: float | None = None
+    # Nodes as Slurm writes them: akya3,akya[7-9].
+    exclude: str = ""
+    nodelist: str = ""
+    qos: str = ""
+    reservation: str = ""
+    exclusive: bool = False
+    requeue: bool = True
+    # Further options of sbatch, by their long names.
+    sbatch: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def cores(self) -> int:
@@ -37,6 +49,11 @@ class Request:
     def total_cores(self) -> int:
         """Cores on all nodes, for which the account is charged."""
         return self.nodes * self.cores
+
+    @property
+    def node_memory_gb(self) -> float | None:
+        """Memory per node; None: the partition's default."""
+        return self.memory_per_cpu_gb * self.cores if self.memory_per_cpu_gb else self.memory_gb
 
 
 def processes(experiment: Experiment) -> int:
@@ -54,20 +71,54 @@ def derive(experiment: Experiment) -> Request:
         time_minutes = job_minutes(resources)
     except ValueError:
         time_minutes = 0
+    cpus_per_task = max(1, cores // tasks)
+    per_node, per_cpu = _memory(experiment, tasks * cpus_per_task)
     return Request(
         partition=resources.partition,
         account=resources.account,
         nodes=resources.nodes,
         tasks_per_node=tasks,
-        cpus_per_task=max(1, cores // tasks),
+        cpus_per_task=cpus_per_task,
         gpus=resources.gpus,
-        memory_gb=resources.memory_gb,
+        memory_gb=per_node,
         time_minutes=time_minutes,
         signal_seconds=resources.signal_seconds or min(90, 30 * time_minutes),
         constraint=resources.constraint,
         mail_type=resources.mail_type.upper() or ("END,FAIL" if resources.mail_user else ""),
         mail_user=resources.mail_user,
+        memory_per_cpu_gb=per_cpu,
+        exclude=node_list(resources.exclude),
+        nodelist=node_list(resources.nodelist),
+        qos=resources.qos,
+        reservation=resources.reservation,
+        exclusive=resources.exclusive,
+        requeue=experiment.cluster.requeue,
+        sbatch={long_option(key): value for key, value in resources.sbatch.items() if _is_set(value)},
     )
+
+
+def _is_set(value: Any) -> bool:
+    """Return whether an option is given: null and false leave it out, 0 is a value."""
+    return value is not None and value is not False
+
+
+def _memory(experiment: Experiment, cores: int) -> tuple[float | None, float | None]:
+    """Return the memory to ask for per node and per core, in the way that the site wants; one of them at most."""
+    resources, cluster = experiment.resources, experiment.cluster
+    per_node, per_cpu = resources.memory_gb, resources.memory_per_cpu_gb
+    if per_node is None:
+        return None, cluster.default_memory_per_cpu_gb if per_cpu is None else per_cpu
+    return (None, per_node / cores) if cluster.memory == "per_cpu" else (per_node, per_cpu)
+
+
+def node_list(value: Any) -> str:
+    """Return nodes, given as one text or as a list of texts, as sbatch takes them."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value or "")
+
+
+def long_option(key: str) -> str:
+    """Return the name of an option of sbatch as it stands after the two dashes: `gpu_freq` is `gpu-freq`."""
+    return str(key).lstrip("-").replace("_", "-")
 
 
 def _tasks_per_node(experiment: Experiment) -> int:

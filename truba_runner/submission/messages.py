@@ -180,7 +180,7 @@ def dry_run(submissions: Sequence[Submission]) -> None:
             )
             table.add_row(_("data"), message)
         for key, value in asdict(submission.request).items():
-            table.add_row(key, _("(the default)") if value in {None, ""} else str(value))
+            table.add_row(key, _("(the default)") if value in (None, "", {}) else str(value))
         console.print(table)
         if experiment.cluster.scheduler == "slurm":
             print(submission.script())

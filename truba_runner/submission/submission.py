@@ -73,9 +73,10 @@ class Submission:
     def parameters(self) -> dict[str, Any]:
         """Return the sbatch parameters under submitit's names."""
         request = self.request
+        parameters = batch_script.parameters(self.job_name, request)
+        parameters["additional_parameters"]["chdir"] = str(self.first.run.path.parent)
         return {
-            **batch_script.parameters(self.job_name, request),
-            "additional_parameters": {"chdir": str(self.first.run.path.parent), "requeue": True},
+            **parameters,
             "setup": [
                 *self._start().setup,
                 *self._find_package(),

@@ -102,7 +102,11 @@ class ArraySubmission(Submission):
         if self.numbers:
             at_once = min(len(self.numbers), self.max_parallel)
             more["array"] = f"{','.join(map(str, self.numbers))}%{at_once}"
-        return {**parameters, "additional_parameters": {**parameters["additional_parameters"], **more}}
+        further = parameters["additional_parameters"]
+        if own := further.get("dependency"):
+            # Slurm takes all that commas separate.
+            more["dependency"] = ",".join(one for one in (more.get("dependency"), str(own)) if one)
+        return {**parameters, "additional_parameters": {**further, **more}}
 
     def intent(self) -> Event:
         """Return the event that announces this array."""

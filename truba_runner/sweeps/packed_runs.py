@@ -40,7 +40,8 @@ def train(runs: Sequence[RunDir], token: str, places: int, share_gpus: bool) -> 
     ended = [run for _place, run in mine]
     ignore_signals()
     if any(_comes_back(run, statuses[run.id]) for run in ended):
-        if jobs.would_end_for_good(job_id := job_environment.current().job_id):
+        job_id, may = job_environment.current().job_id, _may_go_back(runs[0])
+        if may and jobs.would_end_for_good(job_id):
             commands.requeue(job_id)
             return 0
         return 128 + signal.SIGTERM
@@ -52,6 +53,11 @@ def train(runs: Sequence[RunDir], token: str, places: int, share_gpus: bool) -> 
 def _is_open(run: RunDir, token: str) -> bool:
     """Return whether this job still has to train the run: it has not ended before, and no other job has it now."""
     return run.is_last_given_to(token) and not run.result() and progress_of(run).state != Stage.FAILED
+
+
+def _may_go_back(run: RunDir) -> bool:
+    """Return whether the site lets jobs go back to the queue; runs that an earlier version submitted say nothing."""
+    return bool(run.read_config()["cluster"].get("requeue", True))
 
 
 def _comes_back(run: RunDir, status: int) -> bool:

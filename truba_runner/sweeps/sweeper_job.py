@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from truba_runner.config.schema import Code, Environment, Experiment, Resources
+from truba_runner.config.schema import Code, Environment, Experiment, Resources, Sweep
 from truba_runner.language import _
 from truba_runner.rules.experiment import plan
 from truba_runner.runs.state import last_job_id
@@ -46,6 +46,13 @@ class SweeperSubmission(Submission):
         self.record(replace(self.intent(), command=self.command))
 
 
+def resources_of(sweep: Sweep, runs: Resources) -> Resources:
+    """Return what the sweeper's job asks for; `runs`: what its runs ask for, whose account pays for it."""
+    return Resources(
+        sweep.sweeper_partition, gpus=0, time=sweep.sweeper_time, account=runs.account, qos=sweep.sweeper_qos
+    )
+
+
 def submit(experiment: Experiment, job_file: Path, sweep: SweepDir) -> None:
     """Submit the command as a job unless its job is live already, and print the job id.
 
@@ -54,10 +61,7 @@ def submit(experiment: Experiment, job_file: Path, sweep: SweepDir) -> None:
         truba_runner.errors.Refused: the partition does not accept such a job.
         truba_runner.errors.Failed: Slurm does not answer.
     """
-    asked = experiment.sweep
-    resources = Resources(
-        asked.sweeper_partition, gpus=0, time=asked.sweeper_time, account=experiment.resources.account
-    )
+    resources = resources_of(experiment.sweep, experiment.resources)
     request = plan(replace(experiment, resources=resources)).request
     run = sweep.sweeper
     with folder_lock.lock(sweep.runs_folder) as held:

@@ -1,0 +1,93 @@
+"""Tell which variables of the submitting shell Slurm would have read, had they not been kept from it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+
+from truba_runner.config.durations import parse_minutes
+from truba_runner.language import _
+from truba_runner.rules.sbatch.options import key_for, reserved
+from truba_runner.slurm.request import Request
+
+# Options of sbatch whose variables are named otherwise (man sbatch, INPUT ENVIRONMENT VARIABLES).
+_NAMED = {
+    "ARRAY_INX": "array", "MEM_PER_NODE": "mem", "REQ_SWITCH": "switches", "TIMELIMIT": "time",
+    "WAIT4SWITCH": "switches",
+}  # fmt: skip
+# They change no job, or ask for what a run asks for anyway.
+_HARMLESS = {"SBATCH_DEBUG", "SBATCH_IGNORE_PBS", "SBATCH_REQUEUE"}
+# Variables that srun reads in the job (man srun) and that people set in a profile. A surrounding job sets them too.
+_OF_SRUN = {
+    f"SLURM_{name}"
+    for name in (
+        "ACCTG_FREQ CORE_SPEC CPU_BIND CPU_FREQ_REQ DISTRIBUTION DIST_PLANESIZE EXACT EXPORT_ENV GPU_BIND GPU_FREQ "
+        "HINT MEM_BIND MEM_PER_CPU MEM_PER_GPU MEM_PER_NODE MPI_TYPE NETWORK OVERCOMMIT OVERLAP PROFILE RESV_PORTS "
+        "THREADS_PER_CORE"
+    ).split()
+}
+# Options whose value is written in the key as in the variable.
+_SAME_VALUE = {"account", "constraint", "exclude", "mail-type", "mail-user", "partition", "qos", "reservation", "time"}
+_SHOWN = 100
+
+
+def warnings(shell: Mapping[str, str], request: Request) -> Iterator[str]:
+    """Warn of variables that would have changed the job; what they say is no part of the plan."""
+    inside = "SLURM_JOB_ID" in shell
+    found = {
+        name: value for name, value in sorted(shell.items()) if name.startswith("SBATCH_") and name not in _HARMLESS
+    }
+    changing = {name: value for name, value in found.items() if not _as_planned(_option(name), value, request)}
+    if inside:  # Slurm sets some of them in a job.
+        changing = {name: value for name, value in changing.items() if not name.startswith("SBATCH_MEM_BIND")}
+    if changing:
+        yield _(
+            "kept from sbatch, which would put them before the plan: {variables}. {remedy}",
+            variables=_listed(changing),
+            remedy=_remedy(changing),
+        ).rstrip()
+    srun = {} if inside else {name: shell[name] for name in sorted(_OF_SRUN & shell.keys())}
+    if srun:
+        yield _(
+            "kept from the job, whose srun would read them: {variables}. If the job needs them, set them in it: "
+            "environment.setup=[{lines}].",
+            variables=_listed(srun),
+            lines=",".join(f"'export {name}={value}'" for name, value in srun.items()),
+        )
+
+
+def _option(variable: str) -> str:
+    name = variable.removeprefix("SBATCH_")
+    return _NAMED.get(name, name.lower().replace("_", "-"))
+
+
+def _as_planned(option: str, value: str, request: Request) -> bool:
+    """Return whether the plan asks for the same."""
+    if option == "time":
+        with suppress(ValueError):
+            return parse_minutes(value) == request.time_minutes
+    planned = {
+        "partition": request.partition,
+        "account": request.account,
+        "constraint": request.constraint,
+        "qos": request.qos,
+        "reservation": request.reservation,
+        **{name: str(one) for name, one in request.sbatch.items()},
+    }
+    return planned.get(option) == value
+
+
+def _listed(variables: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={value}"[:_SHOWN] for name, value in variables.items())
+
+
+def _remedy(variables: Mapping[str, str]) -> str:
+    """Return what to type for those that a config key can ask for."""
+    keys = []
+    for name, value in variables.items():
+        option = _option(name)
+        if key := key_for(option):
+            keys.append(f"{key}={value}" if option in _SAME_VALUE else key)
+        elif not reserved(option):
+            keys.append(f"+resources.sbatch.{option.replace('-', '_')}={value or 'true'}")
+    return _("If you want it, set {keys}.", keys=", ".join(keys)) if keys else ""
