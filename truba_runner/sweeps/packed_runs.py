@@ -57,7 +57,7 @@ def _is_open(run: RunDir, token: str) -> bool:
 
 def _may_go_back(run: RunDir) -> bool:
     """Return whether the site lets jobs go back to the queue; runs that an earlier version submitted say nothing."""
-    return bool(run.read_config()["cluster"].get("requeue", True))
+    return bool(run.read_config().get("cluster", {}).get("requeue", True))
 
 
 def _comes_back(run: RunDir, status: int) -> bool:

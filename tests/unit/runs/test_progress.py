@@ -32,6 +32,7 @@ from truba_runner.slurm.jobs import Job
 from truba_runner.slurm.request import derive
 from truba_runner.status import rows
 from truba_runner.submission import prepared, settle, submission
+from truba_runner.sweeps import packed_runs
 from truba_runner.training.fastai.ranks import RankLost
 from truba_runner.training.interrupt import Interrupted, Interruption
 from truba_runner.why.table import meaning
@@ -224,6 +225,29 @@ def test_a_signal_once_the_outcome_is_decided_changes_nothing(
     run.write_config(asdict(experiment(cluster="local")))
     assert worker.main([str(run.path)]) == status
     assert run.progress().state == state and lived == [True]
+
+
+@pytest.mark.usefixtures("own_signals")
+def test_where_no_job_goes_back_to_the_queue_an_interrupted_run_ends_for_the_same_command_to_resume(
+    run: RunDir,
+    experiment: Callable[..., Experiment],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def train(*_: object) -> None:
+        raise Interrupted
+
+    def asked(*_: object) -> bool:
+        raise AssertionError("Slurm was asked for a requeue")
+
+    monkeypatch.setattr(worker, "_train", train)
+    monkeypatch.setattr(restarts, "requeue", asked)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.chdir(run.path)
+    run.write_config(asdict(experiment("cluster.requeue=false")))
+    assert worker.main([str(run.path)]) == 128 + signal.SIGTERM
+    assert run.progress().state == "interrupted" and "the same command resumes the run" in capsys.readouterr().err
+    assert not packed_runs._may_go_back(run)
 
 
 @pytest.mark.usefixtures("own_signals")
