@@ -44,9 +44,11 @@ def said() -> Catalog:
     ):
         catalog.add(message, locations=place)
     for file in sorted((ROOT / "conf" / "cluster").glob("*.yaml")):
-        for one in (yaml.safe_load(file.read_text()).get("partitions") or {}).values():
-            if access := one.get("access"):
-                catalog.add(access, locations=[(str(file.relative_to(ROOT)), 1)])
+        cluster = yaml.safe_load(file.read_text())
+        said_of = [one.get("access") for one in (cluster.get("partitions") or {}).values()]
+        said_of += [one[key] for one in cluster.get("refusals") or () for key in ("means", "do")]
+        for message in filter(None, said_of):
+            catalog.add(message, locations=[(str(file.relative_to(ROOT)), 1)])
     return catalog
 
 

@@ -1,28 +1,24 @@
 -- TRUBA's submit rules. slurmctld calls slurm_job_submit for every job, and reads this file again when it changes.
 -- A job that breaks rules is refused with the first one it breaks: the rule and the remedy go to the user's terminal.
 
+-- Its refusals are TRUBA's own, word for word where they are known: in Turkish without diacritics, followed by Slurm's
+-- line on an accounting policy, which is not the reason.
+
 -- Every rule that depends on the partition is said here, and here only.
---   cores_per_gpu   a GPU partition: a GPU must be asked for, and so many cores with each
---   minimum_cores   a CPU partition: at least so many cores a node (0: any number)
---   one_of          one of these features must be asked for with --constraint
---   families        as one_of, and the rules of the partition named so apply
+--   cores_per_gpu   a GPU partition: a GPU must be asked for, and so many cores with each, or a multiple
+--   exactly         so many cores with each GPU, no multiple
+--   per_node        a CPU partition: one of these numbers of cores on each node
+--   multiple        a CPU partition: a multiple of so many cores
 local PARTITIONS = {
-  ["akya-cuda"]    = { cores_per_gpu = 10 },
+  ["akya-cuda"]    = { cores_per_gpu = 10, exactly = true },
   ["barbun-cuda"]  = { cores_per_gpu = 20 },
   ["palamut-cuda"] = { cores_per_gpu = 16 },
-  ["kolyoz-cuda"]  = { cores_per_gpu = 16, one_of = { "H100", "H200" } },
-  ["debug"]        = { families = { "akya-cuda", "barbun-cuda", "palamut-cuda", "kolyoz-cuda" } },
+  ["kolyoz-cuda"]  = { cores_per_gpu = 16 },
   ["lowprio"]      = { cores_per_gpu = 10 },
-  ["orfoz"]        = { minimum_cores = 56 },
-  ["hamsi"]        = { minimum_cores = 28 },
-  ["barbun"]       = { minimum_cores = 20 },
-  ["smp"]          = { minimum_cores = 0 },
+  ["orfoz"]        = { per_node = { 56, 112 }, words = "Orfoz kuyruguna gonderilen islerde node basina 56/112 cekirdek talep ediniz." },
+  ["hamsi"]        = { per_node = { 56 }, words = "Hamsi kuyruguna gonderilen isleride node basina 56 cekirdek talep ediniz" },
+  ["barbun"]       = { multiple = 20 },
 }
-
--- Codes that Slurm has but does not tell Lua the names of (slurm_errno.h); a client prints their text after our message.
-local ESLURM_INVALID_FEATURE = 2029
-local ESLURM_INVALID_CPU_COUNT = 2069
-local ESLURM_INVALID_GRES = 2072
 
 local SCRATCH = os.getenv("TRUBA_SCRATCH")
 
@@ -57,17 +53,6 @@ local function per_node(job)
   return { cores = cores, gpus = gpus }
 end
 
--- Those of the wanted features that a --constraint such as "kolyoz-cuda&H100" names.
-local function features_named(constraint, wanted)
-  local named = {}
-  for word in string.gmatch(constraint or "", "[^&|,%[%]%(%)%*%s]+") do
-    for _, feature in ipairs(wanted) do
-      if word == feature then table.insert(named, feature) end
-    end
-  end
-  return named
-end
-
 -- "/a/b/../c" relative to a folder -> "/a/c"
 local function absolute(path, folder)
   if string.sub(path, 1, 1) ~= "/" then path = folder .. "/" .. path end
@@ -83,65 +68,48 @@ local function is_on_scratch(path, folder)
   return string.sub(absolute(path, folder) .. "/", 1, #SCRATCH + 1) == SCRATCH .. "/"
 end
 
-local function refuse(code, ...)
+local function refuse(...)
   slurm.log_user(...)
-  return code
+  return slurm.ESLURM_ACCOUNTING_POLICY
 end
 
-local function check_gpu_partition(partition, cores_per_gpu, asked)
+local MULTIPLE = "%s kuyruguna gonderilen islerin cekirdek sayisi %d ve katlari olmalidir"
+
+local function check_gpu_partition(partition, rules, asked)
   if asked.gpus == 0 then
-    return refuse(ESLURM_INVALID_GRES, "%s: a job on this partition must ask for a GPU: add --gres=gpu:N (N for each node).", partition)
+    return refuse("%s kuyruguna sadece GPU talebi olan isler gonderilebilir.", partition)
   end
-  local needed = cores_per_gpu * asked.gpus
-  if asked.cores < needed or asked.cores % cores_per_gpu ~= 0 then
-    return refuse(ESLURM_INVALID_CPU_COUNT,
-      "%s: cores must be a multiple of %d on each node, with at least %d for each GPU: %d GPU(s) need %d cores or more, "
-      .. "%d asked for. Set --ntasks-per-node times --cpus-per-task to %d.",
-      partition, cores_per_gpu, cores_per_gpu, asked.gpus, needed, asked.cores,
-      math.max(needed, math.ceil(asked.cores / cores_per_gpu) * cores_per_gpu))
-  end
-  return slurm.SUCCESS
-end
-
-local function check_cpu_partition(partition, minimum_cores, asked)
-  if asked.gpus > 0 then
-    return refuse(ESLURM_INVALID_GRES, "%s: this partition has no GPUs: drop --gres, or choose a partition such as akya-cuda.", partition)
-  end
-  if asked.cores < minimum_cores then
-    return refuse(ESLURM_INVALID_CPU_COUNT, "%s: at least %d cores on each node are required, %d asked for: set --ntasks-per-node times "
-      .. "--cpus-per-task to %d.", partition, minimum_cores, asked.cores, minimum_cores)
+  local needed = rules.cores_per_gpu * asked.gpus
+  if asked.cores % rules.cores_per_gpu ~= 0 then return refuse(MULTIPLE, partition, rules.cores_per_gpu) end
+  if asked.cores < needed then return refuse("Too few CPUs requested for the number of GPUs.") end
+  if rules.exactly and asked.cores > needed then
+    -- TRUBA's own words for this are not known.
+    return refuse("%s kuyruguna gonderilen islerde GPU basina %d cekirdek talep ediniz.", partition, rules.cores_per_gpu)
   end
   return slurm.SUCCESS
 end
 
-local function check_partition(partition, job, asked)
+local function check_cpu_partition(partition, rules, asked)
+  if rules.multiple and asked.cores % rules.multiple ~= 0 then return refuse(MULTIPLE, partition, rules.multiple) end
+  for _, cores in ipairs(rules.per_node or { asked.cores }) do
+    if cores == asked.cores then return slurm.SUCCESS end
+  end
+  return refuse(rules.words)
+end
+
+local function check_partition(partition, asked)
   local rules = PARTITIONS[partition]
-  if rules == nil then return slurm.SUCCESS end -- Slurm itself refuses a partition that there is not
-  local features = rules.one_of or rules.families
-  local named = features_named(job.features, features or {})
-  if features and #named == 0 then
-    return refuse(ESLURM_INVALID_FEATURE, "%s: say which nodes you mean: add -C with one of %s.", partition, table.concat(features, ", "))
-  end
-  if rules.families then
-    for _, family in ipairs(named) do
-      local verdict = check_gpu_partition(partition .. " on " .. family, PARTITIONS[family].cores_per_gpu, asked)
-      if verdict ~= slurm.SUCCESS then return verdict end
-    end
-    return slurm.SUCCESS
-  end
-  if rules.cores_per_gpu then return check_gpu_partition(partition, rules.cores_per_gpu, asked) end
-  return check_cpu_partition(partition, rules.minimum_cores, asked)
+  if rules == nil then return slurm.SUCCESS end -- any number of cores; Slurm itself refuses a partition that there is not
+  if rules.cores_per_gpu then return check_gpu_partition(partition, rules, asked) end
+  return check_cpu_partition(partition, rules, asked)
 end
 
 -- Of batch jobs only: srun and salloc write to the user's terminal.
 local function check_paths(job)
   if job.script == nil then return slurm.SUCCESS end
-  local paths = { { "--chdir (the working directory)", job.work_dir }, { "--output", job.std_out }, { "--error", job.std_err } }
-  for _, entry in ipairs(paths) do
-    local option, path = entry[1], entry[2]
-    if path ~= nil and not is_on_scratch(path, job.work_dir or "/") then
-      return refuse(slurm.ESLURM_ACCESS_DENIED, "%s must be on scratch, below %s, and is %s: submit from there or set it.",
-        option, SCRATCH, path)
+  for _, path in ipairs({ job.work_dir or "/", job.std_out or "", job.std_err or "" }) do
+    if path ~= "" and not is_on_scratch(path, job.work_dir or "/") then
+      return refuse("Lutfen islerinizi %s/ dizini altinda calistiriniz!", SCRATCH)
     end
   end
   return slurm.SUCCESS
@@ -157,7 +125,7 @@ end
 function slurm_job_submit(job, part_list, submit_uid)
   local asked = per_node(job)
   for partition in string.gmatch(job.partition or default_partition(part_list), "[^,]+") do
-    local verdict = check_partition(partition, job, asked)
+    local verdict = check_partition(partition, asked)
     if verdict ~= slurm.SUCCESS then return verdict end
   end
   return check_paths(job)

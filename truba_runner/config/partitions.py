@@ -1,27 +1,81 @@
-"""The effective facts of a partition, and its nodes' local scratch folder."""
+"""The effective facts of a partition: those of the cluster's file, and those that Slurm itself reports."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from truba_runner.config.schema import Cluster, Experiment, Partition
 
 
+@dataclass(frozen=True)
+class LivePartition:
+    """A partition as Slurm reports it: its nodes, and how many of them have each feature."""
+
+    nodes: int
+    features: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Here:
+    """The machine where a command was typed; by default nothing is known of it."""
+
+    # Short host name.
+    host: str = ""
+    # A shell command that does the same in the same folder.
+    command: str = ""
+    # Asks the Slurm of this machine for its partitions; None: there is none, or it does not answer.
+    live: Callable[[], Mapping[str, LivePartition] | None] = lambda: None
+    # The environment of the shell.
+    shell: Mapping[str, str] = field(default_factory=dict)
+
+
+def features_in(constraint: str) -> list[str]:
+    """Return the features that a constraint such as `akya-cuda&V100` or `[H100*2|H200]` names."""
+    return [word for word in re.split(r"[&|,\[\]()\s]+|\*\d+", constraint) if word]
+
+
+def family_of(partition: Partition, constraint: str) -> str:
+    """Return the family of nodes that a constraint selects in a mixed partition; empty if none, or several."""
+    named = [feature for feature in features_in(constraint) if feature in partition.families]
+    return named[0] if len(named) == 1 else ""
+
+
 def facts_of(cluster: Cluster, name: str, constraint: str) -> Partition:
     """Return a partition's facts; if it mixes node families, those of the family that the constraint selects."""
     partition = cluster.partitions.get(name, Partition())
-    if constraint in partition.families and constraint in cluster.partitions:
-        family = cluster.partitions[constraint]
-        limits = [count for count in (partition.nodes, family.nodes) if count]
-        return replace(family, nodes=min(limits, default=0), max_time=partition.max_time)
-    return partition
+    family = cluster.partitions.get(family_of(partition, constraint))
+    if family is None:
+        return partition
+    limits = [count for count in (partition.nodes, family.nodes) if count]
+    return replace(
+        family,
+        nodes=min(limits, default=0),
+        max_time=partition.max_time,
+        cores_rule=partition.cores_rule,
+        qos=partition.qos,
+    )
 
 
 def asked_for(experiment: Experiment) -> Partition:
     """Return the facts of the partition that an experiment asks for."""
     return facts_of(experiment.cluster, experiment.resources.partition, experiment.resources.constraint)
+
+
+def gpu_models(facts: Partition, constraint: str) -> list[str]:
+    """Return the GPU models that a job may get there; the constraint may leave several."""
+    models = facts.gpu.split("/") if facts.gpu else []
+    return [model for model in models if model in features_in(constraint)] or models
+
+
+def default_cores(facts: Partition, gpus: int) -> int:
+    """Return how many cores on a node a job gets that asks for no number."""
+    if facts.gpus_per_node:
+        return gpus * (facts.cores_per_gpu or 1)
+    return min(facts.cores_allowed, default=max(facts.min_cores, facts.cores_multiple))
 
 
 def scratch_of(experiment: Experiment) -> Path:

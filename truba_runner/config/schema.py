@@ -17,6 +17,7 @@ from truba_runner.config.omegaconf_private import to_object
 from truba_runner.config.site import Cluster as Cluster
 from truba_runner.config.site import Environment as Environment
 from truba_runner.config.site import Partition as Partition
+from truba_runner.config.site import Refusal as Refusal
 from truba_runner.config.sweep import Search as Search
 from truba_runner.config.sweep import Sweep as Sweep
 
@@ -187,6 +188,7 @@ class Resources:
     # Nodes that the job must not get, and nodes that it must get: akya3, or a list: [akya3, "akya[7-9]"].
     exclude: Any = ""
     nodelist: Any = ""
+    # Empty: the first of the partition's `qos`, if it has any.
     qos: str = "${cluster.default_qos}"
     reservation: str = ""
     # Share the nodes with no other job; the account is charged for whole nodes.

@@ -17,18 +17,41 @@ class Partition:
     gpus_per_node: int = 0
     gpu: str = ""
     gpu_memory_gb: float = 0.0
+    # Cores that a job gets with each GPU if it does not ask for others.
     cores_per_gpu: int = 0
+    # With GPUs: `exactly` so many cores for each, a `multiple` of it, or `at_least` so many. `any`: any number, also
+    # without GPUs; cores_per_gpu and the keys below are then only what a job gets that asks for no number.
+    cores_rule: str = "multiple"
+    # Without GPUs: the fewest cores, a number that they must be a multiple of, and, if not empty, all allowed numbers.
     min_cores: int = 1
+    cores_multiple: int = 1
+    cores_allowed: list[int] = field(default_factory=list)
     max_time: str = "3-00:00:00"
     local_scratch: str = "/tmp"
     features: list[str] = field(default_factory=list)
+    # Whether a job must select one of the features.
     feature_required: bool = False
+    # QOS of which a job must choose one; the first is the default. Empty: none is needed.
+    qos: list[str] = field(default_factory=list)
     # Partitions whose nodes this one mixes. A job selects one by the feature of the same name; its facts then apply.
     families: list[str] = field(default_factory=list)
     access: str = ""
     # Whether resources.partition=auto may choose it.
     automatic: bool = True
+    # The Slurm that the partition belongs to, if the site has several, and the login nodes from which it is reached.
+    slurm_cluster: str = ""
     login_nodes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Refusal:
+    """What the site's submit filter prints when it refuses a job, what that means, and what to do about it."""
+
+    id: str = MISSING
+    # A regular expression. Its named groups are placeholders of `means` and `do`, which are in English.
+    matches: str = MISSING
+    means: str = MISSING
+    do: str = MISSING
 
 
 @dataclass
@@ -65,6 +88,9 @@ class Cluster:
     default_memory_per_cpu_gb: Optional[float] = None
     # Whether jobs may go back to the queue. If not, an interrupted run resumes when it is submitted again.
     requeue: bool = True
+    # The option of sbatch that asks for GPUs on each node.
+    gpu_option: str = "--gres=gpu:{gpus}"
+    refusals: list[Refusal] = field(default_factory=list)
     partitions: dict[str, Partition] = field(default_factory=dict)
 
 

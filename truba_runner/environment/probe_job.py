@@ -66,11 +66,13 @@ def _read(output: Path) -> str:
 def _request(experiment: Experiment) -> Request:
     """Return the smallest request on the probe partition, else the experiment's, for the experiment's kind of node."""
     cluster, own = experiment.cluster, experiment.resources
-    if cluster.probe_partition not in cluster.partitions:
+    probing = cluster.partitions.get(cluster.probe_partition)
+    # Slurm knows only the partitions of its own cluster.
+    if probing is None or probing.slurm_cluster != cluster.partitions[own.partition].slurm_cluster:
         return replace(plan(experiment).request, time_minutes=5, nodes=1, tasks_per_node=1, mail_type="", mail_user="")
-    families = cluster.partitions[cluster.probe_partition].families
+    families = probing.families
     constraint = own.partition if own.partition in families else families[0] if families else ""
-    facts = cluster.partitions.get(constraint, cluster.partitions[cluster.probe_partition])
+    facts = cluster.partitions.get(constraint, probing)
     resources = Resources(
         cluster.probe_partition,
         gpus=1 if facts.gpus_per_node else 0,

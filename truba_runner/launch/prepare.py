@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -28,6 +27,7 @@ from truba_runner.slurm import client
 from truba_runner.slurm.request import Request, derive
 from truba_runner.storage import private
 from truba_runner.storage.folder_lock import LOCK
+from truba_runner.submission import here
 from truba_runner.submission.automatic import Automatic
 from truba_runner.submission.prepared import Prepared
 
@@ -51,6 +51,7 @@ class Checks:
         """Look nothing up yet."""
         self._find = lru_cache(maxsize=None)(lambda module: job_module.find(module, Path.cwd()))
         self._automatic = Automatic()
+        self._here = here.look()
 
     def check(self, experiment: Experiment, more: MoreRules = lambda experiment, request: ()) -> Checked:
         """Check an experiment against all rules, and those that `more` adds.
@@ -69,7 +70,7 @@ class Checks:
             problems += refused.problems
         try:
             experiment = self._automatic.settled(experiment, job_file or Path(experiment.job.module))
-            made = plan(experiment, login_node=socket.gethostname(), shell=os.environ)
+            made = plan(experiment, self._here)
             problems = [*more(experiment, made.request), *problems]
         except Refused as refused:
             problems = [*refused.problems, *problems]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from truba_runner.config.backends import TRAITS
 from truba_runner.config.durations import forms, parse_minutes
-from truba_runner.config.partitions import asked_for
+from truba_runner.config.partitions import Here, asked_for
 from truba_runner.config.schema import Experiment
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.language import _
@@ -22,12 +22,15 @@ from truba_runner.rules.sbatch import options, variables
 from truba_runner.rules.sbatch import problems as sbatch_rules
 from truba_runner.rules.search import problems as search_problems
 from truba_runner.rules.search import warnings as search_warnings
+from truba_runner.rules.site import place
 from truba_runner.rules.training import batch_problems, problems
 from truba_runner.rules.values import at_least
 from truba_runner.slurm.request import Request, derive
 
 # A job with a shorter time limit may spend most of it on starting.
 _SHORT_MINUTES = 5
+# Nothing is known of the machine from which the experiment is submitted.
+NOWHERE = Here()
 
 
 @dataclass(frozen=True)
@@ -38,22 +41,22 @@ class Plan:
     warnings: tuple[str, ...]
 
 
-def plan(experiment: Experiment, login_node: str = "", shell: Mapping[str, str] | None = None) -> Plan:
-    """Check an experiment against all rules and return its plan. `shell`: the environment of the submitting shell.
+def plan(experiment: Experiment, here: Here = NOWHERE) -> Plan:
+    """Check an experiment against all rules and return its plan; `here`: the machine from which it is submitted.
 
     Raises:
         Refused: the experiment breaks rules; contains all of them, each with its remedy.
     """
     broken = [*_experiment_problems(experiment)]
     if experiment.cluster.scheduler == "slurm":
-        broken += partition_rules.problems(experiment)
+        broken += partition_rules.problems(experiment, here)
         broken += sbatch_rules.problems(experiment)
     else:
         broken += _local_problems(experiment)
     if broken:
         raise Refused(*broken)
     request = derive(experiment)
-    warnings = [*_warnings(experiment, request, login_node), *_of_slurm(experiment, request, shell or {})]
+    warnings = [*_warnings(experiment, request, here), *_of_slurm(experiment, request, here.shell)]
     return Plan(request, tuple(warnings))
 
 
@@ -144,8 +147,8 @@ def _local_problems(experiment: Experiment) -> Iterator[Problem]:
     yield from batch_problems(experiment)
 
 
-def _warnings(experiment: Experiment, request: Request, login_node: str) -> Iterator[str]:
-    cluster, partition = experiment.cluster, experiment.cluster.partitions.get(request.partition)
+def _warnings(experiment: Experiment, request: Request, here: Here) -> Iterator[str]:
+    cluster = experiment.cluster
     yield from search_warnings(experiment)
     if request.mail_type and cluster.scheduler != "slurm":
         yield _(
@@ -167,17 +170,8 @@ def _warnings(experiment: Experiment, request: Request, login_node: str) -> Iter
             cores=request.total_cores,
             most=cluster.account_cores,
         )
-    if partition is None:
-        return
-    if partition.access:
-        yield _("{partition} is open to {access}.", partition=request.partition, access=_(partition.access))
-    if partition.login_nodes and login_node and login_node not in partition.login_nodes:
-        yield _(
-            "{partition} accepts jobs only from {hosts}; this is {here}.",
-            partition=request.partition,
-            hosts=_(" and ").join(partition.login_nodes),
-            here=login_node,
-        )
+    if request.partition in cluster.partitions:
+        yield from place.warnings(experiment, asked_for(experiment), here)
 
 
 def _of_slurm(experiment: Experiment, request: Request, shell: Mapping[str, str]) -> Iterator[str]:

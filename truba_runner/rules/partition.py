@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import PurePath
 from posixpath import normpath
 
 from truba_runner.config.backends import TRAITS
 from truba_runner.config.durations import parse_minutes, slurm_time
-from truba_runner.config.partitions import asked_for
+from truba_runner.config.partitions import Here, LivePartition, asked_for, family_of
 from truba_runner.config.schema import Cluster, Experiment, Partition
 from truba_runner.errors import Problem, nearest
 from truba_runner.language import _, marked
-from truba_runner.rules.training import batch_problems
-from truba_runner.slurm.request import derive, job_minutes
+from truba_runner.rules.site import cores, place
+from truba_runner.rules.site.place import where
+from truba_runner.rules.values import one_of
+from truba_runner.slurm.request import job_minutes
 
 # A step and a save may need more than any shorter time.
 _LEAST_SIGNAL_SECONDS = 10
+_GPU_OPTIONS = ("--gres=gpu:{gpus}", "--gpus-per-node={gpus}")
 
 
-def problems(experiment: Experiment) -> Iterator[Problem]:
+def problems(experiment: Experiment, here: Here) -> Iterator[Problem]:
     """Report every rule of the site that the experiment breaks."""
     cluster, resources = experiment.cluster, experiment.resources
     yield from _output_problems(cluster)
+    yield from _option_problems(cluster)
     if resources.nodes > 1 and (traits := TRAITS.get(experiment.job.backend)) and not traits.multi_node:
         yield Problem(
             f"resources.nodes={resources.nodes}",
@@ -35,24 +40,27 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     if partition is None:
         yield Problem(
             "resources.partition=" + (resources.partition or _("(none)")),
-            _("{file} has no such partition.", file=_where(cluster)),
+            _("{file} has no such partition.", file=where(cluster)),
             nearest(resources.partition, cluster.partitions),
         )
         return
-    yield from _constraint_problems(experiment, partition)
+    if problem := place.elsewhere(cluster, resources.partition, here):
+        yield problem
+        here = Here()  # What this machine's Slurm reports is not about that partition.
+    asks = resources.nodes > 1 or resources.constraint
+    live = (here.live() or {}).get(resources.partition) if asks else None
     facts = asked_for(experiment)
+    yield from place.feature_problems(experiment, partition, live)
+    yield from place.qos_problems(experiment, facts)
+    yield from one_of(f"cluster.partitions.{resources.partition}.cores_rule", partition.cores_rule, cores.RULES)
     yield from _time_problems(experiment, facts)
-    if partition.families and resources.constraint not in partition.families:
+    if partition.families and not family_of(partition, resources.constraint):
         return  # The facts of a node depend on its family.
-    yield from _node_problems(experiment, facts)
+    yield from _node_problems(experiment, facts, live)
     if facts.gpus_per_node:
-        yield from _gpu_problems(experiment, facts)
+        yield from cores.gpu_problems(experiment, facts)
     else:
-        yield from _cpu_problems(experiment, facts)
-
-
-def _where(cluster: Cluster, key: str = "") -> str:
-    return f"conf/cluster/{cluster.name}.yaml" + (f" ({key})" if key else "")
+        yield from cores.cpu_problems(experiment, facts)
 
 
 def _output_problems(cluster: Cluster) -> Iterator[Problem]:
@@ -78,30 +86,10 @@ def _output_problems(cluster: Cluster) -> Iterator[Problem]:
         yield Problem(received, rule, _("Choose a folder without one."))
 
 
-def _constraint_problems(experiment: Experiment, partition: Partition) -> Iterator[Problem]:
-    resources = experiment.resources
-    valid = [*partition.families, *partition.features]
-    where = _where(experiment.cluster, f"partitions.{resources.partition}.features")
-    choose = _("Set {choice}.", choice=_(" or ").join(f"resources.constraint={feature}" for feature in valid))
-    if not resources.constraint:
-        if partition.families:
-            yield Problem(
-                f"resources.partition={resources.partition}",
-                _("it mixes node families, and a job must choose one."),
-                choose,
-            )
-        elif partition.feature_required:
-            yield Problem(
-                f"resources.partition={resources.partition}",
-                _("a job must choose one of its GPU types ({where}).", where=where),
-                choose,
-            )
-    elif resources.constraint not in valid:
-        yield Problem(
-            f"resources.constraint={resources.constraint}",
-            _("no node of {partition} has this feature ({where}).", partition=resources.partition, where=where),
-            nearest(resources.constraint, valid),
-        )
+def _option_problems(cluster: Cluster) -> Iterator[Problem]:
+    if cluster.gpu_option not in _GPU_OPTIONS and not re.fullmatch(r"--gres=gpu:\w+:\{gpus\}", cluster.gpu_option):
+        rule = _("GPUs are asked for on each node, in one of these ways: {options}.", options=", ".join(_GPU_OPTIONS))
+        yield Problem(f"cluster.gpu_option={cluster.gpu_option}", rule, nearest(cluster.gpu_option, _GPU_OPTIONS))
 
 
 def _time_problems(experiment: Experiment, facts: Partition) -> Iterator[Problem]:
@@ -124,7 +112,7 @@ def _time_problems(experiment: Experiment, facts: Partition) -> Iterator[Problem
                 "{partition} allows {allowed} ({where}).",
                 partition=resources.partition,
                 allowed=slurm_time(allowed),
-                where=_where(experiment.cluster, "max_time"),
+                where=where(experiment.cluster, "max_time"),
             ),
             _(remedy, allowed=slurm_time(allowed)),
         )
@@ -158,18 +146,20 @@ def _signal_problems(signal_seconds: int, time_minutes: int, key: str) -> Iterat
         )
 
 
-def _node_problems(experiment: Experiment, facts: Partition) -> Iterator[Problem]:
+def _node_problems(experiment: Experiment, facts: Partition, live: LivePartition | None) -> Iterator[Problem]:
     resources, name = experiment.resources, experiment.resources.partition
-    if facts.nodes and resources.nodes > facts.nodes:
+    nodes = _nodes(facts, live, resources.constraint)
+    if nodes and resources.nodes > nodes:
         yield Problem(
             f"resources.nodes={resources.nodes}",
-            _("{partition} has {nodes} nodes.", partition=name, nodes=facts.nodes),
-            _("Set resources.nodes={nodes} or less.", nodes=facts.nodes),
+            _("{partition} has {nodes} nodes.", partition=name, nodes=nodes),
+            _("Set resources.nodes={nodes} or less.", nodes=nodes),
         )
-    if resources.cores is not None and not 1 <= resources.cores <= facts.cores_per_node:
+    most = facts.cores_per_node
+    if resources.cores is not None and (resources.cores < 1 or most and resources.cores > most):
         yield Problem(
             f"resources.cores={resources.cores}",
-            _("a node of {partition} has {cores} cores.", partition=name, cores=facts.cores_per_node),
+            _("a node of {partition} has {cores} cores.", partition=name, cores=most),
             _("Leave resources.cores out: it follows from resources.gpus.")
             if facts.gpus_per_node
             else _("Ask for fewer."),
@@ -191,65 +181,8 @@ def _node_problems(experiment: Experiment, facts: Partition) -> Iterator[Problem
         )
 
 
-def _gpu_problems(experiment: Experiment, facts: Partition) -> Iterator[Problem]:
-    resources, name = experiment.resources, experiment.resources.partition
-    if resources.gpus == 0:
-        rule = _("{partition} takes no job without a GPU.", partition=name)
-        yield Problem("resources.gpus=0", rule, _("Set resources.gpus=1 or more."))
-        return
-    if resources.gpus > facts.gpus_per_node:
-        yield Problem(
-            f"resources.gpus={resources.gpus}",
-            _("a node of {partition} has {gpus} GPUs.", partition=name, gpus=facts.gpus_per_node),
-            _("Set resources.gpus={gpus} or less (it is counted per node).", gpus=facts.gpus_per_node),
-        )
-        return
-    yield from batch_problems(experiment)
-    cores, least = resources.cores, resources.gpus * facts.cores_per_gpu
-    if cores is not None and (cores % facts.cores_per_gpu or cores < least):
-        yield Problem(
-            f"resources.cores={cores}",
-            _(
-                "{partition} requires cores in multiples of {cores}, at least {cores} per GPU ({where}).",
-                partition=name,
-                cores=facts.cores_per_gpu,
-                where=_where(experiment.cluster, "cores_per_gpu"),
-            ),
-            _leave_cores_out(least),
-        )
-    elif cores is not None and cores % derive(experiment).tasks_per_node:
-        tasks = derive(experiment).tasks_per_node
-        yield Problem(
-            f"resources.cores={cores}",
-            _(
-                "the {backend} backend runs {tasks} tasks on a node, and each needs the same number of cores.",
-                backend=experiment.job.backend,
-                tasks=tasks,
-            ),
-            _leave_cores_out(least),
-        )
-
-
-def _leave_cores_out(cores: int) -> str:
-    return _("Leave resources.cores out, or set resources.cores={cores}.", cores=cores)
-
-
-def _cpu_problems(experiment: Experiment, facts: Partition) -> Iterator[Problem]:
-    resources, name = experiment.resources, experiment.resources.partition
-    if resources.gpus > 0:
-        yield Problem(
-            f"resources.gpus={resources.gpus}",
-            _("{partition} has no GPUs.", partition=name),
-            _("Set resources.gpus=0, or choose a partition with GPUs (their names end in -cuda)."),
-        )
-    if resources.cores is not None and resources.cores < facts.min_cores:
-        yield Problem(
-            f"resources.cores={resources.cores}",
-            _(
-                "{partition} takes {cores} cores or more ({where}).",
-                partition=name,
-                cores=facts.min_cores,
-                where=_where(experiment.cluster, "min_cores"),
-            ),
-            _leave_cores_out(facts.min_cores),
-        )
+def _nodes(facts: Partition, live: LivePartition | None, constraint: str) -> int:
+    """Return how many nodes the job may get: as Slurm reports, else as the file says; 0 if it says nothing."""
+    if live is None:
+        return facts.nodes
+    return live.features.get(constraint, live.nodes)

@@ -52,9 +52,6 @@ REQUEUE_OR_EXIT = (
 def parameters(job_name: str, request: Request) -> dict[str, Any]:
     """Return the parameters of a request under submitit's names; those that it has no name for are additional."""
     further = dict(request.sbatch)
-    gres = [f"gpu:{request.gpus}"] if request.gpus else []
-    # A second --gres would replace the first.
-    gres += [str(further.pop("gres"))] if "gres" in further else []
     further |= {"reservation": request.reservation} if request.reservation else {}
     further |= {"requeue" if request.requeue else "no-requeue": True}
     return {
@@ -64,7 +61,7 @@ def parameters(job_name: str, request: Request) -> dict[str, Any]:
         "nodes": request.nodes,
         "ntasks_per_node": request.tasks_per_node,
         "cpus_per_task": request.cpus_per_task,
-        "gres": ",".join(gres) or None,
+        **_gpus(request, further),
         "mem": _megabytes(request.memory_gb),
         "mem_per_cpu": _megabytes(request.memory_per_cpu_gb),
         "time": request.time_minutes,
@@ -85,6 +82,15 @@ def parameters(job_name: str, request: Request) -> dict[str, Any]:
 def _megabytes(gigabytes: float | None) -> str | None:
     # Rounded down: a node's memory divided among its cores must not come to more than the node has.
     return f"{int(gigabytes * 1024 + 1e-6)}M" if gigabytes else None
+
+
+def _gpus(request: Request, further: dict[str, Any]) -> dict[str, str]:
+    """Return the parameter that asks for the GPUs of each node, with a gres of `further`, which is removed there."""
+    option, _, value = request.gpu_option.format(gpus=request.gpus).removeprefix("--").partition("=")
+    asked = {option.replace("-", "_"): value} if request.gpus else {}
+    if "gres" in further:  # A second --gres would replace the first.
+        asked["gres"] = ",".join(filter(None, [asked.get("gres"), str(further.pop("gres"))]))
+    return asked
 
 
 def text(command: str, log_folder: Path, parameters: Mapping[str, Any], array_size: int = 0) -> str:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import getpass
 import re
+from collections import Counter
 from datetime import datetime
 
+from truba_runner.config.partitions import LivePartition
 from truba_runner.language import _
 from truba_runner.slurm import client
 from truba_runner.slurm.client import SlurmError
 
 # Width of each column that sinfo prints: --Format supports no delimiter.
 _WIDTH = 128
+_ANSWER_SECONDS = 5.0
 
 
 def estimated_start(script: str) -> float:
@@ -47,6 +50,22 @@ def free_gpus() -> dict[tuple[str, str], int]:
             here = free.get((partition, feature), 0)
             free[partition, feature] = here + (gpus_in(gres) - gpus_in(used) if takes_jobs else 0)
     return free
+
+
+def partitions() -> dict[str, LivePartition]:
+    """Return the partitions of this Slurm: their nodes, in whatever state, and the nodes' features.
+
+    Raises:
+        truba_runner.slurm.client.SlurmError: Slurm does not answer.
+    """
+    text = client.run(["sinfo", "--noheader", "--Node", "--format=%R|%f"], timeout_seconds=_ANSWER_SECONDS)
+    nodes: Counter[str] = Counter()
+    features: dict[str, Counter[str]] = {}
+    for line in text.splitlines():
+        name, _, listed = line.strip().partition("|")
+        nodes[name] += 1
+        features.setdefault(name, Counter()).update(set(listed.split(",")) - {"(null)"})
+    return {name: LivePartition(count, features[name]) for name, count in nodes.items()}
 
 
 def max_array_size() -> int:

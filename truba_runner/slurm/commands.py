@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
+from truba_runner.config.schema import Refusal
+from truba_runner.language import _
 from truba_runner.slurm import client
 from truba_runner.slurm.client import SlurmError
 from truba_runner.slurm.jobs import BACK_IN_QUEUE
+
+# The line in which sbatch reports the controller's error code, also with --test-only.
+_SLURMS_LINE = re.compile("(Batch job submission failed|allocation failure): ")
 
 
 def sbatch(script: str, *, inherit: Sequence[int] = ()) -> str:
@@ -16,6 +22,25 @@ def sbatch(script: str, *, inherit: Sequence[int] = ()) -> str:
         truba_runner.slurm.client.SlurmError: Slurm refused, or did not answer, in which case the job may exist.
     """
     return client.run(["sbatch", "--parsable"], text=script, inherit=inherit).strip().split(";")[0]
+
+
+def words_of_refusal(message: str) -> tuple[str, bool]:
+    """Return why sbatch refused a job, in one line, and whether the words are those of the site's submit filter.
+
+    Slurm's own line follows the filter's and is left out then: it names an error code that the filter chose, not the
+    rule.
+    """
+    lines = [line.removeprefix("sbatch: ").removeprefix("error: ").strip() for line in message.splitlines()]
+    own = [line for line in lines if line and not _SLURMS_LINE.match(line)]
+    return " ".join(own or lines), bool(own) and len(own) < len(lines)
+
+
+def explained(words: str, refusals: Sequence[Refusal]) -> tuple[str, str] | None:
+    """Return what a refusal of the site's filter means and what to do, in the user's language; None if not known."""
+    for row in refusals:
+        if found := re.search(row.matches, words):
+            return _(row.means, **found.groupdict("?")), _(row.do, **found.groupdict("?"))
+    return None
 
 
 def release(job_id: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from truba_runner.config.backends import TRAITS
 from truba_runner.config.durations import parse_minutes
-from truba_runner.config.partitions import asked_for
+from truba_runner.config.partitions import asked_for, default_cores
 from truba_runner.config.schema import Experiment, Resources
 
 
@@ -39,6 +39,8 @@ class Request:
     requeue: bool = True
     # Further options of sbatch, by their long names.
     sbatch: Mapping[str, Any] = field(default_factory=dict)
+    # The option of sbatch that asks for the GPUs.
+    gpu_option: str = "--gres=gpu:{gpus}"
 
     @property
     def cores(self) -> int:
@@ -66,7 +68,7 @@ def derive(experiment: Experiment) -> Request:
     resources = experiment.resources
     facts = asked_for(experiment)
     tasks = _tasks_per_node(experiment)
-    cores = resources.cores or (resources.gpus * facts.cores_per_gpu if facts.gpus_per_node else facts.min_cores)
+    cores = resources.cores or default_cores(facts, resources.gpus)
     try:
         time_minutes = job_minutes(resources)
     except ValueError:
@@ -89,11 +91,12 @@ def derive(experiment: Experiment) -> Request:
         memory_per_cpu_gb=per_cpu,
         exclude=node_list(resources.exclude),
         nodelist=node_list(resources.nodelist),
-        qos=resources.qos,
         reservation=resources.reservation,
         exclusive=resources.exclusive,
         requeue=experiment.cluster.requeue,
         sbatch={long_option(key): value for key, value in resources.sbatch.items() if _is_set(value)},
+        qos=resources.qos or next(iter(facts.qos), ""),
+        gpu_option=experiment.cluster.gpu_option,
     )
 
 

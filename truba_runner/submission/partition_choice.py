@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,13 +9,16 @@ from pathlib import Path
 
 from truba_runner.config.durations import parse_minutes
 from truba_runner.config.identity import run_id
+from truba_runner.config.partitions import Here, gpu_models
 from truba_runner.config.schema import Experiment, Partition
 from truba_runner.errors import Problem, Refused
 from truba_runner.language import _
 from truba_runner.rules.experiment import plan
+from truba_runner.rules.site.place import elsewhere
 from truba_runner.runs.run_directory import RunDir
-from truba_runner.slurm import capacity, client
+from truba_runner.slurm import capacity, client, commands
 from truba_runner.slurm.request import Request
+from truba_runner.submission import here
 from truba_runner.submission.prepared import Prepared
 from truba_runner.submission.submission import Submission
 
@@ -52,7 +54,8 @@ def offers(experiment: Experiment, job_file: Path) -> list[Offer]:
     candidates = list(_candidates(experiment))
     refuse_what_is_wrong_anywhere(candidates)
     free, most_cores = capacity.free_gpus(), capacity.core_limit(experiment.resources.account)
-    found = [_offer(candidate, job_file, free, most_cores) for candidate in candidates]
+    machine = here.look()
+    found = [_offer(candidate, job_file, free, most_cores, machine) for candidate in candidates]
     now = time.time()
     return sorted(found, key=lambda offer: _order(offer, now))
 
@@ -107,24 +110,24 @@ def _candidates(experiment: Experiment) -> Iterator[Experiment]:
 
 
 def _constraints(partition: Partition, asked: str) -> Sequence[str]:
-    choice = [*partition.families, *(partition.features if partition.feature_required else ())]
-    if asked:
-        return [asked]
-    return choice or [""]
+    models = [model for model in gpu_models(partition, "") if model in partition.features]
+    choice = partition.families or (partition.features if partition.feature_required else models)
+    return [asked] if asked else choice or [""]
 
 
-def _offer(experiment: Experiment, job_file: Path, free: Mapping[tuple[str, str], int], most_cores: int) -> Offer:
+def _offer(
+    experiment: Experiment, job_file: Path, free: Mapping[tuple[str, str], int], most_cores: int, machine: Here
+) -> Offer:
     resources = experiment.resources
-    facts, host = experiment.cluster.partitions[resources.partition], socket.gethostname()
+    facts = experiment.cluster.partitions[resources.partition]
     free_here = free.get((resources.partition, resources.constraint))
     offer = Offer(resources.partition, resources.constraint, free_gpus=free_here, automatic=facts.automatic)
     try:
         request = plan(experiment).request
     except Refused as refused:
         return replace(offer, refusal=" ".join(f"{one.received}: {one.rule}" for one in refused.problems))
-    if facts.login_nodes and host not in facts.login_nodes:
-        nodes = _(" and ").join(facts.login_nodes)
-        return replace(offer, refusal=_("it accepts jobs only from {nodes}; this is {host}", nodes=nodes, host=host))
+    if problem := elsewhere(experiment.cluster, resources.partition, machine):
+        return replace(offer, refusal=problem.rule)
     if 0 < most_cores < request.total_cores:
         account, asked = resources.account, request.total_cores
         message = _("the job requests {asked} cores, and the account {account} may use {most} at once",
@@ -138,4 +141,6 @@ def _offer(experiment: Experiment, job_file: Path, free: Mapping[tuple[str, str]
     except client.SlurmError as error:
         if error.transient or not error.refused:
             raise
-        return replace(offer, refusal=" ".join(error.message.split()))
+        words, _filter = commands.words_of_refusal(error.message)
+        means = commands.explained(words, experiment.cluster.refusals)
+        return replace(offer, refusal=means[0] if means else words)

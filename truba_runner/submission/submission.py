@@ -18,6 +18,7 @@ from typing import Any
 
 from truba_runner.code import package, provenance, snapshot
 from truba_runner.config.durations import parse_minutes
+from truba_runner.config.schema import Cluster
 from truba_runner.environment import start
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _
@@ -129,10 +130,11 @@ class Submission:
                     "checks whether Slurm has accepted the job after all.",
                     message=error.message,
                 ) from error
-            self.record(Event(Kind.REFUSED, token=self.token, message=error.message))
+            words, by_filter = commands.words_of_refusal(error.message)
+            self.record(Event(Kind.REFUSED, token=self.token, message=words))
             if not error.refused:
                 raise Failed("the job could not be submitted: {error}", error=error) from error
-            raise Refused(_refusal(error)) from error
+            raise Refused(_refusal(words, by_filter, self.first.experiment.cluster)) from error
         self.record(Event(Kind.SUBMITTED, token=self.token, job_id=job_id))
         return job_id
 
@@ -196,6 +198,8 @@ def warn_of_cost(submissions: Sequence[Submission]) -> None:
         warn(warning)
 
 
-def _refusal(error: client.SlurmError) -> Problem:
-    message = " ".join(line.removeprefix("sbatch: error: ") for line in error.message.splitlines())
-    return Problem(message, _("Slurm itself refused the job."), _("dry_run=true shows the script that Slurm received."))
+def _refusal(words: str, by_filter: bool, cluster: Cluster) -> Problem:
+    if means := commands.explained(words, cluster.refusals):
+        return Problem(words, *means)
+    rule = _("the site's submit filter refused the job.") if by_filter else _("Slurm itself refused the job.")
+    return Problem(words, rule, _("dry_run=true shows the script that Slurm received."))

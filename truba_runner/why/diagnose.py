@@ -11,7 +11,7 @@ from truba_runner.runs.record_shapes import ErrorRecord
 from truba_runner.why import evidence
 from truba_runner.why.case import Case, last_lines
 from truba_runner.why.evidence import Evidence
-from truba_runner.why.table import Meaning, meaning, table
+from truba_runner.why.table import Meaning, meaning, refusal, table
 
 # States for which the log may be more specific than Slurm, as for a run that hung or vanished.
 _LOG_TELLS_MORE = {"TIMEOUT", "LOST", "KILLED", "FAILED"}
@@ -83,7 +83,8 @@ def _matches(case: Case) -> Sequence[_Match]:
     elif state.state == "FAILED":
         return _failed(case)
     else:
-        first = _Match(_sure("record", _word_on_record(case)), Evidence(case.run.id, state.why or state.state))
+        known = refusal(case.run.read_config(), state.why) if state.state == "REFUSED" else None
+        first = _Match(known or _sure("record", _word_on_record(case)), Evidence(case.run.id, state.why or state.state))
     also = _in_log(case) if state.state in _LOG_TELLS_MORE else None
     return [first, *([also] if also else [])]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -40,7 +40,17 @@ class Meaning:
 
 def meaning(section: str, text: str) -> Meaning | None:
     """Return the first row of a section that matches."""
-    for row in table()[section]:
+    return _first(table()[section], text)
+
+
+def refusal(config: Mapping[str, Any], text: str) -> Meaning | None:
+    """Return the first refusal of the cluster in a run's config that matches what sbatch printed."""
+    rows = config.get("cluster", {}).get("refusals", ())
+    return _first([Row(one["id"], re.compile(one["matches"]), one["means"], one["do"], ()) for one in rows], text)
+
+
+def _first(rows: Iterable[Row], text: str) -> Meaning | None:
+    for row in rows:
         if found := row.matches.search(text):
             return Meaning(row, {name: value or "unknown" for name, value in found.groupdict().items()})
     return None

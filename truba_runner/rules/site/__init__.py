@@ -1,0 +1,1 @@
+"""Rules of a partition: cores and GPUs, features, QOS, and where its jobs are submitted from. Pure."""

@@ -1,0 +1,33 @@
+"""What is known of the machine on which a command was typed: its name, its Slurm's partitions, the command itself."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from truba_runner.config.partitions import Here, LivePartition
+from truba_runner.slurm import capacity, client
+
+
+def look() -> Here:
+    """Return what is known; Slurm is asked when that is needed, and once."""
+    return Here(socket.gethostname().partition(".")[0], _again(), cache(_live), os.environ)
+
+
+def _live() -> Mapping[str, LivePartition] | None:
+    try:
+        return capacity.partitions() if client.available() else None
+    except client.SlurmError:
+        return None
+
+
+def _again() -> str:
+    """Return a shell command that does in the same folder what this process was started to do."""
+    program = Path(sys.argv[0])
+    started = ["-m", "truba_runner"] if program.name == "__main__.py" else [str(program.absolute())]
+    return f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join([sys.executable, *started, *sys.argv[1:]])}"
