@@ -1,5 +1,5 @@
 -- TRUBA's submit rules. slurmctld calls slurm_job_submit for every job, and reads this file again when it changes.
--- A job that breaks rules is refused with the first one it breaks: the rule and the remedy go to the user's terminal.
+-- A job that breaks rules is refused with the first one it breaks.
 
 -- Its refusals are TRUBA's own, word for word where they are known: in Turkish without diacritics, followed by Slurm's
 -- line on an accounting policy, which is not the reason.

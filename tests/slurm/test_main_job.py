@@ -70,10 +70,14 @@ def test_a_submission_without_data_is_refused_before_it_reaches_slurm(truba: Tru
 REFUSALS = [
     (["resources.gpus=0"], "takes no job without a GPU"),
     (["resources.gpus=5"], "has 4 GPUs"),
-    (["resources.gpus=1", "resources.cores=7"], "multiples of 10"),
-    (["resources.partition=kolyoz-cuda"], "resources.constraint=H100"),
+    (["resources.gpus=1", "resources.cores=7"], "10 cores with each GPU"),
+    (["resources.partition=kolyoz-cuda"], "Type: ssh -t cuda-ui 'cd "),
+    (
+        ["resources.partition=orfoz", "resources.gpus=0", "resources.constraint=weka"],
+        "no node of orfoz has the feature",
+    ),
     (["resources.time=4d"], "allows 3-00:00:00"),
-    (["resources.partition=debug"], "must choose one"),
+    (["resources.partition=debug"], "mixes node families"),
     (["cluster.runs_folder=/home/ayse/runs"], "under"),
     (["resources.partition=akya"], "Did you mean akya-cuda"),
     (["resources.memory_gb=9999"], "has 384 GB"),

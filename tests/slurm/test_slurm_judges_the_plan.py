@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 
 from truba_runner.config.composing.compose import register, typed
 from truba_runner.config.identity import run_id
+from truba_runner.config.partitions import Here
 from truba_runner.config.schema import Experiment, Resources
 from truba_runner.errors import Refused
 from truba_runner.rules.experiment import plan
 from truba_runner.runs.run_directory import RunDir
+from truba_runner.slurm import capacity, client
 from truba_runner.slurm.request import derive
 from truba_runner.storage.package_files import shipped
 from truba_runner.submission.prepared import Prepared
@@ -36,7 +38,9 @@ ALLOWED = [
     ("kolyoz-cuda", "H200", 4, 16, 1024),
     ("debug", "akya-cuda", 4, 10, 384),
     ("debug", "barbun-cuda", 2, 20, 384),
+    ("debug", "orfoz", 0, 112, 256),
     ("orfoz", "", 0, 112, 256),
+    ("kolyoz-cuda", "", 4, 16, 1024),
     ("hamsi", "", 0, 56, 192),
     ("barbun", "", 0, 40, 384),
     ("smp", "", 0, 224, 4096),
@@ -90,15 +94,21 @@ def slurm_accepts(cluster: Cluster, experiment: Experiment) -> tuple[bool, str]:
     return done.returncode == 0, done.stderr + script
 
 
-def plan_accepts(experiment: Experiment) -> tuple[bool, str]:
+def plan_accepts(experiment: Experiment, here: Here) -> tuple[bool, str]:
     try:
-        plan(experiment)
+        plan(experiment, here)
     except Refused as refused:
         return False, str(refused)
     return True, ""
 
 
-def test_what_the_plan_accepts_slurm_accepts(cluster: Cluster, base: Experiment) -> None:
+def test_what_the_plan_accepts_slurm_accepts(
+    cluster: Cluster, base: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "run", lambda argv, **keys: cluster.run(argv).stdout)
+    live = capacity.partitions()
+    # All partitions of the test cluster are in one Slurm, so the machine has no name here.
+    here = Here(live=lambda: live)
     cluster.run(["mkdir", "-p", base.cluster.runs_folder])
     seen: Counter[tuple[bool, bool]] = Counter()
 
@@ -107,7 +117,7 @@ def test_what_the_plan_accepts_slurm_accepts(cluster: Cluster, base: Experiment)
     def judge(asked: Resources, outside: int) -> None:
         folder = HOME_OUTSIDE_SCRATCH if outside == 0 else base.cluster.runs_folder
         experiment = replace(base, resources=asked, cluster=replace(base.cluster, runs_folder=folder))
-        planned, why = plan_accepts(experiment)
+        planned, why = plan_accepts(experiment, here)
         accepted, answer = slurm_accepts(cluster, experiment)
         seen[planned, accepted] += 1
         assert accepted or not planned, f"the plan accepted what Slurm refused:\n{asked}\n{answer}"

@@ -26,72 +26,57 @@ RULES = {
     "GPU required": (
         [*AKYA, "-c10"],
         [*AKYA, "-c10", "--gres=gpu:1"],
-        "add --gres=gpu:N",
+        "akya-cuda kuyruguna sadece GPU talebi olan isler gonderilebilir.",
     ),
     "GPU required on the default partition": (
         ["-c10"],
         ["-c10", "--gres=gpu:1"],
-        "akya-cuda: a job on this partition must ask for a GPU",
-    ),
-    "GPU required in debug": (
-        [*DEBUG, "-C", "akya-cuda", "-c10"],
-        [*DEBUG, "-C", "akya-cuda", "-c10", "--gres=gpu:1"],
-        "add --gres=gpu:N",
+        "akya-cuda kuyruguna sadece GPU talebi olan isler gonderilebilir.",
     ),
     "cores not a multiple": (
         [*AKYA, "-c15", "--gres=gpu:1"],
-        [*AKYA, "-c20", "--gres=gpu:1"],
-        "multiple of 10",
+        [*AKYA, "-c10", "--gres=gpu:1"],
+        "akya-cuda kuyruguna gonderilen islerin cekirdek sayisi 10 ve katlari olmalidir",
     ),
     "too few cores for the GPUs": (
         [*BARBUN_GPU, "-c20", "--gres=gpu:2"],
         [*BARBUN_GPU, "-c40", "--gres=gpu:2"],
-        "2 GPU(s) need 40 cores",
+        "Too few CPUs requested for the number of GPUs.",
+    ),
+    "more cores than the GPUs have": (
+        [*AKYA, "-c20", "--gres=gpu:1"],
+        [*AKYA, "-c20", "--gres=gpu:2"],
+        "GPU basina 10 cekirdek",
     ),
     "no cores asked for": (
         [*AKYA, "--gres=gpu:1"],
         [*AKYA, "--gres=gpu:1", "-n10"],
-        "--cpus-per-task to 10",
+        "cekirdek sayisi 10 ve katlari olmalidir",
     ),
     "cores by tasks per node": (
         [*KOLYOZ, "-C", "H100|H200", "-N2", "--ntasks-per-node=4", "-c8", "--gres=gpu:4"],
         [*KOLYOZ, "-C", "H100|H200", "-N2", "--ntasks-per-node=4", "-c16", "--gres=gpu:4"],
-        "4 GPU(s) need 64 cores",
+        "Too few CPUs requested for the number of GPUs.",
     ),
     "cores over two nodes": (
         [*AKYA, "-N2", "-n2", "-c15", "--gres=gpu:1"],
         [*AKYA, "-N2", "-n2", "-c10", "--gres=gpu:1"],
-        "multiple of 10",
+        "cekirdek sayisi 10 ve katlari olmalidir",
     ),
     "GPUs by --gpus": (
         [*AKYA, "--gpus=2", "-n1", "-c10"],
         [*AKYA, "--gpus=2", "-n1", "-c20"],
-        "2 GPU(s) need 20 cores",
+        "Too few CPUs requested for the number of GPUs.",
     ),
     "cores by --cpus-per-gpu": (
         [*AKYA, "--gpus=2", "-n1", "--cpus-per-gpu=5"],
         [*AKYA, "--gpus=2", "-n1", "--cpus-per-gpu=10"],
-        "2 GPU(s) need 20 cores",
+        "Too few CPUs requested for the number of GPUs.",
     ),
     "palamut's cores": (
         [*PALAMUT, "-c20", "--gres=gpu:1"],
         [*PALAMUT, "-c16", "--gres=gpu:a100:1"],
-        "multiple of 16",
-    ),
-    "kolyoz needs a GPU model": (
-        [*KOLYOZ, "-c16", "--gres=gpu:1"],
-        [*KOLYOZ, "-c16", "--gres=gpu:1", "-C", "kolyoz-cuda&H200"],
-        "add -C with one of H100, H200",
-    ),
-    "debug needs a node family": (
-        [*DEBUG, "-c10", "--gres=gpu:1"],
-        [*DEBUG, "-c10", "--gres=gpu:1", "-C", "akya-cuda"],
-        "one of akya-cuda, barbun-cuda",
-    ),
-    "debug has its family's cores": (
-        [*DEBUG, "-c10", "--gres=gpu:1", "-C", "barbun-cuda"],
-        [*DEBUG, "-c20", "--gres=gpu:1", "-C", "barbun-cuda"],
-        "debug on barbun-cuda: cores must be a multiple of 20",
+        "palamut-cuda kuyruguna gonderilen islerin cekirdek sayisi 16 ve katlari olmalidir",
     ),
     "debug is short": (
         [*DEBUG, "-c10", "--gres=gpu:1", "-C", "akya-cuda", "-t", "5:00:00"],
@@ -104,37 +89,49 @@ RULES = {
         "time limit",
     ),
     "no GPU on a CPU partition": (
-        ["-p", "hamsi", "-c28", "--gres=gpu:1"],
-        ["-p", "hamsi", "-c28"],
-        "this partition has no GPUs",
+        ["-p", "hamsi", "-c56", "--gres=gpu:1"],
+        ["-p", "hamsi", "-c56"],
+        "Requested node configuration is not available",
     ),
-    "orfoz's cores": (["-p", "orfoz", "-c55"], ["-p", "orfoz", "-c56"], "at least 56 cores"),
-    "hamsi's cores": (["-p", "hamsi", "-n27"], ["-p", "hamsi", "-n28"], "at least 28 cores"),
-    "barbun's cores": (["-p", "barbun", "-c19"], ["-p", "barbun", "-c20"], "at least 20 cores"),
+    "orfoz's cores": (
+        ["-p", "orfoz", "-c55"],
+        ["-p", "orfoz", "-c56"],
+        "Orfoz kuyruguna gonderilen islerde node basina 56/112 cekirdek talep ediniz.",
+    ),
+    "hamsi's cores": (
+        ["-p", "hamsi", "-n28"],
+        ["-p", "hamsi", "-n56"],
+        "Hamsi kuyruguna gonderilen isleride node basina 56 cekirdek talep ediniz",
+    ),
+    "barbun's cores": (
+        ["-p", "barbun", "-c19"],
+        ["-p", "barbun", "-c20"],
+        "barbun kuyruguna gonderilen islerin cekirdek sayisi 20 ve katlari olmalidir",
+    ),
     "output on scratch": (
         [*AKYA, "-c10", "--gres=gpu:1", "--output=/tmp/out.txt"],
         [*AKYA, "-c10", "--gres=gpu:1", "--output={scratch}/logs/%j.txt"],
-        "--output must be on scratch",
+        "dizini altinda calistiriniz!",
     ),
     "output by dots": (
         [*AKYA, "-c10", "--gres=gpu:1", "--output=../../out.txt"],
         [*AKYA, "-c10", "--gres=gpu:1", "--output=../ayse/out.txt"],
-        "--output must be on scratch",
+        "dizini altinda calistiriniz!",
     ),
     "error on scratch": (
         [*AKYA, "-c10", "--gres=gpu:1", "--error=/home/ayse/err.txt"],
         [*AKYA, "-c10", "--gres=gpu:1", "--error=err.txt"],
-        "--error must be on scratch",
+        "dizini altinda calistiriniz!",
     ),
     "working directory on scratch": (
         [*AKYA, "-c10", "--gres=gpu:1", "--chdir=/tmp"],
         [*AKYA, "-c10", "--gres=gpu:1", "--chdir={scratch}"],
-        "--chdir (the working directory) must be on scratch",
+        "Lutfen islerinizi ",
     ),
     "every partition of several": (
-        ["-p", "akya-cuda,barbun-cuda", "-c10", "--gres=gpu:1"],
-        ["-p", "akya-cuda,barbun-cuda", "-c20", "--gres=gpu:1"],
-        "barbun-cuda: cores must be a multiple of 20",
+        ["-p", "lowprio,barbun-cuda", "-c10", "--gres=gpu:1"],
+        ["-p", "lowprio,barbun-cuda", "-c20", "--gres=gpu:1"],
+        "barbun-cuda kuyruguna gonderilen islerin cekirdek sayisi 20 ve katlari olmalidir",
     ),
     "account": (
         [*AKYA, "-c10", "--gres=gpu:1", "-A", "mehmet"],
@@ -170,13 +167,20 @@ def test_a_rule_refuses_and_its_legal_twin_passes(
 def test_a_refusal_is_the_same_without_test_only(cluster: Cluster) -> None:
     status, said = submit(cluster, [*AKYA, "-c10"], hold=True)
     assert status == 1
-    assert "sbatch: error: akya-cuda: a job on this partition must ask for a GPU: add --gres=gpu:N" in said
-    assert "Batch job submission failed: Invalid generic resource (gres) specification" in said
+    # Slurm's line behind it names an error code that the filter chose, not the rule.
+    assert "sbatch: error: akya-cuda kuyruguna sadece GPU talebi olan isler gonderilebilir." in said
+    assert "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy" in said
+
+
+def test_debug_takes_any_number_of_cores_with_or_without_a_family(cluster: Cluster) -> None:
+    for asked in (["-c3", "--gres=gpu:1", "-C", "akya-cuda"], ["-c110", "-C", "orfoz"], ["-c7"]):
+        status, said = submit(cluster, [*DEBUG, *asked])
+        assert status == 0, said
 
 
 def test_root_keeps_the_same_rules(cluster: Cluster) -> None:
     status, said = submit(cluster, [*AKYA, "-c10"], user="root")
-    assert status != 0 and "add --gres=gpu:N" in said
+    assert status != 0 and "sadece GPU talebi olan isler" in said
 
 
 def test_a_job_without_a_time_gets_two_minutes(cluster: Cluster) -> None:
@@ -289,7 +293,7 @@ def test_a_dead_node_comes_back(cluster: Cluster) -> None:
     cluster.node_down("hamsi1")
     assert cluster.run(["ping", "-c1", "-W1", "hamsi1"], check=False).returncode != 0
     cluster.node_up("hamsi1")
-    assert cluster.run(["srun", "-p", "hamsi", "-c28", "hostname"]).stdout == "hamsi1\n"
+    assert cluster.run(["srun", "-p", "hamsi", "-c56", "hostname"]).stdout == "hamsi1\n"
 
 
 @pytest.mark.slow

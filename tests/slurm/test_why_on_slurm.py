@@ -20,7 +20,7 @@ from why_runs import WhyRuns
 from truba_runner.why.table import meaning
 
 ORFOZ = "orfoz -c 56"
-HAMSI = "hamsi -c 28"
+HAMSI = "hamsi -c 56"
 BARBUN = "barbun -c 20"
 P100 = "barbun-cuda -c 20 --gres=gpu:1"
 LONG = "sleep 600"
@@ -187,7 +187,7 @@ def run_out_of_memory(states: States) -> None:
 def submit_all(states: States) -> None:
     """Every job, then the trouble that befalls those that wait; returns when the last has ended."""
     akya = "akya-cuda -c 40 --gres=gpu:4"
-    states.submit("time-limit", "hamsi -c 28", "--account=proj1", "--time=1", "--no-requeue")
+    states.submit("time-limit", HAMSI, "--account=proj1", "--time=1", "--no-requeue")
     states.submit("preempted", "lowprio -c 40 --gres=gpu:4", "--nodelist=akya1", "--account=proj1", "--no-requeue")
     states.submit("node-failed", akya, "--nodelist=akya2", "--account=proj1", "--no-requeue")
     states.submit("running", akya, "--nodelist=akya3", "--account=ayse")

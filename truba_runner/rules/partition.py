@@ -55,7 +55,8 @@ def problems(experiment: Experiment, here: Here) -> Iterator[Problem]:
     yield from one_of(f"cluster.partitions.{resources.partition}.cores_rule", partition.cores_rule, cores.RULES)
     yield from _time_problems(experiment, facts)
     if partition.families and not family_of(partition, resources.constraint):
-        return  # The facts of a node depend on its family.
+        yield from _mixed_problems(experiment, partition)
+        return
     yield from _node_problems(experiment, facts, live)
     if facts.gpus_per_node:
         yield from cores.gpu_problems(experiment, facts)
@@ -186,3 +187,21 @@ def _nodes(facts: Partition, live: LivePartition | None, constraint: str) -> int
     if live is None:
         return facts.nodes
     return live.features.get(constraint, live.nodes)
+
+
+def _mixed_problems(experiment: Experiment, partition: Partition) -> Iterator[Problem]:
+    """Report a request that fits on no family of nodes, where the job leaves open which it gets."""
+    resources, known = experiment.resources, experiment.cluster.partitions
+    families = {name: known[name] for name in partition.families if name in known}
+    asked = {"cores": resources.cores or 1, "gpus": resources.gpus, "memory_gb": resources.memory_gb or 0}
+    room = 0
+    for facts in families.values():
+        limits = {"cores": facts.cores_per_node, "gpus": facts.gpus_per_node, "memory_gb": facts.memory_gb}
+        # Only GPUs are certain to be absent where the file has no number.
+        if all(much <= limits[key] or (key != "gpus" and not limits[key]) for key, much in asked.items()):
+            room += facts.nodes or resources.nodes
+    if resources.nodes > room:
+        received = " ".join(f"resources.{key}={much:g}" for key, much in asked.items() if much)
+        rule = _("no family of nodes in {partition} has that on so many nodes.", partition=resources.partition)
+        yield Problem(received, rule, _("Ask for less, or set resources.constraint to one of: {names}.",
+                                        names=", ".join(families)))  # fmt: skip

@@ -26,7 +26,7 @@ Compose = Callable[..., Experiment]
         (["resources.partition=debug", "resources.gpus=2", "resources.constraint=barbun-cuda"], 40, "barbun-cuda"),
         (["resources.partition=orfoz", "resources.gpus=0"], 56, ""),
         (["resources.partition=hamsi", "resources.gpus=0", "resources.cores=56"], 56, ""),
-        (["resources.partition=akya-cuda", "resources.gpus=1", "resources.cores=20"], 20, ""),
+        (["resources.partition=barbun-cuda", "resources.gpus=1", "resources.cores=40"], 40, ""),
     ],
 )
 def test_cores_follow_from_gpus_and_partition(
@@ -40,11 +40,8 @@ REFUSALS = [
     (["resources.gpus=0"], "takes no job without a GPU", "resources.gpus=1"),
     (["resources.gpus=5"], "has 4 GPUs", "resources.gpus=4"),
     (["resources.gpus=-1"], "must be 0 or more", "resources.gpus=1"),
-    (["resources.gpus=2", "resources.cores=25"], "multiples of 10", "resources.cores=20"),
-    (["resources.gpus=2", "resources.cores=10"], "at least 10 per GPU", "resources.cores=20"),
+    (["resources.gpus=1", "resources.cores=20"], "gives 10 cores with each GPU", "resources.cores=10"),
     (["resources.cores=50"], "has 40 cores", "Leave resources.cores out"),
-    (["resources.partition=kolyoz-cuda"], "one of its GPU types", "resources.constraint=H100"),
-    (["resources.partition=kolyoz-cuda", "resources.constraint=h100"], "no node of kolyoz-cuda", "H100"),
     (["resources.time=4d"], "allows 3-00:00:00", "resources.time=3-00:00:00"),
     (["resources.partition=debug", "resources.constraint=akya-cuda", "resources.time=5h"], "04:00:00", "04:00:00"),
     (["resources.time=0"], "must be 1 or more", "resources.time=1"),
@@ -57,7 +54,7 @@ REFUSALS = [
     ),
     (["resources.time=9", "resources.signal_seconds=300"], "here 270 s", "resources.signal_seconds=270 or less"),
     (["resources.time=3600"], "quotes", "1:30:00"),
-    (["resources.partition=debug"], "must choose one", "resources.constraint=akya-cuda"),
+    (["resources.partition=debug"], "mixes node families", "resources.constraint=akya-cuda"),
     (["cluster.runs_folder=/arf/home/me/runs"], "under", "choose a folder there"),
     (["cluster.runs_folder=${cluster.scratch}/../home"], "under", "choose a folder there"),
     (["cluster.runs_folder=${cluster.scratch}/a%j"], "pattern", "without one"),
@@ -66,7 +63,11 @@ REFUSALS = [
     (["resources.memory_gb=2000"], "has 384 GB", "Ask for less."),
     (["resources.nodes=25"], "has 24 nodes", "resources.nodes=24"),
     (["resources.partition=orfoz"], "has no GPUs", "resources.gpus=0"),
-    (["resources.partition=orfoz", "resources.gpus=0", "resources.cores=8"], "56 cores or more", "resources.cores=56"),
+    (
+        ["resources.partition=orfoz", "resources.gpus=0", "resources.cores=8"],
+        "takes 56 or 112 cores",
+        "resources.cores=56",
+    ),
     (["resources.account=''"], "charges every job to an account", "resources.account=ACCOUNT"),
     (["job.backend=keas"], "no such backend", "Did you mean keras"),
     (["data.name=minst"], "has no such data", "Did you mean mnist"),
@@ -161,12 +162,6 @@ def test_more_cores_than_the_account_has_is_a_warning(experiment: Compose) -> No
     asked = experiment("resources.gpus=4", "cluster.account_cores=30")
     assert "AssocGrpCpuLimit" in "".join(plan(asked).warnings)
     assert plan(experiment("resources.gpus=4")).warnings == ()
-
-
-def test_partitions_with_a_login_node_of_their_own_say_so(experiment: Compose) -> None:
-    asked = experiment("resources.partition=palamut-cuda")
-    assert "cuda-ui" in "".join(plan(asked, login_node="arf-ui1").warnings)
-    assert "cuda-ui" not in "".join(plan(asked, login_node="cuda-ui").warnings)
 
 
 def test_a_local_run_needs_no_partition_and_has_one_machine(experiment: Compose) -> None:

@@ -211,8 +211,8 @@ def test_variables_that_would_have_changed_the_job_are_told_with_the_keys_to_use
     assert all(f"{name}={value}" in warning for name, value in BASHRC.items())
     keys = "resources.memory_gb, resources.partition=debug, resources.time=7"
     assert f"set +resources.sbatch.gpu_freq=high, {keys}." in warning and "requeue=" not in warning
-    assert plan(experiment(), shell=BASHRC).warnings == (warning,)
-    assert plan(experiment(cluster="local"), shell=BASHRC).warnings == ()
+    assert plan(experiment(), Here(shell=BASHRC)).warnings == (warning,)
+    assert plan(experiment(cluster="local"), Here(shell=BASHRC)).warnings == ()
 
 
 def test_variables_that_change_nothing_are_no_news(experiment: Compose) -> None:

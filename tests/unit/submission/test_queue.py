@@ -16,7 +16,7 @@ from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm import capacity
 from truba_runner.slurm.client import SlurmError
 from truba_runner.slurm.request import derive
-from truba_runner.submission import partition_choice as offers_module
+from truba_runner.submission import here
 from truba_runner.submission.automatic import Automatic
 from truba_runner.submission.partition_choice import offers
 from truba_runner.submission.time_limit import proposed
@@ -41,7 +41,7 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> dict[str, float | str]:
         capacity, "free_gpus", lambda: {("akya-cuda", ""): 3, ("debug", ""): 5, ("debug", "akya-cuda"): 2}
     )
     monkeypatch.setattr(capacity, "core_limit", lambda account: 160)
-    monkeypatch.setattr(offers_module.socket, "gethostname", lambda: "arf-ui1")
+    monkeypatch.setattr(here.socket, "gethostname", lambda: "arf-ui1")
     return answers
 
 
@@ -56,7 +56,7 @@ def test_the_soonest_partition_is_taken_with_the_feature_that_it_wants(
     settled = Automatic().settled(auto(experiment()), JOB)
     assert (settled.resources.partition, settled.resources.constraint) == ("barbun-cuda", "")
     assert plan(settled).request.cores == 20 and "start it in 10 minutes" in capsys.readouterr().err
-    offers_module.socket.gethostname = lambda: "cuda-ui"  # type: ignore[assignment]
+    here.socket.gethostname = lambda: "cuda-ui"  # type: ignore[assignment]
     starts["kolyoz-cuda"] = 60.0
     settled = Automatic().settled(auto(experiment()), JOB)
     assert (settled.resources.partition, settled.resources.constraint) == ("kolyoz-cuda", "H100")
