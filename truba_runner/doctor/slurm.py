@@ -8,9 +8,11 @@ import time
 from collections.abc import Iterator, Mapping
 
 from truba_runner.config.durations import parse_minutes
+from truba_runner.config.partitions import Here
 from truba_runner.config.schema import Cluster, Partition
 from truba_runner.doctor import FAULT, NOTE, OK, WARNING, Finding, Patient
 from truba_runner.language import _
+from truba_runner.rules.site.place import elsewhere
 from truba_runner.slurm import client, queries, relay
 from truba_runner.slurm.client import SlurmError
 from truba_runner.slurm.queries import Hardware, Limit
@@ -154,6 +156,12 @@ def _partition(
 ) -> Iterator[Finding]:
     """Yield the problems of one partition. A note: the user cannot use it, which is a fault only of the chosen one."""
     subject, file = _("partition {name}", name=name), _file(cluster)
+    other = elsewhere(cluster, name, Here(socket.gethostname().partition(".")[0]))
+    if other:
+        remedy = _("Submit its jobs there: ssh {host}", host=facts.login_nodes[0])
+        yield Finding(NOTE, subject, other.rule, remedy)
+    if live is None and other:
+        return
     if live is None:
         says = _("it is in {file}, but not in Slurm", file=file)
         yield Finding(NOTE, subject, says, _("Choose another partition (resources.partition), or correct the file."))
@@ -166,9 +174,6 @@ def _partition(
         says = _("the account {account} may not use it (AllowAccounts={allowed})", account=account, allowed=allowed)
         remedy = _("Choose another partition (resources.partition) or another account (resources.account).")
         yield Finding(NOTE, subject, says, remedy)
-    if facts.login_nodes and socket.gethostname().split(".")[0] not in facts.login_nodes:
-        says = _("submit jobs for it on {hosts}", hosts=", ".join(facts.login_nodes))
-        yield Finding(OK, subject, says)
     if differences := _differences(facts, live, hardware):
         says = _("{file} disagrees with Slurm: {differences}", file=file, differences="; ".join(differences))
         yield Finding(WARNING, subject, says, _("Correct the file, or a copy of it in your own conf/cluster/."))

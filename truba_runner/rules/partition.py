@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import PurePath
 from posixpath import normpath
+from string import Formatter
 
 from truba_runner.config.backends import TRAITS
 from truba_runner.config.durations import parse_minutes, slurm_time
@@ -91,6 +92,20 @@ def _option_problems(cluster: Cluster) -> Iterator[Problem]:
     if cluster.gpu_option not in _GPU_OPTIONS and not re.fullmatch(r"--gres=gpu:\w+:\{gpus\}", cluster.gpu_option):
         rule = _("GPUs are asked for on each node, in one of these ways: {options}.", options=", ".join(_GPU_OPTIONS))
         yield Problem(f"cluster.gpu_option={cluster.gpu_option}", rule, nearest(cluster.gpu_option, _GPU_OPTIONS))
+    for row in cluster.refusals:
+        received, remedy = f"cluster.refusals: {row.id}", _("Correct the row in {file}.", file=where(cluster))
+        try:
+            groups = set(re.compile(row.matches).groupindex)
+        except re.error as error:
+            yield Problem(received, _("`matches` is not a valid regular expression: {error}.", error=error), remedy)
+            continue
+        if unknown := _placeholders(row.means + row.do) - groups:
+            rule = _("`matches` has no group of this name: {names}.", names=", ".join(sorted(unknown)))
+            yield Problem(received, rule, remedy)
+
+
+def _placeholders(text: str) -> set[str]:
+    return {name for _text, name, _form, _conversion in Formatter().parse(text) if name is not None}
 
 
 def _time_problems(experiment: Experiment, facts: Partition) -> Iterator[Problem]:

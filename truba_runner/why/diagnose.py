@@ -83,7 +83,7 @@ def _matches(case: Case) -> Sequence[_Match]:
     elif state.state == "FAILED":
         return _failed(case)
     else:
-        known = refusal(case.run.read_config(), state.why) if state.state == "REFUSED" else None
+        known = refusal(case.run, state.why) if state.state == "REFUSED" else None
         first = _Match(known or _sure("record", _word_on_record(case)), Evidence(case.run.id, state.why or state.state))
     also = _in_log(case) if state.state in _LOG_TELLS_MORE else None
     return [first, *([also] if also else [])]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
 
 from truba_runner.language import _
+from truba_runner.runs.run_directory import RunDir
 
 SECTIONS = ("waiting", "ended", "exit", "log", "record")
 
@@ -43,10 +45,18 @@ def meaning(section: str, text: str) -> Meaning | None:
     return _first(table()[section], text)
 
 
-def refusal(config: Mapping[str, Any], text: str) -> Meaning | None:
-    """Return the first refusal of the cluster in a run's config that matches what sbatch printed."""
-    rows = config.get("cluster", {}).get("refusals", ())
-    return _first([Row(one["id"], re.compile(one["matches"]), one["means"], one["do"], ()) for one in rows], text)
+def refusal(run: RunDir, text: str) -> Meaning | None:
+    """Return what the site's submit filter meant with this text: a row of the cluster in the run's config, if any.
+
+    A row that is not as the config of a submission must be is ignored.
+    """
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, re.error):
+        rows = run.read_config()["cluster"]["refusals"]
+        found = _first([Row(one["id"], re.compile(one["matches"]), one["means"], one["do"], ()) for one in rows], text)
+        if found:
+            found.said({})  # Raises if a sentence has placeholders other than the groups.
+        return found
+    return None
 
 
 def _first(rows: Iterable[Row], text: str) -> Meaning | None:

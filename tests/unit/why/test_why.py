@@ -11,6 +11,7 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
+import yaml
 from in_process import truba
 
 from truba_runner.errors import Failed
@@ -21,9 +22,11 @@ from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import state_of
 from truba_runner.slurm.jobs import Job
 from truba_runner.slurm.queries import Start
+from truba_runner.storage.package_files import shipped
 from truba_runner.training import missing_gpus
 from truba_runner.why import evidence
 from truba_runner.why.case import Case
+from truba_runner.why.cases import cases_of
 from truba_runner.why.diagnose import Finding, diagnose
 from truba_runner.why.groups import groups
 from truba_runner.why.table import SECTIONS, meaning, table, words
@@ -323,6 +326,33 @@ def test_runs_are_grouped_by_reason_the_largest_group_first(tmp_path: Path) -> N
 def why(folder: Path, *arguments: str, **variables: str) -> CompletedProcess[str]:
     environment = {**os.environ, "PATH": "/nonexistent", **variables}
     return truba("why", *arguments, "--runs", str(folder), cwd=folder, environment=environment)
+
+
+ORFOZ = "Orfoz kuyruguna gonderilen islerde node basina 56/112 cekirdek talep ediniz."
+
+
+@pytest.mark.parametrize(
+    ("language", "row", "told", "wrong"),
+    [
+        ("en", {}, "must ask for 56/112 cores on each node", False),
+        ("tr", {}, "düğüm başına 56/112 çekirdek", False),
+        # A row of a damaged config is none.
+        ("en", {"matches": "("}, "Slurm refused the job at submission", True),
+        ("en", {"means": "{nothing}"}, "Slurm refused the job at submission", True),
+    ],
+)
+def test_what_a_sites_filter_refused_is_explained_by_the_runs_own_config(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, language: str, row: dict[str, str], told: str, wrong: bool
+) -> None:
+    monkeypatch.setenv("TRUBA_LANG", language)
+    rows = yaml.safe_load((shipped("conf") / "cluster" / "truba.yaml").read_text())["refusals"]
+    config = {"cluster": {"refusals": [{**one, **row} for one in rows]}}
+    run.config_file.write_text(yaml.safe_dump(config))
+    run.append_submission(Event(Kind.INTENT, token="t"))
+    run.append_submission(Event(Kind.REFUSED, token="t", message=ORFOZ))
+    (finding,) = diagnose(cases_of([run], {})[0])
+    assert (finding.reason == "refused") == wrong and told in finding.means
+    assert finding.evidence[0].says == ORFOZ
 
 
 def test_local_and_damaged_runs_on_the_command_line(tmp_path: Path) -> None:
