@@ -120,7 +120,7 @@ def test_on_another_machine_slurm_says_which_partitions_it_has(experiment: Compo
 
 
 def test_nodes_and_features_are_those_of_the_live_cluster(experiment: Compose) -> None:
-    assert plan(asking(experiment, "akya-cuda", nodes=20), at("arf-ui1"))
+    assert "akya-cuda has" not in refusal(asking(experiment, "akya-cuda", nodes=20), at("arf-ui1"))
     assert "akya-cuda has 16 nodes" in refusal(asking(experiment, "akya-cuda", nodes=20), at("arf-ui1", LIVE))
     twenty = asking(experiment, "kolyoz-cuda", nodes=25, constraint="H100")
     assert "kolyoz-cuda has 20 nodes" in refusal(twenty, at("cuda-ui", LIVE))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from truba_runner.config.partitions import default_cores
 from truba_runner.config.schema import Experiment, Partition
-from truba_runner.errors import Problem
+from truba_runner.errors import Problem, listed
 from truba_runner.language import _, marked
 from truba_runner.rules.site.place import where
 from truba_runner.rules.training import batch_problems
@@ -67,10 +67,11 @@ def cpu_problems(experiment: Experiment, facts: Partition) -> Iterator[Problem]:
     """Report broken rules of a partition whose nodes have no GPUs."""
     resources, name = experiment.resources, experiment.resources.partition
     if resources.gpus > 0:
+        have = [other for other, partition in experiment.cluster.partitions.items() if partition.gpus_per_node]
         yield Problem(
             f"resources.gpus={resources.gpus}",
             _("{partition} has no GPUs.", partition=name),
-            _("Set resources.gpus=0, or choose a partition with GPUs (their names end in -cuda)."),
+            _("Set resources.gpus=0, or choose a partition with GPUs ({names}).", names=listed(have)),
         )
     cores = resources.cores
     if cores is None or facts.cores_rule == "any":
