@@ -76,6 +76,9 @@ def state_of(record: RunRecord, jobs: Mapping[str, Job] | None) -> RunState:
     progress = record.progress
     if record.pulled:
         return _state_when_pulled(record)
+    if (there := its_login_node(record.intent)) and not record.result and progress.state != Stage.FAILED:
+        why = _("its job belongs to another Slurm cluster; ask on {host}", host=there)
+        return RunState("UNKNOWN", live=False, job=None, why=why)
     job = _job_of(record.job_id, jobs or {})
     finder = None if progress or not record.finder else record.of(record.finder)
     if record.result:
@@ -99,6 +102,12 @@ def state_of(record: RunRecord, jobs: Mapping[str, Job] | None) -> RunState:
         or (_(_INTERRUPTED) if progress.state == Stage.INTERRUPTED else "")
     )
     return RunState(state, live=False, job=job, why=why or _exit(job) or _(_SILENT))
+
+
+def its_login_node(intent: Event) -> str:
+    """Return where to ask for a submission's job, if it was made to another Slurm than that of this machine."""
+    own, others = (str(intent.request.get(key) or "").split(",") for key in ("login_nodes", "other_login_nodes"))
+    return own[0] if socket.gethostname().partition(".")[0] in others else ""
 
 
 def _damaged(record: RunRecord, jobs: Mapping[str, Job] | None, why: str) -> RunState:

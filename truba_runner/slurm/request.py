@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from truba_runner.config.backends import TRAITS
 from truba_runner.config.durations import parse_minutes
 from truba_runner.config.partitions import asked_for, default_cores
-from truba_runner.config.schema import Experiment, Resources
+from truba_runner.config.schema import Cluster, Experiment, Resources
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,10 @@ class Request:
     sbatch: Mapping[str, Any] = field(default_factory=dict)
     # The option of sbatch that asks for the GPUs.
     gpu_option: str = "--gres=gpu:{gpus}"
+    # The login nodes whose Slurm has the job, and those of the site's other Slurm clusters, which do not know it; names
+    # separated by commas.
+    login_nodes: str = ""
+    other_login_nodes: str = ""
 
     @property
     def cores(self) -> int:
@@ -97,6 +101,8 @@ def derive(experiment: Experiment) -> Request:
         sbatch={long_option(key): value for key, value in resources.sbatch.items() if _is_set(value)},
         qos=resources.qos or next(iter(facts.qos), ""),
         gpu_option=experiment.cluster.gpu_option,
+        login_nodes=",".join(facts.login_nodes),
+        other_login_nodes=",".join(_others(experiment.cluster, facts.login_nodes)),
     )
 
 
@@ -122,6 +128,12 @@ def node_list(value: Any) -> str:
 def long_option(key: str) -> str:
     """Return the name of an option of sbatch as it stands after the two dashes: `gpu_freq` is `gpu-freq`."""
     return str(key).lstrip("-").replace("_", "-")
+
+
+def _others(cluster: Cluster, own: Sequence[str]) -> list[str]:
+    """Return the login nodes of the site that do not reach the Slurm of these; none if these are not known."""
+    known = {host for partition in cluster.partitions.values() for host in partition.login_nodes}
+    return sorted(known - set(own)) if own else []
 
 
 def _tasks_per_node(experiment: Experiment) -> int:

@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.runs.record_shapes import Stage
 from truba_runner.runs.run_directory import RunDir
-from truba_runner.runs.state import last_job_id, state_of
+from truba_runner.runs.state import its_login_node, last_job_id, state_of
 from truba_runner.slurm import client, jobs
 from truba_runner.submission import messages
 from truba_runner.submission.changed_code import refuse_together
@@ -60,6 +61,15 @@ def settled(runs: Sequence[Prepared], known: Collection[str] | None = None) -> M
 
 def _live(runs: Sequence[RunDir]) -> set[str]:
     """Return the ids of the runs whose job is in the queue."""
+    for run in runs:
+        # Taken for lost, it would train twice.
+        if (there := its_login_node(run.record().intent)) and run.record().progress.state != Stage.FAILED:
+            raise Failed(
+                "{run} was submitted to another Slurm cluster, which may still have its job. Type the command on "
+                "{host}, or start a new run beside it with fresh=true.",
+                run=run.id,
+                host=there,
+            )
     try:
         for run in runs:
             settle(run)

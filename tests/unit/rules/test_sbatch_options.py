@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from truba_runner.config.identity import run_id
+from truba_runner.config.partitions import Here
 from truba_runner.config.schema import Experiment, Sweep, experiment_from
 from truba_runner.environment import probe_job
 from truba_runner.errors import Refused

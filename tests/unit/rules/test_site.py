@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
 from truba_runner.config.partitions import Here, LivePartition, features_in
 from truba_runner.config.schema import Experiment
-from truba_runner.errors import Refused
+from truba_runner.errors import Failed, Refused
 from truba_runner.rules.experiment import plan
+from truba_runner.runs import state
+from truba_runner.runs.events import Event, Kind
+from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm import batch_script, capacity, client
+from truba_runner.slurm.jobs import Job
+from truba_runner.submission.already import already
 
 Compose = Callable[..., Experiment]
 
@@ -187,3 +193,25 @@ def test_partitions_are_read_as_sinfo_prints_them(monkeypatch: pytest.MonkeyPatc
         "debug": LivePartition(1, {"akya-cuda": 1, "V100": 1}),
         "plain": LivePartition(1, {}),
     }
+
+
+def test_a_run_of_another_slurm_is_neither_lost_nor_submitted_twice(
+    experiment: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = asdict(plan(asking(experiment, "kolyoz-cuda", constraint="H100")).request)
+    run = RunDir(tmp_path / "runs" / "mnist-0")
+    run.create()
+    run.append_submission(Event(Kind.INTENT, token="t", job_name="mnist-0.t", request=request))
+    run.append_submission(Event(Kind.SUBMITTED, token="t", job_id="7"))
+    monkeypatch.setattr(state.socket, "gethostname", lambda: "arf-ui1")
+    # A job 7 of this Slurm is another one.
+    found = state.state_of(run.record(), {"7": Job("7", "RUNNING")})
+    assert (found.state, found.live) == ("UNKNOWN", False) and "ask on cuda-ui" in found.why
+    with pytest.raises(Failed, match="submitted to another Slurm cluster.* on cuda-ui"):
+        already([run])
+    for host in ("cuda-ui", "kolyoz3"):
+        monkeypatch.setattr(state.socket, "gethostname", lambda host=host: host)
+        assert state.state_of(run.record(), {"7": Job("7", "RUNNING")}).live
+    run.write_result({"metrics": {}})
+    monkeypatch.setattr(state.socket, "gethostname", lambda: "arf-ui1")
+    assert state.state_of(run.record(), {}).state == "COMPLETED"
