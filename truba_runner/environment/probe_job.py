@@ -68,7 +68,7 @@ def _request(experiment: Experiment) -> Request:
     cluster, own = experiment.cluster, experiment.resources
     probing = cluster.partitions.get(cluster.probe_partition)
     # Slurm knows only the partitions of its own cluster.
-    if probing is None or probing.slurm_cluster != cluster.partitions[own.partition].slurm_cluster:
+    if probing is None or probing.slurm_cluster != cluster.partitions.get(own.partition, probing).slurm_cluster:
         return replace(plan(experiment).request, time_minutes=5, nodes=1, tasks_per_node=1, mail_type="", mail_user="")
     families = probing.families
     constraint = own.partition if own.partition in families else families[0] if families else ""
