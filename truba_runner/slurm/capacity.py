@@ -58,7 +58,7 @@ def partitions() -> dict[str, LivePartition]:
     Raises:
         truba_runner.slurm.client.SlurmError: Slurm does not answer.
     """
-    text = client.run(["sinfo", "--noheader", "--Node", "--format=%R|%f"], timeout_seconds=_ANSWER_SECONDS)
+    text = client.run(["sinfo", "--all", "--noheader", "--Node", "--format=%R|%f"], timeout_seconds=_ANSWER_SECONDS)
     nodes: Counter[str] = Counter()
     features: dict[str, Counter[str]] = {}
     for line in text.splitlines():

@@ -21,7 +21,7 @@ def look() -> Here:
 
 def _live() -> Mapping[str, LivePartition] | None:
     try:
-        return capacity.partitions() if client.available() else None
+        return capacity.partitions() or None if client.available() else None
     except client.SlurmError:
         return None
 

@@ -185,7 +185,7 @@ def test_gpus_are_asked_for_as_the_site_wants_it(experiment: Compose) -> None:
 
 
 def test_partitions_are_read_as_sinfo_prints_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    # slurm 22.05.8, `sinfo --noheader --Node --format=%R|%f`: a node has a line in each partition.
+    # slurm 22.05.8, `sinfo --all --noheader --Node --format=%R|%f`: a node has a line in each partition.
     printed = "akya-cuda|akya-cuda,V100\nakya-cuda|akya-cuda,V100\ndebug|akya-cuda,V100\nplain|(null)\n"
     monkeypatch.setattr(client, "run", lambda argv, **keys: printed)
     assert capacity.partitions() == {
