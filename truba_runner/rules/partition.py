@@ -16,6 +16,7 @@ from truba_runner.errors import Problem, nearest
 from truba_runner.language import _, marked
 from truba_runner.rules.site import cores, place
 from truba_runner.rules.site.place import where
+from truba_runner.rules.training import batch_problems
 from truba_runner.rules.values import one_of
 from truba_runner.slurm.request import job_minutes
 
@@ -61,6 +62,8 @@ def problems(experiment: Experiment, here: Here) -> Iterator[Problem]:
     yield from _node_problems(experiment, facts, live)
     if facts.gpus_per_node:
         yield from cores.gpu_problems(experiment, facts)
+        if 0 < resources.gpus <= facts.gpus_per_node:
+            yield from batch_problems(experiment)
     else:
         yield from cores.cpu_problems(experiment, facts)
 

@@ -9,7 +9,6 @@ from truba_runner.config.schema import Experiment, Partition
 from truba_runner.errors import Problem, listed
 from truba_runner.language import _, marked
 from truba_runner.rules.site.place import where
-from truba_runner.rules.training import batch_problems
 from truba_runner.slurm.request import derive
 
 RULES = ("exactly", "multiple", "at_least", "any")
@@ -29,7 +28,6 @@ def gpu_problems(experiment: Experiment, facts: Partition) -> Iterator[Problem]:
             _("Set resources.gpus={gpus} or less (it is counted per node).", gpus=facts.gpus_per_node),
         )
         return
-    yield from batch_problems(experiment)
     if resources.cores is None:
         return
     cores, usual, tasks = resources.cores, default_cores(facts, resources.gpus), derive(experiment).tasks_per_node
