@@ -73,9 +73,11 @@ class Cluster:
     default_account: str = ""
     default_qos: str = ""
     default_gpus: int = 0
-    # The kind that environment=auto stands for: inherit or module.
+    # The kind that environment=auto stands for: inherit or module; default_modules are the modules of both.
     default_environment: str = "inherit"
     default_modules: list[str] = field(default_factory=list)
+    # The modules of environment=conda: those that have the command conda.
+    conda_modules: list[str] = field(default_factory=list)
     account_cores: int = 0
     # Partition of the short job that inspects an environment if the login node cannot; empty: the experiment's own.
     probe_partition: str = ""
@@ -100,16 +102,23 @@ class Environment:
     """The Python environment of a job; docs/environments.md."""
 
     name: str = MISSING
-    # inherit (the submitting Python), module, venv or apptainer.
+    # inherit (the submitting Python), module, venv, conda or apptainer.
     kind: str = "inherit"
-    # Shell lines that the job runs first.
-    setup: list[str] = field(default_factory=list)
-    # The command that starts Python. Empty: the submitting interpreter, the one of `venv`, or python3.
-    python: str = ""
-    # module: the modules to load, after `module purge`.
+    # The modules to load first, after `module purge`; for apptainer, outside the container.
     modules: list[str] = field(default_factory=list)
+    # Shell lines that the job runs after the modules and the activation of venv or conda; for apptainer, outside the
+    # container. A line that fails ends the job.
+    setup: list[str] = field(default_factory=list)
+    # Shell lines that the job runs before the modules.
+    setup_before: list[str] = field(default_factory=list)
+    # The command that starts Python. Empty: the submitting interpreter, that of `venv` or `conda`, or python3.
+    python: str = ""
     # venv: the folder of the virtual environment.
     venv: str = ""
+    # conda: the environment's name, or its absolute path.
+    conda: str = ""
+    # conda: the command whose hook activates it; it may also be micromamba or mamba (2 or newer), or a path.
+    conda_command: str = "conda"
     # apptainer: an image file, or a folder with an unpacked image.
     image: str = ""
     # apptainer: further paths to bind, in addition to those of the run, its data, its code and the scratch.

@@ -24,11 +24,12 @@ from typing import Any
 from truba_runner.code import package
 from truba_runner.config.backends import TRAITS
 from truba_runner.config.schema import Environment, Experiment
-from truba_runner.environment import modules, report, start
+from truba_runner.environment import missing_files, modules, report, start
 from truba_runner.errors import Problem, Refused
 from truba_runner.language import _, marked
 from truba_runner.log import warn
 from truba_runner.python_check import LEAST
+from truba_runner.slurm import states
 from truba_runner.storage.files import write_atomically
 from truba_runner.storage.package_files import shipped
 from truba_runner.storage.user_state import state_folder
@@ -59,10 +60,10 @@ def found(experiment: Experiment, elsewhere: Elsewhere) -> Found:
         truba_runner.errors.Refused: it cannot be entered anywhere, or lacks what the experiment needs.
     """
     chosen = experiment.environment
-    if chosen.kind == "inherit":
+    if _is_this_python(chosen):
         held: Found = report.report() if not chosen.python else {}
     else:
-        _refuse_missing_files(chosen)
+        missing_files.refuse(chosen)
         held = _kept(experiment) or _asked(experiment, elsewhere)
     if held:
         _refuse_lacking(experiment, held)
@@ -76,9 +77,9 @@ def found_here(experiment: Experiment) -> Found | str:
         truba_runner.errors.Refused: as `found`.
     """
     chosen = experiment.environment
-    if chosen.kind == "inherit":
+    if _is_this_python(chosen):
         return found(experiment, lambda script: None)
-    _refuse_missing_files(chosen)
+    missing_files.refuse(chosen)
     held = _kept(experiment)
     if not held:
         try:
@@ -90,35 +91,9 @@ def found_here(experiment: Experiment) -> Found | str:
     return held
 
 
-def _refuse_missing_files(chosen: Environment) -> None:
-    if chosen.kind == "apptainer" and (why := _unreadable(chosen.image)):
-        beside = [name for name in _images_beside(Path(chosen.image)) if name != chosen.image]
-        remedy = _("There are: {names}.", names=", ".join(beside)) if beside else _("Look for it with ls -l.")
-        raise Refused(Problem(f"environment.image={chosen.image}", why, remedy))
-    python = Path(chosen.venv) / "bin" / "python"
-    if chosen.kind == "venv" and not chosen.python and not os.access(python, os.X_OK):
-        rule = _(
-            "there is no {python}, so this is not a virtual environment, or its Python has been removed.", python=python
-        )
-        remedy = _("Give the folder that python -m venv created.")
-        raise Refused(Problem(f"environment.venv={chosen.venv}", rule, remedy))
-
-
-def _unreadable(path: str) -> str:
-    """Return why a file cannot be read; empty if it can."""
-    try:
-        os.stat(path)
-    except FileNotFoundError:
-        return _("there is no such file.")
-    except OSError as error:
-        return _("it cannot be accessed: {why}.", why=error.strerror)
-    return "" if os.access(path, os.R_OK) else _("you have no permission to read it.")
-
-
-def _images_beside(image: Path) -> list[str]:
-    with suppress(OSError):
-        return sorted(str(file) for file in image.parent.glob("*.sif"))[:12]
-    return []
+def _is_this_python(chosen: Environment) -> bool:
+    """Whether a job starts the submitting Python as it is here, with nothing that could fail before."""
+    return chosen.kind == "inherit" and not (chosen.modules or chosen.setup_before or chosen.setup)
 
 
 # -- probing ---------------------------------------------------------------------------------------------------
@@ -187,18 +162,22 @@ def _read(chosen: Environment, printed: str, status: int) -> Found:
             held: Found = json.loads(line.removeprefix(report.MARK))
             return held
     said = " ".join(printed.split())[-600:]
-    if status == start.NOT_LOADED:
+    if status == states.NOT_LOADED:
         names = ", ".join(chosen.modules)
         raise Refused(Problem(f"environment.modules=[{names}]", f"{said}.", modules.remedy(chosen.modules)))
+    if status == states.NOT_ACTIVATED:
+        known = [path for path in missing_files.conda_environments() if path != chosen.conda]
+        remedy = _("conda env list lists your environments.")
+        remedy = _("There are: {names}.", names=", ".join(known)) if known else remedy
+        raise Refused(Problem(f"environment.conda={chosen.conda}", f"{said}.", remedy))
     if status in {126, 127} and chosen.kind != "apptainer":
         python = start.start(chosen, Path()).python
         rule = _("there is no {python} in it ({said}).", python=python, said=said)
         raise Refused(Problem(_words(chosen), rule, _("Set environment.python to the command of its Python.")))
     if _NO_SUCH_COMMAND in said:
         raise Refused(Problem(_words(chosen), f"{said}.", _("Set environment.python to the command of its Python.")))
-    if status == start.NO_MODULES:
-        raise _Silent(_("the command module does not exist here"))
-    raise _Silent(said or _("exit status {status}", status=status))
+    reasons = [line for line in printed.splitlines() if line.startswith(states.REASON)]
+    raise _Silent((reasons[-1] if reasons else said) or _("exit status {status}", status=status))
 
 
 # -- cache -----------------------------------------------------------------------------------------------------
@@ -222,7 +201,12 @@ def _made_of(chosen: Environment) -> Iterator[Path]:
     elif chosen.kind == "venv":
         yield Path(chosen.venv) / "pyvenv.cfg"
         yield from sorted(Path(chosen.venv).glob("lib/python*/site-packages"))
-    elif chosen.kind == "module":
+    elif chosen.kind == "conda":
+        named = [path for path in missing_files.conda_environments() if Path(path).name == chosen.conda]
+        for path in [chosen.conda] if chosen.conda.startswith("/") else named:
+            yield Path(path) / "conda-meta" / "history"
+            yield from sorted(Path(path).glob("lib/python*/site-packages"))
+    if chosen.modules:
         for folder in os.environ.get("MODULEPATH", "").split(os.pathsep):
             yield from (Path(folder) / f"{name}{suffix}" for name in chosen.modules for suffix in ("", ".lua"))
 
@@ -297,6 +281,7 @@ _REMEDIES = {
         "Choose other modules with environment.modules=[NAME/VERSION], or an image with environment=apptainer."
     ),
     "apptainer": marked("Choose another image with environment.image=FILE."),
+    "conda": marked("Install it there, or choose another with environment.conda=NAME."),
     "venv": marked("Install it there, or choose another with environment.venv=FOLDER."),
 }
 
@@ -307,7 +292,12 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _words(chosen: Environment) -> str:
-    what = {"module": ", ".join(chosen.modules), "venv": chosen.venv, "apptainer": chosen.image}.get(chosen.kind, "")
+    what = {
+        "module": ", ".join(chosen.modules),
+        "venv": chosen.venv,
+        "conda": chosen.conda,
+        "apptainer": chosen.image,
+    }.get(chosen.kind, "")
     return f"environment={chosen.name}" + (f" ({what})" if what else "")
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from truba_runner.config.partitions import facts_of
 from truba_runner.config.schema import Environment, Experiment
+from truba_runner.environment import shell_lines
 from truba_runner.slurm.request import Request
 
-# Exit statuses of the shell lines and the wrapper: no `module` here, a module did not load, no apptainer here.
-NO_MODULES, NOT_LOADED, NO_APPTAINER = 91, 92, 93
 # Otherwise sets of strings are ordered differently in each process: labels numbered from a set change on a resume.
 HASH_SEED, SAME_HASHES = "PYTHONHASHSEED", "0"
 
@@ -28,36 +27,54 @@ class Start:
     python: str
 
 
-def start(environment: Environment, wrapper: Path, binds: Sequence[str] = (), gpus: bool = False) -> Start:
-    """Return how to enter the environment. `wrapper` is `container/apptainer`; `binds` are a container's paths."""
-    setup = [*environment.setup, f'export {HASH_SEED}="${{{HASH_SEED}:-{SAME_HASHES}}}"']
-    if environment.kind == "module":
-        setup += _load(environment.modules)
-        return Start(tuple(setup), environment.python or "python3")
+def start(
+    environment: Environment,
+    wrapper: Path,
+    binds: Sequence[str] = (),
+    gpus: bool = False,
+    caches: Mapping[str, str] | None = None,
+) -> Start:
+    """Return how to enter the environment: modules, then the environment itself, then `environment.setup`.
+
+    `wrapper` is `container/apptainer`; `binds` are a container's paths; `caches` are folders by variable.
+    """
+    folders = caches or {}
+    setup = [
+        *shell_lines.module_command(environment),
+        *shell_lines.user_lines("setup_before", environment.setup_before),
+        *shell_lines.modules(environment.modules),
+        *_activation(environment),
+        *shell_lines.variables(folders),
+        *shell_lines.user_lines("setup", environment.setup),
+        f'export {HASH_SEED}="${{{HASH_SEED}:-{SAME_HASHES}}}"',
+    ]
+    return Start(tuple(setup), _python(environment, wrapper, [*binds, *folders.values()], gpus, list(folders)))
+
+
+def _activation(environment: Environment) -> list[str]:
     if environment.kind == "venv":
-        folder = PurePosixPath(environment.venv)
-        setup += [f"export VIRTUAL_ENV={shlex.quote(str(folder))}", 'export PATH="$VIRTUAL_ENV/bin:$PATH"']
-        return Start(tuple(setup), environment.python or shlex.quote(str(folder / "bin" / "python")))
+        return shell_lines.virtual_environment(environment.venv)
+    return shell_lines.conda(environment) if environment.kind == "conda" else []
+
+
+def _python(environment: Environment, wrapper: Path, binds: Sequence[str], gpus: bool, passed: Sequence[str]) -> str:
+    """Return the shell command that starts the environment's Python; a container gets the variables `passed`."""
     if environment.kind == "apptainer":
         argv = ["bash", str(wrapper), "--apptainer", environment.apptainer, "--image", environment.image]
         argv += ["--nv"] if gpus else []
         for path in dict.fromkeys([*binds, *environment.binds]):
             argv += ["--bind", path]
-        for name in environment.pass_on:
+        for name in [*passed, *environment.pass_on]:
             argv += ["--pass", name]
-        return Start(tuple(setup), f"{shlex.join(argv)} -- {environment.python or 'python3'}")
-    return Start(tuple(setup), environment.python or shlex.quote(sys.executable))
-
-
-def _load(modules: Sequence[str]) -> list[str]:
-    names = shlex.join(modules)
-    return [
-        # A job's shell is no login shell; if it has not inherited `module`, the site's profile defines it.
-        "type module >/dev/null 2>&1 || . /etc/profile",
-        f"type module >/dev/null 2>&1 || {{ echo 'the command module does not exist here' >&2; exit {NO_MODULES}; }}",
-        "module purge",
-        f"module load {names} || {{ echo {shlex.quote(f'module load {names} failed')} >&2; exit {NOT_LOADED}; }}",
-    ]
+        return f"{shlex.join(argv)} -- {environment.python or 'python3'}"
+    usual = {
+        "module": "python3",
+        "venv": shlex.quote(str(PurePosixPath(environment.venv) / "bin" / "python")),
+        # By its path: an environment without Python must not train with another one on the PATH.
+        "conda": '"$CONDA_PREFIX/bin/python"',
+        "inherit": shlex.quote(sys.executable),
+    }
+    return environment.python or usual[environment.kind]
 
 
 def binds(experiment: Experiment, request: Request, project: Path, job_file: Path) -> list[str]:

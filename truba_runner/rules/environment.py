@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 
-from truba_runner.config.schema import Experiment
+from truba_runner.config.schema import Environment, Experiment
 from truba_runner.errors import Problem, nearest
 from truba_runner.language import _
 
-KINDS = ("apptainer", "inherit", "module", "venv")
+KINDS = ("apptainer", "conda", "inherit", "module", "venv")
+# Keys that only one kind uses, with the value that means "not given".
+_OF_KIND = {
+    "venv": ("venv", ""),
+    "conda": ("conda", ""),
+    "conda_command": ("conda", "conda"),
+    "image": ("apptainer", ""),
+    "binds": ("apptainer", []),
+    "pass_on": ("apptainer", []),
+    "apptainer": ("apptainer", "apptainer"),
+}
+_CONDAS = ("conda", "mamba", "micromamba")
+# Keys that a run on this machine does not use.
+_OF_JOBS = ("modules", "setup_before", "setup", "python")
 
 
 def problems(experiment: Experiment) -> Iterator[Problem]:
@@ -29,6 +44,9 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
             ),
         )
         return
+    yield from _ignored(experiment)
+    if environment.kind == "conda":
+        yield from _conda_problems(environment)
     if environment.kind == "module" and not environment.modules:
         remedy = _("Set environment.modules=[NAME/VERSION].")
         yield Problem("environment.modules", _("it names no module to load."), remedy)
@@ -50,6 +68,44 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
             if "," in path:
                 rule = _("Apptainer takes a comma for the end of a path.")
                 yield Problem(f"environment.binds={path}", rule, _("Choose a path without a comma."))
+
+
+def _ignored(experiment: Experiment) -> Iterator[Problem]:
+    """Report keys that are given and would have no effect."""
+    environment = experiment.environment
+    for key, (kind, none) in _OF_KIND.items():
+        if environment.kind != kind and (given := getattr(environment, key)) != none:
+            rule = _(
+                "it has no effect with environment.kind={kind}; only {other} uses it.",
+                kind=environment.kind,
+                other=kind,
+            )
+            remedy = _("Leave it out, or choose environment={other}.", other=kind)
+            yield Problem(f"environment.{key}={_shown(given)}", rule, remedy)
+    for key in _OF_JOBS if experiment.cluster.scheduler != "slurm" else ():
+        if given := getattr(environment, key):
+            yield Problem(
+                f"environment.{key}={_shown(given)}",
+                _("it has no effect: a run on this machine trains with the Python that starts it, as it is."),
+                _("Leave it out, or choose a cluster with cluster=NAME."),
+            )
+
+
+def _shown(value: str | list[str]) -> str:
+    return value if isinstance(value, str) else f"[{', '.join(value)}]"
+
+
+def _conda_problems(environment: Environment) -> Iterator[Problem]:
+    chosen, remedy = environment.conda, _("Set environment.conda to the environment's name, or to its absolute path.")
+    if not chosen:
+        yield Problem("environment.conda", _("it is not set."), remedy)
+    elif (not chosen.startswith("/") and "/" in chosen) or re.search(r"[\s~$]", chosen):
+        rule = _("it must be the name of a conda environment, or its absolute path.")
+        yield Problem(f"environment.conda={chosen}", rule, remedy)
+    command = PurePosixPath(environment.conda_command).name
+    if command not in _CONDAS:
+        rule = _("it must be one of {names}, or the path of one.", names=", ".join(_CONDAS))
+        yield Problem(f"environment.conda_command={environment.conda_command}", rule, nearest(command, _CONDAS))
 
 
 def _path_problems(key: str, path: str, rule: str, remedy: str) -> Iterator[Problem]:

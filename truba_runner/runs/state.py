@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +16,14 @@ from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.record_files import RunRecord
 from truba_runner.runs.record_shapes import ProgressRecord, Stage
 from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.sweep_directory import task_log
 from truba_runner.slurm.client import SRUN_FAILED
 from truba_runner.slurm.jobs import Job
-from truba_runner.slurm.states import meaning_of
+from truba_runner.slurm.states import NOT_ENTERED, REASON, meaning_of
+from truba_runner.storage import safe_files
 
+# A job that could not enter its environment ends right after it has said so.
+_TAIL_BYTES = 4096
 # Reads of the command line of a starting process, which is empty for about a millisecond, and the pause between reads.
 _MOST_LOOKS, _LOOK_SECONDS = 50, 0.002
 # Slurm's reasons for a job that waits for another job, and for one whose dependency can never be satisfied.
@@ -101,6 +106,7 @@ def state_of(record: RunRecord, jobs: Mapping[str, Job] | None) -> RunState:
         or meaning_of(state).said()
         or (_(_INTERRUPTED) if progress.state == Stage.INTERRUPTED else "")
     )
+    why = why or why_not_entered(record, job.exit_code)
     return RunState(state, live=False, job=job, why=why or _exit(job) or _(_SILENT))
 
 
@@ -207,6 +213,8 @@ def _state_on_record(record: RunRecord, slurm_answers: bool) -> RunState:
         if not slurm_answers:
             return RunState("UNKNOWN", live=False, job=None, why=_("it was running when Slurm last answered"))
         return RunState("LOST", live=False, job=None, why=_(_SILENT))
+    if record.job_id and is_slurms(record.job_id) and (why := why_not_entered(record, "")):
+        return RunState("FAILED", live=False, job=None, why=why)
     last = told[-1]
     if last.kind == Kind.LOCAL and _process_lives(record.id, last.host, last.pid):
         return RunState("RUNNING", live=True, job=None)
@@ -251,6 +259,19 @@ def _why(progress: ProgressRecord) -> str:
     # The message of our own Failed is a sentence already.
     kind = "" if error.type == "Failed" else f"{error.type}: "
     return error.at_its_line(f"{kind}{message[0] if message else ''}")
+
+
+def why_not_entered(record: RunRecord, exit_code: str) -> str:
+    """Return the line of the log by which the run's last job says that it could not enter its environment, else ''."""
+    if exit_code and exit_code.partition(":")[0] not in map(str, NOT_ENTERED):
+        return ""
+    run = RunDir(record.path)
+    for log in (run.logs / f"{record.job_id}_0_log.out", task_log(run, record.job_id)):
+        with suppress(OSError):
+            text = safe_files.tail(log, log.parent.parent, _TAIL_BYTES)[0] if log else ""
+            if lines := [line for line in text.splitlines() if line.startswith(REASON)]:
+                return lines[-1].strip()[:500]
+    return ""
 
 
 def _exit(job: Job) -> str:

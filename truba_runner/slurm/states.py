@@ -10,6 +10,12 @@ from dataclasses import dataclass
 
 from truba_runner.language import _, marked
 
+# Exit statuses of a job that could not enter its environment (environment/shell_lines.py): no `module` on the node, a
+# module did not load, no apptainer, a line of the set-up failed, no conda, conda could not activate the environment.
+NO_MODULES, NOT_LOADED, NO_APPTAINER, SETUP_FAILED, NO_CONDA, NOT_ACTIVATED = NOT_ENTERED = range(91, 97)
+# Such a job's log has a line that begins with this and names the key.
+REASON = "environment."
+
 
 @dataclass(frozen=True)
 class JobState:

@@ -76,6 +76,18 @@ def read(path: Path | str, within: Path | str) -> bytes:
         return file.read()
 
 
+def tail(path: Path | str, within: Path | str, most_bytes: int) -> tuple[str, bool]:
+    """Return the last part of a text file, and whether that is the whole file.
+
+    Raises:
+        OSError: as `opened`.
+    """
+    with open(opened(path, within), "rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - most_bytes))
+        return file.read().decode(errors="replace"), size <= most_bytes
+
+
 def names(folder: Path, within: Path) -> list[str]:
     """Return a folder's sorted entries; empty if it is missing, unreadable, or reached by a link below `within`."""
     at = folder

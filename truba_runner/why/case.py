@@ -118,13 +118,9 @@ class Case:
 def last_lines(log: Path, every_start: bool = False) -> list[tuple[int, str]]:
     """Return (number, text) of each non-blank line at the log's end, by default of the last start; 0 if not known."""
     try:
-        with open(safe_files.opened(log, log.parent.parent), "rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - _TAIL_BYTES))
-            text = file.read().decode(errors="replace")
+        text, whole = safe_files.tail(log, log.parent.parent, _TAIL_BYTES)
     except OSError:
         return []
-    whole = size <= _TAIL_BYTES
     starts = [found.start() for found in _BEGINS.finditer(text)]
     begin = starts[-1] if starts and not every_start else 0
     # A progress bar overwrites its line with carriage returns: keep the text that remains visible.

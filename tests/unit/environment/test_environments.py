@@ -62,7 +62,7 @@ REFUSALS = [
     (["environment=apptainer", "environment.image=/tf.sif", "environment.binds=['/a,b']"], "a comma"),
     (["environment=venv"], "environment.venv: it is not set"),
     (["environment.modules=[]"], "it names no module to load"),
-    (["environment.kind=conda"], "There are: apptainer, inherit, module, venv."),
+    (["environment.kind=guess"], "There are: apptainer, conda, inherit, module, venv."),
 ]
 
 
