@@ -14,6 +14,7 @@ from truba_runner.status.printing import print_json
 
 if TYPE_CHECKING:
     from truba_runner.config.schema import Source
+    from truba_runner.data.hub import Asset
 
 # State of a file in --json, and the text for it.
 _STATES = {
@@ -33,19 +34,24 @@ def main(arguments: Sequence[str]) -> int:
     given = options.parse_args(arguments)
 
     from truba_runner.config.composing.compose import composed
-    from truba_runner.data import staging
+    from truba_runner.data import hub, staging
 
     experiment = composed(given.override)
     needed = staging.needed(experiment)
-    if not needed:
+    if wrong := list(hub.problems(experiment.data)):
+        raise Refused(*wrong)
+    if not needed and not experiment.data.hub:
         raise Refused(
-            Problem(f"data.name={experiment.data.name}", _("it needs no file according to data.sources."),
+            Problem(f"data.name={experiment.data.name}", _("it needs no file according to data.sources or data.hub."),
                     _("There is nothing to stage."))
         )  # fmt: skip
     origins = _assigned(given.origins, needed)
     folder, lacking = Path(experiment.data.folder), staging.missing(experiment)
     wanted = [source for source in needed if source.file in origins or not origins]
     done = [_staged(folder, source, origins.get(source.file), source in lacking) for source in wanted]
+    if not origins:
+        absent = hub.missing(experiment.data)
+        done += [_fetched(folder / hub.FOLDER, asset, asset in absent) for asset in hub.assets(experiment.data)]
     if given.json:
         print_json(done)
     else:
@@ -56,6 +62,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def _assigned(origins: Sequence[str], needed: Sequence[Source]) -> dict[str, str]:
     """Map each `--from` to a needed file: to the only one, or to the one of the same name."""
+    if origins and not needed:
+        rule = _("the experiment needs no file according to data.sources.")
+        raise Refused(Problem(f"--from {origins[0]}", rule, _("Leave it out: data.hub is fetched from the hub.")))
     names = {PurePosixPath(source.file).name: source.file for source in needed}
     assigned = {}
     for origin in origins:
@@ -88,4 +97,18 @@ def _staged(folder: Path, source: Source, origin: str | None, lacking: bool) -> 
             error=error,
             source=source.url or source.page,
         ) from error
+    return {**record, "state": "staged"}
+
+
+def _fetched(folder: Path, asset: Asset, lacking: bool) -> dict[str, str]:
+    """Fetch one repository of the hub if it is missing, and return its JSON record."""
+    from truba_runner.data import hub
+
+    record = {"file": str(asset), "path": str(asset.folder(folder))}
+    if not lacking:
+        return {**record, "state": "there already"}
+    try:
+        hub.fetch(asset, folder)
+    except OSError as error:
+        raise Failed("{asset} could not be fetched from the hub: {error}", asset=asset, error=error) from error
     return {**record, "state": "staged"}

@@ -22,7 +22,7 @@ def training_config(experiment: Experiment) -> dict[str, Any]:
     for late in ("loss_weights", "lr_find", "steps_per_epoch"):
         if train[late] is None:
             del train[late]
-    config = {
+    config: dict[str, Any] = {
         "job": job,
         "data": {
             "name": experiment.data.name,
@@ -33,6 +33,8 @@ def training_config(experiment: Experiment) -> dict[str, Any]:
         },
         "train": train,
     }
+    if experiment.data.hub:
+        config["data"]["hub"] = experiment.data.hub
     return {**config, "sweep": _search_config(experiment.sweep)} if experiment.sweep.kind else config
 
 

@@ -55,6 +55,9 @@ class Data:
     name: str = MISSING
     folder: str = "${cluster.data_folder}"
     sources: dict[str, Source] = field(default_factory=dict)
+    # Repositories of the Hugging Face Hub that the job reads: OWNER/NAME, datasets/OWNER/NAME, also with @REVISION, or
+    # {repo: OWNER/NAME, files: ['*.json', '*.safetensors']}. They are fetched before the job, which has no network.
+    hub: list[Any] = field(default_factory=list)
     # Data to use instead in a local run if its own can neither be found nor downloaded.
     fallback: str = ""
     # For images: regular expression whose first group is the label in a file's name. Checked at submission if possible.

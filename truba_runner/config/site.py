@@ -42,6 +42,8 @@ class Partition:
     # The Slurm that the partition belongs to, if the site has several, and the login nodes from which it is reached.
     slurm_cluster: str = ""
     login_nodes: list[str] = field(default_factory=list)
+    # Folders in addition to, or instead of, those of `Cluster.caches`; an empty one: the node's own.
+    caches: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -65,6 +67,9 @@ class Cluster:
     scratch: str = ""
     runs_folder: str = "runs"
     data_folder: str = "data"
+    # Folders for the caches of libraries and for temporary files, by environment variable. A variable that is set when
+    # the job is submitted, or in environment.setup_before, keeps its value.
+    caches: dict[str, str] = field(default_factory=dict)
     # The site deletes files under `scratch` that were not written to for this many days; 0: never.
     scratch_days: int = 0
     # The acknowledgement that the site requires in publications.

@@ -7,22 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import urllib.request
 from collections.abc import Iterator
-from http.client import HTTPException
 from pathlib import Path
-from typing import IO
 
 from truba_runner.config.schema import Data, Experiment, Source
 from truba_runner.config.search_space import jobs
-from truba_runner.data import image_names, weights
+from truba_runner.data import download, hub, image_names, weights
 from truba_runner.errors import Problem, Refused
 from truba_runner.language import _
 from truba_runner.log import print_error
 from truba_runner.storage.files import written_whole
 
-DOWNLOAD_TIMEOUT_SECONDS = 10
-_CHUNK_BYTES = 1 << 20
 # Larger files are verified only when staged, not at every submission.
 _LARGEST_CHECKED_BYTES = 64 << 20
 
@@ -68,11 +63,34 @@ def provide(experiment: Experiment, selector: str) -> str:
                 name = data.fallback
             else:
                 problems.append(_missing_problem(experiment, source, selector, error))
+    problems += _without_hub(data, selector)
     if own is not None and own.folder:
         problems += folder_problems(data, own)
     if problems:
         raise Refused(*problems)
     return name
+
+
+def _without_hub(data: Data, selector: str) -> Iterator[Problem]:
+    """Fetch the repositories that are missing, and yield a Problem for each that cannot be fetched."""
+    for asset in hub.missing(data):
+        try:
+            hub.fetch(asset, Path(data.folder) / hub.FOLDER)
+        except OSError as error:
+            rule = _(
+                "it is not in {folder}, and the download failed ({error}); compute nodes have no internet access to "
+                "download it.",
+                folder=Path(data.folder) / hub.FOLDER,
+                error=error,
+            )
+            command = f"python -m truba_runner stage {selector} data.folder=FOLDER"
+            remedy = _(
+                "Where there is internet access, type {command} and copy FOLDER/{hub} here, into {folder}.",
+                command=command,
+                hub=hub.FOLDER,
+                folder=data.folder,
+            )
+            yield Problem(f"data.hub={asset}", rule, remedy)
 
 
 def stage(folder: Path, source: Source, origin: str) -> Path:
@@ -87,31 +105,16 @@ def stage(folder: Path, source: Source, origin: str) -> Path:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with written_whole(path, durable=False) as file:
         if "://" in origin:
-            _download(origin, file)
+            download.save(origin, file)
         else:
             with open(origin, "rb") as original:
-                shutil.copyfileobj(original, file, _CHUNK_BYTES)
+                shutil.copyfileobj(original, file, download.CHUNK_BYTES)
         file.flush()
         if not matches(Path(file.name), source.sha256):
             raise OSError(
                 _("{file} is not the expected file: its SHA-256 is not {sha256}", file=origin, sha256=source.sha256)
             )
     return path
-
-
-def _download(url: str, file: IO[bytes]) -> None:
-    request = urllib.request.Request(url, headers={"User-Agent": "truba_runner"})
-    try:
-        with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT_SECONDS) as answer:
-            shutil.copyfileobj(answer, file, _CHUNK_BYTES)
-            announced = answer.headers.get("Content-Length")
-    except HTTPException as error:
-        raise OSError(_("{url} sent an invalid HTTP response: {error!r}", url=url, error=error)) from error
-    if announced is not None and file.tell() != int(announced):
-        message = _(
-            "the download of {url} stopped after {count} of {total} bytes", url=url, count=file.tell(), total=announced
-        )
-        raise OSError(message)
 
 
 def matches(path: Path, sha256: str) -> bool:
@@ -160,6 +163,6 @@ def _missing_problem(experiment: Experiment, source: Source, selector: str, erro
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
+        while chunk := file.read(download.CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

@@ -32,6 +32,7 @@ for truba_file in /etc/profile /etc/profile.d/{modules,lmod,z00_lmod}.sh "${MODU
   [ ! -r "$truba_file" ] || . "$truba_file"
 done"""
 
+_SETTINGS = {"KERAS_HOME": ".keras/keras.json", "MPLCONFIGDIR": ".config/matplotlib/matplotlibrc"}
 _USES_MODULE = re.compile(r"\b(module|ml)\b")
 
 
@@ -98,7 +99,16 @@ def variables(values: Mapping[str, str]) -> list[str]:
     """Return lines that set variables, each to its value unless it is set already, and create the folders."""
     lines = [f'export {name}="${{{name}:-{_in_quotes(value)}}}"' for name, value in values.items()]
     folders = " ".join(f'"${name}"' for name in values)
-    return [*lines, f"mkdir -p -m 700 {folders}"] if lines else []
+    return [*lines, f"mkdir -p -m 700 {folders}", *_settings(values)] if lines else []
+
+
+def _settings(values: Mapping[str, str]) -> list[str]:
+    """Return lines that copy the settings which a library has in the same folder as its cache."""
+    return [
+        f'[ ! -f ~/{file} ] || [ ~/{file} -ef "${name}/{PurePosixPath(file).name}" ] || cp -u ~/{file} "${name}"'
+        for name, file in _SETTINGS.items()
+        if name in values
+    ]
 
 
 def _in_quotes(text: str) -> str:

@@ -14,10 +14,11 @@ from truba_runner.config.identity import newest, run_id
 from truba_runner.config.schema import Experiment
 from truba_runner.config.search_space import KINDS, jobs
 from truba_runner.data import staging, weights
-from truba_runner.environment import probe, probe_job
+from truba_runner.environment import caches, probe, probe_job
 from truba_runner.environment.probe import Found
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _
+from truba_runner.log import warn
 from truba_runner.rules.experiment import Plan, plan
 from truba_runner.runs import damage
 from truba_runner.runs.events import SWEEPS
@@ -101,7 +102,7 @@ class Provision:
         found: Found = {}
         if self._provide:
             experiment = self._with_data(experiment, selector)
-            found = self._environment(experiment)
+            found = self._environment(experiment, checked.plan.request)
         training = lr_find.training_of(experiment)
         run = self._newest(training)
         prepared = Prepared(training, run, checked.plan.request, checked.job_file, found=found)
@@ -121,10 +122,12 @@ class Provision:
         data = replace(experiment.data, name=self._names[key])
         return replace(experiment, data=data, job=replace(experiment.job, weights=used))
 
-    def _environment(self, experiment: Experiment) -> Found:
+    def _environment(self, experiment: Experiment, request: Request) -> Found:
         key = repr((experiment.environment, experiment.job.backend))
         if key not in self._environments:
             self._environments[key] = _in_environment(experiment)
+            for warning in caches.warnings(experiment, request):
+                warn(warning)
         return self._environments[key]
 
     def _newest(self, experiment: Experiment) -> RunDir:

@@ -19,7 +19,7 @@ from typing import Any
 from truba_runner.code import package, provenance, snapshot
 from truba_runner.config.durations import parse_minutes
 from truba_runner.config.schema import Cluster
-from truba_runner.environment import start
+from truba_runner.environment import caches, start
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _
 from truba_runner.log import warn
@@ -98,7 +98,8 @@ class Submission:
         experiment, request = self.first.experiment, self.request
         binds = start.binds(experiment, request, Path.cwd(), self.first.job_file)
         wrapper = package.wrapper(self._runs_folder)
-        return start.start(experiment.environment, wrapper, binds, gpus=bool(request.gpus))
+        folders = caches.folders(experiment, request)
+        return start.start(experiment.environment, wrapper, binds, gpus=bool(request.gpus), caches=folders)
 
     def _find_package(self) -> list[str]:
         return package.setup(self.first.experiment.environment, self._runs_folder)

@@ -24,7 +24,7 @@ from truba_runner.environment import start as environment
 from truba_runner.errors import Refused
 from truba_runner.rules import environment as rules_environment
 from truba_runner.rules.experiment import plan
-from truba_runner.slurm import client
+from truba_runner.slurm import client, states
 from truba_runner.slurm.request import derive
 from truba_runner.storage.package_files import shipped
 from truba_runner.submission import local
@@ -106,7 +106,7 @@ def test_modules_are_purged_before_and_a_failure_ends_the_job() -> None:
     assert done.stdout.splitlines() == ["module purge", "module load a/1 b c", "trained"]
     bad = environment.start(Environment("m", kind="module", modules=["bad"]), Path())
     failed = bash(module + "\n".join([*bad.setup, "echo trained"]))
-    assert failed.returncode == environment.NOT_LOADED and "trained" not in failed.stdout
+    assert failed.returncode == states.NOT_LOADED and "trained" not in failed.stdout
     assert "module load bad failed" in failed.stderr
 
 
@@ -246,7 +246,7 @@ def test_a_signal_to_the_whole_group_does_not_end_the_wrapper(
 
 def test_no_apptainer_is_told(tmp_path: Path) -> None:
     done = bash(f"bash {shipped('container') / 'apptainer'} --apptainer none-such --image /i -- python3")
-    assert done.returncode == environment.NO_APPTAINER and "no command none-such" in done.stderr
+    assert done.returncode == states.NO_APPTAINER and "no command none-such" in done.stderr
 
 
 # -- what a job imports ------------------------------------------------------------------------------------------------

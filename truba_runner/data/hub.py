@@ -1,0 +1,220 @@
+"""Fetch repositories of the Hugging Face Hub that an experiment names in `data.hub`, before its job is submitted.
+
+They are written as huggingface_hub's own cache, from which its `from_pretrained` and `snapshot_download` read without a
+network; the login node's Python needs no package for it. https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import quote
+
+from truba_runner.config.schema import Data
+from truba_runner.data import download
+from truba_runner.errors import Problem
+from truba_runner.language import _
+from truba_runner.storage.files import json_bytes, write_atomically, written_whole
+
+# Folder in the data folder; HF_HUB_CACHE of a job.
+FOLDER = "hub"
+_ADDRESS = "https://huggingface.co"
+_ENTRY = re.compile(r"(?:(?P<kind>models|datasets|spaces)/)?(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_KEYS = {"repo", "files"}
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A repository of the hub: its kind, name and revision, and patterns of the files that are needed; none: all."""
+
+    kind: str
+    repo: str
+    revision: str
+    files: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return it as it is written in data.hub."""
+        kind = "" if self.kind == "models" else f"{self.kind}/"
+        return f"{kind}{self.repo}" + ("" if self.revision == "main" else f"@{self.revision}")
+
+    def folder(self, hub: Path) -> Path:
+        """Return its folder in the cache."""
+        return hub / "--".join([self.kind, *self.repo.split("/")])
+
+    @property
+    def manifest(self) -> str:
+        """Name of the file, in its folder, that lists what was fetched."""
+        about = json.dumps([self.revision, self.files]).encode()
+        return f"truba-{hashlib.sha256(about).hexdigest()[:8]}.json"
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of a repository, as the hub describes it. `sha1` is git's, of a header and the content."""
+
+    name: str
+    size: int
+    sha1: str
+    sha256: str
+
+
+def assets(data: Data) -> list[Asset]:
+    """Return the repositories that `data.hub` names; entries that `problems` reports are left out."""
+    return [asset for asset in map(_asset, data.hub) if asset is not None]
+
+
+def problems(data: Data) -> Iterator[Problem]:
+    """Yield a Problem for each entry of `data.hub` that names no repository."""
+    for entry in data.hub:
+        if _asset(entry) is None:
+            yield Problem(
+                f"data.hub={entry}",
+                _("an entry is OWNER/NAME, with @REVISION or not, and with datasets/ before it for a data set."),
+                _("Write it so, or as {{repo: OWNER/NAME, files: ['*.json', '*.safetensors']}} for some of its files."),
+            )
+
+
+def _asset(entry: Any) -> Asset | None:
+    values = entry if isinstance(entry, Mapping) else {"repo": entry}
+    found = _ENTRY.fullmatch(str(values.get("repo", "")))
+    files = values.get("files", [])
+    if found is None or ".." in found[0] or set(values) - _KEYS or not isinstance(files, Sequence):
+        return None
+    patterns = [files] if isinstance(files, str) else map(str, files)
+    return Asset(found["kind"] or "models", found["repo"], found["revision"] or "main", tuple(patterns))
+
+
+def variables(data: Data) -> dict[str, str]:
+    """Return the variables with which a training reads the fetched repositories and asks no network; none without any.
+
+    TRANSFORMERS_OFFLINE and HUGGINGFACE_HUB_CACHE are read by earlier versions.
+    """
+    if not data.hub:
+        return {}
+    offline = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "1")
+    folder = str(Path(data.folder).absolute() / FOLDER)
+    return {"HF_HUB_CACHE": folder, "HUGGINGFACE_HUB_CACHE": folder, **offline}
+
+
+def missing(data: Data) -> list[Asset]:
+    """Return the repositories that were not fetched whole."""
+    return [asset for asset in assets(data) if not _is_whole(asset, Path(data.folder) / FOLDER)]
+
+
+def _is_whole(asset: Asset, hub: Path) -> bool:
+    folder = asset.folder(hub)
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        fetched = json.loads((folder / asset.manifest).read_bytes())
+        snapshot = folder / "snapshots" / fetched["commit"]
+        return all((snapshot / name).stat().st_size == size for name, size in fetched["files"].items())
+    return False
+
+
+def fetch(asset: Asset, hub: Path) -> Path:
+    """Download what is missing of a repository, check it, and return its folder. The revision is the newest commit's.
+
+    Raises:
+        OSError: the hub cannot be reached or refuses, or sends something else than it says.
+    """
+    token = _token()
+    try:
+        commit, files = _listed(asset, token)
+        folder = asset.folder(hub)
+        snapshot = folder / "snapshots" / commit
+        for file in files:
+            path = snapshot / file.name
+            if not (path.is_file() and path.stat().st_size == file.size):
+                _fetch_file(asset, commit, file, path, token)
+    except HTTPError as error:
+        raise OSError(_explained(asset, error, token)) from error
+    if not _COMMIT.fullmatch(asset.revision):
+        reference = folder / "refs" / asset.revision
+        reference.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomically(reference, commit.encode())
+    fetched = {"commit": commit, "files": {file.name: file.size for file in files}}
+    write_atomically(folder / asset.manifest, json_bytes(fetched))
+    return snapshot
+
+
+def _listed(asset: Asset, token: str) -> tuple[str, list[_File]]:
+    """Return the commit of the revision, and the files that are needed."""
+    url = f"{_address()}/api/{asset.kind}/{asset.repo}/revision/{quote(asset.revision, safe='')}?blobs=true"
+    try:
+        told = json.loads(download.read(url, token))
+        commit = str(told["sha"])
+        files = [_file(one) for one in told["siblings"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise OSError(_("{url} did not answer as the hub does", url=url)) from error
+    if not _COMMIT.fullmatch(commit):
+        raise OSError(_("{url} did not answer as the hub does", url=url))
+    wanted = [one for one in files if not asset.files or any(fnmatch(one.name, pattern) for pattern in asset.files)]
+    if not wanted:
+        raise OSError(_("no file of {asset} matches {patterns}", asset=asset, patterns=", ".join(asset.files)))
+    return commit, wanted
+
+
+def _file(told: Mapping[str, Any]) -> _File:
+    name = PurePosixPath(told["rfilename"])
+    if name.is_absolute() or ".." in name.parts:
+        raise ValueError(str(name))
+    return _File(
+        str(name), int(told["size"]), str(told.get("blobId", "")), str((told.get("lfs") or {}).get("sha256", ""))
+    )
+
+
+def _fetch_file(asset: Asset, commit: str, file: _File, path: Path, token: str) -> None:
+    kind = "" if asset.kind == "models" else f"{asset.kind}/"
+    url = f"{_address()}/{kind}{asset.repo}/resolve/{commit}/{quote(file.name)}"
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with written_whole(path, durable=False) as opened:
+        download.save(url, opened, token)
+        opened.flush()
+        if not _is_as_told(Path(opened.name), file):
+            raise OSError(_("{file} is not the file that the hub described", file=url))
+
+
+def _is_as_told(path: Path, file: _File) -> bool:
+    """Whether a download has the size and the digest that the hub has told: SHA-256 of a large file, else git's."""
+    digest, expected = hashlib.sha256(), file.sha256
+    if not expected:
+        # Not for security: git names a file so.
+        digest, expected = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False), file.sha1
+    with path.open("rb") as content:
+        while chunk := content.read(download.CHUNK_BYTES):
+            digest.update(chunk)
+    return path.stat().st_size == file.size and (not expected or digest.hexdigest() == expected)
+
+
+def _address() -> str:
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or _ADDRESS
+
+
+def _token() -> str:
+    """Return the user's token, from where huggingface_hub has it; empty if there is none."""
+    if given := os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
+        return given.strip()
+    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("HOME", ""), ".cache", "huggingface")
+    with suppress(OSError):
+        return Path(os.environ.get("HF_TOKEN_PATH") or os.path.join(home, "token")).read_text().strip()
+    return ""
+
+
+def _explained(asset: Asset, error: HTTPError, token: str) -> str:
+    about = f"HTTP {error.code}"
+    if error.code in {401, 403}:
+        if token:
+            return _("{about}: your token may not read {asset}; ask for access on its page", about=about, asset=asset)
+        return _("{about}: there is no {asset}, or it needs a token: set HF_TOKEN", about=about, asset=asset)
+    if error.code == 404:
+        return _("{about}: the hub has no {asset}", about=about, asset=asset)
+    return f"{about} ({error.url})"
