@@ -44,6 +44,16 @@ def test_why_a_run_failed_is_told_while_slurm_still_clears_its_job_away(run: Run
     assert (state.live, state.why) == (True, "the disk is full")
 
 
+def test_a_failed_line_of_the_set_up_is_the_reason_also_where_slurm_has_forgotten(run: RunDir) -> None:
+    reason = "environment.setup: exit status 127: conda activate nothing"
+    (run.logs / "7_0_log.out").write_text(f"script: conda: command not found\n{reason}\n")
+    told = [state_of(run.record(), {"7": Job("7", "FAILED", exit_code=code)}).why for code in ("94:0", "1:0")]
+    assert told == [reason, "exit code 1:0"], "a training's own line of this kind is no reason"
+    assert (state_of(run.record(), {}).state, state_of(run.record(), {}).why) == ("FAILED", reason)
+    progress(run, state="running")
+    assert state_of(run.record(), {}).why != reason
+
+
 def test_a_result_means_completed_even_where_slurm_has_forgotten(run: RunDir) -> None:
     run.write_result({"metrics": {}, "steps": 1})
     assert state_of(run.record(), {}).state == "COMPLETED"

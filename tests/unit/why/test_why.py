@@ -111,6 +111,12 @@ SAID = [
     ("log", "Lmod has detected the following error: The following module(s) are unknown", "module-command"),
     ("log", "FATAL:   could not open image /arf/x.sif: no such file or directory", "container"),
     ("record", "RUNNING", "pulled"),
+    ("log", "environment.setup: exit status 127: conda activate x", "setup-line"),
+    ("log", "environment.setup_before: çıkış kodu 1: module use: no", "setup-line"),
+    ("log", "environment.modules: module load a/1 failed", "module-not-loaded"),
+    ("log", "environment.conda: conda activate x failed", "conda"),
+    ("log", "environment.apptainer: there is no command apptainer on akya1", "no-apptainer"),
+    ("log", "huggingface_hub.errors.OfflineModeIsEnabled: Cannot reach https://huggingface.co", "hub-offline"),
     ("log", "urllib.error.URLError: <urlopen error [Errno -3] Temporary failure in name resolution>", "no-internet"),
 ]  # fmt: skip
 
@@ -195,6 +201,13 @@ def test_the_exception_on_record_counts_before_the_log(run: RunDir) -> None:
     assert found.reason == "raised"
     told = [(one.source, one.says) for one in found.evidence]
     assert told == [("mnist-00000000", "ValueError: no"), ("/p/jobs/own.py:3", "raise ValueError")]
+
+
+def test_a_line_of_the_set_up_is_the_reason_and_not_what_it_printed(run: RunDir) -> None:
+    log(run, "script: line 9: conda: command not found\nenvironment.setup: exit status 127: conda activate x\n")
+    (found,) = ended(run, exit_code="94:0")
+    assert found.reason == "setup-line" and '"conda activate x" of environment.setup failed' in found.means
+    assert "environment=conda" in found.do and found.evidence[0].source == "7_0_log.out:2"
 
 
 def test_an_exception_that_is_in_the_table_is_told_with_the_users_line(run: RunDir) -> None:
