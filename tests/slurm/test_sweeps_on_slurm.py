@@ -268,12 +268,15 @@ def test_a_canary_that_fails_takes_the_others_along_and_the_next_one_frees_them(
 
 def test_a_canary_whose_python_never_starts_takes_the_others_along(truba: Truba) -> None:
     sweep = command(truba, "train.seed=range(3)", "sweep.canary=true")
-    submit(truba, *sweep, "environment.setup=[exit 3]")
+    # On the login node it works.
+    line = '[ -z "$SLURM_JOB_ID" ] || exit 3'
+    submit(truba, *sweep, f"environment.setup=['{line}']")
     wait_until(lambda: states(truba) == {"FAILED": 1, "CANCELLED": 2})
     # Accounting has heard of the exit code a moment later.
-    wait_until(lambda: table(truba)["runs"][0]["why"] == "exit code 3:0", 240)
+    reason = f"environment.setup: exit status 3: {line}"
+    wait_until(lambda: table(truba)["runs"][0]["why"] == reason, 240)
     canary, other, _ = table(truba)["runs"]
-    assert canary["why"] == "exit code 3:0" and other["why"].startswith(f"cancelled because the canary {canary['run']}")
+    assert canary["why"] == reason and other["why"].startswith(f"cancelled because the canary {canary['run']}")
     # The environment is no part of what a run is.
     assert "3 submitted" in submit(truba, *sweep)
     wait_until(lambda: states(truba) == {"COMPLETED": 3})
@@ -435,7 +438,8 @@ def test_a_sweep_is_cancelled_as_a_whole_and_a_failed_set_up_shows_in_the_log(tr
     assert truba("cancel", "--yes", waiting).stdout.count("cancelled") == 6
     wait_until(lambda: states(truba, waiting) == {"CANCELLED": 6}, 240)
 
-    submit(truba, *command(truba, "train.seed=9,10", "environment.setup=['echo no such module; exit 3']"))
+    fails_in_a_job = "environment.setup=['[ -z $SLURM_JOB_ID ] || { echo no such module; exit 3; }']"
+    submit(truba, *command(truba, "train.seed=9,10", fails_in_a_job))
     run = next(run for run in run_dirs(truba.project) if json_seed(run) == 9)
     truba.cluster.wait_for_state(events(run)[1]["job_id"], "FAILED")
     assert "no such module" in truba("logs", run.name).stdout

@@ -80,7 +80,7 @@ def problems(data: Data) -> Iterator[Problem]:
             yield Problem(
                 f"data.hub={entry}",
                 _("an entry is OWNER/NAME, with @REVISION or not, and with datasets/ before it for a data set."),
-                _("Write it so, or as {{repo: OWNER/NAME, files: ['*.json', '*.safetensors']}} for some of its files."),
+                _("Write it so, or as {repo: OWNER/NAME, files: ['*.json', '*.safetensors']} for some of its files."),
             )
 
 

@@ -23,6 +23,8 @@ trap 'truba_failed $?' EXIT
 trap 'truba_status=$?; [ ${#BASH_SOURCE[@]} -gt $truba_files ] || exit $truba_status' ERR""".replace(
     "STATUS", str(SETUP_FAILED)
 )
+# The second command, so that a line may end with `[ -f FILE ] && source FILE`: bash's own rule for such a list.
+_RUN = "eval \"$truba_line\"$'\\n:'"
 # A line may have set a trap of its own.
 _WATCH_NO_MORE = "case $(trap -p EXIT) in *truba_failed*) trap - EXIT ;; esac; trap - ERR"
 # A job's shell is no login shell, and one submitted by cron inherits no `module`: then the site's profile defines it.
@@ -40,8 +42,9 @@ def user_lines(key: str, lines: Sequence[str]) -> list[str]:
     """Return the user's lines of `environment.KEY`, each of which ends the job if a command in it fails."""
     if not lines:
         return []
-    about = f"truba_key={REASON}{key} truba_words={shlex.quote(_('exit status'))}"
-    watched = [text for line in lines for text in (f"truba_line={shlex.quote(line)}", 'eval "$truba_line"')]
+    words = _("exit status")
+    about = f"truba_key={REASON}{key} truba_words={shlex.quote(words)}"
+    watched = [text for line in lines for text in (f"truba_line={shlex.quote(line)}", _RUN)]
     return [about, *_WATCH.splitlines(), *watched, _WATCH_NO_MORE]
 
 
@@ -58,7 +61,7 @@ def modules(names: Sequence[str]) -> list[str]:
     if not names:
         return []
     quoted = shlex.join(names)
-    missing = f"{REASON}modules: {_('the command module does not exist here')}"
+    missing = f"{REASON}modules: " + _("the command module does not exist here")
     return [
         f"type module >/dev/null 2>&1 || {_end(missing, NO_MODULES)}",
         "module purge",
@@ -79,7 +82,7 @@ def conda(environment: Environment) -> list[str]:
     command, chosen = environment.conda_command, environment.conda
     name = PurePosixPath(command).name
     hook = "shell hook --shell posix" if name.endswith("mamba") else "shell.posix hook"
-    candidates = ['"${CONDA_EXE:-}"', '"${MAMBA_EXE:-}"'] if name.endswith("mamba") else ['"${CONDA_EXE:-}"']
+    candidates = ['"${MAMBA_EXE:-}"' if name.endswith("mamba") else '"${CONDA_EXE:-}"']
     if chosen.startswith("/"):  # Its own installation: the environment is the base, or in envs/ of it.
         folders = (PurePosixPath(chosen), PurePosixPath(chosen).parent.parent)
         candidates += [shlex.quote(str(folder / "bin" / name)) for folder in folders]

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 
 from truba_runner.commands import stage as command
 from truba_runner.config.identity import run_id
@@ -156,12 +157,13 @@ def test_a_token_reaches_the_hub_and_no_other_host(
 
 
 def test_what_the_hub_sends_is_checked(tmp_path: Path, hubs: tuple[Hub, Hub]) -> None:
-    for server in hubs:
-        for name, content in (("config.json", b"[]"), ("model.bin", FILES["model.bin"][::-1])):
+    for name, content in (("config.json", b"[]"), ("model.bin", FILES["model.bin"][::-1])):
+        for server in hubs:
             server.files = {**FILES, name: content}
-            with pytest.raises(OSError, match=f"{name} is not the file that the hub described"):
-                fetched(wanted := data(tmp_path / name, "org/net"))
-            assert len(hub.missing(wanted)) == 1
+        wanted = data(tmp_path / name, "org/net")
+        with pytest.raises(OSError, match=f"{name} is not the file that the hub described"):
+            fetched(wanted)
+        assert len(hub.missing(wanted)) == 1
     with pytest.raises(OSError, match="HTTP 404: the hub has no org/none"):
         fetched(data(tmp_path, "org/none"))
 
@@ -188,8 +190,11 @@ def test_a_submission_fetches_and_where_it_cannot_it_is_refused(
     assert staging.provide(composed, "+experiment=mnist") == "digits", "nothing is asked for what is there"
 
 
-def test_truba_stage_fetches(tmp_path: Path, hubs: tuple[Hub, Hub], capsys: pytest.CaptureFixture[str]) -> None:
+def test_truba_stage_fetches(
+    tmp_path: Path, hubs: tuple[Hub, Hub], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = ["+experiment=mnist", "data.name=digits", "data.hub=[org/net]", f"data.folder={tmp_path}", "cluster=truba"]
+    monkeypatch.setattr(GlobalHydra.instance(), "hydra", None)
     assert command.main(given) == 0 and "org/net: staged, in" in capsys.readouterr().out
     assert command.main([*given, "--json"]) == 0
     (record,) = json.loads(capsys.readouterr().out)
