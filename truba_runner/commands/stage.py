@@ -14,7 +14,7 @@ from truba_runner.status.printing import print_json
 
 if TYPE_CHECKING:
     from truba_runner.config.schema import Source
-    from truba_runner.data.hub import Asset
+    from truba_runner.data.hub_names import Asset
 
 # State of a file in --json, and the text for it.
 _STATES = {
@@ -34,11 +34,11 @@ def main(arguments: Sequence[str]) -> int:
     given = options.parse_args(arguments)
 
     from truba_runner.config.composing.compose import composed
-    from truba_runner.data import hub, staging
+    from truba_runner.data import hub, hub_names, staging
 
     experiment = composed(given.override)
     needed = staging.needed(experiment)
-    if wrong := list(hub.problems(experiment.data)):
+    if wrong := list(hub_names.problems(experiment.data)):
         raise Refused(*wrong)
     if not needed and not experiment.data.hub:
         raise Refused(
@@ -51,7 +51,9 @@ def main(arguments: Sequence[str]) -> int:
     done = [_staged(folder, source, origins.get(source.file), source in lacking) for source in wanted]
     if not origins:
         absent = hub.missing(experiment.data)
-        done += [_fetched(folder / hub.FOLDER, asset, asset in absent) for asset in hub.assets(experiment.data)]
+        done += [
+            _fetched(folder / hub_names.FOLDER, asset, asset in absent) for asset in hub_names.assets(experiment.data)
+        ]
     if given.json:
         print_json(done)
     else:

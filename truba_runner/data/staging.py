@@ -12,7 +12,7 @@ from pathlib import Path
 
 from truba_runner.config.schema import Data, Experiment, Source
 from truba_runner.config.search_space import jobs
-from truba_runner.data import download, hub, image_names, weights
+from truba_runner.data import download, hub, hub_names, image_names, weights
 from truba_runner.errors import Problem, Refused
 from truba_runner.language import _
 from truba_runner.log import print_error
@@ -75,19 +75,19 @@ def _without_hub(data: Data, selector: str) -> Iterator[Problem]:
     """Fetch the repositories that are missing, and yield a Problem for each that cannot be fetched."""
     for asset in hub.missing(data):
         try:
-            hub.fetch(asset, Path(data.folder) / hub.FOLDER)
+            hub.fetch(asset, Path(data.folder) / hub_names.FOLDER)
         except OSError as error:
             rule = _(
                 "it is not in {folder}, and the download failed ({error}); compute nodes have no internet access to "
                 "download it.",
-                folder=Path(data.folder) / hub.FOLDER,
+                folder=Path(data.folder) / hub_names.FOLDER,
                 error=error,
             )
             command = f"python -m truba_runner stage {selector} data.folder=FOLDER"
             remedy = _(
                 "Where there is internet access, type {command} and copy FOLDER/{hub} here, into {folder}.",
                 command=command,
-                hub=hub.FOLDER,
+                hub=hub_names.FOLDER,
                 folder=data.folder,
             )
             yield Problem(f"data.hub={asset}", rule, remedy)

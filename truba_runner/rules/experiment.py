@@ -13,7 +13,7 @@ from truba_runner.config.backends import TRAITS
 from truba_runner.config.durations import forms, parse_minutes
 from truba_runner.config.partitions import Here, asked_for
 from truba_runner.config.schema import Experiment
-from truba_runner.data import hub
+from truba_runner.data import hub_names
 from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.language import _
 from truba_runner.rules import partition as partition_rules
@@ -83,7 +83,7 @@ def _experiment_problems(experiment: Experiment) -> Iterator[Problem]:
             _("the experiment has no such data (data.sources)."),
             nearest(experiment.data.name, sources),
         )
-    yield from hub.problems(experiment.data)
+    yield from hub_names.problems(experiment.data)
     yield from at_least("resources.nodes", experiment.resources.nodes, 1)
     yield from at_least("resources.gpus", experiment.resources.gpus, 0)
     yield from at_least("train.epochs", experiment.train.epochs, 1)

@@ -21,7 +21,7 @@ from truba_runner.code import unpacked
 from truba_runner.code.unpacked import SubmittedCode
 from truba_runner.config import lr_find, partitions
 from truba_runner.config.schema import Experiment, experiment_from
-from truba_runner.data import hub
+from truba_runner.data import hub_names
 from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.log import info, print_error, warn
@@ -140,7 +140,7 @@ def _train(
     # why/case.py recognises a start by this line, in each language.
     info("run {run}, job {job_id}, on {node}, data {data}", run=run.id, **where)
     # Before anything is imported that reads them.
-    os.environ.update(hub.variables(experiment.data))
+    os.environ.update(hub_names.variables(experiment.data))
     finds = experiment.sweep.kind == lr_find.KIND
     if not finds and verify.is_due(run, experiment):
         # Here no framework is imported yet, and the GPUs are free.

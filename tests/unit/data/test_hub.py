@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from truba_runner.commands import stage as command
 from truba_runner.config.identity import run_id
 from truba_runner.config.schema import Data, Experiment
-from truba_runner.data import hub, staging
+from truba_runner.data import hub, hub_names, staging
 from truba_runner.errors import Refused
 from truba_runner.rules.experiment import plan
 
@@ -102,7 +102,7 @@ def data(folder: Path, *entries: object) -> Data:
 
 
 def fetched(wanted: Data) -> list[Path]:
-    return [hub.fetch(asset, Path(wanted.folder) / hub.FOLDER) for asset in hub.assets(wanted)]
+    return [hub.fetch(asset, Path(wanted.folder) / hub_names.FOLDER) for asset in hub_names.assets(wanted)]
 
 
 def test_a_repository_is_fetched_once_as_the_hubs_own_cache(tmp_path: Path, hubs: tuple[Hub, Hub]) -> None:
@@ -128,7 +128,7 @@ def test_what_is_fetched_is_what_huggingface_hub_reads_offline(
 ) -> None:
     library = pytest.importorskip("huggingface_hub")
     (model,) = fetched(wanted := data(tmp_path, "org/net"))
-    cache = hub.variables(wanted)["HF_HUB_CACHE"]
+    cache = hub_names.variables(wanted)["HF_HUB_CACHE"]
     found = library.snapshot_download("org/net", cache_dir=cache, local_files_only=True)
     assert Path(found) == model
     assert library.hf_hub_download("org/net", "config.json", cache_dir=cache, local_files_only=True)
@@ -211,8 +211,8 @@ def test_an_entry_that_names_no_repository_is_refused(experiment: Compose, entry
 
 
 def test_a_training_reads_them_with_the_network_off(tmp_path: Path) -> None:
-    assert hub.variables(data(tmp_path)) == {}
-    variables = hub.variables(data(tmp_path, "org/net"))
+    assert hub_names.variables(data(tmp_path)) == {}
+    variables = hub_names.variables(data(tmp_path, "org/net"))
     assert variables["HF_HUB_CACHE"] == os.path.join(tmp_path, "hub") and variables["HF_HUB_OFFLINE"] == "1"
 
 

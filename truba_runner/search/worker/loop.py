@@ -20,7 +20,7 @@ from truba_runner.code import provenance
 from truba_runner.config import partitions
 from truba_runner.config.identity import training_hash
 from truba_runner.config.schema import Experiment, experiment_from
-from truba_runner.data import hub
+from truba_runner.data import hub_names
 from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.runs.checkpoints import Position
@@ -110,7 +110,7 @@ class _SearchWorker:
         self._code = provenance.passed_on(run.submitted())
         # Keras Tuner needs Keras, and Keras a backend: the framework that the trials import anyway.
         backend = "torch" if experiment.job.backend == "fastai" else "tensorflow"
-        offline = hub.variables(experiment.data)
+        offline = hub_names.variables(experiment.data)
         self._nursery = Nursery({"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "1", **offline})
         self._started = replace(self._code, kind=Kind.LEASED, job_id=job_id, worker=run.id)
         self._trainer = Trainer(search, experiment, store, self._nursery, interruption, self._started)
