@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from truba_runner.code import package
 from truba_runner.config.schema import Environment, Experiment
 from truba_runner.environment import caches, probe, shell_lines, start
 from truba_runner.errors import Refused
 from truba_runner.rules.experiment import plan
+from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm import states
 from truba_runner.slurm.request import derive
+from truba_runner.submission.prepared import Prepared
+from truba_runner.submission.submission import Submission
 
 Compose = Callable[..., Experiment]
 MODULE = 'module() { echo "module $*"; [ "$2" != bad ]; }\n'
@@ -191,6 +195,29 @@ def test_without_conda_or_its_environment_the_job_ends(root: Path) -> None:
     )
     unhooked = bash(entered(conda(command="/bin/false"), before="conda() { builtin false; }"))
     assert unhooked.returncode == states.NOT_ACTIVATED
+
+
+def test_the_whole_script_of_a_job_submitted_by_cron(experiment: Compose, root: Path, tmp_path: Path) -> None:
+    composed = experiment(
+        "environment=conda", f"environment.conda={root}/envs/net", "environment.setup=['echo set up']"
+    )
+    prepared = Prepared(composed, RunDir(tmp_path / "run"), derive(composed), Path("/p/jobs/mnist.py"))
+    package.provide(composed.environment, Path(composed.cluster.runs_folder))
+    srun = tmp_path / "bin" / "srun"
+    srun.parent.mkdir()
+    srun.write_text('#!/bin/sh\necho "$*"; echo $CONDA_PREFIX $KERAS_HOME; exit 5\n')
+    srun.chmod(0o755)
+    (tmp_path / "init").mkdir()
+    (tmp_path / "init" / "bash").write_text(MODULE)
+    script = Submission(prepared).script().replace("/etc/profile", "/none/profile")
+    bare = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "MODULESHOME": str(tmp_path), "SLURM_JOB_ID": "7"}
+    done = bash(script, **bare)
+    purge, load, line, command, told = done.stdout.splitlines()
+    assert (purge, load, line) == ("module purge", "module load comp/python/miniconda3", "set up"), done.stderr
+    assert f"{root}/envs/net/bin/python -u -m truba_runner.worker {tmp_path}/run" in command
+    assert told == f"{root}/envs/net {composed.cluster.caches['KERAS_HOME']}" and done.returncode == 5
+    failing = script.replace("echo set up", "none-such")
+    assert bash(failing, **bare).returncode == states.SETUP_FAILED
 
 
 def never(script: str) -> None:
