@@ -78,13 +78,13 @@ def jobs(experiment: Experiment) -> list[Job]:
     """Return the experiment's job; for a search, one for each choice of options that select pretrained weights."""
     made = [experiment.job]
     for name in ("arch", "pretrained") if experiment.sweep.kind else ():
-        choices = _choices(experiment.sweep.space.get(f"job.options.{name}"))
+        choices = listed_values(experiment.sweep.space.get(f"job.options.{name}"))
         more = [{**job.options, name: choice} for job in made for choice in choices]
         made = [dataclasses.replace(experiment.job, options=options) for options in more] or made
     return made
 
 
-def _choices(entry: Any) -> list[Any]:
+def listed_values(entry: Any) -> list[Any]:
     """Return the values that an entry of the space lists; none for a range or an invalid entry."""
     ((kind, given),) = entry.items() if isinstance(entry, Mapping) and len(entry) == 1 else [("", None)]
     if kind == "boolean":

@@ -39,6 +39,13 @@ class Partition:
     access: str = ""
     # Whether resources.partition=auto may choose it.
     automatic: bool = True
+    # What NVIDIA calls the GPU's compute capability ("7.0" for a V100); empty: programs for GPUs are not checked.
+    compute_capability: str = ""
+    # The nodes' GPU driver, and the newest CUDA that it supports, as nvidia-smi prints it; empty: unchecked.
+    driver: str = ""
+    driver_cuda: str = ""
+    # Memory of a GPU on the nodes of a feature, where it is not gpu_memory_gb.
+    feature_gpu_memory_gb: dict[str, float] = field(default_factory=dict)
     # The Slurm that the partition belongs to, if the site has several, and the login nodes from which it is reached.
     slurm_cluster: str = ""
     login_nodes: list[str] = field(default_factory=list)

@@ -60,11 +60,12 @@ def found(experiment: Experiment, elsewhere: Elsewhere) -> Found:
         truba_runner.errors.Refused: it cannot be entered anywhere, or lacks what the experiment needs.
     """
     chosen = experiment.environment
-    if _is_this_python(chosen):
-        held: Found = report.report() if not chosen.python else {}
-    else:
+    here = _is_this_python(chosen)
+    if not here:
         missing_files.refuse(chosen)
-        held = _kept(experiment) or _asked(experiment, elsewhere)
+    held = known(experiment)
+    if not held and not here:
+        held = _asked(experiment, elsewhere)
     if held:
         _refuse_lacking(experiment, held)
     return held
@@ -91,6 +92,13 @@ def found_here(experiment: Experiment) -> Found | str:
     return held
 
 
+def known(experiment: Experiment) -> Found:
+    """Return what `found` does, as far as it is known without starting the environment; empty if it is not."""
+    if _is_this_python(experiment.environment):
+        return report.report() if not experiment.environment.python else {}
+    return _kept(experiment)
+
+
 def _is_this_python(chosen: Environment) -> bool:
     """Whether a job starts the submitting Python as it is here, with nothing that could fail before."""
     return chosen.kind == "inherit" and not (chosen.modules or chosen.setup_before or chosen.setup)
@@ -106,7 +114,7 @@ def _asked(experiment: Experiment, elsewhere: Elsewhere) -> Found:
     except _Silent as silent:
         message = _(
             "{environment} cannot be checked from here ({why}); a short job checks it",
-            environment=_words(chosen),
+            environment=words(chosen),
             why=silent.why,
         )
         print(message, file=sys.stderr)
@@ -119,7 +127,7 @@ def _asked(experiment: Experiment, elsewhere: Elsewhere) -> Found:
             held = _read(chosen, *answer)
         except _Silent as silent_there:
             rule = _("a job cannot start it: {why}.", why=silent_there.why)
-            raise Refused(Problem(_words(chosen), rule, _("Choose another environment."))) from None
+            raise Refused(Problem(words(chosen), rule, _("Choose another environment."))) from None
     _keep(chosen, held)
     return held
 
@@ -127,10 +135,13 @@ def _asked(experiment: Experiment, elsewhere: Elsewhere) -> Found:
 def _script(chosen: Environment, wrapper: Path) -> str:
     """Return a script that enters the environment as a job does and runs the report with its Python."""
     entered = start.start(chosen, wrapper)
-    program = pkgutil.get_data("truba_runner", "environment/report.py") or b""
     # The container is started without binds, so the current folder may not exist in it.
-    lines = [*entered.setup, "cd /", f"{entered.python} - <<'END-OF-REPORT'", program.decode(), "END-OF-REPORT", ""]
+    lines = [*entered.setup, "cd /", f"{entered.python} - <<'END-OF-REPORT'", _program(), "END-OF-REPORT", ""]
     return "\n".join(lines)
+
+
+def _program() -> str:
+    return (pkgutil.get_data("truba_runner", "environment/report.py") or b"").decode()
 
 
 def _run_here(script: str) -> tuple[str, int]:
@@ -173,9 +184,9 @@ def _read(chosen: Environment, printed: str, status: int) -> Found:
     if status in {126, 127} and chosen.kind != "apptainer":
         python = start.start(chosen, Path()).python
         rule = _("there is no {python} in it ({said}).", python=python, said=said)
-        raise Refused(Problem(_words(chosen), rule, _("Set environment.python to the command of its Python.")))
+        raise Refused(Problem(words(chosen), rule, _("Set environment.python to the command of its Python.")))
     if _NO_SUCH_COMMAND in said:
-        raise Refused(Problem(_words(chosen), f"{said}.", _("Set environment.python to the command of its Python.")))
+        raise Refused(Problem(words(chosen), f"{said}.", _("Set environment.python to the command of its Python.")))
     reasons = [line for line in printed.splitlines() if line.startswith(states.REASON)]
     raise _Silent((reasons[-1] if reasons else said) or _("exit status {status}", status=status))
 
@@ -185,7 +196,7 @@ def _read(chosen: Environment, printed: str, status: int) -> Found:
 
 def _file(chosen: Environment) -> Path:
     """Return the cache file, named by a hash of all that the environment is made of."""
-    about: dict[str, Any] = {**asdict(chosen), "made_of": []}
+    about: dict[str, Any] = {**asdict(chosen), "made_of": [], "report": _program()}
     for path in _made_of(chosen):
         with suppress(OSError):
             state = path.stat()
@@ -239,7 +250,7 @@ def _refuse_lacking(experiment: Experiment, held: Found) -> None:
         if _numbers(version := held["packages"][name]) < _numbers(least):
             older = _(
                 "{environment}: {package} {version} is older than {least}, the oldest tested version",
-                environment=_words(experiment.environment), package=name, version=version, least=least,
+                environment=words(experiment.environment), package=name, version=version, least=least,
             )  # fmt: skip
             warn(older)
 
@@ -272,7 +283,7 @@ def _problem(experiment: Experiment, held: Found) -> Problem | None:
         rule = _("its Keras is {version}, but at least 3 is required.", version=packages["keras"])
     else:
         return None
-    return Problem(_words(chosen), rule, _(_REMEDIES[chosen.kind]))
+    return Problem(words(chosen), rule, _(_REMEDIES[chosen.kind]))
 
 
 _REMEDIES = {
@@ -291,7 +302,8 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version)[:2]) or (9999,)
 
 
-def _words(chosen: Environment) -> str:
+def words(chosen: Environment) -> str:
+    """Return how an environment was chosen, for a message: its name and what it is made of."""
     what = {
         "module": ", ".join(chosen.modules),
         "venv": chosen.venv,
@@ -304,7 +316,7 @@ def _words(chosen: Environment) -> str:
 def described(chosen: Environment, held: Found) -> str:
     """Describe the chosen environment and its versions in one line."""
     if not held:
-        return _words(chosen)
+        return words(chosen)
     versions = [f"Python {held['python']}", *(f"{name} {version}" for name, version in held["packages"].items())]
     cuda = [f"CUDA {version} ({name})" for name, version in held["cuda"].items()]
-    return f"{_words(chosen)}: {', '.join([*versions, *cuda])}"
+    return f"{words(chosen)}: {', '.join([*versions, *cuda])}"

@@ -20,6 +20,8 @@ from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _
 from truba_runner.log import warn
 from truba_runner.rules.experiment import Plan, plan
+from truba_runner.rules.gpus import builds
+from truba_runner.rules.gpus.architecture import capability_of
 from truba_runner.runs import damage
 from truba_runner.runs.events import SWEEPS
 from truba_runner.runs.run_directory import CODE, RunDir
@@ -84,12 +86,13 @@ class Provision:
     """Gives checked experiments of one command what they need: each file, environment and folder is looked at once."""
 
     def __init__(self, provide: bool) -> None:
-        """Without `provide`, as for a dry run, neither data nor environments are looked at."""
+        """Without `provide`, as for a dry run, neither data nor environments are looked at, unless known already."""
         self._provide = provide
         # The name of the data that is trained on, by the data, the weights and the selector.
         self._names: dict[tuple[str, str, str], str] = {}
         self._environments: dict[str, Found] = {}
         self._listed: dict[str, Collection[str]] = {}
+        self._warned: set[str] = set()
 
     def prepare(self, checked: Checked, selector: str) -> Prepared:
         """Return the run, search or, with `sweep=lr_find`, the run with its finder. `selector`: what the user typed.
@@ -103,6 +106,7 @@ class Provision:
         if self._provide:
             experiment = self._with_data(experiment, selector)
             found = self._environment(experiment, checked.plan.request)
+        self._refuse_unfit(experiment, found)
         training = lr_find.training_of(experiment)
         run = self._newest(training)
         prepared = Prepared(training, run, checked.plan.request, checked.job_file, found=found)
@@ -123,11 +127,29 @@ class Provision:
         return replace(experiment, data=data, job=replace(experiment.job, weights=used))
 
     def _environment(self, experiment: Experiment, request: Request) -> Found:
-        key = repr((experiment.environment, experiment.job.backend))
+        key = _environment_key(experiment)
         if key not in self._environments:
             self._environments[key] = _in_environment(experiment)
             for warning in caches.warnings(experiment, request):
                 warn(warning)
+        return self._environments[key]
+
+    def _refuse_unfit(self, experiment: Experiment, found: Found) -> None:
+        """Refuse frameworks that cannot compute on the partition's GPUs; of some other things, warn once."""
+        if capability_of(experiment):
+            held = found or self._known(experiment)
+            chosen = probe.words(experiment.environment)
+            if wrong := list(builds.problems(experiment, held, chosen)):
+                raise Refused(*wrong)
+            for message in builds.warnings(experiment, held):
+                if message not in self._warned:
+                    self._warned.add(message)
+                    warn(message)
+
+    def _known(self, experiment: Experiment) -> Found:
+        key = _environment_key(experiment)
+        if key not in self._environments:
+            self._environments[key] = probe.known(experiment)
         return self._environments[key]
 
     def _newest(self, experiment: Experiment) -> RunDir:
@@ -135,6 +157,10 @@ class Provision:
         if folder not in self._listed:
             self._listed[folder] = set(os.listdir(folder)) if Path(folder).is_dir() else set()
         return newest_directory(experiment, self._listed[folder])
+
+
+def _environment_key(experiment: Experiment) -> str:
+    return repr((experiment.environment, experiment.job.backend))
 
 
 def _provided_data(experiment: Experiment, selector: str) -> str:

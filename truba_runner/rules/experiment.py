@@ -18,6 +18,7 @@ from truba_runner.errors import Problem, Refused, nearest
 from truba_runner.language import _
 from truba_runner.rules import partition as partition_rules
 from truba_runner.rules.environment import problems as environment_problems
+from truba_runner.rules.gpus import precision
 from truba_runner.rules.names import problems as name_problems
 from truba_runner.rules.sbatch import options, variables
 from truba_runner.rules.sbatch import problems as sbatch_rules
@@ -51,7 +52,7 @@ def plan(experiment: Experiment, here: Here = NOWHERE) -> Plan:
     broken = [*_experiment_problems(experiment)]
     if experiment.cluster.scheduler == "slurm":
         broken += partition_rules.problems(experiment, here)
-        broken += sbatch_rules.problems(experiment)
+        broken += [*sbatch_rules.problems(experiment), *precision.problems(experiment)]
     else:
         broken += _local_problems(experiment)
     if broken:
@@ -152,6 +153,7 @@ def _local_problems(experiment: Experiment) -> Iterator[Problem]:
 def _warnings(experiment: Experiment, request: Request, here: Here) -> Iterator[str]:
     cluster = experiment.cluster
     yield from search_warnings(experiment)
+    yield from precision.warnings(experiment)
     if request.mail_type and cluster.scheduler != "slurm":
         yield _(
             "resources.mail_type and mail_user have no effect: Slurm sends the mails, and this run does not use Slurm."

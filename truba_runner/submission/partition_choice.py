@@ -11,9 +11,12 @@ from truba_runner.config.durations import parse_minutes
 from truba_runner.config.identity import run_id
 from truba_runner.config.partitions import Here, gpu_models
 from truba_runner.config.schema import Experiment, Partition
+from truba_runner.environment import probe
 from truba_runner.errors import Problem, Refused
 from truba_runner.language import _
 from truba_runner.rules.experiment import plan
+from truba_runner.rules.gpus import builds
+from truba_runner.rules.gpus.architecture import capability_of
 from truba_runner.rules.site.place import elsewhere
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm import capacity, client, commands
@@ -124,6 +127,7 @@ def _offer(
     offer = Offer(resources.partition, resources.constraint, free_gpus=free_here, automatic=facts.automatic)
     try:
         request = plan(experiment).request
+        _refuse_unfit(experiment)
     except Refused as refused:
         return replace(offer, refusal=" ".join(f"{one.received}: {one.rule}" for one in refused.problems))
     if problem := elsewhere(experiment.cluster, resources.partition, machine):
@@ -144,3 +148,15 @@ def _offer(
         words, _filter = commands.words_of_refusal(error.message)
         means = commands.explained(words, experiment.cluster.refusals)
         return replace(offer, refusal=means[0] if means else words)
+
+
+def _refuse_unfit(experiment: Experiment) -> None:
+    """Refuse a partition whose GPUs the environment's frameworks have no code for, if the environment is known.
+
+    Raises:
+        truba_runner.errors.Refused: it is known that they have none.
+    """
+    if capability_of(experiment):
+        chosen = probe.words(experiment.environment)
+        if wrong := list(builds.problems(experiment, probe.known(experiment), chosen)):
+            raise Refused(*wrong)
