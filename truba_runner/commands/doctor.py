@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -45,23 +46,42 @@ def _findings(overrides: Sequence[str]) -> Iterator[Finding]:
 
     try:
         experiment = _composed(overrides)
+        given = [word for word in overrides if not _names_experiment(word)]
     except Refused as refused:
         for problem in refused.problems:
             yield Finding(FAULT, _("configuration"), f"{problem.received}: {problem.rule}", problem.remedy)
         return
-    yield from examine(_checks(), Patient(experiment))
+    yield from examine(
+        _checks(), Patient(experiment, others=_others(given) if experiment.cluster.scheduler == "slurm" else {})
+    )
 
 
 def _composed(overrides: Sequence[str]) -> Experiment:
     from truba_runner.config.composing.compose import composed
 
-    named = any(word.startswith(("+experiment=", "experiment=")) for word in overrides)
+    named = any(map(_names_experiment, overrides))
     return composed([*([] if named else [_ANY_EXPERIMENT]), *overrides])
+
+
+def _names_experiment(word: str) -> bool:
+    return word.startswith(("+experiment=", "experiment="))
+
+
+def _others(overrides: Sequence[str]) -> dict[str, Experiment]:
+    """Return every experiment of `conf/experiment/` that can be composed with the same overrides."""
+    from truba_runner.config.composing.compose import composed
+    from truba_runner.storage.package_files import config_names
+
+    found = {}
+    for name in sorted(config_names("experiment")):
+        with suppress(Refused):  # It is told when it is chosen.
+            found[name] = composed([f"+experiment={name}", *overrides])
+    return found
 
 
 def _checks() -> Sequence[tuple[str, Check]]:
     """Return all checks in the order of the report; add new ones here."""
-    from truba_runner.doctor import files, programs, slurm
+    from truba_runner.doctor import files, programs, slurm, where
 
     return (
         (_("Python"), programs.python),
@@ -75,6 +95,7 @@ def _checks() -> Sequence[tuple[str, Check]]:
         (_("home"), files.notes),
         (_("environment"), programs.environment),
         (_("tunnel"), programs.tools),
+        (_("where it can run"), where.table),
     )
 
 
@@ -83,3 +104,6 @@ def _print(finding: Finding) -> None:
     remedy = f" {finding.remedy}" if finding.remedy else ""
     end = "." if remedy and not finding.says.endswith(".") else ""
     print(f"{words[finding.level]:<8} {finding.subject}: {finding.says}{end}{remedy}", flush=True)
+    widths = [max(map(len, column)) for column in zip(*finding.table, strict=True)]
+    for row in finding.table:
+        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), flush=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,20 +18,26 @@ FAULT, WARNING, NOTE, OK = "fault", "warning", "note", "ok"
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. `level`: a fault prevents work, a warning may, a note is only information."""
+    """One line of the report, or a table. `level`: a fault prevents work, a warning may, a note is only information."""
 
     level: str
     subject: str
     says: str
     remedy: str = ""
+    # A table's rows, the first with the names of its columns.
+    table: Sequence[Sequence[str]] = ()
 
 
 @dataclass(frozen=True)
 class Patient:
-    """What is checked: the composed experiment, with its cluster and environment, and the user's home."""
+    """What is checked: the composed experiment, with its cluster and environment, and the user's home.
+
+    `others`: the user's other experiments, by name, composed alike.
+    """
 
     experiment: Experiment
     home: Path = field(default_factory=Path.home)
+    others: Mapping[str, Experiment] = field(default_factory=dict)
 
 
 Check = Callable[[Patient], Iterable[Finding]]

@@ -228,7 +228,7 @@ def _kept(experiment: Experiment) -> Found:
         file = _file(experiment.environment)
         if time.time() - file.stat().st_mtime < _KEPT_SECONDS:
             held: Found = json.loads(file.read_bytes())
-            return {} if _problem(experiment, held) else held
+            return {} if lacking(experiment, held) else held
     return {}
 
 
@@ -244,7 +244,7 @@ def _keep(chosen: Environment, held: Found) -> None:
 
 def _refuse_lacking(experiment: Experiment, held: Found) -> None:
     """Refuse an environment that cannot train the experiment; only warn of versions older than any that was tried."""
-    if problem := _problem(experiment, held):
+    if problem := lacking(experiment, held):
         raise Refused(problem)
     for name, least in _needs(experiment).items():
         if _numbers(version := held["packages"][name]) < _numbers(least):
@@ -261,10 +261,11 @@ def _needs(experiment: Experiment) -> dict[str, str]:
     return {**(traits.needs if traits else {}), **({"keras-tuner": "1.4.7"} if experiment.sweep.kind else {})}
 
 
-def _problem(experiment: Experiment, held: Found) -> Problem | None:
+def lacking(experiment: Experiment, held: Found) -> Problem | None:
+    """Return why an environment cannot train the experiment; None if it can."""
     chosen, needs, packages = experiment.environment, _needs(experiment), held["packages"]
     python = held["python"]
-    lacking = [name for name in needs if name not in packages]
+    missing = [name for name in needs if name not in packages]
     if _numbers(python) < LEAST:
         rule = _(
             "its Python is {version} ({file}), but at least {least} is required.",
@@ -272,11 +273,11 @@ def _problem(experiment: Experiment, held: Found) -> Problem | None:
             file=held["executable"],
             least=".".join(map(str, LEAST)),
         )
-    elif lacking:
+    elif missing:
         there = ", ".join(f"{name} {version}" for name, version in packages.items())
         rule = _(
             "its Python {version} has no {lacking}, which the {backend} backend needs (it has {there}).",
-            version=python, lacking=_(" and no ").join(lacking), backend=experiment.job.backend,
+            version=python, lacking=_(" and no ").join(missing), backend=experiment.job.backend,
             there=there or _("no training framework"),
         )  # fmt: skip
     elif "keras" in needs and _numbers(packages["keras"]) < (3,):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from truba_runner.code import job_module, snapshot
+from truba_runner.code import job_module, network_size, snapshot
 from truba_runner.config import lr_find
 from truba_runner.config.identity import newest, run_id
 from truba_runner.config.schema import Experiment
@@ -20,7 +20,7 @@ from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _
 from truba_runner.log import warn
 from truba_runner.rules.experiment import Plan, plan
-from truba_runner.rules.gpus import builds
+from truba_runner.rules.gpus import builds, memory
 from truba_runner.rules.gpus.architecture import capability_of
 from truba_runner.runs import damage
 from truba_runner.runs.events import SWEEPS
@@ -55,6 +55,7 @@ class Checks:
         self._find = lru_cache(maxsize=None)(lambda module: job_module.find(module, Path.cwd()))
         self._automatic = Automatic()
         self._here = here.look()
+        self._sizes = network_size.Sizes()
 
     def check(self, experiment: Experiment, more: MoreRules = lambda experiment, request: ()) -> Checked:
         """Check an experiment against all rules, and those that `more` adds.
@@ -74,7 +75,9 @@ class Checks:
         try:
             experiment = self._automatic.settled(experiment, job_file or Path(experiment.job.module))
             made = plan(experiment, self._here)
-            problems = [*more(experiment, made.request), *problems]
+            size = self._sizes.of(experiment, job_file) if job_file and experiment.resources.gpus else None
+            too_large = memory.problems(experiment, size) if size else ()
+            problems = [*more(experiment, made.request), *too_large, *problems]
         except Refused as refused:
             problems = [*refused.problems, *problems]
         if problems or made is None or job_file is None:

@@ -1,0 +1,352 @@
+"""What cannot work on a partition's GPUs: code for others, a newer CUDA than the driver's, bfloat16, a large batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from truba_runner.code import network_size
+from truba_runner.config.schema import Experiment
+from truba_runner.environment import probe, report
+from truba_runner.errors import Refused
+from truba_runner.launch.prepare import Checks, Provision
+from truba_runner.rules.experiment import plan
+from truba_runner.rules.gpus import architecture, builds, memory, wheels
+from truba_runner.storage.package_files import config_names, shipped
+
+Compose = Callable[..., Experiment]
+GPUS = ("barbun-cuda", "akya-cuda", "palamut-cuda", "kolyoz-cuda")
+# As environment/report.py reads them in the wheels themselves: torch/version.py and lib/libtorch_python.so,
+# tensorflow/python/platform/build_info.py. torch's cu118 and cu126 are not on PyPI for each version: docs/gpus.md.
+TORCH_DEFAULT = ("2.14.1", "13.0", "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120")
+TORCH_2_10 = ("2.10.0", "12.8", "sm_70 sm_75 sm_80 sm_86 sm_90 sm_100 sm_120")
+TORCH_2_7 = ("2.7.1", "12.6", "sm_50 sm_60 sm_70 sm_75 sm_80 sm_86 sm_90")
+TENSORFLOW = ("2.21.0", "12.5.1", "sm_60 sm_70 sm_80 sm_89 compute_90")
+
+
+def held(torch: tuple[str, str, str] = TORCH_DEFAULT, tensorflow: tuple[str, str, str] = TENSORFLOW) -> dict[str, Any]:
+    made = {"torch": torch, "tensorflow": tensorflow}
+    others = {"keras": "3.15.1", "fastai": "2.8.12", "keras-tuner": "1.4.8"}
+    return {
+        "python": "3.11.7",
+        "executable": "/x",
+        "packages": {**others, **{name: one[0] for name, one in made.items()}},
+        "cuda": {name: one[1] for name, one in made.items() if one[1]},
+        "architectures": {name: one[2].split() for name, one in made.items() if one[2]},
+    }
+
+
+def on(experiment: Compose, partition: str, name: str = "pets", *more: str) -> Experiment:
+    feature = ["resources.constraint=H100"] if partition == "kolyoz-cuda" else []
+    return experiment(f"resources.partition={partition}", *feature, *more, name=name)
+
+
+def refused(one: Experiment, found: dict[str, Any]) -> str:
+    return "\n".join(map(str, builds.problems(one, found, "environment=own")))
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "runs"),
+    [
+        ("pets", held(), ("palamut-cuda", "kolyoz-cuda")),
+        ("pets", held(torch=TORCH_2_10), ("akya-cuda", "palamut-cuda", "kolyoz-cuda")),
+        ("pets", held(torch=TORCH_2_7), GPUS),
+        ("mnist", held(), GPUS),
+        ("pets", held(torch=("2.7.1+cu118", "11.8", "")), GPUS),
+        ("pets", held(torch=("2.14.0+cu130", "13.0", "")), ("palamut-cuda", "kolyoz-cuda")),
+        # Nothing is known of them, or not enough: they are not refused.
+        ("pets", {}, GPUS),
+        ("pets", held(torch=("2.5.0a0+nv24.10", "12.6", "")), GPUS),
+    ],
+    ids="default 2.10 cu126 tensorflow cu118 cu130 unknown own".split(),
+)
+def test_a_framework_runs_where_it_has_code_for_the_gpu(
+    experiment: Compose, name: str, found: dict[str, Any], runs: tuple[str, ...]
+) -> None:
+    assert tuple(one for one in GPUS if not refused(on(experiment, one, name), found)) == runs
+
+
+def test_the_refusal_says_what_is_there_what_is_built_for_and_what_can(experiment: Compose) -> None:
+    text = refused(on(experiment, "akya-cuda"), held())
+    assert text.startswith("environment=own: torch 2.14.1: it has code for sm_75, sm_80, ")
+    assert "the V100 of akya-cuda is sm_70 (conf/cluster/truba.yaml, compute_capability)" in text
+    assert "built for CUDA 13.0, and the driver 565.57.01 of akya-cuda supports CUDA 12.7 at most" in text
+    assert "It can run on palamut-cuda (contracted projects only) or kolyoz-cuda" in text
+    assert "torch 2.6 … 2.14 (cu126)" in text and "cu130" not in text
+    assert "sm_60" in refused(on(experiment, "barbun-cuda"), held())
+    # A mixed partition has the family's GPUs.
+    family = experiment("resources.partition=debug", "resources.constraint=akya-cuda", name="pets")
+    assert "sm_70" in refused(family, held())
+
+
+def test_an_image_with_a_newer_cuda_than_the_drivers_is_refused_and_an_older_one_is_not(experiment: Compose) -> None:
+    """All numbers of a CUDA count for PTX, which the driver itself compiles; the first one for kernels."""
+    volta = "sm_70 sm_80"
+    assert "CUDA 13.1, and the driver 565.57.01" in refused(
+        on(experiment, "akya-cuda"), held(torch=("2.9", "13.1", volta))
+    )
+    assert not refused(on(experiment, "akya-cuda"), held(torch=("2.9", "12.9", volta)))
+    assert "CUDA 12.9, and the driver" in refused(
+        on(experiment, "akya-cuda"), held(torch=("2.9", "12.9", "sm_60 compute_60"))
+    )
+    assert not refused(on(experiment, "akya-cuda"), held(torch=("2.9", "12.6", "sm_60 compute_60")))
+    unknown = on(experiment, "akya-cuda", "pets", "cluster.partitions.akya-cuda.driver_cuda=''")
+    assert not refused(unknown, held(torch=("2.9", "13.1", volta)))
+
+
+def test_a_framework_for_cpus_is_refused_on_gpus_and_not_elsewhere(experiment: Compose) -> None:
+    found = {**held(torch=("2.13.0+cpu", "", "")), "without_cuda": ["torch"]}
+    assert "built for CPUs only, and akya-cuda has GPUs (V100)" in refused(on(experiment, "akya-cuda"), found)
+    assert not refused(experiment("resources.partition=orfoz", "resources.gpus=0", name="pets"), found)
+    assert not refused(experiment(name="pets", cluster="local"), found)
+
+
+def test_a_cudnn_without_kernels_for_old_gpus_is_warned_of(experiment: Compose) -> None:
+    def warned(partition: str, cudnn: str) -> str:
+        return " ".join(builds.warnings(on(experiment, partition, "mnist"), {**held(), "cudnn": {"tensorflow": cudnn}}))
+
+    assert "loads cuDNN 9.24.0.43, which has no kernels for V100" in warned("akya-cuda", "9.24.0.43")
+    assert not warned("akya-cuda", "9.10.2.21") and not warned("palamut-cuda", "9.24.0.43")
+
+
+@pytest.mark.parametrize(
+    ("listed", "capability", "kernels", "ptx"),
+    [
+        ("sm_60", (6, 1), True, False),
+        ("sm_86", (8, 0), False, False),
+        ("sm_80", (8, 6), True, False),
+        ("sm_80", (9, 0), False, False),
+        ("compute_80", (9, 0), False, True),
+        ("sm_90a compute_90a", (9, 0), True, True),
+        ("sm_100a compute_100a", (12, 0), False, False),
+        ("sm_120", (12, 0), True, False),
+        ("nonsense", (7, 0), False, False),
+    ],
+)
+def test_which_code_runs_on_which_gpu(listed: str, capability: tuple[int, int], kernels: bool, ptx: bool) -> None:
+    names = listed.split()
+    assert architecture.has_kernels(names, capability) == kernels and architecture.has_ptx(names, capability) == ptx
+
+
+def test_the_table_of_wheels_agrees_with_the_wheels_that_were_read() -> None:
+    read = [("torch", "2.10.0+cu128", TORCH_2_10), ("torch", "2.7.1+cu126", TORCH_2_7)]
+    for framework, version, (_, cuda, listed) in [*read, ("torch", "2.14.1+cu130", TORCH_DEFAULT)]:
+        row = wheels.of_version(framework, version)
+        assert row and (row.cuda, list(row.architectures)) == (cuda, listed.split())
+    assert wheels.of_version("torch", "2.14.1") is None, "whose it is cannot be seen"
+
+
+# -- the report ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Packages with the files of the real ones that are read, and nothing else on the path."""
+    torch, tensorflow = tmp_path / "torch", tmp_path / "tensorflow" / "python" / "platform"
+    (torch / "lib").mkdir(parents=True)
+    tensorflow.mkdir(parents=True)
+    for package in (torch, tmp_path / "tensorflow"):
+        (package / "__init__.py").write_text("raise ImportError('imported')\n")
+    (torch / "version.py").write_text("__version__ = '2.14.1+cu130'\ncuda: Optional[str] = '13.0'\n")
+    (torch / "lib" / "libtorch_python.so").write_bytes(b"\0sm_90a\0\xff" * 9 + b"sm_75 sm_80 sm_120 compute_120\0\xfe")
+    (tensorflow / "build_info.py").write_text(
+        "build_info = collections.OrderedDict([('cuda_compute_capabilities', ['sm_60', 'sm_70', 'compute_90']), "
+        "('cuda_version', '12.5.1'), ('is_cuda_build', True)])\n"
+    )
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    return tmp_path
+
+
+def test_what_frameworks_were_built_for_is_read_in_their_files(site: Path) -> None:
+    found = report.report()
+    assert found["architectures"] == {
+        "torch": ["sm_75", "sm_80", "sm_120", "compute_120"],
+        "tensorflow": ["sm_60", "sm_70", "compute_90"],
+    }
+    assert found["cuda"] == {"torch": "13.0", "tensorflow": "12.5.1"} and found["without_cuda"] == []
+
+
+def test_that_a_framework_is_for_cpus_is_read_and_not_concluded(site: Path) -> None:
+    (site / "torch" / "version.py").write_text("cuda: Optional[str] = None\n")
+    file = site / "tensorflow" / "python" / "platform" / "build_info.py"
+    file.write_text("build_info = collections.OrderedDict([('is_cuda_build', False)])\n")
+    assert report.report()["without_cuda"] == ["tensorflow", "torch"]
+    file.unlink()
+    (site / "torch" / "version.py").write_text("")
+    (site / "torch" / "lib" / "libtorch_python.so").write_bytes(b"")
+    found = report.report()
+    assert found["without_cuda"] == [] and found["architectures"] == {}
+
+
+def test_the_installed_frameworks_say_what_they_were_built_for() -> None:
+    found = report.report()
+    assert {"torch", "tensorflow"} <= set(found["architectures"]) | set(found["without_cuda"])
+
+
+# -- the plan ------------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_refuses_before_the_queue_also_a_dry_run(experiment: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "report", lambda: held())
+    one = on(experiment, "akya-cuda", "pets", "environment=inherit", "dry_run=true")
+    with pytest.raises(Refused, match="sm_70"):
+        Provision(provide=False).prepare(Checks().check(one), "")
+    other = on(experiment, "palamut-cuda", "pets", "environment=inherit", "dry_run=true")
+    assert Provision(provide=False).prepare(Checks().check(other), "").run
+
+
+def test_a_report_is_kept_until_what_it_reports_changes(experiment: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports of an older version of the program lack what is checked now."""
+    chosen = experiment("environment.modules=[apps/ai]")
+    probe._keep(chosen.environment, held())
+    assert probe.known(chosen) == held()
+    monkeypatch.setattr(probe, "_program", lambda: "of the next version")
+    assert probe.known(chosen) == {}
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16"])
+def test_bfloat16_is_refused_where_there_is_none(experiment: Compose, policy: str) -> None:
+    for partition in ("barbun-cuda", "akya-cuda"):
+        with pytest.raises(Refused) as told:
+            plan(on(experiment, partition, "mnist", f"train.mixed_precision={policy}"))
+        assert "has no bfloat16" in str(told.value) and "compute_capability" in str(told.value)
+        half = policy.replace("bfloat", "float")
+        assert f"train.mixed_precision={half} or resources.partition=palamut-cuda or kolyoz-cuda" in str(told.value)
+    for partition in ("palamut-cuda", "kolyoz-cuda"):
+        assert plan(on(experiment, partition, "mnist", f"train.mixed_precision={policy}"))
+    assert plan(experiment("resources.partition=orfoz", "resources.gpus=0", f"train.mixed_precision={policy}"))
+
+
+def test_a_search_that_tries_bfloat16_is_refused_too(experiment: Compose) -> None:
+    space = "+sweep.space={train.mixed_precision: {choice: [mixed_float16, mixed_bfloat16]}}"
+    search = ["sweep=random", "sweep.objective=val_loss", space, "resources.partition=akya-cuda"]
+    with pytest.raises(Refused, match=r"sweep.space.train.mixed_precision=mixed_bfloat16: V100 of akya-cuda"):
+        plan(experiment(*search))
+
+
+def test_half_precision_on_p100_is_told_to_save_memory_alone(experiment: Compose) -> None:
+    def warned(partition: str) -> str:
+        return " ".join(plan(on(experiment, partition, "pets_deep_fp16")).warnings)
+
+    assert "saves memory on P100, but no time" in warned("barbun-cuda") and "no time" not in warned("akya-cuda")
+
+
+# -- memory --------------------------------------------------------------------------------------------------------
+
+NETWORK = """\
+import keras
+import numpy as np
+from keras import layers
+@keras.saving.register_keras_serializable()
+def scaled(x):
+    return np.float32(x)
+def build_model(units=8, **more):
+    x = inputs = keras.Input(shape=(32, 32, 3))
+    x = layers.Conv2D(units, 3, padding="same", activation="relu", kernel_regularizer=keras.regularizers.l2(1e-4))(x)
+    x = layers.BatchNormalization()(x)
+    shortcut = x
+    x = layers.Conv2D(units, 3, padding="same")(x)
+    x = layers.add([x, shortcut]) if more.get("function") else layers.Add()([x, shortcut])
+    x = layers.MaxPooling2D()(x)
+    x = layers.Flatten()(x)
+    return keras.Model(inputs, layers.Dense(10)(x))
+"""
+
+
+def size_of(experiment: Compose, tmp_path: Path, text: str, *overrides: str) -> memory.Size | None:
+    (tmp_path / "own.py").write_text(text)
+    return network_size.Sizes().of(experiment(*overrides), tmp_path / "own.py")
+
+
+def test_a_networks_size_is_counted_from_its_shapes(experiment: Compose, tmp_path: Path) -> None:
+    size = size_of(experiment, tmp_path, NETWORK)
+    # Convolutions, normalization, the last layer; kept are the inputs of the second convolution and the last layer.
+    trainable = (27 * 8 + 8) + 2 * 8 + (72 * 8 + 8) + (16 * 16 * 8 + 1) * 10
+    assert size == memory.Size(trainable, 2 * 8, 32 * 32 * 8 + 16 * 16 * 8)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        NETWORK.replace("return keras", "x.unknown\n    return keras"),
+        NETWORK.replace("layers.Flatten()", "layers.MultiHeadAttention(2, 2)"),
+        NETWORK.replace("layers.Flatten()", "layers.Flatten(trainable=False)"),
+        NETWORK.replace("x = layers.Flatten()(x)", "x = keras.ops.reshape(x, (-1, 4))"),
+        NETWORK.replace("import numpy as np", "open('/dev/shm/written-by-a-job', 'w').write('x')"),
+        "while True: pass",
+        "def build_model(): return None",
+        "import keras\nclass Own(keras.Model): pass\ndef build_model(): return Own()",
+    ],
+    ids="attribute layer frozen operation writes endless nothing subclass".split(),
+)
+def test_what_is_not_known_is_not_guessed(experiment: Compose, tmp_path: Path, text: str) -> None:
+    assert size_of(experiment, tmp_path, text) is None
+    written = Path("/dev/shm/written-by-a-job")
+    assert not written.exists() or not written.read_bytes()
+    written.unlink(missing_ok=True)
+
+
+def test_an_obvious_overrun_is_refused_with_the_batch_that_fits(experiment: Compose) -> None:
+    size = memory.Size(trainable=25_000_000, fixed=0, kept=10_000_000)
+
+    def told(partition: str, *overrides: str) -> str:
+        return " ".join(map(str, memory.problems(on(experiment, partition, "mnist", *overrides), size)))
+
+    # 0.28 GB for weights and Adam's two numbers of each; 38.1 MB an example.
+    text = told("akya-cuda", "train.batch_size=1024")
+    assert (
+        "train.batch_size=1024: the training needs at least 38.4 GB" in text and "V100 of akya-cuda has 16 GB" in text
+    )
+    assert "Set train.batch_size=256 or less. Or set resources.partition=palamut-cuda or kolyoz-cuda." in text
+    assert not told("akya-cuda", "train.batch_size=256") and not told("palamut-cuda", "train.batch_size=1024")
+    assert not told("akya-cuda", "train.batch_size=1024", "resources.gpus=4"), "each has a quarter"
+    assert told("akya-cuda", "train.batch_size=1024", "resources.gpus=4", "train.batch_scaling=per_replica")
+    assert not told("akya-cuda", "train.batch_size=512", "train.mixed_precision=mixed_float16")
+    assert "Set train.batch_size" not in " ".join(
+        map(str, memory.problems(on(experiment, "akya-cuda", "mnist"), memory.Size(2_000_000_000, 0, 1)))
+    )
+
+
+def test_a_feature_may_have_gpus_with_more_memory(experiment: Compose) -> None:
+    size, where = memory.Size(0, 0, 25_000_000), ["resources.partition=kolyoz-cuda", "train.batch_size=1024"]
+    assert list(memory.problems(experiment(*where, "resources.constraint=H100"), size))
+    assert not list(memory.problems(experiment(*where, "resources.constraint=H200"), size))
+
+
+def test_fastais_networks_are_bounded_by_their_architecture(experiment: Compose) -> None:
+    """Weights and convolutions' outputs of an image of 224 × 224 pixels, as published for these networks."""
+    assert memory.RESNETS["resnet50"].at(224)[1:] == (23_508_032, 11_113_984)
+    assert round(memory.RESNETS["resnet18"].at(224)[2] / 1e6, 2) == 2.48
+    large = on(experiment, "akya-cuda", "pets", "job.options.arch=resnet50", "train.batch_size=512")
+    with pytest.raises(Refused, match=r"Set train.batch_size=256 or less"):
+        Checks().check(large)
+
+
+def test_no_shipped_experiment_is_refused_wrongly_on_any_partition(experiment: Compose) -> None:
+    """With what runs on all GPUs: TensorFlow's default wheel, and torch's for CUDA 12.6."""
+    found, sizes, names = held(torch=TORCH_2_7), network_size.Sizes(), sorted(config_names("experiment"))
+    assert len(names) >= 7
+    for name in names:
+        for partition, facts in experiment().cluster.partitions.items():
+            for constraint in facts.families or ([facts.features[0]] if facts.feature_required else [""]):
+                gpus = 0 if not facts.gpus_per_node and not constraint else 1
+                where = [f"resources.partition={partition}", f"resources.gpus={gpus}"]
+                more = [f"resources.constraint={constraint}"] if constraint else []
+                one = experiment(*where, *more, name=name)
+                assert plan(one)
+                assert not list(builds.problems(one, found, "")), (name, partition)
+                size = sizes.of(one, shipped("jobs") / f"{one.job.module}.py")
+                assert size or one.job.module == "mnist_search", name
+                assert not size or not list(memory.problems(one, size)), (name, partition)
+
+
+def test_the_stand_in_counts_a_real_networks_weights() -> None:
+    """What Keras itself says of the shipped networks; tests/training builds them."""
+    program = shipped("jobs")
+    counts = {"mnist": 118_282, "fraud": 256 * 31 + 257 * 256 + 257, "text_classification": 2_806_273}
+    for module, weights in counts.items():
+        size = network_size._counted(program / f"{module}.py", {})
+        assert size and size.trainable == weights, module

@@ -1,0 +1,357 @@
+"""Count what a job's Keras network needs, from its layers' shapes alone; run as a program, without Keras.
+
+The job's `build_model` is executed with a stand-in for Keras whose layers compute shapes and nothing else. Whatever the
+stand-in does not know ends the program without an answer: what it counts must never be more than the network needs.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import json
+import math
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+# A tensor's lengths without the batch; None: any length.
+Shape = Any
+
+
+class Unknown(Exception):
+    """The network has something whose shape is not known here."""
+
+
+class Anything:
+    """Stands for what does not matter to shapes: initializers, optimizers, other packages; tensors it refuses."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Accept anything; also what a class statement passes on to the type of its base."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the same for every name but Python's own."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Anything()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the same; a result made of tensors has an unknown shape."""
+        if any(isinstance(one, (Tensor, list, tuple)) and tensors(one) for one in (*args, *kwargs.values())):
+            raise Unknown
+        return Anything()
+
+
+class Tensor:
+    """An output: its shape, the layer it comes from, and that one's inputs. `memory`: the tensor whose data it has."""
+
+    def __init__(self, shape: Shape, layer: Any = None, inputs: tuple[Any, ...] = ()) -> None:
+        """Take a shape without the batch."""
+        self.shape, self.layer, self.inputs, self.memory = tuple(shape), layer, inputs, self
+
+    def _with(self, other: Any) -> Tensor:
+        others = (other,) if isinstance(other, Tensor) else ()
+        if any(len(one.shape) != len(self.shape) for one in others):
+            raise Unknown
+        return Tensor(max((self.shape, *(one.shape for one in others)), key=elements), None, (self, *others))
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = _with
+
+
+def tensors(value: Any) -> list[Any]:
+    """Return the tensors in a value: itself, or those of a list."""
+    return [one for one in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(one, Tensor)]
+
+
+def elements(shape: Shape) -> int:
+    """Return how many numbers a shape has at least."""
+    return math.prod(1 if length is None else length for length in shape)
+
+
+def known(length: int | None) -> int:
+    """Return a length, which must be known."""
+    if not isinstance(length, int):
+        raise Unknown
+    return length
+
+
+class Layer:
+    """A layer; `rule` returns the shape of its output, the numbers of its trainable weights, and of its others."""
+
+    # Whether the gradient of its weights needs its input.
+    keeps = False
+    # Whether its output has its input's data in another shape.
+    view = False
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """Keep the options by name, those without one by the order of `names`."""
+        self.options = {**{self.names[index]: one for index, one in enumerate(args)}, **options}
+        self.weights: Any = None
+        if not options.get("trainable", True):
+            raise Unknown
+
+    names: tuple[str, ...] = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse frozen layers: without gradients less is kept."""
+        if name == "trainable" and not value:
+            raise Unknown
+        object.__setattr__(self, name, value)
+
+    def option(self, name: str, default: Any) -> Any:
+        """Return an option, or its default."""
+        return self.options.get(name, default)
+
+    def rule(self, shapes: list[Shape]) -> tuple[Shape, int, int]:
+        """Return the output's shape, trainable weights and others; unknown of a class of the job's own."""
+        raise Unknown
+
+    def __call__(self, inputs: Any, *args: Any, **options: Any) -> Tensor:
+        """Return the output of a tensor, or of a list of them."""
+        given = tensors(inputs)
+        if not given or args or tensors(list(options.values())):
+            raise Unknown
+        shape, *self.weights = self.rule([one.shape for one in given])
+        made = Tensor(shape, self, tuple(given))
+        if self.view:
+            made.memory = given[0].memory
+        return made
+
+
+def layer(names: str, rule: Callable[..., Any], keeps: bool = False, view: bool = False) -> Any:
+    """Make a layer's class from its rule; `names`: of its arguments that are given without one."""
+    return type("Known", (Layer,), {"names": tuple(names.split()), "rule": rule, "keeps": keeps, "view": view})
+
+
+def dense(self: Any, shapes: Any) -> Any:
+    """Return the rule of a dense layer."""
+    units, width = known(self.options["units"]), known(shapes[0][-1])
+    return (*shapes[0][:-1], units), (width + bool(self.option("use_bias", True))) * units, 0
+
+
+def per_axis(value: Any, axes: int) -> tuple[int, ...]:
+    """Return an option that may be one number for all axes."""
+    return tuple(value) if isinstance(value, (list, tuple)) else (known(value),) * axes
+
+
+def window(self: Any, shape: Any, axes: int, size: Any, strides: Any, padding: str) -> Any:
+    """Return the lengths after a window has moved over them."""
+    if self.option("data_format", None) not in (None, "channels_last") or len(shape) != axes + 1:
+        raise Unknown
+    widths, steps = per_axis(size, axes), per_axis(strides, axes)
+    spread = per_axis(self.option("dilation_rate", 1), axes)
+    lengths: list[int | None] = []
+    for axis in range(axes):
+        length, width, step, wide = shape[axis], widths[axis], steps[axis], spread[axis]
+        if length is None:
+            lengths.append(None)
+        elif padding in ("same", "causal"):
+            lengths.append(-(-length // step))
+        else:
+            lengths.append((length - (width - 1) * wide - 1) // step + 1)
+    if any(length is not None and length < 1 for length in lengths):
+        raise Unknown
+    return tuple(lengths)
+
+
+def convolution(axes: int) -> Any:
+    """Return the class of a convolution."""
+
+    def rule(self: Any, shapes: Any) -> Any:
+        filters, width = known(self.options["filters"]), known(shapes[0][-1])
+        size, padding = self.options["kernel_size"], self.option("padding", "valid")
+        lengths = window(self, shapes[0], axes, size, self.option("strides", 1), padding)
+        area, groups = math.prod(per_axis(size, axes)), known(self.option("groups", 1))
+        return (*lengths, filters), filters * (area * width // groups + bool(self.option("use_bias", True))), 0
+
+    return layer("filters kernel_size strides padding", rule, keeps=True)
+
+
+def pooling(axes: int) -> Any:
+    """Return the class of a pooling layer."""
+
+    def rule(self: Any, shapes: Any) -> Any:
+        size = self.option("pool_size", 2)
+        strides = self.option("strides", None) or size
+        return (*window(self, shapes[0], axes, size, strides, self.option("padding", "valid")), shapes[0][-1]), 0, 0
+
+    return layer("pool_size strides padding", rule)
+
+
+def over_all(self: Any, shapes: Any) -> Any:
+    """Return the rule of a global pooling layer."""
+    if self.options.get("keepdims") or self.option("data_format", None) == "channels_first":
+        raise Unknown
+    return (shapes[0][-1],), 0, 0
+
+
+def normalized(moving: int) -> Any:
+    """Return the class of a normalization with so many numbers for each channel that are not learned."""
+
+    def rule(self: Any, shapes: Any) -> Any:
+        if self.option("axis", -1) != -1:
+            raise Unknown
+        width = known(shapes[0][-1])
+        learned = bool(self.option("center", True)) + bool(self.option("scale", True))
+        return shapes[0], learned * width, moving * width
+
+    return layer("axis", rule)
+
+
+def embedded(self: Any, shapes: Any) -> Any:
+    """Return the rule of Embedding."""
+    width = known(self.options["output_dim"])
+    return (*shapes[0], width), known(self.options["input_dim"]) * width, 0
+
+
+def recurrent(gates: int, biases: int) -> Any:
+    """Return the class of a recurrent layer."""
+
+    def rule(self: Any, shapes: Any) -> Any:
+        if self.options.get("return_state"):
+            raise Unknown
+        units, width = known(self.options["units"]), known(shapes[0][-1])
+        weights = gates * units * (width + units + biases * bool(self.option("use_bias", True)))
+        return ((*shapes[0][:-1], units) if self.options.get("return_sequences") else (units,)), weights, 0
+
+    return layer("units", rule)
+
+
+def joined(self: Any, shapes: Any) -> Any:
+    """Return the rule of Concatenate."""
+    if self.option("axis", -1) != -1:
+        raise Unknown
+    return (*shapes[0][:-1], sum(known(shape[-1]) for shape in shapes)), 0, 0
+
+
+UNCHANGED = (
+    "Activation Add Average Dropout ELU GaussianDropout GaussianNoise Identity LeakyReLU Masking Maximum Minimum Multiply "
+    "Normalization RandomContrast RandomFlip RandomRotation RandomTranslation RandomZoom ReLU Rescaling Softmax "
+    "SpatialDropout1D SpatialDropout2D SpatialDropout3D Subtract"
+)
+LAYERS: dict[str, Any] = {
+    "Layer": Layer,
+    "Dense": layer("units activation use_bias", dense, keeps=True),
+    "Flatten": layer("", lambda self, shapes: ((math.prod(map(known, shapes[0])),), 0, 0), view=True),
+    "Embedding": layer("input_dim output_dim", embedded),
+    "BatchNormalization": normalized(2),
+    "LayerNormalization": normalized(0),
+    "LSTM": recurrent(4, 1),
+    "GRU": recurrent(3, 1),
+    "SimpleRNN": recurrent(1, 1),
+    "Concatenate": layer("axis", joined),
+    **{f"Conv{axes}D": convolution(axes) for axes in (1, 2, 3)},
+    **{f"{kind}Pooling{axes}D": pooling(axes) for kind in ("Max", "Average") for axes in (1, 2, 3)},
+    **{f"Global{kind}Pooling{axes}D": layer("", over_all) for kind in ("Max", "Average") for axes in (1, 2, 3)},
+    **{name: layer("value", lambda self, shapes: (shapes[0], 0, 0)) for name in UNCHANGED.split()},
+}
+
+
+def input_of(shape: Any = None, batch_size: Any = None, dtype: Any = None, name: Any = None) -> Tensor:
+    """Stand in for keras.Input."""
+    if not isinstance(shape, (list, tuple)):
+        raise Unknown
+    return Tensor(tuple(shape))
+
+
+class Model:
+    """Stand in for keras.Model with inputs and outputs; a subclass of the job's own has no known shapes."""
+
+    def __init__(self, inputs: Any = None, outputs: Any = None, **options: Any) -> None:
+        """Take the outputs' tensors."""
+        self.outputs = tensors(list(outputs.values()) if isinstance(outputs, dict) else outputs)
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Do nothing."""
+
+    __setattr__ = Layer.__setattr__
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Refuse to be a layer of another network."""
+        raise Unknown
+
+
+class Sequential(Model):
+    """Stand in for keras.Sequential that begins with an Input."""
+
+    def __init__(self, layers: Any = (), **options: Any) -> None:
+        """Take the layers."""
+        super().__init__()
+        for one in layers or ():
+            self.add(one)
+
+    def add(self, one: Any) -> None:
+        """Add a layer."""
+        if isinstance(one, Tensor):
+            self.outputs = [one]
+        elif self.outputs:
+            self.outputs = [one(self.outputs[0])]
+        else:
+            raise Unknown
+
+
+class Missing(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds, last of all, every module that is neither Python's own nor the job's: it has anything."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        """Find it."""
+        return importlib.machinery.ModuleSpec(name, self, is_package=True)
+
+    def exec_module(self, module: Any) -> None:
+        """Give it every name."""
+        module.__getattr__ = lambda name: getattr(Anything(), name)
+
+
+def stand_in() -> None:
+    """Put the stand-in where `import keras` finds it."""
+    anything = Anything()
+    layers: Any = types.ModuleType("keras.layers")
+    layers.__dict__.update(LAYERS, Input=input_of, __getattr__=lambda name: getattr(anything, name))
+    keras: Any = types.ModuleType("keras")
+    keras.__path__ = []
+    keras.__dict__.update(layers=layers, Input=input_of, Model=Model, Sequential=Sequential, Layer=Layer)
+    keras.__dict__.update(models=types.SimpleNamespace(Model=Model, Sequential=Sequential))
+    keras.__getattr__ = lambda name: getattr(anything, name)
+    sys.modules.update({"keras": keras, "keras.layers": layers})
+    sys.meta_path.append(Missing())
+
+
+def counted(model: Any) -> dict[str, int]:
+    """Return the network's trainable weights, its others, and the numbers kept for an example until the gradient."""
+    layers: dict[int, Any] = {}
+    kept: dict[int, Tensor] = {}
+    left, seen = list(model.outputs), set()
+    if not isinstance(model, Model) or not left:
+        raise Unknown
+    while left:
+        one = left.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        left += one.inputs
+        if one.layer is not None:
+            layers[id(one.layer)] = one.layer
+            if one.layer.keeps:
+                # An example itself may come in another type than the layer computes in.
+                kept.update({id(given.memory): given.memory for given in one.inputs if given.memory.inputs})
+    return {
+        "trainable": sum(one.weights[0] for one in layers.values()),
+        "fixed": sum(one.weights[1] for one in layers.values()),
+        "kept": sum(elements(one.shape) for one in kept.values()),
+    }
+
+
+def main() -> None:
+    """Read the job's file, the folders it imports from, and its options from standard input; print the counts."""
+    asked = json.load(sys.stdin)
+    stand_in()
+    sys.path += asked["folders"]
+    module: Any = types.ModuleType("truba_job_shapes")
+    module.__file__ = asked["file"]
+    with open(asked["file"], encoding="utf-8") as file:
+        exec(compile(file.read(), asked["file"], "exec"), module.__dict__)  # noqa: S102  # The user's own job.
+    print("\nSHAPES " + json.dumps(counted(module.build_model(**asked["options"]))))
+
+
+if __name__ == "__main__":
+    main()
