@@ -1,7 +1,7 @@
 """Count what a job's Keras network needs, from its layers' shapes alone; run as a program, without Keras.
 
-The job's `build_model` is executed with a stand-in for Keras whose layers compute shapes and nothing else. Whatever the
-stand-in does not know ends the program without an answer: what it counts must never be more than the network needs.
+`build_model` is executed with a stand-in for Keras whose layers compute shapes. Whatever that does not know ends the
+program without an answer: what is counted must never be more than the network needs.
 """
 
 from __future__ import annotations
@@ -48,14 +48,6 @@ class Tensor:
     def __init__(self, shape: Shape, layer: Any = None, inputs: tuple[Any, ...] = ()) -> None:
         """Take a shape without the batch."""
         self.shape, self.layer, self.inputs, self.memory = tuple(shape), layer, inputs, self
-
-    def _with(self, other: Any) -> Tensor:
-        others = (other,) if isinstance(other, Tensor) else ()
-        if any(len(one.shape) != len(self.shape) for one in others):
-            raise Unknown
-        return Tensor(max((self.shape, *(one.shape for one in others)), key=elements), None, (self, *others))
-
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = _with
 
 
 def tensors(value: Any) -> list[Any]:
@@ -171,9 +163,12 @@ def pooling(axes: int) -> Any:
     """Return the class of a pooling layer."""
 
     def rule(self: Any, shapes: Any) -> Any:
-        size = self.option("pool_size", 2)
-        strides = self.option("strides", None) or size
-        return (*window(self, shapes[0], axes, size, strides, self.option("padding", "valid")), shapes[0][-1]), 0, 0
+        size, padding = self.option("pool_size", 2), self.option("padding", "valid")
+        return (
+            (*window(self, shapes[0], axes, size, self.option("strides", None) or size, padding), shapes[0][-1]),
+            0,
+            0,
+        )
 
     return layer("pool_size strides padding", rule)
 
@@ -191,8 +186,7 @@ def normalized(moving: int) -> Any:
     def rule(self: Any, shapes: Any) -> Any:
         if self.option("axis", -1) != -1:
             raise Unknown
-        width = known(shapes[0][-1])
-        learned = bool(self.option("center", True)) + bool(self.option("scale", True))
+        learned, width = bool(self.option("center", True)) + bool(self.option("scale", True)), known(shapes[0][-1])
         return shapes[0], learned * width, moving * width
 
     return layer("axis", rule)
@@ -200,8 +194,7 @@ def normalized(moving: int) -> Any:
 
 def embedded(self: Any, shapes: Any) -> Any:
     """Return the rule of Embedding."""
-    width = known(self.options["output_dim"])
-    return (*shapes[0], width), known(self.options["input_dim"]) * width, 0
+    return (*shapes[0], self.options["output_dim"]), self.options["input_dim"] * self.options["output_dim"], 0
 
 
 def recurrent(gates: int, biases: int) -> Any:
@@ -225,9 +218,9 @@ def joined(self: Any, shapes: Any) -> Any:
 
 
 UNCHANGED = (
-    "Activation Add Average Dropout ELU GaussianDropout GaussianNoise Identity LeakyReLU Masking Maximum Minimum Multiply "
-    "Normalization RandomContrast RandomFlip RandomRotation RandomTranslation RandomZoom ReLU Rescaling Softmax "
-    "SpatialDropout1D SpatialDropout2D SpatialDropout3D Subtract"
+    "Activation Add Average Dropout ELU GaussianDropout GaussianNoise Identity LeakyReLU Masking Maximum Minimum "
+    "Multiply Normalization RandomContrast RandomFlip RandomRotation RandomTranslation RandomZoom ReLU Rescaling "
+    "Softmax SpatialDropout1D SpatialDropout2D SpatialDropout3D Subtract"
 )
 LAYERS: dict[str, Any] = {
     "Layer": Layer,
@@ -329,11 +322,10 @@ def counted(model: Any) -> dict[str, int]:
             continue
         seen.add(id(one))
         left += one.inputs
-        if one.layer is not None:
-            layers[id(one.layer)] = one.layer
-            if one.layer.keeps:
-                # An example itself may come in another type than the layer computes in.
-                kept.update({id(given.memory): given.memory for given in one.inputs if given.memory.inputs})
+        layers.update({id(one.layer): one.layer} if one.layer is not None else {})
+        if one.layer is not None and one.layer.keeps:
+            # An example itself may come in another type than the layer computes in.
+            kept.update({id(given.memory): given.memory for given in one.inputs if given.memory.inputs})
     return {
         "trainable": sum(one.weights[0] for one in layers.values()),
         "fixed": sum(one.weights[1] for one in layers.values()),
@@ -348,8 +340,7 @@ def main() -> None:
     sys.path += asked["folders"]
     module: Any = types.ModuleType("truba_job_shapes")
     module.__file__ = asked["file"]
-    with open(asked["file"], encoding="utf-8") as file:
-        exec(compile(file.read(), asked["file"], "exec"), module.__dict__)  # noqa: S102  # The user's own job.
+    exec(compile(open(asked["file"], "rb").read(), asked["file"], "exec"), module.__dict__)  # The user's own job.
     print("\nSHAPES " + json.dumps(counted(module.build_model(**asked["options"]))))
 
 
