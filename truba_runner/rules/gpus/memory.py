@@ -109,12 +109,15 @@ def _remedy(experiment: Experiment, fits: int, need: float) -> str:
         for name, facts in experiment.cluster.partitions.items()
         if facts.gpus_per_node and memory_gb(facts, "") >= need
     ]
-    parts = []
+    partitions = _(" or ").join(roomy)
+    if fits and roomy:
+        return _(
+            "Set train.batch_size={fits} or less, or resources.partition={partitions}.",
+            fits=_even(fits), partitions=partitions,
+        )  # fmt: skip
     if fits:
-        parts.append(_("Set train.batch_size={fits} or less.", fits=_even(fits)))
-    if roomy:
-        parts.append(_("Or set resources.partition={partitions}.", partitions=_(" or ").join(roomy)))
-    return " ".join(parts) or _("Choose a smaller network.")
+        return _("Set train.batch_size={fits} or less.", fits=_even(fits))
+    return _("Set {choice}.", choice=f"resources.partition={partitions}") if roomy else _("Choose a smaller network.")
 
 
 def _even(size: int) -> int:
