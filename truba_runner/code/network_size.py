@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pkgutil
 import resource
 import subprocess
 import sys
@@ -11,11 +10,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import truba_runner
 from truba_runner.config.schema import Experiment
 from truba_runner.rules.gpus.memory import RESNETS, Size
 
 _MARK = "SHAPES "
-_SECONDS = 3
+# Starts the program with this package, but none that is installed beside it, within reach.
+_PROGRAM = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from truba_runner.code.keras_stand_in import main
+del sys.path[0]
+main()
+"""
+# A busy login node may take as long for what needs a tenth of a second.
+PATIENCE_SECONDS = 5.0
+_CPU_SECONDS = 2
 # Of the networks of a long sweep only the first are counted.
 _MOST_NETWORKS = 8
 # Enough for a process without a framework.
@@ -47,14 +57,14 @@ class Sizes:
 
 
 def _counted(file: Path, options: Mapping[str, Any]) -> Size | None:
-    program = (pkgutil.get_data("truba_runner", "code/keras_shapes.py") or b"").decode()
-    argv = [sys.executable, "-I", "-S", "-B", "-c", program]
+    argv = [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, str(Path(truba_runner.__file__).parent.parent)]
     try:
         asked = json.dumps({"file": str(file), "folders": [str(file.parent), str(file.parent.parent)],
                             "options": options})  # fmt: skip
         done = subprocess.run(
-            argv, input=asked, capture_output=True, text=True, timeout=_SECONDS, cwd="/", env={}, preexec_fn=_limited
-        )
+            argv, input=asked, capture_output=True, text=True, timeout=PATIENCE_SECONDS, cwd="/", env={},
+            preexec_fn=_limited,
+        )  # fmt: skip
     except (OSError, TypeError, ValueError, subprocess.SubprocessError):
         return None
     return _size(done.stdout.splitlines()) if done.returncode == 0 else None
@@ -63,7 +73,7 @@ def _counted(file: Path, options: Mapping[str, Any]) -> Size | None:
 def _limited() -> None:
     """Let the process write no file, and use little time and memory: a job's module may do anything when executed."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
+    resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
 
 

@@ -17,7 +17,7 @@ import pytest
 from in_process import truba
 
 from truba_runner.config.schema import Environment, Experiment
-from truba_runner.doctor import Check, Finding, Patient, examine, files, programs, slurm
+from truba_runner.doctor import Check, Finding, Patient, examine, files, programs, slurm, where
 from truba_runner.environment import probe, report
 from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir
@@ -379,3 +379,40 @@ def test_which_of_two_packages_a_framework_loads_is_read_from_the_file_that_both
 
 
 HELD = {"python": "3.11.2", "executable": "/usr/bin/python3", "packages": {}, "cuda": {}}
+
+
+# -- where experiments can run -----------------------------------------------------------------------------------
+
+
+def test_a_table_says_which_experiment_can_run_on_which_partition(
+    patient: Patient, experiment: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's default wheel has code for newer GPUs alone, and TensorFlow's for all."""
+    held = {
+        **HELD,
+        "packages": {"tensorflow": "2.21.0", "keras": "3.15.1", "torch": "2.14.1", "fastai": "2.8.12"},
+        "cuda": {"tensorflow": "12.5.1", "torch": "13.0"},
+        "architectures": {
+            "tensorflow": ["sm_60", "sm_70", "sm_80", "compute_90"],
+            "torch": ["sm_75", "sm_80", "sm_90"],
+        },
+    }
+    monkeypatch.setattr(probe, "found_here", lambda _: held)
+    monkeypatch.setattr(where.Sizes, "of", lambda *_: None)
+    account = "resources.account=ayse"
+    others = {"mnist": experiment(account), "pets": experiment(account, name="pets")}
+    table, *reasons = where.table(replace(patient, others=others))
+    cells = {row[0]: tuple(row[1:]) for row in table.table}
+    assert cells[""] == ("mnist", "pets")
+    for name in ("palamut-cuda", "kolyoz-cuda", "orfoz", "debug (palamut-cuda)"):
+        assert cells[name] == ("yes", "yes"), name
+    for name, number in {"barbun-cuda": "1", "akya-cuda": "2", "debug (akya-cuda)": "4"}.items():
+        assert cells[name] == ("yes", number), cells
+    assert reasons[0].subject == "(1)" and "the P100 of barbun-cuda is sm_60" in reasons[0].says
+    assert all(one.level == "note" for one in reasons), "mnist, the chosen one, can run"
+    chosen = replace(patient, experiment=others["pets"], others=others)
+    assert [one.level for one in where.table(chosen)][-1] == "fault"
+
+
+def test_a_machine_without_slurm_has_no_such_table(experiment: Compose) -> None:
+    assert list(where.table(Patient(experiment(cluster="local")))) == []
