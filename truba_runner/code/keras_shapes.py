@@ -106,7 +106,7 @@ class Layer:
 
 def layer(names: str, rule: Callable[..., Any], keeps: bool = False, view: bool = False) -> Any:
     """Make a layer's class from its rule; `names`: of its arguments that are given without one."""
-    return type("Known", (Layer,), {"names": tuple(names.split()), "rule": rule, "keeps": keeps, "view": view})
+    return type("Known", (Layer,), {"names": tuple(names.split(",")), "rule": rule, "keeps": keeps, "view": view})
 
 
 def dense(self: Any, shapes: Any) -> Any:
@@ -150,7 +150,7 @@ def convolution(axes: int) -> Any:
         area, groups = math.prod(per_axis(size, axes)), known(self.option("groups", 1))
         return (*lengths, filters), filters * (area * width // groups + bool(self.option("use_bias", True))), 0
 
-    return layer("filters kernel_size strides padding", rule, keeps=True)
+    return layer("filters,kernel_size,strides,padding", rule, keeps=True)
 
 
 def pooling(axes: int) -> Any:
@@ -164,7 +164,7 @@ def pooling(axes: int) -> Any:
             0,
         )
 
-    return layer("pool_size strides padding", rule)
+    return layer("pool_size,strides,padding", rule)
 
 
 def over_all(self: Any, shapes: Any) -> Any:
@@ -218,9 +218,9 @@ UNCHANGED = (
 )
 LAYERS: dict[str, Any] = {
     "Layer": Layer,
-    "Dense": layer("units activation use_bias", dense, keeps=True),
+    "Dense": layer("units,activation,use_bias", dense, keeps=True),
     "Flatten": layer("", lambda self, shapes: ((math.prod(map(known, shapes[0])),), 0, 0), view=True),
-    "Embedding": layer("input_dim output_dim", embedded),
+    "Embedding": layer("input_dim,output_dim", embedded),
     "BatchNormalization": normalized(2),
     "LayerNormalization": normalized(0),
     "LSTM": recurrent(4, 1),

@@ -16,8 +16,8 @@ from typing import Any
 from truba_runner.code.keras_shapes import LAYERS, Anything, Layer, Tensor, Unknown, elements, tensors
 
 # Events of Python's audit hooks.
-_CHANGING = "chmod chown exec fork forkpty link mkdir posix_spawn remove rename rmdir symlink system truncate"
-CHANGES = {f"os.{name}" for name in _CHANGING.split()}
+_CHANGING = "chmod,chown,exec,fork,forkpty,link,mkdir,posix_spawn,remove,rename,rmdir,symlink,system,truncate"
+CHANGES = {f"os.{name}" for name in _CHANGING.split(",")}
 
 
 def input_of(shape: Any = None, batch_size: Any = None, dtype: Any = None, name: Any = None) -> Tensor:
