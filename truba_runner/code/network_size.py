@@ -43,7 +43,7 @@ class Sizes:
         """Return the size of an experiment's network; None if only its framework could tell."""
         options = experiment.job.options
         if experiment.job.backend == "fastai":
-            side, arch = experiment.data.options.get("size"), options.get("arch")
+            side, arch = experiment.data.options.get("size"), str(options.get("arch"))
             # fastai's vision_learner gets these two from the job; what another network makes of them is not known.
             if isinstance(side, int) and arch in RESNETS and b"vision_learner(" in job_file.read_bytes():
                 return Size(*RESNETS[arch].at(side))
