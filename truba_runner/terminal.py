@@ -19,6 +19,8 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 from unicodedata import combining, east_asian_width
 
+from truba_runner.older_python import zip_equal
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -89,14 +91,14 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     Rich's tables take 2 ms a row, and 60 ms to import.
     """
     table = [[shown(cell) for cell in row] for row in (headings, *rows)]
-    widths = [max(map(_width, column)) for column in zip(*table, strict=True)]
+    widths = [max(map(_width, column)) for column in zip_equal(*table)]
     stream = getattr(sys.stdout, "unguarded", sys.stdout)
     _narrow(widths, shutil.get_terminal_size().columns if stream.isatty() else _WIDTH)
     bold, plain = ("\x1b[1m", "\x1b[0m") if stream.isatty() and os.environ.get("TERM") != "dumb" else ("", "")
     for number, row in enumerate(table):
-        lines = [_lines(cell, width) for cell, width in zip(row, widths, strict=True)]
+        lines = [_lines(cell, width) for cell, width in zip_equal(row, widths)]
         for parts in zip_longest(*lines, fillvalue=""):
-            padded = (part + " " * (width - _width(part)) for part, width in zip(parts, widths, strict=True))
+            padded = (part + " " * (width - _width(part)) for part, width in zip_equal(parts, widths))
             line = "  ".join(padded).rstrip()
             stream.write(f" {line}\n" if number else f" {bold}{line}{plain}\n")
 

@@ -11,6 +11,7 @@ from truba_runner.commands import parser
 from truba_runner.errors import Refused
 from truba_runner.language import _
 from truba_runner.status.printing import print_json
+from truba_runner.terminal import print_table
 
 if TYPE_CHECKING:
     from truba_runner.config.schema import Experiment
@@ -104,6 +105,5 @@ def _print(finding: Finding) -> None:
     remedy = f" {finding.remedy}" if finding.remedy else ""
     end = "." if remedy and not finding.says.endswith(".") else ""
     print(f"{words[finding.level]:<8} {finding.subject}: {finding.says}{end}{remedy}", flush=True)
-    widths = [max(map(len, column)) for column in zip(*finding.table, strict=True)]
-    for row in finding.table:
-        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), flush=True)
+    if finding.table:
+        print_table(finding.table[0], finding.table[1:])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from truba_runner.config.schema import Refusal
 from truba_runner.language import _
 from truba_runner.slurm import client
 from truba_runner.slurm.client import SlurmError
 from truba_runner.slurm.jobs import BACK_IN_QUEUE
+
+if TYPE_CHECKING:
+    from truba_runner.config.schema import Refusal
 
 # The line in which sbatch reports the controller's error code, also with --test-only.
 _SLURMS_LINE = re.compile("(Batch job submission failed|allocation failure): ")
