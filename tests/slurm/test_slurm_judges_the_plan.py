@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from truba_runner.config.composing.compose import register, typed
 from truba_runner.config.identity import run_id
-from truba_runner.config.partitions import Here
 from truba_runner.config.schema import Experiment, Resources
 from truba_runner.errors import Refused
 from truba_runner.rules.experiment import plan
+from truba_runner.rules.site.here import Here
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm import capacity, client
 from truba_runner.slurm.request import derive

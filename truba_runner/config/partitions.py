@@ -4,33 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from truba_runner.config.schema import Cluster, Experiment, Partition
-
-
-@dataclass(frozen=True)
-class LivePartition:
-    """A partition as Slurm reports it: its nodes, and how many of them have each feature."""
-
-    nodes: int
-    features: Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class Here:
-    """The machine where a command was typed; by default nothing is known of it."""
-
-    # Short host name.
-    host: str = ""
-    # A shell command that does the same in the same folder.
-    command: str = ""
-    # Asks the Slurm of this machine for its partitions; None: there is none, or it does not answer.
-    live: Callable[[], Mapping[str, LivePartition] | None] = lambda: None
-    # The environment of the shell.
-    shell: Mapping[str, str] = field(default_factory=dict)
 
 
 def features_in(constraint: str) -> list[str]:

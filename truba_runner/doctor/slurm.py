@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterator, Mapping
 
 from truba_runner.config.durations import parse_minutes
-from truba_runner.config.partitions import Here
 from truba_runner.config.schema import Cluster, Partition
 from truba_runner.doctor import FAULT, NOTE, OK, WARNING, Finding, Patient
 from truba_runner.language import _
+from truba_runner.rules.site.here import Here
 from truba_runner.rules.site.place import elsewhere
 from truba_runner.slurm import client, queries, relay
 from truba_runner.slurm.client import SlurmError

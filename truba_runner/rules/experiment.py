@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from truba_runner.config.backends import TRAITS
 from truba_runner.config.durations import forms, parse_minutes
-from truba_runner.config.partitions import Here, asked_for
+from truba_runner.config.partitions import asked_for
 from truba_runner.config.schema import Experiment
 from truba_runner.data import hub_names
 from truba_runner.errors import Problem, Refused, nearest
@@ -25,6 +25,7 @@ from truba_runner.rules.sbatch import problems as sbatch_rules
 from truba_runner.rules.search import problems as search_problems
 from truba_runner.rules.search import warnings as search_warnings
 from truba_runner.rules.site import place
+from truba_runner.rules.site.here import Here
 from truba_runner.rules.training import batch_problems, problems
 from truba_runner.rules.values import at_least
 from truba_runner.slurm.request import Request, derive

@@ -10,14 +10,16 @@ from string import Formatter
 
 from truba_runner.config.backends import TRAITS
 from truba_runner.config.durations import parse_minutes, slurm_time
-from truba_runner.config.partitions import Here, LivePartition, asked_for, family_of
+from truba_runner.config.partitions import asked_for, family_of
 from truba_runner.config.schema import Cluster, Experiment, Partition
 from truba_runner.errors import Problem, nearest
 from truba_runner.language import _, marked
 from truba_runner.rules.site import cores, place
+from truba_runner.rules.site.here import Here
 from truba_runner.rules.site.place import where
 from truba_runner.rules.training import batch_problems
 from truba_runner.rules.values import one_of
+from truba_runner.slurm.capacity import LivePartition
 from truba_runner.slurm.request import job_minutes
 
 # A step and a save may need more than any shorter time.

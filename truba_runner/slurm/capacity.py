@@ -5,9 +5,10 @@ from __future__ import annotations
 import getpass
 import re
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 
-from truba_runner.config.partitions import LivePartition
 from truba_runner.language import _
 from truba_runner.slurm import client
 from truba_runner.slurm.client import SlurmError
@@ -15,6 +16,14 @@ from truba_runner.slurm.client import SlurmError
 # Width of each column that sinfo prints: --Format supports no delimiter.
 _WIDTH = 128
 _ANSWER_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class LivePartition:
+    """A partition as Slurm reports it: its nodes, and how many of them have each feature."""
+
+    nodes: int
+    features: Mapping[str, int]
 
 
 def estimated_start(script: str) -> float:

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from truba_runner.config.partitions import Here, LivePartition
+from truba_runner.rules.site.here import Here
 from truba_runner.slurm import capacity, client
+from truba_runner.slurm.capacity import LivePartition
 
 
 def look() -> Here:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from truba_runner.config.durations import parse_minutes
 from truba_runner.config.identity import run_id
-from truba_runner.config.partitions import Here, gpu_models
+from truba_runner.config.partitions import gpu_models
 from truba_runner.config.schema import Experiment, Partition
 from truba_runner.environment import probe
 from truba_runner.errors import Problem, Refused
@@ -17,6 +17,7 @@ from truba_runner.language import _
 from truba_runner.rules.experiment import plan
 from truba_runner.rules.gpus import builds
 from truba_runner.rules.gpus.architecture import capability_of
+from truba_runner.rules.site.here import Here
 from truba_runner.rules.site.place import elsewhere
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm import capacity, client, commands

@@ -11,12 +11,12 @@ import pytest
 import yaml
 
 from truba_runner.config.identity import run_id
-from truba_runner.config.partitions import Here
 from truba_runner.config.schema import Experiment, Sweep, experiment_from
 from truba_runner.environment import probe_job
 from truba_runner.errors import Refused
 from truba_runner.rules.experiment import plan
 from truba_runner.rules.sbatch import variables
+from truba_runner.rules.site.here import Here
 from truba_runner.rules.sweep import allocation
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.sweep_directory import SweepDir

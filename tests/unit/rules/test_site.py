@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from truba_runner.config.partitions import Here, LivePartition, features_in
+from truba_runner.config.partitions import features_in
 from truba_runner.config.schema import Experiment
 from truba_runner.errors import Failed, Refused
 from truba_runner.rules.experiment import plan
+from truba_runner.rules.site.here import Here
 from truba_runner.runs import state
 from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm import batch_script, capacity, client
+from truba_runner.slurm.capacity import LivePartition
 from truba_runner.slurm.jobs import Job
 from truba_runner.submission.already import already
 

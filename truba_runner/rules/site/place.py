@@ -5,10 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 
-from truba_runner.config.partitions import Here, LivePartition, family_of, features_in, gpu_models
+from truba_runner.config.partitions import family_of, features_in, gpu_models
 from truba_runner.config.schema import Cluster, Experiment, Partition
 from truba_runner.errors import Problem, nearest
 from truba_runner.language import _
+from truba_runner.rules.site.here import Here
+from truba_runner.slurm.capacity import LivePartition
 
 
 def where(cluster: Cluster, key: str = "") -> str:
