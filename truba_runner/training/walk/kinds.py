@@ -16,14 +16,16 @@ import io
 import random
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 from truba_runner.code import job_module
 from truba_runner.language import _
 from truba_runner.older_python import standard_library, zip_equal
+
+_Answer = TypeVar("_Answer")
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), enum.Enum)
 CONTAINERS = (list, tuple, set, frozenset, dict, collections.deque)
@@ -64,6 +66,14 @@ LISTS_OF_ALL = {
 LEAVES = ("variable", "tensor", "numpy stream", "RandomState stream", "Python stream", "torch stream")
 
 
+def by_class(function: Callable[[type], _Answer]) -> Callable[[type], _Answer]:
+    """Ask a function once for each class: a save waits for a walk.
+
+    What a framework that is imported later makes of a class is no other answer: the class is none of its subclasses.
+    """
+    return cache(function)
+
+
 # -- origin ---------------------------------------------------------------------------------------------------
 
 
@@ -72,9 +82,16 @@ def home(kind: Any) -> str:
     return str(getattr(kind, "__module__", None) or "").split(".")[0]
 
 
+@by_class
 def is_framework(kind: type) -> bool:
     """Whether a class is a framework's own, not a user's subclass."""
     return home(kind) in FRAMEWORKS
+
+
+@by_class
+def has_framework_base(kind: type) -> bool:
+    """Whether a class is a framework's own, or derived from one."""
+    return any(is_framework(base) for base in kind.__mro__)
 
 
 def is_torch_module(thing: Any) -> bool:
@@ -95,23 +112,21 @@ def is_users(module: str) -> bool:
     return file is None or not {"site-packages", "dist-packages"} & set(PurePath(file).parts)
 
 
-def is_callback(thing: Any) -> bool:
-    """Whether an object is a callback of Keras or fastai."""
-    return any(kind.__name__ == "Callback" for kind in type(thing).__mro__)
+@by_class
+def is_callback(kind: type) -> bool:
+    """Whether a class is one of Keras' or fastai's callbacks."""
+    return any(base.__name__ == "Callback" for base in kind.__mro__)
 
 
+@by_class
 def frameworks_names(kind: type) -> frozenset[str]:
     """Return the attributes that a class's framework base classes set on their objects.
 
     They are read from the bytecode of the methods, which needs no instance (but for torch.nn.Module).
     """
-    if kind not in _NAMES:
-        names = {name for base in kind.__mro__ if is_framework(base) for name in _names_of(base)}
-        _NAMES[kind] = frozenset(names)
-    return _NAMES[kind]
+    return frozenset(name for base in kind.__mro__ if is_framework(base) for name in _names_of(base))
 
 
-_NAMES: dict[type, frozenset[str]] = {}
 _STORE = dis.opmap["STORE_ATTR"]
 
 
@@ -152,21 +167,26 @@ def _set_by(code: types.CodeType) -> Iterator[str]:
 
 def leaf_kind(thing: Any) -> str | None:
     """Return which of LEAVES an object is; None if it is no leaf."""
+    return _leaf_kind(type(thing))
+
+
+@by_class
+def _leaf_kind(kind: type) -> str | None:
     import numpy as np
 
     tensorflow, torch, keras = (sys.modules.get(name) for name in ("tensorflow", "torch", "keras"))
-    if keras and isinstance(thing, keras.Variable) or tensorflow and isinstance(thing, tensorflow.Variable):
+    if keras and issubclass(kind, keras.Variable) or tensorflow and issubclass(kind, tensorflow.Variable):
         return "variable"
-    if torch and isinstance(thing, torch.Tensor):
+    if torch and issubclass(kind, torch.Tensor):
         return "tensor"
-    if torch and isinstance(thing, torch.Generator):
+    if torch and issubclass(kind, torch.Generator):
         return "torch stream"
     kinds = {
         np.random.Generator: "numpy stream",
         np.random.RandomState: "RandomState stream",
         random.Random: "Python stream",
     }
-    return next((name for kind, name in kinds.items() if isinstance(thing, kind)), None)
+    return next((name for stream, name in kinds.items() if issubclass(kind, stream)), None)
 
 
 def is_tree(value: Any, depth: int = 12) -> bool:
@@ -182,11 +202,21 @@ def is_tree(value: Any, depth: int = 12) -> bool:
 
 def is_array(value: Any) -> bool:
     """Whether a value is an array of NumPy or Python, a NumPy scalar, or a tensor but no variable or parameter."""
+    if not _holds_numbers(type(value)):
+        return False
     import numpy as np
 
     if isinstance(value, (np.ndarray, np.generic)):
         return not value.dtype.hasobject
     return isinstance(value, array.array) or is_eager(value) or is_tensor(value)
+
+
+@by_class
+def _holds_numbers(kind: type) -> bool:
+    import numpy as np
+
+    libraries = (sys.modules.get(name) for name in ("tensorflow", "torch"))
+    return issubclass(kind, (np.ndarray, np.generic, array.array, *(one.Tensor for one in libraries if one)))
 
 
 def is_tensor(value: Any) -> bool:
@@ -215,11 +245,15 @@ def machinery(thing: Any) -> bool:
         return not is_users(thing.__name__)
     if isinstance(thing, (types.BuiltinFunctionType, property, staticmethod, classmethod)):
         return True
-    if isinstance(thing, (io.IOBase, collections.abc.Iterator)):
+    return _machinery(type(thing))
+
+
+@by_class
+def _machinery(kind: type) -> bool:
+    if _is_file(kind) or _is_iterator(kind):
         return False
-    kind = type(thing)
     if home(kind) in _MACHINERY_OF:
-        return not isinstance(thing, functools.partial)
+        return not issubclass(kind, functools.partial)
     return is_framework(kind) and any(base.__name__ in _MACHINERY for base in kind.__mro__)
 
 
@@ -227,10 +261,20 @@ def unsaved_reason(thing: Any) -> str | None:
     """Return why no checkpoint can hold an object; None if one can, or if that depends on the object's content."""
     if isinstance(thing, types.GeneratorType):
         return _("a generator: its position cannot be read")
-    if isinstance(thing, io.IOBase):
+    if _is_file(type(thing)):
         return _("an open file")
-    if isinstance(thing, collections.abc.Iterator) and not hasattr(thing, "__dict__"):
+    if _is_iterator(type(thing)) and not hasattr(thing, "__dict__"):
         return _("an iterator ({kind}): its position cannot be read", kind=type(thing).__name__)
     if type(thing).__name__ == "OwnedIterator":
         return _("an iterator over a Dataset: its position cannot be read")
     return None
+
+
+@by_class
+def _is_file(kind: type) -> bool:
+    return issubclass(kind, io.IOBase)
+
+
+@by_class
+def _is_iterator(kind: type) -> bool:
+    return issubclass(kind, collections.abc.Iterator)

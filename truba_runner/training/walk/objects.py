@@ -14,7 +14,7 @@ import inspect
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from truba_runner.older_python import zip_equal
 from truba_runner.training.walk.kinds import (
@@ -22,7 +22,9 @@ from truba_runner.training.walk.kinds import (
     LISTS_OF_ALL,
     PLAIN,
     TORCH_PARTS,
+    by_class,
     frameworks_names,
+    has_framework_base,
     is_callback,
     is_framework,
     is_torch_module,
@@ -39,8 +41,7 @@ _MOST_OBJECTS = 100_000
 _TENSORFLOWS = ("_self_", "_obj_reference")
 
 
-@dataclass(frozen=True)
-class Slot:
+class Slot(NamedTuple):
     """A place that holds a value: an object's attribute, an item of a list or dict, or a function's closure cell."""
 
     holder: Any
@@ -93,8 +94,7 @@ class Found:
     objects: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Step:
+class _Step(NamedTuple):
     path: str
     thing: Any
     slot: Slot | None
@@ -232,12 +232,12 @@ class _Walk:
     def _attributes(self, thing: Any, path: str, step: _Step) -> Iterator[_Step]:
         kind = type(thing)
         theirs = frameworks_names(kind)
-        left_out = BOOKKEEPING if any(is_framework(base) for base in kind.__mro__) else set()
+        left_out = BOOKKEEPING if has_framework_base(kind) else set()
         if is_torch_module(thing):
             left_out = left_out | TORCH_PARTS
         # Plain values of a framework's objects are settings, except those that a callback or a user's class adds;
         # objects of other libraries count as their holder does.
-        users = is_callback(thing) or is_users(kind.__module__)
+        users = is_callback(kind) or is_users(kind.__module__)
         own = (users or (step.own and not is_framework(kind))) and id(thing) not in self._speaking
         attributes = getattr(thing, "__dict__", {})
         for name in sorted({*attributes, *_slots(kind)}):
@@ -260,10 +260,10 @@ class _Walk:
             yield _Step(f"{path}.__class__", kind, None, path, True)
 
 
-def _slots(kind: type) -> Iterator[str]:
-    for base in kind.__mro__:
-        slots = () if is_framework(base) else base.__dict__.get("__slots__", ())
-        yield from (slots,) if isinstance(slots, str) else slots
+@by_class
+def _slots(kind: type) -> frozenset[str]:
+    own = [base.__dict__.get("__slots__", ()) for base in kind.__mro__ if not is_framework(base)]
+    return frozenset(name for slots in own for name in ((slots,) if isinstance(slots, str) else slots))
 
 
 def _parameters(function: types.FunctionType) -> list[str]:
