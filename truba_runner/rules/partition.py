@@ -18,7 +18,7 @@ from truba_runner.rules.site import cores, place
 from truba_runner.rules.site.here import Here
 from truba_runner.rules.site.place import where
 from truba_runner.rules.training import batch_problems
-from truba_runner.rules.values import one_of
+from truba_runner.rules.values import one_of, positive
 from truba_runner.slurm.capacity import LivePartition
 from truba_runner.slurm.request import job_minutes
 
@@ -185,8 +185,7 @@ def _node_problems(experiment: Experiment, facts: Partition, live: LivePartition
             if facts.gpus_per_node
             else _("Ask for fewer."),
         )
-    if resources.memory_gb is not None and resources.memory_gb <= 0:
-        yield Problem(f"resources.memory_gb={resources.memory_gb}", _("it must be positive."), _("Leave it out."))
+    yield from positive("resources.memory_gb", resources.memory_gb)
     if facts.memory_gb and resources.memory_gb is not None and resources.memory_gb > facts.memory_gb:
         roomy = [
             other

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 
 from truba_runner.errors import Problem, nearest
@@ -13,6 +14,12 @@ def at_least(key: str, value: int | None, least: int, remedy: str = "") -> Itera
     if value is not None and value < least:
         enough = _("Set {key}={value}.", key=key, value=max(least, 1))
         yield Problem(f"{key}={value}", _("it must be {least} or more.", least=least), remedy or enough)
+
+
+def positive(key: str, value: float | None) -> Iterator[Problem]:
+    """Report a value that is zero, negative, infinite or no number; None is valid."""
+    if value is not None and not 0 < value < math.inf:
+        yield Problem(f"{key}={value:g}", _("it must be positive and finite."), _("Leave it out."))
 
 
 def one_of(key: str, value: str, valid: Collection[str]) -> Iterator[Problem]:

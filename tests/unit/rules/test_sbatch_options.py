@@ -108,6 +108,7 @@ REFUSED = [
     ("resources.nodelist=[akya1,akya2]", "all of these 2 nodes, and resources.nodes=1", "resources.nodes=2"),
     ("resources.qos='a b'", "without blanks", "as Slurm has it"),
     ("resources.memory_per_cpu_gb=0", "must be positive", "Leave it out"),
+    ("cluster.default_memory_per_cpu_gb=inf", "must be positive and finite", "Leave it out"),
     ("resources.memory_per_cpu_gb=40", "that is 400 GB, and a node of akya-cuda has 384", "=38.4 or less"),
     ("cluster.memory=percpu", "no such choice", "per_cpu"),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,7 @@ from truba_runner.config.schema import Experiment
 from truba_runner.errors import Problem, nearest
 from truba_runner.language import _
 from truba_runner.rules.sbatch.options import reserved, why_not
+from truba_runner.rules.values import positive
 from truba_runner.slurm import hostlist
 from truba_runner.slurm.request import derive, long_option, node_list
 
@@ -72,6 +74,8 @@ def _nodes_example(key: str) -> str:
 def _memory_problems(experiment: Experiment) -> Iterator[Problem]:
     cluster, resources = experiment.cluster, experiment.resources
     per_core = resources.memory_per_cpu_gb
+    yield from positive("cluster.default_memory_per_cpu_gb", cluster.default_memory_per_cpu_gb)
+    yield from positive("resources.memory_per_cpu_gb", per_core)
     if cluster.memory not in _MEMORY:
         yield Problem(
             f"cluster.memory={cluster.memory}", _("there is no such choice."), nearest(cluster.memory, _MEMORY)
@@ -91,9 +95,7 @@ def _memory_problems(experiment: Experiment) -> Iterator[Problem]:
             ),
             _("Leave it out; for more memory, ask for more cores (resources.cores)."),
         )
-    elif per_core is not None and per_core <= 0:
-        yield Problem(f"resources.memory_per_cpu_gb={per_core:g}", _("it must be positive."), _("Leave it out."))
-    elif per_core is not None:
+    elif per_core is not None and 0 < per_core < math.inf:
         yield from _per_core_problems(experiment, per_core)
 
 
