@@ -184,6 +184,7 @@ def test_what_training_allows_passes(experiment: Compose) -> None:
         "train.batch_scaling=per_replica",
         "train.scale_learning_rate=true",
         "train.mixed_precision=mixed_bfloat16",
+        "resources.partition=palamut-cuda",
     ]
     assert plan(experiment(*valid, "data.preprocessing=model", "notify.webhook=http://example.org/hook"))
 
