@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from truba_runner.code import network_size
+from truba_runner.config.partitions import facts_of
 from truba_runner.config.schema import Experiment
+from truba_runner.doctor import Patient, where
 from truba_runner.environment import probe, report
 from truba_runner.errors import Refused
 from truba_runner.launch.prepare import Checks, Provision
@@ -452,22 +455,86 @@ def test_fastais_networks_are_bounded_by_their_architecture(experiment: Compose)
         Checks().check(large)
 
 
-def test_no_shipped_experiment_is_refused_wrongly_on_any_partition(experiment: Compose) -> None:
-    """With what runs on all GPUs: TensorFlow's default wheel, and torch's for CUDA 12.6."""
-    found, sizes, names = held(torch=TORCH_2_7), network_size.Sizes(), sorted(config_names("experiment"))
+# What is installed, as the page's table calls it: package, what report.py reads in it.
+ENVIRONMENTS = {
+    "tensorflow": ("tensorflow 2.18 to 2.21 (PyPI)", TENSORFLOW),
+    "torch, default": ("torch 2.9 to 2.14, cu130 (PyPI from 2.11)", TORCH_DEFAULT),
+    "torch, cu126": ("torch 2.6 to 2.14, cu126 (PyPI: 2.7)", TORCH_2_7),
+    "unknown": ("", ()),
+}
+COLUMNS = {"P100": "P100", "V100": "V100", "A100": "A100", "H100/H200": "H100, H200"}
+
+
+def page() -> dict[str, dict[str, str]]:
+    """The packages' rows in docs/gpus.md, by package and column."""
+    text = (Path(__file__).parents[3] / "docs" / "gpus.md").read_text()
+    lines = text.partition("## The packages")[2].partition("\nSo on")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return {row[0]: dict(zip(rows[0], row)) for row in rows[2:]}
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_each_shipped_experiment_is_allowed_or_refused_on_each_partition_as_the_page_says(
+    experiment: Compose, monkeypatch: pytest.MonkeyPatch, environment: str
+) -> None:
+    """By a submission, and by `truba doctor`'s table."""
+    package, (version, *built) = ENVIRONMENTS[environment][0], ENVIRONMENTS[environment][1] or ("",)
+    framework, row = package.partition(" ")[0], page().get(package, {})
+    found: dict[str, Any] = {}
+    if row:
+        assert built[0].startswith(row["CUDA"])
+        assert built[1].split() == [
+            f"{'compute' if index else 'sm'}_{one.replace('.', '')}"
+            for index, part in enumerate(row["code for"].split(", PTX "))
+            for one in part.split()
+        ]
+        found = held()
+        found["packages"] = {
+            name: one for name, one in found["packages"].items() if name not in {"torch", "tensorflow"}
+        } | {framework: version}
+        found |= {"cuda": {framework: built[0]}, "architectures": {framework: built[1].split()}}
+    monkeypatch.setattr(probe, "known", lambda _: found)
+    monkeypatch.setattr(probe, "found_here", lambda _: found or "it cannot be entered here")
+    checks, provision, names = Checks(), Provision(provide=False), sorted(config_names("experiment"))
     assert len(names) >= 7
-    for name in names:
-        for partition, facts in experiment().cluster.partitions.items():
-            for constraint in facts.families or ([facts.features[0]] if facts.feature_required else [""]):
-                gpus = 0 if not facts.gpus_per_node and not constraint else 1
-                where = [f"resources.partition={partition}", f"resources.gpus={gpus}"]
-                more = [f"resources.constraint={constraint}"] if constraint else []
-                one = experiment(*where, *more, name=name)
-                assert plan(one)
-                assert not list(builds.problems(one, found, "")), (name, partition)
-                size = sizes.of(one, shipped("jobs") / f"{one.job.module}.py")
-                assert size or one.job.module == "mnist_search", name
-                assert not size or not list(memory.problems(one, size)), (name, partition)
+    experiments = {name: experiment(name=name) for name in names}
+    table = next(iter(where.table(Patient(experiments["mnist"], others=experiments)))).table
+    rows = {row[0]: row[1:] for row in table}
+    for partition, facts in experiments["mnist"].cluster.partitions.items():
+        for constraint in facts.families or ["", *facts.feature_gpu_memory_gb]:
+            known = facts_of(experiments["mnist"].cluster, partition, constraint)
+            for column, (name, one) in enumerate(experiments.items()):
+                needs = "tensorflow" if one.job.backend == "keras" else "torch"
+                expected = not row or needs == framework and (not known.gpu or row[COLUMNS[known.gpu]] == "yes")
+                gpus = 1 if known.gpus_per_node else 0
+                resources = replace(one.resources, partition=partition, constraint=constraint, gpus=gpus)
+                told = refusal(replace(one, resources=resources), checks, provision)
+                place = (environment, partition, constraint, name)
+                assert (not told) == expected, (place, told)
+                assert expected or ("has no" if needs != framework else known.gpu) in told, (place, told)
+                if facts.families or not constraint:
+                    label = f"{partition} ({constraint})" if constraint else partition
+                    assert (rows[label][column] == "yes") == expected, (place, rows)
+
+
+def refusal(one: Experiment, checks: Checks, provision: Provision) -> str:
+    """What a submission that knows the environment says; empty if it is accepted."""
+    try:
+        checked = checks.check(one)
+        if probe.known(one):
+            probe.found(one, lambda _: None)
+        provision.prepare(checked, "")
+    except Refused as told:
+        return str(told)
+    return ""
+
+
+def test_the_shipped_networks_are_counted(experiment: Compose) -> None:
+    """Else that none of them is refused for its size says nothing."""
+    sizes = network_size.Sizes()
+    for name in sorted(config_names("experiment")):
+        one = experiment(name=name)
+        assert bool(sizes.of(one, shipped("jobs") / f"{one.job.module}.py")) == (name != "mnist_search"), name
 
 
 def test_the_stand_in_counts_a_real_networks_weights() -> None:
