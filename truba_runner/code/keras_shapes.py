@@ -24,9 +24,11 @@ class Anything:
         """Accept anything; also what a class statement passes on to the type of its base."""
 
     def __getattr__(self, name: str) -> Any:
-        """Return the same for every name but Python's own."""
+        """Return the same for every name but Python's own, and for those that change how large a number is."""
         if name.startswith("__"):
             raise AttributeError(name)
+        if name in ("set_dtype_policy", "set_floatx", "set_global_policy", "set_policy"):
+            raise Unknown
         return Anything()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -73,7 +75,8 @@ class Layer:
         """Keep the options by name, those without one by the order of `names`."""
         self.options = {**{self.names[index]: one for index, one in enumerate(args)}, **options}
         self.weights: Any = None
-        if not options.get("trainable", True):
+        # Frozen, or with numbers of another size than the training's.
+        if not options.get("trainable", True) or options.get("dtype") not in (None, "float32"):
             raise Unknown
 
     names: tuple[str, ...] = ()
@@ -212,9 +215,13 @@ def joined(self: Any, shapes: Any) -> Any:
 
 
 UNCHANGED = (
-    "Activation Add Average Dropout ELU GaussianDropout GaussianNoise Identity LeakyReLU Masking Maximum Minimum "
-    "Multiply Normalization RandomContrast RandomFlip RandomRotation RandomTranslation RandomZoom ReLU Rescaling "
-    "Softmax SpatialDropout1D SpatialDropout2D SpatialDropout3D Subtract"
+    "Add Average ELU LeakyReLU Maximum Minimum Multiply Normalization RandomContrast RandomFlip RandomRotation "
+    "RandomTranslation RandomZoom ReLU Rescaling Softmax Subtract"
+)
+# What some of their options make do nothing, so that their output may be their input.
+MAYBE_NOTHING = (
+    "Activation Dropout GaussianDropout GaussianNoise Identity Masking SpatialDropout1D SpatialDropout2D "
+    "SpatialDropout3D"
 )
 LAYERS: dict[str, Any] = {
     "Layer": Layer,
@@ -231,4 +238,5 @@ LAYERS: dict[str, Any] = {
     **{f"{kind}Pooling{axes}D": pooling(axes) for kind in ("Max", "Average") for axes in (1, 2, 3)},
     **{f"Global{kind}Pooling{axes}D": layer("", over_all) for kind in ("Max", "Average") for axes in (1, 2, 3)},
     **{name: layer("value", lambda self, shapes: (shapes[0], 0, 0)) for name in UNCHANGED.split()},
+    **{name: layer("value", lambda self, shapes: (shapes[0], 0, 0), view=True) for name in MAYBE_NOTHING.split()},
 }

@@ -1,23 +1,41 @@
 """Count what a job's Keras network needs, from its layers' shapes alone: a program that runs without Keras.
 
-The job's `build_model` is executed with the layers of keras_shapes.py in place of Keras.
+The job's module and its `build_model` are executed with the layers of keras_shapes.py in place of Keras, on a login
+node: whatever else they do must do no harm there. The kernel's limits hold for all of it; Python's audit hook and the
+stand-ins of UNHEARD refuse what changes files, opens a connection or starts a process.
 """
 
 from __future__ import annotations
 
+import _posixsubprocess  # noqa: F401  # Loaded, so that it can be closed.
 import importlib.abc
 import importlib.machinery
 import json
 import os
+import resource
 import sys
+import time  # noqa: F401  # The same.
 import types
 from typing import Any
 
 from truba_runner.code.keras_shapes import LAYERS, Anything, Layer, Tensor, Unknown, elements, tensors
 
-# Events of Python's audit hooks.
-_CHANGING = "chmod,chown,exec,fork,forkpty,link,mkdir,posix_spawn,remove,rename,rmdir,symlink,system,truncate"
-CHANGES = {f"os.{name}" for name in _CHANGING.split(",")}
+# Most that a job's module may use. The second is enough without a framework; no process, no file, no core dump.
+LIMITS = {
+    resource.RLIMIT_CPU: 1,
+    resource.RLIMIT_AS: 1 << 30,
+    resource.RLIMIT_FSIZE: 0,
+    resource.RLIMIT_CORE: 0,
+    resource.RLIMIT_NPROC: 0,
+    resource.RLIMIT_NOFILE: 64,
+}
+# Of the audit events of `os`, those that only look, or change this process alone; all others are refused.
+LOOKING = {f"os.{name}" for name in "chdir fwalk getxattr listdir listxattr putenv scandir unsetenv walk".split()}
+REFUSED = {"ctypes", "fcntl", "os", "pty", "resource", "shutil", "signal", "socket", "sqlite3", "subprocess", "syslog"}
+# Functions that cause no audit event: multiprocessing starts processes by the first.
+UNHEARD = {"_posixsubprocess": ("fork_exec",), "os": ("mkfifo", "mknod"), "time": ("sleep",)}
+# Modules in C that write their files themselves.
+UNHEARD_MODULES = ("_dbm", "_gdbm")
 
 
 def input_of(shape: Any = None, batch_size: Any = None, dtype: Any = None, name: Any = None) -> Tensor:
@@ -33,9 +51,11 @@ class Model:
     def __init__(self, inputs: Any = None, outputs: Any = None, **options: Any) -> None:
         """Take the outputs' tensors."""
         self.outputs = tensors(list(outputs.values()) if isinstance(outputs, dict) else outputs)
+        self.compiled = False
 
     def compile(self, *args: Any, **options: Any) -> None:
-        """Do nothing."""
+        """Note that the optimizer is the job's own."""
+        self.compiled = True
 
     __setattr__ = Layer.__setattr__
 
@@ -106,27 +126,55 @@ def counted(model: Any) -> dict[str, int]:
         if one.layer is not None and one.layer.keeps:
             # An example itself may come in another type than the layer computes in.
             kept.update({id(given.memory): given.memory for given in one.inputs if given.memory.inputs})
+    trainable, fixed = (sum(one.weights[part] for one in layers.values()) for part in (0, 1))
     return {
-        "trainable": sum(one.weights[0] for one in layers.values()),
-        "fixed": sum(one.weights[1] for one in layers.values()),
+        # What an optimizer of the job's own keeps of a weight is not known.
+        "trainable": 0 if model.compiled else trainable,
+        "fixed": fixed + trainable if model.compiled else fixed,
         "kept": sum(elements(one.shape) for one in kept.values()),
     }
 
 
 def harmless(event: str, arguments: Any) -> None:
-    """Refuse what changes anything outside the process; an audit hook. A job's module may do so when it is executed."""
+    """Refuse what changes anything outside the process; an audit hook."""
     writes = event == "open" and bool((arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC))
-    if writes or event in CHANGES or event.partition(".")[0] in {"shutil", "socket", "subprocess", "ctypes"}:
+    if writes or event.partition(".")[0] in REFUSED and event not in LOOKING:
         raise Unknown
+
+
+def refused(*args: Any, **options: Any) -> Any:
+    """Stand in for functions that the hook does not hear of."""
+    raise Unknown
+
+
+def confine() -> int:
+    """Leave this process nothing that could do harm; return where its answer is to be written.
+
+    Nothing that is printed can fill the memory of the program that waits for the answer.
+    """
+    answer = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    for limit, most in LIMITS.items():
+        resource.setrlimit(limit, (most, most))
+    for module, names in UNHEARD.items():
+        for name in names:
+            setattr(sys.modules[module], name, refused)
+    sys.modules.update(dict.fromkeys(UNHEARD_MODULES))  # type: ignore[arg-type]
+    sys.addaudithook(harmless)
+    return answer
 
 
 def main() -> None:
     """Read the job's file, the folders it imports from, and its options from standard input; print the counts."""
     asked = json.load(sys.stdin)
-    sys.addaudithook(harmless)
+    answer = confine()
     stand_in()
     sys.path += asked["folders"]
     module: Any = types.ModuleType("truba_job_shapes")
     module.__file__ = asked["file"]
     exec(compile(open(asked["file"], "rb").read(), asked["file"], "exec"), module.__dict__)  # The user's own job.
-    print("\nSHAPES " + json.dumps(counted(module.build_model(**asked["options"]))))
+    os.write(answer, ("\nSHAPES " + json.dumps(counted(module.build_model(**asked["options"]))) + "\n").encode())
+    # Nothing of the job's is executed at the end.
+    os._exit(0)

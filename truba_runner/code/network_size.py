@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
-import resource
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +27,14 @@ from truba_runner.code.keras_stand_in import main
 del sys.path[0]
 main()
 """
-# A busy login node may take as long for what needs a tenth of a second.
-PATIENCE_SECONDS = 5.0
-_CPU_SECONDS = 2
+# What a job's module may take, waiting included; most need a tenth of a second.
+PATIENCE_SECONDS = 2.0
+# A module that took as long, and told nothing, is not executed again.
+_SLOW_SECONDS = 0.9
 # Of the networks of a long sweep only the first are counted.
 _MOST_NETWORKS = 8
-# Enough for a process without a framework.
-_MEMORY_BYTES = 1 << 30
+# How a fastai job makes images of data.options.size; any other way is not known.
+_SIZED = re.compile(rb"aug_transforms\([^)]*\bsize=size\b")
 
 
 class Sizes:
@@ -38,43 +43,55 @@ class Sizes:
     def __init__(self) -> None:
         """Know none yet."""
         self._known: dict[str, Size | None] = {}
+        self._slow: set[Path] = set()
 
     def of(self, experiment: Experiment, job_file: Path) -> Size | None:
         """Return the size of an experiment's network; None if only its framework could tell."""
-        options = experiment.job.options
+        if not job_file.is_file() or experiment.sweep.kind or experiment.job.hyperparameters:
+            return None
         if experiment.job.backend == "fastai":
-            side, arch = experiment.data.options.get("size"), str(options.get("arch"))
-            # fastai's vision_learner gets these two from the job; what another network makes of them is not known.
-            if isinstance(side, int) and arch in RESNETS and b"vision_learner(" in job_file.read_bytes():
-                return Size(*RESNETS[arch].at(side))
+            return _of_fastai(experiment, job_file.read_bytes())
+        if experiment.job.backend != "keras" or job_file in self._slow:
             return None
-        if experiment.job.backend != "keras" or experiment.sweep.kind or experiment.job.hyperparameters:
-            return None
+        options = experiment.job.options
         key = json.dumps([str(job_file), options], sort_keys=True, default=str)
         if key not in self._known and len(self._known) < _MOST_NETWORKS:
+            began = time.monotonic()
             self._known[key] = _counted(job_file, options)
+            if self._known[key] is None and time.monotonic() - began > _SLOW_SECONDS:
+                self._slow.add(job_file)
         return self._known.get(key)
 
 
+def _of_fastai(experiment: Experiment, text: bytes) -> Size | None:
+    """Return the size of torchvision's network for images of `data.options.size`, if the job's text says as much."""
+    options, side = experiment.job.options, experiment.data.options.get("size")
+    arch, first = str(options.get("arch")), next(iter(experiment.train.recipe), None)
+    # A part of the network, and images of another size.
+    other = "cut" in options or b"cut=" in text or isinstance(first, Mapping) and "resize" in first
+    if isinstance(side, int) and arch in RESNETS and b"vision_learner(" in text and _SIZED.search(text) and not other:
+        return Size(*RESNETS[arch].at(side))
+    return None
+
+
 def _counted(file: Path, options: Mapping[str, Any]) -> Size | None:
+    """Execute the stand-in of keras_stand_in.py in a process of its own, which inherits nothing."""
     argv = [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, str(Path(truba_runner.__file__).parent.parent)]
     try:
         asked = json.dumps({"file": str(file), "folders": [str(file.parent), str(file.parent.parent)],
                             "options": options})  # fmt: skip
-        done = subprocess.run(
-            argv, input=asked, capture_output=True, text=True, timeout=PATIENCE_SECONDS, cwd="/", env={},
-            preexec_fn=_limited,
-        )  # fmt: skip
+        with subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd="/", env={},
+            start_new_session=True,
+        ) as process:  # fmt: skip
+            try:
+                printed = process.communicate(asked, timeout=PATIENCE_SECONDS)[0]
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        return _size(printed.splitlines()) if process.returncode == 0 else None
     except (OSError, TypeError, ValueError, subprocess.SubprocessError):
         return None
-    return _size(done.stdout.splitlines()) if done.returncode == 0 else None
-
-
-def _limited() -> None:
-    """Let the process write no file, and use little time and memory: a job's module may do anything when executed."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS))
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
 
 
 def _size(lines: Sequence[str]) -> Size | None:

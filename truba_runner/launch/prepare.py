@@ -53,9 +53,9 @@ class Checks:
     def __init__(self) -> None:
         """Look nothing up yet."""
         self._find = lru_cache(maxsize=None)(lambda module: job_module.find(module, Path.cwd()))
-        self._automatic = Automatic()
-        self._here = here.look()
         self._sizes = network_size.Sizes()
+        self._automatic = Automatic(self._sizes)
+        self._here = here.look()
 
     def check(self, experiment: Experiment, more: MoreRules = lambda experiment, request: ()) -> Checked:
         """Check an experiment against all rules, and those that `more` adds.

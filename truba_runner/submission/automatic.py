@@ -7,12 +7,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from truba_runner.code.network_size import Sizes
 from truba_runner.config.durations import slurm_time
 from truba_runner.config.schema import Experiment, Resources
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _, counted
 from truba_runner.slurm import client
-from truba_runner.submission.partition_choice import AT_ONCE_SECONDS, Offer, offers, refuse_whatever_its_time
+from truba_runner.submission.partition_choice import AT_ONCE_SECONDS, Offer, offers, refuse_whatever_its_time, suited
 from truba_runner.submission.time_limit import proposed
 
 AUTO = "auto"
@@ -21,9 +22,10 @@ AUTO = "auto"
 class Automatic:
     """Resolver of `auto` that caches its answers: runs of a sweep with equal requests share the first run's."""
 
-    def __init__(self) -> None:
-        """Start with an empty cache."""
+    def __init__(self, sizes: Sizes | None = None) -> None:
+        """Start with an empty cache; `sizes`: of the command's networks."""
         self._answers: dict[str, Resources] = {}
+        self._sizes = sizes or Sizes()
 
     def settled(self, experiment: Experiment, job_file: Path) -> Experiment:
         """Return the experiment without `auto`; on a cluster without a queue, with the default time and no partition.
@@ -35,14 +37,20 @@ class Automatic:
         if AUTO not in {experiment.resources.time, experiment.resources.partition}:
             return experiment
         train = experiment.train
+        fits = (
+            suited(experiment, self._sizes.of(experiment, job_file)) if experiment.resources.partition == AUTO else []
+        )
         # What earlier runs are compared by, and what is asked of a partition.
-        key = repr((experiment.name, experiment.data.name, experiment.resources, train.epochs, train.recipe))
+        key = repr((
+            experiment.name, experiment.data.name, experiment.resources, train.epochs, train.recipe,
+            experiment.job.backend, experiment.environment, fits,
+        ))  # fmt: skip
         if key not in self._answers:
-            self._answers[key] = _settled(experiment, job_file)
+            self._answers[key] = _settled(experiment, job_file, self._sizes)
         return replace(experiment, resources=self._answers[key])
 
 
-def _settled(experiment: Experiment, job_file: Path) -> Resources:
+def _settled(experiment: Experiment, job_file: Path, sizes: Sizes) -> Resources:
     if experiment.cluster.scheduler != "slurm":
         # Without a queue there is no partition to choose, and no time limit ends a run.
         return replace(experiment.resources, partition="", time=Resources().time)
@@ -54,13 +62,13 @@ def _settled(experiment: Experiment, job_file: Path) -> Resources:
         resources = replace(resources, time=slurm_time(proposal.minutes))
         print(f"resources.time={resources.time}: {proposal.because}", file=sys.stderr)
     if resources.partition == AUTO:
-        resources = _with_partition(replace(experiment, resources=resources), job_file)
+        resources = _with_partition(replace(experiment, resources=resources), job_file, sizes)
     return resources
 
 
-def _with_partition(experiment: Experiment, job_file: Path) -> Resources:
+def _with_partition(experiment: Experiment, job_file: Path, sizes: Sizes) -> Resources:
     try:
-        found = offers(experiment, job_file)
+        found = offers(experiment, job_file, sizes)
     except client.SlurmError as error:
         message = _(
             "Slurm does not answer ({message}), so it is not known which partition would start the job first",

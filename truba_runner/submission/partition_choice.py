@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from truba_runner.code.network_size import Sizes
 from truba_runner.config.durations import parse_minutes
 from truba_runner.config.identity import run_id
 from truba_runner.config.partitions import gpu_models
@@ -15,8 +16,8 @@ from truba_runner.environment import probe
 from truba_runner.errors import Problem, Refused
 from truba_runner.language import _
 from truba_runner.rules.experiment import plan
-from truba_runner.rules.gpus import builds
-from truba_runner.rules.gpus.architecture import capability_of
+from truba_runner.rules.gpus import builds, memory, precision
+from truba_runner.rules.gpus.memory import Size
 from truba_runner.rules.site.here import Here
 from truba_runner.rules.site.place import elsewhere
 from truba_runner.runs.run_directory import RunDir
@@ -48,8 +49,22 @@ class Offer:
     core_hours: float = 0.0
 
 
-def offers(experiment: Experiment, job_file: Path) -> list[Offer]:
+@dataclass(frozen=True)
+class _Known:
+    """What is known of the job, the cluster and this machine while partitions are compared."""
+
+    job_file: Path
+    size: Size | None
+    environment: probe.Found
+    free_gpus: Mapping[tuple[str, str], int]
+    most_cores: int
+    machine: Here
+
+
+def offers(experiment: Experiment, job_file: Path, sizes: Sizes | None = None) -> list[Offer]:
     """Return the offers of all partitions, the soonest start first, those that reject the job last.
+
+    `sizes`: those that the command knows already.
 
     Raises:
         truba_runner.errors.Refused: the experiment breaks a rule on every partition.
@@ -57,11 +72,21 @@ def offers(experiment: Experiment, job_file: Path) -> list[Offer]:
     """
     candidates = list(_candidates(experiment))
     refuse_what_is_wrong_anywhere(candidates)
-    free, most_cores = capacity.free_gpus(), capacity.core_limit(experiment.resources.account)
-    machine = here.look()
-    found = [_offer(candidate, job_file, free, most_cores, machine) for candidate in candidates]
+    known = _Known(
+        job_file, (sizes or Sizes()).of(experiment, job_file), probe.known(experiment), capacity.free_gpus(),
+        capacity.core_limit(experiment.resources.account), here.look(),
+    )  # fmt: skip
+    found = [_offer(candidate, known) for candidate in candidates]
     now = time.time()
     return sorted(found, key=lambda offer: _order(offer, now))
+
+
+def suited(experiment: Experiment, size: Size | None) -> list[bool]:
+    """Return for each candidate whether its GPUs have the experiment's precision, and room for its network."""
+    return [
+        not any((*precision.problems(one), *(memory.problems(one, size) if size else ())))
+        for one in _candidates(experiment)
+    ]
 
 
 def refuse_whatever_its_time(experiment: Experiment) -> None:
@@ -119,19 +144,17 @@ def _constraints(partition: Partition, asked: str) -> Sequence[str]:
     return [asked] if asked else choice or [""]
 
 
-def _offer(
-    experiment: Experiment, job_file: Path, free: Mapping[tuple[str, str], int], most_cores: int, machine: Here
-) -> Offer:
-    resources = experiment.resources
+def _offer(experiment: Experiment, known: _Known) -> Offer:
+    resources, most_cores = experiment.resources, known.most_cores
     facts = experiment.cluster.partitions[resources.partition]
-    free_here = free.get((resources.partition, resources.constraint))
+    free_here = known.free_gpus.get((resources.partition, resources.constraint))
     offer = Offer(resources.partition, resources.constraint, free_gpus=free_here, automatic=facts.automatic)
     try:
         request = plan(experiment).request
-        _refuse_unfit(experiment)
+        _refuse_unfit(experiment, known)
     except Refused as refused:
         return replace(offer, refusal=" ".join(f"{one.received}: {one.rule}" for one in refused.problems))
-    if problem := elsewhere(experiment.cluster, resources.partition, machine):
+    if problem := elsewhere(experiment.cluster, resources.partition, known.machine):
         return replace(offer, refusal=problem.rule)
     if 0 < most_cores < request.total_cores:
         account, asked = resources.account, request.total_cores
@@ -139,7 +162,7 @@ def _offer(
                  asked=asked, account=account, most=most_cores)  # fmt: skip
         return replace(offer, refusal=message)
     run = RunDir(Path(experiment.cluster.runs_folder) / run_id(experiment))
-    script = Submission(Prepared(experiment, run, request, job_file)).script()
+    script = Submission(Prepared(experiment, run, request, known.job_file)).script()
     try:
         hours = request.total_cores * parse_minutes(resources.time) / 60
         return replace(offer, request=request, start=capacity.estimated_start(script), core_hours=hours)
@@ -151,13 +174,14 @@ def _offer(
         return replace(offer, refusal=means[0] if means else words)
 
 
-def _refuse_unfit(experiment: Experiment) -> None:
-    """Refuse a partition whose GPUs the environment's frameworks have no code for, if the environment is known.
+def _refuse_unfit(experiment: Experiment, known: _Known) -> None:
+    """Refuse a partition whose GPUs the frameworks have no code for, or no room for the network, as far as is known.
 
     Raises:
-        truba_runner.errors.Refused: it is known that they have none.
+        truba_runner.errors.Refused: it is known.
     """
-    if capability_of(experiment):
-        chosen = probe.words(experiment.environment)
-        if wrong := list(builds.problems(experiment, probe.known(experiment), chosen)):
-            raise Refused(*wrong)
+    wrong = [*builds.problems(experiment, known.environment, probe.words(experiment.environment))]
+    if known.size:
+        wrong += memory.problems(experiment, known.size)
+    if wrong:
+        raise Refused(*wrong)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from truba_runner.code import network_size
+from truba_runner.config.partitions import facts_of
 from truba_runner.config.schema import Experiment
+from truba_runner.doctor import Patient, where
 from truba_runner.environment import probe, report
 from truba_runner.errors import Refused
 from truba_runner.launch.prepare import Checks, Provision
@@ -295,11 +299,126 @@ def test_what_is_not_known_is_not_guessed(experiment: Compose, tmp_path: Path, t
     assert (tmp_path / "own.py").read_text() == text, "executing it has changed nothing"
 
 
+# Each tries something, and the network has a unit for each that did not fail.
+TRIES = """\
+import multiprocessing, os, resource, shutil, signal, socket, sqlite3, subprocess, tempfile, threading, time
+import keras
+here = os.path.dirname(__file__)
+multiprocessing.set_start_method("spawn")
+def fork():
+    if not os.fork():
+        open(here + "/forked", "w").close()
+        os._exit(0)
+tries = {
+    "write": lambda: open(here + "/new", "w"),
+    "append": lambda: os.open(here + "/new", os.O_WRONLY | os.O_CREAT),
+    "temporary": lambda: tempfile.mkstemp(dir=here),
+    "folder": lambda: os.makedirs(here + "/folder"),
+    "pipe": lambda: os.mkfifo(here + "/pipe"),
+    "remove": lambda: os.remove(__file__),
+    "touch": lambda: os.utime(__file__, (0, 0)),
+    "move": lambda: shutil.move(__file__, here + "/moved"),
+    "database": lambda: sqlite3.connect(here + "/database").execute("create table t (x)"),
+    "socket": lambda: socket.create_connection(("127.0.0.1", 9), 1),
+    "bind": lambda: socket.socket(socket.AF_UNIX).bind(here + "/socket"),
+    "fork": fork,
+    "run": lambda: subprocess.run(["touch", here + "/run"]),
+    "shell": lambda: os.system("touch " + here + "/shell"),
+    "spawn": lambda: multiprocessing.Process(target=print).start(),
+    "shared": lambda: __import__("multiprocessing.shared_memory").shared_memory.SharedMemory(create=True, size=8),
+    "kill": lambda: os.kill(os.getppid(), signal.SIGUSR1),
+    "sleep": lambda: time.sleep(30),
+    "limits": lambda: resource.setrlimit(resource.RLIMIT_CPU, (60, 60)),
+    "memory": lambda: bytearray(2 << 30),
+    "secrets": lambda: os.environ["TRUBA_SECRET"],
+    "input": input,
+}
+done = []
+for name, one in tries.items():
+    try:
+        one()
+        done.append(name)
+    except BaseException:
+        pass
+print("x" * 100_000)
+def build_model(**options):
+    return keras.Sequential([keras.Input((1,)), keras.layers.Dense(1 + len(done), use_bias=False)])
+"""
+
+
+def test_executing_a_jobs_module_at_submission_does_no_harm(
+    experiment: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It can change no file, open no connection, start no process, and it inherits nothing."""
+    monkeypatch.setenv("TRUBA_SECRET", "x")
+    (tmp_path / "jobs").mkdir()
+    size = size_of(experiment, tmp_path / "jobs", TRIES)
+    assert size and size.trainable == 1, "so many of them were done"
+    assert [one.name for one in (tmp_path / "jobs").iterdir()] == ["own.py"]
+    assert (tmp_path / "jobs" / "own.py").stat().st_mtime > 0
+
+
+@pytest.mark.parametrize("text", ["while True: pass", "import os\nwhile True: os.write(1, b'x' * 10**7)"])
+def test_a_module_that_does_not_end_costs_a_second_of_processor_time(
+    experiment: Compose, tmp_path: Path, text: str
+) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert size_of(experiment, tmp_path, text) is None
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
+
+
+def test_a_module_that_waits_is_left_and_not_executed_again(
+    experiment: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network_size, "PATIENCE_SECONDS", 1.0)
+    (tmp_path / "own.py").write_text("import threading\nthreading.Event().wait(300)\n")
+    sizes, executed = network_size.Sizes(), []
+    counted = network_size._counted
+    monkeypatch.setattr(network_size, "_counted", lambda *given: executed.append(given) or counted(*given))
+    for units in (1, 2, 3):
+        assert sizes.of(experiment(f"+job.options.units={units}"), tmp_path / "own.py") is None
+    assert len(executed) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        NETWORK.replace("x = inputs", "keras.config.set_dtype_policy('mixed_float16')\n    x = inputs"),
+        NETWORK.replace(
+            "import numpy as np", "import tensorflow as tf; tf.keras.mixed_precision.set_global_policy('f')"
+        ),
+        NETWORK.replace("layers.Flatten()", "layers.Flatten(dtype='float16')"),
+        NETWORK.replace("x = layers.Flatten()(x)", "with keras.RematScope(): x = layers.Flatten()(x)"),
+    ],
+    ids="policy global layer recomputed".split(),
+)
+def test_a_network_that_may_need_less_than_its_shapes_say_is_not_counted(
+    experiment: Compose, tmp_path: Path, text: str
+) -> None:
+    assert size_of(experiment, tmp_path, text) is None
+
+
+def test_nothing_is_counted_twice_or_that_only_might_be_kept(experiment: Compose, tmp_path: Path) -> None:
+    plain = size_of(experiment, tmp_path, NETWORK)
+    twice = NETWORK.replace(
+        "x = layers.Flatten()(x)", "layers.Dense(1)(x); x = layers.Dropout(0.0)(x)\n    x = layers.Flatten()(x)"
+    )
+    assert size_of(experiment, tmp_path, twice) == plain
+    compiled = (
+        NETWORK.replace("return keras.Model(", "made = keras.Model(")
+        + "    made.compile(optimizer='sgd')\n    return made\n"
+    )
+    size = size_of(experiment, tmp_path, compiled)
+    assert plain and size == memory.Size(0, plain.trainable + plain.fixed, plain.kept), "the optimizer is the job's own"
+
+
 def test_an_obvious_overrun_is_refused_with_the_batch_that_fits(experiment: Compose) -> None:
     size = memory.Size(trainable=25_000_000, fixed=0, kept=10_000_000)
 
     def told(partition: str, *overrides: str) -> str:
-        return " ".join(map(str, memory.problems(on(experiment, partition, "mnist", *overrides), size)))
+        one = on(experiment, partition, "mnist", "train.jit_compile=false", *overrides)
+        return " ".join(map(str, memory.problems(one, size)))
 
     # 0.28 GB for weights and Adam's two numbers of each; 38.1 MB an example.
     text = told("akya-cuda", "train.batch_size=1024")
@@ -311,6 +430,10 @@ def test_an_obvious_overrun_is_refused_with_the_batch_that_fits(experiment: Comp
     assert not told("akya-cuda", "train.batch_size=1024", "resources.gpus=4"), "each has a quarter"
     assert told("akya-cuda", "train.batch_size=1024", "resources.gpus=4", "train.batch_scaling=per_replica")
     assert not told("akya-cuda", "train.batch_size=512", "train.mixed_precision=mixed_float16")
+    assert not told("akya-cuda", "train.batch_size=null"), "the job's own batches may be of any size"
+    # XLA computes outputs again where memory is short; Keras uses it on one device, and not where this is set.
+    xla = ["train.batch_size=1024", "train.jit_compile=true"]
+    assert not told("akya-cuda", *xla) and told("akya-cuda", *xla, "train.deterministic=true")
     assert "Set train.batch_size" not in " ".join(
         map(str, memory.problems(on(experiment, "akya-cuda", "mnist"), memory.Size(2_000_000_000, 0, 1)))
     )
@@ -318,6 +441,7 @@ def test_an_obvious_overrun_is_refused_with_the_batch_that_fits(experiment: Comp
 
 def test_a_feature_may_have_gpus_with_more_memory(experiment: Compose) -> None:
     size, where = memory.Size(0, 0, 25_000_000), ["resources.partition=kolyoz-cuda", "train.batch_size=1024"]
+    where.append("train.jit_compile=false")
     assert list(memory.problems(experiment(*where, "resources.constraint=H100"), size))
     assert not list(memory.problems(experiment(*where, "resources.constraint=H200"), size))
 
@@ -331,22 +455,86 @@ def test_fastais_networks_are_bounded_by_their_architecture(experiment: Compose)
         Checks().check(large)
 
 
-def test_no_shipped_experiment_is_refused_wrongly_on_any_partition(experiment: Compose) -> None:
-    """With what runs on all GPUs: TensorFlow's default wheel, and torch's for CUDA 12.6."""
-    found, sizes, names = held(torch=TORCH_2_7), network_size.Sizes(), sorted(config_names("experiment"))
+# What is installed, as the page's table calls it: package, what report.py reads in it.
+ENVIRONMENTS = {
+    "tensorflow": ("tensorflow 2.18 to 2.21 (PyPI)", TENSORFLOW),
+    "torch, default": ("torch 2.9 to 2.14, cu130 (PyPI from 2.11)", TORCH_DEFAULT),
+    "torch, cu126": ("torch 2.6 to 2.14, cu126 (PyPI: 2.7)", TORCH_2_7),
+    "unknown": ("", ()),
+}
+COLUMNS = {"P100": "P100", "V100": "V100", "A100": "A100", "H100/H200": "H100, H200"}
+
+
+def page() -> dict[str, dict[str, str]]:
+    """The packages' rows in docs/gpus.md, by package and column."""
+    text = (Path(__file__).parents[3] / "docs" / "gpus.md").read_text()
+    lines = text.partition("## The packages")[2].partition("\nSo on")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return {row[0]: dict(zip(rows[0], row)) for row in rows[2:]}
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_each_shipped_experiment_is_allowed_or_refused_on_each_partition_as_the_page_says(
+    experiment: Compose, monkeypatch: pytest.MonkeyPatch, environment: str
+) -> None:
+    """By a submission, and by `truba doctor`'s table."""
+    package, (version, *built) = ENVIRONMENTS[environment][0], ENVIRONMENTS[environment][1] or ("",)
+    framework, row = package.partition(" ")[0], page().get(package, {})
+    found: dict[str, Any] = {}
+    if row:
+        assert built[0].startswith(row["CUDA"])
+        assert built[1].split() == [
+            f"{'compute' if index else 'sm'}_{one.replace('.', '')}"
+            for index, part in enumerate(row["code for"].split(", PTX "))
+            for one in part.split()
+        ]
+        found = held()
+        found["packages"] = {
+            name: one for name, one in found["packages"].items() if name not in {"torch", "tensorflow"}
+        } | {framework: version}
+        found |= {"cuda": {framework: built[0]}, "architectures": {framework: built[1].split()}}
+    monkeypatch.setattr(probe, "known", lambda _: found)
+    monkeypatch.setattr(probe, "found_here", lambda _: found or "it cannot be entered here")
+    checks, provision, names = Checks(), Provision(provide=False), sorted(config_names("experiment"))
     assert len(names) >= 7
-    for name in names:
-        for partition, facts in experiment().cluster.partitions.items():
-            for constraint in facts.families or ([facts.features[0]] if facts.feature_required else [""]):
-                gpus = 0 if not facts.gpus_per_node and not constraint else 1
-                where = [f"resources.partition={partition}", f"resources.gpus={gpus}"]
-                more = [f"resources.constraint={constraint}"] if constraint else []
-                one = experiment(*where, *more, name=name)
-                assert plan(one)
-                assert not list(builds.problems(one, found, "")), (name, partition)
-                size = sizes.of(one, shipped("jobs") / f"{one.job.module}.py")
-                assert size or one.job.module == "mnist_search", name
-                assert not size or not list(memory.problems(one, size)), (name, partition)
+    experiments = {name: experiment(name=name) for name in names}
+    table = next(iter(where.table(Patient(experiments["mnist"], others=experiments)))).table
+    rows = {row[0]: row[1:] for row in table}
+    for partition, facts in experiments["mnist"].cluster.partitions.items():
+        for constraint in facts.families or ["", *facts.feature_gpu_memory_gb]:
+            known = facts_of(experiments["mnist"].cluster, partition, constraint)
+            for column, (name, one) in enumerate(experiments.items()):
+                needs = "tensorflow" if one.job.backend == "keras" else "torch"
+                expected = not row or needs == framework and (not known.gpu or row[COLUMNS[known.gpu]] == "yes")
+                gpus = 1 if known.gpus_per_node else 0
+                resources = replace(one.resources, partition=partition, constraint=constraint, gpus=gpus)
+                told = refusal(replace(one, resources=resources), checks, provision)
+                place = (environment, partition, constraint, name)
+                assert (not told) == expected, (place, told)
+                assert expected or ("has no" if needs != framework else known.gpu) in told, (place, told)
+                if facts.families or not constraint:
+                    label = f"{partition} ({constraint})" if constraint else partition
+                    assert (rows[label][column] == "yes") == expected, (place, rows)
+
+
+def refusal(one: Experiment, checks: Checks, provision: Provision) -> str:
+    """What a submission that knows the environment says; empty if it is accepted."""
+    try:
+        checked = checks.check(one)
+        if probe.known(one):
+            probe.found(one, lambda _: None)
+        provision.prepare(checked, "")
+    except Refused as told:
+        return str(told)
+    return ""
+
+
+def test_the_shipped_networks_are_counted(experiment: Compose) -> None:
+    """Else that none of them is refused for its size says nothing."""
+    sizes = network_size.Sizes()
+    for name in sorted(config_names("experiment")):
+        one = experiment(name=name)
+        assert bool(sizes.of(one, shipped("jobs") / f"{one.job.module}.py")) == (name != "mnist_search"), name
 
 
 def test_the_stand_in_counts_a_real_networks_weights() -> None:

@@ -102,6 +102,30 @@ def test_an_account_that_may_not_use_so_many_cores_at_once_would_wait_for_ever(
     assert refused["barbun-cuda"] == "the job requests 20 cores, and the account proj1 may use 10 at once"
 
 
+def test_auto_takes_only_gpus_with_room_and_precision_and_runs_of_a_sweep_that_need_others_get_others(
+    experiment: Callable[..., Experiment], starts: dict[str, float | str], tmp_path: Path
+) -> None:
+    """The sooner partition has 16 GB and no bfloat16."""
+    job = tmp_path / "own.py"
+    job.write_text(
+        "import keras\n"
+        "def build_model(units):\n"
+        "    x = keras.Input((1000,))\n"
+        "    return keras.Model(x, keras.layers.Dense(units)(x))\n"
+    )
+    here.socket.gethostname = lambda: "elsewhere"  # type: ignore[assignment]
+    starts.update({"akya-cuda": 0.0, "palamut-cuda": 600.0})
+    automatic, taken = Automatic(), []
+    # A thousand weights a unit, each kept with two of Adam's numbers: 11 MB and 112 GB.
+    for units, *more in ((1000,), (10_000_000,), (1000, "train.mixed_precision=mixed_bfloat16"), (2000,)):
+        one = experiment(f"job.module={job}", f"+job.options.units={units}", "train.jit_compile=false", *more)
+        taken.append(automatic.settled(auto(one), job).resources)
+    assert [one.partition for one in taken] == ["akya-cuda", "kolyoz-cuda", "palamut-cuda", "akya-cuda"]
+    assert taken[1].constraint == "H200", "141 GB"
+    offered = offers(auto(experiment(f"job.module={job}", "+job.options.units=10_000_000")), job)
+    assert "needs at least 112 GB" in next(one.refusal for one in offered if one.partition == "akya-cuda")
+
+
 def test_where_slurm_is_silent_auto_fails_and_a_named_partition_stands(
     experiment: Callable[..., Experiment], starts: dict[str, float | str]
 ) -> None:

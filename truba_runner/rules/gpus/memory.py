@@ -20,8 +20,8 @@ _GIB = 1 << 30
 _BYTES = {"mixed_float16": (4, 2), "mixed_bfloat16": (4, 2), "float16": (2, 2), "bfloat16": (2, 2), "float64": (8, 8)}
 # Numbers that Keras' optimizers keep for each weight; others may keep none.
 _SLOTS = {"adam": 2, "adamw": 2, "nadam": 2, "adamax": 2, "rmsprop": 1, "adagrad": 1}
-# Keras' and fastai's batch size where none is set.
-_BATCH = 64
+# fastai's batch size where none is set. A Keras job may then return batches of any size.
+_FASTAIS_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,11 @@ def problems(experiment: Experiment, size: Size) -> Iterator[Problem]:
         return
     weight_bytes, kept_bytes = _BYTES.get(train.mixed_precision or "", (4, 4))
     weights = (size.trainable * (1 + _slots(train.optimizer)) + size.fixed) * weight_bytes / _GIB
-    example = size.kept * kept_bytes / _GIB
-    devices = resources.gpus * resources.nodes if train.batch_scaling == "global" else 1
-    batch = train.batch_size or _BATCH
-    need = weights + example * batch / devices
+    devices = resources.gpus * resources.nodes
+    example = 0.0 if _computes_again(experiment, devices) else size.kept * kept_bytes / _GIB
+    sharing = devices if train.batch_scaling == "global" else 1
+    batch = train.batch_size or (_FASTAIS_BATCH if experiment.job.backend == "fastai" else sharing)
+    need = weights + example * batch / sharing
     if need <= memory:
         return
     rule = _(
@@ -99,8 +100,19 @@ def problems(experiment: Experiment, size: Size) -> Iterator[Problem]:
         need=need, weights=weights, rest=need - weights, gpu=facts.gpu, partition=resources.partition, memory=memory,
         cluster=experiment.cluster.name,
     )  # fmt: skip
-    fits = int((memory - weights) / example) * devices if weights < memory and example else 0
-    yield Problem(f"train.batch_size={batch}", rule, _remedy(experiment, fits, need))
+    fits = int((memory - weights) / example) * sharing if weights < memory and example else 0
+    received = f"train.batch_size={batch}" if fits else f"job.module={experiment.job.module}"
+    yield Problem(received, rule, _remedy(experiment, fits, need))
+
+
+def _computes_again(experiment: Experiment, devices: int) -> bool:
+    """Return whether outputs may be computed a second time for the gradients, where memory is short.
+
+    XLA does so for GPUs: HloRematerialization in xla/service/gpu/gpu_compiler.cc. Keras uses it only on one device, and
+    not in a deterministic training.
+    """
+    train = experiment.train
+    return experiment.job.backend == "keras" and train.jit_compile and not train.deterministic and devices == 1
 
 
 def _remedy(experiment: Experiment, fits: int, need: float) -> str:

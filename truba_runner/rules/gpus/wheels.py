@@ -35,6 +35,7 @@ class Wheels:
 
 # The newest first.
 WHEELS = (
+    Wheels("torch", "2.15", "2.15", "13.2", _TURING, "cu132"),
     Wheels("torch", "2.9", "2.14", "13.0", _TURING, "cu130"),
     Wheels("torch", "2.11", "2.11", "12.8", _TURING, "cu128"),
     Wheels("torch", "2.8", "2.10", "12.8", _VOLTA, "cu128"),
@@ -42,7 +43,7 @@ WHEELS = (
     Wheels("torch", "2.6", "2.14", "12.6", _PASCAL, "cu126"),
     Wheels("torch", "2.6", "2.6", "12.4", _PASCAL, "cu124"),
     Wheels("torch", "2.6", "2.7", "11.8", _PASCAL, "cu118"),
-    Wheels("tensorflow", "2.21", "2.21", "12.5", ("sm_60", "sm_70", "sm_80", "sm_89", "compute_90")),
+    Wheels("tensorflow", "2.18", "2.21", "12.5", ("sm_60", "sm_70", "sm_80", "sm_89", "compute_90")),
 )
 
 
