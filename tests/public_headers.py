@@ -166,8 +166,8 @@ HEADERS = [
         "trains, and sends mails",
         "-p akya-cuda -A ayse -N 1 -n 1 -c 10 --gres=gpu:1 --mem=40G -t 20:00:00 --mail-type=BEGIN,END,FAIL "
         "--mail-user=a@example.org",
-        "resources.partition=akya-cuda resources.memory_gb=40 resources.time=20h 'resources.mail_type=\"begin,end,fail\"' "
-        "resources.mail_user=a@example.org",
+        "resources.partition=akya-cuda resources.memory_gb=40 resources.time=20h "
+        "'resources.mail_type=\"begin,end,fail\"' resources.mail_user=a@example.org",
     ),
     # 10
     Header(
@@ -292,8 +292,8 @@ HEADERS = [
     Header(
         "two nodes with all their GPUs, of either kind",
         "-p kolyoz-cuda -C H100|H200 -A proj1 --nodes=2 --ntasks-per-node=4 -c 16 --gres=gpu:4 -t 3-00:00:00",
-        "resources.partition=kolyoz-cuda 'resources.constraint=\"H100|H200\"' resources.account=proj1 resources.nodes=2 "
-        "resources.gpus=4 resources.time=3d",
+        "resources.partition=kolyoz-cuda 'resources.constraint=\"H100|H200\"' resources.account=proj1 "
+        "resources.nodes=2 resources.gpus=4 resources.time=3d",
     ),
     Header(
         "two nodes of processors",
