@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,8 @@ from cluster import Cluster
 from hydra import compose, initialize_config_dir
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from public_headers import HEADERS
+from truba import Truba, run_dirs
 
 from truba_runner.config.composing.compose import register, typed
 from truba_runner.config.identity import run_id
@@ -80,16 +84,24 @@ def resources(draw: st.DrawFn) -> Resources:
 @pytest.fixture(scope="module")
 def base(cluster: Cluster) -> Experiment:
     """mnist on the test cluster, as ayse would compose it."""
+    return composed(cluster)
+
+
+def composed(cluster: Cluster, *overrides: str) -> Experiment:
     register()
     with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
         scratch = cluster.scratch_root
         own = [f"cluster.scratch={scratch}", f"cluster.runs_folder={scratch}/ayse/runs", "cluster=testcluster"]
-        return typed(compose("config", ["+experiment=mnist", *own]))
+        return typed(compose("config", ["+experiment=mnist", *own, "resources.account=ayse", *overrides]))
+
+
+def script_of(experiment: Experiment) -> str:
+    run = RunDir(Path(experiment.cluster.runs_folder) / run_id(experiment))
+    return Submission(Prepared(experiment, run, derive(experiment), Path("/job.py"))).script()
 
 
 def slurm_accepts(cluster: Cluster, experiment: Experiment) -> tuple[bool, str]:
-    run = RunDir(Path(experiment.cluster.runs_folder) / run_id(experiment))
-    script = Submission(Prepared(experiment, run, derive(experiment), Path("/job.py"))).script()
+    script = script_of(experiment)
     done = cluster.run(["sbatch", "--test-only"], input=script, check=False)
     return done.returncode == 0, done.stderr + script
 
@@ -127,3 +139,55 @@ def test_what_the_plan_accepts_slurm_accepts(
     assert seen[True, True] >= 50 and seen[False, False] >= 100
     # A plan that refuses everything would pass too: most of what it refuses, Slurm must refuse as well.
     assert seen[False, True] < seen[False, False]
+
+
+def test_slurm_says_of_public_headers_what_the_plan_says(
+    cluster: Cluster, base: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As people wrote them, and as an experiment asks for the same; tests/unit/rules tests that it is the same."""
+    monkeypatch.setattr(client, "run", lambda argv, **keys: cluster.run(argv).stdout)
+    live = capacity.partitions()
+    cluster.run(["mkdir", "-p", base.cluster.runs_folder])
+    scripts, wrong = {}, []
+    for number, header in enumerate(HEADERS):
+        experiment = composed(cluster, *shlex.split(header.overrides))
+        planned, why = plan_accepts(experiment, Here(live=lambda: live))
+        if planned == bool(header.refused) or header.refused not in why:
+            wrong.append(f"{header.does}: the plan: {why or 'accepted'}")
+        scripts[f"{number}-theirs"] = header.script()
+        if not header.refused:
+            scripts[f"{number}-ours"] = script_of(experiment)
+    answers = tested(cluster, scripts)
+    for name in scripts:
+        header, (accepted, answer) = HEADERS[int(name.partition("-")[0])], answers[name]
+        if accepted == bool(header.site) or header.site not in answer:
+            wrong.append(f"{name}, {header.does}: Slurm: {answer}")
+    assert not wrong, "\n".join(wrong)
+
+
+def tested(cluster: Cluster, scripts: dict[str, str]) -> dict[str, tuple[bool, str]]:
+    """Return whether Slurm would accept each script, and what it says."""
+    folder = cluster.scratch() / "headers"
+    cluster.run(["mkdir", "-p", str(folder)])
+    for name, text in scripts.items():
+        (folder / name).write_text(text)
+    each = 'for one in *; do printf "\\0%s\\0" "$one"; sbatch --test-only "$one" 2>&1; printf "\\0%s" $?; done'
+    _, *found = cluster.run(["sh", "-c", each], cwd=folder).stdout.split("\0")
+    return {name: (status == "0", said) for name, said, status in zip(found[::3], found[1::3], found[2::3])}
+
+
+def test_what_the_filter_refuses_is_told_in_the_users_language_at_submission_and_by_why(truba: Truba) -> None:
+    """The file does not know the rule here, so that the job gets as far as the filter."""
+    unknown = "cluster.partitions.orfoz.cores_allowed=[]"
+    own = ["+experiment=mnist", "data.name=digits", "resources.partition=orfoz", "resources.gpus=0", unknown]
+    done = truba(*own, "resources.cores=55", truba.runs_folder(), TRUBA_LANG="tr")
+    assert done.returncode == 2, done.stderr
+    assert "Orfoz kuyruguna gonderilen islerde node basina 56/112 cekirdek talep ediniz." in done.stderr
+    assert "düğüm başına 56/112 çekirdek" in done.stderr and "resources.cores" in done.stderr
+    assert "QOS" not in done.stderr
+    (run,) = run_dirs(truba.project)
+    told = truba("why", "--json", "--runs", str(run.parent), run.name)
+    assert told.returncode == 0, told.stderr
+    (row,) = json.loads(told.stdout)
+    assert row["findings"][0]["reason"] == "filter-cores-per-node", told.stdout
+    assert "56/112 cores on each node" in row["findings"][0]["means"]

@@ -311,7 +311,8 @@ def doctor(states: States, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_doctor_sees_what_is_out_of_order(states: States) -> None:
-    done = doctor(states, "--json", "cluster=testcluster", "resources.partition=debug")
+    chosen = ["resources.partition=debug", "resources.constraint=akya-cuda"]
+    done = doctor(states, "--json", "cluster=testcluster", *chosen)
     found = json.loads(done.stdout)
     by_subject: dict[str, list[dict[str, str]]] = {}
     for one in found:

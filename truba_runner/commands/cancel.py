@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from truba_runner import terminal
@@ -14,7 +14,7 @@ from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _, counted
 from truba_runner.runs import damage, runs_folders
 from truba_runner.runs.run_directory import RunDir
-from truba_runner.runs.state import is_slurms, last_job_id, local_process, state_of
+from truba_runner.runs.state import RunState, is_slurms, last_job_id, local_process, state_of
 from truba_runner.runs.sweep_directory import sharing
 from truba_runner.search.overview import with_jobs
 from truba_runner.slurm import client, commands
@@ -44,6 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     if jobs is None:
         raise Failed("Slurm does not answer, so nothing was cancelled; try again in a while")
     states = {run.path: state_of(run.record(), jobs) for run in runs}
+    _refuse_elsewhere(states)
     live = [run for run in runs if states[run.path].live or states[run.path].ending]
     affected = [run for run in named if any(one in live for one in with_jobs(run))]
     if len(affected) > 1 and not given.yes and not _agreed(affected):
@@ -80,6 +81,18 @@ def _refuse_others(runs: Sequence[RunDir]) -> None:
         whose = private.owner(others[0].path)
         remedy = _("Only {owner} can cancel it; to cancel a job of yours, name your own run.", owner=whose)
         raise Refused(Problem(others[0].id, _("this run belongs to {owner}.", owner=whose), remedy))
+
+
+def _refuse_elsewhere(states: Mapping[Path, RunState]) -> None:
+    """Refuse runs whose jobs another Slurm has; a job of this one may have the same id.
+
+    Raises:
+        Refused: a run was submitted to another Slurm, and has not ended as far as is known.
+    """
+    for path, state in states.items():
+        if state.elsewhere:
+            rule = _("its job belongs to another Slurm cluster, and may still run.")
+            raise Refused(Problem(path.name, rule, _("Type the command on {host}.", host=state.elsewhere)))
 
 
 def _named(prefix: str, runs_folder: Path | None) -> list[RunDir]:

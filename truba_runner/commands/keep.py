@@ -123,6 +123,9 @@ def _refuse_live(runs: Sequence[RunDir]) -> None:
     jobs = known_jobs_or_records(records, finished_too=True)
     for run in records:
         state = standing_of(run, jobs)
+        if state.elsewhere:
+            rule = _("its job belongs to another Slurm cluster, and may still run.")
+            raise Refused(Problem(run.id, rule, _("Type the command on {host}.", host=state.elsewhere)))
         if state.live or state.ending:
             rule = _("it has not ended ({state}), and only runs that have ended can be archived.", state=state.state)
             raise Refused(Problem(run.id, rule, _("truba logs -f {run} follows it until it ends.", run=run.id)))

@@ -45,7 +45,9 @@ def problems(experiment: Experiment, here: Here) -> Iterator[Problem]:
         yield Problem(
             "resources.partition=" + (resources.partition or _("(none)")),
             _("{file} has no such partition.", file=where(cluster)),
-            nearest(resources.partition, cluster.partitions),
+            _("A run has one partition: with resources.partition=auto, that where it starts first.")
+            if set(resources.partition.split(",")) <= set(cluster.partitions)
+            else nearest(resources.partition, cluster.partitions),
         )
         return
     if problem := place.elsewhere(cluster, resources.partition, here):

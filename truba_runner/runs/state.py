@@ -44,6 +44,8 @@ class RunState:
     why: str = ""
     # The run has its result, but its job still runs: it is cleaning up, or hangs.
     ending: bool = False
+    # The login node of another Slurm cluster, which may have the run's job; empty: it has not.
+    elsewhere: str = ""
 
 
 def last_job_id(run: RunDir) -> str:
@@ -55,7 +57,11 @@ def slurm_jobs(run: RunDir) -> set[str]:
     """Return the ids of all jobs that the run ever had in this machine's Slurm; none for a pulled copy."""
     if run.pulled():
         return set()
-    return {event.job_id for event in damage.submissions(run) if is_slurms(event.job_id)}
+    found, there = set(), False
+    for event in damage.submissions(run):
+        there = bool(_login_node(event)) if event.kind == Kind.INTENT else there
+        found |= {event.job_id} if is_slurms(event.job_id) and not there else set()
+    return found
 
 
 def is_slurms(job_id: str) -> bool:
@@ -81,9 +87,9 @@ def state_of(record: RunRecord, jobs: Mapping[str, Job] | None) -> RunState:
     progress = record.progress
     if record.pulled:
         return _state_when_pulled(record)
-    if (there := its_login_node(record.intent)) and not record.result and progress.state != Stage.FAILED:
+    if there := elsewhere(record):
         why = _("its job belongs to another Slurm cluster; ask on {host}", host=there)
-        return RunState("UNKNOWN", live=False, job=None, why=why)
+        return RunState("UNKNOWN", live=False, job=None, why=why, elsewhere=there)
     job = _job_of(record.job_id, jobs or {})
     finder = None if progress or not record.finder else record.of(record.finder)
     if record.result:
@@ -110,8 +116,18 @@ def state_of(record: RunRecord, jobs: Mapping[str, Job] | None) -> RunState:
     return RunState(state, live=False, job=job, why=why or _exit(job) or _(_SILENT))
 
 
-def its_login_node(intent: Event) -> str:
-    """Return where to ask for a submission's job, if it was made to another Slurm than that of this machine."""
+def elsewhere(record: RunRecord) -> str:
+    """Return where to ask for a run's job, if another Slurm than that of this machine may have it; empty if not."""
+    intent = record.intent
+    over = record.result or record.progress.state == Stage.FAILED
+    if over or not (there := _login_node(intent)):
+        return ""
+    never = any(one.token == intent.token and one.kind in {Kind.REFUSED, Kind.LOST} for one in record.events)
+    return "" if never else there
+
+
+def _login_node(intent: Event) -> str:
+    """Return where a submission was made, if to another Slurm than that of this machine; empty if not."""
     own, others = (str(intent.request.get(key) or "").split(",") for key in ("login_nodes", "other_login_nodes"))
     return own[0] if socket.gethostname().partition(".")[0] in others else ""
 

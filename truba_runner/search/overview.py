@@ -34,7 +34,8 @@ def standing(search: SearchDir, jobs: Mapping[str, Job] | None) -> RunState:
     if live:
         return RunState("RUNNING" if running else live[0].state, live=True, job=None, why=live[0].why)
     why = next((one.why for one in states if one.why), _("it has no worker"))
-    return RunState(states[0].state if states else "UNKNOWN", live=False, job=None, why=why)
+    there = next((one.elsewhere for one in states if one.elsewhere), "")
+    return RunState(states[0].state if states else "UNKNOWN", live=False, job=None, why=why, elsewhere=there)
 
 
 def standing_of(run: RunRecord, jobs: Mapping[str, Job] | None) -> RunState:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from truba_runner.language import _
 from truba_runner.runs.record_files import RunRecord
 from truba_runner.runs.run_directory import RunDir
-from truba_runner.runs.state import is_slurms
+from truba_runner.runs.state import elsewhere, is_slurms
 from truba_runner.search.overview import with_jobs
 from truba_runner.slurm import jobs as slurm_jobs
 from truba_runner.slurm.client import SlurmError
@@ -16,11 +16,12 @@ from truba_runner.slurm.jobs import Job
 
 
 def _last_jobs(record: RunRecord) -> list[tuple[str, bool]]:
-    """Return (last job id, has result) of a run or of a search's workers; empty if unreadable or a pulled copy."""
+    """Return (last job id, has result) of a run or of a search's workers, of those that this Slurm may know."""
     try:
         if record.pulled:
             return []
-        return [(one.job_id, bool(one.result)) for one in (run.record() for run in with_jobs(RunDir(record.path)))]
+        records = [run.record() for run in with_jobs(RunDir(record.path))]
+        return [(one.job_id, bool(one.result)) for one in records if not elsewhere(one)]
     except OSError:
         return []
 

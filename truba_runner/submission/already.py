@@ -6,9 +6,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from truba_runner.errors import Failed
 from truba_runner.language import _
-from truba_runner.runs.record_shapes import Stage
 from truba_runner.runs.run_directory import RunDir
-from truba_runner.runs.state import its_login_node, last_job_id, state_of
+from truba_runner.runs.state import elsewhere, last_job_id, state_of
 from truba_runner.slurm import client, jobs
 from truba_runner.submission import messages
 from truba_runner.submission.changed_code import refuse_together
@@ -63,7 +62,7 @@ def _live(runs: Sequence[RunDir]) -> set[str]:
     """Return the ids of the runs whose job is in the queue."""
     for run in runs:
         # Taken for lost, it would train twice.
-        if (there := its_login_node(run.record().intent)) and run.record().progress.state != Stage.FAILED:
+        if there := elsewhere(run.record()):
             raise Failed(
                 "{run} was submitted to another Slurm cluster, which may still have its job. Type the command on "
                 "{host}, or start a new run beside it with fresh=true.",

@@ -138,6 +138,8 @@ def _earlier_causes(case: Case, error: ErrorRecord) -> list[_Match]:
 
 
 def _word_on_record(case: Case) -> str:
+    if case.state.elsewhere:
+        return f"{case.state.state} elsewhere {case.state.elsewhere}"
     return "UNKNOWN silent" if case.state.state == "UNKNOWN" and not case.slurm_answers else case.state.state
 
 

@@ -29,7 +29,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
             rule = _("it is a name, without blanks and quotes.")
             yield Problem(f"resources.{key}={value}", rule, _("Write it as Slurm has it."))
     for key, value in experiment.resources.sbatch.items():
-        yield from _option_problems(str(key), value)
+        yield from _option_problems(experiment, str(key), value)
     yield from _requeue_problems(experiment)
 
 
@@ -115,7 +115,7 @@ def _per_core_problems(experiment: Experiment, per_core: float) -> Iterator[Prob
         )
 
 
-def _option_problems(key: str, value: Any) -> Iterator[Problem]:
+def _option_problems(experiment: Experiment, key: str, value: Any) -> Iterator[Problem]:
     """Report an entry of `resources.sbatch`; null and false leave an option out."""
     received = f"resources.sbatch.{key}={value}"
     option = long_option(key)
@@ -124,12 +124,21 @@ def _option_problems(key: str, value: Any) -> Iterator[Problem]:
     if not re.fullmatch(r"[a-z][a-z0-9-]+", option):
         rule = _("it is no long name of an option of sbatch.")
         yield Problem(received, rule, _("Write it as after the two dashes: nice, licenses, gpu-freq."))
+    elif option == "mem" and _asks_for_all_memory(experiment, value):
+        return
     elif taken := reserved(key):
         yield Problem(received, *why_not(taken))
     elif option == "gres" and re.search(r"\bgpu\b", str(value)):
         yield Problem(received, *why_not("gpus"))
     elif not isinstance(value, (str, int, float)) or re.search(r"[\x00-\x1f\x7f]", str(value)):
         yield Problem(received, _("an option has one value, on one line."), _("Write it as sbatch takes it."))
+
+
+def _asks_for_all_memory(experiment: Experiment, value: Any) -> bool:
+    """Return whether the option is `--mem=0`, all memory of a node, for which there is no number of gigabytes."""
+    resources = experiment.resources
+    alone = resources.memory_gb is None and resources.memory_per_cpu_gb is None
+    return str(value) == "0" and alone and experiment.cluster.memory == "any"
 
 
 def _requeue_problems(experiment: Experiment) -> Iterator[Problem]:
