@@ -49,6 +49,16 @@ replace_etc_files() {
   done
   # Slurm's default folder too, so that its commands work in a job that has lost SLURM_CONF (sbatch --export=NONE).
   [ ! -d /etc/slurm ] || mount --bind "$CLUSTER/etc" /etc/slurm
+  provide_modules
+}
+
+# As on TRUBA, a shell has the command `module` once it has read the site's profile; a batch script's has not. The
+# profile knows the cluster's own folder of modules, which is empty at first.
+provide_modules() {
+  [ -e /etc/lmod/modulespath ] || return 0
+  mkdir -p "$CLUSTER/modules"
+  { echo "$CLUSTER/modules" && cat /etc/lmod/modulespath; } >"$CLUSTER/etc/modulespath"
+  mount --bind "$CLUSTER/etc/modulespath" /etc/lmod/modulespath
 }
 
 mount_over_file() { # SOURCE TARGET
