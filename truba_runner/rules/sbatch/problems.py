@@ -10,7 +10,7 @@ from truba_runner.config.partitions import asked_for
 from truba_runner.config.schema import Experiment
 from truba_runner.errors import Problem, nearest
 from truba_runner.language import _
-from truba_runner.rules.sbatch.options import reserved, why_not
+from truba_runner.rules.sbatch.options import asks_for_gpus, reserved, why_not
 from truba_runner.slurm import hostlist
 from truba_runner.slurm.request import derive, long_option, node_list
 
@@ -124,7 +124,7 @@ def _option_problems(key: str, value: Any) -> Iterator[Problem]:
         yield Problem(received, rule, _("Write it as after the two dashes: nice, licenses, gpu-freq."))
     elif taken := reserved(key):
         yield Problem(received, *why_not(taken))
-    elif option == "gres" and re.search(r"\bgpu\b", str(value)):
+    elif asks_for_gpus(option, value):
         yield Problem(received, *why_not("gpus"))
     elif not isinstance(value, (str, int, float)) or re.search(r"[\x00-\x1f\x7f]", str(value)):
         yield Problem(received, _("an option has one value, on one line."), _("Write it as sbatch takes it."))
