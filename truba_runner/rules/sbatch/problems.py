@@ -76,6 +76,10 @@ def _memory_problems(experiment: Experiment) -> Iterator[Problem]:
         yield Problem(
             f"cluster.memory={cluster.memory}", _("there is no such choice."), nearest(cluster.memory, _MEMORY)
         )
+    if cluster.memory == "none" and cluster.default_memory_per_cpu_gb is not None:
+        rule = _("cluster.memory=none: no job may ask for memory there.")
+        received = f"cluster.default_memory_per_cpu_gb={cluster.default_memory_per_cpu_gb:g}"
+        yield Problem(received, rule, _("Leave out one of them."))
     asked = [key for key in ("memory_gb", "memory_per_cpu_gb") if getattr(resources, key) is not None]
     if len(asked) == 2:
         rule = _("resources.memory_gb is set too, and a job asks for memory in one way.")
