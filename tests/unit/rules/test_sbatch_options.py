@@ -183,6 +183,8 @@ def test_memory_is_asked_for_in_the_way_of_the_site(experiment: Compose) -> None
     for key in ("memory_gb", "memory_per_cpu_gb"):
         with pytest.raises(Refused, match="takes no job that asks for memory.*more cores"):
             memory("cluster.memory=none", f"resources.{key}=2")
+    with pytest.raises(Refused, match="no job may ask for memory there. Leave out one of them"):
+        memory("cluster.memory=none", "cluster.default_memory_per_cpu_gb=2")
 
 
 def test_packed_runs_ask_for_as_much_memory_per_core_each(experiment: Compose) -> None:
