@@ -1,11 +1,36 @@
-"""Which partition a job goes to, as a loaded cluster's own scheduler has it."""
+"""What Slurm is asked: the partition where a job starts soonest, and else the plan, whatever the shell says."""
 
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
-from truba import FAILING_JOB, Truba, events, run_dirs
+from cluster import wait_until
+from truba import FAILING_JOB, ROOT, Truba, events, run_dirs
+
+# Of a profile: each would change a job, or what Slurm's commands print or do.
+PROFILE = {
+    "SBATCH_PARTITION": "debug", "SBATCH_TIMELIMIT": "7", "SBATCH_NO_REQUEUE": "1", "SBATCH_CONSTRAINT": "akya-cuda",
+    "SQUEUE_STATES": "COMPLETED", "SQUEUE_FORMAT": "%i", "SACCT_FORMAT": "jobid", "SCANCEL_STATE": "COMPLETED",
+    "SLURM_TIME_FORMAT": "%s", "SINFO_FORMAT": "%N",
+}  # fmt: skip
+# Of a step that is bound to one processor.
+BOUND = {"SLURM_CPU_BIND": "quiet,mask_cpu:0x1", "SLURM_CPU_BIND_TYPE": "mask_cpu:", "SLURM_CPU_BIND_LIST": "0x1"}
+SHOWING_JOB = """
+import json, os, time
+from pathlib import Path
+Path("new").write_text(json.dumps(dict(os.environ)))
+Path("new").rename("seen")
+while not Path("end").exists():
+    time.sleep(0.05)
+"""
+EXPERIMENT = """# @package _global_
+name: shown
+job: {module: showing, backend: plain}
+data: {name: none}
+resources: {time: 30m}
+"""
 
 
 def offers(truba: Truba, *overrides: str) -> dict[tuple[str, str], dict[str, Any]]:
@@ -40,3 +65,69 @@ def test_auto_goes_where_the_job_starts_soonest(truba: Truba) -> None:
     (run,) = run_dirs(truba.project)
     shown = truba.cluster.run(["scontrol", "--oneliner", "show", "job", events(run)[-1]["job_id"]]).stdout
     assert "Partition=barbun-cuda" in shown and "TimeLimit=00:20:00" in shown and "NumCPUs=20" in shown
+
+
+def command(truba: Truba, *overrides: str) -> list[str]:
+    """Write a run that starts in no time, and return the command that submits it."""
+    truba.environment["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests' / 'plain_backend'}"
+    (truba.project / "conf" / "experiment").mkdir(parents=True, exist_ok=True)
+    truba.write("conf/experiment/shown.yaml", EXPERIMENT)
+    truba.write("jobs/showing.py", SHOWING_JOB)
+    return ["+experiment=shown", truba.runs_folder(), *overrides]
+
+
+def shown(truba: Truba, job_id: str) -> str:
+    return truba.cluster.run(["scontrol", "--oneliner", "show", "job", job_id]).stdout
+
+
+def test_neither_a_profile_nor_a_surrounding_job_changes_the_plan(truba: Truba) -> None:
+    step = ["srun", "--partition=akya-cuda", "--cpus-per-task=10", "--gres=gpu:1", "--time=9", "env"]
+    step += [f"{name}={value}" for name, value in BOUND.items()]
+    asked = [*step, sys.executable, "-m", "truba_runner", *command(truba)]
+    done = truba.cluster.run(asked, user=truba.user, cwd=truba.project, env=truba.environment | PROFILE)
+    kept = "SBATCH_CONSTRAINT=akya-cuda, SBATCH_NO_REQUEUE=1, SBATCH_PARTITION=debug, SBATCH_TIMELIMIT=7. If you want"
+    assert kept in done.stderr
+    (run,) = run_dirs(truba.project)
+    job_id = events(run)[-1]["job_id"]
+    job = shown(truba, job_id)
+    for fact in ("Partition=akya-cuda", "TimeLimit=00:30:00", "Requeue=1", "Features=(null)", "NumCPUs=10"):
+        assert f" {fact} " in job
+    wait_until((run / "seen").exists)
+    seen = json.loads((run / "seen").read_text())
+    assert not seen.keys() & (PROFILE.keys() | BOUND.keys()) and "SLURM_CONF" in seen
+
+    told = json.loads(truba("status", "--json", **PROFILE, SLURM_CLUSTERS="testcluster").stdout)
+    assert [(row["state"], row["job_id"]) for row in told] == [("RUNNING", job_id)]
+    assert f"cancelled {run.name}" in truba("cancel", run.name, **PROFILE).stdout
+    truba.cluster.wait_for_state(job_id, "CANCELLED")
+
+
+def test_a_sweep_asks_for_what_the_site_wants(truba: Truba) -> None:
+    def as_root(*argv: str) -> None:
+        truba.cluster.run(argv, user="root", check=False)
+
+    as_root("sacctmgr", "--immediate", "add", "qos", "long")
+    as_root("sacctmgr", "--immediate", "modify", "user", "ayse", "set", "qos+=long")
+    as_root("scontrol", "create", "reservation=course", "users=ayse", "nodes=akya4", "starttime=now", "duration=60")
+    try:
+        keys = ["resources.exclude=[akya3,'akya[1-2]']", "resources.nodelist=akya4", "resources.qos=long"]
+        keys += ["resources.reservation=course", "resources.memory_per_cpu_gb=4.5", "resources.exclusive=true"]
+        keys += ["+resources.sbatch={nice: 100, comment: two words}", "train.seed=1,2"]
+        done = truba("-m", *command(truba, *keys))
+        assert done.returncode == 0, done.stderr
+        jobs = {events(run)[-1]["job_id"] for run in run_dirs(truba.project)}
+        for job in [shown(truba, job_id) for job_id in sorted(jobs)]:
+            for fact in (
+                "ExcNodeList=akya[1-3]", "ReqNodeList=akya4", "QOS=long", "Reservation=course", "MinMemoryCPU=4.50G",
+                "OverSubscribe=NO", "Nice=100", "Comment=two words",
+            ):  # fmt: skip
+                assert f" {fact}" in job
+    finally:
+        truba.clear()
+        as_root("scontrol", "delete", "reservation=course")
+    for override, remedy in (
+        ("resources.nodelist=akya9", "for resources.nodelist=akya9. sinfo --Node --partition=akya-cuda lists"),
+        ("+resources.sbatch.nonsense=3", "does not take resources.sbatch.nonsense so. Correct it or leave it out"),
+    ):
+        refused = truba(*command(truba, override))
+        assert refused.returncode == 2 and remedy in refused.stderr

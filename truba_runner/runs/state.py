@@ -103,6 +103,8 @@ def state_of(record: RunRecord, jobs: Mapping[str, Job] | None) -> RunState:
         return RunState("CANCELLED", live=False, job=job, why=why)
     if job is None:
         return _state_on_record(record, slurm_answers=jobs is not None)
+    if _left_to_resume(record, job):
+        return RunState("INTERRUPTED", live=False, job=job, why=_(_INTERRUPTED))
     # A job that completed without writing a result has not finished the training.
     state = "FAILED" if job.state == "COMPLETED" else job.state
     why = (
@@ -114,6 +116,15 @@ def state_of(record: RunRecord, jobs: Mapping[str, Job] | None) -> RunState:
     )
     why = why or why_not_entered(record, job.exit_code)
     return RunState(state, live=False, job=job, why=why or _exit(job) or _(_SILENT))
+
+
+def _left_to_resume(record: RunRecord, job: Job) -> bool:
+    """Return whether the run saved its state and ended, as the site puts no job back into the queue.
+
+    Slurm then calls the job failed. Elsewhere a later start of the job may have failed before it recorded anything.
+    """
+    once = record.intent.request.get("requeue") is False
+    return once and job.state == "FAILED" and record.progress.state == Stage.INTERRUPTED
 
 
 def elsewhere(record: RunRecord) -> str:

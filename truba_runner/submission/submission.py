@@ -23,6 +23,7 @@ from truba_runner.environment import caches, start
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _
 from truba_runner.log import warn
+from truba_runner.rules.sbatch import refused
 from truba_runner.runs.events import Event, Kind
 from truba_runner.slurm import batch_script, budget, client, commands, jobs
 from truba_runner.slurm.client import SRUN_FAILED
@@ -135,7 +136,7 @@ class Submission:
             self.record(Event(Kind.REFUSED, token=self.token, message=words))
             if not error.refused:
                 raise Failed("the job could not be submitted: {error}", error=error) from error
-            raise Refused(_refusal(words, by_filter, self.first.experiment.cluster)) from error
+            raise Refused(_refusal(words, by_filter, self.first.experiment.cluster, self.request)) from error
         self.record(Event(Kind.SUBMITTED, token=self.token, job_id=job_id))
         return job_id
 
@@ -199,8 +200,9 @@ def warn_of_cost(submissions: Sequence[Submission]) -> None:
         warn(warning)
 
 
-def _refusal(words: str, by_filter: bool, cluster: Cluster) -> Problem:
-    if means := commands.explained(words, cluster.refusals):
+def _refusal(words: str, by_filter: bool, cluster: Cluster, request: Request) -> Problem:
+    means = commands.explained(words, cluster.refusals) or (None if by_filter else refused.explained(words, request))
+    if means:
         return Problem(words, *means)
     rule = _("the site's submit filter refused the job.") if by_filter else _("Slurm itself refused the job.")
     return Problem(words, rule, _("dry_run=true shows the script that Slurm received."))

@@ -79,7 +79,7 @@ def _matches(case: Case) -> Sequence[_Match]:
     slurms = case.slurms_state
     told = slurms not in {"", "COMPLETED", "FAILED"} and state.state != "COMPLETED"
     if told and (ended := meaning("ended", slurms)):
-        first = _Match(ended, Evidence("sacct", evidence.as_slurm_says(case)))
+        first = _Match(ended, evidence.of_the_end(case))
     elif state.state == "FAILED":
         return _failed(case)
     else:
@@ -119,10 +119,10 @@ def _failed(case: Case) -> list[_Match]:
         return [_Match(known, on)]
     if said := _in_log(case):
         return [said]
-    on = Evidence("sacct", evidence.as_slurm_says(case))
+    on = evidence.of_the_end(case)
     if known := meaning("exit", case.exit_code):
         return [_Match(known, on, evidence.end_of_logs(case))]
-    return [_Match(_sure("record", "FAILED without result"), on)]
+    return [_Match(_sure("record", f"FAILED without {'words' if case.slurms_state == 'FAILED' else 'result'}"), on)]
 
 
 def _kind_of(error: ErrorRecord) -> str:

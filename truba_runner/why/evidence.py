@@ -48,6 +48,11 @@ def as_slurm_says(case: Case) -> str:
     return ", ".join(f"{name}={value}" for name, value in told.items() if value and value != "None assigned")
 
 
+def of_the_end(case: Case) -> Evidence:
+    """Return Slurm's record of an ended job, from accounting if the site has it, else from the queue."""
+    return Evidence("sacct" if case.starts else "squeue", as_slurm_says(case))
+
+
 def end_of_logs(case: Case) -> list[Evidence]:
     """Return the last lines of each log, for the user to judge."""
     told = []

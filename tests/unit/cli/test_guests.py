@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from truba_runner.config.schema import Experiment
 from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.sweep_directory import Member, SweepDir
+from truba_runner.slurm import commands, jobs
 from truba_runner.sweeps import sweeper_job
 
 
@@ -184,3 +186,23 @@ def test_a_sweepers_job_runs_the_command_as_a_login_node_does(
     about_slurm = {name for name in seen if name.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
     assert about_slurm == {"SLURM_CONF"} and seen[sweeper_job.INSIDE] == "1"
     monkeypatch.delenv(sweeper_job.INSIDE)
+
+
+@pytest.mark.parametrize("requeue", [True, False])
+def test_a_sweepers_job_goes_back_to_the_queue_where_the_site_allows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_signals: None, requeue: bool
+) -> None:
+    run = RunDir(tmp_path / "sweeper")
+    run.create()
+    request = {"requeue": requeue}
+    run.append_submission(Event(Kind.INTENT, token="t", project=str(tmp_path), command=["-m"], request=request))
+    requeued: list[str] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv(sweeper_job.INSIDE, "")
+    monkeypatch.setattr(jobs, "would_end_for_good", lambda job_id: True)
+    monkeypatch.setattr(commands, "requeue", requeued.append)
+    monkeypatch.setattr("truba_runner.cli.main.main", lambda arguments: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit) as left:
+        sweeper.main([str(run.path)])
+    assert left.value.code == 128 + signal.SIGTERM and requeued == (["7"] if requeue else [])

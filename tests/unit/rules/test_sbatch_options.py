@@ -15,7 +15,7 @@ from truba_runner.config.schema import Experiment, Sweep, experiment_from
 from truba_runner.environment import probe_job
 from truba_runner.errors import Refused
 from truba_runner.rules.experiment import plan
-from truba_runner.rules.sbatch import variables
+from truba_runner.rules.sbatch import refused, variables
 from truba_runner.rules.site.here import Here
 from truba_runner.rules.sweep import allocation
 from truba_runner.runs.run_directory import RunDir
@@ -133,6 +133,34 @@ def test_two_keys_that_contradict_each_other_are_refused(experiment: Compose) ->
             plan(experiment(*overrides))
 
 
+# What sbatch 22.05 prints (the last: words that no key is known for), the key that it is about, and what helps.
+SLURM_SAID = [
+    ("Batch job submission failed: Invalid node name specified", "resources.nodelist=akya2, resources.exclude=akya3,",
+     "sinfo --Node --partition=akya-cuda"),
+    ("Batch job submission failed: Requested nodes not in this partition", "resources.nodelist=akya2", "sinfo"),
+    ("Batch job submission failed: Invalid qos specification", "resources.qos=long", "scontrol show partition=akya"),
+    ("Batch job submission failed: Requested reservation is invalid", "resources.reservation=course", "scontrol show"),
+    ("Batch job submission failed: Access denied to requested reservation", "resources.reservation=course", "scontrol"),
+    ("Batch job submission failed: Invalid license specification", "resources.sbatch.licenses", "man sbatch"),
+    ("unrecognized option '--gpu-freq=high' Try \"sbatch --help\"", "resources.sbatch.gpu_freq so", "leave it out"),
+    ("option '--no-kill' doesn't allow an argument", "resources.sbatch.no_kill", "Set it to true"),
+    ("Batch job submission failed: Invalid account or account/partition combination specified", "resources.account=",
+     "truba doctor"),
+    ("Batch job submission failed: Unspecified error", "", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "rule", "remedy"), SLURM_SAID, ids=[row[0][-40:] for row in SLURM_SAID])
+def test_what_slurm_itself_refuses_names_the_key(experiment: Compose, words: str, rule: str, remedy: str) -> None:
+    told = refused.explained(words, plan(experiment(*ASKED, "resources.account=me")).request)
+    assert (rule in told[0] and remedy in told[1]) if told else not rule
+
+
+def test_a_key_that_is_not_set_is_not_named(experiment: Compose) -> None:
+    for words, *_about in SLURM_SAID[:8]:
+        assert refused.explained(words, plan(experiment()).request) is None
+
+
 # -- sites ------------------------------------------------------------------------------------------------------------
 
 
@@ -156,6 +184,8 @@ def test_memory_is_asked_for_in_the_way_of_the_site(experiment: Compose) -> None
     for key in ("memory_gb", "memory_per_cpu_gb"):
         with pytest.raises(Refused, match="takes no job that asks for memory.*more cores"):
             memory("cluster.memory=none", f"resources.{key}=2")
+    with pytest.raises(Refused, match="no job may ask for memory there. Leave out one of them"):
+        memory("cluster.memory=none", "cluster.default_memory_per_cpu_gb=2")
 
 
 def test_packed_runs_ask_for_as_much_memory_per_core_each(experiment: Compose) -> None:
@@ -227,3 +257,18 @@ def test_what_srun_would_read_is_told_unless_a_surrounding_job_has_set_it(experi
     (warning,) = told(experiment(), SLURM_CPU_BIND="none", SLURM_NTASKS="4")
     assert "SLURM_CPU_BIND=none." in warning and "environment.setup=['export SLURM_CPU_BIND=none']" in warning
     assert not told(experiment(), SLURM_CPU_BIND="mask", SLURM_JOB_ID="3", SBATCH_MEM_BIND="none")
+
+
+def test_the_key_to_use_is_one_that_is_taken(experiment: Compose) -> None:
+    (warning,) = told(experiment(), SBATCH_GRES="gpu:3", SBATCH_OVERCOMMIT="", SBATCH_HOLD="1", SBATCH_EXCLUSIVE="yes")
+    keys = "resources.exclusive=true, resources.gpus, +resources.sbatch.hold=true, +resources.sbatch.overcommit=true"
+    assert warning.endswith(f"set {keys}.")
+    (warning,) = told(experiment(), SBATCH_COMMENT='two "words"')
+    assert warning.endswith("""set '+resources.sbatch.comment="two \\"words\\""'.""")
+    assert experiment('+resources.sbatch.comment="two \\"words\\""').resources.sbatch == {"comment": 'two "words"'}
+
+
+def test_a_flag_that_is_off_or_planned_is_no_news(experiment: Compose) -> None:
+    assert not told(experiment(), SBATCH_NO_REQUEUE="0", SBATCH_OVERCOMMIT="no")
+    assert told(experiment(), SBATCH_NO_REQUEUE="") and told(experiment(), SBATCH_NO_REQUEUE="yes")
+    assert not told(experiment("cluster.requeue=false"), SBATCH_NO_REQUEUE="1")

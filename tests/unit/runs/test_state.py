@@ -117,6 +117,19 @@ def test_what_slurm_has_forgotten_is_told_from_the_run_directory_and_never_guess
     assert state_of(run.record(), {}).state == "INTERRUPTED"
 
 
+def test_a_run_that_saved_where_no_job_comes_back_has_not_failed(run: RunDir) -> None:
+    failed = {"7": Job("7", "FAILED", exit_code="143:0")}
+    progress(run, state="interrupted")
+    assert state_of(run.record(), failed).state == "FAILED", "a later start of a requeued job may have"
+    run.append_submission(Event(Kind.INTENT, token="u", job_name="mnist-00000000.u", request={"requeue": False}))
+    run.append_submission(Event(Kind.SUBMITTED, token="u", job_id="7"))
+    state = state_of(run.record(), failed)
+    assert (state.state, state.live, state.why) == ("INTERRUPTED", False, "interrupted; the same command resumes it")
+    assert state_of(run.record(), {"7": Job("7", "CANCELLED")}).state == "CANCELLED"
+    progress(run, state="running")
+    assert state_of(run.record(), failed).state == "FAILED"
+
+
 def test_silence_of_slurm_is_not_taken_for_an_answer(run: RunDir) -> None:
     progress(run, state="running")
     assert (state_of(run.record(), None).state, state_of(run.record(), None).live) == ("UNKNOWN", False)

@@ -100,6 +100,32 @@ def test_a_site_without_accounting_is_no_news(slurm: Slurm, capsys: pytest.Captu
     assert not capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["status", "logs", "why", "report", "keep", "usage", "cancel"])
+def test_a_site_that_has_no_sacct_at_all(
+    slurm: Slurm, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(slurm.bin))
+    slurm.stand_in("squeue", "#!/bin/sh\nprintf '3\\037FAILED\\037akya-cuda\\037None\\0371:00\\0371:00\\037akya1\\n'\n")
+    run = slurm.run("2", state="failed", error={"type": "Failed", "message": "the disk is full"})
+    run.log_of("2").write_text("epoch 1\n")
+    run.write_config({"name": "mnist"})
+    arguments = [] if command == "usage" else [run.id]
+    assert main([command, *arguments, "--runs", str(slurm.runs)]) == 0
+    assert WORD not in capsys.readouterr().err
+
+
+def test_what_only_the_queue_tells_is_not_said_to_be_accountings(
+    slurm: Slurm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(slurm.bin))
+    slurm.stand_in("squeue", "#!/bin/sh\nprintf '1\\037FAILED\\037akya-cuda\\037None\\0371:00\\0371:00\\037akya1\\n'\n")
+    run = slurm.run("1", state="running")
+    assert main(["why", run.id, "--runs", str(slurm.runs)]) == 0
+    told = capsys.readouterr().out
+    assert "squeue: State=FAILED" in told and "sacct" not in told
+    assert "as failed, and neither" in told and "as completed" not in told
+
+
 def test_a_finished_run_is_not_asked_about(slurm: Slurm, capsys: pytest.CaptureFixture[str]) -> None:
     slurm.stand_in("sacct", HANGS)
     run = slurm.run("2", state="finished")

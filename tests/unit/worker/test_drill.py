@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 from searches import Project, wait_until
 
-from truba_runner.commands.drill import _print, compared
+from truba_runner.commands.drill import _print, _trained, compared
+from truba_runner.config.schema import Drill, Experiment
+from truba_runner.errors import Failed
 from truba_runner.runs.run_directory import RunDir
+from truba_runner.submission.outcome import Action, Outcome
 
 pytestmark = pytest.mark.programs
 
@@ -104,3 +107,28 @@ def test_a_clock_in_a_state_is_no_difference(project: Project) -> None:
     done = project("+experiment=par", "checkpoint.verify=true", "job.options.clock=true")
     assert done.returncode == 0 and "an interruption changes nothing" in done.stdout, done.stdout + done.stderr
     assert result(project)["verified"]["seconds"] > 0
+
+
+@pytest.mark.parametrize("requeue", [False, True])
+def test_where_jobs_do_not_come_back_the_drill_submits_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requeue: bool
+) -> None:
+    run, submitted = RunDir(tmp_path / "cut-0"), []
+    run.create()
+
+    def launched(experiment: Experiment, selector: str) -> Outcome:
+        submitted.append((experiment.fresh, experiment.launcher.wait))
+        if len(submitted) == 3:
+            run.write_result({"metrics": {}})
+        return Outcome(run.id, str(run.path), Action.FAILED)
+
+    monkeypatch.setattr("truba_runner.launch.run.launch", launched)
+    experiment = Experiment(name="x")
+    experiment.cluster.scheduler, experiment.cluster.requeue = "slurm", requeue
+    if requeue:
+        with pytest.raises(Failed, match="did not finish"):
+            _trained(experiment, "cut", Drill(2, 4), [])
+    else:
+        assert _trained(experiment, "cut", Drill(2, 4), []).id == run.id
+    # Only the first is a new run.
+    assert submitted == [(True, True), (False, True), (False, True)][: 1 if requeue else 3]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from truba_runner.config.schema import Experiment
 from truba_runner.language import _, marked
 from truba_runner.slurm.request import long_option
@@ -92,6 +94,11 @@ def reserved(key: str) -> str:
     if option in _RESERVED:
         return option
     return next((name for name in sorted(_RESERVED) if name.startswith(option)), "")
+
+
+def asks_for_gpus(option: str, value: object) -> bool:
+    """Return whether an option is a `gres` that asks for GPUs, which have a key of their own."""
+    return option == "gres" and bool(re.search(r"\bgpu\b", str(value)))
 
 
 def why_not(option: str) -> tuple[str, str]:

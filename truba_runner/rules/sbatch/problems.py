@@ -11,7 +11,7 @@ from truba_runner.config.partitions import asked_for
 from truba_runner.config.schema import Experiment
 from truba_runner.errors import Problem, nearest
 from truba_runner.language import _
-from truba_runner.rules.sbatch.options import reserved, why_not
+from truba_runner.rules.sbatch.options import asks_for_gpus, reserved, why_not
 from truba_runner.rules.values import positive
 from truba_runner.slurm import hostlist
 from truba_runner.slurm.request import derive, long_option, node_list
@@ -80,6 +80,10 @@ def _memory_problems(experiment: Experiment) -> Iterator[Problem]:
         yield Problem(
             f"cluster.memory={cluster.memory}", _("there is no such choice."), nearest(cluster.memory, _MEMORY)
         )
+    if cluster.memory == "none" and cluster.default_memory_per_cpu_gb is not None:
+        rule = _("cluster.memory=none: no job may ask for memory there.")
+        received = f"cluster.default_memory_per_cpu_gb={cluster.default_memory_per_cpu_gb:g}"
+        yield Problem(received, rule, _("Leave out one of them."))
     asked = [key for key in ("memory_gb", "memory_per_cpu_gb") if getattr(resources, key) is not None]
     if len(asked) == 2:
         rule = _("resources.memory_gb is set too, and a job asks for memory in one way.")
@@ -128,7 +132,7 @@ def _option_problems(experiment: Experiment, key: str, value: Any) -> Iterator[P
         return
     elif taken := reserved(key):
         yield Problem(received, *why_not(taken))
-    elif option == "gres" and re.search(r"\bgpu\b", str(value)):
+    elif asks_for_gpus(option, value):
         yield Problem(received, *why_not("gpus"))
     elif not isinstance(value, (str, int, float)) or re.search(r"[\x00-\x1f\x7f]", str(value)):
         yield Problem(received, _("an option has one value, on one line."), _("Write it as sbatch takes it."))

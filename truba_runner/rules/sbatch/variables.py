@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 from truba_runner.config.durations import parse_minutes
 from truba_runner.language import _
-from truba_runner.rules.sbatch.options import key_for, reserved
+from truba_runner.rules.sbatch.options import asks_for_gpus, key_for, reserved
 from truba_runner.slurm.request import Request
 
 # Options of sbatch whose variables are named otherwise (man sbatch, INPUT ENVIRONMENT VARIABLES).
@@ -21,11 +23,13 @@ _HARMLESS = {"SBATCH_DEBUG", "SBATCH_IGNORE_PBS", "SBATCH_REQUEUE"}
 _OF_SRUN = {
     f"SLURM_{name}"
     for name in (
-        "ACCTG_FREQ CORE_SPEC CPU_BIND CPU_FREQ_REQ DISTRIBUTION DIST_PLANESIZE EXACT EXPORT_ENV GPU_BIND GPU_FREQ "
-        "HINT MEM_BIND MEM_PER_CPU MEM_PER_GPU MEM_PER_NODE MPI_TYPE NETWORK OVERCOMMIT OVERLAP PROFILE RESV_PORTS "
-        "THREADS_PER_CORE"
+        "ACCTG_FREQ CORE_SPEC CPU_BIND CPU_FREQ_REQ DISTRIBUTION DIST_PLANESIZE EXACT EXCLUSIVE EXPORT_ENV "
+        "GPU_BIND GPU_FREQ GRES HINT LABELIO MEM_BIND MEM_PER_CPU MEM_PER_GPU MEM_PER_NODE MPI_TYPE NETWORK "
+        "OVERCOMMIT OVERLAP PROFILE RESV_PORTS TASK_EPILOG TASK_PROLOG THREADS_PER_CORE"
     ).split()
 }
+# Options without a value. Their variables turn them on if they are empty, `yes` or a number other than 0, else off.
+_FLAGS = {"hold", "no-kill", "no-requeue", "overcommit", "spread-job", "use-min-nodes", "wait"}
 # Options whose value is written in the key as in the variable.
 _SAME_VALUE = {"account", "constraint", "exclude", "mail-type", "mail-user", "partition", "qos", "reservation", "time"}
 _SHOWN = 100
@@ -66,6 +70,10 @@ def _as_planned(option: str, value: str, request: Request) -> bool:
     if option == "time":
         with suppress(ValueError):
             return parse_minutes(value) == request.time_minutes
+    if option in _FLAGS and not re.fullmatch(r"|yes|0*[1-9]\d*", value):
+        return True
+    if option == "no-requeue":
+        return not request.requeue
     planned = {
         "partition": request.partition,
         "account": request.account,
@@ -86,8 +94,19 @@ def _remedy(variables: Mapping[str, str]) -> str:
     keys = []
     for name, value in variables.items():
         option = _option(name)
-        if key := key_for(option):
-            keys.append(f"{key}={value}" if option in _SAME_VALUE else key)
+        if option == "exclusive":
+            keys.append("resources.exclusive=true")
+        elif key := key_for("gpus" if asks_for_gpus(option, value) else option):
+            keys.append(_override(key, value) if option in _SAME_VALUE else key)
         elif not reserved(option):
-            keys.append(f"+resources.sbatch.{option.replace('-', '_')}={value or 'true'}")
+            key = f"+resources.sbatch.{option.replace('-', '_')}"
+            keys.append(_override(key, "true" if option in _FLAGS else value or "true"))
     return _("If you want it, set {keys}.", keys=", ".join(keys)) if keys else ""
+
+
+def _override(key: str, value: str) -> str:
+    """Return the setting as it is typed in a shell, for Hydra to read as one text."""
+    if re.fullmatch(r"[\w.:@/+-]+", value):
+        return f"{key}={value}"
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return shlex.quote(f'{key}="{escaped}"')
