@@ -217,7 +217,19 @@ NEWER = {
 }  # fmt: skip
 # Attributes and keywords of the same kind.
 NEWER_ATTRIBUTES = {"hardlink_to", "bit_count", "orig_argv", "stdlib_module_names", "is_junction", "add_note"}
-NEWER_KEYWORDS = {"zip": {"strict"}, "dataclass": {"slots", "kw_only"}, "field": {"kw_only"}, "entry_points": {"group"}}
+NEWER_KEYWORDS = {
+    "zip": {"strict"},
+    "dataclass": {"slots", "kw_only"},
+    "field": {"kw_only"},
+    "entry_points": {"group"},
+    "TemporaryDirectory": {"ignore_cleanup_errors", "delete"},
+    "rmtree": {"onexc", "dir_fd"},
+    "realpath": {"strict"},
+    "glob": {"root_dir", "case_sensitive"},
+    "exists": {"follow_symlinks"},
+}
+# Functions that take an exception alone only since 3.10, and how many arguments they had to have.
+OF_AN_EXCEPTION = {"format_exception": 3, "print_exception": 3, "format_exception_only": 2}
 BUILTIN_TYPES = {"int", "str", "float", "bool", "bytes", "list", "dict", "tuple", "set", "type", "object"}
 
 
@@ -246,6 +258,8 @@ def newer_than_39(text: str, evaluated: bool) -> Iterator[str]:
                 yield f"{node.lineno}: {ast.unparse(node)}"
         elif isinstance(node, ast.Call):
             called = ast.unparse(node.func).rpartition(".")[2]
+            if len(node.args) + len(node.keywords) < OF_AN_EXCEPTION.get(called, 0):
+                yield f"{node.lineno}: {ast.unparse(node)}"
             if taken := {one.arg for one in node.keywords} & NEWER_KEYWORDS.get(called, set()):
                 yield f"{node.lineno}: {called} {taken}"
 
@@ -271,6 +285,7 @@ def test_what_is_newer_than_python_39_is_seen() -> None:
         "match x:\n    case 1: pass", "zip(a, b, strict=True)", "isinstance(x, int | str)", "Stage = Find | Fit",
         "Shape = tuple[int | None, ...]", "from itertools import pairwise", "a: int = field(kw_only=True)",
         "@dataclass(frozen=True, slots=True)\nclass A: ...", "from typing import TypeAlias", "path.hardlink_to(other)",
+        "traceback.format_exception(error)", "tempfile.TemporaryDirectory(ignore_cleanup_errors=True)",
     ):  # fmt: skip
         assert [*newer_than_39(future + text, evaluated=False)], text
     held = "def f(a: int | None) -> str | None: return re.DOTALL | re.VERBOSE"

@@ -107,7 +107,7 @@ def _distributions(wanted: Mapping[str, str], folder: Path | None) -> list[Distr
     if missing and folder is not None:
         _fetch(missing, folder)
         found += [one for one in importlib.metadata.distributions(path=[str(folder)])
-                  if f"{one.name}=={one.version}" in missing]  # fmt: skip
+                  if f"{_name(one)}=={one.version}" in missing]  # fmt: skip
     return found
 
 
@@ -136,7 +136,12 @@ def _files_of(distribution: Distribution) -> Iterator[tuple[str, bytes]]:
             continue
         if (about and "licen" in str(inside).lower()) or (not about and inside.suffix in _CODE):
             yield str(inside), Path(str(distribution.locate_file(file))).read_bytes()
-    yield _metadata(distribution.name.replace("-", "_"), distribution.version)
+    yield _metadata(_name(distribution).replace("-", "_"), distribution.version)
+
+
+def _name(distribution: Distribution) -> str:
+    """Return `distribution.name`, which Python 3.9 lacks."""
+    return distribution.metadata["Name"]
 
 
 def _metadata(name: str, version: str) -> tuple[str, bytes]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import secrets
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Union
 
 from truba_runner.code import job_module, provenance, snapshot
 from truba_runner.errors import Failed
@@ -24,7 +24,7 @@ def sha256(record: Event) -> str:
 
 
 # Makes a context manager for a folder that is removed at its exit.
-_Place = Callable[[Path], AbstractContextManager[Union[str, Path]]]
+_Place = Callable[[Path], AbstractContextManager[Path]]
 
 
 class SubmittedCode:
@@ -77,7 +77,7 @@ class SubmittedCode:
             with ExitStack() as attempt:
                 folder = scratch
                 try:
-                    folder = Path(attempt.enter_context(make(scratch))) / name
+                    folder = attempt.enter_context(make(scratch)) / name
                     _write(files, folder)
                 except OSError as error:
                     refused.append(f"{folder}: {error.strerror}")
@@ -97,8 +97,14 @@ def _on_the_node(scratch: Path) -> AbstractContextManager[Path]:
     return node_folder.made(scratch, f"code-{secrets.token_hex(4)}")
 
 
-def _among_temporary_files(scratch: Path) -> AbstractContextManager[str]:
-    return tempfile.TemporaryDirectory(prefix="truba-code-", ignore_cleanup_errors=True)
+@contextmanager
+def _among_temporary_files(scratch: Path) -> Iterator[Path]:
+    """Do what TemporaryDirectory(ignore_cleanup_errors=True) does from Python 3.10 on."""
+    folder = Path(tempfile.mkdtemp(prefix="truba-code-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(files: Mapping[str, snapshot.File], folder: Path) -> None:

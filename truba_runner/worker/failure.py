@@ -36,4 +36,5 @@ def in_one_line(record: ErrorRecord) -> str:
 
 def print_traceback(error: BaseException, own: Callable[[str], str]) -> None:
     """Print the traceback to the log, with the user's own paths by `own`."""
-    print(own("".join(traceback.format_exception(error))), file=sys.stderr, end="", flush=True)
+    lines = traceback.format_exception(type(error), error, error.__traceback__)
+    print(own("".join(lines)), file=sys.stderr, end="", flush=True)

@@ -1,14 +1,17 @@
 """Read and call what Keras and TensorFlow name privately, each name once.
 
-Checked with Keras 3.15.1 and TensorFlow 2.21.0. A version that renames one of these ends a training with an
-AttributeError or ImportError that names it. Two go unnoticed: without `values` a mirrored variable counts as one, so
-that all devices resume with the first one's values; without `_loss_tracker` a `train_step` that reports a loss of its
-own is refused.
+Checked with Keras 3.15.1 and TensorFlow 2.21.0, and with the last ones for Python 3.9, 3.10.0 and 2.20.0. A version
+that renames one of these ends a training with an AttributeError or ImportError that names it. Two go unnoticed: without
+`values` a mirrored variable counts as one, so that all devices resume with the first one's values; without
+`_loss_tracker` a `train_step` that reports a loss of its own is refused.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+# Keras' name of its global seed. It has a constant for it, but not yet in 3.10, the last version for Python 3.9.
+_GLOBAL_SEED = "global_seed_generator"
 
 
 def layers_of(layer: Any) -> list[Any]:
@@ -68,18 +71,17 @@ def global_seeds(create: bool) -> list[Any]:
     Random functions without a seed of their own use it.
     """
     from keras.src.backend.common.global_state import get_global_attribute
-    from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
+    from keras.src.random.seed_generator import global_seed_generator
 
-    found = global_seed_generator() if create else get_global_attribute(GLOBAL_SEED_GENERATOR)
+    found = global_seed_generator() if create else get_global_attribute(_GLOBAL_SEED)
     return [] if found is None else copies_of(found.state)
 
 
 def drop_global_seed() -> None:
     """Drop Keras' global seed: Keras makes it anew when needed."""
     from keras.src.backend.common.global_state import set_global_attribute
-    from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 
-    set_global_attribute(GLOBAL_SEED_GENERATOR, None)
+    set_global_attribute(_GLOBAL_SEED, None)
 
 
 def unliftable() -> type[Exception]:
