@@ -73,6 +73,8 @@ def asked(text: str) -> dict[str, object]:
     made["minutes"] = _minutes(said.pop("time", "1"))
     if memory := said.pop("mem-per-cpu", ""):
         made["memory_mb"] = cores * _megabytes(memory)
+    elif memory := said.pop("mem-per-gpu", ""):
+        made["memory_mb"] = gpus * _megabytes(memory)
     elif memory := said.pop("mem", ""):
         made["memory_mb"] = _megabytes(memory)
     said.setdefault("account", "ayse")
@@ -354,5 +356,50 @@ HEADERS = [
         "resources.partition=kolyoz resources.account=proj1",
         "Did you mean kolyoz-cuda",
         "invalid partition specified: kolyoz",
+    ),
+    Header(
+        "memory by the GPU",
+        "-p akya-cuda -A ayse -N 1 -n 1 -c 20 --gres=gpu:2 --mem-per-gpu=60G -t 01:00:00",
+        "resources.partition=akya-cuda resources.gpus=2 resources.memory_gb=120",
+    ),
+    Header(
+        "more memory than a node has",
+        "-p hamsi -A ayse -N 1 -n 1 -c 56 --mem=256G -t 01:00:00",
+        "resources.partition=hamsi resources.gpus=0 resources.memory_gb=256",
+        "a node of hamsi has 192 GB",
+        "Requested node configuration is not available",
+    ),
+    Header(
+        "more GPUs than a node has",
+        "-p barbun-cuda -A ayse -N 1 -n 1 -c 80 --gres=gpu:4 -t 01:00:00",
+        "resources.partition=barbun-cuda resources.gpus=4",
+        "a node of barbun-cuda has 2 GPUs",
+        "Requested node configuration is not available",
+    ),
+    Header(
+        "a GPU of a partition without any",
+        "-p orfoz -A ayse -N 1 -n 1 -c 56 --gres=gpu:1 -t 01:00:00",
+        "resources.partition=orfoz resources.gpus=1 resources.cores=56",
+        "orfoz has no GPUs",
+        "Requested node configuration is not available",
+    ),
+    # Only Slurm knows these.
+    Header(
+        "a reservation for a course, which is over",
+        "-p barbun -A ayse -N 1 -n 1 -c 20 --reservation=course -t 01:00:00",
+        "resources.partition=barbun resources.gpus=0 resources.reservation=course",
+        site="Requested reservation is invalid",
+    ),
+    Header(
+        "another one's account",
+        "-p barbun -A proj9 -N 1 -n 1 -c 20 -t 01:00:00",
+        "resources.partition=barbun resources.gpus=0 resources.account=proj9",
+        site="Invalid account or account/partition combination specified",
+    ),
+    Header(
+        "a node that there is not any more",
+        "-p barbun -A ayse -N 1 -n 1 -c 20 --exclude=barbun[45-46] -t 01:00:00",
+        "resources.partition=barbun resources.gpus=0 'resources.exclude=\"barbun[45-46]\"'",
+        site="Invalid node name specified",
     ),
 ]  # fmt: skip

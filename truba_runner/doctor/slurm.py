@@ -77,21 +77,23 @@ def account(patient: Patient) -> Iterator[Finding]:
     if not _asks_slurm(patient):
         return
     cluster, name = patient.experiment.cluster, patient.experiment.resources.account
-    subject = _("account {name}", name=name)
+    subject = _("account {name}", name=name) if name else _("account")
     try:
         mine = queries.accounts()
     except SlurmError as error:
         yield Finding(NOTE, subject, _short(error), _("Slurm does not report your accounts."))
     else:
         if name not in mine:
-            says = _("you do not belong to it; your accounts: {names}", names=", ".join(mine) or "–")
+            names = ", ".join(mine) or "–"
+            says = _("you do not belong to it; your accounts: {names}", names=names)
             remedy = _(
                 "Set resources.account=NAME, or default_account in conf/cluster/{cluster}.yaml.", cluster=cluster.name
             )
-            yield Finding(FAULT, subject, says, remedy)
+            yield Finding(FAULT, subject, says if name else _("your accounts: {names}", names=names), remedy)
             return
         yield Finding(OK, subject, _("your accounts: {names}", names=", ".join(mine)))
-    yield from _limits(subject, name, cluster)
+    if name:
+        yield from _limits(subject, name, cluster)
 
 
 def _limits(subject: str, name: str, cluster: Cluster) -> Iterator[Finding]:

@@ -179,7 +179,8 @@ def dry_run(submissions: Sequence[Submission]) -> None:
                 "{file} is not in {folder}; it would be downloaded", file=source.file, folder=experiment.data.folder
             )
             table.add_row(_("data"), message)
-        for key, value in asdict(submission.request).items():
+        shown = {key: value for key, value in asdict(submission.request).items() if not key.endswith("login_nodes")}
+        for key, value in shown.items():
             table.add_row(key, _("(the default)") if value in (None, "", {}) else str(value))
         console.print(table)
         if experiment.cluster.scheduler == "slurm":

@@ -135,6 +135,9 @@ def test_an_account_that_is_not_the_users_is_a_fault(patient: Patient, fake: Cal
     theirs = replace(patient.experiment, resources=replace(patient.experiment.resources, account="ali"))
     ((level, says),) = levels(slurm.account(Patient(theirs, patient.home)))
     assert (level, says) == ("fault", "you do not belong to it; your accounts: ayse, proj1")
+    nobodys = replace(patient.experiment, resources=replace(patient.experiment.resources, account=""))
+    (finding,) = slurm.account(Patient(nobodys, patient.home))
+    assert (finding.level, finding.subject, finding.says) == ("fault", "account", "your accounts: ayse, proj1")
 
 
 @pytest.mark.parametrize(

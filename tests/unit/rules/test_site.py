@@ -16,7 +16,7 @@ from truba_runner.rules.site.here import Here
 from truba_runner.runs import state
 from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir
-from truba_runner.slurm import batch_script, capacity, client
+from truba_runner.slurm import batch_script, capacity, client, jobs
 from truba_runner.slurm.capacity import LivePartition
 from truba_runner.slurm.jobs import Job
 from truba_runner.submission.already import already
@@ -214,6 +214,17 @@ def test_a_run_of_another_slurm_is_neither_lost_nor_submitted_twice(
     for host in ("cuda-ui", "kolyoz3"):
         monkeypatch.setattr(state.socket, "gethostname", lambda host=host: host)
         assert state.state_of(run.record(), {"7": Job("7", "RUNNING")}).live
-    run.write_result({"metrics": {}})
     monkeypatch.setattr(state.socket, "gethostname", lambda: "arf-ui1")
+    # What Slurm is asked of its jobs, to be found or cancelled, is not about another's.
+    assert state.slurm_jobs(run) == set()
+    run.append_submission(Event(Kind.INTENT, token="u", request=asdict(plan(asking(experiment, "akya-cuda")).request)))
+    run.append_submission(Event(Kind.SUBMITTED, token="u", job_id="8"))
+    assert state.slurm_jobs(run) == {"8"} and state.state_of(run.record(), {"8": Job("8", "PENDING")}).live
+    run.append_submission(Event(Kind.INTENT, token="v", request=request))
+    assert state.elsewhere(run.record()) == "cuda-ui"
+    # Slurm has refused it there, so that it may be submitted here.
+    run.append_submission(Event(Kind.REFUSED, token="v", message="no"))
+    monkeypatch.setattr(jobs, "queue", lambda: {})
+    assert state.state_of(run.record(), {}).state == "REFUSED" and already([run]) == {}
+    run.write_result({"metrics": {}})
     assert state.state_of(run.record(), {}).state == "COMPLETED"
