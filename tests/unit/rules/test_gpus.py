@@ -202,6 +202,24 @@ def test_the_plan_refuses_before_the_queue_also_a_dry_run(experiment: Compose, m
     assert Provision(provide=False).prepare(Checks().check(other), "").run
 
 
+def test_an_image_with_cuda_13_is_refused_on_driver_565_before_the_queue(experiment: Compose, tmp_path: Path) -> None:
+    """What its own torch says, read when it was checked, also where it has code for the GPU."""
+    image = tmp_path / "pytorch-26.03-py3.sif"
+    image.touch()
+    chosen = ["environment=apptainer", f"environment.image={image}", "dry_run=true"]
+    found = held(torch=("2.11.0a0+nv26.03", "13.1", "sm_70 sm_75 sm_80 sm_90 sm_100 sm_120 compute_120"))
+    for partition in ("barbun-cuda", "akya-cuda", "palamut-cuda"):
+        one = on(experiment, partition, "pets", *chosen)
+        probe._keep(one.environment, found)
+        told = refusal(one, Checks(), Provision(provide=False))
+        if partition == "palamut-cuda":
+            assert not told, "its driver is not known"
+        else:
+            assert f"built for CUDA 13.1, and the driver 565.57.01 of {partition} supports CUDA 12.7 at most" in told
+            assert told.startswith(f"environment=apptainer ({image}): torch 2.11.0a0+nv26.03: ")
+            assert "It can run on palamut-cuda (contracted projects only)" in told
+
+
 def test_a_report_is_kept_until_what_it_reports_changes(experiment: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports of an older version of the program lack what is checked now."""
     chosen = experiment("environment.modules=[apps/ai]")
