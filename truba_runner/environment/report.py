@@ -186,8 +186,17 @@ def architectures(name: str, file: str, pattern: bytes) -> List[str]:  # noqa: U
         except (OSError, ValueError):
             continue
         if longest:
-            return [one.decode() for one in re.findall(rb"(?:sm|compute)_\d+[af]?", longest)]
+            names = [one.decode() for one in re.findall(rb"(?:sm|compute)_\d+[af]?", longest)]
+            return with_kernels(names) if name == "tensorflow" else names
     return []
+
+
+def with_kernels(names: List[str]) -> List[str]:  # noqa: UP006
+    """Return TensorFlow's names in CUDA's terms: its compute_90 stands for kernels and PTX code (its configure.py)."""
+    kernels = ["sm_" + one[len("compute_") :] for one in names if one.startswith("compute_")]
+    return (
+        [one for one in names if one.startswith("sm_")] + kernels + [one for one in names if one.startswith("compute_")]
+    )
 
 
 def paths_of(name: str, file: str) -> List[str]:  # noqa: UP006

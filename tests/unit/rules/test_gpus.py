@@ -28,7 +28,7 @@ GPUS = ("barbun-cuda", "akya-cuda", "palamut-cuda", "kolyoz-cuda")
 TORCH_DEFAULT = ("2.14.1", "13.0", "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120")
 TORCH_2_10 = ("2.10.0", "12.8", "sm_70 sm_75 sm_80 sm_86 sm_90 sm_100 sm_120")
 TORCH_2_7 = ("2.7.1", "12.6", "sm_50 sm_60 sm_70 sm_75 sm_80 sm_86 sm_90")
-TENSORFLOW = ("2.21.0", "12.5.1", "sm_60 sm_70 sm_80 sm_89 compute_90")
+TENSORFLOW = ("2.21.0", "12.5.1", "sm_60 sm_70 sm_80 sm_89 sm_90 compute_90")
 
 
 def held(torch: tuple[str, str, str] = TORCH_DEFAULT, tensorflow: tuple[str, str, str] = TENSORFLOW) -> dict[str, Any]:
@@ -168,9 +168,19 @@ def test_what_frameworks_were_built_for_is_read_in_their_files(site: Path) -> No
     found = report.report()
     assert found["architectures"] == {
         "torch": ["sm_75", "sm_80", "sm_120", "compute_120"],
-        "tensorflow": ["sm_60", "sm_70", "compute_90"],
+        "tensorflow": ["sm_60", "sm_70", "sm_90", "compute_90"],
     }
     assert found["cuda"] == {"torch": "13.0", "tensorflow": "12.5.1"} and found["without_cuda"] == []
+
+
+def test_a_tensorflow_of_ones_own_for_one_gpu_has_kernels_for_it(site: Path, experiment: Compose) -> None:
+    """Its configure.py calls kernels and PTX code together compute_70; the driver compiles PTX of no newer CUDA."""
+    file = site / "tensorflow" / "python" / "platform" / "build_info.py"
+    file.write_text("{'cuda_compute_capabilities': ['compute_70'], 'cuda_version': '12.8', 'is_cuda_build': True}\n")
+    listed = " ".join(report.report()["architectures"]["tensorflow"])
+    found = held(tensorflow=("2.19.0", "12.8", listed))
+    assert not refused(on(experiment, "akya-cuda", "mnist"), found)
+    assert "sm_60" in refused(on(experiment, "barbun-cuda", "mnist"), found)
 
 
 def test_that_a_framework_is_for_cpus_is_read_and_not_concluded(site: Path) -> None:
@@ -200,6 +210,24 @@ def test_the_plan_refuses_before_the_queue_also_a_dry_run(experiment: Compose, m
         Provision(provide=False).prepare(Checks().check(one), "")
     other = on(experiment, "palamut-cuda", "pets", "environment=inherit", "dry_run=true")
     assert Provision(provide=False).prepare(Checks().check(other), "").run
+
+
+def test_an_image_with_cuda_13_is_refused_on_driver_565_before_the_queue(experiment: Compose, tmp_path: Path) -> None:
+    """What its own torch says, read when it was checked, also where it has code for the GPU."""
+    image = tmp_path / "pytorch-26.03-py3.sif"
+    image.touch()
+    chosen = ["environment=apptainer", f"environment.image={image}", "dry_run=true"]
+    found = held(torch=("2.11.0a0+nv26.03", "13.1", "sm_70 sm_75 sm_80 sm_90 sm_100 sm_120 compute_120"))
+    for partition in ("barbun-cuda", "akya-cuda", "palamut-cuda"):
+        one = on(experiment, partition, "pets", *chosen)
+        probe._keep(one.environment, found)
+        told = refusal(one, Checks(), Provision(provide=False))
+        if partition == "palamut-cuda":
+            assert not told, "its driver is not known"
+        else:
+            assert f"built for CUDA 13.1, and the driver 565.57.01 of {partition} supports CUDA 12.7 at most" in told
+            assert told.startswith(f"environment=apptainer ({image}): torch 2.11.0a0+nv26.03: ")
+            assert "It can run on palamut-cuda (contracted projects only)" in told
 
 
 def test_a_report_is_kept_until_what_it_reports_changes(experiment: Compose, monkeypatch: pytest.MonkeyPatch) -> None:

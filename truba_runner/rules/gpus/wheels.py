@@ -43,7 +43,7 @@ WHEELS = (
     Wheels("torch", "2.6", "2.14", "12.6", _PASCAL, "cu126"),
     Wheels("torch", "2.6", "2.6", "12.4", _PASCAL, "cu124"),
     Wheels("torch", "2.6", "2.7", "11.8", _PASCAL, "cu118"),
-    Wheels("tensorflow", "2.18", "2.21", "12.5", ("sm_60", "sm_70", "sm_80", "sm_89", "compute_90")),
+    Wheels("tensorflow", "2.18", "2.21", "12.5", ("sm_60", "sm_70", "sm_80", "sm_89", "sm_90", "compute_90")),
 )
 
 
