@@ -127,7 +127,9 @@ def _asked(experiment: Experiment, elsewhere: Elsewhere) -> Found:
             held = _read(chosen, *answer)
         except _Silent as silent_there:
             rule = _("a job cannot start it: {why}.", why=silent_there.why)
-            raise Refused(Problem(words(chosen), rule, _("Choose another environment."))) from None
+            a_line = silent_there.why.startswith(f"{states.REASON}setup")
+            remedy = _("Correct the line, or add || true to it.") if a_line else _("Choose another environment.")
+            raise Refused(Problem(words(chosen), rule, remedy)) from None
     _keep(chosen, held)
     return held
 
@@ -177,18 +179,31 @@ def _read(chosen: Environment, printed: str, status: int) -> Found:
         names = ", ".join(chosen.modules)
         raise Refused(Problem(f"environment.modules=[{names}]", f"{said}.", modules.remedy(chosen.modules)))
     if status == states.NOT_ACTIVATED:
-        known = [path for path in missing_files.conda_environments() if path != chosen.conda]
-        remedy = _("conda env list lists your environments.")
-        remedy = _("There are: {names}.", names=", ".join(known)) if known else remedy
-        raise Refused(Problem(f"environment.conda={chosen.conda}", f"{said}.", remedy))
+        raise Refused(_not_activated(chosen, printed))
     if status in {126, 127} and chosen.kind != "apptainer":
         python = start.start(chosen, Path()).python
         rule = _("there is no {python} in it ({said}).", python=python, said=said)
-        raise Refused(Problem(words(chosen), rule, _("Set environment.python to the command of its Python.")))
+        by_path = _("Set environment.python to the command of its Python.")
+        raise Refused(Problem(words(chosen), rule, _(_REMEDIES["conda"]) if chosen.kind == "conda" else by_path))
     if _NO_SUCH_COMMAND in said:
         raise Refused(Problem(words(chosen), f"{said}.", _("Set environment.python to the command of its Python.")))
     reasons = [line for line in printed.splitlines() if line.startswith(states.REASON)]
     raise _Silent((reasons[-1] if reasons else said) or _("exit status {status}", status=status))
+
+
+def _not_activated(chosen: Environment, printed: str) -> Problem:
+    """Return why conda cannot activate the environment, with those that there are: `conda env list` was printed too."""
+    said, listed = [], []
+    for line in printed.splitlines():
+        row = re.search(r"\s(/.+)", line)
+        if row and (Path(row[1]) / "conda-meta").is_dir():
+            listed.append(row[1])
+        elif not line.startswith("#"):
+            said += line.split()
+    known = dict.fromkeys(path for path in [*listed, *missing_files.conda_environments()] if path != chosen.conda)
+    remedy = _("conda env list lists your environments.")
+    remedy = _("There are: {names}.", names=", ".join(known)) if known else remedy
+    return Problem(f"environment.conda={chosen.conda}", f"{' '.join(said)[-600:]}.", remedy)
 
 
 # -- cache -----------------------------------------------------------------------------------------------------

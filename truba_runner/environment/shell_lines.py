@@ -33,6 +33,18 @@ for truba_file in /etc/profile /etc/profile.d/{modules,lmod,z00_lmod}.sh "${MODU
   type module >/dev/null 2>&1 && break
   [ ! -r "$truba_file" ] || . "$truba_file"
 done"""
+# Usage: truba_cache VARIABLE FOLDER. Slurm sets TMPDIR to /tmp in each job whose user has not set it. A folder of the
+# user's may be one that can only be read.
+_CACHE = """\
+truba_cache() {
+  [ -n "${!1:-}" ] && [ "$1=${!1}" != TMPDIR=/tmp ] && export "$1" || export "$1=$2"
+  if [ "${!1}" != "$2" ]; then
+    mkdir -p -m 700 "${!1}" || echo "$1=${!1}: $truba_kept" >&2
+  elif ! mkdir -p -m 700 "$2" || [ ! -w "$2" ]; then
+    echo "$1=$2: $truba_not_set" >&2
+    unset "$1"
+  fi
+}"""
 
 _SETTINGS = {"KERAS_HOME": ".keras/keras.json", "MPLCONFIGDIR": ".config/matplotlib/matplotlibrc"}
 _USES_MODULE = re.compile(r"\b(module|ml)\b")
@@ -94,29 +106,29 @@ def conda(environment: Environment) -> list[str]:
         "done",
         f'type "$truba_conda" >/dev/null 2>&1 || {_end(f"{REASON}conda: {missing}", NO_CONDA)}',
         f'eval "$("$truba_conda" {hook})"',
-        f"{name} activate {shlex.quote(chosen)} || {_end(failed, NOT_ACTIVATED)}",
+        f'{name} activate {shlex.quote(chosen)} || {{ "$truba_conda" env list; {_end(failed, NOT_ACTIVATED)}; }} >&2',
     ]
 
 
-def variables(values: Mapping[str, str]) -> list[str]:
-    """Return lines that set variables, each to its value unless it is set already, and create the folders."""
-    lines = [f'export {name}="${{{name}:-{_in_quotes(value)}}}"' for name, value in values.items()]
-    folders = " ".join(f'"${name}"' for name in values)
-    return [*lines, f"mkdir -p -m 700 {folders}", *_settings(values)] if lines else []
+def caches(folders: Mapping[str, str]) -> list[str]:
+    """Return lines that set variables, each to its folder unless the user has set it, and create the folders."""
+    if not folders:
+        return []
+    not_set = _("the folder cannot be created, so the library uses its own default.")
+    kept = _("the folder cannot be created.")
+    told = f"truba_not_set={shlex.quote(not_set)} truba_kept={shlex.quote(kept)}"
+    lines = [f"truba_cache {name} {shlex.quote(folder)}" for name, folder in folders.items()]
+    return [told, *_CACHE.splitlines(), *lines, *_settings(folders)]
 
 
 def _settings(values: Mapping[str, str]) -> list[str]:
     """Return lines that copy the settings which a library has in the same folder as its cache."""
     return [
-        f'[ ! -f ~/{file} ] || [ ~/{file} -ef "${name}/{PurePosixPath(file).name}" ] || cp -u ~/{file} "${name}"'
+        f'[ ! -f ~/{file} ] || [ ! -d "${{{name}:-}}" ] || [ ~/{file} -ef "${name}/{PurePosixPath(file).name}" ] || '
+        f'cp -u ~/{file} "${name}"'
         for name, file in _SETTINGS.items()
         if name in values
     ]
-
-
-def _in_quotes(text: str) -> str:
-    """Escape text for use between double quotes."""
-    return "".join(f"\\{one}" if one in '"$`\\}' else one for one in text)
 
 
 def _end(message: str, status: int) -> str:

@@ -44,11 +44,11 @@ def start(
         *shell_lines.user_lines("setup_before", environment.setup_before),
         *shell_lines.modules(environment.modules),
         *_activation(environment),
-        *shell_lines.variables(folders),
+        *shell_lines.caches(folders),
         *shell_lines.user_lines("setup", environment.setup),
         f'export {HASH_SEED}="${{{HASH_SEED}:-{SAME_HASHES}}}"',
     ]
-    return Start(tuple(setup), _python(environment, wrapper, [*binds, *folders.values()], gpus, list(folders)))
+    return Start(tuple(setup), _python(environment, wrapper, binds, gpus, list(folders)))
 
 
 def _activation(environment: Environment) -> list[str]:
@@ -57,16 +57,18 @@ def _activation(environment: Environment) -> list[str]:
     return shell_lines.conda(environment) if environment.kind == "conda" else []
 
 
-def _python(environment: Environment, wrapper: Path, binds: Sequence[str], gpus: bool, passed: Sequence[str]) -> str:
-    """Return the shell command that starts the environment's Python; a container gets the variables `passed`."""
+def _python(environment: Environment, wrapper: Path, binds: Sequence[str], gpus: bool, caches: Sequence[str]) -> str:
+    """Return the shell command that starts the environment's Python; a container gets the variables `caches`."""
     if environment.kind == "apptainer":
         argv = ["bash", str(wrapper), "--apptainer", environment.apptainer, "--image", environment.image]
         argv += ["--nv"] if gpus else []
         for path in dict.fromkeys([*binds, *environment.binds]):
             argv += ["--bind", path]
-        for name in [*passed, *environment.pass_on]:
+        for name in [*caches, *environment.pass_on]:
             argv += ["--pass", name]
-        return f"{shlex.join(argv)} -- {environment.python or 'python3'}"
+        # Which folder it is, is known in the job.
+        folders = [f'--bind "${{{name}:-}}"' for name in caches]
+        return " ".join([shlex.join(argv), *folders, "--", environment.python or "python3"])
     usual = {
         "module": "python3",
         "venv": shlex.quote(str(PurePosixPath(environment.venv) / "bin" / "python")),

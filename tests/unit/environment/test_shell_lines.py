@@ -138,6 +138,11 @@ END
     echo "export CONDA_PREFIX='$prefix'"
     for script in "$prefix"/etc/conda/activate.d/*.sh; do [ ! -e "$script" ] || echo ". \"$script\""; done
     ;;
+  "env list")
+    root=$(dirname "$(dirname "$0")")
+    printf '# conda environments:\n#\n# * -> active\nbase                     %s\n' "$root"
+    for prefix in "$root"/envs/*; do printf '%-22s   %s\n' "$(basename "$prefix")" "$prefix"; done
+    ;;
   *) echo "CondaError: Run 'conda init' before 'conda activate'" >&2; exit 1 ;;
 esac
 """
@@ -190,9 +195,8 @@ def test_without_conda_or_its_environment_the_job_ends(root: Path) -> None:
     assert none.stderr == "environment.conda: there is no command conda here\n"
     unknown = bash(entered(conda("nothing")), PATH=f"{root}/bin:/usr/bin:/bin")
     assert (unknown.returncode, unknown.stdout) == (states.NOT_ACTIVATED, "")
-    assert unknown.stderr.endswith(
-        "Could not find conda environment: nothing\nenvironment.conda: conda activate nothing failed\n"
-    )
+    assert "Could not find conda environment: nothing\n" in unknown.stderr
+    assert unknown.stderr.endswith(f" {root}/envs/net\nenvironment.conda: conda activate nothing failed\n")
     unhooked = bash(entered(conda(command="/bin/false"), before="conda() { builtin false; }"))
     assert unhooked.returncode == states.NOT_ACTIVATED
 
@@ -234,7 +238,8 @@ def test_an_unknown_conda_environment_is_refused_before_the_queue(
     given = ["environment=conda", "environment.modules=[]"]
     with pytest.raises(Refused, match="Could not find conda environment: nothing") as refused:
         probe.found(experiment(*given, "environment.conda=nothing"), never)
-    assert f"There are: {root}/envs/net." in str(refused.value)
+    assert f"There are: {root}, {root}/envs/net." in str(refused.value)
+    assert str(refused.value).count("envs/net") == 1, "conda's own listing is no reason"
     with pytest.raises(Refused, match="not a conda environment"):
         probe.found(experiment(*given, f"environment.conda={tmp_path}"), never)
     with pytest.raises(Refused, match=r"environment=conda \(net\): its Python .* has no tensorflow"):
@@ -243,7 +248,8 @@ def test_an_unknown_conda_environment_is_refused_before_the_queue(
 
 def test_a_failing_line_is_told_before_the_queue_where_it_also_fails_in_a_job(experiment: Compose) -> None:
     chosen = experiment("environment=inherit", "environment.setup=['none-such x']")
-    with pytest.raises(Refused, match="a job cannot start it: environment.setup: exit status 127: none-such x"):
+    told = r"a job cannot start it: environment.setup: exit status 127: none-such x. Correct the line, or add \|\| true"
+    with pytest.raises(Refused, match=told):
         probe.found(chosen, lambda script: ("environment.setup: exit status 127: none-such x\n", states.SETUP_FAILED))
     only_there = experiment("environment=inherit", "environment.setup=['[ -n \"$SLURM_JOB_ID\" ]']")
     assert "environment.setup: exit status 1" in str(probe.found_here(only_there))
@@ -294,7 +300,25 @@ def test_caches_are_where_the_site_has_room_and_what_is_set_holds(experiment: Co
     assert Path(odd["TMPDIR"]).stat().st_mode & 0o777 == 0o700 and (tmp_path / "own").is_dir()
     assert (Path(odd["KERAS_HOME"]) / "keras.json").read_text() == "{}", "its settings go along"
     contained = start.start(Environment("e", "apptainer", image="/i"), Path("/w"), caches=folders).python
-    assert f"--bind {folders['TMPDIR']} " in contained and "--pass TMPDIR " in contained
+    assert '--bind "${TMPDIR:-}" ' in contained and "--pass TMPDIR " in contained
+
+
+@pytest.mark.parametrize(("given", "found"), [({}, "site"), ({"TMPDIR": "/tmp"}, "site"), ({"TMPDIR": "own"}, "own")])
+def test_the_tmp_that_slurm_sets_is_nobodys_wish(tmp_path: Path, given: dict[str, str], found: str) -> None:
+    own = {name: str(tmp_path / value) for name, value in given.items()}
+    setup = start.start(Environment("e"), Path("/w"), caches={"TMPDIR": f"{tmp_path}/site"}).setup
+    assert bash("\n".join([*setup, "printenv TMPDIR"]), **own).stdout == f"{tmp_path / found}\n"
+
+
+def test_a_cache_that_cannot_be_created_is_told_and_the_run_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    folder = f"{tmp_path}/file/cache"
+    folders = {"HF_HOME": folder, "KERAS_HOME": folder, "TORCH_HOME": f"{tmp_path}/torch"}
+    setup = start.start(Environment("e", setup_before=["set -eu"]), Path("/w"), caches=folders).setup
+    done = bash("\n".join([*setup, 'echo "${HF_HOME:-none} ${KERAS_HOME:-none} $TORCH_HOME"']), HF_HOME=f"{folder}/own")
+    assert done.stdout == f"{folder}/own none {tmp_path}/torch\n", done.stderr
+    assert f"HF_HOME={folder}/own: the folder cannot be created.\n" in done.stderr
+    assert f"KERAS_HOME={folder}: the folder cannot be created, so the library uses its own default.\n" in done.stderr
 
 
 def test_a_cache_at_home_that_jobs_no_longer_see_is_told_once(experiment: Compose, tmp_path: Path) -> None:
