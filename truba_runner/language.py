@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import gettext
 import os
+import pkgutil
+import re
+import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 from importlib import resources
+
+from truba_runner import ARCHIVE
 
 LANGUAGES = ("en", "tr")
 
@@ -29,18 +35,43 @@ def chosen(environment: Mapping[str, str] = os.environ) -> str:
 def _(message: str, /, **values: object) -> str:
     """Return a message in the user's language, with its `{placeholders}` filled in."""
     # For an empty message gettext returns the catalogue's header.
-    told = message and _catalogue(chosen()).gettext(message)
+    told = message and as_started(_catalogue(chosen()).gettext(message))
     return told.format(**values) if values else told
 
 
 def counted(one: str, many: str, count: int, /, **values: object) -> str:
     """Return the singular or plural message in the user's language, `{count}` and `{placeholders}` filled in."""
-    return _catalogue(chosen()).ngettext(one, many, count).format(count=count, **values)
+    return as_started(_catalogue(chosen()).ngettext(one, many, count)).format(count=count, **values)
 
 
 def marked(message: str, /) -> str:
     """Return the message unchanged; marks it for the catalogue where it is defined, to be translated later with `_`."""
     return message
+
+
+def as_started(text: str) -> str:
+    """Return a text with its commands `truba NAME` as they have to be typed if the program is one file."""
+    program = _program() if ARCHIVE else ""
+    return _commands().sub(lambda _found: program, text) if program else text
+
+
+@lru_cache
+def _program() -> str:
+    """Return how the one file was started, unless it is `truba` on the PATH; empty in a job."""
+    started = os.path.abspath(sys.argv[0])
+    if started != ARCHIVE:
+        return ""
+    name = os.path.basename(started)
+    if os.path.realpath(shutil.which(name) or "") == os.path.realpath(started):
+        return name
+    return f"{os.path.basename(sys.executable) or 'python3'} {shlex.quote(sys.argv[0])}"
+
+
+@lru_cache
+def _commands() -> re.Pattern[str]:
+    folder = os.path.join(os.path.dirname(__file__), "commands")
+    names = "|".join(module.name for module in pkgutil.iter_modules([folder]))
+    return re.compile(rf"\b(?:python -m truba_runner(?= )|truba(?= (?:{names})\b))")
 
 
 @lru_cache

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _status(given: list[str]) -> int:
     try:
-        status = _dispatch(given)
+        status = _ended(given)
         # Flush here, not when Python exits: the reader of a pipe may have ended, which is handled below.
         sys.stdout.flush()
         return status
@@ -46,6 +46,16 @@ def _status(given: list[str]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _ended(given: list[str]) -> int:
+    """Return the exit status, also of a command that ends Python itself, as argparse does after `--help`."""
+    try:
+        return _dispatch(given)
+    except SystemExit as ended:
+        if isinstance(ended.code, int):
+            return ended.code
+        raise
 
 
 @cache

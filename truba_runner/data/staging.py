@@ -14,7 +14,7 @@ from truba_runner.config.schema import Data, Experiment, Source
 from truba_runner.config.search_space import jobs
 from truba_runner.data import download, hub, hub_names, image_names, weights
 from truba_runner.errors import Problem, Refused
-from truba_runner.language import _
+from truba_runner.language import _, as_started
 from truba_runner.log import print_error
 from truba_runner.storage.files import written_whole
 
@@ -83,7 +83,7 @@ def _without_hub(data: Data, selector: str) -> Iterator[Problem]:
                 folder=Path(data.folder) / hub_names.FOLDER,
                 error=error,
             )
-            command = f"python -m truba_runner stage {selector} data.folder=FOLDER"
+            command = as_started(f"python -m truba_runner stage {selector} data.folder=FOLDER")
             remedy = _(
                 "Where there is internet access, type {command} and copy FOLDER/{hub} here, into {folder}.",
                 command=command,
@@ -147,7 +147,7 @@ def _missing_problem(experiment: Experiment, source: Source, selector: str, erro
             "Download {url} on a machine with internet access, copy it here, and type: {command}; or set "
             "job.options.pretrained=false to train from scratch"
         )
-    command = f"python -m truba_runner stage {selector}{chosen} --from {path.name}"
+    command = as_started(f"python -m truba_runner stage {selector}{chosen} --from {path.name}")
     return Problem(
         received,
         _(

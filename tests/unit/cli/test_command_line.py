@@ -33,9 +33,18 @@ class Command:
     def __call__(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         return in_process(*arguments, cwd=self.folder, environment={**self._environment, **variables})
 
-    def process(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    def process(self, *arguments: str, to_nobody: bool = False, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run a process; with `to_nobody`, its standard output is a pipe whose reader has ended."""
         argv, environment = [sys.executable, "-m", "truba_runner", *arguments], {**self._environment, **variables}
-        return subprocess.run(argv, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=240)
+        reading, writing = os.pipe()
+        os.close(reading)
+        try:
+            return subprocess.run(
+                argv, cwd=self.folder, env=environment, stdout=writing if to_nobody else subprocess.PIPE,
+                stderr=subprocess.PIPE, text=True, timeout=240,
+            )  # fmt: skip
+        finally:
+            os.close(writing)
 
 
 @pytest.fixture
@@ -280,6 +289,11 @@ def test_status_of_nothing(truba: Command) -> None:
 def test_no_command_ends_for_a_letter_that_the_terminal_does_not_have(truba: Command) -> None:
     done = truba.process("status", TRUBA_LANG="tr", PYTHONIOENCODING="ascii")
     assert done.returncode == 0 and done.stdout.startswith("hen?z e?itim yok"), done.stderr
+
+
+@pytest.mark.parametrize("command", [["status", "--help"], ["--help"], ["status"]])
+def test_a_reader_that_has_ended_is_no_error(truba: Command, command: list[str]) -> None:
+    assert truba.process(*command, to_nobody=True).stderr == ""
 
 
 def test_data_that_is_missing_is_told_with_the_command_that_stages_it(truba: Command, tmp_path: Path) -> None:

@@ -218,6 +218,19 @@ def test_the_command_writes_it_and_a_bundle_hands_on_itself(pyz: Path, tmp_path:
     assert os.access(tmp_path / "copy.pyz", os.X_OK)
 
 
+def test_a_message_names_its_command_as_the_file_was_started(pyz: Path, tmp_path: Path) -> None:
+    python = Path(sys.executable).name
+    assert f"; {python} {pyz} +experiment=mnist" in run(sys.executable, str(pyz), "status", cwd=tmp_path).stdout
+    assert f"  {python} {pyz} -m +experiment=mnist" in run(sys.executable, str(pyz), "--help", cwd=tmp_path).stdout
+    # As README.md has it be called `truba`.
+    named = tmp_path / "bin" / "truba"
+    named.parent.mkdir()
+    named.write_bytes(pyz.read_bytes())
+    named.chmod(0o755)
+    done = run(sys.executable, str(named), "status", cwd=tmp_path, PATH=str(named.parent))
+    assert "; truba +experiment=mnist" in done.stdout
+
+
 def test_other_versions_than_the_pinned_are_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fetched: list[list[str]] = []
     monkeypatch.setattr(bundle, "_fetch", lambda requirements, folder: fetched.append(requirements))

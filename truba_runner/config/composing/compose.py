@@ -19,7 +19,7 @@ from truba_runner.config.composing.shape import wrong_keys, wrong_sections
 from truba_runner.config.omegaconf_private import to_object
 from truba_runner.config.schema import Experiment, detect_cluster
 from truba_runner.errors import Problem, Refused, nearest
-from truba_runner.language import _
+from truba_runner.language import _, as_started
 from truba_runner.storage.package_files import config_names, shipped
 
 # Overrides that decide which file `truba stage` fetches, and to where.
@@ -32,6 +32,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("detect_cluster", detect_cluster, replace=True)
     OmegaConf.register_new_resolver("env_or", _env_or, replace=True)
     OmegaConf.register_new_resolver("user", getpass.getuser, replace=True)
+    OmegaConf.register_new_resolver("as_started", as_started, replace=True)
 
 
 def _env_or(name: str, otherwise: str) -> str:
