@@ -8,8 +8,9 @@ import pytest
 
 from truba_runner import python_check
 from truba_runner.config.schema import Environment
-from truba_runner.environment import modules, probe, start
+from truba_runner.environment import modules, probe
 from truba_runner.errors import Refused
+from truba_runner.slurm import states
 
 # As Lmod and as Environment Modules print them.
 LMOD = "/sw:\napps/\napps/truba-ai/\napps/truba-ai/cpu-2024.0\napps/truba-ai/gpu-2024.0\ncomp/python/3.12.0\n"
@@ -60,7 +61,7 @@ def test_the_modules_are_asked_for_once_a_day_and_machine(site: Path, monkeypatc
 def test_a_missing_module_is_told_with_the_nearest(site: Path) -> None:
     chosen = Environment("e", kind="module", modules=["comp/python/3.12.2", "apps/truba-ai"])
     with pytest.raises(Refused, match=r"it failed\. Did you mean comp/python/3\.12\.0\?"):
-        probe._read(chosen, "it failed", start.NOT_LOADED)
+        probe._read(chosen, "it failed", states.NOT_LOADED)
 
 
 def test_without_modules_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
