@@ -28,6 +28,9 @@ SAME_EACH_TIME = runs.JOB.replace(
 )
 
 
+PICTURES = {"finish": {"plots": True}}
+
+
 def log(folder: Path) -> str:
     return (folder / "log").read_text()
 
@@ -41,7 +44,8 @@ def history(folder: Path) -> list[dict[str, str]]:
 def done(start: Ask, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run: two stages, two finders, another size, all that is kept."""
     folder: Path = tmp_path_factory.mktemp("done") / "run"
-    assert start(folder, sections={"checkpoint": {"save_model": True, "best_model": True}})["status"] == 0, log(folder)
+    sections = {"checkpoint": {"save_model": True, "best_model": True}, **PICTURES}
+    assert start(folder, sections=sections)["status"] == 0, log(folder)
     return folder
 
 
@@ -135,7 +139,6 @@ def test_tensorboard_has_the_pictures_and_where_they_are_asked_for_the_graph_and
     sections = {
         "train": {"recipe": [{"fit": {"epochs": 2}}]},
         "tensorboard": {"graph": True, "profile_steps": [3, 5], "every_steps": None},
-        "finish": {"plots": False},
     }
     plain, tmp_path = tmp_path / "plain", tmp_path / "run"
     assert start(tmp_path, sections=sections)["status"] == 0, log(tmp_path)
@@ -318,7 +321,7 @@ def test_a_transform_that_fails_is_shown_with_all_steps_before_it(start: Ask, tm
 
 def test_a_picture_that_cannot_be_drawn_stops_no_run(start: Ask, tmp_path: Path) -> None:
     job = runs.JOB + "\nDataLoaders.show_batch = property(lambda self: 1 / 0)\n"
-    sections = {"train": {"recipe": [{"fit": {"epochs": 1}}]}, "tensorboard": {"enabled": False}}
+    sections = {"train": {"recipe": [{"fit": {"epochs": 1}}]}, "tensorboard": {"enabled": False}, **PICTURES}
     assert start(tmp_path, job=job, sections=sections)["status"] == 0, log(tmp_path)
     assert "show_batch.png could not be drawn (ZeroDivisionError" in log(tmp_path)
     assert not (tmp_path / "tensorboard").exists()
@@ -350,7 +353,7 @@ def test_a_learner_that_cannot_be_pickled_is_evaluated_all_the_same(start: Ask, 
     job = broken(
         "self.total = 0.0\n", "self.total = 0.0\n        import threading\n        self.lock = threading.Lock()\n"
     )
-    sections = {"checkpoint": {"save_model": True}, "train": {"recipe": [{"fit": {"epochs": 1}}]}}
+    sections = {"checkpoint": {"save_model": True}, "train": {"recipe": [{"fit": {"epochs": 1}}]}, **PICTURES}
     assert start(tmp_path, job=job, sections=sections)["status"] == 0, log(tmp_path)
     assert "export.pkl could not be written (TypeError: cannot pickle" in log(tmp_path)
     result = RunDir(tmp_path).result()
@@ -389,7 +392,7 @@ def test_folders_and_names_as_people_have_them(start: Ask, tmp_path: Path) -> No
     job = job.replace("RandomResizedCrop(item_size, min_scale=0.5)", "Resize(item_size)")
     for pack in (False, True):
         sections = {"data": {"pack": pack, "label_pattern": r"(.+)_\d+.jpg$"}, "checkpoint": {"save_model": True}}
-        sections["train"] = {"recipe": [{"fit": {"epochs": 1}}]}
+        sections.update({"train": {"recipe": [{"fit": {"epochs": 1}}]}, **PICTURES})
         assert start(run, job=job, sections=sections)["status"] == 0, log(run)
         assert set(RunDir(run).result()["vocab"]) == {*kinds, "tek"}
         assert (run / "most_confused.csv").exists() and (run / "predictions.npy").exists()

@@ -1,8 +1,7 @@
 """Interrupted and killed fastai runs end like undisturbed ones, to the bit: real torch, real processes, real signals.
 
 A start looks for a signal after every batch: 11 of the first finder, which ends in its twelfth; two epochs of 4 batches
-of training and 2 of validation; 9 of the second finder; two epochs of 5 and 2; 2 of the final predictions, and 2 for
-the picture of the top losses.
+of training and 2 of validation; 9 of the second finder; two epochs of 5 and 2; 2 of the final predictions.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from truba_runner.runs.checkpoints import CheckpointStore, Position
 from truba_runner.runs.run_directory import RunDir
 
 FINDER, HEAD, VALIDATION, SECOND_FINDER, WHOLE = 11, 4, 2, 9, 5
-AFTER = VALIDATION + 2
+AFTER = VALIDATION
 FIRST_STAGE = FINDER + 2 * (HEAD + VALIDATION)
 SECOND_STAGE = FIRST_STAGE + SECOND_FINDER + 2 * (WHOLE + VALIDATION)
 
@@ -96,12 +95,23 @@ STOPS = [
 ]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+# With processes that read, which get the signals too: in the finder, after it, in the next validation and stage, in
+# that one's validation.
+STOPS_OF_READERS = [
+    ("SIGTERM", FINDER - 3, []),
+    ("SIGUSR2", FINDER + 2, [0, 2]),
+    ("SIGTERM", HEAD - 2 + VALIDATION + HEAD + 1, [1, HEAD]),
+    ("SIGUSR2", VALIDATION + SECOND_FINDER + WHOLE + VALIDATION + 2, [3, 2]),
+    ("SIGINT", WHOLE - 2 + VALIDATION + 1, [4, 0]),
+]
+
+
+@pytest.mark.parametrize(("workers", "stops"), [(0, STOPS), (2, STOPS_OF_READERS)], ids=["none", "two"])
 def test_a_run_that_signals_interrupt_ends_like_one_that_they_do_not(
-    workers: int, start: Ask, undisturbed: Path, tmp_path: Path
+    workers: int, stops: list[tuple[str, int, list[int]]], start: Ask, undisturbed: Path, tmp_path: Path
 ) -> None:
     sections = {"data": {"workers": workers}}
-    for name, look, position in STOPS:
+    for name, look, position in stops:
         ended = start(tmp_path, sections=sections, stop=name, look=look)
         assert ended["status"] == INTERRUPTED, (name, look, log(tmp_path)[-3000:])
         found = start(tmp_path, do="in_fork", function="checkpoint")
@@ -109,7 +119,7 @@ def test_a_run_that_signals_interrupt_ends_like_one_that_they_do_not(
         assert "last_saved_path" not in str(found.get("callbacks")), "where that start wrote, if it did, is no state"
     assert start(tmp_path, sections=sections)["status"] == 0, log(tmp_path)
     # Nothing was there to be restored after the first.
-    assert len(restored(tmp_path)) == len(STOPS) - 1
+    assert len(restored(tmp_path)) == len(stops) - 1
     assert RunDir(tmp_path).result()["looks"] == AFTER, "nothing but the predictions was left to do"
     assert_same_end(start, tmp_path, undisturbed)
 

@@ -26,7 +26,6 @@ from truba_runner.training.keras.loop.encoding import decode
 
 TRAINING, VALIDATION, EPOCHS = 13, 4, 4
 EPOCH = TRAINING + VALIDATION + 1
-AFTER = EPOCHS * EPOCH
 
 # No loss falls by 100: after the second epoch the rate is halved and left alone for an epoch, after the third it stops.
 STOPS_EARLY = [
@@ -48,6 +47,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "train": {"steps_per_execution": 4, "jit_compile": True},
         # It cannot compile every augmentation, and takes long for others.
         "job": {"options": {"augment": False}},
+        # Three executions an epoch: a last one of fewer steps would have to be compiled too.
+        "data": {"options": {"train": 192}},
     },
 }
 # Two processes with two devices each. A validation on several devices has as many steps as on one.
@@ -143,63 +144,63 @@ def test_the_reference_uses_all_that_is_to_be_restored(undisturbed: Callable[[st
     assert len(state["event_files"]) == 4
 
 
-STOPS: dict[str, list[tuple[str, int]]] = {
+Stops = list[tuple[str, int, tuple[int, int]]]
+# The signal, the check that brings it, counted from the start before it, and where the training stands then.
+STOPS: Stops = [
     # In training, in validation, between two epochs, at the first step after the restart, in the third epoch.
-    "one device": [
-        ("SIGUSR2", 5),
-        ("SIGTERM", TRAINING - 5 + 2),
-        ("SIGINT", VALIDATION + 1),
-        ("SIGUSR2", 1),
-        ("SIGUSR2", 30),
-    ],
-    # The last two come at the end of the second epoch, and of the third, with which the training ends.
-    "32 steps an execution": [("SIGUSR2", 1), ("SIGTERM", 2 + 2), ("SIGUSR2", 2), ("SIGTERM", 3)],
-    "two devices, 4 steps an execution": [("SIGUSR2", 2), ("SIGTERM", 2 + 3)],
-    "XLA, 4 steps an execution": [("SIGUSR2", 2)],
+    ("SIGUSR2", 5, (0, 5)),
+    ("SIGTERM", TRAINING - 5 + 2, (0, TRAINING)),
+    ("SIGINT", VALIDATION + 1, (1, 0)),
+    ("SIGUSR2", 1, (1, 1)),
+    ("SIGUSR2", EPOCH - 1 + 7, (2, 7)),
+    # In the evaluation and in the prediction after the training.
+    ("SIGTERM", EPOCH - 7 + EPOCH + 2, (4, 0)),
+    ("SIGTERM", VALIDATION + 2, (4, 0)),
+]
+STOPS_OF_CONFIGS: dict[str, Stops] = {
+    # In the second epoch's validation, at its end, and at that of the third, with which the training ends.
+    "32 steps an execution": [("SIGTERM", 3 + 2, (1, TRAINING)), ("SIGUSR2", 2, (2, 0)), ("SIGTERM", 3, (3, 0))],
+    "two devices, 4 steps an execution": [("SIGUSR2", 2, (0, 8))],
+    "XLA, 4 steps an execution": [("SIGUSR2", 2, (0, 8))],
 }
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+def test_signals_cost_neither_a_step_nor_an_epoch_nor_a_bit(
+    start: Start, undisturbed: Callable[[str], Path], tmp_path: Path
+) -> None:
+    for name, look, position in STOPS:
+        assert start(tmp_path, stop=name, look=look)["status"] == INTERRUPTED, log(tmp_path)
+        # No step was executed twice: then another one would have been reached.
+        assert newest(tmp_path)[0] == position
+        if position == (0, TRAINING):
+            assert_first_epoch_is_not_done(tmp_path)
+    assert start(tmp_path)["status"] == 0, log(tmp_path)
+    assert restored(tmp_path) == [position for _, _, position in STOPS]
+    assert f"resumes from epoch 1, step {TRAINING} of {TRAINING}; restored in " in log(tmp_path)
+    assert log(tmp_path).count("resumes from the end of the training") == 2
+    # Evaluated by the start before it, predicted by the last.
+    assert RunDir(tmp_path).result()["looks"] == VALIDATION
+    assert_same_end(tmp_path, undisturbed("one device"))
+
+
+def assert_first_epoch_is_not_done(folder: Path) -> None:
+    """A signal in its validation has come."""
+    assert not (folder / "history.csv").exists() and "epoch 1/4" not in log(folder)
+    assert not [tag for _, tag, _, _ in told_to_tensorboard(folder) if tag == "epoch_loss"]
+    assert RunDir(folder).progress().step == TRAINING
+
+
+@pytest.mark.parametrize("config", STOPS_OF_CONFIGS)
 def test_a_run_that_signals_interrupt_ends_like_one_that_they_do_not(
     config: str, start: Start, undisturbed: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    for name, look in STOPS[config]:
+    stops = STOPS_OF_CONFIGS[config]
+    for name, look, position in stops:
         assert start(tmp_path, sections=CONFIGS[config], stop=name, look=look)["status"] == INTERRUPTED, log(tmp_path)
+        assert newest(tmp_path)[0] == position
     assert start(tmp_path, sections=CONFIGS[config])["status"] == 0, log(tmp_path)
-    assert len(restored(tmp_path)) == len(STOPS[config])
+    assert len(restored(tmp_path)) == len(stops)
     assert_same_end(tmp_path, undisturbed(config))
-
-
-def test_a_signal_in_validation_neither_finishes_the_epoch_nor_loses_its_training(start: Start, tmp_path: Path) -> None:
-    assert start(tmp_path, stop="SIGTERM", look=TRAINING + 2)["status"] == INTERRUPTED
-    assert newest(tmp_path)[0] == (0, TRAINING)
-    assert not (tmp_path / "history.csv").exists() and "epoch 1/4" not in log(tmp_path)
-    assert not [tag for _, tag, _, _ in told_to_tensorboard(tmp_path) if tag == "epoch_loss"]
-    assert RunDir(tmp_path).progress().step == TRAINING
-    assert start(tmp_path)["status"] == 0
-    assert restored(tmp_path) == [(0, TRAINING)]
-    assert f"resumes from epoch 1, step {TRAINING} of {TRAINING}; restored in " in log(tmp_path)
-    # No step of the first epoch is executed again, and its validation once, whole.
-    assert RunDir(tmp_path).result()["looks"] == VALIDATION + 1 + 3 * EPOCH + 8
-
-
-def test_a_signal_in_training_costs_no_step(start: Start, tmp_path: Path) -> None:
-    assert start(tmp_path, stop="SIGUSR2", look=EPOCH + 7)["status"] == INTERRUPTED
-    assert newest(tmp_path)[0] == (1, 7)
-    assert start(tmp_path)["status"] == 0
-    assert RunDir(tmp_path).result()["looks"] == AFTER + 8 - EPOCH - 7
-
-
-def test_after_training_only_the_rest_is_done(start: Start, undisturbed: Callable[[str], Path], tmp_path: Path) -> None:
-    assert start(tmp_path, stop="SIGTERM", look=AFTER + 2)["status"] == INTERRUPTED
-    assert start(tmp_path, stop="SIGTERM", look=VALIDATION + 2)["status"] == INTERRUPTED
-    assert start(tmp_path)["status"] == 0
-    assert log(tmp_path).count("resumes from the end of the training") == 2
-    # Evaluated by the second start, predicted by the third.
-    assert RunDir(tmp_path).result()["looks"] == VALIDATION
-    for key in ("weights_sha256", "metrics"):
-        assert RunDir(tmp_path).result()[key] == RunDir(undisturbed("one device")).result()[key]
-    assert history(tmp_path) == history(undisturbed("one device"))
 
 
 # -- kills -----------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from truba_runner.code import job_module
 from truba_runner.language import _
-from truba_runner.older_python import standard_library, zip_equal
+from truba_runner.older_python import standard_library
 
 _Answer = TypeVar("_Answer")
 
@@ -124,13 +124,18 @@ def frameworks_names(kind: type) -> frozenset[str]:
 
     They are read from the bytecode of the methods, which needs no instance (but for torch.nn.Module).
     """
-    return frozenset(name for base in kind.__mro__ if is_framework(base) for name in _names_of(base))
+    return frozenset().union(*(_names_of(base) for base in kind.__mro__ if is_framework(base)))
 
 
 _STORE = dis.opmap["STORE_ATTR"]
 
 
-def _names_of(kind: type) -> Iterator[str]:
+@by_class
+def _names_of(kind: type) -> frozenset[str]:
+    return frozenset(_set_in(kind))
+
+
+def _set_in(kind: type) -> Iterator[str]:
     for code in _codes(kind):
         yield from _set_by(code)
     yield from vars(kind).get("__annotations__", ())
@@ -151,7 +156,7 @@ def _codes(kind: type) -> Iterator[types.CodeType]:
 def _set_by(code: types.CodeType) -> Iterator[str]:
     argument = 0
     # Not `dis`, which makes an object of every instruction: a tenth of a second for a model's classes.
-    for operation, low in zip_equal(code.co_code[::2], code.co_code[1::2]):
+    for operation, low in zip(code.co_code[::2], code.co_code[1::2]):
         argument = argument << 8 | low
         if operation == _STORE:
             yield code.co_names[argument]
