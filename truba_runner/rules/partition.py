@@ -188,6 +188,8 @@ def _node_problems(experiment: Experiment, facts: Partition, live: LivePartition
             else _("Ask for fewer."),
         )
     yield from positive("resources.memory_gb", resources.memory_gb)
+    yield from positive("resources.memory_per_cpu_gb", resources.memory_per_cpu_gb)
+    yield from positive("cluster.default_memory_per_cpu_gb", experiment.cluster.default_memory_per_cpu_gb)
     if facts.memory_gb and resources.memory_gb is not None and resources.memory_gb > facts.memory_gb:
         roomy = [
             other

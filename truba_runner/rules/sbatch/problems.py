@@ -12,7 +12,6 @@ from truba_runner.config.schema import Experiment
 from truba_runner.errors import Problem, nearest
 from truba_runner.language import _
 from truba_runner.rules.sbatch.options import asks_for_gpus, reserved, why_not
-from truba_runner.rules.values import positive
 from truba_runner.slurm import hostlist
 from truba_runner.slurm.request import derive, long_option, node_list
 
@@ -74,8 +73,6 @@ def _nodes_example(key: str) -> str:
 def _memory_problems(experiment: Experiment) -> Iterator[Problem]:
     cluster, resources = experiment.cluster, experiment.resources
     per_core = resources.memory_per_cpu_gb
-    yield from positive("cluster.default_memory_per_cpu_gb", cluster.default_memory_per_cpu_gb)
-    yield from positive("resources.memory_per_cpu_gb", per_core)
     if cluster.memory not in _MEMORY:
         yield Problem(
             f"cluster.memory={cluster.memory}", _("there is no such choice."), nearest(cluster.memory, _MEMORY)
