@@ -97,24 +97,15 @@ def test_a_run_from_its_submission_to_its_report(ayse: Ayse) -> None:
     assert started["python"].startswith(f"{HERE}.")
     (row,) = json.loads(ayse("status", "--json", run.id))
     assert row["state"] == "COMPLETED" and row["metrics"]["val_accuracy"] > 0.3
-    assert "COMPLETED" in ayse("status") and "has a result" in ayse("why", run.id)
-    assert "Trainable params" in ayse("logs", run.id) and "2/2" in ayse("status", run.id)
-    assert "bitti" in ayse("why", run.id, TRUBA_LANG="tr")
-    assert "nothing has changed" in ayse("diff", run.id)
-    assert "report.html" in ayse("report", run.id) and (run.path / "report.html").exists()
-    assert f"{run.id}.tar" in ayse("keep", run.id) and run.id in ayse("pull", "--list", run.id)
-    assert "flowers" in ayse("usage") and "no run has a file" in ayse("expiring")
-    assert "resources.partition=akya-cuda" in ayse("where", "flowers")
-    checked = ayse("doctor")
-    assert f"Python: {VERSION}." in checked and f"Python {HERE}." in checked and "nothing that prevents" in checked
+    assert "bitti" in ayse("why", run.id, TRUBA_LANG="tr") and "Trainable params" in ayse("logs", run.id)
+    assert run.id in ayse("pull", "--list", run.id), "the login node's part of truba pull"
     assert run.id in ayse("+experiment=flowers", "train.epochs=2"), "not trained twice"
 
 
 def test_another_that_waits_is_explained_and_cancelled(ayse: Ayse) -> None:
     run, job_id = ayse.submit("train.seed=2", "+resources.sbatch.begin=now+1hour")
     ayse.cluster.wait_for_reason(job_id)
-    assert "PENDING" in ayse("status", run.id) and "BeginTime" in ayse("why", run.id)
-    assert "nothing yet" in ayse("logs", run.id, status=1)
+    assert "BeginTime" in ayse("why", run.id) and "nothing yet" in ayse("logs", run.id, status=1)
     assert f"cancelled {run.id}" in ayse("cancel", run.id)
     assert ayse.cluster.states(job_id) == ["CANCELLED"] and "CANCELLED" in ayse("status", run.id)
 
@@ -127,19 +118,21 @@ def test_a_sweep_in_a_conda_environment_on_top_of_modules(ayse: Ayse, cluster: C
     ayse.login.module("comp/python/miniconda3", conda / "bin")
     environment = cluster.folder / "login" / "net"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", environment], check=True)
+    (environment / "conda-meta").mkdir()
     chosen = ["environment=conda", f"environment.conda={environment}"]
     swept = ayse("-m", "+experiment=flowers", "train.seed=3,4", "train.epochs=1", *chosen)
     said = re.search(r"submitted 2 jobs as array (\d+)", swept)
     assert said and f"Python {HERE}." in swept, swept
     cluster.wait_for_state(said[1], "COMPLETED")
     (sweep,) = re.findall(r"^(flowers-sweep-\w+): ", swept, re.MULTILINE)
-    assert "2 COMPLETED" in ayse("status", sweep) and "report.html" in ayse("report", sweep)
+    assert "2 COMPLETED" in ayse("status", sweep)
 
 
 def test_what_is_missing_is_told_with_what_is_there(ayse: Ayse) -> None:
     told = ayse("+experiment=flowers", "environment=module", "environment.modules=[comp/python/3.12.2]", status=2)
-    assert "Did you mean comp/python/3.12.0?" in told
+    assert "Did you mean comp/python/3.12.0" in told
     told = ayse("tensorboard", status=1)
     assert f"apps/truba-ai/cpu-2024.0, {MODULE}" in told
-    told = ayse("stage", "+experiment=mnist", status=1)
-    assert "--from mnist.npz" in told
+    # What it says to type is what can be typed there.
+    told = ayse("+experiment=mnist", status=2)
+    assert "python3 ../truba.pyz stage +experiment=mnist --from mnist.npz" in told
