@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 from truba_runner.cli import main as cli
+from truba_runner.log import print_error
 from truba_runner.runs.events import last_intent
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm import commands, job_environment, jobs
@@ -27,7 +29,10 @@ def main(arguments: list[str]) -> int:
 
     def go_on_later(number: int, frame: FrameType | None) -> None:
         ignore_signals()
-        if intent.request.get("requeue", True) and jobs.would_end_for_good(job_id):
+        if not intent.request.get("requeue", True):
+            with suppress(RuntimeError):  # The signal may have come while something was being printed.
+                print_error("interrupted; this site puts no job back into the queue: the same command resumes the run")
+        elif jobs.would_end_for_good(job_id):
             commands.requeue(job_id)
         leave(128 + signal.SIGTERM)
 

@@ -190,7 +190,11 @@ def test_a_sweepers_job_runs_the_command_as_a_login_node_does(
 
 @pytest.mark.parametrize("requeue", [True, False])
 def test_a_sweepers_job_goes_back_to_the_queue_where_the_site_allows_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_signals: None, requeue: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    own_signals: None,
+    requeue: bool,
 ) -> None:
     run = RunDir(tmp_path / "sweeper")
     run.create()
@@ -206,3 +210,4 @@ def test_a_sweepers_job_goes_back_to_the_queue_where_the_site_allows_it(
     with pytest.raises(SystemExit) as left:
         sweeper.main([str(run.path)])
     assert left.value.code == 128 + signal.SIGTERM and requeued == (["7"] if requeue else [])
+    assert ("the same command resumes the run" in capsys.readouterr().err) != requeue
