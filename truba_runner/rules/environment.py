@@ -121,7 +121,7 @@ def _container_problems(environment: Environment) -> Iterator[Problem]:
     for name in environment.pass_on:
         if not _VARIABLE_PATTERN.fullmatch(name):
             rule = _("it has no effect: it must be the name of a variable, or a pattern such as WANDB_*.")
-            remedy = _("Set the variable with a line export NAME=VALUE in environment.setup, and name it here.")
+            remedy = _("Write export NAME=VALUE in environment.setup: the container gets what it exports.")
             yield Problem(f"environment.pass_on={name}", rule, remedy)
 
 
