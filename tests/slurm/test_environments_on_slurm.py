@@ -224,6 +224,42 @@ def test_a_run_of_a_module(bundled: Truba) -> None:
     assert {start["python"].rpartition(".")[0] for run in runs for start in started(run)} == {"3.13"}
 
 
+TELLS = "import json, os\nwith open('variables.json', 'w') as file:\n    json.dump(dict(os.environ), file)\n"
+
+
+def test_modules_set_up_and_caches_reach_a_job_and_a_line_that_fails_ends_it(bundled: Truba) -> None:
+    project = bundled.project
+    bundled.cluster.run([sys.executable, "-m", "venv", "--without-pip", str(project / "venv")])
+    (project / "modules").mkdir()
+    bundled.write("modules/own.lua", 'setenv("OWN_MODULE", "loaded")\n')
+    bundled.write("jobs/tiny.py", TELLS)
+    # The login shell has no command `module`, as one that cron starts has none.
+    before = [f"module use {project}/modules", 'export ORDER="before$OWN_MODULE"']
+    lines = {"setup_before": before, "setup": ['export ORDER="$ORDER $OWN_MODULE $VIRTUAL_ENV"']}
+    write_environment(bundled, "own", kind="venv", venv=str(project / "venv"), modules=["own"], **lines)
+    # The check before the submission passes it.
+    failing = "case $SLURM_JOB_NAME in wrong*) conda activate nothing ;; esac"
+    write_environment(bundled, "failing", kind="inherit", setup=[failing])
+    room, absent = f"+cluster.caches.TMPDIR={project}/tmp", "cluster.caches.TORCH_HOME=/proc/torch"
+    submit(bundled, "+experiment=tiny", "name=right", "environment=own", room, absent, HF_HOME=f"{project}/own")
+    submit(bundled, "+experiment=tiny", "name=wrong", "environment=failing")
+    right, wrong = run_dirs_with_runs(bundled)
+    wait_for_results(bundled, [right])
+    found = json.loads((right / "variables.json").read_text())
+    assert found["ORDER"] == f"before loaded {project}/venv"
+    assert (found["HF_HOME"], found["TMPDIR"]) == (f"{project}/own", f"{project}/tmp")
+    assert found["KERAS_HOME"].startswith(str(bundled.cluster.scratch())) and Path(found["KERAS_HOME"]).is_dir()
+    assert "TORCH_HOME" not in found and "TORCH_HOME=/proc/torch: the folder" in bundled("logs", right.name).stdout
+    job_id = events(wrong)[-1]["job_id"]
+    bundled.cluster.wait_for_state(job_id, "FAILED", in_accounting=True)
+    reason = f"environment.setup: exit status 127: {failing}"
+    (row,) = [row for row in bundled.status() if row["run"] == wrong.name]
+    assert (row["state"], row["why"], row["restarts"]) == ("FAILED", reason, 0), row
+    assert f'The line "{failing}" of environment.setup failed' in bundled("why", wrong.name).stdout
+    assert reason in bundled("logs", wrong.name).stdout
+    assert not (wrong / "variables.json").exists() and not started(wrong)
+
+
 def test_what_cannot_work_is_refused_before_it_waits(bundled: Truba, software: Path) -> None:
     def refused(*arguments: str) -> str:
         done = bundled(*arguments, "data.name=digits", bundled.runs_folder(), program=PYZ)

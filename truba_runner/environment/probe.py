@@ -177,7 +177,14 @@ def _read(chosen: Environment, printed: str, status: int) -> Found:
     said = " ".join(printed.split())[-600:]
     if status == states.NOT_LOADED:
         names = ", ".join(chosen.modules)
-        raise Refused(Problem(f"environment.modules=[{names}]", f"{said}.", modules.remedy(chosen.modules)))
+        # A line such as `module use /FOLDER` brings modules of which this listing knows nothing.
+        raise Refused(
+            Problem(
+                f"environment.modules=[{names}]",
+                f"{said}.",
+                modules.remedy([] if chosen.setup_before else chosen.modules),
+            )
+        )
     if status == states.NOT_ACTIVATED:
         raise Refused(_not_activated(chosen, printed))
     if status in {126, 127} and chosen.kind != "apptainer":

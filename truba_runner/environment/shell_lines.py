@@ -47,6 +47,7 @@ truba_cache() {
 }"""
 
 _SETTINGS = {"KERAS_HOME": ".keras/keras.json", "MPLCONFIGDIR": ".config/matplotlib/matplotlibrc"}
+_EXPORT = re.compile(r"\bexport\s+([A-Za-z_]\w*)=")
 _USES_MODULE = re.compile(r"\b(module|ml)\b")
 
 
@@ -58,6 +59,12 @@ def user_lines(key: str, lines: Sequence[str]) -> list[str]:
     about = f"truba_key={REASON}{key} truba_words={shlex.quote(words)}"
     watched = [text for line in lines for text in (f"truba_line={shlex.quote(line)}", _RUN)]
     return [about, *_WATCH.splitlines(), *watched, _WATCH_NO_MORE]
+
+
+def exported(environment: Environment) -> list[str]:
+    """Return the variables that the user's lines export for the training; PATH and its like are this machine's."""
+    found = _EXPORT.findall("\n".join(environment.setup_before + environment.setup))
+    return [name for name in dict.fromkeys(found) if name != "HOME" and not name.endswith("PATH")]
 
 
 def module_command(environment: Environment) -> list[str]:

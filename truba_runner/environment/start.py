@@ -64,7 +64,7 @@ def _python(environment: Environment, wrapper: Path, binds: Sequence[str], gpus:
         argv += ["--nv"] if gpus else []
         for path in dict.fromkeys([*binds, *environment.binds]):
             argv += ["--bind", path]
-        for name in [*caches, *environment.pass_on]:
+        for name in [*caches, *shell_lines.exported(environment), *environment.pass_on]:
             argv += ["--pass", name]
         # Which folder it is, is known in the job.
         folders = [f'--bind "${{{name}:-}}"' for name in caches]

@@ -22,6 +22,12 @@ _OF_KIND = {
     "apptainer": ("apptainer", "apptainer"),
 }
 _CONDAS = ("conda", "mamba", "micromamba")
+# Kinds whose Python is started by its path or in a container, whatever a line of the set-up activates.
+_BY_PATH = ("apptainer", "inherit", "venv")
+_ACTIVATES = re.compile(
+    r"(?:^|[;&|]\s*)(?:(?:conda|mamba|micromamba)\s+activate|(?:source|\.)\s+(?:\S*/)?activate)(?=[\s;&|]|$)", re.M
+)
+_VARIABLE_PATTERN = re.compile(r"[\w*?\[\]!-]+")
 # Keys that a run on this machine does not use.
 _OF_JOBS = ("modules", "setup_before", "setup", "python")
 
@@ -64,10 +70,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
             _("it must be the absolute path of an image file."),
             _("Set environment.image to the absolute path of an image file."),
         )
-        for path in environment.binds:
-            if "," in path:
-                rule = _("Apptainer takes a comma for the end of a path.")
-                yield Problem(f"environment.binds={path}", rule, _("Choose a path without a comma."))
+        yield from _container_problems(environment)
 
 
 def _ignored(experiment: Experiment) -> Iterator[Problem]:
@@ -89,6 +92,37 @@ def _ignored(experiment: Experiment) -> Iterator[Problem]:
                 _("it has no effect: a run on this machine trains with the Python that starts it, as it is."),
                 _("Leave it out, or choose a cluster with cluster=NAME."),
             )
+
+    yield from _activated_in_vain(environment)
+
+
+def _activated_in_vain(environment: Environment) -> Iterator[Problem]:
+    """Report lines of the set-up that activate an environment whose Python the job would not start."""
+    if environment.kind not in _BY_PATH or environment.python:
+        return
+    for key in ("setup_before", "setup"):
+        for line in filter(_ACTIVATES.search, getattr(environment, key)):
+            rule = _("the job would not use its Python: environment.kind={kind} has its own.", kind=environment.kind)
+            remedy = _(
+                "Choose environment=conda environment.conda=NAME, or environment=venv environment.venv=/FOLDER; or set "
+                "environment.python=python, which is the activated one."
+            )
+            yield Problem(f"environment.{key}=[{line}]", rule, remedy)
+
+
+def _container_problems(environment: Environment) -> Iterator[Problem]:
+    for path in environment.binds:
+        if "," in path:
+            rule = _("Apptainer takes a comma for the end of a path.")
+            yield Problem(f"environment.binds={path}", rule, _("Choose a path without a comma."))
+        elif not path.startswith("/"):
+            rule = _("it has no effect: only an absolute path can be bound, as /PATH or /PATH:/INSIDE.")
+            yield Problem(f"environment.binds={path}", rule, _("Write the full path, from / on."))
+    for name in environment.pass_on:
+        if not _VARIABLE_PATTERN.fullmatch(name):
+            rule = _("it has no effect: it must be the name of a variable, or a pattern such as WANDB_*.")
+            remedy = _("Write export NAME=VALUE in environment.setup: the container gets what it exports.")
+            yield Problem(f"environment.pass_on={name}", rule, remedy)
 
 
 def _shown(value: str | list[str]) -> str:

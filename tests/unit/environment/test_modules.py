@@ -68,3 +68,10 @@ def test_without_modules_none_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(modules, "available_modules", lambda: None)
     assert modules.available() is None and modules.remedy(["a/1"]) == "module avail lists the available modules."
     assert modules.like("torch") == "module avail lists the available modules."
+
+
+def test_modules_that_a_line_brings_are_not_looked_for_elsewhere(site: Path) -> None:
+    chosen = Environment("e", kind="module", modules=["own/1"], setup_before=["module use /own"])
+    with pytest.raises(Refused, match=r"it failed\. module avail lists the available modules") as refused:
+        probe._read(chosen, "it failed", states.NOT_LOADED)
+    assert "comp/python" not in str(refused.value)

@@ -263,6 +263,11 @@ IGNORED = [
     (["environment=conda"], "environment.conda: it is not set"),
     (["environment=conda", "environment.conda=envs/net"], "name of a conda environment, or its absolute path"),
     (["environment=conda", "environment.conda=net", "environment.conda_command=/x/y"], "There are: conda, mamba"),
+    (["environment=apptainer", "environment.image=/i.sif", "environment.binds=[data]"], "only an absolute path"),
+    (["environment=apptainer", "environment.image=/i.sif", "environment.pass_on=['A=1']"], "the name of a variable"),
+    (["environment=inherit", "environment.setup=['conda activate net']"], "the job would not use its Python"),
+    (["environment=inherit", "environment.setup_before=['. /v/bin/activate']"], r"setup_before=\[. /v/bin/activate\]"),
+    (["environment=apptainer", "environment.image=/i", "environment.setup=['x; source activate n']"], "has its own"),
 ]  # fmt: skip
 
 
@@ -270,6 +275,19 @@ IGNORED = [
 def test_what_would_be_ignored_is_refused(experiment: Compose, overrides: list[str], words: str) -> None:
     with pytest.raises(Refused, match=words):
         plan(experiment(*overrides))
+
+
+def test_an_activation_whose_python_is_used_is_accepted(experiment: Compose) -> None:
+    activate = "environment.setup=['source /v/bin/activate']"
+    assert plan(experiment("environment=module", activate))
+    assert plan(experiment("environment=inherit", activate, "environment.python=python"))
+    assert plan(experiment("environment=inherit", "environment.setup=['echo activate; . /v/activate.d.sh']"))
+
+
+def test_what_a_line_exports_reaches_a_container() -> None:
+    lines = ["export WANDB_MODE=offline; export A_B=1", "export PATH=/x:$PATH", "export LD_LIBRARY_PATH=/x"]
+    python = start.start(Environment("e", "apptainer", image="/i", setup=lines), Path("/w")).python
+    assert "--pass WANDB_MODE --pass A_B -- python3" in python
 
 
 def test_a_local_run_refuses_what_only_jobs_do(experiment: Compose) -> None:
