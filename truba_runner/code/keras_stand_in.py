@@ -30,10 +30,8 @@ LIMITS = {
     resource.RLIMIT_NOFILE: 64,
 }
 # Of the audit events of `os`, those that only look, or change this process alone; all others are refused.
-LOOKING = {
-    "os.chdir", "os.fwalk", "os.getxattr", "os.listdir", "os.listxattr", "os.putenv", "os.scandir", "os.unsetenv",
-    "os.walk",
-}  # fmt: skip
+_LOOKING = "chdir,fwalk,getxattr,listdir,listxattr,putenv,scandir,unsetenv,walk"
+LOOKING = {f"os.{name}" for name in _LOOKING.split(",")}
 REFUSED = {"ctypes", "fcntl", "os", "pty", "resource", "shutil", "signal", "socket", "sqlite3", "subprocess", "syslog"}
 # Functions that cause no audit event: multiprocessing starts processes by the first.
 UNHEARD = {"_posixsubprocess": ("fork_exec",), "os": ("mkfifo", "mknod"), "time": ("sleep",)}

@@ -458,7 +458,10 @@ def test_an_obvious_overrun_is_refused_with_the_batch_that_fits(experiment: Comp
     assert not told("akya-cuda", "train.batch_size=1024", "resources.gpus=4"), "each has a quarter"
     assert told("akya-cuda", "train.batch_size=1024", "resources.gpus=4", "train.batch_scaling=per_replica")
     assert not told("akya-cuda", "train.batch_size=512", "train.mixed_precision=mixed_float16")
-    assert not told("akya-cuda", "train.batch_size=null"), "the job's own batches may be of any size"
+    deep = memory.Size(0, 0, 100_000_000)
+    own = on(experiment, "akya-cuda", "mnist", "train.jit_compile=false", "train.batch_size=null")
+    assert not list(memory.problems(own, deep)), "the job's own batches may be of any size"
+    assert list(memory.problems(replace(own, job=replace(own.job, backend="fastai")), deep)), "64"
     # XLA computes outputs again where memory is short; Keras uses it on one device, and not where this is set.
     xla = ["train.batch_size=1024", "train.jit_compile=true"]
     assert not told("akya-cuda", *xla) and told("akya-cuda", *xla, "train.deterministic=true")
