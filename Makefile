@@ -15,7 +15,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	tests/types
-	TRUBA_TEST_RECORDS=300 tests/in_memory -q --numprocesses=auto --dist=loadfile -m 'not programs' tests/unit
+	TRUBA_TEST_RECORDS=300 TRUBA_TEST_LINES=500 tests/in_memory -q --numprocesses=auto --dist=loadfile -m 'not programs' tests/unit
 
 # Collects the messages that users read into truba_runner/locale/tr.po, and compiles it; says how many lack their Turkish.
 language: $(VENV)/.dev

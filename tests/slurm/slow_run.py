@@ -51,7 +51,7 @@ def load_data(name, folder):
 STEPS_PER_EPOCH = 20
 SETTINGS = [
     "job.module=slow", "data.name=digits", "train.epochs=4", "train.batch_size=20", "train.steps_per_execution=1",
-    "train.jit_compile=false", "checkpoint.every_steps=7",
+    "train.jit_compile=false", "checkpoint.every_steps=7", "finish.plots=false",
 ]  # fmt: skip
 
 

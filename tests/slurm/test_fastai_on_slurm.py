@@ -43,6 +43,7 @@ train:
     - unfreeze
     - {fit_one_cycle: {epochs: 3, lr: [find.valley/10, 1e-2]}}
 checkpoint: {every_steps: 3}
+finish: {plots: false}
 """
 PICTURES = {"show_batch", "confusion_matrix", "top_losses", "learning_curves"}
 
@@ -116,7 +117,7 @@ class StagedRun(PetsRun):
     """Packed once, and copied to each node's own disk, from where its ranks read."""
 
     def prepare(self) -> list[str]:
-        return [*super().prepare(), "data.pack=true", "data.stage_to_node=true"]
+        return [*super().prepare(), "data.pack=true", "data.stage_to_node=true", "finish.plots=false"]
 
     def pack_read_by(self, process: int) -> str:
         """The packed file that a process has open."""

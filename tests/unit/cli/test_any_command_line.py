@@ -17,7 +17,7 @@ from any_line import lines
 from in_process import truba
 from quick_hydra import quick_hydra, small_site
 
-COUNT, PROCESSES = 3000, 2
+COUNT, PROCESSES = int(os.environ.get("TRUBA_TEST_LINES", "3000")), 2
 
 
 def share(folder: Path, first: int) -> tuple[list[str], dict[int, int]]:

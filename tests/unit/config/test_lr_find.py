@@ -291,6 +291,7 @@ truba_runner.training.__path__.append(os.path.dirname(__file__))
 """
 
 
+@pytest.mark.programs
 def test_without_slurm_each_finder_runs_before_its_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
