@@ -24,7 +24,7 @@ _ABOUT = (
     (r"reservation", "resources.reservation"),
     (r"node name", "resources.exclude, resources.nodelist"),
     (r"feature", "resources.constraint"),
-    (r"time limit is", "resources.time"),
+    (r"time limit\b", "resources.time"),
     (r"dependency", "resources.sbatch.dependency"),
     (r"license", "resources.sbatch.licenses"),
 )
