@@ -186,7 +186,7 @@ def test_what_the_filter_refuses_is_told_in_the_users_language_at_submission_and
     assert "düğüm başına 56/112 çekirdek" in done.stderr and "resources.cores" in done.stderr
     assert "QOS" not in done.stderr
     none_such = truba("+experiment=mnist", "data.name=digits", "resources.exclude=akya99", truba.runs_folder("other"))
-    assert none_such.returncode == 2 and "Check resources.exclude, resources.nodelist." in none_such.stderr
+    assert none_such.returncode == 2 and "for resources.exclude=akya99" in none_such.stderr
     (run,) = run_dirs(truba.project)
     told = truba("why", "--json", "--runs", str(run.parent), run.name)
     assert told.returncode == 0, told.stderr

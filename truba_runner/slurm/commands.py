@@ -16,18 +16,6 @@ if TYPE_CHECKING:
 
 # The line in which sbatch reports the controller's error code, also with --test-only.
 _SLURMS_LINE = re.compile("(Batch job submission failed|allocation failure): ")
-# What Slurm's words are about (slurm_errno.c, 22.05): config keys that ask for it.
-_ABOUT = (
-    (r"invalid account", "resources.account"),
-    (r"partition", "resources.partition"),
-    (r"qos specification", "resources.qos"),
-    (r"reservation", "resources.reservation"),
-    (r"node name", "resources.exclude, resources.nodelist"),
-    (r"feature", "resources.constraint"),
-    (r"time limit\b", "resources.time"),
-    (r"dependency", "resources.sbatch.dependency"),
-    (r"license", "resources.sbatch.licenses"),
-)
 
 
 def sbatch(script: str, *, inherit: Sequence[int] = ()) -> str:
@@ -48,11 +36,6 @@ def words_of_refusal(message: str) -> tuple[str, bool]:
     lines = [line.removeprefix("sbatch: ").removeprefix("error: ").strip() for line in message.splitlines()]
     own = [line for line in lines if line and not _SLURMS_LINE.match(line)]
     return " ".join(own or lines), bool(own) and len(own) < len(lines)
-
-
-def keys_about(words: str) -> str:
-    """Return the config keys that ask for what Slurm's own words are about; empty if these do not tell."""
-    return next((keys for pattern, keys in _ABOUT if re.search(pattern, words, re.IGNORECASE)), "")
 
 
 def explained(words: str, refusals: Sequence[Refusal]) -> tuple[str, str] | None:

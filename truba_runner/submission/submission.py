@@ -205,7 +205,4 @@ def _refusal(words: str, by_filter: bool, cluster: Cluster, request: Request) ->
     if means:
         return Problem(words, *means)
     rule = _("the site's submit filter refused the job.") if by_filter else _("Slurm itself refused the job.")
-    remedy = _("dry_run=true shows the script that Slurm received.")
-    if not by_filter and (keys := commands.keys_about(words)):
-        remedy = _("Check {keys}.", keys=keys) + " " + remedy
-    return Problem(words, rule, remedy)
+    return Problem(words, rule, _("dry_run=true shows the script that Slurm received."))

@@ -146,13 +146,16 @@ SLURM_SAID = [
     ("option '--no-kill' doesn't allow an argument", "resources.sbatch.no_kill", "Set it to true"),
     ("Batch job submission failed: Invalid account or account/partition combination specified", "resources.account=",
      "truba doctor"),
+    ("Batch job submission failed: Invalid feature specification", "resources.constraint=akya-cuda", "lists the nodes"),
+    ("Batch job submission failed: Job dependency problem", "resources.sbatch.dependency", "man sbatch"),
     ("Batch job submission failed: Unspecified error", "", ""),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("words", "rule", "remedy"), SLURM_SAID, ids=[row[0][-40:] for row in SLURM_SAID])
 def test_what_slurm_itself_refuses_names_the_key(experiment: Compose, words: str, rule: str, remedy: str) -> None:
-    told = refused.explained(words, plan(experiment(*ASKED, "resources.account=me")).request)
+    more = ["resources.account=me", "resources.constraint=akya-cuda", "+resources.sbatch.dependency=singleton"]
+    told = refused.explained(words, plan(experiment(*ASKED, *more)).request)
     assert (rule in told[0] and remedy in told[1]) if told else not rule
 
 

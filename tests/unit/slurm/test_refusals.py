@@ -10,7 +10,7 @@ import pytest
 from truba_runner.config.schema import Experiment
 from truba_runner.errors import Refused
 from truba_runner.rules.experiment import plan
-from truba_runner.slurm.commands import explained, keys_about, words_of_refusal
+from truba_runner.slurm.commands import explained, words_of_refusal
 
 # As Slurm 22.05.8 prints it behind the filter's line.
 QOS = (
@@ -56,25 +56,6 @@ def test_an_unknown_line_of_the_filter_is_shown_and_slurms_own_only_without_one(
     assert words_of_refusal(f"sbatch: error: {account}") == (account, False)
     tested = "allocation failure: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
     assert words_of_refusal(f"sbatch: error: {unknown}\n{tested}") == (unknown, True)
-
-
-@pytest.mark.parametrize(
-    ("words", "keys"),
-    [  # slurm 22.05.8
-        ("Invalid account or account/partition combination specified", "resources.account"),
-        ("invalid partition specified: kolyoz", "resources.partition"),
-        ("Invalid qos specification", "resources.qos"),
-        ("Requested reservation is invalid", "resources.reservation"),
-        ("Invalid node name specified", "resources.exclude, resources.nodelist"),
-        ("Invalid feature specification", "resources.constraint"),
-        ("Requested time limit is invalid (missing or exceeds some limit)", "resources.time"),
-        ("Job dependency problem", "resources.sbatch.dependency"),
-        ("Requested node configuration is not available", ""),
-        ("Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)", ""),
-    ],
-)
-def test_slurms_own_words_are_told_with_the_keys_that_they_are_about(words: str, keys: str) -> None:
-    assert keys_about(f"Batch job submission failed: {words}") == keys
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,12 @@ _SAYS = (
         ("reservation",),
         marked("scontrol show reservation lists the reservations and their users."),
     ),
+    (re.compile("[Ii]nvalid partition"), ("partition",), marked("sinfo lists the partitions.")),
+    (re.compile("Invalid feature"), ("constraint",), marked("sinfo --format='%P %f' lists the nodes' features.")),
     (re.compile("Invalid account"), ("account",), marked("truba doctor lists your accounts.")),
 )
+# Slurm's words about options that they do not name.
+_ABOUT_OPTION = {"dependency": "Job dependency problem", "licenses": "Invalid license"}
 _NO_VALUE = re.compile("doesn't allow an argument")
 
 
@@ -50,5 +54,5 @@ def _options(words: str, request: Request) -> Iterator[str]:
     """Yield the options of `resources.sbatch` that the words name."""
     for option in request.sbatch:
         named = rf"--{re.escape(option)}(?![\w-])"
-        if re.search(named, words) or (option == "licenses" and "Invalid license" in words):
+        if re.search(named, words) or _ABOUT_OPTION.get(option, named) in words:
             yield option
