@@ -25,6 +25,7 @@ LONG_FILES = [
     "training/test_keras_tutorial.py",
     "training/test_fastai_ranks.py",
     "slurm/test_search_on_slurm.py",
+    "slurm/test_login_node.py",
     "slurm/test_multi_node.py",
     "training/test_keras_inputs.py",
     "slurm/test_never_lost_never_doubled.py",

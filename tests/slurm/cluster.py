@@ -189,6 +189,14 @@ class Cluster:
         submitted = self.run(["sbatch", "--parsable", *arguments], user=user, input=f"#!/bin/bash\n{script}\n")
         return submitted.stdout.strip().split(";")[0]
 
+    def module(self, name: str, first_on_path: Path) -> None:
+        """Make a module that puts a folder first on the PATH; a shell has `module` once it has read /etc/profile."""
+        file = self.folder / "modules" / f"{name}.lua"
+        if not (self.folder / "modules").exists():
+            left_out("Lmod is not installed")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f'prepend_path("PATH", "{first_on_path}")\n')
+
     def preempt(self, nodes: Sequence[str]) -> str:
         """Submit a short job of root's for these whole nodes of akya-cuda, which preempts lowprio's jobs on them."""
         whole = ["-p", "akya-cuda", "-A", "root", f"-N{len(nodes)}", f"-w{','.join(nodes)}", "--ntasks-per-node=1"]

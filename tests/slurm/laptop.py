@@ -134,8 +134,6 @@ class Laptop:
         bin = self._folder / "bin"
         bin.mkdir()
         (bin / "truba").write_text(f'#!/bin/sh\nexec {sys.executable} -m truba_runner "$@"\n')
-        # A stand-in for TRUBA's module command.
-        (bin / "module").write_text('#!/bin/sh\n[ "$*" = "load apps/truba-ai/cpu-2024.0" ]\n')
         for file in bin.iterdir():
             file.chmod(0o755)
         config = self._folder / "sshd_config"

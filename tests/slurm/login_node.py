@@ -49,21 +49,13 @@ class LoginNode:
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
-        self._folder, self._modules = cluster.folder / "login", cluster.folder / "modules"
-        if not self._modules.exists():
-            left_out("Lmod is not installed")
+        self._folder = cluster.folder / "login"
         _copy(_python(), self._folder)
         self.home = cluster.folder / "home" / "ayse"
 
-    def module(self, name: str, first_on_path: Path) -> None:
-        """Make a module that puts a folder first on the PATH."""
-        file = self._modules / f"{name}.lua"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f'prepend_path("PATH", "{first_on_path}")\n')
-
     def close(self) -> None:
         """Remove the modules and the Python: other tests use the same cluster."""
-        for folder in (*self._modules.iterdir(), self._folder):
+        for folder in (*(self.cluster.folder / "modules").iterdir(), self._folder):
             shutil.rmtree(folder)
 
     def __call__(self, *argv: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:

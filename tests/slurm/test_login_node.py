@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,9 +69,9 @@ def _block(language: str, words: str) -> str:
 def ayse(cluster: Cluster) -> Iterator[Ayse]:
     login = LoginNode(cluster)
     try:
-        login.module(MODULE, Path(sys.executable).parent)
-        login.module("apps/truba-ai/cpu-2024.0", Path("/usr/bin"))
-        login.module("comp/python/3.12.0", Path("/usr/bin"))
+        cluster.module(MODULE, Path(sys.executable).parent)
+        cluster.module("apps/truba-ai/cpu-2024.0", Path("/usr/bin"))
+        cluster.module("comp/python/3.12.0", Path("/usr/bin"))
         yield Ayse(login)
     finally:
         login.close()
@@ -115,9 +116,10 @@ def test_a_sweep_in_a_conda_environment_on_top_of_modules(ayse: Ayse, cluster: C
     (conda / "bin").mkdir(parents=True)
     (conda / "bin" / "conda").write_text(CONDA)
     (conda / "bin" / "conda").chmod(0o755)
-    ayse.login.module("comp/python/miniconda3", conda / "bin")
+    cluster.module("comp/python/miniconda3", conda / "bin")
     environment = cluster.folder / "login" / "net"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", environment], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    (environment / "lib" / f"python{HERE}" / "site-packages" / "more.pth").write_text(sysconfig.get_path("purelib"))
     (environment / "conda-meta").mkdir()
     chosen = ["environment=conda", f"environment.conda={environment}"]
     swept = ayse("-m", "+experiment=flowers", "train.seed=3,4", "train.epochs=1", *chosen)

@@ -319,7 +319,9 @@ def test_a_tunnel_takes_another_ones_server_over(laptop: Laptop, shelf: Shelf) -
     bundle = laptop.cluster.folder / "home" / "ayse" / "truba.pyz"
     made = subprocess.run([sys.executable, "-m", "truba_runner", "bundle", "--out", str(bundle)], check=False)
     assert made.returncode == 0
-    far_command = "module load apps/truba-ai/cpu-2024.0; python3 truba.pyz"
+    # The line of docs/tensorboard.md: a command over ssh has no `module` before the profile is read.
+    laptop.cluster.module("apps/truba-ai/cpu-2024.0", Path(sys.executable).parent)
+    far_command = ". /etc/profile; module load apps/truba-ai/cpu-2024.0; python3 truba.pyz"
     second = laptop.start("tensorboard", "--from", "commanded", "shared", TRUBA_FAR_COMMAND=far_command)
     url = second.url()
     assert json.loads(laptop.get(url + "data/runs").stdout) == ["shared/train"]

@@ -208,8 +208,8 @@ def not_found(login: str) -> str:
     """Return the message for a login node that has no truba on the PATH."""
     return _(
         "{login} does not find truba: a command over ssh has another PATH than a terminal. Give the command that "
-        "starts it there with --far-command 'COMMAND' or TRUBA_FAR_COMMAND, for example 'module load NAME; python3 "
-        "truba.pyz' with a module of that machine (module avail lists them there).",
+        "starts it there with --far-command 'COMMAND' or TRUBA_FAR_COMMAND, for example '. /etc/profile; module load "
+        "NAME; python3 truba.pyz' with a module of that machine (module avail lists them there).",
         login=login,
     )
 

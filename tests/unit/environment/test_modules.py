@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import truba_runner
 from truba_runner import python_check
 from truba_runner.config.schema import Environment
 from truba_runner.environment import modules, probe
@@ -56,6 +57,14 @@ def test_the_modules_are_asked_for_once_a_day_and_machine(site: Path, monkeypatc
     assert site.read_text() == "-t avail\n"
     monkeypatch.setattr("socket.gethostname", lambda: "another")
     assert modules.available() == NAMES and site.read_text() == "-t avail\n" * 2
+
+
+def test_nothing_names_trubas_module_that_is_only_in_its_documentation() -> None:
+    root = Path(truba_runner.__file__).parents[1]
+    files = [*root.glob("*.md"), *(root / "docs").glob("*.md"), *(root / "conf").rglob("*.yaml")]
+    files += [file for kind in ("*.py", "*.po") for file in (root / "truba_runner").rglob(kind)]
+    assert len(files) > 100
+    assert not [file for file in files if "comp/python/3.12.2" in file.read_text()]
 
 
 def test_a_missing_module_is_told_with_the_nearest(site: Path) -> None:
