@@ -354,7 +354,7 @@ tries = {
     "shell": lambda: os.system("touch " + here + "/shell"),
     "spawn": lambda: multiprocessing.Process(target=print).start(),
     "shared": lambda: __import__("multiprocessing.shared_memory").shared_memory.SharedMemory(create=True, size=8),
-    "kill": lambda: os.kill(os.getppid(), signal.SIGUSR1),
+    "kill": lambda: os.kill(os.getppid(), signal.SIGCHLD),
     "sleep": lambda: time.sleep(30),
     "limits": lambda: resource.setrlimit(resource.RLIMIT_CPU, (60, 60)),
     "memory": lambda: bytearray(2 << 30),
