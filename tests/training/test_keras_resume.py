@@ -120,6 +120,10 @@ def assert_same_results(folder: Path, reference: Path) -> None:
 
 def assert_same_end(folder: Path, reference: Path) -> None:
     assert_same_results(folder, reference)
+    assert_same_state(folder, reference)
+
+
+def assert_same_state(folder: Path, reference: Path) -> None:
     (position, state), (expected_position, expected_state) = newest(folder), newest(reference)
     assert position == expected_position
     parts = ("signature", "pieces", "streams", "values", "links", "data", "seeds", "callbacks", "stop", "best")
@@ -144,6 +148,7 @@ def test_the_reference_uses_all_that_is_to_be_restored(undisturbed: Callable[[st
     assert len(state["event_files"]) == 4
 
 
+AT_EVALUATION = EPOCH - 7 + EPOCH + 2
 Stops = list[tuple[str, int, tuple[int, int]]]
 # The signal, the check that brings it, counted from the start before it, and where the training stands then.
 STOPS: Stops = [
@@ -154,7 +159,7 @@ STOPS: Stops = [
     ("SIGUSR2", 1, (1, 1)),
     ("SIGUSR2", EPOCH - 1 + 7, (2, 7)),
     # In the evaluation and in the prediction after the training.
-    ("SIGTERM", EPOCH - 7 + EPOCH + 2, (4, 0)),
+    ("SIGTERM", AT_EVALUATION, (4, 0)),
     ("SIGTERM", VALIDATION + 2, (4, 0)),
 ]
 STOPS_OF_CONFIGS: dict[str, Stops] = {
@@ -174,18 +179,20 @@ def test_signals_cost_neither_a_step_nor_an_epoch_nor_a_bit(
         assert newest(tmp_path)[0] == position
         if position == (0, TRAINING):
             assert_first_epoch_is_not_done(tmp_path)
+        elif look == AT_EVALUATION:
+            assert_same_state(tmp_path, undisturbed("one device"))
     assert start(tmp_path)["status"] == 0, log(tmp_path)
     assert restored(tmp_path) == [position for _, _, position in STOPS]
     assert f"resumes from epoch 1, step {TRAINING} of {TRAINING}; restored in " in log(tmp_path)
     assert log(tmp_path).count("resumes from the end of the training") == 2
     # Evaluated by the start before it, predicted by the last.
     assert RunDir(tmp_path).result()["looks"] == VALIDATION
-    assert_same_end(tmp_path, undisturbed("one device"))
+    assert_same_results(tmp_path, undisturbed("one device"))
 
 
 def assert_first_epoch_is_not_done(folder: Path) -> None:
     """A signal in its validation has come."""
-    assert not (folder / "history.csv").exists() and "epoch 1/4" not in log(folder)
+    assert not history(folder) and "epoch 1/4" not in log(folder)
     assert not [tag for _, tag, _, _ in told_to_tensorboard(folder) if tag == "epoch_loss"]
     assert RunDir(folder).progress().step == TRAINING
 
