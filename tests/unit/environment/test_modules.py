@@ -11,7 +11,7 @@ from truba_runner import python_check
 from truba_runner.config.schema import Environment
 from truba_runner.environment import modules, probe
 from truba_runner.errors import Refused
-from truba_runner.slurm.states import NOT_LOADED
+from truba_runner.slurm import states
 
 # As Lmod and as Environment Modules print them.
 LMOD = "/sw:\napps/\napps/truba-ai/\napps/truba-ai/cpu-2024.0\napps/truba-ai/gpu-2024.0\ncomp/python/3.12.0\n"
@@ -70,7 +70,7 @@ def test_nothing_names_trubas_module_that_is_only_in_its_documentation() -> None
 def test_a_missing_module_is_told_with_the_nearest(site: Path) -> None:
     chosen = Environment("e", kind="module", modules=["comp/python/3.12.2", "apps/truba-ai"])
     with pytest.raises(Refused, match=r"it failed\. Did you mean comp/python/3\.12\.0\?"):
-        probe._read(chosen, "it failed", NOT_LOADED)
+        probe._read(chosen, "it failed", states.NOT_LOADED)
 
 
 def test_without_modules_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
