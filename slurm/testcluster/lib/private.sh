@@ -58,7 +58,7 @@ provide_modules() {
   [ -e /etc/lmod/modulespath ] || return 0
   mkdir -p "$CLUSTER/modules"
   { echo "$CLUSTER/modules" && cat /etc/lmod/modulespath; } >"$CLUSTER/etc/modulespath"
-  mount --bind "$CLUSTER/etc/modulespath" /etc/lmod/modulespath
+  mount_over_file "$CLUSTER/etc/modulespath" /etc/lmod/modulespath
 }
 
 mount_over_file() { # SOURCE TARGET
