@@ -247,6 +247,26 @@ def test_a_batch_and_an_execution_that_are_not_full_count_as_what_they_are(
     assert steps == [(epoch, step) for epoch in (1, 2) for step in (4, 8, 10)]
 
 
+def test_an_execution_ends_at_its_last_step_whichever_step_keras_names() -> None:
+    import keras
+
+    from truba_runner.training.keras.loop.callback_list import callback_list
+
+    told: list[int] = []
+    done: list[int] = []
+    resume: Any = SimpleNamespace(skipping=False, monitor="", steps_end=lambda steps, logs: done.append(steps))
+    plan: Any = SimpleNamespace(comes_to=lambda step: True)
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(loss="mse", steps_per_execution=4)
+    own = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: told.append(batch))
+    hooks = callback_list(resume, plan, [own], model)
+    # Keras 3.10, the last one for Python 3.9, names an execution's first step; Keras 3.15 its last.
+    for first, named in ((0, 0), (4, 7)):
+        hooks.on_train_batch_begin(first)
+        hooks.on_train_batch_end(named, {"loss": 1.0})
+    assert told == [3, 7] and done == [4, 8]
+
+
 def test_tensorboard_has_the_curves_of_the_history_and_a_point_an_execution(digits: SimpleNamespace) -> None:
     rows = [dict(zip(digits.history[0].split(","), row.split(","), strict=True)) for row in digits.history[1:]]
     found = curves(digits.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import truba_runner
+from truba_runner import python_check
 
 PACKAGE = Path(truba_runner.__file__).parent
 # Each imports what stands before it, and nothing that stands after it. The root's own modules are below all.
@@ -291,3 +293,15 @@ def test_what_is_newer_than_python_39_is_seen() -> None:
     held = "def f(a: int | None) -> str | None: return re.DOTALL | re.VERBOSE"
     assert not [*newer_than_39(future + held, evaluated=False)] and [*newer_than_39(held, evaluated=False)]
     assert [*newer_than_39(future + "@dataclass\nclass A:\n    a: int | None = None", evaluated=True)]
+
+
+def test_one_range_of_python_versions_is_named_everywhere() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    minors = re.findall(r"Programming Language :: Python :: 3\.(\d+)", project)
+    least, most = int(minors[0]), int(minors[-1])
+    assert [int(minor) for minor in minors] == [*range(least, most + 1)]
+    assert f'requires-python = ">=3.{least},<3.{most + 1}"' in project and python_check.LEAST == (3, least)
+    assert f'target-version = "py3{least}"' in project
+    for page in ("README", "docs/environments"):
+        assert f"3.{least} to 3.{most}" in (ROOT / f"{page}.md").read_text()
+        assert f"3.{least}–3.{most}" in (ROOT / f"{page}.tr.md").read_text()

@@ -21,6 +21,7 @@ from truba_runner.runs.run_directory import RunDir
 
 pytestmark = pytest.mark.programs
 
+ROOT = Path(__file__).resolve().parents[3]
 MINORS = (9, 10, 11, 12, 13)
 # Runs commands in one process, as most of its time goes to reading the file: their statuses, and what they print.
 WALK = """
@@ -181,6 +182,8 @@ def test_an_older_python_is_told_so(pyz: Path, tmp_path: Path) -> None:
     site = {"PATH": str(bin), "HOME": str(tmp_path)}
     told = [run(sys.executable, "-c", main.replace("sys.version_info", "(3, 8)"), cwd=tmp_path, **site)]
     told += [run(str(python), str(pyz), "status", cwd=tmp_path, **site) for python in older]
+    # A checkout too; -B, since Python 2 compiles beside the sources.
+    told += [run(str(python), "-B", "-m", "truba_runner", "status", cwd=ROOT, **site) for python in older]
     for one in told:
         assert one.returncode == 2 and "needs Python 3.9 or newer" in one.stderr, one.stderr
         assert "module load comp/python/3.12.0\n" in one.stderr

@@ -16,6 +16,9 @@ def callback_list(resume: Resume, plan: Plan, callbacks: list[Any], model: Any, 
     told = keras_logs.Names(model, keras_logs.watched("checkpoint.monitor", resume.monitor, callbacks))
 
     class Hooks(keras.callbacks.CallbackList):  # type: ignore[misc]
+        # The first step of the execution that Keras is at.
+        first = 0
+
         def on_train_begin(self, logs: Any = None) -> None:
             super().on_train_begin(logs)
             resume.train_begin(self.callbacks)
@@ -25,6 +28,7 @@ def callback_list(resume: Resume, plan: Plan, callbacks: list[Any], model: Any, 
             resume.epoch_begin(epoch)
 
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            self.first = batch
             if not resume.skipping and plan.comes_to(batch):
                 super().on_train_batch_begin(batch, logs)
 
@@ -32,8 +36,10 @@ def callback_list(resume: Resume, plan: Plan, callbacks: list[Any], model: Any, 
             if resume.skipping:
                 resume.skipped()
             else:
-                super().on_train_batch_end(batch, told.read(logs))
-                resume.steps_end(batch + 1, logs)
+                # Keras 3.15 itself names the execution's last step here, Keras 3.10 its first.
+                last = self.first + model.steps_per_execution - 1
+                super().on_train_batch_end(last, told.read(logs))
+                resume.steps_end(last + 1, logs)
 
         def on_test_begin(self, logs: Any = None) -> None:
             resume.test_begin()
