@@ -8,6 +8,7 @@ from pathlib import Path
 
 from truba_runner.code import job_module
 from truba_runner.code.network_size import Sizes
+from truba_runner.config import partitions
 from truba_runner.config.schema import Experiment
 from truba_runner.doctor import FAULT, NOTE, OK, Finding, Patient
 from truba_runner.environment import probe
@@ -56,7 +57,8 @@ def _placed(experiment: Experiment, name: str, constraint: str) -> Experiment:
     facts = experiment.cluster.partitions[name]
     if not constraint and facts.feature_required and facts.features:
         constraint = facts.features[0]
-    gpus = max(1, experiment.resources.gpus) if constraint or facts.gpus_per_node else 0
+    there = partitions.facts_of(experiment.cluster, name, constraint)
+    gpus = max(1, experiment.resources.gpus) if there.gpus_per_node else 0
     # `auto` is estimated from earlier runs; no partition's limit is in question.
     time = "1h" if experiment.resources.time == AUTO else experiment.resources.time
     resources = replace(experiment.resources, partition=name, constraint=constraint, gpus=gpus, cores=None, time=time)
