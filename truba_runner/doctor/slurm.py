@@ -67,7 +67,9 @@ def accounting(patient: Patient) -> Iterator[Finding]:
         queries.starts(["1"])
     except SlurmError as error:
         remedy = _("Runs work without it, but the reason why a job ended then comes from its log alone.")
-        yield Finding(WARNING, _("accounting"), _short(error), remedy)
+        absent = shutil.which("sacct") is None and relay.folder() is None
+        says = _("there is no command sacct here") if absent else _short(error)
+        yield Finding(WARNING, _("accounting"), says, remedy)
     else:
         yield Finding(OK, _("accounting"), _("sacct answers"))
 

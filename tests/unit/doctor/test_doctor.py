@@ -115,6 +115,18 @@ def test_what_scontrol_prints_of_a_controller_that_is_down_is_told(
     assert levels(slurm.controller(patient)) == [("fault", f"scontrol: {down}")]
 
 
+def test_a_site_without_sacct_is_fit_for_runs(
+    patient: Patient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    up = "Slurmctld(primary) at ui is UP"
+    for name in ("sbatch", "squeue", "scancel", "scontrol", "sinfo"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{up}'\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert [level for level, _ in levels(slurm.controller(patient))] == ["ok"]
+    assert levels(slurm.accounting(patient)) == [("warning", "there is no command sacct here")]
+
+
 ASSOCIATION = "Account={0} UserName={1} Partition= GrpJobs=N(4) GrpWall=N(0.00) GrpTRES={2} GrpTRESMins={3} MaxWallPJ="
 
 
