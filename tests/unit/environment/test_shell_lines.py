@@ -353,4 +353,4 @@ def test_a_cache_at_home_that_jobs_no_longer_see_is_told_once(experiment: Compos
 
 def test_only_the_lines_that_are_needed_are_in_a_script() -> None:
     assert start.start(Environment("e"), Path("/w")).setup == ('export PYTHONHASHSEED="${PYTHONHASHSEED:-0}"',)
-    assert shell_lines.modules([]) == shell_lines.user_lines("setup", []) == shell_lines.variables({}) == []
+    assert shell_lines.modules([]) == shell_lines.user_lines("setup", []) == shell_lines.caches({}) == []
