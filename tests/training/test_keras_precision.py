@@ -140,16 +140,24 @@ def test_an_overflow_on_one_of_two_nodes_is_not_applied(start_keras: Start, tmp_
     assert after["same"] and after["scales"] == [2.0**15 / 2**6]
 
 
+def in_half_precision(devices: int, steps: int) -> dict[str, Any]:
+    # The scale begins so high that the first steps overflow.
+    how = {"mixed_precision": "mixed_float16", "epochs": 6, "learning_rate": None, "steps_per_execution": steps}
+    return sections(devices, {"compiled": "scaled"}, **how)
+
+
+@pytest.fixture(scope="module")
+def on_one_device(start_keras: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(start_keras, tmp_path_factory.mktemp("half-precision") / "one", in_half_precision(1, 4))
+
+
 @pytest.mark.parametrize("devices, tasks", [(2, 1), (1, 2)], ids=["two devices", "two nodes"])
 def test_half_precision_learns_on_several_devices_what_it_learns_on_one(
-    devices: int, tasks: int, start_keras: Start, tmp_path: Path
+    devices: int, tasks: int, on_one_device: Path, start_keras: Start, tmp_path: Path
 ) -> None:
-    # The scale begins so high that the first steps overflow.
-    options, steps = {"compiled": "scaled"}, 4 if tasks == 1 else 1
-    how = {"mixed_precision": "mixed_float16", "epochs": 6, "learning_rate": None, "steps_per_execution": steps}
-    one = trained(start_keras, tmp_path / "one", sections(1, options, **how))
-    other = trained(start_keras, tmp_path / "other", sections(devices, options, **how), tasks=tasks)
-    first, second = result(one)["metrics"], result(other)["metrics"]
+    given = in_half_precision(devices, steps=4 if tasks == 1 else 1)
+    other = trained(start_keras, tmp_path / "other", given, tasks=tasks)
+    first, second = result(on_one_device)["metrics"], result(other)["metrics"]
     assert first["accuracy"] > 0.95
     assert second == pytest.approx(first, abs=0.02)
     assert told(other)["agreed"]
