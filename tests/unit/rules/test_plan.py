@@ -183,7 +183,7 @@ def test_what_training_allows_passes(experiment: Compose) -> None:
     valid = [
         "train.batch_scaling=per_replica",
         "train.scale_learning_rate=true",
-        "train.mixed_precision=mixed_bfloat16",
+        "train.mixed_precision=mixed_float16",
     ]
     assert plan(experiment(*valid, "data.preprocessing=model", "notify.webhook=http://example.org/hook"))
 
