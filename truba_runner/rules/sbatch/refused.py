@@ -30,7 +30,7 @@ _SAYS = (
     (re.compile("Invalid account"), ("account",), marked("truba doctor lists your accounts.")),
 )
 # Slurm's words about options that they do not name.
-_ABOUT_OPTION = {"dependency": "Job dependency problem", "licenses": "Invalid license"}
+_ABOUT_OPTION = {"dependency": re.compile("Job dependency problem"), "licenses": re.compile("Invalid license")}
 _NO_VALUE = re.compile("doesn't allow an argument")
 
 
@@ -53,6 +53,6 @@ def explained(words: str, request: Request) -> tuple[str, str] | None:
 def _options(words: str, request: Request) -> Iterator[str]:
     """Yield the options of `resources.sbatch` that the words name."""
     for option in request.sbatch:
-        named = rf"--{re.escape(option)}(?![\w-])"
-        if re.search(named, words) or _ABOUT_OPTION.get(option, named) in words:
+        named = re.compile(rf"--{re.escape(option)}(?![\w-])")
+        if named.search(words) or _ABOUT_OPTION.get(option, named).search(words):
             yield option
