@@ -183,12 +183,8 @@ def test_what_training_allows_passes(experiment: Compose) -> None:
     valid = [
         "train.batch_scaling=per_replica",
         "train.scale_learning_rate=true",
-<<<<<<< HEAD
         "train.mixed_precision=mixed_bfloat16",
         "resources.partition=palamut-cuda",
-=======
-        "train.mixed_precision=mixed_float16",
->>>>>>> w5
     ]
     assert plan(experiment(*valid, "data.preprocessing=model", "notify.webhook=http://example.org/hook"))
 
