@@ -11,15 +11,23 @@ from truba_runner.slurm.request import Request
 # Slurm's words (22.05 to 26.05, src/common/slurm_errno.c), the keys of `resources` they are about, what helps.
 _SAYS = (
     (
-        "Invalid node name|nodes not in this partition",
+        re.compile("Invalid node name|nodes not in this partition"),
         ("nodelist", "exclude"),
         marked("sinfo --Node --partition={partition} lists the nodes."),
     ),
-    ("Invalid qos|QOS permission", ("qos",), marked("scontrol show partition={partition} shows its QOS (AllowQos).")),
-    ("[Rr]eservation", ("reservation",), marked("scontrol show reservation lists the reservations and their users.")),
-    ("Invalid account", ("account",), marked("truba doctor lists your accounts.")),
+    (
+        re.compile("Invalid qos|QOS permission"),
+        ("qos",),
+        marked("scontrol show partition={partition} shows its QOS (AllowQos)."),
+    ),
+    (
+        re.compile("[Rr]eservation"),
+        ("reservation",),
+        marked("scontrol show reservation lists the reservations and their users."),
+    ),
+    (re.compile("Invalid account"), ("account",), marked("truba doctor lists your accounts.")),
 )
-_NO_VALUE = "doesn't allow an argument"
+_NO_VALUE = re.compile("doesn't allow an argument")
 
 
 def explained(words: str, request: Request) -> tuple[str, str] | None:
@@ -27,12 +35,12 @@ def explained(words: str, request: Request) -> tuple[str, str] | None:
     if options := [*_options(words, request)]:
         keys = ", ".join(f"resources.sbatch.{option.replace('-', '_')}" for option in options)
         rule = _("sbatch of this site does not take {keys} so.", keys=keys)
-        if _NO_VALUE in words:
+        if _NO_VALUE.search(words):
             return rule, _("Set it to true: it is an option without a value.")
         return rule, _("Correct it or leave it out; man sbatch describes the options.")
     for pattern, names, remedy in _SAYS:
         asked = [f"resources.{name}={value}" for name in names if (value := getattr(request, name))]
-        if asked and re.search(pattern, words):
+        if asked and pattern.search(words):
             rule = _("Slurm itself refused the job, for {keys}.", keys=", ".join(asked))
             return rule, _(remedy, partition=request.partition)
     return None
