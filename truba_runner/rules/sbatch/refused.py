@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from truba_runner.language import _, marked
 from truba_runner.slurm.request import Request
 
-# Slurm's words (22.05 to 26.05, src/common/slurm_errno.c), the keys of `resources` they are about, what helps.
+# Slurm 22.05.8's words (strings of its libslurm), the keys of `resources` they are about, what helps.
 _SAYS = (
     (
         re.compile("Invalid node name|nodes not in this partition"),
@@ -16,7 +16,7 @@ _SAYS = (
         marked("sinfo --Node --partition={partition} lists the nodes."),
     ),
     (
-        re.compile("Invalid qos|QOS permission"),
+        re.compile("Invalid qos"),
         ("qos",),
         marked("scontrol show partition={partition} shows its QOS (AllowQos)."),
     ),
