@@ -45,13 +45,6 @@ def test_slurms_signal_twice(truba: Truba, whole: Any) -> None:
     assert len(truba.jobs(f"{run.path.name}.")) == 1, "it went back into the queue under its own id"
 
 
-def test_a_requeue_in_mid_epoch(truba: Truba, whole: Any) -> None:
-    run = Run(truba)
-    run.wait_for_step(1)
-    truba.cluster.run(["scontrol", "requeue", run.job_id], user="root")
-    check_same(run, whole, restarts=1, requeues=0, steps_lost=0)
-
-
 def test_preemption_by_a_better_partition(truba: Truba, whole: Any) -> None:
     run = Run(truba, "resources.partition=lowprio")
     run.wait_for_step(1)
@@ -60,15 +53,20 @@ def test_preemption_by_a_better_partition(truba: Truba, whole: Any) -> None:
     check_same(run, whole, restarts=1, steps_lost=0)
 
 
-def test_a_cancelled_run_stays_cancelled_and_goes_on_when_it_is_submitted_again(truba: Truba, whole: Any) -> None:
+def test_a_requeue_in_mid_epoch_and_a_cancelled_run_that_goes_on_when_it_is_submitted_again(
+    truba: Truba, whole: Any
+) -> None:
     run = Run(truba)
     run.wait_for_step(1)
+    truba.cluster.run(["scontrol", "requeue", run.job_id], user="root")
+    run.wait_until(lambda: run.starts() > 1)
+    run.wait_for_step(2)
     assert truba("cancel", run.path.name).returncode == 0
     run.wait_until(lambda: truba.status()[0]["state"] == "CANCELLED")
     first_job = run.job_id
     run.submit()
     assert run.job_id != first_job
-    check_same(run, whole, restarts=1, requeues=0, steps_lost=0)
+    check_same(run, whole, restarts=2, requeues=0, steps_lost=0)
 
 
 def test_a_run_that_comes_no_further_is_given_up(truba: Truba) -> None:
