@@ -430,15 +430,17 @@ def test_a_network_that_may_need_less_than_its_shapes_say_is_not_counted(
 def test_nothing_is_counted_twice_or_that_only_might_be_kept(experiment: Compose, tmp_path: Path) -> None:
     plain = size_of(experiment, tmp_path, NETWORK)
     twice = NETWORK.replace(
-        "x = layers.Flatten()(x)", "layers.Dense(1)(x); x = layers.Dropout(0.0)(x)\n    x = layers.Flatten()(x)"
-    )
-    assert size_of(experiment, tmp_path, twice) == plain
+        "x = layers.Flatten()(x)",
+        "side = layers.Dense(1)(x); x = layers.Dropout(0.0)(x)\n    x = layers.Flatten()(x)",
+    ).replace("layers.Dense(10)(x))", "[layers.Dense(10)(x), side])")
+    size = size_of(experiment, tmp_path, twice)
+    assert plain and size == replace(plain, trainable=plain.trainable + 9)
     compiled = (
         NETWORK.replace("return keras.Model(", "made = keras.Model(")
         + "    made.compile(optimizer='sgd')\n    return made\n"
     )
     size = size_of(experiment, tmp_path, compiled)
-    assert plain and size == memory.Size(0, plain.trainable + plain.fixed, plain.kept), "the optimizer is the job's own"
+    assert size == memory.Size(0, plain.trainable + plain.fixed, plain.kept), "the optimizer is the job's own"
 
 
 def test_an_obvious_overrun_is_refused_with_the_batch_that_fits(experiment: Compose) -> None:
