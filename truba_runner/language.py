@@ -35,8 +35,8 @@ def chosen(environment: Mapping[str, str] = os.environ) -> str:
 def _(message: str, /, **values: object) -> str:
     """Return a message in the user's language, with its `{placeholders}` filled in."""
     # For an empty message gettext returns the catalogue's header.
-    told = message and as_started(_catalogue(chosen()).gettext(message))
-    return told.format(**values) if values else told
+    text = message and as_started(_catalogue(chosen()).gettext(message))
+    return text.format(**values) if values else text
 
 
 def counted(one: str, many: str, count: int, /, **values: object) -> str:

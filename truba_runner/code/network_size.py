@@ -29,7 +29,7 @@ main()
 """
 # What a job's module may take, waiting included; most need a tenth of a second.
 PATIENCE_SECONDS = 2.0
-# A module that took as long, and told nothing, is not executed again.
+# A module that took longer than this without building a network is not executed again.
 _SLOW_SECONDS = 0.9
 # Of the networks of a long sweep only the first are counted.
 _MOST_NETWORKS = 8

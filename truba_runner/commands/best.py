@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     """Print the best trials; with --out, write the experiment of the best one."""
     given = _options(arguments)
     found = runs_folders.find(given.search, given.runs)
-    if why := damage.told(found):
+    if why := damage.described(found):
         raise Failed(why)
     search = search_of(found)
     if search is None:

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("run", help=_("a run's id, or any unique beginning of it"))
     given = options.parse_args(arguments)
     run = runs_folders.find(given.run, given.runs)
-    if why := damage.told(run):
+    if why := damage.described(run):
         raise Failed(why)
     submitted = run.submitted()
     if (pulled := run.pulled()) and not Path(submitted.project or "/nowhere").is_dir():
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         about = {"run": run.id, "project": submitted.project, "code": submitted.code}
         print_json({**about, "changed": changed, "added": added, "removed": removed})
         return 0
-    lines = list(_told(changed, added, removed))
+    lines = list(_lines(changed, added, removed))
     print("\n".join(lines or [_("nothing has changed since {run} was submitted", run=run.id)]))
     return 0
 
@@ -81,7 +81,7 @@ def _difference(name: str, then: File, now: File) -> str:
     return "\n".join(difflib.unified_diff(before, after, f"submitted/{name}", f"now/{name}", lineterm=""))
 
 
-def _told(changed: Mapping[str, str], added: Sequence[str], removed: Sequence[str]) -> Iterator[str]:
+def _lines(changed: Mapping[str, str], added: Sequence[str], removed: Sequence[str]) -> Iterator[str]:
     for name, difference in changed.items():
         yield difference or _("{file} has changed, but in no line of text", file=shown(name))
     for name in added:

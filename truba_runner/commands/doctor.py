@@ -75,7 +75,7 @@ def _others(overrides: Sequence[str]) -> dict[str, Experiment]:
 
     found = {}
     for name in sorted(config_names("experiment")):
-        with suppress(Refused):  # It is told when it is chosen.
+        with suppress(Refused):  # Its problems are reported when the user chooses it.
             found[name] = composed([f"+experiment={name}", *overrides])
     return found
 

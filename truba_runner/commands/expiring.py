@@ -73,11 +73,11 @@ def _when(days: float) -> str:
 def _remedies(found: Sequence[Expiring]) -> list[str]:
     """Return what to do for finished runs, and for unfinished ones."""
     named = [" ".join(one.name for one in found if one.finished is finished) for finished in (True, False)]
-    told = []
+    sentences = []
     if named[0]:
-        told.append(_("to archive them to home: truba keep {runs}", runs=named[0]))
+        sentences.append(_("to archive them to home: truba keep {runs}", runs=named[0]))
     if named[1]:
-        told.append(
+        sentences.append(
             _(
                 "not finished, and these files are needed to resume: {runs}. Run the same command again (if the run "
                 "is pending or running, truba cancel it first): that writes config and code again, and each epoch "
@@ -85,7 +85,7 @@ def _remedies(found: Sequence[Expiring]) -> list[str]:
                 runs=named[1],
             )
         )
-    return told
+    return sentences
 
 
 def _with_sweeps(runs: Sequence[RunDir], found: Mapping[Path, Expiring]) -> list[Expiring]:

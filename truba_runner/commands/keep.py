@@ -96,7 +96,7 @@ def _wanted(prefix: str, runs_folder: Path | None) -> tuple[str, Path, list[Path
         files = [path for folder in (sweep.path, *(run.path for run in runs)) for path in archive.kept_files(folder)]
         return sweep.id, sweep.runs_folder, [*_without_secrets(sweep.runs_folder, files), *archives.code_of(runs)]
     run = runs_folders.find(prefix, runs_folder)
-    if why := damage.told(run):
+    if why := damage.described(run):
         message = _("{why}. The run was not archived; copy its folder, {folder}, to keep it as it is.")
         raise Failed(message.format(why=why, folder=run.path))
     _refuse_live([run])

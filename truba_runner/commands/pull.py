@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         puller.first()
         _tell(puller, given.json)
         if given.follow:
-            with server.told_to_end() as ended:
+            with server.ended_by_signal() as ended:
                 puller.follow(given.every_seconds, ended)
     return 0
 

@@ -215,7 +215,7 @@ def _open_page(url: str) -> None:
 def _from_login(given: argparse.Namespace) -> int:
     command = [*_far_options(given), "--", *given.run]
     far = f"{ssh.far_command(given.far_command)} {shlex.join(command)}"
-    with server.told_to_end() as ended, ssh.Connection(ssh.check(given.login)) as connection:
+    with server.ended_by_signal() as ended, ssh.Connection(ssh.check(given.login)) as connection:
         tunnel.Tunnel(connection, far, given.port).hold(lambda url: _show(given, url), ended)
     return 0
 

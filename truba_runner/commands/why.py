@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     width = max(_NARROWEST, min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns))
     for number, group in enumerate(found):
-        print("\n" * (number > 0) + "\n".join(_told(group, width)))
+        print("\n" * (number > 0) + "\n".join(_lines(group, width)))
     return 0
 
 
@@ -52,7 +52,7 @@ def _runs(prefix: str, runs_folder: Any) -> list[RunDir]:
     return (job_runs(search) or [run]) if search else [run]
 
 
-def _told(group: Group, width: int) -> Iterator[str]:
+def _lines(group: Group, width: int) -> Iterator[str]:
     """Yield the lines for a group of runs."""
     yield _headline(group)
     for finding in group.findings:

@@ -83,9 +83,9 @@ def _listed(asset: Asset, token: str) -> tuple[str, list[_File]]:
     """Return the commit of the revision, and the files that are needed."""
     url = f"{_address()}/api/{asset.kind}/{asset.repo}/revision/{quote(asset.revision, safe='')}?blobs=true"
     try:
-        told = json.loads(download.read(url, token))
-        commit = str(told["sha"])
-        files = [_file(one) for one in told["siblings"]]
+        answer = json.loads(download.read(url, token))
+        commit = str(answer["sha"])
+        files = [_file(one) for one in answer["siblings"]]
     except (ValueError, KeyError, TypeError) as error:
         raise OSError(_("{url} did not answer as the hub does", url=url)) from error
     if not _COMMIT.fullmatch(commit):
@@ -96,12 +96,12 @@ def _listed(asset: Asset, token: str) -> tuple[str, list[_File]]:
     return commit, wanted
 
 
-def _file(told: Mapping[str, Any]) -> _File:
-    name = PurePosixPath(told["rfilename"])
+def _file(entry: Mapping[str, Any]) -> _File:
+    name = PurePosixPath(entry["rfilename"])
     if name.is_absolute() or ".." in name.parts:
         raise ValueError(str(name))
     return _File(
-        str(name), int(told["size"]), str(told.get("blobId", "")), str((told.get("lfs") or {}).get("sha256", ""))
+        str(name), int(entry["size"]), str(entry.get("blobId", "")), str((entry.get("lfs") or {}).get("sha256", ""))
     )
 
 
@@ -112,12 +112,12 @@ def _fetch_file(asset: Asset, commit: str, file: _File, path: Path, token: str) 
     with written_whole(path, durable=False) as opened:
         download.save(url, opened, token)
         opened.flush()
-        if not _is_as_told(Path(opened.name), file):
+        if not _is_as_listed(Path(opened.name), file):
             raise OSError(_("{file} is not the file that the hub described", file=url))
 
 
-def _is_as_told(path: Path, file: _File) -> bool:
-    """Whether a download has the size and the digest that the hub has told: SHA-256 of a large file, else git's."""
+def _is_as_listed(path: Path, file: _File) -> bool:
+    """Whether a download has the size and digest that the hub lists: SHA-256 for a large file, else git's SHA-1."""
     digest, expected = hashlib.sha256(), file.sha256
     if not expected:
         # Not for security: git names a file so.

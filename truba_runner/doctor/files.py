@@ -66,11 +66,11 @@ def room(patient: Patient) -> Iterator[Finding]:
         (_("room for data"), Path(patient.experiment.data.folder)),
         (_("room in home"), patient.home),
     )
-    told: set[tuple[str, int]] = set()
+    shown: set[tuple[str, int]] = set()
     for subject, folder in places:
         for one in quota.rooms(existing(folder.absolute())):
-            if (key := (one.what, one.limit)) not in told:
-                told.add(key)
+            if (key := (one.what, one.limit)) not in shown:
+                shown.add(key)
                 yield _room(subject, one)
 
 

@@ -38,17 +38,17 @@ def _packages() -> Iterator[Finding]:
 
     wanted = [Requirement(text) for text in texts]
     needed = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
-    told = []
+    versions = []
     for one in needed:
         version = _version(one.name)
-        told.append(f"{one.name} {version}")
+        versions.append(f"{one.name} {version}")
         if not version or not one.specifier.contains(version, prereleases=True):
             says = _("{name}: {version}; required: {wanted}", name=one.name, version=version or _("not installed"),
                      wanted=str(one.specifier))  # fmt: skip
             yield Finding(
                 WARNING if version else FAULT, _("packages"), says, f"pip install '{one.name}{one.specifier}'"
             )
-    yield Finding(OK, _("packages"), ", ".join(told))
+    yield Finding(OK, _("packages"), ", ".join(versions))
 
 
 def _version(name: str) -> str:

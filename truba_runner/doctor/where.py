@@ -44,7 +44,7 @@ def table(patient: Patient) -> Iterator[Finding]:
 
 
 def _held(experiment: Experiment) -> Found:
-    """Return the environment's report; empty if it is unknown. What it lacks is told by its own check."""
+    """Return the environment's report; empty if it is unknown. Another check reports what it lacks."""
     try:
         held = probe.found_here(experiment)
     except Refused:

@@ -45,8 +45,8 @@ def remedy(wanted: Sequence[str]) -> str:
     """Return a sentence with the existing modules nearest to those of `wanted` that do not exist."""
     names = available() or []
     missing = [name for name in wanted if names and not _is_there(name, names)]
-    told = [nearest(name, names) if len(missing) == 1 else f"{name}: {nearest(name, names)}" for name in missing]
-    return " ".join([*told, _("module avail lists the available modules.")])
+    sentences = [nearest(name, names) if len(missing) == 1 else f"{name}: {nearest(name, names)}" for name in missing]
+    return " ".join([*sentences, _("module avail lists the available modules.")])
 
 
 def like(*words: str) -> str:

@@ -123,9 +123,9 @@ def caches(folders: Mapping[str, str]) -> list[str]:
         return []
     not_set = _("the folder cannot be created, so the library uses its own default.")
     kept = _("the folder cannot be created.")
-    told = f"truba_not_set={shlex.quote(not_set)} truba_kept={shlex.quote(kept)}"
+    words = f"truba_not_set={shlex.quote(not_set)} truba_kept={shlex.quote(kept)}"
     lines = [f"truba_cache {name} {shlex.quote(folder)}" for name, folder in folders.items()]
-    return [told, *_CACHE.splitlines(), *lines, *_settings(folders)]
+    return [words, *_CACHE.splitlines(), *lines, *_settings(folders)]
 
 
 def _settings(values: Mapping[str, str]) -> list[str]:

@@ -68,7 +68,7 @@ def of_sweep(path: Path) -> str:
     return _first_wrong(looks) or _of_events(path / "submissions.jsonl")
 
 
-def told(run: RunDir) -> str:
+def described(run: RunDir) -> str:
     """Return a line that names a run and its first problem; empty if there is none."""
     why = of_listed(run)
     return f"{run.id}: {DAMAGED}: {why}" if why else ""

@@ -222,17 +222,17 @@ def with_arrays(own: Sequence[Event], runs_folder: Path) -> list[Event]:
 
 def _from_sweep(runs_folder: Path, intent: Event) -> list[Event]:
     """Return a run's intent completed by its array's, and the array's later events with the run's own job id."""
-    told = [intent]
+    events = [intent]
     for event in read(sweep_events_file(runs_folder, intent.sweep)):
         if event.token != intent.token:
             continue
         if event.kind == Kind.INTENT:
-            told[0] = replace(completed(intent, event), tasks=())
+            events[0] = replace(completed(intent, event), tasks=())
         elif event.job_id:
-            told.append(replace(event, job_id=f"{event.job_id}_{intent.array_index}"))
+            events.append(replace(event, job_id=f"{event.job_id}_{intent.array_index}"))
         else:
-            told.append(event)
-    return told
+            events.append(event)
+    return events
 
 
 def append(file: Path, event: Event, durable: bool = True) -> None:

@@ -195,15 +195,17 @@ def has_no_rate(finder: RunRecord, jobs: Mapping[str, Job] | None) -> str:
     """Return why this finder will never give a learning rate; empty if it may, or if Slurm does not answer."""
     if jobs is None or finder.result or (state := state_of(finder, jobs)).live:
         return ""
-    told = f"{state.state}: {state.why}" if state.why else state.state
+    words = f"{state.state}: {state.why}" if state.why else state.state
     return _(
-        "its learning-rate finder {finder} is {state}; the same command starts both again", finder=finder.id, state=told
+        "its learning-rate finder {finder} is {state}; the same command starts both again",
+        finder=finder.id,
+        state=words,
     )
 
 
-def dropped(told: Sequence[Event]) -> str:
+def dropped(events: Sequence[Event]) -> str:
     """Return why a run with these events was removed from the queue before its start; empty if it was not."""
-    for event in reversed(told):
+    for event in reversed(events):
         # `submitted` is ignored: the submitting command may record it only after the canary has failed.
         if event.kind in {Kind.DROPPED, Kind.INTENT, Kind.STARTED, Kind.LOCAL}:
             return event.why
@@ -224,14 +226,14 @@ def _along_with_canary(record: RunRecord) -> str:
 
 def _state_on_record(record: RunRecord, slurm_answers: bool) -> RunState:
     """Return the state according to the run directory, if Slurm does not know the job."""
-    progress, told = record.progress, record.events
-    if not told:
+    progress, events = record.progress, record.events
+    if not events:
         return RunState("NOT_BEGUN", live=False, job=None, why=_(_NOT_BEGUN))
     if progress.state == Stage.FAILED:
         return RunState("FAILED", live=False, job=None, why=_why(progress))
     if progress.state == Stage.INTERRUPTED:
         return RunState("INTERRUPTED", live=False, job=None, why=_(_INTERRUPTED))
-    if killed := next((event for event in told if _is_kill(event, record.job_id)), None):
+    if killed := next((event for event in events if _is_kill(event, record.job_id)), None):
         why = _("killed by {signal}; the same command resumes it", signal=killed.signal)
         return RunState("KILLED", live=False, job=None, why=why)
     if progress.state == Stage.RUNNING:
@@ -242,7 +244,7 @@ def _state_on_record(record: RunRecord, slurm_answers: bool) -> RunState:
         return RunState("LOST", live=False, job=None, why=_(_SILENT))
     if record.job_id and is_slurms(record.job_id) and (why := why_not_entered(record, "")):
         return RunState("FAILED", live=False, job=None, why=why)
-    last = told[-1]
+    last = events[-1]
     if last.kind == Kind.LOCAL and _process_lives(record.id, last.host, last.pid):
         return RunState("RUNNING", live=True, job=None)
     if last.kind == Kind.REFUSED:

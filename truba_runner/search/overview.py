@@ -13,7 +13,7 @@ from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import RunState, last_job_id, slurm_jobs, state_of
 from truba_runner.search.directory import SearchDir, search_of
 from truba_runner.search.state import State, read_state
-from truba_runner.search.trial_records import TOLD, own_values, ranked, values_of
+from truba_runner.search.trial_records import REPORTED, own_values, ranked, values_of
 from truba_runner.slurm.jobs import Job
 from truba_runner.storage import safe_files
 
@@ -47,7 +47,7 @@ def standing_of(run: RunRecord, jobs: Mapping[str, Job] | None) -> RunState:
 def row(search: SearchDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
     """Return a search as a row among runs: the keys of `status.rows.row`, with counts of trials in place of epochs."""
     state, standing_now = read_state(search), standing(search, jobs)
-    told = [trial for trial in state.get("trials", {}).values() if trial["status"] in TOLD]
+    finished = [trial for trial in state.get("trials", {}).values() if trial["status"] in REPORTED]
     best = ranked(state)[:1] if state else []
     ids = [last_job_id(run).partition("_")[0] for run in damage.sound(job_runs(search))]
     objective = state.get("objective", {}).get("name", "")
@@ -60,7 +60,7 @@ def row(search: SearchDir, jobs: Mapping[str, Job] | None) -> dict[str, Any]:
         "epochs": None,
         "step": None,
         "steps_per_epoch": None,
-        "trials_told": len(told),
+        "trials_told": len(finished),
         "trials_begun": len(state.get("trials", {})),
         "metrics": search.record().result.metrics or ({objective: best[0]["score"]} if best else {}),
         "elapsed": "",
@@ -127,7 +127,7 @@ def brackets(search: SearchDir) -> list[dict[str, Any]]:
         about = {"bracket": key[0], "round": key[1], "epochs": values["tuner/epochs"], "begun": 0, "told": 0}
         entry = found.setdefault(key, about)
         entry["begun"] += 1
-        entry["told"] += trial["status"] in TOLD
+        entry["told"] += trial["status"] in REPORTED
     return [found[key] for key in sorted(found, key=lambda key: (-key[0], key[1]))]
 
 

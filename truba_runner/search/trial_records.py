@@ -8,7 +8,7 @@ from typing import Any
 from truba_runner.config.tuner_keys import OWN
 
 # Statuses of a finished trial.
-TOLD = ("COMPLETED", "FAILED")
+REPORTED = ("COMPLETED", "FAILED")
 
 
 def values_of(trial: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,5 +23,5 @@ def own_values(trial: Mapping[str, Any]) -> dict[str, Any]:
 
 def ranked(state: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the trials that have a score, the best first, as Keras Tuner's `get_best_trials` orders them."""
-    told = [trial for trial in state["trials"].values() if trial["status"] == "COMPLETED"]
-    return sorted(told, key=lambda trial: trial["score"], reverse=state["objective"]["direction"] == "max")
+    completed = [trial for trial in state["trials"].values() if trial["status"] == "COMPLETED"]
+    return sorted(completed, key=lambda trial: trial["score"], reverse=state["objective"]["direction"] == "max")

@@ -44,7 +44,7 @@ def prepare(
     run, values = search.trial(trial_id, execution, retry), values_of(trials[trial_id])
     run.create()
     if not run.config_file.exists():
-        past = _told_run(search, values["tuner/trial_id"], execution) if "tuner/trial_id" in values else None
+        past = _newest_with_result(search, values["tuner/trial_id"], execution) if "tuner/trial_id" in values else None
         if past is not None:
             _go_on_from(past, run)
         config = trial_config(experiment, values, direction, execution)
@@ -71,7 +71,7 @@ def last_epoch_counts(backend: str) -> bool:
     return backend in TRAITS and TRAITS[backend].last_epoch_counts
 
 
-def _told_run(search: SearchDir, trial_id: str, execution: int) -> RunDir:
+def _newest_with_result(search: SearchDir, trial_id: str, execution: int) -> RunDir:
     """Return the newest of a trial's attempts that has a result; the first attempt if none has."""
     runs = [search.trial(trial_id, execution)]
     while (following := search.trial(trial_id, execution, len(runs))).exists():

@@ -80,10 +80,10 @@ def partitions() -> dict[str, LivePartition]:
 def max_array_size() -> int:
     """Return Slurm's MaxArraySize; its default if Slurm does not report it."""
     try:
-        told = client.query(["scontrol", "show", "config"])
+        output = client.query(["scontrol", "show", "config"])
     except SlurmError:
-        told = ""
-    found = re.search(r"^MaxArraySize\s*= (\d+)", told, re.MULTILINE)
+        output = ""
+    found = re.search(r"^MaxArraySize\s*= (\d+)", output, re.MULTILINE)
     return int(found[1]) if found else 1001
 
 

@@ -156,8 +156,8 @@ def would_end_for_good(job_id: str) -> bool:
     Raises:
         truba_runner.slurm.client.SlurmError: Slurm does not answer.
     """
-    told = _in_queue(job_id, "%T %r").split()
-    return told[:1] == ["RUNNING"] or told[1:] == ["TimeLimit"]
+    state_and_reason = _in_queue(job_id, "%T %r").split()
+    return state_and_reason[:1] == ["RUNNING"] or state_and_reason[1:] == ["TimeLimit"]
 
 
 def _in_queue(job_id: str, columns: str) -> str:

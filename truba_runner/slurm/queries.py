@@ -157,8 +157,8 @@ def cores_in(partition: str) -> tuple[int, int, int, int]:
     Raises:
         truba_runner.slurm.client.SlurmError: Slurm does not answer.
     """
-    told = _ask(["sinfo", "--noheader", f"--partition={partition}", "--format=%C"]).split()
-    counts = [[int(count) for count in line.split("/")] for line in told]
+    quadruples = _ask(["sinfo", "--noheader", f"--partition={partition}", "--format=%C"]).split()
+    counts = [[int(count) for count in line.split("/")] for line in quadruples]
     return tuple(map(sum, zip_equal(*counts))) if counts else (0, 0, 0, 0)  # type: ignore[return-value]
 
 
@@ -216,8 +216,8 @@ def accounts() -> list[str]:
         truba_runner.slurm.client.SlurmError: Slurm's accounting does not answer.
     """
     user = getpass.getuser()
-    told = _ask(["sacctmgr", "-nP", "show", "user", user, "withassoc", "format=Account,DefaultAccount"]).splitlines()
-    rows = [line.split("|") for line in told if line.count("|") == 1]
+    lines = _ask(["sacctmgr", "-nP", "show", "user", user, "withassoc", "format=Account,DefaultAccount"]).splitlines()
+    rows = [line.split("|") for line in lines if line.count("|") == 1]
     return sorted({row[0] for row in rows}, key=lambda name: (name not in {row[1] for row in rows}, name))
 
 

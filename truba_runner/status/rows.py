@@ -44,8 +44,8 @@ def damage_of(one: RunDir | RunRecord | SweepDir, why: str) -> dict[str, str]:
 def say_damaged(runs: Iterable[RunDir], file: TextIO | None = None) -> None:
     """Print a line for each run left out because its records are damaged, to standard error or `file`."""
     for run in runs:
-        if told := damage.told(run):
-            print(told, file=file or sys.stderr)
+        if line := damage.described(run):
+            print(line, file=file or sys.stderr)
 
 
 def with_sweeps_as_one(rows: Sequence[dict[str, Any]], sweeps: Sequence[SweepDir]) -> list[dict[str, Any]]:

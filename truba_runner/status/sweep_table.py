@@ -244,13 +244,13 @@ def _row(sweep: SweepDir, member: Member, jobs: Mapping[str, Job] | None) -> Row
 
 
 def _search_row(search: SearchDir, values: Mapping[str, Any], jobs: Mapping[str, Job] | None) -> Row:
-    told = overview.row(search, jobs)
+    row = overview.row(search, jobs)
     return Row(
         run=search.id,
         values=values,
-        **{key: told[key] for key in ("state", "why", "directory", "job_id")},
-        metrics={name: _number(value) for name, value in told["metrics"].items()},
-        trials=(told["trials_told"], told["trials_begun"]),
+        **{key: row[key] for key in ("state", "why", "directory", "job_id")},
+        metrics={name: _number(value) for name, value in row["metrics"].items()},
+        trials=(row["trials_told"], row["trials_begun"]),
     )
 
 

@@ -147,9 +147,9 @@ def _print_seeds(shown: Table) -> None:
     terminal.print_table(headings, printed)
 
 
-def _mean(told: Mapping[str, float | None]) -> str:
-    spread = "" if told["spread"] is None else f" ± {told['spread']:.4f}"
-    return "" if told["mean"] is None else f"{told['mean']:.4f}{spread}"
+def _mean(values: Mapping[str, float | None]) -> str:
+    spread = "" if values["spread"] is None else f" ± {values['spread']:.4f}"
+    return "" if values["mean"] is None else f"{values['mean']:.4f}{spread}"
 
 
 def _rate(finding: Finding | None) -> str:

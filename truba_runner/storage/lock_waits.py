@@ -87,7 +87,7 @@ def wait_for(attempt: Callable[[], bool], seconds: float, path: Path) -> None:
     Raises:
         truba_runner.errors.Failed: the lock was not taken within `seconds`.
     """
-    began, pause, told = time.monotonic(), _SHORTEST_PAUSE_SECONDS, False
+    began, pause, announced = time.monotonic(), _SHORTEST_PAUSE_SECONDS, False
     while not attempt():
         waited = time.monotonic() - began
         if waited > seconds:
@@ -98,8 +98,8 @@ def wait_for(attempt: Callable[[], bool], seconds: float, path: Path) -> None:
                 seconds=seconds,
                 holder=_holder(path),
             )
-        if waited > SAY_AFTER_SECONDS and not told:
-            told = True
+        if waited > SAY_AFTER_SECONDS and not announced:
+            announced = True
             words = _("waiting for the lock {path}, which is held by {holder}", path=path, holder=_holder(path))
             print(words, file=sys.stderr, flush=True)
         time.sleep(pause)

@@ -59,11 +59,11 @@ def rooms(folder: Path) -> list[Room]:
 
 
 def _of_file_system(folder: Path) -> Iterator[Room]:
-    told = os.statvfs(folder)
+    disk = os.statvfs(folder)
     # Blocks reserved for root count as used.
-    yield Room(f"df {folder}", "bytes", (told.f_blocks - told.f_bavail) * told.f_frsize, told.f_blocks * told.f_frsize)
-    if told.f_files:
-        yield Room(f"df -i {folder}", "files", told.f_files - told.f_favail, told.f_files)
+    yield Room(f"df {folder}", "bytes", (disk.f_blocks - disk.f_bavail) * disk.f_frsize, disk.f_blocks * disk.f_frsize)
+    if disk.f_files:
+        yield Room(f"df -i {folder}", "files", disk.f_files - disk.f_favail, disk.f_files)
 
 
 def _quota(folder: Path) -> list[Room]:

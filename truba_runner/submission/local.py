@@ -57,10 +57,10 @@ def see_through(prepared: Prepared, worker: subprocess.Popen[bytes]) -> bool:
     Ctrl-C and the closing of the terminal also signal the worker, which is in the same process group; this process
     only has to survive them (Ctrl-C once). SIGTERM, which this process alone receives, is forwarded.
     """
-    told: list[int] = []
+    received: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        told.append(number)
+        received.append(number)
         worker.send_signal(number)
 
     def go_on_unseen(number: int, frame: FrameType | None) -> None:
@@ -76,7 +76,7 @@ def see_through(prepared: Prepared, worker: subprocess.Popen[bytes]) -> bool:
     try:
         log.follow(run, lambda: log.latest_log(run), ended=lambda: worker.poll() is not None)
     except KeyboardInterrupt:
-        told.append(signal.SIGINT)
+        received.append(signal.SIGINT)
         print(_("interrupted: the run is ending; Ctrl-C again kills it"), file=sys.stderr)
         _end(worker)
     status = worker.wait()
@@ -86,7 +86,7 @@ def see_through(prepared: Prepared, worker: subprocess.Popen[bytes]) -> bool:
         # A killed worker could not record this itself.
         name = signal.Signals(-status).name
         run.append_submission(Event(Kind.KILLED, job_id=last_job_id(run), signal=name))
-    return bool(told)
+    return bool(received)
 
 
 def _end(worker: subprocess.Popen[bytes]) -> None:

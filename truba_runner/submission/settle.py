@@ -22,25 +22,25 @@ def settle(run: RunDir) -> str | None:
     Raises:
         truba_runner.slurm.client.SlurmError: Slurm does not answer.
     """
-    told = run.submissions()
-    intent = last_intent(told)
+    recorded = run.submissions()
+    intent = last_intent(recorded)
     if not intent.kind:
         return None
-    for event in reversed(told):
+    for event in reversed(recorded):
         if event.token == intent.token and event.kind == Kind.SUBMITTED:
             return event.job_id
         if event.token == intent.token and event.kind in {Kind.REFUSED, Kind.LOST}:
             return None
         if event.kind == Kind.STARTED and event.job_name == intent.job_name:
             return event.job_id
-    asked = [event.time for event in told if event.token == intent.token and event.kind == Kind.UNANSWERED]
-    return _adopt(run, intent, max([intent.time, *asked]))
+    sbatch_times = [event.time for event in recorded if event.token == intent.token and event.kind == Kind.UNANSWERED]
+    return _adopt(run, intent, max([intent.time, *sbatch_times]))
 
 
-def _adopt(run: RunDir, intent: Event, asked: float) -> str | None:
-    """Look for an intent's job in the queue while it may still appear there; `asked` is the time of the last sbatch."""
+def _adopt(run: RunDir, intent: Event, last_sbatch: float) -> str | None:
+    """Look for an intent's job in the queue, as long as it may still appear there after the last sbatch."""
     # Another node's clock may be ahead: a time in the future counts as now.
-    age_seconds = min(SETTLE_SECONDS, max(0.0, time.time() - asked))
+    age_seconds = min(SETTLE_SECONDS, max(0.0, time.time() - last_sbatch))
     until = time.monotonic() + SETTLE_SECONDS - age_seconds
     while True:
         if taken := jobs.jobs_named(intent.job_name):
@@ -54,11 +54,11 @@ def _adopt(run: RunDir, intent: Event, asked: float) -> str | None:
 
 def _answer(run: RunDir, intent: Event, event: Event) -> None:
     """Record the outcome of an intent; that of a job array once in the sweep's record, for all of its runs."""
-    told = replace(event, token=intent.token)
+    outcome = replace(event, token=intent.token)
     if intent.sweep:
-        events.append(sweep_events_file(run.path.parent, intent.sweep), told)
+        events.append(sweep_events_file(run.path.parent, intent.sweep), outcome)
     else:
-        run.append_submission(replace(told, job_id=_task(told.job_id, intent)) if told.job_id else told)
+        run.append_submission(replace(outcome, job_id=_task(outcome.job_id, intent)) if outcome.job_id else outcome)
 
 
 def _task(job_id: str, intent: Event) -> str:

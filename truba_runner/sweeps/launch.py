@@ -135,8 +135,8 @@ def _refuse_damaged_sweep(sweep: SweepDir) -> None:
 
 def _warn(checked: Sequence[Checked]) -> None:
     """Print the warnings of all runs, each once."""
-    told = (warning for run in checked for warning in (*run.plan.warnings, *rules.warnings(run.experiment)))
-    for warning in dict.fromkeys(told):
+    warnings = (warning for run in checked for warning in (*run.plan.warnings, *rules.warnings(run.experiment)))
+    for warning in dict.fromkeys(warnings):
         warn(warning)
 
 

@@ -85,7 +85,7 @@ class Feed:
         self._listed = -_LIST_EVERY_SECONDS
         self._looked: dict[str, float] = {}
         self._folders: dict[str, _Folder] = {}
-        self._told: set[str] = set()
+        self._printed: set[str] = set()
         self._wanted, self._done = threading.Event(), threading.Condition()
         self._rounds, self._looking = 0, False
         self.version = 0
@@ -147,8 +147,8 @@ class Feed:
             self._forget(name)
 
     def _tell(self, words: str) -> None:
-        if words not in self._told:
-            self._told.add(words)
+        if words not in self._printed:
+            self._printed.add(words)
             print(words, file=sys.stderr, flush=True)
 
     def _look_at(self, shown: Shown, place: int) -> bool:

@@ -37,11 +37,11 @@ class Listed:
     code: Sequence[str] = ()
 
     @classmethod
-    def of(cls, told: Mapping[str, Any]) -> Listed:
+    def of(cls, record: Mapping[str, Any]) -> Listed:
         """Parse one JSON object from the login node; an older truba there omits `live` and `code`."""
-        runs, searches = _plain(told["runs"]), _plain(told["searches"])
-        live, code = told.get("live", [*runs, *searches]), _plain(told.get("code", []))
-        return cls(told["runs_folder"], runs, searches, _plain(told["sweeps"]), live, code)
+        runs, searches = _plain(record["runs"]), _plain(record["searches"])
+        live, code = record.get("live", [*runs, *searches]), _plain(record.get("code", []))
+        return cls(record["runs_folder"], runs, searches, _plain(record["sweeps"]), live, code)
 
 
 def _plain(names: Sequence[Any]) -> list[str]:
@@ -62,7 +62,7 @@ def listing(
     folders: dict[Path, dict[str, Any]] = {}
     every = meant(wanted, runs_folder)
     for run in every:
-        if why := damage.told(run):
+        if why := damage.described(run):
             print(why, file=sys.stderr)
     runs = damage.sound(every)
     jobs = jobs_of([record for record in (run.record() for run in runs) if not record.result])

@@ -95,9 +95,9 @@ class Page:
 
     def _ask(self, environ: dict[str, Any]) -> _Answer:
         """Return TensorBoard's answer without the Content-Length header."""
-        told: list[tuple[str, list[tuple[str, str]]]] = []
-        body = b"".join(self._tensorboard(environ, lambda status, headers, *_: told.append((status, headers))))
-        status, headers = told[0]
+        started: list[tuple[str, list[tuple[str, str]]]] = []
+        body = b"".join(self._tensorboard(environ, lambda status, headers, *_: started.append((status, headers))))
+        status, headers = started[0]
         return status, [(name, value) for name, value in headers if name.lower() != "content-length"], body
 
 

@@ -138,7 +138,7 @@ class Puller:
         try:
             self.once()
         except (Cut, DiskFull) as error:
-            raise Failed(told(error, self._connection.login, self._into)) from error
+            raise Failed(interruption_message(error, self._connection.login, self._into)) from error
 
     def follow(self, every_seconds: float, ended: threading.Event, for_new_ones: bool = False) -> None:
         """Copy repeatedly until all runs are finished or `ended` is set; retry after a lost connection or a full disk.
@@ -167,7 +167,11 @@ class Puller:
                 if ended.wait(1):
                     return
                 if not attempt:
-                    say(told(error, self._connection.login, self._into) + " " + _("Trying again (Ctrl-C ends it)."))
+                    say(
+                        interruption_message(error, self._connection.login, self._into)
+                        + " "
+                        + _("Trying again (Ctrl-C ends it).")
+                    )
                 pause = max(pause_seconds(attempt), every_seconds / 10)
                 attempt += 1
             ended.wait(pause)
@@ -310,7 +314,7 @@ def say(words: str) -> None:
     print(words, file=sys.stderr, flush=True)
 
 
-def told(error: Exception, login: str, into: Path) -> str:
+def interruption_message(error: Exception, login: str, into: Path) -> str:
     """Return the message for a lost connection or a full disk, with its remedy."""
     if isinstance(error, DiskFull):
         return _(

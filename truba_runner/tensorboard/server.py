@@ -72,7 +72,7 @@ def serve(
     page = Page(Feed(list_runs))
     made = _wsgi_server(listening, page)
     thread = threading.Thread(target=made.serve_forever, name="server", daemon=True)
-    with told_to_end() as ended:
+    with ended_by_signal() as ended:
         thread.start()
         began()
         try:
@@ -98,7 +98,7 @@ def _wsgi_server(listening: socket.socket, page: Page) -> Any:
 
         protocol_version = "HTTP/1.1"
 
-        def log_request(self, *told: Any) -> None:
+        def log_request(self, *arguments: Any) -> None:
             """Log nothing."""
 
     unix = listening.family == socket.AF_UNIX
@@ -108,7 +108,7 @@ def _wsgi_server(listening: socket.socket, page: Page) -> Any:
 
 
 @contextmanager
-def told_to_end() -> Iterator[threading.Event]:
+def ended_by_signal() -> Iterator[threading.Event]:
     """Yield an event that is set on Ctrl-C (SIGINT), the end of the session (SIGHUP) or SIGTERM."""
     ended = threading.Event()
     signals = [signal.SIGINT, signal.SIGTERM]

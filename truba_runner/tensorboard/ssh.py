@@ -194,9 +194,9 @@ def pause_seconds(attempt: int) -> int:
     return _PAUSES_SECONDS[min(attempt, len(_PAUSES_SECONDS) - 1)]
 
 
-def announce(mark: str, told: Any) -> None:
+def announce(mark: str, value: Any) -> None:
     """Print a line on the login node for the user's machine, which knows it by its mark: a shell may print others."""
-    print(mark + json.dumps(told), flush=True)
+    print(mark + json.dumps(value), flush=True)
 
 
 def announced(mark: str, lines: Iterable[str]) -> Iterator[Any]:

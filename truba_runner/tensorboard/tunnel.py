@@ -60,14 +60,14 @@ class Tunnel:
         short_lives = lost_in_vain = 0
         while not ended.is_set():
             began = time.monotonic()
-            told = self._one_life(ready)
+            reason = self._one_life(ready)
             if ended.is_set():
                 return
-            if told == IDLE:
+            if reason == IDLE:
                 print(_("nobody viewed the page for a while: the server has stopped. The same command starts it again"))
                 return
-            lost_in_vain = lost_in_vain + 1 if told is None else 0
-            short_lives = short_lives + 1 if told in {"", LEFT} and time.monotonic() - began < _SHORT_SECONDS else 0
+            lost_in_vain = lost_in_vain + 1 if reason is None else 0
+            short_lives = short_lives + 1 if reason in {"", LEFT} and time.monotonic() - began < _SHORT_SECONDS else 0
             login = self._connection.login
             if short_lives == _SHORT_LIVES:
                 raise Failed(
@@ -203,12 +203,12 @@ class _Lines:
         self._thread.join(5)
 
     def _read(self, stream: Any) -> None:
-        for told in ssh.announced(MARK, (line.decode(errors="replace") for line in stream)):
-            if told == _CONNECTED:
+        for message in ssh.announced(MARK, (line.decode(errors="replace") for line in stream)):
+            if message == _CONNECTED:
                 self.connected = True
             else:
-                self.last = told
-                self._first = self._first or told
+                self.last = message
+                self._first = self._first or message
                 self._come.set()
 
 

@@ -22,15 +22,15 @@ def explained(error: BaseException, run: RunDir) -> BaseException:
         where = _("the run starts again from the beginning.")
     else:
         where = _("the run resumes from epoch {epoch}, step {step}.", epoch=position.epoch + 1, step=position.step)
-    told = Failed(
+    failed = Failed(
         "the disk is full ({cause}): it holds {folder}. Free space there (or delete files, if their number is at "
         "its limit) and submit again: {where}",
         cause=cause,
         folder=run.path,
         where=where,
     )
-    told.__cause__ = error
-    return told
+    failed.__cause__ = error
+    return failed
 
 
 def reason(error: BaseException) -> str | None:
@@ -41,12 +41,12 @@ def reason(error: BaseException) -> str | None:
         seen.add(id(one))
         if isinstance(one, OSError) and one.errno in _FULL:
             return f"{one.filename}: {one.strerror}" if one.filename else str(one.strerror)
-        if said := told_of(str(one)):
+        if said := full_disk_words(str(one)):
             return said
         one = one.__cause__ or one.__context__
     return None
 
 
-def told_of(text: str) -> str | None:
+def full_disk_words(text: str) -> str | None:
     """Return the system's full-disk message if an error's text contains it."""
     return next((said for said in map(os.strerror, _FULL) if said in text), None)

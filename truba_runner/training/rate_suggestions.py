@@ -57,8 +57,8 @@ def keep(context: Context, finder: Find, rates: Sequence[float], losses: Sequenc
     """
     suggested = suggestions(rates, losses, finder.ramp[-1])
     if context.rank == 0:
-        rates_told = {name: _("nothing") if rate is None else f"{rate:.2e}" for name, rate in suggested.items()}
-        message = "  ".join(f"{name} {rate}" for name, rate in rates_told.items())
+        rates_in_words = {name: _("nothing") if rate is None else f"{rate:.2e}" for name, rate in suggested.items()}
+        message = "  ".join(f"{name} {rate}" for name, rate in rates_in_words.items())
         print(f"lr_find {finder.name}: {message}", flush=True)
         curve = RateCurve(suggested, list(rates), list(losses))
         # The training can use the rate without the file.

@@ -35,7 +35,7 @@ def tell(context: Context, position: Position, steps: int, since: float, trained
     seconds = round(time.perf_counter() - since, 3)
     context.progress.stand_at(position, steps)
     context.progress.update()
-    print(_told(position, steps, trained, seconds), flush=True)
+    print(_resumed_from(position, steps, trained, seconds), flush=True)
     if context.rank == 0:
         at = (position.epoch, position.step)
         # A full disk must not stop the run for this one record.
@@ -43,7 +43,7 @@ def tell(context: Context, position: Position, steps: int, since: float, trained
             context.run.append_submission(Event(Kind.RESTORED, time.time(), seconds=seconds, position=at))
 
 
-def _told(position: Position, steps: int, trained: bool, seconds: float) -> str:
+def _resumed_from(position: Position, steps: int, trained: bool, seconds: float) -> str:
     if trained:
         return _("resumes from the end of the training; restored in {seconds} s", seconds=seconds)
     where = {"epoch": position.epoch + 1, "step": position.step, "seconds": seconds}

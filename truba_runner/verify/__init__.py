@@ -24,7 +24,7 @@ from truba_runner.verify.child import FINISHED
 from truba_runner.verify.starts import AGAIN, INTERRUPTED, NOTE, UNDISTURBED, Starts
 
 # First part of the paths of metrics; all other paths are in a checkpoint.
-_TOLD = "metrics"
+_METRICS = "metrics"
 _NOT_RESUMED = marked(
     "after an interruption this training would not end like an uninterrupted one. At {where} {path} is {now}; "
     "uninterrupted it is {then}{more}. The training depends on something that is not in the checkpoint. Keep it in "
@@ -122,21 +122,21 @@ def judged(found: Sequence[Mapping[str, Any]], undisturbed: Sequence[Mapping[str
     `undisturbed`: differences between two trainings without an interruption. If their metrics are all equal, their
     other differences, such as a clock kept by a callback, are ignored.
     """
-    if any(_is_told(one) for one in undisturbed):
+    if any(_is_of_metrics(one) for one in undisturbed):
         return _described(undisturbed, repeatable=False)
     besides = {one["path"] for one in undisturbed}
     left = [one for one in found if one["path"] not in besides]
     return _described(left, repeatable=True) if left else None
 
 
-def _is_told(difference: Mapping[str, Any]) -> bool:
-    return str(difference["path"]).startswith(_TOLD)
+def _is_of_metrics(difference: Mapping[str, Any]) -> bool:
+    return str(difference["path"]).startswith(_METRICS)
 
 
 def _described(differences: Sequence[Mapping[str, Any]], repeatable: bool) -> dict[str, Any]:
     """Describe the first difference; one in a checkpoint if any, as it shows the cause better than an earlier loss."""
-    of_state = next((one for one in differences if not _is_told(one)), None)
-    of_loss = next((one for one in differences if _is_told(one)), None)
+    of_state = next((one for one in differences if not _is_of_metrics(one)), None)
+    of_loss = next((one for one in differences if _is_of_metrics(one)), None)
     first = of_state or of_loss or differences[0]
     then, now = first["values"]
     more = len({one["path"] for one in differences if one["position"] == first["position"]}) - 1
@@ -148,7 +148,7 @@ def _described(differences: Sequence[Mapping[str, Any]], repeatable: bool) -> di
         "more": counted(" ({count} more differ)", " ({count} more differ)", more) if more else "",
     }
     if of_loss and of_loss["position"] < first["position"]:
-        name = of_loss["path"].removeprefix(f"{_TOLD}.")
+        name = of_loss["path"].removeprefix(f"{_METRICS}.")
         words["more"] += _("; {name} differs from {where} on", name=name, where=_where(of_loss["position"]))
     text = _(_NOT_RESUMED if repeatable else _NOT_REPEATABLE, **words)
     epoch, step = first["position"]

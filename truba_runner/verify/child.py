@@ -33,11 +33,11 @@ _POLL_SECONDS, _SAVE_SECONDS = 0.01, 600.0
 class Order:
     """What a process has to train: the run directory `folder`, with the code of the submission `record`.
 
-    `told`: the file for the metrics; `most_steps`: limit of an epoch; `stop`: the `Break` as a dict.
+    `metrics_file`: the file for the metrics; `most_steps`: limit of an epoch; `stop`: the `Break` as a dict.
     """
 
     folder: str
-    told: str
+    metrics_file: str
     record: Mapping[str, Any]
     most_steps: int
     rank: int = 0
@@ -54,21 +54,28 @@ def train(order: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         truba_runner.errors.Failed: the backend's training failed.
     """
-    given = Order(**order)
-    run = RunDir(Path(given.folder))
+    training = Order(**order)
+    run = RunDir(Path(training.folder))
     os.chdir(run.path)
     experiment = experiment_from(run.read_config())
-    watch = _Watch(Path(given.told), run, given.rank, Break(**given.stop) if given.stop else None)
+    watch = _Watch(Path(training.metrics_file), run, training.rank, Break(**training.stop) if training.stop else None)
     # The backend first: it sets up its framework, which the job then imports.
     work = backends.load(experiment.job.backend)
     ended = FINISHED
     with SubmittedCode() as code:
-        job = code.load(from_record(given.record), partitions.scratch_of(experiment))
-        progress, asking = _Told(run, watch, given.rank), _Asking(watch)
+        job = code.load(from_record(training.record), partitions.scratch_of(experiment))
+        progress, asking = _WatchedProgress(run, watch, training.rank), _Asking(watch)
         try:
             work(
                 backends.Context(
-                    experiment, job, run, progress, asking, given.rank, given.tasks, most_steps=given.most_steps
+                    experiment,
+                    job,
+                    run,
+                    progress,
+                    asking,
+                    training.rank,
+                    training.tasks,
+                    most_steps=training.most_steps,
                 )
             )
         except Interrupted:
@@ -79,8 +86,8 @@ def train(order: Mapping[str, Any]) -> dict[str, Any]:
 class _Watch:
     """Follows a training, writes its metrics to a file, and interrupts it at its Break."""
 
-    def __init__(self, told: Path, run: RunDir, rank: int, stop: Break | None) -> None:
-        self._told, self._run, self._rank, self._stop = told, run, rank, stop
+    def __init__(self, metrics_file: Path, run: RunDir, rank: int, stop: Break | None) -> None:
+        self._metrics_file, self._run, self._rank, self._stop = metrics_file, run, rank, stop
         self._epoch = self._step = self._looks = 0
         self.validated: list[int] = []
         # Shared with the Interruption: the signals it has received.
@@ -127,11 +134,11 @@ class _Watch:
 
     def _tell(self, position: Position, metrics: Mapping[str, Any]) -> None:
         line = json.dumps([position.epoch, position.step, dict(metrics)], default=str)
-        with self._told.open("a") as file:
+        with self._metrics_file.open("a") as file:
             file.write(line + "\n")
 
 
-class _Told(Progress):
+class _WatchedProgress(Progress):
     """Progress that also notifies the _Watch."""
 
     def __init__(self, run: RunDir, watch: _Watch, rank: int) -> None:
@@ -163,13 +170,13 @@ class _Asking(Interruption):
 # -- two trainings ---------------------------------------------------------------------------------------------
 
 
-def told(file: Path) -> dict[Position, dict[str, Any]]:
+def read_metrics(file: Path) -> dict[Position, dict[str, Any]]:
     """Return the metrics of each step and epoch, by position; the later ones if a step was trained twice."""
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     return {Position(epoch, step): metrics for epoch, step, metrics in lines}
 
 
-def compare(backend: str, folders: Sequence[str], told_files: Sequence[str]) -> list[dict[str, Any]]:
+def compare(backend: str, folders: Sequence[str], metrics_files: Sequence[str]) -> list[dict[str, Any]]:
     """Return all differences between two trainings by position; at each, metrics before state.
 
     Each is a dict of `position`, `path`, `index`, and `values`, both values as text.
@@ -177,7 +184,7 @@ def compare(backend: str, folders: Sequence[str], told_files: Sequence[str]) -> 
     from truba_runner.training.walk import differences
 
     read = backends.reader(backend)
-    runs, steps = [RunDir(Path(folder)) for folder in folders], [told(Path(file)) for file in told_files]
+    runs, steps = [RunDir(Path(folder)) for folder in folders], [read_metrics(Path(file)) for file in metrics_files]
     stores = [CheckpointStore(run.checkpoints) for run in runs]
     # Only common positions: if a stream ends within an execution, its last step is known only after that.
     steps_of_both = steps[0].keys() & steps[1].keys()

@@ -24,7 +24,7 @@ from truba_runner.slurm.job_environment import Allocation
 from truba_runner.training import backend
 from truba_runner.training.nursery import Call, Nursery
 from truba_runner.training.ranks import handover
-from truba_runner.verify.child import Order, told
+from truba_runner.verify.child import Order, read_metrics
 from truba_runner.verify.plan import TRAINING, Break, breaks, most_steps, shortened
 
 UNDISTURBED, INTERRUPTED, AGAIN = "undisturbed", "interrupted", "again"
@@ -78,7 +78,7 @@ class Starts:
 
         def planned() -> str:
             steps: dict[int, list[int]] = {}
-            for position in told(self._told(UNDISTURBED)):
+            for position in read_metrics(self._metrics_file(UNDISTURBED)):
                 if position.step:
                     steps.setdefault(position.epoch + 1, []).append(position.step)
             store = CheckpointStore(RunDir(self._folder / UNDISTURBED).checkpoints)
@@ -91,7 +91,7 @@ class Starts:
         """Start the training `name`; return how it `ended` and the epochs it `validated`, or why it `failed`."""
         order = Order(
             str(self._folder / name),
-            str(self._told(name)),
+            str(self._metrics_file(name)),
             as_record(self._run.submitted()),
             most_steps(self._train),
             self._here.rank,
@@ -119,7 +119,7 @@ class Starts:
         names = (UNDISTURBED, name)
 
         def compared() -> str:
-            folders, files = [str(self._folder / one) for one in names], [str(self._told(one)) for one in names]
+            folders, files = [str(self._folder / one) for one in names], [str(self._metrics_file(one)) for one in names]
             ended = self._call("compare", [self._backend, folders, files])
             if ended["status"]:
                 self._show_log()
@@ -156,7 +156,7 @@ class Starts:
     def _by_rank_0(self, what: str, make: Callable[[], str]) -> str:
         return handover.by_one(self._rank, self._run.path, f"{NOTE}-{what}", make)
 
-    def _told(self, name: str) -> Path:
+    def _metrics_file(self, name: str) -> Path:
         return self._folder / f"{name}-told-{self._here.rank}"
 
     def _show_log(self) -> None:

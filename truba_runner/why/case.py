@@ -104,8 +104,8 @@ class Case:
             "by": self.cancelled_by,
         }
         ids = {"run": self.run.id, "job_id": self.job_id, "array_id": self.job_id.partition("_")[0]}
-        told = {key: str(value or "?") for key, value in known.items()}
-        return {**ids, **told, "user": getpass.getuser(), "what": _("resources")}
+        values = {key: str(value or "?") for key, value in known.items()}
+        return {**ids, **values, "user": getpass.getuser(), "what": _("resources")}
 
     def logs(self) -> list[Path]:
         """Return the logs of the run's last job: the run's own and, if it is an array task, the task's log."""

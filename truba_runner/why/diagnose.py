@@ -39,8 +39,8 @@ class Finding:
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        told = [{"source": one.source, "says": one.says} for one in self.evidence]
-        return {"reason": self.reason, "means": self.means, "do": self.do, "evidence": told}
+        lines = [{"source": one.source, "says": one.says} for one in self.evidence]
+        return {"reason": self.reason, "means": self.means, "do": self.do, "evidence": lines}
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ def diagnose(case: Case, look_closer: bool = True) -> list[Finding]:
 
     Without `look_closer`, evidence that needs further queries to Slurm is left out.
     """
-    found, told = [], set()
+    found, meanings = [], set()
     for match in _matches(case):
         row = match.meaning.row
         means, do = match.meaning.said(case.values)
-        if means in told:
+        if means in meanings:
             continue
-        told.add(means)
+        meanings.add(means)
         more = [line for name in row.look for line in evidence.look(name, case)] if look_closer else []
         found.append(Finding(row.id, means, do, [match.on, *match.more, *evidence.of_error(case, match.on), *more]))
     return found
@@ -77,8 +77,8 @@ def _matches(case: Case) -> Sequence[_Match]:
     if case.dropped:
         return [_Match(_sure("record", "DROPPED"), Evidence(case.run.id, case.dropped))]
     slurms = case.slurms_state
-    told = slurms not in {"", "COMPLETED", "FAILED"} and state.state != "COMPLETED"
-    if told and (ended := meaning("ended", slurms)):
+    ended_abnormally = slurms not in {"", "COMPLETED", "FAILED"} and state.state != "COMPLETED"
+    if ended_abnormally and (ended := meaning("ended", slurms)):
         first = _Match(ended, evidence.of_the_end(case))
     elif state.state == "FAILED":
         return _failed(case)

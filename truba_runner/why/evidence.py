@@ -38,14 +38,14 @@ def look(name: str, case: Case) -> list[Evidence]:
 def as_slurm_says(case: Case) -> str:
     """Format Slurm's record of the job: state, exit code, nodes, elapsed time and time limit."""
     job, last = case.state.job, case.last
-    told = {
+    values = {
         "State": last.get("State") or (job.state if job else ""),
         "ExitCode": "" if case.state.live else case.exit_code,
         "NodeList": last.get("NodeList") or (job.nodes if job else ""),
         "Elapsed": last.get("Elapsed") or (job.elapsed if job else ""),
         "Timelimit": last.get("Timelimit") or (job.time_limit if job else ""),
     }
-    return ", ".join(f"{name}={value}" for name, value in told.items() if value and value != "None assigned")
+    return ", ".join(f"{name}={value}" for name, value in values.items() if value and value != "None assigned")
 
 
 def of_the_end(case: Case) -> Evidence:
@@ -55,11 +55,11 @@ def of_the_end(case: Case) -> Evidence:
 
 def end_of_logs(case: Case) -> list[Evidence]:
     """Return the last lines of each log, for the user to judge."""
-    told = []
+    lines = []
     for log in case.logs():
         for number, line in last_lines(log)[-_LAST_LINES:]:
-            told.append(Evidence(f"{log.name}:{number}" if number else log.name, line.strip()[:300]))
-    return told
+            lines.append(Evidence(f"{log.name}:{number}" if number else log.name, line.strip()[:300]))
+    return lines
 
 
 def of_error(case: Case, on: Evidence) -> Iterator[Evidence]:
@@ -128,17 +128,17 @@ def _node(case: Case) -> Iterator[Evidence]:
 
 def _reservations(case: Case) -> Iterator[Evidence]:
     mine = {node for one in queries.shown("partition", case.values["partition"]) for node in expand(one["Nodes"])}
-    told = ("ReservationName", "StartTime", "EndTime", "Nodes", "Flags")
+    keys = ("ReservationName", "StartTime", "EndTime", "Nodes", "Flags")
     for one in queries.shown("reservation"):
         if mine.isdisjoint(expand(one.get("Nodes", ""))):
             continue
-        yield Evidence("scontrol show reservation", ", ".join(f"{key}={one[key]}" for key in told if key in one))
+        yield Evidence("scontrol show reservation", ", ".join(f"{key}={one[key]}" for key in keys if key in one))
 
 
 def _partition(case: Case) -> Iterator[Evidence]:
-    told = ("State", "MaxTime", "MaxNodes", "AllowAccounts", "AllowQos", "QoS", "MaxMemPerNode", "MaxMemPerCPU")
+    keys = ("State", "MaxTime", "MaxNodes", "AllowAccounts", "AllowQos", "QoS", "MaxMemPerNode", "MaxMemPerCPU")
     for one in queries.shown("partition", case.values["partition"]):
-        said = ", ".join(f"{key}={one[key]}" for key in told if one.get(key, "ALL") not in {"ALL", "UNLIMITED"})
+        said = ", ".join(f"{key}={one[key]}" for key in keys if one.get(key, "ALL") not in {"ALL", "UNLIMITED"})
         yield Evidence(f"scontrol show partition {case.values['partition']}", said)
 
 

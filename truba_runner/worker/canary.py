@@ -46,15 +46,15 @@ def failed(run: RunDir, error: ErrorRecord) -> None:
 
 def release(sweep: SweepDir, run_id: str) -> None:
     """Release the arrays that wait for this run; print failures."""
-    with _told():
+    with _failures_printed():
         for token, job_id in _held(sweep, run_id).items():
-            with _told():
+            with _failures_printed():
                 commands.release(job_id)
                 sweep.append(Event(Kind.RELEASED, token=token))
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _failures_printed() -> Iterator[None]:
     """Print errors of Slurm or the disk; the training continues, and the others start when it has succeeded."""
     try:
         yield
@@ -68,12 +68,12 @@ def _goes_ahead_of(run: RunDir) -> SweepDir | None:
 
 def _held(sweep: SweepDir, run_id: str) -> dict[str, str]:
     """Return the job ids of the arrays that wait for this run, by token."""
-    told = sweep.events()
+    events = sweep.events()
     ends = {Kind.RELEASED, Kind.DROPPED, Kind.REFUSED, Kind.LOST}
-    over = {event.token for event in told if event.kind in ends}
-    jobs = {event.token: event.job_id for event in told if event.kind == Kind.SUBMITTED}
+    over = {event.token for event in events if event.kind in ends}
+    jobs = {event.token: event.job_id for event in events if event.kind == Kind.SUBMITTED}
     waiting = {}
-    for event in told:
+    for event in events:
         if event.kind == Kind.INTENT and event.canary == run_id and event.token not in over:
             token = event.token
             # Without a recorded job id, sbatch is still running or its command was killed: search by name.

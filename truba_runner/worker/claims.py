@@ -14,20 +14,20 @@ def claimed_by(run: RunDir, here: job_environment.Allocation) -> str | None:
 
     None: the run was submitted again since, as this job seemed lost, or had failed and was then requeued by hand.
     """
-    told = run.submissions()
-    if here.on_slurm and _submitted_again(run, here.job_name, told):
+    events = run.submissions()
+    if here.on_slurm and _submitted_again(run, here.job_name, events):
         return None
-    for event in told:
+    for event in events:
         started = event.kind == Kind.STARTED and event.job_name == here.job_name
         if started or (event.kind == Kind.SUBMITTED and here.job_name.endswith(f".{event.token}")):
             return event.job_id
     return here.job_id
 
 
-def _submitted_again(run: RunDir, job_name: str, told: Sequence[Event]) -> bool:
+def _submitted_again(run: RunDir, job_name: str, events: Sequence[Event]) -> bool:
     """Whether a later submission than that of the job name exists; submissions that Slurm refused do not count."""
-    refused = {event.token for event in told if event.kind == Kind.REFUSED}
-    given = [event for event in told if event.kind in {Kind.INTENT, Kind.LOCAL}]
+    refused = {event.token for event in events if event.kind == Kind.REFUSED}
+    given = [event for event in events if event.kind in {Kind.INTENT, Kind.LOCAL}]
     names = [event.job_name for event in given if event.token not in refused]
     # A job with a foreign name was renamed by its owner, and keeps the run.
     ours = job_name.startswith(f"{run.id}.") or job_name in names

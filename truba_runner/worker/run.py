@@ -205,10 +205,10 @@ def failed(
         else:
             print_traceback(error, own)
     if others:
-        if not (told := _anothers_reason(run)):
+        if not (error_of_another := _anothers_reason(run)):
             print_error("another rank has ended, and none has failed: the job goes back into the queue")
             return 128 + signal.SIGKILL  # As if the node were lost; if it is, Slurm may notice much later.
-        record = told
+        record = error_of_another
     if here.rank == 0:
         canary.failed(run, record)
         with suppress(Exception):  # The error may be an unreadable config.
@@ -229,9 +229,9 @@ def _end_for_all(here: job_environment.Allocation) -> None:
 def _anothers_reason(run: RunDir) -> ErrorRecord | None:
     """Wait for the error that the failed rank records; None if there is none in time."""
     until = time.monotonic() + _REASON_SECONDS
-    while (told := run.progress().error) is None and time.monotonic() < until:
+    while (error := run.progress().error) is None and time.monotonic() < until:
         time.sleep(0.2)
-    return told
+    return error
 
 
 def _write_settings(run: RunDir, experiment: Experiment, metrics: Mapping[str, Any] | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from truba_runner.search.trial_records import TOLD
+from truba_runner.search.trial_records import REPORTED
 
 
 def populate_space(oracle: Any, trial_id: str) -> Any:
@@ -60,7 +60,7 @@ def _left(oracle: Any, rounds: list[Any], index: int) -> list[Any]:
 
 def _is_over(oracle: Any, number: int, rounds: list[Any], index: int) -> bool:
     """Whether all trials of a round have finished and no trial will join it."""
-    if any(oracle.trials[entry["id"]].status not in TOLD for entry in rounds[index]):
+    if any(oracle.trials[entry["id"]].status not in REPORTED for entry in rounds[index]):
         return False
     if len(rounds[index]) == oracle._get_size(number, index):
         return True

@@ -20,7 +20,7 @@ from truba_runner.search import leases, trials
 from truba_runner.search.directory import SearchDir
 from truba_runner.search.leases import Lease, Worker
 from truba_runner.search.state import State, Store
-from truba_runner.search.trial_records import TOLD, ranked, values_of
+from truba_runner.search.trial_records import REPORTED, ranked, values_of
 from truba_runner.search.worker import oracle
 from truba_runner.storage.shared_lock import lock_for
 from truba_runner.worker.failure import describe as describe_error
@@ -68,8 +68,8 @@ def begin(path: str, about: dict[str, Any], worker: list[str], code: dict[str, A
             raise
         except Exception as error:
             print_traceback(error, submitted.own)
-            told = describe_error(error, Path(code["job_file"]).parent, submitted.own)
-            raise Failed(in_one_line(told)) from error
+            description = describe_error(error, Path(code["job_file"]).parent, submitted.own)
+            raise Failed(in_one_line(description)) from error
     if not made.hyperparameters.space:
         raise Failed(
             "there is nothing to search: {file} has no build_model(hp) that asks for a hyperparameter, and "
@@ -161,7 +161,7 @@ def _over(opened: Opened, state: State, made: Any) -> list[str]:
     of_open = [values_of(trial) for name, trial in state["trials"].items() if name in state["open"]]
     wanted |= {str(values.get("tuner/trial_id")) for values in of_open}
     wanted |= {trial["trial_id"] for trial in ranked(state)[: max(1, opened.sweep.best_models)]}
-    return [name for name, trial in state["trials"].items() if trial["status"] in TOLD and name not in wanted]
+    return [name for name, trial in state["trials"].items() if trial["status"] in REPORTED and name not in wanted]
 
 
 def _keep(state: State, made: Any) -> None:

@@ -180,7 +180,7 @@ def _failure(run: RunDir, lease: Lease) -> dict[str, Any]:
     """
     error = run.progress().error or ErrorRecord("Error", _("see {logs}", logs=run.logs))
     message = in_one_line(error)
-    if full_disk.told_of(message):
+    if full_disk.full_disk_words(message):
         raise Failed(
             "trial {trial} could not continue: {message}. Free some space, and give the same command again.",
             trial=lease.trial,

@@ -138,7 +138,9 @@ def _look(context: Context, made: _SetUp, finder: recipe.Find) -> dict[str, floa
 
 def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
     device = _device(context)
-    told = at_the_end.enter_context(curves.opened(context, tensorboard.peak_bytes(device), tensorboard.StepProfiler()))
+    run_curves = at_the_end.enter_context(
+        curves.opened(context, tensorboard.peak_bytes(device), tensorboard.StepProfiler())
+    )
     made = _set_up(context, device, at_the_end)
     experiment, learner, loop, ranks = context.experiment, made.learner, made.loop, made.ranks
     rate = experiment.train.learning_rate
@@ -147,13 +149,13 @@ def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
     if found is not None:
         rate = learner.lr = found
     stages = recipe.read(experiment.train.recipe, experiment.train.epochs, rate)
-    reporter = Reporter(context, learner, recipe.epochs_of(stages), told)
+    reporter = Reporter(context, learner, recipe.epochs_of(stages), run_curves)
     resume = Resume(context, loop, reporter, _signature(context, learner, made.data, stages))
     course = Course(context, learner, made.data, loop, reporter, resume)
     course.check(stages)
     if resume.stage < 0 and context.rank == 0:
         with loop.walked.kept():
-            _show(context, learner, told.writer)
+            _show(context, learner, run_curves.writer)
     with loop.installed():
         ranks.hold()
         course.run(stages)

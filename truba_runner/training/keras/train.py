@@ -60,8 +60,8 @@ def train(context: Context) -> dict[str, Any]:
         truba_runner.errors.Failed: the job's code or the config is at fault, or the node's GPUs cannot be used.
     """
     devices = _devices(context)
-    with curves.opened(context, tensorboard.peak_bytes(devices), tensorboard.StepProfiler()) as told:
-        return _train(context, devices, told)
+    with curves.opened(context, tensorboard.peak_bytes(devices), tensorboard.StepProfiler()) as run_curves:
+        return _train(context, devices, run_curves)
 
 
 def find(context: Context) -> dict[str, Any]:
@@ -144,21 +144,21 @@ def _set_up(context: Context, devices: list[str]) -> _SetUp:
 # -- training --------------------------------------------------------------------------------------------------
 
 
-def _train(context: Context, devices: list[str], told: Curves) -> dict[str, Any]:
+def _train(context: Context, devices: list[str], run_curves: Curves) -> dict[str, Any]:
     made = _set_up(context, devices)
     model, plans, nodes, preprocessing = made.model, made.plans, made.nodes, made.preprocessing
     experiment, train_plan = context.experiment, made.plans["train"]
     look = partial(find_rates, context, model, train_plan, nodes, made.splits)
     if (rate := found_rate(context, look, nodes.from_rank_0)) is not None:
         set_rate(model, rate)
-    reporter = Reporter(context, model, train_plan, told)
+    reporter = Reporter(context, model, train_plan, run_curves)
     resume = Resume(context, model, train_plan, reporter, nodes, made.splits)
     saving = Saving(context, model, preprocessing)
     if resume.trained:
         resume.restore()
     else:
         if experiment.tensorboard.graph and not resume.resumes:
-            tensorboard.write_graph(context, told.writer, model)
+            tensorboard.write_graph(context, run_curves.writer, model)
         extra = extra_callbacks(context, model, train_plan, saving, resume.resumes)
         _fit(context, model, plans, reporter, resume, extra)
     resume.is_over()
@@ -174,7 +174,9 @@ def _train(context: Context, devices: list[str], told: Curves) -> dict[str, Any]
     if context.rank == 0 and predictions is not None:
         split = result["predicted"]
         with noted(context, _("there is no confusion matrix")):
-            tensorboard.confusion_matrix(context, told.writer, split, made.splits[split], predictions, result["epochs"])
+            tensorboard.confusion_matrix(
+                context, run_curves.writer, split, made.splits[split], predictions, result["epochs"]
+            )
     if context.notes:
         result["notes"] = context.notes
     return result

@@ -48,8 +48,8 @@ class Curves:
         now = time.perf_counter()
         speed = (steps - self._steps_since) / max(now - self._since, 1e-9)
         name = "examples_per_second" if self.examples_per_step else "steps_per_second"
-        told = {**values(), name: speed * (self.examples_per_step or 1), **self._gpu.values()}
-        self.writer.scalars("train", steps, told)
+        values_now = {**values(), name: speed * (self.examples_per_step or 1), **self._gpu.values()}
+        self.writer.scalars("train", steps, values_now)
         self._steps_since, self._since = steps, time.perf_counter()
 
     def epoch_ends(self, epoch: int, metrics: Mapping[str, float], learning_rate: float) -> None:

@@ -38,7 +38,7 @@ class EventFile:
         """
         self._path = path
         # Offsets in the file: its end at this start, the end of all appended records, and the end of those copied.
-        self._found = self.told = self._there = whole_bytes(path)
+        self._found = self.end = self._there = whole_bytes(path)
         # The end of the copied bytes that are fsynced.
         self._durable = 0
         self._local: IO[bytes] | None = None
@@ -56,15 +56,15 @@ class EventFile:
         """
         if self._local is not None:
             try:
-                _write_at(self._local.fileno(), records, self.told - self._found)
+                _write_at(self._local.fileno(), records, self.end - self._found)
             except OSError as error:
                 self._leave_the_node(self._local, error)
         if self._local is None:
             with self._copying:
-                self._write(records, self.told)
-                self._there = self.told + len(records)
+                self._write(records, self.end)
+                self._there = self.end + len(records)
         # After the write: another thread copies up to this offset.
-        self.told += len(records)
+        self.end += len(records)
 
     def copy(self, durable: bool = False) -> int:
         """Write missing bytes to the shared file, and fsync it if `durable`; return how many bytes were written.
@@ -92,9 +92,9 @@ class EventFile:
             self._shut()
 
     def _copy(self) -> int:
-        copied, told = 0, self.told
-        while self._local is not None and self._there < told:
-            chunk = os.pread(self._local.fileno(), min(_CHUNK_BYTES, told - self._there), self._there - self._found)
+        copied, end = 0, self.end
+        while self._local is not None and self._there < end:
+            chunk = os.pread(self._local.fileno(), min(_CHUNK_BYTES, end - self._there), self._there - self._found)
             self._write(chunk, self._there)
             self._there += len(chunk)
             copied += len(chunk)

@@ -29,7 +29,7 @@ class SummaryWriter:
         self.folder, self.enabled = folder, enabled
         self._scratch = scratch
         self._files: dict[str, EventFile] = {}
-        self._told_of: set[str] = set()
+        self._warned_of: set[str] = set()
 
     def scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Write a point of each of these curves; `kind` is train or validation."""
@@ -59,14 +59,14 @@ class SummaryWriter:
 
         with self._complaining():
             file = self._files.get(kind) or self._open(kind)
-            begins = b"" if file.told else _record(Event(wall_time=time.time(), file_version="brain.Event:2"))
+            begins = b"" if file.end else _record(Event(wall_time=time.time(), file_version="brain.Event:2"))
             file.append(begins + _record(Event(wall_time=time.time(), step=step, **content)))
 
     def sizes(self) -> dict[str, int]:
         """Return `event_files.sizes`, with the final sizes of its own files once all events are copied."""
         if not self.enabled:
             return {}
-        own = {f"{kind}/{event_files.OWN}": file.told for kind, file in self._files.items()}
+        own = {f"{kind}/{event_files.OWN}": file.end for kind, file in self._files.items()}
         return {**event_files.sizes(self.folder), **own}
 
     def copy(self, durable: bool = False) -> int:
@@ -111,8 +111,8 @@ class SummaryWriter:
 
     def _tell(self, text: str) -> None:
         kind = text.split("(")[0]
-        if kind not in self._told_of:
-            self._told_of.add(kind)
+        if kind not in self._warned_of:
+            self._warned_of.add(kind)
             with suppress(OSError):
                 print_error(text)
 

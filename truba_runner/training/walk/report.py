@@ -35,7 +35,7 @@ class Unsaved:
     def __init__(self, strict: bool) -> None:
         """`strict`: the config's `checkpoint.strict`."""
         self._strict = strict
-        self._told: set[str] = set()
+        self._printed: set[str] = set()
 
     def report(self, paths: Iterable[str], text: str = UNSAVED) -> None:
         """Report new paths with one of the messages above. `paths`: a mapping to reasons if the message has one.
@@ -44,8 +44,8 @@ class Unsaved:
             truba_runner.errors.Failed: a path is new and `checkpoint.strict` is set.
         """
         reasons = paths if isinstance(paths, Mapping) else dict.fromkeys(paths, "")
-        new = {path: reason for path, reason in reasons.items() if path not in self._told}
-        self._told.update(new)
+        new = {path: reason for path, reason in reasons.items() if path not in self._printed}
+        self._printed.update(new)
         for path, reason in new.items():
             line = _(text, path=path, reason=reason)
             if self._strict:

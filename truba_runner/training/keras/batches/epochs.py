@@ -30,7 +30,7 @@ def evaluated(plan: Plan | None) -> tuple[list[Any], list[Any]]:
     """Return the callbacks to put before and after all others for evaluation, prediction or validation in a `fit`."""
     if not isinstance(plan, PyDatasetPlan):
         return [], []
-    split = plan.told
+    split = plan.source
     first = _callback(
         # Keras calls on_epoch_end before the first epoch too, except in a prediction.
         on_test_begin=lambda logs: split.on_epoch_end(),
@@ -49,7 +49,7 @@ def _train_begins(model: Any, plan: Plan) -> None:
     # Keras warns so at each end that it did not expect.
     warnings.filterwarnings("ignore", message="Your input ran out of data")
     if isinstance(plan, PyDatasetPlan):
-        plan.told.on_epoch_end()
+        plan.source.on_epoch_end()
 
     def until_it_ends(execution: train_function.Execution, iterator: Any) -> Any:
         try:

@@ -33,7 +33,7 @@ class PyDatasetPlan(ReadPlan):
         self.varies = name == "train"
         super().__init__(name, devices, batch_size, train.seed if self.varies else None)
         check_batching(name, True, train)
-        self.told = split
+        self.source = split
         self.rereads = devices > 1
         self._wanted: int | None = train.steps_per_epoch if self.varies else None
         self._check_length()
@@ -52,14 +52,14 @@ class PyDatasetPlan(ReadPlan):
     def begins(self) -> None:
         """Call the dataset's `on_epoch_begin`; after all callbacks, before the first batch."""
         self._ended = False
-        self.told.on_epoch_begin()
+        self.source.on_epoch_begin()
         self._measure()
 
     def ends(self) -> None:
         """Call the dataset's `on_epoch_end`, once an epoch; after its last batch, before validation."""
         if not self._ended:
             self._ended = True
-            self.told.on_epoch_end()
+            self.source.on_epoch_end()
 
     def get_state(self) -> dict[str, Any]:
         """Return what a checkpoint holds of the current epoch, without the dataset's own state."""
@@ -94,7 +94,7 @@ class PyDatasetPlan(ReadPlan):
             return tf.data.Dataset.from_generator(lambda: self._elements(step), output_signature=self._spec)
 
         def fetch(number: Any) -> list[Any]:
-            parts = tf.nest.flatten(element_of(self._name, self.told[int(number)]))
+            parts = tf.nest.flatten(element_of(self._name, self.source[int(number)]))
             return [part.astype(spec.dtype.as_numpy_dtype, copy=False) for part, spec in zip_equal(parts, flat)]
 
         def batch(number: Any) -> Any:
@@ -105,10 +105,10 @@ class PyDatasetPlan(ReadPlan):
         numbers = tf.data.Dataset.from_generator(
             lambda: self._numbers(step), output_signature=tf.TensorSpec((), tf.int64)
         )
-        return numbers.map(batch, num_parallel_calls=max(1, self.told.workers), deterministic=True)
+        return numbers.map(batch, num_parallel_calls=max(1, self.source.workers), deterministic=True)
 
     def _elements(self, step: int) -> Iterator[Any]:
-        return (element_of(self._name, self.told[number]) for number in self._numbers(step))
+        return (element_of(self._name, self.source[number]) for number in self._numbers(step))
 
     def _numbers(self, step: int) -> Iterator[int]:
         count = self._count()
@@ -126,11 +126,11 @@ class PyDatasetPlan(ReadPlan):
         self.steps = self._count() if self._devices == 1 else 0
 
     def _count(self) -> int:
-        return int(self._wanted or self.told.num_batches)
+        return int(self._wanted or self.source.num_batches)
 
     def _check_length(self) -> None:
         try:
-            count = self.told.num_batches
+            count = self.source.num_batches
         except NotImplementedError:
             count = None
         if count and self._wanted:

@@ -42,7 +42,7 @@ def add_class_weights(context: Context, model: Any, splits: Mapping[str, Any], p
             _part(model.loss, output, names),
         )
         weighings[output] = Weighing(labels, weights)
-        print(weighings[output].told(), flush=True)
+        print(weighings[output].line(), flush=True)
     plan.then(lambda dataset: _weighted(dataset, weighings, getattr(model, "output_names", None)))
 
 

@@ -56,7 +56,7 @@ class Weighing:
         classes = None if labels.array is None else self._checked(self._classes_in_memory())
         self.weights = _balanced(labels, classes) if wanted == "balanced" else _given(wanted)
 
-    def told(self) -> str:
+    def line(self) -> str:
         """Return a line for the log."""
         weights = ", ".join(f"{label}: {weight:.4g}" for label, weight in self.weights.items())
         return _("class weights{output}: {weights}", output=self._labels.of_output, weights=weights)

@@ -13,7 +13,7 @@ def callback_list(resume: Resume, plan: Plan, callbacks: list[Any], model: Any, 
     """Return a `CallbackList` to pass to `fit`: Resume runs after all callbacks, whatever their order."""
     import keras
 
-    told = keras_logs.Names(model, keras_logs.watched("checkpoint.monitor", resume.monitor, callbacks))
+    converter = keras_logs.Names(model, keras_logs.watched("checkpoint.monitor", resume.monitor, callbacks))
 
     class Hooks(keras.callbacks.CallbackList):  # type: ignore[misc]
         # The first step of the execution that Keras is at.
@@ -38,7 +38,7 @@ def callback_list(resume: Resume, plan: Plan, callbacks: list[Any], model: Any, 
             else:
                 # Keras 3.15 itself names the execution's last step here, Keras 3.10 its first.
                 last = self.first + model.steps_per_execution - 1
-                super().on_train_batch_end(last, told.read(logs))
+                super().on_train_batch_end(last, converter.read(logs))
                 resume.steps_end(last + 1, logs)
 
         def on_test_begin(self, logs: Any = None) -> None:
@@ -46,19 +46,19 @@ def callback_list(resume: Resume, plan: Plan, callbacks: list[Any], model: Any, 
             super().on_test_begin(logs)
 
         def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
-            super().on_test_batch_end(batch, told.read(logs))
+            super().on_test_batch_end(batch, converter.read(logs))
             resume.test_steps_end()
 
         def on_test_end(self, logs: Any = None) -> None:
-            super().on_test_end(told.read(logs))
+            super().on_test_end(converter.read(logs))
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            numbers = told.read(logs)
+            numbers = converter.read(logs)
             super().on_epoch_end(epoch, numbers)
             resume.epoch_end(epoch, plain(numbers))
 
         def on_train_end(self, logs: Any = None) -> None:
-            super().on_train_end(told.read(logs))
+            super().on_train_end(converter.read(logs))
             resume.train_end()
 
     return Hooks(callbacks, add_history=True, model=model, **params)

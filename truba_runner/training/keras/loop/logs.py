@@ -68,7 +68,7 @@ class Names:
         """`watched`: pairs of a setting and the metric that it names."""
         self._model, self._watched = model, list(watched)
         self._looked = False
-        self._told_of: set[str] = set()
+        self._warned_of: set[str] = set()
 
     def read(self, logs: Any) -> Any:
         """Convert Keras' logs for the callbacks.
@@ -81,16 +81,16 @@ class Names:
         if not self._looked:
             self._looked = True
             _check(self._model, logs)
-        told = Logs(logs)
-        if told.arrays or told.left_out:
-            self._tell(told)
-        return told
+        values = Logs(logs)
+        if values.arrays or values.left_out:
+            self._tell(values)
+        return values
 
-    def _tell(self, told: Logs) -> None:
+    def _tell(self, values: Logs) -> None:
         for setting, monitor in self._watched:
-            name = next((one for one in told.arrays if monitor in (one, f"val_{one}")), None)
+            name = next((one for one in values.arrays if monitor in (one, f"val_{one}")), None)
             if name is not None:
-                parts = [one for one in told if one.startswith(f"{name}_")]
+                parts = [one for one in values if one.startswith(f"{name}_")]
                 # Validation has not run yet: derive its names from the training's.
                 valid = [monitor.replace(name, one, 1) for one in parts]
                 raise Failed(
@@ -100,9 +100,9 @@ class Names:
                     monitor=monitor,
                     nearest=nearest(monitor, valid),
                 )
-        for name in told.left_out:
-            if name not in self._told_of:
-                self._told_of.add(name)
+        for name in values.left_out:
+            if name not in self._warned_of:
+                self._warned_of.add(name)
                 warn(
                     "the metric {name} is not recorded: it is neither a number nor an array of at most {most}",
                     name=name,
@@ -146,12 +146,14 @@ def _names_of(model: Any) -> Iterator[str]:
             continue  # Never updated: the job's own train_step tracks its loss itself.
         if not getattr(metric, "built", True):
             continue
-        told = metric.result()
-        if not isinstance(told, Mapping):
+        result = metric.result()
+        if not isinstance(result, Mapping):
             yield metric.name
             continue
-        for name, value in told.items():
+        for name, value in result.items():
             yield from value if isinstance(value, Mapping) else (name,)
-        if len(getattr(metric, "metrics", told)) > len(told):
+        if len(getattr(metric, "metrics", result)) > len(result):
             # Keras added a number to the second metric of a name, and a third had that very name.
-            yield from (name for name in told if name.rpartition("_")[0] in told and name.rpartition("_")[2].isdigit())
+            yield from (
+                name for name in result if name.rpartition("_")[0] in result and name.rpartition("_")[2].isdigit()
+            )
