@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _status(given: list[str]) -> int:
     try:
-        status = _ended(given)
+        status = _run(given)
         # Flush here, not when Python exits: the reader of a pipe may have ended, which is handled below.
         sys.stdout.flush()
         return status
@@ -48,13 +48,13 @@ def _status(given: list[str]) -> int:
         return 130
 
 
-def _ended(given: list[str]) -> int:
-    """Return the exit status, also of a command that ends Python itself, as argparse does after `--help`."""
+def _run(given: list[str]) -> int:
+    """Run the command and return its exit status, also if it raises SystemExit, as argparse does after `--help`."""
     try:
         return _dispatch(given)
-    except SystemExit as ended:
-        if isinstance(ended.code, int):
-            return ended.code
+    except SystemExit as exit_request:
+        if isinstance(exit_request.code, int):
+            return exit_request.code
         raise
 
 

@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
 
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, go_on_later)
-    # The command has to run as on a login node: in no job, and with no variable of this one.
+    # The command must run as on a login node, without the variables of this job.
     for name in os.environ.keys() - job_environment.without_slurms(os.environ).keys():
         del os.environ[name]
     os.environ[INSIDE] = "1"

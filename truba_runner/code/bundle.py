@@ -43,7 +43,7 @@ PINNED_SHARED = {
 }
 SHARED = "shared/"
 
-# After the text of python_check.py.
+# Follows the text of python_check.py in the file's __main__.py.
 _MAIN = b"""
 
 refuse_older_python()

@@ -99,7 +99,7 @@ def _on_the_node(scratch: Path) -> AbstractContextManager[Path]:
 
 @contextmanager
 def _among_temporary_files(scratch: Path) -> Iterator[Path]:
-    """Do what TemporaryDirectory(ignore_cleanup_errors=True) does from Python 3.10 on."""
+    """Create a temporary folder and remove it, ignoring errors: Python 3.9's TemporaryDirectory cannot ignore them."""
     folder = Path(tempfile.mkdtemp(prefix="truba-code-"))
     try:
         yield folder

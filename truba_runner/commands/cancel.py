@@ -84,10 +84,10 @@ def _refuse_others(runs: Sequence[RunDir]) -> None:
 
 
 def _refuse_elsewhere(states: Mapping[Path, RunState]) -> None:
-    """Refuse runs whose jobs another Slurm has; a job of this one may have the same id.
+    """Refuse runs whose jobs belong to another Slurm cluster; a job of this cluster may have the same id.
 
     Raises:
-        Refused: a run was submitted to another Slurm, and has not ended as far as is known.
+        Refused: a run was submitted to another Slurm cluster, and is not known to have ended.
     """
     for path, state in states.items():
         if state.elsewhere:

@@ -79,7 +79,7 @@ def _experiment(what: Sequence[str], runs_folder: Path | None) -> Experiment:
 
 
 def _trained(experiment: Experiment, which: str, drill: Drill, overrides: Sequence[str]) -> RunDir:
-    """Train a run of the experiment to its end; where no queue does, restart it after each interruption."""
+    """Train a run of the experiment to its end; restart it after each interruption if Slurm does not requeue it."""
     from truba_runner.launch.run import launch
 
     named = replace(experiment, name=f"{experiment.name}-drill-{which}", drill=drill)

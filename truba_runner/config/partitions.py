@@ -43,13 +43,13 @@ def asked_for(experiment: Experiment) -> Partition:
 
 
 def gpu_models(facts: Partition, constraint: str) -> list[str]:
-    """Return the GPU models that a job may get there; the constraint may leave several."""
+    """Return the GPU models of the partition that the constraint allows; there may be several."""
     models = facts.gpu.split("/") if facts.gpu else []
     return [model for model in models if model in features_in(constraint)] or models
 
 
 def default_cores(facts: Partition, gpus: int) -> int:
-    """Return how many cores on a node a job gets that asks for no number."""
+    """Return the number of cores on a node for a job that does not request one."""
     if facts.gpus_per_node:
         return gpus * (facts.cores_per_gpu or 1)
     return min(facts.cores_allowed, default=max(facts.min_cores, facts.cores_multiple))

@@ -175,7 +175,7 @@ class Resources:
     gpus: int = "${cluster.default_gpus}"  # type: ignore[assignment]
     # None: as many as the partition requires for these GPUs.
     cores: Optional[int] = None
-    # None: the partition's default for these cores. Set one of the two at most.
+    # Memory on each node, or for each core; set one of the two at most. None: the partition's default for these cores.
     memory_gb: Optional[float] = None
     memory_per_cpu_gb: Optional[float] = None
     # auto: estimated from earlier runs of the same experiment.
@@ -188,7 +188,7 @@ class Resources:
     signal_seconds: Optional[int] = None
     account: str = "${cluster.default_account}"
     constraint: str = ""
-    # Nodes that the job must not get, and nodes that it must get: akya3, or a list: [akya3, "akya[7-9]"].
+    # Nodes to avoid, and nodes that the job must get: akya3, or a list: [akya3, "akya[7-9]"].
     exclude: Any = ""
     nodelist: Any = ""
     # Empty: the first of the partition's `qos`, if it has any.

@@ -18,12 +18,12 @@ class Partition:
     gpus_per_node: int = 0
     gpu: str = ""
     gpu_memory_gb: float = 0.0
-    # Cores that a job gets with each GPU if it does not ask for others.
+    # Default number of cores for each GPU.
     cores_per_gpu: int = 0
-    # With GPUs: `exactly` so many cores for each, a `multiple` of it, or `at_least` so many. `any`: any number, also
-    # without GPUs; cores_per_gpu and the keys below are then only what a job gets that asks for no number.
+    # With GPUs: `exactly` cores_per_gpu cores for each, a `multiple` of that, or `at_least` that many. `any`: any
+    # number, also without GPUs; cores_per_gpu and the keys below are then only defaults.
     cores_rule: str = "multiple"
-    # Without GPUs: the fewest cores, a number that they must be a multiple of, and, if not empty, all allowed numbers.
+    # Without GPUs: the minimum, a number that the cores must be a multiple of, and all allowed numbers (empty: any).
     min_cores: int = 1
     cores_multiple: int = 1
     cores_allowed: list[int] = field(default_factory=list)
@@ -39,17 +39,17 @@ class Partition:
     access: str = ""
     # Whether resources.partition=auto may choose it.
     automatic: bool = True
-    # What NVIDIA calls the GPU's compute capability ("7.0" for a V100); empty: programs for GPUs are not checked.
+    # The GPU's CUDA compute capability ("7.0" for a V100); empty: frameworks are not checked for it.
     compute_capability: str = ""
     # The nodes' GPU driver, and the newest CUDA that it supports, as nvidia-smi prints it; empty: unchecked.
     driver: str = ""
     driver_cuda: str = ""
-    # Memory of a GPU on the nodes of a feature, where it is not gpu_memory_gb.
+    # Memory of a GPU on nodes with a feature, where it differs from gpu_memory_gb.
     feature_gpu_memory_gb: dict[str, float] = field(default_factory=dict)
-    # The Slurm that the partition belongs to, if the site has several, and the login nodes from which it is reached.
+    # The Slurm cluster of the partition, if the site has several, and the login nodes that submit to it.
     slurm_cluster: str = ""
     login_nodes: list[str] = field(default_factory=list)
-    # Folders in addition to, or instead of, those of `Cluster.caches`; an empty one: the node's own.
+    # Added to `Cluster.caches`, or in place of its entries; an empty folder leaves the variable as the node sets it.
     caches: dict[str, str] = field(default_factory=dict)
 
 
@@ -88,7 +88,7 @@ class Cluster:
     # The kind that environment=auto stands for: inherit or module; default_modules are the modules of both.
     default_environment: str = "inherit"
     default_modules: list[str] = field(default_factory=list)
-    # The modules of environment=conda: those that have the command conda.
+    # The modules of environment=conda, which provide the command conda.
     conda_modules: list[str] = field(default_factory=list)
     account_cores: int = 0
     # Partition of the short job that inspects an environment if the login node cannot; empty: the experiment's own.
@@ -97,13 +97,14 @@ class Cluster:
     probe_qos: str = ""
     # Most tasks in one job array; 0: as Slurm reports (MaxArraySize).
     max_array_size: int = 0
-    # How jobs ask for memory: any (--mem or --mem-per-cpu), per_cpu (never --mem), or none (it follows from the cores).
+    # How jobs request memory: any (--mem or --mem-per-cpu), per_cpu (never --mem), or none (Slurm derives it from the
+    # cores).
     memory: str = "any"
-    # What a job asks for per core if it says nothing about memory; None: the partition's default.
+    # Memory per core of jobs that set no memory; None: the partition's default.
     default_memory_per_cpu_gb: Optional[float] = None
     # Whether jobs may go back to the queue. If not, an interrupted run resumes when it is submitted again.
     requeue: bool = True
-    # The option of sbatch that asks for GPUs on each node.
+    # The option of sbatch that requests the GPUs of each node.
     gpu_option: str = "--gres=gpu:{gpus}"
     refusals: list[Refusal] = field(default_factory=list)
     partitions: dict[str, Partition] = field(default_factory=dict)

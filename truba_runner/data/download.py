@@ -1,4 +1,4 @@
-"""Download files over HTTP, with a token that no other host gets."""
+"""Download files over HTTP; an access token is sent to the given host only, not to one that it redirects to."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHUNK_BYTES = 1 << 20
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects; a hub sends large files from another host, which must not see the token."""
 
-    # Python knows 308 from 3.11 on.
+    # Python follows a redirect with status 308 only from 3.11 on.
     http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302
 
     def redirect_request(self, req: urllib.request.Request, *rest: Any) -> urllib.request.Request | None:
@@ -28,7 +28,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def read(url: str, token: str = "") -> bytes:
-    """Return what an address answers.
+    """Return the content at a URL.
 
     Raises:
         OSError: it cannot be read.
@@ -42,10 +42,10 @@ def read(url: str, token: str = "") -> bytes:
 
 
 def save(url: str, file: IO[bytes], token: str = "") -> None:
-    """Write what an address answers to a file.
+    """Write the content at a URL to a file.
 
     Raises:
-        OSError: it cannot be read whole.
+        OSError: the download failed or is incomplete.
     """
     try:
         with _open(url, token) as answer:

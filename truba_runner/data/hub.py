@@ -1,7 +1,7 @@
 """Fetch repositories of the Hugging Face Hub that an experiment names in `data.hub`, before its job is submitted.
 
-They are written as huggingface_hub's own cache, from which its `from_pretrained` and `snapshot_download` read without a
-network; the login node's Python needs no package for it. https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+They are written in the layout of huggingface_hub's cache, which `from_pretrained` and `snapshot_download` read without
+a network. No package is needed here. https://huggingface.co/docs/huggingface_hub/guides/manage-cache
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class _File:
-    """A file of a repository, as the hub describes it. `sha1` is git's, of a header and the content."""
+    """A file of a repository, as the hub lists it. `sha1`: git's hash of a header and the content."""
 
     name: str
     size: int
@@ -40,7 +40,7 @@ class _File:
 
 
 def missing(data: Data) -> list[Asset]:
-    """Return the repositories that were not fetched whole."""
+    """Return the repositories that are missing or incomplete."""
     return [asset for asset in assets(data) if not _is_whole(asset, Path(data.folder) / FOLDER)]
 
 
@@ -54,10 +54,10 @@ def _is_whole(asset: Asset, hub: Path) -> bool:
 
 
 def fetch(asset: Asset, hub: Path) -> Path:
-    """Download what is missing of a repository, check it, and return its folder. The revision is the newest commit's.
+    """Download and check the missing files of a repository's newest commit (of its revision); return their folder.
 
     Raises:
-        OSError: the hub cannot be reached or refuses, or sends something else than it says.
+        OSError: the hub cannot be reached, refuses, or sends a file that differs from its listing.
     """
     token = _token()
     try:
@@ -80,7 +80,7 @@ def fetch(asset: Asset, hub: Path) -> Path:
 
 
 def _listed(asset: Asset, token: str) -> tuple[str, list[_File]]:
-    """Return the commit of the revision, and the files that are needed."""
+    """Ask the hub for the commit of the revision and its files; return those that are needed."""
     url = f"{_address()}/api/{asset.kind}/{asset.repo}/revision/{quote(asset.revision, safe='')}?blobs=true"
     try:
         answer = json.loads(download.read(url, token))
@@ -120,7 +120,7 @@ def _is_as_listed(path: Path, file: _File) -> bool:
     """Whether a download has the size and digest that the hub lists: SHA-256 for a large file, else git's SHA-1."""
     digest, expected = hashlib.sha256(), file.sha256
     if not expected:
-        # Not for security: git names a file so.
+        # Not for security: it is git's name for a file.
         digest, expected = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False), file.sha1
     with path.open("rb") as content:
         while chunk := content.read(download.CHUNK_BYTES):
@@ -133,9 +133,9 @@ def _address() -> str:
 
 
 def _token() -> str:
-    """Return the user's token, from where huggingface_hub has it; empty if there is none."""
-    if given := os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
-        return given.strip()
+    """Return the user's access token from where huggingface_hub looks for it; empty if there is none."""
+    if token := os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
+        return token.strip()
     home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("HOME", ""), ".cache", "huggingface")
     with suppress(OSError):
         return Path(os.environ.get("HF_TOKEN_PATH") or os.path.join(home, "token")).read_text().strip()

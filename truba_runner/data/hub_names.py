@@ -1,4 +1,4 @@
-"""Read `data.hub`: the repositories of a hub that a job reads, and the variables by which it reads them. Pure."""
+"""Parse `data.hub`, the Hugging Face repositories that a job reads, and set the variables that it needs. Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _KEYS = {"repo", "files"}
 
 @dataclass(frozen=True)
 class Asset:
-    """A repository of the hub: its kind, name and revision, and patterns of the files that are needed; none: all."""
+    """A repository of the hub: its kind, name and revision, and patterns of the needed files (none: all files)."""
 
     kind: str
     repo: str
@@ -72,9 +72,9 @@ def _asset(entry: Any) -> Asset | None:
 
 
 def variables(data: Data) -> dict[str, str]:
-    """Return the variables with which a training reads the fetched repositories and asks no network; none without any.
+    """Return the variables that make a training read the fetched repositories, without a network; empty if none.
 
-    TRANSFORMERS_OFFLINE and HUGGINGFACE_HUB_CACHE are read by earlier versions.
+    Older versions of the libraries read TRANSFORMERS_OFFLINE and HUGGINGFACE_HUB_CACHE.
     """
     if not data.hub:
         return {}

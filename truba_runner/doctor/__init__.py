@@ -32,7 +32,7 @@ class Finding:
 class Patient:
     """What is checked: the composed experiment, with its cluster and environment, and the user's home.
 
-    `others`: the user's other experiments, by name, composed alike.
+    `others`: the user's other experiments, by name, composed with the same overrides.
     """
 
     experiment: Experiment

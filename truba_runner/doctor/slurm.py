@@ -17,7 +17,7 @@ from truba_runner.slurm import client, queries, relay
 from truba_runner.slurm.client import SlurmError
 from truba_runner.slurm.queries import Hardware, Limit
 
-# Without sacct too, runs work.
+# Runs also work without sacct.
 _COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "sinfo")
 # A node reports slightly less memory than is installed.
 _MEMORY_TOLERANCE = 0.05

@@ -53,7 +53,7 @@ def _held(experiment: Experiment) -> Found:
 
 
 def _placed(experiment: Experiment, name: str, constraint: str) -> Experiment:
-    """Return the experiment on a partition, with what that one asks for where the experiment does not say."""
+    """Return the experiment moved to a partition, with that partition's defaults."""
     facts = experiment.cluster.partitions[name]
     if not constraint and facts.feature_required and facts.features:
         constraint = facts.features[0]

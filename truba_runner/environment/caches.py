@@ -1,4 +1,4 @@
-"""Give the folders of a job's caches, which the site's data puts on a disk that has room for them."""
+"""Return the cache folders of a job, which the site's file puts on a disk with enough room."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from truba_runner.config.schema import Experiment
 from truba_runner.language import _
 from truba_runner.slurm.request import Request
 
-# Where a library keeps, below the home, what its user has downloaded, if its variable is not set.
+# Where a library keeps downloads below the home folder while its variable is not set.
 _AT_HOME = {
     "HF_HOME": (".cache/huggingface/hub", ".cache/huggingface/datasets"),
     "TORCH_HOME": (".cache/torch/hub",),
@@ -21,7 +21,7 @@ _AT_HOME = {
 
 
 def folders(experiment: Experiment, request: Request) -> dict[str, str]:
-    """Return the folders by variable: those of the cluster, then those of the partition."""
+    """Return the folders by variable: the cluster's, replaced by the partition's where it has its own."""
     cluster = experiment.cluster
     if cluster.scheduler != "slurm":
         return {}
@@ -30,17 +30,17 @@ def folders(experiment: Experiment, request: Request) -> dict[str, str]:
 
 
 def warnings(experiment: Experiment, request: Request, variables: Mapping[str, str] = os.environ) -> Iterator[str]:
-    """Yield a warning for each cache in the home that jobs do not see, until there is one where they look."""
+    """Yield a warning for each cache in the home that jobs will not use, until the folder that they use exists."""
     for name, folder in folders(experiment, request).items():
         if name in variables or Path(folder).exists():
             continue
-        for at in _AT_HOME.get(name, ()):
-            there = Path(variables.get("HOME", "/")) / at
+        for path in _AT_HOME.get(name, ()):
+            cache = Path(variables.get("HOME", "/")) / path
             with suppress(OSError):
-                if any(there.iterdir()):
+                if any(cache.iterdir()):
                     yield _(
                         "jobs look for {there} in {folder} ({variable}): copy it there, or set {variable} yourself.",
-                        there=there,
-                        folder=Path(folder) / there.name,
+                        there=cache,
+                        folder=Path(folder) / cache.name,
                         variable=name,
                     )

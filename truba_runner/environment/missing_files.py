@@ -12,16 +12,16 @@ from truba_runner.language import _
 
 
 def refuse(chosen: Environment) -> None:
-    """Refuse an environment whose image or folder is not there.
+    """Refuse an environment whose image or folder does not exist.
 
     Raises:
-        truba_runner.errors.Refused: it is missing, or something else.
+        truba_runner.errors.Refused: it is missing, cannot be read, or is not an environment.
     """
     if chosen.kind == "conda":
         _refuse_conda(chosen)
     if chosen.kind == "apptainer" and (why := _unreadable(chosen.image)):
-        beside = [name for name in _images_beside(Path(chosen.image)) if name != chosen.image]
-        remedy = _("There are: {names}.", names=", ".join(beside)) if beside else _("Look for it with ls -l.")
+        images = [name for name in _images_in(Path(chosen.image).parent) if name != chosen.image]
+        remedy = _("There are: {names}.", names=", ".join(images)) if images else _("Look for it with ls -l.")
         raise Refused(Problem(f"environment.image={chosen.image}", why, remedy))
     python = Path(chosen.venv) / "bin" / "python"
     if chosen.kind == "venv" and not chosen.python and not os.access(python, os.X_OK):
@@ -60,7 +60,7 @@ def _unreadable(path: str) -> str:
     return "" if os.access(path, os.R_OK) else _("you have no permission to read it.")
 
 
-def _images_beside(image: Path) -> list[str]:
+def _images_in(folder: Path) -> list[str]:
     with suppress(OSError):
-        return sorted(str(file) for file in image.parent.glob("*.sif"))[:12]
+        return sorted(str(file) for file in folder.glob("*.sif"))[:12]
     return []

@@ -1,4 +1,4 @@
-"""Which environment modules this machine has (`module -t avail`), so that messages name only those that exist."""
+"""List this machine's environment modules (`module -t avail`), so that messages name only modules that exist."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from truba_runner.python_check import available_modules
 from truba_runner.storage.files import write_atomically
 from truba_runner.storage.user_state import state_folder
 
-# A listing of a large site takes many seconds. It is asked again the next day: sites add modules.
+# `module avail` takes many seconds on a large site. The list is renewed after a day: sites add modules.
 _KEPT_SECONDS = 24 * 3600.0
 
 
@@ -29,20 +29,20 @@ def available() -> list[str] | None:
             return [str(name) for name in json.loads(file.read_bytes())]
     names = available_modules()
     if names is not None:
-        with suppress(OSError):  # Without a writable home each question is asked again.
+        with suppress(OSError):  # Without a writable home nothing is cached.
             file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomically(file, json.dumps(names).encode())
     return names
 
 
 def _file() -> Path:
-    # A home folder is shared by login nodes that have different modules.
+    # Login nodes with different modules may share one home folder.
     where = f"{socket.gethostname()}-{os.environ.get('MODULEPATH', '')}"
     return state_folder() / "modules" / f"{hashlib.sha256(where.encode()).hexdigest()[:16]}.json"
 
 
 def remedy(wanted: Sequence[str]) -> str:
-    """Return a sentence with the existing modules nearest to those of `wanted` that do not exist."""
+    """Return a sentence that suggests an existing module for each of `wanted` that does not exist."""
     names = available() or []
     missing = [name for name in wanted if names and not _is_there(name, names)]
     sentences = [nearest(name, names) if len(missing) == 1 else f"{name}: {nearest(name, names)}" for name in missing]
@@ -50,7 +50,7 @@ def remedy(wanted: Sequence[str]) -> str:
 
 
 def like(*words: str) -> str:
-    """Return a sentence with the existing modules that have one of these words in their name."""
+    """Return a sentence that lists the existing modules with one of these words in their name."""
     found = [name for name in available() or [] if any(word in name.lower() for word in words)]
     listing = [_("There are: {names}.", names=listed(found))] if found else []
     return " ".join([*listing, _("module avail lists the available modules.")])

@@ -93,14 +93,14 @@ def found_here(experiment: Experiment) -> Found | str:
 
 
 def known(experiment: Experiment) -> Found:
-    """Return what `found` does, as far as it is known without starting the environment; empty if it is not."""
+    """Return the environment's report if it is known without starting the environment; else empty."""
     if _is_this_python(experiment.environment):
         return report.report() if not experiment.environment.python else {}
     return _kept(experiment)
 
 
 def _is_this_python(chosen: Environment) -> bool:
-    """Whether a job starts the submitting Python as it is here, with nothing that could fail before."""
+    """Whether a job starts the submitting Python directly, without modules or lines that may fail or change it."""
     return chosen.kind == "inherit" and not (chosen.modules or chosen.setup_before or chosen.setup)
 
 
@@ -127,8 +127,8 @@ def _asked(experiment: Experiment, elsewhere: Elsewhere) -> Found:
             held = _read(chosen, *answer)
         except _Silent as silent_there:
             rule = _("a job cannot start it: {why}.", why=silent_there.why)
-            a_line = silent_there.why.startswith(f"{states.REASON}setup")
-            remedy = _("Correct the line, or add || true to it.") if a_line else _("Choose another environment.")
+            line_failed = silent_there.why.startswith(f"{states.REASON}setup")
+            remedy = _("Correct the line, or add || true to it.") if line_failed else _("Choose another environment.")
             raise Refused(Problem(words(chosen), rule, remedy)) from None
     _keep(chosen, held)
     return held
@@ -177,7 +177,7 @@ def _read(chosen: Environment, printed: str, status: int) -> Found:
     said = " ".join(printed.split())[-600:]
     if status == states.NOT_LOADED:
         names = ", ".join(chosen.modules)
-        # A line such as `module use /FOLDER` brings modules of which this listing knows nothing.
+        # After a line such as `module use /FOLDER` there are modules that this list lacks.
         raise Refused(
             Problem(
                 f"environment.modules=[{names}]",
@@ -199,7 +199,7 @@ def _read(chosen: Environment, printed: str, status: int) -> Found:
 
 
 def _not_activated(chosen: Environment, printed: str) -> Problem:
-    """Return why conda cannot activate the environment, with those that there are: `conda env list` was printed too."""
+    """Describe an environment that conda cannot activate; `printed` includes the output of `conda env list`."""
     said, listed = [], []
     for line in printed.splitlines():
         row = re.search(r"\s(/.+)", line)

@@ -1,4 +1,4 @@
-"""Write the shell lines by which a job enters its environment; one that fails ends the job with its reason. Pure.
+"""Write the shell lines that set up a job's environment; a line that fails ends the job with a reason. Pure.
 
 The reason is a line `environment.KEY: …` in the job's log, which `truba status` and `truba why` show
 (`why_not_entered` of runs/state.py).
@@ -15,7 +15,7 @@ from truba_runner.config.schema import Environment
 from truba_runner.language import _
 from truba_runner.slurm.states import NO_CONDA, NO_MODULES, NOT_ACTIVATED, NOT_LOADED, REASON, SETUP_FAILED
 
-# Bash. A failure inside of a file that a line sources is that file's own affair: only the whole line's status counts.
+# Bash. In a file that a line sources, commands may fail: only the exit status of the whole line counts.
 _WATCH = """\
 truba_failed() { echo "$truba_key: $truba_words $1: $truba_line" >&2; exit STATUS; }
 truba_files=${#BASH_SOURCE[@]}
@@ -23,18 +23,18 @@ trap 'truba_failed $?' EXIT
 trap 'truba_status=$?; [ ${#BASH_SOURCE[@]} -gt $truba_files ] || exit $truba_status' ERR""".replace(
     "STATUS", str(SETUP_FAILED)
 )
-# The second command, so that a line may end with `[ -f FILE ] && source FILE`: bash's own rule for such a list.
+# The second command (:) lets a line end with `[ -f FILE ] && source FILE`: bash's ERR trap ignores a failure before &&.
 _RUN = "eval \"$truba_line\"$'\\n:'"
-# A line may have set a trap of its own.
+# Keep a trap that a user's line has set.
 _WATCH_NO_MORE = "case $(trap -p EXIT) in *truba_failed*) trap - EXIT ;; esac; trap - ERR"
-# A job's shell is no login shell, and one submitted by cron inherits no `module`: then the site's profile defines it.
+# A job's shell is not a login shell, and under cron there is no `module` to inherit: read the site's profile then.
 _FIND_MODULE = """\
 for truba_file in /etc/profile /etc/profile.d/{modules,lmod,z00_lmod}.sh "${MODULESHOME:-}/init/bash"; do
   type module >/dev/null 2>&1 && break
   [ ! -r "$truba_file" ] || . "$truba_file"
 done"""
-# Usage: truba_cache VARIABLE FOLDER. Slurm sets TMPDIR to /tmp in each job whose user has not set it. A folder of the
-# user's may be one that can only be read.
+# Usage: truba_cache VARIABLE FOLDER. A value that the user has set is kept, even if that folder is read-only; but
+# TMPDIR=/tmp is replaced, because Slurm sets it in each job whose user has not.
 _CACHE = """\
 truba_cache() {
   [ -n "${!1:-}" ] && [ "$1=${!1}" != TMPDIR=/tmp ] && export "$1" || export "$1=$2"
@@ -52,7 +52,7 @@ _USES_MODULE = re.compile(r"\b(module|ml)\b")
 
 
 def user_lines(key: str, lines: Sequence[str]) -> list[str]:
-    """Return the user's lines of `environment.KEY`, each of which ends the job if a command in it fails."""
+    """Return the user's lines of `environment.KEY`; a line that fails ends the job."""
     if not lines:
         return []
     words = _("exit status")
@@ -62,13 +62,13 @@ def user_lines(key: str, lines: Sequence[str]) -> list[str]:
 
 
 def exported(environment: Environment) -> list[str]:
-    """Return the variables that the user's lines export for the training; PATH and its like are this machine's."""
-    found = _EXPORT.findall("\n".join(environment.setup_before + environment.setup))
-    return [name for name in dict.fromkeys(found) if name != "HOME" and not name.endswith("PATH")]
+    """Return the variables that the user's lines export for the training, without paths, which are this machine's."""
+    names = _EXPORT.findall("\n".join(environment.setup_before + environment.setup))
+    return [name for name in dict.fromkeys(names) if name != "HOME" and not name.endswith("PATH")]
 
 
 def module_command(environment: Environment) -> list[str]:
-    """Return the lines that define the command `module` where it is missing; none if nothing uses it."""
+    """Return the lines that define the command `module` if it is missing; none if no line uses it."""
     used = environment.modules or any(
         _USES_MODULE.search(line) for line in environment.setup_before + environment.setup
     )
@@ -96,13 +96,13 @@ def virtual_environment(folder: str) -> list[str]:
 def conda(environment: Environment) -> list[str]:
     """Return the lines that activate a conda environment by the hook of its conda, mamba (2) or micromamba.
 
-    `conda run` would keep signals from the training, and `.bashrc` is the interactive shell's.
+    Not by `conda run`, which does not forward signals, nor by `.bashrc`, which is for interactive shells.
     """
     command, chosen = environment.conda_command, environment.conda
     name = PurePosixPath(command).name
     hook = "shell hook --shell posix" if name.endswith("mamba") else "shell.posix hook"
     candidates = ['"${MAMBA_EXE:-}"' if name.endswith("mamba") else '"${CONDA_EXE:-}"']
-    if chosen.startswith("/"):  # Its own installation: the environment is the base, or in envs/ of it.
+    if chosen.startswith("/"):  # Try the environment's own installation: it is the base, or in the base's envs/.
         folders = (PurePosixPath(chosen), PurePosixPath(chosen).parent.parent)
         candidates += [shlex.quote(str(folder / "bin" / name)) for folder in folders]
     missing = _("there is no command {command} here", command=command)
@@ -118,7 +118,7 @@ def conda(environment: Environment) -> list[str]:
 
 
 def caches(folders: Mapping[str, str]) -> list[str]:
-    """Return lines that set variables, each to its folder unless the user has set it, and create the folders."""
+    """Return lines that set each variable to its folder, unless the user has set it, and create the folders."""
     if not folders:
         return []
     not_set = _("the folder cannot be created, so the library uses its own default.")
@@ -129,7 +129,7 @@ def caches(folders: Mapping[str, str]) -> list[str]:
 
 
 def _settings(values: Mapping[str, str]) -> list[str]:
-    """Return lines that copy the settings which a library has in the same folder as its cache."""
+    """Return lines that copy a library's settings file to the new folder, if it stands in the cache's old one."""
     return [
         f'[ ! -f ~/{file} ] || [ ! -d "${{{name}:-}}" ] || [ ~/{file} -ef "${name}/{PurePosixPath(file).name}" ] || '
         f'cp -u ~/{file} "${name}"'
