@@ -50,7 +50,7 @@ def marked(message: str, /) -> str:
 
 
 def as_started(text: str) -> str:
-    """Return a text with its commands `truba NAME` as they have to be typed if the program is one file."""
+    """Replace `truba NAME` in a text by what the user has to type, if the program is one file (truba.pyz)."""
     program = _program() if ARCHIVE else ""
     return _commands().sub(lambda _found: program, text) if program else text
 

@@ -1,4 +1,4 @@
-"""What newer versions of Python have and 3.9, the login nodes' own, has not."""
+"""Functions of newer Python versions that Python 3.9, which login nodes have, lacks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def zip_equal(*parts: Iterable[_A]) -> Iterator[tuple[_A, ...]]: ...
 
 
 def zip_equal(*parts: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
-    """Do what `zip(..., strict=True)` does from Python 3.10 on.
+    """Do the same as `zip(..., strict=True)`, which Python 3.9 lacks.
 
     Raises:
         ValueError: one of the parts ended before another.
@@ -44,7 +44,7 @@ def standard_library() -> frozenset[str]:
 
 
 def _standard_library_files() -> frozenset[str]:
-    """Return the same for 3.9, from the names of the files."""
+    """Return these names in Python 3.9, from the files of its library."""
     folder = Path(sysconfig.get_path("stdlib"))
     files = [*folder.glob("*.py"), *(folder / "lib-dynload").glob("*.so"), *folder.glob("*/__init__.py")]
     names = {(file.parent if file.name == "__init__.py" else file).name.partition(".")[0] for file in files}

@@ -1,5 +1,5 @@
 # -*- coding: utf-8 -*-  # noqa: UP009  # Python 2 reads it.
-"""Refuse a Python that is too old, and name one that is there. Every Python has to understand this file.
+"""Refuse a Python that is too old, and suggest one that this machine has. Every Python must be able to run this file.
 
 `truba bundle` puts it at the start of the file's `__main__.py`.
 """
@@ -12,22 +12,22 @@ import sys
 LEAST = (3, 9)
 # Environment Modules and Lmod print their answer on either stream. The marker separates it from what a profile prints.
 _MARKER = "-- modules --"
-# A login shell, since only that has what the user's profile adds. `timeout`: a profile may wait for a terminal.
+# A login shell reads the user's profile, which may define `module`. `timeout`: a profile may wait for a terminal.
 _ASK = "type module >/dev/null 2>&1 || . /etc/profile; type module >/dev/null 2>&1 || exit 1; "
 _ASK += "echo '%s'; module -t avail 2>&1" % _MARKER  # noqa: UP031  # Python 2 knows no f-strings.
 _SECONDS = "20"
-# In English and Turkish: the catalogue is for newer versions of Python too.
+# In English and Turkish: an older Python cannot read the catalogue.
 _MESSAGES = {
     "old": (
         "Python {python}: truba_runner needs Python {least} or newer.",
         "Python {python}: truba_runner için Python {least} ya da daha yenisi gerekir.",
     ),
-    "command": ("Use {name}, which is here.", "{name} burada var, onu kullanın."),
+    "command": ("Use {name}, which is installed here.", "Bu makinede {name} kurulu; onu kullanın."),
     "module": ("Load one first: module load {name}", "Önce birini yükleyin: module load {name}"),
     "perhaps": ("One of these modules may have it: {name}.", "Şu modüllerden birinde olabilir: {name}."),
     "none": (
-        "There is none on the PATH, and no module is named after one; ask the site.",
-        "PATH'te yok, adı Python olan bir modül de yok; merkeze sorun.",
+        "There is none on the PATH, and no module has python in its name; ask the site's support.",
+        "PATH'te yok, adında python geçen bir modül de yok; merkezin destek birimine sorun.",
     ),
 }
 
@@ -55,7 +55,7 @@ def names_in(listing):
 
 def pythons_among(names):
     # type: (list[str]) -> list[str]
-    """Return the modules whose name says that they have a Python that is new enough, the newest first."""
+    """Return the modules with the version of a new enough Python in their name, the newest first."""
     found = []
     for name in names:
         version = re.search(r"python3?\D*?(\d+)\.(\d+)", name, re.IGNORECASE)
@@ -96,7 +96,7 @@ def refuse_older_python():
 
 def _remedy():
     # type: () -> tuple[str, str]
-    """Return the key of a message and the name in it."""
+    """Find a new enough Python; return the key of the message and the name to fill in."""
     command = python_on_path()
     if command:
         return "command", command
@@ -110,6 +110,6 @@ def _remedy():
 
 def _language():
     # type: () -> int
-    """Return 1 for Turkish, else 0, as language.py does, which an older Python cannot import."""
+    """Return 1 for Turkish, else 0, by the rules of language.py, which an older Python cannot import."""
     given = [os.environ.get(name) for name in ("TRUBA_LANG", "LC_ALL", "LC_MESSAGES", "LANG")]
     return int(next((value for value in given if value), "").lower().startswith("tr"))

@@ -127,7 +127,7 @@ def test_a_sweep_asks_for_what_the_site_wants(truba: Truba) -> None:
         as_root("scontrol", "delete", "reservation=course")
     for override, remedy in (
         ("resources.nodelist=akya9", "for resources.nodelist=akya9. sinfo --Node --partition=akya-cuda lists"),
-        ("+resources.sbatch.nonsense=3", "does not take resources.sbatch.nonsense so. Correct it or leave it out"),
+        ("+resources.sbatch.nonsense=3", "does not accept resources.sbatch.nonsense. Correct it or leave it out"),
     ):
         refused = truba(*command(truba, override))
         assert refused.returncode == 2 and remedy in refused.stderr

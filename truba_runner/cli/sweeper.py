@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
         ignore_signals()
         if not intent.request.get("requeue", True):
             with suppress(RuntimeError):  # The signal may have come while something was being printed.
-                print_error("interrupted; this site puts no job back into the queue: the same command resumes the run")
+                print_error("interrupted; this site does not requeue jobs: the same command resumes the run")
         elif jobs.would_end_for_good(job_id):
             commands.requeue(job_id)
         leave(128 + signal.SIGTERM)

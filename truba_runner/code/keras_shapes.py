@@ -1,6 +1,6 @@
-"""A stand-in for Keras' layers that computes the shapes of outputs and counts weights, without Keras.
+"""Replacements for Keras' layers that compute output shapes and count weights without Keras.
 
-Whatever it does not know raises `Unknown`: what is counted must never be more than the network needs.
+Whatever they do not know raises `Unknown`: a count must never be more than the network needs.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-# A tensor's lengths without the batch; None: any length.
+# The lengths of a tensor's axes without the batch; None: any length.
 Shape = Any
 
 
@@ -18,13 +18,13 @@ class Unknown(Exception):
 
 
 class Anything:
-    """Stands for what does not matter to shapes: initializers, optimizers, other packages; tensors it refuses."""
+    """Replaces what does not affect shapes: initializers, optimizers, other packages. It refuses tensors."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Accept anything; also what a class statement passes on to the type of its base."""
+        """Accept any arguments, also those of a class statement that has an instance as its base."""
 
     def __getattr__(self, name: str) -> Any:
-        """Return the same for every name but Python's own, and for those that change how large a number is."""
+        """Return another Anything; refuse Python's own names, and names that change the size of numbers."""
         if name.startswith("__"):
             raise AttributeError(name)
         if name in ("set_dtype_policy", "set_floatx", "set_global_policy", "set_policy"):
@@ -32,17 +32,17 @@ class Anything:
         return Anything()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the same; a result made of tensors has an unknown shape."""
+        """Return another Anything; a result computed from tensors has an unknown shape."""
         if any(isinstance(one, (Tensor, list, tuple)) and tensors(one) for one in (*args, *kwargs.values())):
             raise Unknown
         return Anything()
 
 
 class Tensor:
-    """An output: its shape, the layer it comes from, and that one's inputs. `memory`: the tensor whose data it has."""
+    """An output: its shape, its layer, and the layer's inputs. `memory`: the tensor whose memory it shares."""
 
     def __init__(self, shape: Shape, layer: Any = None, inputs: tuple[Any, ...] = ()) -> None:
-        """Take a shape without the batch."""
+        """Keep a shape without the batch, and where it comes from."""
         self.shape, self.layer, self.inputs, self.memory = tuple(shape), layer, inputs, self
 
 
@@ -52,37 +52,37 @@ def tensors(value: Any) -> list[Any]:
 
 
 def elements(shape: Shape) -> int:
-    """Return how many numbers a shape has at least."""
+    """Return the least number of elements of a shape; an unknown length counts as 1."""
     return math.prod(1 if length is None else length for length in shape)
 
 
 def known(length: int | None) -> int:
-    """Return a length, which must be known."""
+    """Return a length; raise Unknown if it is not known."""
     if not isinstance(length, int):
         raise Unknown
     return length
 
 
 class Layer:
-    """A layer; `rule` returns the shape of its output, the numbers of its trainable weights, and of its others."""
+    """A layer; `rule` returns the shape of its output, and its numbers of trainable and of other weights."""
 
     # Whether the gradient of its weights needs its input.
     keeps = False
-    # Whether its output has its input's data in another shape.
+    # Whether its output may share the memory of its input.
     view = False
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        """Keep the options by name, those without one by the order of `names`."""
+        """Keep the options by name; positional ones are named in the order of `names`."""
         self.options = {**{self.names[index]: one for index, one in enumerate(args)}, **options}
         self.weights: Any = None
-        # Frozen, or with numbers of another size than the training's.
+        # A frozen layer, or one with numbers of another size than the training's.
         if not options.get("trainable", True) or options.get("dtype") not in (None, "float32"):
             raise Unknown
 
     names: tuple[str, ...] = ()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse frozen layers: without gradients less is kept."""
+        """Refuse frozen layers: without gradients, fewer activations are kept."""
         if name == "trainable" and not value:
             raise Unknown
         object.__setattr__(self, name, value)
@@ -92,23 +92,23 @@ class Layer:
         return self.options.get(name, default)
 
     def rule(self, shapes: list[Shape]) -> tuple[Shape, int, int]:
-        """Return the output's shape, trainable weights and others; unknown of a class of the job's own."""
+        """Return the output's shape, trainable weights and other weights; unknown for a job's own class."""
         raise Unknown
 
     def __call__(self, inputs: Any, *args: Any, **options: Any) -> Tensor:
-        """Return the output of a tensor, or of a list of them."""
-        given = tensors(inputs)
-        if not given or args or tensors(list(options.values())):
+        """Return the output for a tensor, or for a list of tensors."""
+        tensors_in = tensors(inputs)
+        if not tensors_in or args or tensors(list(options.values())):
             raise Unknown
-        shape, *self.weights = self.rule([one.shape for one in given])
-        made = Tensor(shape, self, tuple(given))
+        shape, *self.weights = self.rule([tensor.shape for tensor in tensors_in])
+        output = Tensor(shape, self, tuple(tensors_in))
         if self.view:
-            made.memory = given[0].memory
-        return made
+            output.memory = tensors_in[0].memory
+        return output
 
 
 def layer(names: str, rule: Callable[..., Any], keeps: bool = False, view: bool = False) -> Any:
-    """Make a layer's class from its rule; `names`: of its arguments that are given without one."""
+    """Make a layer's class from its rule; `names`: its positional arguments."""
     return type("Known", (Layer,), {"names": tuple(names.split(",")), "rule": rule, "keeps": keeps, "view": view})
 
 
@@ -119,12 +119,12 @@ def dense(self: Any, shapes: Any) -> Any:
 
 
 def per_axis(value: Any, axes: int) -> tuple[int, ...]:
-    """Return an option that may be one number for all axes."""
+    """Return an option's value for each axis; it may be given as one number for all axes."""
     return tuple(value) if isinstance(value, (list, tuple)) else (known(value),) * axes
 
 
 def window(self: Any, shape: Any, axes: int, size: Any, strides: Any, padding: str) -> Any:
-    """Return the lengths after a window has moved over them."""
+    """Return the lengths of the axes after a convolution's or pooling's window has moved over them."""
     if self.option("data_format", None) not in (None, "channels_last") or len(shape) != axes + 1:
         raise Unknown
     widths, steps = per_axis(size, axes), per_axis(strides, axes)
@@ -178,7 +178,7 @@ def over_all(self: Any, shapes: Any) -> Any:
 
 
 def normalized(moving: int) -> Any:
-    """Return the class of a normalization with so many numbers for each channel that are not learned."""
+    """Return the class of a normalization layer; `moving`: its values for each channel that are not learned."""
 
     def rule(self: Any, shapes: Any) -> Any:
         if self.option("axis", -1) != -1:
@@ -218,7 +218,7 @@ UNCHANGED = (
     "Add Average ELU LeakyReLU Maximum Minimum Multiply Normalization RandomContrast RandomFlip RandomRotation "
     "RandomTranslation RandomZoom ReLU Rescaling Softmax Subtract"
 )
-# What some of their options make do nothing, so that their output may be their input.
+# Layers that do nothing with some options, so that their output may be their input.
 MAYBE_NOTHING = (
     "Activation Dropout GaussianDropout GaussianNoise Identity Masking SpatialDropout1D SpatialDropout2D "
     "SpatialDropout3D"

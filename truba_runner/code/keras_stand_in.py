@@ -1,13 +1,13 @@
-"""Count what a job's Keras network needs, from its layers' shapes alone: a program that runs without Keras.
+"""Count the weights and activations of a job's Keras network from its layers' shapes; a program that needs no Keras.
 
-The job's module and its `build_model` are executed with the layers of keras_shapes.py in place of Keras, on a login
-node: whatever else they do must do no harm there. The kernel's limits hold for all of it; Python's audit hook and the
-stand-ins of UNHEARD refuse what changes files, opens a connection or starts a process.
+It executes the job's module and its `build_model` on a login node, with the layers of keras_shapes.py in place of
+Keras. Whatever else they do must do no harm there: the kernel's limits hold for the process, and Python's audit hook
+and the functions that replace those of UNHEARD refuse to change files, open connections or start processes.
 """
 
 from __future__ import annotations
 
-import _posixsubprocess  # noqa: F401  # Loaded, so that it can be closed.
+import _posixsubprocess  # noqa: F401  # Imported so that `confine` can replace its function.
 import importlib.abc
 import importlib.machinery
 import json
@@ -20,7 +20,7 @@ from typing import Any
 
 from truba_runner.code.keras_shapes import LAYERS, Anything, Layer, Tensor, Unknown, elements, tensors
 
-# Most that a job's module may use. The second is enough without a framework; no process, no file, no core dump.
+# Limits for a job's module: one second of CPU time, which is enough without a framework; no process, file or core dump.
 LIMITS = {
     resource.RLIMIT_CPU: 1,
     resource.RLIMIT_AS: 1 << 30,
@@ -29,13 +29,13 @@ LIMITS = {
     resource.RLIMIT_NPROC: 0,
     resource.RLIMIT_NOFILE: 64,
 }
-# Of the audit events of `os`, those that only look, or change this process alone; all others are refused.
+# Audit events of `os` that only read, or change this process alone; all others are refused.
 _LOOKING = "chdir,fwalk,getxattr,listdir,listxattr,putenv,scandir,unsetenv,walk"
 LOOKING = {f"os.{name}" for name in _LOOKING.split(",")}
 REFUSED = {"ctypes", "fcntl", "os", "pty", "resource", "shutil", "signal", "socket", "sqlite3", "subprocess", "syslog"}
-# Functions that cause no audit event: multiprocessing starts processes by the first.
+# Functions that cause no audit event; multiprocessing starts processes with the first.
 UNHEARD = {"_posixsubprocess": ("fork_exec",), "os": ("mkfifo", "mknod"), "time": ("sleep",)}
-# Modules in C that write their files themselves.
+# Modules in C that write files without an audit event.
 UNHEARD_MODULES = ("_dbm", "_gdbm")
 
 
@@ -47,21 +47,21 @@ def input_of(shape: Any = None, batch_size: Any = None, dtype: Any = None, name:
 
 
 class Model:
-    """Stand in for keras.Model with inputs and outputs; a subclass of the job's own has no known shapes."""
+    """Stand in for keras.Model with inputs and outputs; the shapes of a job's own subclass are unknown."""
 
     def __init__(self, inputs: Any = None, outputs: Any = None, **options: Any) -> None:
-        """Take the outputs' tensors."""
+        """Keep the output tensors."""
         self.outputs = tensors(list(outputs.values()) if isinstance(outputs, dict) else outputs)
         self.compiled = False
 
     def compile(self, *args: Any, **options: Any) -> None:
-        """Note that the optimizer is the job's own."""
+        """Record that the job chooses the optimizer itself."""
         self.compiled = True
 
     __setattr__ = Layer.__setattr__
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        """Refuse to be a layer of another network."""
+        """Refuse to be used as a layer of another network."""
         raise Unknown
 
 
@@ -69,7 +69,7 @@ class Sequential(Model):
     """Stand in for keras.Sequential that begins with an Input."""
 
     def __init__(self, layers: Any = (), **options: Any) -> None:
-        """Take the layers."""
+        """Add the layers."""
         super().__init__()
         for one in layers or ():
             self.add(one)
@@ -85,14 +85,14 @@ class Sequential(Model):
 
 
 class Missing(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds, last of all, every module that is neither Python's own nor the job's: it has anything."""
+    """Import hook, the last one, that replaces each module that no other finds by one in which every name exists."""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        """Find it."""
+        """Return a module specification for any name."""
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
     def exec_module(self, module: Any) -> None:
-        """Give it every name."""
+        """Make every attribute of the module exist."""
         module.__getattr__ = lambda name: getattr(Anything(), name)
 
 
@@ -111,7 +111,7 @@ def stand_in() -> None:
 
 
 def counted(model: Any) -> dict[str, int]:
-    """Return the network's trainable weights, its others, and the numbers kept for an example until the gradient."""
+    """Return the counts of trainable weights, of other weights, and of activations kept for an example's gradients."""
     layers: dict[int, Any] = {}
     kept: dict[int, Tensor] = {}
     left, seen = list(model.outputs), set()
@@ -125,11 +125,11 @@ def counted(model: Any) -> dict[str, int]:
         left += one.inputs
         layers.update({id(one.layer): one.layer} if one.layer is not None else {})
         if one.layer is not None and one.layer.keeps:
-            # An example itself may come in another type than the layer computes in.
-            kept.update({id(given.memory): given.memory for given in one.inputs if given.memory.inputs})
+            # Only computed tensors: the network's inputs may be of a smaller type than its activations.
+            kept.update({id(tensor.memory): tensor.memory for tensor in one.inputs if tensor.memory.inputs})
     trainable, fixed = (sum(one.weights[part] for one in layers.values()) for part in (0, 1))
     return {
-        # What an optimizer of the job's own keeps of a weight is not known.
+        # It is not known how much the job's own optimizer keeps for each weight.
         "trainable": 0 if model.compiled else trainable,
         "fixed": fixed + trainable if model.compiled else fixed,
         "kept": sum(elements(one.shape) for one in kept.values()),
@@ -137,21 +137,21 @@ def counted(model: Any) -> dict[str, int]:
 
 
 def harmless(event: str, arguments: Any) -> None:
-    """Refuse what changes anything outside the process; an audit hook."""
+    """Audit hook that refuses to change anything outside the process."""
     writes = event == "open" and bool((arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC))
     if writes or event.partition(".")[0] in REFUSED and event not in LOOKING:
         raise Unknown
 
 
 def refused(*args: Any, **options: Any) -> Any:
-    """Stand in for functions that the hook does not hear of."""
+    """Replace functions that cause no audit event."""
     raise Unknown
 
 
 def confine() -> int:
-    """Leave this process nothing that could do harm; return where its answer is to be written.
+    """Set the limits and the audit hook; return the descriptor to write the answer to.
 
-    Nothing that is printed can fill the memory of the program that waits for the answer.
+    Other output is dropped, so that it cannot fill the memory of the program that waits for the answer.
     """
     answer = os.dup(1)
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -169,13 +169,13 @@ def confine() -> int:
 
 def main() -> None:
     """Read the job's file, the folders it imports from, and its options from standard input; print the counts."""
-    asked = json.load(sys.stdin)
+    order = json.load(sys.stdin)
     answer = confine()
     stand_in()
-    sys.path += asked["folders"]
+    sys.path += order["folders"]
     module: Any = types.ModuleType("truba_job_shapes")
-    module.__file__ = asked["file"]
-    exec(compile(open(asked["file"], "rb").read(), asked["file"], "exec"), module.__dict__)  # The user's own job.
-    os.write(answer, ("\nSHAPES " + json.dumps(counted(module.build_model(**asked["options"]))) + "\n").encode())
-    # Nothing of the job's is executed at the end.
+    module.__file__ = order["file"]
+    exec(compile(open(order["file"], "rb").read(), order["file"], "exec"), module.__dict__)  # The user's own job.
+    os.write(answer, ("\nSHAPES " + json.dumps(counted(module.build_model(**order["options"]))) + "\n").encode())
+    # Run no exit handlers of the job.
     os._exit(0)

@@ -1,4 +1,4 @@
-"""Find out at submission how large a job's network is, in a second and without a framework, where that can be had."""
+"""Count the weights of a job's network at submission, within seconds and without a framework, if that is possible."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from truba_runner.config.schema import Experiment
 from truba_runner.rules.gpus.memory import RESNETS, Size
 
 _MARK = "SHAPES "
-# Starts the program with this package, but none that is installed beside it, within reach.
+# Imports the program, then removes its folder from the path, since other packages may be installed there.
 _PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -27,13 +27,13 @@ from truba_runner.code.keras_stand_in import main
 del sys.path[0]
 main()
 """
-# What a job's module may take, waiting included; most need a tenth of a second.
+# Time limit for a job's module, waiting included; most need a tenth of a second.
 PATIENCE_SECONDS = 2.0
 # A module that took longer than this without building a network is not executed again.
 _SLOW_SECONDS = 0.9
-# Of the networks of a long sweep only the first are counted.
+# A long sweep may have more networks; only the first ones are counted.
 _MOST_NETWORKS = 8
-# How a fastai job makes images of data.options.size; any other way is not known.
+# The only way to resize images to data.options.size that is recognized in a fastai job.
 _SIZED = re.compile(rb"aug_transforms\([^)]*\bsize=size\b")
 
 
@@ -41,12 +41,12 @@ class Sizes:
     """Sizes of the networks of one command's runs; those of a sweep that train the same network share one."""
 
     def __init__(self) -> None:
-        """Know none yet."""
+        """Start with an empty cache."""
         self._known: dict[str, Size | None] = {}
         self._slow: set[Path] = set()
 
     def of(self, experiment: Experiment, job_file: Path) -> Size | None:
-        """Return the size of an experiment's network; None if only its framework could tell."""
+        """Return the size of an experiment's network; None if it cannot be known without the framework."""
         if not job_file.is_file() or experiment.sweep.kind or experiment.job.hyperparameters:
             return None
         if experiment.job.backend == "fastai":
@@ -64,10 +64,10 @@ class Sizes:
 
 
 def _of_fastai(experiment: Experiment, text: bytes) -> Size | None:
-    """Return the size of torchvision's network for images of `data.options.size`, if the job's text says as much."""
+    """Return the size of a torchvision ResNet for images of `data.options.size`, if the job's code clearly uses one."""
     options, side = experiment.job.options, experiment.data.options.get("size")
     arch, first = str(options.get("arch")), next(iter(experiment.train.recipe), None)
-    # A part of the network, and images of another size.
+    # The job uses only a part of the network, or images of another size.
     other = "cut" in options or b"cut=" in text or isinstance(first, Mapping) and "resize" in first
     if isinstance(side, int) and arch in RESNETS and b"vision_learner(" in text and _SIZED.search(text) and not other:
         return Size(*RESNETS[arch].at(side))
@@ -75,17 +75,17 @@ def _of_fastai(experiment: Experiment, text: bytes) -> Size | None:
 
 
 def _counted(file: Path, options: Mapping[str, Any]) -> Size | None:
-    """Execute the stand-in of keras_stand_in.py in a process of its own, which inherits nothing."""
+    """Build the network with keras_stand_in.py in a process of its own, without this process's environment."""
     argv = [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, str(Path(truba_runner.__file__).parent.parent)]
     try:
-        asked = json.dumps({"file": str(file), "folders": [str(file.parent), str(file.parent.parent)],
+        order = json.dumps({"file": str(file), "folders": [str(file.parent), str(file.parent.parent)],
                             "options": options})  # fmt: skip
         with subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd="/", env={},
             start_new_session=True,
         ) as process:  # fmt: skip
             try:
-                printed = process.communicate(asked, timeout=PATIENCE_SECONDS)[0]
+                printed = process.communicate(order, timeout=PATIENCE_SECONDS)[0]
             finally:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)

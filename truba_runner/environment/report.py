@@ -11,7 +11,7 @@ import mmap
 import os
 import re
 import sys
-from typing import Any, Dict, List  # noqa: UP035  # For the oldest.
+from typing import Any, Dict, List  # noqa: UP035  # The environment's Python may be older than 3.9.
 
 MARK = "TRUBA-ENVIRONMENT "
 PACKAGES = ("tensorflow", "keras", "torch", "torchvision", "fastai", "keras-tuner", "numpy", "matplotlib")
@@ -37,8 +37,8 @@ CUDAS = ("cu11", "cu12", "cu13", "cu14")
 def report() -> Dict[str, Any]:  # noqa: UP006
     """Return versions of Python, of packages by name, and of CUDA by the framework built for it; see `shared`.
 
-    `architectures`: those that a framework has code for, by its name; `without_cuda`: frameworks built for CPUs only;
-    `cudnn`: the version of cuDNN that a framework loads, by its name, if a package brings it.
+    `architectures`: the GPU architectures that each framework has code for; `without_cuda`: frameworks built for CPUs
+    only; `cudnn`: the version of cuDNN that each framework loads, if it is installed as a package.
     """
     packages = {name: version_of(name) for name in PACKAGES}
     packages = {name: version for name, version in packages.items() if version}
@@ -166,7 +166,7 @@ def says(name: str, file: str, pattern: str) -> bool:
 
 
 def text_of(name: str, file: str) -> str:
-    """Return the text of a package's file; empty if it has none."""
+    """Return the text of a package's file; empty if there is no such file."""
     for path in paths_of(name, file):
         try:
             with open(path) as source:
@@ -181,7 +181,7 @@ def architectures(name: str, file: str, pattern: bytes) -> List[str]:  # noqa: U
     for path in paths_of(name, file):
         try:
             with open(path, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                # A library may name single ones elsewhere; the list is the longest.
+                # The library may also name single architectures; the list is the longest match.
                 longest = max((found.group() for found in re.finditer(pattern, content)), key=len, default=b"")
         except (OSError, ValueError):
             continue

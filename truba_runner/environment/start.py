@@ -34,7 +34,7 @@ def start(
     gpus: bool = False,
     caches: Mapping[str, str] | None = None,
 ) -> Start:
-    """Return how to enter the environment: modules, then the environment itself, then `environment.setup`.
+    """Return how to enter the environment: `setup_before`, modules, activation, cache folders, then `setup`.
 
     `wrapper` is `container/apptainer`; `binds` are a container's paths; `caches` are folders by variable.
     """
@@ -66,7 +66,7 @@ def _python(environment: Environment, wrapper: Path, binds: Sequence[str], gpus:
             argv += ["--bind", path]
         for name in [*caches, *shell_lines.exported(environment), *environment.pass_on]:
             argv += ["--pass", name]
-        # Which folder it is, is known in the job.
+        # The job's shell fills in the folder.
         folders = [f'--bind "${{{name}:-}}"' for name in caches]
         return " ".join([shlex.join(argv), *folders, "--", environment.python or "python3"])
     usual = {

@@ -89,7 +89,7 @@ class Provision:
     """Gives checked experiments of one command what they need: each file, environment and folder is looked at once."""
 
     def __init__(self, provide: bool) -> None:
-        """Without `provide`, as for a dry run, neither data nor environments are looked at, unless known already."""
+        """Without `provide`, as for a dry run, check no data, and an environment only if its report is cached."""
         self._provide = provide
         # The name of the data that is trained on, by the data, the weights and the selector.
         self._names: dict[tuple[str, str, str], str] = {}
@@ -138,7 +138,7 @@ class Provision:
         return self._environments[key]
 
     def _refuse_unfit(self, experiment: Experiment, found: Found) -> None:
-        """Refuse frameworks that cannot compute on the partition's GPUs; of some other things, warn once."""
+        """Refuse frameworks that cannot compute on the partition's GPUs; warn once of lesser problems with them."""
         if capability_of(experiment):
             held = found or self._known(experiment)
             chosen = probe.words(experiment.environment)

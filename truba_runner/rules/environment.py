@@ -74,7 +74,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
 
 
 def _ignored(experiment: Experiment) -> Iterator[Problem]:
-    """Report keys that are given and would have no effect."""
+    """Report keys that are set but would have no effect."""
     environment = experiment.environment
     for key, (kind, none) in _OF_KIND.items():
         if environment.kind != kind and (given := getattr(environment, key)) != none:
@@ -97,7 +97,7 @@ def _ignored(experiment: Experiment) -> Iterator[Problem]:
 
 
 def _activated_in_vain(environment: Environment) -> Iterator[Problem]:
-    """Report lines of the set-up that activate an environment whose Python the job would not start."""
+    """Report set-up lines that activate an environment whose Python the job would not use."""
     if environment.kind not in _BY_PATH or environment.python:
         return
     for key in ("setup_before", "setup"):
@@ -113,7 +113,7 @@ def _activated_in_vain(environment: Environment) -> Iterator[Problem]:
 def _container_problems(environment: Environment) -> Iterator[Problem]:
     for path in environment.binds:
         if "," in path:
-            rule = _("Apptainer takes a comma for the end of a path.")
+            rule = _("Apptainer reads a comma as the end of a path.")
             yield Problem(f"environment.binds={path}", rule, _("Choose a path without a comma."))
         elif not path.startswith("/"):
             rule = _("it has no effect: only an absolute path can be bound, as /PATH or /PATH:/INSIDE.")

@@ -32,7 +32,7 @@ from truba_runner.slurm.request import Request, derive
 
 # A job with a shorter time limit may spend most of it on starting.
 _SHORT_MINUTES = 5
-# Nothing is known of the machine from which the experiment is submitted.
+# A submitting machine of which nothing is known.
 NOWHERE = Here()
 
 
@@ -180,7 +180,7 @@ def _warnings(experiment: Experiment, request: Request, here: Here) -> Iterator[
 
 
 def _of_slurm(experiment: Experiment, request: Request, shell: Mapping[str, str]) -> Iterator[str]:
-    """Warn of what a job costs or cannot do by the keys of rules/sbatch/, and of the shell's variables for sbatch."""
+    """Warn of the cost of whole nodes, of a site without requeues, and of variables of sbatch in the shell."""
     cluster = experiment.cluster
     if cluster.scheduler != "slurm":
         if keys := options.used_keys(experiment):
@@ -196,8 +196,8 @@ def _of_slurm(experiment: Experiment, request: Request, shell: Mapping[str, str]
         )
     if not request.requeue:
         yield _(
-            "{cluster} puts no job back into the queue: if the run is not finished after resources.time={time}, it has "
-            "saved its state, and the same command resumes it.",
+            "{cluster} does not requeue jobs: if the run is not finished after resources.time={time}, it saves its "
+            "state and ends, and the same command resumes it.",
             cluster=cluster.name,
             time=experiment.resources.time,
         )

@@ -45,14 +45,14 @@ def problems(experiment: Experiment, here: Here) -> Iterator[Problem]:
         yield Problem(
             "resources.partition=" + (resources.partition or _("(none)")),
             _("{file} has no such partition.", file=where(cluster)),
-            _("A run has one partition: with resources.partition=auto, that where it starts first.")
+            _("A run has one partition; resources.partition=auto chooses the one where it starts first.")
             if set(resources.partition.split(",")) <= set(cluster.partitions)
             else nearest(resources.partition, cluster.partitions),
         )
         return
     if problem := place.elsewhere(cluster, resources.partition, here):
         yield problem
-        here = Here()  # What this machine's Slurm reports is not about that partition.
+        here = Here()  # This machine's Slurm does not know that partition.
     asks = resources.nodes > 1 or resources.constraint
     live = (here.live() or {}).get(resources.partition) if asks else None
     facts = asked_for(experiment)
@@ -206,14 +206,14 @@ def _node_problems(experiment: Experiment, facts: Partition, live: LivePartition
 
 
 def _nodes(facts: Partition, live: LivePartition | None, constraint: str) -> int:
-    """Return how many nodes the job may get: as Slurm reports, else as the file says; 0 if it says nothing."""
+    """Return how many nodes the job may get, from Slurm, else from the cluster's file; 0: unknown."""
     if live is None:
         return facts.nodes
     return live.features.get(constraint, live.nodes)
 
 
 def _mixed_problems(experiment: Experiment, partition: Partition) -> Iterator[Problem]:
-    """Report a request that fits on no family of nodes, where the job leaves open which it gets."""
+    """Report a request that no family of nodes can fulfil, if the job selects no family."""
     resources, known = experiment.resources, experiment.cluster.partitions
     families = {name: known[name] for name in partition.families if name in known}
     asked = {"cores": resources.cores or 1, "gpus": resources.gpus, "memory_gb": resources.memory_gb or 0}
@@ -225,6 +225,6 @@ def _mixed_problems(experiment: Experiment, partition: Partition) -> Iterator[Pr
             room += facts.nodes or resources.nodes
     if resources.nodes > room:
         received = " ".join(f"resources.{key}={much:g}" for key, much in asked.items() if much)
-        rule = _("no family of nodes in {partition} has that on so many nodes.", partition=resources.partition)
+        rule = _("no family of nodes in {partition} has enough nodes with that.", partition=resources.partition)
         yield Problem(received, rule, _("Ask for less, or set resources.constraint to one of: {names}.",
                                         names=", ".join(families)))  # fmt: skip

@@ -22,7 +22,7 @@ from truba_runner.slurm.jobs import Job
 from truba_runner.slurm.states import NOT_ENTERED, REASON, meaning_of
 from truba_runner.storage import safe_files
 
-# A job that could not enter its environment ends right after it has said so.
+# A job that could not enter its environment ends right after printing the reason.
 _TAIL_BYTES = 4096
 # Reads of the command line of a starting process, which is empty for about a millisecond, and the pause between reads.
 _MOST_LOOKS, _LOOK_SECONDS = 50, 0.002
@@ -44,7 +44,7 @@ class RunState:
     why: str = ""
     # The run has its result, but its job still runs: it is cleaning up, or hangs.
     ending: bool = False
-    # The login node of another Slurm cluster, which may have the run's job; empty: it has not.
+    # A login node of another Slurm cluster that may have the run's job; empty if there is none.
     elsewhere: str = ""
 
 
@@ -119,26 +119,26 @@ def state_of(record: RunRecord, jobs: Mapping[str, Job] | None) -> RunState:
 
 
 def _left_to_resume(record: RunRecord, job: Job) -> bool:
-    """Return whether the run saved its state and ended, as the site puts no job back into the queue.
+    """Return whether the run saved its state and ended because the site does not requeue jobs.
 
-    Slurm then calls the job failed. Elsewhere a later start of the job may have failed before it recorded anything.
+    Slurm then reports the job as failed. At other sites, a later start may have failed before it recorded anything.
     """
-    once = record.intent.request.get("requeue") is False
-    return once and job.state == "FAILED" and record.progress.state == Stage.INTERRUPTED
+    no_requeue = record.intent.request.get("requeue") is False
+    return no_requeue and job.state == "FAILED" and record.progress.state == Stage.INTERRUPTED
 
 
 def elsewhere(record: RunRecord) -> str:
-    """Return where to ask for a run's job, if another Slurm than that of this machine may have it; empty if not."""
+    """Return the login node to ask for a run's job if another Slurm cluster may have it; else empty."""
     intent = record.intent
     over = record.result or record.progress.state == Stage.FAILED
-    if over or not (there := _login_node(intent)):
+    if over or not (login_node := _login_node(intent)):
         return ""
-    never = any(one.token == intent.token and one.kind in {Kind.REFUSED, Kind.LOST} for one in record.events)
-    return "" if never else there
+    never_queued = any(one.token == intent.token and one.kind in {Kind.REFUSED, Kind.LOST} for one in record.events)
+    return "" if never_queued else login_node
 
 
 def _login_node(intent: Event) -> str:
-    """Return where a submission was made, if to another Slurm than that of this machine; empty if not."""
+    """Return a login node of the Slurm cluster that a submission went to, if not this machine's; else empty."""
     own, others = (str(intent.request.get(key) or "").split(",") for key in ("login_nodes", "other_login_nodes"))
     return own[0] if socket.gethostname().partition(".")[0] in others else ""
 
@@ -291,7 +291,7 @@ def _why(progress: ProgressRecord) -> str:
 
 
 def why_not_entered(record: RunRecord, exit_code: str) -> str:
-    """Return the line of the log by which the run's last job says that it could not enter its environment, else ''."""
+    """Return the log line that says why the run's last job could not enter its environment; empty if none does."""
     if exit_code and exit_code.partition(":")[0] not in map(str, NOT_ENTERED):
         return ""
     run = RunDir(record.path)

@@ -50,7 +50,7 @@ REQUEUE_OR_EXIT = (
 
 
 def parameters(job_name: str, request: Request) -> dict[str, Any]:
-    """Return the parameters of a request under submitit's names; those that it has no name for are additional."""
+    """Return a request's parameters by submitit's names; options without one are in `additional_parameters`."""
     further = dict(request.sbatch)
     further |= {"reservation": request.reservation} if request.reservation else {}
     further |= {"requeue" if request.requeue else "no-requeue": True}
@@ -80,17 +80,17 @@ def parameters(job_name: str, request: Request) -> dict[str, Any]:
 
 
 def _megabytes(gigabytes: float | None) -> str | None:
-    # Rounded down: a node's memory divided among its cores must not come to more than the node has.
+    # Round down: the memory per core, times all cores, must not exceed the node's memory.
     return f"{int(gigabytes * 1024 + 1e-6)}M" if gigabytes else None
 
 
 def _gpus(request: Request, further: dict[str, Any]) -> dict[str, str]:
-    """Return the parameter that asks for the GPUs of each node, with a gres of `further`, which is removed there."""
+    """Return the parameter that requests the GPUs of each node, joined with the gres of `further`, if any."""
     option, _, value = request.gpu_option.format(gpus=request.gpus).removeprefix("--").partition("=")
-    asked = {option.replace("-", "_"): value} if request.gpus else {}
+    parameters = {option.replace("-", "_"): value} if request.gpus else {}
     if "gres" in further:  # A second --gres would replace the first.
-        asked["gres"] = ",".join(filter(None, [asked.get("gres"), str(further.pop("gres"))]))
-    return asked
+        parameters["gres"] = ",".join(filter(None, [parameters.get("gres"), str(further.pop("gres"))]))
+    return parameters
 
 
 def text(command: str, log_folder: Path, parameters: Mapping[str, Any], array_size: int = 0) -> str:

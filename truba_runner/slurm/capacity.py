@@ -62,7 +62,7 @@ def free_gpus() -> dict[tuple[str, str], int]:
 
 
 def partitions() -> dict[str, LivePartition]:
-    """Return the partitions of this Slurm: their nodes, in whatever state, and the nodes' features.
+    """Return this Slurm's partitions by name, counting nodes in any state.
 
     Raises:
         truba_runner.slurm.client.SlurmError: Slurm does not answer.

@@ -28,10 +28,9 @@ def sbatch(script: str, *, inherit: Sequence[int] = ()) -> str:
 
 
 def words_of_refusal(message: str) -> tuple[str, bool]:
-    """Return why sbatch refused a job, in one line, and whether the words are those of the site's submit filter.
+    """Return why sbatch refused a job, in one line, and whether the site's submit filter said so.
 
-    Slurm's own line follows the filter's and is left out then: it names an error code that the filter chose, not the
-    rule.
+    In that case Slurm's own line, after the filter's, is left out: it has an error code that the filter chose.
     """
     lines = [line.removeprefix("sbatch: ").removeprefix("error: ").strip() for line in message.splitlines()]
     own = [line for line in lines if line and not _SLURMS_LINE.match(line)]
@@ -39,7 +38,7 @@ def words_of_refusal(message: str) -> tuple[str, bool]:
 
 
 def explained(words: str, refusals: Sequence[Refusal]) -> tuple[str, str] | None:
-    """Return what a refusal of the site's filter means and what to do, in the user's language; None if not known."""
+    """Return what a refusal by the site's filter means and what to do, translated; None if no row matches."""
     for row in refusals:
         if found := re.search(row.matches, words):
             return _(row.means, **found.groupdict("?")), _(row.do, **found.groupdict("?"))

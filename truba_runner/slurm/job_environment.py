@@ -1,4 +1,4 @@
-"""Slurm's environment variables: the job and rank of this process, and what a Slurm command gets of them."""
+"""Read the job and rank of this process from Slurm's environment variables, and remove these for Slurm's commands."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# Variables by which Slurm's commands find their cluster and prove who asks; all others that begin as below would change
-# what is asked of Slurm, or what it prints. SLURM_JWT and SLURM_CONF_SERVER: sites without munge, without slurm.conf.
+# Variables by which Slurm's commands find and authenticate to their cluster. All others with the prefixes below would
+# change a request or the output. SLURM_JWT and SLURM_CONF_SERVER: sites without munge, without slurm.conf.
 _FIND_SLURM = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
 # The input variables of sbatch and srun, those that a surrounding job or step has set, and those of the other commands,
 # such as SQUEUE_STATES and SLURM_TIME_FORMAT (section ENVIRONMENT of their man pages).
@@ -16,7 +16,7 @@ _OF_SLURM = ("SLURM_", "SLURMD_", "SBATCH_", "SALLOC_", "SRUN_", "SQUEUE_", "SAC
 
 
 def without_slurms(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment for a command of Slurm, which a job inherits from sbatch: that which finds the cluster."""
+    """Return the environment for Slurm's commands, which sbatch passes to the job: without Slurm's variables."""
     return {name: value for name, value in environment.items() if not name.startswith(_OF_SLURM) or name in _FIND_SLURM}
 
 

@@ -22,7 +22,7 @@ class Request:
     tasks_per_node: int
     cpus_per_task: int
     gpus: int
-    # None: per core, or the partition's default for these cores.
+    # Per node. None: requested per core, or the partition's default for these cores.
     memory_gb: float | None
     time_minutes: int
     signal_seconds: int
@@ -39,7 +39,7 @@ class Request:
     requeue: bool = True
     # Further options of sbatch, by their long names.
     sbatch: Mapping[str, Any] = field(default_factory=dict)
-    # The option of sbatch that asks for the GPUs.
+    # The option of sbatch that requests the GPUs.
     gpu_option: str = "--gres=gpu:{gpus}"
     # The login nodes whose Slurm has the job, and those of the site's other Slurm clusters, which do not know it; names
     # separated by commas.
@@ -112,7 +112,7 @@ def _is_set(value: Any) -> bool:
 
 
 def _memory(experiment: Experiment, cores: int) -> tuple[float | None, float | None]:
-    """Return the memory to ask for per node and per core, in the way that the site wants; one of them at most."""
+    """Return the memory to request per node and per core, in the form that the site accepts; at most one is set."""
     resources, cluster = experiment.resources, experiment.cluster
     per_node, per_cpu = resources.memory_gb, resources.memory_per_cpu_gb
     if per_node is None:
@@ -131,7 +131,7 @@ def long_option(key: str) -> str:
 
 
 def _others(cluster: Cluster, own: Sequence[str]) -> list[str]:
-    """Return the login nodes of the site that do not reach the Slurm of these; none if these are not known."""
+    """Return the site's login nodes that are not among `own`, so use another Slurm; empty if `own` is empty."""
     known = {host for partition in cluster.partitions.values() for host in partition.login_nodes}
     return sorted(known - set(own)) if own else []
 

@@ -16,7 +16,7 @@ from truba_runner.slurm.jobs import Job
 
 
 def _last_jobs(record: RunRecord) -> list[tuple[str, bool]]:
-    """Return (last job id, has result) of a run or of a search's workers, of those that this Slurm may know."""
+    """Return (last job id, has result) of a run or a search's workers, without jobs of other Slurm clusters."""
     try:
         if record.pulled:
             return []

@@ -61,7 +61,7 @@ def settled(runs: Sequence[Prepared], known: Collection[str] | None = None) -> M
 def _live(runs: Sequence[RunDir]) -> set[str]:
     """Return the ids of the runs whose job is in the queue."""
     for run in runs:
-        # Taken for lost, it would train twice.
+        # If its job counted as lost, the run would be trained twice at once.
         if there := elsewhere(run.record()):
             raise Failed(
                 "{run} was submitted to another Slurm cluster, which may still have its job. Type the command on "

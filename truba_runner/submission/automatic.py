@@ -23,7 +23,7 @@ class Automatic:
     """Resolver of `auto` that caches its answers: runs of a sweep with equal requests share the first run's."""
 
     def __init__(self, sizes: Sizes | None = None) -> None:
-        """Start with an empty cache; `sizes`: of the command's networks."""
+        """Start with an empty cache; `sizes`: the sizes of the command's networks."""
         self._answers: dict[str, Resources] = {}
         self._sizes = sizes or Sizes()
 
@@ -40,7 +40,7 @@ class Automatic:
         fits = (
             suited(experiment, self._sizes.of(experiment, job_file)) if experiment.resources.partition == AUTO else []
         )
-        # What earlier runs are compared by, and what is asked of a partition.
+        # All that the estimated time and the choice of a partition depend on.
         key = repr((
             experiment.name, experiment.data.name, experiment.resources, train.epochs, train.recipe,
             experiment.job.backend, experiment.environment, fits,

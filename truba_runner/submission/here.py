@@ -1,4 +1,4 @@
-"""What is known of the machine on which a command was typed: its name, its Slurm's partitions, the command itself."""
+"""Describe the machine where a command was typed: its name, its Slurm's partitions, and the command itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from truba_runner.slurm.capacity import LivePartition
 
 
 def look() -> Here:
-    """Return what is known; Slurm is asked when that is needed, and once."""
+    """Return this machine; Slurm is queried once, when its partitions are first needed."""
     return Here(socket.gethostname().partition(".")[0], _again(), cache(_live), os.environ)
 
 
@@ -28,7 +28,7 @@ def _live() -> Mapping[str, LivePartition] | None:
 
 
 def _again() -> str:
-    """Return a shell command that does in the same folder what this process was started to do."""
+    """Return a shell command that repeats this process's command in the same folder."""
     program = Path(sys.argv[0])
     started = ["-m", "truba_runner"] if program.name == "__main__.py" else [str(program.absolute())]
     return f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join([sys.executable, *started, *sys.argv[1:]])}"

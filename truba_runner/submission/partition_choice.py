@@ -64,7 +64,7 @@ class _Known:
 def offers(experiment: Experiment, job_file: Path, sizes: Sizes | None = None) -> list[Offer]:
     """Return the offers of all partitions, the soonest start first, those that reject the job last.
 
-    `sizes`: those that the command knows already.
+    `sizes`: the sizes of networks that the command has counted so far.
 
     Raises:
         truba_runner.errors.Refused: the experiment breaks a rule on every partition.
@@ -82,7 +82,7 @@ def offers(experiment: Experiment, job_file: Path, sizes: Sizes | None = None) -
 
 
 def suited(experiment: Experiment, size: Size | None) -> list[bool]:
-    """Return for each candidate whether its GPUs have the experiment's precision, and room for its network."""
+    """Return for each candidate whether its GPUs support the experiment's precision and have room for its network."""
     return [
         not any((*precision.problems(one), *(memory.problems(one, size) if size else ())))
         for one in _candidates(experiment)
@@ -175,10 +175,10 @@ def _offer(experiment: Experiment, known: _Known) -> Offer:
 
 
 def _refuse_unfit(experiment: Experiment, known: _Known) -> None:
-    """Refuse a partition whose GPUs the frameworks have no code for, or no room for the network, as far as is known.
+    """Refuse a partition if the frameworks have no code for its GPUs, or the network no room in their memory.
 
     Raises:
-        truba_runner.errors.Refused: it is known.
+        truba_runner.errors.Refused: that is known to be so.
     """
     wrong = [*builds.problems(experiment, known.environment, probe.words(experiment.environment))]
     if known.size:

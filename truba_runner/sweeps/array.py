@@ -104,7 +104,7 @@ class ArraySubmission(Submission):
             more["array"] = f"{','.join(map(str, self.numbers))}%{at_once}"
         further = parameters["additional_parameters"]
         if own := further.get("dependency"):
-            # Slurm takes all that commas separate.
+            # Slurm waits for all dependencies in a list separated by commas.
             more["dependency"] = ",".join(one for one in (more.get("dependency"), str(own)) if one)
         return {**parameters, "additional_parameters": {**further, **more}}
 

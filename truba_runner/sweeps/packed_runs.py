@@ -40,8 +40,8 @@ def train(runs: Sequence[RunDir], token: str, places: int, share_gpus: bool) -> 
     ended = [run for _place, run in mine]
     ignore_signals()
     if any(_comes_back(run, statuses[run.id]) for run in ended):
-        job_id, may = job_environment.current().job_id, _may_go_back(runs[0])
-        if may and jobs.would_end_for_good(job_id):
+        job_id = job_environment.current().job_id
+        if _may_requeue(runs[0]) and jobs.would_end_for_good(job_id):
             commands.requeue(job_id)
             return 0
         return 128 + signal.SIGTERM
@@ -55,8 +55,8 @@ def _is_open(run: RunDir, token: str) -> bool:
     return run.is_last_given_to(token) and not run.result() and progress_of(run).state != Stage.FAILED
 
 
-def _may_go_back(run: RunDir) -> bool:
-    """Return whether the site lets jobs go back to the queue; runs that an earlier version submitted say nothing."""
+def _may_requeue(run: RunDir) -> bool:
+    """Return whether the site allows requeues; true for configs of earlier versions, which lack the key."""
     return bool(run.read_config().get("cluster", {}).get("requeue", True))
 
 

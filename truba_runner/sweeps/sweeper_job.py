@@ -41,13 +41,13 @@ class SweeperSubmission(Submission):
         return f"truba_runner.cli.sweeper {shlex.quote(str(self.first.run.path))}"
 
     def record_intent(self) -> None:
-        """Record, in the sweep's folder, the intent with the command."""
+        """Record the intent, with the sweeper's command, in the sweep's folder."""
         self.first.run.create()
         self.record(replace(self.intent(), command=self.command))
 
 
 def resources_of(sweep: Sweep, runs: Resources) -> Resources:
-    """Return what the sweeper's job asks for; `runs`: what its runs ask for, whose account pays for it."""
+    """Return the resources of the sweeper's job; `runs`: those of its runs, whose account it uses."""
     return Resources(
         sweep.sweeper_partition, gpus=0, time=sweep.sweeper_time, account=runs.account, qos=sweep.sweeper_qos
     )

@@ -46,9 +46,9 @@ def meaning(section: str, text: str) -> Meaning | None:
 
 
 def refusal(run: RunDir, text: str) -> Meaning | None:
-    """Return what the site's submit filter meant with this text: a row of the cluster in the run's config, if any.
+    """Return the row of `cluster.refusals`, from the run's config, that explains this text of the submit filter.
 
-    A row that is not as the config of a submission must be is ignored.
+    None: no row matches, or the config cannot be read or is damaged.
     """
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, re.error):
         rows = run.read_config()["cluster"]["refusals"]

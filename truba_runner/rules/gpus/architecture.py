@@ -8,26 +8,26 @@ from collections.abc import Iterable
 from truba_runner.config.partitions import asked_for
 from truba_runner.config.schema import Experiment
 
-# Architectures with the first bfloat16 arithmetic (A100), and with the first units for half precision (V100).
+# The first compute capabilities with bfloat16 arithmetic (A100), and with tensor cores for half precision (V100).
 BFLOAT16, HALF_PRECISION = (8, 0), (7, 0)
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """Return the first two numbers of a version, so that versions can be compared; none of a text without numbers."""
+    """Return the first two numbers of a version, to compare versions; empty if the text has no number."""
     return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 def capability_of(experiment: Experiment) -> tuple[int, ...]:
-    """Return the compute capability of the GPUs that an experiment asks for; empty if it asks for none or unknown."""
+    """Return the compute capability of the requested GPUs; empty if none are requested, or if it is unknown."""
     if experiment.cluster.scheduler != "slurm" or not experiment.resources.gpus:
         return ()
     return numbers(asked_for(experiment).compute_capability)
 
 
 def has_kernels(architectures: Iterable[str], capability: tuple[int, ...]) -> bool:
-    """Return whether there are kernels for a GPU: those of its generation (8.x) that need no newer one of it.
+    """Return whether kernels run on a GPU: those of the same major version (8.x) and no higher minor version.
 
-    Source: CUDA C++ Programming Guide, "Binary Compatibility". `sm_90a` runs on that very GPU only.
+    Source: CUDA C++ Programming Guide, "Binary Compatibility". `sm_90a` runs on compute capability 9.0 only.
     """
     return any(
         kind == "sm" and number[0] == capability[0] and (number == capability or (not only and number < capability))
@@ -36,7 +36,7 @@ def has_kernels(architectures: Iterable[str], capability: tuple[int, ...]) -> bo
 
 
 def has_ptx(architectures: Iterable[str], capability: tuple[int, ...]) -> bool:
-    """Return whether there is PTX code that the driver can compile for a GPU: that of any older one.
+    """Return whether the driver can compile PTX code for a GPU: code of the same or any lower compute capability.
 
     Source: CUDA C++ Programming Guide, "PTX Compatibility".
     """

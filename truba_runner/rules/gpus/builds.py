@@ -31,7 +31,7 @@ class Build:
 
 
 def builds(backend: str, held: Mapping[str, Any]) -> Iterator[Build]:
-    """Yield the frameworks that a backend trains with, of a report. An older report lacks some of the keys."""
+    """Yield the frameworks that a backend trains with, from an environment's report; older reports lack some keys."""
     traits = TRAITS.get(backend)
     for name in ("tensorflow", "torch"):
         if not traits or name not in traits.needs or name not in held.get("packages", {}):
@@ -91,8 +91,8 @@ def _broken(build: Build, facts: Partition, name: str, cluster: Cluster) -> Iter
             own="sm_" + "".join(map(str, capability)), where=where,
         )  # fmt: skip
     built, most = numbers(build.cuda), numbers(facts.driver_cuda)
-    # Source: NVIDIA, "CUDA Compatibility": a driver runs programs of each CUDA with its first number, but compiles no
-    # PTX of one that is newer.
+    # Source: NVIDIA, "CUDA Compatibility": a driver runs programs built with any CUDA of its own major version, but
+    # cannot compile PTX of a newer CUDA.
     if built and most and (built[0] > most[0] or (built > most and ptx and not kernels)):
         yield _(
             "it is built for CUDA {cuda}, and the driver {driver} of {partition} supports CUDA {most} at most "

@@ -1,7 +1,7 @@
-"""Refuse a training that cannot fit into the memory of a partition's GPUs, by a bound from below. Pure.
+"""Refuse a training that cannot fit into the memory of a partition's GPUs, by a lower bound of its need. Pure.
 
-Counted are the weights, what the optimizer keeps of each, and, for each example of a batch, what the gradients of the
-weights are computed from. Real trainings need more: gradients, workspaces, the framework's own memory.
+The bound counts the weights, the optimizer's values for each weight, and, for each example of a batch, the activations
+that the gradients need. Real trainings need more: gradients, workspaces, the framework's own memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from truba_runner.language import _
 _GIB = 1 << 30
 # Bytes of a weight and of an activation, by Keras' policy or fastai's name for the same; float32 otherwise.
 _BYTES = {"mixed_float16": (4, 2), "mixed_bfloat16": (4, 2), "float16": (2, 2), "bfloat16": (2, 2), "float64": (8, 8)}
-# Numbers that Keras' optimizers keep for each weight; others may keep none.
+# Values that Keras' optimizers keep for each weight; other optimizers may keep none.
 _SLOTS = {"adam": 2, "adamw": 2, "nadam": 2, "adamax": 2, "rmsprop": 1, "adagrad": 1}
 # fastai's batch size where none is set. A Keras job may then return batches of any size.
 _FASTAIS_BATCH = 64
@@ -26,7 +26,7 @@ _FASTAIS_BATCH = 64
 
 @dataclass(frozen=True)
 class Size:
-    """Numbers of a network: trainable weights, others, and those kept for each example until the gradients."""
+    """Counts of a network: trainable weights, other weights, and activations kept for each example's gradients."""
 
     trainable: int
     fixed: int
@@ -52,7 +52,7 @@ class ResNet:
             width, before = 64 * 2**stage, side
             side = -(-side // 2) if stage else side
             out = width * (4 if self.bottleneck else 1)
-            # The first block of a stage has a convolution in its shortcut, unless nothing changes.
+            # The first block of a stage has a convolution in its shortcut if the shape changes.
             kept += out * side * side if stage or self.bottleneck else 0
             inner = [width * before * before, width * side * side] if self.bottleneck else [width * side * side]
             kept += sum(inner) + out * side * side
@@ -106,7 +106,7 @@ def problems(experiment: Experiment, size: Size) -> Iterator[Problem]:
 
 
 def _computes_again(experiment: Experiment, devices: int) -> bool:
-    """Return whether outputs may be computed a second time for the gradients, where memory is short.
+    """Return whether activations may be recomputed for the gradients, to save memory.
 
     XLA does so for GPUs: HloRematerialization in xla/service/gpu/gpu_compiler.cc. Keras uses it only on one device, and
     not in a deterministic training.

@@ -1,4 +1,4 @@
-"""Validate `train.mixed_precision` against what the partition's GPUs compute with. Pure."""
+"""Validate `train.mixed_precision` against the number formats of the partition's GPUs. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BFLOAT16, _FLOAT16 = ("mixed_bfloat16", "bfloat16"), ("mixed_float16", "float16
 
 
 def problems(experiment: Experiment) -> Iterator[Problem]:
-    """Report bfloat16 for GPUs that have none."""
+    """Report bfloat16 on GPUs without bfloat16 arithmetic."""
     capability = capability_of(experiment)
     if not capability or capability >= BFLOAT16:
         return
@@ -58,7 +58,7 @@ def warnings(experiment: Experiment) -> Iterator[str]:
 
 
 def _policies(experiment: Experiment) -> Iterator[tuple[str, str]]:
-    """Yield the policies that the experiment trains with, and the key that each is set by; a search tries several."""
+    """Yield the experiment's precision policies, each after the key that sets it; a search may try several."""
     space: Mapping[str, Any] = experiment.sweep.space if experiment.sweep.kind else {}
     tried = [str(one) for one in listed_values(space.get(_KEY))]
     if tried:

@@ -17,7 +17,7 @@ _TURING = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 
 @dataclass(frozen=True)
 class Wheels:
-    """Packages of one framework for one CUDA version, from one version of the framework to another, both included."""
+    """Packages of one framework for one CUDA version: from version `first` to `last`, both included."""
 
     framework: str
     first: str
@@ -48,14 +48,14 @@ WHEELS = (
 
 
 def of_version(framework: str, version: str) -> Wheels | None:
-    """Return the row of a package by its version (2.7.1+cu118); None if its version has no such suffix."""
+    """Return the row of a package by its version (2.7.1+cu118); None if there is no such row, or no suffix."""
     tag = version.partition("+")[2]
     rows = (row for row in WHEELS if row.framework == framework and row.tag and row.tag == tag)
     return next((row for row in rows if numbers(row.first) <= numbers(version) <= numbers(row.last)), None)
 
 
 def for_gpu(framework: str, capability: tuple[int, ...], driver_cuda: str) -> Iterator[Wheels]:
-    """Yield the packages with code for a GPU that the driver can run."""
+    """Yield the packages that have code for a GPU and that its driver can run."""
     for row in WHEELS:
         driven = not driver_cuda or numbers(row.cuda)[0] <= numbers(driver_cuda)[0]
         fits = not capability or has_kernels(row.architectures, capability) or has_ptx(row.architectures, capability)

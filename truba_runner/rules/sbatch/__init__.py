@@ -1,1 +1,1 @@
-"""Rules for what `resources` asks of sbatch beyond cores, GPUs and time, and for sbatch's variables in the shell."""
+"""Rules for options of sbatch other than cores, GPUs and time, and for sbatch's variables in the shell."""

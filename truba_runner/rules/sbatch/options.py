@@ -1,4 +1,4 @@
-"""Options of sbatch that a run has its own keys for, or that it cannot leave to the user. Pure data."""
+"""Options of sbatch that have config keys of their own, or that a run sets itself. Pure data."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _KEYS = {
     "tres-per-task": "resources.cores",
     "wait": "launcher.wait",
 }
-# What a run decides itself: options, the rule and the remedy.
+# Options that a run sets itself, with the rule and the remedy.
 _OWN = (
     (
         ("ntasks", "ntasks-per-core", "ntasks-per-gpu", "ntasks-per-node", "ntasks-per-socket"),
@@ -86,9 +86,9 @@ def key_for(option: str) -> str:
 
 
 def reserved(key: str) -> str:
-    """Return the option that a key of `resources.sbatch` would set and must not; empty if there is none.
+    """Return the reserved option that a key of `resources.sbatch` would set; empty if there is none.
 
-    sbatch takes a part of an option's name for the whole: `part` for `partition`.
+    sbatch accepts abbreviated names: `part` for `partition`.
     """
     option = long_option(key)
     if option in _RESERVED:
@@ -110,7 +110,7 @@ def why_not(option: str) -> tuple[str, str]:
 
 
 def used_keys(experiment: Experiment) -> list[str]:
-    """Return the keys of this package's rules that an experiment sets."""
+    """Return the keys of `resources` that an experiment sets and that only Slurm uses."""
     resources = experiment.resources
     keys = ("exclude", "nodelist", "qos", "reservation", "exclusive", "memory_per_cpu_gb", "sbatch")
     return [f"resources.{key}" for key in keys if getattr(resources, key)]

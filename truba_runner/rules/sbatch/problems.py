@@ -1,4 +1,4 @@
-"""Check what `resources` asks of sbatch: nodes by name, memory per core, QOS, further options. Pure."""
+"""Check options of sbatch that `resources` sets: nodes by name, memory per core, QOS, further options. Pure."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     for key in ("qos", "reservation"):
         value = getattr(experiment.resources, key)
         if value and not re.fullmatch(r"[^\s\x00-\x1f\x7f'\"]+", value):
-            rule = _("it is a name, without blanks and quotes.")
-            yield Problem(f"resources.{key}={value}", rule, _("Write it as Slurm has it."))
+            rule = _("it must be a name without blanks or quotes.")
+            yield Problem(f"resources.{key}={value}", rule, _("Write it as Slurm lists it."))
     for key, value in experiment.resources.sbatch.items():
         yield from _option_problems(experiment, str(key), value)
     yield from _requeue_problems(experiment)
@@ -42,7 +42,7 @@ def _node_problems(experiment: Experiment) -> Iterator[Problem]:
             yield Problem(f"resources.{key}={text}", f"{error}.", _nodes_example(key))
             continue
         if wrong := [name for name in names if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name)]:
-            rule = _("{name!r} is no name of a node.", name=wrong[0])
+            rule = _("{name!r} is not the name of a node.", name=wrong[0])
             yield Problem(f"resources.{key}={text}", rule, _nodes_example(key))
         named[key] = names
     both = [name for name in named.get("nodelist", []) if name in named.get("exclude", [])]
@@ -81,14 +81,14 @@ def _memory_problems(experiment: Experiment) -> Iterator[Problem]:
         rule = _("cluster.memory=none: no job may ask for memory there.")
         received = f"cluster.default_memory_per_cpu_gb={cluster.default_memory_per_cpu_gb:g}"
         yield Problem(received, rule, _("Leave out one of them."))
-    asked = [key for key in ("memory_gb", "memory_per_cpu_gb") if getattr(resources, key) is not None]
-    if len(asked) == 2:
+    keys = [key for key in ("memory_gb", "memory_per_cpu_gb") if getattr(resources, key) is not None]
+    if len(keys) == 2:
         rule = _("resources.memory_gb is set too, and a job asks for memory in one way.")
         yield Problem(f"resources.memory_per_cpu_gb={per_core:g}", rule, _("Leave out one of them."))
         return
-    if asked and cluster.memory == "none":
+    if keys and cluster.memory == "none":
         yield Problem(
-            f"resources.{asked[0]}={getattr(resources, asked[0]):g}",
+            f"resources.{keys[0]}={getattr(resources, keys[0]):g}",
             _(
                 "{cluster} takes no job that asks for memory: it follows from the cores (conf/cluster/{cluster}.yaml, "
                 "memory).",
@@ -123,7 +123,7 @@ def _option_problems(experiment: Experiment, key: str, value: Any) -> Iterator[P
     if value is None or value is False:
         return
     if not re.fullmatch(r"[a-z][a-z0-9-]+", option):
-        rule = _("it is no long name of an option of sbatch.")
+        rule = _("it is not the long name of an option of sbatch.")
         yield Problem(received, rule, _("Write it as after the two dashes: nice, licenses, gpu-freq."))
     elif option == "mem" and _asks_for_all_memory(experiment, value):
         return

@@ -1,4 +1,4 @@
-"""Tell which variables of the submitting shell Slurm would have read, had they not been kept from it. Pure."""
+"""Warn of variables in the submitting shell that sbatch or srun would obey, which are therefore removed. Pure."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from truba_runner.language import _
 from truba_runner.rules.sbatch.options import asks_for_gpus, key_for, reserved
 from truba_runner.slurm.request import Request
 
-# Options of sbatch whose variables are named otherwise (man sbatch, INPUT ENVIRONMENT VARIABLES).
+# Variables of sbatch whose names differ from their options (man sbatch, INPUT ENVIRONMENT VARIABLES).
 _NAMED = {
     "ARRAY_INX": "array", "MEM_PER_NODE": "mem", "REQ_SWITCH": "switches", "TIMELIMIT": "time",
     "WAIT4SWITCH": "switches",
 }  # fmt: skip
-# They change no job, or ask for what a run asks for anyway.
+# They change no job, or request what every run requests anyway.
 _HARMLESS = {"SBATCH_DEBUG", "SBATCH_IGNORE_PBS", "SBATCH_REQUEUE"}
 # Variables that srun reads in the job (man srun) and that people set in a profile. A surrounding job sets them too.
 _OF_SRUN = {
@@ -36,7 +36,7 @@ _SHOWN = 100
 
 
 def warnings(shell: Mapping[str, str], request: Request) -> Iterator[str]:
-    """Warn of variables that would have changed the job; what they say is no part of the plan."""
+    """Warn of removed variables that would have changed the job; their values are not part of the plan."""
     inside = "SLURM_JOB_ID" in shell
     found = {
         name: value for name, value in sorted(shell.items()) if name.startswith("SBATCH_") and name not in _HARMLESS
@@ -46,14 +46,14 @@ def warnings(shell: Mapping[str, str], request: Request) -> Iterator[str]:
         changing = {name: value for name, value in changing.items() if not name.startswith("SBATCH_MEM_BIND")}
     if changing:
         yield _(
-            "kept from sbatch, which would put them before the plan: {variables}. {remedy}",
+            "not passed to sbatch, where they would override the plan: {variables}. {remedy}",
             variables=_listed(changing),
             remedy=_remedy(changing),
         ).rstrip()
     srun = {} if inside else {name: shell[name] for name in sorted(_OF_SRUN & shell.keys())}
     if srun:
         yield _(
-            "kept from the job, whose srun would read them: {variables}. If the job needs them, set them in it: "
+            "not passed to the job, where srun would obey them: {variables}. If the job needs them, set them with "
             "environment.setup=[{lines}].",
             variables=_listed(srun),
             lines=",".join(f"'export {name}={value}'" for name, value in srun.items()),
@@ -66,7 +66,7 @@ def _option(variable: str) -> str:
 
 
 def _as_planned(option: str, value: str, request: Request) -> bool:
-    """Return whether the plan asks for the same."""
+    """Return whether the plan requests the same as the variable."""
     if option == "time":
         with suppress(ValueError):
             return parse_minutes(value) == request.time_minutes
@@ -90,7 +90,7 @@ def _listed(variables: Mapping[str, str]) -> str:
 
 
 def _remedy(variables: Mapping[str, str]) -> str:
-    """Return what to type for those that a config key can ask for."""
+    """Return a sentence with the overrides for variables that a config key can replace."""
     keys = []
     for name, value in variables.items():
         option = _option(name)
@@ -105,7 +105,7 @@ def _remedy(variables: Mapping[str, str]) -> str:
 
 
 def _override(key: str, value: str) -> str:
-    """Return the setting as it is typed in a shell, for Hydra to read as one text."""
+    """Return an override as typed in a shell, quoted so that Hydra reads the value as one string."""
     if re.fullmatch(r"[\w.:@/+-]+", value):
         return f"{key}={value}"
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')

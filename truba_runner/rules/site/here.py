@@ -1,4 +1,4 @@
-"""What the rules of a site may know of the machine where a command was typed."""
+"""The machine where a command was typed, as far as the rules of a site need to know it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Here:
 
     # Short host name.
     host: str = ""
-    # A shell command that does the same in the same folder.
+    # The shell command that repeats the user's command in the same folder.
     command: str = ""
-    # Asks the Slurm of this machine for its partitions; None: there is none, or it does not answer.
+    # Queries this machine's Slurm for its partitions; returns None if there is no Slurm, or no answer.
     live: Callable[[], Mapping[str, LivePartition] | None] = lambda: None
     # The environment of the shell.
     shell: Mapping[str, str] = field(default_factory=dict)

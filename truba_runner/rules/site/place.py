@@ -1,4 +1,4 @@
-"""Check which nodes of a partition a job asks for, under which QOS, and from which login node. Pure."""
+"""Check a job's constraint, QOS and login node against the rules of its partition. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def where(cluster: Cluster, key: str = "") -> str:
 
 
 def elsewhere(cluster: Cluster, name: str, here: Here) -> Problem | None:
-    """Return why jobs for a partition cannot be submitted here, with the command that does it; None if they can."""
+    """Return why this machine cannot submit jobs to a partition, with the command that can; None if it can."""
     partition = cluster.partitions[name]
     if not here.host or here.host in partition.login_nodes:
         return None
@@ -57,7 +57,7 @@ def _go(hosts: Sequence[str], here: Here) -> str:
 
 
 def feature_problems(experiment: Experiment, partition: Partition, live: LivePartition | None) -> Iterator[Problem]:
-    """Report a choice of nodes that is missing, and features that no node has according to Slurm."""
+    """Report a constraint that is required but missing, and features that no node has according to Slurm."""
     resources = experiment.resources
     named, received = features_in(resources.constraint), f"resources.constraint={resources.constraint}"
     without = f"resources.partition={resources.partition}"
@@ -83,7 +83,7 @@ def _choose(features: Sequence[str]) -> str:
 
 
 def qos_problems(experiment: Experiment, facts: Partition) -> Iterator[Problem]:
-    """Report a QOS that the partition does not take."""
+    """Report a QOS that the partition does not accept."""
     resources = experiment.resources
     if resources.qos and facts.qos and resources.qos not in facts.qos:
         file = where(experiment.cluster, f"partitions.{resources.partition}.qos")
@@ -92,7 +92,7 @@ def qos_problems(experiment: Experiment, facts: Partition) -> Iterator[Problem]:
 
 
 def warnings(experiment: Experiment, facts: Partition, here: Here) -> Iterator[str]:
-    """Yield what the user should know of the nodes that the job may get."""
+    """Warn of restricted access, a login node that may be the wrong one, unknown features, and mixed GPU models."""
     cluster, resources = experiment.cluster, experiment.resources
     partition = cluster.partitions[resources.partition]
     if partition.access:

@@ -67,9 +67,9 @@ LEAVES = ("variable", "tensor", "numpy stream", "RandomState stream", "Python st
 
 
 def by_class(function: Callable[[type], _Answer]) -> Callable[[type], _Answer]:
-    """Ask a function once for each class: a save waits for a walk.
+    """Cache a function's answers by class: it is called in each save, which the training waits for.
 
-    What a framework that is imported later makes of a class is no other answer: the class is none of its subclasses.
+    A framework that is imported later changes no answer: a class cannot become one of its subclasses.
     """
     return cache(function)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-# Keras' name of its global seed. It has a constant for it, but not yet in 3.10, the last version for Python 3.9.
+# Keras' name of its global seed. Keras 3.10, the last version for Python 3.9, has no constant for it.
 _GLOBAL_SEED = "global_seed_generator"
 
 

@@ -88,7 +88,7 @@ def _build_from_share(model: Any, iterator: Any = None, data_batch: Any = None) 
     if strategy is None or not has_call(model):
         return
     if iterator is not None:
-        # Before the iterator of batches Keras 3.15 has an execution's first and last step, Keras 3.10 its first alone.
+        # Keras 3.15 yields an execution's first step, its last step and its batches; Keras 3.10 no last step.
         *_steps, batches = next(iter(iterator))
         data_batch = tf.nest.map_structure(
             lambda value: strategy.experimental_local_results(value)[0], next(batches), expand_composites=False

@@ -16,7 +16,7 @@ def callback_list(resume: Resume, plan: Plan, callbacks: list[Any], model: Any, 
     converter = keras_logs.Names(model, keras_logs.watched("checkpoint.monitor", resume.monitor, callbacks))
 
     class Hooks(keras.callbacks.CallbackList):  # type: ignore[misc]
-        # The first step of the execution that Keras is at.
+        # The first step of the current execution.
         first = 0
 
         def on_train_begin(self, logs: Any = None) -> None:
@@ -36,7 +36,7 @@ def callback_list(resume: Resume, plan: Plan, callbacks: list[Any], model: Any, 
             if resume.skipping:
                 resume.skipped()
             else:
-                # Keras 3.15 itself names the execution's last step here, Keras 3.10 its first.
+                # `batch` is the execution's last step in Keras 3.15, and its first in Keras 3.10.
                 last = self.first + model.steps_per_execution - 1
                 super().on_train_batch_end(last, converter.read(logs))
                 resume.steps_end(last + 1, logs)
