@@ -56,8 +56,8 @@ def problems(data: Data) -> Iterator[Problem]:
         if _asset(entry) is None:
             yield Problem(
                 f"data.hub={entry}",
-                _("an entry is OWNER/NAME, with @REVISION or not, and with datasets/ before it for a data set."),
-                _("Write it so, or as {repo: OWNER/NAME, files: ['*.json', '*.safetensors']} for some of its files."),
+                _("an entry is OWNER/NAME; @REVISION may follow it, and datasets/ precedes it for a data set."),
+                _("Write it that way, or for some files: {repo: OWNER/NAME, files: ['*.json', '*.safetensors']}."),
             )
 
 

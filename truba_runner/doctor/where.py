@@ -34,7 +34,8 @@ def table(patient: Patient) -> Iterator[Finding]:
             label = f"{name} ({constraint})" if constraint else name
             cells = [_cell(_placed(one, name, constraint), held, sizes, reasons) for one in experiments.values()]
             rows.append((label, *cells))
-    says = _("yes: it can; a number: why not") if held else _("the environment is not known yet, only the rest is")
+    checked = _("yes, or the number of the reason below")
+    says = checked if held else _("without a check of the environment, which is not known yet")
     yield Finding(NOTE if reasons else OK, _("where it can run"), says, table=rows)
     for reason, number in reasons.items():
         yield Finding(NOTE, f"({number})", reason)

@@ -97,7 +97,7 @@ def _output_problems(cluster: Cluster) -> Iterator[Problem]:
 
 def _option_problems(cluster: Cluster) -> Iterator[Problem]:
     if cluster.gpu_option not in _GPU_OPTIONS and not re.fullmatch(r"--gres=gpu:\w+:\{gpus\}", cluster.gpu_option):
-        rule = _("GPUs are asked for on each node, in one of these ways: {options}.", options=", ".join(_GPU_OPTIONS))
+        rule = _("it must request the GPUs of each node, with one of: {options}.", options=", ".join(_GPU_OPTIONS))
         yield Problem(f"cluster.gpu_option={cluster.gpu_option}", rule, nearest(cluster.gpu_option, _GPU_OPTIONS))
     for row in cluster.refusals:
         received, remedy = f"cluster.refusals: {row.id}", _("Correct the row in {file}.", file=where(cluster))

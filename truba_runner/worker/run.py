@@ -169,7 +169,7 @@ def after_interruption(
     with suppress(OSError):  # If the disk is full, this start counts as one without progress.
         restarts.broken_off(run, here.job_id, request.derive(experiment))
     if not experiment.cluster.requeue:
-        print_error("interrupted; this site puts no job back into the queue: the same command resumes the run")
+        print_error("interrupted; this site does not requeue jobs: the same command resumes the run")
         return 128 + signal.SIGTERM
     try:
         requeued = restarts.requeue(run, here.job_id, most, here.packed)

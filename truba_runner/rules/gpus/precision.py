@@ -52,7 +52,7 @@ def warnings(experiment: Experiment) -> Iterator[str]:
     for key, policy in _policies(experiment):
         if policy in _FLOAT16:
             yield _(
-                "{setting} saves memory on {gpu}, but no time: it has no units for half precision.",
+                "{setting} saves memory on {gpu}, but no time: this GPU has no tensor cores.",
                 setting=f"{key}={policy}", gpu=asked_for(experiment).gpu,
             )  # fmt: skip
 

@@ -101,7 +101,7 @@ def _remedy(variables: Mapping[str, str]) -> str:
         elif not reserved(option):
             key = f"+resources.sbatch.{option.replace('-', '_')}"
             keys.append(_override(key, "true" if option in _FLAGS else value or "true"))
-    return _("If you want it, set {keys}.", keys=", ".join(keys)) if keys else ""
+    return _("If you want that, set {keys}.", keys=", ".join(keys)) if keys else ""
 
 
 def _override(key: str, value: str) -> str:

@@ -104,8 +104,8 @@ def warnings(experiment: Experiment, facts: Partition, here: Here) -> Iterator[s
     models = gpu_models(facts, resources.constraint)
     if len(models) > 1:
         yield _(
-            "{partition} has nodes with {models}, and the job may get any of them, after a requeue another one than "
-            "before: the weights are then no longer equal bit for bit. {choose}",
+            "{partition} has nodes with {models}, and the job may get any of them, and another one after a requeue; "
+            "the weights are then no longer equal bit for bit. {choose}",
             partition=resources.partition,
             models=_(" and ").join(models),
             choose=_choose([model for model in models if model in partition.features]),
