@@ -91,14 +91,14 @@ def _own_files() -> Iterator[tuple[str, bytes]]:
 
 def _distributions(wanted: Mapping[str, str], folder: Path | None) -> list[Distribution]:
     """Return the packages, installed or downloaded into `folder`; without a folder any installed version is taken."""
-    found, missing = [], []
+    distributions, missing = [], []
     for name, version in wanted.items():
         try:
             installed = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:
             installed = None
         if installed is not None and (folder is None or installed.version == version):
-            found.append(installed)
+            distributions.append(installed)
         else:
             missing.append(f"{name}=={version}")
     if missing and folder is None:
@@ -106,9 +106,9 @@ def _distributions(wanted: Mapping[str, str], folder: Path | None) -> list[Distr
         raise Failed("not installed here, and a job needs it: {names}. Install it with pip.", names=names)
     if missing and folder is not None:
         _fetch(missing, folder)
-        found += [one for one in importlib.metadata.distributions(path=[str(folder)])
+        distributions += [one for one in importlib.metadata.distributions(path=[str(folder)])
                   if f"{_name(one)}=={one.version}" in missing]  # fmt: skip
-    return found
+    return distributions
 
 
 def _fetch(requirements: list[str], folder: Path) -> None:

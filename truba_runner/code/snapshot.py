@@ -220,11 +220,11 @@ def _taken(
 ) -> Taken:
     _refuse_too_much(project, job_file, without, max_mb, include)
     _say_secrets(secrets_of(project, job_file, without, include))
-    found = read(files(project, job_file, without, include))
-    own = found.get(str(job_file.relative_to(project)))
+    contents = read(files(project, job_file, without, include))
+    own = contents.get(str(job_file.relative_to(project)))
     if own is None:
         raise Failed("{file} cannot be read any more", file=job_file)
-    digest = _digest(found)
+    digest = _digest(contents)
     archive = runs_folder / CODE / f"code-{digest[:16]}.tar.gz"
     archive.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     private.require_own(archive.parent)
@@ -232,8 +232,8 @@ def _taken(
         # A site purges files that were not written to for long: make the archive as new as its newest submission.
         os.utime(archive)
     except FileNotFoundError:
-        write_atomically(archive, _packed(found))
-    return Taken(archive, digest, len(found), hashlib.sha256(own.content).hexdigest())
+        write_atomically(archive, _packed(contents))
+    return Taken(archive, digest, len(contents), hashlib.sha256(own.content).hexdigest())
 
 
 def _say_secrets(names: Sequence[str]) -> None:

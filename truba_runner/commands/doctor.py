@@ -29,14 +29,14 @@ def main(arguments: Sequence[str]) -> int:
         help=_("what to check, written as for a run: +experiment=NAME, cluster=NAME, environment=NAME, …"),
     )
     given = options.parse_args(arguments)
-    found = []
+    findings = []
     for finding in _findings(given.override):
-        found.append(finding)
+        findings.append(finding)
         if not given.json:
             _print(finding)
-    faults = sum(finding.level == "fault" for finding in found)
+    faults = sum(finding.level == "fault" for finding in findings)
     if given.json:
-        print_json([asdict(finding) for finding in found])
+        print_json([asdict(finding) for finding in findings])
     elif not faults:
         print(_("found nothing that prevents runs"))
     return 1 if faults else 0

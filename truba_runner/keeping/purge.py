@@ -31,7 +31,7 @@ class Expiring:
 def expiring(runs: Sequence[RunDir], until: float) -> dict[Path, Expiring]:
     """Return what will be purged until `until` (seconds since 1970), by run directory."""
     sites = _Sites(runs)
-    found: dict[Path, Expiring] = {}
+    expiring_by_run: dict[Path, Expiring] = {}
     for run in runs:
         try:
             one = _of_run(run, sites.days(run), until)
@@ -43,8 +43,8 @@ def expiring(runs: Sequence[RunDir], until: float) -> dict[Path, Expiring]:
             )
             continue
         if one is not None:
-            found[run.path] = one
-    return found
+            expiring_by_run[run.path] = one
+    return expiring_by_run
 
 
 def _of_run(run: RunDir, days: int, until: float) -> Expiring | None:

@@ -65,7 +65,7 @@ class Checks:
             truba_runner.errors.Failed: Slurm does not answer.
         """
         problems: list[Problem] = []
-        made, job_file = None, None
+        run_plan, job_file = None, None
         try:
             found = self._find(experiment.job.module)
             snapshot.refuse_too_much(experiment, found)
@@ -74,15 +74,15 @@ class Checks:
             problems += refused.problems
         try:
             experiment = self._automatic.settled(experiment, job_file or Path(experiment.job.module))
-            made = plan(experiment, self._here)
+            run_plan = plan(experiment, self._here)
             size = self._sizes.of(experiment, job_file) if job_file and experiment.resources.gpus else None
             too_large = memory.problems(experiment, size) if size else ()
-            problems = [*more(experiment, made.request), *too_large, *problems]
+            problems = [*more(experiment, run_plan.request), *too_large, *problems]
         except Refused as refused:
             problems = [*refused.problems, *problems]
-        if problems or made is None or job_file is None:
+        if problems or run_plan is None or job_file is None:
             raise Refused(*problems)
-        return Checked(experiment, made, job_file)
+        return Checked(experiment, run_plan, job_file)
 
 
 class Provision:

@@ -206,15 +206,15 @@ def _pictures(run: RunDir) -> list[Block]:
     """Return the pictures that the job drew; without learning curves among them, draw those so far if possible here."""
     drawn = [run.plots / name for name in safe_files.names(run.plots, run.path) if name.endswith(".png")]
     drawn = [file for file in drawn if safe_files.is_file(file)]
-    found = []
+    pictures = []
     for file in drawn:
         with suppress(FileNotFoundError):  # The run may be deleted meanwhile.
-            found.append(Picture(_caption(file.stem), safe_files.read(file, run.path)))
+            pictures.append(Picture(_caption(file.stem), safe_files.read(file, run.path)))
     if not any(file.name == "learning_curves.png" for file in drawn) and (rows := _epochs(run.record())):
         with tempfile.TemporaryDirectory() as folder:
             if curves := plots.learning_curves(rows, Path(folder)):
-                found.insert(0, Picture(_("learning curves"), curves.read_bytes()))
-    return list(found)
+                pictures.insert(0, Picture(_("learning curves"), curves.read_bytes()))
+    return list(pictures)
 
 
 def _caption(name: str) -> str:

@@ -77,18 +77,18 @@ def _ignored(experiment: Experiment) -> Iterator[Problem]:
     """Report keys that are set but would have no effect."""
     environment = experiment.environment
     for key, (kind, none) in _OF_KIND.items():
-        if environment.kind != kind and (given := getattr(environment, key)) != none:
+        if environment.kind != kind and (value := getattr(environment, key)) != none:
             rule = _(
                 "it has no effect with environment.kind={kind}; only {other} uses it.",
                 kind=environment.kind,
                 other=kind,
             )
             remedy = _("Leave it out, or choose environment={other}.", other=kind)
-            yield Problem(f"environment.{key}={_shown(given)}", rule, remedy)
+            yield Problem(f"environment.{key}={_shown(value)}", rule, remedy)
     for key in _OF_JOBS if experiment.cluster.scheduler != "slurm" else ():
-        if given := getattr(environment, key):
+        if value := getattr(environment, key):
             yield Problem(
-                f"environment.{key}={_shown(given)}",
+                f"environment.{key}={_shown(value)}",
                 _("it has no effect: a run on this machine trains with the Python that starts it, as it is."),
                 _("Leave it out, or choose a cluster with cluster=NAME."),
             )

@@ -118,11 +118,11 @@ def _placeholders(text: str) -> set[str]:
 def _time_problems(experiment: Experiment, facts: Partition) -> Iterator[Problem]:
     resources = experiment.resources
     try:
-        asked, allowed = job_minutes(resources), parse_minutes(facts.max_time)
+        minutes, allowed = job_minutes(resources), parse_minutes(facts.max_time)
     except ValueError:
         return  # Already reported.
     key = "resources.segment" if resources.segment else "resources.time"
-    if asked > allowed:
+    if minutes > allowed:
         remedy = marked(
             "Set resources.time={allowed} or less (shorter jobs start sooner), or resources.segment={allowed} for a "
             "chain of jobs."
@@ -140,7 +140,7 @@ def _time_problems(experiment: Experiment, facts: Partition) -> Iterator[Problem
             _(remedy, allowed=slurm_time(allowed)),
         )
     if resources.signal_seconds is not None:
-        yield from _signal_problems(resources.signal_seconds, asked, key)
+        yield from _signal_problems(resources.signal_seconds, minutes, key)
 
 
 def _signal_problems(signal_seconds: int, time_minutes: int, key: str) -> Iterator[Problem]:
@@ -216,15 +216,15 @@ def _mixed_problems(experiment: Experiment, partition: Partition) -> Iterator[Pr
     """Report a request that no family of nodes can fulfil, if the job selects no family."""
     resources, known = experiment.resources, experiment.cluster.partitions
     families = {name: known[name] for name in partition.families if name in known}
-    asked = {"cores": resources.cores or 1, "gpus": resources.gpus, "memory_gb": resources.memory_gb or 0}
+    wanted = {"cores": resources.cores or 1, "gpus": resources.gpus, "memory_gb": resources.memory_gb or 0}
     room = 0
     for facts in families.values():
         limits = {"cores": facts.cores_per_node, "gpus": facts.gpus_per_node, "memory_gb": facts.memory_gb}
         # Only GPUs are certain to be absent where the file has no number.
-        if all(much <= limits[key] or (key != "gpus" and not limits[key]) for key, much in asked.items()):
+        if all(much <= limits[key] or (key != "gpus" and not limits[key]) for key, much in wanted.items()):
             room += facts.nodes or resources.nodes
     if resources.nodes > room:
-        received = " ".join(f"resources.{key}={much:g}" for key, much in asked.items() if much)
+        received = " ".join(f"resources.{key}={much:g}" for key, much in wanted.items() if much)
         rule = _("no family of nodes in {partition} has enough nodes with that.", partition=resources.partition)
         yield Problem(received, rule, _("Ask for less, or set resources.constraint to one of: {names}.",
                                         names=", ".join(families)))  # fmt: skip

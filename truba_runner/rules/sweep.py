@@ -104,12 +104,12 @@ def _packing_problems(experiment: Experiment, request: Request) -> Iterator[Prob
         )
         return
     facts, whole = facts_of(experiment.cluster, name, request.constraint), allocation(request, experiment)
-    for asked, one, has, unit in (
+    for requested, one, has, unit in (
         (whole.gpus, request.gpus, facts.gpus_per_node, _("GPUs")),
         (whole.cores, request.cores, facts.cores_per_node, _("cores")),
         (whole.node_memory_gb or 0, request.node_memory_gb or 0, facts.memory_gb, "GB"),
     ):
-        if has and asked > has:
+        if has and requested > has:
             less = _("Set sweep.pack={most} or less.", most=int(has // one))
             share = _(
                 "Set sweep.pack={most} or less, or let the runs share GPUs with sweep.share_gpus=true.",
@@ -119,7 +119,7 @@ def _packing_problems(experiment: Experiment, request: Request) -> Iterator[Prob
                 received,
                 _(
                     "these runs together ask for {asked:g} {unit}, and a node of {partition} has {has:g}.",
-                    asked=asked,
+                    asked=requested,
                     unit=unit,
                     partition=name,
                     has=has,

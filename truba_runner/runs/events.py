@@ -283,17 +283,17 @@ def examined(path: Path) -> tuple[list[Event], str]:
 @lru_cache(maxsize=4096)
 def _examined(path: Path, *_seen: int) -> tuple[list[Event], str]:
     text = safe_files.read(path, path.parent).decode(errors="replace")
-    found: list[Event] = []
+    examined: list[Event] = []
     first = ""
     for number, line in enumerate(text.split("\n"), start=1):
         event, why = _event(line, path.name)
         if event is not None:
-            found.append(event)
+            examined.append(event)
         elif why:
             first = first or _("line {number} of {file} holds {what}", number=number, file=path.name, what=why)
-    if not found and not first and text.strip():
+    if not examined and not first and text.strip():
         first = _("{file} holds no event", file=path.name)
-    return found, first
+    return examined, first
 
 
 def _event(line: str, name: str) -> tuple[Event | None, str]:

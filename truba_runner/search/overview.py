@@ -118,17 +118,17 @@ def _state(trial: Mapping[str, Any], entry: Mapping[str, Any] | None) -> str:
 
 def brackets(search: SearchDir) -> list[dict[str, Any]]:
     """Return a row for each round of a Hyperband search's brackets: epochs, numbers of begun and finished trials."""
-    found: dict[tuple[int, int], dict[str, Any]] = {}
+    rows: dict[tuple[int, int], dict[str, Any]] = {}
     for trial in read_state(search).get("trials", {}).values():
         values = values_of(trial)
         if "tuner/bracket" not in values:
             continue
         key = int(values["tuner/bracket"]), int(values["tuner/round"])
         about = {"bracket": key[0], "round": key[1], "epochs": values["tuner/epochs"], "begun": 0, "told": 0}
-        entry = found.setdefault(key, about)
+        entry = rows.setdefault(key, about)
         entry["begun"] += 1
         entry["told"] += trial["status"] in REPORTED
-    return [found[key] for key in sorted(found, key=lambda key: (-key[0], key[1]))]
+    return [rows[key] for key in sorted(rows, key=lambda key: (-key[0], key[1]))]
 
 
 def job_runs(search: SearchDir) -> list[RunDir]:

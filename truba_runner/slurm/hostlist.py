@@ -26,18 +26,18 @@ def expand(text: str) -> list[str]:
 
 
 def _names(item: str) -> Iterator[str]:
-    found = _BRACKETS.search(item)
-    if found is None:
+    bracket = _BRACKETS.search(item)
+    if bracket is None:
         yield item
         return
-    for part in found[1].split(","):
+    for part in bracket[1].split(","):
         matched = _RANGE.fullmatch(part)
         if matched is None:
             raise ValueError(_("{text!r} is not a list of nodes: {part!r} is not a range", text=item, part=part))
         first, last = matched[1], matched[2] or matched[1]
         for number in range(int(first), int(last) + 1):
             # Numbers are padded to the width of the first: node[08-10] are node08, node09 and node10.
-            yield from _names(f"{item[: found.start()]}{number:0{len(first)}d}{item[found.end() :]}")
+            yield from _names(f"{item[: bracket.start()]}{number:0{len(first)}d}{item[bracket.end() :]}")
 
 
 def tasks_per_node(text: str) -> list[int]:

@@ -68,17 +68,17 @@ def starts(job_ids: Iterable[str]) -> dict[str, list[Start]]:
     if not wanted:
         return {}
     argv = ["sacct", "-nP", "--duplicates", f"--jobs={','.join(wanted)}", f"--format={','.join(_ENDED)}"]
-    found: dict[str, list[Start]] = {}
+    starts_by_job: dict[str, list[Start]] = {}
     latest: dict[str, Start] = {}
     for line in _ask([*argv, "--starttime=1970-01-01"]).splitlines():
         row = dict(zip(_ENDED, line.split("|")))
         job_id, _, step = row["JobID"].partition(".")
         if not step:
             latest[job_id] = Start(row)
-            found.setdefault(job_id, []).append(latest[job_id])
+            starts_by_job.setdefault(job_id, []).append(latest[job_id])
         elif job_id in latest:
             latest[job_id].steps.append(row)
-    return found
+    return starts_by_job
 
 
 @dataclass(frozen=True)
@@ -106,15 +106,15 @@ def limits(account: str, qos: str = "") -> list[Limit]:
     """
     user = getpass.getuser()
     argv = ["scontrol", "--oneliner", "show", "assoc_mgr"]
-    found = []
+    all_limits = []
     for line in _ask([*argv, "flags=assoc", f"accounts={account}"]).splitlines():
         if (named := re.search(r"Account=(\S+) UserName=(\w*)", line)) and named[1] == account:
             if named[2] in {"", user}:
-                found += _limits_in(f"{account}/{user}" if named[2] else account, line)
+                all_limits += _limits_in(f"{account}/{user}" if named[2] else account, line)
     for line in _ask([*argv, "flags=qos", f"qos={qos}"]).splitlines() if qos else ():
         if re.match(rf"QOS={re.escape(qos)}\(", line):
-            found += _limits_of_qos(qos, line, account)
-    return found
+            all_limits += _limits_of_qos(qos, line, account)
+    return all_limits
 
 
 def _limits_of_qos(qos: str, line: str, account: str) -> list[Limit]:

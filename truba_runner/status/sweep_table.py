@@ -173,8 +173,8 @@ def direction(metric: str) -> str:
 def as_csv(shown: Table, rows: Sequence[Row]) -> str:
     """Format the rows as CSV: the swept values, the state, the metric, and all metrics of the results."""
     metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
-    found = ["found_rate", *(f"lr_find_{name}" for name in SUGGESTIONS)] if shown.finds else []
-    own = ["run", *shown.keys, *found, "state", "epoch", f"last_{shown.metric}", f"best_{shown.metric}", "best_epoch"]
+    rates = ["found_rate", *(f"lr_find_{name}" for name in SUGGESTIONS)] if shown.finds else []
+    own = ["run", *shown.keys, *rates, "state", "epoch", f"last_{shown.metric}", f"best_{shown.metric}", "best_epoch"]
     own += ["trials_told", "trials_begun"] if shown.has_searches else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -185,7 +185,7 @@ def as_csv(shown: Table, rows: Sequence[Row]) -> str:
             [
                 row.run,
                 *(row.values.get(key) for key in shown.keys),
-                *(_found(row.finding) if found else ()),
+                *(_found(row.finding) if rates else ()),
                 row.state,
                 row.epoch,
                 row.last(shown.metric),

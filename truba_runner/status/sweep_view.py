@@ -104,10 +104,10 @@ def _print(shown: Table, rows: Sequence[Row]) -> None:
     states = [f"{count} {state}" for state, count in Counter(row.state for row in shown.rows).most_common()]
     runs = counted("{count} run", "{count} runs", len(shown.rows))
     print(f"{shown.sweep}: {', '.join([runs, *states])}")
-    found = (_("found rate"),) if shown.finds else ()
+    rate_heading = (_("found rate"),) if shown.finds else ()
     ends, epoch = _(_ENDS[shown.mode]), _("epoch")
     how_far, by_when = (_("trials"), ends) if shown.has_searches else (epoch, f"{ends} ({epoch})")
-    headings = (_("run"), *shown.keys, *found, _("state"), how_far, shown.metric, by_when, _("why"))
+    headings = (_("run"), *shown.keys, *rate_heading, _("state"), how_far, shown.metric, by_when, _("why"))
     printed: list[Sequence[str]] = []
     at_the_end = _("end")
     for row in rows:
@@ -115,7 +115,7 @@ def _print(shown: Table, rows: Sequence[Row]) -> None:
         cells = (
             row.run,
             *(_word(row.values.get(key)) for key in shown.keys),
-            *((_rate(row.finding),) if found else ()),
+            *((_rate(row.finding),) if rate_heading else ()),
             row.state,
             _how_far(row),
             _figure(row.last(shown.metric)),

@@ -24,22 +24,22 @@ def already(runs: Iterable[RunDir]) -> dict[str, Outcome]:
     Raises:
         truba_runner.errors.Failed: Slurm does not answer.
     """
-    found: dict[str, Outcome] = {}
+    outcomes: dict[str, Outcome] = {}
     open_runs: list[RunDir] = []
     for run in runs:
         if not run.submissions():
             continue
         if run.result():
-            found[run.id] = _outcome(run, Action.FINISHED)
+            outcomes[run.id] = _outcome(run, Action.FINISHED)
         else:
             open_runs.append(run)
     live = _live(open_runs)
     for run in open_runs:
         if run.id in live:
-            found[run.id] = _outcome(run, Action.RUNNING)
+            outcomes[run.id] = _outcome(run, Action.RUNNING)
         elif run.result():  # It finished while Slurm was asked, which may take a minute.
-            found[run.id] = _outcome(run, Action.FINISHED)
-    return found
+            outcomes[run.id] = _outcome(run, Action.FINISHED)
+    return outcomes
 
 
 def settled(runs: Sequence[Prepared], known: Collection[str] | None = None) -> Mapping[str, Outcome | None]:

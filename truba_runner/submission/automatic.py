@@ -68,16 +68,16 @@ def _settled(experiment: Experiment, job_file: Path, sizes: Sizes) -> Resources:
 
 def _with_partition(experiment: Experiment, job_file: Path, sizes: Sizes) -> Resources:
     try:
-        found = offers(experiment, job_file, sizes)
+        all_offers = offers(experiment, job_file, sizes)
     except client.SlurmError as error:
         message = _(
             "Slurm does not answer ({message}), so it is not known which partition would start the job first",
             message=error.message,
         )
         raise Failed(message) from error
-    best = next((offer for offer in found if offer.automatic and offer.request), None)
+    best = next((offer for offer in all_offers if offer.automatic and offer.request), None)
     if best is None or best.start is None:
-        why = "; ".join(f"{_name(offer)}: {offer.refusal.rstrip('.')}" for offer in found)
+        why = "; ".join(f"{_name(offer)}: {offer.refusal.rstrip('.')}" for offer in all_offers)
         rule = _("no partition accepts the job. {why}.", why=why)
         raise Refused(Problem("resources.partition=auto", rule, _("Request other resources.")))
     wait_seconds = best.start - time.time()

@@ -129,7 +129,7 @@ def all_elements(overrides: Iterable[Override]) -> list[Override]:
     Raises:
         truba_runner.errors.Refused: an override has no values, so the sweep would have no run.
     """
-    found: list[Override] = []
+    expanded: list[Override] = []
     for override in overrides:
         try:
             own = list(elements(override))
@@ -139,5 +139,5 @@ def all_elements(overrides: Iterable[Override]) -> list[Override]:
         if not own:
             remedy = _("Give at least one; glob(…) matches files of a config group, and at least one file must match.")
             raise Refused(Problem(str(override.input_line), _("it has no values."), remedy))
-        found += own
-    return found
+        expanded += own
+    return expanded

@@ -203,7 +203,7 @@ def _tail(path: Path, end: int) -> bytes:
 
 def event_folders(root: Path) -> dict[Path, dict[str, os.stat_result]]:
     """Return the folders at and below `root` with their event files; hidden names (interrupted copies) are skipped."""
-    found: dict[Path, dict[str, os.stat_result]] = {}
+    files_by_folder: dict[Path, dict[str, os.stat_result]] = {}
     if not safe_files.is_folder(root):
         return {}
     try:
@@ -215,10 +215,10 @@ def event_folders(root: Path) -> dict[Path, dict[str, os.stat_result]]:
             continue
         if entry.is_dir(follow_symlinks=False):
             if entry.name != "plugins":
-                found |= event_folders(Path(entry.path))
+                files_by_folder |= event_folders(Path(entry.path))
         elif "tfevents" in entry.name and entry.is_file(follow_symlinks=False):
-            found.setdefault(root, {})[entry.name] = entry.stat(follow_symlinks=False)
-    return found
+            files_by_folder.setdefault(root, {})[entry.name] = entry.stat(follow_symlinks=False)
+    return files_by_folder
 
 
 def provider(feed: Feed) -> Any:

@@ -40,14 +40,14 @@ def loopback(port: int | None) -> socket.socket:
     """
     wanted = [port] if port else [DEFAULT_PORT, 0]
     for number in wanted:
-        made = socket.socket()
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            made.bind(("127.0.0.1", number))
-            made.listen(64)
-            return made
+            sock.bind(("127.0.0.1", number))
+            sock.listen(64)
+            return sock
         except OSError as error:
-            made.close()
+            sock.close()
             if number == wanted[-1]:
                 message = _("port {port} of this machine is not available ({reason}); choose another with --port")
                 raise Failed(message.format(port=number, reason=error.strerror)) from error
@@ -70,8 +70,8 @@ def serve(
     """
     without_tensorflow()
     page = Page(Feed(list_runs))
-    made = _wsgi_server(listening, page)
-    thread = threading.Thread(target=made.serve_forever, name="server", daemon=True)
+    http_server = _wsgi_server(listening, page)
+    thread = threading.Thread(target=http_server.serve_forever, name="server", daemon=True)
     with ended_by_signal() as ended:
         thread.start()
         began()
@@ -81,8 +81,8 @@ def serve(
                     return IDLE
             return LEFT
         finally:
-            made.shutdown()
-            made.server_close()
+            http_server.shutdown()
+            http_server.server_close()
 
 
 def stay_small() -> None:

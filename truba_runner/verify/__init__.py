@@ -59,17 +59,17 @@ def verify(run: RunDir, experiment: Experiment, here: Allocation) -> None:
         info("verifying: first a short training is run without and with interruptions, and compared")
     starts = Starts(run, experiment, here)
     with starts.opened():
-        found = _first_difference(starts)
-    if found and experiment.checkpoint.verify:
-        raise Failed(f"checkpoint.verify: {found['text']}")
+        difference = _first_difference(starts)
+    if difference and experiment.checkpoint.verify:
+        raise Failed(f"checkpoint.verify: {difference['text']}")
     if here.rank:
         return
     seconds = round(time.monotonic() - started, 1)
     code = run.submitted().job_sha256
-    event = Event(Kind.VERIFIED, time.time(), job_sha256=code, seconds=seconds, first_difference=found)
+    event = Event(Kind.VERIFIED, time.time(), job_sha256=code, seconds=seconds, first_difference=difference)
     run.append_submission(event)
-    if found:
-        warn(found["text"])
+    if difference:
+        warn(difference["text"])
     else:
         info("verified in {seconds} s: an interruption changes nothing", seconds=seconds)
 

@@ -189,7 +189,7 @@ def compare(backend: str, folders: Sequence[str], metrics_files: Sequence[str]) 
     # Only common positions: if a stream ends within an execution, its last step is known only after that.
     steps_of_both = steps[0].keys() & steps[1].keys()
     saved = set(stores[0].positions()) & set(stores[1].positions())
-    found = []
+    all_differences = []
     for position in sorted(steps_of_both | saved):
         sides: list[tuple[Any, Any]] = []
         if position in steps_of_both:
@@ -199,5 +199,5 @@ def compare(backend: str, folders: Sequence[str], metrics_files: Sequence[str]) 
         for one, other in sides:
             for leaf in differences.between(one, other, (folders[0], folders[1])):
                 where = {"position": [position.epoch, position.step], "path": leaf.path}
-                found.append({**where, "index": leaf.index, "values": [leaf.one, leaf.other]})
-    return found
+                all_differences.append({**where, "index": leaf.index, "values": [leaf.one, leaf.other]})
+    return all_differences

@@ -81,11 +81,11 @@ def breaks(train: Train, steps: Mapping[int, Sequence[int]], saves: bool, valida
     epoch_steps = steps.get(epoch, [])
     saved = next((step for step in epoch_steps if step >= _SAVED_AFTER * train.steps_per_execution), 0) if saves else 0
     later = [step for step in epoch_steps if step > saved]
-    found = []
+    planned = []
     if later and (saved or epoch > 1):
-        found.append(Break(TRAINING, epoch, later[0] if saved else later[-1], (epoch - 1, saved)))
+        planned.append(Break(TRAINING, epoch, later[0] if saved else later[-1], (epoch - 1, saved)))
     if epoch in validated:
-        found.append(Break(VALIDATION, epoch, epoch_steps[-1]))
+        planned.append(Break(VALIDATION, epoch, epoch_steps[-1]))
     if epoch < last:
-        found.append(Break(EPOCH_END, epoch))
-    return found
+        planned.append(Break(EPOCH_END, epoch))
+    return planned

@@ -57,7 +57,7 @@ def diagnose(case: Case, look_closer: bool = True) -> list[Finding]:
 
     Without `look_closer`, evidence that needs further queries to Slurm is left out.
     """
-    found, meanings = [], set()
+    findings, meanings = [], set()
     for match in _matches(case):
         row = match.meaning.row
         means, do = match.meaning.said(case.values)
@@ -65,8 +65,8 @@ def diagnose(case: Case, look_closer: bool = True) -> list[Finding]:
             continue
         meanings.add(means)
         more = [line for name in row.look for line in evidence.look(name, case)] if look_closer else []
-        found.append(Finding(row.id, means, do, [match.on, *match.more, *evidence.of_error(case, match.on), *more]))
-    return found
+        findings.append(Finding(row.id, means, do, [match.on, *match.more, *evidence.of_error(case, match.on), *more]))
+    return findings
 
 
 def _matches(case: Case) -> Sequence[_Match]:

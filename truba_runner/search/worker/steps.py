@@ -60,27 +60,27 @@ def begin(path: str, about: dict[str, Any], worker: list[str], code: dict[str, A
     opened = Opened(path, about)
     if opened.store.read():
         return {}
-    made = oracle.make(opened.sweep)
+    tuner_oracle = oracle.make(opened.sweep)
     with SubmittedCode() as submitted:
         try:
-            _discover(opened, submitted.load(from_record(code), Path(scratch)), made)
+            _discover(opened, submitted.load(from_record(code), Path(scratch)), tuner_oracle)
         except Failed:
             raise
         except Exception as error:
             print_traceback(error, submitted.own)
             description = describe_error(error, Path(code["job_file"]).parent, submitted.own)
             raise Failed(in_one_line(description)) from error
-    if not made.hyperparameters.space:
+    if not tuner_oracle.hyperparameters.space:
         raise Failed(
             "there is nothing to search: {file} has no build_model(hp) that asks for a hyperparameter, and "
             "sweep.space is empty. Take values from hp there, or list config keys in sweep.space.",
             file=code["job_file"],
         )
-    _warn_of_small_space(opened.sweep, made)
+    _warn_of_small_space(opened.sweep, tuner_oracle)
     with opened.store.transaction() as state:
         if not state:
             leases.begin(state)
-            state.update(oracle=oracle.dump(made), trials={}, objective=_objective(made))
+            state.update(oracle=oracle.dump(tuner_oracle), trials={}, objective=_objective(tuner_oracle))
     return {}
 
 
@@ -143,15 +143,15 @@ def step(
     opened = Opened(path, about)
     answer: dict[str, Any] = {}
     with opened.store.transaction() as state:
-        made = oracle.load(opened.sweep, state["oracle"], state["trials"])
+        tuner_oracle = oracle.load(opened.sweep, state["oracle"], state["trials"])
         if outcome is not None and leases.holds(state, lease := Lease(**outcome["lease"])):
-            answer["told"] = _tell(opened, state, made, lease, outcome)
-            _keep(state, made)
+            answer["told"] = _tell(opened, state, tuner_oracle, lease, outcome)
+            _keep(state, tuner_oracle)
         if state["failed"] or state["finished"]:
             answer.update(failed=state["failed"], finished=state["finished"])
         elif ask:
-            answer.update(_ask(opened, state, made, Worker(*worker), dead))
-        answer["over"] = _over(opened, state, made)
+            answer.update(_ask(opened, state, tuner_oracle, Worker(*worker), dead))
+        answer["over"] = _over(opened, state, tuner_oracle)
     return answer
 
 

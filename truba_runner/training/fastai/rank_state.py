@@ -57,24 +57,24 @@ def _flat(state: State, keys: Keys = ()) -> Iterator[tuple[Keys, Any]]:
 
 
 def _digest(value: Any) -> str:
-    found = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)
 
     def take(value: Any) -> None:
         import torch
 
         if isinstance(value, torch.Tensor):
-            found.update(f"{value.dtype} {list(value.shape)}".encode())
-            found.update(bytes_of_tensor(value))
+            digest.update(f"{value.dtype} {list(value.shape)}".encode())
+            digest.update(bytes_of_tensor(value))
         elif isinstance(value, dict):
-            found.update(b"{")
+            digest.update(b"{")
             for item in value.items():
                 take(list(item))
         elif isinstance(value, (list, tuple)):
-            found.update(f"[{len(value)}".encode())
+            digest.update(f"[{len(value)}".encode())
             for item in value:
                 take(item)
         else:
-            found.update(repr(value).encode())
+            digest.update(repr(value).encode())
 
     take(value)
-    return found.hexdigest()
+    return digest.hexdigest()

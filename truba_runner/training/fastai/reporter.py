@@ -92,17 +92,17 @@ def _numbers(pairs: Iterable[tuple[str, Any]]) -> dict[str, float]:
 
     The second metric of a name is called `NAME_2`; a metric of several numbers becomes `NAME[0]`, `NAME[1]`…
     """
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for name, value in pairs:
         ours = name.removeprefix("train_") if name.startswith("train_") else f"val_{name.removeprefix('valid_')}"
         values = _floats(value)
         endings = [""] if len(values) == 1 else [f"[{index}]" for index in range(len(values))]
         number, free = 1, ours
-        while endings and f"{free}{endings[0]}" in found:
+        while endings and f"{free}{endings[0]}" in numbers:
             number += 1
             free = f"{ours}_{number}"
-        found.update({f"{free}{ending}": one for ending, one in zip_equal(endings, values)})
-    return found
+        numbers.update({f"{free}{ending}": one for ending, one in zip_equal(endings, values)})
+    return numbers
 
 
 def _floats(value: Any) -> list[float]:

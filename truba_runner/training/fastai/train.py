@@ -141,17 +141,17 @@ def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
     run_curves = at_the_end.enter_context(
         curves.opened(context, tensorboard.peak_bytes(device), tensorboard.StepProfiler())
     )
-    made = _set_up(context, device, at_the_end)
-    experiment, learner, loop, ranks = context.experiment, made.learner, made.loop, made.ranks
+    setup = _set_up(context, device, at_the_end)
+    experiment, learner, loop, ranks = context.experiment, setup.learner, setup.loop, setup.ranks
     rate = experiment.train.learning_rate
     with loop.installed():
-        found = found_rate(context, partial(_look, context, made), ranks.from_rank_0)
+        found = found_rate(context, partial(_look, context, setup), ranks.from_rank_0)
     if found is not None:
         rate = learner.lr = found
     stages = recipe.read(experiment.train.recipe, experiment.train.epochs, rate)
     reporter = Reporter(context, learner, recipe.epochs_of(stages), run_curves)
-    resume = Resume(context, loop, reporter, _signature(context, learner, made.data, stages))
-    course = Course(context, learner, made.data, loop, reporter, resume)
+    resume = Resume(context, loop, reporter, _signature(context, learner, setup.data, stages))
+    course = Course(context, learner, setup.data, loop, reporter, resume)
     course.check(stages)
     if resume.stage < 0 and context.rank == 0:
         with loop.walked.kept():
@@ -159,9 +159,9 @@ def _train(context: Context, at_the_end: ExitStack) -> dict[str, Any]:
     with loop.installed():
         ranks.hold()
         course.run(stages)
-    result = _result(context, learner, reporter, made.device)
+    result = _result(context, learner, reporter, setup.device)
     ranks.check_same(result["weights_sha256"])
-    _finish(context, made, reporter, result)
+    _finish(context, setup, reporter, result)
     ranks.part()
     if context.notes:
         result["notes"] = context.notes

@@ -94,17 +94,17 @@ class Walked:
 
     def taken(self, root: str = "") -> State:
         """Return a copy of the state, or of that under one root, in numbers, text, tensors, lists and dicts."""
-        found = _under(self._walk(), root) if root else self._walk()
+        walked = _under(self._walk(), root) if root else self._walk()
         if self._context.rank == 0:
-            self._unsaved.report(self._start.made_since(found), MADE_LATER)
-            self._unsaved.report(found.unsaved)
-        pieces = {path: read(piece) for path, piece in self._pieces(found).items()}
+            self._unsaved.report(self._start.made_since(walked), MADE_LATER)
+            self._unsaved.report(walked.unsaved)
+        pieces = {path: read(piece) for path, piece in self._pieces(walked).items()}
         return {
             "pieces": packed(pieces),
-            "hidden": packed(_hidden(found, self._own())),
-            "values": packed(self._start.changed(found)),
-            "links": packed(self._start.moved(found)),
-            "states": {path: packed(state) for path, state in _states(found, self._learner)},
+            "hidden": packed(_hidden(walked, self._own())),
+            "values": packed(self._start.changed(walked)),
+            "links": packed(self._start.moved(walked)),
+            "states": {path: packed(state) for path, state in _states(walked, self._learner)},
         }
 
     def _own(self) -> set[int]:
@@ -132,24 +132,24 @@ class Walked:
         Raises:
             truba_runner.errors.Failed: this start lacks an object that the state belongs to.
         """
-        found, device = self._walk(), next(self._learner.model.parameters()).device
-        lost = put(found, unplain(state["values"]), unplain(state["links"]))
-        vars(self._learner).update(vars(found.objects["learn"]))
-        found = self._walk()
+        walked, device = self._walk(), next(self._learner.model.parameters()).device
+        lost = put(walked, unplain(state["values"]), unplain(state["links"]))
+        vars(self._learner).update(vars(walked.objects["learn"]))
+        walked = self._walk()
         for path, value in unplain(state["pieces"]).items():
-            if path not in found.pieces:
+            if path not in walked.pieces:
                 lost.append(path)
-            elif found.pieces[path].kind == "tensor" and value.shape != found.pieces[path].thing.shape:
-                found.pieces[path].thing.data = value.to(device)
+            elif walked.pieces[path].kind == "tensor" and value.shape != walked.pieces[path].thing.shape:
+                walked.pieces[path].thing.data = value.to(device)
             else:
-                write(found.pieces[path], value)
+                write(walked.pieces[path], value)
         for holder, attributes in unplain(state["hidden"]).items():
-            for name, value in attributes.items() if holder in found.objects else ():
+            for name, value in attributes.items() if holder in walked.objects else ():
                 # A tensor of the forward pass cannot be changed in place, and no other object holds it.
-                Slot(found.objects[holder], "attribute", name).set(fastai_state.on(device, value))
+                Slot(walked.objects[holder], "attribute", name).set(fastai_state.on(device, value))
         for path, value in state["states"].items():
-            if path in found.objects:
-                found.objects[path].load_state_dict(fastai_state.on(device, unplain(value)))
+            if path in walked.objects:
+                walked.objects[path].load_state_dict(fastai_state.on(device, unplain(value)))
             else:
                 lost.append(path)
         refuse_lost(lost)
@@ -160,16 +160,16 @@ class Walked:
 
         `with_what_is_made`: keep attributes that the block added.
         """
-        found = self._walk()
-        before, hidden = Snapshot(replace(found, pieces=self._pieces(found))), _hidden(found, self._own())
-        states = list(_states(found, self._learner))
-        names = {path: set(vars(thing)) for path, thing in _holders(found)}
-        extras = set(vars(found.objects["learn"]))
+        walked = self._walk()
+        before, hidden = Snapshot(replace(walked, pieces=self._pieces(walked))), _hidden(walked, self._own())
+        states = list(_states(walked, self._learner))
+        names = {path: set(vars(thing)) for path, thing in _holders(walked)}
+        extras = set(vars(walked.objects["learn"]))
         try:
             yield
         finally:
             if not with_what_is_made:
-                for path, thing in _holders(found):
+                for path, thing in _holders(walked):
                     for name in set(vars(thing)) - names[path]:
                         del vars(thing)[name]
                 for name in set(_extras(self._learner)) - extras:
@@ -177,10 +177,10 @@ class Walked:
             before.put_back()
             for path, attributes in hidden.items():
                 for name, value in attributes.items():
-                    Slot(found.objects[path], "attribute", name).set(value)
+                    Slot(walked.objects[path], "attribute", name).set(value)
             for path, state in states:
-                found.objects[path].load_state_dict(state)
-            vars(self._learner).update(vars(found.objects["learn"]))
+                walked.objects[path].load_state_dict(state)
+            vars(self._learner).update(vars(walked.objects["learn"]))
 
     # -- random streams of the data ----------------------------------------------------------------------------
 

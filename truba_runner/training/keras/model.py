@@ -119,8 +119,8 @@ def make_optimizer(train: Train, context: Context | None = None) -> Any:
     """
     import keras
 
-    given = train.optimizer
-    entry: Any = {"class_name": given} if isinstance(given, str) else given
+    setting = train.optimizer
+    entry: Any = {"class_name": setting} if isinstance(setting, str) else setting
     if train.learning_rate is not None and is_entry(entry):
         settings = dict(entry.get("config") or {})
         if is_entry(settings.get("learning_rate")):
@@ -130,7 +130,7 @@ def make_optimizer(train: Train, context: Context | None = None) -> Any:
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise Failed(
             "train.optimizer: {given} made a {kind}, which is not a keras.optimizers.Optimizer.",
-            given=given,
+            given=setting,
             kind=type(optimizer).__name__,
         )
     return optimizer

@@ -70,14 +70,14 @@ def find(context: Context) -> dict[str, Any]:
     Raises:
         truba_runner.errors.Failed: as `train`.
     """
-    made = _set_up(context, _devices(context))
+    setup = _set_up(context, _devices(context))
     started = time.perf_counter()
     suggested = find_rates(
-        context, made.model, made.plans["train"], made.nodes, made.splits, lr_find.stage_of(context.experiment)
+        context, setup.model, setup.plans["train"], setup.nodes, setup.splits, lr_find.stage_of(context.experiment)
     )
-    made.nodes.part()
+    setup.nodes.part()
     seconds = round(time.perf_counter() - started, 3)
-    return {"suggestions": suggested, "seconds": seconds, "devices": [describe(device) for device in made.devices]}
+    return {"suggestions": suggested, "seconds": seconds, "devices": [describe(device) for device in setup.devices]}
 
 
 def read_state(file: IO[bytes]) -> dict[str, Any]:
@@ -145,14 +145,14 @@ def _set_up(context: Context, devices: list[str]) -> _SetUp:
 
 
 def _train(context: Context, devices: list[str], run_curves: Curves) -> dict[str, Any]:
-    made = _set_up(context, devices)
-    model, plans, nodes, preprocessing = made.model, made.plans, made.nodes, made.preprocessing
-    experiment, train_plan = context.experiment, made.plans["train"]
-    look = partial(find_rates, context, model, train_plan, nodes, made.splits)
+    setup = _set_up(context, devices)
+    model, plans, nodes, preprocessing = setup.model, setup.plans, setup.nodes, setup.preprocessing
+    experiment, train_plan = context.experiment, setup.plans["train"]
+    look = partial(find_rates, context, model, train_plan, nodes, setup.splits)
     if (rate := found_rate(context, look, nodes.from_rank_0)) is not None:
         set_rate(model, rate)
     reporter = Reporter(context, model, train_plan, run_curves)
-    resume = Resume(context, model, train_plan, reporter, nodes, made.splits)
+    resume = Resume(context, model, train_plan, reporter, nodes, setup.splits)
     saving = Saving(context, model, preprocessing)
     if resume.trained:
         resume.restore()
@@ -162,20 +162,20 @@ def _train(context: Context, devices: list[str], run_curves: Curves) -> dict[str
         extra = extra_callbacks(context, model, train_plan, saving, resume.resumes)
         _fit(context, model, plans, reporter, resume, extra)
     resume.is_over()
-    result = _result(context, made, reporter)
+    result = _result(context, setup, reporter)
     if context.rank == 0 and experiment.finish.plots:
         plots.learning_curves(reporter.rows, context.run.plots)
     if context.rank == 0 and experiment.checkpoint.save_model:
         result["model"] = saving.save(context.run.path, "model")
     if nodes.together:
-        predictions = _finish_as_team(context, nodes, model, made.splits, preprocessing, resume, result)
+        predictions = _finish_as_team(context, nodes, model, setup.splits, preprocessing, resume, result)
     else:
         predictions = evaluate_and_predict(context, model, plans, result, resume)
     if context.rank == 0 and predictions is not None:
         split = result["predicted"]
         with noted(context, _("there is no confusion matrix")):
             tensorboard.confusion_matrix(
-                context, run_curves.writer, split, made.splits[split], predictions, result["epochs"]
+                context, run_curves.writer, split, setup.splits[split], predictions, result["epochs"]
             )
     if context.notes:
         result["notes"] = context.notes

@@ -175,19 +175,19 @@ def _resize_of(block: Any) -> Any:
     """
     from fastai.vision.augment import Resize, ResizeMethod
 
-    found = next((transform for transform in block.item_tfms if isinstance(transform, Resize)), None)
-    if found is None:
+    resize = next((transform for transform in block.item_tfms if isinstance(transform, Resize)), None)
+    if resize is None:
         raise Failed(
             "data.pack=true packs images at the size of Resize(size) in the DataBlock's item_tfms, but there is no "
             "Resize. Use Resize(460), or data.pack=false."
         )
-    if found.method != ResizeMethod.Crop:
+    if resize.method != ResizeMethod.Crop:
         raise Failed(
             "data.pack=true packs images at the size of Resize(size) in the DataBlock's item_tfms, but that Resize "
             "has method={method}. Use Resize(460), or data.pack=false.",
-            method=found.method,
+            method=resize.method,
         )
-    return found
+    return resize
 
 
 def _packed(

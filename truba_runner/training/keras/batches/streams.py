@@ -128,19 +128,19 @@ class StreamPlan(ReadPlan):
         takes_epoch = bool(inspect.signature(function).parameters)
 
         def elements_of(number: int) -> Iterator[Any]:
-            made = function(number) if takes_epoch else function()
-            return (element_of(self._name, yielded) for yielded in made)
+            result = function(number) if takes_epoch else function()
+            return (element_of(self._name, yielded) for yielded in result)
 
         def elements() -> Iterator[Any]:
             return self._passes(elements_of) if self.steps_per_epoch else elements_of(self._epoch)
 
-        made = function(0) if takes_epoch else function()
-        if isinstance(made, tf.data.Dataset):
-            self._check_end(made)
-        first = looked_at(element_of(self._name, yielded) for yielded in made)
+        result = function(0) if takes_epoch else function()
+        if isinstance(result, tf.data.Dataset):
+            self._check_end(result)
+        first = looked_at(element_of(self._name, yielded) for yielded in result)
         if not first:
             raise self._yields_nothing()
-        known = made_batches(made) if isinstance(made, tf.data.Dataset) else None
+        known = made_batches(result) if isinstance(result, tf.data.Dataset) else None
         shapes = [tuple(part.shape) for part in tf.nest.flatten(first[0])]
         self._batched = is_batched(known, shapes, self._says_examples)
         return tf.data.Dataset.from_generator(elements, output_signature=signature_of(first, self._batched))

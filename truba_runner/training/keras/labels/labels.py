@@ -140,18 +140,18 @@ class Weighing:
         import numpy as np
 
         labels = self._labels
-        found = np.unique(np.asarray(classes, np.float64))
-        if not np.array_equal(found, np.round(found)):
+        values = np.unique(np.asarray(classes, np.float64))
+        if not np.array_equal(values, np.round(values)):
             raise Failed(
                 "train.class_weight: the labels{output} are no classes: {value:.4g} is among them. For numbers that "
                 "are to be predicted give weights yourself, as (x, y, sample_weight).",
                 output=labels.of_output,
-                value=float(found[found != np.round(found)][0]),
+                value=float(values[values != np.round(values)][0]),
             )
         ignored = getattr(labels.loss, "ignore_class", None)
         sparse = not self._hot and labels.predicted is not None and (labels.predicted[-1] or 0) > 1
         limit = labels.predicted[-1] if sparse and labels.predicted else np.inf
-        wrong = [int(one) for one in found if not 0 <= one < limit and one != ignored]
+        wrong = [int(one) for one in values if not 0 <= one < limit and one != ignored]
         if wrong:
             raise Failed(
                 "train.class_weight: the labels{output} have {value}, which is not a class of this network. If it "

@@ -106,16 +106,16 @@ class Contents:
         import numpy as np
 
         flush_event_files(self.callbacks)
-        found, start = self._walk(), self._start
+        walked, start = self._walk(), self._start
         if start is not None:
-            self._unsaved.report(start.made_since(found), MADE_LATER)
-            self._unsaved.report(found.unsaved)
+            self._unsaved.report(start.made_since(walked), MADE_LATER)
+            self._unsaved.report(walked.unsaved)
         values = {
             "format": FORMAT,
             "seeds": [seed.numpy() for seed in global_seeds(create=False)],
-            "streams": _streams(found),
-            "values": start.changed(found) if start else {},
-            "links": start.moved(found) if start else {},
+            "streams": _streams(walked),
+            "values": start.changed(walked) if start else {},
+            "links": start.moved(walked) if start else {},
             "data": self._data_to_resume_from(mid_epoch),
             "callbacks": callback_state.states(self.callbacks),
             "reporter": self._reporter.get_state(),
@@ -126,7 +126,7 @@ class Contents:
             **known,
         }
         all_of_them = evaluates_with_own_code(self._model, self.callbacks)
-        return BesideWeights(values, Variables(self._model, found).read(small=not all_of_them), found)
+        return BesideWeights(values, Variables(self._model, walked).read(small=not all_of_them), walked)
 
     def whole(self, beside: BesideWeights, together: bool = True) -> Encoded | None:
         """Return the whole state for rank 0 to write; None on other ranks.
