@@ -283,17 +283,17 @@ def examined(path: Path) -> tuple[list[Event], str]:
 @lru_cache(maxsize=4096)
 def _examined(path: Path, *_seen: int) -> tuple[list[Event], str]:
     text = safe_files.read(path, path.parent).decode(errors="replace")
-    examined: list[Event] = []
+    known: list[Event] = []
     first = ""
     for number, line in enumerate(text.split("\n"), start=1):
         event, why = _event(line, path.name)
         if event is not None:
-            examined.append(event)
+            known.append(event)
         elif why:
             first = first or _("line {number} of {file} holds {what}", number=number, file=path.name, what=why)
-    if not examined and not first and text.strip():
+    if not known and not first and text.strip():
         first = _("{file} holds no event", file=path.name)
-    return examined, first
+    return known, first
 
 
 def _event(line: str, name: str) -> tuple[Event | None, str]:

@@ -87,10 +87,10 @@ def _megabytes(gigabytes: float | None) -> str | None:
 def _gpus(request: Request, further: dict[str, Any]) -> dict[str, str]:
     """Return the parameter that requests the GPUs of each node, joined with the gres of `further`, if any."""
     option, _, value = request.gpu_option.format(gpus=request.gpus).removeprefix("--").partition("=")
-    parameters = {option.replace("-", "_"): value} if request.gpus else {}
+    requested = {option.replace("-", "_"): value} if request.gpus else {}
     if "gres" in further:  # A second --gres would replace the first.
-        parameters["gres"] = ",".join(filter(None, [parameters.get("gres"), str(further.pop("gres"))]))
-    return parameters
+        requested["gres"] = ",".join(filter(None, [requested.get("gres"), str(further.pop("gres"))]))
+    return requested
 
 
 def text(command: str, log_folder: Path, parameters: Mapping[str, Any], array_size: int = 0) -> str:

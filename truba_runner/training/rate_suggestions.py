@@ -40,14 +40,14 @@ def suggestions(rates: Sequence[float], losses: Sequence[float], steps: int) -> 
     broken = np.flatnonzero(~np.isfinite(y))
     if len(broken):
         x, y = x[: broken[0]], y[: broken[0]]
-    rates: dict[str, float | None] = {}
+    by_rule: dict[str, float | None] = {}
     for name in SUGGESTIONS:
         try:
             rate = _WAYS[name](x, y)
         except (IndexError, ValueError):  # Too few points: the loss grew from the start.
             rate = math.nan
-        rates[name] = rate if math.isfinite(rate) and rate > 0 else None
-    return rates
+        by_rule[name] = rate if math.isfinite(rate) and rate > 0 else None
+    return by_rule
 
 
 def keep(context: Context, finder: Find, rates: Sequence[float], losses: Sequence[float]) -> dict[str, float | None]:
