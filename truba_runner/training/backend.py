@@ -62,6 +62,9 @@ def load(name: str, entry: str = "train") -> Entry:
 
 
 def reader(name: str) -> Callable[[IO[bytes]], Any]:
-    """Return the backend's checkpoint reader; it returns plain values, arrays and tensors in lists, tuples, dicts."""
+    """Return the backend's checkpoint reader; it returns plain values, arrays and tensors in lists, tuples, dicts.
+
+    It stops where the state ends, as after a line or a pickle: the checkpoint's digest follows in the file.
+    """
     found: Callable[[IO[bytes]], Any] = _module(name).read_state
     return found

@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from truba_runner.code import package
+from truba_runner.config.backends import TRAITS
 from truba_runner.config.schema import Environment, Experiment
-from truba_runner.environment import probe
+from truba_runner.environment import probe, report
 from truba_runner.environment import start as environment
 from truba_runner.errors import Refused
 from truba_runner.rules import environment as rules_environment
@@ -53,6 +54,10 @@ def test_text_in_a_set_comes_in_the_same_order_in_each_start(kind: str) -> None:
     assert len({order() for _ in range(4)}) == 1 and order()
     assert len({order(PYTHONHASHSEED=str(seed)) for seed in range(1, 5)}) > 1, "what the user sets holds"
     assert local.with_package({})["PYTHONHASHSEED"] == os.environ.get("PYTHONHASHSEED", "0")
+
+
+def test_what_a_backend_needs_is_looked_for_in_an_environment() -> None:
+    assert {name for traits in TRAITS.values() for name in traits.needs} <= set(report.PACKAGES)
 
 
 REFUSALS = [
