@@ -183,7 +183,7 @@ def test_gpus_are_asked_for_as_the_site_wants_it(experiment: Compose) -> None:
     assert lines() == ["--gres=gpu:2"]
     assert lines("cluster.gpu_option='--gpus-per-node={gpus}'") == ["--gpus-per-node=2"]
     assert lines("cluster.gpu_option='--gres=gpu:a100:{gpus}'") == ["--gres=gpu:a100:2"]
-    assert "one of these ways" in refusal(experiment("cluster.gpu_option='--gpus={gpus}'"), Here())
+    assert "with one of: --gres" in refusal(experiment("cluster.gpu_option='--gpus={gpus}'"), Here())
 
 
 def test_partitions_are_read_as_sinfo_prints_them(monkeypatch: pytest.MonkeyPatch) -> None:
