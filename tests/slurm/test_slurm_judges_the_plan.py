@@ -157,7 +157,7 @@ def test_slurm_says_of_public_headers_what_the_plan_says(
         scripts[f"{number}-theirs"] = header.script()
         if not header.refused:
             scripts[f"{number}-ours"] = script_of(experiment)
-    answers = tested(cluster, scripts)
+    answers = answers_of(cluster, scripts)
     for name in scripts:
         header, (accepted, answer) = HEADERS[int(name.partition("-")[0])], answers[name]
         if accepted == bool(header.site) or header.site not in answer:
@@ -165,7 +165,7 @@ def test_slurm_says_of_public_headers_what_the_plan_says(
     assert not wrong, "\n".join(wrong)
 
 
-def tested(cluster: Cluster, scripts: dict[str, str]) -> dict[str, tuple[bool, str]]:
+def answers_of(cluster: Cluster, scripts: dict[str, str]) -> dict[str, tuple[bool, str]]:
     """Return whether Slurm would accept each script, and what it says."""
     folder = cluster.scratch() / "headers"
     cluster.run(["mkdir", "-p", str(folder)])
