@@ -247,7 +247,7 @@ def test_where_no_job_goes_back_to_the_queue_an_interrupted_run_ends_for_the_sam
     run.write_config(asdict(experiment("cluster.requeue=false")))
     assert worker.main([str(run.path)]) == 128 + signal.SIGTERM
     assert run.progress().state == "interrupted" and "the same command resumes the run" in capsys.readouterr().err
-    assert not packed_runs._may_go_back(run)
+    assert not packed_runs._may_requeue(run)
 
 
 @pytest.mark.usefixtures("own_signals")
