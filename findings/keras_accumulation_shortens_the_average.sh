@@ -4,8 +4,8 @@
 #   those that only add to the gradients: between two steps it moves N times towards weights that stand still.
 # Expected: the average is updated once per step; N small batches give what one large batch gives, as they do for the
 #   weights themselves. Keras documents that the average's overwrite frequency counts accumulated steps.
-# Seen: six steps of SGD from 0 towards 1, momentum 0.9: the weight is 0.7379 with 8 rows at once and with 4 times 2, its
-#   average 0.3594 and 0.5316.
+# Seen: six steps of SGD from 0 towards 1, momentum 0.9: the weight is 0.7379 with 8 rows at once and with 4 times 2,
+#   its average 0.3594 and 0.5316.
 # Affects: anyone who has to accumulate for lack of memory: an average over the last 100 steps becomes one over 100/N,
 #   and fit leaves that average in the model. ema_momentum ** (1 / N) as momentum comes close.
 set -eu

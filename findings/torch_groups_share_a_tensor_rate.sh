@@ -54,7 +54,7 @@ seen = {}
 for run in (plateau, one_function_each):
     seen[run] = run(0.1), run(torch.tensor(0.1))
     print(f"{run.__name__}: with a float {seen[run][0]}, with a tensor {seen[run][1]}")
-assert seen[plateau][0] == [0.01, 0.01] and seen[one_function_each][0] == [0.1, 0.01], "A float gives each group its own"
+assert seen[plateau][0] == [0.01, 0.01] and seen[one_function_each][0] == [0.1, 0.01], "A float is each group's own"
 assert seen[plateau][1] == [0.001, 0.001], "No longer seen: one reduction is applied once per group"
 assert seen[one_function_each][1] == [0.01, 0.01], "No longer seen: the last function decides for every group"
 PY
