@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -161,6 +162,8 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "('cuda_version', '12.5.1'), ('is_cuda_build', True)])\n"
     )
     monkeypatch.setattr("sys.path", [str(tmp_path)])
+    for package in ("torch", "tensorflow"):  # which an earlier test of this process may have imported
+        monkeypatch.delitem(sys.modules, package, raising=False)
     return tmp_path
 
 
