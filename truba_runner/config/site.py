@@ -65,6 +65,25 @@ class Refusal:
 
 
 @dataclass
+class NodeCheck:
+    """What a Slurm job checks on each of its nodes before it trains; docs/nodes.md."""
+
+    enabled: bool = True
+    # Time for all checks together; a node that takes longer is bad.
+    seconds: float = 10.0
+    # Size of the file that is written to the runs folder and read back.
+    shared_disk_mb: int = 5
+    # Least free space in the partition's local_scratch.
+    node_disk_gb: float = 1.0
+    # Least free part of each GPU's memory.
+    gpu_memory_free: float = 0.9
+    # Greatest difference of the node's clock.
+    clock_seconds: float = 30.0
+    # Time for a small convolution in the framework, once it is imported.
+    convolution_seconds: float = 120.0
+
+
+@dataclass
 class Cluster:
     """A site: its scheduler, its folders, and what its partitions allow."""
 
@@ -106,6 +125,7 @@ class Cluster:
     requeue: bool = True
     # The option of sbatch that requests the GPUs of each node.
     gpu_option: str = "--gres=gpu:{gpus}"
+    node_check: NodeCheck = field(default_factory=NodeCheck)
     refusals: list[Refusal] = field(default_factory=list)
     partitions: dict[str, Partition] = field(default_factory=dict)
 

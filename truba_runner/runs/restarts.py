@@ -33,12 +33,15 @@ def begin(run: RunDir, job_id: str, position: Position, about: Event) -> None:
     """Record a start from `position`, and how many steps of the previous start are lost; `about`: its other fields.
 
     Raises:
-        GaveUp: the job was already started from here `FRUITLESS_STARTS` times in a row; preempted starts don't count.
+        GaveUp: the job was already started from here `FRUITLESS_STARTS` times in a row; preempted starts, and those on
+            bad nodes, don't count.
     """
     fruitless, excused, at = 0, False, (position.epoch, position.step)
     for event in reversed(run.submissions()):
-        if event.kind == Kind.BROKEN_OFF:
+        if event.kind in {Kind.BROKEN_OFF, Kind.BAD_NODE}:
             excused = True
+        elif event.kind == Kind.LOOKED:  # Each start begins with it; one that left its node at once has no `started`.
+            excused = False
         elif event.kind == Kind.STARTED:
             if (event.job_id, event.position) != (job_id, at):
                 break

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from truba_runner.errors import Failed
 from truba_runner.runs import events, record_files, record_shapes
 from truba_runner.runs.events import SWEEPS, Event, Kind, sweep_events_file
 from truba_runner.runs.record_shapes import (
@@ -171,6 +172,20 @@ def identity(names: Iterable[str], content: Sequence[str]) -> str:
     own = sorted(set(names))
     digest = hashlib.sha256("\n".join(sorted(content)).encode()).hexdigest()[:8]
     return f"{own[0] if len(own) == 1 else 'several'}-sweep-{digest}"
+
+
+def intent_of(sweep: SweepDir, token: str) -> Event:
+    """Return the intent of one of a sweep's job arrays.
+
+    Raises:
+        truba_runner.errors.Failed: the sweep's record does not have it.
+    """
+    for event in sweep.events():
+        if event.kind == Kind.INTENT and event.token == token:
+            return event
+    raise Failed(
+        "{file} does not contain the submission {token}; was it moved or deleted?", file=sweep.events_file, token=token
+    )
 
 
 def runs_of_task(sweep: SweepDir, intent: Event, number: int) -> list[RunDir]:

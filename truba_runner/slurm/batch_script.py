@@ -36,6 +36,8 @@ requeue() {
     sleep $pause
   done
 }""".strip()
+# Time for the start of Python on a busy node, beside that of the checks themselves.
+_START_SECONDS = 10.0
 # Shell lines after srun that requeue the job where Slurm would not, and end with srun's exit status.
 REQUEUE_OR_EXIT = (
     "status=$?",
@@ -47,6 +49,24 @@ REQUEUE_OR_EXIT = (
     "esac",
     "exit $status",
 )
+
+# Exit status of the module that checks the nodes if the job must not train. After any other one, such as that of a Python
+# that cannot be started, the training starts, and fails if it must.
+LEFT_STATUS = 76
+
+
+def node_check(python: str, arguments: str, nodes: int, seconds: float) -> list[str]:
+    """Return the shell line that checks the job's nodes before it trains, and ends the script if one is bad."""
+    decide = (
+        f"{python} -u -m truba_runner.worker.node_check {arguments} || [ $? != {LEFT_STATUS} ] || exit {LEFT_STATUS}"
+    )
+    if nodes == 1:
+        return [decide]
+    # A step of its own. --mem=0: otherwise the next step fails, as the memory is not free yet. -k: srun outlives
+    # SIGTERM where a node does not answer.
+    step = f"srun --overlap --mem=0 --cpus-per-task=1 --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1"
+    look = f"{python} -u -m truba_runner.nodes.look {arguments}"
+    return [f"timeout -k 2 {seconds + _START_SECONDS:g} {step} {look} | {decide}"]
 
 
 def parameters(job_name: str, request: Request) -> dict[str, Any]:

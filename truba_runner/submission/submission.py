@@ -70,7 +70,18 @@ class Submission:
 
     def worker(self) -> str:
         """Return the Python module that the job runs and its arguments, quoted for the shell."""
-        return f"{self.first.program} {shlex.quote(str(self.first.run.path))}"
+        return f"{self.first.program} {self.subject()}"
+
+    def subject(self) -> str:
+        """Return the arguments that name the job's runs, quoted for the shell."""
+        return shlex.quote(str(self.first.run.path))
+
+    def node_check(self) -> list[str]:
+        """Return the shell lines that check the job's nodes before the training."""
+        check = self.first.experiment.cluster.node_check
+        if not check.enabled:
+            return []
+        return batch_script.node_check(self._start().python, self.subject(), self.request.nodes, check.seconds)
 
     def parameters(self) -> dict[str, Any]:
         """Return the sbatch parameters under submitit's names."""
@@ -85,6 +96,7 @@ class Submission:
                 f"export SLURM_EXIT_ERROR={SRUN_FAILED}",
                 # Python imports from the current folder first; in one that others can write to, this is unsafe.
                 "cd /",
+                *self.node_check(),
             ],
             "teardown": [*batch_script.REQUEUE_OR_EXIT],
             # Since Slurm 22.05, srun does not inherit this from sbatch.

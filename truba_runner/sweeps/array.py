@@ -88,7 +88,11 @@ class ArraySubmission(Submission):
 
     def worker(self) -> str:
         """Return the Python module that a task runs and its arguments, quoted for the shell."""
-        return f"truba_runner.sweeps.task {shlex.quote(str(self.sweep.path))} {self.token}"
+        return f"truba_runner.sweeps.task {self.subject()}"
+
+    def subject(self) -> str:
+        """Return the arguments that name a task's runs, quoted for the shell."""
+        return f"{shlex.quote(str(self.sweep.path))} {self.token}"
 
     def parameters(self) -> dict[str, Any]:
         """Return the sbatch parameters under submitit's names."""

@@ -7,7 +7,6 @@ starts again from the beginning: finished runs give their values at once, and li
 from __future__ import annotations
 
 import runpy
-import shlex
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,7 +37,11 @@ class SweeperSubmission(Submission):
 
     def worker(self) -> str:
         """Return the Python module that the job runs and its argument, quoted for the shell."""
-        return f"truba_runner.cli.sweeper {shlex.quote(str(self.first.run.path))}"
+        return f"truba_runner.cli.sweeper {self.subject()}"
+
+    def node_check(self) -> list[str]:
+        """Return no lines: this job trains nothing, and the jobs of its runs check their own nodes."""
+        return []
 
     def record_intent(self) -> None:
         """Record the intent, with the sweeper's command, in the sweep's folder."""

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from truba_runner.errors import Failed
 from truba_runner.language import _
-from truba_runner.runs.events import Event, Kind
-from truba_runner.runs.sweep_directory import SweepDir, runs_of_task
+from truba_runner.runs.sweep_directory import SweepDir, intent_of, runs_of_task
 from truba_runner.slurm import job_environment
 from truba_runner.storage import private
 from truba_runner.sweeps import packed_runs
@@ -27,7 +26,7 @@ def main(arguments: list[str]) -> int:
     sweep, token = SweepDir(Path(arguments[0])), arguments[1]
     if private.refused([sweep.path]):
         return 1
-    intent = _intent(sweep, token)
+    intent = intent_of(sweep, token)
     runs = runs_of_task(sweep, intent, int(os.environ["SLURM_ARRAY_TASK_ID"]))
     if private.refused(run.path for run in runs):
         return 1
@@ -39,16 +38,6 @@ def main(arguments: list[str]) -> int:
             return 0
         _print_into(runs[0].log_of(job_environment.current().job_id))
         return worker.main([str(runs[0].path)])
-
-
-def _intent(sweep: SweepDir, token: str) -> Event:
-    for event in sweep.events():
-        if event.kind == Kind.INTENT and event.token == token:
-            return event
-    message = _(
-        "{file} does not contain the submission {token}; was it moved or deleted?", file=sweep.events_file, token=token
-    )
-    raise Failed(message)
 
 
 def _print_into(log: Path) -> None:
