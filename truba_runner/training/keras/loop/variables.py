@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,8 @@ from truba_runner.training.walk.objects import Found
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+# A training stands still while its variables are copied; more threads than this no longer copy faster.
+_MOST_THREADS = 4
 # Path, shape and dtype of each variable; lists, since JSON has no tuples.
 Signature = list[list[Any]]
 
@@ -44,7 +48,12 @@ class Variables:
 
     def read(self, small: bool = False) -> dict[str, NDArray[Any]]:
         """Return a copy of each variable by path; `small`: only of those that evaluation may change."""
-        return {path: slot.copies[0].numpy() for path, slot in self._slots.items() if slot.small or not small}
+        chosen = {path: slot.copies[0] for path, slot in self._slots.items() if slot.small or not small}
+        if small:
+            return {path: variable.numpy() for path, variable in chosen.items()}
+        # Copying releases the interpreter's lock.
+        with ThreadPoolExecutor(min(_MOST_THREADS, len(os.sched_getaffinity(0)))) as pool:
+            return dict(zip(chosen, pool.map(lambda variable: variable.numpy(), chosen.values())))
 
     def own(self) -> list[str]:
         """Return the paths of values that are a single device's own."""
