@@ -19,8 +19,8 @@ from truba_runner import python_check
 PACKAGE = Path(truba_runner.__file__).parent
 # Each imports what stands before it, and nothing that stands after it. The root's own modules are below all.
 FLOORS = (
-    "storage config data slurm rules runs code environment training verify worker submission search launch sweeps "
-    "status keeping why doctor report tensorboard commands cli"
+    "storage config data slurm rules runs nodes code environment training verify worker submission search launch "
+    "sweeps status keeping why doctor report tensorboard commands cli"
 ).split()
 MOST_MODULES, MOST_LINES = 12, 350
 HEAVY = {"tensorflow", "keras", "torch", "fastai", "sklearn", "numpy", "tensorboard"}
@@ -181,7 +181,7 @@ def test_a_search_workers_own_process_stays_light() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["status", "logs", "cancel", "stage", "best", "bundle", "tensorboard", "pull", "why", "diff"]
+    "command", ["status", "logs", "cancel", "stage", "best", "bundle", "tensorboard", "pull", "why", "diff", "nodes"]
 )
 def test_management_commands_start_without_hydra(command: str) -> None:
     assert not imported_by(f"truba_runner.commands.{command}") & (MANAGEMENT | HEAVY)

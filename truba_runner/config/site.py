@@ -106,6 +106,11 @@ class Cluster:
     requeue: bool = True
     # The option of sbatch that requests the GPUs of each node.
     gpu_option: str = "--gres=gpu:{gpus}"
+    # A list of bad nodes that colleagues share, beside the one in runs_folder; empty: none. It is a file that all of
+    # them can write.
+    bad_nodes: str = ""
+    # Jobs avoid a bad node for this many days, unless it is healthy again before.
+    bad_nodes_days: float = 7.0
     refusals: list[Refusal] = field(default_factory=list)
     partitions: dict[str, Partition] = field(default_factory=dict)
 

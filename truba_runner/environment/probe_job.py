@@ -10,6 +10,7 @@ from pathlib import Path
 from truba_runner.config.schema import Experiment, Resources
 from truba_runner.errors import Failed
 from truba_runner.language import _
+from truba_runner.nodes import exclusion
 from truba_runner.rules.experiment import plan
 from truba_runner.runs.run_directory import CODE
 from truba_runner.slurm import batch_script, client, commands, jobs
@@ -38,7 +39,9 @@ def run(experiment: Experiment, script: str) -> tuple[str, int] | None:
     private.require_own(output.parent)
     try:
         if not output.exists() and not _is_there(name):
-            commands.sbatch(_batch(_request(experiment), name, output, script))
+            request = _request(experiment)
+            request = replace(request, exclude=exclusion.of_request(experiment.cluster, request).exclude)
+            commands.sbatch(_batch(request, name, output, script))
     except client.SlurmError as error:
         message = _("the job that checks the environment could not be submitted: {message}", message=error.message)
         raise Failed(message) from error

@@ -15,6 +15,7 @@ from truba_runner.data import staging
 from truba_runner.environment import probe
 from truba_runner.errors import listed
 from truba_runner.language import _, counted, marked
+from truba_runner.log import warn
 from truba_runner.runs.progress import format_metrics
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import state_of
@@ -95,6 +96,15 @@ def submitted(submission: Submission, job_id: str) -> None:
     chosen = submission.first.experiment.environment
     if chosen.kind != "inherit":
         print(f"  {probe.described(chosen, submission.first.found)}")
+    bad_nodes(submission)
+
+
+def bad_nodes(submission: Submission) -> None:
+    """Print which nodes the job leaves out because they are known as bad, and warn of those that it may get."""
+    for node, why in submission.exclusion.reasons().items():
+        print("  " + _("leaves out {node}, known as bad ({why})", node=node, why=why))
+    for warning in submission.exclusion.warnings:
+        warn(warning)
 
 
 def _asked(request: Request, tasks: int) -> str:
@@ -183,5 +193,6 @@ def dry_run(submissions: Sequence[Submission]) -> None:
         for key, value in shown.items():
             table.add_row(key, _("(the default)") if value in (None, "", {}) else str(value))
         console.print(table)
+        bad_nodes(submission)
         if experiment.cluster.scheduler == "slurm":
             print(submission.script())

@@ -6,9 +6,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from truba_runner.language import _, counted
+from truba_runner.nodes import ledger
 from truba_runner.slurm import queries
 from truba_runner.slurm.client import SlurmError
 from truba_runner.slurm.hostlist import expand
@@ -191,6 +193,18 @@ def _disk(case: Case) -> Iterator[Evidence]:
         yield Evidence(room.source, room.said())
 
 
+def _excluded(case: Case) -> Iterator[Evidence]:
+    nodes = queries.shown("job", case.job_id)[0].get("ExcNodeList", "")
+    if not nodes:
+        return
+    yield Evidence("scontrol show job", _("the job must not get {nodes}", nodes=nodes))
+    cluster: Mapping[str, Any] = case.run.read_config()["cluster"]
+    shared, days = cluster.get("bad_nodes", ""), cluster.get("bad_nodes_days", ledger.DAYS)
+    for one in ledger.bad_nodes(Path(cluster["runs_folder"]), shared, days):
+        if one.node in expand(nodes):
+            yield Evidence("truba nodes", f"{one.node}: {one.last.check}: {one.last.message}")
+
+
 def _gpu(case: Case) -> Iterator[Evidence]:
     config: Mapping[str, Any] = case.run.read_config()
     facts = config["cluster"]["partitions"][case.values["partition"]]
@@ -205,6 +219,7 @@ LOOKS: Mapping[str, Callable[[Case], Iterator[Evidence]]] = {
     "dependency": _dependency,
     "disk": _disk,
     "earlier": _earlier,
+    "excluded": _excluded,
     "gpu": _gpu,
     "licenses": _licenses,
     "limits": _limits,

@@ -1,0 +1,91 @@
+"""Jobs on a real Slurm leave out the nodes that are on the list of bad ones."""
+
+from __future__ import annotations
+
+import re
+import time
+
+from test_search_on_slurm import Search
+from truba import FAILING_JOB, Truba, events, run_dirs
+
+MNIST = ["+experiment=mnist", "data.name=digits", "environment=inherit", "job.module=failing"]
+
+
+def listed(truba: Truba, *nodes: str) -> None:
+    """Put nodes on the user's list, as this user's jobs do."""
+    runs = truba.project / "runs"
+    truba.cluster.run(["mkdir", "-m", "700", "-p", str(runs)], user=truba.user)
+    program = (
+        "import sys\nfrom pathlib import Path\n"
+        "from truba_runner.nodes.fault import Fault\nfrom truba_runner.nodes.ledger import record_bad\n"
+        "record_bad(Path(sys.argv[1]), '', Fault(sys.argv[2], 'gpus', '3 of 4 GPUs', float(sys.argv[3])))\n"
+    )
+    for node in nodes:
+        done = truba(str(runs), node, str(time.time()), program=["-c", program])
+        assert done.returncode == 0, done.stderr
+
+
+def excluded(truba: Truba, job_id: str) -> str:
+    shown = truba.cluster.run(["scontrol", "--oneliner", "show", "job", job_id]).stdout
+    found = re.search(r"ExcNodeList=(\S+)", shown)
+    assert found, shown
+    return found[1]
+
+
+def submitted(truba: Truba, *overrides: str) -> str:
+    """Submit a job of the project and return what the command said."""
+    truba.write("jobs/failing.py", FAILING_JOB)
+    done = truba(*overrides, *MNIST, truba.runs_folder())
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout + done.stderr
+
+
+def test_a_run_leaves_out_a_bad_node_but_not_a_name_that_slurm_does_not_know(truba: Truba) -> None:
+    # The site has renamed akya77: the name alone would refuse every submission.
+    listed(truba, "akya77", "akya2")
+    shown = submitted(truba, "dry_run=true")
+    assert "#SBATCH --exclude=akya2\n" in shown and "3 of 4 GPUs" in shown
+    said = submitted(truba, "resources.exclude=akya3")
+    assert "leaves out akya2" in said and "akya77" not in said
+    (run,) = run_dirs(truba.project)
+    intent, sent = events(run)[:2]
+    assert intent["bad_nodes"] == {"akya2": "gpus: 3 of 4 GPUs"} and intent["request"]["exclude"] == "akya3"
+    assert excluded(truba, sent["job_id"]) == "akya[2-3]"
+
+
+def test_an_array_and_a_run_on_a_named_bad_node(truba: Truba) -> None:
+    listed(truba, "akya1")
+    said = submitted(truba, "-m", "train.seed=1,2", "sweep.canary=false")
+    assert "leaves out akya1" in said
+    (sent,) = {event["job_id"].split("_")[0] for run in run_dirs(truba.project) for event in events(run)[1:2]}
+    assert excluded(truba, sent) == "akya1"
+    said = submitted(truba, "train.seed=3", "resources.nodelist=akya1")
+    assert "WARNING" in said and "akya1" in said and "leaves out" not in said
+    (job,) = {event["job_id"] for run in run_dirs(truba.project) for event in events(run)[1:2]} - {
+        f"{sent}_0", f"{sent}_1"
+    }  # fmt: skip
+    assert excluded(truba, job) == "(null)"
+
+
+def test_a_finder_and_its_run(truba: Truba) -> None:
+    listed(truba, "akya4")
+    before = truba.jobs().keys()
+    submitted(truba, "-m", "sweep=lr_find", "train.seed=1,2")
+    jobs = truba.jobs().keys() - before
+    assert len({job.split("_")[0] for job in jobs}) == 2
+    assert {excluded(truba, job.split("_")[0]) for job in jobs} == {"akya4"}
+
+
+def test_a_search(truba: Truba) -> None:
+    listed(truba, "akya3")
+    search = Search(truba, "sweep=random", "sweep.workers=2", "sweep.max_trials=2", "environment=inherit")
+    assert "leaves out akya3" in search.told_at_submission
+    assert {excluded(truba, job.split("_")[0]) for job in search.job_ids()} == {"akya3"}
+
+
+def test_a_list_of_all_nodes_keeps_no_job_waiting(truba: Truba) -> None:
+    listed(truba, "akya4", "akya1", "akya2", "akya3")
+    said = submitted(truba)
+    assert "WARNING" in said and "akya4" in said
+    (run,) = run_dirs(truba.project)
+    assert excluded(truba, events(run)[1]["job_id"]) == "akya[1-3]"
