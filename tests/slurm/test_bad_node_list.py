@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 
+from cluster import wait_until
 from test_search_on_slurm import Search
 from truba import FAILING_JOB, Truba, events, run_dirs
+
+from truba_runner.nodes.ledger import NODES
 
 MNIST = ["+experiment=mnist", "data.name=digits", "environment=inherit", "job.module=failing"]
 
@@ -81,6 +85,55 @@ def test_a_search(truba: Truba) -> None:
     search = Search(truba, "sweep=random", "sweep.workers=2", "sweep.max_trials=2", "environment=inherit")
     assert "leaves out akya3" in search.told_at_submission
     assert {excluded(truba, job.split("_")[0]) for job in search.job_ids()} == {"akya3"}
+
+
+def test_the_command_lists_and_forgets(truba: Truba) -> None:
+    listed(truba, "akya2")
+    as_root = truba.cluster.run
+    as_root(["scontrol", "update", "nodename=akya4", "state=drain", "reason=GPU 2 fell off the bus"], user="root")
+    try:
+        shown = truba("nodes", truba.runs_folder())
+        assert shown.returncode == 0, shown.stderr
+        bad, out_of_use = shown.stdout.split("out of use by the site:")
+        assert "akya2" in bad and "gpus: 3 of 4 GPUs" in bad and str(truba.project / "runs" / NODES) in bad
+        assert "akya4" in out_of_use and "GPU 2 fell off the bus" in out_of_use and "drain" in out_of_use
+        as_json = json.loads(truba("nodes", "--json", truba.runs_folder()).stdout)
+        assert [one["node"] for one in as_json["bad"]] == ["akya2"]
+        assert [one["nodes"] for one in as_json["out_of_use"]] == ["akya4"]
+    finally:
+        as_root(["scontrol", "update", "nodename=akya4", "state=resume"], user="root")
+    assert truba("nodes", truba.runs_folder(), "--forget", "akya3").returncode == 2
+    assert "no node is known as bad" in truba("nodes", truba.runs_folder(), "--forget", "akya2").stdout
+    assert "--exclude" not in submitted(truba, "dry_run=true")
+
+
+def test_where_and_doctor_mention_them(truba: Truba) -> None:
+    listed(truba, "akya2", "barbun121")
+    truba.write("jobs/failing.py", FAILING_JOB)
+    where = truba("where", "mnist", "data.name=digits", "job.module=failing", truba.runs_folder())
+    assert "akya-cuda: left out as bad: akya2 (truba nodes)" in where.stdout, where.stdout + where.stderr
+    rows = json.loads(truba("doctor", "--json", truba.runs_folder()).stdout)
+    (row,) = [one for one in rows if one["subject"] == "bad nodes"]
+    assert row["level"] == "note" and "akya2, barbun121" in row["says"]
+    listed(truba, "barbun122")
+    rows = json.loads(truba("doctor", "--json", truba.runs_folder()).stdout)
+    assert [one["says"] for one in rows if one["subject"] == "bad nodes" and one["level"] == "warning"] == [
+        "2 of the 2 nodes of barbun-cuda are known as bad"
+    ]
+
+
+def test_a_job_that_excludes_all_nodes_says_so(truba: Truba) -> None:
+    listed(truba, "akya2")
+    submitted(truba, "resources.sbatch.begin=now+1hour")
+    (run,) = run_dirs(truba.project)
+    job = events(run)[1]["job_id"]
+    update = ["scontrol", "update", f"jobid={job}", "excnodelist=akya[1-4]", "starttime=now"]
+    truba.cluster.run(update, user=truba.user)
+    argv = ["squeue", "--noheader", "--format=%r", f"--jobs={job}"]
+    wait_until(lambda: truba.cluster.run(argv).stdout.strip() == "BadConstraints")
+    said = truba("why", run.name, "--runs", str(run.parent)).stdout
+    assert "it excludes too many" in said and "the job must not get akya[1-4]" in said, said
+    assert "akya2: gpus: 3 of 4 GPUs" in said and "akya1:" not in said
 
 
 def test_a_list_of_all_nodes_keeps_no_job_waiting(truba: Truba) -> None:

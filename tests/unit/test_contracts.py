@@ -19,7 +19,7 @@ from truba_runner import python_check
 PACKAGE = Path(truba_runner.__file__).parent
 # Each imports what stands before it, and nothing that stands after it. The root's own modules are below all.
 FLOORS = (
-    "storage config data slurm rules runs nodes code environment training verify worker submission search launch "
+    "storage config data slurm rules runs code environment training nodes verify worker submission search launch "
     "sweeps status keeping why doctor report tensorboard commands cli"
 ).split()
 MOST_MODULES, MOST_LINES = 12, 350

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from truba_runner.config.schema import Experiment, Resources
 from truba_runner.errors import Failed
 from truba_runner.language import _
-from truba_runner.nodes import exclusion
 from truba_runner.rules.experiment import plan
 from truba_runner.runs.run_directory import CODE
 from truba_runner.slurm import batch_script, client, commands, jobs
@@ -24,10 +24,11 @@ _POLL_SECONDS = 0.5
 _END = "TRUBA-END "
 
 
-def run(experiment: Experiment, script: str) -> tuple[str, int] | None:
+def run(experiment: Experiment, script: str, exclude: Callable[[Request], str]) -> tuple[str, int] | None:
     """Run a shell script on a compute node; return its output and exit status, or None if it does not end in time.
 
-    In that case the job is left alone, and the next call with the same script first looks for its answer.
+    `exclude` returns the nodes that a request must not get. A job that does not end in time is left alone, and the next
+    call with the same script first looks for its answer.
 
     Raises:
         truba_runner.errors.Failed: Slurm does not answer, or rejects the job.
@@ -40,8 +41,7 @@ def run(experiment: Experiment, script: str) -> tuple[str, int] | None:
     try:
         if not output.exists() and not _is_there(name):
             request = _request(experiment)
-            request = replace(request, exclude=exclusion.of_request(experiment.cluster, request).exclude)
-            commands.sbatch(_batch(request, name, output, script))
+            commands.sbatch(_batch(replace(request, exclude=exclude(request)), name, output, script))
     except client.SlurmError as error:
         message = _("the job that checks the environment could not be submitted: {message}", message=error.message)
         raise Failed(message) from error

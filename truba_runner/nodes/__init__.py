@@ -1,1 +1,1 @@
-"""Broken nodes: what is wrong with one, the list of them, and which ones a submission leaves out."""
+"""Bad nodes: what a job checks on its nodes before it trains, how it leaves a bad one, and the list of bad nodes."""

@@ -1,4 +1,4 @@
-"""Definition of a fault: what is wrong with a node."""
+"""A fault of a compute node."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault of a node.
-
-    `check` is a name: gpus, gpu_memory, shared_disk, node_disk, environment, clock, convolution, no_answer. `time` is
-    in seconds since 1970.
-    """
+    """What a check found wrong with a node; `check` is the name of the check, `message` a sentence for people."""
 
     node: str
     check: str
     message: str
+    # Seconds since 1970.
     time: float
