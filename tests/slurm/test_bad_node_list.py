@@ -15,18 +15,22 @@ from truba_runner.nodes.ledger import NODES
 MNIST = ["+experiment=mnist", "data.name=digits", "environment=inherit", "job.module=failing"]
 
 
-def listed(truba: Truba, *nodes: str) -> None:
-    """Put nodes on the user's list, as this user's jobs do."""
+def listed(truba: Truba, *nodes: str, shared: str = "") -> None:
+    """Put nodes on the user's list, and on a shared one, as this user's jobs do."""
     runs = truba.project / "runs"
     truba.cluster.run(["mkdir", "-m", "700", "-p", str(runs)], user=truba.user)
-    program = (
-        "import sys\nfrom pathlib import Path\n"
-        "from truba_runner.nodes.fault import Fault\nfrom truba_runner.nodes.ledger import record_bad\n"
-        "record_bad(Path(sys.argv[1]), '', Fault(sys.argv[2], 'gpus', '3 of 4 GPUs', float(sys.argv[3])))\n"
-    )
     for node in nodes:
-        done = truba(str(runs), node, str(time.time()), program=["-c", program])
-        assert done.returncode == 0, done.stderr
+        in_a_job(truba, f"record_bad(runs, {shared!r}, Fault({node!r}, 'gpus', '3 of 4 GPUs', {time.time()}))")
+
+
+def in_a_job(truba: Truba, line: str) -> None:
+    """Run a line of Python with the functions of the list as this user; `runs` is the project's runs folder."""
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom truba_runner.nodes.fault import Fault\n"
+        f"from truba_runner.nodes.ledger import record_bad, record_healthy\nruns = Path(sys.argv[1])\n{line}\n"
+    )
+    done = truba(str(truba.project / "runs"), program=["-c", program])
+    assert done.returncode == 0, done.stderr
 
 
 def excluded(truba: Truba, job_id: str) -> str:
@@ -124,7 +128,7 @@ def test_where_and_doctor_mention_them(truba: Truba) -> None:
 
 def test_a_job_that_excludes_all_nodes_says_so(truba: Truba) -> None:
     listed(truba, "akya2")
-    submitted(truba, "resources.sbatch.begin=now+1hour")
+    submitted(truba, "+resources.sbatch.begin=now+1hour")
     (run,) = run_dirs(truba.project)
     job = events(run)[1]["job_id"]
     update = ["scontrol", "update", f"jobid={job}", "excnodelist=akya[1-4]", "starttime=now"]
@@ -132,8 +136,26 @@ def test_a_job_that_excludes_all_nodes_says_so(truba: Truba) -> None:
     argv = ["squeue", "--noheader", "--format=%r", f"--jobs={job}"]
     wait_until(lambda: truba.cluster.run(argv).stdout.strip() == "BadConstraints")
     said = truba("why", run.name, "--runs", str(run.parent)).stdout
-    assert "it excludes too many" in said and "the job must not get akya[1-4]" in said, said
+    assert "or it excludes too" in said and "the job must not get akya[1-4]" in said, said
     assert "akya2: gpus: 3 of 4 GPUs" in said and "akya1:" not in said
+
+
+def test_two_users_share_a_list(truba: Truba) -> None:
+    mehmet = Truba(truba.cluster, truba.project.name, "mehmet")
+    folder = truba.cluster.scratch_root / f"shared-{truba.project.name}"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    shared = folder / "bad.jsonl"
+    listed(truba, "akya2", shared=str(shared))
+    truba.cluster.run(["chmod", "666", str(shared)], user=truba.user)
+    listed(mehmet, "akya3", shared=str(shared))
+    for one in (truba, mehmet):
+        one.write("jobs/failing.py", FAILING_JOB)
+    own = [f"cluster.bad_nodes={shared}", "dry_run=true", "resources.account=ayse"]
+    assert "#SBATCH --exclude=akya2,akya3\n" in submitted(truba, *own)
+    assert "#SBATCH --exclude=akya2,akya3\n" in submitted(mehmet, *own)
+    in_a_job(mehmet, f"record_healthy(runs, {str(shared)!r}, 'akya2')")
+    assert "#SBATCH --exclude=akya3\n" in submitted(truba, *own)
 
 
 def test_a_list_of_all_nodes_keeps_no_job_waiting(truba: Truba) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from truba_runner.doctor import NOTE, OK, WARNING, Finding, Patient
 from truba_runner.language import _, counted
 from truba_runner.nodes import exclusion
 from truba_runner.slurm import queries
+from truba_runner.slurm.client import SlurmError
 
 
 def bad(patient: Patient) -> Iterator[Finding]:
@@ -27,10 +29,12 @@ def bad(patient: Patient) -> Iterator[Finding]:
     if not names:
         yield Finding(OK, subject, _("no node is known as bad"))
         return
-    nodes = queries.every_node()
     says = counted("{count} node is left out by jobs: {names}", "{count} nodes are left out by jobs: {names}",
                    len(names), names=", ".join(sorted(names)))  # fmt: skip
     yield Finding(NOTE, subject, says, _("truba nodes shows why."))
+    nodes = []
+    with suppress(SlurmError):  # Another check reports that Slurm does not answer.
+        nodes = queries.every_node()
     for partition in cluster.partitions:
         its = {one.name for one in nodes if one.partition == partition}
         if 2 * len(its & names) > len(its):

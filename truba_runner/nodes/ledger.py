@@ -151,9 +151,11 @@ def _append(file: Path, fact: _Fact, days: float) -> None:
     if own:
         file.parent.mkdir(mode=0o700, exist_ok=True)
         private.require_own(file.parent)
-    handle = os.open(
-        file, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600 if own else 0o660
-    )
+    flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        handle = os.open(file, flags)
+    except FileNotFoundError:  # Linux refuses O_CREAT for another user's file in a folder with a sticky bit.
+        handle = os.open(file, flags | os.O_CREAT, 0o600 if own else 0o660)
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             return

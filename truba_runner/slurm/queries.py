@@ -199,9 +199,8 @@ def every_node() -> list[Node]:
         truba_runner.slurm.client.SlurmError: Slurm does not answer.
     """
     form = SEPARATOR.join(("%N", "%R", "%f"))
-    rows = (
-        line.strip().split(SEPARATOR) for line in _ask(["sinfo", "-a", "-h", "-N", f"--format={form}"]).splitlines()
-    )
+    lines = _ask(["sinfo", "--all", "--noheader", "--Node", f"--format={form}"]).splitlines()
+    rows = (line.strip().split(SEPARATOR) for line in lines)
     return [Node(row[0], row[1], row[2].split(",")) for row in rows if len(row) == 3]
 
 
@@ -223,9 +222,8 @@ def out_of_use() -> list[OutOfUse]:
         truba_runner.slurm.client.SlurmError: Slurm does not answer.
     """
     form = SEPARATOR.join(("%N", "%T", "%E", "%u", "%H"))
-    rows = (
-        line.strip().split(SEPARATOR) for line in _ask(["sinfo", "-a", "-h", "-R", f"--format={form}"]).splitlines()
-    )
+    lines = _ask(["sinfo", "--all", "--noheader", "--list-reasons", f"--format={form}"]).splitlines()
+    rows = (line.strip().split(SEPARATOR) for line in lines)
     return list(dict.fromkeys(OutOfUse(*row) for row in rows if len(row) == 5))
 
 

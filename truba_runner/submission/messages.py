@@ -25,6 +25,9 @@ from truba_runner.submission.outcome import Action, Outcome
 from truba_runner.submission.prepared import Prepared
 from truba_runner.submission.submission import Submission
 
+# Of the nodes that a job leaves out, so many are printed.
+_MOST_NODES = 4
+
 
 def same_run(runs: Sequence[Prepared]) -> None:
     """Note that several choices of a sweep lead to one run: they differ in nothing that affects the training."""
@@ -101,8 +104,12 @@ def submitted(submission: Submission, job_id: str) -> None:
 
 def bad_nodes(submission: Submission) -> None:
     """Print which nodes the job leaves out because they are known as bad, and warn of those that it may get."""
-    for node, why in submission.exclusion.reasons().items():
+    reasons = list(submission.exclusion.reasons().items())
+    # Those that were bad last: they are the last ones.
+    for node, why in reasons[-_MOST_NODES:]:
         print("  " + _("leaves out {node}, known as bad ({why})", node=node, why=why))
+    if more := len(reasons[:-_MOST_NODES]):
+        print("  " + counted("and {count} more", "and {count} more", more) + " (truba nodes)")
     for warning in submission.exclusion.warnings:
         warn(warning)
 
