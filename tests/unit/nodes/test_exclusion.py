@@ -11,15 +11,18 @@ import pytest
 
 from truba_runner.config.identity import run_id
 from truba_runner.config.schema import Experiment
+from truba_runner.environment import probe, probe_job
+from truba_runner.launch import prepare
 from truba_runner.nodes import exclusion
 from truba_runner.nodes.exclusion import Exclusion, chosen
 from truba_runner.nodes.fault import Fault
 from truba_runner.nodes.ledger import BadNode, record_bad
 from truba_runner.runs.run_directory import RunDir
-from truba_runner.slurm import client, queries
+from truba_runner.slurm import client, commands, queries
 from truba_runner.slurm.client import SlurmError
 from truba_runner.slurm.queries import Node
 from truba_runner.slurm.request import Request
+from truba_runner.submission import messages
 from truba_runner.submission.prepared import Prepared
 from truba_runner.submission.submission import Submission
 
@@ -132,3 +135,31 @@ def test_a_shared_list_counts_for_as_long_as_the_site_says(
     own = [f"cluster.runs_folder={tmp_path}", f"cluster.bad_nodes={shared}"]
     assert exclusion.of_request(experiment(*own).cluster, ASKS).exclude == "akya3"
     assert exclusion.of_request(experiment(*own, "cluster.bad_nodes_days=1").cluster, ASKS).exclude == ""
+
+
+def test_the_job_that_checks_an_environment_leaves_them_out(
+    experiment: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked(monkeypatch)
+    record_bad(tmp_path, "", Fault("akya2", "gpus", "no GPU", time.time()))
+    sent: list[str] = []
+    monkeypatch.setattr(commands, "sbatch", sent.append)
+    monkeypatch.setattr(probe, "found", lambda one, in_a_job: in_a_job("true"))
+    monkeypatch.setattr(prepare, "on_slurm_or_failed", lambda: None)
+    monkeypatch.setattr(probe_job, "WAIT_SECONDS", 0)
+    monkeypatch.setattr(probe_job, "_is_there", lambda name: False)
+    own = [f"cluster.scratch={tmp_path}", f"cluster.runs_folder={tmp_path}"]
+    prepare._in_environment(experiment(*own, "resources.account=ayse"))
+    assert "#SBATCH --exclude=akya2\n" in sent[0] and "#SBATCH --partition=debug\n" in sent[0]
+
+
+def test_a_message_names_the_last_few(
+    submission: Submission, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes = [Node(f"akya{number}", "akya-cuda", []) for number in range(9)]
+    monkeypatch.setattr(queries, "every_node", lambda: nodes)
+    for number in range(6):
+        record_bad(tmp_path, "", Fault(f"akya{number}", "gpus", "no GPU", time.time() - 60 + number))
+    messages.bad_nodes(submission)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 and "akya5" in lines[3] and lines[4] == "  and 2 more (truba nodes)"
