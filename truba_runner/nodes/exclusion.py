@@ -68,8 +68,8 @@ def chosen(request: Request, bad: Sequence[BadNode], nodes: Sequence[Node]) -> E
     named, excluded = _names(request.nodelist), _names(request.exclude)
     usable = {one.name for one in nodes if one.partition == request.partition and _suits(one, request)} - excluded
     candidates = sorted((one for one in bad if one.node in usable - named), key=lambda one: one.last.time)
-    spare = max(0, len(usable) - max(request.nodes, len(named & usable)))
-    kept, left_out = candidates[: max(0, len(candidates) - spare)], candidates[max(0, len(candidates) - spare) :]
+    too_many = max(0, len(candidates) - max(0, len(usable) - request.nodes))
+    kept, left_out = candidates[:too_many], candidates[too_many:]
     warnings = [
         *_warnings_of_named([one for one in bad if one.node in named]),
         *_warnings_of_kept(kept, request, len(usable)),

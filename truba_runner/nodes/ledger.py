@@ -179,14 +179,13 @@ def _write(handle: int, lines: Iterable[str]) -> None:
 
 
 def _compacted(facts: Iterable[_Fact], days: float) -> list[_Fact]:
-    """Return the facts that still count: of each node its last end, and its newest faults after that."""
+    """Return the facts that still count: of each node its newest faults, or that they have ended."""
     since = time.time() - days * DAY_SECONDS
     kept: dict[str, list[_Fact]] = {}
     for fact in sorted(facts, key=lambda one: one.fault.time):
         if fact.fault.time > since:
-            before = kept.get(fact.fault.node, []) if fact.kind == BAD else []
-            ends, faults = [one for one in before if one.kind != BAD], [one for one in before if one.kind == BAD]
-            kept[fact.fault.node] = [*ends, *faults[1 - _KEPT_FAULTS :], fact]
+            faults = [one for one in kept.get(fact.fault.node, []) if one.kind == fact.kind == BAD]
+            kept[fact.fault.node] = [*faults[1 - _KEPT_FAULTS :], fact]
     return [fact for facts in kept.values() for fact in facts]
 
 
