@@ -8,6 +8,7 @@ import time
 
 from cluster import wait_until
 from test_search_on_slurm import Search
+from test_sweeps_on_slurm import SWEEPER
 from truba import FAILING_JOB, Truba, events, run_dirs
 
 from truba_runner.nodes.ledger import NODES
@@ -89,6 +90,20 @@ def test_a_search(truba: Truba) -> None:
     search = Search(truba, "sweep=random", "sweep.workers=2", "sweep.max_trials=2", "environment=inherit")
     assert "leaves out akya3" in search.told_at_submission
     assert {excluded(truba, job.split("_")[0]) for job in search.job_ids()} == {"akya3"}
+
+
+def test_a_sweepers_job_and_the_runs_that_it_submits(truba: Truba) -> None:
+    # The only node of barbun stays: there is no other for the sweeper.
+    listed(truba, "barbun1", "akya4")
+    truba.cluster.run(["mkdir", "-p", str(truba.project / "site/hydra_plugins/nevergrad_like")], user=truba.user)
+    truba.write("site/hydra_plugins/nevergrad_like/__init__.py", SWEEPER)
+    truba.environment["PYTHONPATH"] += f":{truba.project / 'site'}"
+    own = ["hydra/sweeper=nevergrad_like", "launcher.metric=val_loss", "sweep.sweeper_partition=barbun"]
+    said = submitted(truba, "-m", *own, "sweep.sweeper_time=10m")
+    assert "the sweeper was submitted as job" in said and "nodes that are known as bad (barbun1)" in said
+    wait_until(lambda: run_dirs(truba.project) and all(events(run)[1:] for run in run_dirs(truba.project)))
+    arrays = {events(run)[1]["job_id"].split("_")[0] for run in run_dirs(truba.project)}
+    assert {excluded(truba, array) for array in arrays} == {"akya4"}
 
 
 def test_the_command_lists_and_forgets(truba: Truba) -> None:
