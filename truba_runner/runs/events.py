@@ -55,6 +55,9 @@ class Kind(str, Enum):
     BROKEN_OFF = "broken_off"
     REQUEUED = "requeued"
     KILLED = "killed"
+    # A job has checked a node before it trains; this start has ended because of a fault of the node.
+    LOOKED = "looked"
+    BAD_NODE = "bad_node"
     # The canary has finished its first epoch, so that the array may start; or it failed, so that the array never does.
     RELEASED = "released"
     DROPPED = "dropped"
@@ -124,7 +127,11 @@ class Event:
 
     # -- submitted: whether the job was found in the queue by a later command
     adopted: bool = checked(_is_any, False)
-    # -- refused: Slurm's words. dropped: the reason. killed: the signal's name
+    # -- looked, bad_node: the node, what was seen there (by check), the name of the check that failed
+    node: str = checked(is_text, "")
+    seen: Mapping[str, Any] = checked(map_of(_is_any), {})
+    check: str = checked(is_text, "")
+    # -- refused: Slurm's words. bad_node: what is wrong. dropped: the reason. killed: the signal's name
     message: str = checked(is_text, "")
     why: str = checked(is_text, "")
     signal: str = checked(is_text, "")
@@ -137,7 +144,7 @@ class Event:
     position: Sequence[int] | None = checked(record_shapes.is_position, None)
     steps_lost: int = checked(is_count, 0)
     steps_per_epoch: int | None = checked(or_none(is_count), None)
-    # -- restored, verified: the duration
+    # -- restored, verified, looked: the duration
     seconds: float = checked(is_finite, 0.0)
     # -- leased: the search's worker
     worker: str = checked(_is_any, "")
@@ -162,6 +169,8 @@ _REQUIRED: Mapping[str, Sequence[str]] = {
     "restored": ("seconds",),
     "dropped": ("why",),
     "killed": ("signal",),
+    "looked": ("node",),
+    "bad_node": ("node", "check"),
 }
 # Fields that are written even with their defaults, as earlier versions read them without asking whether they are there.
 _WRITTEN: Mapping[str, Sequence[str]] = {
