@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 from truba_runner.doctor import NOTE, OK, WARNING, Finding, Patient
 from truba_runner.language import _, counted
@@ -19,7 +18,7 @@ def bad(patient: Patient) -> Iterator[Finding]:
     cluster, subject = patient.experiment.cluster, _("bad nodes")
     if cluster.scheduler != "slurm":
         return
-    if cluster.bad_nodes and not os.access(Path(cluster.bad_nodes).expanduser(), os.R_OK | os.W_OK):
+    if cluster.bad_nodes and not os.access(cluster.bad_nodes, os.R_OK | os.W_OK):
         says = _("{file}, the list that you share (cluster.bad_nodes), is missing or you cannot write it",
                  file=cluster.bad_nodes)  # fmt: skip
         remedy = _("Jobs add nothing to it. Create it for your group: install -m 660 -g GROUP /dev/null {file}",

@@ -124,7 +124,7 @@ def bad_nodes(runs_folder: Path, shared: str, days: float) -> list[BadNode]:
 
 
 def _files(runs_folder: Path, shared: str) -> list[Path]:
-    return [runs_folder / NODES / "bad.jsonl", *([Path(shared).expanduser()] if shared else [])]
+    return [runs_folder / NODES / "bad.jsonl", *([Path(shared)] if shared else [])]
 
 
 def _end(runs_folder: Path, shared: str, node: str, kind: str) -> bool:

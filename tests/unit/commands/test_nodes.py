@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from truba_runner.cli.main import main
+from truba_runner.config.composing.compose import composed
 from truba_runner.nodes.fault import Fault
 from truba_runner.nodes.ledger import DAY_SECONDS, bad_nodes, record_bad
 
@@ -24,7 +25,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def nodes(runs: Path, *arguments: str) -> int:
-    own = ["cluster=local", f"cluster.bad_nodes={runs / 'shared'}", "cluster.bad_nodes_days=2"]
+    own = ["cluster=local", "cluster.bad_nodes=shared", "cluster.bad_nodes_days=2"]
     return main(["nodes", *own, "--runs", str(runs), *arguments])
 
 
@@ -44,3 +45,13 @@ def test_a_node_is_taken_off_both_lists(runs: Path, capsys: pytest.CaptureFixtur
     assert nodes(runs, "--forget", "akya2") == 0
     assert capsys.readouterr().out == "no node is known as bad\n"
     assert not bad_nodes(runs, "", 7.0) and not bad_nodes(runs / "none", str(runs / "shared"), 7.0)
+
+
+def test_a_shared_list_is_named_for_jobs_too_which_start_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/ayse")
+    for named, path in (("shared", tmp_path / "shared"), ("'~/shared'", Path("/home/ayse/shared")), ("", "")):
+        own = ["cluster.runs_folder=/r", "data.folder=/d", f"cluster.bad_nodes={named}"]
+        assert composed(["+experiment=mnist", *own]).cluster.bad_nodes == str(path)
