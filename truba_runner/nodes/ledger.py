@@ -102,7 +102,7 @@ def forget(runs_folder: Path, shared: str, node: str) -> bool:
 
     Raises:
         truba_runner.errors.Refused: another user owns the list, or can write to its folder.
-        OSError: a file cannot be written.
+        OSError: the list of this runs folder cannot be written.
     """
     return _end(runs_folder, shared, node, FORGOTTEN)
 
@@ -132,8 +132,13 @@ def _end(runs_folder: Path, shared: str, node: str, kind: str) -> bool:
     bad = [one for one in bad_nodes(runs_folder, shared, _KEPT_DAYS) if one.node == node]
     # Not before its last fault, whose node may have another clock.
     fact = _Fact(kind, Fault(node, "", "", max([time.time(), *(one.last.time + 1e-3 for one in bad)])))
-    for file in (file for one in bad for file in one.files):
-        _append(file, fact, DAYS)
+    own, *shared_files = _files(runs_folder, shared)
+    if bad:
+        # It counts for this user even if the fault is in a list that only others can write.
+        _append(own, fact, DAYS)
+    for file in (file for one in bad for file in shared_files if file in one.files):
+        with suppress(OSError):
+            _append(file, fact, DAYS)
     return bool(bad)
 
 

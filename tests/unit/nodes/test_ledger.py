@@ -235,3 +235,17 @@ def test_only_the_end_of_a_huge_file_is_read(tmp_path: Path) -> None:
     assert names(tmp_path) == ["akya1", "new"]
     record_bad(tmp_path, "", fault("akya2"))
     assert own(tmp_path).stat().st_size < ledger._LONG_BYTES
+
+
+def test_a_node_is_taken_off_for_a_user_who_cannot_write_the_shared_list(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    record_bad(tmp_path / "none", str(shared), fault("akya1"))
+    content, before = shared.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The shared file cannot grow; the user's own has room for one line.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(content), before[1]))
+    try:
+        assert forget(tmp_path, str(shared), "akya1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert shared.read_bytes() == content and names(tmp_path, str(shared)) == []
+    assert names(tmp_path / "none", str(shared)) == ["akya1"]
