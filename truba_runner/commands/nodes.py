@@ -22,29 +22,29 @@ from truba_runner.status.printing import print_json
 
 def main(arguments: Sequence[str]) -> int:
     """Print the list of bad nodes, and the nodes that the site has taken out of use; or take a node off the list."""
-    options = parser(
+    command = parser(
         "nodes",
         _("Lists the nodes that jobs leave out because they were bad, and those that the site has taken out of use."),
     )
-    options.add_argument(
+    command.add_argument(
         "override", nargs="*", help=_("which lists, written as for a run: cluster=NAME, cluster.bad_nodes=FILE, …")
     )
-    options.add_argument("--forget", metavar=_("NODE"), help=_("take this node off the list: jobs may get it again"))
-    given = options.parse_args(arguments)
+    command.add_argument("--forget", metavar=_("NODE"), help=_("take this node off the list: jobs may get it again"))
+    options = command.parse_args(arguments)
 
     from truba_runner.config.composing.compose import composed
 
     # The cluster is the same for every experiment.
-    cluster = composed(["+experiment=mnist", *given.override]).cluster
-    runs_folder = given.runs or Path(cluster.runs_folder)
-    if given.forget:
-        _forget(runs_folder, cluster.bad_nodes, given.forget)
+    cluster = composed(["+experiment=mnist", *options.override]).cluster
+    runs_folder = options.runs or Path(cluster.runs_folder)
+    if options.forget:
+        _forget(runs_folder, cluster.bad_nodes, options.forget)
     bad = ledger.bad_nodes(runs_folder, cluster.bad_nodes, cluster.bad_nodes_days)
     out_of_use = _out_of_use() if cluster.scheduler == "slurm" else []
-    if given.json:
+    if options.json:
         print_json({
-            "bad": [_as_json(one, cluster.bad_nodes_days) for one in bad],
-            "out_of_use": [asdict(one) for one in out_of_use],
+            "bad": [_as_json(entry, cluster.bad_nodes_days) for entry in bad],
+            "out_of_use": [asdict(entry) for entry in out_of_use],
         })  # fmt: skip
     else:
         _print(bad, cluster.bad_nodes_days, out_of_use)
@@ -68,10 +68,10 @@ def _out_of_use() -> list[OutOfUse]:
         return []
 
 
-def _as_json(one: BadNode, days: float) -> dict[str, object]:
-    last = {"check": one.last.check, "message": one.last.message, "last": one.last.time}
-    about = {"node": one.node, **last, "first": one.first, "times": len(one.faults), "until": one.until(days)}
-    return {**about, "files": [str(file) for file in one.files]}
+def _as_json(entry: BadNode, days: float) -> dict[str, object]:
+    last = {"check": entry.last.check, "message": entry.last.message, "last": entry.last.time}
+    about = {"node": entry.node, **last, "first": entry.first, "times": len(entry.faults), "until": entry.until(days)}
+    return {**about, "files": [str(file) for file in entry.files]}
 
 
 def _print(bad: Sequence[BadNode], days: float, out_of_use: Sequence[OutOfUse]) -> None:
@@ -80,14 +80,14 @@ def _print(bad: Sequence[BadNode], days: float, out_of_use: Sequence[OutOfUse]) 
             (_("node"), _("what was wrong"), _("last"), _("times"), _("left out until"), _("list")),
             [
                 (
-                    one.node,
-                    f"{one.last.check}: {one.last.message}",
-                    _date(one.last.time),
-                    str(len(one.faults)),
-                    _date(one.until(days)),
-                    "\n".join(map(str, one.files)),
+                    entry.node,
+                    entry.why,
+                    _date(entry.last.time),
+                    str(len(entry.faults)),
+                    _date(entry.until(days)),
+                    "\n".join(map(str, entry.files)),
                 )
-                for one in bad
+                for entry in bad
             ],
         )
     else:
@@ -96,7 +96,7 @@ def _print(bad: Sequence[BadNode], days: float, out_of_use: Sequence[OutOfUse]) 
         print("\n" + _("out of use by the site:"))
         terminal.print_table(
             (_("node"), _("state"), _("the site's reason"), _("since")),
-            [(one.nodes, one.state, one.reason, one.time.replace("T", " ")) for one in out_of_use],
+            [(entry.nodes, entry.state, entry.reason, entry.time.replace("T", " ")) for entry in out_of_use],
         )
 
 

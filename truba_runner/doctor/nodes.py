@@ -24,7 +24,7 @@ def bad(patient: Patient) -> Iterator[Finding]:
         remedy = _("Jobs add nothing to it. Create it for your group: install -m 660 -g GROUP /dev/null {file}",
                    file=cluster.bad_nodes)  # fmt: skip
         yield Finding(WARNING, subject, says, remedy)
-    names = {one.node for one in exclusion.listed(cluster)}
+    names = {entry.node for entry in exclusion.listed(cluster)}
     if not names:
         yield Finding(OK, subject, _("no node is known as bad"))
         return
@@ -35,7 +35,7 @@ def bad(patient: Patient) -> Iterator[Finding]:
     with suppress(SlurmError):  # Another check reports that Slurm does not answer.
         nodes = queries.every_node()
     for partition in cluster.partitions:
-        its = {one.name for one in nodes if one.partition == partition}
+        its = {node.name for node in nodes if node.partition == partition}
         if 2 * len(its & names) > len(its):
             says = _("{count} of the {all} nodes of {partition} are known as bad", count=len(its & names),
                      all=len(its), partition=partition)  # fmt: skip

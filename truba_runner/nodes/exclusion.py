@@ -31,7 +31,7 @@ class Exclusion:
 
     def reasons(self) -> Mapping[str, str]:
         """Return what is wrong with each node that is left out."""
-        return {one.node: f"{one.last.check}: {one.last.message}" for one in self.left_out}
+        return {entry.node: entry.why for entry in self.left_out}
 
 
 def of_request(cluster: Cluster, request: Request) -> Exclusion:
@@ -48,7 +48,7 @@ def of_request(cluster: Cluster, request: Request) -> Exclusion:
                 _(
                     "the job may get nodes that are known as bad ({names}): Slurm does not answer which nodes it has "
                     "({message}).",
-                    names=", ".join(one.node for one in bad),
+                    names=", ".join(entry.node for entry in bad),
                     message=error.message,
                 )
             ],
@@ -66,15 +66,15 @@ def chosen(request: Request, bad: Sequence[BadNode], nodes: Sequence[Node]) -> E
     Slurm refuses a job that excludes a name that it does not know, and lets one wait for ever that has too few nodes.
     """
     named, excluded = _names(request.nodelist), _names(request.exclude)
-    usable = {one.name for one in nodes if one.partition == request.partition and _suits(one, request)} - excluded
-    candidates = sorted((one for one in bad if one.node in usable - named), key=lambda one: one.last.time)
+    usable = {node.name for node in nodes if node.partition == request.partition and _suits(node, request)} - excluded
+    candidates = sorted((entry for entry in bad if entry.node in usable - named), key=lambda entry: entry.last.time)
     too_many = max(0, len(candidates) - max(0, len(usable) - request.nodes))
     kept, left_out = candidates[:too_many], candidates[too_many:]
     warnings = [
-        *_warnings_of_named([one for one in bad if one.node in named]),
+        *_warnings_of_named([entry for entry in bad if entry.node in named]),
         *_warnings_of_kept(kept, request, len(usable)),
     ]
-    names = sorted(one.node for one in left_out)
+    names = sorted(entry.node for entry in left_out)
     return Exclusion(",".join(filter(None, [request.exclude, *names])), left_out, warnings)
 
 
@@ -90,12 +90,12 @@ def _suits(node: Node, request: Request) -> bool:
 
 
 def _warnings_of_named(named: Sequence[BadNode]) -> Iterator[str]:
-    for one in named:
+    for entry in named:
         yield _(
             "resources.nodelist names {node}, which is known as bad since {time} ({why}). truba nodes shows the list.",
-            node=one.node,
-            time=_date(one.first),
-            why=f"{one.last.check}: {one.last.message}",
+            node=entry.node,
+            time=_date(entry.first),
+            why=entry.why,
         )
 
 
@@ -104,7 +104,7 @@ def _warnings_of_kept(kept: Sequence[BadNode], request: Request, usable: int) ->
         yield _(
             "the job may get nodes that are known as bad ({names}): {partition} has {usable} nodes for it, and without "
             "all bad ones too few are left. truba nodes shows the list.",
-            names=", ".join(one.node for one in kept),
+            names=", ".join(entry.node for entry in kept),
             partition=request.partition,
             usable=usable,
         )

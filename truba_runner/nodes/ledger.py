@@ -66,6 +66,11 @@ class BadNode:
         """Its newest fault."""
         return self.faults[-1]
 
+    @property
+    def why(self) -> str:
+        """What was wrong with it last."""
+        return f"{self.last.check}: {self.last.message}"
+
     def until(self, days: float) -> float:
         """Return when it will be left out no longer, in seconds since 1970."""
         return self.last.time + days * DAY_SECONDS
@@ -88,7 +93,7 @@ def record_bad(runs_folder: Path, shared: str, fault: Fault, days: float = DAYS)
     for file in _files(runs_folder, shared):
         with suppress(OSError, Refused):
             _append(file, _Fact(BAD, fault), days)
-    return frozenset({fault.node, *(one.node for one in bad_nodes(runs_folder, shared, days))})
+    return frozenset({fault.node, *(entry.node for entry in bad_nodes(runs_folder, shared, days))})
 
 
 def record_healthy(runs_folder: Path, shared: str, node: str) -> None:
@@ -110,16 +115,16 @@ def forget(runs_folder: Path, shared: str, node: str) -> bool:
 def bad_nodes(runs_folder: Path, shared: str, days: float) -> list[BadNode]:
     """Return the nodes that are bad now, by name; a fault counts for `days`. An unreadable file is empty."""
     since = time.time() - days * DAY_SECONDS
-    found: dict[str, dict[Fault, list[Path]]] = {}
+    faults_by_node: dict[str, dict[Fault, list[Path]]] = {}
     facts = [(fact, file) for file in _files(runs_folder, shared) for fact in _read(file)]
-    for fact, file in sorted(facts, key=lambda one: one[0].fault.time):
+    for fact, file in sorted(facts, key=lambda pair: pair[0].fault.time):
         if fact.kind != BAD:
-            found.pop(fact.fault.node, None)
+            faults_by_node.pop(fact.fault.node, None)
         elif fact.fault.time > since:
-            found.setdefault(fact.fault.node, {}).setdefault(fact.fault, []).append(file)
+            faults_by_node.setdefault(fact.fault.node, {}).setdefault(fact.fault, []).append(file)
     return [
         BadNode(node, tuple(faults), tuple(dict.fromkeys(file for files in faults.values() for file in files)))
-        for node, faults in sorted(found.items())
+        for node, faults in sorted(faults_by_node.items())
     ]
 
 
@@ -129,14 +134,14 @@ def _files(runs_folder: Path, shared: str) -> list[Path]:
 
 def _end(runs_folder: Path, shared: str, node: str, kind: str) -> bool:
     # However old its faults are: colleagues may keep them longer.
-    bad = [one for one in bad_nodes(runs_folder, shared, _KEPT_DAYS) if one.node == node]
+    bad = [entry for entry in bad_nodes(runs_folder, shared, _KEPT_DAYS) if entry.node == node]
     # Not before its last fault, whose node may have another clock.
-    fact = _Fact(kind, Fault(node, "", "", max([time.time(), *(one.last.time + 1e-3 for one in bad)])))
+    fact = _Fact(kind, Fault(node, "", "", max([time.time(), *(entry.last.time + 1e-3 for entry in bad)])))
     own, *shared_files = _files(runs_folder, shared)
     if bad:
         # It counts for this user even if the fault is in a list that only others can write.
         _append(own, fact, DAYS)
-    for file in (file for one in bad for file in shared_files if file in one.files):
+    for file in (file for entry in bad for file in shared_files if file in entry.files):
         with suppress(OSError):
             _append(file, fact, DAYS)
     return bool(bad)
@@ -172,7 +177,7 @@ def _append(file: Path, fact: _Fact, days: float) -> None:
             kept = _compacted(_facts(_tail(handle)), max(days, _KEPT_DAYS))
             # The disk has room for them: truncating frees more than they take.
             os.ftruncate(handle, 0)
-            _write(handle, [one.line() for one in kept])
+            _write(handle, [kept_fact.line() for kept_fact in kept])
     finally:
         os.close(handle)
 
@@ -187,9 +192,9 @@ def _compacted(facts: Iterable[_Fact], days: float) -> list[_Fact]:
     """Return the facts that still count: of each node its newest faults, or that they have ended."""
     since = time.time() - days * DAY_SECONDS
     kept: dict[str, list[_Fact]] = {}
-    for fact in sorted(facts, key=lambda one: one.fault.time):
+    for fact in sorted(facts, key=lambda fact: fact.fault.time):
         if fact.fault.time > since:
-            faults = [one for one in kept.get(fact.fault.node, []) if one.kind == fact.kind == BAD]
+            faults = [entry for entry in kept.get(fact.fault.node, []) if entry.kind == fact.kind == BAD]
             kept[fact.fault.node] = [*faults[1 - _KEPT_FAULTS :], fact]
     return [fact for facts in kept.values() for fact in facts]
 

@@ -200,9 +200,9 @@ def _excluded(case: Case) -> Iterator[Evidence]:
     yield Evidence("scontrol show job", _("the job must not get {nodes}", nodes=nodes))
     cluster: Mapping[str, Any] = case.run.read_config()["cluster"]
     shared, days = cluster.get("bad_nodes", ""), cluster.get("bad_nodes_days", ledger.DAYS)
-    for one in ledger.bad_nodes(Path(cluster["runs_folder"]), shared, days):
-        if one.node in expand(nodes):
-            yield Evidence("truba nodes", f"{one.node}: {one.last.check}: {one.last.message}")
+    for entry in ledger.bad_nodes(Path(cluster["runs_folder"]), shared, days):
+        if entry.node in expand(nodes):
+            yield Evidence("truba nodes", f"{entry.node}: {entry.why}")
 
 
 def _gpu(case: Case) -> Iterator[Evidence]:

@@ -84,7 +84,7 @@ def submission(experiment: Callable[..., Experiment], tmp_path: Path) -> Submiss
     return Submission(Prepared(one, RunDir(tmp_path / run_id(one)), ASKS, Path(__file__)))
 
 
-def asked(monkeypatch: pytest.MonkeyPatch, error: SlurmError | None = None) -> list[str]:
+def slurm_answers(monkeypatch: pytest.MonkeyPatch, error: SlurmError | None = None) -> list[str]:
     calls: list[str] = []
 
     def run(argv: Sequence[str], **_more: object) -> str:
@@ -100,7 +100,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, error: SlurmError | None = None) -> l
 def test_slurm_is_asked_once_and_only_where_nodes_are_known_as_bad(
     submission: Submission, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = asked(monkeypatch)
+    calls = slurm_answers(monkeypatch)
     assert "--exclude" not in submission.script() and not calls
     record_bad(tmp_path, "", Fault("akya2", "gpus", "no GPU", time.time()))
     again = replace(submission)
@@ -114,7 +114,7 @@ def test_slurm_is_asked_once_and_only_where_nodes_are_known_as_bad(
 def test_a_silent_slurm_leaves_no_node_out(
     submission: Submission, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked(monkeypatch, SlurmError("sinfo", "Socket timed out", transient=True))
+    slurm_answers(monkeypatch, SlurmError("sinfo", "Socket timed out", transient=True))
     record_bad(tmp_path, "", Fault("akya2", "gpus", "no GPU", time.time()))
     assert "--exclude" not in submission.script()
     assert "akya2" in submission.exclusion.warnings[0]
@@ -129,7 +129,7 @@ def test_without_slurm_no_list_is_read(experiment: Callable[..., Experiment], tm
 def test_a_shared_list_counts_for_as_long_as_the_site_says(
     experiment: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked(monkeypatch)
+    slurm_answers(monkeypatch)
     shared = tmp_path / "shared"
     record_bad(tmp_path / "none", str(shared), Fault("akya3", "clock", "late", time.time() - 2 * 86_400))
     own = [f"cluster.runs_folder={tmp_path}", f"cluster.bad_nodes={shared}"]
@@ -140,7 +140,7 @@ def test_a_shared_list_counts_for_as_long_as_the_site_says(
 def test_the_job_that_checks_an_environment_leaves_them_out(
     experiment: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked(monkeypatch)
+    slurm_answers(monkeypatch)
     record_bad(tmp_path, "", Fault("akya2", "gpus", "no GPU", time.time()))
     sent: list[str] = []
     monkeypatch.setattr(commands, "sbatch", sent.append)
