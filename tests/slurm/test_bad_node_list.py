@@ -151,8 +151,8 @@ def test_a_job_that_excludes_all_nodes_says_so(truba: Truba) -> None:
     argv = ["squeue", "--noheader", "--format=%r", f"--jobs={job}"]
     wait_until(lambda: truba.cluster.run(argv).stdout.strip() == "BadConstraints")
     said = truba("why", run.name, "--runs", str(run.parent)).stdout
-    assert "or it excludes too" in said and "the job must not get akya[1-4]" in said, said
-    assert "akya2: gpus: 3 of 4 GPUs" in said and "akya1:" not in said
+    assert "ExcNodeList=akya[1-4]" in said and "truba nodes --forget" in said, said
+    assert "leaves out akya2, known as bad (gpus: 3 of 4 GPUs)" in said and "leaves out akya1" not in said
 
 
 def test_two_users_share_a_list(truba: Truba) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import re
 import stat
@@ -134,7 +135,7 @@ def _files(runs_folder: Path, shared: str) -> list[Path]:
 
 def _end(runs_folder: Path, shared: str, node: str, kind: str) -> bool:
     # However old its faults are: colleagues may keep them longer.
-    bad = [entry for entry in bad_nodes(runs_folder, shared, _KEPT_DAYS) if entry.node == node]
+    bad = [entry for entry in bad_nodes(runs_folder, shared, math.inf) if entry.node == node]
     # Not before its last fault, whose node may have another clock.
     fact = _Fact(kind, Fault(node, "", "", max([time.time(), *(entry.last.time + 1e-3 for entry in bad)])))
     own, *shared_files = _files(runs_folder, shared)

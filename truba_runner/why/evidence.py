@@ -182,6 +182,12 @@ def _comments(case: Case) -> Iterator[Evidence]:
                 yield Evidence("scontrol show job", f"{key}={one[key]}")
 
 
+def _requested(case: Case) -> Iterator[Evidence]:
+    keys = ("NumNodes", "ReqNodeList", "ExcNodeList", "Features", "TresPerNode")
+    for one in queries.shown("job", case.job_id):
+        yield Evidence("scontrol show job", ", ".join(f"{key}={one[key]}" for key in keys if key in one))
+
+
 def _licenses(case: Case) -> Iterator[Evidence]:
     yield Evidence("squeue", _("the job asks for") + f" {case.queued.get('licenses', '')}")
     for one in queries.shown("license"):
@@ -194,15 +200,13 @@ def _disk(case: Case) -> Iterator[Evidence]:
 
 
 def _excluded(case: Case) -> Iterator[Evidence]:
-    nodes = queries.shown("job", case.job_id)[0].get("ExcNodeList", "")
-    if not nodes:
-        return
-    yield Evidence("scontrol show job", _("the job must not get {nodes}", nodes=nodes))
+    excluded = expand(queries.shown("job", case.job_id)[0]["ExcNodeList"])
     cluster: Mapping[str, Any] = case.run.read_config()["cluster"]
     shared, days = cluster.get("bad_nodes", ""), cluster.get("bad_nodes_days", ledger.DAYS)
     for entry in ledger.bad_nodes(Path(cluster["runs_folder"]), shared, days):
-        if entry.node in expand(nodes):
-            yield Evidence("truba nodes", f"{entry.node}: {entry.why}")
+        if entry.node in excluded:
+            message = _("the job leaves out {node}, known as bad ({why})", node=entry.node, why=entry.why)
+            yield Evidence("truba nodes", message)
 
 
 def _gpu(case: Case) -> Iterator[Evidence]:
@@ -229,5 +233,6 @@ LOOKS: Mapping[str, Callable[[Case], Iterator[Evidence]]] = {
     "own_jobs": _own_jobs,
     "partition": _partition,
     "queue": _queue,
+    "requested": _requested,
     "reservations": _reservations,
 }

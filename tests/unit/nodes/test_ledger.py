@@ -249,3 +249,9 @@ def test_a_node_is_taken_off_for_a_user_who_cannot_write_the_shared_list(tmp_pat
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert shared.read_bytes() == content and names(tmp_path, str(shared)) == []
     assert names(tmp_path / "none", str(shared)) == ["akya1"]
+
+
+def test_a_fault_that_only_a_longer_list_still_holds_is_ended_too(tmp_path: Path) -> None:
+    record_bad(tmp_path, "", fault("akya1", hours_ago=24 * 45))
+    assert names(tmp_path) == [] and names(tmp_path, days=60.0) == ["akya1"]
+    assert forget(tmp_path, "", "akya1") and names(tmp_path, days=60.0) == []
