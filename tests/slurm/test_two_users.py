@@ -105,7 +105,7 @@ def test_what_he_has_made_or_can_write_to_is_not_used(cluster: Cluster, ayse: Tr
         cluster, "mehmet",
         """
         (shared / "his").mkdir(mode=0o755)
-        for name in (".code", ".sweeps", more[0].name):
+        for name in (".code", ".sweeps", ".nodes", more[0].name):
             (shared / "sticky" / name).mkdir(mode=0o755)
         (shared / "sticky" / ".lock").symlink_to(shared / "not there")
         """,
@@ -114,7 +114,10 @@ def test_what_he_has_made_or_can_write_to_is_not_used(cluster: Cluster, ayse: Tr
     for asked, named in (
         (["-m", *command(shared / "his"), "train.seed=1,2"], {shared / "his": "belongs to mehmet (mode 0755)"}),
         (command(shared / "open"), {shared / "open": "owner ayse, mode 0777"}),
-        (command(sticky), {sticky / one: "belongs to mehmet (mode 0" for one in (".code", ".sweeps", ".lock", name)}),
+        (
+            command(sticky),
+            {sticky / one: "belongs to mehmet (mode 0" for one in (".code", ".sweeps", ".nodes", ".lock", name)},
+        ),
     ):
         done = ayse(*asked)
         assert done.returncode == 2, done.stdout + done.stderr

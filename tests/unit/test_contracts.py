@@ -181,7 +181,7 @@ def test_a_search_workers_own_process_stays_light() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["status", "logs", "cancel", "stage", "best", "bundle", "tensorboard", "pull", "why", "diff"]
+    "command", ["status", "logs", "cancel", "stage", "best", "bundle", "tensorboard", "pull", "why", "diff", "nodes"]
 )
 def test_management_commands_start_without_hydra(command: str) -> None:
     assert not imported_by(f"truba_runner.commands.{command}") & (MANAGEMENT | HEAVY)

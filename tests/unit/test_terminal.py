@@ -10,6 +10,7 @@ import pty
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from rich.table import Table
 
 from truba_runner import terminal
 from truba_runner.cli.main import commands, main
+from truba_runner.nodes.fault import Fault
+from truba_runner.nodes.ledger import record_bad
 from truba_runner.runs import log as watch
 from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.record_shapes import progress_from
@@ -106,6 +109,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         run.write_progress(progress_from({"job_id": str(number + 1), "started": 1, "updated": 2, **told}))
         run.write_history([{"epoch": 1, CODES: 0.5}])
     RunDir(folder / "mnist-3").write_result({"metrics": {CODES: 1.0}, "notes": [CODES], "data": {"name": CODES}})
+    record_bad(folder, "", Fault("akya1", CODES, CODES, time.time()))
     sweep = SweepDir(folder / ".sweeps" / "mnist-sweep-1")
     sweep.path.mkdir(parents=True)
     sweep.describe(
@@ -121,7 +125,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     short, used = r"1|FAILED|p\033[31m|1:00|1:00|n\033[31m|1:0\n", r"1|60|4|gres/gpu=1\033[31m\n"
     for name, text in {
         "scontrol": details,
-        "sinfo": r"\033[31m\n",
+        "sinfo": r"\033[31m" + r"\037\033[31m" * 4 + r"\n",
         "sacctmgr": r"\033[31m|\033[31m\n",
     }.items():
         (own / name).write_text(f"#!/bin/sh\nprintf '{text}'\nprintf 'error \\033[31m' >&2\n")
@@ -148,7 +152,8 @@ ASKED: list[list[str]] = [
     ["why", "mnist-sweep-1"], ["cancel", "mnist-2"], ["cancel", f"mnist{CODES}"], ["diff", "mnist-0"],
     ["keep", "mnist-0"], ["keep", "mnist-2"], ["report", "mnist-sweep-1"], ["report", "mnist-3"], ["usage"],
     ["expiring"], ["best", "mnist-0"], ["clean"], ["clean", "mnist-0"], ["pull", CODES], ["tensorboard", CODES],
-    ["stage", CODES], ["doctor", CODES], ["where", CODES], ["drill", CODES], [CODES], [f"+experiment={CODES}"],
+    ["stage", CODES], ["doctor", CODES], ["nodes"], ["where", CODES], ["drill", CODES], [CODES],
+    [f"+experiment={CODES}"],
 ]  # fmt: skip
 
 

@@ -82,7 +82,7 @@ def _others(overrides: Sequence[str]) -> dict[str, Experiment]:
 
 def _checks() -> Sequence[tuple[str, Check]]:
     """Return all checks in the order of the report; add new ones here."""
-    from truba_runner.doctor import files, programs, slurm, where
+    from truba_runner.doctor import files, nodes, programs, slurm, where
 
     return (
         (_("Python"), programs.python),
@@ -90,6 +90,7 @@ def _checks() -> Sequence[tuple[str, Check]]:
         (_("accounting"), slurm.accounting),
         (_("account"), slurm.account),
         (_("partitions"), slurm.partitions),
+        (_("bad nodes"), nodes.bad),
         (_("folders"), files.folders),
         (_("room"), files.room),
         (_("purge"), files.purge),

@@ -64,7 +64,7 @@ def _as_json(offer: Offer) -> dict[str, object]:
         "fits": request is not None,
         "start": offer.start,
     }
-    return {**about, **cost, "free_gpus": offer.free_gpus, "why": offer.refusal}
+    return {**about, **cost, "free_gpus": offer.free_gpus, "left_out": offer.left_out, "why": offer.refusal}
 
 
 def _print(found: Sequence[Offer]) -> None:
@@ -75,6 +75,8 @@ def _print(found: Sequence[Offer]) -> None:
         cost = ("", "") if offer.request is None else (str(offer.request.total_cores), f"{offer.core_hours:,.0f}")
         table.append((offer.partition, offer.constraint, _start(offer.start), free, *cost, offer.refusal))
     terminal.print_table(columns, table)
+    for partition, nodes in {offer.partition: offer.left_out for offer in found if offer.left_out}.items():
+        print(_("{partition}: left out as bad: {nodes} (truba nodes)", partition=partition, nodes=", ".join(nodes)))
     if best := next((offer for offer in found if offer.automatic and offer.request), None):
         constraint = f" resources.constraint={best.constraint}" if best.constraint else ""
         print(

@@ -114,6 +114,11 @@ class Cluster:
     probe_partition: str = ""
     # The QOS of that job; empty: the experiment's.
     probe_qos: str = ""
+    # A list of bad nodes that colleagues share, beside the one in runs_folder; empty: none. It is a file that all of
+    # them can write.
+    bad_nodes: str = ""
+    # Jobs avoid a bad node for this many days, unless it is healthy again before.
+    bad_nodes_days: float = 7.0
     # Most tasks in one job array; 0: as Slurm reports (MaxArraySize).
     max_array_size: int = 0
     # How jobs request memory: any (--mem or --mem-per-cpu), per_cpu (never --mem), or none (Slurm derives it from the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,10 +24,11 @@ _POLL_SECONDS = 0.5
 _END = "TRUBA-END "
 
 
-def run(experiment: Experiment, script: str) -> tuple[str, int] | None:
+def run(experiment: Experiment, script: str, exclude: Callable[[Request], str]) -> tuple[str, int] | None:
     """Run a shell script on a compute node; return its output and exit status, or None if it does not end in time.
 
-    In that case the job is left alone, and the next call with the same script first looks for its answer.
+    `exclude` returns the nodes that a request must not get. A job that does not end in time is left alone, and the next
+    call with the same script first looks for its answer.
 
     Raises:
         truba_runner.errors.Failed: Slurm does not answer, or rejects the job.
@@ -38,7 +40,8 @@ def run(experiment: Experiment, script: str) -> tuple[str, int] | None:
     private.require_own(output.parent)
     try:
         if not output.exists() and not _is_there(name):
-            commands.sbatch(_batch(_request(experiment), name, output, script))
+            request = _request(experiment)
+            commands.sbatch(_batch(replace(request, exclude=exclude(request)), name, output, script))
     except client.SlurmError as error:
         message = _("the job that checks the environment could not be submitted: {message}", message=error.message)
         raise Failed(message) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -85,5 +86,8 @@ def binds(experiment: Experiment, request: Request, project: Path, job_file: Pat
     scratch = facts_of(cluster, request.partition, request.constraint).local_scratch
     wanted = [cluster.scratch, cluster.runs_folder, experiment.data.folder, scratch, str(project)]
     wanted.append(str(job_file.parent.parent))
+    # A container with a bind to a folder that is missing does not start.
+    if os.path.isdir(shared := os.path.dirname(cluster.bad_nodes)):
+        wanted.append(shared)
     known = [PurePosixPath(path) for path in dict.fromkeys(wanted) if path not in {"", "/", "/tmp"}]  # noqa: S108  # Always shown.
     return [str(path) for path in known if not any(other in path.parents for other in known)]

@@ -19,6 +19,8 @@ from truba_runner.environment.probe import Found
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _
 from truba_runner.log import warn
+from truba_runner.nodes import exclusion
+from truba_runner.nodes.ledger import NODES
 from truba_runner.rules.experiment import Plan, plan
 from truba_runner.rules.gpus import builds, memory
 from truba_runner.rules.gpus.architecture import capability_of
@@ -181,7 +183,11 @@ def _in_environment(experiment: Experiment) -> Found:
     """Return the versions in the job's Python environment; empty if unknown."""
     if experiment.cluster.scheduler == "slurm":
         on_slurm_or_failed()
-    return probe.found(experiment, lambda script: probe_job.run(experiment, script))
+
+    def exclude(request: Request) -> str:
+        return exclusion.of_request(experiment.cluster, request).exclude
+
+    return probe.found(experiment, lambda script: probe_job.run(experiment, script, exclude))
 
 
 def on_slurm_or_failed() -> None:
@@ -224,7 +230,7 @@ def refuse_others(experiment: Experiment, runs: Sequence[RunDir], *folders: Path
         truba_runner.errors.Refused: there are such folders.
     """
     runs_folder = Path(experiment.cluster.runs_folder)
-    shared = (runs_folder / CODE, runs_folder / SWEEPS, runs_folder / LOCK)
+    shared = (runs_folder / CODE, runs_folder / SWEEPS, runs_folder / NODES, runs_folder / LOCK)
     private.require(runs_folder, [*shared, *folders, *(run.path for run in runs)])
 
 

@@ -92,6 +92,8 @@ class Event:
     # -- intent, local: the submission. `request`: slurm.request.Request; `sbatch`: parameters under submitit's names
     request: Mapping[str, Any] = checked(record_of(account=or_none(is_text), partition=or_none(is_text)), {})
     sbatch: Mapping[str, Any] = checked(map_of(_is_any), {})
+    # Nodes that are excluded because they are known as bad, and what is wrong with each.
+    bad_nodes: Mapping[str, str] = checked(map_of(is_text), {})
     # What was found out about the job's Python.
     environment: Mapping[str, Any] = checked(map_of(_is_any), {})
     # The run whose learning rate this one takes.

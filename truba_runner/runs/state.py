@@ -188,7 +188,17 @@ def _waits_for(record: RunRecord, job: Job) -> str:
     if job.reason == _WAITS and intent.finder:
         return _("waits for its learning-rate finder {finder}", finder=intent.finder)
     means = meaning_of(job.state)
-    return means.said() if means.held or not job.reason else job.reason
+    reason = means.said() if means.held or not job.reason else job.reason
+    return "; ".join(filter(None, [reason, _node_left(record)]))
+
+
+def _node_left(record: RunRecord) -> str:
+    """Say which bad node the run's last start has left; empty if it has started again since."""
+    begins = {Kind.INTENT, Kind.LOOKED, Kind.STARTED, Kind.BAD_NODE}
+    last = next((event for event in reversed(record.events) if event.kind in begins), Event())
+    if last.kind != Kind.BAD_NODE:
+        return ""
+    return _("left {node}, a bad node ({check}: {message})", node=last.node, check=last.check, message=last.message)
 
 
 def has_no_rate(finder: RunRecord, jobs: Mapping[str, Job] | None) -> str:

@@ -183,6 +183,50 @@ def nodes_out_of_use(partition: str) -> list[tuple[str, str, str]]:
     return _node_rows(f"--partition={partition}", f"--states={states}")
 
 
+@dataclass(frozen=True)
+class Node:
+    """A node of a partition, and its features."""
+
+    name: str
+    partition: str
+    features: Sequence[str]
+
+
+def every_node() -> list[Node]:
+    """Return all nodes that Slurm knows, in any state, once for each of their partitions.
+
+    Raises:
+        truba_runner.slurm.client.SlurmError: Slurm does not answer.
+    """
+    form = SEPARATOR.join(("%N", "%R", "%f"))
+    lines = _ask(["sinfo", "--all", "--noheader", "--Node", f"--format={form}"]).splitlines()
+    rows = (line.strip().split(SEPARATOR) for line in lines)
+    return [Node(row[0], row[1], row[2].split(",")) for row in rows if len(row) == 3]
+
+
+@dataclass(frozen=True)
+class OutOfUse:
+    """Nodes, as Slurm's node list, that the site has taken out of use: state, reason, who gave it, and when."""
+
+    nodes: str
+    state: str
+    reason: str
+    user: str
+    time: str
+
+
+def out_of_use() -> list[OutOfUse]:
+    """Return the nodes of all partitions that are down, drained or failing, with the reason.
+
+    Raises:
+        truba_runner.slurm.client.SlurmError: Slurm does not answer.
+    """
+    form = SEPARATOR.join(("%N", "%T", "%E", "%u", "%H"))
+    lines = _ask(["sinfo", "--all", "--noheader", "--list-reasons", f"--format={form}"]).splitlines()
+    rows = (line.strip().split(SEPARATOR) for line in lines)
+    return list(dict.fromkeys(OutOfUse(*row) for row in rows if len(row) == 5))
+
+
 def nodes(names: str) -> list[tuple[str, str, str]]:
     """Return nodes, given by name or as Slurm's node list: name, state, and the administrator's reason.
 

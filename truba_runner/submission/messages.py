@@ -15,6 +15,7 @@ from truba_runner.data import staging
 from truba_runner.environment import probe
 from truba_runner.errors import listed
 from truba_runner.language import _, counted, marked
+from truba_runner.log import warn
 from truba_runner.runs.progress import format_metrics
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import state_of
@@ -23,6 +24,9 @@ from truba_runner.submission.changed_code import trained_with
 from truba_runner.submission.outcome import Action, Outcome
 from truba_runner.submission.prepared import Prepared
 from truba_runner.submission.submission import Submission
+
+# Of the nodes that a job leaves out, so many are printed.
+_MOST_NODES = 4
 
 
 def same_run(runs: Sequence[Prepared]) -> None:
@@ -95,6 +99,19 @@ def submitted(submission: Submission, job_id: str) -> None:
     chosen = submission.first.experiment.environment
     if chosen.kind != "inherit":
         print(f"  {probe.described(chosen, submission.first.found)}")
+    bad_nodes(submission)
+
+
+def bad_nodes(submission: Submission) -> None:
+    """Print which nodes the job leaves out because they are known as bad, and warn of those that it may get."""
+    reasons = list(submission.exclusion.reasons().items())
+    # Those that were bad last: they are the last ones.
+    for node, why in reasons[-_MOST_NODES:]:
+        print("  " + _("leaves out {node}, known as bad ({why})", node=node, why=why))
+    if more := len(reasons[:-_MOST_NODES]):
+        print("  " + counted("and {count} more", "and {count} more", more) + " (truba nodes)")
+    for warning in submission.exclusion.warnings:
+        warn(warning)
 
 
 def _asked(request: Request, tasks: int) -> str:
@@ -183,5 +200,6 @@ def dry_run(submissions: Sequence[Submission]) -> None:
         for key, value in shown.items():
             table.add_row(key, _("(the default)") if value in (None, "", {}) else str(value))
         console.print(table)
+        bad_nodes(submission)
         if experiment.cluster.scheduler == "slurm":
             print(submission.script())

@@ -45,6 +45,8 @@ class Offer:
     automatic: bool = True
     # Why it rejects the job: the broken rules, or Slurm's message.
     refusal: str = ""
+    # Nodes that the job would leave out because they are known as bad.
+    left_out: Sequence[str] = ()
     # Cost if the run needs all of its time, in however many jobs.
     core_hours: float = 0.0
 
@@ -162,10 +164,12 @@ def _offer(experiment: Experiment, known: _Known) -> Offer:
                  asked=asked, account=account, most=most_cores)  # fmt: skip
         return replace(offer, refusal=message)
     run = RunDir(Path(experiment.cluster.runs_folder) / run_id(experiment))
-    script = Submission(Prepared(experiment, run, request, known.job_file)).script()
+    submission = Submission(Prepared(experiment, run, request, known.job_file))
+    script, left_out = submission.script(), sorted(submission.exclusion.reasons())
     try:
         hours = request.total_cores * parse_minutes(resources.time) / 60
-        return replace(offer, request=request, start=capacity.estimated_start(script), core_hours=hours)
+        start = capacity.estimated_start(script)
+        return replace(offer, request=request, start=start, left_out=left_out, core_hours=hours)
     except client.SlurmError as error:
         if error.transient or not error.refused:
             raise

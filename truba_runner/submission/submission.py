@@ -12,7 +12,8 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from truba_runner.environment import caches, start
 from truba_runner.errors import Failed, Problem, Refused
 from truba_runner.language import _
 from truba_runner.log import warn
+from truba_runner.nodes import exclusion
+from truba_runner.nodes.exclusion import Exclusion
 from truba_runner.rules.sbatch import refused
 from truba_runner.runs.events import Event, Kind
 from truba_runner.slurm import batch_script, budget, client, commands, jobs
@@ -53,6 +56,11 @@ class Submission:
     def request(self) -> Request:
         """Resources requested from Slurm."""
         return self.first.request
+
+    @cached_property
+    def exclusion(self) -> Exclusion:
+        """Nodes that the job must not get: the request's, and those that are known as bad when it is submitted."""
+        return exclusion.of_request(self.first.experiment.cluster, self.request)
 
     @property
     def log_folder(self) -> Path:
@@ -85,7 +93,7 @@ class Submission:
 
     def parameters(self) -> dict[str, Any]:
         """Return the sbatch parameters under submitit's names."""
-        request = self.request
+        request = replace(self.request, exclude=self.exclusion.exclude)
         parameters = batch_script.parameters(self.job_name, request)
         parameters["additional_parameters"]["chdir"] = str(self.first.run.path.parent)
         return {
@@ -199,6 +207,7 @@ class Submission:
             environment=dict(self.first.found),
             request=asdict(self.request),
             sbatch=self.parameters(),
+            bad_nodes=self.exclusion.reasons(),
         )
 
     def record(self, event: Event) -> None:

@@ -17,6 +17,7 @@ from truba_runner.rules.experiment import plan
 from truba_runner.runs.state import last_job_id
 from truba_runner.runs.sweep_directory import SweepDir
 from truba_runner.storage import folder_lock
+from truba_runner.submission import messages
 from truba_runner.submission.already import already
 from truba_runner.submission.prepared import Prepared
 from truba_runner.submission.submission import Submission, warn_of_cost
@@ -89,6 +90,7 @@ def submit(experiment: Experiment, job_file: Path, sweep: SweepDir) -> None:
         )
     else:
         print(_("the sweeper was submitted as job {job_id} on {partition}", job_id=job_id, partition=request.partition))
+        messages.bad_nodes(submission)
     print(f"  truba status {sweep.id}")
     raise SweeperSubmitted
 

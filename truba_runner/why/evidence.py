@@ -6,9 +6,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from truba_runner.language import _, counted
+from truba_runner.nodes import ledger
 from truba_runner.slurm import queries
 from truba_runner.slurm.client import SlurmError
 from truba_runner.slurm.hostlist import expand
@@ -180,6 +182,12 @@ def _comments(case: Case) -> Iterator[Evidence]:
                 yield Evidence("scontrol show job", f"{key}={one[key]}")
 
 
+def _requested(case: Case) -> Iterator[Evidence]:
+    keys = ("NumNodes", "ReqNodeList", "ExcNodeList", "Features", "TresPerNode")
+    for one in queries.shown("job", case.job_id):
+        yield Evidence("scontrol show job", ", ".join(f"{key}={one[key]}" for key in keys if key in one))
+
+
 def _licenses(case: Case) -> Iterator[Evidence]:
     yield Evidence("squeue", _("the job asks for") + f" {case.queued.get('licenses', '')}")
     for one in queries.shown("license"):
@@ -189,6 +197,16 @@ def _licenses(case: Case) -> Iterator[Evidence]:
 def _disk(case: Case) -> Iterator[Evidence]:
     for room in quota.rooms(case.run.path):
         yield Evidence(room.source, room.said())
+
+
+def _excluded(case: Case) -> Iterator[Evidence]:
+    excluded = expand(queries.shown("job", case.job_id)[0]["ExcNodeList"])
+    cluster: Mapping[str, Any] = case.run.read_config()["cluster"]
+    shared, days = cluster.get("bad_nodes", ""), cluster.get("bad_nodes_days", ledger.DAYS)
+    for entry in ledger.bad_nodes(Path(cluster["runs_folder"]), shared, days):
+        if entry.node in excluded:
+            message = _("the job leaves out {node}, known as bad ({why})", node=entry.node, why=entry.why)
+            yield Evidence("truba nodes", message)
 
 
 def _gpu(case: Case) -> Iterator[Evidence]:
@@ -205,6 +223,7 @@ LOOKS: Mapping[str, Callable[[Case], Iterator[Evidence]]] = {
     "dependency": _dependency,
     "disk": _disk,
     "earlier": _earlier,
+    "excluded": _excluded,
     "gpu": _gpu,
     "licenses": _licenses,
     "limits": _limits,
@@ -214,5 +233,6 @@ LOOKS: Mapping[str, Callable[[Case], Iterator[Evidence]]] = {
     "own_jobs": _own_jobs,
     "partition": _partition,
     "queue": _queue,
+    "requested": _requested,
     "reservations": _reservations,
 }

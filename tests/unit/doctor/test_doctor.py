@@ -17,8 +17,10 @@ import pytest
 from in_process import truba
 
 from truba_runner.config.schema import Environment, Experiment
-from truba_runner.doctor import Check, Finding, Patient, examine, files, programs, slurm, where
+from truba_runner.doctor import Check, Finding, Patient, examine, files, nodes, programs, slurm, where
 from truba_runner.environment import probe, report
+from truba_runner.nodes.fault import Fault
+from truba_runner.nodes.ledger import record_bad
 from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm import client
@@ -431,3 +433,24 @@ def test_a_table_says_which_experiment_can_run_on_which_partition(
 
 def test_a_machine_without_slurm_has_no_such_table(experiment: Compose) -> None:
     assert list(where.table(Patient(experiment(cluster="local")))) == []
+
+
+def test_the_doctor_counts_bad_nodes(patient: Patient, fake: Callable[..., None], tmp_path: Path) -> None:
+    assert levels(nodes.bad(patient)) == [("ok", "no node is known as bad")]  # Slurm is not asked.
+    (tmp_path / "runs").mkdir()
+    rows = [*(("akya", "akya-cuda", number) for number in range(1, 5)), *(("smp", "smp", number) for number in (1, 2))]
+    form = "\x1f".join(("{name}{number}", "{partition}", "feature"))
+    sinfo = [form.format(name=name, partition=partition, number=number) for name, partition, number in rows]
+    fake({"sinfo --all --noheader --Node": "\n".join(sinfo)})
+    for name in ("akya1", "akya2", "smp1"):
+        record_bad(tmp_path / "runs", "", Fault(name, "gpus", "none", time.time()))
+    assert levels(nodes.bad(patient)) == [("note", "3 nodes are left out by jobs: akya1, akya2, smp1")]
+    record_bad(tmp_path / "runs", "", Fault("akya3", "gpus", "none", time.time()))
+    assert levels(nodes.bad(patient))[1:] == [("warning", "3 of the 4 nodes of akya-cuda are known as bad")]
+
+
+def test_a_shared_list_that_cannot_be_used_is_a_warning(patient: Patient, tmp_path: Path) -> None:
+    patient.experiment.cluster.bad_nodes = str(tmp_path / "shared")
+    assert levels(nodes.bad(patient))[0][0] == "warning"
+    (tmp_path / "shared").touch()
+    assert [level for level, _says in levels(nodes.bad(patient))] == ["ok"]

@@ -91,6 +91,11 @@ def test_a_container_shows_what_a_run_needs_and_each_path_once(experiment: Compo
     elsewhere = replace(composed, data=replace(composed.data, folder="/truba/data"))
     assert "/truba/data" in environment.binds(elsewhere, request, project, Path("/state/shipped/1/jobs/mnist.py"))
     assert "/state/shipped/1" in environment.binds(elsewhere, request, project, Path("/state/shipped/1/jobs/mnist.py"))
+    # The list of bad nodes that colleagues share.
+    (tmp_path / "group").mkdir()
+    for folder, bound in ((tmp_path / "group", True), (tmp_path / "missing", False)):
+        sharing = replace(composed, cluster=replace(composed.cluster, bad_nodes=str(folder / "bad.jsonl")))
+        assert (str(folder) in environment.binds(sharing, request, project, job_file)) is bound
     start = environment.start(composed.environment, Path("/w"), binds, gpus=True)
     assert " --nv " in start.python and start.python.endswith("-- python3")
     assert " --nv " not in environment.start(composed.environment, Path("/w"), binds).python

@@ -38,6 +38,15 @@ def test_a_job_in_the_queue_is_live_in_slurms_own_word(run: RunDir, word: str) -
     assert (state.state, state.live, state.why) == (word, True, "Priority")
 
 
+def test_a_job_that_left_a_bad_node_says_so_until_it_starts_again(run: RunDir) -> None:
+    job = {"7": Job("7", "PENDING", reason="BeginTime")}
+    run.append_submission(Event(Kind.LOOKED, job_id="7", node="akya2"))
+    run.append_submission(Event(Kind.BAD_NODE, job_id="7", node="akya2", check="gpus", message="3 of 4 GPUs"))
+    assert state_of(run.record(), job).why == "BeginTime; left akya2, a bad node (gpus: 3 of 4 GPUs)"
+    run.append_submission(Event(Kind.LOOKED, job_id="7", node="akya1"))
+    assert state_of(run.record(), job).why == "BeginTime"
+
+
 def test_why_a_run_failed_is_told_while_slurm_still_clears_its_job_away(run: RunDir) -> None:
     progress(run, state="failed", error={"type": "Failed", "message": "the disk is full"})
     state = state_of(run.record(), {"7": Job("7", "COMPLETING", reason="NonZeroExitCode")})

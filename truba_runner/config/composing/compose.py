@@ -72,13 +72,17 @@ def typed(config: DictConfig) -> Experiment:
 
 
 def absolute(experiment: Experiment) -> Experiment:
-    """Make the folders absolute, as a job starts in another directory."""
-    if experiment.cluster.runs_folder.startswith("/") and experiment.data.folder.startswith("/"):
+    """Make the folders and the shared list of bad nodes absolute, as a job starts in another directory."""
+    cluster, data = experiment.cluster, experiment.data
+    if all(path.startswith("/") for path in (cluster.runs_folder, data.folder, cluster.bad_nodes or "/")):
         return experiment
     here = Path.cwd()
-    cluster = replace(experiment.cluster, runs_folder=str(here / Path(experiment.cluster.runs_folder).expanduser()))
-    folder = str(here / Path(experiment.data.folder).expanduser())
-    return replace(experiment, cluster=cluster, data=replace(experiment.data, folder=folder))
+    cluster = replace(
+        cluster,
+        runs_folder=str(here / Path(cluster.runs_folder).expanduser()),
+        bad_nodes=cluster.bad_nodes and str(here / Path(cluster.bad_nodes).expanduser()),
+    )
+    return replace(experiment, cluster=cluster, data=replace(data, folder=str(here / Path(data.folder).expanduser())))
 
 
 def selector(config: Any) -> str:
