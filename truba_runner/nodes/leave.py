@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
-from truba_runner.config.partitions import features_in
 from truba_runner.config.schema import Experiment
-from truba_runner.errors import Failed
+from truba_runner.errors import Failed, Refused
 from truba_runner.log import print_error
-from truba_runner.nodes import ledger
+from truba_runner.nodes import exclusion, ledger
 from truba_runner.nodes.fault import Fault
+from truba_runner.nodes.ledger import BadNode
 from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir
-from truba_runner.slurm import capacity, client, commands, hostlist, queries, request
+from truba_runner.slurm import client, commands, hostlist, queries, request
 from truba_runner.slurm.job_environment import Allocation
 from truba_runner.training.interrupt import ignore_signals
 
@@ -42,9 +43,8 @@ def leave(runs: Sequence[RunDir], here: Allocation, experiment: Experiment, faul
         truba_runner.slurm.client.SlurmError: Slurm does not answer, or does not allow the requeue.
     """
     cluster = experiment.cluster
-    bad: set[str] = set()
     for fault in faults:
-        bad |= ledger.record_bad(Path(cluster.runs_folder), _shared(experiment), fault)
+        ledger.record_bad(Path(cluster.runs_folder), cluster.bad_nodes, fault, cluster.bad_nodes_days)
         print_error("node {node} is bad: {check}: {message}", **_words(fault))
         event = Event(Kind.BAD_NODE, fault.time, here.job_id, node=fault.node, check=fault.check, message=fault.message)
         for run in runs:
@@ -53,14 +53,14 @@ def leave(runs: Sequence[RunDir], here: Allocation, experiment: Experiment, faul
     left = [*_left_before(runs[0], faults), *faults]
     nodes = {fault.node for fault in left}
     if len(nodes) >= MOST_NODES or len(left) >= _MOST_STARTS:
+        _take_off_the_list(experiment, left)
         reasons = "; ".join(dict.fromkeys(f"{fault.node}: {fault.check}: {fault.message}" for fault in left))
         raise Failed(
             "{count} different nodes in a row were bad, so the fault may be the job's: {reasons}",
             count=len(nodes),
             reasons=reasons,
         )
-    asked = request.derive(experiment)
-    if pinned := sorted(nodes & set(_expanded(asked.nodelist))):
+    if pinned := sorted(nodes & set(_expanded(experiment.resources.nodelist))):
         raise Failed("resources.nodelist names bad nodes: {nodes}", nodes=", ".join(pinned))
     if not cluster.requeue:
         raise Failed(
@@ -69,25 +69,28 @@ def leave(runs: Sequence[RunDir], here: Allocation, experiment: Experiment, faul
             **_words(faults[-1]),
         )
     ignore_signals()
-    excluded = _most_possible(asked, bad | nodes, left, here.job_id)
+    excluded = _to_exclude(experiment, left, here.job_id)
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         with suppress(client.SlurmError):  # It complains of the tasks that run.
             commands.exclude(array, excluded)
     commands.requeue(here.job_id)
     commands.exclude(here.job_id, excluded)
-    print_error("back in the queue, without {nodes}", nodes=", ".join(excluded))
+    print_error("back in the queue, without {nodes}", nodes=excluded)
     time.sleep(_KILL_SECONDS)
-
-
-def _shared(experiment: Experiment) -> str:
-    """Return the file of bad nodes that colleagues share; empty if there is none."""
-    return str(getattr(experiment.cluster, "bad_nodes", ""))
 
 
 def healthy(experiment: Experiment, node: str) -> None:
     """Record that a node has passed all checks."""
-    with suppress(OSError):
-        ledger.record_healthy(Path(experiment.cluster.runs_folder), _shared(experiment), node)
+    ledger.record_healthy(Path(experiment.cluster.runs_folder), experiment.cluster.bad_nodes, node)
+
+
+def _take_off_the_list(experiment: Experiment, faults: Sequence[Fault]) -> None:
+    """End the entries of nodes that nothing but this run has found bad: other jobs may get them."""
+    cluster, own = experiment.cluster, {(fault.node, fault.time) for fault in faults}
+    for entry in exclusion.listed(cluster):
+        if own.issuperset((fault.node, fault.time) for fault in entry.faults):
+            with suppress(OSError, Refused):
+                ledger.forget(Path(cluster.runs_folder), cluster.bad_nodes, entry.node)
 
 
 def _words(fault: Fault) -> dict[str, str]:
@@ -120,20 +123,13 @@ def _expanded(nodes: str) -> list[str]:
     return []
 
 
-def _most_possible(asked: request.Request, bad: Iterable[str], left: Sequence[Fault], job_id: str) -> list[str]:
-    """Return the nodes to exclude: all bad ones, those that the job excludes already, but the oldest if too many.
-
-    A job for which too few nodes are left would wait for ever.
-    """
-    in_use = capacity.nodes_in_use(asked.partition)
-    own = set(_expanded(asked.exclude))
-    already = {name for job in queries.shown("job", job_id) for name in _expanded(job.get("ExcNodeList", ""))}
-    wanted = features_in(asked.constraint)
-    fit = {name for name, features in in_use.items() if not wanted or features & set(wanted)}
-    by_age = {fault.node: number for number, fault in enumerate(left)}
-    # One unknown name, such as one that the site has since renamed, and Slurm would refuse the whole list.
-    known = {name for name in (set(bad) | already) - own if name in in_use}
-    excluded = sorted(known, key=lambda name: (by_age.get(name, -1), name))
-    while excluded and len(fit - own - set(excluded)) < asked.nodes:
-        excluded.pop(0)
-    return sorted({*excluded, *own})
+def _to_exclude(experiment: Experiment, left: Sequence[Fault], job_id: str) -> str:
+    """Return the nodes to exclude: those of the plan and of the user, and the bad ones that the partition can spare."""
+    bad = {entry.node: entry for entry in exclusion.listed(experiment.cluster)}
+    for fault in left:  # The list may be on a disk that cannot be written.
+        bad.setdefault(fault.node, BadNode(fault.node, (fault,), ()))
+    planned = request.derive(experiment)
+    # Slurm replaces the job's list, which the user may have changed since.
+    now = {name for job in queries.shown("job", job_id) for name in _expanded(job.get("ExcNodeList", ""))}
+    kept = sorted({*_expanded(planned.exclude), *(now - set(bad))})
+    return exclusion.chosen(replace(planned, exclude=",".join(kept)), list(bad.values()), queries.every_node()).exclude

@@ -50,8 +50,8 @@ REQUEUE_OR_EXIT = (
     "exit $status",
 )
 
-# Exit status of the module that checks the nodes if the job must not train. After any other one, such as that of a Python
-# that cannot be started, the training starts, and fails if it must.
+# Exit status of the module that checks the nodes if the job must not train. After any other one, such as that of a
+# Python that cannot be started, the training starts, and fails if it must.
 LEFT_STATUS = 76
 
 

@@ -16,8 +16,6 @@ from truba_runner.slurm.client import SlurmError
 # Width of each column that sinfo prints: --Format supports no delimiter.
 _WIDTH = 128
 _ANSWER_SECONDS = 5.0
-# Slurm's short states of nodes that accept jobs, now or when the job that has all of the node ends.
-_IN_USE = {"idle", "mix", "alloc", "plnd", "comp"}
 
 
 @dataclass(frozen=True)
@@ -77,17 +75,6 @@ def partitions() -> dict[str, LivePartition]:
         nodes[name] += 1
         features.setdefault(name, Counter()).update(set(listed.split(",")) - {"(null)"})
     return {name: LivePartition(count, features[name]) for name, count in nodes.items()}
-
-
-def nodes_in_use(partition: str) -> dict[str, set[str]]:
-    """Return the features, by name, of each node of a partition that runs jobs or may soon.
-
-    Raises:
-        truba_runner.slurm.client.SlurmError: Slurm does not answer.
-    """
-    argv = ["sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N|%t|%f"]
-    rows = (line.strip().split("|") for line in client.query(argv).splitlines())
-    return {name: set(features.split(",")) for name, state, features in rows if state.rstrip("~-#") in _IN_USE}
 
 
 def max_array_size() -> int:

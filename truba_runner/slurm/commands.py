@@ -77,14 +77,16 @@ def requeue(job_id: str) -> None:
             raise
 
 
-def exclude(job_id: str, nodes: Sequence[str]) -> None:
+def exclude(job_id: str, nodes: str) -> None:
     """Replace the list of nodes on which a pending job may not start; of an array, for all tasks that are pending.
+
+    `nodes` is in Slurm's form.
 
     Raises:
         truba_runner.slurm.client.SlurmError: the job runs, a node is unknown, or Slurm does not answer. For an array
             with running tasks too, although the pending ones have the list.
     """
-    client.query(["scontrol", "update", f"jobid={job_id}", f"excnodelist={','.join(nodes)}"])
+    client.query(["scontrol", "update", f"jobid={job_id}", f"excnodelist={nodes}"])
 
 
 def cancel(job_ids: Sequence[str]) -> None:
