@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
@@ -110,6 +111,7 @@ def test_colleagues_share_a_list(tmp_path: Path) -> None:
         line(node="x" * 300), line(time="now"), line(time=float("nan")), line(time=1e300), line(time=-1),
         line(event="?"), line(message=None), line(check={}), line(time=NOW + 30 * DAY_SECONDS),
     ],
+    ids=itertools.count(),
 )  # fmt: skip
 def test_lines_that_hold_no_fact_are_skipped(tmp_path: Path, damage: str) -> None:
     write(tmp_path, damage, line(node="akya7", more={"of": "another version"}), damage)
