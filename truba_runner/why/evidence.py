@@ -180,6 +180,12 @@ def _comments(case: Case) -> Iterator[Evidence]:
                 yield Evidence("scontrol show job", f"{key}={one[key]}")
 
 
+def _requested(case: Case) -> Iterator[Evidence]:
+    keys = ("NumNodes", "ReqNodeList", "ExcNodeList", "Features", "TresPerNode")
+    for one in queries.shown("job", case.job_id):
+        yield Evidence("scontrol show job", ", ".join(f"{key}={one[key]}" for key in keys if key in one))
+
+
 def _licenses(case: Case) -> Iterator[Evidence]:
     yield Evidence("squeue", _("the job asks for") + f" {case.queued.get('licenses', '')}")
     for one in queries.shown("license"):
@@ -214,5 +220,6 @@ LOOKS: Mapping[str, Callable[[Case], Iterator[Evidence]]] = {
     "own_jobs": _own_jobs,
     "partition": _partition,
     "queue": _queue,
+    "requested": _requested,
     "reservations": _reservations,
 }
