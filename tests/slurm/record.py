@@ -55,7 +55,7 @@ END = {
 # Prints the reasons for which a job may wait, from Slurm's library.
 REASONS = """
 import ctypes, glob
-library = ctypes.CDLL(glob.glob("/usr/lib*/**/slurm*/libslurmfull.so", recursive=True)[0])
+library = ctypes.CDLL((glob.glob("/usr/lib/*/slurm*/libslurmfull.so") + glob.glob("/usr/lib64/slurm*/libslurmfull.so"))[0])
 reason = getattr(library, "slurm_job_state_reason_string", None) or library.slurm_job_reason_string
 reason.restype = ctypes.c_char_p
 print(*dict.fromkeys(word for word in (reason(number).decode() for number in range(400)) if not word.isdigit()), sep="\\n")
@@ -164,7 +164,7 @@ def main(version: str) -> None:
 
         with answered_by(recording.keep(run)):
             ask(site.jobs)
-        reasons = cluster.run([sys.executable, "-c", REASONS]).stdout
+        reasons = cluster.run([sys.executable, "-c", REASONS], user="root", cwd="/").stdout
         (FOLDER / f"{version}-reasons.txt").write_text(reasons)
         for name in site.jobs:
             file = cluster.scratch() / f"{name}.out"

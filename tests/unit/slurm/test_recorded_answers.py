@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,10 +56,10 @@ class Answers:
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
-def answers(request: pytest.FixtureRequest) -> Iterator[Answers]:
+def answers(request: pytest.FixtureRequest) -> Answers:
     recording = Recording.read(request.param)
     with answered_by(recording.repeat):
-        yield Answers(recording, ask(recording.jobs))
+        return Answers(recording, ask(recording.jobs))
 
 
 def test_what_runs_waits_and_has_ended(answers: Answers) -> None:
