@@ -69,8 +69,11 @@ class Recording:
             done = run(argv, text)
             self.answers.append(
                 {
-                    "argv": list(argv), "text": text, "status": done.returncode,
-                    "stdout": done.stdout.split("\n"), "stderr": done.stderr.split("\n"),
+                    "argv": list(argv),
+                    "text": text,
+                    "status": done.returncode,
+                    "stdout": done.stdout.split("\n"),
+                    "stderr": done.stderr.split("\n"),
                 }  # fmt: skip
             )
             return done

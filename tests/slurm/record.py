@@ -22,7 +22,7 @@ EATS = "python3 -c 'x = bytearray(300_000_000); import time; time.sleep(60)'"
 # Jobs by name: options of sbatch and the script. Those that run first, then those that wait, then those that end.
 RUN = {
     "running": (f"{AKYA} -w akya1 --comment='lr=0.1 and=more words'", SLEEP),
-    "two_nodes": (f"-p akya-cuda -c 40 --gres=gpu:4 -A ayse -N2 --ntasks-per-node=1 -w akya[3-4]", SLEEP),
+    "two_nodes": ("-p akya-cuda -c 40 --gres=gpu:4 -A ayse -N2 --ntasks-per-node=1 -w akya[3-4]", SLEEP),
     "fills_orfoz": ("-p orfoz -c 112 -A proj1 -L matlab:1", SLEEP),
     "time_limit": (f"{HAMSI} -t 1 --no-requeue", SLEEP),
     "preempted": ("-p lowprio -c 40 --gres=gpu:4 -A proj1 -w akya2 --no-requeue", SLEEP),
@@ -38,7 +38,7 @@ WAIT = {
     "begin": f"{HAMSI} --begin=now+1hour",
     "licenses": f"{P100} -L matlab:1",
     "reserved": "-p palamut-cuda -c 16 --gres=gpu:1 -A proj1 --reservation=later",
-    "excluded": f"-p barbun -c 20 -A proj1 --hold",
+    "excluded": "-p barbun -c 20 -A proj1 --hold",
     "launch_failed": "-p smp -c 1 -A proj1",
     "cancelled_array": f"{HAMSI} --hold --array=2,5-7%2",
 }
@@ -55,10 +55,12 @@ END = {
 # Prints the reasons for which a job may wait, from Slurm's library.
 REASONS = """
 import ctypes, glob
-library = ctypes.CDLL((glob.glob("/usr/lib/*/slurm*/libslurmfull.so") + glob.glob("/usr/lib64/slurm*/libslurmfull.so"))[0])
+(file, *_) = (path for folder in ("lib/*", "lib64") for path in glob.glob(f"/usr/{folder}/slurm*/libslurmfull.so"))
+library = ctypes.CDLL(file)
 reason = getattr(library, "slurm_job_state_reason_string", None) or library.slurm_job_reason_string
 reason.restype = ctypes.c_char_p
-print(*dict.fromkeys(word for word in (reason(number).decode() for number in range(400)) if not word.isdigit()), sep="\\n")
+words = (reason(number).decode() for number in range(400))
+print(*dict.fromkeys(word for word in words if not word.isdigit()), sep="\\n")
 """
 
 
@@ -93,7 +95,13 @@ class Site:
         self.root("scontrol", "create", "reservation", "reservationname=later", *later)
 
     def submit(self, name: str, options: str, script: str = SLEEP) -> str:
-        arguments = ["-t", "20", f"--job-name={name}", f"--output={self.cluster.scratch()}/{name}.out", "--open-mode=append"]
+        arguments = [
+            "-t",
+            "20",
+            f"--job-name={name}",
+            f"--output={self.cluster.scratch()}/{name}.out",
+            "--open-mode=append",
+        ]
         self.jobs[name] = self.cluster.sbatch([*arguments, *shlex.split(options)], script)
         return self.jobs[name]
 
@@ -105,7 +113,7 @@ class Site:
         wait_until(lambda: self.reason(name) == reason, lambda: f"{name}: {self.reason(name)}")
 
     def submit_all(self) -> None:
-        """Make the jobs, in an order that gives each the same id on every version; return once each is as it will be."""
+        """Make the jobs, in an order that gives each the same id everywhere; return once each is as it will be."""
         wait = self.cluster.wait_for_state
         for name, (options, script) in RUN.items():
             self.submit(name, options, script)

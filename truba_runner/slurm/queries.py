@@ -28,7 +28,7 @@ _ENDED = (
     "JobID", "State", "ExitCode", "Reason", "Partition", "Account", "QOS", "Timelimit", "Elapsed", "Start", "End",
     "NodeList", "ReqMem", "MaxRSS", "ReqCPUS",
 )  # fmt: skip
-# A field in the output of `scontrol show`: one whose text may have blanks and "=" ends its line, others end at the next.
+# A field of `scontrol show`: one whose text may have blanks and "=" takes the rest of its line.
 _FIELD = re.compile(
     r"\b(JobName|Command|WorkDir|SubmitLine|StdErr|StdIn|StdOut|\w*Comment|Extra)=(.*)"
     r"|([\w:/]+)=(.*?)(?=\s+[\w:/]+=|\s*$)"

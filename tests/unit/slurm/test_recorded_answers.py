@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 from slurm_answers import FOLDER, REFUSED, VERSIONS, Recording, answered_by, ask
 
 from truba_runner.rules.sbatch.refused import explained
+from truba_runner.runs.run_directory import RunDir
+from truba_runner.runs.state import RunState
 from truba_runner.slurm import batch_script, job_environment
 from truba_runner.slurm.capacity import gpus_in
 from truba_runner.slurm.jobs import Use
 from truba_runner.slurm.queries import Hardware, Limit
 from truba_runner.slurm.request import Request
+from truba_runner.why import evidence
+from truba_runner.why.case import Case
 from truba_runner.why.table import meaning
 
 WAITS = {
@@ -141,7 +146,9 @@ def test_all_fields_of_a_job(answers: Answers) -> None:
 
 
 def test_what_the_batch_script_greps_is_there_once(answers: Answers) -> None:
-    (pattern,) = re.findall(r"scontrol show job \$job \| grep -q (?:'([^']+)'|(\S+))", "\n".join(batch_script.REQUEUE_OR_EXIT))
+    (pattern,) = re.findall(
+        r"scontrol show job \$job \| grep -q (?:'([^']+)'|(\S+))", "\n".join(batch_script.REQUEUE_OR_EXIT)
+    )
     for name, requeue in {"running": True, "completed": True, "time_limit": False, "preempted": False}.items():
         argv = ["scontrol", "show", "job", answers.job(name)]
         forbidden = re.search(pattern[0] or pattern[1], answers.recording.repeat(argv, "").stdout, re.MULTILINE)
@@ -209,7 +216,12 @@ def test_the_key_for_which_a_job_was_refused(answers: Answers) -> None:
 def test_the_variables_of_a_job(answers: Answers) -> None:
     lines = answers.recording.logs["environment"].splitlines()
     found = job_environment.current(dict(line.partition("=")[::2] for line in lines))
-    assert (found.job_id, found.job_name, found.rank, found.on_slurm) == (answers.job("environment"), "environment", 0, True)
+    assert (found.job_id, found.job_name, found.rank, found.on_slurm) == (
+        answers.job("environment"),
+        "environment",
+        0,
+        True,
+    )
     variables = {line.partition("=")[0] for line in lines}
     assert not job_environment.without_slurms(dict.fromkeys(variables, "")).keys() - {"SLURM_CONF"}
 
@@ -222,6 +234,13 @@ def test_the_lines_of_slurm_in_a_log_find_their_rows(answers: Answers) -> None:
     programs = [meaning("log", line) for name in ("missing_program", "bad_interpreter")
                 for line in answers.recording.logs[name].splitlines()]  # fmt: skip
     assert {one.groups["program"] for one in programs if one} == {"/nowhere/bin/python", "/nowhere/python"}
+
+
+def test_why_shows_the_nodes_that_a_job_leaves_out(answers: Answers, tmp_path: Path) -> None:
+    waiting = RunState("PENDING", live=True, job=None)
+    with answered_by(answers.recording.repeat):
+        (line,) = evidence.look("requested", Case(RunDir(tmp_path), waiting, answers.job("excluded")))
+    assert line.says == "NumNodes=1, ExcNodeList=barbun1"
 
 
 @pytest.mark.parametrize("version", VERSIONS)

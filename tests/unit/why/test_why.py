@@ -107,7 +107,7 @@ SAID = [
      "node-disk-full"),
     ("log", "gönderilen kod okunamıyor: /runs/.code/code-1a.tar.gz: artık yok", "submitted-code-gone"),
     ("log", "slurmstepd: error: execve(): /venv/bin/python: No such file or directory", "program-missing"),
-    ("log", "[2026-11-29T21:24:48.123] error: execve(): /venv/bin/python: No such file or directory", "program-missing"),
+    ("log", "[2026-11-29T21:24:48.123] error: execve(): /venv/python: No such file or directory", "program-missing"),
     ("log", "slurmstepd-akya1: error: Failed to invoke task plugins: task_p_pre_launch error", "step-not-created"),
     ("log", "[2026-11-29T21:24:48.123] error: Failed to invoke task plugins: task_p_pre_launch error",
      "step-not-created"),
