@@ -126,6 +126,7 @@ def _limits_of_qos(qos: str, line: str, account: str) -> list[Limit]:
     """Return the limits of a QOS itself, and those that it sets for each account and user, for the caller's."""
     own, _, accounts = line.partition(" Account Limits=")
     accounts, _, users = accounts.partition(" User Limits=")
+    users = re.sub(r"\S+\((\d+)\)=\{", r"\1={", users)  # ayse(60001)={…} in Slurm 24.11, 60001={…} in 22.05.
     found = _limits_in(qos, own)
     for holders, mine in ((accounts, account), (users, str(os.getuid()))):
         for holder, inside in re.findall(r"(\S+)=\{(.*?)\}", holders):
