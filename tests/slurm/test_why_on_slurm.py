@@ -225,8 +225,12 @@ def test_every_reason_that_this_slurm_can_give_is_in_the_table(states: States) -
 
 
 def test_jobs_that_wait(states: States) -> None:
-    told = states.ask_until(list(WAITING), seconds=240)
-    assert {name: told[name]["findings"][0]["reason"] for name in WAITING} == {name: name for name in WAITING}
+    waiting = dict(WAITING)
+    if not states.root("sbatch", "--version").startswith("slurm-wlm 22.05"):
+        # Newer versions start the job, although its account may no longer use the partition.
+        del waiting["partition-config"]
+    told = states.ask_until(list(waiting), seconds=240)
+    assert {name: told[name]["findings"][0]["reason"] for name in waiting} == {name: name for name in waiting}
     for name, words in {
         "account-cores": "GrpTRES cpu=40, 40 in use",
         "account-core-minutes": "poor: GrpTRESMins cpu=0",
@@ -243,7 +247,7 @@ def test_jobs_that_wait(states: States) -> None:
         "resources": "of 112 cores 112 are in use",
         "array-limit": "JobArrayTaskLimit",
     }.items():
-        assert words in evidence(told[name]), told[name]
+        assert name not in waiting or words in evidence(told[name]), told[name]
     assert told["dependency"]["findings"][0]["evidence"][1]["says"] == f"afterok:{states.jobs['running']}(unfulfilled)"
 
 
