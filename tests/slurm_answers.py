@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from truba_runner.slurm import capacity, client, jobs, queries
+from truba_runner.slurm import capacity, client, commands, jobs, queries
 from truba_runner.slurm.client import SlurmError
 from truba_runner.slurm.commands import words_of_refusal
 
@@ -137,8 +137,33 @@ def ask(job_ids: Mapping[str, str]) -> dict[str, Any]:
         "live_partitions": capacity.partitions(),
         "max_array_size": capacity.max_array_size(),
         "core_limit": capacity.core_limit("ayse"),
+        # Nothing is to be done, which is no error.
+        "requeued": commands.requeue(job_ids["held"]),
+        "cancelled": commands.cancel([job_ids["completed"]]),
         "refused": {name: _refusal(options) for name, options in REFUSED.items()},
     }
+
+
+def ask_in_vain(at_fault: str) -> dict[str, SlurmError | None]:
+    """Ask the programs that need `slurmdbd` or `slurmctld` while that one is down; return how each fails."""
+    questions: dict[str, Callable[[], object]] = {"sacct": lambda: jobs.accounting(["88888"])}
+    if at_fault == "slurmctld":
+        questions = {
+            "squeue": lambda: jobs.state("88888"),
+            "sbatch": lambda: client.run(["sbatch", "--parsable"], text=script("--comment=down")),
+            "scancel": lambda: commands.cancel(["88888"]),
+            "scontrol": lambda: commands.requeue("88888"),
+            "sinfo": lambda: queries.cores_in("nowhere"),
+        }
+    return {name: _failure(question) for name, question in questions.items()}
+
+
+def _failure(question: Callable[[], object]) -> SlurmError | None:
+    try:
+        question()
+    except SlurmError as error:
+        return error
+    return None
 
 
 def _refusal(options: str) -> str:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from cluster import Cluster, wait_until
-from slurm_answers import FOLDER, USER, Recording, answered_by, ask
+from slurm_answers import FOLDER, USER, Recording, answered_by, ask, ask_in_vain
 
 SLEEP = "sleep 900"
 P100 = "-p barbun-cuda -c 20 --gres=gpu:1 -A proj1"
@@ -172,6 +172,12 @@ def main(version: str) -> None:
 
         with answered_by(recording.keep(run)):
             ask(site.jobs)
+            conf = cluster.folder / "etc" / "slurm.conf"
+            conf.write_text(conf.read_text().replace("MessageTimeout=60", "MessageTimeout=2"))
+            for daemon in ("slurmdbd", "slurmctld"):
+                (pid,) = cluster.run(["pgrep", "-x", daemon], user="root").stdout.split()
+                site.root("kill", "-KILL", pid)
+                ask_in_vain(daemon)
         reasons = cluster.run([sys.executable, "-c", REASONS], user="root", cwd="/").stdout
         (FOLDER / f"{version}-reasons.txt").write_text(reasons)
         for name in site.jobs:

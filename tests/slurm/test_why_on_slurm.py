@@ -209,6 +209,7 @@ def submit_all(states: States) -> None:
     states.submit("past-deadline", HAMSI, "--account=poor", "--deadline=now+70", "--time=1")
     states.submit("has-the-one-place", BARBUN, "--account=single")
     states.submit("fills-orfoz", "orfoz -c 112", "--account=proj1", "--licenses=matlab:1")
+    states.wait_until_running("has-the-one-place", "fills-orfoz")
     for name, (asked, options) in WAITING.items():
         states.submit(name, asked, *options)
         if name in TROUBLE:

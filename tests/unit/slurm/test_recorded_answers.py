@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slurm_answers import FOLDER, REFUSED, VERSIONS, Recording, answered_by, ask
+from slurm_answers import FOLDER, REFUSED, VERSIONS, Recording, answered_by, ask, ask_in_vain
 
 from truba_runner.rules.sbatch.refused import explained
 from truba_runner.runs.run_directory import RunDir
@@ -214,6 +214,13 @@ def test_the_key_for_which_a_job_was_refused(answers: Answers) -> None:
     known = "doesn't allow an argument" in refused["valueless"]
     assert valueless and "sbatch.requeue" in valueless[0] and ("without a value" in valueless[1]) == known
     assert all(refused[name] for name in REFUSED)
+
+
+@pytest.mark.parametrize("daemon", ["slurmdbd", "slurmctld"])
+def test_a_daemon_that_is_down_is_asked_again(answers: Answers, daemon: str) -> None:
+    with answered_by(answers.recording.repeat):
+        failures = ask_in_vain(daemon)
+    assert {name: error.transient for name, error in failures.items() if error} == dict.fromkeys(failures, True)
 
 
 def test_the_variables_of_a_job(answers: Answers) -> None:
