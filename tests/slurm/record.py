@@ -175,8 +175,7 @@ def main(version: str) -> None:
             conf = cluster.folder / "etc" / "slurm.conf"
             conf.write_text(conf.read_text().replace("MessageTimeout=60", "MessageTimeout=2"))
             for daemon in ("slurmdbd", "slurmctld"):
-                (pid,) = cluster.run(["pgrep", "-x", daemon], user="root").stdout.split()
-                site.root("kill", "-KILL", pid)
+                site.root("sh", "-c", f"kill -KILL $(cat /run/{daemon}.pid)")
                 ask_in_vain(daemon)
         reasons = cluster.run([sys.executable, "-c", REASONS], user="root", cwd="/").stdout
         (FOLDER / f"{version}-reasons.txt").write_text(reasons)
