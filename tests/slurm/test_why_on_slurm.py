@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from cluster import Cluster, ClusterUnavailable, left_out
+from record import REASONS
 from truba import FAILING_JOB, Truba
 from why_runs import WhyRuns
 
@@ -208,6 +209,7 @@ def submit_all(states: States) -> None:
     states.submit("past-deadline", HAMSI, "--account=poor", "--deadline=now+70", "--time=1")
     states.submit("has-the-one-place", BARBUN, "--account=single")
     states.submit("fills-orfoz", "orfoz -c 112", "--account=proj1", "--licenses=matlab:1")
+    states.wait_until_running("has-the-one-place", "fills-orfoz")
     for name, (asked, options) in WAITING.items():
         states.submit(name, asked, *options)
         if name in TROUBLE:
@@ -216,22 +218,20 @@ def submit_all(states: States) -> None:
     states.root("scontrol", "hold", states.jobs["held-by-admin"])
 
 
-def test_every_reason_that_this_slurm_can_give_is_in_the_table() -> None:
-    libraries = [*Path("/usr/lib").glob("*/slurm*/libslurmfull.so"), *Path("/usr/lib64").glob("slurm*/libslurmfull.so")]
-    if not libraries:
-        pytest.skip("Slurm's library is not installed")
-    reason_of = ctypes.CDLL(str(libraries[0])).slurm_job_reason_string
-    reason_of.restype = ctypes.c_char_p
-    words = {reason_of(number).decode() for number in range(260)}
-    named = {word for word in words if not word.isdigit()}
+def test_every_reason_that_this_slurm_can_give_is_in_the_table(states: States) -> None:
+    named = states.root(sys.executable, "-c", REASONS).split()
     assert len(named) > 150
     rows = {word: meaning("waiting", word) for word in named}
     assert not {word for word, found in rows.items() if found is None or found.row.id == "unknown-reason"}
 
 
 def test_jobs_that_wait(states: States) -> None:
-    told = states.ask_until(list(WAITING), seconds=240)
-    assert {name: told[name]["findings"][0]["reason"] for name in WAITING} == {name: name for name in WAITING}
+    waiting = dict(WAITING)
+    if not states.root("sbatch", "--version").startswith("slurm-wlm 22.05"):
+        # Newer versions start the job, although its account may no longer use the partition.
+        del waiting["partition-config"]
+    told = states.ask_until(list(waiting), seconds=240)
+    assert {name: told[name]["findings"][0]["reason"] for name in waiting} == {name: name for name in waiting}
     for name, words in {
         "account-cores": "GrpTRES cpu=40, 40 in use",
         "account-core-minutes": "poor: GrpTRESMins cpu=0",
@@ -242,12 +242,13 @@ def test_jobs_that_wait(states: States) -> None:
         "partition-time": "MaxTime=02:00:00",
         "partition-config": "AllowAccounts=root,free",
         "licenses": "LicenseName=matlab, Total=1, Used=1",
+        "bad-constraints": "Features=barbun",
         "launch-failed-held": "REQUEUED",
         "priority": "1 job is ahead of it",
         "resources": "of 112 cores 112 are in use",
         "array-limit": "JobArrayTaskLimit",
     }.items():
-        assert words in evidence(told[name]), told[name]
+        assert name not in waiting or words in evidence(told[name]), told[name]
     assert told["dependency"]["findings"][0]["evidence"][1]["says"] == f"afterok:{states.jobs['running']}(unfulfilled)"
 
 

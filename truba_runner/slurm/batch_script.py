@@ -29,7 +29,7 @@ _REQUEUE = r"""
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
 requeue() {
   unset "${!SQUEUE_@}"
-  scontrol show job $job | grep -q Requeue=0 && return
+  scontrol show job $job | grep -q '^ *Requeue=0 ' && return
   for pause in 5 20 60 0; do
     state=$(squeue --noheader --jobs=$job --format=%T) && [ "$state" != RUNNING ] && return
     [ "$state" = RUNNING ] && scontrol requeue $job && return

@@ -25,6 +25,8 @@ _TRANSIENT = (
     "Connection reset",
     "Connection timed out",
     "Resource temporarily unavailable",
+    # scontrol requeue, where other commands are unable to contact the controller (Slurm 22.05 to 26.05).
+    "Unexpected message received",
 )
 # Messages of a command that found no Slurm controller.
 _UNREACHABLE = (

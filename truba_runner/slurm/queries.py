@@ -28,6 +28,11 @@ _ENDED = (
     "JobID", "State", "ExitCode", "Reason", "Partition", "Account", "QOS", "Timelimit", "Elapsed", "Start", "End",
     "NodeList", "ReqMem", "MaxRSS", "ReqCPUS",
 )  # fmt: skip
+# A field of `scontrol show`: one whose text may have blanks and "=" takes the rest of its line.
+_FIELD = re.compile(
+    r"\b(JobName|Command|WorkDir|SubmitLine|StdErr|StdIn|StdOut|\w*Comment|Extra)=(.*)"
+    r"|([\w:/]+)=(.*?)(?=\s+[\w:/]+=|\s*$)"
+)
 
 
 def _ask(argv: Sequence[str]) -> str:
@@ -121,6 +126,7 @@ def _limits_of_qos(qos: str, line: str, account: str) -> list[Limit]:
     """Return the limits of a QOS itself, and those that it sets for each account and user, for the caller's."""
     own, _, accounts = line.partition(" Account Limits=")
     accounts, _, users = accounts.partition(" User Limits=")
+    users = re.sub(r"\S+\((\d+)\)=\{", r"\1={", users)  # ayse(60001)={…} in Slurm 24.11, 60001={…} in 22.05.
     found = _limits_in(qos, own)
     for holders, mine in ((accounts, account), (users, str(os.getuid()))):
         for holder, inside in re.findall(r"(\S+)=\{(.*?)\}", holders):
@@ -248,9 +254,14 @@ def shown(kind: str, name: str = "") -> list[dict[str, str]]:
     Raises:
         truba_runner.slurm.client.SlurmError: there is none of this name, or Slurm does not answer.
     """
-    text = _ask(["scontrol", "--oneliner", "show", kind, *([name] if name else [])])
-    pairs = (re.findall(r"([\w:/]+)=(.*?)(?=\s+[\w:/]+=|\s*$)", line) for line in text.splitlines())
-    return [{key: value for key, value in found if value not in {"(null)", "N/A"}} for found in pairs if found]
+    records: list[dict[str, str]] = []
+    for line in _ask(["scontrol", "show", kind, *([name] if name else [])]).splitlines():
+        if line[:1].strip():  # Further lines of a record are indented.
+            records.append({})
+        for free, words, key, value in _FIELD.findall(line) if records else ():
+            if (value or words).strip() not in {"(null)", "N/A"}:
+                records[-1][key or free] = (value or words).strip()
+    return [record for record in records if record]
 
 
 def accounts() -> list[str]:

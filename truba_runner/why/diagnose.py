@@ -91,12 +91,14 @@ def _matches(case: Case) -> Sequence[_Match]:
 
 def _live(case: Case) -> _Match:
     state = case.state
-    if state.state != "PENDING":
+    reason = case.queued.get("reason") or (state.job.reason if state.job else "")
+    # Such a state says less than the reason, if Slurm gives the hold's: who may release it, for example.
+    in_hold = state.state in {"REQUEUE_HOLD", "SPECIAL_EXIT"} and "held" in reason
+    if state.state != "PENDING" and not in_hold:
         return _Match(
             _sure("ended", state.state),
             Evidence("squeue" if state.job else case.run.id, evidence.as_slurm_says(case) or state.state),
         )
-    reason = case.queued.get("reason") or (state.job.reason if state.job else "")
     asked = reason
     canary = case.intent.canary
     if reason == "JobHeldUser" and canary:

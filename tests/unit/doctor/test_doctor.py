@@ -215,7 +215,7 @@ def only(patient: Patient, *names: str) -> Patient:
 def test_conf_against_the_live_partitions(
     patient: Patient, fake: Callable[..., None], live: str, nodes: str, expected: list[tuple[str, str]]
 ) -> None:
-    fake({"scontrol --oneliner show partition": live, "sinfo": nodes})
+    fake({"scontrol show partition": live, "sinfo": nodes})
     found = levels(slurm.partitions(only(patient, "akya-cuda")))
     for level, words in expected:
         assert any(one == level and words in says for one, says in found), found
@@ -226,7 +226,7 @@ def test_conf_against_the_live_partitions(
 def test_a_partition_that_is_not_the_chosen_one_may_be_closed(patient: Patient, fake: Callable[..., None]) -> None:
     p100 = hardware("barbun-cuda", 24, 40, 386_000, "gpu:p100:2")
     fake({
-        "scontrol --oneliner show partition": partition("akya-cuda") + partition("barbun-cuda", State="DOWN"),
+        "scontrol show partition": partition("akya-cuda") + partition("barbun-cuda", State="DOWN"),
         "sinfo": AKYA + p100,
     })  # fmt: skip
     found = levels(slurm.partitions(only(patient, "akya-cuda", "barbun-cuda")))

@@ -71,7 +71,17 @@ SAID = [
     ("waiting", "ReqNodeNotAvail, Reserved for maintenance", "maintenance"),
     ("waiting", "Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions",
      "nodes-unavailable"),
+    ("waiting", "ReqNodeNotAvail, Reserved for other reservations", "nodes-unavailable"),
     ("waiting", "launch failed requeued held", "launch-failed-held"),
+    ("waiting", "launch failure limit exceeded requeued held", "launch-limit-held"),
+    ("waiting", "user env retrieval failed requeued held", "launch-failed-held"),
+    ("waiting", "job requeued in held state", "requeued-in-hold"),
+    ("waiting", "MaxCpuRunMinsPerUser", "qos-running-minutes-per-user"),
+    ("waiting", "MaxGRESRunMinsPerAccount", "qos-running-minutes-per-account"),
+    ("waiting", "ReservationInvalid", "reservation-invalid"),
+    ("waiting", "Constraints", "constraints-not-now"),
+    ("waiting", "BadConstraints", "bad-constraints"),
+    ("waiting", "NvidiaImexChannels", "gpu-channels"),
     ("waiting", "JobHeldUser (canary mnist-1)", "held-for-canary"),
     ("waiting", "", "not-looked-at-yet"),
     ("waiting", "SomethingNewIn2030", "unknown-reason"),
@@ -97,6 +107,10 @@ SAID = [
      "node-disk-full"),
     ("log", "gönderilen kod okunamıyor: /runs/.code/code-1a.tar.gz: artık yok", "submitted-code-gone"),
     ("log", "slurmstepd: error: execve(): /venv/bin/python: No such file or directory", "program-missing"),
+    ("log", "[2026-11-29T21:24:48.123] error: execve(): /venv/python: No such file or directory", "program-missing"),
+    ("log", "slurmstepd-akya1: error: Failed to invoke task plugins: task_p_pre_launch error", "step-not-created"),
+    ("log", "[2026-11-29T21:24:48.123] error: Failed to invoke task plugins: task_p_pre_launch error",
+     "step-not-created"),
     ("log", "slurmstepd: error: *** JOB 7 ON akya1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***",
      "time-limit-in-log"),
     ("log", "RuntimeError: CUDA error: no kernel image is available for execution on the device", "gpu-too-old"),
@@ -187,8 +201,8 @@ def ended(run: RunDir, state: str = "FAILED", exit_code: str = "1:0", **fields: 
     return diagnose(case, look_closer=False)
 
 
-def waiting(run: RunDir, reason: str, starts: int = 0, **queued: str) -> Case:
-    job = Job("7", "PENDING", "akya-cuda", reason)
+def waiting(run: RunDir, reason: str, starts: int = 0, state: str = "PENDING", **queued: str) -> Case:
+    job = Job("7", state, "akya-cuda", reason)
     earlier = [Start({"JobID": "7", "State": "REQUEUED", "ExitCode": "0:0"})] * starts
     told = {"reason": reason, "account": "ayse", **queued}
     return Case(run, state_of(run.record(), {"7": job}), "7", run.submissions()[0], told, earlier)
@@ -313,6 +327,16 @@ def test_what_waits(run: RunDir) -> None:
     assert diagnose(waiting(run, "Priority"), look_closer=False)[0].reason == "priority"
     assert diagnose(waiting(run, "BeginTime"), look_closer=False)[0].reason == "begin-time"
     assert diagnose(waiting(run, "BeginTime", starts=2), look_closer=False)[0].reason == "begin-after-requeue"
+
+
+def test_a_job_in_hold_is_explained_by_the_reason_and_not_by_its_state_alone(run: RunDir) -> None:
+    limit = "launch failure limit exceeded requeued held"
+    for state in ("PENDING", "REQUEUE_HOLD"):
+        (found,) = diagnose(waiting(run, limit, state=state), look_closer=False)
+        assert found.reason == "launch-limit-held" and "scontrol release" not in found.do
+        (own,) = diagnose(waiting(run, "job requeued in held state", state=state), look_closer=False)
+        assert own.reason == "requeued-in-hold" and "scontrol release 7" in own.do
+    assert diagnose(waiting(run, "None", state="REQUEUE_HOLD"), look_closer=False)[0].reason == "requeued-and-held"
 
 
 def test_the_expected_start_is_told_unless_the_job_is_held(run: RunDir) -> None:
