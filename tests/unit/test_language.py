@@ -24,6 +24,7 @@ NOT_WORDS = {
     # What Slurm and a container's runtime print.
     "Socket timed out",
     "Unable to contact slurm controller",
+    "Unexpected message received",
     "Invalid job id specified",
     "Job is pending execution",
     "Zero Bytes were transmitted",
