@@ -27,12 +27,16 @@ int cuCtxSetCurrent(void *context) { return 0; }
 int cuMemGetInfo_v2(size_t *free, size_t *total) { *total = 16000000000; *free = FREE; return 0; }
 int cuGetErrorName(int status, const char **words) { *words = "CUDA_ERROR_UNKNOWN"; return 0; }
 """
+# tests/plain_backend: its convolution fails where this file is.
+BROKEN_CUDNN = "/dev/shm/cuda/broken_cudnn"
 GOOD = {"COUNT": "1", "BROKEN": "", "FREE": "15500000000"}
 BAD_GPUS = {
     "gpus": {"BROKEN": "return 999"},
     "hanging": {"BROKEN": "for (;;)"},
     "crashing": {"BROKEN": "*(int *)0 = 0"},
     "gpu_memory": {"FREE": "4000000000"},
+    # The driver works; what the plain backend takes for cuDNN does not.
+    "convolution": {},
 }
 
 
@@ -59,11 +63,11 @@ def spoil(truba: Truba, fault: str, bad: Sequence[str]) -> list[str]:
             truba.cluster,
             node,
             f"mkdir -p /dev/shm/cuda; gcc -shared -fPIC {defines} -o /dev/shm/cuda/libcuda.so.1 {source}; "
-            "chmod -R a+rX /dev/shm/cuda",
+            f"chmod -R a+rX /dev/shm/cuda; {'touch' if fault == 'convolution' and node in bad else 'true'} {BROKEN_CUDNN}",
         )
     return [
         'cluster.partitions.akya-cuda.compute_capability="7.0"',
-        "environment.setup=[export LD_LIBRARY_PATH=/dev/shm/cuda]",
+        'environment.setup=["export LD_LIBRARY_PATH=/dev/shm/cuda"]',
         "cluster.node_check.seconds=5",
     ]
 
@@ -110,7 +114,7 @@ def logs(truba: Truba) -> str:
     return "\n".join(f"{file}: {file.read_text()[-1500:]}" for file in files[-6:])
 
 
-@pytest.mark.parametrize("fault", ["node_disk", "gpus", "hanging", "crashing", "gpu_memory"])
+@pytest.mark.parametrize("fault", ["node_disk", "gpus", "hanging", "crashing", "gpu_memory", "convolution"])
 def test_an_array_loses_a_few_starts_and_no_run(truba: Truba, fault: str) -> None:
     overrides = spoil(truba, fault, ["akya1"])
     try:
@@ -131,6 +135,20 @@ def test_an_array_loses_a_few_starts_and_no_run(truba: Truba, fault: str) -> Non
     assert checks == {{"hanging": "gpus", "crashing": "gpus"}.get(fault, fault)}
     started = [[one["host"] for one in own if one["event"] == "started"] for own in found.values()]
     assert all(len(hosts) == 1 for hosts in started) and "akya1" not in {hosts[0] for hosts in started}
+
+
+def test_two_nodes_of_which_one_is_bad(truba: Truba) -> None:
+    overrides = spoil(truba, "gpus", ["akya1"])
+    try:
+        submit(truba, *command(truba, *overrides, "resources.nodes=2"))
+        wait_until(lambda: results(truba) == 1 or failed(truba), lambda: logs(truba))
+    finally:
+        mend(truba)
+    assert not failed(truba)
+    (own,) = all_events(truba).values()
+    assert [one["node"] for one in own if one["event"] == "bad_node"] == ["akya1"]
+    last = [one["node"] for one in own if one["event"] == "looked"][-2:]
+    assert len(set(last)) == 2 and "akya1" not in last
 
 
 def test_a_healthy_start_has_what_it_saw_in_its_record(truba: Truba) -> None:

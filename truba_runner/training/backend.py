@@ -49,6 +49,15 @@ def imports(name: str) -> tuple[str, ...]:
     return found
 
 
+def convolution(name: str) -> Callable[[], None] | None:
+    """Return the backend's function that runs a small convolution on each GPU of this process; None if it has none.
+
+    It raises the framework's error where a GPU computes nothing, or not what it should.
+    """
+    found: Callable[[], None] | None = getattr(_module(name), "convolve", None)
+    return found
+
+
 def load(name: str, entry: str = "train") -> Entry:
     """Return the function `entry` of a backend; it takes a Context and returns the content of `result.json`.
 

@@ -37,7 +37,7 @@ from truba_runner.storage import private
 from truba_runner.training import backend, full_disk
 from truba_runner.training.interrupt import Interrupted, Interruption
 from truba_runner.training.summaries import hparams
-from truba_runner.worker import canary, drill, notify
+from truba_runner.worker import canary, convolution, drill, notify
 from truba_runner.worker.claims import claimed_by
 from truba_runner.worker.failure import describe, print_traceback
 
@@ -147,6 +147,7 @@ def _train(
         verify.verify(run, experiment, here)
     # The backend first: it sets up its framework, which the job then imports.
     work = backend.load(experiment.job.backend, "find" if finds else "train")
+    convolution.check(experiment, run, here)
     record = run.submitted()
     if unpacked.sha256(record) != record.job_sha256:
         warn("{file} has changed since it was submitted", file=record.job_file)

@@ -18,6 +18,13 @@ from truba_runner.runs.checkpoints import CheckpointStore, Position
 from truba_runner.training.interrupt import Interrupted
 
 STEPS = 4
+# In place of cuDNN: where this file is, it is broken.
+BROKEN_CUDNN = "/dev/shm/cuda/broken_cudnn"
+
+
+def convolve():
+    if os.path.exists(BROKEN_CUDNN):
+        raise RuntimeError("CUDNN_STATUS_NOT_INITIALIZED")
 
 
 def read_state(file):

@@ -23,6 +23,7 @@ from truba_runner.training.fastai.learner import loaders as fastai_loaders
 from truba_runner.training.fastai.learner.batches import end_readers
 from truba_runner.training.fastai.learner.data import DEFAULT_BATCH_SIZE, Data, sha256_of_split
 from truba_runner.training.fastai.learner.devices import compute_the_same_each_time, describe, pick_device
+from truba_runner.training.fastai.learner.devices import convolve as convolve  # A part of the backend's interface.
 from truba_runner.training.fastai.learner.learner import build_learner, print_summary
 from truba_runner.training.fastai.loop import Loop
 from truba_runner.training.fastai.lr_finder import find_rates

@@ -29,6 +29,7 @@ from truba_runner.training.keras.batches.streams import run_out_safely
 from truba_runner.training.keras.callbacks import extra_callbacks
 from truba_runner.training.keras.devices import replicas
 from truba_runner.training.keras.devices.devices import can_compile, describe, draw_apart, pick_devices
+from truba_runner.training.keras.devices.devices import convolve as convolve  # A part of the backend's interface.
 from truba_runner.training.keras.devices.nodes import Nodes
 from truba_runner.training.keras.devices.team import Team
 from truba_runner.training.keras.labels.class_weights import add_class_weights

@@ -63,3 +63,18 @@ def set_precision(learner: Any, train: Train, device: Any) -> None:
         learner.to_fp16()
     else:
         learner.to_bf16()
+
+
+def convolve() -> None:
+    """Run a small convolution on each GPU, without any on the CPU: on a broken node CUDA may work and cuDNN not.
+
+    Raises:
+        RuntimeError: a result is wrong, or torch's own error.
+    """
+    import torch
+
+    for device in [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]:
+        ones = torch.ones(1, 3, 8, 8, device=device), torch.ones(4, 3, 3, 3, device=device)
+        summed = torch.nn.functional.conv2d(*ones).cpu()
+        if not torch.equal(summed, torch.full_like(summed, 27.0)):
+            raise RuntimeError(f"{device}: {summed.flatten()[0]}")

@@ -43,6 +43,23 @@ def pick_devices(gpus_asked: int) -> list[str]:
     return [f"CPU:{index}" for index in range(count)]
 
 
+def convolve() -> None:
+    """Run a small convolution on each device that has one: on a broken node CUDA may work and cuDNN not.
+
+    Raises:
+        RuntimeError: a result is wrong. TensorFlow's own errors are passed on.
+    """
+    import tensorflow as tf
+
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)
+    for device in tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU"):
+        with tf.device(device.name):
+            summed = tf.nn.conv2d(tf.ones((1, 8, 8, 3)), tf.ones((3, 3, 3, 4)), 1, "VALID")
+        if set(summed.numpy().flat) != {27.0}:
+            raise RuntimeError(f"{device.name}: {summed.numpy().flat[0]}")
+
+
 def check_batch_size(batch_size: int, devices: int) -> None:
     """Refuse a batch size that does not divide among the devices.
 
