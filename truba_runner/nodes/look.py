@@ -106,10 +106,10 @@ def in_child(
         yield _records(read, child, limit_seconds)
     finally:
         os.close(read)
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError, ChildProcessError):  # It has ended, and was waited for.
             os.kill(child, signal.SIGKILL)
-        # A child that a broken device blocks in the kernel cannot be waited for.
-        os.waitpid(child, os.WNOHANG)
+            # A child that a broken device blocks in the kernel cannot be waited for.
+            os.waitpid(child, os.WNOHANG)
 
 
 def _report(work: Callable[[], Iterator[Mapping[str, Any]]], write: int) -> None:
