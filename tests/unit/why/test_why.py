@@ -98,6 +98,8 @@ SAID = [
     ("exit", "12:0", "exit-before-it-listened"),
     ("exit", "0:10", "exit-signal"),
     ("exit", "2:0", "exit-other"),
+    ("log", "Failed: 3 different nodes in a row were bad, so the fault may be the job's: akya1: gpus: cuInit: "
+     "CUDA_ERROR_NO_DEVICE; akya2: gpus: …; akya3: gpus: …", "bad-nodes-in-a-row"),
     ("log", "tensorflow.python.framework.errors_impl.ResourceExhaustedError: OOM when allocating tensor with shape[64]",
      "gpu-memory"),
     ("log", "slurmstepd: error: Detected 1 oom_kill event in StepId=12.0. Some of the step tasks have been OOM Killed.",
