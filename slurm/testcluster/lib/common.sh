@@ -40,6 +40,16 @@ require_root_and_packages() {
   [ ${#missing[@]} = 0 ] || die "$EXIT_UNAVAILABLE" "not installed: $(printf '%s, ' "${missing[@]}")(run $TESTCLUSTER_SOURCE/install)."
 }
 
+# The machine's own Slurm, as 22.05.
+machines_slurm() { slurmctld -V | sed 's/.* \([0-9]*\.[0-9]*\)\..*/\1/'; }
+
+# Have a cluster that starts run another Slurm than the machine's: TESTCLUSTER_ROOT is the folder that has it, or empty.
+use_slurm() { # VERSION
+  TESTCLUSTER_ROOT=''
+  [ -z "$1" ] || TESTCLUSTER_ROOT=$("$TESTCLUSTER_SOURCE/release" "$1") || exit
+  export TESTCLUSTER_ROOT
+}
+
 # A cluster is alive as long as its first process is, and that holds a lock on the folder's file "lock".
 is_alive() { # CLUSTER
   [ -e "$1/lock" ] && ! flock --nonblock --shared "$1/lock" true
@@ -97,16 +107,19 @@ in_terminal_foreground() {
   [ "$group" = "$foreground" ]
 }
 
-# For the commands about one cluster: sets CLUSTER (inside one: that one) and ARGUMENTS, what else was given.
+# For the commands about one cluster: sets CLUSTER (inside one: that one), SLURM_VERSION and ARGUMENTS, what else was given.
 parse_cluster_option() { # COMMAND ARGUMENTS…
-  local command=$1
+  local command=$1 usage="usage: $1 [--cluster FOLDER]"
+  [ "$command" != up ] || usage+=' [--slurm VERSION]'
   shift
   CLUSTER=${TRUBA_TESTCLUSTER_INSIDE:-$LASTING_CLUSTER}
+  SLURM_VERSION=${TRUBA_TESTCLUSTER_SLURM:-}
   ARGUMENTS=()
   while [ $# -gt 0 ]; do
     case $1 in
       --cluster) CLUSTER=$(realpath -m "${2:?}") && shift 2 ;;
-      -*) die "$EXIT_USAGE" "usage: $command [--cluster FOLDER]" ;;
+      --slurm) [ "$command" = up ] || die "$EXIT_USAGE" "$usage" ; SLURM_VERSION=${2:?} && shift 2 ;;
+      -*) die "$EXIT_USAGE" "$usage" ;;
       *) ARGUMENTS+=("$1") && shift ;;
     esac
   done
