@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+import slurm_table
 
 # The longest test files, longest first, those that wait for Slurm mixed with those that compute. With tests/run's
 # --no-loadscope-reorder files start in this order, and all other, short ones fill the end.
@@ -72,6 +73,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print how many Slurm tests were skipped, and why: a green run must not hide it."""
+    if slurm_table.wanted():
+        slurm_table.write(terminalreporter.getreports("passed") + terminalreporter.getreports("failed"))
     left_out = [
         report.longrepr[2]
         for report in terminalreporter.stats.get("skipped", [])

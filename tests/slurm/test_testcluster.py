@@ -13,13 +13,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cluster import POLL_SECONDS, TESTCLUSTER, Cluster
+from cluster import EXIT_UNAVAILABLE, POLL_SECONDS, TESTCLUSTER, Cluster, left_out
 
 AKYA = ["-p", "akya-cuda"]
 BARBUN_GPU = ["-p", "barbun-cuda"]
 PALAMUT = ["-p", "palamut-cuda"]
 KOLYOZ = ["-p", "kolyoz-cuda"]
 DEBUG = ["-p", "debug"]
+
+# Prints Slurm's version, and what the accounting says of a job once it has ended.
+SHOWS_ITS_SLURM = """
+sinfo --version
+sbatch --quiet --parsable -p debug -c 1 --wrap true >job
+until sacct -nPX -o jobid,state,exitcode -j "$(cat job)" | grep COMPLETED; do sleep 0.1; done
+"""
 
 # What breaks a rule, its nearest legal twin, and words that the refusal must say.
 RULES = {
@@ -426,6 +433,23 @@ def test_users_can_run_a_checkout_in_a_closed_folder(tmp_path: Path) -> None:
     done = run_in_fresh_cluster("sh", "-c", 'touch "$0/new"', str(checkout), testcluster=testcluster)
     assert done.returncode != 0 and "Read-only" in done.stderr
     assert (closed / "secret").exists() and closed.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("version", ["22.05", "24.11", "26.05"])
+def test_a_cluster_runs_the_slurm_that_is_asked_for(version: str) -> None:
+    done = run_in_fresh_cluster("--slurm", version, "--user", "ayse", "sh", "-c", SHOWS_ITS_SLURM)
+    if done.returncode == EXIT_UNAVAILABLE:
+        left_out(f"no Slurm {version}: {' '.join(done.stderr.split())}")
+    assert done.returncode == 0, done.stderr
+    client, accounted = done.stdout.splitlines()
+    assert f" {version}." in client and accounted == "1|COMPLETED|0:0"
+
+
+def test_a_slurm_that_there_is_not_is_refused(cluster: Cluster) -> None:
+    done = run_in_fresh_cluster("--slurm", "19.05", "true")
+    assert done.returncode == 64 and "22.05 (the machine's own), 24.11 26.05" in done.stderr
+    version = os.environ.get("TRUBA_TESTCLUSTER_SLURM", "22.05")
+    assert f" {version}." in cluster.run(["sinfo", "--version"]).stdout
 
 
 @pytest.mark.usefixtures("cluster")

@@ -118,7 +118,10 @@ parse_cluster_option() { # COMMAND ARGUMENTS…
   while [ $# -gt 0 ]; do
     case $1 in
       --cluster) CLUSTER=$(realpath -m "${2:?}") && shift 2 ;;
-      --slurm) [ "$command" = up ] || die "$EXIT_USAGE" "$usage" ; SLURM_VERSION=${2:?} && shift 2 ;;
+      --slurm)
+        [ "$command" = up ] || die "$EXIT_USAGE" "$usage"
+        SLURM_VERSION=${2:?} && shift 2
+        ;;
       -*) die "$EXIT_USAGE" "$usage" ;;
       *) ARGUMENTS+=("$1") && shift ;;
     esac
