@@ -15,7 +15,7 @@ from typing import Any
 
 from submitit.slurm.slurm import _make_sbatch_string
 
-from truba_runner.slurm.client import SRUN_FAILED
+from truba_runner.slurm.client import NODE_LEFT, SRUN_FAILED
 from truba_runner.slurm.request import Request
 
 # A job whose worker never began is requeued, unless the job was restarted this often, for whatever reason.
@@ -50,16 +50,10 @@ REQUEUE_OR_EXIT = (
     "exit $status",
 )
 
-# Exit status of the module that checks the nodes if the job must not train. After any other one, such as that of a
-# Python that cannot be started, the training starts, and fails if it must.
-LEFT_STATUS = 76
-
 
 def node_check(python: str, arguments: str, nodes: int, seconds: float) -> list[str]:
     """Return the shell line that checks the job's nodes before it trains, and ends the script if one is bad."""
-    decide = (
-        f"{python} -u -m truba_runner.worker.node_check {arguments} || [ $? != {LEFT_STATUS} ] || exit {LEFT_STATUS}"
-    )
+    decide = f"{python} -u -m truba_runner.worker.node_check {arguments} || [ $? != {NODE_LEFT} ] || exit {NODE_LEFT}"
     if nodes == 1:
         return [decide]
     # A step of its own. --mem=0: otherwise the next step fails, as the memory is not free yet. -k: srun outlives

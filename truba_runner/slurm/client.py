@@ -36,6 +36,9 @@ _UNREACHABLE = (
 )
 # Exit status of srun if srun itself failed, not the program (SLURM_EXIT_ERROR); our programs never exit with it.
 SRUN_FAILED = 121
+# Exit status of the module that checks the nodes if the job must not train. After any other one, such as that of a
+# Python that cannot be started, the training starts, and fails if it must.
+NODE_LEFT = 76
 
 
 class SlurmError(Exception):

@@ -21,12 +21,12 @@ from truba_runner.nodes.look import Look
 from truba_runner.nodes.subject import Subject, subject_of
 from truba_runner.runs.events import Event, Kind
 from truba_runner.slurm import client, hostlist, job_environment
-from truba_runner.slurm.batch_script import LEFT_STATUS
+from truba_runner.slurm.client import NODE_LEFT
 from truba_runner.storage import private
 
 
 def main(arguments: list[str]) -> int:
-    """Check the nodes; return `LEFT_STATUS` if the job must not train."""
+    """Check the nodes; return `NODE_LEFT` if the job must not train."""
     subject = subject_of(arguments)
     if subject is None or private.refused([run.path for run in subject.runs]):
         return 0
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
         leave.leave(subject.runs, here, subject.experiment, faults)
     except (Failed, client.SlurmError) as error:
         _fail(subject, here, error)
-    return LEFT_STATUS
+    return NODE_LEFT
 
 
 def _looks(subject: Subject) -> tuple[list[Look], list[Fault]]:
