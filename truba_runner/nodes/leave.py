@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from truba_runner.config.schema import Experiment
 from truba_runner.errors import Failed, Refused
@@ -34,12 +35,12 @@ _MOST_STARTS = 2 * MOST_NODES
 _KILL_SECONDS = 600.0
 
 
-def leave(runs: Sequence[RunDir], here: Allocation, experiment: Experiment, faults: Sequence[Fault]) -> None:
-    """Record the faults and put the job back into the queue without these nodes; return once Slurm has not ended it.
+def leave(runs: Sequence[RunDir], here: Allocation, experiment: Experiment, faults: Sequence[Fault]) -> NoReturn:
+    """Record the faults and put the job back into the queue without these nodes; Slurm then ends this process.
 
     Raises:
-        truba_runner.errors.Failed: the runs met `MOST_NODES` bad nodes in a row, the site does not requeue jobs, or
-            the job cannot run elsewhere.
+        truba_runner.errors.Failed: the runs met `MOST_NODES` bad nodes in a row, the site does not requeue jobs, the
+            job cannot run elsewhere, or Slurm has not ended it.
         truba_runner.slurm.client.SlurmError: Slurm does not answer, or does not allow the requeue.
     """
     cluster = experiment.cluster
@@ -77,6 +78,7 @@ def leave(runs: Sequence[RunDir], here: Allocation, experiment: Experiment, faul
     commands.exclude(here.job_id, excluded)
     print_error("back in the queue, without {nodes}", nodes=excluded)
     time.sleep(_KILL_SECONDS)
+    raise Failed("Slurm has not ended the job, which is requeued, for {seconds:g} s", seconds=_KILL_SECONDS)
 
 
 def healthy(experiment: Experiment, node: str) -> None:

@@ -51,16 +51,16 @@ REQUEUE_OR_EXIT = (
 )
 
 
-def node_check(python: str, arguments: str, nodes: int, seconds: float) -> list[str]:
-    """Return the shell line that checks the job's nodes before it trains, and ends the script if one is bad."""
-    decide = f"{python} -u -m truba_runner.worker.node_check {arguments} || [ $? != {NODE_LEFT} ] || exit {NODE_LEFT}"
-    if nodes == 1:
-        return [decide]
+def node_check(python: str, arguments: str, nodes: int, seconds: float) -> str:
+    """Return the shell line that checks several nodes before the job trains, and ends the script if one is bad."""
+    decide = (
+        f"{python} -u -m truba_runner.worker.several_nodes {arguments} || [ $? != {NODE_LEFT} ] || exit {NODE_LEFT}"
+    )
     # A step of its own. --mem=0: otherwise the next step fails, as the memory is not free yet. -k: srun outlives
     # SIGTERM where a node does not answer.
     step = f"srun --overlap --mem=0 --cpus-per-task=1 --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1"
     look = f"{python} -u -m truba_runner.nodes.look {arguments}"
-    return [f"timeout -k 2 {seconds + _START_SECONDS:g} {step} {look} | {decide}"]
+    return f"timeout -k 2 {seconds + _START_SECONDS:g} {step} {look} | {decide}"
 
 
 def parameters(job_name: str, request: Request) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class Allocation:
     on_slurm: bool
     # Whether this is one of several packed runs, which share the job.
     packed: bool = False
+    nodes: int = 1
 
 
 def current(environment: Mapping[str, str] = os.environ) -> Allocation:
@@ -47,4 +48,5 @@ def current(environment: Mapping[str, str] = os.environ) -> Allocation:
         tasks=int(environment.get("SLURM_NTASKS", 1)),
         on_slurm=bool(job_id),
         packed="TRUBA_CREW" in environment,
+        nodes=int(environment.get("SLURM_JOB_NUM_NODES", 1)),
     )

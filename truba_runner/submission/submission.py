@@ -85,11 +85,11 @@ class Submission:
         return shlex.quote(str(self.first.run.path))
 
     def node_check(self) -> list[str]:
-        """Return the shell lines that check the job's nodes before the training."""
-        check = self.first.experiment.cluster.node_check
-        if not check.enabled:
+        """Return the shell line that checks the nodes of a job on several; on one node the job does so itself."""
+        limits, nodes = self.first.experiment.cluster.node_check, self.request.nodes
+        if not limits.enabled or nodes == 1:
             return []
-        return batch_script.node_check(self._start().python, self.subject(), self.request.nodes, check.seconds)
+        return [batch_script.node_check(self._start().python, self.subject(), nodes, limits.seconds)]
 
     def parameters(self) -> dict[str, Any]:
         """Return the sbatch parameters under submitit's names."""

@@ -13,13 +13,17 @@ import sys
 from collections.abc import Sequence
 from typing import TypeVar
 
+from truba_runner.config.schema import experiment_from
+from truba_runner.errors import Failed
 from truba_runner.language import _
 from truba_runner.runs.record_shapes import Stage
 from truba_runner.runs.restarts import REQUEUE_STATUS
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.runs.state import progress_of
-from truba_runner.slurm import commands, job_environment, jobs
+from truba_runner.slurm import client, commands, job_environment, jobs
 from truba_runner.training.interrupt import Interruption, ignore_signals
+from truba_runner.worker import node_check
+from truba_runner.worker.run import fail_all
 
 T = TypeVar("T")
 
@@ -33,6 +37,8 @@ def train(runs: Sequence[RunDir], token: str, places: int, share_gpus: bool) -> 
     for number in Interruption.signals():
         signal.signal(number, lambda number, frame: None)
     mine = [(place, run) for place, run in enumerate(runs) if _is_open(run, token)]
+    if mine and not _is_healthy_here([run for _place, run in mine]):
+        return 1
     workers = {run.id: _start(run, place, places, share_gpus) for place, run in mine}
     statuses = {run_id: process.wait() for run_id, process in workers.items()}
     for run_id, status in statuses.items():
@@ -48,6 +54,17 @@ def train(runs: Sequence[RunDir], token: str, places: int, share_gpus: bool) -> 
     if {128 + signal.SIGTERM, -signal.SIGTERM} & set(statuses.values()):
         return 128 + signal.SIGTERM
     return 1 if any(not run.result() for run in runs) else 0
+
+
+def _is_healthy_here(runs: Sequence[RunDir]) -> bool:
+    """Check this node for all runs; if it is bad and cannot be left, record them as failed and return False."""
+    here = job_environment.current()
+    try:
+        node_check.check(runs, experiment_from(runs[0].read_config()), here)
+    except (Failed, client.SlurmError) as error:
+        fail_all(runs, here, error)
+        return False
+    return True
 
 
 def _is_open(run: RunDir, token: str) -> bool:

@@ -11,7 +11,7 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from truba_runner.storage import private
 from truba_runner.training import backend, full_disk
 from truba_runner.training.interrupt import Interrupted, Interruption
 from truba_runner.training.summaries import hparams
-from truba_runner.worker import canary, convolution, drill, notify
+from truba_runner.worker import canary, convolution, drill, node_check, notify
 from truba_runner.worker.claims import claimed_by
 from truba_runner.worker.failure import describe, print_traceback
 
@@ -66,14 +66,14 @@ def _main(run: RunDir, here: job_environment.Allocation, interruption: Interrupt
         os.chdir(run.path)
         if run.result():
             return 0  # The job was requeued after the run had finished.
+        experiment = experiment_from(run.read_config())
         position = CheckpointStore(run.checkpoints).position()
         if here.rank == 0:
             progress.stand_at(position)
-        if here.rank == 0 and not begin(run, here, position):
+        if here.rank == 0 and not begin(run, here, position, experiment):
             return 0
         if here.rank and claimed_by(run, here) != here.job_id:
             return 0  # Rank 0 has returned as well; do not wait for it.
-        experiment = experiment_from(run.read_config())
         progress.update(epochs=experiment.train.epochs)
         progress.epoch_watcher = canary.watcher(run)
         if here.rank == 0:
@@ -103,13 +103,17 @@ def _main(run: RunDir, here: job_environment.Allocation, interruption: Interrupt
     return 0
 
 
-def begin(run: RunDir, here: job_environment.Allocation, position: Position) -> bool:
-    """Record a start from a position; return False if this submission belongs to another job.
+def begin(run: RunDir, here: job_environment.Allocation, position: Position, experiment: Experiment) -> bool:
+    """Check the node and record a start from a position; return False if this submission belongs to another job.
 
     Raises:
+        truba_runner.errors.Failed: the node is bad, and cannot be left.
+        truba_runner.slurm.client.SlurmError: the node is bad, and Slurm does not requeue the job.
         truba_runner.runs.restarts.GaveUp: several starts of this job have made no progress.
     """
     if (other := claimed_by(run, here)) is not None:
+        if other == here.job_id:
+            node_check.check([run], experiment, here)
         about = Event(
             job_name=here.job_name,
             host=platform.node(),
@@ -216,6 +220,12 @@ def failed(
             _write_settings(run, experiment_from(run.read_config()), None)
         notify.tell(run, "failed", {"error": as_record(record)})
     return 1
+
+
+def fail_all(runs: Sequence[RunDir], here: job_environment.Allocation, error: Exception) -> None:
+    """Record all runs of a job as failed by the same error."""
+    for run in runs:
+        failed(run, here, Progress(run, here.job_id), error)
 
 
 def _end_for_all(here: job_environment.Allocation) -> None:

@@ -22,7 +22,7 @@ from truba_runner.runs.checkpoints import Position
 from truba_runner.runs.events import Event, Kind
 from truba_runner.runs.run_directory import RunDir
 from truba_runner.slurm import job_environment
-from truba_runner.worker import node_check
+from truba_runner.worker import several_nodes
 
 Compose = Callable[..., Experiment]
 
@@ -38,8 +38,9 @@ def looks_of(subject: Subject, monkeypatch: pytest.MonkeyPatch, nodes: str, *loo
     """The faults of the job's nodes, by node and check."""
     monkeypatch.setenv("SLURM_JOB_NODELIST", nodes)
     lines = "".join(json.dumps(asdict(seen)) + "\n" for seen in looks)
-    monkeypatch.setattr("sys.stdin", io.StringIO("srun: a line of Slurm's\n" + lines))
-    return [(fault.node, fault.check) for fault in node_check._looks(subject)[1]]
+    printed = io.StringIO("srun: a line of Slurm's\n" + lines)
+    faults = several_nodes.seen_on_several(subject.experiment.cluster.node_check, printed)[1]
+    return [(fault.node, fault.check) for fault in faults]
 
 
 def seen_on(node: str, ahead: float = 0.0, fault: str = "") -> Look:

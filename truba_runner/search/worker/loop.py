@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
         shared_lock.check(search.path)
         store = Store(search, shared_lock.lock_for(search.path, experiment.sweep.lock), training_hash(experiment))
         leases_so_far = int(store.read().get("tokens", 0))
-        if not ordinary.begin(run, here, Position(leases_so_far, 0)):
+        if not ordinary.begin(run, here, Position(leases_so_far, 0), experiment):
             return 0
         progress.update()
         print(
