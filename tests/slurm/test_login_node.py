@@ -20,6 +20,8 @@ from truba_runner.errors import Failed
 from truba_runner.runs.run_directory import RunDir
 
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+# TRUBA's config says what its GPUs are, and the nodes of the test cluster have no driver.
+NO_DRIVER = "cluster: {node_check: {gpus: false}}\n"
 MODULE = "apps/truba-ai/gpu-2024.0"
 # A conda that has nothing but its hook.
 CONDA = """#!/bin/bash
@@ -38,7 +40,8 @@ class Ayse:
         for folder in ("jobs", "conf/experiment"):
             self.cluster.run(["mkdir", "-p", str(self.project / folder)])
         (self.project / "jobs" / "flowers.py").write_text(_block("python", "def build_model"))
-        (self.project / "conf" / "experiment" / "flowers.yaml").write_text(_block("yaml", "name: flowers"))
+        experiment = _block("yaml", "name: flowers") + NO_DRIVER
+        (self.project / "conf" / "experiment" / "flowers.yaml").write_text(experiment)
         try:
             (login.home / "truba.pyz").write_bytes(bundle.content(pinned=True))
         except Failed as failed:

@@ -75,6 +75,8 @@ class NodeCheck:
     shared_disk_mb: int = 5
     # Least free space in the partition's local_scratch.
     node_disk_gb: float = 1.0
+    # Whether GPUs are checked, of partitions that say what their GPUs are (compute_capability).
+    gpus: bool = True
     # Least free part of each GPU's memory.
     gpu_memory_free: float = 0.9
     # Greatest difference of the node's clock.

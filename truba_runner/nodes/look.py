@@ -229,22 +229,26 @@ def _environment(experiment: Experiment) -> Mapping[str, Any]:
     return {"python": sys.executable}
 
 
-def has_real_gpus(experiment: Experiment) -> bool:
-    """Whether the job has GPUs and the site says what they are: only then are they checked."""
-    return bool(experiment.resources.gpus and asked_for(experiment).compute_capability)
+def checks_gpus(experiment: Experiment) -> bool:
+    """Whether the job has GPUs that are checked: the site says what they are."""
+    known = asked_for(experiment).compute_capability
+    return bool(experiment.cluster.node_check.gpus and experiment.resources.gpus and known)
 
 
 def _gpus(experiment: Experiment) -> Mapping[str, Any]:
-    if not has_real_gpus(experiment):
+    if not checks_gpus(experiment):
         return {}
-    promised, count = experiment.resources.gpus, len(gpus.memory())
+    # A task may see only its own GPU.
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    promised = len(visible.split(",")) if visible else experiment.resources.gpus
+    count = len(gpus.memory())
     if count < promised:
         raise _Bad(_("{count} of {promised} GPUs are seen", count=count, promised=promised), gpus=count)
     return {"gpus": count}
 
 
 def _gpu_memory(experiment: Experiment) -> Mapping[str, Any]:
-    if not has_real_gpus(experiment):
+    if not checks_gpus(experiment):
         return {}
     memory, least = gpus.memory(), experiment.cluster.node_check.gpu_memory_free
     seen = {"gpu_free_gb": [round(free / _GB, 2) for free, total in memory]}

@@ -24,7 +24,7 @@ def check(experiment: Experiment, run: RunDir, here: job_environment.Allocation)
         truba_runner.slurm.client.SlurmError: as `leave.leave`.
     """
     limits = experiment.cluster.node_check
-    if not (here.on_slurm and limits.enabled and look.has_real_gpus(experiment)):
+    if not (here.on_slurm and limits.enabled and look.checks_gpus(experiment)):
         return
     convolve = backend.convolution(experiment.job.backend)
     if convolve is None:

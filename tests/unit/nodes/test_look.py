@@ -28,6 +28,7 @@ def healthy(experiment: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     overrides = ["cluster=truba", "resources.partition=akya-cuda", f"cluster.runs_folder={tmp_path}/runs"]
     overrides += [f"cluster.partitions.akya-cuda.local_scratch={tmp_path}", "cluster.node_check.node_disk_gb=0"]
     monkeypatch.setattr(gpus, "memory", lambda: [(15_900_000_000, 16_000_000_000)])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return experiment(*overrides)
 
 
@@ -118,6 +119,14 @@ def test_gpus_that_fail_or_are_missing(
     monkeypatch.setattr(gpus, "memory", memory(answer))
     found = fault_of(replace(healthy, resources=replace(healthy.resources, gpus=2)))
     assert found[0] == check and words in found[1]
+
+
+def test_a_task_that_sees_only_its_own_gpu_misses_none(healthy: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    two = replace(healthy, resources=replace(healthy.resources, gpus=2))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert look.look(two).fault is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert fault_of(two) == ("gpus", "1 of 2 GPUs are seen")
 
 
 def test_a_gpu_whose_memory_somebody_else_holds(healthy: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
