@@ -124,6 +124,8 @@ def ask(job_ids: Mapping[str, str]) -> dict[str, Any]:
         "cores_in": queries.cores_in("hamsi"),
         "running_in": queries.running_in("proj1"),
         "nodes_out_of_use": queries.nodes_out_of_use("kolyoz-cuda"),
+        "out_of_use": queries.out_of_use(),
+        "every_node": queries.every_node(),
         "nodes": queries.nodes("akya[1-2],kolyoz2"),
         "partition": queries.shown("partition", "akya-cuda"),
         "partitions": queries.shown("partition"),

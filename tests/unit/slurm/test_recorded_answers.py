@@ -175,6 +175,16 @@ def test_partitions_nodes_and_what_is_free(answers: Answers) -> None:
     drained = ("kolyoz2", "drained", "bad memory, ticket=7")
     assert answers["nodes_out_of_use"] == [drained]
     assert answers["nodes"] == [("akya1", "allocated", ""), ("akya2", "idle", ""), drained]
+    # smp1 is drained too, as its prolog has failed.
+    (gone,) = (entry for entry in answers["out_of_use"] if entry.nodes != "smp1")
+    assert (gone.nodes, gone.state, gone.reason, gone.user) == (*drained, "root")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", gone.time)
+    nodes = [(node.name, node.partition) for node in answers["every_node"]]
+    assert (
+        len(nodes) == len(set(nodes))
+        and {partition: sum(one == partition for _, one in nodes) for partition in NODES} == NODES
+    )
+    assert {node.name: list(node.features) for node in answers["every_node"]}["akya1"] == ["akya-cuda", "V100"]
     (partition,) = answers["partition"]
     facts = {"State": "UP", "MaxTime": "3-00:00:00", "Nodes": "akya[1-4]", "AllowAccounts": "ALL"}
     assert {key: partition[key] for key in facts} == facts
