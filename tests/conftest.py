@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import compileall
+import itertools
 import os
 from pathlib import Path
 
@@ -77,7 +78,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print how many Slurm tests were skipped, and why: a green run must not hide it."""
     if slurm_table.wanted():
-        slurm_table.write(terminalreporter.getreports("passed") + terminalreporter.getreports("failed"))
+        ended = (terminalreporter.getreports(outcome) for outcome in ("passed", "failed", "error"))
+        slurm_table.write(itertools.chain(*ended))
     left_out = [
         report.longrepr[2]
         for report in terminalreporter.stats.get("skipped", [])

@@ -54,7 +54,7 @@ class Sizes:
         if experiment.job.backend != "keras" or job_file in self._slow:
             return None
         options = experiment.job.options
-        key = json.dumps([str(job_file), options], sort_keys=True, default=str)
+        key = repr((str(job_file), options))
         if key not in self._known and len(self._known) < _MOST_NETWORKS:
             began = time.monotonic()
             self._known[key] = _counted(job_file, options)

@@ -244,7 +244,7 @@ def test_where_no_job_goes_back_to_the_queue_an_interrupted_run_ends_for_the_sam
     monkeypatch.setattr(restarts, "requeue", asked)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.chdir(run.path)
-    run.write_config(asdict(experiment("cluster.requeue=false")))
+    run.write_config(asdict(experiment("cluster.requeue=false", "cluster.node_check.enabled=false")))
     assert worker.main([str(run.path)]) == 128 + signal.SIGTERM
     assert run.progress().state == "interrupted" and "the same command resumes the run" in capsys.readouterr().err
     assert not packed_runs._may_requeue(run)
@@ -406,17 +406,18 @@ RAN = [Event(Kind.SUBMITTED, token="first", job_id="7"), Event(Kind.STARTED, job
     ],
 )
 def test_a_job_leaves_a_run_alone_that_was_submitted_again(
-    tmp_path: Path, told: list[dict[str, Any]], job_name: str, trains: bool
+    tmp_path: Path, experiment: Callable[..., Experiment], told: list[dict[str, Any]], job_name: str, trains: bool
 ) -> None:
+    unchecked = experiment("cluster.node_check.enabled=false")
     made = RunDir(tmp_path / "mnist-00000000")
     made.create()
     for event in told:
         made.append_submission(event)
     here = Allocation("7", job_name, 0, 1, on_slurm=True)
-    assert worker.begin(made, here, Position(0, 0)) == trains
+    assert worker.begin(made, here, Position(0, 0), unchecked) == trains
     assert trains or made.submissions() == told
     # A local run is nobody else's.
-    assert worker.begin(made, Allocation("local-1", "local-1", 0, 1, on_slurm=False), Position(0, 0))
+    assert worker.begin(made, Allocation("local-1", "local-1", 0, 1, on_slurm=False), Position(0, 0), unchecked)
 
 
 def test_a_job_is_looked_for_from_the_last_time_that_slurm_was_asked_for_it(

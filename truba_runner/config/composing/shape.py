@@ -58,6 +58,10 @@ def _wrong_parts(made: object, kind: Any, place: str) -> Iterator[Problem]:
     elif container is dict and not isinstance(made, dict):
         rule = _("it takes names with values, and got {value}.", value=_shown(made))
         yield Problem(place, rule, _("Write it in braces: {key}={{NAME: VALUE}}.", key=place))
+    elif container is list and of is str and (wrong := [item for item in made if not isinstance(item, str)]):  # type: ignore[attr-defined]
+        # OmegaConf checks plain items alone.
+        rule = _("each item of this list is a text, and it got {value}.", value=_shown(wrong[0]))
+        yield Problem(place, rule, _("Write it in brackets: {key}=[VALUE].", key=place))
     elif isinstance(made, dict):
         for name, value in made.items():
             yield from wrong_sections(value, of, f"{place}.{name}")
