@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from copy import copy, deepcopy
@@ -24,7 +25,8 @@ from truba_runner.training.interrupt import Interruption
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No test remembers its runs in the developer's home."""
+    """No test remembers its runs in the developer's home, or lowers the priority of the tests after it."""
+    monkeypatch.setattr(os, "nice", lambda increment: increment)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("TRUBA_SCRATCH", str(tmp_path / "scratch"))
     monkeypatch.delenv("TRUBA_CLUSTER", raising=False)

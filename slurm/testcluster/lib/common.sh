@@ -119,8 +119,8 @@ parse_cluster_option() { # COMMAND ARGUMENTS…
     case $1 in
       --cluster) CLUSTER=$(realpath -m "${2:?}") && shift 2 ;;
       --slurm)
-        [ "$command" = up ] || die "$EXIT_USAGE" "$usage"
-        SLURM_VERSION=${2:?} && shift 2
+        [ "$command" = up ] && [ $# -gt 1 ] || die "$EXIT_USAGE" "$usage"
+        SLURM_VERSION=$2 && shift 2
         ;;
       -*) die "$EXIT_USAGE" "$usage" ;;
       *) ARGUMENTS+=("$1") && shift ;;

@@ -53,6 +53,10 @@ REFUSED = [
     (["~resources"], "~resources: a run needs this key"),
     (["checkpoint=${train}"], "checkpoint: it is a section with its own keys, and got train"),
     (["train.callbacks=${train}"], "train.callbacks: it takes a list. Write it in brackets"),
+    (
+        ["environment.setup=[{class_name: Adam}]"],
+        "environment.setup: each item of this list is a text, and it got {'class",
+    ),
     (["data.sources=${name}"], "data.sources: it takes names with values, and got mnist"),
     (["train.epochs=???"], "train.epochs: it has no value ('???'). Set train.epochs=VALUE"),
     (["name=" + "[" * 3000 + "]" * 3000], "refers to itself, or is nested too deeply"),
