@@ -55,7 +55,7 @@ REFUSED = [
     (["train.callbacks=${train}"], "train.callbacks: it takes a list. Write it in brackets"),
     (
         ["environment.setup=[{class_name: Adam}]"],
-        "environment.setup: each item of this list is a text, and it got {'class",
+        "environment.setup: each item of this list is a text, and it got {",
     ),
     (["data.sources=${name}"], "data.sources: it takes names with values, and got mnist"),
     (["train.epochs=???"], "train.epochs: it has no value ('???'). Set train.epochs=VALUE"),
