@@ -31,6 +31,7 @@ class Allocation:
     on_slurm: bool
     # Whether this is one of several packed runs, which share the job.
     packed: bool = False
+    # Nodes of the job.
     nodes: int = 1
 
 
